@@ -1,0 +1,133 @@
+"""The archives dom0 knows: label, who may use it, parameters, key slots and the master key.
+
+``<state_dir>/archives/<archive id>/`` holds ``archive.json`` and ``key``, owner only.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from wire import CHUNK_SIZES
+from wire.durable import make_directory, sync_directory, write_synced
+from wire.frames import MODE_OPEN, MODE_SEALED
+from wire.sealing import KEY_SIZE, Keys
+from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, make_slot
+from wire.status import Code, Refused
+
+ADMIN = "dom0"
+"""The caller that may use every archive: a call from dom0 itself. qrexec does not let a qube take this name."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.frames' MODE_ numbers."""
+
+    directory: Path
+    id: bytes
+    label: str
+    caller: str
+    mode: int
+    chunk_size: int
+    created: int
+    slots: tuple[bytes, ...]
+
+    def master(self) -> bytes:
+        """The master key."""
+        key = (self.directory / "key").read_bytes()
+        if len(key) != KEY_SIZE:
+            raise Refused(Code.INTERNAL, f"{self.directory / 'key'} is damaged")
+        return key
+
+    def keys(self) -> Keys:
+        """The archive's keys."""
+        return Keys(self.master())
+
+
+class Archives:
+    """All archives under a state directory."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._directory = state_dir / "archives"
+
+    def __iter__(self) -> Iterator[Archive]:
+        if self._directory.is_dir():
+            for path in sorted(self._directory.iterdir()):
+                if not path.name.startswith("."):
+                    yield _load(path)
+
+    def for_caller(self, archive_id: bytes, caller: str) -> Archive:
+        """The archive of that id if ``caller`` may use it. An unknown one and a forbidden one look the same."""
+        path = self._directory / archive_id.hex()
+        archive = _load(path) if path.is_dir() else None
+        if archive is None or caller not in (archive.caller, ADMIN):
+            raise Refused(Code.NO_ARCHIVE, f"{caller} asked for archive {archive_id.hex()}, which it may not use")
+        return archive
+
+    def by_label(self, label: str) -> Archive | None:
+        """The archive with a label, or None."""
+        return next((archive for archive in self if archive.label == label), None)
+
+    def add(self, label: str, caller: str, chunk_size: int, passphrase: bytes | None) -> tuple[Archive, bytes | None]:
+        """Make an archive: sealed with a passphrase, open without one. Returns it and its recovery key (sealed mode)."""
+        if chunk_size not in CHUNK_SIZES:
+            raise ValueError("chunk size must be a power of two from 64 KiB to 4 MiB")
+        archive_id, master = secrets.token_bytes(16), secrets.token_bytes(KEY_SIZE)
+        slots: list[bytes] = []
+        recovery = None
+        if passphrase is not None:
+            recovery = secrets.token_bytes(RECOVERY_BYTES)
+            slots.append(make_slot(KIND_PASSPHRASE, passphrase, master, archive_id))
+            slots.append(make_slot(KIND_RECOVERY, recovery, master, archive_id))
+        make_directory(self._directory)
+        directory = self._directory / archive_id.hex()
+        temporary = self._directory / f".{directory.name}.tmp"
+        archive = Archive(
+            directory=directory,
+            id=archive_id,
+            label=label,
+            caller=caller,
+            mode=MODE_OPEN if passphrase is None else MODE_SEALED,
+            chunk_size=chunk_size,
+            created=int(time.time()),
+            slots=tuple(slots),
+        )
+        temporary.mkdir(mode=0o700)
+        write_synced(temporary / "key", master)
+        write_synced(temporary / "archive.json", _dump(archive))
+        sync_directory(temporary)
+        os.rename(temporary, directory)
+        sync_directory(self._directory)
+        return archive, recovery
+
+    def remove(self, archive: Archive) -> None:
+        """Forget an archive and its key."""
+        gone = self._directory / f".{archive.id.hex()}.gone"
+        os.rename(archive.directory, gone)
+        sync_directory(self._directory)
+        shutil.rmtree(gone)
+
+
+def _dump(archive: Archive) -> bytes:
+    fields = {
+        "label": archive.label,
+        "caller": archive.caller,
+        "mode": archive.mode,
+        "chunk_size": archive.chunk_size,
+        "created": archive.created,
+        "slots": [slot.hex() for slot in archive.slots],
+    }
+    return json.dumps(fields, indent=1).encode()
+
+
+def _load(directory: Path) -> Archive:
+    try:
+        raw = json.loads((directory / "archive.json").read_bytes())
+        slots = tuple(bytes.fromhex(slot) for slot in raw.pop("slots"))
+        return Archive(directory=directory, id=bytes.fromhex(directory.name), slots=slots, **raw)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Refused(Code.INTERNAL, f"{directory} is damaged: {error}") from None

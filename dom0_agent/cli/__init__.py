@@ -1,0 +1,52 @@
+"""``sparsebak-agent``: the few commands of dom0's administrator, one module each."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from dom0_agent.config import DEFAULT_PATH, ConfigError
+from wire.names import BadName
+from wire.status import Refused
+
+COMMANDS = ("archive", "monitor", "status", "forget")
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the text says what is wrong and what to do."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="sparsebak-agent",
+        description="The dom0 side of sparsebak: archives and their keys, walking snapshots, status.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage.",
+    )
+    top.add_argument("--config", type=Path, default=DEFAULT_PATH, help="configuration file (default: %(default)s)")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"dom0_agent.cli.{name}").add_to(commands)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors are one line on standard error."""
+    options = parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except (UserError, ConfigError, BadName, Refused) as error:
+        print(f"sparsebak-agent: {error}", file=sys.stderr)
+    except PermissionError as error:
+        print(f"sparsebak-agent: {error.filename}: {error.strerror}; run it as the owner or as root", file=sys.stderr)
+    except OSError as error:
+        print(f"sparsebak-agent: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+    except BrokenPipeError:
+        pass
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

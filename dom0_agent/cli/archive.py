@@ -1,0 +1,111 @@
+"""``sparsebak-agent archive add|list|remove``: make an archive's key in dom0 and say who may use it."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dom0_agent.archives import Archives
+from dom0_agent.cli import UserError
+from dom0_agent.config import load
+from wire import CHUNK_SIZES, DEFAULT_CHUNK_SIZE
+from wire.frames import MODE_OPEN
+from wire.names import parse_name, session_name
+from wire.slots import recovery_text
+
+_UNITS = {f"{size >> 10}K": size for size in CHUNK_SIZES} | {f"{size >> 20}M": size for size in CHUNK_SIZES if size >> 20}
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    archive = commands.add_parser("archive", help="create, list or forget archives")
+    actions = archive.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add = actions.add_parser("add", help="create an archive's key; the backup VM then runs: sparsebak init DIR --label LABEL")
+    add.add_argument("label", metavar="LABEL")
+    add.add_argument("--caller", required=True, metavar="NAME", help="the backup VM that may use the archive")
+    add.add_argument("--open", action="store_true", help="the key also lies in the archive: for a trusted backup VM and disk")
+    add.add_argument("--passphrase-file", type=Path, metavar="F", help="take the passphrase from the first line of a file")
+    add.add_argument("--chunk-size", choices=_UNITS, default=f"{DEFAULT_CHUNK_SIZE >> 10}K", metavar="SIZE", help="64K to 4M")
+    add.add_argument("--json", action="store_true")
+    add.set_defaults(run=_add)
+    show = actions.add_parser("list", help="show the archives known here")
+    show.add_argument("--json", action="store_true")
+    show.set_defaults(run=_list)
+    remove = actions.add_parser("remove", help="forget an archive and its key; its recovery key or passphrase still opens it")
+    remove.add_argument("label", metavar="LABEL")
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    remove.set_defaults(run=_remove)
+
+
+def _add(options: argparse.Namespace) -> int:
+    archives = Archives(load(options.config).state_dir)
+    label, caller = parse_name(options.label, "label"), parse_name(options.caller, "caller")
+    if archives.by_label(label) is not None:
+        raise UserError(f"there is an archive labelled {label} already; choose another label")
+    if options.open and options.passphrase_file:
+        raise UserError("an open archive has its key beside it and takes no passphrase; leave --open or --passphrase-file out")
+    passphrase = None if options.open else _passphrase(options.passphrase_file)
+    archive, recovery = archives.add(label, caller, _UNITS[options.chunk_size], passphrase)
+    printed = recovery_text(recovery) if recovery else None
+    if options.json:
+        print(json.dumps({"label": label, "id": archive.id.hex(), "recovery_key": printed}))
+        return 0
+    print(f"Archive {label} ({archive.id.hex()}), {'sealed' if recovery else 'open'}, for {caller}.")
+    if printed:
+        print("\nRecovery key. Write it down and keep it away from this machine; it opens the archive without the")
+        print(f"passphrase, and is not shown again:\n\n    {printed}\n")
+    print(f"In {caller}, run: sparsebak init DIR --label {label}")
+    return 0
+
+
+def _passphrase(path: Path | None) -> bytes:
+    if path is not None:
+        passphrase = path.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+        if not passphrase:
+            raise UserError(f"{path}: the first line is empty; it must hold the passphrase")
+        return passphrase
+    if not sys.stdin.isatty():
+        raise UserError("no terminal to ask for the passphrase on; use --passphrase-file")
+    from getpass import getpass
+
+    first = getpass("Passphrase for the archive: ")
+    if not first or first != getpass("The same again: "):
+        raise UserError("the two passphrases differ or are empty; nothing was created")
+    return first.encode()
+
+
+def _list(options: argparse.Namespace) -> int:
+    found = list(Archives(load(options.config).state_dir))
+    if options.json:
+        fields = [
+            {
+                "label": a.label,
+                "id": a.id.hex(),
+                "caller": a.caller,
+                "mode": "open" if a.mode == MODE_OPEN else "sealed",
+                "chunk_size": a.chunk_size,
+                "created": a.created,
+            }
+            for a in found
+        ]
+        print(json.dumps({"archives": fields}))
+        return 0
+    for a in found:
+        mode = "open" if a.mode == MODE_OPEN else "sealed"
+        print(f"{a.label:20} {mode:6} for {a.caller:20} made {session_name(a.created)}  {a.id.hex()}")
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    archives = Archives(load(options.config).state_dir)
+    archive = archives.by_label(parse_name(options.label, "label"))
+    if archive is None:
+        raise UserError(f"no archive is labelled {options.label}; see: sparsebak-agent archive list")
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UserError("removing an archive's key needs --yes when there is no terminal to ask on")
+        if input(f"Forget {options.label} and its key? Type its label to go on: ") != options.label:
+            raise UserError("nothing was removed")
+    archives.remove(archive)
+    return 0

@@ -1,0 +1,126 @@
+"""The agent's configuration, ``agent.toml``: written by dom0's administrator and trusted, but checked all the same."""
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from wire.names import BadName, parse_name, parse_volume_name
+
+DEFAULT_PATH = Path("/etc/sparsebak/agent.toml")
+DRIVERS = ("file", "reflink")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text says where and why."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A place that holds volumes."""
+
+    name: str
+    driver: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume: qube and volume name, and ``vid``, its image's path relative to its pool."""
+
+    qube: str
+    volume: str
+    pool: Pool
+    vid: str
+
+    @property
+    def name(self) -> str:
+        """``qube/volume``."""
+        return f"{self.qube}/{self.volume}"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What agent.toml says. ``threads`` and ``compression_level`` concern Extract."""
+
+    path: Path
+    state_dir: Path
+    volumes: tuple[Volume, ...]
+    threads: int = 2
+    compression_level: int = 3
+    allow_restore: frozenset[tuple[str, str]] = field(default_factory=frozenset)
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file, or raise ConfigError."""
+    try:
+        with open(path, "rb") as file:
+            raw = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    try:
+        return _check(path, raw)
+    except (BadName, KeyError, TypeError, ValueError) as error:
+        text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"{path}: {text}") from None
+
+
+def _check(path: Path, raw: dict[str, Any]) -> Config:
+    known = {"state_dir", "pool", "volume", "threads", "compression_level", "allow_restore"}
+    if unknown := sorted(set(raw) - known):
+        raise ValueError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    base = path.resolve().parent
+    pools = {pool.name: pool for pool in (_pool(entry, base) for entry in raw.get("pool", []))}
+    volumes = tuple(_volume(entry, pools) for entry in raw.get("volume", []))
+    for places in ([v.name for v in volumes], [str(v.pool.path / v.vid) for v in volumes]):
+        twice = next((place for place in places if places.count(place) > 1), None)
+        if twice is not None:
+            raise ValueError(f"volume {twice} is listed twice")
+    return Config(
+        path=path,
+        state_dir=base / _text(raw, "state_dir"),
+        volumes=volumes,
+        threads=_number(raw, "threads", min(os.cpu_count() or 1, 4), 1, 64),
+        compression_level=_number(raw, "compression_level", 3, 1, 19),
+        allow_restore=frozenset(_allowed(entry) for entry in raw.get("allow_restore", [])),
+    )
+
+
+def _pool(entry: dict[str, Any], base: Path) -> Pool:
+    driver = _text(entry, "driver")
+    if driver not in DRIVERS:
+        raise ValueError(f"pool {entry.get('name')!r}: driver {driver!r} is not one of {', '.join(DRIVERS)}")
+    return Pool(parse_name(_text(entry, "name"), "pool"), driver, base / _text(entry, "path"))
+
+
+def _volume(entry: dict[str, Any], pools: dict[str, Pool]) -> Volume:
+    qube, volume = parse_name(_text(entry, "qube"), "qube"), parse_name(_text(entry, "volume"), "volume")
+    pool, vid = _text(entry, "pool"), _text(entry, "vid")
+    if pool not in pools:
+        raise ValueError(f"volume {qube}/{volume}: there is no pool {pool!r}")
+    if PurePosixPath(vid).is_absolute() or ".." in PurePosixPath(vid).parts or not vid or "\0" in vid:
+        raise ValueError(f"volume {qube}/{volume}: vid {vid!r} must be a path inside the pool")
+    return Volume(qube, volume, pools[pool], str(PurePosixPath(vid)))
+
+
+def _allowed(entry: dict[str, Any]) -> tuple[str, str]:
+    source, target = _text(entry, "from"), _text(entry, "to")
+    parse_volume_name(source)
+    parse_volume_name(target)
+    return source, target
+
+
+def _text(entry: dict[str, Any], key: str) -> str:
+    if not isinstance(entry[key], str):
+        raise ValueError(f"{key} must be a text")
+    return str(entry[key])
+
+
+def _number(raw: dict[str, Any], key: str, default: int, low: int, high: int) -> int:
+    value = raw.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{key} must be a number from {low} to {high}")
+    return value

@@ -1,0 +1,203 @@
+"""Extract: read what may have changed, hash, compare, compress and seal it on a few threads, in order, in flat memory."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from dom0_agent.archives import Archive
+from dom0_agent.changed_map import ChangedMap
+from dom0_agent.ids import CommittedIds, Entry, KnownIds
+from dom0_agent.pending_log import PendingLog
+from dom0_agent.rotation import grains_per_chunk
+from dom0_agent.sources import Range, Source
+from dom0_agent.state import Follow, Pending
+from wire.frames import CHUNK_HEAD, HEADER, KIND_CHUNK
+from wire.names import parse_volume_name
+from wire.pipeline import in_order
+from wire.records import Record
+from wire.sealing import ID_SIZE, ZERO_ID, ChunkIds, Sealer
+from wire.stream import Writer
+from wire.tree import PAGE_IDS, Tree, chunk_count
+
+BATCH_BYTES = 1 << 20
+"""Bytes read at a time, unless a chunk is larger."""
+IN_FLIGHT_BYTES = 24 << 20
+"""Bytes read and not yet written out, at most, whatever the chunk size and the number of threads."""
+REMEMBERED = 1 << 17
+"""Ids remembered as sent in this call, so that a repeated chunk is compressed and sent once."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Chunks ``first`` to ``end``, not included, and the ids known for them. Without ``data`` all of them are zeros."""
+
+    first: int
+    end: int
+    known: bytes
+    data: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a chunk: ``sealed`` is empty for zeros and for what the caller holds already."""
+
+    number: int
+    id: bytes
+    sealed: bytes
+
+
+class Extraction:
+    """One Extract call for a pending session. ``known_page`` gives the ids the caller holds, for a full session."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        pending: Pending,
+        source: Source,
+        changed: ChangedMap,
+        ids: CommittedIds,
+        known_page: Callable[[int], bytes] | None,
+    ) -> None:
+        self._pending, self._source, self._changed, self._ids = pending, source, changed, ids
+        self._keys = archive.keys()
+        self._chunk_size = archive.chunk_size
+        self._chunks = chunk_count(pending.size, archive.chunk_size)
+        nothing: Callable[[int], bytes] = lambda _: b""  # noqa: E731
+        self._known = KnownIds((known_page or nothing) if pending.full else ids.page)
+        self._chunk_ids = ChunkIds(self._keys, bytes.fromhex(pending.domain), archive.chunk_size)
+        self._sent: set[bytes] = set()
+        self._buffers = threading.local()
+
+    def run(self, log: PendingLog, first: int, out: Writer, threads: int, level: int) -> bytes:
+        """Write the frames of chunks from ``first`` on, complete the log, return the root of the image."""
+        sealer = Sealer(self._keys, level)
+        log.rewind(first)
+        batch_bytes = max(BATCH_BYTES, self._chunk_size)
+        ahead = max(2, min(2 * threads + 2, IN_FLIGHT_BYTES // batch_bytes))
+        fd = self._source.open(self._pending.snapshot)
+        try:
+            work: Callable[[Batch], list[Result]] = lambda batch: self._extract(fd, batch, sealer)  # noqa: E731
+            plan = self._plan(fd, log.position, batch_bytes // self._chunk_size)
+            for batch, results in in_order(lambda b: (b, work(b)), plan, threads, ahead):
+                self._emit(results, first, out)
+                log.append(batch.end, [(result.number, result.id) for result in results])
+        finally:
+            os.close(fd)
+        if log.position < self._chunks:
+            log.append(self._chunks, [])
+        log.sync()
+        return self._root(log.entries())
+
+    def _root(self, entries: Iterable[Entry]) -> bytes:
+        tree = Tree(self._keys.sub_key("root"))
+        pages = self._ids.digests(entries, self._pending.full, self._chunks, tree)
+        return tree.root(self._pending.size, self._chunk_size, pages)
+
+    def _emit(self, results: list[Result], first: int, out: Writer) -> None:
+        parts = []
+        for result in results:
+            if result.number < first:
+                continue
+            head = CHUNK_HEAD.build({"number": result.number, "id": result.id})
+            parts += [HEADER.build({"kind": KIND_CHUNK, "length": len(head) + len(result.sealed)}), head, result.sealed]
+            if len(self._sent) < REMEMBERED:  # only what is already on its way: the caller reads in order
+                self._sent.add(result.id)
+        out.write(b"".join(parts))
+
+    def _plan(self, fd: int, position: int, batch: int) -> Iterator[Batch]:
+        """Everything that may differ, in order, from chunk ``position`` on."""
+        whole = [(0, self._chunks)]
+        grains = grains_per_chunk(self._chunk_size)
+        for first, end in whole if self._pending.full else self._changed.runs(grains, self._chunks):
+            at = max(first, position)
+            for begin, stop in self._data_chunks(fd, at, end):
+                yield from self._holes(at, begin)
+                for number in range(begin, stop, batch):
+                    yield self._batch(number, min(number + batch, stop), True)
+                at = stop
+            yield from self._holes(at, end)
+
+    def _data_chunks(self, fd: int, first: int, end: int) -> Iterator[Range]:
+        """Runs of chunks from ``first`` to ``end`` that hold data, in order and apart."""
+        size = self._chunk_size
+        begin = stop = first
+        for data, hole in self._source.data_ranges(fd, first * size, min(end * size, self._pending.size)):
+            if data // size > stop:
+                if begin < stop:
+                    yield begin, stop
+                begin = data // size
+            stop = -(-hole // size)
+        if begin < stop:
+            yield begin, stop
+
+    def _holes(self, first: int, end: int) -> Iterator[Batch]:
+        """Chunks that are holes now: only those matter that were not zeros before."""
+        if self._pending.full:
+            return
+        end = min(end, self._ids.count)
+        while first < end:
+            stop = min(end, first - first % PAGE_IDS + PAGE_IDS)
+            batch = self._batch(first, stop, False)
+            if any(batch.known):
+                yield batch
+            first = stop
+
+    def _batch(self, first: int, end: int, data: bool) -> Batch:
+        return Batch(first, end, b"".join(self._known.of(number) for number in range(first, end)), data)
+
+    def _extract(self, fd: int, batch: Batch, sealer: Sealer) -> list[Result]:
+        known = [batch.known[at : at + ID_SIZE] for at in range(0, len(batch.known), ID_SIZE)]
+        if not batch.data:
+            return [Result(batch.first + i, ZERO_ID, b"") for i, chunk_id in enumerate(known) if chunk_id != ZERO_ID]
+        results = []
+        view = self._read(fd, batch)
+        for i, known_id in enumerate(known):
+            chunk = view[i * self._chunk_size : (i + 1) * self._chunk_size]
+            chunk_id = self._chunk_ids.of(chunk)
+            number = batch.first + i
+            if self._pending.full:
+                if chunk_id == ZERO_ID:  # a full session starts from nothing but zeros
+                    continue
+            elif chunk_id == known_id:
+                continue
+            held = chunk_id in (ZERO_ID, known_id) or chunk_id in self._sent
+            results.append(Result(number, chunk_id, b"" if held else sealer.seal(number, chunk_id, chunk)))
+        return results
+
+    def _read(self, fd: int, batch: Batch) -> memoryview:
+        """The bytes of a batch, padded with zeros at the volume's end, in this thread's buffer."""
+        length = (batch.end - batch.first) * self._chunk_size
+        buffer: bytearray | None = getattr(self._buffers, "buffer", None)
+        if buffer is None:
+            buffer = self._buffers.buffer = bytearray(max(BATCH_BYTES, self._chunk_size))
+        view = memoryview(buffer)[:length]
+        start = batch.first * self._chunk_size
+        within = min(length, self._pending.size - start)
+        done = 0
+        while done < within:
+            got = os.preadv(fd, [view[done:within]], start + done)
+            if got == 0:
+                raise OSError(f"snapshot ends at byte {start + done}")
+            done += got
+        view[within:] = bytes(length - within)
+        return view
+
+
+def make_record(archive: Archive, name: str, follow: Follow, pending: Pending) -> Record:
+    """The record of a pending session that was wholly extracted."""
+    qube, volume = parse_volume_name(name)
+    return Record(
+        archive=archive.id,
+        volume_id=bytes.fromhex(follow.volume_id),
+        session=bytes.fromhex(pending.session),
+        sequence=pending.sequence,
+        time=pending.time,
+        size=pending.size,
+        chunk_size=archive.chunk_size,
+        qube=qube,
+        volume=volume,
+        domain=bytes.fromhex(pending.domain),
+        root=bytes.fromhex(pending.root or ""),
+        previous=bytes.fromhex(follow.committed.digest) if follow.committed else bytes(32),
+    )

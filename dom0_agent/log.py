@@ -1,0 +1,15 @@
+"""dom0's log: lines on standard error, which qrexec and systemd hand to the journal. Never sent to a caller."""
+
+import sys
+from typing import Final
+
+ERROR: Final = 3
+WARNING: Final = 4
+INFO: Final = 6
+
+
+def log(level: int, text: str) -> None:
+    """Write one line with a syslog priority; control characters are escaped."""
+    clean = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    prefix = "" if sys.stderr.isatty() else f"<{level}>"
+    print(f"{prefix}sparsebak-agent: {clean}", file=sys.stderr, flush=True)

@@ -1,0 +1,88 @@
+"""Restore and Verify: take a session from the backup VM and believe nothing that the archive's key does not prove.
+
+Order on the wire: record; page digests; then for each page its ids and, for each id that is not zero, length and sealed
+chunk; END. How much of each there is follows from the record, which is authenticated before anything else is read.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dom0_agent.archives import Archive
+from dom0_agent.sources import Replacement
+from wire.frames import END, LENGTH
+from wire.pipeline import in_order
+from wire.records import RECORD_SIZE, Record, open_record
+from wire.sealing import ID_SIZE, OVERHEAD, ZERO_ID, ChunkIds, NotAuthentic, Opener
+from wire.status import Code, Refused
+from wire.stream import CutShort, Reader, read_exactly
+from wire.tree import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count, page_count
+
+AHEAD_BYTES = 24 << 20
+
+
+class Arrived(NamedTuple):
+    """A sealed chunk as it came in; its id is already known to belong at that number."""
+
+    number: int
+    id: bytes
+    untrusted_sealed: bytes
+
+
+def read_record(stream: Reader, archive: Archive) -> Record:
+    """Read and authenticate the record of a session of this archive, or raise Refused."""
+    try:
+        record = open_record(read_exactly(stream, RECORD_SIZE), archive.keys())
+    except NotAuthentic as error:
+        raise Refused(Code.NOT_AUTHENTIC, f"session record: {error}") from None
+    if record.archive != archive.id or record.chunk_size != archive.chunk_size:
+        raise Refused(Code.NOT_AUTHENTIC, "session record of another archive")
+    return record
+
+
+def receive(stream: Reader, archive: Archive, record: Record, target: Replacement | None, threads: int) -> None:
+    """Check a whole session as it comes in, and write it to ``target`` if there is one. Raise Refused."""
+    keys = archive.keys()
+    opener = Opener(keys)
+    chunk_ids = ChunkIds(keys, record.domain, record.chunk_size)
+
+    def check(arrived: Arrived) -> None:
+        try:
+            chunk = opener.open(arrived.id, arrived.untrusted_sealed, chunk_ids, record.chunk_size)
+        except NotAuthentic as error:
+            raise Refused(Code.NOT_AUTHENTIC, f"chunk {arrived.number}: {error}", arrived.number) from None
+        if target is not None:
+            offset = arrived.number * record.chunk_size
+            target.write(offset, chunk[: record.size - offset])
+
+    ahead = max(2, min(8 * threads, AHEAD_BYTES // record.chunk_size))
+    try:
+        for _ in in_order(check, _arriving(stream, Tree(keys.sub_key("root")), record), threads, ahead):
+            pass
+        if read_exactly(stream, len(END)) != END:
+            raise Refused(Code.BAD_REQUEST, "no end mark where the session ends")
+    except CutShort as error:
+        raise Refused(Code.BAD_REQUEST, f"the session was cut short: {error}") from None
+
+
+def _arriving(stream: Reader, tree: Tree, record: Record) -> Iterator[Arrived]:
+    chunks = chunk_count(record.size, record.chunk_size)
+    digests = read_exactly(stream, page_count(chunks) * DIGEST_SIZE)
+    pages = [digests[at : at + DIGEST_SIZE] for at in range(0, len(digests), DIGEST_SIZE)]
+    if tree.root(record.size, record.chunk_size, pages) != record.root:
+        raise Refused(Code.NOT_AUTHENTIC, "page digests do not match the record's root")
+    for index, page in enumerate(pages):
+        first = index * PAGE_IDS
+        ids = read_exactly(stream, min(PAGE_IDS, chunks - first) * ID_SIZE)
+        if tree.page(ids) != page:
+            raise Refused(Code.NOT_AUTHENTIC, f"chunk ids from chunk {first} on do not match the record", first)
+        for at in range(0, len(ids), ID_SIZE):
+            chunk_id = ids[at : at + ID_SIZE]
+            if chunk_id != ZERO_ID:
+                yield Arrived(first + at // ID_SIZE, chunk_id, _sealed(stream, record.chunk_size, first + at // ID_SIZE))
+
+
+def _sealed(stream: Reader, chunk_size: int, number: int) -> bytes:
+    untrusted_length = LENGTH.parse(read_exactly(stream, 4))
+    if not OVERHEAD <= untrusted_length <= chunk_size + OVERHEAD:
+        raise Refused(Code.BAD_REQUEST, f"chunk {number}: impossible length {untrusted_length}", number)
+    return read_exactly(stream, untrusted_length)

@@ -1,0 +1,249 @@
+"""Rotation of snapshots: Monitor, Snapshot, Commit, Abort, and recovery from a crash at any point of them.
+
+Order within each: new snapshot and new map files first, under names that no state file mentions; then the state file is
+replaced, which is the commit point; then what is no longer mentioned is removed. ``recover`` does that last part again,
+so that dying anywhere leaves the old state or the new one.
+"""
+
+import secrets
+import time as clock
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dom0_agent.archives import Archive
+from dom0_agent.changed_map import GRAIN, ChangedMap
+from dom0_agent.config import Volume
+from dom0_agent.ids import CommittedIds
+from dom0_agent.log import WARNING, log
+from dom0_agent.pending_log import PendingLog
+from dom0_agent.sources import Source, open_source
+from dom0_agent.state import Committed, Follow, Pending, Redo, State, Store
+from wire.frames import Request
+from wire.sealing import ZERO_ID
+from wire.status import Code, Refused
+from wire.tree import Tree, chunk_count
+
+CLOCK_SLACK = 600
+"""Seconds by which the time that a caller proposes for its run may differ from dom0's clock."""
+MAX_SEQUENCE = 1 << 48
+
+
+class Rotation:
+    """The operations on one volume while its lock is held."""
+
+    def __init__(self, store: Store, state: State, source: Source) -> None:
+        self.store, self.state, self.source = store, state, source
+
+    def recover(self, archives: dict[str, Archive]) -> None:
+        """Finish what a crash interrupted: ids still to be applied, snapshots and files that nothing mentions."""
+        for key, follow in self.state.follows.items():
+            redo, follow.redo = follow.redo, None
+            if redo is not None:
+                if key in archives:
+                    apply_ids(self.store, follow, archives[key], redo)
+                self.store.save(self.state)
+        for number in self.source.snapshots() - self.state.snapshots():
+            self.source.drop(number)
+        self.source.clean()
+        self.store.tidy(self.state)
+
+    def rotate(self) -> None:
+        """Take a new base and fold what changed since the old one into every archive's map. Not saved yet."""
+        number = self.state.sequence + 1
+        self.source.snapshot(number)
+        try:
+            changed, size = self._changed(number)
+            for key, follow in self.state.follows.items():
+                if follow.committed or follow.pending:
+                    self._fold(key, follow, changed, size, number)
+        except BaseException:
+            self.source.drop(number)
+            raise
+        self.state.sequence, self.state.base, self.state.base_size = number, number, size
+
+    def _changed(self, number: int) -> tuple[ChangedMap, int]:
+        size, base, before = self.source.size(number), self.state.base, self.state.base_size
+        if base is None or base not in self.source.snapshots():
+            if base is not None:
+                log(WARNING, f"{self.store.name}: base snapshot {base} is gone; taking everything as changed")
+            return ChangedMap.everything(size), size
+        changed = ChangedMap()
+        for start, end in self.source.delta(base, number):
+            changed.mark(start, min(end, size))
+        if size != before:  # the last chunk is padded with zeros, so that moving the end changes it too
+            changed.mark(max(min(before, size) - 1, 0), size)
+        return changed, size
+
+    def _fold(self, key: str, follow: Follow, changed: ChangedMap, size: int, number: int) -> None:
+        if changed.changed(size) == 0:
+            return
+        merged = self.store.load_map(follow.map, size)
+        merged.merge(changed)
+        follow.map = self.store.save_map(f"{key}.{number}.map", merged)
+
+    def finish(self) -> None:
+        """The commit point, then the removal of what is no longer needed."""
+        self.store.save(self.state)
+        for number in self.source.snapshots() - self.state.snapshots():
+            self.source.drop(number)
+        self.store.tidy(self.state)
+
+    def monitor(self) -> None:
+        """Walk the base snapshot on. Does nothing for a volume that no archive holds a session of."""
+        if any(follow.committed or follow.pending for follow in self.state.follows.values()):
+            self.rotate()
+            self.finish()
+
+    def snapshot(self, archive: Archive, volume: Volume, request: Request) -> tuple[Follow, Pending, bool]:
+        """Begin a session, or return the one already pending (third value true)."""
+        key = archive.id.hex()
+        follow = self.state.follows.get(key)
+        if follow is None:
+            volume_id = archive.keys().volume_id(volume.qube, volume.volume)
+            follow = self.state.follows[key] = Follow(volume_id=volume_id.hex(), ids=f"{key}.ids")
+        if follow.pending:
+            if follow.pending.snapshot in self.source.snapshots():
+                return follow, follow.pending, True
+            log(WARNING, f"{self.store.name}: snapshot of the pending session is gone; it is given up")
+            self._give_up(key, follow)
+        self.rotate()
+        follow.pending = self._begin(follow, archive, request)
+        follow.map = None
+        self.finish()
+        return follow, follow.pending, False
+
+    def _begin(self, follow: Follow, archive: Archive, request: Request) -> Pending:
+        committed = follow.committed
+        domain = ZERO_ID[:16]  # without Qubes an archive is one domain
+        full = True
+        if committed is not None:
+            ids = CommittedIds(self.store.directory / follow.ids)
+            complete = ids.count == chunk_count(committed.size, archive.chunk_size)
+            ids.close()
+            same = committed.session == request.session.hex() and committed.domain == domain.hex()
+            full = not (same and complete)
+            if full:
+                log(WARNING, f"{self.store.name}: the archive's newest session is not the one committed here; full session")
+        session = secrets.token_hex(16)
+        return Pending(
+            session=session,
+            snapshot=self.state.sequence,
+            sequence=max(committed.sequence if committed else 0, min(request.number, MAX_SEQUENCE)) + 1,
+            time=_session_time(committed, request.time),
+            size=self.state.base_size,
+            full=full,
+            domain=domain.hex(),
+            map=follow.map,
+            log=f"{archive.id.hex()}.{session}.log",
+        )
+
+    def commit(self, archive: Archive, session: bytes) -> None:
+        """The caller holds the session durably: make it the one that later sessions build on."""
+        follow = self._follow(archive)
+        if follow.committed and follow.committed.session == session.hex():
+            return  # the answer to an earlier Commit got lost
+        pending = self._pending(follow, session)
+        if pending.root is None:
+            raise Refused(Code.INCOMPLETE, f"{self.store.name}: Commit of a session that was not wholly extracted")
+        from dom0_agent.extraction import make_record
+
+        PendingLog(self.store.directory / pending.log).close()  # refused while Extract goes on
+        digest = make_record(archive, self.store.name, follow, pending).digest(archive.keys())
+        redo = Redo(log=pending.log, session=pending.session, full=pending.full, size=pending.size)
+        follow.committed = Committed(
+            session=pending.session,
+            sequence=pending.sequence,
+            time=pending.time,
+            size=pending.size,
+            domain=pending.domain,
+            digest=digest.hex(),
+        )
+        follow.pending, follow.redo = None, redo
+        self.store.save(self.state)
+        apply_ids(self.store, follow, archive, redo)
+        follow.redo = None
+        self.finish()
+
+    def abort(self, archive: Archive, session: bytes) -> None:
+        """Give a pending session up: what it would have sent counts as changed again."""
+        follow = self._follow(archive)
+        pending = self._pending(follow, session)
+        PendingLog(self.store.directory / pending.log).close()  # refused while Extract goes on
+        self._give_up(archive.id.hex(), follow)
+        self.finish()
+
+    def _give_up(self, key: str, follow: Follow) -> None:
+        pending, follow.pending = follow.pending, None
+        if pending is None or follow.committed is None:
+            follow.map = None
+            return
+        if pending.map is None:
+            return
+        merged = self.store.load_map(pending.map, max(pending.size, self.state.base_size))
+        merged.merge(self.store.load_map(follow.map, self.state.base_size))
+        follow.map = self.store.save_map(f"{key}.{pending.session}.map", merged)
+
+    def _follow(self, archive: Archive) -> Follow:
+        follow = self.state.follows.get(archive.id.hex())
+        if follow is None:
+            raise Refused(Code.NO_SESSION, f"{self.store.name}: no session for archive {archive.label}")
+        return follow
+
+    def _pending(self, follow: Follow, session: bytes) -> Pending:
+        if follow.pending is None or follow.pending.session != session.hex():
+            raise Refused(Code.NO_SESSION, f"{self.store.name}: session {session.hex()} is not the pending one")
+        return follow.pending
+
+
+def _session_time(committed: Committed | None, untrusted_time: int) -> int:
+    """Unix seconds: the run's time as the caller proposes it, if near to now, else now; never the last session's."""
+    now = int(clock.time())
+    time = untrusted_time if abs(untrusted_time - now) <= CLOCK_SLACK else now
+    if committed is not None and 0 <= committed.time - time <= CLOCK_SLACK:
+        time = committed.time + 1  # session names stay distinct
+    return time
+
+
+def apply_ids(store: Store, follow: Follow, archive: Archive, redo: Redo) -> None:
+    """Bring the ids file up to a committed session, from its log. Without the log the next session is a full one."""
+    path = store.directory / redo.log
+    ids = CommittedIds(store.directory / follow.ids)
+    chunks = chunk_count(redo.size, archive.chunk_size)
+    tree = Tree(archive.keys().sub_key("root"))
+    session_log = PendingLog(path)
+    try:
+        if session_log.position < chunks:
+            log(WARNING, f"{store.name}: the log of session {redo.session} is damaged")
+            ids.apply([], True, 0, [])
+            return
+        pages = list(ids.digests(session_log.entries(), redo.full, chunks, tree))
+        ids.apply(session_log.entries(), redo.full, chunks, pages)
+    finally:
+        session_log.close()
+        ids.close()
+
+
+@contextmanager
+def volume_rotation(state_dir: Path, volume: Volume, archives: dict[str, Archive]) -> Iterator[Rotation]:
+    """Lock a volume, recover it, and yield the operations on it. ``archives`` by id in hexadecimal."""
+    store = Store(state_dir, volume.qube, volume.volume)
+    with store.locked() as state:
+        rotation = Rotation(store, state, open_source(volume))
+        rotation.recover(archives)
+        yield rotation
+
+
+def changed_since(store: Store, follow: Follow, size: int) -> int:
+    """Bytes that may have changed since the archive's last committed session, as of the base snapshot."""
+    if follow.committed is None:
+        return size
+    changed = store.load_map(follow.map, size)
+    if follow.pending and not follow.pending.full:
+        changed.merge(store.load_map(follow.pending.map, size))
+    return changed.changed(size)
+
+
+def grains_per_chunk(chunk_size: int) -> int:
+    """Grains of a changed map in one chunk."""
+    return chunk_size // GRAIN

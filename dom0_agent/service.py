@@ -1,0 +1,129 @@
+"""Runs one RPC service: who calls, for which volume, and how the call ends. Every service module has one ``main(call)``."""
+
+import importlib
+import os
+import resource
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dom0_agent.archives import Archive, Archives
+from dom0_agent.catalog import open_catalog
+from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load
+from dom0_agent.log import ERROR, INFO, WARNING, log
+from wire.frames import Layout, Request, Status
+from wire.names import BadName, parse_name
+from wire.status import Code, Refused
+from wire.stream import CutShort, Reader, Writer, read_exactly, send
+
+SERVICES = ("List", "Enroll", "Monitor", "Snapshot", "Extract", "Commit", "Abort", "Verify", "Restore")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: the qube it comes from, the qube it is about (None: dom0 itself), the volume name, and its streams."""
+
+    caller: str
+    target: str | None
+    argument: str
+    config: Config
+    stdin: Reader
+    stdout: Writer
+
+    def request(self) -> Request:
+        """Read the request every call begins with."""
+        try:
+            return Request.parse(read_exactly(self.stdin, Request.length()))
+        except ValueError as error:
+            raise Refused(Code.BAD_REQUEST, str(error)) from None
+
+    def archives(self) -> Archives:
+        """All archives; ``archive`` is for one that the caller names."""
+        return Archives(self.config.state_dir)
+
+    def archive(self, request: Request) -> Archive:
+        """The archive the request names, if the caller may use it."""
+        return self.archives().for_caller(request.archive, self.caller)
+
+    def by_id(self) -> dict[str, Archive]:
+        """All archives by id in hexadecimal, for recovery."""
+        return {archive.id.hex(): archive for archive in self.archives()}
+
+    def volume(self) -> Volume:
+        """The volume that target and argument name."""
+        if self.target is None:
+            raise Refused(Code.NO_VOLUME, "the call names no qube")
+        volume = open_catalog(self.config).find(self.target, self.argument)
+        if volume is None:
+            raise Refused(Code.NO_VOLUME, f"{self.caller} asked for {self.target}/{self.argument}, not in the catalog")
+        return volume
+
+    def reply(self, message: Layout) -> None:
+        """Write one frame."""
+        send(self.stdout, message)
+
+
+def _caller(environ: Mapping[str, str]) -> tuple[str, str | None, str]:
+    """Caller, target and argument as qrexec's environment gives them."""
+    try:
+        caller = parse_name(environ["QREXEC_REMOTE_DOMAIN"], "caller")
+        argument = environ.get("QREXEC_SERVICE_ARGUMENT", "")
+        if argument:
+            parse_name(argument, "volume")
+        target = None
+        if environ.get("QREXEC_REQUESTED_TARGET_TYPE") == "name" and environ["QREXEC_REQUESTED_TARGET"] != "dom0":
+            target = parse_name(environ["QREXEC_REQUESTED_TARGET"], "qube")
+    except (KeyError, BadName) as error:
+        raise Refused(Code.BAD_REQUEST, f"qrexec's environment: {error}") from None
+    return caller, target, argument
+
+
+def run(service: str, environ: Mapping[str, str], config_path: Path, stdin: Reader, stdout: Writer) -> int:
+    """Serve one call and end it with a status frame. Returns the exit code: 0, or 1 when it was refused."""
+    name = f"sparsebak.{service}"
+    try:
+        caller, target, argument = _caller(environ)
+        call = Call(caller, target, argument, load(config_path), stdin, stdout)
+        name = f"{name}+{argument} from {caller} for {target or 'dom0'}"
+        status = importlib.import_module(f"dom0_agent.services.{service.lower()}").main(call) or Status(Code.OK)
+        log(INFO, f"{name}: done")
+    except Refused as refused:
+        status = Status(refused.code, 0, refused.detail)
+        log(WARNING, f"{name}: refused ({refused.code.name}): {refused}")
+    except CutShort as error:
+        status = Status(Code.BAD_REQUEST)
+        log(WARNING, f"{name}: {error}")
+    except BrokenPipeError:
+        log(WARNING, f"{name}: the caller went away")
+        return 1
+    except ConfigError as error:
+        status = Status(Code.INTERNAL)
+        log(ERROR, f"{name}: {error}")
+    except Exception as error:  # the one place: nothing about dom0 may reach the caller but a code
+        status = Status(Code.NO_SPACE if isinstance(error, OSError) and error.errno == 28 else Code.INTERNAL)
+        log(ERROR, f"{name}: {' '.join(traceback.format_exc().split())}")
+    return _end(name, status, stdout)
+
+
+def _end(name: str, status: Status, stdout: Writer) -> int:
+    try:
+        send(stdout, status)
+        stdout.flush()
+    except BrokenPipeError:
+        log(WARNING, f"{name}: the caller went away")
+        return 1
+    return 0 if status.code == Code.OK else 1
+
+
+def main(argv: list[str]) -> int:
+    """Entry point of the service files: ``SERVICE``; all else comes in qrexec's environment."""
+    if len(argv) != 1 or argv[0] not in SERVICES:
+        print(f"usage: run-service {'|'.join(SERVICES)}", file=sys.stderr)
+        return 2
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no key in a core dump
+    os.umask(0o077)
+    config = Path(os.environ.get("SPARSEBAK_AGENT_CONFIG", DEFAULT_PATH))
+    with open(0, "rb", closefd=False) as stdin, open(1, "wb", closefd=False) as stdout:
+        return run(argv[0], os.environ, config, stdin, stdout)

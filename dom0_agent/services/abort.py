@@ -1,0 +1,15 @@
+"""sparsebak.Abort: give the pending session up; what it would have sent goes into the next one.
+
+Writes the volume's state, drops the session's snapshot. Reads no contents.
+"""
+
+from dom0_agent.rotation import volume_rotation
+from dom0_agent.service import Call
+
+
+def main(call: Call) -> None:
+    """Reply with nothing but the status."""
+    request = call.request()
+    archive = call.archive(request)
+    with volume_rotation(call.config.state_dir, call.volume(), call.by_id()) as rotation:
+        rotation.abort(archive, request.session)

@@ -1,0 +1,15 @@
+"""sparsebak.Commit: the caller holds the pending session durably; later sessions build on it.
+
+Writes the volume's state and its committed chunk ids, drops the session's snapshot. Reads no contents.
+"""
+
+from dom0_agent.rotation import volume_rotation
+from dom0_agent.service import Call
+
+
+def main(call: Call) -> None:
+    """Reply with nothing but the status."""
+    request = call.request()
+    archive = call.archive(request)
+    with volume_rotation(call.config.state_dir, call.volume(), call.by_id()) as rotation:
+        rotation.commit(archive, request.session)

@@ -1,0 +1,90 @@
+"""sparsebak.Extract: send the chunks of a pending session, sealed, then its record.
+
+The request's number is the first chunk wanted; with REQUEST_KNOWN the ids that the caller holds follow it. Reads the
+pending snapshot. Writes the session's log and, when all is sent, the volume's state. Does not touch the volume itself.
+"""
+
+import os
+from collections.abc import Callable
+
+from dom0_agent.archives import Archive
+from dom0_agent.config import Volume
+from dom0_agent.extraction import Extraction, make_record
+from dom0_agent.ids import CommittedIds
+from dom0_agent.pending_log import PendingLog
+from dom0_agent.service import Call
+from dom0_agent.sources import open_source
+from dom0_agent.state import Follow, Pending, Store
+from wire.frames import KIND_RECORD, REQUEST_KNOWN, Request
+from wire.sealing import ID_SIZE
+from wire.status import Code, Refused
+from wire.stream import Reader, read_exactly, write_frame
+from wire.tree import PAGE_IDS, chunk_count
+
+
+def main(call: Call) -> None:
+    """Reply with chunk frames in rising order, then the record."""
+    request = call.request()
+    archive, volume = call.archive(request), call.volume()
+    store = Store(call.config.state_dir, volume.qube, volume.volume)
+    with store.locked():
+        follow, pending = _pending(store, archive, request)
+        log = PendingLog(store.directory / pending.log)
+    try:
+        root = _extract(call, archive, volume, store, follow, pending, log, request)
+        with store.locked() as state:
+            follow, pending = _pending(store, archive, request)
+            pending.root = root.hex()
+            state.follows[archive.id.hex()] = follow
+            store.save(state)
+    finally:
+        log.close()
+    write_frame(call.stdout, KIND_RECORD, make_record(archive, store.name, follow, pending).seal(archive.keys()))
+
+
+def _pending(store: Store, archive: Archive, request: Request) -> tuple[Follow, Pending]:
+    follow = store.load().follows.get(archive.id.hex())
+    if follow is None or follow.pending is None or follow.pending.session != request.session.hex():
+        raise Refused(Code.NO_SESSION, f"{store.name}: session {request.session.hex()} is not the pending one")
+    return follow, follow.pending
+
+
+def _extract(
+    call: Call,
+    archive: Archive,
+    volume: Volume,
+    store: Store,
+    follow: Follow,
+    pending: Pending,
+    log: PendingLog,
+    request: Request,
+) -> bytes:
+    known: Callable[[int], bytes] | None = None
+    if request.flags & REQUEST_KNOWN:
+        if not pending.full:
+            raise Refused(Code.BAD_REQUEST, "known ids go with a full session only")
+        known = _KnownFromCaller(call.stdin, chunk_count(pending.size, archive.chunk_size))
+    changed = store.load_map(pending.map, pending.size)
+    ids = CommittedIds(store.directory / follow.ids)
+    try:
+        extraction = Extraction(archive, pending, open_source(volume), changed, ids, known)
+        threads = min(call.config.threads, os.cpu_count() or 1)
+        return extraction.run(log, request.number, call.stdout, threads, call.config.compression_level)
+    finally:
+        ids.close()
+
+
+class _KnownFromCaller:
+    """The ids that the caller says it holds, read from its stream page by page. They only decide what need not be sent."""
+
+    def __init__(self, stream: Reader, chunks: int) -> None:
+        self._stream, self._left, self._next = stream, chunks, 0
+
+    def __call__(self, index: int) -> bytes:
+        untrusted_ids = b""
+        while self._next <= index:
+            count = min(PAGE_IDS, self._left)
+            untrusted_ids = read_exactly(self._stream, count * ID_SIZE) if count else b""
+            self._left -= count
+            self._next += 1
+        return untrusted_ids

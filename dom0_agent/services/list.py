@@ -1,0 +1,56 @@
+"""sparsebak.List: the volumes that the caller may back up into an archive, and those it has sessions of.
+
+Reads the catalog and the state files. Changes nothing.
+"""
+
+from collections.abc import Iterator
+
+from dom0_agent.archives import Archive
+from dom0_agent.catalog import open_catalog
+from dom0_agent.config import Config
+from dom0_agent.rotation import changed_since
+from dom0_agent.service import Call
+from dom0_agent.sources import open_source
+from dom0_agent.state import Store, known_volumes
+from wire.frames import VOLUME_GONE, VOLUME_PENDING, VolumeEntry
+from wire.status import Refused
+
+
+def main(call: Call) -> None:
+    """Reply with a VolumeEntry for each volume."""
+    archive = call.archive(call.request())
+    for entry in entries(call.config, archive):
+        call.reply(entry)
+
+
+def entries(config: Config, archive: Archive) -> Iterator[VolumeEntry]:
+    """The volumes of the catalog, then those of which only sessions are left."""
+    catalog = open_catalog(config)
+    for volume in catalog.volumes():
+        try:
+            size = open_source(volume).live_size()
+        except Refused:
+            size = 0  # Snapshot will say what is wrong with it
+        yield _entry(config, archive, volume.qube, volume.volume, size, 0)
+    for qube, name in known_volumes(config.state_dir):
+        if catalog.find(qube, name) is None and archive.id.hex() in Store(config.state_dir, qube, name).load().follows:
+            yield _entry(config, archive, qube, name, 0, VOLUME_GONE)
+
+
+def _entry(config: Config, archive: Archive, qube: str, volume: str, size: int, flags: int) -> VolumeEntry:
+    store = Store(config.state_dir, qube, volume)
+    follow = store.load().follows.get(archive.id.hex())
+    if follow is None:
+        volume_id = archive.keys().volume_id(qube, volume)
+        return VolumeEntry(qube, volume, volume_id, size, size, bytes(16), 0, flags)
+    committed = follow.committed
+    return VolumeEntry(
+        qube=qube,
+        volume=volume,
+        volume_id=bytes.fromhex(follow.volume_id),
+        size=size,
+        changed=changed_since(store, follow, size),
+        session=bytes.fromhex(committed.session) if committed else bytes(16),
+        time=committed.time if committed else 0,
+        flags=flags | (VOLUME_PENDING if follow.pending else 0),
+    )

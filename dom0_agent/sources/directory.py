@@ -1,0 +1,171 @@
+"""What sources share whose volumes are image files in a directory: snapshots are files in ``.sparsebak`` beside them."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from dom0_agent.config import Volume
+from dom0_agent.sources import Range
+from wire.durable import make_directory, sync_directory
+from wire.status import Code, Refused
+
+STORE = ".sparsebak"
+_SUFFIX = ".snap"
+
+
+def failed(text: str, error: OSError) -> Refused:
+    """The refusal for an error of the storage."""
+    code = Code.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Code.SOURCE_FAILED
+    return Refused(code, f"{text}: {error.strerror}")
+
+
+class DirectorySource:
+    """A volume that is an image file; see Source for the methods."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.name = volume.name
+        self.image = volume.pool.path / volume.vid
+        self._store = volume.pool.path / STORE / volume.qube / volume.volume
+        self._beside = self.image.with_name(self.image.name + ".sparsebak-restore")
+
+    def _path(self, number: int) -> Path:
+        return self._store / f"{number}{_SUFFIX}"
+
+    def _open_image(self) -> int:
+        try:
+            fd = os.open(self.image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise failed(f"{self.name}: cannot open {self.image}", error) from None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise Refused(Code.SOURCE_FAILED, f"{self.name}: {self.image} is not a regular file")
+        return fd
+
+    def live_size(self) -> int:
+        """See Source."""
+        fd = self._open_image()
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def snapshots(self) -> set[int]:
+        """See Source."""
+        if not self._store.is_dir():
+            return set()
+        names = (path.name for path in self._store.iterdir())
+        return {int(name[: -len(_SUFFIX)]) for name in names if name.endswith(_SUFFIX) and name[: -len(_SUFFIX)].isdecimal()}
+
+    def snapshot(self, number: int) -> None:
+        """See Source."""
+        fd = self._open_image()
+        path = self._path(number)
+        try:
+            make_directory(self._store)
+            copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                self._copy(fd, copy)
+                os.fsync(copy)
+            finally:
+                os.close(copy)
+            sync_directory(self._store)
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise failed(f"{self.name}: cannot take a snapshot", error) from None
+            raise
+        finally:
+            os.close(fd)
+
+    def _copy(self, image: int, copy: int) -> None:
+        raise NotImplementedError
+
+    def drop(self, number: int) -> None:
+        """See Source."""
+        self._path(number).unlink(missing_ok=True)
+
+    def size(self, number: int) -> int:
+        """See Source."""
+        return os.stat(self._path(number)).st_size
+
+    def open(self, number: int) -> int:
+        """See Source."""
+        try:
+            return os.open(self._path(number), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise failed(f"{self.name}: snapshot {number}", error) from None
+
+    def data_ranges(self, fd: int, start: int, end: int) -> Iterator[Range]:
+        """See Source. Asked of the file system by SEEK_DATA and SEEK_HOLE; what it cannot tell counts as data."""
+        while start < end:
+            try:
+                data = os.lseek(fd, start, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end of the file
+                    return
+                raise
+            if data >= end:
+                return
+            hole = min(os.lseek(fd, data, os.SEEK_HOLE), end)
+            yield data, hole
+            start = hole
+
+    def replace(self, size: int) -> "FileReplacement":
+        """See Source."""
+        return FileReplacement(self.image, self._beside, size)
+
+    def clean(self) -> None:
+        """See Source."""
+        self._beside.unlink(missing_ok=True)
+
+    def held(self) -> int:
+        """See Source. For clones this counts blocks shared with the volume too."""
+        return sum(os.stat(self._path(number)).st_blocks * 512 for number in self.snapshots())
+
+
+class FileReplacement:
+    """New contents written to a file beside the image, then renamed over it; see Replacement."""
+
+    def __init__(self, image: Path, beside: Path, size: int) -> None:
+        self._image, self._beside = image, beside
+        try:
+            beside.unlink(missing_ok=True)
+            self._fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.truncate(self._fd, size)
+        except OSError as error:
+            raise failed(f"cannot write beside {image}", error) from None
+
+    def write(self, offset: int, data: bytes) -> None:
+        """See Replacement."""
+        view = memoryview(data)
+        try:
+            while view:
+                written = os.pwrite(self._fd, view, offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            raise failed(f"cannot write beside {self._image}", error) from None
+
+    def commit(self) -> None:
+        """See Replacement. The new file gets the old one's owner and mode."""
+        try:
+            try:
+                old = os.stat(self._image)
+                if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(self._fd, old.st_uid, old.st_gid)
+                os.fchmod(self._fd, stat.S_IMODE(old.st_mode))
+            except FileNotFoundError:
+                pass
+            os.fsync(self._fd)
+            os.replace(self._beside, self._image)
+            sync_directory(self._image.parent)
+        except OSError as error:
+            raise failed(f"cannot replace {self._image}", error) from None
+        finally:
+            os.close(self._fd)
+
+    def discard(self) -> None:
+        """See Replacement."""
+        os.close(self._fd)
+        self._beside.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""Source ``file``: image files on any file system. A snapshot is a copy, a delta a comparison. Needs no root."""
+
+import errno
+import os
+from collections.abc import Iterator
+
+from dom0_agent.sources import Range
+from dom0_agent.sources.directory import DirectorySource
+
+_BLOCK = 1 << 20
+_GRAIN = 64 * 1024
+
+
+class FileSource(DirectorySource):
+    """See Source. Copies keep holes; on a file system with reflinks the kernel makes the copy a clone by itself."""
+
+    def _copy(self, image: int, copy: int) -> None:
+        size = os.fstat(image).st_size
+        os.truncate(copy, size)
+        for start, end in self.data_ranges(image, 0, size):
+            while start < end:
+                copied = _copy_range(image, copy, start, min(end - start, 1 << 30))
+                if copied == 0:  # the image shrank meanwhile: the rest stays a hole
+                    return
+                start += copied
+
+    def delta(self, old: int, new: int) -> Iterator[Range]:
+        """See Source."""
+        a, b = self.open(old), self.open(new)
+        try:
+            size = min(os.fstat(a).st_size, os.fstat(b).st_size)
+            for start, end in _union(self.data_ranges(a, 0, size), self.data_ranges(b, 0, size)):
+                for at in range(start - start % _GRAIN, end, _BLOCK):
+                    length = min(_BLOCK, size - at)
+                    yield from _compare(os.pread(a, length, at), os.pread(b, length, at), at)
+        finally:
+            os.close(a)
+            os.close(b)
+
+
+def _copy_range(source: int, target: int, at: int, length: int) -> int:
+    try:
+        return os.copy_file_range(source, target, length, at, at)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return os.pwrite(target, os.pread(source, min(length, _BLOCK), at), at)
+
+
+def _compare(old: bytes, new: bytes, at: int) -> Iterator[Range]:
+    if old != new:
+        for offset in range(0, len(new), _GRAIN):
+            if old[offset : offset + _GRAIN] != new[offset : offset + _GRAIN]:
+                yield at + offset, at + min(offset + _GRAIN, len(new))
+
+
+def _union(a: Iterator[Range], b: Iterator[Range]) -> Iterator[Range]:
+    """Merge two ordered series of ranges into one, joining those that touch or share a grain."""
+    import heapq
+
+    current: Range | None = None
+    for start, end in heapq.merge(a, b):
+        if current is not None and start // _GRAIN <= (current[1] - 1) // _GRAIN + 1:
+            current = (current[0], max(current[1], end))
+            continue
+        if current is not None:
+            yield current
+        current = (start, end)
+    if current is not None:
+        yield current

@@ -1,0 +1,13 @@
+"""What crosses between dom0 and the backup VM: names, frames, sealing, records. No input or output of its own."""
+
+FORMAT = 1
+"""Version of every format in this package; a reader refuses any other."""
+
+CHUNK_SIZES = tuple(1 << bits for bits in range(16, 23))
+"""The chunk sizes an archive may have, in bytes: the powers of two from 64 KiB to 4 MiB."""
+
+DEFAULT_CHUNK_SIZE = 128 * 1024
+"""Bytes; chosen by measurement, see docs/choices.md."""
+
+MAX_VOLUME_SIZE = 1 << 46
+"""Bytes (64 TiB). Sizes from the other side above this are refused before anything is allocated for them."""

@@ -1,0 +1,64 @@
+"""Writing files so that after a crash there is the old content or the new, never a mixture."""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+
+class Busy(Exception):
+    """Somebody else holds the lock."""
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and removals in a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(directory: Path, mode: int = 0o700) -> None:
+    """Create a directory and its parents durably; nothing happens when it is there."""
+    if directory.is_dir():
+        return
+    make_directory(directory.parent, mode)
+    directory.mkdir(mode=mode, exist_ok=True)
+    sync_directory(directory.parent)
+
+
+def write_synced(path: Path, *parts: bytes, mode: int = 0o600) -> None:
+    """Write a file and its contents to disk. Its directory entry is durable after sync_directory only."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with open(fd, "wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(fd)
+
+
+def replace(path: Path, *parts: bytes, mode: int = 0o600) -> None:
+    """Replace a file atomically: the one commit point of every state change."""
+    temporary = path.with_name(path.name + ".tmp")
+    write_synced(temporary, *parts, mode=mode)
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def lock(path: Path, shared: bool = False, patience: float = 0.0) -> int:
+    """Take an advisory lock (flock) on a file, made if missing; return its descriptor, to be closed to unlock.
+
+    Waits up to ``patience`` seconds, then raises Busy.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                raise Busy(str(path)) from None
+            time.sleep(0.02)

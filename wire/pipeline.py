@@ -1,0 +1,36 @@
+"""Work on a few threads, results in order, memory bounded. The libraries that do the work release the GIL."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:
+    """Yield ``work(item)`` for each item in order, with at most ``ahead`` items begun and not yet yielded.
+
+    ``items`` is drawn in the calling thread. An exception in ``work`` or ``items`` is raised here, after which no
+    further item is begun. One item or one thread is done in the calling thread, without starting any.
+    """
+    from itertools import chain, islice
+
+    source = iter(items)
+    first = list(islice(source, 2))
+    if threads < 2 or len(first) < 2:
+        yield from map(work, chain(first, source))
+        return
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(threads)
+    begun: deque[Future[Result]] = deque()
+    try:
+        for item in chain(first, source):
+            begun.append(pool.submit(work, item))
+            if len(begun) >= ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

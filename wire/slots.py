@@ -1,0 +1,74 @@
+"""Key slots: the master key wrapped by a passphrase (scrypt) or by the printed recovery key, as LUKS has them."""
+
+import base64
+import os
+from typing import Any
+
+import construct as c
+
+from wire.sealing import KEY_SIZE, NotAuthentic, derive, open_bytes, seal_bytes
+
+KIND_PASSPHRASE, KIND_RECOVERY = 1, 2
+SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P = 17, 8, 1
+_HEAD = c.Struct("kind" / c.Int8ul, "log_n" / c.Int8ul, "r" / c.Int8ul, "p" / c.Int8ul, "salt" / c.Bytes(16))
+_HEAD_SIZE: int = _HEAD.sizeof()
+SLOT_SIZE = _HEAD_SIZE + 16 + 12 + KEY_SIZE + 16
+RECOVERY_BYTES = 20
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+
+
+class BadRecoveryKey(ValueError):
+    """A typed recovery key that cannot be right; the text says which group."""
+
+
+def _wrapping_key(head: Any, secret: bytes) -> bytes:
+    if head.kind == KIND_RECOVERY:  # 160 random bits need no stretching
+        return derive(secret, b"sparsebak/1 recovery", head.salt)
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+    if head.kind != KIND_PASSPHRASE or not (10 <= head.log_n <= 22 and 1 <= head.r <= 16 and 1 <= head.p <= 16):
+        raise NotAuthentic("key slot of an unknown kind")
+    return Scrypt(salt=head.salt, length=KEY_SIZE, n=1 << head.log_n, r=head.r, p=head.p).derive(secret)
+
+
+def make_slot(kind: int, secret: bytes, master: bytes, archive: bytes) -> bytes:
+    """Wrap ``master`` for the archive under a passphrase (UTF-8 bytes) or a recovery key (20 bytes)."""
+    fields = {"kind": kind, "log_n": SCRYPT_LOG_N, "r": SCRYPT_R, "p": SCRYPT_P, "salt": os.urandom(16)}
+    raw = bytes(_HEAD.build(fields))
+    return raw + seal_bytes(_wrapping_key(_HEAD.parse(raw), secret), master, raw + archive)
+
+
+def open_slot(untrusted_slot: bytes, kind: int, secret: bytes, archive: bytes) -> bytes | None:
+    """The master key, or None when the slot is of another kind or the secret is not the slot's."""
+    if len(untrusted_slot) != SLOT_SIZE or untrusted_slot[0] != kind:
+        return None
+    raw, wrapped = untrusted_slot[:_HEAD_SIZE], untrusted_slot[_HEAD_SIZE:]
+    try:
+        return open_bytes(_wrapping_key(_HEAD.parse(raw), secret), wrapped, raw + archive)
+    except NotAuthentic:
+        return None
+
+
+def _check(index: int, group: str) -> str:
+    weighted = sum(weight * _ALPHABET.index(letter) for weight, letter in zip((1, 3, 5, 7), group, strict=True))
+    return _ALPHABET[(weighted + index) % 32]
+
+
+def recovery_text(secret: bytes) -> str:
+    """A 20-byte recovery key as printed: eight groups of four base32 letters and a check letter."""
+    letters = base64.b32encode(secret).decode("ascii")
+    groups = [letters[at : at + 4] for at in range(0, len(letters), 4)]
+    return "-".join(group + _check(index, group) for index, group in enumerate(groups))
+
+
+def parse_recovery(text: str) -> bytes:
+    """Undo recovery_text, forgiving case, spaces and dashes; raise BadRecoveryKey naming the wrong group."""
+    letters = text.upper().replace("-", "").replace(" ", "").replace("0", "O").replace("1", "I").replace("8", "B")
+    letters = "".join(letters.split())
+    if len(letters) != 40:
+        raise BadRecoveryKey(f"a recovery key has 40 letters and digits, this one {len(letters)}")
+    groups = [letters[at : at + 5] for at in range(0, 40, 5)]
+    for index, group in enumerate(groups):
+        if not set(group) <= set(_ALPHABET) or _check(index, group[:4]) != group[4]:
+            raise BadRecoveryKey(f"group {index + 1} of the recovery key ({group}) is mistyped")
+    return base64.b32decode("".join(group[:4] for group in groups))

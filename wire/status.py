@@ -1,0 +1,35 @@
+"""How a call ends: one fixed code, never text about dom0. The text belongs in dom0's own log."""
+
+from enum import IntEnum
+
+
+class Code(IntEnum):
+    """Result of a call, as sent in the final status frame."""
+
+    OK = 0
+    BAD_REQUEST = 1
+    DENIED = 2
+    NO_ARCHIVE = 3
+    NO_VOLUME = 4
+    NO_SESSION = 5
+    BUSY = 6
+    INCOMPLETE = 7
+    NO_SPACE = 8
+    SOURCE_FAILED = 9
+    NOT_AUTHENTIC = 10
+    WRONG_VOLUME = 11
+    DAMAGED = 12
+    INTERNAL = 13
+
+
+NOTE_OLDER = 1
+"""Note bit of a status: the record is older than the newest one dom0 knows for this volume and archive."""
+
+
+class Refused(Exception):
+    """The agent refuses a call: ``code`` and ``detail`` (a chunk number, or 0) go to the caller, the text to the log."""
+
+    def __init__(self, code: Code, text: str, detail: int = 0) -> None:
+        super().__init__(text)
+        self.code = code
+        self.detail = detail

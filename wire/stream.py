@@ -1,0 +1,52 @@
+"""Reading exact lengths and writing frames, over any pair of binary streams."""
+
+from typing import Protocol
+
+from wire.frames import HEADER, Layout
+
+
+class Reader(Protocol):
+    """A binary stream to read from; may return fewer bytes than asked for."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes; none at the end."""
+
+
+class Writer(Protocol):
+    """A buffered binary stream to write to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take all of ``data``."""
+
+    def flush(self) -> None:
+        """Pass on what was taken."""
+
+
+class CutShort(EOFError):
+    """The other side ended its stream before it was complete."""
+
+
+def read_exactly(stream: Reader, size: int) -> bytes:
+    """Read ``size`` bytes or raise CutShort. The caller has checked ``size`` against a limit."""
+    data = stream.read(size)
+    if len(data) == size:
+        return data
+    parts = [data]
+    missing = size - len(data)
+    while missing:
+        data = stream.read(missing)
+        if not data:
+            raise CutShort(f"stream ended {missing} bytes early")
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+def write_frame(stream: Writer, kind: int, payload: bytes) -> None:
+    """Write one frame."""
+    stream.write(HEADER.build({"kind": kind, "length": len(payload)}) + payload)
+
+
+def send(stream: Writer, message: Layout) -> None:
+    """Write one of the structures of wire.frames as a frame of its own kind."""
+    write_frame(stream, message.KIND, message.build())
