@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
+from wire.durable import write_synced
 from wire.sealing import ID_SIZE, ZERO_ID
 from wire.tree import DIGEST_SIZE, PAGE_BYTES, PAGE_IDS, Tree, page_count
 
@@ -82,10 +83,7 @@ class CommittedIds:
         os.ftruncate(self._fd, chunks * ID_SIZE)
         os.fsync(self._fd)
         self.count = chunks
-        with open(self._pages, "wb") as file:
-            file.write(digests)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(self._pages, digests)
 
 
 def _by_page(entries: Iterable[Entry]) -> Iterator[tuple[int, list[Entry]]]:

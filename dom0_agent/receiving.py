@@ -1,7 +1,8 @@
 """Restore and Verify: take a session from the backup VM and believe nothing that the archive's key does not prove.
 
-Order on the wire: record; page digests; then for each page its ids and, for each id that is not zero, length and sealed
-chunk; END. How much of each there is follows from the record, which is authenticated before anything else is read.
+Order on the wire: record; all chunk ids; then page by page the same 1,024 ids again and, for each that is not zero, length
+and sealed chunk; END. How much of each there is follows from the record, which is authenticated before anything else is
+read. The ids come twice so that they are proven against the root before any chunk is taken, in flat memory.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from wire.records import RECORD_SIZE, Record, open_record
 from wire.sealing import ID_SIZE, OVERHEAD, ZERO_ID, ChunkIds, NotAuthentic, Opener
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, read_exactly
-from wire.tree import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count, page_count
+from wire.tree import PAGE_IDS, Tree, chunk_count, page_count
 
 AHEAD_BYTES = 24 << 20
 
@@ -66,19 +67,22 @@ def receive(stream: Reader, archive: Archive, record: Record, target: Replacemen
 
 def _arriving(stream: Reader, tree: Tree, record: Record) -> Iterator[Arrived]:
     chunks = chunk_count(record.size, record.chunk_size)
-    digests = read_exactly(stream, page_count(chunks) * DIGEST_SIZE)
-    pages = [digests[at : at + DIGEST_SIZE] for at in range(0, len(digests), DIGEST_SIZE)]
+    pages = [tree.page(_ids(stream, index, chunks)) for index in range(page_count(chunks))]
     if tree.root(record.size, record.chunk_size, pages) != record.root:
-        raise Refused(Code.NOT_AUTHENTIC, "page digests do not match the record's root")
+        raise Refused(Code.NOT_AUTHENTIC, "the chunk ids do not match the record's root")
     for index, page in enumerate(pages):
         first = index * PAGE_IDS
-        ids = read_exactly(stream, min(PAGE_IDS, chunks - first) * ID_SIZE)
+        ids = _ids(stream, index, chunks)
         if tree.page(ids) != page:
-            raise Refused(Code.NOT_AUTHENTIC, f"chunk ids from chunk {first} on do not match the record", first)
+            raise Refused(Code.NOT_AUTHENTIC, f"chunk ids from chunk {first} on are not those sent before", first)
         for at in range(0, len(ids), ID_SIZE):
             chunk_id = ids[at : at + ID_SIZE]
             if chunk_id != ZERO_ID:
                 yield Arrived(first + at // ID_SIZE, chunk_id, _sealed(stream, record.chunk_size, first + at // ID_SIZE))
+
+
+def _ids(stream: Reader, index: int, chunks: int) -> bytes:
+    return read_exactly(stream, min(PAGE_IDS, chunks - index * PAGE_IDS) * ID_SIZE)
 
 
 def _sealed(stream: Reader, chunk_size: int, number: int) -> bytes:

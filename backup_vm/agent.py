@@ -1,0 +1,214 @@
+"""The agent's services as methods. What comes back is checked for length before it is read; a call without a final status
+has failed, whatever its exit code."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from backup_vm.errors import AgentError
+from backup_vm.transport import Connection, Transport
+from wire.frames import (
+    HEADER,
+    HEADER_SIZE,
+    KIND_ARCHIVE,
+    KIND_OFFER,
+    KIND_SLOT,
+    KIND_STATUS,
+    KIND_VOLUME,
+    REQUEST_KNOWN,
+    ArchiveEntry,
+    Offer,
+    Request,
+    Status,
+    VolumeEntry,
+    largest_frame,
+)
+from wire.status import Code
+from wire.stream import CutShort, read_exactly
+
+_MEANINGS = {
+    Code.BAD_REQUEST: ("the agent did not understand the request", "use the same version in dom0 and here"),
+    Code.DENIED: ("the agent does not allow this", "see dom0's log"),
+    Code.NO_ARCHIVE: (
+        "dom0 has no such archive for this qube",
+        "in dom0: sparsebak-agent archive add LABEL --caller NAME",
+    ),
+    Code.NO_VOLUME: ("dom0 has no such volume for this qube", "see: sparsebak list, and the agent's configuration in dom0"),
+    Code.NO_SESSION: ("dom0 knows no such session", "run: sparsebak backup"),
+    Code.BUSY: ("the volume is busy with another operation", "wait for it to end, then try again"),
+    Code.INCOMPLETE: ("the session was not wholly extracted", "run: sparsebak backup"),
+    Code.NO_SPACE: ("dom0's storage is full", "free space in the pool, then try again"),
+    Code.SOURCE_FAILED: ("dom0 cannot read or write the volume", "see dom0's log"),
+    Code.NOT_AUTHENTIC: ("the session does not prove authentic", "run: sparsebak scrub"),
+    Code.WRONG_VOLUME: ("the session belongs to another volume", "an administrator can allow it in dom0: allow_restore"),
+    Code.DAMAGED: ("the agent's state is damaged", "see dom0's log"),
+    Code.INTERNAL: ("the agent failed", "see dom0's log"),
+}
+_EXITS = {
+    125: "the service is not executable in dom0",
+    126: "dom0's policy refused the call",
+    127: "the service is not installed in dom0",
+}
+
+
+class RefusedError(AgentError):
+    """The agent ended a call with a code other than OK."""
+
+    def __init__(self, what: str, status: Status, last_words: str) -> None:
+        self.status = status
+        try:
+            code = Code(status.code)
+        except ValueError:
+            code = Code.INTERNAL
+        self.refusal = code
+        text, hint = _MEANINGS[code]
+        if code in (Code.NOT_AUTHENTIC, Code.BAD_REQUEST) and status.detail:
+            text += f" (chunk {status.detail})"
+        super().__init__(f"{what}: {text}", last_words.split("): ", 1)[-1] if last_words else hint)
+
+
+@dataclass
+class Reply:
+    """The frames of a call, then its status."""
+
+    what: str
+    connection: Connection
+    limit: int
+    status: Status | None = None
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """Kind and payload of each frame before the status; raise AgentError unless that is OK."""
+        stdout = self.connection.process.stdout
+        if stdout is None:
+            raise AgentError(f"{self.what}: no stream to read from")
+        try:
+            while True:
+                head = HEADER.parse(read_exactly(stdout, HEADER_SIZE))
+                if head.length > self.limit:
+                    raise AgentError(f"{self.what}: the agent sent a frame of impossible length {head.length}")
+                payload = read_exactly(stdout, head.length)
+                if head.kind == KIND_STATUS:
+                    break
+                yield head.kind, payload
+        except CutShort:
+            code = self.connection.process.wait()
+            reason = _EXITS.get(code, "the agent ended without an answer")
+            raise AgentError(f"{self.what}: {reason}", self.connection.last_words() or "see dom0's log") from None
+        self.status = Status.parse(payload)
+        if self.status.code != Code.OK:
+            raise RefusedError(self.what, self.status, self.connection.last_words())
+
+    def only(self) -> list[tuple[int, bytes]]:
+        """All frames at once, for short replies."""
+        return list(self.frames())
+
+
+class Agent:
+    """The services, for one archive (16 zero bytes before there is one)."""
+
+    def __init__(self, transport: Transport, archive: bytes = bytes(16), chunk_size: int = 0) -> None:
+        self._transport, self._archive = transport, archive
+        self._limit = max(1 << 16, largest_frame(chunk_size))
+
+    @contextmanager
+    def _call(
+        self,
+        service: str,
+        request: Request,
+        qube: str | None = None,
+        volume: str = "",
+        feed: Callable[[IO[bytes]], None] | None = None,
+    ) -> Iterator[Reply]:
+        what = f"{service} {qube}/{volume}" if qube else service
+        connection = self._transport.start(service, qube, volume)
+        stdin = connection.process.stdin
+        feeder: threading.Thread | None = None
+        failure: list[BaseException] = []
+
+        def write() -> None:
+            try:
+                if stdin is not None:
+                    stdin.write(request.build())
+                    if feed is not None:
+                        feed(stdin)
+                    stdin.close()
+            except BrokenPipeError:
+                pass  # the status says why nothing more was wanted
+            except BaseException as error:
+                failure.append(error)
+                connection.process.kill()
+
+        try:
+            if feed is None:
+                write()
+            else:
+                feeder = threading.Thread(target=write, daemon=True)
+                feeder.start()
+            yield Reply(what, connection, self._limit)
+        except AgentError:
+            if feeder is not None:
+                feeder.join(timeout=5)
+            if failure:
+                raise failure[0] from None
+            raise
+        finally:
+            connection.close()
+            if feeder is not None:
+                feeder.join(timeout=5)
+
+    def enroll(self, label: str) -> tuple[ArchiveEntry, list[bytes]]:
+        """Parameters and key slots of the archive made in dom0 under a label."""
+        with self._call("Enroll", Request(label=label)) as reply:
+            frames = reply.only()
+        entry = next((ArchiveEntry.parse(payload) for kind, payload in frames if kind == KIND_ARCHIVE), None)
+        if entry is None:
+            raise AgentError("Enroll: the agent sent no archive")
+        return entry, [payload for kind, payload in frames if kind == KIND_SLOT]
+
+    def list(self) -> list[VolumeEntry]:
+        """The volumes this qube may back up, and those it has sessions of."""
+        with self._call("List", Request(archive=self._archive)) as reply:
+            return [VolumeEntry.parse(payload) for kind, payload in reply.frames() if kind == KIND_VOLUME]
+
+    def snapshot(self, qube: str, volume: str, newest: bytes, sequence: int, time: int) -> Offer:
+        """Begin a session. ``newest`` and ``sequence``: the archive's newest session; ``time``: the run's, 0 for now."""
+        request = Request(archive=self._archive, session=newest, number=sequence, time=time)
+        with self._call("Snapshot", request, qube, volume) as reply:
+            frames = reply.only()
+        if [kind for kind, _ in frames] != [KIND_OFFER]:
+            raise AgentError(f"Snapshot {qube}/{volume}: the agent sent no offer")
+        return Offer.parse(frames[0][1])
+
+    @contextmanager
+    def extract(
+        self, qube: str, volume: str, session: bytes, first: int, known: Callable[[IO[bytes]], None] | None = None
+    ) -> Iterator[Reply]:
+        """The frames of a session from chunk ``first`` on; ``known`` writes the ids that we hold."""
+        flags = REQUEST_KNOWN if known else 0
+        request = Request(archive=self._archive, session=session, number=first, flags=flags)
+        with self._call("Extract", request, qube, volume, known) as reply:
+            yield reply
+
+    def commit(self, qube: str, volume: str, session: bytes) -> None:
+        """Say that the session is on disk."""
+        with self._call("Commit", Request(archive=self._archive, session=session), qube, volume) as reply:
+            reply.only()
+
+    def abort(self, qube: str, volume: str, session: bytes) -> None:
+        """Give a session up."""
+        with self._call("Abort", Request(archive=self._archive, session=session), qube, volume) as reply:
+            reply.only()
+
+    def verify(self, feed: Callable[[IO[bytes]], None]) -> Status:
+        """Have dom0 prove a session; ``feed`` writes it."""
+        with self._call("Verify", Request(archive=self._archive), feed=feed) as reply:
+            reply.only()
+            return reply.status or Status(Code.INTERNAL)
+
+    def restore(self, qube: str, volume: str, feed: Callable[[IO[bytes]], None]) -> Status:
+        """Have dom0 put a session in a volume's place; ``feed`` writes it."""
+        with self._call("Restore", Request(archive=self._archive), qube, volume, feed) as reply:
+            reply.only()
+            return reply.status or Status(Code.INTERNAL)

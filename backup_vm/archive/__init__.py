@@ -1,0 +1,1 @@
+"""The archive: its format, and everything that reads or writes it."""

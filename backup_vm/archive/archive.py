@@ -1,0 +1,256 @@
+"""An archive that is open: its parameters, sessions and catalog, under its lock."""
+
+import os
+import sqlite3
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backup_vm.archive import catalog as catalogs
+from backup_vm.archive import packs, parameters, partial, sessions
+from backup_vm.archive.catalog import Catalog
+from backup_vm.archive.image import Image, split
+from backup_vm.archive.parameters import Parameters
+from backup_vm.archive.partial import Partial
+from backup_vm.archive.sessions import Session
+from backup_vm.archive.storage import LocalStorage
+from backup_vm.errors import DamagedError, SparsebakError
+
+_SLICE = 1 << 16
+
+
+class Archive:
+    """See the module. ``writing`` says whether this run may change anything."""
+
+    def __init__(self, storage: LocalStorage, settings: Parameters, writing: bool) -> None:
+        self.storage, self.parameters, self.writing = storage, settings, writing
+        self._catalog: Catalog | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self.warnings: list[str] = []
+        """What was found wrong and put right on the way, for the user."""
+        self.damaged: dict[str, DamagedError] = {}
+        """Session files whose head cannot be read, found so far; the sessions that build on them cannot be had."""
+
+    # Sessions
+
+    def newest(self, volume: str) -> Session | None:
+        """The newest session of a volume, or None."""
+        for name in reversed(self.session_files(volume)):
+            session = self._load(name)
+            if session is not None:
+                return session
+        return None
+
+    def _load(self, name: str) -> Session | None:
+        try:
+            return sessions.load(self.storage, name)
+        except DamagedError as error:
+            self.damaged[name] = error
+            return None
+
+    def session_files(self, volume: str | None = None) -> list[str]:
+        """Names of session files, of one volume or all, in order of volume and sequence."""
+        found = self.storage.names("volumes", sessions.SUFFIX)
+        return found if volume is None else [name for name in found if name.split("/")[1] == volume]
+
+    def sessions(self, volume: str | None = None) -> dict[str, list[Session]]:
+        """Sessions by volume id, oldest first. Files that cannot be read are left out, and noted in ``damaged``."""
+        found: defaultdict[str, list[Session]] = defaultdict(list)
+        for name in self.session_files(volume):
+            session = self._load(name)
+            if session is not None:
+                found[name.split("/")[1]].append(session)
+        for series in found.values():
+            series.sort(key=lambda session: session.clear.sequence)
+        return dict(found)
+
+    def partials(self) -> list[Partial]:
+        """Partial sessions that can be gone on with; those that cannot are removed when writing."""
+        found = []
+        for name in self.storage.names("volumes", partial.SUFFIX):
+            one = Partial.load(self.storage, name)
+            if one is not None:
+                found.append(one)
+            elif self.writing:
+                self.storage.remove(name)
+        return found
+
+    def image(self, series: list[Session], session: Session) -> Image:
+        """The image of a volume at a session of its series; raise DamagedError when one it builds on cannot be read."""
+        image = Image(self.storage, series[: series.index(session) + 1])
+        for name, error in self.damaged.items():
+            if image.first.file < name < session.file and name.split("/")[1] == session.volume:
+                raise DamagedError(f"{session.name} builds on a damaged session: {error}", "older sessions can still be had")
+        return image
+
+    def references(self) -> Iterator[list[bytes]]:
+        """Every chunk id that a session or a partial session refers to, in lists of bounded length."""
+        for name in self.session_files():
+            _, ids = sessions.columns(self.storage, sessions.load(self.storage, name))
+            for at in range(0, len(ids), _SLICE):
+                yield split(ids[at : at + _SLICE])
+        for one in self.partials():
+            for raw in one.ids():
+                yield [raw[at : at + 32] for at in range(0, len(raw), 32)]
+            one.close()
+
+    # Catalog
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog; rebuilt first if it is missing or damaged."""
+        if self._catalog is None:
+            self._catalog = self._open_catalog()
+        return self._catalog
+
+    def _open_catalog(self) -> Catalog:
+        path = self.storage.path(catalogs.NAME)
+        if path.exists():
+            catalog = None
+            try:
+                catalog = Catalog(path, read_only=not self.storage.writable())
+                if catalog.sound_for(self.parameters.archive):
+                    return catalog
+            except sqlite3.DatabaseError:
+                pass
+            if catalog is not None:
+                catalog.close()
+            self.warnings.append(f"{path} was damaged; it has been rebuilt")
+        elif self.session_files():
+            self.warnings.append(f"{path} was missing; it has been rebuilt")
+        return self._rebuilt()
+
+    def rebuild_catalog(self) -> None:
+        """Throw the catalog away and make it anew from packs and sessions."""
+        if self._catalog is not None:
+            self._catalog.close()
+        self._catalog = self._rebuilt()
+
+    def _rebuilt(self) -> Catalog:
+        path = self.storage.path(catalogs.NAME)
+        if not self.writing:  # others may be reading too, or the disk may be read-only: keep it to ourselves
+            self._temporary = tempfile.TemporaryDirectory(prefix="sparsebak-")
+            path = Path(self._temporary.name) / catalogs.NAME
+        beside = path.with_name(path.name + ".tmp")
+        catalog = Catalog.create(beside, self.parameters.archive)
+        catalog.begin()
+        for name in self.storage.names("packs", packs.SUFFIX):
+            self._index_pack(catalog, name)
+        self._free_unreferenced(catalog)
+        catalog.commit()
+        catalog.close()
+        os.replace(beside, path)
+        return Catalog(path)
+
+    def _free_unreferenced(self, catalog: Catalog) -> None:
+        """Take what no session refers to out of the catalog; nothing while it is not known what all of them refer to."""
+        self.sessions()
+        if not self.damaged:
+            catalog.free_unreferenced(self.references())
+
+    def _index_pack(self, catalog: Catalog, name: str) -> None:
+        number = catalog.add_pack(name)
+        try:
+            entries = packs.read_index(self.storage, name, self.parameters.archive)
+        except DamagedError as error:
+            self.warnings.append(f"{error}; its chunks were found without it")
+            entries = list(packs.scan(self.storage, name, self.parameters.chunk_size))
+        with packs.PackReader(self.storage) as reader:
+            for entry in entries:
+                if catalog.add(entry.id, number, entry.offset, entry.length):
+                    continue
+                # Two packs have this chunk: one of them may be no more than a hole.
+                catalog_place = catalog.places([entry.id])[entry.id]
+                try:
+                    reader.read(name, entry.id, entry.offset, entry.length)
+                    reader.read(catalog_place.pack, entry.id, catalog_place.offset, catalog_place.length)
+                except DamagedError as error:
+                    if str(self.storage.path(name)) not in str(error):
+                        catalog.put(entry.id, number, entry.offset, entry.length)
+
+    def recover(self) -> None:
+        """When writing begins: finish what a run that died left half done."""
+        self.storage.clean()
+        try:
+            self._recover_catalog()
+        except sqlite3.DatabaseError:
+            self.warnings.append(f"{self.storage.path(catalogs.NAME)} was damaged; it has been rebuilt")
+            self.rebuild_catalog()
+        give_back(self)
+
+    def _recover_catalog(self) -> None:
+        catalog = self.catalog
+        known, present = catalog.packs(), set(self.storage.names("packs", packs.SUFFIX))
+        lost = {number: name for number, name in known.items() if name not in present}
+        unknown = present - set(known.values())
+        if not lost and not unknown and catalog.meta("sweep") is None:
+            return
+        catalog.begin()
+        for number, name in lost.items():
+            self.warnings.append(f"{self.storage.path(name)} is missing; run: sparsebak scrub")
+            catalog.drop_pack(number)
+        for name in sorted(unknown):
+            self._index_pack(catalog, name)
+        self._free_unreferenced(catalog)
+        catalog.set_meta("sweep", None)
+        catalog.commit()
+
+    def close(self) -> None:
+        """Close the catalog."""
+        if self._catalog is not None:
+            self._catalog.close()
+            self._catalog = None
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+
+def give_back(archive: Archive) -> int:
+    """Give the space of freed chunks back: delete packs that hold nothing else, punch holes into others. Returns bytes."""
+    catalog, storage = archive.catalog, archive.storage
+    given = 0
+    catalog.begin()
+    gone = catalog.empty_packs()
+    given += sum(storage.allocated(name) for name in gone.values() if storage.exists(name))
+    for number in gone:
+        catalog.drop_pack(number)
+    catalog.commit()
+    if gone:
+        storage.remove(*gone.values())
+    for number, name, ranges in list(catalog.freed()):
+        if not storage.punch(name, ranges):
+            break  # the space comes back when the whole pack is dead
+        given += sum(length for _, length in ranges)
+        catalog.begin()
+        catalog.forget_freed(number)
+        catalog.commit()
+    return given
+
+
+@contextmanager
+def open_archive(root: Path, writing: bool) -> Iterator[Archive]:
+    """Open and lock the archive in a directory: alone for writing, together with other readers otherwise."""
+    storage = LocalStorage(root)
+    settings = parameters.load(storage)
+    lock = storage.lock(shared=not writing)
+    archive = Archive(storage, settings, writing)
+    try:
+        if writing:
+            archive.recover()
+        yield archive
+    finally:
+        archive.close()
+        if lock is not None:
+            os.close(lock)
+
+
+def create_archive(root: Path, settings: Parameters) -> None:
+    """Make an empty archive in a directory, made if missing; raise SparsebakError where there is one."""
+    storage = LocalStorage(root)
+    if storage.exists(parameters.NAME):
+        raise SparsebakError(f"there is an archive in {root} already", "choose an empty directory")
+    if root.exists() and any(entry.name != "lost+found" for entry in root.iterdir()):
+        raise SparsebakError(f"{root} is not empty", "choose an empty directory, or one that does not exist yet")
+    root.mkdir(parents=True, exist_ok=True)
+    settings.save(storage)

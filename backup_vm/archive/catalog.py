@@ -1,0 +1,190 @@
+"""``catalog.sqlite``: in which pack each chunk lies. A cache: deleted or damaged, it is rebuilt from packs and sessions.
+
+Only chunks that a session (or a partial one) refers to are in ``chunks``. What nothing refers to is in ``freed`` until
+its space has been given back, so that a chunk whose space is gone can never be found again.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+NAME = "catalog.sqlite"
+VERSION = 1
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE packs (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE freed (pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL);
+"""
+_BATCH = 500
+_TABLES = {
+    "meta": ["key", "value"],
+    "packs": ["number", "name"],
+    "chunks": ["id", "pack", "offset", "length"],
+    "freed": ["pack", "offset", "length"],
+}
+
+
+class Place(NamedTuple):
+    """Where a sealed chunk lies: pack file, offset and length of the sealed bytes."""
+
+    pack: str
+    offset: int
+    length: int
+
+
+class Catalog:
+    """The open catalog. sqlite3.DatabaseError from any method means that it must be rebuilt."""
+
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        self.path = path
+        if read_only:
+            self._db = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None)
+        else:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=TRUNCATE")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA temp_store=FILE")
+        self._db.execute("PRAGMA cache_size=-16384")
+
+    @classmethod
+    def create(cls, path: Path, archive: bytes) -> "Catalog":
+        """Make an empty one."""
+        for suffix in ("", "-journal"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        catalog = cls(path)
+        catalog._db.executescript(_SCHEMA)
+        catalog.set_meta("version", str(VERSION))
+        catalog.set_meta("archive", archive.hex())
+        return catalog
+
+    def sound_for(self, archive: bytes) -> bool:
+        """Whether this is a catalog of that archive, of this version, as far as a glance tells."""
+        for table, expected in _TABLES.items():
+            if [row[1] for row in self._db.execute(f"PRAGMA table_info({table})")] != expected:
+                return False
+        return self.meta("version") == str(VERSION) and self.meta("archive") == archive.hex()
+
+    def whole(self) -> bool:
+        """Whether SQLite finds no damage in it."""
+        return [row[0] for row in self._db.execute("PRAGMA integrity_check(1)")] == ["ok"]
+
+    def close(self) -> None:
+        """Close it; what was begun and not committed is undone."""
+        self._db.close()
+
+    def begin(self) -> None:
+        """Begin a transaction, unless one is open."""
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN")
+
+    def commit(self) -> None:
+        """Commit the open transaction, durably."""
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Undo the open transaction."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def meta(self, key: str) -> str | None:
+        """A remembered value."""
+        row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, key: str, value: str | None) -> None:
+        """Remember a value, or forget it."""
+        if value is None:
+            self._db.execute("DELETE FROM meta WHERE key=?", (key,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def add_pack(self, name: str) -> int:
+        """Give a pack a number."""
+        return int(self._db.execute("INSERT INTO packs (name) VALUES (?)", (name,)).lastrowid or 0)
+
+    def packs(self) -> dict[int, str]:
+        """All packs by number."""
+        return dict(self._db.execute("SELECT number, name FROM packs"))
+
+    def drop_pack(self, number: int) -> None:
+        """Forget a pack and all that it holds."""
+        for table in ("chunks", "freed"):
+            self._db.execute(f"DELETE FROM {table} WHERE pack=?", (number,))  # noqa: S608 (names from the line above)
+        self._db.execute("DELETE FROM packs WHERE number=?", (number,))
+
+    def add(self, chunk_id: bytes, pack: int, offset: int, length: int) -> bool:
+        """Add a chunk; False, and nothing done, when it is there already."""
+        row = (chunk_id, pack, offset, length)
+        return self._db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", row).rowcount == 1
+
+    def put(self, chunk_id: bytes, pack: int, offset: int, length: int) -> None:
+        """Add a chunk, or say where it lies now."""
+        self._db.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?)", (chunk_id, pack, offset, length))
+
+    def remove(self, chunk_id: bytes) -> None:
+        """Forget a chunk."""
+        self._db.execute("DELETE FROM chunks WHERE id=?", (chunk_id,))
+
+    def has(self, chunk_id: bytes) -> bool:
+        """Whether a chunk is stored."""
+        return self._db.execute("SELECT 1 FROM chunks WHERE id=?", (chunk_id,)).fetchone() is not None
+
+    def places(self, ids: Iterable[bytes]) -> dict[bytes, Place]:
+        """Where chunks lie; those not stored are missing from the answer."""
+        wanted, found = list(set(ids)), {}
+        for at in range(0, len(wanted), _BATCH):
+            part = wanted[at : at + _BATCH]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT id, name, offset, length FROM chunks JOIN packs ON number = pack WHERE id IN ({marks})"  # noqa: S608
+            for chunk_id, name, offset, length in self._db.execute(query, part):
+                found[chunk_id] = Place(name, offset, length)
+        return found
+
+    def count(self) -> tuple[int, int]:
+        """Chunks stored and their sealed bytes."""
+        chunks, size = self._db.execute("SELECT count(*), coalesce(sum(length), 0) FROM chunks").fetchone()
+        return int(chunks), int(size)
+
+    def in_pack(self, number: int) -> dict[int, bytes]:
+        """Ids of the chunks in a pack, by offset."""
+        return dict(self._db.execute("SELECT offset, id FROM chunks WHERE pack=?", (number,)))
+
+    def free(self, ids: Iterable[bytes]) -> None:
+        """Move chunks to ``freed``: nothing refers to them any more."""
+        for chunk_id in ids:
+            self._db.execute("INSERT INTO freed SELECT pack, offset, length FROM chunks WHERE id=?", (chunk_id,))
+            self._db.execute("DELETE FROM chunks WHERE id=?", (chunk_id,))
+
+    def add_freed(self, pack: int, offset: int, length: int) -> None:
+        """Note sealed bytes that nothing refers to."""
+        self._db.execute("INSERT INTO freed VALUES (?, ?, ?)", (pack, offset, length))
+
+    def freed(self) -> Iterator[tuple[int, str, list[tuple[int, int]]]]:
+        """For each pack with freed chunks: number, name, (offset, length) of each."""
+        numbers = [row[0] for row in self._db.execute("SELECT DISTINCT pack FROM freed")]
+        names = self.packs()
+        for number in numbers:
+            rows = self._db.execute("SELECT offset, length FROM freed WHERE pack=? ORDER BY offset", (number,)).fetchall()
+            yield number, names[number], rows
+
+    def forget_freed(self, pack: int) -> None:
+        """The freed space of a pack has been given back."""
+        self._db.execute("DELETE FROM freed WHERE pack=?", (pack,))
+
+    def empty_packs(self) -> dict[int, str]:
+        """Packs that hold no chunk that anything refers to."""
+        return dict(self._db.execute("SELECT number, name FROM packs WHERE number NOT IN (SELECT DISTINCT pack FROM chunks)"))
+
+    def free_unreferenced(self, references: Iterable[Iterable[bytes]]) -> None:
+        """Move every chunk that is not among the references to ``freed``."""
+        self._db.execute("CREATE TEMP TABLE referenced (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        for ids in references:
+            self._db.executemany("INSERT OR IGNORE INTO referenced VALUES (?)", ((chunk_id,) for chunk_id in ids))
+        dead = "FROM chunks WHERE id NOT IN (SELECT id FROM referenced)"
+        self._db.execute(f"INSERT INTO freed SELECT pack, offset, length {dead}")  # noqa: S608
+        self._db.execute(f"DELETE {dead}")
+        self._db.execute("DROP TABLE referenced")

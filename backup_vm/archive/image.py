@@ -1,0 +1,49 @@
+"""The chunk ids of a volume's image at a session: the newest entry for each chunk number. No Python loop over chunks."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from backup_vm.archive.sessions import Session, columns
+from backup_vm.archive.storage import LocalStorage
+from wire.sealing import ID_SIZE
+
+if TYPE_CHECKING:
+    from backup_vm.archive.sessions import Ids
+
+WINDOW = 8192
+"""Chunks looked at together; a whole number of pages of 1,024."""
+
+
+class Image:
+    """The image that a series of sessions of one volume, oldest first, adds up to."""
+
+    def __init__(self, storage: LocalStorage, sessions: list[Session]) -> None:
+        start = max((i for i, session in enumerate(sessions) if session.inherit == 0), default=0)
+        self.sessions = sessions[start:]  # nothing before a full session counts
+        self._columns = [columns(storage, session) for session in self.sessions]
+        self.first, self.session = self.sessions[0], sessions[-1]
+        self.chunks = self.session.chunks
+
+    def ids(self, first: int, end: int) -> "Ids":
+        """Ids of the chunks from ``first`` up to ``end``: uint8[end - first, 32]; zeros where nothing is stored."""
+        import numpy as np
+
+        window = np.zeros((end - first, ID_SIZE), np.uint8)
+        for session, (numbers, ids) in zip(self.sessions, self._columns, strict=True):
+            if session.inherit < end:
+                window[max(session.inherit - first, 0) :] = 0
+            low, high = np.searchsorted(numbers, [np.uint64(first), np.uint64(end)])
+            if low < high:
+                window[(numbers[low:high] - np.uint64(first)).astype(np.intp)] = ids[low:high]
+        return window
+
+    def windows(self) -> Iterator[tuple[int, list[bytes]]]:
+        """First chunk number and ids of each window of the image, in order."""
+        for first in range(0, self.chunks, WINDOW):
+            yield first, split(self.ids(first, min(first + WINDOW, self.chunks)))
+
+
+def split(ids: "Ids") -> list[bytes]:
+    """Rows of an id column as 32-byte strings."""
+    raw = ids.tobytes()
+    return [raw[at : at + ID_SIZE] for at in range(0, len(raw), ID_SIZE)]

@@ -1,0 +1,101 @@
+"""``archive.toml``: what an archive is, and its key slots. Its last line is a checksum of all the lines before."""
+
+import contextlib
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+from backup_vm.archive.storage import LocalStorage
+from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
+from wire import CHUNK_SIZES, FORMAT
+from wire.names import parse_name
+from wire.sealing import SUITE, Keys
+from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, BadRecoveryKey, open_slot, parse_recovery
+
+NAME = "archive.toml"
+_CHECK = "checksum = "
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """An archive's parameters. ``master`` is its key, in open mode only."""
+
+    archive: bytes
+    label: str
+    chunk_size: int
+    created: int
+    slots: tuple[bytes, ...]
+    master: bytes | None
+
+    @property
+    def mode(self) -> str:
+        """``open`` or ``sealed``."""
+        return "sealed" if self.master is None else "open"
+
+    def keys(self, passphrase: bytes | None = None) -> Keys | None:
+        """The archive's keys: from a passphrase or recovery key if given, else in open mode only. Raise WrongKeyError."""
+        if self.master is not None:
+            return Keys(self.master)
+        if passphrase is None:
+            return None
+        secrets = [(KIND_PASSPHRASE, passphrase)]
+        with contextlib.suppress(BadRecoveryKey):
+            secrets.append((KIND_RECOVERY, parse_recovery(passphrase.decode("utf-8", "replace"))))
+        for kind, secret in secrets:
+            for slot in self.slots:
+                master = open_slot(slot, kind, secret, self.archive)
+                if master is not None:
+                    return Keys(master)
+        raise WrongKeyError("this passphrase or recovery key does not open the archive", "check it and type it again")
+
+    def save(self, storage: LocalStorage) -> None:
+        """Write archive.toml."""
+        lines = [
+            "# An archive of sparsebak. The format is described in docs/format.md of the project.",
+            f"format = {FORMAT}",
+            f"suite = {SUITE}",
+            f'archive = "{self.archive.hex()}"',
+            f'label = "{self.label}"',
+            f'mode = "{self.mode}"',
+            f"chunk_size = {self.chunk_size}",
+            f"created = {self.created}",
+            "slots = [" + ", ".join(f'"{slot.hex()}"' for slot in self.slots) + "]",
+        ]
+        if self.master is not None:
+            lines.append(f'key = "{self.master.hex()}"')
+        body = "\n".join(lines) + "\n"
+        storage.write(NAME, f'{body}{_CHECK}"{_digest(body.encode())}"\n'.encode())
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.blake2b(body, digest_size=16).hexdigest()
+
+
+def load(storage: LocalStorage) -> Parameters:
+    """Read archive.toml; raise NoArchiveError or DamagedError."""
+    try:
+        raw = storage.read(NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        hint = "name the archive with --archive or SPARSEBAK_ARCHIVE, or make one: sparsebak init DIR --label LABEL"
+        raise NoArchiveError(f"there is no archive in {storage.root}", hint) from None
+    body, _, check = raw.rpartition(_CHECK.encode())
+    if check != f'"{_digest(body)}"\n'.encode():
+        hint = "restore this file from a copy; dom0 gives its contents again by: sparsebak init --repair"
+        raise DamagedError(f"{storage.path(NAME)} is damaged: its checksum is wrong", hint)
+    fields: dict[str, Any] = tomllib.loads(body.decode())
+    if fields["format"] != FORMAT or fields["suite"] != SUITE:
+        raise NoArchiveError(
+            f"{storage.path(NAME)}: format {fields['format']}, suite {fields['suite']}; this version knows {FORMAT}, {SUITE}",
+            "use the version of sparsebak that made the archive, or a newer one",
+        )
+    if fields["chunk_size"] not in CHUNK_SIZES:
+        raise DamagedError(f"{storage.path(NAME)}: impossible chunk size")
+    return Parameters(
+        archive=bytes.fromhex(fields["archive"]),
+        label=parse_name(fields["label"], "label"),
+        chunk_size=fields["chunk_size"],
+        created=fields["created"],
+        slots=tuple(bytes.fromhex(slot) for slot in fields["slots"]),
+        master=bytes.fromhex(fields["key"]) if "key" in fields else None,
+    )

@@ -1,0 +1,146 @@
+"""Session files: a record from dom0 and the chunks that changed, as two columns: chunk numbers (rising) and chunk ids.
+
+An image at a session is, for each chunk number, the newest entry up to that session. ``inherit`` cuts that off: entries
+of earlier sessions at or beyond it do not count (a volume that was shrunk and grown again; 0 for a full session).
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import construct as c
+
+from backup_vm.archive.format import (
+    DIGEST_SIZE,
+    SESSION_ENTRY_SIZE,
+    SESSION_HEAD,
+    SESSION_HEAD_SIZE,
+)
+from backup_vm.archive.storage import LocalStorage
+from backup_vm.errors import DamagedError
+from wire.names import session_name
+from wire.records import Clear, read_clear
+from wire.sealing import ID_SIZE, NotAuthentic
+from wire.tree import chunk_count
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[np.uint64]
+    Ids = NDArray[np.uint8]
+
+SUFFIX = ".session"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A stored session. ``file`` is its name in the archive, ``clear`` what its record says in clear."""
+
+    file: str
+    clear: Clear
+    record: bytes
+    inherit: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Its time in UTC: ``20261123-061500``."""
+        return session_name(self.clear.time)
+
+    @property
+    def volume(self) -> str:
+        """Id of its volume in hexadecimal."""
+        return self.clear.volume_id.hex()
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the volume at this session."""
+        return chunk_count(self.clear.size, self.clear.chunk_size)
+
+
+def file_name(clear: Clear) -> str:
+    """Name in the archive: ``volumes/<volume id>/<sequence>-<session id>.session``."""
+    return f"volumes/{clear.volume_id.hex()}/{clear.sequence:010d}-{clear.session.hex()}{SUFFIX}"
+
+
+def load(storage: LocalStorage, name: str) -> Session:
+    """Read the head of a session file, or raise DamagedError."""
+    path = storage.path(name)
+    with open(path, "rb") as file:
+        raw = file.read(SESSION_HEAD_SIZE)
+    try:
+        head = SESSION_HEAD.parse(raw)
+        clear = read_clear(head.record)
+    except (c.ConstructError, NotAuthentic) as error:
+        raise DamagedError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
+    if storage.size(name) != SESSION_HEAD_SIZE + head.count * SESSION_ENTRY_SIZE + DIGEST_SIZE:
+        raise DamagedError(f"{path} is damaged: it has another length than its head says")
+    return Session(name, clear, head.record, head.inherit, head.count)
+
+
+def check(storage: LocalStorage, session: Session) -> None:
+    """Compare a session file with its digest and its name, or raise DamagedError."""
+    digest, left = hashlib.blake2b(digest_size=DIGEST_SIZE), storage.size(session.file) - DIGEST_SIZE
+    path = storage.path(session.file)
+    with open(path, "rb") as file:
+        while left:
+            block = file.read(min(left, 1 << 20))
+            digest.update(block)
+            left -= len(block)
+        sound = file.read() == digest.digest()
+    if not sound or file_name(session.clear) != session.file:
+        raise DamagedError(f"{path} is damaged: its checksum or its name is wrong")
+
+
+def write(
+    storage: LocalStorage, record: bytes, inherit: int, count: int, numbers: Iterable[bytes], ids: Iterable[bytes]
+) -> Session:
+    """Store a session: ``count`` entries, given as byte strings of the two columns, in order."""
+    name = file_name(read_clear(record))
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    new = storage.create(name)
+    try:
+        for part in _parts(SESSION_HEAD.build({"inherit": inherit, "count": count, "record": record}), numbers, ids):
+            digest.update(part)
+            new.write(part)
+        new.write(digest.digest())
+        new.finish()
+    except BaseException:
+        new.abandon()
+        raise
+    return Session(name, read_clear(record), record, inherit, count)
+
+
+def _parts(head: bytes, numbers: Iterable[bytes], ids: Iterable[bytes]) -> Iterator[bytes]:
+    yield head
+    yield from numbers
+    yield from ids
+
+
+def columns(storage: LocalStorage, session: Session) -> "tuple[Numbers, Ids]":
+    """The two columns, mapped, not read: uint64[count] and uint8[count, 32]."""
+    import numpy as np
+
+    if session.count == 0:
+        return np.empty(0, np.uint64), np.empty((0, ID_SIZE), np.uint8)
+    path: Path = storage.path(session.file)
+    numbers = np.memmap(path, "<u8", "r", SESSION_HEAD_SIZE, (session.count,))
+    ids = np.memmap(path, np.uint8, "r", SESSION_HEAD_SIZE + 8 * session.count, (session.count, ID_SIZE))
+    return numbers, ids
+
+
+def replace_merged(storage: LocalStorage, removed: Session, successor: Session) -> Session:
+    """Fold the entries of a session that is to go into the one after it; the image of that one stays the same."""
+    import numpy as np
+
+    old_numbers, old_ids = columns(storage, removed)
+    new_numbers, new_ids = columns(storage, successor)
+    kept = ~np.isin(old_numbers, new_numbers, assume_unique=True) & (old_numbers < np.uint64(successor.inherit))
+    numbers = np.concatenate([old_numbers[kept], new_numbers])
+    order = np.argsort(numbers, kind="stable")
+    ids = np.concatenate([old_ids[kept], new_ids])[order]
+    inherit = min(removed.inherit, successor.inherit)
+    return write(storage, successor.record, inherit, len(order), [numbers[order].tobytes()], [ids.tobytes()])

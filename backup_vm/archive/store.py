@@ -1,0 +1,124 @@
+"""Storing what arrives: chunks into packs, entries into partial sessions, complete sessions into session files.
+
+A pack is brought to disk in the background while the next one fills. Only when it is there do its chunks enter the
+catalog and its entries the partial session, and only then are sessions that end in it stored.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.packs import PACK_SIZE, NewPack
+from backup_vm.archive.partial import Partial
+from backup_vm.errors import DamagedError
+from wire.sealing import ZERO_ID
+
+MAX_ENTRIES = 1 << 14
+"""Entries after which a pack is closed, however small, so that memory stays bounded."""
+
+
+@dataclass
+class Group:
+    """Entries of one partial session that go with one pack."""
+
+    partial: Partial
+    upto: int = 0
+    numbers: list[int] = field(default_factory=list)
+    ids: list[bytes] = field(default_factory=list)
+
+
+@dataclass
+class Filling:
+    """A pack and all that waits for it to be durable."""
+
+    pack: NewPack | None = None
+    places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    entries: int = 0
+    after: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Store:
+    """Takes in the chunks of one run, of any number of volumes one after another."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive, self._catalog = archive, archive.catalog
+        self._filling = Filling()
+        self._flying: tuple[Future[None], Filling] | None = None
+        self._background = ThreadPoolExecutor(1)
+        self.stored = 0
+        """Bytes of sealed chunks newly stored."""
+
+    def chunk(self, partial: Partial, number: int, chunk_id: bytes, sealed: bytes) -> None:
+        """Take a chunk: ``sealed`` is empty for zeros, and for what the archive must hold already."""
+        filling = self._filling
+        if chunk_id != ZERO_ID and not self._held(chunk_id):
+            if not sealed:
+                raise DamagedError(
+                    f"the agent took it that the archive holds chunk {chunk_id.hex()[:16]}, but it does not",
+                    "run: sparsebak scrub, then sparsebak backup",
+                )
+            if filling.pack is None:
+                filling.pack = NewPack(self._archive.storage, self._archive.parameters.archive)
+            filling.places[chunk_id] = (filling.pack.add(chunk_id, sealed), len(sealed))
+            self.stored += len(sealed)
+        if not filling.groups or filling.groups[-1].partial is not partial:
+            filling.groups.append(Group(partial))
+        group = filling.groups[-1]
+        group.upto = number + 1
+        group.numbers.append(number)
+        group.ids.append(chunk_id)
+        filling.entries += 1
+        if filling.entries >= MAX_ENTRIES or (filling.pack is not None and filling.pack.size >= PACK_SIZE):
+            self._close_pack()
+
+    def _held(self, chunk_id: bytes) -> bool:
+        return (
+            chunk_id in self._filling.places
+            or (self._flying is not None and chunk_id in self._flying[1].places)
+            or self._catalog.has(chunk_id)
+        )
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Do this once everything taken so far is durable."""
+        self._filling.after.append(action)
+
+    def _close_pack(self) -> None:
+        self._settle()
+        filling, self._filling = self._filling, Filling()
+        finish = filling.pack.finish if filling.pack is not None else lambda: None
+        self._flying = (self._background.submit(finish), filling)
+
+    def _settle(self) -> None:
+        """Wait for the pack that is being brought to disk, and do what waits for it."""
+        if self._flying is None:
+            return
+        future, filled = self._flying
+        future.result()
+        self._flying = None
+        if filled.pack is not None:
+            self._catalog.begin()
+            number = self._catalog.add_pack(filled.pack.name)
+            for chunk_id, (offset, length) in filled.places.items():
+                self._catalog.add(chunk_id, number, offset, length)
+            self._catalog.commit()
+        for group in filled.groups:
+            group.partial.append(group.upto, group.numbers, group.ids)
+        for action in filled.after:
+            action()
+
+    def flush(self) -> None:
+        """Bring everything to disk and do all that waits for it."""
+        self._close_pack()
+        self._settle()
+
+    def close(self) -> None:
+        """End; what was not flushed is given up."""
+        if self._flying is not None:
+            self._flying[0].cancel()
+        self._background.shutdown(wait=True)
+        for filling in (self._filling, self._flying[1] if self._flying else None):
+            if filling is not None and filling.pack is not None:
+                filling.pack.abandon()
+        self._catalog.rollback()

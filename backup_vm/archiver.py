@@ -1,0 +1,281 @@
+"""A backup run: interrupted sessions are finished first; then all volumes are snapshotted, then extracted, one by one."""
+
+import errno
+import sqlite3
+import struct
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO
+
+from backup_vm.agent import Agent
+from backup_vm.archive import prune, sessions
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.image import Image
+from backup_vm.archive.partial import Partial
+from backup_vm.archive.scrub import rescan_key
+from backup_vm.archive.sessions import Session
+from backup_vm.archive.store import Store
+from backup_vm.errors import AgentError, SparsebakError
+from backup_vm.progress import Progress
+from wire.frames import CHUNK_HEAD_SIZE, KIND_CHUNK, KIND_RECORD, OFFER_FULL, OFFER_RESUMED, VOLUME_PENDING, Offer, VolumeEntry
+from wire.names import session_name
+from wire.records import read_clear
+from wire.sealing import ID_SIZE, NotAuthentic
+from wire.tree import chunk_count
+
+RESERVE = 1 << 20
+_HEAD = struct.Struct(f"<Q{ID_SIZE}s")
+
+
+@dataclass
+class Done:
+    """What became of one volume."""
+
+    qube: str
+    volume: str
+    session: str
+    size: int
+    changed: int
+    """Bytes of the volume in chunks that changed."""
+    stored: int
+    """Bytes newly stored for them."""
+    full: bool
+    resumed: bool
+
+
+@dataclass
+class Report:
+    """What became of a run."""
+
+    done: list[Done] = field(default_factory=list)
+    failed: list[tuple[str, SparsebakError]] = field(default_factory=list)
+
+
+class Archiver:
+    """One run over an archive that is open for writing."""
+
+    def __init__(self, archive: Archive, agent: Agent, progress: Progress, ignore_free_space: bool = False) -> None:
+        self._archive, self._agent, self._progress = archive, agent, progress
+        self._ignore_free_space = ignore_free_space
+        self.report = Report()
+
+    def run(self, volumes: list[VolumeEntry]) -> Report:
+        """Back up the volumes. A volume that fails does not keep the others from being backed up."""
+        store = Store(self._archive)
+        self._archive.catalog.set_meta("sweep", "backup")
+        try:
+            offers = self._finish_interrupted(store, volumes)
+            offers = self._snapshot_all(volumes, offers)
+            self._check_space(volumes, offers)
+            self._progress.start(sum(offer.changed for offer in offers.values()))
+            for volume in volumes:
+                if volume.volume_id in offers:
+                    self._try(volume, lambda v=volume: self._extract(store, v, offers[v.volume_id], False))  # type: ignore[misc]
+            store.flush()
+            self._archive.catalog.set_meta("sweep", None)
+        except KeyboardInterrupt:
+            store.flush()  # keep what has come so far, to go on from there
+            raise
+        except (OSError, sqlite3.OperationalError) as error:
+            raise _full_disk(error, self._archive) from None
+        finally:
+            store.close()
+            self._progress.stop()
+        return self.report
+
+    def _try(self, volume: VolumeEntry, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except AgentError as error:
+            self.report.failed.append((f"{volume.qube}/{volume.volume}", error))
+
+    def _finish_interrupted(self, store: Store, volumes: list[VolumeEntry]) -> dict[bytes, Offer]:
+        """Commit, go on with, or give up what earlier runs left. Returns offers that turned out to be new ones."""
+        partials = {one.offer.volume_id: one for one in self._archive.partials()}
+        offers: dict[bytes, Offer] = {}
+        for volume in volumes:
+            partial = partials.pop(volume.volume_id, None)
+            if volume.flags & VOLUME_PENDING:
+                self._try(volume, lambda v=volume, p=partial: self._finish_one(store, v, p, offers))  # type: ignore[misc]
+            elif partial is not None:
+                self._drop(partial)
+        for partial in partials.values():
+            partial.close()
+        store.flush()
+        return offers
+
+    def _finish_one(self, store: Store, volume: VolumeEntry, partial: Partial | None, offers: dict[bytes, Offer]) -> None:
+        offer = self._snapshot(volume, 0)
+        if partial is not None and partial.offer.session != offer.session:
+            self._drop(partial)
+            partial = None
+        if not offer.flags & OFFER_RESUMED:
+            offers[volume.volume_id] = offer
+            return
+        newest = self._archive.newest(volume.volume_id.hex())
+        if newest is not None and newest.clear.session == offer.session:
+            self._agent.commit(volume.qube, volume.volume, offer.session)
+            if partial is not None:
+                partial.close()
+                self._archive.storage.remove(partial.name)
+        elif partial is not None:
+            self._progress.start(offer.changed)
+            self._extract(store, volume, offer, True, partial)
+        else:
+            self._agent.abort(volume.qube, volume.volume, offer.session)
+
+    def _drop(self, partial: Partial) -> None:
+        ids = list(partial.ids())
+        partial.close()
+        prune.drop_partial(self._archive, partial.name, ids)
+        self._archive.catalog.set_meta("sweep", "backup")
+
+    def _snapshot(self, volume: VolumeEntry, time: int) -> Offer:
+        newest = self._archive.newest(volume.volume_id.hex())
+        session = newest.clear.session if newest and not self._must_rescan(newest.volume) else bytes(16)
+        sequence = newest.clear.sequence if newest else 0
+        offer = self._agent.snapshot(volume.qube, volume.volume, session, sequence, time)
+        if offer.volume_id != volume.volume_id or offer.chunk_size != self._archive.parameters.chunk_size:
+            raise AgentError(f"Snapshot {volume.qube}/{volume.volume}: the agent offered something else")
+        if not offer.flags & (OFFER_FULL | OFFER_RESUMED) and (newest is None or offer.previous != newest.clear.session):
+            raise AgentError(f"Snapshot {volume.qube}/{volume.volume}: the agent builds on a session that is not the newest")
+        return offer
+
+    def _must_rescan(self, volume_id: str) -> bool:
+        """Whether damage was found that later sessions of this volume must not build on."""
+        return self._archive.catalog.meta(rescan_key(volume_id)) is not None
+
+    def _snapshot_all(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> dict[bytes, Offer]:
+        """One offer for each volume, all under one time, so that the run is one moment and has one name."""
+        time = max((offer.time for offer in offers.values()), default=0)
+        for volume in volumes:
+            if volume.volume_id in offers or any(name == f"{volume.qube}/{volume.volume}" for name, _ in self.report.failed):
+                continue
+
+            def take(volume: VolumeEntry = volume, time: int = time) -> None:
+                offers[volume.volume_id] = self._snapshot(volume, time)
+
+            self._try(volume, take)
+            if volume.volume_id in offers:
+                time = time or offers[volume.volume_id].time
+        return offers
+
+    def _check_space(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
+        """Refuse before anything is sent when the disk could not hold it all, even if nothing compressed."""
+        compared = {key for key, offer in offers.items() if offer.flags & OFFER_FULL and self._archive.newest(key.hex())}
+        needed = sum(offer.changed for key, offer in offers.items() if key not in compared)
+        needed += needed // 50 + RESERVE
+        free = self._archive.storage.free()
+        if free >= needed or self._ignore_free_space:
+            return
+        for volume in volumes:
+            if volume.volume_id in offers:
+                self._agent.abort(volume.qube, volume.volume, offers[volume.volume_id].session)
+        self._archive.catalog.set_meta("sweep", None)
+        raise SparsebakError(
+            f"{self._archive.storage.root} has {_size(free)} free, and this backup may need up to {_size(needed)}",
+            "prune old sessions, or go on with --ignore-free-space if you expect it to compress",
+        )
+
+    def _extract(self, store: Store, volume: VolumeEntry, offer: Offer, resumed: bool, partial: Partial | None = None) -> None:
+        """Take in one session; it is stored and committed as soon as its last pack is durable."""
+        name = f"{volume.qube}/{volume.volume}"
+        newest = self._archive.newest(volume.volume_id.hex())
+        if partial is None:
+            partial = Partial.create(self._archive.storage, offer)
+        full = bool(offer.flags & OFFER_FULL)
+        known = self._known_ids(newest, offer) if full and newest is not None else None
+        stored, chunks = store.stored, chunk_count(offer.size, offer.chunk_size)
+        changed, following, record = 0, partial.position, b""
+        self._progress.volume(name)
+        with self._agent.extract(volume.qube, volume.volume, offer.session, partial.position, known) as reply:
+            for kind, payload in reply.frames():
+                if kind == KIND_RECORD:
+                    record = payload
+                    continue
+                number, chunk_id = _HEAD.unpack_from(payload) if len(payload) >= CHUNK_HEAD_SIZE else (chunks, b"")
+                if kind != KIND_CHUNK or record or not following <= number < chunks:
+                    raise AgentError(f"Extract {name}: the agent sent a frame that does not belong there")
+                following = number + 1
+                store.chunk(partial, number, chunk_id, payload[CHUNK_HEAD_SIZE:])
+                changed += 1
+                self._progress.advance(offer.chunk_size)
+        _check_record(name, record, offer, self._archive.parameters.archive)
+        self._progress.finished(offer.changed)
+        inherit = 0 if full or newest is None else min(newest.chunks, chunks)
+        done = Done(
+            qube=volume.qube,
+            volume=volume.volume,
+            session=session_name(offer.time),
+            size=offer.size,
+            changed=changed * offer.chunk_size,
+            stored=store.stored - stored,
+            full=full,
+            resumed=resumed,
+        )
+        complete = partial
+
+        def finish() -> None:
+            self._finish(volume, complete, record, inherit, done)
+
+        store.then(finish)
+
+    def _finish(self, volume: VolumeEntry, partial: Partial, record: bytes, inherit: int, done: Done) -> None:
+        storage = self._archive.storage
+        sessions.write(storage, record, inherit, partial.count, partial.numbers(), partial.ids())
+        if done.full and self._must_rescan(volume.volume_id.hex()):
+            self._archive.catalog.set_meta(rescan_key(volume.volume_id.hex()), None)
+
+        def commit() -> None:
+            self._agent.commit(volume.qube, volume.volume, partial.offer.session)
+            partial.close()
+            storage.remove(partial.name)
+            self.report.done.append(done)
+
+        self._try(volume, commit)
+
+    def _known_ids(self, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:
+        """Writes the ids that we hold for the volume, so that the agent sends only what differs."""
+        series = self._archive.sessions(newest.volume)[newest.volume]
+        image = Image(self._archive.storage, series)  # damage does no harm here: the agent compares each id with the data
+        spool = tempfile.TemporaryFile()
+        for _, ids in image.windows():
+            places = self._archive.catalog.places(chunk_id for chunk_id in ids if any(chunk_id))
+            spool.write(b"".join(chunk_id if chunk_id in places else bytes(ID_SIZE) for chunk_id in ids))
+        length = chunk_count(offer.size, offer.chunk_size) * ID_SIZE
+        spool.truncate(length)
+        spool.seek(0)
+
+        def write(stream: IO[bytes]) -> None:
+            with spool:
+                while block := spool.read(1 << 16):
+                    stream.write(block)
+
+        return write
+
+
+def _check_record(name: str, record: bytes, offer: Offer, archive: bytes) -> None:
+    try:
+        clear = read_clear(record)
+    except NotAuthentic as error:
+        raise AgentError(f"Extract {name}: {error}") from None
+    expected = (archive, offer.volume_id, offer.session, offer.sequence, offer.time, offer.size, offer.chunk_size)
+    if tuple(vars(clear).values()) != expected:
+        raise AgentError(f"Extract {name}: the record is not the one of the session offered")
+
+
+def _full_disk(error: OSError | sqlite3.OperationalError, archive: Archive) -> SparsebakError:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT) or "full" in str(error):
+        return SparsebakError(
+            f"{archive.storage.root} is full; what was stored so far is kept",
+            "prune old sessions or free space, then run: sparsebak backup; it goes on from there",
+        )
+    return SparsebakError(f"{archive.storage.root}: {error}", "nothing stored is lost; mend this and run: sparsebak backup")
+
+
+def _size(size: int) -> str:
+    from backup_vm.text import size_text
+
+    return size_text(size)

@@ -1,0 +1,65 @@
+"""``sparsebak``: one module for each command, each with ``add_to(commands)`` that declares it and a ``run(options)``."""
+
+import argparse
+import importlib
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from backup_vm.errors import Exit, SparsebakError
+
+COMMANDS = ("init", "backup", "list", "restore", "assemble", "verify", "scrub", "prune", "delete", "status")
+_EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found; 5 the agent refused or
+cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no key; 130 interrupted.
+The environment variables SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE stand in for --agent and --archive."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
+    top.add_argument("--agent", metavar="AGENT", help="'qrexec', or 'local:AGENT.TOML' on a machine without Qubes")
+    top.add_argument("--archive", type=Path, metavar="DIR", help="the archive's directory")
+    top.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ~/.config/sparsebak/config.toml)")
+    top.add_argument("--require-mount", type=Path, metavar="DIR", help="do nothing unless this is a mount point")
+    top.add_argument("--caller", metavar="NAME", help="with a local agent: call in the name of this qube (default: dom0)")
+    top.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    top.add_argument("-v", "--verbose", action="store_true", help="say more, also where there is no terminal")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"backup_vm.cli.{name}").add_to(commands)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; an error is one line, with a hint, on standard error."""
+    options = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(options.run(options))
+    except SparsebakError as error:
+        _tell(error)
+        return error.code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return Exit.FAILED
+    except OSError as error:
+        print(f"sparsebak: {error.filename or options.command}: {error.strerror}", file=sys.stderr)
+        return Exit.FAILED
+    except KeyboardInterrupt:
+        print("sparsebak: interrupted; what was stored is kept", file=sys.stderr)
+        return Exit.INTERRUPTED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _tell(error: SparsebakError) -> None:
+    hint = f" ({error.hint})" if error.hint else ""
+    text = " ".join(f"{error}{hint}".split())
+    print("sparsebak: " + "".join(letter if letter.isprintable() else "?" for letter in text), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

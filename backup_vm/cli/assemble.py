@@ -1,0 +1,52 @@
+"""``sparsebak assemble``: a session to a raw image, with the key and without any agent."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.text import size_text
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    assemble = commands.add_parser("assemble", help="write a session as a raw disk image; needs the key, but no agent")
+    assemble.add_argument("volume", metavar="QUBE/VOLUME")
+    assemble.add_argument("--session", default="latest", metavar="S", help="its time, or the beginning of it (default: latest)")
+    assemble.add_argument("-o", "--output", required=True, type=Path, metavar="IMAGE")
+    assemble.add_argument("--force", action="store_true", help="replace an image that exists")
+    key_option(assemble)
+    json_option(assemble)
+    assemble.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from backup_vm.errors import SparsebakError
+    from backup_vm.names import find_session, one
+    from backup_vm.progress import progress_for
+    from backup_vm.reading import assemble, image_bytes
+
+    context = Context(options)
+    target: Path = options.output
+    if target.exists() and (not target.is_file() or not (options.force or target.stat().st_size == 0)):
+        raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
+    with context.open() as archive:
+        keys = context.keys(archive, needed=True)
+        if keys is None:
+            sys.exit(1)
+        volume = one(context.volumes(archive, keys), options.volume)
+        session = find_session(volume, options.session)
+        image = archive.image(list(volume.sessions), session)
+        progress = progress_for("assemble", context.quiet)
+        progress.start(image_bytes(image))
+        try:
+            record = assemble(archive, image, keys, volume.name, target, progress)
+        finally:
+            progress.stop()
+    if context.json:
+        fields = {"qube": record.qube, "volume": record.volume, "session": session.name, "size": record.size}
+        context.result({**fields, "image": str(target)}, "")
+    context.say(f"{target}: {volume.name} as of {session.name}, {size_text(record.size)}, authentic.")
+    return 0

@@ -1,0 +1,85 @@
+"""``sparsebak backup``: back up the volumes named, or all."""
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from backup_vm.cli.context import Context, json_option
+from backup_vm.errors import Exit
+from backup_vm.text import size_text, table
+
+if TYPE_CHECKING:
+    from backup_vm.archiver import Report
+    from wire.frames import VolumeEntry
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    backup = commands.add_parser("backup", help="store a new session of each volume")
+    backup.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all")
+    backup.add_argument("--all", action="store_true", help="all volumes, said explicitly")
+    backup.add_argument("-n", "--dry-run", action="store_true", help="only show what has changed, as of the last monitor run")
+    backup.add_argument("--ignore-free-space", action="store_true", help="begin even if the disk may be too small")
+    json_option(backup)
+    backup.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from backup_vm.archiver import Archiver
+    from backup_vm.progress import progress_for
+
+    context = Context(options)
+    with context.open(writing=not options.dry_run) as archive:
+        agent = context.agent(archive)
+        chosen = _choose(agent.list(), options.volumes)
+        if options.dry_run:
+            return _preview(context, chosen)
+        progress = progress_for("backup", context.quiet or context.json)
+        report = Archiver(archive, agent, progress, options.ignore_free_space).run(chosen)
+    _tell(context, report)
+    return _exit(report)
+
+
+def _exit(report: "Report") -> int:
+    if not report.failed:
+        return Exit.OK
+    return Exit.INCOMPLETE if report.done else report.failed[0][1].code
+
+
+def _choose(listed: "list[VolumeEntry]", names: list[str]) -> "list[VolumeEntry]":
+    from backup_vm.errors import SparsebakError
+    from backup_vm.names import matches
+    from wire.frames import VOLUME_GONE
+
+    present = [volume for volume in listed if not volume.flags & VOLUME_GONE]
+    if not present:
+        raise SparsebakError("dom0 lists no volume to back up", "add volumes to the agent's configuration in dom0")
+    for name in names:
+        if not any(matches(name, volume.qube, volume.volume) for volume in present):
+            raise SparsebakError(f"dom0 lists no volume {name}", "see: sparsebak status")
+    return [v for v in present if not names or any(matches(name, v.qube, v.volume) for name in names)]
+
+
+def _preview(context: Context, chosen: "list[VolumeEntry]") -> int:
+    rows = [[f"{v.qube}/{v.volume}", size_text(v.size), size_text(v.changed)] for v in chosen]
+    data = [{"qube": v.qube, "volume": v.volume, "size": v.size, "changed": v.changed} for v in chosen]
+    context.result({"volumes": data}, table([["VOLUME", "SIZE", "CHANGED"], *rows], frozenset({1, 2})))
+    return Exit.OK
+
+
+def _tell(context: Context, report: "Report") -> None:
+    if context.json:
+        failed = [{"volume": name, "error": str(error)} for name, error in report.failed]
+        context.result({"sessions": [asdict(done) for done in report.done], "failed": failed}, "")
+    elif context.talks and report.done:
+        rows = [
+            [f"{d.qube}/{d.volume}", d.session, size_text(d.size), size_text(d.changed), size_text(d.stored)]
+            + [" ".join(word for word, said in (("full", d.full), ("resumed", d.resumed)) if said)]
+            for d in report.done
+        ]
+        head = ["VOLUME", "SESSION", "SIZE", "CHANGED", "STORED", ""]
+        context.say(table([head, *rows], frozenset({2, 3, 4})))
+    for name, error in report.failed:
+        hint = f" ({error.hint})" if error.hint else ""
+        context.warn(f"{name} was not backed up: {error}{hint}")

@@ -1,0 +1,149 @@
+"""What the commands share: settings, the archive, the agent, keys, and how results are told."""
+
+import argparse
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backup_vm.errors import AgentError, NoArchiveError, SparsebakError, UsageError, WrongKeyError
+
+if TYPE_CHECKING:
+    from backup_vm.agent import Agent
+    from backup_vm.archive.archive import Archive
+    from backup_vm.names import Named
+    from wire.sealing import Keys
+
+_SETTINGS = ("agent", "archive", "require_mount", "caller")
+_QREXEC = Path("/usr/bin/qrexec-client-vm")
+
+
+class Context:
+    """One command's surroundings, from options, environment and settings, in this order of precedence."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self._settings = _settings(options.config)
+        self.quiet = bool(options.quiet)
+        self.json = bool(getattr(options, "json", False))
+        self.talks = not self.quiet and not self.json and (sys.stdout.isatty() or options.verbose)
+        """Whether to say what was done: on a terminal, or with -v."""
+
+    def _setting(self, name: str, variable: str = "") -> str | None:
+        given = getattr(self.options, name) or (os.environ.get(variable) if variable else None) or self._settings.get(name)
+        return None if given is None else str(given)
+
+    def archive_path(self, given: Path | None = None) -> Path:
+        """The archive's directory, after checking that what must be mounted is."""
+        mount = self._setting("require_mount")
+        if mount is not None and not os.path.ismount(mount):
+            raise SparsebakError(f"{mount} is not mounted", "attach and mount the backup disk, then try again")
+        path = given or self._setting("archive", "SPARSEBAK_ARCHIVE")
+        if path is None:
+            raise NoArchiveError("no archive was named", "use --archive DIR or SPARSEBAK_ARCHIVE")
+        return Path(path)
+
+    @contextmanager
+    def open(self, writing: bool = False) -> Iterator["Archive"]:
+        """The archive, locked; what was mended on the way is told at the end."""
+        from backup_vm.archive.archive import open_archive
+
+        with open_archive(self.archive_path(), writing) as archive:
+            try:
+                yield archive
+            finally:
+                for warning in archive.warnings:
+                    self.warn(warning)
+
+    def has_agent(self) -> bool:
+        """Whether an agent was named, or is to be expected on this machine."""
+        return self._setting("agent", "SPARSEBAK_AGENT") is not None or _QREXEC.exists()
+
+    def agent(self, archive: "Archive | None" = None) -> "Agent":
+        """The agent, for an archive."""
+        from backup_vm.agent import Agent
+        from backup_vm.transport import open_transport
+
+        if not self.has_agent():
+            raise AgentError("no agent was named", "use --agent local:AGENT.TOML or SPARSEBAK_AGENT")
+        transport = open_transport(self._setting("agent", "SPARSEBAK_AGENT") or "qrexec", self._setting("caller") or "dom0")
+        if archive is None:
+            return Agent(transport)
+        return Agent(transport, archive.parameters.archive, archive.parameters.chunk_size)
+
+    def keys(self, archive: "Archive", needed: bool = False) -> "Keys | None":
+        """The archive's keys: in open mode, or with --passphrase-file, or (when needed) typed on the terminal."""
+        file: Path | None = getattr(self.options, "passphrase_file", None)
+        passphrase = None if file is None else read_passphrase(file)
+        keys = archive.parameters.keys(passphrase)
+        if keys is None and needed:
+            if not sys.stdin.isatty():
+                raise WrongKeyError("the archive is sealed", "give its passphrase or recovery key with --passphrase-file F")
+            from getpass import getpass
+
+            keys = archive.parameters.keys(getpass("Passphrase or recovery key: ").encode())
+        return keys
+
+    def volumes(self, archive: "Archive", keys: "Keys | None") -> "list[Named]":
+        """The volumes in the archive, with their names if the key or the agent tells them."""
+        from backup_vm.names import stored_volumes
+
+        known: dict[str, tuple[str, str]] = {}
+        if keys is None and self.has_agent():
+            try:
+                known = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in self.agent(archive).list()}
+            except AgentError as error:
+                self.warn(f"names are not known: {error}")
+        return stored_volumes(archive, keys, known)
+
+    def warn(self, text: str) -> None:
+        """Tell of something that does not stop the command."""
+        print(f"sparsebak: {text}", file=sys.stderr)
+
+    def say(self, text: str) -> None:
+        """Tell what was done, to whoever watches."""
+        if self.talks:
+            print(text)
+
+    def result(self, data: dict[str, Any], text: str) -> None:
+        """Print what was asked for."""
+        print(json.dumps(data) if self.json else text)
+
+
+def _settings(given: Path | None) -> dict[str, Any]:
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    path = given or home / "sparsebak" / "config.toml"
+    if given is None and not path.exists():
+        return {}
+    try:
+        settings = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    for key, value in settings.items():
+        if key not in _SETTINGS or not isinstance(value, str):
+            raise UsageError(f"{path}: {key!r} is not a setting (a text); known are {', '.join(_SETTINGS)}")
+    return settings
+
+
+def read_passphrase(path: Path) -> bytes:
+    """The first line of a file."""
+    passphrase = path.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+    if not passphrase:
+        raise UsageError(f"{path}: the first line is empty; it must hold the passphrase")
+    return passphrase
+
+
+def key_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --passphrase-file."""
+    parser.add_argument("--passphrase-file", type=Path, metavar="F", help="passphrase or recovery key, in a file's first line")
+
+
+def json_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --json."""
+    parser.add_argument("--json", action="store_true", help="print data for programs")

@@ -1,0 +1,68 @@
+"""``sparsebak init``: make an archive whose key was created in dom0."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from backup_vm.cli.context import Context, json_option
+from backup_vm.errors import AgentError
+from wire import CHUNK_SIZES
+from wire.frames import MODE_OPEN
+from wire.names import BadName, parse_name
+from wire.sealing import SUITE
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    init = commands.add_parser("init", help="make an archive; its key was made in dom0 by: sparsebak-agent archive add")
+    init.add_argument("directory", type=Path, metavar="DIR")
+    init.add_argument("--label", required=True, metavar="LABEL", help="the label given in dom0")
+    init.add_argument("--repair", action="store_true", help="write a lost or damaged archive.toml anew, from what dom0 knows")
+    json_option(init)
+    init.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from backup_vm.archive.archive import create_archive
+    from backup_vm.archive.parameters import Parameters
+    from backup_vm.archive.storage import LocalStorage
+    from backup_vm.errors import UsageError
+
+    context = Context(options)
+    path = context.archive_path(options.directory)
+    try:
+        label = parse_name(options.label, "label")
+    except BadName as error:
+        raise UsageError(str(error)) from None
+    entry, slots = context.agent().enroll(label)
+    if entry.chunk_size not in CHUNK_SIZES or entry.suite != SUITE or len(slots) != entry.slots:
+        raise AgentError("the agent's archive is of a kind this version does not know", "use the same version on both sides")
+    settings = Parameters(
+        archive=entry.archive,
+        label=label,
+        chunk_size=entry.chunk_size,
+        created=entry.created,
+        slots=tuple(slots),
+        master=entry.key if entry.mode == MODE_OPEN else None,
+    )
+    if options.repair:
+        _check_same_archive(LocalStorage(path), entry.archive)
+        settings.save(LocalStorage(path))
+    else:
+        create_archive(path, settings)
+    if context.json:
+        context.result({"archive": str(path), "id": entry.archive.hex(), "mode": settings.mode}, "")
+    context.say(f"Archive {label} in {path}, {settings.mode}, chunks of {entry.chunk_size >> 10} KiB.")
+    return 0
+
+
+def _check_same_archive(storage: Any, archive: bytes) -> None:
+    """Whatever packs there are must belong to the archive that dom0 tells of."""
+    from backup_vm.archive.packs import SUFFIX, read_index
+    from backup_vm.errors import NoArchiveError
+
+    packs = storage.names("packs", SUFFIX)
+    if not packs:
+        raise NoArchiveError(f"{storage.root} has no packs to repair an archive from", "leave --repair out")
+    read_index(storage, packs[0], archive)

@@ -1,0 +1,38 @@
+"""``sparsebak scrub``: check every file of the archive against its checksums. Needs no key and no agent."""
+
+import argparse
+from typing import Any
+
+from backup_vm.cli.context import Context, json_option
+from backup_vm.errors import Exit
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    scrub = commands.add_parser("scrub", help="check the archive's files; what is damaged is named, and sent again next time")
+    json_option(scrub)
+    scrub.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from backup_vm.archive.scrub import scrub
+    from backup_vm.progress import progress_for
+
+    context = Context(options)
+    with context.open(writing=True) as archive:
+        progress = progress_for("scrub", context.quiet or context.json)
+        try:
+            findings = list(scrub(archive, progress))
+        finally:
+            progress.stop()
+        warned = bool(archive.warnings)
+    for finding in findings:
+        spoils = f"; spoils {', '.join(finding.sessions)}" if finding.sessions else ""
+        context.warn(finding.problem + spoils)
+    if context.json:
+        data = [{"file": f.file, "problem": f.problem, "sessions": list(f.sessions)} for f in findings]
+        context.result({"damaged": data, "ok": not findings and not warned}, "")
+    if not findings and not warned:
+        context.say("No damage found.")
+    return Exit.DAMAGED if findings or warned else Exit.OK

@@ -1,0 +1,85 @@
+"""``sparsebak verify``: prove sessions authentic and complete, with the key if it is here, through the agent otherwise."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.errors import DamagedError, Exit
+
+if TYPE_CHECKING:
+    from backup_vm.archive.archive import Archive
+    from backup_vm.archive.sessions import Session
+    from backup_vm.names import Named
+    from backup_vm.progress import Progress
+    from wire.sealing import Keys
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    verify = commands.add_parser("verify", help="prove sessions authentic and complete")
+    verify.add_argument("volume", nargs="?", metavar="QUBE/VOLUME", help="default: all volumes")
+    verify.add_argument("--session", default="latest", metavar="S", help="a session, 'latest' (default), or 'all'")
+    key_option(verify)
+    json_option(verify)
+    verify.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from backup_vm.names import find_session, select
+    from backup_vm.progress import progress_for
+
+    context = Context(options)
+    results: list[dict[str, Any]] = []
+    with context.open() as archive:
+        keys = context.keys(archive)
+        chosen = select(context.volumes(archive, keys), [options.volume] if options.volume else [])
+        damaged = list(archive.damaged.values())
+        progress = progress_for("verify", context.quiet or context.json)
+        try:
+            for volume in chosen:
+                wanted = volume.sessions if options.session == "all" else [find_session(volume, options.session)]
+                for session in wanted:
+                    results.append(_verify(context, archive, keys, volume, session, progress))
+        finally:
+            progress.stop()
+    return _tell(context, results, damaged)
+
+
+def _verify(
+    context: Context, archive: "Archive", keys: "Keys | None", volume: "Named", session: "Session", progress: "Progress"
+) -> dict[str, Any]:
+    from backup_vm.agent import RefusedError
+    from backup_vm.reading import feed, image_bytes, read_image
+    from wire.status import Code
+
+    problem = None
+    try:
+        image = archive.image(list(volume.sessions), session)
+        progress.start(image_bytes(image))
+        progress.volume(volume.name)
+        if keys is not None:
+            read_image(archive, image, keys, volume.name, progress, None)
+        else:
+            context.agent(archive).verify(feed(archive, image, volume.name, progress))
+    except DamagedError as error:
+        problem = str(error)
+    except RefusedError as error:
+        if error.refusal not in (Code.NOT_AUTHENTIC, Code.BAD_REQUEST):
+            raise
+        problem = f"{error} ({error.hint})"
+    return {"qube": volume.qube, "volume": volume.volume, "session": session.name, "ok": problem is None, "problem": problem}
+
+
+def _tell(context: Context, results: list[dict[str, Any]], damaged: list[DamagedError]) -> int:
+    for result in results:
+        name = f"{result['qube']}/{result['volume']}" if result["qube"] else result["volume"]
+        if result["ok"]:
+            context.say(f"{name} {result['session']}: authentic and complete")
+        else:
+            context.warn(f"{name} {result['session']}: {result['problem']}")
+    for error in damaged:
+        context.warn(str(error))
+    if context.json:
+        context.result({"sessions": results, "damaged": [str(error) for error in damaged]}, "")
+    return Exit.OK if not damaged and all(result["ok"] for result in results) else Exit.DAMAGED

@@ -1,0 +1,64 @@
+"""What can go wrong, by class, each with its exit code. The text is one line; the hint says what to do."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes; documented in README.md. Where restic has a code for the same thing, it is the same."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    INCOMPLETE = 3
+    DAMAGED = 4
+    AGENT = 5
+    NO_ARCHIVE = 10
+    LOCKED = 11
+    WRONG_KEY = 12
+    INTERRUPTED = 130
+
+
+class SparsebakError(Exception):
+    """An error to be told in one line, with a hint if there is one."""
+
+    code = Exit.FAILED
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(text)
+        self.hint = hint
+
+
+class UsageError(SparsebakError):
+    """The command line asks for something that cannot be."""
+
+    code = Exit.USAGE
+
+
+class DamagedError(SparsebakError):
+    """Something in the archive is not what was written."""
+
+    code = Exit.DAMAGED
+
+
+class AgentError(SparsebakError):
+    """The agent refused, or cannot be reached."""
+
+    code = Exit.AGENT
+
+
+class NoArchiveError(SparsebakError):
+    """There is no archive where one was expected."""
+
+    code = Exit.NO_ARCHIVE
+
+
+class LockedError(SparsebakError):
+    """Another run holds the archive."""
+
+    code = Exit.LOCKED
+
+
+class WrongKeyError(SparsebakError):
+    """No key, or one that does not open the archive."""
+
+    code = Exit.WRONG_KEY

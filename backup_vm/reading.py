@@ -1,0 +1,168 @@
+"""Getting a session's image out of the archive: to the agent, still sealed, or opened here with the key."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from backup_vm.archive import sessions
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.catalog import Place
+from backup_vm.archive.image import Image
+from backup_vm.archive.packs import PackReader
+from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.progress import Progress
+from wire.frames import END, LENGTH
+from wire.pipeline import in_order
+from wire.records import Record, open_record
+from wire.sealing import ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
+from wire.tree import PAGE_IDS, Tree, chunk_count
+
+THREADS = min(os.cpu_count() or 1, 4)
+AHEAD_BYTES = 24 << 20
+
+
+class Sealed(NamedTuple):
+    """A chunk of an image as it lies in the archive."""
+
+    number: int
+    id: bytes
+    data: bytes
+
+
+class _Missing(DamagedError):
+    def __init__(self, name: str, number: int, chunk_id: bytes) -> None:
+        super().__init__(f"{name}: chunk {number} ({chunk_id.hex()[:16]}) is missing from the archive", "run: sparsebak scrub")
+
+
+def sealed_chunks(
+    archive: Archive, image: Image, name: str, in_file_order: bool = False
+) -> Iterator[tuple[list[bytes], Iterator[Sealed]]]:
+    """For each page of 1,024 chunks (or, in file order, each larger window): its ids, and the chunks with data."""
+    with PackReader(archive.storage) as reader:
+        for first, ids in image.windows():
+            places = archive.catalog.places(chunk_id for chunk_id in ids if chunk_id != ZERO_ID)
+            step = len(ids) if in_file_order else PAGE_IDS
+            for at in range(0, len(ids), step):
+                wanted = _wanted(ids[at : at + step], first + at, places, name)
+                if in_file_order:
+                    wanted.sort(key=lambda item: item[2])
+                yield ids[at : at + step], _read(reader, wanted)
+
+
+def _wanted(ids: list[bytes], first: int, places: dict[bytes, Place], name: str) -> list[tuple[int, bytes, Place]]:
+    wanted = []
+    for i, chunk_id in enumerate(ids):
+        if chunk_id == ZERO_ID:
+            continue
+        if chunk_id not in places:
+            raise _Missing(name, first + i, chunk_id)
+        wanted.append((first + i, chunk_id, places[chunk_id]))
+    return wanted
+
+
+def _read(reader: PackReader, wanted: list[tuple[int, bytes, Place]]) -> Iterator[Sealed]:
+    for number, chunk_id, place in wanted:
+        yield Sealed(number, chunk_id, reader.read(place.pack, chunk_id, place.offset, place.length))
+
+
+def feed(archive: Archive, image: Image, name: str, progress: Progress) -> Callable[[IO[bytes]], None]:
+    """Writes a session as Restore and Verify take it: record, all ids, then each page's ids and sealed chunks, END."""
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(image.session.record)
+        for _, ids in image.windows():
+            stream.write(b"".join(ids))
+        for ids, chunks in sealed_chunks(archive, image, name):
+            stream.write(b"".join(ids))
+            for chunk in chunks:
+                stream.write(LENGTH.build(len(chunk.data)))
+                stream.write(chunk.data)
+            progress.advance(len(ids) * image.session.clear.chunk_size)
+        stream.write(END)
+
+    return write
+
+
+def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Record:
+    """Check a session's record and ids with the key; raise DamagedError."""
+    session = image.session
+    path = archive.storage.path(session.file)
+    try:
+        record = open_record(session.record, keys)
+    except NotAuthentic as error:
+        raise DamagedError(f"{path}: {error}") from None
+    tree = Tree(keys.sub_key("root"))
+    pages = (tree.page(b"".join(ids[at : at + PAGE_IDS])) for _, ids in image.windows() for at in range(0, len(ids), PAGE_IDS))
+    if record.archive != archive.parameters.archive:
+        raise DamagedError(f"{path} belongs to another archive")
+    if tree.root(record.size, record.chunk_size, pages) != record.root:
+        for part in image.sessions:
+            sessions.check(archive.storage, part)
+        raise DamagedError(f"{name}: session {session.name} is not complete or not authentic: its chunk ids do not match")
+    return record
+
+
+def read_image(
+    archive: Archive, image: Image, keys: Keys, name: str, progress: Progress, sink: Callable[[int, bytes], None] | None
+) -> Record:
+    """Open every chunk of a session with the key and hand offset and bytes to ``sink``, in no particular order.
+
+    Without a sink this verifies. Raises DamagedError naming what is wrong.
+    """
+    record = open_image(archive, image, keys, name)
+    opener, ids = Opener(keys), ChunkIds(keys, record.domain, record.chunk_size)
+
+    def work(chunk: Sealed) -> None:
+        try:
+            plain = opener.open(chunk.id, chunk.data, ids, record.chunk_size)
+        except NotAuthentic as error:
+            raise DamagedError(f"{name}: chunk {chunk.number}: {error}", "run: sparsebak scrub") from None
+        if sink is not None:
+            offset = chunk.number * record.chunk_size
+            sink(offset, plain[: record.size - offset])
+
+    ahead = max(2, min(8 * THREADS, AHEAD_BYTES // record.chunk_size))
+
+    def everything() -> Iterator[Sealed]:
+        for window, chunks in sealed_chunks(archive, image, name, in_file_order=True):
+            yield from chunks
+            progress.advance(len(window) * record.chunk_size)
+
+    for _ in in_order(work, everything(), THREADS, ahead):
+        pass
+    return record
+
+
+def assemble(archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress) -> Record:
+    """Write a session as a sparse raw image, beside the target first, so that a failure leaves no half of one."""
+    size = image.session.clear.size
+    beside = target.with_name(target.name + ".part")
+    try:
+        fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SparsebakError(f"cannot write {beside}: {error.strerror}") from None
+    try:
+        os.truncate(fd, size)
+        record = read_image(archive, image, keys, name, progress, lambda offset, data: _write(fd, offset, data))
+        os.fsync(fd)
+        os.replace(beside, target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return record
+
+
+def _write(fd: int, offset: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def image_bytes(image: Image) -> int:
+    """Bytes of an image, in whole chunks, as progress counts them."""
+    clear = image.session.clear
+    return chunk_count(clear.size, clear.chunk_size) * clear.chunk_size
