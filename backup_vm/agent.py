@@ -108,9 +108,25 @@ class Reply:
 class Agent:
     """The services, for one archive (16 zero bytes before there is one)."""
 
-    def __init__(self, transport: Transport, archive: bytes = bytes(16), chunk_size: int = 0) -> None:
-        self._transport, self._archive = transport, archive
-        self._limit = max(1 << 16, largest_frame(chunk_size))
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._archive, self._limit = bytes(16), 1 << 16
+        self._prepared: dict[tuple[str, str | None, str], Connection] = {}
+
+    def use(self, archive: bytes, chunk_size: int) -> None:
+        """Say which archive the calls are about."""
+        self._archive, self._limit = archive, max(1 << 16, largest_frame(chunk_size))
+
+    def prepare(self, service: str, qube: str | None = None, volume: str = "") -> None:
+        """Begin a call that is about to be made: the service starts while we still do something else."""
+        key = service, qube, volume
+        if key not in self._prepared:
+            self._prepared[key] = self._transport.start(service, qube, volume)
+
+    def close(self) -> None:
+        """End calls that were prepared and not made."""
+        while self._prepared:
+            self._prepared.popitem()[1].close()
 
     @contextmanager
     def _call(
@@ -122,7 +138,8 @@ class Agent:
         feed: Callable[[IO[bytes]], None] | None = None,
     ) -> Iterator[Reply]:
         what = f"{service} {qube}/{volume}" if qube else service
-        connection = self._transport.start(service, qube, volume)
+        prepared = self._prepared.pop((service, qube, volume), None)
+        connection = prepared or self._transport.start(service, qube, volume)
         stdin = connection.process.stdin
         feeder: threading.Thread | None = None
         failure: list[BaseException] = []

@@ -25,6 +25,8 @@ from wire.sealing import ID_SIZE, NotAuthentic
 from wire.tree import chunk_count
 
 RESERVE = 1 << 20
+SOON = 64 << 20
+"""Bytes of changes up to which the call that ends a run is begun before they are there."""
 _HEAD = struct.Struct(f"<Q{ID_SIZE}s")
 
 
@@ -65,14 +67,11 @@ class Archiver:
         store = Store(self._archive)
         self._archive.catalog.set_meta("sweep", "backup")
         try:
+            self._ahead("Snapshot", volumes[0])
             offers = self._finish_interrupted(store, volumes)
             offers = self._snapshot_all(volumes, offers)
             self._check_space(volumes, offers)
-            self._progress.start(sum(offer.changed for offer in offers.values()))
-            for volume in volumes:
-                if volume.volume_id in offers:
-                    self._try(volume, lambda v=volume: self._extract(store, v, offers[v.volume_id], False))  # type: ignore[misc]
-            store.flush()
+            self._extract_all(store, volumes, offers)
             self._archive.catalog.set_meta("sweep", None)
         except KeyboardInterrupt:
             store.flush()  # keep what has come so far, to go on from there
@@ -149,9 +148,10 @@ class Archiver:
     def _snapshot_all(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> dict[bytes, Offer]:
         """One offer for each volume, all under one time, so that the run is one moment and has one name."""
         time = max((offer.time for offer in offers.values()), default=0)
-        for volume in volumes:
-            if volume.volume_id in offers or any(name == f"{volume.qube}/{volume.volume}" for name, _ in self.report.failed):
-                continue
+        failed = {name for name, _ in self.report.failed}
+        due = [v for v in volumes if v.volume_id not in offers and f"{v.qube}/{v.volume}" not in failed]
+        for volume, following in zip(due, [*due[1:], None], strict=True):
+            self._ahead("Snapshot" if following else "Extract", following or volumes[0])
 
             def take(volume: VolumeEntry = volume, time: int = time) -> None:
                 offers[volume.volume_id] = self._snapshot(volume, time)
@@ -160,6 +160,21 @@ class Archiver:
             if volume.volume_id in offers:
                 time = time or offers[volume.volume_id].time
         return offers
+
+    def _extract_all(self, store: Store, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
+        self._progress.start(sum(offer.changed for offer in offers.values()))
+        due = [volume for volume in volumes if volume.volume_id in offers]
+        for volume, following in zip(due, [*due[1:], None], strict=True):
+            if following:
+                self._ahead("Extract", following)
+            elif sum(offer.changed for offer in offers.values()) <= SOON:
+                self._ahead("Commit", due[0])
+            self._try(volume, lambda v=volume: self._extract(store, v, offers[v.volume_id], False))  # type: ignore[misc]
+        store.flush()
+
+    def _ahead(self, service: str, volume: VolumeEntry) -> None:
+        """Let the service of a call that comes next start meanwhile."""
+        self._agent.prepare(service, volume.qube, volume.volume)
 
     def _check_space(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
         """Refuse before anything is sent when the disk could not hold it all, even if nothing compressed."""

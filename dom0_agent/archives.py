@@ -5,8 +5,6 @@
 
 import json
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,11 +74,11 @@ class Archives:
         """Make an archive: sealed with a passphrase, open without one. Returns it and its recovery key (sealed mode)."""
         if chunk_size not in CHUNK_SIZES:
             raise ValueError("chunk size must be a power of two from 64 KiB to 4 MiB")
-        archive_id, master = secrets.token_bytes(16), secrets.token_bytes(KEY_SIZE)
+        archive_id, master = os.urandom(16), os.urandom(KEY_SIZE)
         slots: list[bytes] = []
         recovery = None
         if passphrase is not None:
-            recovery = secrets.token_bytes(RECOVERY_BYTES)
+            recovery = os.urandom(RECOVERY_BYTES)
             slots.append(make_slot(KIND_PASSPHRASE, passphrase, master, archive_id))
             slots.append(make_slot(KIND_RECOVERY, recovery, master, archive_id))
         make_directory(self._directory)
@@ -106,6 +104,8 @@ class Archives:
 
     def remove(self, archive: Archive) -> None:
         """Forget an archive and its key."""
+        import shutil
+
         gone = self._directory / f".{archive.id.hex()}.gone"
         os.rename(archive.directory, gone)
         sync_directory(self._directory)

@@ -5,7 +5,7 @@ replaced, which is the commit point; then what is no longer mentioned is removed
 so that dying anywhere leaves the old state or the new one.
 """
 
-import secrets
+import os
 import time as clock
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,7 +125,7 @@ class Rotation:
             full = not (same and complete)
             if full:
                 log(WARNING, f"{self.store.name}: the archive's newest session is not the one committed here; full session")
-        session = secrets.token_hex(16)
+        session = os.urandom(16).hex()
         return Pending(
             session=session,
             snapshot=self.state.sequence,
@@ -144,12 +144,9 @@ class Rotation:
         if follow.committed and follow.committed.session == session.hex():
             return  # the answer to an earlier Commit got lost
         pending = self._pending(follow, session)
-        if pending.root is None:
+        if pending.root is None or pending.digest is None:
             raise Refused(Code.INCOMPLETE, f"{self.store.name}: Commit of a session that was not wholly extracted")
-        from dom0_agent.extraction import make_record
-
         PendingLog(self.store.directory / pending.log).close()  # refused while Extract goes on
-        digest = make_record(archive, self.store.name, follow, pending).digest(archive.keys())
         redo = Redo(log=pending.log, session=pending.session, full=pending.full, size=pending.size)
         follow.committed = Committed(
             session=pending.session,
@@ -157,7 +154,7 @@ class Rotation:
             time=pending.time,
             size=pending.size,
             domain=pending.domain,
-            digest=digest.hex(),
+            digest=pending.digest,
         )
         follow.pending, follow.redo = None, redo
         self.store.save(self.state)
@@ -207,16 +204,17 @@ def _session_time(committed: Committed | None, untrusted_time: int) -> int:
 
 def apply_ids(store: Store, follow: Follow, archive: Archive, redo: Redo) -> None:
     """Bring the ids file up to a committed session, from its log. Without the log the next session is a full one."""
-    path = store.directory / redo.log
     ids = CommittedIds(store.directory / follow.ids)
     chunks = chunk_count(redo.size, archive.chunk_size)
-    tree = Tree(archive.keys().sub_key("root"))
-    session_log = PendingLog(path)
+    session_log = PendingLog(store.directory / redo.log)
     try:
         if session_log.position < chunks:
             log(WARNING, f"{store.name}: the log of session {redo.session} is damaged")
             ids.apply([], True, 0, [])
             return
+        if not redo.full and ids.count == chunks and next(session_log.entries(), None) is None:
+            return  # nothing changed
+        tree = Tree(archive.keys().sub_key("root"))
         pages = list(ids.digests(session_log.entries(), redo.full, chunks, tree))
         ids.apply(session_log.entries(), redo.full, chunks, pages)
     finally:

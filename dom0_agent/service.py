@@ -4,7 +4,6 @@ import importlib
 import os
 import resource
 import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +101,8 @@ def run(service: str, environ: Mapping[str, str], config_path: Path, stdin: Read
         status = Status(Code.INTERNAL)
         log(ERROR, f"{name}: {error}")
     except Exception as error:  # the one place: nothing about dom0 may reach the caller but a code
+        import traceback
+
         status = Status(Code.NO_SPACE if isinstance(error, OSError) and error.errno == 28 else Code.INTERNAL)
         log(ERROR, f"{name}: {' '.join(traceback.format_exc().split())}")
     return _end(name, status, stdout)

@@ -36,7 +36,8 @@ class Committed:
 
 @dataclass
 class Pending:
-    """A session begun and neither committed nor aborted. ``root`` is known once all of it has been extracted."""
+    """A session begun and neither committed nor aborted. ``root`` and the record's ``digest`` are known once all of it
+    has been extracted."""
 
     session: str
     snapshot: int
@@ -48,6 +49,7 @@ class Pending:
     map: str | None
     log: str
     root: str | None = None
+    digest: str | None = None
 
 
 @dataclass

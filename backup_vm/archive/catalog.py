@@ -55,6 +55,7 @@ class Catalog:
         for suffix in ("", "-journal"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         catalog = cls(path)
+        catalog._db.execute("PRAGMA journal_mode=DELETE")
         catalog._db.executescript(_SCHEMA)
         catalog.set_meta("version", str(VERSION))
         catalog.set_meta("archive", archive.hex())

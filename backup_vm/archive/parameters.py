@@ -65,7 +65,7 @@ class Parameters:
         if self.master is not None:
             lines.append(f'key = "{self.master.hex()}"')
         body = "\n".join(lines) + "\n"
-        storage.write(NAME, f'{body}{_CHECK}"{_digest(body.encode())}"\n'.encode())
+        storage.write(NAME, f'{body}{_CHECK}"{_digest(body.encode())}"\n'.encode(), mode=0o600)
 
 
 def _digest(body: bytes) -> str:

@@ -114,11 +114,11 @@ class LocalStorage:
         """Begin a file."""
         return NewFile(self.root / name)
 
-    def write(self, name: str, *parts: bytes) -> None:
+    def write(self, name: str, *parts: bytes, mode: int = 0o644) -> None:
         """Write a small file at once, atomically."""
         path = self.root / name
         make_directory(path.parent)
-        write_synced(path.with_name(path.name + TEMPORARY), *parts, mode=0o644)
+        write_synced(path.with_name(path.name + TEMPORARY), *parts, mode=mode)
         os.replace(path.with_name(path.name + TEMPORARY), path)
         sync_directory(path.parent)
 

@@ -9,6 +9,7 @@ from backup_vm.errors import Exit
 from backup_vm.text import size_text, table
 
 if TYPE_CHECKING:
+    from backup_vm.agent import Agent
     from backup_vm.archiver import Report
     from wire.frames import VolumeEntry
 
@@ -26,12 +27,23 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    context = Context(options)
+    context.archive_path()
+    agent = context.agent()
+    agent.prepare("List")
+    try:
+        return _run(context, agent)
+    finally:
+        agent.close()
+
+
+def _run(context: Context, agent: "Agent") -> int:
     from backup_vm.archiver import Archiver
     from backup_vm.progress import progress_for
 
-    context = Context(options)
+    options = context.options
     with context.open(writing=not options.dry_run) as archive:
-        agent = context.agent(archive)
+        agent.use(archive.parameters.archive, archive.parameters.chunk_size)
         chosen = _choose(agent.list(), options.volumes)
         if options.dry_run:
             return _preview(context, chosen)

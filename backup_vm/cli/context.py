@@ -71,9 +71,10 @@ class Context:
         if not self.has_agent():
             raise AgentError("no agent was named", "use --agent local:AGENT.TOML or SPARSEBAK_AGENT")
         transport = open_transport(self._setting("agent", "SPARSEBAK_AGENT") or "qrexec", self._setting("caller") or "dom0")
-        if archive is None:
-            return Agent(transport)
-        return Agent(transport, archive.parameters.archive, archive.parameters.chunk_size)
+        agent = Agent(transport)
+        if archive is not None:
+            agent.use(archive.parameters.archive, archive.parameters.chunk_size)
+        return agent
 
     def keys(self, archive: "Archive", needed: bool = False) -> "Keys | None":
         """The archive's keys: in open mode, or with --passphrase-file, or (when needed) typed on the terminal."""

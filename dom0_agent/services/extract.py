@@ -35,11 +35,13 @@ def main(call: Call) -> None:
         with store.locked() as state:
             follow, pending = _pending(store, archive, request)
             pending.root = root.hex()
+            record = make_record(archive, store.name, follow, pending)
+            pending.digest = record.digest(archive.keys()).hex()
             state.follows[archive.id.hex()] = follow
             store.save(state)
     finally:
         log.close()
-    write_frame(call.stdout, KIND_RECORD, make_record(archive, store.name, follow, pending).seal(archive.keys()))
+    write_frame(call.stdout, KIND_RECORD, record.seal(archive.keys()))
 
 
 def _pending(store: Store, archive: Archive, request: Request) -> tuple[Follow, Pending]:
