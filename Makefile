@@ -1,0 +1,51 @@
+# sparsebak: make test, make demo, make bench; make install-dom0 and make install-vm for packages.
+PYTHON ?= python3
+PREFIX ?= /usr
+LIB := $(PREFIX)/lib/sparsebak
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: test demo lint bench setup packages install-dom0 install-vm clean
+
+test: setup packages
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest -n auto
+
+demo: setup packages
+	$(VENV)/bin/python tools/demo.py
+
+bench: setup packages
+	$(VENV)/bin/python -m bench
+
+lint: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/mypy
+
+setup: $(READY)
+
+$(READY): pyproject.toml tools/make-venv
+	tools/make-venv $(PYTHON) $(VENV)
+	touch $(READY)
+
+packages:
+	@tools/system-packages
+
+install-dom0:
+	install -d $(DESTDIR)$(LIB) $(DESTDIR)/etc/qubes-rpc $(DESTDIR)/etc/qubes/policy.d $(DESTDIR)$(PREFIX)/bin
+	install -d -m 0700 $(DESTDIR)/etc/sparsebak $(DESTDIR)/var/lib/sparsebak
+	tools/install-package $(DESTDIR)$(LIB) wire dom0_agent
+	install -m 0755 dom0_agent/run-service $(DESTDIR)$(LIB)/dom0_agent/run-service
+	install -m 0755 qubes-rpc/sparsebak.* $(DESTDIR)/etc/qubes-rpc/
+	install -m 0664 policy/30-sparsebak.policy $(DESTDIR)/etc/qubes/policy.d/
+	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.cli
+
+install-vm:
+	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(PREFIX)/bin
+	tools/install-package $(DESTDIR)$(LIB) wire backup_vm
+	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak $(LIB) backup_vm.cli
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
