@@ -1,0 +1,81 @@
+"""Fixtures: a site (agent, archive and pool in one folder) on plain files, Btrfs and XFS."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.kit import Site
+
+CI = os.environ.get("CI") == "true"
+settings.register_profile("project", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+settings.load_profile("project")
+
+
+def cannot(reason: str) -> None:
+    """What a test needs is not here: skipped on a user's machine, a failure in CI."""
+    if CI:
+        pytest.fail(f"CI must be able to run this: {reason}")
+    pytest.skip(reason)
+
+
+def mounted(image: Path, folder: Path, size: int, make: list[str], options: str = "loop") -> Iterator[Path]:
+    """A fresh file system in a file, mounted while the test runs."""
+    if os.geteuid() != 0:
+        cannot("mounting a file system needs root")
+    if shutil.which(make[0]) is None:
+        cannot(f"{make[0]} is not installed")
+    with open(image, "wb") as file:
+        file.truncate(size)
+    subprocess.run([*make, image], check=True, capture_output=True)
+    folder.mkdir()
+    done = subprocess.run(["mount", "-o", options, image, folder], capture_output=True, text=True)
+    if done.returncode:
+        cannot(f"cannot mount: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+        image.unlink()
+
+
+FILE_SYSTEMS = {
+    "btrfs": (["mkfs.btrfs", "-q"], "loop"),
+    "btrfs-zstd": (["mkfs.btrfs", "-q"], "loop,compress-force=zstd"),
+    "xfs": (["mkfs.xfs", "-q", "-m", "reflink=1"], "loop"),
+}
+
+
+@pytest.fixture(params=list(FILE_SYSTEMS))
+def reflink_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder on a real Btrfs or XFS."""
+    make, options = FILE_SYSTEMS[request.param]
+    yield from mounted(tmp_path / "fs.img", tmp_path / "fs", 400 << 20, make, options)
+
+
+@pytest.fixture
+def btrfs_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a real Btrfs."""
+    yield from mounted(tmp_path / "fs.img", tmp_path / "fs", 400 << 20, *FILE_SYSTEMS["btrfs"])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A small ext4 file system of its own, to be filled up."""
+    yield from mounted(tmp_path / "small.img", tmp_path / "small", 48 << 20, ["mkfs.ext4", "-q"])
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A site with one volume, work/private, on the source ``file``; sealed, chunks of 64 KiB."""
+    return Site(tmp_path / "site")
+
+
+@pytest.fixture
+def reflink_site(reflink_folder: Path) -> Site:
+    """The same on a real Btrfs or XFS, with the source ``reflink``."""
+    return Site(reflink_folder / "site", driver="reflink")

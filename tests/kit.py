@@ -1,0 +1,231 @@
+"""What tests are made of: a site with agent and archive, a transport within the process, images that change at random."""
+
+import contextlib
+import io
+import os
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from backup_vm.agent import Agent
+from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.parameters import Parameters
+from backup_vm.archiver import Archiver, Report
+from backup_vm.names import stored_volumes
+from backup_vm.progress import Progress
+from backup_vm.reading import assemble, feed, read_image
+from backup_vm.transport import Connection
+from dom0_agent import service
+from dom0_agent.archives import Archives
+from dom0_agent.config import load
+from wire import slots
+from wire.frames import MODE_OPEN, VolumeEntry
+from wire.sealing import Keys
+
+PASSPHRASE = b"tests only"
+GRAIN = 64 * 1024
+
+
+class InProcess:
+    """A transport that runs the services in threads of this process, with pipes for streams and qrexec's environment."""
+
+    def __init__(self, config: Path, caller: str = "backup-vm") -> None:
+        self.config, self.caller = config, caller
+
+    def start(self, name: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None) -> Connection:
+        environ = {"QREXEC_REMOTE_DOMAIN": self.caller, "QREXEC_SERVICE_ARGUMENT": volume}
+        if qube is None:
+            environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": "adminvm"}
+        else:
+            environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": qube}
+        return Connection(ThreadProcess(self.config, name, environ), io.BytesIO())  # type: ignore[arg-type]
+
+
+class ThreadProcess:
+    """As much of subprocess.Popen as Connection uses."""
+
+    def __init__(self, config: Path, name: str, environ: dict[str, str]) -> None:
+        to_read, to_write = os.pipe(), os.pipe()
+        self.stdin, self.stdout = open(to_read[1], "wb"), open(to_write[0], "rb")
+        self.code = -1
+
+        def work() -> None:
+            with open(to_read[0], "rb") as stdin, contextlib.suppress(BrokenPipeError), open(to_write[1], "wb") as stdout:
+                self.code = service.run(name, environ, config, stdin, stdout)
+
+        self.thread = threading.Thread(target=work, daemon=True)
+        self.thread.start()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.thread.join(timeout)
+        return self.code
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stdin.close()
+
+
+class Site:
+    """A folder with pool, agent and archive, as a user would have them."""
+
+    def __init__(
+        self,
+        root: Path,
+        driver: str = "file",
+        sealed: bool = True,
+        chunk_size: int = 64 * 1024,
+        volumes: tuple[str, ...] = ("work/private",),
+        make: bool = True,
+    ) -> None:
+        self.root, self.pool, self.state, self.archive = root, root / "pool", root / "dom0", root / "archive"
+        self.config = root / "agent.toml"
+        self.label, self.driver, self.volumes = "tests", driver, volumes
+        if make:
+            self._make(sealed, chunk_size)
+
+    def _make(self, sealed: bool, chunk_size: int) -> None:
+        self.pool.mkdir(parents=True)
+        lines = ['state_dir = "dom0"', "threads = 2", f'[[pool]]\nname = "p"\ndriver = "{self.driver}"\npath = "pool"']
+        for name in self.volumes:
+            qube, volume = name.split("/")
+            lines.append(f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{qube}-{volume}.img"')
+            self.image(name).touch()
+        self.config.write_text("\n".join(lines) + "\n")
+        self.add_archive("tests", self.archive, sealed, chunk_size)
+
+    def add_archive(self, label: str, folder: Path, sealed: bool = True, chunk_size: int = 64 * 1024) -> None:
+        log_n, slots.SCRYPT_LOG_N = slots.SCRYPT_LOG_N, 10  # the cost is measured elsewhere
+        try:
+            archives = Archives(load(self.config).state_dir)
+            archives.add(label, "backup-vm", chunk_size, PASSPHRASE if sealed else None)
+        finally:
+            slots.SCRYPT_LOG_N = log_n
+        entry, found = Agent(InProcess(self.config)).enroll(label)
+        master = entry.key if entry.mode == MODE_OPEN else None
+        create_archive(folder, Parameters(entry.archive, label, entry.chunk_size, entry.created, tuple(found), master))
+
+    def image(self, name: str = "work/private") -> Path:
+        return self.pool / (name.replace("/", "-") + ".img")
+
+    def agent(self, archive: Archive | None = None, caller: str = "backup-vm") -> Agent:
+        agent = Agent(InProcess(self.config, caller))
+        if archive is not None:
+            agent.use(archive.parameters.archive, archive.parameters.chunk_size)
+        return agent
+
+    @contextlib.contextmanager
+    def open(self, writing: bool = False, folder: Path | None = None) -> Iterator[Archive]:
+        with open_archive(folder or self.archive, writing) as archive:
+            yield archive
+
+    def listed(self, archive: Archive) -> list[VolumeEntry]:
+        return self.agent(archive).list()
+
+    def backup(self, *names: str, folder: Path | None = None, agent: Agent | None = None) -> Report:
+        with self.open(True, folder) as archive:
+            agent = agent or self.agent(archive)
+            agent.use(archive.parameters.archive, archive.parameters.chunk_size)
+            volumes = [v for v in agent.list() if not names or f"{v.qube}/{v.volume}" in names]
+            try:
+                report = Archiver(archive, agent, Progress()).run(volumes)
+            finally:
+                agent.close()
+        assert not report.failed, report.failed
+        return report
+
+    def keys(self, archive: Archive) -> Keys:
+        keys = archive.parameters.keys(PASSPHRASE)
+        assert keys is not None
+        return keys
+
+    def images(self, name: str = "work/private", folder: Path | None = None) -> dict[str, bytes]:
+        """Every session of a volume, assembled and proven: contents by session name, oldest first."""
+        found = {}
+        with self.open(folder=folder) as archive:
+            keys = self.keys(archive)
+            for volume in stored_volumes(archive, keys, {}):
+                if volume.name != name:
+                    continue
+                for session in volume.sessions:
+                    image, target = archive.image(list(volume.sessions), session), self.root / "assembled.img"
+                    assemble(archive, image, keys, name, target, Progress())
+                    found[session.name] = target.read_bytes()
+                    target.unlink()
+        return found
+
+    def verify_all(self) -> None:
+        """Every session proves authentic with the key."""
+        with self.open() as archive:
+            keys = self.keys(archive)
+            for volume in stored_volumes(archive, keys, {}):
+                for session in volume.sessions:
+                    image = archive.image(list(volume.sessions), session)
+                    read_image(archive, image, keys, volume.name, Progress(), None)
+
+    def restore(self, session: int = -1, name: str = "work/private", to: str | None = None, caller: str = "backup-vm") -> None:
+        qube, volume = (to or name).split("/")
+        with self.open() as archive:
+            named = next(v for v in stored_volumes(archive, self.keys(archive), {}) if v.name == name)
+            image = archive.image(list(named.sessions), named.sessions[session])
+            self.agent(archive, caller).restore(qube, volume, feed(archive, image, name, Progress()))
+
+    def scrubbed(self) -> list[Any]:
+        from backup_vm.archive.scrub import scrub
+
+        with self.open(True) as archive:
+            return [*scrub(archive, Progress()), *archive.warnings]
+
+    def snapshots(self, name: str = "work/private") -> list[str]:
+        folder = self.pool / ".sparsebak" / name
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def fill(image: Path, size: int, seed: int = 0) -> None:
+    """A sparse image with about a third of it filled, in places that do not fit chunks."""
+    rng = random.Random(seed)
+    with open(image, "wb") as file:
+        file.truncate(size)
+        for _ in range(max(3, size // (8 * GRAIN))):
+            at = rng.randrange(max(1, size - 1000))
+            file.seek(at)
+            file.write(some_bytes(rng, min(size - at, rng.randrange(1, 3 * GRAIN))))
+
+
+def some_bytes(rng: random.Random, length: int) -> bytes:
+    """Bytes that compress, do not compress, repeat, or are zeros."""
+    kind = rng.randrange(5)
+    if kind == 0:
+        return bytes(length)
+    if kind == 1:
+        return (b"the same again " * (length // 15 + 1))[:length]
+    if kind == 2:
+        return random.Random(rng.randrange(3)).randbytes(length)
+    return rng.randbytes(length)
+
+
+def change(image: Path, rng: random.Random, resize: bool = True) -> None:
+    """A few random writes, holes and changes of size."""
+    with open(image, "r+b") as file:
+        for _ in range(rng.randrange(1, 6)):
+            size = os.fstat(file.fileno()).st_size
+            kind = rng.randrange(8)
+            if kind == 0 and resize:
+                file.truncate(rng.randrange(0, 2 * size + 1) if rng.randrange(4) else size // 3)
+            elif kind == 1 and size:
+                at = rng.randrange(size)
+                punch(file.fileno(), at, min(size - at, rng.randrange(1, 6 * GRAIN)))
+            elif size:
+                at = rng.randrange(size)
+                file.seek(at)
+                file.write(some_bytes(rng, min(size - at, rng.randrange(1, 4 * GRAIN))))
+            file.flush()
+
+
+def punch(fd: int, at: int, length: int) -> None:
+    """Make a hole."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.fallocate(fd, 3, ctypes.c_longlong(at), ctypes.c_longlong(length)) == 0

@@ -1,0 +1,181 @@
+"""Runs that are cut off, and go on where they stopped."""
+
+import os
+import random
+
+import pytest
+
+from backup_vm.agent import Agent
+from backup_vm.archive import store
+from backup_vm.archiver import Archiver, Report
+from backup_vm.errors import SparsebakError
+from backup_vm.progress import Progress
+from tests.kit import GRAIN, Site, change, fill
+
+SIZE = 60 * GRAIN
+
+
+class CutOff(Progress):
+    """Interrupts the run after so many chunks, as Ctrl-C would."""
+
+    def __init__(self, chunks: int) -> None:
+        self.left = chunks
+
+    def advance(self, size: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def run(site: Site, progress: Progress) -> Report:
+    with site.open(True) as archive:
+        agent = site.agent(archive)
+        try:
+            return Archiver(archive, agent, progress).run(agent.list())
+        finally:
+            agent.close()
+
+
+@pytest.fixture(autouse=True)
+def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PACK_SIZE", 3 * GRAIN)
+
+
+@pytest.mark.parametrize("after", [1, 2, 7, 19])
+def test_an_interrupted_run_goes_on(site: Site, after: int) -> None:
+    site.image().write_bytes(os.urandom(SIZE))
+    first = site.image().read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        run(site, CutOff(after))
+    change(site.image(), random.Random(3), resize=False)
+    report = run(site, Progress())
+    resumed, new = report.done
+    assert resumed.resumed and resumed.stored <= SIZE + 50 * 60 - (after - 1) * GRAIN
+    assert not new.full and not new.resumed
+    assert list(site.images().values()) == [first, site.image().read_bytes()]
+    assert site.scrubbed() == [] and len(site.snapshots()) == 1
+
+
+def test_interrupted_again_and_again(site: Site) -> None:
+    site.image().write_bytes(os.urandom(SIZE))
+    first = site.image().read_bytes()
+    for _ in range(30):
+        try:
+            report = run(site, CutOff(5))
+            break
+        except KeyboardInterrupt:
+            site.image().write_bytes(os.urandom(SIZE))
+    assert report.done[0].resumed or report.done
+    assert next(iter(site.images().values())) == first
+    run(site, Progress())
+    assert list(site.images().values())[-1] == site.image().read_bytes()
+    assert site.scrubbed() == []
+
+
+def test_a_dead_archiver_leaves_nothing_behind(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.image().write_bytes(os.urandom(SIZE))
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(KeyboardInterrupt, "__init__", lambda *_: os._exit(9))
+        run(site, CutOff(20))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    run(site, Progress())
+    assert list(site.images().values())[-1] == site.image().read_bytes()
+    assert site.scrubbed() == []
+    assert not list(site.archive.rglob("*.partial")) and not list(site.archive.rglob("*.tmp"))
+
+
+def test_what_dom0_forgot_is_sent_again(site: Site) -> None:
+    """dom0 lost the log of the session while the archive kept what it had: the rest is hashed, not sent."""
+    site.image().write_bytes(os.urandom(SIZE))
+    first = site.image().read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        run(site, CutOff(20))
+    for log in site.state.rglob("*.log"):
+        log.write_bytes(b"")
+    report = run(site, Progress())
+    assert report.done[0].resumed
+    assert list(site.images().values())[0] == first
+
+
+def test_a_pending_session_the_archive_lost_is_given_up(site: Site) -> None:
+    site.image().write_bytes(os.urandom(SIZE))
+    with pytest.raises(KeyboardInterrupt):
+        run(site, CutOff(20))
+    for partial in site.archive.rglob("*.partial"):
+        partial.unlink()
+    report = run(site, Progress())
+    assert len(report.done) == 1 and not report.done[0].resumed
+    assert list(site.images().values()) == [site.image().read_bytes()]
+    assert len(site.snapshots()) == 1
+
+
+def test_two_runs_keep_apart(site: Site) -> None:
+    with site.open(True), pytest.raises(SparsebakError, match="in use"), site.open(True):
+        pass
+    with site.open(), site.open():
+        pass
+    with site.open(), pytest.raises(SparsebakError, match="in use"), site.open(True):
+        pass
+
+
+def test_one_failing_volume_does_not_stop_the_others(tmp_path_factory: pytest.TempPathFactory) -> None:
+    site = Site(tmp_path_factory.mktemp("f") / "site", volumes=("a/private", "b/private", "c/private"))
+    for name in site.volumes:
+        fill(site.image(name), SIZE)
+    site.image("b/private").unlink()
+    report = run(site, Progress())
+    assert [done.qube for done in report.done] == ["a", "c"]
+    assert [name for name, _ in report.failed] == ["b/private"]
+
+
+def test_an_agent_that_dies_is_told_and_costs_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dom0_agent.extraction import Extraction
+
+    fill(site.image(), SIZE)
+    site.backup()
+    before = list(site.images().values())
+    fill(site.image(), SIZE, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Extraction, "_emit", lambda *_: 1 / 0)
+        report = run(site, Progress())
+        assert report.failed and not report.done
+    assert list(site.images().values()) == before
+    run(site, Progress())
+    assert list(site.images().values())[-1] == site.image().read_bytes()
+
+
+def test_the_disk_fills_up_during_a_run(site: Site, small_disk: "os.PathLike[str]") -> None:
+    import shutil
+    from pathlib import Path
+
+    archive = Path(small_disk) / "archive"
+    shutil.copytree(site.archive, archive)
+    site.archive = archive
+    site.image().write_bytes(os.urandom(200 * GRAIN))
+    first = site.image().read_bytes()
+    ballast = Path(small_disk) / "ballast"
+    ballast.write_bytes(os.urandom(shutil.disk_usage(small_disk).free - 60 * GRAIN))
+    with pytest.raises(SparsebakError, match="may need up to"):
+        site.backup()
+    assert not site.snapshots() or len(site.snapshots()) == 1
+    with site.open(True) as opened:
+        agent = site.agent(opened)
+        with pytest.raises(SparsebakError, match="is full"):
+            Archiver(opened, agent, Progress(), ignore_free_space=True).run(agent.list())
+    assert site.images() == {} and site.scrubbed() == []
+    ballast.unlink()
+    report = run(site, Progress())
+    assert report.done[0].resumed and report.done[0].stored < 180 * GRAIN
+    assert list(site.images().values())[0] == first
+    assert site.scrubbed() == []
+
+
+def test_a_prepared_call_that_is_not_made_is_ended(site: Site) -> None:
+    agent: Agent = site.agent()
+    agent.prepare("Snapshot", "work", "private")
+    agent.close()
+    fill(site.image(), SIZE)
+    site.backup()
+    assert len(site.snapshots()) == 1

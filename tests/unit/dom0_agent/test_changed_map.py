@@ -1,0 +1,66 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dom0_agent.changed_map import GRAIN, ChangedMap
+
+ranges = st.lists(st.tuples(st.integers(0, 300 * GRAIN), st.integers(0, 40 * GRAIN)), max_size=12)
+
+
+def built(marks: list[tuple[int, int]]) -> tuple[ChangedMap, set[int]]:
+    changed, model = ChangedMap(), set()
+    for start, length in marks:
+        changed.mark(start, start + length)
+        if length:
+            model |= set(range(start // GRAIN, (start + length - 1) // GRAIN + 1))
+    return changed, model
+
+
+def grains(changed: ChangedMap, per_unit: int = 1, units: int = 1 << 20) -> set[int]:
+    runs = list(changed.runs(per_unit, units))
+    assert all(a[1] < b[0] for a, b in zip(runs, runs[1:], strict=False)), "runs must be in order and apart"
+    return {unit for first, end in runs for unit in range(first, end)}
+
+
+@given(ranges)
+def test_runs_are_exactly_what_was_marked(marks: list[tuple[int, int]]) -> None:
+    changed, model = built(marks)
+    assert grains(changed) == model
+
+
+@given(ranges, st.sampled_from([1, 2, 4, 64]), st.integers(0, 400))
+def test_runs_in_larger_units(marks: list[tuple[int, int]], per_unit: int, units: int) -> None:
+    changed, model = built(marks)
+    assert grains(changed, per_unit, units) == {grain // per_unit for grain in model if grain // per_unit < units}
+
+
+@given(ranges, ranges)
+def test_a_merge_is_the_union(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> None:
+    (a, model_a), (b, model_b) = built(one), built(other)
+    a.merge(b)
+    assert grains(a) == model_a | model_b
+    assert grains(b) == model_b
+
+
+@given(ranges)
+def test_the_file_form_has_an_inverse(marks: list[tuple[int, int]]) -> None:
+    changed, model = built(marks)
+    again = ChangedMap.from_bytes(changed.to_bytes())
+    assert again is not None and grains(again) == model
+
+
+@given(ranges, st.data())
+def test_damage_to_the_file_is_noticed(marks: list[tuple[int, int]], data: st.DataObject) -> None:
+    raw = built(marks)[0].to_bytes()
+    at = data.draw(st.integers(0, len(raw) - 1))
+    assert ChangedMap.from_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]) is None
+    assert ChangedMap.from_bytes(raw[:at]) is None
+
+
+@given(ranges, st.integers(0, 400 * GRAIN))
+def test_changed_counts_whole_grains_within_the_size(marks: list[tuple[int, int]], size: int) -> None:
+    changed, model = built(marks)
+    assert changed.changed(size) == min(len({g for g in model if g * GRAIN < size}) * GRAIN, size)
+
+
+def test_a_terabyte_costs_two_megabytes() -> None:
+    assert len(ChangedMap.everything(1 << 40).to_bytes()) < (1 << 21) + 100

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+
+from dom0_agent.config import ConfigError, load
+
+GOOD = """
+state_dir = "state"
+[[pool]]
+name = "p"
+driver = "file"
+path = "pool"
+[[volume]]
+qube = "work"
+volume = "private"
+pool = "p"
+vid = "work/private.img"
+[[allow_restore]]
+from = "work/private"
+to = "test/private"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "agent.toml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = load(write(tmp_path, GOOD))
+    assert config.state_dir == tmp_path / "state"
+    assert config.volumes[0].pool.path == tmp_path / "pool"
+    assert config.allow_restore == {("work/private", "test/private")}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('state_dir = "state"', "", "state_dir"),
+        ('driver = "file"', 'driver = "zfs"', "zfs"),
+        ('pool = "p"', 'pool = "q"', "no pool 'q'"),
+        ("work/private.img", "../../etc/shadow", "inside the pool"),
+        ("work/private.img", "/etc/shadow", "inside the pool"),
+        ('qube = "work"', 'qube = "../work"', "qube"),
+        ('qube = "work"', "qube = 1", "text"),
+        ('state_dir = "state"', 'state_dir = "state"\nthreads = 0', "threads"),
+        ('state_dir = "state"', 'state_dir = "state"\ntypo = 1', "typo"),
+        ('from = "work/private"', 'from = "work"', "QUBE/VOLUME"),
+        ("state_dir =", "state_dir", "agent.toml"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(write(tmp_path, GOOD.replace(old, new, 1)))
+
+
+def test_a_volume_is_listed_once(tmp_path: Path) -> None:
+    twice = GOOD + '[[volume]]\nqube = "work"\nvolume = "private"\npool = "p"\nvid = "other.img"\n'
+    with pytest.raises(ConfigError, match="twice"):
+        load(write(tmp_path, twice))
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "agent.toml")

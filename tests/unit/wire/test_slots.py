@@ -1,0 +1,59 @@
+import os
+import random
+
+import pytest
+
+from wire import slots
+from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, BadRecoveryKey, make_slot, open_slot, parse_recovery, recovery_text
+
+ARCHIVE, MASTER = b"a" * 16, b"m" * 32
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "SCRYPT_LOG_N", 10)
+
+
+@pytest.mark.parametrize(("kind", "secret"), [(KIND_PASSPHRASE, b"pass"), (KIND_RECOVERY, b"r" * 20)])
+def test_a_slot_opens_with_its_own_secret_only(kind: int, secret: bytes) -> None:
+    slot = make_slot(kind, secret, MASTER, ARCHIVE)
+    assert open_slot(slot, kind, secret, ARCHIVE) == MASTER
+    assert open_slot(slot, kind, secret + b"x", ARCHIVE) is None
+    assert open_slot(slot, kind, secret, b"b" * 16) is None
+    assert open_slot(slot, 3 - kind, secret, ARCHIVE) is None
+
+
+def test_a_flipped_slot_does_not_open() -> None:
+    slot = make_slot(KIND_RECOVERY, b"r" * 20, MASTER, ARCHIVE)
+    for at in range(len(slot)):
+        assert open_slot(slot[:at] + bytes([slot[at] ^ 1]) + slot[at + 1 :], KIND_RECOVERY, b"r" * 20, ARCHIVE) is None
+
+
+def test_costs_that_would_exhaust_memory_are_refused() -> None:
+    slot = bytearray(make_slot(KIND_PASSPHRASE, b"pass", MASTER, ARCHIVE))
+    slot[1] = 60
+    assert open_slot(bytes(slot), KIND_PASSPHRASE, b"pass", ARCHIVE) is None
+
+
+def test_a_recovery_key_is_read_back_however_it_is_typed() -> None:
+    for _ in range(50):
+        secret = os.urandom(20)
+        text = recovery_text(secret)
+        assert parse_recovery(text) == secret
+        assert parse_recovery(f"  {text.lower().replace('-', ' ')}\n") == secret
+
+
+def test_one_wrong_letter_is_found_in_its_group() -> None:
+    rng = random.Random(1)
+    for _ in range(200):
+        text = recovery_text(rng.randbytes(20))
+        at = rng.choice([i for i, letter in enumerate(text) if letter != "-"])
+        wrong = rng.choice([c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567" if c != text[at]])
+        with pytest.raises(BadRecoveryKey, match=f"group {at // 6 + 1} "):
+            parse_recovery(text[:at] + wrong + text[at + 1 :])
+
+
+def test_groups_in_the_wrong_order_are_found() -> None:
+    groups = recovery_text(random.Random(2).randbytes(20)).split("-")
+    with pytest.raises(BadRecoveryKey):
+        parse_recovery("-".join([groups[1], groups[0], *groups[2:]]))
