@@ -60,6 +60,7 @@ class Archiver:
     def __init__(self, archive: Archive, agent: Agent, progress: Progress, ignore_free_space: bool = False) -> None:
         self._archive, self._agent, self._progress = archive, agent, progress
         self._ignore_free_space = ignore_free_space
+        self._partials: list[Partial] = []
         self.report = Report()
 
     def run(self, volumes: list[VolumeEntry]) -> Report:
@@ -80,6 +81,8 @@ class Archiver:
             raise _full_disk(error, self._archive) from None
         finally:
             store.close()
+            for partial in self._partials:
+                partial.close()
             self._progress.stop()
         return self.report
 
@@ -91,7 +94,8 @@ class Archiver:
 
     def _finish_interrupted(self, store: Store, volumes: list[VolumeEntry]) -> dict[bytes, Offer]:
         """Commit, go on with, or give up what earlier runs left. Returns offers that turned out to be new ones."""
-        partials = {one.offer.volume_id: one for one in self._archive.partials()}
+        self._partials = self._archive.partials()
+        partials = {one.offer.volume_id: one for one in self._partials}
         offers: dict[bytes, Offer] = {}
         for volume in volumes:
             partial = partials.pop(volume.volume_id, None)
@@ -99,8 +103,6 @@ class Archiver:
                 self._try(volume, lambda v=volume, p=partial: self._finish_one(store, v, p, offers))  # type: ignore[misc]
             elif partial is not None:
                 self._drop(partial)
-        for partial in partials.values():
-            partial.close()
         store.flush()
         return offers
 
@@ -199,6 +201,7 @@ class Archiver:
         newest = self._archive.newest(volume.volume_id.hex())
         if partial is None:
             partial = Partial.create(self._archive.storage, offer)
+            self._partials.append(partial)
         full = bool(offer.flags & OFFER_FULL)
         known = self._known_ids(newest, offer) if full and newest is not None else None
         stored, chunks = store.stored, chunk_count(offer.size, offer.chunk_size)

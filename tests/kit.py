@@ -5,7 +5,7 @@ import io
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -229,3 +229,16 @@ def punch(fd: int, at: int, length: int) -> None:
 
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.fallocate(fd, 3, ctypes.c_longlong(at), ctypes.c_longlong(length)) == 0
+
+
+def in_child(action: Callable[[], object]) -> int:
+    """Do something in a child process that ends with it, whatever happens; returns its exit code (0, or 1 for an error)."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

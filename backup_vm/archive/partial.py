@@ -51,8 +51,10 @@ class Partial:
         return cls(storage, name, offer) if sound else None
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Close the file; nothing happens when it is closed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _groups(self) -> Iterator[tuple[int, bytes, int]]:
         """For each sound group: first chunk number it does not cover, payload, file offset after it."""

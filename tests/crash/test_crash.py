@@ -1,0 +1,192 @@
+"""Agent and archive operations killed at every durable step: nothing stored is lost, and the next backup is right."""
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive import store
+from backup_vm.archive.prune import prune
+from dom0_agent.cli.monitor import select
+from dom0_agent.rotation import volume_rotation
+from tests.kit import GRAIN, Site, change, fill
+from tests.steps import deaths
+
+SIZE = 20 * GRAIN + 777
+
+
+@pytest.fixture(autouse=True)
+def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PACK_SIZE", 3 * GRAIN)
+
+
+@pytest.fixture(params=["file", "reflink"])
+def built(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+    """A site with three sessions and a change since, to be copied for every death."""
+    folder = tmp_path if request.param == "file" else request.getfixturevalue("btrfs_folder")
+    site = Site(folder / "site", driver=request.param)
+    rng = random.Random(7)
+    fill(site.image(), SIZE, 7)
+    for _ in range(3):
+        site.backup()
+        change(site.image(), rng)
+    return site
+
+
+def copies(site: Site) -> Iterator[Site]:
+    """Fresh copies of a site, as it is now."""
+    while True:
+        work = site.root.with_name("work")
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(site.root, work)
+        yield Site(work, site.driver, make=False)
+
+
+def every_death(built: Site, operation: Callable[[Site], object], check: Callable[[Site, dict[str, bytes]], None]) -> None:
+    """Kill ``operation`` at each of its steps on a fresh copy, then check what a user finds afterwards."""
+    before = built.images()
+    fresh = copies(built)
+    site = next(fresh)
+
+    def attempt() -> None:
+        operation(site)
+
+    steps = 0
+    for step in deaths(attempt):
+        steps = step
+        check(site, before)
+        site = next(fresh)
+    assert steps > 3, "the operation has durable steps, and they were counted"
+
+
+def nothing_lost(site: Site, before: dict[str, bytes]) -> None:
+    found = site.images()
+    assert {name: image for name, image in found.items() if name in before} == before
+
+
+def next_backup_is_right(site: Site, before: dict[str, bytes]) -> None:
+    nothing_lost(site, before)
+    change(site.image(), random.Random(1), resize=False)
+    site.backup()
+    assert list(site.images().values())[-1] == site.image().read_bytes()
+    assert site.scrubbed() == []
+    assert len(site.snapshots()) == 1
+    leftovers = [
+        *site.root.rglob("*.tmp"),
+        *site.root.rglob("*.partial"),
+        *site.root.rglob("*-restore"),
+        *site.root.rglob("*.log"),
+    ]
+    assert leftovers == []
+
+
+def test_backup(built: Site) -> None:
+    every_death(built, lambda site: site.backup(), next_backup_is_right)
+
+
+def test_first_backup(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site")
+    fill(site.image(), SIZE)
+    every_death(site, lambda site: site.backup(), next_backup_is_right)
+
+
+def monitor(site: Site) -> None:
+    from dom0_agent.archives import Archives
+    from dom0_agent.catalog import open_catalog
+    from dom0_agent.config import load
+
+    config = load(site.config)
+    archives = {archive.id.hex(): archive for archive in Archives(config.state_dir)}
+    for volume in select(open_catalog(config), []):
+        with volume_rotation(config.state_dir, volume, archives) as rotation:
+            rotation.monitor()
+
+
+def test_monitor(built: Site) -> None:
+    every_death(built, monitor, next_backup_is_right)
+
+
+def test_restore(built: Site) -> None:
+    now, wanted = built.image().read_bytes(), built.images()
+
+    def old_or_new(site: Site, before: dict[str, bytes]) -> None:
+        assert site.image().read_bytes() in (now, list(wanted.values())[0])
+        next_backup_is_right(site, before)
+
+    every_death(built, lambda site: site.restore(0), old_or_new)
+
+
+def test_abort(built: Site) -> None:
+    def abort(site: Site) -> None:
+        with site.open() as archive:
+            agent, entry = site.agent(archive), site.listed(archive)[0]
+            offer = agent.snapshot("work", "private", entry.session, 3, 0)
+            with agent.extract("work", "private", offer.session, 0) as reply:
+                reply.only()
+            agent.abort("work", "private", offer.session)
+
+    every_death(built, abort, next_backup_is_right)
+
+
+@pytest.mark.parametrize("doomed", [[0], [1], [2], [0, 1], [1, 2]])
+def test_prune(built: Site, doomed: list[int]) -> None:
+    names = list(built.images())
+    kept = [name for at, name in enumerate(names) if at not in doomed]
+
+    def run(site: Site) -> None:
+        with site.open(True) as archive:
+            (series,) = archive.sessions().values()
+            prune(archive, [series[at] for at in doomed])
+
+    def kept_are_whole(site: Site, before: dict[str, bytes]) -> None:
+        found = site.images()
+        assert {name: found[name] for name in kept} == {name: before[name] for name in kept}
+        assert all(found[name] == before[name] for name in found)
+        run_again = [name for at, name in enumerate(names) if at in doomed and name in found]
+        if run_again:
+            with site.open(True) as archive:
+                (series,) = archive.sessions().values()
+                prune(archive, [session for session in series if session.name in run_again])
+        assert list(site.images()) == kept
+        assert site.scrubbed() == []
+        site.backup()
+        assert list(site.images().values())[-1] == site.image().read_bytes()
+        assert site.scrubbed() == []
+
+    every_death(built, run, kept_are_whole)
+
+
+def test_catalog_rebuild(built: Site) -> None:
+    def rebuild(site: Site) -> None:
+        os.unlink(site.archive / "catalog.sqlite")
+        with site.open(True) as archive:
+            archive.catalog.count()
+
+    def still_whole(site: Site, before: dict[str, bytes]) -> None:
+        nothing_lost(site, before)
+        with site.open(True) as archive:
+            archive.catalog.count()
+        assert site.scrubbed() == []
+
+    every_death(built, rebuild, still_whole)
+
+
+def test_the_space_of_pruned_sessions_comes_back_after_a_crash(built: Site) -> None:
+    """Dying between removing sessions and freeing their chunks leaves a sweep that is done by the next run."""
+
+    def run(site: Site) -> None:
+        with site.open(True) as archive:
+            (series,) = archive.sessions().values()
+            prune(archive, series)
+
+    def empty_in_the_end(site: Site, before: dict[str, bytes]) -> None:
+        run_again = site.images()
+        with site.open(True) as archive:
+            prune(archive, [session for series in archive.sessions().values() for session in series])
+        assert len(run_again) <= len(before)
+        assert not list(site.archive.rglob("*.session")) and not list(site.archive.rglob("*.pack"))
+
+    every_death(built, run, empty_in_the_end)

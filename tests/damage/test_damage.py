@@ -1,0 +1,212 @@
+"""Damage to an archive is found and named, what is intact can be restored, and the next backup heals what it can."""
+
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive import store
+from backup_vm.archive.parameters import load
+from backup_vm.archive.prune import prune
+from backup_vm.archive.storage import LocalStorage
+from backup_vm.errors import DamagedError, NoArchiveError, SparsebakError
+from tests.kit import GRAIN, Site, change, fill
+
+SIZE = 30 * GRAIN
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Two volumes, three sessions each, some of them pruned, in several packs."""
+    monkeypatch.setattr(store, "PACK_SIZE", 8 * GRAIN)
+    site = Site(tmp_path / "site", volumes=("work/private", "other/private"))
+    rng = random.Random(5)
+    for at, name in enumerate(site.volumes):
+        fill(site.image(name), SIZE, at)
+    for _ in range(4):
+        site.backup()
+        for name in site.volumes:
+            change(site.image(name), rng, resize=False)
+    with site.open(True) as archive:
+        prune(archive, [series[1] for series in archive.sessions().values()])
+    return site
+
+
+def files(site: Site, pattern: str) -> list[Path]:
+    return sorted(site.archive.rglob(pattern))
+
+
+def flip(path: Path, at: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0x10]))
+
+
+def named(site: Site, path: Path) -> bool:
+    """Whether scrub finds something and names the file."""
+    return any(path.name in str(getattr(finding, "problem", finding)) for finding in site.scrubbed())
+
+
+@pytest.mark.parametrize("pattern", ["*.pack", "*.session"])
+def test_any_flipped_byte_is_found_and_named(built: Site, pattern: str) -> None:
+    rng = random.Random(3)
+    for path in files(built, pattern):
+        size, whole = path.stat().st_size, path.read_bytes()
+        places = {0, 1, 9, 23, 24, 30, 70, size - 1, size - 9, size - 20, size - 36, size - 37}
+        for at in sorted(places | {rng.randrange(size) for _ in range(12)}):
+            flip(path, at)
+            assert named(built, path), (path, at, size)
+            path.write_bytes(whole)
+            with built.open(True) as archive:
+                archive.rebuild_catalog()
+    assert built.scrubbed() == []
+
+
+@pytest.mark.parametrize("pattern", ["*.pack", "*.session"])
+def test_a_cut_or_missing_file_is_found_and_named(built: Site, pattern: str) -> None:
+    for path in files(built, pattern):
+        whole = path.read_bytes()
+        for length in (0, 10, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:length])
+            assert named(built, path), (path, length)
+            path.write_bytes(whole)
+            with built.open(True) as archive:
+                archive.rebuild_catalog()
+        path.unlink()
+        findings = built.scrubbed()
+        if pattern == "*.pack":
+            assert findings, path
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(whole)
+        with built.open(True) as archive:
+            archive.rebuild_catalog()
+    assert built.scrubbed() == []
+
+
+def test_a_missing_session_is_found_by_verify(built: Site) -> None:
+    """Sessions that build on a lost one no longer prove complete."""
+    volume = files(built, "*.session")[0].parent
+    first = sorted(volume.glob("*.session"))[0]
+    first.unlink()
+    with pytest.raises(DamagedError, match="not complete or not authentic"):
+        built.verify_all()
+
+
+def test_archive_toml_is_checked(built: Site) -> None:
+    path = built.archive / "archive.toml"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        flip(path, at)
+        with pytest.raises(DamagedError, match="archive.toml"):
+            load(LocalStorage(built.archive))
+        path.write_bytes(whole)
+    path.unlink()
+    with pytest.raises(NoArchiveError):
+        load(LocalStorage(built.archive))
+
+
+def test_what_is_intact_stays_restorable(built: Site) -> None:
+    contents = {name: built.images(name) for name in built.volumes}
+    for path in files(built, "*.pack"):
+        whole = path.read_bytes()
+        for at in (40, len(whole) // 2, len(whole) - 5):
+            flip(path, at)
+            intact = broken = 0
+            for name in built.volumes:
+                for at_session in range(3):
+                    try:
+                        built.restore(at_session, name)
+                    except SparsebakError:
+                        broken += 1
+                        continue
+                    assert built.image(name).read_bytes() == list(contents[name].values())[at_session]
+                    intact += 1
+            assert intact + broken == 6 and (intact or len(files(built, "*.pack")) == 1)
+            path.write_bytes(whole)
+
+
+def test_a_damaged_session_spoils_only_its_own_volume_from_there_on(built: Site) -> None:
+    series = sorted(files(built, "*.session")[0].parent.glob("*.session"))
+    flip(series[1], 100)
+    with built.open() as archive:
+        volumes = archive.sessions()
+        (mine,) = [found for found in volumes.values() if found[0].file.endswith(series[0].name)]
+        assert len(mine) == 2 and len(archive.damaged) == 1
+        archive.image(mine, mine[0])
+        with pytest.raises(DamagedError, match=series[1].name):
+            archive.image(mine, mine[1])
+    with built.open(True) as archive, pytest.raises(DamagedError, match="nothing was pruned"):
+        prune(archive, [mine[0]])
+
+
+@pytest.mark.parametrize("pattern", ["*.pack", "*.session"])
+def test_the_next_backup_heals(built: Site, pattern: str) -> None:
+    """After scrub has found damage, what is lacking is compared and sent again."""
+    path = files(built, pattern)[0]
+    flip(path, path.stat().st_size // 2)
+    assert named(built, path)
+    built.backup()
+    for name in built.volumes:
+        with built.open() as archive:
+            keys = built.keys(archive)
+            from backup_vm.names import stored_volumes
+            from backup_vm.progress import Progress
+            from backup_vm.reading import assemble
+
+            volume = next(v for v in stored_volumes(archive, keys, {}) if v.name == name)
+            image, target = archive.image(list(volume.sessions), volume.sessions[-1]), built.root / "healed.img"
+            assemble(archive, image, keys, name, target, Progress())
+            assert target.read_bytes() == built.image(name).read_bytes()
+
+
+@pytest.mark.parametrize("harm", ["delete", "empty", "noise", "flip", "drop a table", "lose rows", "wrong places"])
+def test_the_catalog_is_only_a_cache(built: Site, harm: str) -> None:
+    path = built.archive / "catalog.sqlite"
+    contents = {name: built.images(name) for name in built.volumes}
+    if harm == "delete":
+        path.unlink()
+    elif harm == "empty":
+        path.write_bytes(b"")
+    elif harm == "noise":
+        path.write_bytes(random.Random(1).randbytes(20000))
+    elif harm == "flip":
+        for at in range(0, path.stat().st_size, 97):
+            flip(path, at)
+    else:
+        database = sqlite3.connect(path)
+        statement = {
+            "drop a table": "DROP TABLE chunks",
+            "lose rows": "DELETE FROM chunks",
+            "wrong places": "UPDATE chunks SET offset = offset + 1",
+        }[harm]
+        database.execute(statement)
+        database.commit()
+        database.close()
+    if harm in ("lose rows", "wrong places"):
+        assert built.scrubbed() != []
+    assert {name: built.images(name) for name in built.volumes} == contents
+    built.backup()
+    assert built.scrubbed() == []
+    for name in built.volumes:
+        assert list(built.images(name).values())[-1] == built.image(name).read_bytes()
+
+
+def test_an_archive_on_a_read_only_disk_can_be_read(built: Site) -> None:
+    import os
+    import subprocess
+
+    from tests.conftest import cannot
+
+    if os.geteuid() != 0:
+        cannot("a read-only bind mount needs root")
+    contents = built.images()
+    subprocess.run(["mount", "--bind", built.archive, built.archive], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", built.archive], check=True)
+        assert built.images() == contents
+        (built.root / "catalog").mkdir()
+    finally:
+        subprocess.run(["umount", built.archive], check=True)
