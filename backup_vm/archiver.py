@@ -4,6 +4,7 @@ import errno
 import sqlite3
 import struct
 import tempfile
+import time as clock
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO
@@ -25,6 +26,8 @@ from wire.sealing import ID_SIZE, NotAuthentic
 from wire.tree import chunk_count
 
 RESERVE = 1 << 20
+JUST_NOW = 60
+"""Seconds by which the newest session's time may lie ahead of our clock without a doubt about either."""
 SOON = 64 << 20
 """Bytes of changes up to which the call that ends a run is begun before they are there."""
 _HEAD = struct.Struct(f"<Q{ID_SIZE}s")
@@ -149,7 +152,7 @@ class Archiver:
 
     def _snapshot_all(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> dict[bytes, Offer]:
         """One offer for each volume, all under one time, so that the run is one moment and has one name."""
-        time = max((offer.time for offer in offers.values()), default=0)
+        time = max((offer.time for offer in offers.values()), default=self._new_time(volumes))
         failed = {name for name, _ in self.report.failed}
         due = [v for v in volumes if v.volume_id not in offers and f"{v.qube}/{v.volume}" not in failed]
         for volume, following in zip(due, [*due[1:], None], strict=True):
@@ -159,9 +162,15 @@ class Archiver:
                 offers[volume.volume_id] = self._snapshot(volume, time)
 
             self._try(volume, take)
-            if volume.volume_id in offers:
-                time = time or offers[volume.volume_id].time
+            if volume.volume_id in offers and len(offers) == 1:
+                time = offers[volume.volume_id].time  # as dom0's clock has it
         return offers
+
+    def _new_time(self, volumes: list[VolumeEntry]) -> int:
+        """Now, or the second after the newest session if that was just now, so that names stay distinct."""
+        now = int(clock.time())
+        newest = (self._archive.newest(volume.volume_id.hex()) for volume in volumes)
+        return max([now, *(s.clear.time + 1 for s in newest if s and s.clear.time <= now + JUST_NOW)])
 
     def _extract_all(self, store: Store, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
         self._progress.start(sum(offer.changed for offer in offers.values()))

@@ -1,5 +1,6 @@
 """An archive that is open: its parameters, sessions and catalog, under its lock."""
 
+import contextlib
 import os
 import sqlite3
 import tempfile
@@ -18,6 +19,8 @@ from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import LocalStorage
 from backup_vm.errors import DamagedError, SparsebakError
 
+RESCAN = "rescan:"
+"""In the catalog's meta table, followed by a volume's id: the volume's next session must be a full one."""
 _SLICE = 1 << 16
 
 
@@ -122,13 +125,22 @@ class Archive:
             self.warnings.append(f"{path} was missing; it has been rebuilt")
         return self._rebuilt()
 
-    def rebuild_catalog(self) -> None:
-        """Throw the catalog away and make it anew from packs and sessions."""
-        if self._catalog is not None:
-            self._catalog.close()
-        self._catalog = self._rebuilt()
+    def rebuild_catalog(self, free: bool = False) -> None:
+        """Throw the catalog away and make it anew from packs and sessions; what scrub noted in it is kept.
 
-    def _rebuilt(self) -> Catalog:
+        With ``free``, chunks that no session refers to are freed. Without, they are only left out, for a session file
+        that is missing now may be put back: only a prune gives space back.
+        """
+        notes: dict[str, str] = {}
+        if self._catalog is not None:
+            with contextlib.suppress(sqlite3.DatabaseError):
+                notes = self._catalog.notes(RESCAN)
+            self._catalog.close()
+        self._catalog = self._rebuilt(free)
+        for key, value in notes.items():
+            self._catalog.set_meta(key, value)
+
+    def _rebuilt(self, free: bool = False) -> Catalog:
         path = self.storage.path(catalogs.NAME)
         if not self.writing:  # others may be reading too, or the disk may be read-only: keep it to ourselves
             self._temporary = tempfile.TemporaryDirectory(prefix="sparsebak-")
@@ -138,17 +150,17 @@ class Archive:
         catalog.begin()
         for name in self.storage.names("packs", packs.SUFFIX):
             self._index_pack(catalog, name)
-        self._free_unreferenced(catalog)
+        self._drop_unreferenced(catalog, free)
         catalog.commit()
         catalog.close()
         os.replace(beside, path)
         return Catalog(path)
 
-    def _free_unreferenced(self, catalog: Catalog) -> None:
+    def _drop_unreferenced(self, catalog: Catalog, free: bool) -> None:
         """Take what no session refers to out of the catalog; nothing while it is not known what all of them refer to."""
         self.sessions()
-        if not self.damaged:
-            catalog.free_unreferenced(self.references())
+        if not self.damaged and catalog.drop_unreferenced(self.references(), free) and not free:
+            catalog.set_meta("limbo", "rebuilt")
 
     def _index_pack(self, catalog: Catalog, name: str) -> None:
         number = catalog.add_pack(name)
@@ -159,16 +171,17 @@ class Archive:
             entries = list(packs.scan(self.storage, name, self.parameters.chunk_size))
         with packs.PackReader(self.storage) as reader:
             for entry in entries:
-                if catalog.add(entry.id, number, entry.offset, entry.length):
-                    continue
-                # Two packs have this chunk: one of them may be no more than a hole.
-                catalog_place = catalog.places([entry.id])[entry.id]
-                try:
-                    reader.read(name, entry.id, entry.offset, entry.length)
-                    reader.read(catalog_place.pack, entry.id, catalog_place.offset, catalog_place.length)
-                except DamagedError as error:
-                    if str(self.storage.path(name)) not in str(error):
-                        catalog.put(entry.id, number, entry.offset, entry.length)
+                if not catalog.add(entry.id, number, entry.offset, entry.length):
+                    self._choose(catalog, reader, entry, number)
+
+    @staticmethod
+    def _choose(catalog: Catalog, reader: packs.PackReader, entry: packs.Packed, number: int) -> None:
+        """Two packs have this chunk, and one of the two may be a hole or damaged: keep a sound one."""
+        names = catalog.packs()
+        other = catalog.places([entry.id])[entry.id]
+        if reader.sound(names[number], entry) and not reader.sound(other.pack, entry._replace(offset=other.offset)):
+            catalog.put(entry.id, number, entry.offset, entry.length)
+        catalog.set_meta("limbo", "twice")
 
     def recover(self) -> None:
         """When writing begins: finish what a run that died left half done."""
@@ -179,6 +192,8 @@ class Archive:
             self.warnings.append(f"{self.storage.path(catalogs.NAME)} was damaged; it has been rebuilt")
             self.rebuild_catalog()
         give_back(self)
+        if self.catalog.meta("sweep") is not None:
+            self.catalog.set_meta("sweep", None)
 
     def _recover_catalog(self) -> None:
         catalog = self.catalog
@@ -193,8 +208,7 @@ class Archive:
             catalog.drop_pack(number)
         for name in sorted(unknown):
             self._index_pack(catalog, name)
-        self._free_unreferenced(catalog)
-        catalog.set_meta("sweep", None)
+        self._drop_unreferenced(catalog, free=catalog.meta("sweep") is not None)
         catalog.commit()
 
     def close(self) -> None:
@@ -209,16 +223,18 @@ class Archive:
 def give_back(archive: Archive) -> int:
     """Give the space of freed chunks back: delete packs that hold nothing else, punch holes into others. Returns bytes."""
     catalog, storage = archive.catalog, archive.storage
-    given = 0
-    catalog.begin()
-    gone = catalog.empty_packs()
-    given += sum(storage.allocated(name) for name in gone.values() if storage.exists(name))
-    for number in gone:
-        catalog.drop_pack(number)
-    catalog.commit()
-    if gone:
-        storage.remove(*gone.values())
-    for number, name, ranges in list(catalog.freed()):
+    freed = list(catalog.freed())
+    dead = _dead_packs(archive, {number: name for number, name, _ in freed if not catalog.holds_any(number)})
+    given = sum(storage.allocated(name) for name in dead.values() if storage.exists(name))
+    if dead:
+        catalog.begin()
+        for number in dead:
+            catalog.drop_pack(number)
+        catalog.commit()
+        storage.remove(*dead.values())
+    for number, name, ranges in freed:
+        if number in dead:
+            continue
         if not storage.punch(name, ranges):
             break  # the space comes back when the whole pack is dead
         given += sum(length for _, length in ranges)
@@ -226,6 +242,35 @@ def give_back(archive: Archive) -> int:
         catalog.forget_freed(number)
         catalog.commit()
     return given
+
+
+def _dead_packs(archive: Archive, packs_by_number: dict[int, str]) -> dict[int, str]:
+    """Those of the packs which no session refers to. The catalog, being a cache, is not believed in this."""
+    if not packs_by_number or archive.catalog.meta("limbo") is not None:
+        return {}
+    held: dict[bytes, set[int]] = {}
+    alive: set[int] = set()
+    for number, name in packs_by_number.items():
+        try:
+            for entry in packs.read_index(archive.storage, name, archive.parameters.archive):
+                held.setdefault(entry.id, set()).add(number)
+        except DamagedError:
+            alive.add(number)
+    for ids in archive.references():
+        for chunk_id in held.keys() & set(ids):
+            if not _sound_elsewhere(archive, chunk_id, held[chunk_id]):
+                alive |= held[chunk_id]
+    return {number: name for number, name in packs_by_number.items() if number not in alive}
+
+
+def _sound_elsewhere(archive: Archive, chunk_id: bytes, here: set[int]) -> bool:
+    """Whether a pack other than these holds a chunk, undamaged."""
+    place = archive.catalog.places([chunk_id]).get(chunk_id)
+    numbers = {name: number for number, name in archive.catalog.packs().items()}
+    if place is None or numbers[place.pack] in here:
+        return False
+    with packs.PackReader(archive.storage) as reader:
+        return reader.sound(place.pack, packs.Packed(chunk_id, place.offset, place.length, b""))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Only chunks that a session (or a partial one) refers to are in ``chunks``. What 
 its space has been given back, so that a chunk whose space is gone can never be found again.
 """
 
+import hashlib
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE packs (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)
     WITHOUT ROWID;
+CREATE INDEX chunks_by_pack ON chunks (pack);
 CREATE TABLE freed (pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL);
 """
 _BATCH = 500
@@ -150,6 +152,19 @@ class Catalog:
         chunks, size = self._db.execute("SELECT count(*), coalesce(sum(length), 0) FROM chunks").fetchone()
         return int(chunks), int(size)
 
+    def digest(self) -> bytes:
+        """Digest of where every chunk lies; does not depend on the order in which packs were numbered."""
+        digest = hashlib.blake2b(digest_size=16)
+        query = "SELECT id, name, offset, length FROM chunks JOIN packs ON number = pack ORDER BY id"
+        for row in self._db.execute(query):
+            digest.update(repr(row).encode())
+        return digest.digest()
+
+    def notes(self, prefix: str) -> dict[str, str]:
+        """Remembered values whose keys begin with ``prefix``."""
+        rows = self._db.execute("SELECT key, value FROM meta WHERE substr(key, 1, ?) = ?", (len(prefix), prefix))
+        return {str(key): str(value) for key, value in rows}
+
     def in_pack(self, number: int) -> dict[int, bytes]:
         """Ids of the chunks in a pack, by offset."""
         return dict(self._db.execute("SELECT offset, id FROM chunks WHERE pack=?", (number,)))
@@ -176,16 +191,18 @@ class Catalog:
         """The freed space of a pack has been given back."""
         self._db.execute("DELETE FROM freed WHERE pack=?", (pack,))
 
-    def empty_packs(self) -> dict[int, str]:
-        """Packs that hold no chunk that anything refers to."""
-        return dict(self._db.execute("SELECT number, name FROM packs WHERE number NOT IN (SELECT DISTINCT pack FROM chunks)"))
+    def holds_any(self, pack: int) -> bool:
+        """Whether a pack holds a chunk that anything refers to."""
+        return self._db.execute("SELECT 1 FROM chunks WHERE pack=? LIMIT 1", (pack,)).fetchone() is not None
 
-    def free_unreferenced(self, references: Iterable[Iterable[bytes]]) -> None:
-        """Move every chunk that is not among the references to ``freed``."""
+    def drop_unreferenced(self, references: Iterable[Iterable[bytes]], free: bool) -> int:
+        """Take every chunk that is not among the references out, to ``freed`` if so wanted; returns how many."""
         self._db.execute("CREATE TEMP TABLE referenced (id BLOB PRIMARY KEY) WITHOUT ROWID")
         for ids in references:
             self._db.executemany("INSERT OR IGNORE INTO referenced VALUES (?)", ((chunk_id,) for chunk_id in ids))
         dead = "FROM chunks WHERE id NOT IN (SELECT id FROM referenced)"
-        self._db.execute(f"INSERT INTO freed SELECT pack, offset, length {dead}")  # noqa: S608
-        self._db.execute(f"DELETE {dead}")
+        if free:
+            self._db.execute(f"INSERT INTO freed SELECT pack, offset, length {dead}")  # noqa: S608
+        dropped = self._db.execute(f"DELETE {dead}").rowcount  # noqa: S608
         self._db.execute("DROP TABLE referenced")
+        return dropped

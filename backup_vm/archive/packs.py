@@ -114,6 +114,14 @@ class PackReader:
             raise DamagedError(text, "run: sparsebak scrub")
         return sealed
 
+    def sound(self, name: str, entry: Packed) -> bool:
+        """Whether a pack holds a chunk undamaged where an entry says."""
+        try:
+            self.read(name, entry.id, entry.offset, entry.length)
+        except DamagedError:
+            return False
+        return True
+
 
 def read_index(storage: LocalStorage, name: str, archive: bytes) -> list[Packed]:
     """The index of a pack, or raise DamagedError."""

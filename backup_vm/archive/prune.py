@@ -27,7 +27,7 @@ class Pruned:
 def prune(archive: Archive, doomed: Iterable[Session]) -> Pruned:
     """Remove sessions. The images of all others stay as they are."""
     gone = frozenset(session.file for session in doomed)
-    if not gone:
+    if not gone and archive.catalog.meta("limbo") is None:
         return Pruned(0, 0, 0)
     volumes = archive.sessions()
     for error in archive.damaged.values():  # what it refers to is unknown, so nothing may be freed
@@ -39,7 +39,12 @@ def prune(archive: Archive, doomed: Iterable[Session]) -> Pruned:
         if any(session.file in gone for session in series):
             candidates |= _merge(archive, series, gone)
     archive.storage.remove(*gone)
-    return _free(archive, candidates, len(gone))
+    pruned = _free(archive, candidates, len(gone))
+    if archive.catalog.meta("limbo") is None:
+        return pruned
+    archive.rebuild_catalog(free=True)  # chunks that earlier damage left without a session
+    archive.catalog.set_meta("limbo", None)
+    return Pruned(pruned.sessions, pruned.chunks, pruned.space + give_back(archive))
 
 
 def _check(archive: Archive, volumes: dict[str, list[Session]], gone: frozenset[str]) -> None:
@@ -86,6 +91,7 @@ def _free(archive: Archive, candidates: set[bytes], removed: int) -> Pruned:
     before = catalog.count()[0]
     catalog.free(candidates)
     freed = before - catalog.count()[0]
-    catalog.set_meta("sweep", None)
     catalog.commit()
-    return Pruned(removed, freed, give_back(archive))
+    space = give_back(archive)
+    catalog.set_meta("sweep", None)
+    return Pruned(removed, freed, space)

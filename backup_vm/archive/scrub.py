@@ -9,7 +9,7 @@ import xxhash
 
 from backup_vm.archive import catalog as catalogs
 from backup_vm.archive import packs, sessions
-from backup_vm.archive.archive import Archive
+from backup_vm.archive.archive import RESCAN, Archive
 from backup_vm.archive.format import ENTRY, ENTRY_SIZE, PACK_HEAD_SIZE
 from backup_vm.archive.packs import Packed, checksum
 from backup_vm.errors import DamagedError
@@ -28,7 +28,7 @@ class Finding:
 
 def rescan_key(volume_id: str) -> str:
     """Key in the catalog's meta table that says: this volume's next session must be a full one."""
-    return f"rescan:{volume_id}"
+    return RESCAN + volume_id
 
 
 def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:
@@ -52,15 +52,19 @@ def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:
 
 
 def _catalog(archive: Archive) -> Iterator[Finding]:
-    """The catalog is a cache: damage to it is told and mended at once."""
+    """The catalog is a cache: it is made anew, and if the old one said anything else, that is told."""
     problem = ""
+    before = b""
     try:
         if not archive.catalog.whole():
-            problem = "it is damaged"
+            problem = "it was damaged"
+        before = archive.catalog.digest()
     except sqlite3.DatabaseError as error:
-        problem = f"it is damaged ({error})"
+        problem = f"it was damaged ({error})"
+    archive.rebuild_catalog()
+    if not problem and archive.catalog.digest() != before:
+        problem = "it did not say where the chunks are"
     if problem:
-        archive.rebuild_catalog()
         yield Finding(catalogs.NAME, f"{archive.storage.path(catalogs.NAME)}: {problem}; it has been rebuilt")
 
 

@@ -78,6 +78,8 @@ def load(storage: LocalStorage, name: str) -> Session:
         raise DamagedError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
     if storage.size(name) != SESSION_HEAD_SIZE + head.count * SESSION_ENTRY_SIZE + DIGEST_SIZE:
         raise DamagedError(f"{path} is damaged: it has another length than its head says")
+    if file_name(clear) != name:
+        raise DamagedError(f"{path} is damaged: its record is not the one its name says")
     return Session(name, clear, head.record, head.inherit, head.count)
 
 
@@ -91,8 +93,8 @@ def check(storage: LocalStorage, session: Session) -> None:
             digest.update(block)
             left -= len(block)
         sound = file.read() == digest.digest()
-    if not sound or file_name(session.clear) != session.file:
-        raise DamagedError(f"{path} is damaged: its checksum or its name is wrong")
+    if not sound:
+        raise DamagedError(f"{path} is damaged: its checksum is wrong")
 
 
 def write(

@@ -74,12 +74,7 @@ def next_backup_is_right(site: Site, before: dict[str, bytes]) -> None:
     assert list(site.images().values())[-1] == site.image().read_bytes()
     assert site.scrubbed() == []
     assert len(site.snapshots()) == 1
-    leftovers = [
-        *site.root.rglob("*.tmp"),
-        *site.root.rglob("*.partial"),
-        *site.root.rglob("*-restore"),
-        *site.root.rglob("*.log"),
-    ]
+    leftovers = [path for suffix in (".tmp", ".partial", "-restore", ".log") for path in site.root.rglob("*" + suffix)]
     assert leftovers == []
 
 
