@@ -1,0 +1,154 @@
+"""The tools under test, each with the same few steps: set up, back up, assemble, restore, verify, prune."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.measure import Measured, files, run, stored
+
+BIN = Path(sys.executable).parent
+
+
+class Sparsebak:
+    """sparsebak, sealed, with the local transport: every call starts the service files."""
+
+    name = "sparsebak"
+
+    def __init__(self, pool: Path, work: Path) -> None:
+        self.pool, self.work, self.repository = pool, work, work / "sparsebak"
+        config = work / "agent.toml"
+        config.write_text(
+            f'state_dir = "{work}/dom0"\n[[pool]]\nname = "p"\ndriver = "reflink"\npath = "{pool}"\n'
+            '[[volume]]\nqube = "work"\nvolume = "private"\npool = "p"\nvid = "image"\n'
+        )
+        (work / "pw").write_text("bench\n")
+        self._agent = [BIN / "sparsebak-agent", "--config", config]
+        self._tool = [BIN / "sparsebak", "--agent", f"local:{config}", "--archive", self.repository]
+        run([*self._agent, "archive", "add", "bench", "--caller", "vm", "--passphrase-file", work / "pw"])
+        run([*self._tool, "init", self.repository, "--label", "bench"])
+
+    def backup(self) -> Measured:
+        return run([*self._tool, "backup"])
+
+    def monitor(self) -> Measured | None:
+        return run([*self._agent, "monitor"])
+
+    def assemble(self, target: Path) -> Measured:
+        return run([*self._tool, "assemble", "work/private", "--passphrase-file", self.work / "pw", "-o", target])
+
+    def restore(self) -> Measured | None:
+        return run([*self._tool, "restore", "work/private"])
+
+    def verify(self) -> Measured:
+        return run([*self._tool, "verify"])
+
+    def prune(self) -> Measured:
+        listed = subprocess.run([*self._tool, "list", "work/private"], capture_output=True, text=True, check=True).stdout
+        return run([*self._tool, "prune", "work/private", "--session", listed.splitlines()[2].split()[1]])
+
+
+class Borg:
+    """borg, fixed chunks of the same size, zstd level 3, not encrypted."""
+
+    name = "borg"
+
+    def __init__(self, pool: Path, work: Path) -> None:
+        self.pool, self.repository, self._count = pool, work / "borg", 0
+        os.environ["BORG_BASE_DIR"] = str(work / "borg-home")
+        os.environ["BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK"] = "yes"
+        run(["borg", "init", "-e", "none", self.repository])
+
+    def backup(self) -> Measured:
+        self._count += 1
+        # Without its cache of files, for a changed image is read again anyway, and an unchanged one by its contents.
+        options = ["--sparse", "--chunker-params", "fixed,131072", "-C", "zstd,3", "--files-cache", "disabled"]
+        return run(["borg", "create", *options, f"{self.repository}::s{self._count}", "image"], cwd=self.pool)
+
+    def monitor(self) -> Measured | None:
+        return None
+
+    def assemble(self, target: Path) -> Measured:
+        target.mkdir()
+        return run(["borg", "extract", "--sparse", f"{self.repository}::s{self._count}"], cwd=target)
+
+    def restore(self) -> Measured | None:
+        return None
+
+    def verify(self) -> Measured:
+        return run(["borg", "check", "--verify-data", self.repository])
+
+    def prune(self) -> Measured:
+        return run(["borg", "delete", f"{self.repository}::s2"])
+
+
+class Restic:
+    """restic, as it comes."""
+
+    name = "restic"
+
+    def __init__(self, pool: Path, work: Path) -> None:
+        self.pool, self.repository = pool, work / "restic"
+        os.environ |= {"RESTIC_PASSWORD": "bench", "RESTIC_CACHE_DIR": str(work / "restic-cache")}
+        self._tool = ["restic", "-r", str(self.repository)]
+        run([*self._tool, "init"])
+
+    def backup(self) -> Measured:
+        return run([*self._tool, "backup", "--force", self.pool / "image"])
+
+    def monitor(self) -> Measured | None:
+        return None
+
+    def assemble(self, target: Path) -> Measured:
+        return run([*self._tool, "restore", "latest", "--target", target])
+
+    def restore(self) -> Measured | None:
+        return None
+
+    def verify(self) -> Measured:
+        return run([*self._tool, "check", "--read-data"])
+
+    def prune(self) -> Measured:
+        return run([*self._tool, "forget", "--prune", "--keep-last", "3"])
+
+
+class Wyng:
+    """Wyng, not encrypted, if a ``wyng`` is on the PATH."""
+
+    name = "wyng"
+
+    def __init__(self, pool: Path, work: Path) -> None:
+        self.pool, self.repository, self.work = pool, work / "wyng", work
+        self._tool = ["wyng", "--unattended", f"--dest=file:{self.repository}", f"--local={pool}"]
+        run([*self._tool, "arch-init", "--encrypt=off", "--hashtype=blake2b", "--compression=zstd:3"])
+        run([*self._tool, "add", "image"])
+
+    def backup(self) -> Measured:
+        return run([*self._tool, "send", "image"])
+
+    def monitor(self) -> Measured | None:
+        return run([*self._tool, "monitor", "image"])
+
+    def assemble(self, target: Path) -> Measured:
+        return run([*self._tool, "receive", f"--save-to={target}", "image"])
+
+    def restore(self) -> Measured | None:
+        return None
+
+    def verify(self) -> Measured:
+        return run([*self._tool, "verify", "image"])
+
+    def prune(self) -> Measured:
+        return run([*self._tool, "prune", "--all-before=today", "image"])
+
+
+def installed() -> list[type]:
+    """Ours, and those of the peers that are on this machine."""
+    peers = [tool for tool in (Borg, Restic, Wyng) if shutil.which(tool.name)]
+    return [Sparsebak, *peers]
+
+
+def size_of(tool: Sparsebak | Borg | Restic | Wyng) -> tuple[float, int]:
+    """MiB and files of a tool's repository."""
+    return stored(tool.repository), files(tool.repository)

@@ -1,0 +1,81 @@
+"""The workload: an 8 GiB sparse image with 3 GiB in it: half ordinary files, a quarter random, a tenth repeats, some text.
+
+``python -m bench.workload IMAGE MIB`` makes it, in a process of its own so that the measuring one stays small.
+"""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+MIB = 1 << 20
+IMAGE = 8 << 30
+CONTENT = 3 << 30
+RUN = 3 * MIB
+"""Content lies in runs of this size, spread over the image."""
+
+
+def ordinary(seed: int) -> Iterator[bytes]:
+    """Bytes of files of this machine, RUN at a time, without end."""
+    rng, buffer = random.Random(seed), bytearray()
+    files = [p for folder in ("/usr/lib", "/usr/share", "/usr/bin") for p in sorted(Path(folder).rglob("*")) if _usable(p)]
+    rng.shuffle(files)
+    while True:
+        for path in files:
+            buffer += path.read_bytes()[: 8 * MIB]
+            while len(buffer) >= RUN:
+                yield bytes(buffer[:RUN])
+                del buffer[:RUN]
+
+
+def _usable(path: Path) -> bool:
+    try:
+        return path.is_file() and not path.is_symlink() and path.stat().st_size > 0 and os.access(path, os.R_OK)
+    except OSError:
+        return False
+
+
+def make(image: Path, content: int = CONTENT, size: int = IMAGE) -> None:
+    """Write the image. The same seed gives the same layout."""
+    rng, files = random.Random(1), ordinary(1)
+    runs = content // RUN
+    places = sorted(rng.sample(range(size // RUN - 1), runs))
+    rng.shuffle(places)
+    kinds = (["files"] * 50 + ["random"] * 25 + ["repeat"] * 10 + ["text"] * 15) * (runs // 100 + 1)
+    kinds = kinds[:runs]
+    rng.shuffle(kinds)
+    written: list[bytes] = []
+    with open(image, "wb") as out:
+        out.truncate(size)
+        for place, kind in zip(places, kinds, strict=True):
+            if kind == "files":
+                data = next(files)
+            elif kind == "random":
+                data = rng.randbytes(RUN)
+            elif kind == "repeat" and written:
+                data = rng.choice(written)
+            else:
+                words = [rng.choice(b"the quick brown fox jumps over lazy dogs again".split()) for _ in range(2000)]
+                data = (b" ".join(words) * (RUN // 4000))[:RUN].ljust(RUN, b".")
+            if len(written) < 8:
+                written.append(data)
+            os.pwrite(out.fileno(), data, place * RUN)
+        os.fsync(out.fileno())
+
+
+def change(image: Path, total: int, places: int, seed: int) -> None:
+    """Overwrite ``total`` bytes in so many places within the content, aligned to blocks."""
+    rng = random.Random(seed)
+    each = max(4096, total // places // 4096 * 4096)
+    layout = random.Random(1)
+    runs = sorted(layout.sample(range(os.stat(image).st_size // RUN - 1), min(CONTENT, os.stat(image).st_size) // RUN))
+    with open(image, "r+b") as file:
+        for _ in range(places):
+            at = rng.choice(runs) * RUN + rng.randrange((RUN - each) // 4096) * 4096
+            os.pwrite(file.fileno(), rng.randbytes(each // 2) + b"changed " * (each // 16), at)
+        os.fsync(file.fileno())
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), int(sys.argv[2]) << 20)
