@@ -112,6 +112,7 @@ class Agent:
         self._transport = transport
         self._archive, self._limit = bytes(16), 1 << 16
         self._prepared: dict[tuple[str, str | None, str], Connection] = {}
+        self._ending: list[Connection] = []
 
     def use(self, archive: bytes, chunk_size: int) -> None:
         """Say which archive the calls are about."""
@@ -124,9 +125,11 @@ class Agent:
             self._prepared[key] = self._transport.start(service, qube, volume)
 
     def close(self) -> None:
-        """End calls that were prepared and not made."""
+        """End calls that were prepared and not made, and wait for those that were."""
         while self._prepared:
             self._prepared.popitem()[1].close()
+        while self._ending:
+            self._ending.pop().close()
 
     @contextmanager
     def _call(
@@ -163,7 +166,10 @@ class Agent:
             else:
                 feeder = threading.Thread(target=write, daemon=True)
                 feeder.start()
-            yield Reply(what, connection, self._limit)
+            reply = Reply(what, connection, self._limit)
+            yield reply
+            if reply.status is not None and feeder is None:
+                self._ending.append(connection)
         except AgentError:
             if feeder is not None:
                 feeder.join(timeout=5)
@@ -171,7 +177,10 @@ class Agent:
                 raise failure[0] from None
             raise
         finally:
-            connection.close()
+            if connection in self._ending:
+                connection.hang_up()
+            else:
+                connection.close()
             if feeder is not None:
                 feeder.join(timeout=5)
 

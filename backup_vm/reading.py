@@ -13,7 +13,8 @@ from backup_vm.archive.packs import PackReader
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.progress import Progress
 from wire.frames import END, LENGTH
-from wire.pipeline import in_order
+from wire.image import WRITE_BYTES, ImageWriter
+from wire.pipeline import in_order, neighbours
 from wire.records import Record, open_record
 from wire.sealing import ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
 from wire.tree import PAGE_IDS, Tree, chunk_count
@@ -104,62 +105,56 @@ def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Record:
 
 
 def read_image(
-    archive: Archive, image: Image, keys: Keys, name: str, progress: Progress, sink: Callable[[int, bytes], None] | None
+    archive: Archive, image: Image, keys: Keys, name: str, progress: Progress, sink: Callable[[int, list[bytes]], None] | None
 ) -> Record:
-    """Open every chunk of a session with the key and hand offset and bytes to ``sink``, in no particular order.
+    """Open every chunk of a session with the key and hand offset and chunks to ``sink``, in no particular order.
 
     Without a sink this verifies. Raises DamagedError naming what is wrong.
     """
     record = open_image(archive, image, keys, name)
     opener, ids = Opener(keys), ChunkIds(keys, record.domain, record.chunk_size)
 
-    def work(chunk: Sealed) -> None:
-        try:
-            plain = opener.open(chunk.id, chunk.data, ids, record.chunk_size)
-        except NotAuthentic as error:
-            raise DamagedError(f"{name}: chunk {chunk.number}: {error}", "run: sparsebak scrub") from None
+    def work(together: list[Sealed]) -> None:
+        parts = []
+        for chunk in together:
+            try:
+                parts.append(opener.open(chunk.id, chunk.data, ids, record.chunk_size))
+            except NotAuthentic as error:
+                raise DamagedError(f"{name}: chunk {chunk.number}: {error}", "run: sparsebak scrub") from None
         if sink is not None:
-            offset = chunk.number * record.chunk_size
-            sink(offset, plain[: record.size - offset])
+            last = together[-1].number * record.chunk_size
+            sink(together[0].number * record.chunk_size, [*parts[:-1], parts[-1][: record.size - last]])
 
-    ahead = max(2, min(8 * THREADS, AHEAD_BYTES // record.chunk_size))
+    most = max(1, WRITE_BYTES // record.chunk_size)
+    ahead = max(2, min(2 * THREADS + 2, AHEAD_BYTES // (most * record.chunk_size)))
 
     def everything() -> Iterator[Sealed]:
         for window, chunks in sealed_chunks(archive, image, name, in_file_order=True):
             yield from chunks
             progress.advance(len(window) * record.chunk_size)
 
-    for _ in in_order(work, everything(), THREADS, ahead):
+    for _ in in_order(work, neighbours(everything(), most), THREADS, ahead):
         pass
     return record
 
 
 def assemble(archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress) -> Record:
     """Write a session as a sparse raw image, beside the target first, so that a failure leaves no half of one."""
-    size = image.session.clear.size
     beside = target.with_name(target.name + ".part")
     try:
-        fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        file = ImageWriter(beside, image.session.clear.size)
     except OSError as error:
         raise SparsebakError(f"cannot write {beside}: {error.strerror}") from None
     try:
-        os.truncate(fd, size)
-        record = read_image(archive, image, keys, name, progress, lambda offset, data: _write(fd, offset, data))
-        os.fsync(fd)
+        record = read_image(archive, image, keys, name, progress, file.write)
+        file.sync()
         os.replace(beside, target)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
     finally:
-        os.close(fd)
+        file.close()
     return record
-
-
-def _write(fd: int, offset: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def image_bytes(image: Image) -> int:

@@ -1,5 +1,8 @@
 """Extract: read what may have changed, hash, compare, compress and seal it on a few threads, in order, in flat memory."""
 
+import errno
+import fcntl
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +15,7 @@ from dom0_agent.pending_log import PendingLog
 from dom0_agent.rotation import grains_per_chunk
 from dom0_agent.sources import Range, Source
 from dom0_agent.state import Follow, Pending
-from wire.frames import CHUNK_HEAD, HEADER, KIND_CHUNK
+from wire.frames import CHUNK_FRAME, CHUNK_HEAD_SIZE, KIND_CHUNK
 from wire.names import parse_volume_name
 from wire.pipeline import in_order
 from wire.records import Record
@@ -75,7 +78,7 @@ class Extraction:
         log.rewind(first)
         batch_bytes = max(BATCH_BYTES, self._chunk_size)
         ahead = max(2, min(2 * threads + 2, IN_FLIGHT_BYTES // batch_bytes))
-        fd = self._source.open(self._pending.snapshot)
+        fd = self._source.open(self._pending.snapshot, direct=True)
         try:
             work: Callable[[Batch], list[Result]] = lambda batch: self._extract(fd, batch, sealer)  # noqa: E731
             plan = self._plan(fd, log.position, batch_bytes // self._chunk_size)
@@ -99,8 +102,9 @@ class Extraction:
         for result in results:
             if result.number < first:
                 continue
-            head = CHUNK_HEAD.build({"number": result.number, "id": result.id})
-            parts += [HEADER.build({"kind": KIND_CHUNK, "length": len(head) + len(result.sealed)}), head, result.sealed]
+            length = CHUNK_HEAD_SIZE + len(result.sealed)
+            fields = {"kind": KIND_CHUNK, "length": length, "number": result.number, "id": result.id}
+            parts += [CHUNK_FRAME.build(fields), result.sealed]
             if len(self._sent) < REMEMBERED:  # only what is already on its way: the caller reads in order
                 self._sent.add(result.id)
         out.write(b"".join(parts))
@@ -166,22 +170,37 @@ class Extraction:
         return results
 
     def _read(self, fd: int, batch: Batch) -> memoryview:
-        """The bytes of a batch, padded with zeros at the volume's end, in this thread's buffer."""
+        """The bytes of a batch, padded with zeros at the volume's end, in this thread's (page-aligned) buffer."""
         length = (batch.end - batch.first) * self._chunk_size
-        buffer: bytearray | None = getattr(self._buffers, "buffer", None)
+        buffer: mmap.mmap | None = getattr(self._buffers, "buffer", None)
         if buffer is None:
-            buffer = self._buffers.buffer = bytearray(max(BATCH_BYTES, self._chunk_size))
+            buffer = self._buffers.buffer = mmap.mmap(-1, max(BATCH_BYTES, self._chunk_size))
         view = memoryview(buffer)[:length]
         start = batch.first * self._chunk_size
         within = min(length, self._pending.size - start)
-        done = 0
-        while done < within:
-            got = os.preadv(fd, [view[done:within]], start + done)
+        done = _read_into(fd, view, start)
+        while done < within:  # short, or refused for its alignment
+            _read_through_cache(fd)
+            got = _read_into(fd, view[done:within], start + done)
             if got == 0:
                 raise OSError(f"snapshot ends at byte {start + done}")
             done += got
         view[within:] = bytes(length - within)
         return view
+
+
+def _read_into(fd: int, view: memoryview, at: int) -> int:
+    try:
+        return os.preadv(fd, [view], at)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _read_through_cache(fd)
+        return os.preadv(fd, [view], at)
+
+
+def _read_through_cache(fd: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
 
 
 def make_record(archive: Archive, name: str, follow: Follow, pending: Pending) -> Record:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from dom0_agent.archives import Archive
 from dom0_agent.sources import Replacement
 from wire.frames import END, LENGTH
-from wire.pipeline import in_order
+from wire.image import WRITE_BYTES
+from wire.pipeline import in_order, neighbours
 from wire.records import RECORD_SIZE, Record, open_record
 from wire.sealing import ID_SIZE, OVERHEAD, ZERO_ID, ChunkIds, NotAuthentic, Opener
 from wire.status import Code, Refused
@@ -46,18 +47,23 @@ def receive(stream: Reader, archive: Archive, record: Record, target: Replacemen
     opener = Opener(keys)
     chunk_ids = ChunkIds(keys, record.domain, record.chunk_size)
 
-    def check(arrived: Arrived) -> None:
-        try:
-            chunk = opener.open(arrived.id, arrived.untrusted_sealed, chunk_ids, record.chunk_size)
-        except NotAuthentic as error:
-            raise Refused(Code.NOT_AUTHENTIC, f"chunk {arrived.number}: {error}", arrived.number) from None
+    def check(together: list[Arrived]) -> None:
+        parts = []
+        for arrived in together:
+            try:
+                parts.append(opener.open(arrived.id, arrived.untrusted_sealed, chunk_ids, record.chunk_size))
+            except NotAuthentic as error:
+                raise Refused(Code.NOT_AUTHENTIC, f"chunk {arrived.number}: {error}", arrived.number) from None
         if target is not None:
-            offset = arrived.number * record.chunk_size
-            target.write(offset, chunk[: record.size - offset])
+            offset = together[0].number * record.chunk_size
+            last = together[-1].number * record.chunk_size
+            target.write(offset, [*parts[:-1], parts[-1][: record.size - last]])
 
-    ahead = max(2, min(8 * threads, AHEAD_BYTES // record.chunk_size))
+    most = max(1, WRITE_BYTES // record.chunk_size)
+    ahead = max(2, min(2 * threads + 2, AHEAD_BYTES // (most * record.chunk_size)))
     try:
-        for _ in in_order(check, _arriving(stream, Tree(keys.sub_key("root")), record), threads, ahead):
+        arriving = _arriving(stream, Tree(keys.sub_key("root")), record)
+        for _ in in_order(check, neighbours(arriving, most), threads, ahead):
             pass
         if read_exactly(stream, len(END)) != END:
             raise Refused(Code.BAD_REQUEST, "no end mark where the session ends")

@@ -14,9 +14,11 @@ from wire.sealing import OVERHEAD
 HEADER = c.Struct("kind" / c.Int8ul, "length" / c.Int32ul).compile()
 HEADER_SIZE = 5
 
-CHUNK_HEAD = c.Struct("number" / c.Int64ul, "id" / c.Bytes(32)).compile()
-"""Payload of a CHUNK frame: this, then the sealed chunk. Nothing after it: the all-zero id, or "you hold it already"."""
+CHUNK_FRAME = c.Struct("kind" / c.Int8ul, "length" / c.Int32ul, "number" / c.Int64ul, "id" / c.Bytes(32)).compile()
+"""HEADER and first part of the payload of a CHUNK frame. The sealed chunk follows; nothing follows for the all-zero id,
+and where the caller holds the chunk already."""
 CHUNK_HEAD_SIZE = 40
+"""Bytes of the payload before the sealed chunk."""
 
 LENGTH = c.Int32ul
 """Before each sealed chunk sent to Restore and Verify."""

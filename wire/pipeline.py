@@ -2,10 +2,33 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Numbered(Protocol):
+    """Something with the number of a chunk."""
+
+    @property
+    def number(self) -> int:
+        """The chunk's number."""
+
+
+Chunk = TypeVar("Chunk", bound=Numbered)
+
+
+def neighbours(chunks: Iterable[Chunk], most: int) -> Iterator[list[Chunk]]:
+    """Group chunks whose numbers follow each other, at most ``most`` together: they are worked on and written at once."""
+    group: list[Chunk] = []
+    for chunk in chunks:
+        if group and (chunk.number != group[-1].number + 1 or len(group) == most):
+            yield group
+            group = []
+        group.append(chunk)
+    if group:
+        yield group
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:

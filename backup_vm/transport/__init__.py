@@ -23,12 +23,16 @@ class Connection:
         lines = self.log.read().decode(errors="replace").split("\n")
         return next((line for line in reversed(lines) if line.strip()), "").strip()
 
-    def close(self) -> None:
-        """End it, if it has not ended by itself."""
+    def hang_up(self) -> None:
+        """Close the streams; a service that has sent its status ends by itself then, and need not be waited for."""
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+
+    def close(self) -> None:
+        """Hang up and wait for its end, which comes by force if it does not come soon."""
+        self.hang_up()
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:

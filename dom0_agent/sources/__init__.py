@@ -12,8 +12,8 @@ Range = tuple[int, int]
 class Replacement(Protocol):
     """New contents for a volume, written beside the old ones."""
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Write ``data``; what is never written reads as zeros. May be called from several threads."""
+    def write(self, offset: int, parts: list[bytes]) -> None:
+        """Write parts one after another; what is never written reads as zeros. May be called from several threads."""
 
     def commit(self) -> None:
         """Put the new contents in the old ones' place, durably and at once."""
@@ -40,8 +40,12 @@ class Source(Protocol):
     def size(self, number: int) -> int:
         """Bytes of a snapshot."""
 
-    def open(self, number: int) -> int:
-        """A descriptor to read a snapshot from, to be closed by the caller."""
+    def open(self, number: int, direct: bool = False) -> int:
+        """A descriptor to read a snapshot from, to be closed by the caller.
+
+        With ``direct`` past the page cache, if the storage can: a snapshot is read once, and its pages would only push
+        out others. Reads must then be aligned, in memory too.
+        """
 
     def delta(self, old: int, new: int) -> Iterator[Range]:
         """Ranges in which ``new`` may differ from ``old``, in order, within the smaller of their sizes."""

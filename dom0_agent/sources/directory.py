@@ -9,6 +9,7 @@ from pathlib import Path
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range
 from wire.durable import make_directory, sync_directory
+from wire.image import ImageWriter
 from wire.status import Code, Refused
 
 STORE = ".sparsebak"
@@ -90,11 +91,14 @@ class DirectorySource:
         """See Source."""
         return os.stat(self._path(number)).st_size
 
-    def open(self, number: int) -> int:
+    def open(self, number: int, direct: bool = False) -> int:
         """See Source."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            return os.open(self._path(number), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            return os.open(self._path(number), flags | (os.O_DIRECT if direct else 0))
         except OSError as error:
+            if direct and error.errno == errno.EINVAL:
+                return self.open(number)
             raise failed(f"{self.name}: snapshot {number}", error) from None
 
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[Range]:
@@ -132,18 +136,14 @@ class FileReplacement:
         self._image, self._beside = image, beside
         try:
             beside.unlink(missing_ok=True)
-            self._fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            os.truncate(self._fd, size)
+            self._file = ImageWriter(beside, size)
         except OSError as error:
             raise failed(f"cannot write beside {image}", error) from None
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, parts: list[bytes]) -> None:
         """See Replacement."""
-        view = memoryview(data)
         try:
-            while view:
-                written = os.pwrite(self._fd, view, offset)
-                view, offset = view[written:], offset + written
+            self._file.write(offset, parts)
         except OSError as error:
             raise failed(f"cannot write beside {self._image}", error) from None
 
@@ -153,19 +153,19 @@ class FileReplacement:
             try:
                 old = os.stat(self._image)
                 if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(self._fd, old.st_uid, old.st_gid)
-                os.fchmod(self._fd, stat.S_IMODE(old.st_mode))
+                    os.fchown(self._file.fd, old.st_uid, old.st_gid)
+                os.fchmod(self._file.fd, stat.S_IMODE(old.st_mode))
             except FileNotFoundError:
                 pass
-            os.fsync(self._fd)
+            self._file.sync()
             os.replace(self._beside, self._image)
             sync_directory(self._image.parent)
         except OSError as error:
             raise failed(f"cannot replace {self._image}", error) from None
         finally:
-            os.close(self._fd)
+            self._file.close()
 
     def discard(self) -> None:
         """See Replacement."""
-        os.close(self._fd)
+        self._file.close()
         self._beside.unlink(missing_ok=True)

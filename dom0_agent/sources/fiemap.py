@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import struct
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,7 +28,8 @@ _MEANINGFUL = ENCODED | UNWRITTEN | DOUBTFUL
 
 WHOLE_ENCODED = 128 * 1024
 """Longest compressed extent Btrfs writes: a record of this length is the extent from its first byte to its last."""
-_REMEMBERED = 200_000
+
+Range = tuple[int, int]
 
 
 class Extent(NamedTuple):
@@ -79,46 +81,42 @@ def _raw_extents(fd: int, size: int) -> Iterator[Extent]:
             return
 
 
-class _Watched:
-    """A file's extents, with a digest of all that passed by and a count of short compressed extents by place."""
+class Map:
+    """A file's whole map, read once: 28 bytes an extent, a digest of it all, and how often a compressed extent occurs."""
 
     def __init__(self, fd: int, size: int) -> None:
-        self._source = extents(fd, size)
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._places, self._flags = array("Q"), array("I")
         self.encoded: Counter[int] = Counter()
-        self._overflown = False
+        for extent in extents(fd, size):
+            self._places.extend(extent[:3])
+            self._flags.append(extent.flags)
+            if extent.flags & ENCODED and extent.length != WHOLE_ENCODED:
+                self.encoded[extent.physical] += 1
+        digest = hashlib.blake2b(self._places.tobytes(), digest_size=16)
+        digest.update(self._flags.tobytes())
+        self.digest = digest.digest()
 
     def __iter__(self) -> Iterator[Extent]:
-        for extent in self._source:
-            self._digest.update(struct.pack("<QQQI", *extent))
-            if extent.flags & ENCODED and extent.length != WHOLE_ENCODED and not self._overflown:
-                self.encoded[extent.physical] += 1
-                if len(self.encoded) > _REMEMBERED:  # bounded memory: from here on none of them counts as known
-                    self.encoded.clear()
-                    self._overflown = True
-            yield extent
-
-    def digest(self) -> bytes:
-        """Digest of the whole map, read to its end."""
-        for _ in self:
-            pass
-        return self._digest.digest()
+        places = self._places
+        for at, flags in enumerate(self._flags):
+            yield Extent(places[3 * at], places[3 * at + 1], places[3 * at + 2], flags)
 
 
-def moved_or_changed(base: int, new: int, size: int) -> list[tuple[int, int]] | None:
-    """Ranges below ``size`` in which the file ``new`` may differ from the file ``base``.
+def changed_ranges(base: int, new: int, size: int, remembered: bytes | None, attempts: int) -> tuple[list[Range] | None, bytes]:
+    """Ranges below ``size`` in which the file ``new`` may differ from the file ``base``, and the digest of new's map.
 
-    The base's map is read before, while and after the new one's. If it is the same each time, the base held its
-    blocks all the while, so that equal places mean equal bytes. None when it moved (balance, defragmentation):
-    the caller reads again.
+    ``remembered``: the digest of the base's map as it was read some time ago. The new map is read, then the base's. If
+    that is as it was before the new one was read, the base held its blocks all the while, so that equal places mean
+    equal bytes. If not, the base moved (balance, defragmentation): both are read again. None when it keeps moving.
     """
-    before = _Watched(base, size)
-    digest = before.digest()
-    during = _Watched(base, size)
-    changed = list(_differences(iter(during), extents(new, size), size, before.encoded))
-    if during.digest() != digest or _Watched(base, size).digest() != digest:
-        return None
-    return changed
+    before = remembered
+    for _ in range(attempts):
+        fresh = Map(new, size)
+        held = Map(base, size)
+        if held.digest == before:
+            return list(_differences(iter(held), iter(fresh), size, held.encoded)), fresh.digest
+        before = held.digest
+    return None, fresh.digest
 
 
 def _differences(base: Iterator[Extent], new: Iterator[Extent], size: int, encoded: Counter[int]) -> Iterator[tuple[int, int]]:

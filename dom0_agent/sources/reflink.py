@@ -6,14 +6,17 @@
 import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Range
 from dom0_agent.sources.directory import DirectorySource, failed
-from dom0_agent.sources.fiemap import moved_or_changed
+from dom0_agent.sources.fiemap import changed_ranges
 
 _FICLONE = 0x40049409
 _ATTEMPTS = 10
+_ATTRIBUTE = "user.sparsebak.map"
+"""Extended attribute of a snapshot: digest of its map up to its size."""
 
 
 class ReflinkSource(DirectorySource):
@@ -27,15 +30,29 @@ class ReflinkSource(DirectorySource):
         a, b = self.open(old), self.open(new)
         try:
             size = min(os.fstat(a).st_size, os.fstat(b).st_size)
-            for _ in range(_ATTEMPTS):
-                changed = moved_or_changed(a, b, size)
-                if changed is not None:
-                    yield from changed
-                    return
-            log(WARNING, f"{self.name}: the file system keeps moving blocks; taking everything as changed")
-            yield 0, size
+            whole = os.fstat(a).st_size == os.fstat(b).st_size == size
+            changed, digest = changed_ranges(a, b, size, _remembered(a) if whole else None, _ATTEMPTS)
+            if whole:
+                _remember(b, digest)
+            if changed is None:
+                log(WARNING, f"{self.name}: the file system keeps moving blocks; taking everything as changed")
+                changed = [(0, size)]
+            yield from changed
         except OSError as error:
             raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
         finally:
             os.close(a)
             os.close(b)
+
+
+def _remembered(fd: int) -> bytes | None:
+    """The digest of a snapshot's map as it was read when the snapshot was new."""
+    try:
+        return os.getxattr(fd, _ATTRIBUTE)
+    except OSError:
+        return None
+
+
+def _remember(fd: int, digest: bytes) -> None:
+    with suppress(OSError):  # only spares reading the map once more
+        os.setxattr(fd, _ATTRIBUTE, digest)
