@@ -33,7 +33,9 @@ def pool_on_btrfs(work: Path) -> Iterator[Path]:
     pool.mkdir()
     subprocess.run(["mount", "-o", "loop", image, pool], check=True)
     try:
-        yield pool
+        subvolume = pool / "volumes"  # Wyng wants a subvolume; to the others it is a folder
+        subprocess.run(["btrfs", "-q", "subvolume", "create", subvolume], check=True)
+        yield subvolume
     finally:
         subprocess.run(["umount", pool], check=False)
 
@@ -101,20 +103,25 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha1").hexdigest()
 
 
-def report(
-    limit: dict[str, Measured], all_results: dict[str, dict[str, list[Measured]]], sizes: dict[str, tuple[float, int]]
-) -> str:
+Results = dict[str, dict[str, list[Measured]]]
+
+
+def machine() -> str:
+    """One line on what this was measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown processor")
+    return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def report(limit: dict[str, Measured], results: Results, sizes: dict[str, tuple[float, int]]) -> str:
     """The table, in Markdown."""
-    names = list(all_results)
+    names = list(results)
     zstd = limit["zstd -3 -T2"].wall
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?"
-    )
     lines = [
-        f"# {datetime.date.today()}: {cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}",
+        f"# {datetime.date.today()}: {machine()}",
         "",
-        "Image of 8 GiB with 3 GiB in it on Btrfs, archive on the work folder's file system; sparsebak sealed, every call a new",
-        "process. Median wall seconds; in brackets processor seconds and MiB of memory of the largest process.",
+        "Image of 8 GiB with 3 GiB in it on Btrfs, archive on the work folder's file system. sparsebak sealed, every call a",
+        "new process. Median wall seconds; in brackets processor seconds and MiB of memory of the largest process.",
         "",
         "| limit | wall s | cpu s |",
         "|---|---|---|",
@@ -124,21 +131,19 @@ def report(
         "|---|" + "---|" * (len(names) + 1),
     ]
     for step in STEPS:
-        cells = []
-        for name in names:
-            runs = all_results[name].get(step)
-            if not runs:
-                cells.append("-")
-                continue
-            wall, used = statistics.median(r.wall for r in runs), statistics.median(r.cpu for r in runs)
-            cells.append(f"{wall:.2f} ({used:.1f}, {max(r.memory for r in runs):.0f})")
-        ours = statistics.median(r.wall for r in all_results[names[0]][step])
-        lines.append(f"| {step} | " + " | ".join(cells) + f" | {ours / zstd:.2f} |")
-    lines += [
-        "",
-        "After all steps: " + "; ".join(f"{name} {size:,.0f} MiB in {count} files" for name, (size, count) in sizes.items()),
-    ]
+        ours = statistics.median(one.wall for one in results[names[0]].get(step, [Measured(0, 0, 0)]))
+        cells = " | ".join(_cell(results[name].get(step, [])) for name in names)
+        lines.append(f"| {step} | {cells} | {ours / zstd:.2f} |")
+    stored = (f"{name} {size:,.0f} MiB in {count} files" for name, (size, count) in sizes.items())
+    lines += ["", "After all steps: " + "; ".join(stored)]
     return "\n".join(lines) + "\n"
+
+
+def _cell(runs: list[Measured]) -> str:
+    if not runs:
+        return "-"
+    wall, cpu = statistics.median(one.wall for one in runs), statistics.median(one.cpu for one in runs)
+    return f"{wall:.2f} ({cpu:.1f}, {max(one.memory for one in runs):.0f})"
 
 
 def main() -> None:
@@ -155,7 +160,7 @@ def main() -> None:
             original = pool / "original"
             subprocess.run([sys.executable, "-m", "bench.workload", original, str(options.content)], check=True)
             limit = limits(original, work)
-            results: dict[str, dict[str, list[Measured]]] = {}
+            results: Results = {}
             sizes: dict[str, tuple[float, int]] = {}
             for number in range(options.rounds):
                 for kind in installed():

@@ -120,27 +120,28 @@ class Wyng:
 
     def __init__(self, pool: Path, work: Path) -> None:
         self.pool, self.repository, self.work = pool, work / "wyng", work
-        self._tool = ["wyng", "--unattended", f"--dest=file:{self.repository}", f"--local={pool}"]
-        run([*self._tool, "arch-init", "--encrypt=off", "--hashtype=blake2b", "--compression=zstd:3"])
-        run([*self._tool, "add", "image"])
+        options = ["--unattended", f"--dest=file:{self.repository}", f"--local={pool}"]
+        self._options = options
+        run(["wyng", "arch-init", *options, "--encrypt=off", "--hashtype=blake2b", "--compression=zstd:3"])
+        run(["wyng", "add", "image", *options])
 
     def backup(self) -> Measured:
-        return run([*self._tool, "send", "image"])
+        return run(["wyng", "send", "image", *self._options])
 
     def monitor(self) -> Measured | None:
-        return run([*self._tool, "monitor", "image"])
+        return run(["wyng", "monitor", "image", *self._options])
 
     def assemble(self, target: Path) -> Measured:
-        return run([*self._tool, "receive", f"--save-to={target}", "image"])
+        return run(["wyng", "receive", "image", f"--save-to={target}", "--sparse", *self._options])
 
     def restore(self) -> Measured | None:
         return None
 
     def verify(self) -> Measured:
-        return run([*self._tool, "verify", "image"])
+        return run(["wyng", "verify", "image", *self._options])
 
     def prune(self) -> Measured:
-        return run([*self._tool, "prune", "--all-before=today", "image"])
+        return run(["wyng", "prune", "image", "--autoprune=full", *self._options])
 
 
 def installed() -> list[type]:

@@ -1,0 +1,83 @@
+"""Session files, images and merges against a plain model: a dictionary from chunk number to id."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backup_vm.archive import sessions
+from backup_vm.archive.image import Image, split
+from backup_vm.archive.sessions import Session
+from backup_vm.archive.storage import LocalStorage
+from backup_vm.errors import DamagedError
+from wire.records import Record
+from wire.sealing import ZERO_ID, Keys
+
+KEYS, CHUNK = Keys(b"k" * 32), 65536
+changes = st.dictionaries(st.integers(0, 11), st.integers(0, 250).map(lambda n: bytes([n]) * 32), max_size=8)
+step = st.tuples(st.integers(0, 12), st.booleans(), changes)
+
+
+def record(sequence: int, chunks: int) -> bytes:
+    ids = {"archive": b"a" * 16, "volume_id": b"v" * 16, "session": sequence.to_bytes(16, "big")}
+    names = {"qube": "q", "volume": "v", "domain": bytes(16), "root": bytes(32), "previous": bytes(32)}
+    return Record(**ids, **names, sequence=sequence, time=sequence, size=chunks * CHUNK, chunk_size=CHUNK).seal(KEYS)  # type: ignore[arg-type]
+
+
+def build(storage: LocalStorage, steps: list[tuple[int, bool, dict[int, bytes]]]) -> tuple[list[Session], list[list[bytes]]]:
+    """Stored sessions and, for each, the ids of its image according to the model."""
+    series: list[Session] = []
+    images: list[list[bytes]] = []
+    before: list[bytes] = []
+    for sequence, (chunks, full, changed) in enumerate(steps, 1):
+        full = full or not series
+        entries = sorted((number, chunk_id) for number, chunk_id in changed.items() if number < chunks)
+        inherit = 0 if full else min(len(before), chunks)
+        now = ([] if full else before[:chunks]) + [ZERO_ID] * (chunks - (0 if full else min(len(before), chunks)))
+        for number, chunk_id in entries:
+            now[number] = chunk_id
+        numbers, ids = [n.to_bytes(8, "little") for n, _ in entries], [i for _, i in entries]
+        series.append(sessions.write(storage, record(sequence, chunks), inherit, len(entries), numbers, ids))
+        images.append(now)
+        before = now
+    return series, images
+
+
+def ids_of(storage: LocalStorage, series: list[Session]) -> list[bytes]:
+    image = Image(storage, series)
+    return split(image.ids(0, image.chunks))
+
+
+@given(st.lists(step, min_size=1, max_size=6), st.data())
+def test_images_and_merges_follow_the_model(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, bool, dict[int, bytes]]], data: st.DataObject
+) -> None:
+    storage = LocalStorage(tmp_path_factory.mktemp("sessions"))
+    series, images = build(storage, steps)
+    for at in range(len(series)):
+        assert ids_of(storage, series[: at + 1]) == images[at]
+    while len(series) > 1:  # remove one after another, each folded into the next
+        at = data.draw(st.integers(0, len(series) - 2))
+        series[at + 1] = sessions.replace_merged(storage, series[at], series[at + 1])
+        del series[at], images[at]
+        for still in range(len(series)):
+            assert ids_of(storage, series[: still + 1]) == images[still]
+
+
+def test_a_session_file_is_read_back(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    (session,), _ = build(storage, [(12, True, {3: b"x" * 32, 7: b"y" * 32})])
+    assert sessions.load(storage, session.file) == session
+    sessions.check(storage, session)
+    numbers, ids = sessions.columns(storage, session)
+    assert numbers.tolist() == [3, 7] and split(ids) == [b"x" * 32, b"y" * 32]
+
+
+def test_a_session_under_another_name_is_refused(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    (session,), _ = build(storage, [(12, True, {})])
+    other = session.file.replace("0000000001", "0000000002")
+    storage.path(session.file).rename(storage.path(other))
+    with pytest.raises(DamagedError):
+        sessions.load(storage, other)
