@@ -123,11 +123,13 @@ class Archiver:
             if partial is not None:
                 partial.close()
                 self._archive.storage.remove(partial.name)
-        elif partial is not None:
+        elif partial is not None and (offer.flags & OFFER_FULL or (newest and offer.previous == newest.clear.session)):
             self._progress.start(offer.changed)
             self._extract(store, volume, offer, True, partial)
         else:
             self._agent.abort(volume.qube, volume.volume, offer.session)
+            if partial is not None:
+                self._drop(partial)
 
     def _drop(self, partial: Partial) -> None:
         ids = list(partial.ids())

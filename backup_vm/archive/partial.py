@@ -71,13 +71,14 @@ class Partial:
             position = upto
             yield upto, payload, at
 
-    def append(self, upto: int, numbers: list[int], ids: list[bytes]) -> None:
+    def append(self, upto: int, entries: list[tuple[int, bytes]]) -> None:
         """Add entries that cover the chunks up to ``upto``, not included; their packs are durable already."""
-        payload = struct.pack(f"<{len(numbers)}Q", *numbers) + b"".join(ids)
-        group = _GROUP.pack(upto, len(numbers), _digest(upto, payload)) + payload
+        numbers = struct.pack(f"<{len(entries)}Q", *(number for number, _ in entries))
+        payload = numbers + b"".join(chunk_id for _, chunk_id in entries)
+        group = _GROUP.pack(upto, len(entries), _digest(upto, payload)) + payload
         os.pwrite(self._fd, group, os.fstat(self._fd).st_size)
         self.position = upto
-        self.count += len(numbers)
+        self.count += len(entries)
 
     def numbers(self) -> Iterator[bytes]:
         """The column of chunk numbers, piece by piece."""

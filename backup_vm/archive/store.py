@@ -23,9 +23,7 @@ class Group:
     """Entries of one partial session that go with one pack."""
 
     partial: Partial
-    upto: int = 0
-    numbers: list[int] = field(default_factory=list)
-    ids: list[bytes] = field(default_factory=list)
+    entries: list[tuple[int, bytes]] = field(default_factory=list)
 
 
 @dataclass
@@ -65,10 +63,7 @@ class Store:
             self.stored += len(sealed)
         if not filling.groups or filling.groups[-1].partial is not partial:
             filling.groups.append(Group(partial))
-        group = filling.groups[-1]
-        group.upto = number + 1
-        group.numbers.append(number)
-        group.ids.append(chunk_id)
+        filling.groups[-1].entries.append((number, chunk_id))  # one step, for Ctrl-C may come between any two
         filling.entries += 1
         if filling.entries >= MAX_ENTRIES or (filling.pack is not None and filling.pack.size >= PACK_SIZE):
             self._close_pack()
@@ -104,7 +99,8 @@ class Store:
                 self._catalog.add(chunk_id, number, offset, length)
             self._catalog.commit()
         for group in filled.groups:
-            group.partial.append(group.upto, group.numbers, group.ids)
+            if group.entries:
+                group.partial.append(group.entries[-1][0] + 1, group.entries)
         for action in filled.after:
             action()
 

@@ -16,7 +16,7 @@ def write(storage: LocalStorage, parts: list[list[int]]) -> tuple[str, list[int]
     partial, numbers = Partial.create(storage, OFFER), []
     for at, part in enumerate(parts):
         mine = [10 * at + n for n in part]
-        partial.append(10 * at + 10, mine, [bytes([n % 256]) * 32 for n in mine])
+        partial.append(10 * at + 10, [(n, bytes([n % 256]) * 32) for n in mine])
         numbers += mine
     partial.close()
     return partial.name, numbers
