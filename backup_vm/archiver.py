@@ -18,6 +18,7 @@ from backup_vm.archive.scrub import rescan_key
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.store import Store
 from backup_vm.errors import AgentError, SparsebakError
+from backup_vm.interrupts import Interrupted, Interrupts
 from backup_vm.progress import Progress
 from wire.frames import CHUNK_HEAD_SIZE, KIND_CHUNK, KIND_RECORD, OFFER_FULL, OFFER_RESUMED, VOLUME_PENDING, Offer, VolumeEntry
 from wire.names import session_name
@@ -63,23 +64,19 @@ class Archiver:
     def __init__(self, archive: Archive, agent: Agent, progress: Progress, ignore_free_space: bool = False) -> None:
         self._archive, self._agent, self._progress = archive, agent, progress
         self._ignore_free_space = ignore_free_space
+        self._interrupts = Interrupts()
         self._partials: list[Partial] = []
         self.report = Report()
 
     def run(self, volumes: list[VolumeEntry]) -> Report:
         """Back up the volumes. A volume that fails does not keep the others from being backed up."""
         store = Store(self._archive)
-        self._archive.catalog.set_meta("sweep", "backup")
         try:
-            self._ahead("Snapshot", volumes[0])
-            offers = self._finish_interrupted(store, volumes)
-            offers = self._snapshot_all(volumes, offers)
-            self._check_space(volumes, offers)
-            self._extract_all(store, volumes, offers)
-            self._archive.catalog.set_meta("sweep", None)
-        except KeyboardInterrupt:
+            with self._interrupts:
+                self._run(store, volumes)
+        except Interrupted:
             store.flush()  # keep what has come so far, to go on from there
-            raise
+            raise KeyboardInterrupt from None
         except (OSError, sqlite3.OperationalError) as error:
             raise _full_disk(error, self._archive) from None
         finally:
@@ -88,6 +85,15 @@ class Archiver:
                 partial.close()
             self._progress.stop()
         return self.report
+
+    def _run(self, store: Store, volumes: list[VolumeEntry]) -> None:
+        self._archive.catalog.set_meta("sweep", "backup")
+        self._ahead("Snapshot", volumes[0])
+        offers = self._finish_interrupted(store, volumes)
+        offers = self._snapshot_all(volumes, offers)
+        self._check_space(volumes, offers)
+        self._extract_all(store, volumes, offers)
+        self._archive.catalog.set_meta("sweep", None)
 
     def _try(self, volume: VolumeEntry, action: Callable[[], None]) -> None:
         try:
@@ -163,6 +169,7 @@ class Archiver:
             def take(volume: VolumeEntry = volume, time: int = time) -> None:
                 offers[volume.volume_id] = self._snapshot(volume, time)
 
+            self._interrupts.check()
             self._try(volume, take)
             if volume.volume_id in offers and len(offers) == 1:
                 time = offers[volume.volume_id].time  # as dom0's clock has it
@@ -230,6 +237,7 @@ class Archiver:
                 store.chunk(partial, number, chunk_id, payload[CHUNK_HEAD_SIZE:])
                 changed += 1
                 self._progress.advance(offer.chunk_size)
+                self._interrupts.check()
         _check_record(name, record, offer, self._archive.parameters.archive)
         self._progress.finished(offer.changed)
         inherit = 0 if full or newest is None else min(newest.chunks, chunks)

@@ -146,15 +146,31 @@ class Archive:
             self._temporary = tempfile.TemporaryDirectory(prefix="sparsebak-")
             path = Path(self._temporary.name) / catalogs.NAME
         beside = path.with_name(path.name + ".tmp")
-        catalog = Catalog.create(beside, self.parameters.archive)
+        self._build_catalog(beside, free)
+        os.replace(beside, path)
+        return Catalog(path)
+
+    def _build_catalog(self, path: Path, free: bool) -> None:
+        catalog = Catalog.create(path, self.parameters.archive)
         catalog.begin()
         for name in self.storage.names("packs", packs.SUFFIX):
             self._index_pack(catalog, name)
         self._drop_unreferenced(catalog, free)
         catalog.commit()
         catalog.close()
-        os.replace(beside, path)
-        return Catalog(path)
+
+    def true_catalog_digest(self) -> bytes:
+        """The digest that the catalog must have, from packs and sessions; made aside, in the temporary folder."""
+        with tempfile.TemporaryDirectory(prefix="sparsebak-") as folder:
+            path = Path(folder) / catalogs.NAME
+            warnings = len(self.warnings)
+            self._build_catalog(path, free=False)
+            del self.warnings[warnings:]
+            aside = Catalog(path)
+            try:
+                return aside.digest()
+            finally:
+                aside.close()
 
     def _drop_unreferenced(self, catalog: Catalog, free: bool) -> None:
         """Take what no session refers to out of the catalog; nothing while it is not known what all of them refer to."""

@@ -52,7 +52,7 @@ def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:
 
 
 def _catalog(archive: Archive) -> Iterator[Finding]:
-    """The catalog is a cache: it is made anew, and if the old one said anything else, that is told."""
+    """The catalog is a cache: it is compared with what it is made from, and made anew if it differs."""
     problem = ""
     before = b""
     try:
@@ -61,10 +61,10 @@ def _catalog(archive: Archive) -> Iterator[Finding]:
         before = archive.catalog.digest()
     except sqlite3.DatabaseError as error:
         problem = f"it was damaged ({error})"
-    archive.rebuild_catalog()
-    if not problem and archive.catalog.digest() != before:
+    if not problem and archive.true_catalog_digest() != before:
         problem = "it did not say where the chunks are"
     if problem:
+        archive.rebuild_catalog()
         yield Finding(catalogs.NAME, f"{archive.storage.path(catalogs.NAME)}: {problem}; it has been rebuilt")
 
 

@@ -50,14 +50,20 @@ class Context:
     @contextmanager
     def open(self, writing: bool = False) -> Iterator["Archive"]:
         """The archive, locked; what was mended on the way is told at the end."""
+        import sqlite3
+
         from backup_vm.archive.archive import open_archive
 
-        with open_archive(self.archive_path(), writing) as archive:
-            try:
-                yield archive
-            finally:
-                for warning in archive.warnings:
-                    self.warn(warning)
+        path = self.archive_path()
+        try:
+            with open_archive(path, writing) as archive:
+                try:
+                    yield archive
+                finally:
+                    for warning in archive.warnings:
+                        self.warn(warning)
+        except sqlite3.Error as error:
+            raise SparsebakError(f"{path / 'catalog.sqlite'}: {error}", "make room on the disk, or remove this file") from None
 
     def has_agent(self) -> bool:
         """Whether an agent was named, or is to be expected on this machine."""

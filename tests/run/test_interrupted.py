@@ -9,6 +9,7 @@ from backup_vm.agent import Agent
 from backup_vm.archive import store
 from backup_vm.archiver import Archiver, Report
 from backup_vm.errors import SparsebakError
+from backup_vm.interrupts import Interrupted
 from backup_vm.progress import Progress
 from tests.kit import GRAIN, Site, change, fill, in_child
 
@@ -24,7 +25,7 @@ class CutOff(Progress):
     def advance(self, size: int) -> None:
         self.left -= 1
         if self.left == 0:
-            raise KeyboardInterrupt
+            raise Interrupted
 
 
 def run(site: Site, progress: Progress) -> Report:
