@@ -20,7 +20,8 @@ from wire.sealing import ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
 from wire.tree import PAGE_IDS, Tree, chunk_count
 
 THREADS = min(os.cpu_count() or 1, 4)
-AHEAD_BYTES = 24 << 20
+AHEAD_BYTES = 12 << 20
+"""Bytes of chunks taken in and not yet checked, at most, whatever the chunk size."""
 
 
 class Sealed(NamedTuple):

@@ -19,7 +19,8 @@ from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, read_exactly
 from wire.tree import PAGE_IDS, Tree, chunk_count, page_count
 
-AHEAD_BYTES = 24 << 20
+AHEAD_BYTES = 12 << 20
+"""Bytes of chunks taken in and not yet checked, at most, whatever the chunk size."""
 
 
 class Arrived(NamedTuple):

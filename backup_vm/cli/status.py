@@ -69,7 +69,7 @@ def _gather(context: Context, archive: "Archive") -> dict[str, Any]:
                 "latest": latest.name if latest else None,
                 "sessions": len(named.sessions) if named else 0,
                 "size": entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0,
-                "changed": entry.changed if entry else None,
+                "changed": None if entry is None else entry.changed if latest else entry.size,
                 "note": ", ".join(notes) if listed else "",
             }
         )
