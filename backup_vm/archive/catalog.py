@@ -175,10 +175,6 @@ class Catalog:
             self._db.execute("INSERT INTO freed SELECT pack, offset, length FROM chunks WHERE id=?", (chunk_id,))
             self._db.execute("DELETE FROM chunks WHERE id=?", (chunk_id,))
 
-    def add_freed(self, pack: int, offset: int, length: int) -> None:
-        """Note sealed bytes that nothing refers to."""
-        self._db.execute("INSERT INTO freed VALUES (?, ?, ?)", (pack, offset, length))
-
     def freed(self) -> Iterator[tuple[int, str, list[tuple[int, int]]]]:
         """For each pack with freed chunks: number, name, (offset, length) of each."""
         numbers = [row[0] for row in self._db.execute("SELECT DISTINCT pack FROM freed")]
