@@ -62,10 +62,24 @@ def _catalog(archive: Archive) -> Iterator[Finding]:
     except sqlite3.DatabaseError as error:
         problem = f"it was damaged ({error})"
     if not problem and archive.true_catalog_digest() != before:
+        problem = "it did not list the chunks that there are"
+    if not problem and _misplaces(archive):
         problem = "it did not say where the chunks are"
     if problem:
         archive.rebuild_catalog()
         yield Finding(catalogs.NAME, f"{archive.storage.path(catalogs.NAME)}: {problem}; it has been rebuilt")
+
+
+def _misplaces(archive: Archive) -> bool:
+    """Whether the catalog puts a chunk where its pack's index has none."""
+    for number, name in archive.catalog.packs().items():
+        try:
+            held = {entry.offset: entry.id for entry in packs.read_index(archive.storage, name, archive.parameters.archive)}
+        except (DamagedError, FileNotFoundError):
+            continue  # told of when the pack is looked at
+        if not archive.catalog.in_pack(number).items() <= held.items():
+            return True
+    return False
 
 
 def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -> Iterator[Finding]:

@@ -210,3 +210,21 @@ def test_an_archive_on_a_read_only_disk_can_be_read(built: Site) -> None:
         (built.root / "catalog").mkdir()
     finally:
         subprocess.run(["umount", built.archive], check=True)
+
+
+def test_a_copy_that_could_not_be_given_back_is_no_damage(built: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that cannot punch holes, what was pruned and comes again lies in two packs."""
+    monkeypatch.setattr(LocalStorage, "punch", lambda *_: False)
+    first = built.image().read_bytes()
+    built.backup()
+    fill(built.image(), SIZE, 77)
+    built.backup()
+    with built.open(True) as archive:
+        prune(archive, [session for series in archive.sessions().values() for session in series[:-1]])
+    built.image().write_bytes(first)
+    built.backup()
+    assert built.scrubbed() == []
+    assert list(built.images().values())[-1] == first
+    with built.open(True) as archive:
+        archive.rebuild_catalog()
+    assert built.scrubbed() == [] and list(built.images().values())[-1] == first
