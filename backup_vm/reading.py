@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from backup_vm.archive import sessions
 from backup_vm.archive.archive import Archive
@@ -13,23 +13,13 @@ from backup_vm.archive.packs import PackReader
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.progress import Progress
 from wire.frames import END, LENGTH
-from wire.image import WRITE_BYTES, ImageWriter
-from wire.pipeline import in_order, neighbours
+from wire.image import ImageWriter
+from wire.opening import ChunkNotAuthentic, SealedChunk, open_chunks
 from wire.records import Record, open_record
-from wire.sealing import ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
+from wire.sealing import ZERO_ID, Keys, NotAuthentic
 from wire.tree import PAGE_IDS, Tree, chunk_count
 
 THREADS = min(os.cpu_count() or 1, 4)
-AHEAD_BYTES = 12 << 20
-"""Bytes of chunks taken in and not yet checked, at most, whatever the chunk size."""
-
-
-class Sealed(NamedTuple):
-    """A chunk of an image as it lies in the archive."""
-
-    number: int
-    id: bytes
-    data: bytes
 
 
 class _Missing(DamagedError):
@@ -39,7 +29,7 @@ class _Missing(DamagedError):
 
 def sealed_chunks(
     archive: Archive, image: Image, name: str, in_file_order: bool = False
-) -> Iterator[tuple[list[bytes], Iterator[Sealed]]]:
+) -> Iterator[tuple[list[bytes], Iterator[SealedChunk]]]:
     """For each page of 1,024 chunks (or, in file order, each larger window): its ids, and the chunks with data."""
     with PackReader(archive.storage) as reader:
         for first, ids in image.windows():
@@ -63,9 +53,9 @@ def _wanted(ids: list[bytes], first: int, places: dict[bytes, Place], name: str)
     return wanted
 
 
-def _read(reader: PackReader, wanted: list[tuple[int, bytes, Place]]) -> Iterator[Sealed]:
+def _read(reader: PackReader, wanted: list[tuple[int, bytes, Place]]) -> Iterator[SealedChunk]:
     for number, chunk_id, place in wanted:
-        yield Sealed(number, chunk_id, reader.read(place.pack, chunk_id, place.offset, place.length))
+        yield SealedChunk(number, chunk_id, reader.read(place.pack, chunk_id, place.offset, place.length))
 
 
 def feed(archive: Archive, image: Image, name: str, progress: Progress) -> Callable[[IO[bytes]], None]:
@@ -78,8 +68,8 @@ def feed(archive: Archive, image: Image, name: str, progress: Progress) -> Calla
         for ids, chunks in sealed_chunks(archive, image, name):
             stream.write(b"".join(ids))
             for chunk in chunks:
-                stream.write(LENGTH.build(len(chunk.data)))
-                stream.write(chunk.data)
+                stream.write(LENGTH.build(len(chunk.untrusted_data)))
+                stream.write(chunk.untrusted_data)
             progress.advance(len(ids) * image.session.clear.chunk_size)
         stream.write(END)
 
@@ -113,29 +103,16 @@ def read_image(
     Without a sink this verifies. Raises DamagedError naming what is wrong.
     """
     record = open_image(archive, image, keys, name)
-    opener, ids = Opener(keys), ChunkIds(keys, record.domain, record.chunk_size)
 
-    def work(together: list[Sealed]) -> None:
-        parts = []
-        for chunk in together:
-            try:
-                parts.append(opener.open(chunk.id, chunk.data, ids, record.chunk_size))
-            except NotAuthentic as error:
-                raise DamagedError(f"{name}: chunk {chunk.number}: {error}", "run: sparsebak scrub") from None
-        if sink is not None:
-            last = together[-1].number * record.chunk_size
-            sink(together[0].number * record.chunk_size, [*parts[:-1], parts[-1][: record.size - last]])
-
-    most = max(1, WRITE_BYTES // record.chunk_size)
-    ahead = max(2, min(2 * THREADS + 2, AHEAD_BYTES // (most * record.chunk_size)))
-
-    def everything() -> Iterator[Sealed]:
+    def everything() -> Iterator[SealedChunk]:
         for window, chunks in sealed_chunks(archive, image, name, in_file_order=True):
             yield from chunks
             progress.advance(len(window) * record.chunk_size)
 
-    for _ in in_order(work, neighbours(everything(), most), THREADS, ahead):
-        pass
+    try:
+        open_chunks(everything(), record, keys, THREADS, sink)
+    except ChunkNotAuthentic as error:
+        raise DamagedError(f"{name}: {error}", "run: sparsebak scrub") from None
     return record
 
 

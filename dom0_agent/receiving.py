@@ -6,29 +6,16 @@ read. The ids come twice so that they are proven against the root before any chu
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from dom0_agent.archives import Archive
 from dom0_agent.sources import Replacement
 from wire.frames import END, LENGTH
-from wire.image import WRITE_BYTES
-from wire.pipeline import in_order, neighbours
+from wire.opening import ChunkNotAuthentic, SealedChunk, open_chunks
 from wire.records import RECORD_SIZE, Record, open_record
-from wire.sealing import ID_SIZE, OVERHEAD, ZERO_ID, ChunkIds, NotAuthentic, Opener
+from wire.sealing import ID_SIZE, OVERHEAD, ZERO_ID, NotAuthentic
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, read_exactly
 from wire.tree import PAGE_IDS, Tree, chunk_count, page_count
-
-AHEAD_BYTES = 12 << 20
-"""Bytes of chunks taken in and not yet checked, at most, whatever the chunk size."""
-
-
-class Arrived(NamedTuple):
-    """A sealed chunk as it came in; its id is already known to belong at that number."""
-
-    number: int
-    id: bytes
-    untrusted_sealed: bytes
 
 
 def read_record(stream: Reader, archive: Archive) -> Record:
@@ -45,34 +32,18 @@ def read_record(stream: Reader, archive: Archive) -> Record:
 def receive(stream: Reader, archive: Archive, record: Record, target: Replacement | None, threads: int) -> None:
     """Check a whole session as it comes in, and write it to ``target`` if there is one. Raise Refused."""
     keys = archive.keys()
-    opener = Opener(keys)
-    chunk_ids = ChunkIds(keys, record.domain, record.chunk_size)
-
-    def check(together: list[Arrived]) -> None:
-        parts = []
-        for arrived in together:
-            try:
-                parts.append(opener.open(arrived.id, arrived.untrusted_sealed, chunk_ids, record.chunk_size))
-            except NotAuthentic as error:
-                raise Refused(Code.NOT_AUTHENTIC, f"chunk {arrived.number}: {error}", arrived.number) from None
-        if target is not None:
-            offset = together[0].number * record.chunk_size
-            last = together[-1].number * record.chunk_size
-            target.write(offset, [*parts[:-1], parts[-1][: record.size - last]])
-
-    most = max(1, WRITE_BYTES // record.chunk_size)
-    ahead = max(2, min(2 * threads + 2, AHEAD_BYTES // (most * record.chunk_size)))
     try:
         arriving = _arriving(stream, Tree(keys.sub_key("root")), record)
-        for _ in in_order(check, neighbours(arriving, most), threads, ahead):
-            pass
+        open_chunks(arriving, record, keys, threads, target.write if target is not None else None)
         if read_exactly(stream, len(END)) != END:
             raise Refused(Code.BAD_REQUEST, "no end mark where the session ends")
+    except ChunkNotAuthentic as error:
+        raise Refused(Code.NOT_AUTHENTIC, str(error), error.number) from None
     except CutShort as error:
         raise Refused(Code.BAD_REQUEST, f"the session was cut short: {error}") from None
 
 
-def _arriving(stream: Reader, tree: Tree, record: Record) -> Iterator[Arrived]:
+def _arriving(stream: Reader, tree: Tree, record: Record) -> Iterator[SealedChunk]:
     chunks = chunk_count(record.size, record.chunk_size)
     pages = [tree.page(_ids(stream, index, chunks)) for index in range(page_count(chunks))]
     if tree.root(record.size, record.chunk_size, pages) != record.root:
@@ -85,7 +56,7 @@ def _arriving(stream: Reader, tree: Tree, record: Record) -> Iterator[Arrived]:
         for at in range(0, len(ids), ID_SIZE):
             chunk_id = ids[at : at + ID_SIZE]
             if chunk_id != ZERO_ID:
-                yield Arrived(first + at // ID_SIZE, chunk_id, _sealed(stream, record.chunk_size, first + at // ID_SIZE))
+                yield SealedChunk(first + at // ID_SIZE, chunk_id, _sealed(stream, record.chunk_size, first + at // ID_SIZE))
 
 
 def _ids(stream: Reader, index: int, chunks: int) -> bytes:
