@@ -184,9 +184,9 @@ class Archiver:
     def _extract_all(self, store: Store, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
         self._progress.start(sum(offer.changed for offer in offers.values()))
         due = [volume for volume in volumes if volume.volume_id in offers]
-        for volume, following in zip(due, [*due[1:], None], strict=True):
-            if following:
-                self._ahead("Extract", following)
+        for at, volume in enumerate(due):
+            if at + 1 < len(due):
+                self._ahead("Extract", due[at + 1])
             elif sum(offer.changed for offer in offers.values()) <= SOON:
                 self._ahead("Commit", due[0])
             self._try(volume, lambda v=volume: self._extract(store, v, offers[v.volume_id], False))  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """The agent's configuration, ``agent.toml``: written by dom0's administrator and trusted, but checked all the same."""
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -9,7 +10,10 @@ from typing import Any
 from wire.names import BadName, parse_name, parse_volume_name
 
 DEFAULT_PATH = Path("/etc/sparsebak/agent.toml")
-DRIVERS = ("file", "reflink")
+DRIVERS = ("file", "reflink", "lvm_thin")
+
+
+_LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)
 
 
 class ConfigError(Exception):
@@ -18,16 +22,24 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Pool:
-    """A place that holds volumes."""
+    """A place that holds volumes: a directory, or with driver ``lvm_thin`` a thin pool in a volume group.
+
+    The limits, in percent, are how full the thin pool's data and metadata may be before snapshots are refused.
+    """
 
     name: str
     driver: str
-    path: Path
+    path: Path = Path()
+    volume_group: str = ""
+    thin_pool: str = ""
+    data_limit: int = 95
+    metadata_limit: int = 90
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume: qube and volume name, and ``vid``, its image's path relative to its pool."""
+    """A volume: qube and volume name, and ``vid``, its image's path relative to its pool or its
+    logical volume (``NAME`` or ``GROUP/NAME``)."""
 
     qube: str
     volume: str
@@ -90,20 +102,40 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
 
 
 def _pool(entry: dict[str, Any], base: Path) -> Pool:
-    driver = _text(entry, "driver")
+    driver, name = _text(entry, "driver"), parse_name(_text(entry, "name"), "pool")
     if driver not in DRIVERS:
-        raise ValueError(f"pool {entry.get('name')!r}: driver {driver!r} is not one of {', '.join(DRIVERS)}")
-    return Pool(parse_name(_text(entry, "name"), "pool"), driver, base / _text(entry, "path"))
+        raise ValueError(f"pool {name}: driver {driver!r} is not one of {', '.join(DRIVERS)}")
+    own = {"volume_group", "thin_pool", "data_limit", "metadata_limit"} if driver == "lvm_thin" else {"path"}
+    if unknown := sorted(set(entry) - own - {"name", "driver"}):
+        raise ValueError(f"pool {name}: a pool of driver {driver} has no setting {unknown[0]!r}")
+    if driver != "lvm_thin":
+        return Pool(name, driver, base / _text(entry, "path"))
+    group, pool = _text(entry, "volume_group"), _text(entry, "thin_pool")
+    if not (_lvm_name(group) and _lvm_name(pool)):
+        raise ValueError(f"pool {name}: {group!r} and {pool!r} must be names of a volume group and a thin pool")
+    limits = {key: _number(entry, key, getattr(Pool, key), 1, 100) for key in ("data_limit", "metadata_limit")}
+    return Pool(name, driver, Path("/dev") / group, group, pool, **limits)
+
+
+def _lvm_name(name: str) -> bool:
+    """Whether LVM would take this for a name (lvm(8), "VALID NAMES")."""
+    return _LVM_NAME.fullmatch(name) is not None and name not in (".", "..")
 
 
 def _volume(entry: dict[str, Any], pools: dict[str, Pool]) -> Volume:
     qube, volume = parse_name(_text(entry, "qube"), "qube"), parse_name(_text(entry, "volume"), "volume")
-    pool, vid = _text(entry, "pool"), _text(entry, "vid")
-    if pool not in pools:
-        raise ValueError(f"volume {qube}/{volume}: there is no pool {pool!r}")
+    name, vid = _text(entry, "pool"), _text(entry, "vid")
+    if name not in pools:
+        raise ValueError(f"volume {qube}/{volume}: there is no pool {name!r}")
+    pool = pools[name]
+    if pool.driver == "lvm_thin":
+        group, _, lv = vid.rpartition("/")
+        if group not in ("", pool.volume_group) or not _lvm_name(lv):
+            raise ValueError(f"volume {qube}/{volume}: vid {vid!r} must be a logical volume of group {pool.volume_group}")
+        return Volume(qube, volume, pool, lv)
     if PurePosixPath(vid).is_absolute() or ".." in PurePosixPath(vid).parts or not vid or "\0" in vid:
         raise ValueError(f"volume {qube}/{volume}: vid {vid!r} must be a path inside the pool")
-    return Volume(qube, volume, pools[pool], str(PurePosixPath(vid)))
+    return Volume(qube, volume, pool, str(PurePosixPath(vid)))
 
 
 def _allowed(entry: dict[str, Any]) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from dom0_agent.config import Volume
 from dom0_agent.ids import CommittedIds
 from dom0_agent.log import WARNING, log
 from dom0_agent.pending_log import PendingLog
-from dom0_agent.sources import Source, open_source
+from dom0_agent.sources import Source, Sources, snapshot_name
 from dom0_agent.state import Committed, Follow, Pending, Redo, State, Store
 from wire.frames import Request
 from wire.sealing import ZERO_ID
@@ -48,10 +48,18 @@ class Rotation:
         self.source.clean()
         self.store.tidy(self.state)
 
-    def rotate(self) -> None:
+    def rotate(self) -> int:
         """Take a new base and fold what changed since the old one into every archive's map. Not saved yet."""
-        number = self.state.sequence + 1
+        return self.fold(self.begin())
+
+    def begin(self) -> int:
+        """Take the next snapshot; return its number, one that no snapshot ever had."""
+        number = (self.state.sequence >> 32) + 1 << 32 | int.from_bytes(os.urandom(4), "big")
         self.source.snapshot(number)
+        return number
+
+    def fold(self, number: int) -> int:
+        """Make a snapshot taken by ``begin`` the base; return how many bytes changed since the last. Not saved yet."""
         try:
             changed, size = self._changed(number)
             for key, follow in self.state.follows.items():
@@ -61,6 +69,8 @@ class Rotation:
             self.source.drop(number)
             raise
         self.state.sequence, self.state.base, self.state.base_size = number, number, size
+        self.state.base_time = int(clock.time())
+        return changed.changed(size)
 
     def _changed(self, number: int) -> tuple[ChangedMap, int]:
         size, base, before = self.source.size(number), self.state.base, self.state.base_size
@@ -80,7 +90,7 @@ class Rotation:
             return
         merged = self.store.load_map(follow.map, size)
         merged.merge(changed)
-        follow.map = self.store.save_map(f"{key}.{number}.map", merged)
+        follow.map = self.store.save_map(f"{key}.{snapshot_name(number)}.map", merged)
 
     def finish(self) -> None:
         """The commit point, then the removal of what is no longer needed."""
@@ -89,9 +99,14 @@ class Rotation:
             self.source.drop(number)
         self.store.tidy(self.state)
 
+    @property
+    def followed(self) -> bool:
+        """Whether any archive holds a session of the volume, or is about to: only then is there anything to monitor."""
+        return any(follow.committed or follow.pending for follow in self.state.follows.values())
+
     def monitor(self) -> None:
-        """Walk the base snapshot on. Does nothing for a volume that no archive holds a session of."""
-        if any(follow.committed or follow.pending for follow in self.state.follows.values()):
+        """Walk the base snapshot on."""
+        if self.followed:
             self.rotate()
             self.finish()
 
@@ -107,6 +122,7 @@ class Rotation:
                 return follow, follow.pending, True
             log(WARNING, f"{self.store.name}: snapshot of the pending session is gone; it is given up")
             self._give_up(key, follow)
+        self.source.require_room()
         self.rotate()
         follow.pending = self._begin(follow, archive, request)
         follow.map = None
@@ -223,11 +239,13 @@ def apply_ids(store: Store, follow: Follow, archive: Archive, redo: Redo) -> Non
 
 
 @contextmanager
-def volume_rotation(state_dir: Path, volume: Volume, archives: dict[str, Archive]) -> Iterator[Rotation]:
+def volume_rotation(
+    state_dir: Path, volume: Volume, archives: dict[str, Archive], sources: Sources | None = None
+) -> Iterator[Rotation]:
     """Lock a volume, recover it, and yield the operations on it. ``archives`` by id in hexadecimal."""
     store = Store(state_dir, volume.qube, volume.volume)
     with store.locked() as state:
-        rotation = Rotation(store, state, open_source(volume))
+        rotation = Rotation(store, state, (sources or Sources(state_dir)).open(volume))
         rotation.recover(archives)
         yield rotation
 

@@ -76,11 +76,16 @@ class Follow:
 
 @dataclass
 class State:
-    """The state file. ``sequence`` is the last snapshot number given out, ``base`` the snapshot last folded in."""
+    """The state file. ``sequence`` is the last snapshot number given out, ``base`` the snapshot last folded in.
+
+    A number counts up in its high bits and is random in its low 32: a state put back from an old copy never takes another
+    snapshot for the one it remembers.
+    """
 
     sequence: int = 0
     base: int | None = None
     base_size: int = 0
+    base_time: int = 0
     follows: dict[str, Follow] = field(default_factory=dict)
 
     def snapshots(self) -> set[int]:
@@ -108,11 +113,11 @@ class Store:
         self.directory = state_dir / "volumes" / qube / volume
 
     @contextmanager
-    def locked(self) -> Iterator[State]:
-        """Hold the volume's lock and yield its state; Refused when somebody else keeps it too long."""
+    def locked(self, patience: float = PATIENCE) -> Iterator[State]:
+        """Hold the volume's lock and yield its state; Refused when somebody else keeps it longer than ``patience`` seconds."""
         make_directory(self.directory)
         try:
-            fd = lock(self.directory / "lock", patience=PATIENCE)
+            fd = lock(self.directory / "lock", patience=patience)
         except Busy:
             raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
         try:

@@ -19,7 +19,9 @@ from backup_vm.reading import assemble, feed, read_image
 from backup_vm.transport import Connection
 from dom0_agent import service
 from dom0_agent.archives import Archives
+from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
+from dom0_agent.monitoring import Outcome, monitor
 from wire import slots
 from wire.frames import MODE_OPEN, VolumeEntry
 from wire.sealing import Keys
@@ -176,6 +178,13 @@ class Site:
 
         with self.open(True) as archive:
             return [*scrub(archive, Progress()), *archive.warnings]
+
+    def monitor(self) -> list[Outcome]:
+        config = load(self.config)
+        archives = {archive.id.hex(): archive for archive in Archives(config.state_dir)}
+        outcomes = list(monitor(config.state_dir, list(open_catalog(config).volumes()), archives))
+        assert not [outcome.error for outcome in outcomes if outcome.error]
+        return outcomes
 
     def snapshots(self, name: str = "work/private") -> list[str]:
         folder = self.pool / ".sparsebak" / name

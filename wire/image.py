@@ -15,15 +15,21 @@ _BLOCK = 4096
 
 
 class ImageWriter:
-    """A new sparse file of ``size`` bytes; what is never written reads as zeros. Raises OSError."""
+    """A new sparse file of ``size`` bytes; what is never written reads as zeros. Raises OSError.
 
-    def __init__(self, path: Path, size: int) -> None:
+    Without a size a block device that is there already, and reads as zeros.
+    """
+
+    def __init__(self, path: Path, size: int | None) -> None:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        self.fd = os.open(path, flags | os.O_CREAT | os.O_TRUNC, 0o600)
+        if size is None:  # a device-mapper name may be a link
+            flags = os.O_RDWR | os.O_CLOEXEC
+        self.fd = os.open(path, flags | (0 if size is None else os.O_CREAT | os.O_TRUNC), 0o600)
         self._direct = -1
         self._buffers = threading.local()
         try:
-            os.truncate(self.fd, size)
+            if size is not None:
+                os.truncate(self.fd, size)
             self._direct = os.open(path, flags | os.O_DIRECT)
         except OSError as error:
             if error.errno != errno.EINVAL:

@@ -7,7 +7,7 @@ from typing import Any
 from dom0_agent.catalog import open_catalog
 from dom0_agent.cli import UserError
 from dom0_agent.config import load
-from dom0_agent.sources import open_source
+from dom0_agent.sources import Sources
 from dom0_agent.state import Store
 from wire.names import parse_volume_name
 
@@ -29,8 +29,9 @@ def _run(options: argparse.Namespace) -> int:
     with store.locked():
         (store.directory / "state.json").unlink(missing_ok=True)
         if volume is not None:
-            source = open_source(volume)
-            for number in source.snapshots():
-                source.drop(number)
+            source = Sources(config.state_dir).open(volume)
+            with source.together():
+                for number in source.snapshots():
+                    source.drop(number)
         shutil.rmtree(store.directory)
     return 0

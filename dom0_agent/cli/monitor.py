@@ -1,6 +1,7 @@
 """``sparsebak-agent monitor``: walk the base snapshots on, for the volumes named or for all."""
 
 import argparse
+import json
 import sys
 from typing import Any
 
@@ -8,30 +9,45 @@ from dom0_agent.archives import Archives
 from dom0_agent.catalog import Catalog, open_catalog
 from dom0_agent.cli import UserError
 from dom0_agent.config import Volume, load
-from dom0_agent.rotation import volume_rotation
+from dom0_agent.monitoring import Outcome, monitor
 from wire.names import parse_name, parse_volume_name
-from wire.status import Refused
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    monitor = commands.add_parser("monitor", help="find what changed since the last time, and keep only that")
-    monitor.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all")
-    monitor.set_defaults(run=_run)
+    command = commands.add_parser("monitor", help="find what changed since the last time, and keep only that")
+    command.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all")
+    command.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    command.add_argument("-v", "--verbose", action="store_true", help="print a line for each volume")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     by_id = {archive.id.hex(): archive for archive in Archives(config.state_dir)}
-    failures = 0
-    for volume in select(open_catalog(config), options.volumes):
-        try:
-            with volume_rotation(config.state_dir, volume, by_id) as rotation:
-                rotation.monitor()
-        except (Refused, OSError) as error:
-            print(f"sparsebak-agent: {error}", file=sys.stderr)
-            failures += 1
-    return 1 if failures else 0
+    outcomes = []
+    for outcome in monitor(config.state_dir, select(open_catalog(config), options.volumes), by_id):
+        outcomes.append(outcome)
+        if outcome.error and not outcome.busy:
+            print(f"sparsebak-agent: {outcome.error}", file=sys.stderr)
+        elif options.verbose and not options.json:
+            print(f"{outcome.name}: {_words(outcome)}")
+    if options.json:
+        fields = [{"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error} for o in outcomes]
+        print(json.dumps({"volumes": fields}))
+    elif not options.quiet:
+        changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
+        busy = sum(outcome.busy for outcome in outcomes)
+        skipped = f", {busy} busy and left for the next time" if busy else ""
+        print(f"{len(changed)} of {len(outcomes)} volumes followed, {sum(changed) / (1 << 20):,.1f} MiB changed{skipped}")
+    return 1 if any(outcome.error and not outcome.busy for outcome in outcomes) else 0
+
+
+def _words(outcome: Outcome) -> str:
+    if outcome.busy:
+        return "busy, left for the next time"
+    return "no archive has a session of it" if outcome.changed is None else f"{outcome.changed / (1 << 20):,.1f} MiB changed"
 
 
 def select(catalog: Catalog, names: list[str]) -> list[Volume]:

@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import time
 from typing import Any
 
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.rotation import changed_since
-from dom0_agent.sources import open_source
+from dom0_agent.sources import Source, Sources
 from dom0_agent.state import Store
 from wire.names import session_name
 from wire.status import Refused
@@ -24,31 +25,49 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     labels = {archive.id.hex(): archive.label for archive in Archives(config.state_dir)}
-    found = [_volume(config, volume, labels) for volume in open_catalog(config).volumes()]
+    volumes, sources = list(open_catalog(config).volumes()), Sources(config.state_dir)
+    with sources.together(volumes):
+        found = [_volume(config, volume, sources.open(volume), labels) for volume in volumes]
     if options.json:
         print(json.dumps({"volumes": found}))
         return 0
     for volume in found:
-        size = volume["error"] or f"{_mib(volume['size'])}, snapshots {volume['snapshots']} holding {_mib(volume['held'])}"
-        print(f"{volume['qube']}/{volume['volume']}: {size}")
+        print(f"{volume['qube']}/{volume['volume']}: {volume['error'] or _mib(volume['size'])}{_snapshots(volume)}")
         for archive in volume["archives"]:
-            last = archive["session"] or "no session yet"
+            last = f"last session {archive['session']}" if archive["session"] else "no session yet"
             pending = ", a session pending" if archive["pending"] else ""
             print(f"    {archive['label']}: {last}, changed since: {_mib(archive['changed'])}{pending}")
     return 0
+
+
+def _snapshots(volume: dict[str, Any]) -> str:
+    if not volume["snapshots"]:
+        return ", not followed" if not volume["error"] else ""
+    age = f", {_age(volume['age'])} old" if volume["age"] is not None else ""
+    number = "snapshot" if volume["snapshots"] == 1 else f"{volume['snapshots']} snapshots"
+    return f", {number}{age} holding {_mib(volume['held'])}"
 
 
 def _mib(size: int) -> str:
     return f"{size / (1 << 20):,.1f} MiB"
 
 
-def _volume(config: Config, volume: Volume, labels: dict[str, str]) -> dict[str, Any]:
-    source, store = open_source(volume), Store(config.state_dir, volume.qube, volume.volume)
-    error, size = None, 0
+def _age(seconds: int) -> str:
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}s"
+    return f"{seconds} seconds"
+
+
+def _volume(config: Config, volume: Volume, source: Source, labels: dict[str, str]) -> dict[str, Any]:
+    store = Store(config.state_dir, volume.qube, volume.volume)
+    error, size, snapshots, held = None, 0, 0, 0
     try:
         size = source.live_size()
+        snapshots, held = len(source.snapshots()), source.held()
     except Refused as refused:
         error = str(refused)
+    state = store.load()
     archives = [
         {
             "label": labels.get(key, key),
@@ -56,8 +75,8 @@ def _volume(config: Config, volume: Volume, labels: dict[str, str]) -> dict[str,
             "changed": changed_since(store, follow, size),
             "pending": follow.pending is not None,
         }
-        for key, follow in store.load().follows.items()
+        for key, follow in state.follows.items()
     ]
-    numbers = source.snapshots()
+    age = max(0, int(time.time()) - state.base_time) if state.base is not None else None
     names = {"qube": volume.qube, "volume": volume.volume, "size": size, "error": error}
-    return {**names, "snapshots": len(numbers), "held": source.held(), "archives": archives}
+    return {**names, "snapshots": snapshots, "age": age, "held": held, "archives": archives}

@@ -13,7 +13,7 @@ from dom0_agent.extraction import Extraction, make_record
 from dom0_agent.ids import CommittedIds
 from dom0_agent.pending_log import PendingLog
 from dom0_agent.service import Call
-from dom0_agent.sources import open_source
+from dom0_agent.sources import Sources
 from dom0_agent.state import Follow, Pending, Store
 from wire.frames import KIND_RECORD, REQUEST_KNOWN, Request
 from wire.sealing import ID_SIZE
@@ -69,7 +69,7 @@ def _extract(
     changed = store.load_map(pending.map, pending.size)
     ids = CommittedIds(store.directory / follow.ids)
     try:
-        extraction = Extraction(archive, pending, open_source(volume), changed, ids, known)
+        extraction = Extraction(archive, pending, Sources(call.config.state_dir).open(volume), changed, ids, known)
         threads = min(call.config.threads, os.cpu_count() or 1)
         return extraction.run(log, request.number, call.stdout, threads, call.config.compression_level)
     finally:

@@ -10,7 +10,7 @@ from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config
 from dom0_agent.rotation import changed_since
 from dom0_agent.service import Call
-from dom0_agent.sources import open_source
+from dom0_agent.sources import Sources
 from dom0_agent.state import Store, known_volumes
 from wire.frames import VOLUME_GONE, VOLUME_PENDING, VolumeEntry
 from wire.status import Refused
@@ -25,10 +25,10 @@ def main(call: Call) -> None:
 
 def entries(config: Config, archive: Archive) -> Iterator[VolumeEntry]:
     """The volumes of the catalog, then those of which only sessions are left."""
-    catalog = open_catalog(config)
+    catalog, sources = open_catalog(config), Sources(config.state_dir)
     for volume in catalog.volumes():
         try:
-            size = open_source(volume).live_size()
+            size = sources.open(volume).live_size()
         except Refused:
             size = 0  # Snapshot will say what is wrong with it
         yield _entry(config, archive, volume.qube, volume.volume, size, 0)

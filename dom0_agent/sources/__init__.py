@@ -1,12 +1,31 @@
 """Kinds of storage, one module each. All offer the methods of Source; no other module touches a volume."""
 
+import re
 from collections.abc import Iterator
-from typing import Protocol
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from dom0_agent.config import Volume
 
+if TYPE_CHECKING:
+    from dom0_agent.sources.thin_pool import ThinPool
+
 Range = tuple[int, int]
 """Bytes from the first number up to, not including, the second."""
+
+_NUMBER = re.compile(r"(\d{1,9})-([0-9a-f]{8})", re.ASCII)
+
+
+def snapshot_name(number: int) -> str:
+    """How storage names a snapshot: ``12-9f3a12bc``, its sequence and 32 random bits. See State for why."""
+    return f"{number >> 32}-{number & 0xFFFFFFFF:08x}"
+
+
+def snapshot_number(name: str) -> int | None:
+    """Undo snapshot_name; None for what it did not make."""
+    found = _NUMBER.fullmatch(name)
+    return int(found[1]) << 32 | int(found[2], 16) if found else None
 
 
 class Replacement(Protocol):
@@ -24,6 +43,15 @@ class Replacement(Protocol):
 
 class Source(Protocol):
     """One volume in its storage. Snapshots are known by number. Every method may raise wire.status.Refused."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is done inside, for all volumes of a pool, shares what their deltas have in common.
+
+        Snapshots dropped inside may stay until its end.
+        """
+
+    def require_room(self) -> None:
+        """Refused when the storage is too full for a snapshot that is held while a session is sent."""
 
     def live_size(self) -> int:
         """Bytes of the volume itself."""
@@ -63,12 +91,39 @@ class Source(Protocol):
         """Bytes of storage that snapshots of ours hold, as far as the storage can tell cheaply."""
 
 
-def open_source(volume: Volume) -> Source:
-    """The source of a volume, by its pool's driver."""
-    if volume.pool.driver == "reflink":
-        from dom0_agent.sources.reflink import ReflinkSource
+class Sources:
+    """The sources of one call or command. Those of one LVM pool share what LVM reports of it."""
 
-        return ReflinkSource(volume)
-    from dom0_agent.sources.file import FileSource
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._pools: dict[str, ThinPool] = {}
 
-    return FileSource(volume)
+    def open(self, volume: Volume) -> Source:
+        """The source of a volume, by its pool's driver."""
+        if volume.pool.driver == "lvm_thin":
+            from dom0_agent.sources.lvm_thin import LvmThinSource
+
+            return LvmThinSource(volume, self._pool(volume))
+        if volume.pool.driver == "reflink":
+            from dom0_agent.sources.reflink import ReflinkSource
+
+            return ReflinkSource(volume)
+        from dom0_agent.sources.file import FileSource
+
+        return FileSource(volume)
+
+    def _pool(self, volume: Volume) -> "ThinPool":
+        from dom0_agent.sources.thin_pool import Report, ThinPool
+
+        if volume.pool.name not in self._pools:
+            known = next(iter(self._pools.values()), None)
+            self._pools[volume.pool.name] = ThinPool(volume.pool, self._state_dir, known.report if known else Report())
+        return self._pools[volume.pool.name]
+
+    @contextmanager
+    def together(self, volumes: list[Volume]) -> Iterator[None]:
+        """See Source, for volumes of any number of pools."""
+        with ExitStack() as stack:
+            for volume in {volume.pool.name: volume for volume in volumes}.values():
+                stack.enter_context(self.open(volume).together())
+            yield

@@ -4,10 +4,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from dom0_agent.config import Volume
-from dom0_agent.sources import Range
+from dom0_agent.sources import Range, snapshot_name, snapshot_number
 from wire.durable import make_directory, sync_directory
 from wire.image import ImageWriter
 from wire.status import Code, Refused
@@ -32,7 +33,7 @@ class DirectorySource:
         self._beside = self.image.with_name(self.image.name + ".sparsebak-restore")
 
     def _path(self, number: int) -> Path:
-        return self._store / f"{number}{_SUFFIX}"
+        return self._store / (snapshot_name(number) + _SUFFIX)
 
     def _open_image(self) -> int:
         try:
@@ -43,6 +44,13 @@ class DirectorySource:
             os.close(fd)
             raise Refused(Code.SOURCE_FAILED, f"{self.name}: {self.image} is not a regular file")
         return fd
+
+    def together(self) -> AbstractContextManager[None]:
+        """See Source. Image files have nothing to share."""
+        return nullcontext()
+
+    def require_room(self) -> None:
+        """See Source. A snapshot that does not fit fails by itself and leaves nothing."""
 
     def live_size(self) -> int:
         """See Source."""
@@ -56,8 +64,9 @@ class DirectorySource:
         """See Source."""
         if not self._store.is_dir():
             return set()
-        names = (path.name for path in self._store.iterdir())
-        return {int(name[: -len(_SUFFIX)]) for name in names if name.endswith(_SUFFIX) and name[: -len(_SUFFIX)].isdecimal()}
+        names = (path.name for path in self._store.iterdir() if path.name.endswith(_SUFFIX))
+        numbers = (snapshot_number(name.removesuffix(_SUFFIX)) for name in names)
+        return {number for number in numbers if number is not None}
 
     def snapshot(self, number: int) -> None:
         """See Source."""

@@ -10,8 +10,6 @@ import pytest
 
 from backup_vm.archive import store
 from backup_vm.archive.prune import prune
-from dom0_agent.cli.monitor import select
-from dom0_agent.rotation import volume_rotation
 from tests.kit import GRAIN, Site, change, fill
 from tests.steps import deaths
 
@@ -88,20 +86,8 @@ def test_first_backup(tmp_path: Path) -> None:
     every_death(site, lambda site: site.backup(), next_backup_is_right)
 
 
-def monitor(site: Site) -> None:
-    from dom0_agent.archives import Archives
-    from dom0_agent.catalog import open_catalog
-    from dom0_agent.config import load
-
-    config = load(site.config)
-    archives = {archive.id.hex(): archive for archive in Archives(config.state_dir)}
-    for volume in select(open_catalog(config), []):
-        with volume_rotation(config.state_dir, volume, archives) as rotation:
-            rotation.monitor()
-
-
 def test_monitor(built: Site) -> None:
-    every_death(built, monitor, next_backup_is_right)
+    every_death(built, lambda site: site.monitor(), next_backup_is_right)
 
 
 def test_restore(built: Site) -> None:

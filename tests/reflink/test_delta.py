@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dom0_agent.config import Pool, Volume
-from dom0_agent.sources import fiemap
+from dom0_agent.sources import fiemap, snapshot_name
 from dom0_agent.sources.reflink import ReflinkSource
 from tests.kit import GRAIN, fill, punch, some_bytes
 
@@ -105,7 +105,7 @@ def test_no_change_is_ever_missed(reflink_folder: Path, seed: int) -> None:
             disturb(image, rng, older)
         shuffle(reflink_folder, image, rng)
         source.snapshot(number)
-        snapshot = reflink_folder / ".sparsebak/work/private" / f"{number}.snap"
+        snapshot = reflink_folder / ".sparsebak/work/private" / f"{snapshot_name(number)}.snap"
         now = snapshot.read_bytes()
         assert now == image.read_bytes()
         assert truly_changed(contents, now) <= named_by_delta(source, number - 1, number)

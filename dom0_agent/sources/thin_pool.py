@@ -1,0 +1,230 @@
+"""One LVM thin pool: its volumes, its space, and its metadata, read from a reserved metadata snapshot.
+
+The kernel keeps at most one metadata snapshot a pool (Linux, Documentation/admin-guide/device-mapper/thin-provisioning.rst),
+and it belongs to whoever reserved it. Ours is marked in a file, so that one left over from a crash is told from another
+program's, which is waited for and never touched.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dom0_agent.config import Pool
+from dom0_agent.log import WARNING, log
+from dom0_agent.sources import lvm, thin_xml
+from wire.durable import Busy, lock, make_directory
+from wire.status import Code, Refused
+
+Range = tuple[int, int]
+PATIENCE = 30.0
+"""Seconds to wait for a metadata snapshot that somebody else holds."""
+_UNSURE = "unsure"
+_MARK_SIZE = 32
+_POLL = 0.5
+
+
+class ThinPool:
+    """A pool as it was when first asked about, and with our own changes since."""
+
+    def __init__(self, pool: Pool, state_dir: Path, report: "Report") -> None:
+        self.group, self.name, self._pool, self.report = pool.volume_group, pool.thin_pool, pool, report
+        self.title = f"{self.group}/{self.name}"
+        self._mark = state_dir / "pools" / f"{self.group}+{self.name}"
+        self._device = lvm.device_name(self.group, self.name)
+        self._depth, self._reserved = 0, -1
+        self._doomed: list[str] = []
+
+    def find(self, name: str) -> lvm.LogicalVolume | None:
+        """The thin volume of that name in this pool."""
+        key = (self.group, name)
+        found = self.report.volumes().get(key) or self.report.fresh().get(key)
+        return found if found is not None and found.pool == self.name and name not in self._doomed else None
+
+    def named(self, prefix: str) -> list[lvm.LogicalVolume]:
+        """Thin volumes of this pool whose names begin so."""
+        every = (v for v in self.report.fresh().values() if (v.group, v.pool) == (self.group, self.name))
+        return [v for v in every if v.name.startswith(prefix) and v.name not in self._doomed]
+
+    def itself(self) -> lvm.LogicalVolume:
+        """The pool's own line in the report."""
+        found = self.report.volumes().get((self.group, self.name))
+        if found is None or not found.attributes.startswith("t"):
+            raise Refused(Code.SOURCE_FAILED, f"there is no thin pool {self.title}; see the pools in agent.toml")
+        return found
+
+    def require_metadata(self) -> None:
+        """Refused when another snapshot could fill the pool's metadata."""
+        if self.itself().metadata_percent >= self._pool.metadata_limit:
+            raise Refused(
+                Code.NO_SPACE,
+                f"the metadata of pool {self.title} is {self.itself().metadata_percent:.0f} % full; "
+                f"extend it with: lvextend --poolmetadatasize +256M {self.title}",
+            )
+
+    def require_data(self, percent: float | None = None) -> None:
+        """Refused when there is no room for what is held longer than a moment. ``percent``: the use now, if known."""
+        percent = self.itself().data_percent if percent is None else percent
+        if percent >= self._pool.data_limit:
+            raise Refused(
+                Code.NO_SPACE,
+                f"pool {self.title} is {percent:.0f} % full; "
+                f"extend it with: lvextend -L+10G {self.title}, or remove something from it",
+            )
+
+    def used_percent(self) -> float:
+        """Share of the data space in use now, from device-mapper."""
+        used, total = self._status()[5].split("/")
+        return 100 * int(used) / max(int(total), 1)
+
+    def change(self, *command: str) -> None:
+        """Run a command that changes the pool."""
+        try:
+            lvm.change(*command)
+        finally:
+            self.report.outdated = True
+
+    def remove(self, name: str) -> None:
+        """Remove a volume of ours, at once or, inside ``together``, at its end. What cannot go now is tried again later."""
+        self._doomed.append(name)
+        if not self._depth:
+            self._remove_doomed()
+
+    def _remove_doomed(self) -> None:
+        doomed, self._doomed = self._doomed, []
+        if not doomed:
+            return
+        try:
+            self.change("lvremove", "--force", *(f"{self.group}/{name}" for name in doomed))
+        except Refused as error:
+            log(WARNING, f"{self.title}: cannot remove {', '.join(doomed)} yet: {error}")
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is done inside shares one metadata snapshot; volumes removed inside go in one command at the end."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                try:
+                    self._release()
+                finally:
+                    self._remove_doomed()
+
+    def delta(self, old: lvm.LogicalVolume, new: lvm.LogicalVolume) -> Iterator[Range]:
+        """Ranges in which two thin volumes of this pool may differ."""
+        yield from self._ask("thin_delta", "-m", "--thin1", str(old.thin_id), "--thin2", str(new.thin_id))
+
+    def mapped(self, volume: lvm.LogicalVolume) -> Iterator[Range]:
+        """Ranges of a thin volume that have blocks; all else reads as zeros."""
+        yield from self._ask("thin_dump", "-m", "--dev-id", str(volume.thin_id))
+
+    def exclusive(self) -> dict[int, int]:
+        """Bytes that only this one holds, by thin id."""
+        with self.together():
+            self._reserve()
+            lines = lvm.run("thin_ls", "-m", "--no-headers", "-o", "DEV,EXCLUSIVE_BLOCKS", f"/dev/mapper/{self._device}_tmeta")
+        block = self.itself().block
+        return {int(thin_id): int(blocks) * block for thin_id, blocks in (line.split() for line in lines.splitlines() if line)}
+
+    def _ask(self, *command: str) -> Iterator[Range]:
+        with self.together():
+            self._reserve()
+            whole = [*command, f"/dev/mapper/{self._device}_tmeta"]
+            with subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=lvm.environment()) as process:
+                assert process.stdout is not None and process.stderr is not None  # noqa: S101  # for mypy
+                try:
+                    yield from thin_xml.ranges(process.stdout.fileno(), command[0])
+                except BaseException:
+                    process.kill()
+                    raise
+                words = process.stderr.read().decode("ascii", "replace").strip()
+                if process.wait():
+                    raise Refused(Code.SOURCE_FAILED, f"{command[0]} failed: {words or process.returncode}")
+
+    def _status(self) -> list[str]:
+        """Words of the pool's status line; thin-provisioning.rst, "Status": held metadata root is the seventh."""
+        words = lvm.run("dmsetup", "status", f"{self._device}-tpool").split()
+        if len(words) < 8 or words[2] != "thin-pool":
+            raise Refused(Code.SOURCE_FAILED, f"pool {self.title} is in no state to be used: {' '.join(words)}")
+        return words
+
+    def _message(self, text: str) -> None:
+        lvm.run("dmsetup", "message", f"{self._device}-tpool", "0", text)
+
+    def _reserve(self) -> None:
+        """Make sure of a metadata snapshot that knows all volumes there are; held until ``together`` ends."""
+        if self._reserved >= 0:
+            return
+        make_directory(self._mark.parent)
+        try:
+            fd = lock(self._mark, patience=PATIENCE)
+        except Busy:
+            raise Refused(Code.BUSY, f"pool {self.title}: another call reads its metadata") from None
+        try:
+            self._wait_for_turn(fd)
+            _write_mark(fd, _UNSURE)
+            self._message("reserve_metadata_snap")
+            _write_mark(fd, self._status()[6])
+        except BaseException:
+            os.close(fd)
+            raise
+        self._reserved = fd
+
+    def _wait_for_turn(self, fd: int) -> None:
+        """Until nobody holds the metadata snapshot. One of ours, left over from a crash, is released."""
+        deadline = time.monotonic() + PATIENCE
+        mark = os.pread(fd, _MARK_SIZE, 0).decode("ascii", "replace").strip()
+        while (root := self._status()[6]) != "-":
+            late = time.monotonic() >= deadline
+            if mark == root or (mark == _UNSURE and late):
+                log(WARNING, f"pool {self.title}: releasing a metadata snapshot left over from a crash")
+                self._message("release_metadata_snap")
+                return
+            if late:
+                raise Refused(
+                    Code.BUSY,
+                    f"pool {self.title}: another program holds the metadata snapshot; try again when it is done, or, if "
+                    f"none is running, release it: dmsetup message {self._device}-tpool 0 release_metadata_snap",
+                )
+            time.sleep(_POLL)
+
+    def _release(self) -> None:
+        fd, self._reserved = self._reserved, -1
+        if fd < 0:
+            return
+        try:
+            _write_mark(fd, _UNSURE)
+            self._message("release_metadata_snap")
+            _write_mark(fd, "")
+        finally:
+            os.close(fd)
+
+
+class Report:
+    """LVM's report, fetched when first asked for. ``outdated`` is set by who changes something."""
+
+    def __init__(self) -> None:
+        self._volumes: dict[tuple[str, str], lvm.LogicalVolume] | None = None
+        self.outdated = False
+
+    def volumes(self) -> dict[tuple[str, str], lvm.LogicalVolume]:
+        """All logical volumes by group and name, as of some time in this call."""
+        if self._volumes is None:
+            self._volumes, self.outdated = lvm.report(), False
+        return self._volumes
+
+    def fresh(self) -> dict[tuple[str, str], lvm.LogicalVolume]:
+        """The same, with all our own changes."""
+        if self.outdated:
+            self._volumes = None
+        return self.volumes()
+
+
+def _write_mark(fd: int, text: str) -> None:
+    os.pwrite(fd, text.encode().ljust(_MARK_SIZE), 0)  # one write: whole or not at all
+    os.fsync(fd)
