@@ -5,13 +5,18 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test demo lint bench setup packages install-dom0 install-vm clean
+.PHONY: test test-lvm demo lint bench setup packages install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n auto
+	$(VENV)/bin/pytest -n auto --ignore=tests/lvm
+	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -q -n 2
+
+# Tests on real LVM thin pools, in a VM, for machines whose kernel has no device-mapper.
+test-lvm: setup packages
+	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -v
 
 demo: setup packages
 	$(VENV)/bin/python tools/demo.py
@@ -39,6 +44,8 @@ install-dom0:
 	tools/install-package $(DESTDIR)$(LIB) wire dom0_agent
 	install -m 0755 dom0_agent/run-service $(DESTDIR)$(LIB)/dom0_agent/run-service
 	install -m 0755 qubes-rpc/sparsebak.* $(DESTDIR)/etc/qubes-rpc/
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 0644 systemd/dom0/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -m 0664 policy/30-sparsebak.policy $(DESTDIR)/etc/qubes/policy.d/
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.cli
 

@@ -179,6 +179,17 @@ class Site:
         with self.open(True) as archive:
             return [*scrub(archive, Progress()), *archive.warnings]
 
+    def contents(self, name: str = "work/private") -> bytes:
+        return self.image(name).read_bytes()
+
+    def disturb(self, rng: random.Random) -> None:
+        """Change the volume here and there, not its size, and at least one grain for certain."""
+        change(self.image(), rng, resize=False)
+        fd = os.open(self.image(), os.O_RDWR)
+        os.pwrite(fd, rng.randbytes(100), rng.randrange(os.lseek(fd, 0, os.SEEK_END) - 100))
+        os.fsync(fd)
+        os.close(fd)
+
     def monitor(self) -> list[Outcome]:
         config = load(self.config)
         archives = {archive.id.hex(): archive for archive in Archives(config.state_dir)}

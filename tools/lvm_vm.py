@@ -1,8 +1,11 @@
 """Runs tests in a VM whose kernel has device-mapper: ``make test-lvm``, or ``python tools/lvm_vm.py PYTEST-ARGUMENT...``.
 
+With ``-m MODULE`` first, that module in pytest's place.
+
 The guest is Debian's stock kernel under QEMU's software emulation, so that no KVM is needed. Its root file system is an
 initramfs made here: this Python, the virtual environment, LVM's tools with their libraries, the project. Results come
-over the serial console. Kernel and images are kept under ``build/lvm``. Exit code: pytest's own; 1 when it did not get so far.
+over the serial console. Kernel and images are kept under ``build/lvm``. Exit code:
+that of what ran; 1 when it did not get so far.
 """
 
 import hashlib
@@ -18,13 +21,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "lvm"
 TOOLS = ("lvm", "dmsetup", "pdata_tools", "losetup", "blkdiscard", "mke2fs", "mount", "umount")
+LINKS = dict.fromkeys(("thin_delta", "thin_dump", "thin_restore", "thin_ls", "thin_check"), "pdata_tools") | {
+    kind + verb: "lvm"
+    for kind in ("vg", "lv", "pv")
+    for verb in ("create", "remove", "change", "s", "resize", "extend", "convert", "rename")
+}
 MODULES = ("crc32c-generic", "dm-thin-pool", "dm-snapshot", "loop", "ext4")
 SKIPPED = re.compile(
     r"/(tests?|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pip|mypy|mypyc|setuptools|pkg_resources|virtme|numpy/f2py"
     r"|config-\d[^/]*|site-packages/[^/]*mypyc[^/]*\.so|ruff[^/]*|torch[^/]*)(/|$)|\.(a|pyi|h|exe)$"
 )
 MEMORY, CPUS, LIMIT = "6G", "2", 900.0
-DONE = re.compile(r"sparsebak-vm: pytest ended with (\d+)")
+DONE = re.compile(r"sparsebak-vm: ended with (\d+)")
 INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
@@ -35,14 +43,15 @@ for module in {modules}; do /bin/busybox modprobe $module; done
 echo 0 >/proc/sys/kernel/randomize_va_space
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LANG=C.UTF-8 SPARSEBAK_VM=1 PYTHONHASHSEED=0 {environ}
 cd {root}
-{python} -m pytest -p no:cacheprovider {arguments} </dev/null
-echo "sparsebak-vm: pytest ended with $?"
+{python} -m {arguments} </dev/null
+echo "sparsebak-vm: ended with $?"
 /bin/busybox poweroff -f
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Boot, run pytest with the arguments, and pass its output on."""
+    """Boot, run it, and pass its output on."""
+    words = arguments[1:] if arguments[:1] == ["-m"] else ["pytest", "-p", "no:cacheprovider", *arguments]
     missing = [tool for tool in ("qemu-system-x86_64", "busybox", "depmod", *TOOLS) if _which(tool) is None]
     if missing:
         print(f"test-lvm: {', '.join(missing)} missing; run 'make packages' as root", file=sys.stderr)
@@ -50,7 +59,7 @@ def main(arguments: list[str]) -> int:
     kernel, modules = _kernel()
     base = _base(modules)
     project = BUILD / "project.cpio"
-    _project(project, arguments)
+    _project(project, words)
     combined = BUILD / "root.cpio"
     with open(combined, "wb") as out:
         for part in (base, project):
@@ -133,12 +142,9 @@ def _base(modules: Path) -> Path:
         link = tree / "bin" / name
         link.unlink(missing_ok=True)
         link.symlink_to("busybox")
-    for link, target in (("thin_delta", "pdata_tools"), ("thin_dump", "pdata_tools"), ("thin_ls", "pdata_tools"),
-                         ("thin_check", "pdata_tools"), *((f"{c}{s}", "lvm") for c in ("vg", "lv", "pv")
-                         for s in ("create", "remove", "change", "s", "resize", "extend", "convert", "rename"))):  # fmt: skip
-        with_path = tree / "usr/sbin" / link
-        if not with_path.exists():
-            with_path.symlink_to(target)
+    for link, target in LINKS.items():
+        if not (tree / "usr/sbin" / link).exists():
+            (tree / "usr/sbin" / link).symlink_to(target)
     _modules(modules, tree)
     for folder in ("proc", "sys", "dev", "tmp", "run", "var", "etc"):
         (tree / folder).mkdir(exist_ok=True)

@@ -134,7 +134,7 @@ class DirectorySource:
         self._beside.unlink(missing_ok=True)
 
     def held(self) -> int:
-        """See Source. For clones this counts blocks shared with the volume too."""
+        """See Source."""
         return sum(os.stat(self._path(number)).st_blocks * 512 for number in self.snapshots())
 
 

@@ -19,6 +19,7 @@ _EXTENT = struct.Struct("=QQQQQI12x")
 _BATCH = 2048
 
 _LAST = 0x1
+_SHARED = 0x2000
 ENCODED = 0x8
 UNWRITTEN = 0x800
 DOUBTFUL = 0x2 | 0x4 | 0x80 | 0x100 | 0x200 | 0x400
@@ -44,7 +45,8 @@ class Extent(NamedTuple):
 def extents(fd: int, size: int) -> Iterator[Extent]:
     """The extents of a file up to ``size`` bytes, in order, adjoining ones joined."""
     pending: Extent | None = None
-    for extent in _raw_extents(fd, size):
+    for raw in _raw_extents(fd, size):
+        extent = raw._replace(flags=raw.flags & _MEANINGFUL)
         if (
             pending is not None
             and not extent.flags & (ENCODED | DOUBTFUL)
@@ -61,6 +63,11 @@ def extents(fd: int, size: int) -> Iterator[Extent]:
         yield pending
 
 
+def exclusive(fd: int, size: int) -> int:
+    """Bytes of a file that no other file shares."""
+    return sum(extent.length for extent in _raw_extents(fd, size) if not extent.flags & _SHARED)
+
+
 def _raw_extents(fd: int, size: int) -> Iterator[Extent]:
     start = 0
     while start < size:
@@ -73,7 +80,7 @@ def _raw_extents(fd: int, size: int) -> Iterator[Extent]:
         flags = 0
         for at in range(_HEAD.size, _HEAD.size + count * 56, 56):
             logical, physical, length, _, _, flags = _EXTENT.unpack_from(buffer, at)
-            yield Extent(logical, physical, length, flags & _MEANINGFUL)
+            yield Extent(logical, physical, length, flags)
             if logical + length <= start:
                 raise OSError(errno.EIO, "the file system's map does not advance")
             start = logical + length

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Range
 from dom0_agent.sources.directory import DirectorySource, failed
-from dom0_agent.sources.fiemap import changed_ranges
+from dom0_agent.sources.fiemap import changed_ranges, exclusive
 
 _FICLONE = 0x40049409
 _ATTEMPTS = 10
@@ -43,6 +43,19 @@ class ReflinkSource(DirectorySource):
         finally:
             os.close(a)
             os.close(b)
+
+    def held(self) -> int:
+        """See Source."""
+        return sum(self._exclusive(number) for number in self.snapshots())
+
+    def _exclusive(self, number: int) -> int:
+        fd = self.open(number)
+        try:
+            return exclusive(fd, os.fstat(fd).st_size)
+        except OSError as error:
+            raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
+        finally:
+            os.close(fd)
 
 
 def _remembered(fd: int) -> bytes | None:

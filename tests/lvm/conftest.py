@@ -48,7 +48,7 @@ def lvm_site(group: Group, tmp_path: Path) -> Iterator[Callable[..., LvmSite]]:
     """Makes sites with volumes in a thin pool; all their volumes go when the test ends."""
     made: list[LvmSite] = []
 
-    def make(*volumes: str, pool: str = "vm-pool", size: int = 24 << 20, **named: object) -> LvmSite:
+    def make(*volumes: str, pool: str = "vm-pool", size: int = 12 << 20, **named: object) -> LvmSite:
         group.pool(pool)
         site = LvmSite(tmp_path / f"site{len(made)}", group, pool, volumes or ("work/private",), size, **named)
         made.append(site)

@@ -113,8 +113,11 @@ class LvmSite(Site):
         prefix = "vm-sparsebak+" + name.replace("/", "+") + "+"
         return [snapshot for snapshot in self.group.snapshots() if snapshot.startswith(prefix)]
 
-    def contents(self, name: str = "work/private") -> bytes:
-        return self.image(name).read_bytes()
+    def disturb(self, rng: random.Random) -> None:
+        scribble(self.image(), rng, 3)
+        fd = os.open(self.image(), os.O_RDWR | os.O_SYNC)
+        os.pwrite(fd, rng.randbytes(100), rng.randrange(self.size - 100))
+        os.close(fd)
 
 
 def scribble(device: Path, rng: random.Random, times: int = 4) -> None:

@@ -75,7 +75,7 @@ def test_restore_killed_before_every_command(site: LvmSite) -> None:
 
 def test_many_rotations_killed_at_random(site: LvmSite) -> None:
     rng, writes = random.Random(6), grains(site)
-    for _ in range(20):
+    for _ in range(14):
         next(writes)
         pid = os.fork()
         if pid == 0:

@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +16,7 @@ Make = Callable[..., LvmSite]
 @pytest.mark.parametrize("pool", ["vm-pool", "pool-2m"])
 def test_every_session_comes_back(lvm_site: Make, pool: str) -> None:
     site, rng, contents = lvm_site(pool=pool), random.Random(pool), []
-    for size in (24, 24, 32, 20):
+    for size in (12, 12, 16, 8):
         if contents and size * MIB != len(contents[-1]):
             site.group.resize(site.lv(), size * MIB)
         scribble(site.image(), rng)
@@ -29,7 +30,7 @@ def test_every_session_comes_back(lvm_site: Make, pool: str) -> None:
     assert site.scrubbed() == [] and len(site.snapshots()) == 1
 
 
-@pytest.mark.parametrize(("pool", "sizes"), [("pool-512k", (64, 256, 4096)), ("pool-2m", (64, 1024, 4096))])
+@pytest.mark.parametrize(("pool", "sizes"), [("pool-512k", (64, 4096)), ("pool-2m", (128, 1024))])
 def test_one_volume_feeds_archives_of_every_chunk_size(lvm_site: Make, pool: str, sizes: tuple[int, ...]) -> None:
     """Each archive has a changed map of its own; the base snapshot is shared."""
     site, rng = lvm_site(pool=pool), random.Random(5)
@@ -37,13 +38,13 @@ def test_one_volume_feeds_archives_of_every_chunk_size(lvm_site: Make, pool: str
     for size, folder in zip(sizes, folders, strict=True):
         site.add_archive(f"k{size}", folder, chunk_size=size << 10)
     contents: list[list[bytes]] = [[] for _ in sizes]
-    for turn in range(5):
+    for turn in range(4):
         scribble(site.image(), rng)
         chosen = turn % len(sizes)
         report = site.backup(folder=folders[chosen])
         contents[chosen].append(site.contents())
         if turn >= len(sizes):
-            assert report.done[0].changed < 24 * MIB  # incremental for each of them
+            assert report.done[0].changed < 12 * MIB  # incremental for each of them
     for folder, expected in zip(folders, contents, strict=True):
         assert list(site.images(folder=folder).values()) == expected
     assert len(site.snapshots()) == 1
@@ -55,7 +56,7 @@ def test_volumes_that_come_and_go(lvm_site: Make) -> None:
     scribble(site.image(name), rng)
     site.backup()
     site.group.lvm("lvremove", "--force", f"{site.group.name}/{site.lv(name)}")
-    site.group.volume("vm-pool", site.lv(name), 24 * MIB)  # another volume of the same name
+    site.group.volume("vm-pool", site.lv(name), 12 * MIB)  # another volume of the same name
     scribble(site.image(name), rng)
     site.backup()
     assert list(site.images(name).values())[-1] == site.contents(name)
@@ -76,7 +77,8 @@ def test_backups_of_a_volume_that_is_written_to(lvm_site: Make) -> None:
         rng = random.Random(1)
         fd = os.open(site.image(), os.O_RDWR | os.O_SYNC)
         while not stop.is_set():
-            os.pwrite(fd, rng.randbytes(5000), rng.randrange(24 * MIB - 5000))
+            os.pwrite(fd, rng.randbytes(5000), rng.randrange(12 * MIB - 5000))
+            time.sleep(0.01)
         os.close(fd)
 
     writer = threading.Thread(target=write)

@@ -176,3 +176,15 @@ def test_a_file_in_thousands_of_pieces(btrfs_folder: Path) -> None:
         os.pwrite(file.fileno(), b"y", 5 * GRAIN + 8192)
     source.snapshot(2)
     assert named_by_delta(source, 1, 2) == {5}
+
+
+def test_a_snapshot_holds_what_was_overwritten_since(reflink_folder: Path) -> None:
+    source, image = source_in(reflink_folder), reflink_folder / "work.img"
+    image.write_bytes(os.urandom(SIZE))
+    source.snapshot(1)
+    assert source.held() == 0
+    with open(image, "r+b") as file:
+        file.write(os.urandom(SIZE))  # all of it: Btrfs keeps an extent whole as long as any of it is used
+        os.fsync(file.fileno())
+    subprocess.run(["sync", "-f", image], check=True)
+    assert source.held() == SIZE

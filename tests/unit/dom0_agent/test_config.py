@@ -34,6 +34,43 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert config.allow_restore == {("work/private", "test/private")}
 
 
+LVM = """
+state_dir = "state"
+[[pool]]
+name = "p"
+driver = "lvm_thin"
+volume_group = "qubes_dom0"
+thin_pool = "vm-pool"
+[[volume]]
+qube = "work"
+volume = "private"
+pool = "p"
+vid = "qubes_dom0/vm-work-private"
+"""
+
+
+def test_a_thin_pool(tmp_path: Path) -> None:
+    (volume,) = load(write(tmp_path, LVM)).volumes
+    assert (volume.pool.volume_group, volume.pool.thin_pool, volume.vid) == ("qubes_dom0", "vm-pool", "vm-work-private")
+    assert (volume.pool.data_limit, volume.pool.metadata_limit) == (95, 90)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("qubes_dom0/vm-work", "other/vm-work", "qubes_dom0"),
+        ("qubes_dom0/vm-work-private", "--config", "logical volume"),
+        ('thin_pool = "vm-pool"', 'thin_pool = "vm pool"', "thin pool"),
+        ('thin_pool = "vm-pool"', 'thin_pool = "vm-pool"\npath = "x"', "'path'"),
+        ('thin_pool = "vm-pool"', 'thin_pool = "vm-pool"\ndata_limit = 0', "data_limit"),
+    ],
+)
+def test_a_thin_pool_that_cannot_be(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in LVM
+    with pytest.raises(ConfigError, match=said):
+        load(write(tmp_path, LVM.replace(old, new)))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
