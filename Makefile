@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm demo lint bench setup packages install-dom0 install-vm clean
+.PHONY: test test-lvm demo lint bench bench-lvm setup packages install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
@@ -23,6 +23,9 @@ demo: setup packages
 
 bench: setup packages
 	$(VENV)/bin/python -m bench
+
+bench-lvm: setup packages
+	$(VENV)/bin/python tools/lvm_vm.py -m bench.lvm
 
 lint: setup
 	$(VENV)/bin/ruff check --fix .

@@ -45,7 +45,11 @@ _MEANINGS = {
     Code.WRONG_VOLUME: ("the session belongs to another volume", "an administrator can allow it in dom0: allow_restore"),
     Code.DAMAGED: ("the agent's state is damaged", "see dom0's log"),
     Code.INTERNAL: ("the agent failed", "see dom0's log"),
+    Code.NOT_HALTED: ("the qube is running", "shut it down, then try again"),
 }
+DOM0 = "dom0"
+ABSENT = "@default"
+"""Target of a call about a qube that does not exist: policy knows it by this name, the argument has its own."""
 _EXITS = {
     125: "the service is not executable in dom0",
     126: "dom0's policy refused the call",
@@ -122,7 +126,11 @@ class Agent:
         """Begin a call that is about to be made: the service starts while we still do something else."""
         key = service, qube, volume
         if key not in self._prepared:
-            self._prepared[key] = self._transport.start(service, qube, volume)
+            self._prepared[key] = self._start(*key)
+
+    def _start(self, service: str, qube: str | None, volume: str) -> Connection:
+        """dom0's own volumes are asked of dom0 itself, which is no qube to be a target."""
+        return self._transport.start(service, None if qube == DOM0 else qube, volume)
 
     def close(self) -> None:
         """End calls that were prepared and not made, and wait for those that were."""
@@ -142,7 +150,7 @@ class Agent:
     ) -> Iterator[Reply]:
         what = f"{service} {qube}/{volume}" if qube else service
         prepared = self._prepared.pop((service, qube, volume), None)
-        connection = prepared or self._transport.start(service, qube, volume)
+        connection = prepared or self._start(service, qube, volume)
         stdin = connection.process.stdin
         feeder: threading.Thread | None = None
         failure: list[BaseException] = []
@@ -233,8 +241,9 @@ class Agent:
             reply.only()
             return reply.status or Status(Code.INTERNAL)
 
-    def restore(self, qube: str, volume: str, feed: Callable[[IO[bytes]], None]) -> Status:
-        """Have dom0 put a session in a volume's place; ``feed`` writes it."""
-        with self._call("Restore", Request(archive=self._archive), qube, volume, feed) as reply:
+    def restore(self, qube: str, volume: str, feed: Callable[[IO[bytes]], None], absent: bool = False) -> Status:
+        """Have dom0 put a session in a volume's place; ``feed`` writes it. ``absent``: the qube is to be made anew."""
+        target, argument = (ABSENT, f"{qube}+{volume}") if absent else (qube, volume)
+        with self._call("Restore", Request(archive=self._archive), target, argument, feed) as reply:
             reply.only()
             return reply.status or Status(Code.INTERNAL)

@@ -11,6 +11,8 @@ from wire.names import BadName, parse_name, parse_volume_name
 
 DEFAULT_PATH = Path("/etc/sparsebak/agent.toml")
 DRIVERS = ("file", "reflink", "lvm_thin")
+CATALOGS = ("static", "qubes")
+TAG_PREFIX = "@tag:"
 
 
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)
@@ -38,18 +40,42 @@ class Pool:
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume: qube and volume name, and ``vid``, its image's path relative to its pool or its
-    logical volume (``NAME`` or ``GROUP/NAME``)."""
+    """A volume: qube and volume name, and ``vid``, its image's path relative to its pool, or its logical volume.
+
+    ``live``: where the data is while the qube runs, if elsewhere. ``files``: what ``dom0/config`` is made of.
+    ``domain``: 16 bytes; volumes of one domain share chunks
+    in an archive. ``managed``: qubesd keeps it, and new contents go through the Admin API."""
 
     qube: str
     volume: str
     pool: Pool
     vid: str
+    live: str = ""
+    domain: bytes = bytes(16)
+    managed: bool = False
+    files: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """``qube/volume``."""
         return f"{self.qube}/{self.volume}"
+
+
+@dataclass(frozen=True)
+class QubesOptions:
+    """What catalog ``qubes`` takes. ``include`` and ``exclude`` hold names, and tags written ``@tag:NAME``.
+
+    ``running``: of a running qube the ``live`` volume, or the ``committed`` one that it started from. ``settings``: whether
+    each qube's settings go along. ``dom0_config``: files and folders of dom0 for ``dom0/config``; none for no such volume.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    running: str = "live"
+    settings: bool = True
+    dom0_config: tuple[str, ...] = ("/etc/qubes", "/srv/salt", "/srv/pillar", "/home")
+    data_limit: int = 95
+    metadata_limit: int = 90
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,8 @@ class Config:
     threads: int = 2
     compression_level: int = 3
     allow_restore: frozenset[tuple[str, str]] = field(default_factory=frozenset)
+    catalog: str = "static"
+    qubes: QubesOptions = field(default_factory=QubesOptions)
 
 
 def load(path: Path) -> Config:
@@ -81,9 +109,14 @@ def load(path: Path) -> Config:
 
 
 def _check(path: Path, raw: dict[str, Any]) -> Config:
-    known = {"state_dir", "pool", "volume", "threads", "compression_level", "allow_restore"}
+    known = {"state_dir", "pool", "volume", "threads", "compression_level", "allow_restore", "catalog", "qubes"}
     if unknown := sorted(set(raw) - known):
         raise ValueError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    catalog = raw.get("catalog", "static")
+    if catalog not in CATALOGS:
+        raise ValueError(f"catalog {catalog!r} is not one of {', '.join(CATALOGS)}")
+    if catalog == "qubes" and ("pool" in raw or "volume" in raw):
+        raise ValueError("with catalog 'qubes' pools and volumes come from qubesd; leave [[pool]] and [[volume]] out")
     base = path.resolve().parent
     pools = {pool.name: pool for pool in (_pool(entry, base) for entry in raw.get("pool", []))}
     volumes = tuple(_volume(entry, pools) for entry in raw.get("volume", []))
@@ -98,7 +131,34 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
         threads=_number(raw, "threads", min(os.cpu_count() or 1, 4), 1, 64),
         compression_level=_number(raw, "compression_level", 3, 1, 19),
         allow_restore=frozenset(_allowed(entry) for entry in raw.get("allow_restore", [])),
+        catalog=catalog,
+        qubes=_qubes(raw.get("qubes", {})),
     )
+
+
+def _qubes(entry: dict[str, Any]) -> QubesOptions:
+    known = QubesOptions.__dataclass_fields__
+    if unknown := sorted(set(entry) - set(known)):
+        raise ValueError(f"[qubes] has no setting {unknown[0]!r}; known are {', '.join(known)}")
+    for key in ("include", "exclude"):
+        for name in _texts(entry, key):
+            parse_name(name.removeprefix(TAG_PREFIX), f"[qubes] {key}")
+    if entry.get("running", "live") not in ("live", "committed"):
+        raise ValueError("[qubes] running must be 'live' or 'committed'")
+    if not isinstance(entry.get("settings", True), bool):
+        raise ValueError("[qubes] settings must be true or false")
+    if relative := [text for text in _texts(entry, "dom0_config") if not PurePosixPath(text).is_absolute()]:
+        raise ValueError(f"[qubes] dom0_config: {relative[0]!r} must be an absolute path")
+    limits = {key: _number(entry, key, getattr(QubesOptions, key), 1, 100) for key in ("data_limit", "metadata_limit")}
+    options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return QubesOptions(**options | limits)
+
+
+def _texts(entry: dict[str, Any], key: str) -> list[str]:
+    value = entry.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"[qubes] {key} must be a list of texts")
+    return value
 
 
 def _pool(entry: dict[str, Any], base: Path) -> Pool:

@@ -34,7 +34,8 @@ def receive(stream: Reader, archive: Archive, record: Record, target: Replacemen
     keys = archive.keys()
     try:
         arriving = _arriving(stream, Tree(keys.sub_key("root")), record)
-        open_chunks(arriving, record, keys, threads, target.write if target is not None else None)
+        write, ordered = (target.write, target.ordered) if target is not None else (None, False)
+        open_chunks(arriving, record, keys, threads, write, ordered)
         if read_exactly(stream, len(END)) != END:
             raise Refused(Code.BAD_REQUEST, "no end mark where the session ends")
     except ChunkNotAuthentic as error:

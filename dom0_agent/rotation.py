@@ -20,7 +20,6 @@ from dom0_agent.pending_log import PendingLog
 from dom0_agent.sources import Source, Sources, snapshot_name
 from dom0_agent.state import Committed, Follow, Pending, Redo, State, Store
 from wire.frames import Request
-from wire.sealing import ZERO_ID
 from wire.status import Code, Refused
 from wire.tree import Tree, chunk_count
 
@@ -124,14 +123,13 @@ class Rotation:
             self._give_up(key, follow)
         self.source.require_room()
         self.rotate()
-        follow.pending = self._begin(follow, archive, request)
+        follow.pending = self._begin(follow, archive, request, volume.domain)
         follow.map = None
         self.finish()
         return follow, follow.pending, False
 
-    def _begin(self, follow: Follow, archive: Archive, request: Request) -> Pending:
+    def _begin(self, follow: Follow, archive: Archive, request: Request, domain: bytes) -> Pending:
         committed = follow.committed
-        domain = ZERO_ID[:16]  # without Qubes an archive is one domain
         full = True
         if committed is not None:
             ids = CommittedIds(self.store.directory / follow.ids)

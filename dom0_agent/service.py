@@ -50,11 +50,9 @@ class Call:
         """All archives by id in hexadecimal, for recovery."""
         return {archive.id.hex(): archive for archive in self.archives()}
 
-    def volume(self) -> Volume:
+    def volume(self, restoring: bool = False) -> Volume:
         """The volume that target and argument name."""
-        if self.target is None:
-            raise Refused(Code.NO_VOLUME, "the call names no qube")
-        volume = open_catalog(self.config).find(self.target, self.argument)
+        volume = open_catalog(self.config, self.caller).find(self.target or "dom0", self.argument, restoring)
         if volume is None:
             raise Refused(Code.NO_VOLUME, f"{self.caller} asked for {self.target}/{self.argument}, not in the catalog")
         return volume
@@ -69,8 +67,8 @@ def _caller(environ: Mapping[str, str]) -> tuple[str, str | None, str]:
     try:
         caller = parse_name(environ["QREXEC_REMOTE_DOMAIN"], "caller")
         argument = environ.get("QREXEC_SERVICE_ARGUMENT", "")
-        if argument:
-            parse_name(argument, "volume")
+        for part in argument.split("+", 1) if argument else ():
+            parse_name(part, "argument")
         target = None
         if environ.get("QREXEC_REQUESTED_TARGET_TYPE") == "name" and environ["QREXEC_REQUESTED_TARGET"] != "dom0":
             target = parse_name(environ["QREXEC_REQUESTED_TARGET"], "qube")

@@ -38,8 +38,9 @@ class InProcess:
 
     def start(self, name: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None) -> Connection:
         environ = {"QREXEC_REMOTE_DOMAIN": self.caller, "QREXEC_SERVICE_ARGUMENT": volume}
-        if qube is None:
-            environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": "adminvm"}
+        if qube is None or qube.startswith("@"):
+            keyword = (qube or "@adminvm").removeprefix("@")
+            environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": keyword}
         else:
             environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": qube}
         return Connection(ThreadProcess(self.config, name, environ), io.BytesIO())  # type: ignore[arg-type]

@@ -29,25 +29,34 @@ class ChunkNotAuthentic(NotAuthentic):
 
 
 def open_chunks(
-    chunks: Iterable[SealedChunk], record: Record, keys: Keys, threads: int, sink: Callable[[int, list[bytes]], None] | None
+    chunks: Iterable[SealedChunk],
+    record: Record,
+    keys: Keys,
+    threads: int,
+    sink: Callable[[int, list[bytes]], None] | None,
+    ordered: bool = False,
 ) -> None:
-    """Open every chunk and hand offset and contents to ``sink``, if there is one, in no particular order.
+    """Open every chunk and hand offset and contents to ``sink``, if there is one: from several threads, or ``ordered``.
 
     The last chunk is cut at the record's size. Raises ChunkNotAuthentic, and whatever ``chunks`` and ``sink`` raise.
     """
     opener, ids, size = Opener(keys), ChunkIds(keys, record.domain, record.chunk_size), record.chunk_size
 
-    def work(together: list[SealedChunk]) -> None:
+    def work(together: list[SealedChunk]) -> tuple[int, list[bytes]]:
         parts = []
         for chunk in together:
             try:
                 parts.append(opener.open(chunk.id, chunk.untrusted_data, ids, size))
             except NotAuthentic as error:
                 raise ChunkNotAuthentic(chunk.number, str(error)) from None
-        if sink is not None:
-            sink(together[0].number * size, [*parts[:-1], parts[-1][: record.size - together[-1].number * size]])
+        offset, parts = together[0].number * size, [*parts[:-1], parts[-1][: record.size - together[-1].number * size]]
+        if sink is None or ordered:
+            return offset, parts if ordered else []
+        sink(offset, parts)
+        return offset, []
 
     most = max(1, WRITE_BYTES // size)
     ahead = max(2, min(2 * threads + 2, AHEAD_BYTES // (most * size)))
-    for _ in in_order(work, neighbours(chunks, most), threads, ahead):
-        pass
+    for offset, contents in in_order(work, neighbours(chunks, most), threads, ahead):
+        if sink is not None and ordered:
+            sink(offset, contents)

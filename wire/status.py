@@ -20,6 +20,7 @@ class Code(IntEnum):
     WRONG_VOLUME = 11
     DAMAGED = 12
     INTERNAL = 13
+    NOT_HALTED = 14
 
 
 NOTE_OLDER = 1

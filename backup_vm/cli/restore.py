@@ -1,49 +1,98 @@
-"""``sparsebak restore``: put a session's contents in the place of the volume, through the agent."""
+"""``sparsebak restore``: put sessions in the place of volumes, through the agent."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context, json_option
+
+if TYPE_CHECKING:
+    from backup_vm.agent import Agent
+    from backup_vm.archive.archive import Archive
+    from backup_vm.archive.sessions import Session
+    from backup_vm.names import Named
+    from wire.frames import Status
+
+SETTINGS = "settings"
+"""The volume of a qube's settings, by which a qube that is gone is made anew: it comes first."""
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
     restore = commands.add_parser("restore", help="put a session in the volume's place; dom0 checks every byte first")
-    restore.add_argument("volume", metavar="QUBE/VOLUME")
+    restore.add_argument("volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube, its settings first")
     restore.add_argument("--session", default="latest", metavar="S", help="its time, or the beginning of it (default: latest)")
-    restore.add_argument("--to", metavar="QUBE/VOLUME", help="into another volume, if dom0 allows it (allow_restore)")
+    restore.add_argument("--to", metavar="QUBE[/VOLUME]", help="into another volume or qube, if dom0 allows it (allow_restore)")
     json_option(restore)
     restore.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.errors import UsageError
-    from backup_vm.names import find_session, one
-    from backup_vm.progress import progress_for
-    from backup_vm.reading import feed, image_bytes
-    from wire.names import BadName, parse_volume_name
-    from wire.status import NOTE_OLDER
+    from backup_vm.names import find_session, select
 
     context = Context(options)
     with context.open() as archive:
-        volume = one(context.volumes(archive, context.keys(archive)), options.volume)
-        try:
-            qube, name = parse_volume_name(options.to or volume.name)
-        except BadName as error:
-            raise UsageError(str(error)) from None
-        session = find_session(volume, options.session)
-        image = archive.image(list(volume.sessions), session)
-        progress = progress_for("restore", context.quiet)
-        progress.start(image_bytes(image))
-        try:
-            status = context.agent(archive).restore(qube, name, feed(archive, image, volume.name, progress))
-        finally:
-            progress.stop()
-    older = bool(status.notes & NOTE_OLDER)
+        chosen = select(context.volumes(archive, context.keys(archive)), [options.volume])
+        chosen.sort(key=lambda volume: volume.volume != SETTINGS)
+        due = [
+            (volume, find_session(volume, options.session), _target(volume, options.volume, options.to)) for volume in chosen
+        ]
+        agent = context.agent(archive)
+        results = [_restore(context, archive, agent, *one) for one in due]
     if context.json:
-        context.result({"qube": qube, "volume": name, "session": session.name, "older": older}, "")
-    elif older and session is volume.sessions[-1]:
-        context.warn(f"dom0 knows a newer session of {volume.name} than the newest one in this archive")
-    context.say(f"{qube}/{name} is as of {session.name} again.")
+        context.result({"restored": results}, "")
     return 0
+
+
+def _target(volume: "Named", asked: str, to: str | None) -> tuple[str, str]:
+    """Qube and volume to write to."""
+    from backup_vm.errors import UsageError
+    from wire.names import BadName, parse_name, parse_volume_name
+
+    try:
+        if to is None:
+            return parse_volume_name(volume.name)
+        if ("/" in to) != ("/" in asked):
+            raise UsageError(f"--to {to}: a qube goes to a qube, a volume to a volume")
+        return parse_volume_name(to) if "/" in to else (parse_name(to, "qube"), volume.volume)
+    except BadName as error:
+        raise UsageError(str(error)) from None
+
+
+def _restore(
+    context: Context, archive: "Archive", agent: "Agent", volume: "Named", session: "Session", target: tuple[str, str]
+) -> dict[str, Any]:
+    from backup_vm.progress import progress_for
+    from backup_vm.reading import feed, image_bytes
+    from wire.status import NOTE_OLDER
+
+    image = archive.image(list(volume.sessions), session)
+    progress = progress_for("restore", context.quiet)
+    progress.start(image_bytes(image))
+    try:
+        status = _call(agent, *target, lambda: feed(archive, image, volume.name, progress))
+    finally:
+        progress.stop()
+    older, name = bool(status.notes & NOTE_OLDER), "/".join(target)
+    if older and session is volume.sessions[-1] and not context.json:
+        context.warn(f"dom0 knows a newer session of {volume.name} than the newest one in this archive")
+    if target[1] == SETTINGS or target[0] == "dom0":
+        context.say(f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings show {target[0]}")
+    else:
+        context.say(f"{name} is as of {session.name} again.")
+    return {"qube": target[0], "volume": target[1], "session": session.name, "older": older}
+
+
+def _call(agent: "Agent", qube: str, volume: str, feed: Any) -> "Status":
+    """Restore; the settings of a qube that dom0 does not list make it anew, unless it turns out to be there."""
+    from backup_vm.agent import RefusedError
+    from wire.frames import VOLUME_GONE
+    from wire.status import Code
+
+    if volume == SETTINGS and not any(entry.qube == qube and not entry.flags & VOLUME_GONE for entry in agent.list()):
+        try:
+            return agent.restore(qube, volume, feed(), absent=True)
+        except RefusedError as error:
+            if error.refusal != Code.DENIED:
+                raise
+    return agent.restore(qube, volume, feed())

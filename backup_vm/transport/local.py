@@ -40,8 +40,9 @@ class LocalTransport:
         }
         if file.parent != SERVICE_FOLDERS[1]:
             environment |= {"SPARSEBAK_LIB": str(_TREE), "SPARSEBAK_PYTHON": sys.executable}
-        if qube is None:
-            environment |= {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": "adminvm"}
+        if qube is None or qube.startswith("@"):
+            keyword = (qube or "@adminvm").removeprefix("@")
+            environment |= {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": keyword}
         else:
             environment |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": qube}
         return spawn([str(file), volume] if volume else [str(file)], environment, stdin)

@@ -1,6 +1,8 @@
 """Catalog ``static``: the volumes listed in agent.toml."""
 
+from dom0_agent.catalog import Skipped
 from dom0_agent.config import Config, Volume
+from wire.status import Code, Refused
 
 
 class StaticCatalog:
@@ -13,6 +15,14 @@ class StaticCatalog:
         """See Catalog."""
         return self._volumes
 
-    def find(self, qube: str, volume: str) -> Volume | None:
+    def skipped(self) -> tuple[Skipped, ...]:
+        """See Catalog."""
+        return ()
+
+    def find(self, qube: str, volume: str, restoring: bool = False) -> Volume | None:
         """See Catalog."""
         return next((v for v in self._volumes if (v.qube, v.volume) == (qube, volume)), None)
+
+    def absent(self, qube: str) -> Volume:
+        """See Catalog."""
+        raise Refused(Code.NO_VOLUME, f"{qube} is not in the catalog")

@@ -9,7 +9,7 @@ from dom0_agent.config import DEFAULT_PATH, ConfigError
 from wire.names import BadName
 from wire.status import Refused
 
-COMMANDS = ("archive", "monitor", "status", "forget")
+COMMANDS = ("setup", "archive", "volumes", "monitor", "status", "backup", "check", "settings", "forget")
 
 
 class UserError(Exception):

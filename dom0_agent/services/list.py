@@ -19,13 +19,13 @@ from wire.status import Refused
 def main(call: Call) -> None:
     """Reply with a VolumeEntry for each volume."""
     archive = call.archive(call.request())
-    for entry in entries(call.config, archive):
+    for entry in entries(call.config, archive, call.caller):
         call.reply(entry)
 
 
-def entries(config: Config, archive: Archive) -> Iterator[VolumeEntry]:
+def entries(config: Config, archive: Archive, caller: str) -> Iterator[VolumeEntry]:
     """The volumes of the catalog, then those of which only sessions are left."""
-    catalog, sources = open_catalog(config), Sources(config.state_dir)
+    catalog, sources = open_catalog(config, caller), Sources(config.state_dir)
     for volume in catalog.volumes():
         try:
             size = sources.open(volume).live_size()

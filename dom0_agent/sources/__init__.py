@@ -29,7 +29,9 @@ def snapshot_number(name: str) -> int | None:
 
 
 class Replacement(Protocol):
-    """New contents for a volume, written beside the old ones."""
+    """New contents for a volume, written beside the old ones. ``ordered``: only one write at a time, with rising offsets."""
+
+    ordered: bool
 
     def write(self, offset: int, parts: list[bytes]) -> None:
         """Write parts one after another; what is never written reads as zeros. May be called from several threads."""
@@ -104,6 +106,10 @@ class Sources:
             from dom0_agent.sources.lvm_thin import LvmThinSource
 
             return LvmThinSource(volume, self._pool(volume))
+        if volume.pool.driver == "settings":
+            from dom0_agent.sources.settings import SettingsSource
+
+            return SettingsSource(volume, self._state_dir)
         if volume.pool.driver == "reflink":
             from dom0_agent.sources.reflink import ReflinkSource
 

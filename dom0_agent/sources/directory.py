@@ -29,6 +29,7 @@ class DirectorySource:
     def __init__(self, volume: Volume) -> None:
         self.name = volume.name
         self.image = volume.pool.path / volume.vid
+        self._live_image = volume.pool.path / volume.live if volume.live else self.image
         self._store = volume.pool.path / STORE / volume.qube / volume.volume
         self._beside = self.image.with_name(self.image.name + ".sparsebak-restore")
 
@@ -36,13 +37,14 @@ class DirectorySource:
         return self._store / (snapshot_name(number) + _SUFFIX)
 
     def _open_image(self) -> int:
+        image = self._live_image if self._live_image.exists() else self.image
         try:
-            fd = os.open(self.image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise failed(f"{self.name}: cannot open {self.image}", error) from None
+            raise failed(f"{self.name}: cannot open {image}", error) from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise Refused(Code.SOURCE_FAILED, f"{self.name}: {self.image} is not a regular file")
+            raise Refused(Code.SOURCE_FAILED, f"{self.name}: {image} is not a regular file")
         return fd
 
     def together(self) -> AbstractContextManager[None]:
@@ -140,6 +142,8 @@ class DirectorySource:
 
 class FileReplacement:
     """New contents written to a file beside the image, then renamed over it; see Replacement."""
+
+    ordered = False
 
     def __init__(self, image: Path, beside: Path, size: int) -> None:
         self._image, self._beside = image, beside

@@ -33,7 +33,7 @@ class LvmThinSource:
 
     def __init__(self, volume: Volume, pool: ThinPool) -> None:
         self.name, self.pool = volume.name, pool
-        self.lv = volume.vid.rpartition("/")[2]
+        self._live_name, self._committed = volume.live, volume.vid
         self._prefix = f"vm-{lvm.TAG}+{volume.qube}+{volume.volume}+"
         self._opened: dict[int, int] = {}
         self._mapped: dict[int, ChangedMap] = {}
@@ -45,6 +45,11 @@ class LvmThinSource:
     def require_room(self) -> None:
         """See Source."""
         self.pool.require_data()
+
+    @property
+    def lv(self) -> str:
+        """Name of the logical volume that has the data now."""
+        return self._live_name if self._live_name and self.pool.find(self._live_name) else self._committed
 
     def _live(self) -> lvm.LogicalVolume:
         found = self.pool.find(self.lv)
@@ -159,6 +164,8 @@ class LvmReplacement:
 
     A volume that is not there any more is made as a new one, and renamed at the end.
     """
+
+    ordered = False
 
     def __init__(self, pool: ThinPool, name: str, beside: str, size: int) -> None:
         self._pool, self._name, self._beside = pool, name, beside

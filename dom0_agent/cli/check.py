@@ -1,0 +1,46 @@
+"""``sparsebak-agent check``: whether every volume has a session that is young enough; for a timer, with a notification."""
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+from dom0_agent.catalog import open_catalog
+from dom0_agent.config import load
+from dom0_agent.notify import notify
+from dom0_agent.state import Store
+from wire.names import session_name
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    check = commands.add_parser("check", help="say which volumes have no backup within some days; exit code 1 if any")
+    check.add_argument("--days", type=float, default=7.0, metavar="N", help="how old a backup may be (default: %(default)g)")
+    check.add_argument(
+        "--caller", default="", metavar="NAME", help="as it is for this backup VM, whose own volumes do not count"
+    )
+    check.add_argument("--notify", action="store_true", help="with a notification on the desktop")
+    check.add_argument("-q", "--quiet", action="store_true")
+    check.add_argument("--json", action="store_true")
+    check.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load(options.config)
+    limit, late = time.time() - options.days * 86400, []
+    for volume in open_catalog(config, options.caller).volumes():
+        follows = Store(config.state_dir, volume.qube, volume.volume).load().follows.values()
+        newest = max((follow.committed.time for follow in follows if follow.committed), default=0)
+        if newest < limit:
+            late.append((volume.name, newest))
+    if options.json:
+        print(json.dumps({"late": [{"volume": name, "newest": session_name(at) if at else None} for name, at in late]}))
+    elif late:
+        for name, at in late:
+            print(f"{name}: {f'last backup {session_name(at)}' if at else 'never backed up'}", file=sys.stderr)
+    elif not options.quiet:
+        print(f"Every volume has a backup of the last {options.days:g} days.")
+    if late and options.notify:
+        notify("Backup is late", f"{len(late)} volumes have no backup of the last {options.days:g} days.", urgent=True)
+    return 1 if late else 0

@@ -1,0 +1,116 @@
+"""``sparsebak-agent settings show|apply QUBE``: look at restored settings, then apply them, the safe ones and those named."""
+
+import argparse
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from dom0_agent.cli import UserError
+from dom0_agent.config import load as load_config
+from dom0_agent.qubesd import asking
+from dom0_agent.settings import config_tar, restored
+from dom0_agent.settings.plan import GROUPS, Step, plan
+from wire.durable import replace
+from wire.names import parse_name
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    settings = commands.add_parser("settings", help="look at restored settings of a qube or of dom0, and apply them")
+    actions = settings.add_subparsers(dest="action", required=True, metavar="ACTION")
+    show = actions.add_parser("show", help="what applying them would change (for dom0: which files differ)")
+    show.add_argument("qube", metavar="QUBE", help="or dom0")
+    show.set_defaults(run=_run, apply=False, also=[], paths=[], yes=False)
+    apply = actions.add_parser("apply", help="show it, ask, and apply what is safe by itself")
+    apply.add_argument("qube", metavar="QUBE", help="or dom0")
+    apply.add_argument("paths", nargs="*", metavar="FILE", help="with dom0: the files to put back")
+    apply.add_argument("--also", action="append", default=[], choices=GROUPS, help="this group too; may be given again")
+    apply.add_argument("--yes", action="store_true", help="do not ask")
+    apply.set_defaults(run=_run, apply=True)
+
+
+def _run(options: argparse.Namespace) -> int:
+    state_dir, qube = load_config(options.config).state_dir, parse_name(options.qube, "qube")
+    if qube == "dom0":
+        return _dom0(options, restored.place(state_dir, "dom0", "config"))
+    with asking():
+        app, settings = restored.load(state_dir, qube)
+        if qube not in app.domains:
+            raise UserError(f"{qube} does not exist; it is made anew by: sparsebak restore {qube}/settings")
+        steps = plan(app, app.domains[qube], settings, fresh=False)
+    if not steps:
+        print(f"{qube} has these settings already.")
+        return 0
+    for step in steps:
+        print(_words(step, step.group in options.also))
+    due = [step for step in steps if not step.group or step.group in options.also]
+    if not options.apply or not due or not _agreed(options, f"Apply {len(due)} of these to {qube}?"):
+        return 0
+    failures = 0
+    for step, error in restored.apply(steps, frozenset(options.also)):
+        if error is not None:
+            failures += 1
+            print(f"sparsebak-agent: {qube}: {step.what} could not be set: {_printable(error)}", file=sys.stderr)
+    print(f"{len(due) - failures} of {len(due)} applied.")
+    return 1 if failures else 0
+
+
+def _words(step: Step, named: bool) -> str:
+    only = f"   (only with --also {step.group})" if step.group and not named else ""
+    return _printable(f"  {step.what}: {step.old or '-'} -> {step.new or '-'}") + only
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _agreed(options: argparse.Namespace, question: str) -> bool:
+    if options.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UserError("applying needs --yes when there is no terminal to ask on")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _dom0(options: argparse.Namespace, archive: Path) -> int:
+    if not archive.is_file():
+        raise UserError("no configuration of dom0 was restored; in the backup qube: sparsebak restore dom0/config")
+    files = {f"/{member.name}": member for member in config_tar.members(archive) if member.isreg()}
+    differing = [name for name in files if _current(name) != config_tar.read(archive, name)]
+    if not options.paths:
+        for name in differing:
+            print(_printable(f"  {name}: {'differs' if os.path.lexists(name) else 'is not here'}"))
+        if not differing:
+            print("dom0 has these files already.")
+        elif options.apply:
+            raise UserError("name the files to put back; none is by itself")
+        return 0
+    if unknown := [name for name in options.paths if name not in files]:
+        raise UserError(f"{unknown[0]} is not among what was restored; see: sparsebak-agent settings show dom0")
+    for name in options.paths:
+        _show_difference(name, config_tar.read(archive, name))
+    if not _agreed(options, f"Write {len(options.paths)} files?"):
+        return 0
+    for name in options.paths:
+        member = files[name]
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        replace(Path(name), config_tar.read(archive, name), mode=member.mode & 0o777)
+        os.chmod(name, member.mode & 0o777)
+        os.chown(name, member.uid, member.gid)
+    print(f"{len(options.paths)} files written.")
+    return 0
+
+
+def _current(name: str) -> bytes | None:
+    try:
+        return Path(name).read_bytes()
+    except OSError:
+        return None
+
+
+def _show_difference(name: str, new: bytes) -> None:
+    old = (_current(name) or b"").decode("utf-8", "replace").splitlines()
+    for line in difflib.unified_diff(old, new.decode("utf-8", "replace").splitlines(), f"{name} (now)", name, lineterm=""):
+        print(_printable(line))

@@ -1,0 +1,128 @@
+"""From a qube as it is to the settings of a backup, step by step: what is safe by itself, and what only when named.
+
+The safe steps give a qube no more than a new one has: a look, a size, the network of its settings when it was just made.
+All else (devices, services, tags, which policies go by, other features and properties, the firewall and network of a qube
+that exists) is a group that must be asked for by name.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from dom0_agent.settings.document import Settings
+
+GROUPS = ("network", "firewall", "properties", "features", "services", "tags", "devices")
+"""What must be asked for by name."""
+_SAFE_PROPERTIES = frozenset(
+    {"memory", "maxmem", "vcpus", "include_in_backups", "qrexec_timeout", "shutdown_timeout", "virt_mode"}
+)
+_SAFE_FEATURES = frozenset({"menu-items", "menu-favorites", "default-menu-items", "internal", "appmenus-dispvm"})
+_SERVICE = "service."
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to change: what it is, in words from and to what, its group (empty: safe), and how."""
+
+    what: str
+    old: str
+    new: str
+    group: str
+    apply: Callable[[], object]
+
+
+def plan(app: Any, domain: Any, settings: Settings, fresh: bool) -> list[Step]:
+    """The steps that lead from ``domain`` to ``settings``. ``fresh``: the qube was just created for it."""
+    steps = [
+        *_named(app, domain, settings, "" if fresh else "network"),
+        *_properties(domain, settings),
+        *_features(domain, settings),
+        *_tags(domain, settings),
+        *_firewall(domain, settings, "" if fresh else "firewall"),
+        *_devices(app, domain, settings),
+        *_notes(domain, settings),
+    ]
+    return [step for step in steps if step.old != step.new]
+
+
+def _named(app: Any, domain: Any, settings: Settings, network: str) -> Iterator[Step]:
+    yield Step("label", _text(domain.label), settings.label, "", lambda: setattr(domain, "label", settings.label))
+    if settings.template is not None:
+        yield Step(
+            "template",
+            _text(getattr(domain, "template", None)),
+            settings.template,
+            "",
+            lambda: setattr(domain, "template", settings.template),
+        )
+    netvm = settings.netvm if settings.netvm is None or settings.netvm in app.domains else None
+    old = _text(getattr(domain, "netvm", None))
+    yield Step("netvm", old, _text(netvm), network, lambda: setattr(domain, "netvm", netvm))
+
+
+def _properties(domain: Any, settings: Settings) -> Iterator[Step]:
+    for name, value in settings.properties.items():
+        old = ""
+        with suppress(AttributeError):
+            old = _text(getattr(domain, name))
+        group = "" if name in _SAFE_PROPERTIES else "properties"
+        yield Step(f"property {name}", old, _text(value), group, lambda n=name, v=value: setattr(domain, n, v))  # type: ignore[misc]
+
+
+def _features(domain: Any, settings: Settings) -> Iterator[Step]:
+    for name, value in settings.features.items():
+        group = "" if name in _SAFE_FEATURES else "services" if name.startswith(_SERVICE) else "features"
+        old = str(domain.features.get(name) or "") if name in domain.features else "-"
+        yield Step(f"feature {name}", old, value, group, lambda n=name, v=value: domain.features.__setitem__(n, v))  # type: ignore[misc]
+
+
+def _tags(domain: Any, settings: Settings) -> Iterator[Step]:
+    present = {str(tag) for tag in domain.tags}
+    for tag in settings.tags:
+        if not tag.startswith("created-by-"):
+            yield Step(f"tag {tag}", tag if tag in present else "-", tag, "tags", lambda t=tag: domain.tags.add(t))  # type: ignore[misc]
+
+
+def _firewall(domain: Any, settings: Settings, group: str) -> Iterator[Step]:
+    old: list[str] = []
+    with suppress(Exception):
+        old = [str(rule.rule) for rule in domain.firewall.rules]
+    if settings.firewall:
+        yield Step(
+            "firewall", "; ".join(old), "; ".join(settings.firewall), group, lambda: _set_firewall(domain, settings.firewall)
+        )
+
+
+def _set_firewall(domain: Any, rules: list[str]) -> None:
+    domain.qubesd_call(None, "admin.vm.firewall.Set", None, "".join(f"{rule}\n" for rule in rules).encode("ascii"))
+
+
+def _devices(app: Any, domain: Any, settings: Settings) -> Iterator[Step]:
+    for kind, lines in settings.devices.items():
+        present = ""
+        with suppress(Exception):
+            present = app.qubesd_call(str(domain.name), f"admin.vm.device.{kind}.Assigned").decode("utf-8", "replace")
+        for line in lines:
+            identity, _, options = line.partition(" ")
+            old = line if line in present.split("\n") else "-"
+            call = f"admin.vm.device.{kind}.Assign"
+            yield Step(
+                f"{kind} device {identity}",
+                old,
+                line,
+                "devices",
+                lambda c=call, i=identity, o=options: app.qubesd_call(str(domain.name), c, i, o.encode()),  # type: ignore[misc]
+            )
+
+
+def _notes(domain: Any, settings: Settings) -> Iterator[Step]:
+    if settings.notes:
+        old = ""
+        with suppress(Exception):
+            old = str(domain.get_notes())
+        yield Step("notes", old, settings.notes, "", lambda: domain.set_notes(settings.notes))
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,109 @@
+"""What was restored of settings: kept in dom0 until its administrator applies it; a qube that is gone is made anew.
+
+``<state_dir>/restored/<qube>.<volume>`` holds the document, or for ``dom0/config`` the tar archive.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dom0_agent.log import INFO, WARNING, log
+from dom0_agent.qubesd import asking, connect
+from dom0_agent.settings.document import LIMIT, Settings, from_bytes
+from dom0_agent.settings.plan import Step, plan
+from wire.durable import make_directory, sync_directory
+from wire.image import ImageWriter
+from wire.status import Code, Refused
+
+TAG = "sparsebak"
+"""Tag of the qubes that the backup VM may back up."""
+
+
+def place(state_dir: Path, qube: str, volume: str) -> Path:
+    """Where the restored settings of a qube wait."""
+    return state_dir / "restored" / f"{qube}.{volume}"
+
+
+class SettingsReplacement:
+    """Restored settings on their way into their place in dom0; see Replacement."""
+
+    ordered = False
+
+    def __init__(self, state_dir: Path, qube: str, volume: str, size: int) -> None:
+        self._path, self._qube, self._is_document = place(state_dir, qube, volume), qube, qube != "dom0"
+        if self._is_document and size > LIMIT:
+            raise Refused(Code.BAD_REQUEST, f"{qube}/{volume}: settings of {size} bytes are too large to be any")
+        make_directory(self._path.parent)
+        self._beside = self._path.with_name(self._path.name + ".new")
+        self._file = ImageWriter(self._beside, size)
+
+    def write(self, offset: int, parts: list[bytes]) -> None:
+        """See Replacement."""
+        self._file.write(offset, parts)
+
+    def commit(self) -> None:
+        """See Replacement. A qube that is not there is created, with the safe part of its settings."""
+        self._file.sync()
+        self._file.close()
+        settings = from_bytes(self._beside.read_bytes()) if self._is_document else None
+        os.replace(self._beside, self._path)
+        sync_directory(self._path.parent)
+        if settings is not None:
+            create_if_gone(self._qube, settings)
+
+    def discard(self) -> None:
+        """See Replacement."""
+        self._file.close()
+        self._beside.unlink(missing_ok=True)
+
+    @staticmethod
+    def clean(state_dir: Path, qube: str, volume: str) -> None:
+        """Remove what an interrupted restore left."""
+        path = place(state_dir, qube, volume)
+        path.with_name(path.name + ".new").unlink(missing_ok=True)
+
+
+def create_if_gone(qube: str, settings: Settings) -> None:
+    """Make a qube that does not exist from its settings, offline until they have been applied. Logs what could not be."""
+    with asking():
+        app = connect()
+        if qube in app.domains:
+            log(INFO, f"{qube}: its settings wait to be applied with: sparsebak-agent settings apply {qube}")
+            return
+        if settings.template is not None and settings.template not in app.domains:
+            raise Refused(
+                Code.SOURCE_FAILED, f"{qube}: its template {settings.template} is not there; install or restore it first"
+            )
+        if settings.klass not in ("AppVM", "TemplateVM", "StandaloneVM"):
+            raise Refused(Code.SOURCE_FAILED, f"{qube}: a qube of class {settings.klass} cannot be made")
+        domain = app.add_new_vm(settings.klass, qube, settings.label, template=settings.template)
+        domain.netvm = None
+        domain.tags.add(TAG)
+        log(INFO, f"{qube}: created, {settings.klass} with label {settings.label}")
+        for step, error in apply(plan(app, domain, settings, fresh=True), frozenset()):
+            if error is not None:
+                log(WARNING, f"{qube}: {step.what} could not be set: {error}")
+
+
+def apply(steps: list[Step], groups: frozenset[str]) -> list[tuple[Step, str | None]]:
+    """Do the safe steps and those of the groups named, one by one; each with what went wrong, if anything."""
+    done: list[tuple[Step, str | None]] = []
+    for step in steps:
+        if step.group and step.group not in groups:
+            continue
+        try:
+            step.apply()
+            done.append((step, None))
+        except Exception as error:  # whatever qubesd thinks of it; the others go on
+            done.append((step, str(error) or type(error).__name__))
+    return done
+
+
+def load(state_dir: Path, qube: str) -> tuple[Any, Settings]:
+    """qubesd and the settings that wait for a qube."""
+    path = place(state_dir, qube, "settings")
+    if not path.is_file():
+        raise Refused(
+            Code.NO_VOLUME, f"no settings of {qube} were restored; in the backup qube: sparsebak restore {qube}/settings"
+        )
+    return connect(), from_bytes(path.read_bytes())

@@ -1,0 +1,54 @@
+"""Source ``settings``: a volume that is written down when a snapshot is taken: a qube's settings, or dom0's configuration."""
+
+import os
+from pathlib import Path
+
+from dom0_agent.config import Volume
+from dom0_agent.settings.restored import SettingsReplacement
+from dom0_agent.sources.directory import failed
+from dom0_agent.sources.file import FileSource
+from wire.durable import make_directory, sync_directory, write_synced
+
+
+class SettingsSource(FileSource):
+    """See Source. Snapshots are compared as those of ``file``, and are small."""
+
+    def __init__(self, volume: Volume, state_dir: Path) -> None:
+        super().__init__(volume)
+        self._volume, self._state_dir = volume, state_dir
+        self._store = volume.pool.path / volume.qube / volume.volume
+
+    def live_size(self) -> int:
+        """See Source: as when it was last written down."""
+        return max((self.size(number) for number in self.snapshots()), default=0)
+
+    def snapshot(self, number: int) -> None:
+        """See Source."""
+        path = self._path(number)
+        try:
+            make_directory(self._store)
+            if self._volume.qube == "dom0":
+                from dom0_agent.settings import config_tar
+
+                with open(path, "xb") as out:
+                    config_tar.write(self._volume.files, out)
+                    out.flush()
+                    os.fsync(out.fileno())
+            else:
+                from dom0_agent.settings.document import collect
+
+                write_synced(path, collect(self._volume.qube))
+            sync_directory(self._store)
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise failed(f"{self.name}: cannot write it down", error) from None
+            raise
+
+    def replace(self, size: int) -> SettingsReplacement:  # type: ignore[override]
+        """See Source."""
+        return SettingsReplacement(self._state_dir, self._volume.qube, self._volume.volume, size)
+
+    def clean(self) -> None:
+        """See Source."""
+        SettingsReplacement.clean(self._state_dir, self._volume.qube, self._volume.volume)

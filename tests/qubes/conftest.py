@@ -1,0 +1,42 @@
+"""A Qubes machine without Xen: a stand-in for qubesd, and the real qubesadmin where it can be imported, else one like it."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.qubes.kit import QubesSite
+from tests.qubes.qubesd import Qubesd
+
+REAL = os.environ.get("QUBESADMIN", "")
+"""A folder that holds the real qubesadmin, if it is not installed."""
+
+
+@pytest.fixture
+def qubesd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubesd]:
+    """qubesd, and a qubesadmin that finds it."""
+    if REAL:
+        monkeypatch.syspath_prepend(REAL)
+    elif importlib.util.find_spec("qubesadmin") is None:
+        monkeypatch.syspath_prepend(str(Path(__file__).parent / "standin"))
+    server = Qubesd(tmp_path / "qubesd")
+    module = importlib.import_module("qubesadmin")
+    config = importlib.import_module("qubesadmin.config")
+    monkeypatch.setattr(config, "QUBESD_SOCKET", str(server.socket))
+    monkeypatch.setattr(config, "QREXEC_SERVICES_DIR", str(server.services))
+    if hasattr(module, "app"):
+        monkeypatch.setattr(module, "Qubes", module.app.QubesLocal)
+    yield server
+    server.close()
+    for name in [name for name in sys.modules if name.split(".")[0] == "qubesadmin"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def qubes(btrfs_folder: Path, qubesd: Qubesd) -> QubesSite:
+    """A machine with dom0, a template, two qubes, a disposable, and a backup VM; volumes are files of driver file-reflink."""
+    return QubesSite(btrfs_folder / "site", qubesd)

@@ -1,0 +1,228 @@
+"""A stand-in for qubesd: a Unix socket that speaks the Admin API's protocol, over a few qubes kept in memory.
+
+Requests are ``METHOD+ARG dom0 name DEST\\0PAYLOAD``, replies ``0\\0DATA`` or ``2\\0EXCEPTION\\0\\0FORMAT\\0``.
+"""
+
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+IMPORT = """#!/bin/sh
+# Takes a volume's new contents as admin.vm.volume.ImportWithSize does: all of it or nothing.
+read -r size
+into=$(cat "{places}/$QREXEC_REQUESTED_TARGET+$1")
+dd of="$into.import" bs=64K iflag=fullblock conv=sparse 2>/dev/null
+got=$(stat -c %s "$into.import")
+if [ "$got" -eq "$size" ]; then
+    if [ -f "$into" ]; then mv "$into" "$into.revision"; fi
+    mv "$into.import" "$into"
+    printf '0\\0'
+else
+    rm -f "$into.import"
+    printf '2\\0QubesException\\0\\0not enough data (copied %s bytes, expected %s bytes)\\0' "$got" "$size"
+fi
+"""
+
+
+class Refusal(Exception):
+    """An exception of qubesadmin.exc, by name, with its text."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
+@dataclass
+class Disk:
+    """A volume: the pool's and its own id, and whether it is kept."""
+
+    pool: str
+    vid: str
+    save_on_stop: bool = True
+    size: int = 1 << 20
+
+
+@dataclass
+class Qube:
+    """What qubesd knows of a qube. ``properties``: whether it is the default, type, value."""
+
+    klass: str
+    state: str = "Halted"
+    properties: dict[str, tuple[bool, str, str]] = field(default_factory=dict)
+    features: dict[str, str] = field(default_factory=dict)
+    tags: set[str] = field(default_factory=set)
+    volumes: dict[str, Disk] = field(default_factory=dict)
+    firewall: str = "action=accept\n"
+    devices: dict[str, str] = field(default_factory=dict)
+    notes: str = ""
+
+
+class Qubesd:
+    """The server. ``calls`` lists the methods called; ``places`` is where the import script finds a volume's file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.qubes: dict[str, Qube] = {"dom0": Qube("AdminVM", "Running")}
+        self.pools: dict[str, dict[str, str]] = {}
+        self.calls: list[str] = []
+        self.socket, self.places, self.services = folder / "qubesd.sock", folder / "places", folder / "qubes-rpc"
+        self.places.mkdir(parents=True)
+        self.services.mkdir()
+        script = self.services / "admin.vm.volume.ImportWithSize"
+        script.write_text(IMPORT.format(places=self.places))
+        script.chmod(0o755)
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._server.bind(str(self.socket))
+        self._server.listen(50)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def add(
+        self, name: str, klass: str = "AppVM", pool: str = "", size: int = 1 << 20, **properties: tuple[bool, str, str]
+    ) -> Qube:
+        defaults = {
+            "name": (False, "str", name),
+            "label": (False, "label", "red"),
+            "netvm": (True, "vm", ""),
+            "include_in_backups": (True, "bool", "True"),
+            "memory": (True, "int", "400"),
+            "kernelopts": (True, "str", ""),
+        }
+        if klass == "AppVM":
+            defaults["template"] = (False, "vm", "fedora")
+        qube = self.qubes[name] = Qube(klass, properties={**defaults, **properties})
+        group = "templates" if klass == "TemplateVM" else "appvms"
+        for volume, kept in (("root", klass != "AppVM"), ("private", klass != "DispVM"), ("volatile", False)):
+            qube.volumes[volume] = Disk(pool, f"{group}/{name}/{volume}", kept, size)
+        return qube
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            with client:
+                client.sendall(self._answer(client))
+
+    def _answer(self, client: socket.socket) -> bytes:
+        raw = b""
+        while part := client.recv(65536):
+            raw += part
+        head, _, payload = raw.partition(b"\0")
+        call, source, kind, dest = head.decode("ascii").split(" ")
+        assert (source, kind) == ("dom0", "name") and len(raw) <= 65536
+        method, plus, argument = call.partition("+")
+        assert plus
+        self.calls.append(method)
+        try:
+            return b"0\0" + self._call(method, argument, dest, payload).encode()
+        except Refusal as refusal:
+            return f"2\0{refusal.name}\0\0{str(refusal).replace('%', '%%')}\0".encode()
+
+    def _call(self, method: str, argument: str, dest: str, payload: bytes) -> str:
+        if dest not in self.qubes:
+            raise Refusal("QubesVMNotFoundError", f"No such domain: {dest!r}")
+        if method.startswith("admin.vm.Create."):
+            return self._create(method.rpartition(".")[2], argument, payload.decode())
+        kind, _, verb = method.rpartition(".")
+        if kind.startswith("admin.vm.device."):
+            return self._device(self.qubes[dest], kind.rpartition(".")[2], verb, argument, payload.decode())
+        handler: Callable[..., str] | None = getattr(self, "_" + kind.replace("admin.", "").replace(".", "_"), None)
+        if handler is None:
+            raise Refusal("QubesDaemonAccessError", f"no method {method}")
+        return handler(self.qubes[dest], verb, argument, payload.decode())
+
+    def _create(self, klass: str, template: str, payload: str) -> str:
+        given = dict(word.split("=", 1) for word in payload.split())
+        if given["name"] in self.qubes:
+            raise Refusal("QubesVMInUseError", "there is one already")
+        pool = next(iter(self.pools))
+        qube = self.add(given["name"], klass, pool, label=(False, "label", given["label"]), netvm=(True, "vm", "sys-net"))
+        qube.tags.add("created-by-dom0")
+        if template:
+            qube.properties["template"] = (False, "vm", template)
+        return ""
+
+    def _vm(self, qube: Qube, verb: str, argument: str, payload: str) -> str:
+        if verb == "List":
+            chosen = self.qubes.items() if qube.klass == "AdminVM" else [(n, q) for n, q in self.qubes.items() if q is qube]
+            return "".join(f"{name} class={q.klass} state={q.state} uuid=0\n" for name, q in chosen)
+        if verb == "CurrentState":
+            return f"mem=0 mem_static_max=0 cputime=0 power_state={qube.state}"
+        if verb in ("Start", "Shutdown"):
+            qube.state = "Running" if verb == "Start" else "Halted"
+            return ""
+        raise Refusal("QubesDaemonAccessError", verb)
+
+    def _vm_property(self, qube: Qube, verb: str, name: str, payload: str) -> str:
+        if verb == "List":
+            return "".join(f"{one}\n" for one in qube.properties)
+        if verb == "GetAll":
+            return "".join(f"{n} default={d} type={t} {v}\n" for n, (d, t, v) in qube.properties.items())
+        if name not in qube.properties:
+            raise Refusal("QubesNoSuchPropertyError", f"no property {name}")
+        default, kind, value = qube.properties[name]
+        if verb == "Get":
+            return f"default={default} type={kind} {value}"
+        if kind == "vm" and payload and payload not in self.qubes:
+            raise Refusal("QubesPropertyValueError", f"no domain {payload}")
+        qube.properties[name] = (False, kind, payload)
+        return ""
+
+    def _vm_tag(self, qube: Qube, verb: str, tag: str, payload: str) -> str:
+        if verb == "List":
+            return "".join(f"{one}\n" for one in sorted(qube.tags))
+        if verb == "Get":
+            return "1" if tag in qube.tags else "0"
+        qube.tags = qube.tags | {tag} if verb == "Set" else qube.tags - {tag}
+        return ""
+
+    def _vm_feature(self, qube: Qube, verb: str, name: str, payload: str) -> str:
+        if verb == "List":
+            return "".join(f"{one}\n" for one in qube.features)
+        if verb == "Set":
+            qube.features[name] = payload
+            return ""
+        if name not in qube.features:
+            raise Refusal("QubesFeatureNotFoundError", name)
+        return qube.features[name]
+
+    def _vm_volume(self, qube: Qube, verb: str, name: str, payload: str) -> str:
+        if verb == "List":
+            return "".join(f"{one}\n" for one in qube.volumes)
+        disk = qube.volumes[name]
+        return (
+            f"pool={disk.pool}\nvid={disk.vid}\nsize={disk.size}\nusage=0\nrw=True\nsource=\nsave_on_stop={disk.save_on_stop}\n"
+            "snap_on_start=False\nrevisions_to_keep=1\nis_outdated=False\nephemeral=False\n"
+        )
+
+    def _vm_firewall(self, qube: Qube, verb: str, argument: str, payload: str) -> str:
+        if verb == "Set":
+            qube.firewall = payload
+        return qube.firewall if verb == "Get" else ""
+
+    def _vm_notes(self, qube: Qube, verb: str, argument: str, payload: str) -> str:
+        if verb == "Set":
+            qube.notes = payload
+        return qube.notes if verb == "Get" else ""
+
+    def _deviceclass(self, qube: Qube, verb: str, argument: str, payload: str) -> str:
+        return "block\npci\n"
+
+    def _device(self, qube: Qube, kind: str, verb: str, argument: str, payload: str) -> str:
+        if verb == "Assign":
+            qube.devices[kind] = qube.devices.get(kind, "") + f"{argument} {payload}\n"
+            return ""
+        return qube.devices.get(kind, "")
+
+    def _pool(self, qube: Qube, verb: str, name: str, payload: str) -> str:
+        if verb == "List":
+            return "".join(f"{one}\n" for one in self.pools)
+        return "".join(f"{key}={value}\n" for key, value in self.pools[name].items())
+
+    def _label(self, qube: Qube, verb: str, name: str, payload: str) -> str:
+        return "red\nblue\n" if verb == "List" else "0xcc0000"

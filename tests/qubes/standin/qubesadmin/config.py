@@ -1,0 +1,4 @@
+"""Where qubesd is."""
+
+QUBESD_SOCKET = "/var/run/qubesd.sock"
+QREXEC_SERVICES_DIR = "/etc/qubes-rpc"

@@ -1,0 +1,29 @@
+"""Exceptions of the Admin API, as far as the stand-in for qubesd raises them."""
+
+
+class QubesException(Exception):
+    pass
+
+
+class QubesVMNotFoundError(QubesException, KeyError):
+    pass
+
+
+class QubesVMInUseError(QubesException):
+    pass
+
+
+class QubesDaemonAccessError(QubesException):
+    pass
+
+
+class QubesNoSuchPropertyError(QubesException, AttributeError):
+    pass
+
+
+class QubesPropertyValueError(QubesException, ValueError):
+    pass
+
+
+class QubesFeatureNotFoundError(QubesException, KeyError):
+    pass

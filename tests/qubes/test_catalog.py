@@ -1,0 +1,128 @@
+"""Which volumes there are on a Qubes machine, which are left out and why, and how much qubesd is asked for it."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dom0_agent import cli
+from dom0_agent.catalog import open_catalog
+from dom0_agent.config import Config, load
+from tests.qubes.qubesd import Qubesd
+
+POOLS = {
+    "vm-pool": {"driver": "lvm_thin", "volume_group": "qubes_dom0", "thin_pool": "vm-pool"},
+    "files": {"driver": "file-reflink", "dir_path": "/var/lib/qubes"},
+    "tank": {"driver": "zfs", "container": "tank"},
+}
+
+
+def configured(folder: Path, options: str = "") -> Config:
+    path = folder / "agent.toml"
+    path.write_text(f'state_dir = "state"\ncatalog = "qubes"\n[qubes]\ndom0_config = []\n{options}\n')
+    return load(path)
+
+
+@pytest.fixture
+def machine(qubesd: Qubesd) -> Qubesd:
+    qubesd.pools = dict(POOLS)
+    for name, klass in (
+        ("fedora", "TemplateVM"),
+        ("work", "AppVM"),
+        ("alone", "StandaloneVM"),
+        ("disp1", "DispVM"),
+        ("sd-backup", "AppVM"),
+    ):
+        qubesd.add(name, klass, "vm-pool")
+    for qube in qubesd.qubes.values():
+        for disk in qube.volumes.values():
+            disk.vid = "qubes_dom0/vm-" + disk.vid.split("/", 1)[1].replace("/", "-")
+    return qubesd
+
+
+def test_what_is_backed_up_and_what_is_left_out(machine: Qubesd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.add("files", "AppVM", "files").state = "Running"
+    machine.add("other", "AppVM", "tank")
+    machine.add("off", "AppVM", "vm-pool", include_in_backups=(False, "bool", "False"))
+    catalog = open_catalog(configured(tmp_path), "sd-backup")
+    found = {volume.name: volume for volume in catalog.volumes()}
+    assert [name for name in found if "settings" not in name] == [
+        "alone/root", "alone/private", "fedora/root", "fedora/private", "files/private", "work/private",
+    ]  # fmt: skip
+    assert found["work/private"].vid == "vm-work-private" and found["work/private"].live == ""
+    assert found["files/private"].pool.driver == "reflink"
+    assert (found["files/private"].vid, found["files/private"].live) == (
+        "appvms/files/private.img",
+        "appvms/files/private-dirty.img",
+    )
+    reasons = {skipped.name: skipped.reason for skipped in catalog.skipped()}
+    assert reasons.keys() == {"disp1", "sd-backup", "other/private", "off"}
+    assert (
+        "zfs" in reasons["other/private"] and "include_in_backups" in reasons["off"] and "backup qube" in reasons["sd-backup"]
+    )
+    assert cli.main(["--config", str(tmp_path / "agent.toml"), "volumes"]) == 0
+    assert "left out: a disposable keeps nothing" in capsys.readouterr().out
+    assert cli.main(["--config", str(tmp_path / "agent.toml"), "volumes", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["skipped"]) == 3  # nobody in particular asks: the backup VM is there too
+
+
+def test_lists_by_name_and_tag(machine: Qubesd, tmp_path: Path) -> None:
+    for qube in machine.qubes.values():
+        qube.properties["include_in_backups"] = (False, "bool", "False")
+    machine.qubes["alone"].tags.add("precious")
+    machine.qubes["work"].tags |= {"precious", "scratch"}
+    config = configured(tmp_path, 'include = ["@tag:precious", "sd-backup"]\nexclude = ["@tag:scratch"]\nsettings = false')
+    found = [volume.name for volume in open_catalog(config, "sd-backup").volumes()]
+    assert found == ["alone/root", "alone/private", "sd-backup/private"]
+
+
+def test_running_qubes(machine: Qubesd, tmp_path: Path) -> None:
+    machine.qubes["work"].state = "Running"
+    found = open_catalog(configured(tmp_path)).find("work", "private")
+    assert found is not None and (found.vid, found.live) == ("vm-work-private", "vm-work-private-snap")
+    found = open_catalog(configured(tmp_path, 'running = "committed"')).find("work", "private")
+    assert found is not None and found.live == ""
+
+
+def test_domains_of_deduplication(machine: Qubesd, tmp_path: Path) -> None:
+    found = {volume.name: volume.domain for volume in open_catalog(configured(tmp_path)).volumes()}
+    assert found["alone/root"] == found["fedora/root"]
+    private = [domain for name, domain in found.items() if not name.endswith("/root")]
+    assert len(set(private)) == len(private) and found["alone/root"] not in private
+
+
+def test_sixty_qubes_cost_few_calls_and_little_time(machine: Qubesd, tmp_path: Path) -> None:
+    for number in range(60):
+        machine.add(f"qube{number}", "AppVM", "vm-pool")
+    config = configured(tmp_path)
+    machine.calls.clear()
+    start = time.process_time()
+    assert len(open_catalog(config).volumes()) > 120
+    assert time.process_time() - start < 1.0  # the stand-in's own time included
+    calls = Counter(machine.calls)
+    assert calls["admin.vm.List"] == 1 and calls["admin.vm.property.GetAll"] <= 65 and calls["admin.vm.volume.Info"] <= 70
+    assert sum(calls.values()) <= 140
+
+
+def test_a_qube_that_is_not_there(machine: Qubesd, tmp_path: Path) -> None:
+    catalog = open_catalog(configured(tmp_path))
+    assert catalog.find("nobody", "private") is None and catalog.find("work", "volatile") is None
+    assert catalog.find("disp1", "private") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ('include = ["a b"]', "include"),
+        ('running = "both"', "running"),
+        ('typo = 1', "typo"),
+        ('settings = 1', "settings"),
+    ],
+)  # fmt: skip
+def test_configuration_that_cannot_be(tmp_path: Path, options: str, said: str) -> None:
+    from dom0_agent.config import ConfigError
+
+    with pytest.raises(ConfigError, match=said):
+        configured(tmp_path, options)

@@ -1,0 +1,88 @@
+"""Setting a machine up, making backups from dom0's timer, and noticing that one is late."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dom0_agent import cli, notify
+from dom0_agent.cli import backup as backup_command
+from tests.qubes.kit import BACKUP_VM, QubesSite
+from tests.qubes.qubesd import Qubesd
+
+
+def agent(site: QubesSite, *words: str) -> int:
+    return cli.main(["--config", str(site.config), *words])
+
+
+def test_setup_tags_and_does_nothing_twice(qubes: QubesSite, capsys: pytest.CaptureFixture[str]) -> None:
+    qubes.qubesd.qubes["vault"].tags.add("sparsebak-vm")  # an earlier backup VM
+    assert agent(qubes, "setup", BACKUP_VM, "--dry-run") == 0
+    assert not any("sparsebak" in qube.tags for qube in qubes.qubesd.qubes.values())
+    assert agent(qubes, "setup", BACKUP_VM) == 0
+    tagged = {name: qube.tags for name, qube in qubes.qubesd.qubes.items() if qube.tags}
+    assert tagged == {"fedora": {"sparsebak"}, "work": {"sparsebak"}, "vault": {"sparsebak"}, BACKUP_VM: {"sparsebak-vm"}}
+    qubes.qubesd.qubes["vault"].properties["include_in_backups"] = (False, "bool", "False")
+    capsys.readouterr()
+    assert agent(qubes, "setup", BACKUP_VM) == 0
+    assert "take tag sparsebak from vault" in capsys.readouterr().out
+    assert agent(qubes, "setup", BACKUP_VM) == 0
+    assert "Nothing to do" in capsys.readouterr().out
+
+
+def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(qubesd: Qubesd, tmp_path: Path) -> None:
+    qubesd.pools["p"] = {"driver": "file-reflink", "dir_path": "/x"}
+    qubesd.add("keeper", "AppVM", "p")
+    config = tmp_path / "etc/agent.toml"
+    for name in ("nobody", "dom0", "../x"):
+        assert cli.main(["--config", str(config), "setup", name]) == 1
+        assert not config.exists()
+    assert cli.main(["--config", str(config), "setup", "keeper"]) == 0
+    from dom0_agent.config import load
+
+    assert load(config).catalog == "qubes"
+
+
+@pytest.mark.parametrize(("state", "code"), [("Halted", 0), ("Running", 0), ("Halted", 3)])
+def test_a_backup_from_dom0(qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, state: str, code: int) -> None:
+    agent(qubes, "setup", BACKUP_VM)
+    keeper, seen, told = qubes.qubesd.qubes[BACKUP_VM], [], []
+    keeper.state = state
+
+    def run_service(self: object, service: str, **named: object) -> subprocess.Popen[bytes]:
+        seen.append((service, named["user"], keeper.state))
+        return subprocess.Popen(["sh", "-c", f"exit {code}"])
+
+    import qubesadmin.vm  # type: ignore[import-not-found,unused-ignore]
+
+    monkeypatch.setattr(qubesadmin.vm.QubesVM, "run_service", run_service, raising=False)
+    monkeypatch.setattr(backup_command, "notify", lambda *words, **named: told.append(words))
+    assert agent(qubes, "backup", "--quiet") == (1 if code else 0)
+    assert seen == [("qubes.VMExec+sparsebak+backup+----all+--q", "user", "Running")]
+    assert keeper.state == state and bool(told) == bool(code)
+
+
+def test_a_late_backup_is_noticed(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dom0_agent.cli import check
+
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(check, "notify", lambda *words, **named: told.append(words))
+    qubes.backup("work/private")
+    assert agent(qubes, "check", "--days", "3", "--notify") == 1
+    late = capsys.readouterr().err
+    assert "vault/private: never backed up" in late and "work/private" not in late and len(told) == 1
+    qubes.backup()
+    assert agent(qubes, "check", "--caller", BACKUP_VM) == 0
+
+
+def test_a_notification_never_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(notify, "RUN", tmp_path)
+    assert not notify.notify("title", "text")
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0/bus").touch()
+    (tmp_path / "nobody").mkdir()
+    (tmp_path / "nobody/bus").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not notify.notify("title", "text")
