@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,31 +82,40 @@ class Archives:
             recovery = os.urandom(RECOVERY_BYTES)
             slots.append(make_slot(KIND_PASSPHRASE, passphrase, master, archive_id))
             slots.append(make_slot(KIND_RECOVERY, recovery, master, archive_id))
+        mode = MODE_OPEN if passphrase is None else MODE_SEALED
+        made = self.adopt(archive_id, label, caller, mode, chunk_size, int(time.time()), tuple(slots), master)
+        return made, recovery
+
+    def adopt(
+        self,
+        archive_id: bytes,
+        label: str,
+        caller: str,
+        mode: int,
+        chunk_size: int,
+        created: int,
+        slots: tuple[bytes, ...],
+        master: bytes,
+    ) -> Archive:
+        """Keep an archive and its key; Refused when it is here already."""
         make_directory(self._directory)
         directory = self._directory / archive_id.hex()
+        if directory.exists():
+            raise Refused(Code.BUSY, f"archive {archive_id.hex()} is known here already; see: sparsebak-agent archive list")
         temporary = self._directory / f".{directory.name}.tmp"
-        archive = Archive(
-            directory=directory,
-            id=archive_id,
-            label=label,
-            caller=caller,
-            mode=MODE_OPEN if passphrase is None else MODE_SEALED,
-            chunk_size=chunk_size,
-            created=int(time.time()),
-            slots=tuple(slots),
-        )
+        archive = Archive(directory, archive_id, label, caller, mode, chunk_size, created, slots)
+        if temporary.exists():
+            shutil.rmtree(temporary)
         temporary.mkdir(mode=0o700)
         write_synced(temporary / "key", master)
         write_synced(temporary / "archive.json", _dump(archive))
         sync_directory(temporary)
         os.rename(temporary, directory)
         sync_directory(self._directory)
-        return archive, recovery
+        return archive
 
     def remove(self, archive: Archive) -> None:
         """Forget an archive and its key."""
-        import shutil
-
         gone = self._directory / f".{archive.id.hex()}.gone"
         os.rename(archive.directory, gone)
         sync_directory(self._directory)

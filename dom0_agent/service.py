@@ -62,13 +62,14 @@ class Call:
         send(self.stdout, message)
 
 
-def _caller(environ: Mapping[str, str]) -> tuple[str, str | None, str]:
+def _caller(service: str, environ: Mapping[str, str]) -> tuple[str, str | None, str]:
     """Caller, target and argument as qrexec's environment gives them."""
     try:
         caller = parse_name(environ["QREXEC_REMOTE_DOMAIN"], "caller")
         argument = environ.get("QREXEC_SERVICE_ARGUMENT", "")
-        for part in argument.split("+", 1) if argument else ():
-            parse_name(part, "argument")
+        parts = argument.split("+", 1) if service == "Restore" else [argument]  # a qube that is gone is named there
+        for part in parts if argument else ():
+            parse_name(part, "volume")
         target = None
         if environ.get("QREXEC_REQUESTED_TARGET_TYPE") == "name" and environ["QREXEC_REQUESTED_TARGET"] != "dom0":
             target = parse_name(environ["QREXEC_REQUESTED_TARGET"], "qube")
@@ -81,7 +82,7 @@ def run(service: str, environ: Mapping[str, str], config_path: Path, stdin: Read
     """Serve one call and end it with a status frame. Returns the exit code: 0, or 1 when it was refused."""
     name = f"sparsebak.{service}"
     try:
-        caller, target, argument = _caller(environ)
+        caller, target, argument = _caller(service, environ)
         call = Call(caller, target, argument, load(config_path), stdin, stdout)
         name = f"{name}+{argument} from {caller} for {target or 'dom0'}"
         status = importlib.import_module(f"dom0_agent.services.{service.lower()}").main(call) or Status(Code.OK)

@@ -1,7 +1,9 @@
 """Key slots: the master key wrapped by a passphrase (scrypt) or by the printed recovery key, as LUKS has them."""
 
 import base64
+import contextlib
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import construct as c
@@ -10,6 +12,8 @@ from wire.sealing import KEY_SIZE, NotAuthentic, derive, open_bytes, seal_bytes
 
 KIND_PASSPHRASE, KIND_RECOVERY = 1, 2
 SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P = 17, 8, 1
+SCRYPT_MEMORY = 1 << 30
+"""Bytes that opening a slot may take, at most: a slot from elsewhere must not be able to ask for more."""
 _HEAD = c.Struct("kind" / c.Int8ul, "log_n" / c.Int8ul, "r" / c.Int8ul, "p" / c.Int8ul, "salt" / c.Bytes(16))
 _HEAD_SIZE: int = _HEAD.sizeof()
 SLOT_SIZE = _HEAD_SIZE + 16 + 12 + KEY_SIZE + 16
@@ -26,8 +30,9 @@ def _wrapping_key(head: Any, secret: bytes) -> bytes:
         return derive(secret, b"sparsebak/1 recovery", head.salt)
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-    if head.kind != KIND_PASSPHRASE or not (10 <= head.log_n <= 22 and 1 <= head.r <= 16 and 1 <= head.p <= 16):
-        raise NotAuthentic("key slot of an unknown kind")
+    sane = 10 <= head.log_n <= 22 and 1 <= head.r <= 16 and 1 <= head.p <= 4
+    if head.kind != KIND_PASSPHRASE or not sane or 128 * head.r << head.log_n > SCRYPT_MEMORY:
+        raise NotAuthentic("key slot of an unknown kind, or one that would cost too much to try")
     return Scrypt(salt=head.salt, length=KEY_SIZE, n=1 << head.log_n, r=head.r, p=head.p).derive(secret)
 
 
@@ -47,6 +52,15 @@ def open_slot(untrusted_slot: bytes, kind: int, secret: bytes, archive: bytes) -
         return open_bytes(_wrapping_key(_HEAD.parse(raw), secret), wrapped, raw + archive)
     except NotAuthentic:
         return None
+
+
+def open_any(untrusted_slots: Iterable[bytes], secret: bytes, archive: bytes) -> bytes | None:
+    """The master key from any of the slots, ``secret`` being a passphrase or a recovery key as printed; None if none opens."""
+    secrets = [(KIND_PASSPHRASE, secret)]
+    with contextlib.suppress(BadRecoveryKey):
+        secrets.append((KIND_RECOVERY, parse_recovery(secret.decode("utf-8", "replace"))))
+    tried = (open_slot(slot, kind, one, archive) for kind, one in secrets for slot in untrusted_slots)
+    return next((master for master in tried if master is not None), None)
 
 
 def _check(index: int, group: str) -> str:

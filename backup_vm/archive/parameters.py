@@ -1,6 +1,5 @@
 """``archive.toml``: what an archive is, and its key slots. Its last line is a checksum of all the lines before."""
 
-import contextlib
 import hashlib
 import tomllib
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
 from wire import CHUNK_SIZES, FORMAT
 from wire.names import parse_name
 from wire.sealing import SUITE, Keys
-from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, BadRecoveryKey, open_slot, parse_recovery
+from wire.slots import open_any
 
 NAME = "archive.toml"
 _CHECK = "checksum = "
@@ -39,14 +38,9 @@ class Parameters:
             return Keys(self.master)
         if passphrase is None:
             return None
-        secrets = [(KIND_PASSPHRASE, passphrase)]
-        with contextlib.suppress(BadRecoveryKey):
-            secrets.append((KIND_RECOVERY, parse_recovery(passphrase.decode("utf-8", "replace"))))
-        for kind, secret in secrets:
-            for slot in self.slots:
-                master = open_slot(slot, kind, secret, self.archive)
-                if master is not None:
-                    return Keys(master)
+        master = open_any(self.slots, passphrase, self.archive)
+        if master is not None:
+            return Keys(master)
         raise WrongKeyError("this passphrase or recovery key does not open the archive", "check it and type it again")
 
     def save(self, storage: LocalStorage) -> None:

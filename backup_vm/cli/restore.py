@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option
+from backup_vm.cli.context import Context, json_option, key_option
 
 if TYPE_CHECKING:
     from backup_vm.agent import Agent
@@ -22,6 +22,7 @@ def add_to(commands: Any) -> None:
     restore.add_argument("volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube, its settings first")
     restore.add_argument("--session", default="latest", metavar="S", help="its time, or the beginning of it (default: latest)")
     restore.add_argument("--to", metavar="QUBE[/VOLUME]", help="into another volume or qube, if dom0 allows it (allow_restore)")
+    key_option(restore)
     json_option(restore)
     restore.set_defaults(run=run)
 

@@ -9,7 +9,7 @@ from dom0_agent.config import DEFAULT_PATH, ConfigError
 from wire.names import BadName
 from wire.status import Refused
 
-COMMANDS = ("setup", "archive", "volumes", "monitor", "status", "backup", "check", "settings", "forget")
+COMMANDS = ("setup", "archive", "keys", "volumes", "monitor", "status", "backup", "check", "settings", "forget")
 
 
 class UserError(Exception):

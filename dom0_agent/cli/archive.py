@@ -61,18 +61,28 @@ def _add(options: argparse.Namespace) -> int:
 
 def _passphrase(path: Path | None) -> bytes:
     if path is not None:
-        passphrase = path.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
-        if not passphrase:
-            raise UserError(f"{path}: the first line is empty; it must hold the passphrase")
-        return passphrase
+        return read_secret(path)
+    first = ask_secret("Passphrase for the archive: ")
+    if not first or first != ask_secret("The same again: "):
+        raise UserError("the two passphrases differ or are empty; nothing was created")
+    return first
+
+
+def read_secret(path: Path) -> bytes:
+    """A passphrase, the first line of a file."""
+    passphrase = path.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+    if not passphrase:
+        raise UserError(f"{path}: the first line is empty; it must hold the passphrase")
+    return passphrase
+
+
+def ask_secret(question: str) -> bytes:
+    """A passphrase typed on the terminal."""
     if not sys.stdin.isatty():
         raise UserError("no terminal to ask for the passphrase on; use --passphrase-file")
     from getpass import getpass
 
-    first = getpass("Passphrase for the archive: ")
-    if not first or first != getpass("The same again: "):
-        raise UserError("the two passphrases differ or are empty; nothing was created")
-    return first.encode()
+    return getpass(question).encode()
 
 
 def _list(options: argparse.Namespace) -> int:

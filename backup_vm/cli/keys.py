@@ -1,0 +1,44 @@
+"""``sparsebak keys``: write down what a new dom0 needs to take the archive over: its parameters, key slots, newest records."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from backup_vm.cli.context import Context
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    keys = commands.add_parser("keys", help="write key slots and newest records to a file, for: sparsebak-agent keys import")
+    keys.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    keys.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command. All that is written is sealed, or in open mode as open as the archive."""
+    import sys
+
+    from wire.frames import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
+    from wire.sealing import SUITE
+    from wire.stream import send, write_frame
+
+    context = Context(options)
+    with context.open() as archive:
+        parameters, newest = archive.parameters, [series[-1] for series in archive.sessions().values()]
+        entry = ArchiveEntry(
+            archive=parameters.archive,
+            label=parameters.label,
+            mode=MODE_OPEN if parameters.master else MODE_SEALED,
+            suite=SUITE,
+            chunk_size=parameters.chunk_size,
+            created=parameters.created,
+            slots=len(parameters.slots),
+            key=parameters.master or bytes(32),
+        )
+        with open(options.output, "xb") if options.output else open(sys.stdout.fileno(), "wb", closefd=False) as out:
+            send(out, entry)
+            for slot in parameters.slots:
+                write_frame(out, KIND_SLOT, slot)
+            for session in newest:
+                write_frame(out, KIND_RECORD, session.record)
+    return 0

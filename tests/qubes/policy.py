@@ -1,0 +1,46 @@
+"""Qubes' policy rules, as far as the shipped file uses them: the first line that matches decides, and no match denies.
+
+Semantics: core-qrexec, ``doc/multifile-policy.rst``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Line:
+    service: str
+    argument: str
+    source: str
+    target: str
+    action: str
+    options: dict[str, str]
+
+
+def read(path: Path) -> list[Line]:
+    lines = []
+    for text in path.read_text().splitlines():
+        if text and not text.startswith("#"):
+            service, argument, source, target, action, *options = text.split()
+            lines.append(Line(service, argument, source, target, action, dict(option.split("=", 1) for option in options)))
+    return lines
+
+
+def decide(lines: list[Line], tags: dict[str, set[str]], service: str, argument: str, source: str, target: str) -> str:
+    """``allow``, ``ask`` or ``deny``. A target that does not exist is @default; dom0 is @adminvm."""
+    if not target.startswith("@") and target not in tags:
+        target = "@default"
+    for line in lines:
+        if (line.service, line.argument) not in ((service, "*"), (service, f"+{argument}")):
+            continue
+        if _matches(line.source, source, tags) and _matches(line.target, target, tags):
+            return line.action
+    return "deny"
+
+
+def _matches(pattern: str, name: str, tags: dict[str, set[str]]) -> bool:
+    if pattern == "@anyvm":
+        return name in tags or name == "@default"
+    if pattern.startswith("@tag:"):
+        return pattern.removeprefix("@tag:") in tags.get(name, set())
+    return pattern == name

@@ -1,0 +1,88 @@
+"""A stand-in for qrexec-client-vm and the policy behind it: ``qrexec_client.py SETTINGS.json TARGET SERVICE[+ARGUMENT]``.
+
+It keeps qrexec's rules: characters outside the allowed ones become ``_``, a target that does not exist is @default, the
+policy decides (``ask`` is answered as SETTINGS says, and noted), 126 is a refusal and 127 a missing service, the service's
+stdin and stdout are sockets, and what it writes to stderr does not come back.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.qubes import policy  # noqa: E402
+
+SOURCE = "backup-vm"
+
+
+def main(settings_path: str, target: str, call: str) -> int:
+    settings = json.loads(Path(settings_path).read_text())
+    service, _, argument = call.partition("+")
+    argument = re.sub(r"[^A-Za-z0-9_.+-]", "_", argument)
+    tags = tags_of(settings["qubesd"])
+    tags.pop("dom0")
+    if not target.startswith("@") and target not in tags:
+        target = "@default"
+    action = policy.decide(policy.read(ROOT / "policy/30-sparsebak.policy"), tags, service, argument, SOURCE, target)
+    with open(settings["log"], "a") as log:
+        log.write(f"{action} {target} {call}\n")
+    if action == "deny" or (action == "ask" and not settings["yes"]):
+        return 126
+    if not (ROOT / "qubes-rpc" / service).exists():
+        return 127
+    return run(settings, service, argument, target)
+
+
+def tags_of(qubesd: str) -> dict[str, set[str]]:
+    def ask(method: str, dest: str) -> list[str]:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.connect(qubesd)
+        client.sendall(f"{method}+ dom0 name {dest}\0".encode())
+        client.shutdown(socket.SHUT_WR)
+        answer = client.makefile("rb").read()
+        client.close()
+        return answer[2:].decode().splitlines()
+
+    return {name: set(ask("admin.vm.tag.List", name)) for name in (line.split()[0] for line in ask("admin.vm.List", "dom0"))}
+
+
+def run(settings: dict[str, str], service: str, argument: str, target: str) -> int:
+    environment = {"PATH": os.environ["PATH"], "QREXEC_REMOTE_DOMAIN": SOURCE, "QREXEC_SERVICE_ARGUMENT": argument}
+    if target.startswith("@"):
+        environment |= {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": target[1:]}
+    else:
+        environment |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": target}
+    environment |= {
+        "SPARSEBAK_AGENT_CONFIG": settings["config"],
+        "SPARSEBAK_LIB": str(ROOT),
+        "SPARSEBAK_PYTHON": settings["python"],
+    }
+    ours, theirs = socket.socketpair()
+    command = [str(ROOT / "qubes-rpc" / service), *([argument] if argument else [])]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)
+    theirs.close()
+
+    def send() -> None:
+        while part := os.read(0, 1 << 16):
+            try:
+                ours.sendall(part)
+            except OSError:
+                return
+        ours.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=send, daemon=True).start()
+    while part := ours.recv(1 << 16):
+        os.write(1, part)
+    return process.wait()
+
+
+if __name__ == "__main__":
+    code = main(*sys.argv[1:])
+    os._exit(code)

@@ -1,0 +1,113 @@
+"""A dead laptop, and the way back on a new one: from the archive and the passphrase alone."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from backup_vm import cli
+from backup_vm.names import stored_volumes
+from backup_vm.progress import Progress
+from backup_vm.reading import feed
+from dom0_agent import cli as agent_cli
+from dom0_agent import takeover
+from tests.kit import PASSPHRASE, Site, change, fill
+from tests.qubes.kit import QubesSite
+from wire.status import Refused
+
+
+def secret(folder: Path, text: bytes = PASSPHRASE) -> Path:
+    path = folder / "passphrase"
+    path.write_bytes(text + b"\n")
+    return path
+
+
+def keys_file(site: Site) -> Path:
+    path = site.root / "laptop.keys"
+    path.unlink(missing_ok=True)
+    assert cli.main(["--archive", str(site.archive), "keys", "-o", str(path)]) == 0
+    return path
+
+
+def take_over(site: Site, file: Path, passphrase: bytes = PASSPHRASE, label: str = "again") -> int:
+    words = ["keys", "import", label, str(file), "--caller", "backup-vm"]
+    return agent_cli.main(["--config", str(site.config), *words, "--passphrase-file", str(secret(site.root, passphrase))])
+
+
+def test_a_new_dom0_goes_on_with_the_archive(qubes: QubesSite, capsys: pytest.CaptureFixture[str]) -> None:
+    qubes.backup()
+    change(qubes.image(), random.Random(1), resize=False)
+    qubes.backup()
+    before = qubes.contents()
+    file = keys_file(qubes)
+    shutil.rmtree(qubes.state)
+    del qubes.qubesd.qubes["work"]
+    qubes.image().unlink()
+    assert take_over(qubes, file, b"wrong") == 1
+    assert not (qubes.state / "archives").exists() and not (qubes.state / "volumes").exists()
+    assert take_over(qubes, file) == 0
+    assert "work/private" in capsys.readouterr().out
+    assert take_over(qubes, file, label="more") == 1  # it is known now
+    with qubes.open() as archive:
+        gone = {f"{entry.qube}/{entry.volume}": entry.flags for entry in qubes.agent(archive).list()}
+    assert gone["work/private"] and not gone["vault/private"]
+    qubes.image().write_bytes(b"")
+    with qubes.open() as archive:
+        for name in ("settings", "private"):
+            named = next(v for v in stored_volumes(archive, qubes.keys(archive), {}) if v.name == f"work/{name}")
+            image = archive.image(list(named.sessions), named.sessions[-1])
+            qubes.agent(archive).restore("work", name, feed(archive, image, named.name, Progress()), absent=name == "settings")
+    assert qubes.contents() == before
+    done = {f"{one.qube}/{one.volume}": one.stored for one in qubes.backup().done}
+    assert done["work/private"] == 0 and done["vault/private"] == 0  # all was looked at, nothing sent
+    assert len(qubes.images()) == 3
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_without_qubes_too(site: Site, tmp_path: Path, sealed: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    if not sealed:
+        site = Site(tmp_path / "open", sealed=False)
+    fill(site.image(), 300_000)
+    site.backup()
+    file = keys_file(site)
+    shutil.rmtree(site.state)
+    assert take_over(site, file) == 0
+    assert site.backup().done[0].stored == 0
+    site.verify_all()
+
+
+def test_a_file_that_is_not_what_it_should_be(site: Site) -> None:
+    fill(site.image(), 100_000)
+    site.backup()
+    keys = keys_file(site)
+    good = keys.read_bytes()
+    shutil.rmtree(site.state)
+    bad = site.root / "bad"
+    rng = random.Random(1)
+    for number in range(200):
+        raw = bytearray(good)
+        kind = number % 4
+        if kind == 0:
+            raw = raw[: rng.randrange(len(raw))]
+        elif kind == 1:
+            raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        elif kind == 2:
+            raw += rng.randbytes(rng.randrange(1, 400))
+        else:
+            raw = bytearray(rng.randbytes(rng.randrange(600)))
+        if raw == good:
+            continue
+        bad.write_bytes(raw)
+        try:
+            introduction = takeover.read(bad)
+            takeover.take_over(site.state, introduction, "x", "backup-vm", takeover.unlock(introduction, PASSPHRASE))
+        except Refused:
+            assert not (site.state / "archives").exists()
+            continue
+        told, true = introduction.untrusted_entry, takeover.read(keys).untrusted_entry  # its label and time are only told
+        assert (told.archive, told.mode, told.chunk_size, told.slots) == (true.archive, true.mode, true.chunk_size, true.slots)
+        shutil.rmtree(site.state)
+    bad.write_bytes(bytes(takeover.LIMIT + 1))
+    with pytest.raises(Refused, match="too long"):
+        takeover.read(bad)
