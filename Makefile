@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm demo lint bench bench-lvm setup packages install-dom0 install-vm clean
+.PHONY: test test-lvm demo lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
@@ -45,7 +45,7 @@ install-dom0:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)/etc/qubes-rpc $(DESTDIR)/etc/qubes/policy.d $(DESTDIR)$(PREFIX)/bin
 	install -d -m 0700 $(DESTDIR)/etc/sparsebak $(DESTDIR)/var/lib/sparsebak
 	tools/install-package $(DESTDIR)$(LIB) wire dom0_agent
-	install -m 0755 dom0_agent/run-service $(DESTDIR)$(LIB)/dom0_agent/run-service
+	install -m 0755 dom0_agent/run-service dom0_agent/on-removal $(DESTDIR)$(LIB)/dom0_agent/
 	install -m 0755 qubes-rpc/sparsebak.* $(DESTDIR)/etc/qubes-rpc/
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/dom0/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
@@ -55,7 +55,13 @@ install-dom0:
 install-vm:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(PREFIX)/bin
 	tools/install-package $(DESTDIR)$(LIB) wire backup_vm
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 0644 systemd/vm/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak $(LIB) backup_vm.cli
+
+# sparsebak-dom0 and sparsebak-vm for Fedora and dom0, into build/rpm; sparsebak-vm for Debian, into build/deb.
+rpm deb:
+	tools/build-packages $@
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
