@@ -138,7 +138,7 @@ def _base(modules: Path) -> Path:
     for path in [*programs, *_libraries(objects)]:
         _place(path, tree / str(path).lstrip("/"))
     _place(Path(_which("busybox") or ""), tree / "bin/busybox")
-    for name in ("sh", "modprobe", "sleep", "sync", "cat", "ls", "mkdir", "env"):
+    for name in ("sh", "modprobe", "sleep", "sync", "cat", "ls", "mkdir", "env", "dd", "wc", "rm"):
         link = tree / "bin" / name
         link.unlink(missing_ok=True)
         link.symlink_to("busybox")

@@ -1,0 +1,95 @@
+"""The packages as they are built: what is in them, with which owners and modes, and what they need."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import cannot
+
+ROOT = Path(__file__).parent.parent.parent
+DOM0_NEEDS = {"python3", "python3-construct", "python3-cryptography", "python3-zstandard"}
+VM_NEEDS = DOM0_NEEDS | {"python3-numpy", "python3-xxhash", "python3-rich"}
+
+
+def build(kind: str, needed: str, folder: Path) -> list[Path]:
+    if shutil.which(needed) is None:
+        cannot(f"{needed} is not installed")
+    clean = folder / "clean"
+    subprocess.run(["git", "clone", "-q", ROOT, clean], check=True)
+    done = subprocess.run(["make", "-s", kind], cwd=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sorted((clean / "build" / kind).glob(f"*.{kind}"))
+
+
+@pytest.fixture(scope="module")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = build("rpm", "rpmbuild", tmp_path_factory.mktemp("rpm"))
+    return {path.name.split("-0")[0]: path for path in found}
+
+
+def listed(package: Path) -> dict[str, tuple[str, str, str]]:
+    """Mode, owner and group by path."""
+    fields = "[%{FILEMODES:perms} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILENAMES}\n]"
+    raw = subprocess.run(["rpm", "-qp", "--qf", fields, package], capture_output=True, text=True, check=True).stdout
+    return {name: (mode, owner, group) for mode, owner, group, name in (line.split() for line in raw.splitlines())}
+
+
+def needs(package: Path) -> set[str]:
+    raw = subprocess.run(["rpm", "-qp", "--requires", package], capture_output=True, text=True, check=True).stdout
+    return {line.split()[0] for line in raw.splitlines() if not line.startswith(("rpmlib", "/", "config("))}
+
+
+def test_what_dom0_gets(rpms: dict[str, Path]) -> None:
+    files = listed(rpms["sparsebak-dom0"])
+    assert needs(rpms["sparsebak-dom0"]) == DOM0_NEEDS
+    services = [name for name in files if name.startswith("/etc/qubes-rpc/")]
+    assert len(services) == 9 and all(files[name] == ("-rwxr-xr-x", "root", "root") for name in services)
+    assert files["/etc/qubes/policy.d/30-sparsebak.policy"] == ("-rw-rw-r--", "root", "qubes")
+    for folder in ("/etc/sparsebak", "/var/lib/sparsebak"):
+        assert files[folder] == ("drwx------", "root", "root")
+    modules = [name for name in files if name.endswith(".py")]
+    assert all(name.startswith(("/usr/lib/sparsebak/dom0_agent/", "/usr/lib/sparsebak/wire/")) for name in modules)
+    assert all(files[name] == ("-rw-r--r--", "root", "root") for name in modules)
+    assert not [name for name in files if "backup_vm" in name or "site-packages" in name or "tests" in name]
+    assert {"/usr/lib/systemd/system/sparsebak-monitor.timer", "/usr/bin/sparsebak-agent"} <= files.keys()
+
+
+def test_what_the_backup_vm_gets(rpms: dict[str, Path]) -> None:
+    files = listed(rpms["sparsebak-vm"])
+    assert needs(rpms["sparsebak-vm"]) == VM_NEEDS
+    assert not [name for name in files if "dom0_agent" in name or "qubes-rpc" in name or "policy" in name]
+    assert {"/usr/lib/systemd/system/sparsebak-backup.timer", "/usr/bin/sparsebak"} <= files.keys()
+    assert all(owner == group == "root" for _, owner, group in files.values())
+
+
+def test_it_runs_as_it_is_packaged(rpms: dict[str, Path], tmp_path: Path) -> None:
+    for name, module in (("sparsebak-dom0", "dom0_agent"), ("sparsebak-vm", "backup_vm")):
+        folder = tmp_path / name
+        folder.mkdir()
+        cpio = subprocess.run(["rpm2cpio", rpms[name]], capture_output=True, check=True).stdout
+        command = ["busybox", "cpio", "-idm"] if shutil.which("cpio") is None else ["cpio", "-idm", "--quiet"]
+        subprocess.run(command, cwd=folder, input=cpio, capture_output=True, check=True)
+        code = f"import sys; sys.path.insert(0, sys.argv[1]); from {module}.cli import main; sys.exit(main(['--help']))"
+        command = [sys.executable, "-c", code, str(folder / "usr/lib/sparsebak")]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "usage: sparsebak" in done.stdout
+
+
+def test_the_debian_package(tmp_path: Path) -> None:
+    (package,) = build("deb", "dh", tmp_path)
+    raw = subprocess.run(["dpkg-deb", "-c", package], capture_output=True, text=True, check=True).stdout
+    files = {line.split()[5].lstrip("."): tuple(line.split()[:2]) for line in raw.splitlines()}
+    assert files["/usr/bin/sparsebak"] == ("-rwxr-xr-x", "root/root")
+    assert "/usr/lib/sparsebak/backup_vm/cli/__init__.py" in files and not [name for name in files if "dom0_agent" in name]
+    fields = subprocess.run(["dpkg-deb", "-f", package, "Depends"], capture_output=True, text=True, check=True).stdout
+    assert {name.split()[0] for name in fields.strip().split(", ")} == VM_NEEDS
+
+
+def test_one_version_everywhere() -> None:
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    changelog = re.match(r"sparsebak \((.*)\)", (ROOT / "debian/changelog").read_text())
+    assert version and changelog and version[1] == changelog[1]
