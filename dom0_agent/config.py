@@ -3,7 +3,7 @@
 import os
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -59,6 +59,18 @@ class Volume:
     def name(self) -> str:
         """``qube/volume``."""
         return f"{self.qube}/{self.volume}"
+
+
+def remember(volume: Volume) -> dict[str, Any]:
+    """A volume in the form that a state file can hold."""
+    pool = {**asdict(volume.pool), "path": str(volume.pool.path)}
+    return {**asdict(volume), "pool": pool, "domain": volume.domain.hex(), "files": list(volume.files)}
+
+
+def recall(raw: dict[str, Any]) -> Volume:
+    """Undo remember."""
+    pool = Pool(**{**raw["pool"], "path": Path(raw["pool"]["path"])})
+    return Volume(**{**raw, "pool": pool, "domain": bytes.fromhex(raw["domain"]), "files": tuple(raw["files"])})
 
 
 @dataclass(frozen=True)

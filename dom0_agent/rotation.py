@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dom0_agent.archives import Archive
 from dom0_agent.changed_map import GRAIN, ChangedMap
-from dom0_agent.config import Volume
+from dom0_agent.config import Volume, remember
 from dom0_agent.ids import CommittedIds
 from dom0_agent.log import WARNING, log
 from dom0_agent.pending_log import PendingLog
@@ -125,6 +125,7 @@ class Rotation:
         self.rotate()
         follow.pending = self._begin(follow, archive, request, volume.domain)
         follow.map = None
+        self.state.place = remember(volume)
         self.finish()
         return follow, follow.pending, False
 

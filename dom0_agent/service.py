@@ -10,8 +10,9 @@ from pathlib import Path
 
 from dom0_agent.archives import Archive, Archives
 from dom0_agent.catalog import open_catalog
-from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load
+from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load, recall
 from dom0_agent.log import ERROR, INFO, WARNING, log
+from dom0_agent.state import Store
 from wire.frames import Layout, Request, Status
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
@@ -56,6 +57,14 @@ class Call:
         if volume is None:
             raise Refused(Code.NO_VOLUME, f"{self.caller} asked for {self.target}/{self.argument}, not in the catalog")
         return volume
+
+    def pending_volume(self) -> Volume:
+        """The same, as Snapshot found it: to end a session, a volume need not be there any more, nor qubesd be asked."""
+        try:
+            place = Store(self.config.state_dir, self.target or "dom0", parse_name(self.argument, "volume")).load().place
+        except BadName as error:
+            raise Refused(Code.BAD_REQUEST, str(error)) from None
+        return recall(place) if place is not None else self.volume()
 
     def reply(self, message: Layout) -> None:
         """Write one frame."""

@@ -79,13 +79,14 @@ class State:
     """The state file. ``sequence`` is the last snapshot number given out, ``base`` the snapshot last folded in.
 
     A number counts up in its high bits and is random in its low 32: a state put back from an old copy never takes another
-    snapshot for the one it remembers.
+    snapshot for the one it remembers. ``place`` is the volume as the last Snapshot found it (dom0_agent.config.remember).
     """
 
     sequence: int = 0
     base: int | None = None
     base_size: int = 0
     base_time: int = 0
+    place: dict[str, Any] | None = None
     follows: dict[str, Follow] = field(default_factory=dict)
 
     def snapshots(self) -> set[int]:

@@ -37,6 +37,10 @@ class Context:
         given = getattr(self.options, name) or (os.environ.get(variable) if variable else None) or self._settings.get(name)
         return None if given is None else str(given)
 
+    def settings_file(self) -> Path:
+        """Where settings are read from."""
+        return _settings_file(self.options.config)
+
     def archive_path(self, given: Path | None = None) -> Path:
         """The archive's directory, after checking that what must be mounted is."""
         mount = self._setting("require_mount")
@@ -121,9 +125,13 @@ class Context:
         print(json.dumps(data) if self.json else text)
 
 
-def _settings(given: Path | None) -> dict[str, Any]:
+def _settings_file(given: Path | None) -> Path:
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    path = given or home / "sparsebak" / "config.toml"
+    return given or home / "sparsebak" / "config.toml"
+
+
+def _settings(given: Path | None) -> dict[str, Any]:
+    path = _settings_file(given)
     if given is None and not path.exists():
         return {}
     try:

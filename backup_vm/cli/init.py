@@ -1,6 +1,7 @@
 """``sparsebak init``: make an archive whose key was created in dom0."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def add_to(commands: Any) -> None:
     init.add_argument("directory", type=Path, metavar="DIR")
     init.add_argument("--label", required=True, metavar="LABEL", help="the label given in dom0")
     init.add_argument("--repair", action="store_true", help="write a lost or damaged archive.toml anew, from what dom0 knows")
+    init.add_argument("--default", action="store_true", help="make it the archive of all commands, in the settings file")
     json_option(init)
     init.set_defaults(run=run)
 
@@ -51,10 +53,32 @@ def run(options: argparse.Namespace) -> int:
         settings.save(LocalStorage(path))
     else:
         create_archive(path, settings)
+    if options.default:
+        context.say(f"{_make_default(context, path)} names it now.")
     if context.json:
         context.result({"archive": str(path), "id": entry.archive.hex(), "mode": settings.mode}, "")
     context.say(f"Archive {label} in {path}, {settings.mode}, chunks of {entry.chunk_size >> 10} KiB.")
     return 0
+
+
+def _make_default(context: Context, path: Path) -> Path:
+    """Name the archive in the settings file, and the disk it lies on as one that must be mounted."""
+    from backup_vm.errors import SparsebakError
+
+    file, path = context.settings_file(), path.resolve()
+    if file.exists():
+        raise SparsebakError(f"the archive is made, but {file} exists already", f'write into it: archive = "{path}"')
+    lines = [f"archive = {_quoted(path)}"]
+    mount = next(folder for folder in (path, *path.parents) if folder.is_mount())
+    if str(mount) not in ("/", "/home", "/rw", "/tmp"):  # noqa: S108  # where they are, no disk of its own is
+        lines.append(f"require_mount = {_quoted(mount)}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def _quoted(path: Path) -> str:
+    return json.dumps(str(path))  # a TOML string, too
 
 
 def _check_same_archive(storage: Any, archive: bytes) -> None:

@@ -25,7 +25,7 @@ from wire.tree import PAGE_IDS, chunk_count
 def main(call: Call) -> None:
     """Reply with chunk frames in rising order, then the record."""
     request = call.request()
-    archive, volume = call.archive(request), call.volume()
+    archive, volume = call.archive(request), call.pending_volume()
     store = Store(call.config.state_dir, volume.qube, volume.volume)
     with store.locked():
         follow, pending = _pending(store, archive, request)

@@ -1,8 +1,8 @@
 """From a qube as it is to the settings of a backup, step by step: what is safe by itself, and what only when named.
 
 The safe steps give a qube no more than a new one has: a look, a size, the network of its settings when it was just made.
-All else (devices, services, tags, which policies go by, other features and properties, the firewall and network of a qube
-that exists) is a group that must be asked for by name.
+All else (devices, services, tags, which policies go by, other features and properties, and of a qube that exists its
+template, firewall and network) is a group that must be asked for by name.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,13 +49,9 @@ def plan(app: Any, domain: Any, settings: Settings, fresh: bool) -> list[Step]:
 def _named(app: Any, domain: Any, settings: Settings, network: str) -> Iterator[Step]:
     yield Step("label", _text(domain.label), settings.label, "", lambda: setattr(domain, "label", settings.label))
     if settings.template is not None:
-        yield Step(
-            "template",
-            _text(getattr(domain, "template", None)),
-            settings.template,
-            "",
-            lambda: setattr(domain, "template", settings.template),
-        )
+        template, old = settings.template, _text(getattr(domain, "template", None))
+        group = "properties" if network else ""
+        yield Step("template", old, template, group, lambda: setattr(domain, "template", template))
     netvm = settings.netvm if settings.netvm is None or settings.netvm in app.domains else None
     old = _text(getattr(domain, "netvm", None))
     yield Step("netvm", old, _text(netvm), network, lambda: setattr(domain, "netvm", netvm))

@@ -12,7 +12,8 @@ from tests.lvm.kit import Group, LvmSite
 
 CONFIG = """
 activation {{ udev_sync = {udev} udev_rules = {udev} verify_udev_operations = 0 monitoring = 0 }}
-devices {{ use_devicesfile = 0 scan = [ "/dev" ] filter = [ "a|^{device}$|", "r|.*|" ] }}
+devices {{ use_devicesfile = 0 scan = [ "/dev" ] filter = [ "a|^{device}$|", "r|.*|" ] scan_lvs = 0 }}
+devices {{ md_component_detection = 0 multipath_component_detection = 0 fw_raid_component_detection = 0 }}
 global {{ locking_dir = "{folder}/lock" use_lvmpolld = 0 }}
 backup {{ backup = 0 archive = 0 }}
 """

@@ -10,6 +10,7 @@ import pytest
 from dom0_agent import cli
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config, load
+from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Qubesd
 
 POOLS = {
@@ -126,3 +127,19 @@ def test_configuration_that_cannot_be(tmp_path: Path, options: str, said: str) -
 
     with pytest.raises(ConfigError, match=said):
         configured(tmp_path, options)
+
+
+def test_a_session_is_ended_without_asking_qubesd(qubes: QubesSite) -> None:
+    """Extract and Commit go by what Snapshot found: a qube that goes away meanwhile is backed up all the same."""
+    with qubes.open(True) as archive:
+        agent = qubes.agent(archive)
+        offer = agent.snapshot("work", "private", bytes(16), 0, 0)
+        before = qubes.contents()
+        del qubes.qubesd.qubes["work"]
+        qubes.qubesd.calls.clear()
+        with agent.extract("work", "private", offer.session, 0) as reply:
+            assert sum(len(payload) for _, payload in reply.frames()) > len(before) // 20
+        agent.commit("work", "private", offer.session)
+        assert not qubes.qubesd.calls
+        gone = {f"{entry.qube}/{entry.volume}": entry.flags for entry in agent.list()}
+        assert gone["work/private"]

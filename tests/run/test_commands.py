@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import GRAIN, change, fill
+from backup_vm import cli
+from tests.kit import GRAIN, Site, change, fill
 
 BIN = Path(sys.executable).parent
 SIZE = 30 * GRAIN + 5
@@ -206,3 +207,19 @@ def test_keys_are_readable_by_their_owner_only(sealed: Shell) -> None:
     for path in (sealed.root / "dom0").rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
     assert (sealed.root / "archive/archive.toml").stat().st_mode & 0o077 == 0
+
+
+def test_init_makes_the_archive_the_default(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(site.image(), 300_000)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(site.root / "settings"))
+    monkeypatch.setenv("SPARSEBAK_AGENT", f"local:{site.config}")
+    words = ["init", str(site.root / "second"), "--label", "tests", "--default"]
+    assert cli.main(words) == 0
+    assert (site.root / "settings/sparsebak/config.toml").read_text().startswith(f'archive = "{site.root}/second"\n')
+    assert cli.main(["backup"]) == 0
+    assert list((site.root / "second").rglob("*.session"))
+    words[1] = str(site.root / "third")
+    assert cli.main(words) == 1
+    assert "exists already" in capsys.readouterr().err
