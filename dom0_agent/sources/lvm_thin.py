@@ -224,8 +224,11 @@ class LvmReplacement:
         self._pool.change("lvchange", "--deltag", lvm.TAG, full)
         if self._old is None:
             self._pool.change("lvrename", self._pool.group, self._beside, self._name)
-        else:
-            self._pool.change("lvconvert", "--merge", full)
+            return
+        self._pool.change("lvconvert", "--merge", full)
+        if self._pool.find(self._beside) is not None:  # opened since: LVM merges at the next activation
+            text = f"{self._pool.group}/{self._name} was opened meanwhile; the new contents are there once it was deactivated"
+            raise Refused(Code.BUSY, text)
 
     def discard(self) -> None:
         """See Replacement."""

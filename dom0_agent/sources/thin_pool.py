@@ -81,6 +81,7 @@ class ThinPool:
 
     def change(self, *command: str) -> None:
         """Run a command that changes the pool."""
+        self._release()  # a metadata snapshot would not know of it
         try:
             lvm.change(*command)
         finally:

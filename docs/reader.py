@@ -1,0 +1,223 @@
+"""A second reader of sparsebak archives, written from docs/format.md alone; it shares no code with the project.
+
+    python3 reader.py ARCHIVE list
+    python3 reader.py ARCHIVE assemble QUBE/VOLUME SESSION OUTPUT
+
+SESSION is a name as ``list`` shows it, or ``latest``. The passphrase or recovery key is asked for, or read from the first line
+of the file that SPARSEBAK_PASSPHRASE_FILE names. Needs Python 3.11, cryptography and zstandard. Every chunk is authenticated
+and compared with its id, every image with its root; nothing else is trusted.
+"""
+
+import base64
+import getpass
+import hashlib
+import os
+import struct
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+ZERO = bytes(32)
+CLEAR = struct.Struct("<4sHBB16s16s16sQQQI")
+PAGE = 1024
+
+
+class Unreadable(Exception):
+    """The archive, or the key, is not what it should be."""
+
+
+def derive(key: bytes, info: bytes, salt: bytes | None = None) -> bytes:
+    return HKDF(SHA256(), 32, salt, info).derive(key)
+
+
+def short_open(key: bytes, sealed: bytes, data: bytes) -> bytes:
+    return AESGCM(derive(key, b"stream", sealed[:16])).decrypt(sealed[16:28], sealed[28:], data)
+
+
+def keyed(key: bytes, *parts: bytes, size: int = 32, person: bytes = b"") -> bytes:
+    digest = hashlib.blake2b(key=key, digest_size=size, person=person)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+class Keys:
+    def __init__(self, master: bytes) -> None:
+        self.master = master
+        self.sealing, self.records, self.root = (self.sub(name) for name in (b"sealing", b"records", b"root"))
+
+    def sub(self, name: bytes, rest: bytes = b"") -> bytes:
+        return derive(self.master, b"sparsebak/1 " + name + b"\0" + rest)
+
+
+def recovery_key(text: str) -> bytes:
+    """20 bytes from eight groups of five letters."""
+    letters = "".join(text.upper().replace("-", " ").split())
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+    if len(letters) != 40 or any(letter not in alphabet for letter in letters):
+        raise ValueError("not a recovery key")
+    groups = [letters[at : at + 5] for at in range(0, 40, 5)]
+    for index, group in enumerate(groups):
+        weights = sum(weight * alphabet.index(letter) for weight, letter in zip((1, 3, 5, 7), group[:4], strict=True))
+        if group[4] != alphabet[(weights + index) % 32]:
+            raise ValueError(f"group {index + 1}, {group}, is mistyped")
+    return base64.b32decode("".join(group[:4] for group in groups))
+
+
+def master_key(parameters: dict[str, object], secret: str) -> bytes:
+    archive = bytes.fromhex(str(parameters["archive"]))
+    slots = parameters["slots"]
+    for slot in map(bytes.fromhex, slots if isinstance(slots, list) else []):
+        kind, log_n, r, p = slot[:4]
+        try:
+            if kind == 1:
+                wrapping = Scrypt(slot[4:20], 32, 1 << log_n, r, p).derive(secret.encode())
+            else:
+                wrapping = derive(recovery_key(secret), b"sparsebak/1 recovery", slot[4:20])
+            return short_open(wrapping, slot[20:], slot[:20] + archive)
+        except (InvalidTag, ValueError):
+            continue
+    raise Unreadable("this passphrase or recovery key does not open the archive")
+
+
+class Session:
+    def __init__(self, raw: bytes, keys: Keys, archive: bytes) -> None:
+        if raw[:8] != b"SBSESS\0\1" or hashlib.blake2b(raw[:-32], digest_size=32).digest() != raw[-32:]:
+            raise Unreadable("a session file is damaged")
+        self.inherit, self.count = struct.unpack_from("<QQ", raw, 8)
+        clear, sealed = raw[24 : 24 + CLEAR.size], raw[24 + CLEAR.size : 24 + 336]
+        magic, form, suite, _, of, self.volume_id, self.id, self.sequence, self.time, self.size, self.chunk = CLEAR.unpack(
+            clear
+        )
+        text = short_open(keys.records, sealed, clear)
+        if (magic, form, suite, of) != (b"SBRC", 1, 1, archive):
+            raise Unreadable("a record of another archive or format")
+        qube, volume, self.domain, self.root, _ = struct.unpack("<64s64s16s32s32s", text)
+        self.volume = f"{qube.rstrip(bytes(1)).decode('ascii')}/{volume.rstrip(bytes(1)).decode('ascii')}"
+        self.name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.time))
+        numbers = struct.unpack_from(f"<{self.count}Q", raw, 360)
+        ids = raw[360 + 8 * self.count :]
+        self.entries = {number: ids[32 * at : 32 * at + 32] for at, number in enumerate(numbers)}
+
+
+class Archive:
+    def __init__(self, folder: Path, secret: str | None) -> None:
+        self.folder, self.parameters = folder, tomllib.loads((folder / "archive.toml").read_text())
+        if (self.parameters["format"], self.parameters["suite"]) != (1, 1):
+            raise Unreadable("a format that this reader does not know")
+        self.id = bytes.fromhex(self.parameters["archive"])
+        open_key = self.parameters.get("key")
+        self.keys = Keys(bytes.fromhex(open_key) if open_key else master_key(self.parameters, secret or ""))
+
+    def volumes(self) -> dict[str, list[Session]]:
+        found: dict[str, list[Session]] = {}
+        for path in sorted((self.folder / "volumes").glob("*/*.session")):
+            session = Session(path.read_bytes(), self.keys, self.id)
+            found.setdefault(session.volume, []).append(session)
+        return {name: sorted(series, key=lambda session: session.sequence) for name, series in sorted(found.items())}
+
+    def places(self, wanted: set[bytes]) -> dict[bytes, list[tuple[Path, int, int]]]:
+        """Pack, offset and length of each chunk wanted, from the packs' indexes."""
+        found: dict[bytes, list[tuple[Path, int, int]]] = {}
+        for path in sorted((self.folder / "packs").glob("*/*.pack")):
+            with open(path, "rb") as file:
+                file.seek(-36, os.SEEK_END)
+                start, count = struct.unpack("<QI", file.read(12))
+                file.seek(start)
+                for _ in range(count):
+                    offset, length, chunk_id, _ = struct.unpack("<QI32s16s", file.read(60))
+                    if chunk_id in wanted:
+                        found.setdefault(chunk_id, []).append((path, offset, length))
+        return found
+
+    def assemble(self, series: list[Session], session: Session, output: Path) -> None:
+        image: dict[int, bytes] = {}
+        for older in series[: series.index(session) + 1]:
+            image = {number: chunk_id for number, chunk_id in image.items() if number < older.inherit} | older.entries
+        chunks = -(-session.size // session.chunk)
+        self.check_root(session, image, chunks)
+        wanted = {number: chunk_id for number, chunk_id in image.items() if chunk_id != ZERO and number < chunks}
+        places, id_key = self.places(set(wanted.values())), self.keys.sub(b"chunk ids", session.domain)
+        with open(output, "xb") as file:
+            file.truncate(session.size)
+            for number, chunk_id in sorted(wanted.items()):
+                chunk = self.chunk(chunk_id, places.get(chunk_id, []), id_key, session.chunk)
+                file.seek(number * session.chunk)
+                file.write(chunk[: session.size - number * session.chunk])
+
+    def check_root(self, session: Session, image: dict[int, bytes], chunks: int) -> None:
+        pages = []
+        for first in range(0, chunks, PAGE):
+            ids = b"".join(image.get(number, ZERO) if number < chunks else ZERO for number in range(first, first + PAGE))
+            pages.append(keyed(self.keys.root, ids, person=b"sparsebak page"))
+        sizes = struct.pack("<QI", session.size, session.chunk)
+        if keyed(self.keys.root, sizes, *pages, person=b"sparsebak root") != session.root:
+            raise Unreadable(f"{session.volume} {session.name}: its chunks are not those of its record")
+
+    def chunk(self, chunk_id: bytes, places: list[tuple[Path, int, int]], id_key: bytes, size: int) -> bytes:
+        """The chunk from the first place where it proves to be what its id says."""
+        for path, offset, length in places:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                sealed = file.read(length)
+            try:
+                key = AESGCM(derive(self.keys.sealing, b"stream", sealed[1:17]))
+                data = key.decrypt(sealed[17:29], sealed[29:], sealed[:1] + chunk_id)
+            except (InvalidTag, ValueError):
+                continue
+            if sealed[0] == 1:
+                if zstandard.frame_content_size(data) != size:
+                    continue
+                data = zstandard.ZstdDecompressor().decompress(data)
+            if len(data) == size and keyed(id_key, data) == chunk_id:
+                return data
+        raise Unreadable(f"chunk {chunk_id.hex()} is lost or damaged")
+
+
+def secret() -> str:
+    path = os.environ.get("SPARSEBAK_PASSPHRASE_FILE")
+    if path:
+        return Path(path).read_text().split("\n")[0]
+    return getpass.getpass("Passphrase or recovery key: ")
+
+
+def listing(archive: Archive) -> Iterator[str]:
+    for name, series in archive.volumes().items():
+        for session in series:
+            yield f"{name:40} {session.name}  {session.size:>16,} bytes"
+
+
+def main(arguments: list[str]) -> int:
+    if (len(arguments), arguments[1:2]) not in ((2, ["list"]), (5, ["assemble"])):
+        print(__doc__, file=sys.stderr)
+        return 2
+    folder = Path(arguments[0])
+    try:
+        sealed = "key" not in tomllib.loads((folder / "archive.toml").read_text())
+        archive = Archive(folder, secret() if sealed else None)
+        if arguments[1] == "list":
+            print("\n".join(listing(archive)))
+            return 0
+        _, _, name, wanted, output = arguments
+        series = archive.volumes().get(name, [])
+        session = next((one for one in reversed(series) if wanted in ("latest", one.name)), None)
+        if session is None:
+            raise Unreadable(f"{name} has no session {wanted}; see: list")
+        archive.assemble(series, session, Path(output))
+    except (OSError, Unreadable, InvalidTag, tomllib.TOMLDecodeError, KeyError, ValueError, struct.error) as error:
+        print(f"reader: {error or type(error).__name__}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+"""The second reader, written from docs/format.md alone, on every kind of archive."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive.prune import prune
+from dom0_agent.archives import Archives
+from tests.kit import GRAIN, PASSPHRASE, Site, change, fill
+from wire import slots
+
+READER = Path(__file__).parent.parent.parent / "docs/reader.py"
+
+
+def read(site: Site, folder: Path, *words: str, secret: bytes = PASSPHRASE) -> subprocess.CompletedProcess[str]:
+    file = site.root / "secret"
+    file.write_bytes(secret + b"\n")
+    environment = {"SPARSEBAK_PASSPHRASE_FILE": str(file), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, str(READER), str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=False)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("chunk_size", [64 << 10, 1 << 20])
+def test_every_session_of_every_kind_of_archive(tmp_path: Path, sealed: bool, chunk_size: int) -> None:
+    site = Site(tmp_path / "site", sealed=sealed, chunk_size=chunk_size, volumes=("work/private", "vault/root"))
+    rng = random.Random(chunk_size)
+    for name in site.volumes:
+        fill(site.image(name), 40 * GRAIN + 321)
+    contents: dict[str, list[bytes]] = {name: [] for name in site.volumes}
+    for _ in range(4):
+        site.backup()
+        for name in site.volumes:
+            contents[name].append(site.contents(name))
+            change(site.image(name), rng)
+    with site.open(True) as archive:
+        prune(archive, [series[1] for series in archive.sessions().values()])
+    (site.archive / "catalog.sqlite").unlink()
+    listed = [line.split()[:2] for line in read(site, site.archive, "list").stdout.splitlines()]
+    assert [name for name, _ in listed] == ["vault/root"] * 3 + ["work/private"] * 3
+    for at, (name, session) in enumerate(listed):
+        target = tmp_path / f"image-{at}"
+        done = read(site, site.archive, "assemble", name, session, str(target))
+        assert done.returncode == 0, done.stderr
+        assert target.read_bytes() == contents[name][(0, 2, 3)[at % 3]]
+
+
+def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backup_vm.agent import Agent
+    from backup_vm.archive.archive import create_archive
+    from backup_vm.archive.parameters import Parameters
+    from dom0_agent.config import load
+    from tests.kit import InProcess
+
+    monkeypatch.setattr(slots, "SCRYPT_LOG_N", 10)
+    _, recovery = Archives(load(site.config).state_dir).add("other", "backup-vm", 64 << 10, PASSPHRASE)
+    entry, found = Agent(InProcess(site.config)).enroll("other")
+    folder = site.root / "other"
+    create_archive(folder, Parameters(entry.archive, "other", entry.chunk_size, entry.created, tuple(found), None))
+    fill(site.image(), 10 * GRAIN)
+    site.backup(folder=folder)
+    text = slots.recovery_text(recovery or b"")
+    assert read(site, folder, "list", secret=text.lower().encode()).returncode == 0
+    wrong = text[:-1] + ("A" if text[-1] != "A" else "B")
+    for secret in (wrong.encode(), b"", b"guess"):
+        done = read(site, folder, "list", secret=secret)
+        assert done.returncode == 1 and "does not open" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_damage_is_noticed(site: Site) -> None:
+    site.image().write_bytes(random.Random(1).randbytes(10 * GRAIN))
+    site.backup()
+    pack = next(site.archive.rglob("*.pack"))
+    raw = bytearray(pack.read_bytes())
+    raw[GRAIN] ^= 1
+    pack.write_bytes(raw)
+    done = read(site, site.archive, "assemble", "work/private", "latest", str(site.root / "image"))
+    assert done.returncode == 1 and "lost or damaged" in done.stderr
+
+
+def test_it_shares_no_code_and_is_short() -> None:
+    text = READER.read_text()
+    assert len(text.splitlines()) < 300
+    packages = ("wire", "backup_vm", "dom0_agent")
+    assert not any(f"{word} {package}" in text for word in ("import", "from") for package in packages)
+
+
+def test_the_emergency_page_can_be_followed(site: Site, tmp_path: Path) -> None:
+    """The commands of docs/emergency.md as they stand, but for the archive's place and what needs root."""
+    fill(site.image(), 10 * GRAIN)
+    site.backup()
+    page = (READER.parent / "emergency.md").read_text()
+    blocks = [block.split("```")[0] for block in page.split("```sh\n")[1:]]
+    commands = [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if not line.startswith("sudo")]
+    start = "python3 reader.py /media/disk/laptop.sparsebak "
+    assert len(commands) == 2 and all(command.startswith(start) for command in commands)
+    (tmp_path / "reader.py").write_text(READER.read_text())
+    (tmp_path / "secret").write_bytes(PASSPHRASE)
+    for command in commands:
+        words = command.replace("/media/disk/laptop.sparsebak", str(site.archive)).split()
+        environment = {"SPARSEBAK_PASSPHRASE_FILE": str(tmp_path / "secret")}
+        subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "work.img").read_bytes() == site.contents()
