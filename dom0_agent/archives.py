@@ -3,6 +3,7 @@
 ``<state_dir>/archives/<archive id>/`` holds ``archive.json`` and ``key``, owner only.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wire import CHUNK_SIZES
-from wire.durable import make_directory, sync_directory, write_synced
+from wire.durable import make_directory, replace, sync_directory, write_synced
 from wire.frames import MODE_OPEN, MODE_SEALED
 from wire.sealing import KEY_SIZE, Keys
 from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, make_slot
@@ -113,6 +114,10 @@ class Archives:
         os.rename(temporary, directory)
         sync_directory(self._directory)
         return archive
+
+    def set_slots(self, archive: Archive, slots: tuple[bytes, ...]) -> None:
+        """Keep other key slots for an archive; the file's replacement is the commit point."""
+        replace(archive.directory / "archive.json", _dump(dataclasses.replace(archive, slots=slots)))
 
     def remove(self, archive: Archive) -> None:
         """Forget an archive and its key."""

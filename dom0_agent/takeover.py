@@ -15,13 +15,12 @@ from wire import CHUNK_SIZES
 from wire.frames import HEADER, HEADER_SIZE, KIND_ARCHIVE, KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
 from wire.records import RECORD_SIZE, Record, open_record
 from wire.sealing import SUITE, Keys, NotAuthentic
-from wire.slots import SLOT_SIZE, open_any
+from wire.slots import MAX_SLOTS, SLOT_SIZE, open_any
 from wire.status import Code, Refused
 from wire.stream import CutShort, read_exactly
 
 LIMIT = 4 << 20
 """Bytes of such a file, at most."""
-MAX_SLOTS = 16
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,11 @@ INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
 /bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox mkdir -p /dev/shm /run /var/lock /etc/lvm
-/bin/busybox mount -t tmpfs -o size=90% tmpfs /tmp
+/bin/busybox mkdir -p /dev/shm /run /var/lock /etc/lvm /scratch
+/bin/busybox mount -t tmpfs -o size=90% tmpfs /scratch
 for module in {modules}; do /bin/busybox modprobe $module; done
 echo 0 >/proc/sys/kernel/randomize_va_space
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LANG=C.UTF-8 SPARSEBAK_VM=1 PYTHONHASHSEED=0 {environ}
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/scratch TMPDIR=/scratch LANG=C.UTF-8 SPARSEBAK_VM=1 PYTHONHASHSEED=0 {environ}
 cd {root}
 {python} -m {arguments} </dev/null
 echo "sparsebak-vm: ended with $?"

@@ -18,6 +18,7 @@ _HEAD = c.Struct("kind" / c.Int8ul, "log_n" / c.Int8ul, "r" / c.Int8ul, "p" / c.
 _HEAD_SIZE: int = _HEAD.sizeof()
 SLOT_SIZE = _HEAD_SIZE + 16 + 12 + KEY_SIZE + 16
 RECOVERY_BYTES = 20
+MAX_SLOTS = 16
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 

@@ -1,4 +1,4 @@
-"""``sparsebak keys``: write down what a new dom0 needs to take the archive over: its parameters, key slots, newest records."""
+"""``sparsebak keys``: write down what a new dom0 needs to take the archive over, or take in key slots that dom0 changed."""
 
 import argparse
 from pathlib import Path
@@ -10,6 +10,7 @@ from backup_vm.cli.context import Context
 def add_to(commands: Any) -> None:
     """Declare the command."""
     keys = commands.add_parser("keys", help="write key slots and newest records to a file, for: sparsebak-agent keys import")
+    keys.add_argument("--refresh", action="store_true", help="take over what was changed in dom0 by: sparsebak-agent keys")
     keys.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     keys.set_defaults(run=run)
 
@@ -23,6 +24,8 @@ def run(options: argparse.Namespace) -> int:
     from wire.stream import send, write_frame
 
     context = Context(options)
+    if options.refresh:
+        return _refresh(context)
     with context.open() as archive:
         parameters, newest = archive.parameters, [series[-1] for series in archive.sessions().values()]
         entry = ArchiveEntry(
@@ -41,4 +44,19 @@ def run(options: argparse.Namespace) -> int:
                 write_frame(out, KIND_SLOT, slot)
             for session in newest:
                 write_frame(out, KIND_RECORD, session.record)
+    return 0
+
+
+def _refresh(context: Context) -> int:
+    from dataclasses import replace
+
+    from backup_vm.archive.storage import LocalStorage
+    from backup_vm.errors import AgentError
+
+    with context.open(writing=True) as archive:
+        entry, slots = context.agent(archive).enroll(archive.parameters.label)
+        if entry.archive != archive.parameters.archive:
+            raise AgentError(f"dom0 knows another archive as {entry.label}", "see in dom0: sparsebak-agent archive list")
+        replace(archive.parameters, slots=tuple(slots)).save(LocalStorage(context.archive_path()))
+    context.say(f"The archive has {len(slots)} key slots now.")
     return 0

@@ -45,21 +45,27 @@ def _add(options: argparse.Namespace) -> int:
         raise UserError(f"there is an archive labelled {label} already; choose another label")
     if options.open and options.passphrase_file:
         raise UserError("an open archive has its key beside it and takes no passphrase; leave --open or --passphrase-file out")
-    passphrase = None if options.open else _passphrase(options.passphrase_file)
+    passphrase = None if options.open else new_passphrase(options.passphrase_file)
     archive, recovery = archives.add(label, caller, _UNITS[options.chunk_size], passphrase)
     printed = recovery_text(recovery) if recovery else None
     if options.json:
         print(json.dumps({"label": label, "id": archive.id.hex(), "recovery_key": printed}))
         return 0
     print(f"Archive {label} ({archive.id.hex()}), {'sealed' if recovery else 'open'}, for {caller}.")
-    if printed:
-        print("\nRecovery key. Write it down and keep it away from this machine; it opens the archive without the")
-        print(f"passphrase, and is not shown again:\n\n    {printed}\n")
+    if recovery:
+        print_recovery(recovery)
     print(f"In {caller}, run: sparsebak init DIR --label {label}")
     return 0
 
 
-def _passphrase(path: Path | None) -> bytes:
+def print_recovery(recovery: bytes) -> None:
+    """Show a recovery key, once."""
+    print("\nRecovery key. Write it down and keep it away from this machine; it opens the archive without the")
+    print(f"passphrase, and is not shown again:\n\n    {recovery_text(recovery)}\n")
+
+
+def new_passphrase(path: Path | None) -> bytes:
+    """A new passphrase, from a file or typed twice."""
     if path is not None:
         return read_secret(path)
     first = ask_secret("Passphrase for the archive: ")

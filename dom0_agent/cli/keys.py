@@ -1,31 +1,120 @@
-"""``sparsebak-agent keys import``: take over an archive that another dom0 made, with its passphrase or recovery key."""
+"""``sparsebak-agent keys``: passphrases and recovery key of an archive, and taking one over that another dom0 made.
+
+The master key lies in dom0, so that no old passphrase is needed; changing a slot rewrites no data. The archive's own copy
+of the slots is brought up to date in the backup VM by ``sparsebak keys --refresh``.
+"""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
-from dom0_agent.archives import Archives
+from dom0_agent.archives import Archive, Archives
 from dom0_agent.cli import UserError
-from dom0_agent.cli.archive import ask_secret, read_secret
+from dom0_agent.cli.archive import ask_secret, new_passphrase, print_recovery, read_secret
 from dom0_agent.config import load
 from dom0_agent.takeover import read, take_over, unlock
 from wire.frames import MODE_OPEN
 from wire.names import parse_name
+from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, MAX_SLOTS, RECOVERY_BYTES, make_slot
+
+_KINDS = {KIND_PASSPHRASE: "passphrase", KIND_RECOVERY: "recovery key"}
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    keys = commands.add_parser("keys", help="take over an archive from another dom0")
+    keys = commands.add_parser("keys", help="passphrases and recovery key of an archive; take over one from another dom0")
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
-    take = actions.add_parser("import", help="from a file that 'sparsebak keys' wrote in the backup VM")
+    for name, run, text in (
+        ("list", _list, "show the key slots"),
+        ("add", _add, "one more passphrase"),
+        ("change", _change, "another passphrase in the place of one"),
+        ("remove", _remove, "remove a slot"),
+        ("show-recovery", _recovery, "make a new recovery key in the place of the old one, and show it"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("label", metavar="LABEL")
+        if name in ("change", "remove"):
+            action.add_argument("--slot", type=int, required=name == "remove", metavar="N", help="as shown by: keys list")
+        if name in ("add", "change"):
+            action.add_argument("--passphrase-file", type=Path, metavar="F", help="the new passphrase, in a file's first line")
+        action.set_defaults(run=run)
+    take = actions.add_parser("import", help="take over an archive, from a file that 'sparsebak keys' wrote in the backup VM")
     take.add_argument("label", metavar="LABEL")
     take.add_argument("file", type=Path, metavar="FILE")
     take.add_argument("--caller", required=True, metavar="NAME", help="the backup VM that may use the archive")
     take.add_argument("--passphrase-file", type=Path, metavar="F", help="passphrase or recovery key, in a file's first line")
-    take.set_defaults(run=_run)
+    take.set_defaults(run=_import)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _sealed(options: argparse.Namespace) -> tuple[Archives, Archive]:
+    archives = Archives(load(options.config).state_dir)
+    archive = archives.by_label(parse_name(options.label, "label"))
+    if archive is None:
+        raise UserError(f"no archive is labelled {options.label}; see: sparsebak-agent archive list")
+    if archive.mode == MODE_OPEN:
+        raise UserError(
+            f"{options.label} is open: its key has lain in the archive, readable, and sealing it now would not call it back; "
+            "make a new archive without --open"
+        )
+    return archives, archive
+
+
+def _list(options: argparse.Namespace) -> int:
+    for number, slot in enumerate(_sealed(options)[1].slots):
+        print(f"{number}: {_KINDS.get(slot[0], 'unknown')}")
+    return 0
+
+
+def _keep(options: argparse.Namespace, archives: Archives, archive: Archive, slots: list[bytes]) -> int:
+    if len(slots) > MAX_SLOTS:
+        raise UserError(f"an archive has at most {MAX_SLOTS} key slots; remove one first")
+    archives.set_slots(archive, tuple(slots))
+    print(f"Key slots of {options.label}: {len(slots)}. In {archive.caller}, run: sparsebak keys --refresh")
+    return 0
+
+
+def _new(options: argparse.Namespace, archive: Archive) -> bytes:
+    return make_slot(KIND_PASSPHRASE, new_passphrase(options.passphrase_file), archive.master(), archive.id)
+
+
+def _add(options: argparse.Namespace) -> int:
+    archives, archive = _sealed(options)
+    return _keep(options, archives, archive, [*archive.slots, _new(options, archive)])
+
+
+def _change(options: argparse.Namespace) -> int:
+    archives, archive = _sealed(options)
+    passphrases = [number for number, slot in enumerate(archive.slots) if slot[0] == KIND_PASSPHRASE]
+    if options.slot is None and len(passphrases) > 1:
+        raise UserError(f"{options.label} has {len(passphrases)} passphrases; say which with --slot N, see: keys list")
+    number = options.slot if options.slot is not None else next(iter(passphrases), -1)
+    if number not in passphrases:
+        raise UserError(f"slot {number} of {options.label} is no passphrase; see: sparsebak-agent keys list {options.label}")
+    slots = list(archive.slots)
+    slots[number] = _new(options, archive)
+    return _keep(options, archives, archive, slots)
+
+
+def _remove(options: argparse.Namespace) -> int:
+    archives, archive = _sealed(options)
+    if not 0 <= options.slot < len(archive.slots):
+        raise UserError(f"{options.label} has no slot {options.slot}; see: sparsebak-agent keys list {options.label}")
+    if len(archive.slots) == 1:
+        raise UserError("this is the last slot; without it nobody could open the archive if this machine were lost")
+    return _keep(options, archives, archive, [s for n, s in enumerate(archive.slots) if n != options.slot])
+
+
+def _recovery(options: argparse.Namespace) -> int:
+    archives, archive = _sealed(options)
+    secret = os.urandom(RECOVERY_BYTES)
+    slot = make_slot(KIND_RECOVERY, secret, archive.master(), archive.id)
+    _keep(options, archives, archive, [*(s for s in archive.slots if s[0] != KIND_RECOVERY), slot])
+    print_recovery(secret)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
     state_dir = load(options.config).state_dir
     label, caller = parse_name(options.label, "label"), parse_name(options.caller, "caller")
     if Archives(state_dir).by_label(label) is not None:
