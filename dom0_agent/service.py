@@ -3,6 +3,7 @@
 import importlib
 import os
 import resource
+import select
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from dom0_agent.catalog import open_catalog
 from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load, recall
 from dom0_agent.log import ERROR, INFO, WARNING, log
 from dom0_agent.state import Store
-from wire.frames import Layout, Request, Status
+from wire.frames import REQUEST_KNOWN, Layout, Request, Status
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, Writer, read_exactly, send
 
+PATIENCE = 300.0
+"""Seconds without a byte from the caller after which a call is given up."""
 SERVICES = ("List", "Enroll", "Monitor", "Snapshot", "Extract", "Commit", "Abort", "Verify", "Restore")
 
 
@@ -35,9 +38,12 @@ class Call:
     def request(self) -> Request:
         """Read the request every call begins with."""
         try:
-            return Request.parse(read_exactly(self.stdin, Request.length()))
+            request = Request.parse(read_exactly(self.stdin, Request.length()))
         except ValueError as error:
             raise Refused(Code.BAD_REQUEST, str(error)) from None
+        if request.flags & ~REQUEST_KNOWN:
+            raise Refused(Code.BAD_REQUEST, f"flags {request.flags:#x} are not all known")
+        return request
 
     def archives(self) -> Archives:
         """All archives; ``archive`` is for one that the caller names."""
@@ -69,6 +75,21 @@ class Call:
     def reply(self, message: Layout) -> None:
         """Write one frame."""
         send(self.stdout, message)
+
+
+class PatientReader:
+    """Standard input, given up when nothing comes for ``patience`` seconds: a silent caller must not hold a volume's lock."""
+
+    def __init__(self, fd: int, patience: float = PATIENCE) -> None:
+        self._fd, self._patience = fd, patience
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def read(self, size: int, /) -> bytes:
+        """See Reader."""
+        if not self._poll.poll(self._patience * 1000):
+            raise CutShort(f"the caller sent nothing for {self._patience:g} seconds")
+        return os.read(self._fd, size)
 
 
 def _caller(service: str, environ: Mapping[str, str]) -> tuple[str, str | None, str]:
@@ -134,5 +155,5 @@ def main(argv: list[str]) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no key in a core dump
     os.umask(0o077)
     config = Path(os.environ.get("SPARSEBAK_AGENT_CONFIG", DEFAULT_PATH))
-    with open(0, "rb", closefd=False) as stdin, open(1, "wb", closefd=False) as stdout:
-        return run(argv[0], os.environ, config, stdin, stdout)
+    with open(1, "wb", closefd=False) as stdout:
+        return run(argv[0], os.environ, config, PatientReader(0), stdout)

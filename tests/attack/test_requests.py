@@ -1,0 +1,175 @@
+"""Requests of every wrong kind, in any number and at any speed."""
+
+import os
+import random
+import resource
+import threading
+import time
+
+import pytest
+
+from dom0_agent import service
+from tests.attack.kit import Attacker
+from wire.frames import Request
+from wire.status import Code
+
+NAMES = [
+    "../..",
+    "..",
+    ".",
+    "-rf",
+    "--config",
+    "a/b",
+    "a b",
+    "",
+    "x" * 64,
+    "\x1b[31m",
+    "a\nb",
+    "\u202egnp",
+    "w\u00f6rk",
+    "a\0b",
+    "a+b",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names(attacker: Attacker, name: str) -> None:
+    for called in service.SERVICES:
+        request = attacker.request(bytes(16))
+        if name and (called != "Restore" or "+" not in name):
+            attacker.refused(lambda c=called, r=request: attacker.call(c, r, "work", name), Code.BAD_REQUEST)
+        if name != "dom0":
+            attacker.refused(lambda c=called, r=request: attacker.call(c, r, name), Code.BAD_REQUEST, Code.NO_VOLUME)
+
+
+@pytest.mark.parametrize("called", service.SERVICES)
+def test_requests_of_every_wrong_length(attacker: Attacker, called: str) -> None:
+    request = attacker.request()
+    for length in range(len(request)):
+        assert attacker.call(called, request[:length]).code == Code.BAD_REQUEST
+    before = attacker.everything()
+    for at in range(8):
+        wrong = request[:at] + bytes([request[at] ^ 0x40]) + request[at + 1 :]
+        assert attacker.call(called, wrong).code == Code.BAD_REQUEST
+    assert attacker.everything() == before
+
+
+@pytest.mark.parametrize("number", [1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, (1 << 64) - 1])
+def test_numbers_near_the_limits(attacker: Attacker, number: int) -> None:
+    for called in ("Extract", "Commit", "Abort", "Restore", "Verify"):
+        request = Request(archive=attacker.archive_id(), session=os.urandom(16), number=number, time=number).build()
+        attacker.refused(lambda c=called, r=request: attacker.call(c, r), Code.NO_SESSION, Code.BAD_REQUEST)
+    assert attacker.call("Snapshot", Request(archive=attacker.archive_id(), number=number, time=number).build()).code == Code.OK
+    site = attacker.site
+    site.backup()  # a lie about sequence or time costs the liar a full session, and nobody anything else
+    assert list(site.images().values())[-1] == site.contents()
+    site.verify_all()
+
+
+def test_commit_of_what_was_never_sent_and_a_session_used_again(attacker: Attacker) -> None:
+    with attacker.site.open() as archive:
+        newest = archive.newest(attacker.site.listed(archive)[0].volume_id.hex())
+    assert newest is not None
+    attacker.refused(lambda: attacker.call("Commit", attacker.request(os.urandom(16))), Code.NO_SESSION)
+    assert attacker.call("Commit", attacker.request(newest.clear.session)).code == Code.OK  # said already: nothing happens
+    assert attacker.call("Snapshot", attacker.request(newest.clear.session, newest.clear.sequence)).code == Code.OK
+    attacker.refused(lambda: attacker.call("Extract", attacker.request(newest.clear.session)), Code.NO_SESSION)
+    attacker.refused(lambda: attacker.call("Abort", attacker.request(newest.clear.session)), Code.NO_SESSION)
+
+
+def test_a_flood_of_snapshots_holds_one(attacker: Attacker) -> None:
+    for number in range(60):
+        assert attacker.call("Snapshot", attacker.request(os.urandom(16), number)).code == Code.OK
+    assert len(attacker.site.snapshots()) == 1
+    attacker.site.backup()
+    assert len(attacker.site.snapshots()) == 1
+
+
+def test_hundreds_of_calls_at_once(attacker: Attacker) -> None:
+    """Each is answered; what they leave is what a few calls one after another would."""
+    codes: list[int] = []
+
+    def one(seed: int) -> None:
+        rng = random.Random(seed)
+        called = rng.choice(["List", "Snapshot", "Commit", "Abort", "Monitor", "Extract", "Verify"])
+        codes.append(attacker.call(called, attacker.request(rng.randbytes(16)) + rng.randbytes(400)).code)
+
+    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(codes) == 200 and Code.INTERNAL not in codes
+    assert len(attacker.site.snapshots()) <= 2  # the base, and a pending session's
+    attacker.site.backup()
+    assert list(attacker.site.images().values())[-1] == attacker.site.contents()
+    attacker.site.verify_all()
+
+
+def test_abort_and_commit_during_extract(attacker: Attacker) -> None:
+    with attacker.site.open() as archive:
+        agent, entry = attacker.site.agent(archive), attacker.site.listed(archive)[0]
+        offer = agent.snapshot("work", "private", entry.session, 3, 0)
+        with agent.extract("work", "private", offer.session, 0) as reply:
+            frames = reply.frames()
+            first = next(frames, None)
+            for called in ("Abort", "Commit"):
+                status = attacker.call(called, attacker.request(offer.session))
+                assert status.code in (Code.BUSY, Code.OK, Code.INCOMPLETE, Code.NO_SESSION)
+            assert first is not None
+            for _ in frames:
+                pass
+    attacker.site.backup()
+    assert list(attacker.site.images().values())[-1] == attacker.site.contents()
+
+
+class Endless:
+    """Sends a request, then bytes without end."""
+
+    def __init__(self, head: bytes) -> None:
+        self.head, self.sent = head, 0
+
+    def read(self, size: int, /) -> bytes:
+        part, self.head = self.head[:size], self.head[size:]
+        part += bytes(size - len(part))
+        self.sent += size
+        return part
+
+
+@pytest.mark.parametrize("called", ["Restore", "Verify", "Extract", "Commit", "Snapshot"])
+def test_a_sender_that_never_ends(attacker: Attacker, called: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sender = Endless(attacker.request(os.urandom(16)))
+    status = attacker.call(called, sender)
+    assert sender.sent < 1 << 20 and (status.code != Code.OK or called == "Snapshot")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10
+
+
+def test_a_sender_that_falls_silent_is_given_up(attacker: Attacker) -> None:
+    read, write = os.pipe()
+    try:
+        start = time.monotonic()
+        stdin = service.PatientReader(read, patience=0.3)
+        os.write(write, attacker.request() + attacker.stream().to_bytes()[:5000])
+        attacker.refused(lambda: attacker.call("Restore", stdin), Code.BAD_REQUEST)
+        assert 0.2 < time.monotonic() - start < 10
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_a_slow_sender_is_waited_for(attacker: Attacker) -> None:
+    read, write = os.pipe()
+    raw = attacker.request() + attacker.stream().to_bytes()
+
+    def send() -> None:
+        for at in range(0, len(raw), len(raw) // 20 + 1):
+            os.write(write, raw[at : at + len(raw) // 20 + 1])
+            time.sleep(0.02)
+        os.close(write)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert attacker.call("Restore", service.PatientReader(read, patience=5)).code == Code.OK
+    thread.join()
+    os.close(read)
