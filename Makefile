@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm demo lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
+.PHONY: test test-lvm demo fuzz lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
@@ -26,6 +26,10 @@ bench: setup packages
 
 bench-lvm: setup packages
 	$(VENV)/bin/python tools/lvm_vm.py -m bench.lvm
+
+# Fuzzes every parser for ten minutes each; FUZZ="TARGET --seconds N" for one.
+fuzz: setup
+	$(VENV)/bin/python -m tests.fuzz $(FUZZ)
 
 lint: setup
 	$(VENV)/bin/ruff check --fix .

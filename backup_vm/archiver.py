@@ -61,8 +61,15 @@ class Report:
 class Archiver:
     """One run over an archive that is open for writing."""
 
-    def __init__(self, archive: Archive, agent: Agent, progress: Progress, ignore_free_space: bool = False) -> None:
-        self._archive, self._agent, self._progress = archive, agent, progress
+    def __init__(
+        self,
+        archive: Archive,
+        agent: Agent,
+        progress: Progress,
+        ignore_free_space: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._archive, self._agent, self._progress, self._warn = archive, agent, progress, warn
         self._ignore_free_space = ignore_free_space
         self._interrupts = Interrupts()
         self._partials: list[Partial] = []
@@ -87,6 +94,7 @@ class Archiver:
         return self.report
 
     def _run(self, store: Store, volumes: list[VolumeEntry]) -> None:
+        self._notice_rollback(volumes)
         self._archive.catalog.set_meta("sweep", "backup")
         self._ahead("Snapshot", volumes[0])
         offers = self._finish_interrupted(store, volumes)
@@ -94,6 +102,16 @@ class Archiver:
         self._check_space(volumes, offers)
         self._extract_all(store, volumes, offers)
         self._archive.catalog.set_meta("sweep", None)
+
+    def _notice_rollback(self, volumes: list[VolumeEntry]) -> None:
+        """Say, before anything is written, of which volumes the archive lacks the newest session that dom0 knows."""
+        for volume in volumes:
+            newest = self._archive.newest(volume.volume_id.hex())
+            if volume.session != bytes(16) and (newest is None or newest.clear.time < volume.time):
+                self._warn(
+                    f"the archive lacks session {session_name(volume.time)} of {volume.qube}/{volume.volume}, which dom0 "
+                    "knows: it was removed, or an old copy of the archive was put back; everything is compared anew"
+                )
 
     def _try(self, volume: VolumeEntry, action: Callable[[], None]) -> None:
         try:
@@ -163,7 +181,8 @@ class Archiver:
         time = max((offer.time for offer in offers.values()), default=self._new_time(volumes))
         failed = {name for name, _ in self.report.failed}
         due = [v for v in volumes if v.volume_id not in offers and f"{v.qube}/{v.volume}" not in failed]
-        for volume, following in zip(due, [*due[1:], None], strict=True):
+        for at, volume in enumerate(due):
+            following = due[at + 1] if at + 1 < len(due) else None
             self._ahead("Snapshot" if following else "Extract", following or volumes[0])
 
             def take(volume: VolumeEntry = volume, time: int = time) -> None:

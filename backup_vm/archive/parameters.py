@@ -77,7 +77,13 @@ def load(storage: LocalStorage) -> Parameters:
     if check != f'"{_digest(body)}"\n'.encode():
         hint = "restore this file from a copy; dom0 gives its contents again by: sparsebak init --repair"
         raise DamagedError(f"{storage.path(NAME)} is damaged: its checksum is wrong", hint)
-    fields: dict[str, Any] = tomllib.loads(body.decode())
+    try:
+        return _parse(storage, tomllib.loads(body.decode()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # whoever writes a disk can write a checksum
+        raise DamagedError(f"{storage.path(NAME)} makes no sense: {error}") from None
+
+
+def _parse(storage: LocalStorage, fields: dict[str, Any]) -> Parameters:
     if fields["format"] != FORMAT or fields["suite"] != SUITE:
         raise NoArchiveError(
             f"{storage.path(NAME)}: format {fields['format']}, suite {fields['suite']}; this version knows {FORMAT}, {SUITE}",

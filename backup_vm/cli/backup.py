@@ -48,7 +48,7 @@ def _run(context: Context, agent: "Agent") -> int:
         if options.dry_run:
             return _preview(context, chosen)
         progress = progress_for("backup", context.quiet or context.json)
-        report = Archiver(archive, agent, progress, options.ignore_free_space).run(chosen)
+        report = Archiver(archive, agent, progress, options.ignore_free_space, context.warn).run(chosen)
     _tell(context, report)
     return _exit(report)
 

@@ -1,6 +1,8 @@
 """``sparsebak-agent status``: for each volume and archive the last session, what changed since, and what snapshots hold."""
 
 import argparse
+import base64
+import hashlib
 import json
 import time
 from typing import Any
@@ -10,7 +12,7 @@ from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.rotation import changed_since
 from dom0_agent.sources import Source, Sources
-from dom0_agent.state import Store
+from dom0_agent.state import Store, known_volumes
 from wire.names import session_name
 from wire.status import Refused
 
@@ -18,6 +20,7 @@ from wire.status import Refused
 def add_to(commands: Any) -> None:
     """Declare the command."""
     status = commands.add_parser("status", help="show what is followed, and how far behind its archives are")
+    status.add_argument("--head", action="store_true", help="a short fingerprint of each archive's newest state, to write down")
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_run)
 
@@ -25,6 +28,8 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     labels = {archive.id.hex(): archive.label for archive in Archives(config.state_dir)}
+    if options.head:
+        return _heads(config, labels)
     volumes, sources = list(open_catalog(config).volumes()), Sources(config.state_dir)
     with sources.together(volumes):
         found = [_volume(config, volume, sources.open(volume), labels) for volume in volumes]
@@ -37,6 +42,21 @@ def _run(options: argparse.Namespace) -> int:
             last = f"last session {archive['session']}" if archive["session"] else "no session yet"
             pending = ", a session pending" if archive["pending"] else ""
             print(f"    {archive['label']}: {last}, changed since: {_mib(archive['changed'])}{pending}")
+    return 0
+
+
+def _heads(config: Config, labels: dict[str, str]) -> int:
+    """Of what dom0 knows as newest: who takes the archive over elsewhere sees whether it is all there and no older."""
+    for key, label in labels.items():
+        digest, count, newest = hashlib.blake2b(digest_size=10), 0, 0
+        for qube, name in known_volumes(config.state_dir):
+            follow = Store(config.state_dir, qube, name).load().follows.get(key)
+            if follow is not None and follow.committed is not None:
+                digest.update(f"{qube}/{name}\0{follow.committed.digest}\0".encode())
+                count, newest = count + 1, max(newest, follow.committed.time)
+        letters = base64.b32encode(digest.digest()).decode()
+        groups = "-".join(letters[at : at + 4] for at in range(0, len(letters), 4))
+        print(f"{label}: {groups}  {count} volumes, newest session {session_name(newest) if count else 'none'}")
     return 0
 
 

@@ -71,8 +71,13 @@ def test_without_qubes_too(site: Site, tmp_path: Path, sealed: bool, capsys: pyt
     fill(site.image(), 300_000)
     site.backup()
     file = keys_file(site)
+    assert agent_cli.main(["--config", str(site.config), "status", "--head"]) == 0
+    head = capsys.readouterr().out.split()[1]
     shutil.rmtree(site.state)
     assert take_over(site, file) == 0
+    capsys.readouterr()
+    assert agent_cli.main(["--config", str(site.config), "status", "--head"]) == 0
+    assert capsys.readouterr().out.split()[1] == head  # what was written down on the old machine
     assert site.backup().done[0].stored == 0
     site.verify_all()
 

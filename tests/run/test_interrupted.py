@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 
 import pytest
 
@@ -182,3 +183,46 @@ def test_a_prepared_call_that_is_not_made_is_ended(site: Site) -> None:
     fill(site.image(), SIZE)
     site.backup()
     assert len(site.snapshots()) == 1
+
+
+def test_a_volume_that_failed_to_be_gone_on_with_does_not_stop_the_run(site: Site) -> None:
+    """The only volume fails while an interrupted session is being finished: an error, no crash."""
+    site.image().write_bytes(os.urandom(SIZE))
+    with pytest.raises(KeyboardInterrupt):
+        run(site, CutOff(20))
+    state = next(site.state.rglob("state.json"))
+    whole = state.read_bytes()
+    os.chmod(state.parent, 0o700)
+    with site.open(True) as archive:
+        agent = site.agent(archive)
+        listed = agent.list()
+        state.write_bytes(b"{")
+        report = Archiver(archive, agent, Progress()).run(listed)
+    assert [name for name, _ in report.failed] == ["work/private"] and not report.done
+    state.write_bytes(whole)
+    run(site, Progress())
+    assert list(site.images().values())[-1] == site.image().read_bytes()
+
+
+def test_an_archive_put_back_is_noticed_before_anything_is_written(site: Site) -> None:
+    site.image().write_bytes(os.urandom(SIZE))
+    site.backup()
+    copy = site.root / "copy"
+    shutil.copytree(site.archive, copy)
+    site.image().write_bytes(os.urandom(SIZE))
+    site.backup()
+    shutil.rmtree(site.archive)
+    copy.rename(site.archive)
+    said: list[tuple[str, int]] = []
+
+    def packs() -> int:
+        return len(list(site.archive.rglob("*.pack")))
+
+    before = packs()
+    with site.open(True) as archive:
+        agent = site.agent(archive)
+        archiver = Archiver(archive, agent, Progress(), warn=lambda text: said.append((text, packs())))
+        archiver.run(agent.list())
+        agent.close()
+    assert len(said) == 1 and "lacks session" in said[0][0] and said[0][1] == before
+    assert list(site.images().values())[-1] == site.image().read_bytes()

@@ -1,0 +1,210 @@
+"""What is fuzzed: every parser of bytes from the other side, in dom0 and in the archive's readers. One function a target.
+
+A target takes bytes and raises nothing, except an error that its parser is documented to raise, which it swallows here.
+Seeds are real: a site is made, and what crosses and what is stored is taken from it.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from backup_vm.agent import Reply
+from backup_vm.archive import packs, parameters, partial, sessions
+from backup_vm.archive.storage import LocalStorage
+from backup_vm.errors import SparsebakError
+from backup_vm.transport import Connection
+from dom0_agent import takeover
+from dom0_agent.archives import Archives
+from dom0_agent.changed_map import ChangedMap
+from dom0_agent.config import load
+from dom0_agent.receiving import read_record, receive
+from dom0_agent.settings.document import Settings, from_bytes
+from dom0_agent.sources import thin_xml
+from tests.attack.kit import Attacker
+from tests.kit import GRAIN, PASSPHRASE, Site
+from wire import frames
+from wire.names import BadName, parse_volume_name
+from wire.slots import BadRecoveryKey, parse_recovery
+from wire.status import Refused
+
+Target = Callable[[bytes], None]
+
+
+@dataclass(frozen=True)
+class World:
+    """A small site with one session, made once a process."""
+
+    site: Site
+    attacker: Attacker
+    scratch: LocalStorage
+
+
+@cache
+def world() -> World:
+    root = Path(tempfile.mkdtemp(prefix="sparsebak-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    site = Site(root / "site")
+    site.image().write_bytes(b"some contents " * 10_000 + os.urandom(2 * GRAIN))
+    site.backup()
+    (root / "scratch/x").mkdir(parents=True)
+    return World(site, Attacker(site), LocalStorage(root / "scratch"))
+
+
+def request(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        frames.Request.parse(data)
+
+
+def restore_stream(data: bytes) -> None:
+    """A whole Restore, without a volume to write to."""
+    (archive,) = Archives(load(world().site.config).state_dir)
+    stream = io.BytesIO(data)
+    with contextlib.suppress(Refused, EOFError):
+        receive(stream, archive, read_record(stream, archive), None, 1)
+
+
+def keys_file(data: bytes) -> None:
+    path = world().site.root / "keys"
+    path.write_bytes(data)
+    with contextlib.suppress(Refused):
+        takeover.read(path)
+
+
+def settings(data: bytes) -> None:
+    with contextlib.suppress(Refused):
+        from_bytes(data).to_bytes()
+
+
+def changed_map(data: bytes) -> None:
+    found = ChangedMap.from_bytes(data)
+    if found is not None:
+        list(found.runs(2, 1 << 20))
+
+
+def thin_delta(data: bytes) -> None:
+    read, write = os.pipe()
+    os.write(write, data[:60_000])
+    os.close(write)
+    try:
+        with contextlib.suppress(Refused):
+            list(thin_xml.ranges(read, "thin_delta"))
+    finally:
+        os.close(read)
+
+
+def names(data: bytes) -> None:
+    with contextlib.suppress(BadName):
+        parse_volume_name(data.decode("utf-8", "replace"))
+    with contextlib.suppress(BadRecoveryKey):
+        parse_recovery(data.decode("utf-8", "replace"))
+
+
+class _Process:
+    def __init__(self, data: bytes) -> None:
+        self.stdout, self.stdin = io.BytesIO(data), None
+
+    def wait(self, timeout: float | None = None) -> int:
+        return 1
+
+
+def reply(data: bytes) -> None:
+    """What the manager reads from an agent."""
+    answer = Reply("fuzz", Connection(_Process(data), io.BytesIO()), 1 << 16)  # type: ignore[arg-type]
+    kinds = {kind.KIND: kind for kind in (frames.VolumeEntry, frames.ArchiveEntry, frames.Offer, frames.Monitored)}
+    with contextlib.suppress(SparsebakError, ValueError):
+        for kind, payload in answer.frames():
+            if kind in kinds:
+                kinds[kind].parse(payload)
+
+
+def archive_toml(data: bytes) -> None:
+    """With its checksum made right: a disk can do that, too."""
+    body = data.rpartition(b"checksum = ")[0] or data
+    digest = hashlib.blake2b(body, digest_size=16).hexdigest()
+    _scratch("archive.toml", body + f'checksum = "{digest}"\n'.encode())
+    with contextlib.suppress(SparsebakError):
+        parameters.load(world().scratch)
+
+
+def session(data: bytes) -> None:
+    body = data[:-32]
+    name = "x/0000000001-00000000000000000000000000000000.session"
+    _scratch(name, body + hashlib.blake2b(body, digest_size=32).digest())
+    with contextlib.suppress(SparsebakError):
+        found = sessions.load(world().scratch, name)
+        sessions.check(world().scratch, found)
+        sessions.columns(world().scratch, found)
+
+
+def pack(data: bytes) -> None:
+    _scratch("x/0.pack", data)
+    with contextlib.suppress(SparsebakError):
+        packs.read_index(world().scratch, "x/0.pack", world().attacker.archive_id())
+    with contextlib.suppress(SparsebakError):
+        list(packs.scan(world().scratch, "x/0.pack", GRAIN))
+
+
+def partial_session(data: bytes) -> None:
+    _scratch("x/0.partial", data)
+    with contextlib.suppress(SparsebakError):
+        found = partial.Partial.load(world().scratch, "x/0.partial")
+        if found is not None:
+            list(found.ids())
+            found.close()
+
+
+def _scratch(name: str, data: bytes) -> None:
+    world().scratch.path(name).write_bytes(data)
+
+
+_DOM0 = (request, restore_stream, keys_file, settings, changed_map, thin_delta, names)
+_VM = (reply, archive_toml, session, pack, partial_session)
+TARGETS: dict[str, Target] = {target.__name__: target for target in (*_DOM0, *_VM)}
+
+
+def seeds(name: str) -> Iterable[bytes]:
+    """Real inputs of a target."""
+    site, attacker = world().site, world().attacker
+    found = {
+        "request": lambda: [attacker.request()],
+        "restore_stream": lambda: [attacker.stream().to_bytes(), attacker.stream().record],
+        "keys_file": lambda: [_keys_file(site)],
+        "settings": lambda: [Settings("work", "AppVM", "red", "fedora", None, {"memory": 400}, {"a": "1"}, ["t"]).to_bytes()],
+        "changed_map": lambda: [ChangedMap.everything(1 << 24).to_bytes()],
+        "thin_delta": lambda: [
+            b'<superblock data_block_size="128"><diff left="1" right="2"><same begin="0" length="9"/>'
+            b'<different begin="9" length="3"/></diff></superblock>',
+            b'<superblock data_block_size="128"><device dev_id="1"><single_mapping origin_block="3" data_block="9" time="0"/>'
+            b'<range_mapping origin_begin="4" data_begin="1" length="4" time="0"/></device></superblock>',
+        ],
+        "names": lambda: [b"work/private", b"AAAAA-BBBBB", PASSPHRASE],
+        "reply": lambda: [_reply(attacker)],
+        "archive_toml": lambda: [(site.archive / "archive.toml").read_bytes()],
+        "session": lambda: [path.read_bytes() for path in site.archive.rglob("*.session")],
+        "pack": lambda: [path.read_bytes() for path in site.archive.rglob("*.pack")],
+        "partial_session": lambda: [bytes(frames.Offer.length() + 100)],
+    }
+    return found[name]()
+
+
+def _keys_file(site: Site) -> bytes:
+    from backup_vm import cli
+
+    path = site.root / "real-keys"
+    path.unlink(missing_ok=True)
+    assert cli.main(["--archive", str(site.archive), "keys", "-o", str(path)]) == 0
+    return path.read_bytes()
+
+
+def _reply(attacker: Attacker) -> bytes:
+    from dom0_agent import service
+
+    environ = {"QREXEC_REMOTE_DOMAIN": "backup-vm", "QREXEC_REQUESTED_TARGET_TYPE": "keyword"}
+    out = io.BytesIO()
+    service.run("List", environ, attacker.site.config, io.BytesIO(attacker.request()), out)
+    return out.getvalue()
