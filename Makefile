@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm demo fuzz lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
+.PHONY: test test-lvm demo fuzz audit lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
@@ -30,6 +30,10 @@ bench-lvm: setup packages
 # Fuzzes every parser for ten minutes each; FUZZ="TARGET --seconds N" for one.
 fuzz: setup
 	$(VENV)/bin/python -m tests.fuzz $(FUZZ)
+
+# What runs in dom0, in lines of code by module.
+audit: setup
+	@$(VENV)/bin/python tools/audit.py
 
 lint: setup
 	$(VENV)/bin/ruff check --fix .

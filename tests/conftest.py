@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from tests.kit import Site
 
 CI = os.environ.get("CI") == "true"
-settings.register_profile("project", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
-settings.load_profile("project")
+if "SPARSEBAK_VM" not in os.environ:  # no test in the VM uses hypothesis, and importing it takes seconds there
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("project", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+    settings.load_profile("project")
 
 
 def cannot(reason: str) -> None:

