@@ -226,7 +226,7 @@ class LvmReplacement:
             self._pool.change("lvrename", self._pool.group, self._beside, self._name)
             return
         self._pool.change("lvconvert", "--merge", full)
-        if self._pool.find(self._beside) is not None:  # opened since: LVM merges at the next activation
+        if self._pool.named(self._beside):  # opened since: LVM merges at the next activation
             text = f"{self._pool.group}/{self._name} was opened meanwhile; the new contents are there once it was deactivated"
             raise Refused(Code.BUSY, text)
 

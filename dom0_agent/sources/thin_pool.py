@@ -99,6 +99,8 @@ class ThinPool:
             return
         try:
             self.change("lvremove", "--force", *(f"{self.group}/{name}" for name in doomed))
+            for name in doomed:
+                self.report.volumes().pop((self.group, name), None)
         except Refused as error:
             log(WARNING, f"{self.title}: cannot remove {', '.join(doomed)} yet: {error}")
 
