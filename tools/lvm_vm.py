@@ -28,8 +28,8 @@ LINKS = dict.fromkeys(("thin_delta", "thin_dump", "thin_restore", "thin_ls", "th
 }
 MODULES = ("crc32c-generic", "dm-thin-pool", "dm-snapshot", "loop", "ext4")
 SKIPPED = re.compile(
-    r"/(tests?|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pip|mypy|mypyc|setuptools|pkg_resources|virtme|numpy/f2py"
-    r"|config-\d[^/]*|site-packages/[^/]*mypyc[^/]*\.so|ruff[^/]*|torch[^/]*)(/|$)|\.(a|pyi|h|exe)$"
+    r"/(tests?|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pip|mypy|mypyc|setuptools|pkg_resources|_distutils_hack|wheel|atheris|numpy/f2py"
+    r"|config-\d[^/]*|site-packages/[^/]*mypyc[^/]*\.so|ruff[^/]*|torch[^/]*|[^/]*_with_fuzzer\.so|libclang_rt[^/]*)(/|$)|\.(a|pyi|h|exe)$"
 )
 MEMORY, CPUS, LIMIT = "6G", "2", 900.0
 DONE = re.compile(r"sparsebak-vm: ended with (\d+)")

@@ -67,8 +67,8 @@ def test_two_pools_in_one_go(lvm_site: Make, commands: list[str], capsys: pytest
     scribble(site.image(), rng, 6)
     assert cli.main(["--config", str(site.config), "status"]) == 0
     assert "work/private: 12.0 MiB, snapshot" in capsys.readouterr().out
-    site.backup()
-    for name in site.volumes:
+    site.backup("vault/private", "untrusted/private")
+    for name in ("vault/private", "untrusted/private"):
         assert list(site.images(name).values())[-1] == site.contents(name)
 
 
