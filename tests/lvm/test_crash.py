@@ -20,7 +20,8 @@ Make = Callable[..., LvmSite]
 @pytest.fixture
 def site(lvm_site: Make, monkeypatch: pytest.MonkeyPatch) -> LvmSite:
     """A site with one session."""
-    monkeypatch.setattr(thin_pool, "PATIENCE", 1.0)
+    monkeypatch.setattr(thin_pool, "PATIENCE", 0.3)
+    monkeypatch.setattr(thin_pool, "_POLL", 0.1)
     made = lvm_site(size=16 * MIB)
     scribble(made.image(), random.Random(1))
     made.backup()

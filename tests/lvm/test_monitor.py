@@ -76,7 +76,8 @@ def test_a_metadata_snapshot_left_over_is_released_and_anothers_is_not(
     lvm_site: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site = lvm_site()
-    monkeypatch.setattr(thin_pool, "PATIENCE", 1.0)
+    monkeypatch.setattr(thin_pool, "PATIENCE", 0.3)
+    monkeypatch.setattr(thin_pool, "_POLL", 0.1)
     scribble(site.image(), random.Random(1))
     site.backup()
     mark = site.state / "pools" / f"{site.group.name}+vm-pool"
