@@ -70,7 +70,10 @@ class Call:
             place = Store(self.config.state_dir, self.target or "dom0", parse_name(self.argument, "volume")).load().place
         except BadName as error:
             raise Refused(Code.BAD_REQUEST, str(error)) from None
-        return recall(place) if place is not None else self.volume()
+        try:
+            return self.volume() if place is None else recall(place)
+        except (KeyError, TypeError, ValueError):  # written by another version
+            return self.volume()
 
     def reply(self, message: Layout) -> None:
         """Write one frame."""
@@ -78,17 +81,21 @@ class Call:
 
 
 class PatientReader:
-    """Standard input, given up when nothing comes for ``patience`` seconds: a silent caller must not hold a volume's lock."""
+    """Standard input, given up when nothing comes for ``patience`` seconds: a silent caller must not hold a volume's lock.
+
+    For the first byte any time is taken: calls are started ahead, and nothing is held before the request is there.
+    """
 
     def __init__(self, fd: int, patience: float = PATIENCE) -> None:
-        self._fd, self._patience = fd, patience
+        self._fd, self._patience, self._begun = fd, patience, False
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
     def read(self, size: int, /) -> bytes:
         """See Reader."""
-        if not self._poll.poll(self._patience * 1000):
+        if not self._poll.poll(self._patience * 1000 if self._begun else None):
             raise CutShort(f"the caller sent nothing for {self._patience:g} seconds")
+        self._begun = True
         return os.read(self._fd, size)
 
 

@@ -173,3 +173,12 @@ def test_a_slow_sender_is_waited_for(attacker: Attacker) -> None:
     assert attacker.call("Restore", service.PatientReader(read, patience=5)).code == Code.OK
     thread.join()
     os.close(read)
+
+
+def test_a_call_that_is_started_ahead_may_wait_for_its_request(attacker: Attacker) -> None:
+    read, write = os.pipe()
+    thread = threading.Timer(0.6, lambda: (os.write(write, attacker.request()), os.close(write)))
+    thread.start()
+    assert attacker.call("List", service.PatientReader(read, patience=0.1), None, "").code == Code.OK
+    thread.join()
+    os.close(read)
