@@ -4,10 +4,12 @@ A target takes bytes and raises nothing, except an error that its parser is docu
 Seeds are real: a site is made, and what crosses and what is stored is taken from it.
 """
 
+import atexit
 import contextlib
 import hashlib
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -47,7 +49,8 @@ class World:
 
 @cache
 def world() -> World:
-    root = Path(tempfile.mkdtemp(prefix="sparsebak-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    root = Path(tempfile.mkdtemp(prefix="sparsebak-fuzz-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     site = Site(root / "site")
     site.image().write_bytes(b"some contents " * 10_000 + os.urandom(2 * GRAIN))
     site.backup()

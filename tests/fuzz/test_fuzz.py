@@ -1,6 +1,7 @@
 """A short run of every fuzz target, and every target on damaged copies of its real inputs."""
 
 import importlib.util
+import os
 import random
 import subprocess
 import sys
@@ -15,13 +16,14 @@ SECONDS = 3
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
-def test_a_short_run(name: str) -> None:
+def test_a_short_run(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
         if sys.version_info >= (3, 12):
             pytest.skip("atheris is not there for this version of Python")
         cannot("atheris is not installed")
     command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(SECONDS)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=False)
+    here, environment = Path(__file__).parent.parent.parent, {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     executed = next(line for line in done.stderr.splitlines() if "number_of_executed_units" in line)
     assert int(executed.split()[-1]) > 20, executed
