@@ -6,8 +6,9 @@ import sys
 import time
 from typing import Any
 
+from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
-from dom0_agent.config import load
+from dom0_agent.config import Config, Volume, load
 from dom0_agent.notify import notify
 from dom0_agent.state import Store
 from wire.names import session_name
@@ -26,10 +27,17 @@ def add_to(commands: Any) -> None:
     check.set_defaults(run=_run)
 
 
+def _expected(config: Config, caller: str) -> list[Volume]:
+    """The volumes that every backup VM is to back up: all but the backup VMs' own."""
+    callers = [caller] if caller else sorted({archive.caller for archive in Archives(config.state_dir)}) or [""]
+    listed = [{volume.name: volume for volume in open_catalog(config, one).volumes()} for one in callers]
+    return [volume for name, volume in listed[0].items() if all(name in others for others in listed)]
+
+
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     limit, late = time.time() - options.days * 86400, []
-    for volume in open_catalog(config, options.caller).volumes():
+    for volume in _expected(config, options.caller):
         follows = Store(config.state_dir, volume.qube, volume.volume).load().follows.values()
         newest = max((follow.committed.time for follow in follows if follow.committed), default=0)
         if newest < limit:
