@@ -68,6 +68,10 @@ class Archives:
             raise Refused(Code.NO_ARCHIVE, f"{caller} asked for archive {archive_id.hex()}, which it may not use")
         return archive
 
+    def by_id(self) -> dict[str, Archive]:
+        """All archives by id in hexadecimal, for recovery."""
+        return {archive.id.hex(): archive for archive in self}
+
     def by_label(self, label: str) -> Archive | None:
         """The archive with a label, or None."""
         return next((archive for archive in self if archive.label == label), None)

@@ -42,9 +42,10 @@ class Pool:
 class Volume:
     """A volume: qube and volume name, and ``vid``, its image's path relative to its pool, or its logical volume.
 
-    ``live``: where the data is while the qube runs, if elsewhere. ``files``: what ``dom0/config`` is made of.
-    ``domain``: 16 bytes; volumes of one domain share chunks
-    in an archive. ``managed``: qubesd keeps it, and new contents go through the Admin API."""
+    ``live``: where the data is while the qube runs, if elsewhere. ``files``: what ``dom0/config`` is made of. ``domain``: 16
+    bytes; volumes of one domain share chunks in an archive. ``managed``: qubesd keeps it, and new contents go through the
+    Admin API.
+    """
 
     qube: str
     volume: str
@@ -86,8 +87,8 @@ class QubesOptions:
     running: str = "live"
     settings: bool = True
     dom0_config: tuple[str, ...] = ("/etc/qubes", "/srv/salt", "/srv/pillar", "/home")
-    data_limit: int = 95
-    metadata_limit: int = 90
+    data_limit: int = Pool.data_limit
+    metadata_limit: int = Pool.metadata_limit
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,8 @@ def _qubes(entry: dict[str, Any]) -> QubesOptions:
         raise ValueError("[qubes] settings must be true or false")
     if relative := [text for text in _texts(entry, "dom0_config") if not PurePosixPath(text).is_absolute()]:
         raise ValueError(f"[qubes] dom0_config: {relative[0]!r} must be an absolute path")
-    limits = {key: _number(entry, key, getattr(QubesOptions, key), 1, 100) for key in ("data_limit", "metadata_limit")}
     options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    return QubesOptions(**options | limits)
+    return QubesOptions(**options | _limits(entry))
 
 
 def _texts(entry: dict[str, Any], key: str) -> list[str]:
@@ -185,8 +185,11 @@ def _pool(entry: dict[str, Any], base: Path) -> Pool:
     group, pool = _text(entry, "volume_group"), _text(entry, "thin_pool")
     if not (_lvm_name(group) and _lvm_name(pool)):
         raise ValueError(f"pool {name}: {group!r} and {pool!r} must be names of a volume group and a thin pool")
-    limits = {key: _number(entry, key, getattr(Pool, key), 1, 100) for key in ("data_limit", "metadata_limit")}
-    return Pool(name, driver, Path("/dev") / group, group, pool, **limits)
+    return Pool(name, driver, Path("/dev") / group, group, pool, **_limits(entry))
+
+
+def _limits(entry: dict[str, Any]) -> dict[str, int]:
+    return {key: _number(entry, key, getattr(Pool, key), 1, 100) for key in ("data_limit", "metadata_limit")}
 
 
 def _lvm_name(name: str) -> bool:

@@ -10,6 +10,10 @@ INFO: Final = 6
 
 def log(level: int, text: str) -> None:
     """Write one line with a syslog priority; control characters are escaped."""
-    clean = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     prefix = "" if sys.stderr.isatty() else f"<{level}>"
-    print(f"{prefix}sparsebak-agent: {clean}", file=sys.stderr, flush=True)
+    print(f"{prefix}sparsebak-agent: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with all that a terminal might obey escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

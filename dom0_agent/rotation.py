@@ -238,13 +238,11 @@ def apply_ids(store: Store, follow: Follow, archive: Archive, redo: Redo) -> Non
 
 
 @contextmanager
-def volume_rotation(
-    state_dir: Path, volume: Volume, archives: dict[str, Archive], sources: Sources | None = None
-) -> Iterator[Rotation]:
+def volume_rotation(state_dir: Path, volume: Volume, archives: dict[str, Archive]) -> Iterator[Rotation]:
     """Lock a volume, recover it, and yield the operations on it. ``archives`` by id in hexadecimal."""
     store = Store(state_dir, volume.qube, volume.volume)
     with store.locked() as state:
-        rotation = Rotation(store, state, (sources or Sources(state_dir)).open(volume))
+        rotation = Rotation(store, state, Sources(state_dir).open(volume))
         rotation.recover(archives)
         yield rotation
 

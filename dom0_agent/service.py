@@ -53,10 +53,6 @@ class Call:
         """The archive the request names, if the caller may use it."""
         return self.archives().for_caller(request.archive, self.caller)
 
-    def by_id(self) -> dict[str, Archive]:
-        """All archives by id in hexadecimal, for recovery."""
-        return {archive.id.hex(): archive for archive in self.archives()}
-
     def volume(self, restoring: bool = False) -> Volume:
         """The volume that target and argument name."""
         volume = open_catalog(self.config, self.caller).find(self.target or "dom0", self.argument, restoring)

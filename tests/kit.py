@@ -193,7 +193,7 @@ class Site:
 
     def monitor(self) -> list[Outcome]:
         config = load(self.config)
-        archives = {archive.id.hex(): archive for archive in Archives(config.state_dir)}
+        archives = Archives(config.state_dir).by_id()
         outcomes = list(monitor(config.state_dir, list(open_catalog(config).volumes()), archives))
         assert not [outcome.error for outcome in outcomes if outcome.error]
         return outcomes
@@ -242,6 +242,12 @@ def change(image: Path, rng: random.Random, resize: bool = True) -> None:
                 file.seek(at)
                 file.write(some_bytes(rng, min(size - at, rng.randrange(1, 4 * GRAIN))))
             file.flush()
+
+
+def truly_changed(old: bytes, new: bytes) -> set[int]:
+    """Grains, below the smaller size, whose bytes differ."""
+    size = min(len(old), len(new))
+    return {at // GRAIN for at in range(0, size, GRAIN) if old[at : min(at + GRAIN, size)] != new[at : min(at + GRAIN, size)]}
 
 
 def punch(fd: int, at: int, length: int) -> None:

@@ -55,6 +55,11 @@ def open_slot(untrusted_slot: bytes, kind: int, secret: bytes, archive: bytes) -
         return None
 
 
+def first_line(raw: bytes) -> bytes:
+    """The passphrase in a file's contents: both sides must read it alike, or what one seals the other cannot open."""
+    return raw.split(b"\n", 1)[0].rstrip(b"\r")
+
+
 def open_any(untrusted_slots: Iterable[bytes], secret: bytes, archive: bytes) -> bytes | None:
     """The master key from any of the slots, ``secret`` being a passphrase or a recovery key as printed; None if none opens."""
     secrets = [(KIND_PASSPHRASE, secret)]

@@ -148,7 +148,9 @@ def _settings(given: Path | None) -> dict[str, Any]:
 
 def read_passphrase(path: Path) -> bytes:
     """The first line of a file."""
-    passphrase = path.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+    from wire.slots import first_line
+
+    passphrase = first_line(path.read_bytes())
     if not passphrase:
         raise UsageError(f"{path}: the first line is empty; it must hold the passphrase")
     return passphrase

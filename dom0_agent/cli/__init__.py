@@ -16,6 +16,11 @@ class UserError(Exception):
     """A mistake that the user can mend; the text says what is wrong and what to do."""
 
 
+def mib(size: int) -> str:
+    """A number of bytes, for people."""
+    return f"{size / (1 << 20):,.1f} MiB"
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(

@@ -12,7 +12,7 @@ from dom0_agent.config import load
 from wire import CHUNK_SIZES, DEFAULT_CHUNK_SIZE
 from wire.frames import MODE_OPEN
 from wire.names import parse_name, session_name
-from wire.slots import recovery_text
+from wire.slots import first_line, recovery_text
 
 _UNITS = {f"{size >> 10}K": size for size in CHUNK_SIZES} | {f"{size >> 20}M": size for size in CHUNK_SIZES if size >> 20}
 
@@ -76,7 +76,7 @@ def new_passphrase(path: Path | None) -> bytes:
 
 def read_secret(path: Path) -> bytes:
     """A passphrase, the first line of a file."""
-    passphrase = path.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+    passphrase = first_line(path.read_bytes())
     if not passphrase:
         raise UserError(f"{path}: the first line is empty; it must hold the passphrase")
     return passphrase

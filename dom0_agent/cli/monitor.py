@@ -7,7 +7,7 @@ from typing import Any
 
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import Catalog, open_catalog
-from dom0_agent.cli import UserError
+from dom0_agent.cli import UserError, mib
 from dom0_agent.config import Volume, load
 from dom0_agent.monitoring import Outcome, monitor
 from wire.names import parse_name, parse_volume_name
@@ -25,7 +25,7 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
-    by_id = {archive.id.hex(): archive for archive in Archives(config.state_dir)}
+    by_id = Archives(config.state_dir).by_id()
     outcomes = []
     for outcome in monitor(config.state_dir, select(open_catalog(config), options.volumes), by_id):
         outcomes.append(outcome)
@@ -40,14 +40,14 @@ def _run(options: argparse.Namespace) -> int:
         changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
         busy = sum(outcome.busy for outcome in outcomes)
         skipped = f", {busy} busy and left for the next time" if busy else ""
-        print(f"{len(changed)} of {len(outcomes)} volumes followed, {sum(changed) / (1 << 20):,.1f} MiB changed{skipped}")
+        print(f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))} changed{skipped}")
     return 1 if any(outcome.error and not outcome.busy for outcome in outcomes) else 0
 
 
 def _words(outcome: Outcome) -> str:
     if outcome.busy:
         return "busy, left for the next time"
-    return "no archive has a session of it" if outcome.changed is None else f"{outcome.changed / (1 << 20):,.1f} MiB changed"
+    return "no archive has a session of it" if outcome.changed is None else f"{mib(outcome.changed)} changed"
 
 
 def select(catalog: Catalog, names: list[str]) -> list[Volume]:

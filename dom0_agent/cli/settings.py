@@ -9,6 +9,7 @@ from typing import Any
 
 from dom0_agent.cli import UserError
 from dom0_agent.config import load as load_config
+from dom0_agent.log import printable
 from dom0_agent.qubesd import asking
 from dom0_agent.settings import config_tar, restored
 from dom0_agent.settings.plan import GROUPS, Step, plan
@@ -52,18 +53,14 @@ def _run(options: argparse.Namespace) -> int:
     for step, error in restored.apply(steps, frozenset(options.also)):
         if error is not None:
             failures += 1
-            print(f"sparsebak-agent: {qube}: {step.what} could not be set: {_printable(error)}", file=sys.stderr)
+            print(f"sparsebak-agent: {qube}: {step.what} could not be set: {printable(error)}", file=sys.stderr)
     print(f"{len(due) - failures} of {len(due)} applied.")
     return 1 if failures else 0
 
 
 def _words(step: Step, named: bool) -> str:
     only = f"   (only with --also {step.group})" if step.group and not named else ""
-    return _printable(f"  {step.what}: {step.old or '-'} -> {step.new or '-'}") + only
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return printable(f"  {step.what}: {step.old or '-'} -> {step.new or '-'}") + only
 
 
 def _agreed(options: argparse.Namespace, question: str) -> bool:
@@ -77,26 +74,26 @@ def _agreed(options: argparse.Namespace, question: str) -> bool:
 def _dom0(options: argparse.Namespace, archive: Path) -> int:
     if not archive.is_file():
         raise UserError("no configuration of dom0 was restored; in the backup qube: sparsebak restore dom0/config")
-    files = {f"/{member.name}": member for member in config_tar.members(archive) if member.isreg()}
-    differing = [name for name in files if _current(name) != config_tar.read(archive, name)]
     if not options.paths:
+        differing = dict.fromkeys(name for name, _, new in config_tar.files(archive) if _current(name) != new)
         for name in differing:
-            print(_printable(f"  {name}: {'differs' if os.path.lexists(name) else 'is not here'}"))
+            print(printable(f"  {name}: {'differs' if os.path.lexists(name) else 'is not here'}"))
         if not differing:
             print("dom0 has these files already.")
         elif options.apply:
             raise UserError("name the files to put back; none is by itself")
         return 0
+    files = {name: (member, new) for name, member, new in config_tar.files(archive) if name in options.paths}
     if unknown := [name for name in options.paths if name not in files]:
         raise UserError(f"{unknown[0]} is not among what was restored; see: sparsebak-agent settings show dom0")
     for name in options.paths:
-        _show_difference(name, config_tar.read(archive, name))
+        _show_difference(name, files[name][1])
     if not _agreed(options, f"Write {len(options.paths)} files?"):
         return 0
     for name in options.paths:
-        member = files[name]
+        member, new = files[name]
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        replace(Path(name), config_tar.read(archive, name), mode=member.mode & 0o777)
+        replace(Path(name), new, mode=member.mode & 0o777)
         os.chmod(name, member.mode & 0o777)
         os.chown(name, member.uid, member.gid)
     print(f"{len(options.paths)} files written.")
@@ -113,4 +110,4 @@ def _current(name: str) -> bytes | None:
 def _show_difference(name: str, new: bytes) -> None:
     old = (_current(name) or b"").decode("utf-8", "replace").splitlines()
     for line in difflib.unified_diff(old, new.decode("utf-8", "replace").splitlines(), f"{name} (now)", name, lineterm=""):
-        print(_printable(line))
+        print(printable(line))

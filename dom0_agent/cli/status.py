@@ -9,6 +9,7 @@ from typing import Any
 
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
+from dom0_agent.cli import mib
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.rotation import changed_since
 from dom0_agent.sources import Source, Sources
@@ -37,11 +38,11 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps({"volumes": found}))
         return 0
     for volume in found:
-        print(f"{volume['qube']}/{volume['volume']}: {volume['error'] or _mib(volume['size'])}{_snapshots(volume)}")
+        print(f"{volume['qube']}/{volume['volume']}: {volume['error'] or mib(volume['size'])}{_snapshots(volume)}")
         for archive in volume["archives"]:
             last = f"last session {archive['session']}" if archive["session"] else "no session yet"
             pending = ", a session pending" if archive["pending"] else ""
-            print(f"    {archive['label']}: {last}, changed since: {_mib(archive['changed'])}{pending}")
+            print(f"    {archive['label']}: {last}, changed since: {mib(archive['changed'])}{pending}")
     return 0
 
 
@@ -65,11 +66,7 @@ def _snapshots(volume: dict[str, Any]) -> str:
         return ", not followed" if not volume["error"] else ""
     age = f", {_age(volume['age'])} old" if volume["age"] is not None else ""
     number = "snapshot" if volume["snapshots"] == 1 else f"{volume['snapshots']} snapshots"
-    return f", {number}{age} holding {_mib(volume['held'])}"
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.1f} MiB"
+    return f", {number}{age} holding {mib(volume['held'])}"
 
 
 def _age(seconds: int) -> str:

@@ -12,7 +12,7 @@ def main(call: Call) -> None:
     """Reply with a Monitored frame."""
     archive = call.archive(call.request())
     volume = call.volume()
-    with volume_rotation(call.config.state_dir, volume, call.by_id()) as rotation:
+    with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:
         rotation.monitor()
         size = rotation.source.live_size()
         follow = rotation.state.follows.get(archive.id.hex())

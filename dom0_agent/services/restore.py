@@ -24,7 +24,7 @@ def main(call: Call) -> Status:
     volume = _target(call)
     record = read_record(call.stdin, archive)
     _check_target(call, volume, record)
-    with volume_rotation(call.config.state_dir, volume, call.by_id()) as rotation:
+    with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:
         target = _begin(volume, rotation.source, record.size)
         try:
             receive(call.stdin, archive, record, target, call.config.threads)

@@ -19,7 +19,7 @@ def main(call: Call) -> None:
     request = call.request()
     archive = call.archive(request)
     volume = call.volume()
-    with volume_rotation(call.config.state_dir, volume, call.by_id()) as rotation:
+    with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:
         follow, pending, resumed = rotation.snapshot(archive, volume, request)
         offer = Offer(
             volume_id=bytes.fromhex(follow.volume_id),

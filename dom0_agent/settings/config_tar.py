@@ -36,16 +36,10 @@ def _below(root: Path) -> Iterator[Path]:
                 yield from _below(path)
 
 
-def members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """What is in a restored archive."""
+def files(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
+    """Each regular file of a restored archive: absolute name, what tar says of it, contents. One pass, one file at a time."""
     with tarfile.open(path, "r:") as tar:
-        yield from tar
-
-
-def read(path: Path, name: str) -> bytes:
-    """The contents of one regular file in it."""
-    with tarfile.open(path, "r:") as tar:
-        file = tar.extractfile(tar.getmember(name.lstrip("/")))
-        if file is None:
-            raise KeyError(name)
-        return file.read()
+        for member in tar:
+            contents = tar.extractfile(member) if member.isreg() else None
+            if contents is not None:
+                yield f"/{member.name}", member, contents.read()

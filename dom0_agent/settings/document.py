@@ -90,9 +90,9 @@ def collect(qube: str) -> bytes:
             properties=_properties(domain),
             features={str(name): str(domain.features[name] or "") for name in sorted(domain.features)},
             tags=sorted(str(tag) for tag in domain.tags),
-            firewall=_firewall(domain),
+            firewall=firewall_rules(domain),
             devices=_devices(app, qube),
-            notes=_notes(domain),
+            notes=notes_of(domain),
         )
     return settings.to_bytes()
 
@@ -112,7 +112,8 @@ def _properties(domain: Any) -> dict[str, Value]:
     return found
 
 
-def _firewall(domain: Any) -> list[str]:
+def firewall_rules(domain: Any) -> list[str]:
+    """The rules of a qube's firewall, as qubesd writes them; none where it has no firewall."""
     with suppress(Exception):  # qubes without a firewall, such as templates in some versions
         return [str(rule.rule) for rule in domain.firewall.rules]
     return []
@@ -131,7 +132,8 @@ def _devices(app: Any, qube: str) -> dict[str, list[str]]:
     return found
 
 
-def _notes(domain: Any) -> str:
+def notes_of(domain: Any) -> str:
+    """The notes on a qube, empty where qubesd knows none."""
     with suppress(Exception):  # since 4.3
         return str(domain.get_notes())
     return ""

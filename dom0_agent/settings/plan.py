@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from dom0_agent.settings.document import Settings
+from dom0_agent.settings.document import Settings, firewall_rules, notes_of
 
 GROUPS = ("network", "firewall", "properties", "features", "services", "tags", "devices")
 """What must be asked for by name."""
@@ -81,13 +81,9 @@ def _tags(domain: Any, settings: Settings) -> Iterator[Step]:
 
 
 def _firewall(domain: Any, settings: Settings, group: str) -> Iterator[Step]:
-    old: list[str] = []
-    with suppress(Exception):
-        old = [str(rule.rule) for rule in domain.firewall.rules]
     if settings.firewall:
-        yield Step(
-            "firewall", "; ".join(old), "; ".join(settings.firewall), group, lambda: _set_firewall(domain, settings.firewall)
-        )
+        old, rules = firewall_rules(domain), settings.firewall
+        yield Step("firewall", "; ".join(old), "; ".join(rules), group, lambda: _set_firewall(domain, rules))
 
 
 def _set_firewall(domain: Any, rules: list[str]) -> None:
@@ -114,10 +110,7 @@ def _devices(app: Any, domain: Any, settings: Settings) -> Iterator[Step]:
 
 def _notes(domain: Any, settings: Settings) -> Iterator[Step]:
     if settings.notes:
-        old = ""
-        with suppress(Exception):
-            old = str(domain.get_notes())
-        yield Step("notes", old, settings.notes, "", lambda: domain.set_notes(settings.notes))
+        yield Step("notes", notes_of(domain), settings.notes, "", lambda: domain.set_notes(settings.notes))
 
 
 def _text(value: Any) -> str:

@@ -10,6 +10,7 @@ import pytest
 from dom0_agent.changed_map import GRAIN
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import Sources
+from tests.kit import truly_changed
 from tests.lvm.kit import MIB, POOLS, Group, scribble
 
 SIZE = 12 * MIB
@@ -27,12 +28,6 @@ def volume(group: Group, request: pytest.FixtureRequest) -> Callable[[str], tupl
         return Volume("some", "work", found, "vm-some-work"), device
 
     return make
-
-
-def truly_changed(old: bytes, new: bytes) -> set[int]:
-    """Grains, below the smaller size, whose bytes differ."""
-    size = min(len(old), len(new))
-    return {at // GRAIN for at in range(0, size, GRAIN) if old[at : min(at + GRAIN, size)] != new[at : min(at + GRAIN, size)]}
 
 
 @pytest.mark.parametrize("pool", POOLS)

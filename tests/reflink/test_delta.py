@@ -12,7 +12,7 @@ import pytest
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import fiemap, snapshot_name
 from dom0_agent.sources.reflink import ReflinkSource
-from tests.kit import GRAIN, fill, punch, some_bytes
+from tests.kit import GRAIN, fill, punch, some_bytes, truly_changed
 
 SIZE = 64 * GRAIN
 FICLONERANGE = 0x4020940D
@@ -76,12 +76,6 @@ def shuffle(folder: Path, image: Path, rng: random.Random) -> None:
 
 def _is_xfs(folder: Path) -> bool:
     return subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True).stdout.strip() == "xfs"
-
-
-def truly_changed(old: bytes, new: bytes) -> set[int]:
-    """Grains, below the smaller size, whose bytes differ."""
-    size = min(len(old), len(new))
-    return {at // GRAIN for at in range(0, size, GRAIN) if old[at : min(at + GRAIN, size)] != new[at : min(at + GRAIN, size)]}
 
 
 def named_by_delta(source: ReflinkSource, old: int, new: int) -> set[int]:

@@ -1,6 +1,5 @@
 """The house rules that a machine can check: who may import whom, one file for each service and command, sizes."""
 
-import ast
 import stat
 import subprocess
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 from backup_vm import cli as vm_cli
 from dom0_agent.service import SERVICES
+from tools.audit import imported
 
 ROOT = Path(__file__).parent.parent.parent
 DOM0_LIBRARIES = {"construct", "cryptography", "zstandard", "qubesadmin"}
@@ -16,16 +16,6 @@ DOM0_LIBRARIES = {"construct", "cryptography", "zstandard", "qubesadmin"}
 
 def modules(*packages: str) -> list[Path]:
     return [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
-
-
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add((node.module or "").split(".")[0])
-    return names
 
 
 @pytest.mark.parametrize(
