@@ -25,6 +25,7 @@ from wire.frames import (
     VolumeEntry,
     largest_frame,
 )
+from wire.names import BadName, parse_volume_name
 from wire.status import Code
 from wire.stream import CutShort, read_exactly
 
@@ -204,7 +205,13 @@ class Agent:
     def list(self) -> list[VolumeEntry]:
         """The volumes this qube may back up, and those it has sessions of."""
         with self._call("List", Request(archive=self._archive)) as reply:
-            return [VolumeEntry.parse(payload) for kind, payload in reply.frames() if kind == KIND_VOLUME]
+            entries = [VolumeEntry.parse(payload) for kind, payload in reply.frames() if kind == KIND_VOLUME]
+        try:
+            for entry in entries:
+                parse_volume_name(f"{entry.qube}/{entry.volume}")
+        except BadName as error:
+            raise AgentError(f"List: {error}") from None
+        return entries
 
     def snapshot(self, qube: str, volume: str, newest: bytes, sequence: int, time: int) -> Offer:
         """Begin a session. ``newest`` and ``sequence``: the archive's newest session; ``time``: the run's, 0 for now."""

@@ -174,7 +174,9 @@ class Archive:
                 data = key.decrypt(sealed[17:29], sealed[29:], sealed[:1] + chunk_id)
             except (InvalidTag, ValueError):
                 continue
-            if sealed[0] == 1:
+            if sealed[0] == 2:  # padded: the frame's length, the frame, zeros
+                data = data[4 : 4 + struct.unpack_from("<I", data)[0]]
+            if sealed[0] in (1, 2):
                 if zstandard.frame_content_size(data) != size:
                     continue
                 data = zstandard.ZstdDecompressor().decompress(data)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from wire import CHUNK_SIZES
 from wire.names import BadName, parse_name, parse_volume_name
 
 DEFAULT_PATH = Path("/etc/sparsebak/agent.toml")
@@ -93,13 +94,14 @@ class QubesOptions:
 
 @dataclass(frozen=True)
 class Config:
-    """What agent.toml says. ``threads`` and ``compression_level`` concern Extract."""
+    """What agent.toml says. ``threads``, ``compression_level`` and ``chunk_padding`` (bytes) concern Extract."""
 
     path: Path
     state_dir: Path
     volumes: tuple[Volume, ...]
     threads: int = 2
     compression_level: int = 3
+    chunk_padding: int = 0
     allow_restore: frozenset[tuple[str, str]] = field(default_factory=frozenset)
     catalog: str = "static"
     qubes: QubesOptions = field(default_factory=QubesOptions)
@@ -122,7 +124,7 @@ def load(path: Path) -> Config:
 
 
 def _check(path: Path, raw: dict[str, Any]) -> Config:
-    known = {"state_dir", "pool", "volume", "threads", "compression_level", "allow_restore", "catalog", "qubes"}
+    known = set(Config.__dataclass_fields__) - {"path", "volumes"} | {"pool", "volume"}
     if unknown := sorted(set(raw) - known):
         raise ValueError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
     catalog = raw.get("catalog", "static")
@@ -143,6 +145,7 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
         volumes=volumes,
         threads=_number(raw, "threads", min(os.cpu_count() or 1, 4), 1, 64),
         compression_level=_number(raw, "compression_level", 3, 1, 19),
+        chunk_padding=_number(raw, "chunk_padding", 0, 0, CHUNK_SIZES[-1]),
         allow_restore=frozenset(_allowed(entry) for entry in raw.get("allow_restore", [])),
         catalog=catalog,
         qubes=_qubes(raw.get("qubes", {})),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dom0_agent.archives import Archive
 from dom0_agent.changed_map import ChangedMap
+from dom0_agent.config import Config
 from dom0_agent.ids import CommittedIds, Entry, KnownIds
 from dom0_agent.pending_log import PendingLog
 from dom0_agent.rotation import grains_per_chunk
@@ -72,9 +73,10 @@ class Extraction:
         self._sent: set[bytes] = set()
         self._buffers = threading.local()
 
-    def run(self, log: PendingLog, first: int, out: Writer, threads: int, level: int) -> bytes:
+    def run(self, log: PendingLog, first: int, out: Writer, config: Config) -> bytes:
         """Write the frames of chunks from ``first`` on, complete the log, return the root of the image."""
-        sealer = Sealer(self._keys, level)
+        sealer = Sealer(self._keys, config.compression_level, config.chunk_padding)
+        threads = min(config.threads, os.cpu_count() or 1)
         log.rewind(first)
         batch_bytes = max(BATCH_BYTES, self._chunk_size)
         ahead = max(2, min(2 * threads + 2, IN_FLIGHT_BYTES // batch_bytes))

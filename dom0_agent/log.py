@@ -3,6 +3,8 @@
 import sys
 from typing import Final
 
+from wire.names import printable
+
 ERROR: Final = 3
 WARNING: Final = 4
 INFO: Final = 6
@@ -12,8 +14,3 @@ def log(level: int, text: str) -> None:
     """Write one line with a syslog priority; control characters are escaped."""
     prefix = "" if sys.stderr.isatty() else f"<{level}>"
     print(f"{prefix}sparsebak-agent: {printable(text)}", file=sys.stderr, flush=True)
-
-
-def printable(text: str) -> str:
-    """The text with all that a terminal might obey escaped."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

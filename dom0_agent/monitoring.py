@@ -55,6 +55,7 @@ def _batch(state_dir: Path, volumes: Sequence[Volume], archives: dict[str, Archi
                 rotation = Rotation(store, state, sources.open(volume))
                 rotation.recover(archives)
                 if rotation.followed:
+                    rotation.give_way()
                     due.append(rotation)
                 else:
                     outcomes.append(Outcome(volume.name))

@@ -47,6 +47,26 @@ class Rotation:
         self.source.clean()
         self.store.tidy(self.state)
 
+    def give_way(self) -> None:
+        """Where the storage is nearly full, give up pending sessions that are not being extracted: their snapshots hold space.
+
+        So a backup VM that begins sessions and never ends them cannot fill the pool. Not saved yet.
+        """
+        try:
+            self.source.require_room()
+        except Refused as full:
+            for key, follow in self.state.follows.items():
+                if follow.pending is not None and not self._is_extracting(follow.pending):
+                    log(WARNING, f"{self.store.name}: its pending session is given up, for {full}")
+                    self._give_up(key, follow)
+
+    def _is_extracting(self, pending: Pending) -> bool:
+        try:
+            PendingLog(self.store.directory / pending.log).close()
+        except Refused:
+            return True
+        return False
+
     def rotate(self) -> int:
         """Take a new base and fold what changed since the old one into every archive's map. Not saved yet."""
         return self.fold(self.begin())
@@ -106,6 +126,7 @@ class Rotation:
     def monitor(self) -> None:
         """Walk the base snapshot on."""
         if self.followed:
+            self.give_way()
             self.rotate()
             self.finish()
 

@@ -4,10 +4,12 @@ import importlib
 import os
 import resource
 import select
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from dom0_agent.archives import Archive, Archives
 from dom0_agent.catalog import open_catalog
@@ -95,6 +97,33 @@ class PatientReader:
         return os.read(self._fd, size)
 
 
+class PatientWriter:
+    """Standard output, given up when the caller takes nothing for ``patience`` seconds: it must not hold a session for ever.
+
+    For the main thread only; the alarm is what ends a write that blocks.
+    """
+
+    def __init__(self, fd: int, patience: float = PATIENCE) -> None:
+        self._fd, self._patience = fd, patience
+        signal.signal(signal.SIGALRM, self._stalled)
+
+    def _stalled(self, number: int, frame: FrameType | None) -> None:
+        raise BrokenPipeError(f"the caller took nothing for {self._patience:g} seconds")
+
+    def write(self, data: bytes, /) -> None:
+        """See Writer."""
+        view = memoryview(data)
+        try:
+            while view:
+                signal.setitimer(signal.ITIMER_REAL, self._patience)
+                view = view[os.write(self._fd, view) :]
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def flush(self) -> None:
+        """See Writer; nothing is kept back."""
+
+
 def _caller(service: str, environ: Mapping[str, str]) -> tuple[str, str | None, str]:
     """Caller, target and argument as qrexec's environment gives them."""
     try:
@@ -158,5 +187,4 @@ def main(argv: list[str]) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no key in a core dump
     os.umask(0o077)
     config = Path(os.environ.get("SPARSEBAK_AGENT_CONFIG", DEFAULT_PATH))
-    with open(1, "wb", closefd=False) as stdout:
-        return run(argv[0], os.environ, config, PatientReader(0), stdout)
+    return run(argv[0], os.environ, config, PatientReader(0), PatientWriter(1))

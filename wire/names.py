@@ -33,6 +33,11 @@ def parse_volume_name(untrusted_name: str) -> tuple[str, str]:
     return parse_name(untrusted_qube, "qube"), parse_name(untrusted_volume, "volume")
 
 
+def printable(text: str) -> str:
+    """The text with all that a terminal might obey (escapes, marks that turn the direction of writing) written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def session_name(time: int) -> str:
     """Name of the session taken at ``time`` (Unix seconds): UTC, ``20261123-061500``."""
     return _time.strftime("%Y%m%d-%H%M%S", _time.gmtime(time))

@@ -22,7 +22,9 @@ SALT_SIZE, NONCE_SIZE, TAG_SIZE = 16, 12, 16
 OVERHEAD = 1 + SALT_SIZE + NONCE_SIZE + TAG_SIZE
 """Bytes that sealing adds to the compressed chunk."""
 
-METHOD_RAW, METHOD_ZSTD = 0, 1
+METHOD_RAW, METHOD_ZSTD, METHOD_PADDED = range(3)
+_LENGTH_SIZE = 4
+"""Bytes before a padded chunk's zstd frame that tell the frame's length."""
 _THREAD = threading.local()
 
 
@@ -73,12 +75,15 @@ class ChunkIds:
 
 
 class Sealer:
-    """Seals chunks under one fresh random salt; made anew for every Extract call. Safe to share between threads."""
+    """Seals chunks under one fresh random salt; made anew for every Extract call. Safe to share between threads.
 
-    def __init__(self, keys: Keys, level: int) -> None:
+    ``padding``: compressed chunks are filled up to a multiple of so many bytes, so that their sizes tell less; 0 for none.
+    """
+
+    def __init__(self, keys: Keys, level: int, padding: int = 0) -> None:
         self._salt = os.urandom(SALT_SIZE)
         self._aead = _aead(derive(keys.sub_key("sealing"), b"stream", self._salt))
-        self._level = level
+        self._level, self._padding = level, padding
 
     def seal(self, counter: int, chunk_id: bytes, chunk: bytes | memoryview) -> bytes:
         """Compress and seal a chunk. ``counter`` must differ for every chunk sealed by this object."""
@@ -88,11 +93,17 @@ class Sealer:
         if compressor is None or compressor[0] != self._level:
             compressor = _THREAD.compressor = (self._level, zstandard.ZstdCompressor(level=self._level))
         method, data = METHOD_ZSTD, compressor[1].compress(chunk)
+        if self._padding:
+            method, data = METHOD_PADDED, self._padded(data)
         if len(data) >= len(chunk):
             method, data = METHOD_RAW, chunk
         nonce = counter.to_bytes(NONCE_SIZE, "little")
         head = bytes((method,))
         return head + self._salt + nonce + self._aead.encrypt(nonce, data, head + chunk_id)
+
+    def _padded(self, frame: bytes) -> bytes:
+        length = -(-(_LENGTH_SIZE + len(frame)) // self._padding) * self._padding
+        return (len(frame).to_bytes(_LENGTH_SIZE, "little") + frame).ljust(length, b"\0")
 
 
 class Opener:
@@ -131,6 +142,11 @@ class Opener:
             chunk = plain
         elif method == METHOD_ZSTD:
             chunk = _decompress(plain, chunk_size)
+        elif method == METHOD_PADDED:
+            length = int.from_bytes(plain[:_LENGTH_SIZE], "little")
+            if length > len(plain) - _LENGTH_SIZE:
+                raise NotAuthentic("padded chunk claims to be longer than it is")
+            chunk = _decompress(plain[_LENGTH_SIZE : _LENGTH_SIZE + length], chunk_size)
         else:
             raise NotAuthentic(f"unknown compression method {method}")
         if len(chunk) != chunk_size:

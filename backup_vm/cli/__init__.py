@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from backup_vm.errors import Exit, SparsebakError
+from wire.names import printable
 
 COMMANDS = ("init", "backup", "list", "restore", "assemble", "verify", "scrub", "prune", "delete", "status", "keys")
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found; 5 the agent refused or
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.close()
         return Exit.FAILED
     except OSError as error:
-        print(f"sparsebak: {error.filename or options.command}: {error.strerror}", file=sys.stderr)
+        _tell(SparsebakError(f"{error.filename or options.command}: {error.strerror}"))
         return Exit.FAILED
     except KeyboardInterrupt:
         print("sparsebak: interrupted; what was stored is kept", file=sys.stderr)
@@ -57,8 +58,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _tell(error: SparsebakError) -> None:
     hint = f" ({error.hint})" if error.hint else ""
-    text = " ".join(f"{error}{hint}".split())
-    print("sparsebak: " + "".join(letter if letter.isprintable() else "?" for letter in text), file=sys.stderr)
+    print(f"sparsebak: {printable(' '.join(f'{error}{hint}'.split()))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

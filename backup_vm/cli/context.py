@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.errors import AgentError, NoArchiveError, SparsebakError, UsageError, WrongKeyError
+from wire.names import printable
 
 if TYPE_CHECKING:
     from backup_vm.agent import Agent
@@ -113,16 +114,20 @@ class Context:
 
     def warn(self, text: str) -> None:
         """Tell of something that does not stop the command."""
-        print(f"sparsebak: {text}", file=sys.stderr)
+        print(f"sparsebak: {printable(text)}", file=sys.stderr)
 
     def say(self, text: str) -> None:
         """Tell what was done, to whoever watches."""
         if self.talks:
-            print(text)
+            print(_printable_lines(text))
 
     def result(self, data: dict[str, Any], text: str) -> None:
         """Print what was asked for."""
-        print(json.dumps(data) if self.json else text)
+        print(json.dumps(data) if self.json else _printable_lines(text))
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _settings_file(given: Path | None) -> Path:

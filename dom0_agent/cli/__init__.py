@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from dom0_agent.config import DEFAULT_PATH, ConfigError
-from wire.names import BadName
+from wire.names import BadName, printable
 from wire.status import Refused
 
 COMMANDS = ("setup", "archive", "keys", "volumes", "monitor", "status", "backup", "check", "settings", "forget")
@@ -41,16 +41,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (UserError, ConfigError, BadName, Refused) as error:
-        print(f"sparsebak-agent: {error}", file=sys.stderr)
+        _tell(str(error))
     except PermissionError as error:
-        print(f"sparsebak-agent: {error.filename}: {error.strerror}; run it as the owner or as root", file=sys.stderr)
+        _tell(f"{error.filename}: {error.strerror}; run it as the owner or as root")
     except OSError as error:
-        print(f"sparsebak-agent: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        _tell(f"{error.filename or ''}: {error.strerror}")
     except BrokenPipeError:
         pass
     except KeyboardInterrupt:
         return 130
     return 1
+
+
+def _tell(error: str) -> None:
+    print(f"sparsebak-agent: {printable(error)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dom0_agent.catalog import Catalog, open_catalog
 from dom0_agent.cli import UserError, mib
 from dom0_agent.config import Volume, load
 from dom0_agent.monitoring import Outcome, monitor
-from wire.names import parse_name, parse_volume_name
+from wire.names import parse_name, parse_volume_name, printable
 
 
 def add_to(commands: Any) -> None:
@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace) -> int:
     for outcome in monitor(config.state_dir, select(open_catalog(config), options.volumes), by_id):
         outcomes.append(outcome)
         if outcome.error and not outcome.busy:
-            print(f"sparsebak-agent: {outcome.error}", file=sys.stderr)
+            print(f"sparsebak-agent: {printable(outcome.error)}", file=sys.stderr)
         elif options.verbose and not options.json:
             print(f"{outcome.name}: {_words(outcome)}")
     if options.json:

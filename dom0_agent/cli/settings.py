@@ -9,12 +9,11 @@ from typing import Any
 
 from dom0_agent.cli import UserError
 from dom0_agent.config import load as load_config
-from dom0_agent.log import printable
 from dom0_agent.qubesd import asking
 from dom0_agent.settings import config_tar, restored
 from dom0_agent.settings.plan import GROUPS, Step, plan
 from wire.durable import replace
-from wire.names import parse_name
+from wire.names import parse_name, printable
 
 
 def add_to(commands: Any) -> None:

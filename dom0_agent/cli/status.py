@@ -14,7 +14,7 @@ from dom0_agent.config import Config, Volume, load
 from dom0_agent.rotation import changed_since
 from dom0_agent.sources import Source, Sources
 from dom0_agent.state import Store, known_volumes
-from wire.names import session_name
+from wire.names import printable, session_name
 from wire.status import Refused
 
 
@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps({"volumes": found}))
         return 0
     for volume in found:
-        print(f"{volume['qube']}/{volume['volume']}: {volume['error'] or mib(volume['size'])}{_snapshots(volume)}")
+        print(f"{volume['qube']}/{volume['volume']}: {printable(volume['error'] or mib(volume['size']))}{_snapshots(volume)}")
         for archive in volume["archives"]:
             last = f"last session {archive['session']}" if archive["session"] else "no session yet"
             pending = ", a session pending" if archive["pending"] else ""

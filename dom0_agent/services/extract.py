@@ -4,7 +4,6 @@ The request's number is the first chunk wanted; with REQUEST_KNOWN the ids that 
 pending snapshot. Writes the session's log and, when all is sent, the volume's state. Does not touch the volume itself.
 """
 
-import os
 from collections.abc import Callable
 
 from dom0_agent.archives import Archive
@@ -70,8 +69,7 @@ def _extract(
     ids = CommittedIds(store.directory / follow.ids)
     try:
         extraction = Extraction(archive, pending, Sources(call.config.state_dir).open(volume), changed, ids, known)
-        threads = min(call.config.threads, os.cpu_count() or 1)
-        return extraction.run(log, request.number, call.stdout, threads, call.config.compression_level)
+        return extraction.run(log, request.number, call.stdout, call.config)
     finally:
         ids.close()
 

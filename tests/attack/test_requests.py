@@ -1,5 +1,6 @@
 """Requests of every wrong kind, in any number and at any speed."""
 
+import io
 import os
 import random
 import resource
@@ -9,9 +10,13 @@ import time
 import pytest
 
 from dom0_agent import service
+from dom0_agent.pending_log import PendingLog
+from dom0_agent.sources.file import FileSource
+from dom0_agent.state import Store
 from tests.attack.kit import Attacker
+from tests.kit import GRAIN, in_child
 from wire.frames import Request
-from wire.status import Code
+from wire.status import Code, Refused
 
 NAMES = [
     "../..",
@@ -182,3 +187,54 @@ def test_a_call_that_is_started_ahead_may_wait_for_its_request(attacker: Attacke
     assert attacker.call("List", service.PatientReader(read, patience=0.1), None, "").code == Code.OK
     thread.join()
     os.close(read)
+
+
+def test_a_reader_that_stalls_is_given_up(attacker: Attacker) -> None:
+    """Its session is free again, and can be given up, when it has taken nothing for a while."""
+    site = attacker.site
+    site.image().write_bytes(os.urandom(60 * GRAIN))
+    with site.open() as archive:
+        offer = site.agent(archive).snapshot("work", "private", bytes(16), 9, 0)
+    read, write = os.pipe()
+    request = attacker.request(offer.session)
+
+    def stall() -> None:
+        os.close(read)
+        out = service.PatientWriter(write, 0.3)
+        environ = {"QREXEC_REMOTE_DOMAIN": "backup-vm", "QREXEC_SERVICE_ARGUMENT": "private"}
+        environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": "work"}
+        assert service.run("Extract", environ, site.config, io.BytesIO(request), out) == 1
+
+    keep = os.dup(read)  # open for reading all the while, and never read
+    start = time.monotonic()
+    assert in_child(stall) == 0
+    assert time.monotonic() - start < 10
+    assert attacker.call("Abort", request).code == Code.OK
+    for fd in (read, write, keep):
+        os.close(fd)
+
+
+def test_where_storage_is_nearly_full_sessions_that_nobody_extracts_give_way(
+    attacker: Attacker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = attacker.site
+    with site.open() as archive:
+        offers = [site.agent(archive).snapshot(qube, "private", bytes(16), 9, 0) for qube in ("work", "vault")]
+    store = Store(site.state, "vault", "private")
+    pending = next(iter(store.load().follows.values())).pending
+    assert pending is not None
+    extracting = PendingLog(store.directory / pending.log)
+
+    def full(self: object) -> None:
+        raise Refused(Code.NO_SPACE, "nearly full")
+
+    monkeypatch.setattr(FileSource, "require_room", full)
+    site.monitor()
+    extracting.close()
+    assert len(site.snapshots("work/private")) == 1 and len(site.snapshots("vault/private")) == 2
+    assert attacker.call("Extract", attacker.request(offers[0].session)).code == Code.NO_SESSION
+    assert attacker.call("Extract", attacker.request(offers[1].session), "vault").code == Code.OK
+    monkeypatch.undo()
+    site.backup()
+    for name in site.volumes:
+        assert list(site.images(name).values())[-1] == site.contents(name)

@@ -1,6 +1,7 @@
 """Walking snapshots over many volumes: few commands, one metadata snapshot a pool, nothing left behind."""
 
 import json
+import os
 import random
 import subprocess
 from collections.abc import Callable
@@ -11,7 +12,9 @@ import pytest
 from dom0_agent import cli
 from dom0_agent.sources import thin_pool
 from dom0_agent.state import Store
+from tests.attack.kit import Attacker
 from tests.lvm.kit import MIB, LvmSite, scribble
+from wire.status import Code
 
 Make = Callable[..., LvmSite]
 
@@ -120,6 +123,40 @@ def test_a_pool_nearly_full_is_left_alone(
     assert cli.main(["--config", str(site.config), "monitor"]) == 1
     assert "extend it with: lvextend --poolmetadatasize" in capsys.readouterr().err
     assert len(site.snapshots()) == 1
+
+
+def test_a_flood_of_snapshots_cannot_fill_the_pool(
+    group_with_small_pool: Callable[[], LvmSite], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A backup VM begins sessions and never ends them, while the qube writes its whole volume anew, again and again."""
+    site = group_with_small_pool()
+    site.config.write_text(site.config.read_text().replace("thin_pool =", "data_limit = 70\nthin_pool ="))
+    attacker, rng, refusals, most = Attacker(site), random.Random(3), 0, 0.0
+
+    def rewrite() -> None:
+        with open(site.image(), "r+b") as file:
+            file.write(rng.randbytes(8 * MIB))
+            os.fsync(file.fileno())
+
+    rewrite()
+    site.backup()
+    for _ in range(4):
+        for _ in range(3):
+            status = attacker.call("Snapshot", attacker.request())
+            assert status.code in (Code.OK, Code.NO_SPACE)
+            refusals += status.code == Code.NO_SPACE
+            assert len(site.snapshots()) <= 2
+        rewrite()
+        used, total = (int(blocks) for blocks in site.group.status("small")[5].split("/"))
+        most = max(most, used / total)
+        site.monitor()
+    assert most < 1, "the pool was never full"
+    assert "its pending session is given up" in capsys.readouterr().err
+    rewrite()
+    site.monitor()
+    assert len(site.snapshots()) == 1
+    site.backup()
+    assert list(site.images().values())[-1] == site.contents()
 
 
 @pytest.fixture

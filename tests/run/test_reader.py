@@ -25,8 +25,11 @@ def read(site: Site, folder: Path, *words: str, secret: bytes = PASSPHRASE) -> s
 
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("chunk_size", [64 << 10, 1 << 20])
-def test_every_session_of_every_kind_of_archive(tmp_path: Path, sealed: bool, chunk_size: int) -> None:
+@pytest.mark.parametrize("padded", [True, False])
+def test_every_session_of_every_kind_of_archive(tmp_path: Path, sealed: bool, chunk_size: int, padded: bool) -> None:
     site = Site(tmp_path / "site", sealed=sealed, chunk_size=chunk_size, volumes=("work/private", "vault/root"))
+    if padded:
+        site.config.write_text("chunk_padding = 16384\n" + site.config.read_text())
     rng = random.Random(chunk_size)
     for name in site.volumes:
         fill(site.image(name), 40 * GRAIN + 321)

@@ -82,6 +82,7 @@ def test_a_thin_pool_that_cannot_be(tmp_path: Path, old: str, new: str, said: st
         ('qube = "work"', 'qube = "../work"', "qube"),
         ('qube = "work"', "qube = 1", "text"),
         ('state_dir = "state"', 'state_dir = "state"\nthreads = 0', "threads"),
+        ('state_dir = "state"', 'state_dir = "state"\nchunk_padding = -1', "chunk_padding"),
         ('state_dir = "state"', 'state_dir = "state"\ntypo = 1', "typo"),
         ('from = "work/private"', 'from = "work"', "QUBE/VOLUME"),
         ("state_dir =", "state_dir", "agent.toml"),

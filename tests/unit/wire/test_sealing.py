@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wire.sealing import (
+    METHOD_PADDED,
+    METHOD_RAW,
     METHOD_ZSTD,
     OVERHEAD,
     ZERO_ID,
@@ -32,6 +34,28 @@ def test_what_is_sealed_opens_to_the_same(seed: bytes, counter: int) -> None:
     sealed = Sealer(KEYS, 3).seal(counter, IDS.of(chunk), chunk)
     assert len(sealed) <= SIZE + OVERHEAD
     assert Opener(KEYS).open(IDS.of(chunk), sealed, IDS, SIZE) == chunk
+
+
+@given(st.integers(0, SIZE), st.sampled_from([1, 1000, 4096, 16384, SIZE, 2 * SIZE]))
+def test_padded_chunks_have_coarse_sizes(random_bytes: int, padding: int) -> None:
+    chunk = os.urandom(random_bytes).ljust(SIZE, b"x")
+    sealed = Sealer(KEYS, 3, padding).seal(7, IDS.of(chunk), chunk)
+    length = len(sealed) - OVERHEAD
+    assert (sealed[0] == METHOD_PADDED and length % padding == 0 and length < SIZE) or (
+        sealed[0] == METHOD_RAW and length == SIZE
+    )
+    assert Opener(KEYS).open(IDS.of(chunk), sealed, IDS, SIZE) == chunk
+
+
+@pytest.mark.parametrize("claim", [0, 1, 11, 13, 2**31, 2**32 - 1])
+def test_a_padded_chunk_that_lies_about_its_length_is_noticed(claim: int) -> None:
+    frame = zstandard.ZstdCompressor().compress(b"a" * SIZE)
+    wanted = IDS.of(b"a" * SIZE)
+    good = len(frame).to_bytes(4, "little") + frame
+    assert Opener(KEYS).open(wanted, _sealed_by_an_insider(good + bytes(9), wanted, METHOD_PADDED), IDS, SIZE) == b"a" * SIZE
+    for plain in (claim.to_bytes(4, "little") + frame, good[:4], good[:3], b""):
+        with pytest.raises(NotAuthentic):
+            Opener(KEYS).open(wanted, _sealed_by_an_insider(plain, wanted, METHOD_PADDED), IDS, SIZE)
 
 
 def test_random_data_is_kept_raw() -> None:
@@ -70,11 +94,11 @@ def test_a_chunk_in_anothers_place_is_noticed() -> None:
         Opener(KEYS).open(IDS.of(two), sealed, IDS, SIZE)
 
 
-def _sealed_by_an_insider(plain: bytes, chunk_id: bytes) -> bytes:
+def _sealed_by_an_insider(plain: bytes, chunk_id: bytes, method: int = METHOD_ZSTD) -> bytes:
     """A chunk whose authentication is right but whose contents are not: made with the key."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    salt, nonce, head = bytes(16), bytes(12), bytes([METHOD_ZSTD])
+    salt, nonce, head = bytes(16), bytes(12), bytes([method])
     key = derive(KEYS.sub_key("sealing"), b"stream", salt)
     return head + salt + nonce + AESGCM(key).encrypt(nonce, plain, head + chunk_id)
 
