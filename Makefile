@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm demo fuzz audit lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
+.PHONY: test test-lvm demo fuzz audit coverage lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
@@ -34,6 +34,10 @@ fuzz: setup
 # What runs in dom0, in lines of code by module.
 audit: setup
 	@$(VENV)/bin/python tools/audit.py
+
+# Which lines and branches of dom0's code the tests run.
+coverage: setup packages
+	$(VENV)/bin/python tools/coverage.py
 
 lint: setup
 	$(VENV)/bin/ruff check --fix .

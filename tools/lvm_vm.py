@@ -8,6 +8,8 @@ over the serial console. Kernel and images are kept under ``build/lvm``. Exit co
 that of what ran; 1 when it did not get so far.
 """
 
+import base64
+import gzip
 import hashlib
 import os
 import re
@@ -29,10 +31,13 @@ LINKS = dict.fromkeys(("thin_delta", "thin_dump", "thin_restore", "thin_ls", "th
 MODULES = ("crc32c-generic", "dm-thin-pool", "dm-snapshot", "loop", "ext4")
 SKIPPED = re.compile(
     r"/(tests?|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pip|mypy|mypyc|setuptools|pkg_resources|_distutils_hack|wheel|atheris|numpy/f2py"
-    r"|config-\d[^/]*|site-packages/[^/]*mypyc[^/]*\.so|ruff[^/]*|torch[^/]*|[^/]*_with_fuzzer\.so|libclang_rt[^/]*)(/|$)|\.(a|pyi|h|exe)$"
+    r"|config-\d[^/]*|site-packages/[^/]*mypyc[^/]*\.so|ruff[^/]*|torch[^/]*|[^/]*_with_fuzzer\.so|libclang_rt[^/]*|sparsebak-coverage.pth)(/|$)|\.(a|pyi|h|exe)$"
 )
 MEMORY, CPUS, LIMIT = "6G", "2", 900.0
 DONE = re.compile(r"sparsebak-vm: ended with (\d+)")
+MEASURED = re.compile(r"sparsebak-vm: measured (\S+)")
+HOOK = "sparsebak-coverage.pth"
+"""Of tools/coverage.py: while it is there, what runs in the guest is measured, and the measurement comes over the console."""
 INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
@@ -43,8 +48,14 @@ for module in {modules}; do /bin/busybox modprobe $module; done
 echo 0 >/proc/sys/kernel/randomize_va_space
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/scratch TMPDIR=/scratch LANG=C.UTF-8 SPARSEBAK_VM=1 PYTHONHASHSEED=0 {environ}
 cd {root}
+mkdir -p build/coverage
 {python} -m {arguments} </dev/null
-echo "sparsebak-vm: ended with $?"
+code=$?
+if [ -n "$(ls build/coverage)" ]; then
+    {python} -m coverage combine -q
+    echo "sparsebak-vm: measured $(/bin/busybox gzip -c build/coverage/data | /bin/busybox base64 | /bin/busybox tr -d '\\n')"
+fi
+echo "sparsebak-vm: ended with $code"
 /bin/busybox poweroff -f
 """
 
@@ -85,9 +96,11 @@ def _boot(kernel: Path, image: Path) -> int:
         timer.start()
         assert vm.stdout is not None
         for line in vm.stdout:
-            found = DONE.search(line)
+            found, measured = DONE.search(line), MEASURED.search(line)
             if found:
                 code = int(found[1])
+            elif measured:
+                (ROOT / "build/coverage/data.vm").write_bytes(gzip.decompress(base64.b64decode(measured[1])))
             else:
                 print(line.rstrip("\r\n"), flush=True)
         timer.cancel()
@@ -122,7 +135,10 @@ def _base(modules: Path) -> Path:
     """All of the guest's root but the project itself, as a cpio archive; made anew when anything in it is another."""
     venv, prefix = ROOT / ".venv", Path(sys.base_prefix)
     library = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
-    state = [sys.version, str(modules), str(os.stat(venv / library / "site-packages").st_mtime_ns), Path(__file__).read_text()]
+    packages = sorted(
+        f"{e.name} {e.stat().st_mtime_ns}" for e in os.scandir(venv / library / "site-packages") if e.name != HOOK
+    )
+    state = [sys.version, str(modules), *packages, Path(__file__).read_text()]
     key = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     image = BUILD / f"base-{key}.cpio"
     if image.exists():
@@ -186,6 +202,8 @@ def _project(image: Path, arguments: list[str]) -> None:
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
             _place(ROOT / name, tree / str(ROOT / name).lstrip("/"))
+    for hook in (ROOT / ".venv").rglob(HOOK):
+        _place(hook, tree / str(hook).lstrip("/"))
     environ = " ".join(f"{name}={os.environ[name]}" for name in ("CI",) if name in os.environ)
     words = " ".join("'" + argument.replace("'", "'\\''") + "'" for argument in arguments)
     python = ROOT / ".venv/bin/python"
