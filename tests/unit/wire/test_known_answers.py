@@ -1,0 +1,320 @@
+"""What crosses and what is stored, against answers that other code gives: RFC vectors, hashlib, hmac, AES-GCM by hand.
+
+Sealing and opening by the same code prove that the two agree, not that they do what docs/format.md says.
+"""
+
+import hashlib
+import hmac
+import os
+import struct
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import zstandard
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from wire import FORMAT, MAX_VOLUME_SIZE, slots
+from wire.frames import CHUNK_HEAD_SIZE, largest_frame
+from wire.records import CLEAR_SIZE, RECORD_SIZE, Record, open_record, read_clear
+from wire.sealing import ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener, Sealer, derive, open_bytes, seal_bytes
+from wire.stream import CutShort, read_exactly
+from wire.tree import Tree
+
+MASTER = bytes(range(32))
+KEYS = Keys(MASTER)
+SIZE = 1 << 16
+RECORD = Record(
+    archive=b"a" * 16,
+    volume_id=b"v" * 16,
+    session=b"s" * 16,
+    sequence=3,
+    time=1_800_000_000,
+    size=5 << 30,
+    chunk_size=SIZE,
+    qube="work",
+    volume="private",
+    domain=b"d" * 16,
+    root=b"r" * 32,
+    previous=b"p" * 32,
+)
+
+
+def hkdf(key: bytes, info: bytes, salt: bytes = bytes(32)) -> bytes:
+    """RFC 5869 for one block of SHA-256."""
+    return hmac.digest(hmac.digest(salt, key, "sha256"), info + b"\x01", "sha256")
+
+
+def test_hkdf_gives_the_answers_of_rfc_5869() -> None:
+    first = derive(b"\x0b" * 22, bytes(range(0xF0, 0xFA)), bytes(range(13)))
+    assert first.hex() == "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
+    third = derive(b"\x0b" * 22, b"")
+    assert third.hex() == "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d"
+
+
+def test_sub_keys_and_volume_ids() -> None:
+    assert KEYS.sub_key("sealing") == hkdf(MASTER, b"sparsebak/1 sealing\0")
+    assert KEYS.sub_key("chunk ids", b"d" * 16) == hkdf(MASTER, b"sparsebak/1 chunk ids\0" + b"d" * 16)
+    key = hkdf(MASTER, b"sparsebak/1 volume ids\0")
+    assert KEYS.volume_id("work", "private") == hashlib.blake2b(b"work/private", digest_size=16, key=key).digest()
+
+
+def test_chunk_ids() -> None:
+    key = hkdf(MASTER, b"sparsebak/1 chunk ids\0" + b"d" * 16)
+    ids = ChunkIds(KEYS, b"d" * 16, SIZE)
+    assert ids.of(b"x" * SIZE) == hashlib.blake2b(b"x" * SIZE, digest_size=32, key=key).digest()
+    assert ids.of(bytes(SIZE)) == ZERO_ID
+
+
+@pytest.mark.parametrize("level", [1, 19])
+@pytest.mark.parametrize("padding", [0, 4096])
+def test_a_sealed_chunk_byte_by_byte(level: int, padding: int) -> None:
+    ids, chunk = ChunkIds(KEYS, bytes(16), SIZE), (b"some text, some more text " * 9000)[:SIZE]
+    chunk = os.urandom(900) + chunk[900:]
+    counter = 0x0102030405
+    Sealer(KEYS, 3).seal(0, ids.of(chunk), chunk)  # another level before, in the same thread
+    sealed = (Sealer(KEYS, level, padding) if padding else Sealer(KEYS, level)).seal(counter, ids.of(chunk), chunk)
+    method, salt, nonce, rest = sealed[:1], sealed[1:17], sealed[17:29], sealed[29:]
+    assert nonce == bytes.fromhex("050403020100000000000000")
+    plain = AESGCM(hkdf(KEYS.sub_key("sealing"), b"stream", salt)).decrypt(nonce, rest, method + ids.of(chunk))
+    frame = zstandard.ZstdCompressor(level=level).compress(chunk)
+    if padding:
+        assert method == b"\x02" and len(plain) == 4096
+        frame = (struct.pack("<I", len(frame)) + frame).ljust(4096, b"\0")
+    assert plain == frame and (padding or method == b"\x01")
+
+
+def test_compressors_are_each_threads_own_and_kept() -> None:
+    ids, chunk, made = ChunkIds(KEYS, bytes(16), SIZE), b"x" * SIZE, []
+    original = zstandard.ZstdCompressor
+
+    def counting(*rest: Any, **named: Any) -> Any:
+        made.append(threading.get_ident())
+        return original(*rest, **named)
+
+    def work() -> None:
+        sealer, opener = Sealer(KEYS, 7), Opener(KEYS)
+        for counter in range(5):
+            assert opener.open(ids.of(chunk), sealer.seal(counter, ids.of(chunk), chunk), ids, SIZE) == chunk
+        assert len(opener._streams) == 1
+
+    zstandard.ZstdCompressor = counting  # type: ignore[assignment,misc]
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    finally:
+        zstandard.ZstdCompressor = original  # type: ignore[misc]
+    assert len(made) == 1
+
+
+def test_an_opener_keeps_few_streams() -> None:
+    ids, chunk = ChunkIds(KEYS, bytes(16), SIZE), b"x" * SIZE
+    opener = Opener(KEYS)
+    for _ in range(Opener._SALTS + 3):
+        opener.open(ids.of(chunk), Sealer(KEYS, 1).seal(1, ids.of(chunk), chunk), ids, SIZE)
+        assert len(opener._streams) <= Opener._SALTS
+    assert len(opener._streams) == 3
+
+
+def test_the_root_of_an_image() -> None:
+    key = b"k" * 32
+    tree = Tree(key)
+    ids = [bytes([number]) * 32 for number in range(1, 4)]
+    page = hashlib.blake2b(b"".join(ids).ljust(32768, b"\0"), digest_size=32, key=key, person=b"sparsebak page").digest()
+    zeros = hashlib.blake2b(bytes(32768), digest_size=32, key=key, person=b"sparsebak page").digest()
+    assert tree.page(b"".join(ids)) == page and tree.page(b"") == tree.zero_page == zeros
+    whole = struct.pack("<QI", 2 << 30, SIZE) + page + zeros
+    root = hashlib.blake2b(whole, digest_size=32, key=key, person=b"sparsebak root").digest()
+    assert tree.root(2 << 30, SIZE, [page, zeros]) == root
+
+
+def test_a_zero_page_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = Tree(b"k" * 32)
+    monkeypatch.setattr(tree, "_page", lambda ids: pytest.fail("hashed again"))
+    assert tree.page(bytes(64)) == tree.zero_page
+
+
+def test_a_record_byte_by_byte() -> None:
+    sealed = RECORD.seal(KEYS)
+    clear = struct.pack(
+        "<4sHBB16s16s16sQQQI", b"SBRC", 1, 1, 0, b"a" * 16, b"v" * 16, b"s" * 16, 3, 1_800_000_000, 5 << 30, SIZE
+    )
+    secret = b"work".ljust(64, b"\0") + b"private".ljust(64, b"\0") + b"d" * 16 + b"r" * 32 + b"p" * 32
+    assert len(sealed) == RECORD_SIZE == 336 and sealed[:CLEAR_SIZE] == clear
+    key, salt = hkdf(MASTER, b"sparsebak/1 records\0"), sealed[CLEAR_SIZE : CLEAR_SIZE + 16]
+    assert sealed[CLEAR_SIZE + 16 : CLEAR_SIZE + 28] == bytes(12)
+    assert AESGCM(hkdf(key, b"stream", salt)).decrypt(bytes(12), sealed[CLEAR_SIZE + 28 :], clear) == secret
+    assert RECORD.digest(KEYS) == hashlib.blake2b(clear + secret, digest_size=32, key=key).digest()
+
+
+@pytest.mark.parametrize(("at", "value"), [(4, FORMAT + 1), (6, 2), (7, 1), (0, 0)])
+def test_a_record_of_another_kind_is_refused(at: int, value: int) -> None:
+    sealed = RECORD.seal(KEYS)
+    with pytest.raises(NotAuthentic, match="record"):
+        read_clear(sealed[:at] + bytes([value]) + sealed[at + 1 :])
+
+
+def test_a_record_at_the_limits() -> None:
+    largest = replace(RECORD, size=MAX_VOLUME_SIZE)
+    assert open_record(largest.seal(KEYS), KEYS) == largest
+    with pytest.raises(NotAuthentic, match="impossible size"):
+        read_clear(replace(RECORD, size=MAX_VOLUME_SIZE + 1).seal(KEYS))
+    for wrong in (RECORD.seal(KEYS)[:-1], RECORD.seal(KEYS) + b"x"):
+        with pytest.raises(NotAuthentic, match="another length"):
+            read_clear(wrong)
+
+
+@pytest.mark.parametrize(("field", "what"), [("qube", "qube"), ("volume", "volume")])
+def test_a_record_with_a_name_that_cannot_be(field: str, what: str) -> None:
+    with pytest.raises(NotAuthentic, match=f"^{what} '../x'"):
+        open_record(replace(RECORD, **{field: "../x"}).seal(KEYS), KEYS)  # type: ignore[arg-type]
+
+
+def test_a_short_seal_byte_by_byte() -> None:
+    sealed = seal_bytes(b"k" * 32, b"text", b"associated")
+    assert sealed[16:28] == bytes(12) and len(sealed) == 28 + 4 + 16
+    assert AESGCM(hkdf(b"k" * 32, b"stream", sealed[:16])).decrypt(bytes(12), sealed[28:], b"associated") == b"text"
+    assert open_bytes(b"k" * 32, sealed, b"associated") == b"text"
+
+
+class FakeScrypt:
+    """Remembers what it is asked for, and costs nothing."""
+
+    asked: list[dict[str, Any]] = []
+
+    def __init__(self, **named: Any) -> None:
+        self.asked.append(named)
+
+    def derive(self, secret: bytes) -> bytes:
+        return hashlib.sha256(secret).digest()
+
+
+@pytest.mark.parametrize(
+    ("log_n", "r", "p", "sane"),
+    [
+        (10, 1, 1, True),
+        (9, 8, 1, False),
+        (19, 16, 4, True),
+        (22, 2, 1, True),
+        (22, 1, 1, True),
+        (23, 1, 1, False),
+        (17, 0, 1, False),
+        (17, 17, 1, False),
+        (17, 8, 0, False),
+        (17, 8, 5, False),
+        (20, 8, 1, True),  # just SCRYPT_MEMORY
+        (20, 9, 1, False),
+        (21, 8, 1, False),
+        (9, 17, 5, False),
+        (255, 255, 255, False),
+    ],
+)
+def test_a_slot_may_cost_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch, log_n: int, r: int, p: int, sane: bool) -> None:
+    monkeypatch.setattr("cryptography.hazmat.primitives.kdf.scrypt.Scrypt", FakeScrypt)
+    FakeScrypt.asked.clear()
+    head = bytes((slots.KIND_PASSPHRASE, log_n, r, p)) + b"s" * 16
+    slot = head + seal_bytes(hashlib.sha256(b"secret").digest(), MASTER, head + b"a" * 16)
+    assert slots.open_slot(slot, slots.KIND_PASSPHRASE, b"secret", b"a" * 16) == (MASTER if sane else None)
+    wanted = [{"salt": b"s" * 16, "length": 32, "n": 1 << log_n, "r": r, "p": p}] if sane else []
+    assert FakeScrypt.asked == wanted
+
+
+def test_slots_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "SCRYPT_LOG_N", 10)
+    slot = slots.make_slot(slots.KIND_PASSPHRASE, b"secret", MASTER, b"a" * 16)
+    assert slot[:4] == bytes((1, 10, 8, 1)) and len(slot) == slots.SLOT_SIZE == 96
+    key = hashlib.scrypt(b"secret", salt=slot[4:20], n=1024, r=8, p=1, dklen=32)
+    assert open_bytes(key, slot[20:], slot[:20] + b"a" * 16) == MASTER
+    slot = slots.make_slot(slots.KIND_RECOVERY, b"r" * 20, MASTER, b"a" * 16)
+    key = hkdf(b"r" * 20, b"sparsebak/1 recovery", slot[4:20])
+    assert slot[0] == 2 and open_bytes(key, slot[20:], slot[:20] + b"a" * 16) == MASTER
+
+
+def test_a_slot_of_an_unknown_kind_opens_nothing() -> None:
+    for kind in (0, 3, 255):
+        head = bytes((kind, 10, 8, 1)) + b"s" * 16
+        key = hashlib.scrypt(b"secret", salt=b"s" * 16, n=1024, r=8, p=1, dklen=32)
+        slot = head + seal_bytes(key, MASTER, head + b"a" * 16)
+        assert slots.open_slot(slot, kind, b"secret", b"a" * 16) is None
+
+
+def test_any_slot_opens_with_what_it_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "SCRYPT_LOG_N", 10)
+    recovery, archive = bytes(range(20)), b"a" * 16
+    text = slots.recovery_text(recovery)
+    made = [
+        slots.make_slot(slots.KIND_PASSPHRASE, b"first", MASTER, archive),
+        slots.make_slot(slots.KIND_PASSPHRASE, text.encode(), b"m" * 32, archive),
+        slots.make_slot(slots.KIND_RECOVERY, recovery, MASTER, archive),
+    ]
+    assert slots.open_any(made, b"first", archive) == MASTER
+    assert slots.open_any(made, text.lower().encode(), archive) == MASTER
+    assert slots.open_any(made, text.encode(), archive) == b"m" * 32
+    for wrong in (b"second", b"\xff\xfe", b"", text.encode()[:-1]):
+        assert slots.open_any(made, wrong, archive) is None
+    assert slots.open_any(made, b"first", b"b" * 16) is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (b"one", b"one"),
+        (b"one\n", b"one"),
+        (b"one\r\ntwo", b"one"),
+        (b" one two \nx\ny", b" one two "),
+        (b"\ronX\r\n", b"\ronX"),
+        (b"", b""),
+    ],
+)
+def test_the_first_line(raw: bytes, line: bytes) -> None:
+    assert slots.first_line(raw) == line
+
+
+def test_recovery_keys_as_printed() -> None:
+    assert slots.recovery_text(bytes(20)) == "AAAAA-AAAAB-AAAAC-AAAAD-AAAAE-AAAAF-AAAAG-AAAAH"
+    # base32 of 00 44 32: A A B C D E.. (0 16 3 ..): the weights 1, 3, 5, 7 by hand
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+    secret = bytes(range(7, 27))
+    for index, group in enumerate(slots.recovery_text(secret).split("-")):
+        a, b, c, d = (letters.index(letter) for letter in group[:4])
+        assert letters[(a + 3 * b + 5 * c + 7 * d + index) % 32] == group[4]
+    every = "".join(slots.recovery_text(os.urandom(20)) for _ in range(50))
+    assert set(every) == set(letters) | {"-"}
+
+
+def test_every_letter_may_be_in_a_recovery_key() -> None:
+    """Also all 32 of them in one."""
+    secret = int("".join(f"{value:05b}" for value in range(32)), 2).to_bytes(20, "big")
+    assert slots.parse_recovery(slots.recovery_text(secret)) == secret
+    with pytest.raises(slots.BadRecoveryKey, match=r"group 3 .*\(AAAA!\)"):
+        slots.parse_recovery("AAAAA-AAAAB-AAAA!-AAAAD-AAAAE-AAAAF-AAAAG-AAAAH")
+
+
+class Dribble:
+    """A stream that gives a byte or two at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.asked = data, 0
+
+    def read(self, size: int, /) -> bytes:
+        assert size > 0
+        part, self.data = self.data[: min(size, 2)], self.data[min(size, 2) :]
+        return part
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 10])
+def test_exact_lengths_from_a_stream_that_dribbles(size: int) -> None:
+    assert read_exactly(Dribble(b"0123456789"), size) == b"0123456789"[:size]
+
+
+def test_a_stream_that_ends_early() -> None:
+    with pytest.raises(CutShort, match="ended 3 bytes early"):
+        read_exactly(Dribble(b"0123456"), 10)
+    with pytest.raises(CutShort, match="ended 1 bytes early"):
+        read_exactly(Dribble(b""), 1)
+
+
+def test_the_largest_frame() -> None:
+    assert largest_frame(SIZE) == CHUNK_HEAD_SIZE + SIZE + 1 + 16 + 12 + 16
