@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm demo fuzz audit coverage lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
+.PHONY: test test-lvm demo fuzz audit coverage mutants lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
@@ -38,6 +38,11 @@ audit: setup
 # Which lines and branches of dom0's code the tests run.
 coverage: setup packages
 	$(VENV)/bin/python tools/coverage.py
+
+# Changes the code of seals and frames in every small way and lists what no test notices; see docs/mutants.md.
+mutants: setup
+	$(VENV)/bin/mutmut run
+	$(VENV)/bin/mutmut results
 
 lint: setup
 	$(VENV)/bin/ruff check --fix .
