@@ -1,4 +1,4 @@
-"""Which lines and branches of dom0's code the tests run, all processes and the VM of the LVM tests included: ``make coverage``."""
+"""Which lines and branches of dom0's code the tests run, in all processes and in the VM of the LVM tests: ``make coverage``."""
 
 import shutil
 import subprocess

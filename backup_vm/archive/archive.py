@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backup_vm.archive import catalog as catalogs
-from backup_vm.archive import packs, parameters, partial, sessions
+from backup_vm.archive import packs, parameters, partial, references, sessions
 from backup_vm.archive.catalog import Catalog
-from backup_vm.archive.image import Image, split
+from backup_vm.archive.image import Image
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
@@ -21,7 +21,6 @@ from backup_vm.errors import DamagedError, SparsebakError
 
 RESCAN = "rescan:"
 """In the catalog's meta table, followed by a volume's id: the volume's next session must be a full one."""
-_SLICE = 1 << 16
 
 
 class Archive:
@@ -87,17 +86,6 @@ class Archive:
             if image.first.file < name < session.file and name.split("/")[1] == session.volume:
                 raise DamagedError(f"{session.name} builds on a damaged session: {error}", "older sessions can still be had")
         return image
-
-    def references(self) -> Iterator[list[bytes]]:
-        """Every chunk id that a session or a partial session refers to, in lists of bounded length."""
-        for name in self.session_files():
-            _, ids = sessions.columns(self.storage, sessions.load(self.storage, name))
-            for at in range(0, len(ids), _SLICE):
-                yield split(ids[at : at + _SLICE])
-        for one in self.partials():
-            for raw in one.ids():
-                yield [raw[at : at + 32] for at in range(0, len(raw), 32)]
-            one.close()
 
     # Catalog
 
@@ -175,7 +163,7 @@ class Archive:
     def _drop_unreferenced(self, catalog: Catalog, free: bool) -> None:
         """Take what no session refers to out of the catalog; nothing while it is not known what all of them refer to."""
         self.sessions()
-        if not self.damaged and catalog.drop_unreferenced(self.references(), free) and not free:
+        if not self.damaged and catalog.drop_unreferenced(references.ids(self), free) and not free:
             catalog.set_meta("limbo", "rebuilt")
 
     def _index_pack(self, catalog: Catalog, name: str) -> None:
@@ -272,10 +260,9 @@ def _dead_packs(archive: Archive, packs_by_number: dict[int, str]) -> dict[int, 
                 held.setdefault(entry.id, set()).add(number)
         except DamagedError:
             alive.add(number)
-    for ids in archive.references():
-        for chunk_id in held.keys() & set(ids):
-            if not _sound_elsewhere(archive, chunk_id, held[chunk_id]):
-                alive |= held[chunk_id]
+    for chunk_id in references.referenced(archive, set(held)):
+        if not _sound_elsewhere(archive, chunk_id, held[chunk_id]):
+            alive |= held[chunk_id]
     return {number: name for number, name in packs_by_number.items() if number not in alive}
 
 

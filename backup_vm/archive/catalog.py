@@ -168,11 +168,11 @@ class Catalog:
         """Ids of the chunks in a pack, by offset."""
         return dict(self._db.execute("SELECT offset, id FROM chunks WHERE pack=?", (number,)))
 
-    def free(self, ids: Iterable[bytes]) -> None:
-        """Move chunks to ``freed``: nothing refers to them any more."""
-        for chunk_id in ids:
-            self._db.execute("INSERT INTO freed SELECT pack, offset, length FROM chunks WHERE id=?", (chunk_id,))
-            self._db.execute("DELETE FROM chunks WHERE id=?", (chunk_id,))
+    def free(self, ids: Iterable[bytes]) -> int:
+        """Move chunks to ``freed``: nothing refers to them any more. Returns how many were there."""
+        rows = [(chunk_id,) for chunk_id in ids]
+        self._db.executemany("INSERT INTO freed SELECT pack, offset, length FROM chunks WHERE id=?", rows)
+        return self._db.executemany("DELETE FROM chunks WHERE id=?", rows).rowcount
 
     def freed(self) -> Iterator[tuple[int, str, list[tuple[int, int]]]]:
         """For each pack with freed chunks: number, name, (offset, length) of each."""

@@ -132,17 +132,3 @@ def columns(storage: LocalStorage, session: Session) -> "tuple[Numbers, Ids]":
     numbers = np.memmap(path, "<u8", "r", SESSION_HEAD_SIZE, (session.count,))
     ids = np.memmap(path, np.uint8, "r", SESSION_HEAD_SIZE + 8 * session.count, (session.count, ID_SIZE))
     return numbers, ids
-
-
-def replace_merged(storage: LocalStorage, removed: Session, successor: Session) -> Session:
-    """Fold the entries of a session that is to go into the one after it; the image of that one stays the same."""
-    import numpy as np
-
-    old_numbers, old_ids = columns(storage, removed)
-    new_numbers, new_ids = columns(storage, successor)
-    kept = ~np.isin(old_numbers, new_numbers, assume_unique=True) & (old_numbers < np.uint64(successor.inherit))
-    numbers = np.concatenate([old_numbers[kept], new_numbers])
-    order = np.argsort(numbers, kind="stable")
-    ids = np.concatenate([old_ids[kept], new_ids])[order]
-    inherit = min(removed.inherit, successor.inherit)
-    return write(storage, successor.record, inherit, len(order), [numbers[order].tobytes()], [ids.tobytes()])

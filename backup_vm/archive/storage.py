@@ -8,9 +8,10 @@ import ctypes
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from backup_vm.errors import LockedError
 from wire.durable import Busy, lock, make_directory, sync_directory, write_synced
@@ -154,6 +155,10 @@ class LocalStorage:
             return True
         finally:
             os.close(fd)
+
+    def scratch(self) -> IO[bytes]:
+        """A temporary file without a name, beside the archive: it may be large, and /tmp is often memory."""
+        return tempfile.TemporaryFile(dir=self.root)
 
     def free(self) -> int:
         """Bytes that can still be written."""

@@ -1,12 +1,13 @@
 """Session files, images and merges against a plain model: a dictionary from chunk number to id."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backup_vm.archive import sessions
+from backup_vm.archive import merge, sessions
 from backup_vm.archive.image import Image, split
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import LocalStorage
@@ -49,6 +50,11 @@ def ids_of(storage: LocalStorage, series: list[Session]) -> list[bytes]:
     return split(image.ids(0, image.chunks))
 
 
+def entries(storage: LocalStorage, session: Session) -> dict[int, bytes]:
+    numbers, ids = sessions.columns(storage, session)
+    return dict(zip(numbers.tolist(), split(ids), strict=True))
+
+
 @given(st.lists(step, min_size=1, max_size=6), st.data())
 def test_images_and_merges_follow_the_model(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, bool, dict[int, bytes]]], data: st.DataObject
@@ -57,10 +63,18 @@ def test_images_and_merges_follow_the_model(
     series, images = build(storage, steps)
     for at in range(len(series)):
         assert ids_of(storage, series[: at + 1]) == images[at]
-    while len(series) > 1:  # remove one after another, each folded into the next
+    while len(series) > 1:  # remove runs of any length, each folded into the session after it
         at = data.draw(st.integers(0, len(series) - 2))
-        series[at + 1] = sessions.replace_merged(storage, series[at], series[at + 1])
-        del series[at], images[at]
+        end = data.draw(st.integers(at + 1, len(series) - 1))
+        before = Counter(chunk_id for session in series[at : end + 1] for chunk_id in entries(storage, session).values())
+        with pytest.MonkeyPatch.context() as patch, storage.scratch() as superseded:
+            patch.setattr(merge, "WINDOW", data.draw(st.sampled_from([1, 3, 64])))
+            series[end] = merge.Merge(storage, series[at : end + 1]).store(superseded)
+            superseded.seek(0)
+            gone = Counter(iter(lambda: superseded.read(32), b""))
+        assert gone + Counter(entries(storage, series[end]).values()) == before
+        sessions.check(storage, series[end])
+        del series[at:end], images[at:end]
         for still in range(len(series)):
             assert ids_of(storage, series[: still + 1]) == images[still]
 

@@ -1,0 +1,69 @@
+"""Several sessions of a volume as one: what is left of their entries, and what the later ones have superseded.
+
+Worked on in windows of chunk numbers, so that memory does not grow with the volume or with the number of sessions.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import IO, TYPE_CHECKING
+
+from backup_vm.archive import sessions
+from backup_vm.archive.sessions import Session
+from backup_vm.archive.storage import LocalStorage
+from wire.sealing import ID_SIZE
+
+if TYPE_CHECKING:
+    from backup_vm.archive.sessions import Ids, Numbers
+
+WINDOW = 1 << 16
+"""Chunk numbers looked at together."""
+_BLOCK = 1 << 20
+
+
+class Merge:
+    """The entries of a run of sessions, oldest first, of which the last one stays. Its image stays the same."""
+
+    def __init__(self, storage: LocalStorage, series: list[Session]) -> None:
+        self._storage, self._series = storage, series
+        self._columns = [sessions.columns(storage, session) for session in series]
+        self._end = max((int(numbers[-1]) + 1 for numbers, _ in self._columns if len(numbers)), default=0)
+
+    def windows(self) -> "Iterator[tuple[Numbers, Ids, list[Ids]]]":
+        """Of each window: chunk numbers and ids that are left, and the ids that were superseded."""
+        import numpy as np
+
+        for first in range(0, self._end, WINDOW):
+            ids, held = np.zeros((WINDOW, ID_SIZE), np.uint8), np.zeros(WINDOW, np.bool_)
+            superseded: list[Ids] = []
+            for session, (numbers, column) in zip(self._series, self._columns, strict=True):
+                if session.inherit < first + WINDOW:
+                    cut = held.copy()
+                    cut[: max(session.inherit - first, 0)] = False
+                    superseded.append(ids[cut])
+                    held &= ~cut
+                low, high = np.searchsorted(numbers, [np.uint64(first), np.uint64(first + WINDOW)])
+                if low < high:
+                    at = (numbers[low:high] - np.uint64(first)).astype(np.intp)
+                    superseded.append(ids[at[held[at]]])
+                    ids[at], held[at] = column[low:high], True
+            left = np.flatnonzero(held)
+            yield (left + first).astype("<u8"), ids[left], superseded
+
+    def store(self, superseded: IO[bytes]) -> Session:
+        """Store the last session with all that is left in it; ids that were superseded are appended to ``superseded``."""
+        last, count = self._series[-1], 0
+        with closing(self._storage.scratch()) as numbers, closing(self._storage.scratch()) as ids:
+            for number_window, id_window, gone in self.windows():
+                numbers.write(number_window.tobytes())
+                ids.write(id_window.tobytes())
+                count += len(number_window)
+                for part in gone:
+                    superseded.write(part.tobytes())
+            inherit = min(session.inherit for session in self._series)
+            return sessions.write(self._storage, last.record, inherit, count, _blocks(numbers), _blocks(ids))
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        yield block
