@@ -135,7 +135,7 @@ class Store:
             return State()
         except ValueError as error:
             raise Refused(Code.INTERNAL, f"{path} is damaged: {error}; see docs/recovery.md") from None
-        if raw.pop("format", None) != FORMAT:
+        if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
             raise Refused(Code.INTERNAL, f"{path} is of another version of sparsebak")
         try:
             follows = {archive: _follow(fields) for archive, fields in raw.pop("follows").items()}

@@ -42,12 +42,12 @@ def main(argv: list[str] | None = None) -> int:
         return int(options.run(options))
     except (UserError, ConfigError, BadName, Refused) as error:
         _tell(str(error))
+    except BrokenPipeError:
+        pass
     except PermissionError as error:
         _tell(f"{error.filename}: {error.strerror}; run it as the owner or as root")
     except OSError as error:
         _tell(f"{error.filename or ''}: {error.strerror}")
-    except BrokenPipeError:
-        pass
     except KeyboardInterrupt:
         return 130
     return 1

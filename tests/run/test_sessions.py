@@ -1,5 +1,7 @@
 """Whole runs with agent and archive in one process: what is restored is what was there, for every session."""
 
+import errno
+import fcntl
 import os
 import random
 
@@ -211,3 +213,37 @@ def test_small_and_empty_volumes(site: Site, size: int) -> None:
     site.restore(0)
     assert len(site.image().read_bytes()) == size
     assert [len(image) for image in site.images().values()] == [size, 0]
+
+
+@pytest.mark.parametrize("way", ["refuses alignment", "gives little"])
+def test_snapshots_are_read_whole_however_reading_goes(site: Site, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    fill(site.image(), 40 * GRAIN + 77)
+    original = os.preadv
+
+    def reading(fd: int, views: list[memoryview], at: int) -> int:
+        if way == "gives little":
+            return original(fd, [views[0][:5000]], at)
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "not aligned enough")
+        return original(fd, views, at)
+
+    monkeypatch.setattr(os, "preadv", reading)
+    site.backup()
+    assert list(site.images().values()) == [site.contents()]
+
+
+def test_a_snapshot_that_cannot_be_read_fails_its_volume(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(site.image(), 40 * GRAIN)
+    site.backup()
+    fill(site.image(), 40 * GRAIN, 1)
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for reading in (broken, lambda *_: 0):
+        monkeypatch.setattr(os, "preadv", reading)
+        with pytest.raises(AssertionError, match="the agent failed"):
+            site.backup()
+    monkeypatch.undo()
+    site.backup()
+    assert list(site.images().values())[-1] == site.contents()

@@ -1,0 +1,122 @@
+"""Archives and states of volumes that are damaged, known twice, or gone; the commands about them."""
+
+import builtins
+import getpass
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from dom0_agent import cli
+from dom0_agent.archives import Archives
+from dom0_agent.cli import archive as command
+from dom0_agent.config import load
+from dom0_agent.state import Store, known_volumes
+from tests.kit import GRAIN, Site, fill
+from wire.status import Code, Refused
+
+
+@pytest.fixture
+def archives(site: Site) -> Archives:
+    return Archives(load(site.config).state_dir)
+
+
+def refused(action: Callable[[], object]) -> str:
+    with pytest.raises(Refused) as caught:
+        action()
+    assert caught.value.code in (Code.INTERNAL, Code.BUSY, Code.NO_ARCHIVE)
+    return str(caught.value)
+
+
+def test_a_damaged_archive_is_told(archives: Archives) -> None:
+    (one,) = archives
+    (one.directory / "key").write_bytes(b"short")
+    assert "key is damaged" in refused(one.keys)
+    (one.directory / "archive.json").write_text("{}")
+    assert "is damaged" in refused(lambda: list(archives))
+    with pytest.raises(ValueError, match="chunk size"):
+        archives.add("x", "y", 12345, None)
+
+
+def test_an_archive_is_adopted_once(archives: Archives) -> None:
+    (one,) = archives
+    again = (one.id, "other", "vm", one.mode, one.chunk_size, one.created, one.slots, one.master())
+    assert "known here already" in refused(lambda: archives.adopt(*again))
+    archives.remove(one)
+    assert list(archives) == [] and archives.by_label("tests") is None
+    left_over = one.directory.with_name(f".{one.id.hex()}.tmp")
+    left_over.mkdir()
+    (left_over / "key").write_bytes(b"half")
+    assert archives.adopt(*again).keys() is not None
+    assert archives.by_label("other") is not None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "follows": 3}'])
+def test_a_damaged_state_is_told(site: Site, text: str) -> None:
+    fill(site.image(), 3 * GRAIN)
+    site.backup()
+    path = Store(site.state, "work", "private").directory / "state.json"
+    format_number = json.loads(path.read_text())["format"]
+    path.write_text(text.replace('"format": 1', f'"format": {format_number}'))
+    refused(Store(site.state, "work", "private").load)
+    assert cli.main(["--config", str(site.config), "monitor"]) == 1
+
+
+def test_names_that_cannot_be_are_no_volumes(site: Site) -> None:
+    (site.state / "volumes/../volumes/-rf/x").mkdir(parents=True)
+    (site.state / "volumes/work/private").mkdir(parents=True)
+    assert list(known_volumes(site.state)) == [("work", "private")]
+
+
+def run(site: Site, *words: str) -> int:
+    return cli.main(["--config", str(site.config), *words])
+
+
+def test_archives_are_listed_and_removed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(site, "archive", "list", "--json") == 0
+    (listed,) = json.loads(capsys.readouterr().out)["archives"]
+    assert listed["label"] == "tests" and listed["mode"] == "sealed" and listed["caller"] == "backup-vm"
+    assert run(site, "archive", "list") == 0 and "tests" in capsys.readouterr().out
+    assert run(site, "archive", "remove", "other") == 1
+    assert run(site, "archive", "remove", "tests") == 1 and "needs --yes" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(builtins, "input", lambda _: "something else")
+    assert run(site, "archive", "remove", "tests") == 1
+    monkeypatch.setattr(builtins, "input", lambda _: "tests")
+    assert run(site, "archive", "remove", "tests") == 0
+    assert run(site, "archive", "list", "--json") == 0 and '"archives": []' in capsys.readouterr().out
+
+
+def test_passphrases_are_typed_twice(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("wire.slots.SCRYPT_LOG_N", 10)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    typed = iter(["one", "two", "", "same", "same"])
+    monkeypatch.setattr(getpass, "getpass", lambda _: next(typed))
+    for _ in range(2):
+        assert run(site, "archive", "add", "new", "--caller", "vm") == 1
+        assert "differ or are empty" in capsys.readouterr().err
+    assert run(site, "archive", "add", "new", "--caller", "vm") == 0
+    assert "Recovery key" in capsys.readouterr().out
+    assert run(site, "archive", "add", "open", "--caller", "vm", "--open", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["recovery_key"] is None
+    (site.root / "empty").write_text("\n")
+    with pytest.raises(cli.UserError, match="first line is empty"):
+        command.read_secret(site.root / "empty")
+
+
+def test_errors_of_the_system_are_one_line(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = [PermissionError(13, "Permission denied", "/x"), OSError(5, "Input/output error", "/y"), OSError(5, "Bare")]
+    for error in (*errors, BrokenPipeError(), KeyboardInterrupt()):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("dom0_agent.cli.archive.load", fail)
+        assert run(site, "archive", "list") == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 3 and "run it as the owner or as root" in printed[0] and "/y" in printed[1]
