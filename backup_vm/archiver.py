@@ -41,6 +41,8 @@ class Done:
     qube: str
     volume: str
     session: str
+    id: str
+    """The session's id in hexadecimal."""
     size: int
     changed: int
     """Bytes of the volume in chunks that changed."""
@@ -264,6 +266,7 @@ class Archiver:
             qube=volume.qube,
             volume=volume.volume,
             session=session_name(offer.time),
+            id=offer.session.hex(),
             size=offer.size,
             changed=changed * offer.chunk_size,
             stored=store.stored - stored,

@@ -1,10 +1,12 @@
 """Which volume is which: in a sealed archive names are known to dom0 and to whoever has the key, and to nobody else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.notes import Notes
+from backup_vm.archive.notes import load as load_notes
 from backup_vm.archive.sessions import Session
-from backup_vm.errors import SparsebakError, UsageError
+from backup_vm.errors import DamagedError, SparsebakError, UsageError
 from wire.names import BadName, is_session_name, parse_name, parse_volume_name
 from wire.records import open_record
 from wire.sealing import Keys, NotAuthentic
@@ -18,19 +20,32 @@ class Named:
     volume: str
     id: str
     sessions: tuple[Session, ...]
+    notes: Notes = field(default_factory=Notes)
+    notes_damaged: DamagedError | None = None
 
     @property
     def name(self) -> str:
         """``qube/volume``, or the volume's id."""
         return f"{self.qube}/{self.volume}" if self.qube else self.volume
 
+    def notes_must_be_sound(self) -> None:
+        """Raise DamagedError if tags could not be read: something may be meant to be kept."""
+        if self.notes_damaged is not None:
+            raise self.notes_damaged
+
 
 def stored_volumes(archive: Archive, keys: Keys | None, known: dict[str, tuple[str, str]]) -> list[Named]:
     """The volumes that have sessions, by name. ``known``: qube and volume by id, as dom0 tells them."""
     found = []
+    notes, damaged = Notes(), None
+    try:
+        notes = load_notes(archive.storage)
+    except DamagedError as error:
+        damaged = error
+        archive.warnings.append(str(error))
     for volume_id, series in archive.sessions().items():
         qube, volume = known.get(volume_id) or _from_record(series[-1], keys) or ("", volume_id)
-        found.append(Named(qube, volume, volume_id, tuple(series)))
+        found.append(Named(qube, volume, volume_id, tuple(series), notes, damaged))
     return sorted(found, key=lambda named: (named.qube, named.volume))
 
 
@@ -79,10 +94,11 @@ def one(volumes: list[Named], name: str) -> Named:
 
 
 def find_session(volume: Named, wanted: str) -> Session:
-    """A session by its time (or the beginning of it, if that is enough) or ``latest``."""
+    """A session by its time (or the beginning of it, if that is enough), by a tag (the newest that has it), or ``latest``."""
     if wanted == "latest":
         return volume.sessions[-1]
     found = [session for session in volume.sessions if session.name == wanted]
+    found = found or [s for s in volume.sessions if wanted in volume.notes.of(s.clear.session).tags][-1:]
     if not found and not is_session_name(wanted):
         found = [s for s in volume.sessions if s.name.startswith(wanted) or s.clear.session.hex() == wanted]
     if not found:

@@ -14,6 +14,11 @@ def size_text(size: float) -> str:
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
+def ratio_text(ratio: float) -> str:
+    """How many times smaller: ``2.4x``."""
+    return f"{ratio:.1f}x"
+
+
 def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
     """Rows in columns; those whose numbers are in ``right`` are set flush right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []

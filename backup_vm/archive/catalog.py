@@ -152,6 +152,12 @@ class Catalog:
         chunks, size = self._db.execute("SELECT count(*), coalesce(sum(length), 0) FROM chunks").fetchone()
         return int(chunks), int(size)
 
+    def lengths(self) -> Iterator[tuple[bytes, list[int]]]:
+        """Ids of all chunks, one after another, and the length of each, in parts of bounded size."""
+        rows = self._db.execute("SELECT id, length FROM chunks")
+        while part := rows.fetchmany(1 << 14):
+            yield b"".join(chunk_id for chunk_id, _ in part), [length for _, length in part]
+
     def digest(self) -> bytes:
         """Digest of the ids of all chunks; does not depend on which of several copies the catalog names."""
         digest = hashlib.blake2b(digest_size=16)

@@ -5,11 +5,11 @@ newest first; free the chunks; give the space back. Dying anywhere between leave
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from backup_vm.archive import references, sessions
+from backup_vm.archive import notes, references, sessions
 from backup_vm.archive.archive import Archive, give_back
 from backup_vm.archive.merge import Merge
 from backup_vm.archive.sessions import Session
@@ -40,12 +40,20 @@ def prune(archive: Archive, doomed: Iterable[Session]) -> Pruned:
         for run, successor in groups:
             _merge(archive, run, successor, candidates)
         archive.storage.remove(*sorted(gone, reverse=True))
+        _forget_notes(
+            archive, (session.clear.session for series in volumes.values() for session in series if session.file not in gone)
+        )
         pruned = _free(archive, candidates, len(gone))
     if archive.catalog.meta("limbo") is None:
         return pruned
     archive.rebuild_catalog(free=True)  # chunks that earlier damage left without a session
     archive.catalog.set_meta("limbo", None)
     return Pruned(pruned.sessions, pruned.chunks, pruned.space + give_back(archive))
+
+
+def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
+    with suppress(DamagedError):  # told of whenever they are read
+        notes.change(archive.storage, lambda every: every.keep_only(kept))
 
 
 def _groups(series: list[Session], gone: frozenset[str]) -> Iterator[tuple[list[Session], Session | None]]:

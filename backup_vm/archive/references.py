@@ -9,7 +9,7 @@ from wire.sealing import ID_SIZE, ZERO_ID
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
-    from backup_vm.archive.sessions import Ids
+    from backup_vm.archive.sessions import Ids, Numbers
 
 _SLICE = 1 << 16
 _SLAB = 1 << 18
@@ -36,7 +36,7 @@ def ids(archive: "Archive") -> Iterator[list[bytes]]:
         yield split(column)
 
 
-def key(column: "Ids") -> "Ids":
+def key(column: "Ids") -> "Numbers":
     """First eight bytes of ids as a number: uint64[n]. Ids are keyed hashes, so that equal keys are all but equal ids."""
     import numpy as np
 

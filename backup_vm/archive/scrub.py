@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import xxhash
 
 from backup_vm.archive import catalog as catalogs
-from backup_vm.archive import packs, sessions
+from backup_vm.archive import notes, packs, sessions
 from backup_vm.archive.archive import RESCAN, Archive
 from backup_vm.archive.format import ENTRY, ENTRY_SIZE, PACK_HEAD_SIZE
 from backup_vm.archive.packs import Packed, checksum
@@ -34,6 +34,10 @@ def rescan_key(volume_id: str) -> str:
 def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:
     """Check everything, yielding what is wrong. Chunks that are damaged leave the catalog, to be sent again."""
     yield from _catalog(archive)
+    try:
+        notes.load(archive.storage)
+    except DamagedError as error:
+        yield Finding(notes.NAME, str(error))
     spoilt: set[str] = set()
     for name in archive.session_files():
         try:

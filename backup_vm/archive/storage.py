@@ -160,6 +160,10 @@ class LocalStorage:
         """A temporary file without a name, beside the archive: it may be large, and /tmp is often memory."""
         return tempfile.TemporaryFile(dir=self.root)
 
+    def capacity(self) -> int:
+        """Bytes of the whole disk."""
+        return shutil.disk_usage(self.root).total
+
     def free(self) -> int:
         """Bytes that can still be written."""
         return shutil.disk_usage(self.root).free

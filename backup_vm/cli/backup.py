@@ -10,6 +10,8 @@ from backup_vm.text import size_text, table
 
 if TYPE_CHECKING:
     from backup_vm.agent import Agent
+    from backup_vm.archive.archive import Archive
+    from backup_vm.archive.notes import Note
     from backup_vm.archiver import Report
     from wire.frames import VolumeEntry
 
@@ -21,23 +23,28 @@ def add_to(commands: Any) -> None:
     backup.add_argument("--all", action="store_true", help="all volumes, said explicitly")
     backup.add_argument("-n", "--dry-run", action="store_true", help="only show what has changed, as of the last monitor run")
     backup.add_argument("--ignore-free-space", action="store_true", help="begin even if the disk may be too small")
+    backup.add_argument("--tag", action="append", default=[], metavar="TAG", help="tag the new sessions; may be given again")
+    backup.add_argument("--note", default="", metavar="TEXT", help="a line of text on the new sessions; stored in clear")
     json_option(backup)
     backup.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.archive.notes import Note, parse_note, parse_tag
+
+    note = Note(frozenset(parse_tag(tag) for tag in options.tag), parse_note(options.note))
     context = Context(options)
     context.archive_path()
     agent = context.agent()
     agent.prepare("List")
     try:
-        return _run(context, agent)
+        return _run(context, agent, note)
     finally:
         agent.close()
 
 
-def _run(context: Context, agent: "Agent") -> int:
+def _run(context: Context, agent: "Agent", note: "Note") -> int:
     from backup_vm.archiver import Archiver
     from backup_vm.progress import progress_for
 
@@ -49,8 +56,33 @@ def _run(context: Context, agent: "Agent") -> int:
             return _preview(context, chosen)
         progress = progress_for("backup", context.quiet or context.json)
         report = Archiver(archive, agent, progress, options.ignore_free_space, context.warn).run(chosen)
-    _tell(context, report)
+        _note(archive, report, note)
+        _tell(context, report)
+        if context.settings.retention.after_backup and report.done:
+            _prune(context, archive, chosen, report)
     return _exit(report)
+
+
+def _note(archive: "Archive", report: "Report", note: "Note") -> None:
+    from backup_vm.archive import notes
+
+    if note != notes.Note():
+        notes.change(archive.storage, lambda every: every.sessions.update({done.id: note for done in report.done}))
+
+
+def _prune(context: Context, archive: "Archive", listed: "list[VolumeEntry]", report: "Report") -> None:
+    """Prune by the settings' rules, of the volumes that were backed up."""
+    from backup_vm.archive.prune import prune
+    from backup_vm.cli.prune import judge
+    from backup_vm.names import stored_volumes
+    from backup_vm.retention import Rules
+
+    volumes = stored_volumes(archive, None, {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed})
+    done = {(one.qube, one.volume) for one in report.done}
+    verdicts = judge(context, archive, volumes, [v for v in volumes if (v.qube, v.volume) in done], Rules(), None)
+    pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
+    if pruned.sessions:
+        context.say(f"{pruned.sessions} old sessions removed, {size_text(pruned.space)} given back.")
 
 
 def _exit(report: "Report") -> int:

@@ -4,13 +4,14 @@ import argparse
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.errors import AgentError, NoArchiveError, SparsebakError, UsageError, WrongKeyError
+from backup_vm.settings import load as load_settings
+from backup_vm.settings import settings_file
 from wire.names import printable
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from backup_vm.names import Named
     from wire.sealing import Keys
 
-_SETTINGS = ("agent", "archive", "require_mount", "caller")
 _QREXEC = Path("/usr/bin/qrexec-client-vm")
 
 
@@ -28,19 +28,19 @@ class Context:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self._settings = _settings(options.config)
+        self.settings = load_settings(options.config)
         self.quiet = bool(options.quiet)
         self.json = bool(getattr(options, "json", False))
         self.talks = not self.quiet and not self.json and (sys.stdout.isatty() or options.verbose)
         """Whether to say what was done: on a terminal, or with -v."""
 
     def _setting(self, name: str, variable: str = "") -> str | None:
-        given = getattr(self.options, name) or (os.environ.get(variable) if variable else None) or self._settings.get(name)
+        given = getattr(self.options, name) or (os.environ.get(variable) if variable else None) or self.settings.texts.get(name)
         return None if given is None else str(given)
 
     def settings_file(self) -> Path:
         """Where settings are read from."""
-        return _settings_file(self.options.config)
+        return settings_file(self.options.config)
 
     def archive_path(self, given: Path | None = None) -> Path:
         """The archive's directory, after checking that what must be mounted is."""
@@ -128,27 +128,6 @@ class Context:
 
 def _printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
-
-
-def _settings_file(given: Path | None) -> Path:
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return given or home / "sparsebak" / "config.toml"
-
-
-def _settings(given: Path | None) -> dict[str, Any]:
-    path = _settings_file(given)
-    if given is None and not path.exists():
-        return {}
-    try:
-        settings = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from None
-    for key, value in settings.items():
-        if key not in _SETTINGS or not isinstance(value, str):
-            raise UsageError(f"{path}: {key!r} is not a setting (a text); known are {', '.join(_SETTINGS)}")
-    return settings
 
 
 def read_passphrase(path: Path) -> bytes:

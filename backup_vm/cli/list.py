@@ -4,24 +4,34 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context, json_option, key_option
-from backup_vm.text import size_text, table
+from backup_vm.text import ratio_text, size_text, table
 
 if TYPE_CHECKING:
     from backup_vm.names import Named
+    from backup_vm.view import View
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    show = commands.add_parser("list", help="show volumes, or the sessions of one")
+    show = commands.add_parser("list", help="show volumes, or the sessions of one, and the space they take up")
     show.add_argument("volume", nargs="?", metavar="QUBE[/VOLUME]")
+    show.add_argument("--tag", metavar="TAG", help="only sessions with this tag")
+    space_option(show)
     key_option(show)
     json_option(show)
     show.set_defaults(run=run)
 
 
+def space_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --space and --no-space."""
+    text = "account for space, or do not (default: if the archive is small enough for that to take seconds)"
+    parser.add_argument("--space", action=argparse.BooleanOptionalAction, default=None, help=text)
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.names import select
+    from backup_vm.view import view
 
     context = Context(options)
     with context.open() as archive:
@@ -29,45 +39,32 @@ def run(options: argparse.Namespace) -> int:
         chosen = select(volumes, [options.volume] if options.volume else [])
         for error in archive.damaged.values():
             context.warn(str(error))
-    text = _sessions(chosen) if options.volume else _volumes(chosen)
-    context.result({"volumes": [_data(volume) for volume in chosen]}, text)
+        seen = view(archive, volumes, options.space)
+        data = [seen.volume_data(volume) for volume in chosen]
+        if options.tag:
+            for volume in data:
+                volume["sessions"] = [session for session in volume["sessions"] if options.tag in session["tags"]]
+        text = _sessions(data) if options.volume or options.tag else _volumes(seen, chosen)
+    context.result({"volumes": data}, text)
     return 0
 
 
-def _data(volume: "Named") -> dict[str, Any]:
-    sessions = [
-        {
-            "session": session.name,
-            "id": session.clear.session.hex(),
-            "sequence": session.clear.sequence,
-            "time": session.clear.time,
-            "size": session.clear.size,
-            "changed": session.count * session.clear.chunk_size,
-            "full": session.inherit == 0,
-        }
-        for session in volume.sessions
-    ]
-    return {"qube": volume.qube, "volume": volume.volume, "id": volume.id, "sessions": sessions}
+def _volumes(seen: "View", volumes: "list[Named]") -> str:
+    rows = [["VOLUME", "SESSIONS", "LATEST", "SIZE", "OWN", "SHARED", "COMPRESSED"]]
+    for volume in volumes:
+        use, latest = seen.use(volume), volume.sessions[-1]
+        row = [volume.name, str(len(volume.sessions)), latest.name, size_text(latest.clear.size)]
+        rows.append(row + ([size_text(use.own), size_text(use.shared), ratio_text(use.compression)] if use else ["", "", ""]))
+    return table(rows, frozenset({1, 3, 4, 5, 6}))
 
 
-def _volumes(volumes: "list[Named]") -> str:
-    rows = [
-        [volume.name, str(len(volume.sessions)), volume.sessions[-1].name, size_text(volume.sessions[-1].clear.size)]
-        for volume in volumes
-    ]
-    return table([["VOLUME", "SESSIONS", "LATEST", "SIZE"], *rows], frozenset({1, 3}))
-
-
-def _sessions(volumes: "list[Named]") -> str:
-    rows = [
-        [
-            volume.name,
-            session.name,
-            size_text(session.clear.size),
-            size_text(session.count * session.clear.chunk_size),
-            "full" if session.inherit == 0 else "",
-        ]
-        for volume in volumes
-        for session in volume.sessions
-    ]
-    return table([["VOLUME", "SESSION", "SIZE", "CHANGED", ""], *rows], frozenset({2, 3}))
+def _sessions(volumes: list[dict[str, Any]]) -> str:
+    rows = [["VOLUME", "SESSION", "SIZE", "CHANGED", "FREES", "", "TAGS"]]
+    for volume in volumes:
+        name = f"{volume['qube']}/{volume['volume']}" if volume["qube"] else volume["volume"]
+        for session in volume["sessions"]:
+            frees = "" if session["frees"] is None else size_text(session["frees"])
+            words = [" ".join(session["tags"]), session["note"] and f"“{session['note']}”"]
+            row = [name, session["session"], size_text(session["size"]), size_text(session["changed"]), frees]
+            rows.append([*row, "full" if session["full"] else "", " ".join(filter(None, words))])
+    return table(rows, frozenset({2, 3, 4}))

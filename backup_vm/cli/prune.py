@@ -1,62 +1,182 @@
-"""``sparsebak prune``: remove sessions; all others stay whole."""
+"""``sparsebak prune``: remove sessions by name, by rules, or until there is room; all others stay whole."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context, json_option, key_option
-from backup_vm.text import size_text
+from backup_vm.text import size_text, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
     from backup_vm.names import Named
+    from backup_vm.retention import Rules
+    from backup_vm.thinning import Verdict
+
+_PERIODS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    prune = commands.add_parser("prune", help="remove sessions and give their space back")
-    prune.add_argument("volumes", nargs="+", metavar="QUBE[/VOLUME]")
-    which = prune.add_mutually_exclusive_group(required=True)
-    which.add_argument("--session", action="append", metavar="S", help="remove this one; may be given again")
-    which.add_argument("--keep-last", type=_count, metavar="N", help="remove all but the newest N of each volume")
-    prune.add_argument("-n", "--dry-run", action="store_true", help="only show what would be removed")
+    prune = commands.add_parser(
+        "prune",
+        help="remove sessions and give their space back",
+        description="Removes sessions: those named, or all that no rule keeps. Without either the rules of the settings file "
+        "count. A session is kept if any rule keeps it; the newest of a volume always is.",
+    )
+    prune.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all volumes")
+    prune.add_argument("--session", action="append", metavar="S", help="remove this one; may be given again")
+    for period in _PERIODS:
+        what = "the newest N" if period == "last" else f"the newest of each of the last N {_plural(period)} that have one"
+        prune.add_argument(f"--keep-{period}", type=_count, metavar="N", help=f"keep {what}; N may be 'unlimited'")
+    prune.add_argument("--keep-within", type=_duration, metavar="TIME", help="keep all of the last 2d, 3w, 1y6m...")
+    prune.add_argument("--keep-tag", action="append", metavar="TAG", help="keep those with this tag; may be given again")
+    prune.add_argument("--keep-default", action="store_true", help="keep all of the last day, daily for 30 days, weekly after")
+    prune.add_argument("--until-free", metavar="ROOM", help="then remove the oldest until 10%% of the disk, or 20G, are free")
+    prune.add_argument("-n", "--dry-run", action="store_true", help="only show what would stay, why, and what would go")
     key_option(prune)
     json_option(prune)
     prune.set_defaults(run=run)
 
 
+def _plural(period: str) -> str:
+    return {"hourly": "hours", "daily": "days"}.get(period, period.removesuffix("ly") + "s")
+
+
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more; to remove all sessions of a volume use: sparsebak delete")
-    return number
+    from backup_vm.retention import parse_count
+
+    return _checked(parse_count, text)
+
+
+def _duration(text: str) -> int:
+    from backup_vm.retention import parse_duration
+
+    return _checked(parse_duration, text)
+
+
+def _checked(parse: Any, text: str) -> int:
+    try:
+        return int(parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.errors import UsageError
     from backup_vm.names import find_session, select
 
     context = Context(options)
-    with context.open(writing=True) as archive:
-        chosen = select(context.volumes(archive, context.keys(archive)), options.volumes)
+    rules = _rules(options)
+    if options.session:
+        if rules.any() or options.until_free:
+            raise UsageError("--session names what goes, and rules say what stays: give one of the two")
+        if not options.volumes:
+            raise UsageError("say of which volumes the session is to be removed", "for all of them name each qube")
+    with context.open(writing=not options.dry_run) as archive:
+        volumes = context.volumes(archive, context.keys(archive))
+        chosen = select(volumes, options.volumes)
         if options.session:
             doomed = [(volume, find_session(volume, name)) for volume in chosen for name in options.session]
-        else:
-            doomed = [(volume, session) for volume in chosen for session in volume.sessions[: -options.keep_last]]
-        remove(context, archive, doomed, options.dry_run)
+            remove(context, archive, doomed, options.dry_run)
+            return 0
+        verdicts = judge(context, archive, volumes, chosen, rules, options.until_free)
+        if options.dry_run and not context.json:
+            context.result({}, _plan(verdicts))
+        doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
+        remove(context, archive, doomed, options.dry_run, verdicts)
     return 0
 
 
-def remove(context: Context, archive: "Archive", doomed: "list[tuple[Named, Session]]", dry_run: bool) -> None:
+def _rules(options: argparse.Namespace) -> "Rules":
+    from backup_vm.archive.notes import parse_tag
+    from backup_vm.errors import UsageError
+    from backup_vm.retention import DEFAULT, Rules
+
+    given = {period: getattr(options, f"keep_{period}") or 0 for period in _PERIODS}
+    rules = Rules(**given, within=options.keep_within or 0, tag=frozenset(parse_tag(tag) for tag in options.keep_tag or ()))
+    if options.keep_default and rules.any():
+        raise UsageError("--keep-default stands alone, without other rules")
+    return DEFAULT if options.keep_default else rules
+
+
+def judge(
+    context: Context,
+    archive: "Archive",
+    volumes: "Sequence[Named]",
+    chosen: "Sequence[Named]",
+    rules: "Rules",
+    until_free: str | None,
+) -> "list[Verdict]":
+    """A verdict on every session of the volumes chosen, by the rules given, else by those of the settings."""
+    from backup_vm.errors import UsageError
+    from backup_vm.names import Named
+    from backup_vm.thinning import by_rules, for_room, wanted_room
+
+    retention = context.settings.retention
+    until_free = until_free or (retention.until_free if not rules.any() else None)
+
+    def rules_for(volume: Named) -> "Rules":
+        return rules if rules.any() else retention.rules_for(volume.qube, volume.volume)
+
+    if not until_free and not any(rules_for(volume).any() for volume in chosen):
+        raise UsageError("nothing says which sessions to keep", "give --keep-daily 7 or the like, --keep-default, or --session")
+    for volume in chosen:
+        volume.notes_must_be_sound()
+        if retention.by_name and not rules.any() and not volume.qube:
+            raise UsageError(
+                "the settings have rules for qubes by name, and which volume is which is not known",
+                "give --passphrase-file or --agent, or rules on the command line",
+            )
+    verdicts = by_rules(chosen, rules_for)
+    if not until_free:
+        return verdicts
+    tags = rules.tag.union(*(rules_for(volume).tag for volume in chosen))
+    return for_room(archive, verdicts, wanted_room(archive, until_free), tags, volumes)
+
+
+def _plan(verdicts: "Sequence[Verdict]") -> str:
+    rows = [
+        [v.volume.name, v.session.name, "keep" if v.keep else "remove", ", ".join(v.why) or "no rule keeps it"]
+        for v in verdicts
+    ]
+    return table([["VOLUME", "SESSION", "", "WHY"], *rows])
+
+
+def remove(
+    context: Context,
+    archive: "Archive",
+    doomed: "Sequence[tuple[Named, Session]]",
+    dry_run: bool,
+    verdicts: "Sequence[Verdict]" = (),
+) -> None:
     """Prune sessions and tell what was done, or what would be."""
     from backup_vm.archive.prune import Pruned, prune
+    from backup_vm.archive.space import Account
 
-    done = Pruned(0, 0, 0) if dry_run else prune(archive, [session for _, session in doomed])
+    if dry_run:
+        account = Account(archive, archive.sessions())
+        done = Pruned(len(doomed), 0, account.comes_back({session.file for _, session in doomed}))
+    else:
+        done = prune(archive, [session for _, session in doomed])
     if context.json:
         names = [{"qube": v.qube, "volume": v.volume, "session": session.name} for v, session in doomed]
-        context.result({"removed": names, "dry_run": dry_run, "chunks": done.chunks, "freed": done.space}, "")
+        plan = [
+            {"qube": v.volume.qube, "volume": v.volume.volume, "session": v.session.name, "keep": v.keep, "why": list(v.why)}
+            for v in verdicts
+        ]
+        data = {"removed": names, "dry_run": dry_run, "chunks": done.chunks, "freed": done.space}
+        context.result(data | ({"plan": plan} if verdicts else {}), "")
+        return
+    if dry_run:
+        if not verdicts:
+            for volume, session in doomed:
+                context.result({}, f"would remove {volume.name} {session.name}")
+        context.result({}, f"{done.sessions} sessions would be removed, {size_text(done.space)} given back.")
         return
     for volume, session in doomed:
-        context.say(f"{'would remove' if dry_run else 'removed'} {volume.name} {session.name}")
-    if not dry_run:
-        context.say(f"{done.sessions} sessions removed, {size_text(done.space)} given back.")
+        context.say(f"removed {volume.name} {session.name}")
+    context.say(f"{done.sessions} sessions removed, {size_text(done.space)} given back.")

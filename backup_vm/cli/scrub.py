@@ -16,6 +16,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.archive.notes import checked
     from backup_vm.archive.scrub import scrub
     from backup_vm.progress import progress_for
 
@@ -27,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
         finally:
             progress.stop()
         warned = bool(archive.warnings)
+        checked(archive.storage, not findings and not warned)
     for finding in findings:
         spoils = f"; spoils {', '.join(finding.sessions)}" if finding.sessions else ""
         context.warn(finding.problem + spoils)

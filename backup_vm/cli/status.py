@@ -1,19 +1,24 @@
-"""``sparsebak status``: the archive at a glance, and what has changed since in each volume."""
+"""``sparsebak status``: the archive at a glance, what has changed since in each volume, and whether all is well."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.list import space_option
 from backup_vm.errors import AgentError
-from backup_vm.text import size_text, table
+from backup_vm.text import ratio_text, size_text, table
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
+    from backup_vm.names import Named
+    from backup_vm.view import View
+    from wire.frames import VolumeEntry
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    status = commands.add_parser("status", help="show the archive, and what changed since the last backup")
+    status = commands.add_parser("status", help="show the archive, what changed since the last backup, and its health")
+    space_option(status)
     key_option(status)
     json_option(status)
     status.set_defaults(run=run)
@@ -23,30 +28,40 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     context = Context(options)
     with context.open() as archive:
-        data = _gather(context, archive)
-    rows = [
-        [v["name"], v["latest"] or "never", str(v["sessions"]), size_text(v["size"]), _changed(v["changed"]), v["note"]]
-        for v in data["volumes"]
-    ]
-    head = [
-        f"Archive {data['label']} in {data['path']}, {data['mode']}, chunks of {data['chunk_size'] >> 10} KiB",
-        f"{data['chunks']} chunks, {size_text(data['stored'])} stored, {size_text(data['free'])} free on the disk",
-    ]
-    right = frozenset({2, 3, 4})
-    body = table([["VOLUME", "LATEST", "SESSIONS", "SIZE", "CHANGED SINCE", ""], *rows], right)
-    context.result(data, "\n".join([*head, *data["problems"], "", body]))
+        data = gather(context, archive)
+    context.result(data, _text(data))
     return 0
 
 
-def _changed(size: int | None) -> str:
-    return "?" if size is None else size_text(size)
+def _text(data: dict[str, Any]) -> str:
+    from backup_vm.archive.notes import Check
+    from backup_vm.view import check_text
+
+    rows = [["VOLUME", "LATEST", "SESSIONS", "SIZE", "OWN", "SHARED", "COMPRESSED", "ALIKE", "CHANGED SINCE", "VERIFIED", ""]]
+    for v in data["volumes"]:
+        sizes = ["" if v[key] is None else size_text(v[key]) for key in ("own", "shared")]
+        ratios = ["" if v[key] is None else ratio_text(v[key]) for key in ("compression", "deduplication")]
+        changed = "?" if v["changed"] is None else size_text(v["changed"])
+        verified = check_text(Check(v["verified"]["time"], v["verified"]["ok"]) if v["verified"] else None)
+        row = [v["name"], v["latest"] or "never", str(v["sessions"]), size_text(v["size"])]
+        rows.append([*row, *sizes, *ratios, changed, verified, v["note"]])
+    scrubbed = check_text(Check(data["scrubbed"]["time"], data["scrubbed"]["ok"]) if data["scrubbed"] else None)
+    head = [
+        f"Archive {data['label']} in {data['path']}, {data['mode']}, chunks of {data['chunk_size'] >> 10} KiB",
+        f"{data['chunks']} chunks, {size_text(data['stored'])} stored, {size_text(data['free'])} free on the disk",
+        f"Last scrub: {scrubbed}." + (f" Next backup: {data['next_run']}." if data["next_run"] else ""),
+    ]
+    return "\n".join([*head, *data["problems"], "", table(rows, frozenset(range(2, 9)))])
 
 
-def _gather(context: Context, archive: "Archive") -> dict[str, Any]:
+def gather(context: Context, archive: "Archive") -> dict[str, Any]:
+    """All that ``status`` tells, as data."""
+    from backup_vm.archive import notes
+    from backup_vm.errors import DamagedError
     from backup_vm.names import stored_volumes
-    from wire.frames import VOLUME_GONE, VOLUME_PENDING
+    from backup_vm.view import check_data, next_run, view
 
-    listed = []
+    listed: list[VolumeEntry] = []
     problems: list[str] = []
     if context.has_agent():
         try:
@@ -54,27 +69,13 @@ def _gather(context: Context, archive: "Archive") -> dict[str, Any]:
         except AgentError as error:
             problems.append(f"agent: {error}")
     known = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
-    stored = {named.id: named for named in stored_volumes(archive, context.keys(archive), known)}
-    entries = {entry.volume_id.hex(): entry for entry in listed}
-    volumes = []
-    for volume_id in sorted(stored.keys() | entries.keys(), key=lambda key: stored[key].name if key in stored else ""):
-        named, entry = stored.get(volume_id), entries.get(volume_id)
-        flags = entry.flags if entry else VOLUME_GONE
-        notes = [word for bit, word in ((VOLUME_GONE, "gone"), (VOLUME_PENDING, "interrupted")) if flags & bit]
-        latest = named.sessions[-1] if named else None
-        volumes.append(
-            {
-                "name": named.name if named else f"{entry.qube}/{entry.volume}" if entry else volume_id,
-                "id": volume_id,
-                "latest": latest.name if latest else None,
-                "sessions": len(named.sessions) if named else 0,
-                "size": entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0,
-                "changed": None if entry is None else entry.changed if latest else entry.size,
-                "note": ", ".join(notes) if listed else "",
-            }
-        )
+    seen = view(archive, stored_volumes(archive, context.keys(archive), known), getattr(context.options, "space", None))
     chunks, stored_bytes = archive.catalog.count()
     parameters = archive.parameters
+    try:
+        scrubbed = notes.load(archive.storage).scrubbed
+    except DamagedError:  # told of by stored_volumes
+        scrubbed = None
     return {
         "path": str(archive.storage.root),
         "label": parameters.label,
@@ -84,6 +85,39 @@ def _gather(context: Context, archive: "Archive") -> dict[str, Any]:
         "chunks": chunks,
         "stored": stored_bytes,
         "free": archive.storage.free(),
-        "volumes": volumes,
+        "scrubbed": check_data(scrubbed),
+        "next_run": next_run(),
+        "volumes": _volumes(seen, listed),
         "problems": problems + [str(error) for error in archive.damaged.values()],
+    }
+
+
+def _volumes(seen: "View", listed: "list[VolumeEntry]") -> list[dict[str, Any]]:
+    stored = {named.id: named for named in seen.volumes}
+    entries = {entry.volume_id.hex(): entry for entry in listed}
+    volumes = [_volume(seen, key, stored.get(key), entries.get(key), bool(listed)) for key in stored.keys() | entries.keys()]
+    return sorted(volumes, key=lambda volume: str(volume["name"]))
+
+
+def _volume(seen: "View", volume_id: str, named: "Named | None", entry: "VolumeEntry | None", agent: bool) -> dict[str, Any]:
+    from backup_vm.view import check_data, last_verified
+    from wire.frames import VOLUME_GONE, VOLUME_PENDING
+
+    flags = entry.flags if entry else VOLUME_GONE
+    words = [word for bit, word in ((VOLUME_GONE, "gone"), (VOLUME_PENDING, "interrupted")) if flags & bit]
+    latest = named.sessions[-1] if named else None
+    use = seen.use(named) if named else None
+    return {
+        "name": named.name if named else f"{entry.qube}/{entry.volume}" if entry else volume_id,
+        "id": volume_id,
+        "latest": latest.name if latest else None,
+        "sessions": len(named.sessions) if named else 0,
+        "size": entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0,
+        "own": use.own if use else None,
+        "shared": use.shared if use else None,
+        "compression": round(use.compression, 3) if use else None,
+        "deduplication": round(use.deduplication, 3) if use else None,
+        "changed": None if entry is None else entry.changed if latest else entry.size,
+        "verified": check_data(last_verified(named)) if named else None,
+        "note": ", ".join(words) if agent else "",
     }

@@ -26,6 +26,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.archive.notes import checked
     from backup_vm.names import find_session, select
     from backup_vm.progress import progress_for
 
@@ -40,7 +41,9 @@ def run(options: argparse.Namespace) -> int:
             for volume in chosen:
                 wanted = volume.sessions if options.session == "all" else [find_session(volume, options.session)]
                 for session in wanted:
-                    results.append(_verify(context, archive, keys, volume, session, progress))
+                    result = _verify(context, archive, keys, volume, session, progress)
+                    checked(archive.storage, result["ok"], session.clear.session)
+                    results.append(result)
         finally:
             progress.stop()
     return _tell(context, results, damaged)

@@ -1,0 +1,151 @@
+"""``notes.json``: what people say of sessions (tags, a note), and when the archive was last checked.
+
+In clear, also in a sealed archive: the backup VM has no key to seal it with. Its second line is a checksum, for a tag may be
+all that keeps a session from being pruned.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from backup_vm.archive.storage import LocalStorage
+from backup_vm.errors import DamagedError, LockedError, UsageError
+from wire.durable import Busy, lock
+
+NAME = "notes.json"
+LOCK = "notes.lock"
+FORMAT = 1
+LONGEST_NOTE = 500
+_PATIENCE = 10.0
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,62}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is said of one session."""
+
+    tags: frozenset[str] = frozenset()
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """When something was checked (Unix seconds), and whether it was sound."""
+
+    time: int
+    sound: bool
+
+
+@dataclass
+class Notes:
+    """All notes: sessions by id in hexadecimal, the last verification of each, the last scrub."""
+
+    sessions: dict[str, Note] = field(default_factory=dict)
+    verified: dict[str, Check] = field(default_factory=dict)
+    scrubbed: Check | None = None
+
+    def of(self, session: bytes) -> Note:
+        """What is said of a session."""
+        return self.sessions.get(session.hex(), Note())
+
+    def keep_only(self, sessions: Iterable[bytes]) -> None:
+        """Forget sessions that are gone."""
+        present = {session.hex() for session in sessions}
+        self.sessions = {key: note for key, note in self.sessions.items() if key in present and note != Note()}
+        self.verified = {key: check for key, check in self.verified.items() if key in present}
+
+
+def parse_tag(text: str) -> str:
+    """A tag: up to 63 letters, digits and ``_.:+-``; not what could be a session's time, or ``latest``. Raise UsageError."""
+    if not _TAG.fullmatch(text) or text[:8].isdigit() or text in ("latest", "all"):
+        raise UsageError(f"{text[:80]!r} cannot be a tag: use letters, digits and _ . : + -, and no date")
+    return text
+
+
+def parse_note(text: str) -> str:
+    """A note: one printable line. Raise UsageError."""
+    if len(text) > LONGEST_NOTE or not text.isprintable():
+        raise UsageError(f"a note is one line of at most {LONGEST_NOTE} letters")
+    return text
+
+
+def load(storage: LocalStorage) -> Notes:
+    """Read them; raise DamagedError."""
+    try:
+        raw = storage.read(NAME)
+    except FileNotFoundError:
+        return Notes()
+    body, _, check = raw.rstrip(b"\n").rpartition(b"\n")
+    path = storage.path(NAME)
+    if check.decode("ascii", "replace") != _digest(body):
+        raise DamagedError(f"{path} is damaged: its checksum is wrong", "restore it from a copy, or remove it and tag again")
+    try:
+        return _parse(json.loads(body))
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        raise DamagedError(f"{path} makes no sense: {error}", "restore it from a copy, or remove it and tag again") from None
+
+
+def _parse(fields: dict[str, Any]) -> Notes:
+    if fields["format"] != FORMAT:
+        raise ValueError(f"format {fields['format']}; this version knows {FORMAT}")
+    notes = Notes()
+    for key, note in fields["sessions"].items():
+        notes.sessions[key] = Note(frozenset(parse_tag(tag) for tag in note["tags"]), parse_note(note["note"]))
+    for key, (at, sound) in fields["verified"].items():
+        notes.verified[key] = Check(int(at), bool(sound))
+    if fields["scrubbed"] is not None:
+        notes.scrubbed = Check(int(fields["scrubbed"][0]), bool(fields["scrubbed"][1]))
+    return notes
+
+
+def _dump(notes: Notes) -> bytes:
+    fields = {
+        "format": FORMAT,
+        "sessions": {key: {"tags": sorted(n.tags), "note": n.text} for key, n in sorted(notes.sessions.items())},
+        "verified": {key: [check.time, check.sound] for key, check in sorted(notes.verified.items())},
+        "scrubbed": [notes.scrubbed.time, notes.scrubbed.sound] if notes.scrubbed else None,
+    }
+    body = json.dumps(fields).encode()
+    return body + b"\n" + _digest(body).encode() + b"\n"
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.blake2b(body, digest_size=16).hexdigest()
+
+
+def change(storage: LocalStorage, action: Callable[[Notes], None]) -> Notes:
+    """Read, change and write them, with others kept away. Raises DamagedError, LockedError, OSError."""
+    try:
+        fd = lock(storage.root / LOCK, patience=_PATIENCE)
+    except Busy:
+        raise LockedError(f"{storage.root / LOCK} is held by another run", "wait for it to end, then try again") from None
+    try:
+        notes = load(storage)
+        before = _dump(notes)
+        action(notes)
+        if _dump(notes) != before:
+            storage.write(NAME, _dump(notes))
+        return notes
+    finally:
+        os.close(fd)
+
+
+def checked(storage: LocalStorage, sound: bool, session: bytes | None = None) -> None:
+    """Note that a session was verified, or without one that all was scrubbed; nothing on a disk that is read-only."""
+    check = Check(int(time.time()), sound)
+
+    def note(notes: Notes) -> None:
+        if session is None:
+            notes.scrubbed = check
+        else:
+            notes.verified[session.hex()] = check
+
+    if storage.writable():
+        with contextlib.suppress(DamagedError):  # told of whenever they are read
+            change(storage, note)

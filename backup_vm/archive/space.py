@@ -1,0 +1,129 @@
+"""Which volume and which session takes up how much, and what would come back if sessions were pruned.
+
+Chunks are known here by the first eight bytes of their ids, so that an account of a million takes a few tens of MiB; two that
+share these would be counted as one, which is as likely as a keyed hash of 64 bits is to collide.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backup_vm.archive import sessions
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.merge import Merge
+from backup_vm.archive.references import key
+from backup_vm.archive.sessions import Session
+from wire.sealing import ID_SIZE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Indexes = NDArray[np.int64]
+
+LARGEST = 3_000_000
+"""Entries of session files up to which an account is made without being asked for: a few seconds."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a volume takes up. ``own``: sealed bytes that only it refers to, ``shared``: those that others refer to too.
+
+    ``plain``: bytes of its distinct chunks before compression; ``listed``: bytes of all chunks that its sessions list.
+    """
+
+    own: int
+    shared: int
+    plain: int
+    listed: int
+
+    @property
+    def compression(self) -> float:
+        """Plain bytes for each byte stored."""
+        return self.plain / (self.own + self.shared) if self.own + self.shared else 1.0
+
+    @property
+    def deduplication(self) -> float:
+        """Chunks listed for each chunk stored."""
+        return self.listed / self.plain if self.plain else 1.0
+
+
+def entries(volumes: Mapping[str, list[Session]]) -> int:
+    """How many entries an account of these would look at."""
+    return sum(session.count for series in volumes.values() for session in series)
+
+
+class Account:
+    """An account of all sessions, as they are when it is made. ``volumes``: sessions by volume id, oldest first."""
+
+    def __init__(self, archive: Archive, volumes: Mapping[str, list[Session]]) -> None:
+        import numpy as np
+
+        self._storage, self._volumes = archive.storage, volumes
+        self._chunk_size = archive.parameters.chunk_size
+        keys: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        lengths = [np.empty(0, np.int64)]
+        for ids, sizes in archive.catalog.lengths():
+            keys.append(key(np.frombuffer(ids, np.uint8).reshape(-1, ID_SIZE)))
+            lengths.append(np.array(sizes, np.int64))
+        all_keys, all_lengths = np.concatenate(keys), np.concatenate(lengths)
+        order = np.argsort(all_keys)
+        self._keys, self._lengths = all_keys[order], all_lengths[order]
+        self._uses = np.zeros(len(self._keys) + 1, np.int64)
+        self._by_session: dict[str, Indexes] = {}
+        for series in volumes.values():
+            for session in series:
+                at = self._by_session[session.file] = self._indexes(sessions.columns(self._storage, session)[1])
+                np.add.at(self._uses, at, 1)
+
+    def _indexes(self, ids: "NDArray[np.uint8]") -> "Indexes":
+        """Where the chunks of an id column stand in the account; zeros and what is missing stand at the end."""
+        import numpy as np
+
+        these = key(np.asarray(ids))
+        at = np.searchsorted(self._keys, these)
+        missing = np.full(len(these), len(self._keys))
+        if not len(self._keys):
+            return missing
+        return np.where(self._keys[np.minimum(at, len(self._keys) - 1)] == these, at, missing)
+
+    def _sizes(self, at: "Indexes") -> int:
+        return int(self._lengths[at[at < len(self._keys)]].sum())
+
+    def volume(self, volume: str) -> Use:
+        """What one volume takes up."""
+        import numpy as np
+
+        parts = [self._by_session[session.file] for session in self._volumes[volume]]
+        listed = np.concatenate([np.empty(0, np.int64), *parts])
+        listed = listed[listed < len(self._keys)]
+        mine, counts = np.unique(listed, return_counts=True)
+        own = self._sizes(mine[self._uses[mine] == counts])
+        whole = self._sizes(mine)
+        return Use(own, whole - own, len(mine) * self._chunk_size, len(listed) * self._chunk_size)
+
+    def comes_back(self, doomed: Collection[str]) -> int:
+        """Bytes that would come back if the sessions (file names) were pruned."""
+        import numpy as np
+
+        dropped = [np.empty(0, np.int64)]
+        for series in self._volumes.values():
+            run: list[Session] = []
+            for session in series:
+                if session.file in doomed:
+                    run.append(session)
+                elif run:
+                    dropped += self._superseded([*run, session])
+                    run = []
+            dropped += [self._by_session[session.file] for session in run]
+        at, counts = np.unique(np.concatenate(dropped), return_counts=True)
+        return self._sizes(at[self._uses[at] == counts])
+
+    def _superseded(self, run: list[Session]) -> "list[Indexes]":
+        import numpy as np
+
+        if len(run) > 2:
+            return [self._indexes(part) for *_, parts in Merge(self._storage, run).windows() for part in parts]
+        old, new = (sessions.columns(self._storage, session)[0] for session in run)
+        gone = np.isin(old, new, assume_unique=True) | (old >= np.uint64(run[1].inherit))
+        return [self._by_session[run[0].file][gone]]
