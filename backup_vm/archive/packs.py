@@ -89,8 +89,8 @@ class PackReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for fd in self._open.values():
-            os.close(fd)
+        while self._open:
+            os.close(self._open.popitem()[1])
 
     def _fd(self, name: str) -> int:
         if name in self._open:

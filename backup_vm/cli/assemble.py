@@ -1,7 +1,6 @@
 """``sparsebak assemble``: a session to a raw image, with the key and without any agent."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,7 @@ def run(options: argparse.Namespace) -> int:
     if target.exists() and (not target.is_file() or not (options.force or target.stat().st_size == 0)):
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
     with context.open() as archive:
-        keys = context.keys(archive, needed=True)
-        if keys is None:
-            sys.exit(1)
+        keys = context.needed_keys(archive)
         volume = one(context.volumes(archive, keys), options.volume)
         session = find_session(volume, options.session)
         image = archive.image(list(volume.sessions), session)

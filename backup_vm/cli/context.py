@@ -87,17 +87,20 @@ class Context:
             agent.use(archive.parameters.archive, archive.parameters.chunk_size)
         return agent
 
-    def keys(self, archive: "Archive", needed: bool = False) -> "Keys | None":
-        """The archive's keys: in open mode, or with --passphrase-file, or (when needed) typed on the terminal."""
+    def keys(self, archive: "Archive") -> "Keys | None":
+        """The archive's keys: in open mode, or with --passphrase-file; None in a sealed archive without one."""
         file: Path | None = getattr(self.options, "passphrase_file", None)
-        passphrase = None if file is None else read_passphrase(file)
-        keys = archive.parameters.keys(passphrase)
-        if keys is None and needed:
-            if not sys.stdin.isatty():
-                raise WrongKeyError("the archive is sealed", "give its passphrase or recovery key with --passphrase-file F")
+        return archive.parameters.keys(None if file is None else read_passphrase(file))
+
+    def needed_keys(self, archive: "Archive") -> "Keys":
+        """The same, or else as typed on the terminal."""
+        keys = self.keys(archive)
+        if keys is None and sys.stdin.isatty():
             from getpass import getpass
 
             keys = archive.parameters.keys(getpass("Passphrase or recovery key: ").encode())
+        if keys is None:
+            raise WrongKeyError("the archive is sealed", "give its passphrase or recovery key with --passphrase-file F")
         return keys
 
     def volumes(self, archive: "Archive", keys: "Keys | None") -> "list[Named]":

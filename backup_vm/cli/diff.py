@@ -1,0 +1,71 @@
+"""``sparsebak diff``: where two sessions of a volume differ. Needs no key: chunks that differ have different ids."""
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.text import size_text, table
+
+if TYPE_CHECKING:
+    from backup_vm.archive.image import Image
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    diff = commands.add_parser("diff", help="show which ranges of a volume differ between two sessions, and how much")
+    diff.add_argument("volume", metavar="QUBE/VOLUME")
+    diff.add_argument("old", metavar="S1", help="a session: its time, the beginning of it, a tag, or 'latest'")
+    diff.add_argument("new", metavar="S2")
+    key_option(diff)
+    json_option(diff)
+    diff.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from backup_vm.names import find_session, one
+
+    context = Context(options)
+    with context.open() as archive:
+        volume = one(context.volumes(archive, context.keys(archive)), options.volume)
+        old, new = (find_session(volume, name) for name in (options.old, options.new))
+        images = [archive.image(list(volume.sessions), session) for session in (old, new)]
+        size = max(old.clear.size, new.clear.size)
+        ranges = [(start, min(end, size)) for start, end in changed_ranges(*images)]
+    total = sum(end - start for start, end in ranges)
+    data = {
+        "qube": volume.qube,
+        "volume": volume.volume,
+        "old": {"session": old.name, "size": old.clear.size},
+        "new": {"session": new.name, "size": new.clear.size},
+        "changed": total,
+        "ranges": [{"offset": start, "length": end - start} for start, end in ranges],
+    }
+    rows = [["OFFSET", "LENGTH", ""], *([str(start), str(end - start), size_text(end - start)] for start, end in ranges)]
+    resized = "" if old.clear.size == new.clear.size else f"; {size_text(old.clear.size)} became {size_text(new.clear.size)}"
+    summary = f"{volume.name} from {old.name} to {new.name}: {size_text(total)} in {len(ranges)} ranges differ{resized}."
+    context.result(data, "\n".join([*([table(rows, frozenset({0, 1}))] if ranges else []), summary]))
+    return 0
+
+
+def changed_ranges(old: "Image", new: "Image") -> Iterator[tuple[int, int]]:
+    """Ranges of bytes, in whole chunks, whose contents differ; what one of the two lacks counts if the other has data there."""
+    import numpy as np
+
+    from backup_vm.archive.image import WINDOW
+
+    chunk_size, current = new.session.clear.chunk_size, (0, 0)
+    for first in range(0, max(old.chunks, new.chunks), WINDOW):
+        differ = (old.ids(first, first + WINDOW) != new.ids(first, first + WINDOW)).any(axis=1)
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], differ, [False]]).astype(np.int8)))
+        for start, end in edges.reshape(-1, 2).tolist():
+            begin, stop = (first + start) * chunk_size, (first + end) * chunk_size
+            if begin == current[1]:
+                current = (current[0], stop)
+                continue
+            if current[0] < current[1]:
+                yield current
+            current = (begin, stop)
+    if current[0] < current[1]:
+        yield current

@@ -1,0 +1,56 @@
+"""``sparsebak mount``: sessions as raw image files, to copy single files out of them."""
+
+import argparse
+import ctypes.util
+from pathlib import Path
+from typing import Any
+
+from backup_vm.cli.context import Context, key_option
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    mount = commands.add_parser(
+        "mount",
+        help="show sessions as raw image files in a folder, read when they are read; needs the key",
+        description="Shows each session of a volume as a raw image file, until it is interrupted or the folder is unmounted. "
+        "The archive cannot be written to meanwhile. What is in an image is as hostile as the qube it came from: attach it to "
+        "a disposable qube rather than mounting it here.",
+    )
+    mount.add_argument("volume", metavar="QUBE/VOLUME")
+    mount.add_argument("folder", type=Path, metavar="DIR", help="an empty folder")
+    mount.add_argument("--session", default="all", metavar="S", help="only this one: its time, a tag, or 'latest'")
+    mount.add_argument("--allow-other", action="store_true", help="let other users read the images, too")
+    key_option(mount)
+    mount.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from backup_vm.errors import SparsebakError, UsageError
+    from backup_vm.names import find_session, one
+
+    context = Context(options)
+    if not options.folder.is_dir() or any(options.folder.iterdir()):
+        raise UsageError(f"{options.folder} is not an empty folder")
+    try:
+        import mfusepy
+    except (ImportError, OSError):
+        missing = "libfuse (package fuse3)" if ctypes.util.find_library("fuse3") is None else "mfusepy"
+        raise SparsebakError(f"{missing} is not installed", "install it, or use: sparsebak assemble") from None
+    from backup_vm.mounting import SessionFiles
+
+    with context.open() as archive:
+        keys = context.needed_keys(archive)
+        volume = one(context.volumes(archive, keys), options.volume)
+        sessions = list(volume.sessions) if options.session == "all" else [find_session(volume, options.session)]
+        files = SessionFiles(archive, volume, sessions, keys, context.warn)
+        context.say(f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or: umount {options.folder}")
+        more = {"allow_other": True} if options.allow_other else {}
+        try:
+            mfusepy.FUSE(files, str(options.folder), foreground=True, ro=True, fsname="sparsebak", subtype="sparsebak", **more)
+        except RuntimeError as error:
+            raise SparsebakError(
+                f"cannot mount on {options.folder}: libfuse ended with {error}", "see its message above"
+            ) from None
+    return 0
