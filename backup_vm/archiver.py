@@ -223,14 +223,14 @@ class Archiver:
         needed = sum(offer.changed for key, offer in offers.items() if key not in compared)
         needed += needed // 50 + RESERVE
         free = self._archive.storage.free()
-        if free >= needed or self._ignore_free_space:
+        if free is None or free >= needed or self._ignore_free_space:
             return
         for volume in volumes:
             if volume.volume_id in offers:
                 self._agent.abort(volume.qube, volume.volume, offers[volume.volume_id].session)
         self._archive.catalog.set_meta("sweep", None)
         raise SparsebakError(
-            f"{self._archive.storage.root} has {_size(free)} free, and this backup may need up to {_size(needed)}",
+            f"{self._archive.storage.describe()} has {_size(free)} free, and this backup may need up to {_size(needed)}",
             "prune old sessions, or go on with --ignore-free-space if you expect it to compress",
         )
 
@@ -328,10 +328,11 @@ def _full_disk(error: OSError | sqlite3.OperationalError, archive: Archive) -> S
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT) or "full" in str(error):
         return SparsebakError(
-            f"{archive.storage.root} is full; what was stored so far is kept",
+            f"{archive.storage.describe()} is full; what was stored so far is kept",
             "prune old sessions or free space, then run: sparsebak backup; it goes on from there",
         )
-    return SparsebakError(f"{archive.storage.root}: {error}", "nothing stored is lost; mend this and run: sparsebak backup")
+    hint = "nothing stored is lost; mend this and run: sparsebak backup"
+    return SparsebakError(f"{archive.storage.describe()}: {error}", hint)
 
 
 def _size(size: int) -> str:

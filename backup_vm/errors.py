@@ -52,6 +52,10 @@ class NoArchiveError(SparsebakError):
     code = Exit.NO_ARCHIVE
 
 
+class ForbiddenError(SparsebakError):
+    """The place where the archive lies does not allow what was tried."""
+
+
 class LockedError(SparsebakError):
     """Another run holds the archive."""
 

@@ -79,7 +79,7 @@ def feed(archive: Archive, image: Image, name: str, progress: Progress) -> Calla
 def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Record:
     """Check a session's record and ids with the key; raise DamagedError."""
     session = image.session
-    path = archive.storage.path(session.file)
+    path = archive.storage.describe(session.file)
     try:
         record = open_record(session.record, keys)
     except NotAuthentic as error:

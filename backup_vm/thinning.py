@@ -45,11 +45,18 @@ def _no_rules(rules: Rules) -> tuple[str, ...]:
 def wanted_room(archive: Archive, text: str) -> int:
     """Bytes that ``10%`` (of the disk) or ``20G`` stand for. Raise UsageError."""
     if text.endswith("%") and text[:-1].isdigit() and 0 < int(text[:-1]) < 100:
-        return archive.storage.capacity() * int(text[:-1]) // 100
+        capacity = archive.storage.capacity()
+        if capacity is None:
+            raise _unknown(archive)
+        return capacity * int(text[:-1]) // 100
     found = _SIZE.fullmatch(text)
     if found is None:
         raise UsageError(f"--until-free {text}: give a share of the disk such as 10%, or a size such as 20G")
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+def _unknown(archive: Archive) -> UsageError:
+    return UsageError(f"nobody knows how much room there is in {archive.storage.describe()}", "give rules, such as --keep-last")
 
 
 def for_room(
@@ -61,6 +68,8 @@ def for_room(
     """
     account = Account(archive, {volume.id: list(volume.sessions) for volume in all_volumes})
     free, now = archive.storage.free(), time.time()
+    if free is None:
+        raise _unknown(archive)
     due = sorted(
         (verdict for verdict in verdicts if verdict.keep and _may_go(verdict, keep_tags, now)),
         key=lambda verdict: verdict.session.clear.time,

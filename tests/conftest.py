@@ -3,12 +3,16 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit import Site
+
+if TYPE_CHECKING:
+    from tests.commands import Commands
 
 CI = os.environ.get("CI") == "true"
 if "SPARSEBAK_VM" not in os.environ:  # no test in the VM uses hypothesis, and importing it takes seconds there
@@ -90,3 +94,24 @@ def site(tmp_path: Path) -> Site:
 def reflink_site(reflink_folder: Path) -> Site:
     """The same on a real Btrfs or XFS, with the source ``reflink``."""
     return Site(reflink_folder / "site", driver="reflink")
+
+
+@pytest.fixture
+def commands_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Callable[[Site], Commands]":
+    """Makes Commands for a site."""
+    from tests.commands import Commands
+
+    def make(site: Site) -> Commands:
+        monkeypatch.setenv("SPARSEBAK_ARCHIVE", str(site.archive))
+        monkeypatch.setenv("SPARSEBAK_AGENT", f"local:{site.config}")
+        commands = Commands(site, capsys)
+        commands.settings("")
+        return commands
+
+    return make
+
+
+@pytest.fixture
+def commands(site: Site, commands_for: "Callable[[Site], Commands]") -> "Commands":
+    """The commands for the site of the test."""
+    return commands_for(site)

@@ -16,8 +16,8 @@ from backup_vm.archive.image import Image
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
-from backup_vm.archive.storage import LocalStorage
-from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.archive.storage import Storage, open_storage
+from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 
 RESCAN = "rescan:"
 """In the catalog's meta table, followed by a volume's id: the volume's next session must be a full one."""
@@ -26,7 +26,7 @@ RESCAN = "rescan:"
 class Archive:
     """See the module. ``writing`` says whether this run may change anything."""
 
-    def __init__(self, storage: LocalStorage, settings: Parameters, writing: bool) -> None:
+    def __init__(self, storage: Storage, settings: Parameters, writing: bool) -> None:
         self.storage, self.parameters, self.writing = storage, settings, writing
         self._catalog: Catalog | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -60,7 +60,9 @@ class Archive:
     def sessions(self, volume: str | None = None) -> dict[str, list[Session]]:
         """Sessions by volume id, oldest first. Files that cannot be read are left out, and noted in ``damaged``."""
         found: defaultdict[str, list[Session]] = defaultdict(list)
-        for name in self.session_files(volume):
+        files = self.session_files(volume)
+        self.storage.fetch(files)
+        for name in files:
             session = self._load(name)
             if session is not None:
                 found[name.split("/")[1]].append(session)
@@ -97,7 +99,7 @@ class Archive:
         return self._catalog
 
     def _open_catalog(self) -> Catalog:
-        path = self.storage.path(catalogs.NAME)
+        path = self.storage.local(catalogs.NAME)
         if path.exists():
             catalog = None
             try:
@@ -129,7 +131,7 @@ class Archive:
             self._catalog.set_meta(key, value)
 
     def _rebuilt(self, free: bool = False) -> Catalog:
-        path = self.storage.path(catalogs.NAME)
+        path = self.storage.local(catalogs.NAME)
         if not self.writing:  # others may be reading too, or the disk may be read-only: keep it to ourselves
             self._temporary = tempfile.TemporaryDirectory(prefix="sparsebak-")
             path = Path(self._temporary.name) / catalogs.NAME
@@ -193,7 +195,7 @@ class Archive:
         try:
             self._recover_catalog()
         except sqlite3.DatabaseError:
-            self.warnings.append(f"{self.storage.path(catalogs.NAME)} was damaged; it has been rebuilt")
+            self.warnings.append(f"{self.storage.describe(catalogs.NAME)} was damaged; it has been rebuilt")
             self.rebuild_catalog()
         give_back(self)
         if self.catalog.meta("sweep") is not None:
@@ -207,11 +209,16 @@ class Archive:
         if not lost and not unknown and catalog.meta("sweep") is None:
             return
         catalog.begin()
+        missing: dict[bytes, str] = {}
         for number, name in lost.items():
-            self.warnings.append(f"{self.storage.path(name)} is missing; run: sparsebak scrub")
+            missing |= dict.fromkeys(catalog.in_pack(number).values(), name)
             catalog.drop_pack(number)
         for name in sorted(unknown):
             self._index_pack(catalog, name)
+        for chunk_id in catalog.places(missing):  # another run had moved them
+            del missing[chunk_id]
+        for name in sorted({missing[chunk_id] for chunk_id in references.referenced(self, set(missing))}):
+            self.warnings.append(f"{self.storage.describe(name)} is missing; run: sparsebak scrub")
         self._drop_unreferenced(catalog, free=catalog.meta("sweep") is not None)
         catalog.commit()
 
@@ -231,11 +238,15 @@ def give_back(archive: Archive) -> int:
     dead = _dead_packs(archive, {number: name for number, name, _ in freed if not catalog.holds_any(number)})
     given = sum(storage.allocated(name) for name in dead.values() if storage.exists(name))
     if dead:
+        try:
+            storage.remove(*dead.values())
+        except ForbiddenError as error:  # whoever may only add leaves it to whoever may remove
+            archive.warnings.append(f"{error}; space is given back by a prune that may remove files")
+            return 0
         catalog.begin()
         for number in dead:
             catalog.drop_pack(number)
         catalog.commit()
-        storage.remove(*dead.values())
     for number, name, ranges in freed:
         if number in dead:
             continue
@@ -277,9 +288,9 @@ def _sound_elsewhere(archive: Archive, chunk_id: bytes, here: set[int]) -> bool:
 
 
 @contextmanager
-def open_archive(root: Path, writing: bool) -> Iterator[Archive]:
-    """Open and lock the archive in a directory: alone for writing, together with other readers otherwise."""
-    storage = LocalStorage(root)
+def open_archive(location: str | Path, writing: bool) -> Iterator[Archive]:
+    """Open and lock the archive in a directory or at a URL: alone for writing, together with other readers otherwise."""
+    storage = open_storage(location)
     settings = parameters.load(storage)
     lock = storage.lock(shared=not writing)
     archive = Archive(storage, settings, writing)
@@ -293,12 +304,10 @@ def open_archive(root: Path, writing: bool) -> Iterator[Archive]:
             os.close(lock)
 
 
-def create_archive(root: Path, settings: Parameters) -> None:
-    """Make an empty archive in a directory, made if missing; raise SparsebakError where there is one."""
-    storage = LocalStorage(root)
+def create_archive(location: str | Path, settings: Parameters) -> None:
+    """Make an empty archive in a directory, made if missing, or at a URL; raise SparsebakError where there is one."""
+    storage = open_storage(location)
     if storage.exists(parameters.NAME):
-        raise SparsebakError(f"there is an archive in {root} already", "choose an empty directory")
-    if root.exists() and any(entry.name != "lost+found" for entry in root.iterdir()):
-        raise SparsebakError(f"{root} is not empty", "choose an empty directory, or one that does not exist yet")
-    root.mkdir(parents=True, exist_ok=True)
+        raise SparsebakError(f"there is an archive in {storage.describe()} already", "choose an empty directory")
+    storage.prepare()
     settings.save(storage)

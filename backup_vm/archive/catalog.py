@@ -176,6 +176,10 @@ class Catalog:
         """Ids of the chunks in a pack, by offset."""
         return dict(self._db.execute("SELECT offset, id FROM chunks WHERE pack=?", (number,)))
 
+    def chunks_in(self, number: int) -> list[tuple[bytes, int, int]]:
+        """Id, offset and length of each chunk in a pack, by offset."""
+        return self._db.execute("SELECT id, offset, length FROM chunks WHERE pack=? ORDER BY offset", (number,)).fetchall()
+
     def free(self, ids: Iterable[bytes]) -> int:
         """Move chunks to ``freed``: nothing refers to them any more. Returns how many were there."""
         rows = [(chunk_id,) for chunk_id in ids]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from backup_vm.archive.sessions import Session, columns
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage import Storage
 from wire.sealing import ID_SIZE
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ WINDOW = 8192
 class Image:
     """The image that a series of sessions of one volume, oldest first, adds up to."""
 
-    def __init__(self, storage: LocalStorage, sessions: list[Session]) -> None:
+    def __init__(self, storage: Storage, sessions: list[Session]) -> None:
         start = max((i for i, session in enumerate(sessions) if session.inherit == 0), default=0)
         self.sessions = sessions[start:]  # nothing before a full session counts
         self._columns = [columns(storage, session) for session in self.sessions]

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import sessions
 from backup_vm.archive.sessions import Session
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage import Storage
 from wire.sealing import ID_SIZE
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 class Merge:
     """The entries of a run of sessions, oldest first, of which the last one stays. Its image stays the same."""
 
-    def __init__(self, storage: LocalStorage, series: list[Session]) -> None:
+    def __init__(self, storage: Storage, series: list[Session]) -> None:
         self._storage, self._series = storage, series
         self._columns = [sessions.columns(storage, session) for session in series]
         self._end = max((int(numbers[-1]) + 1 for numbers, _ in self._columns if len(numbers)), default=0)

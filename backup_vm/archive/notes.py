@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from wire.durable import Busy, lock
 
@@ -75,14 +75,14 @@ def parse_note(text: str) -> str:
     return text
 
 
-def load(storage: LocalStorage) -> Notes:
+def load(storage: Storage) -> Notes:
     """Read them; raise DamagedError."""
     try:
         raw = storage.read(NAME)
     except FileNotFoundError:
         return Notes()
     body, _, check = raw.rstrip(b"\n").rpartition(b"\n")
-    path = storage.path(NAME)
+    path = storage.describe(NAME)
     if check.decode("ascii", "replace") != _digest(body):
         raise DamagedError(f"{path} is damaged: its checksum is wrong", "restore it from a copy, or remove it and tag again")
     try:
@@ -119,12 +119,12 @@ def _digest(body: bytes) -> str:
     return hashlib.blake2b(body, digest_size=16).hexdigest()
 
 
-def change(storage: LocalStorage, action: Callable[[Notes], None]) -> Notes:
+def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
     """Read, change and write them, with others kept away. Raises DamagedError, LockedError, OSError."""
     try:
-        fd = lock(storage.root / LOCK, patience=_PATIENCE)
+        fd = lock(storage.local(LOCK), patience=_PATIENCE)
     except Busy:
-        raise LockedError(f"{storage.root / LOCK} is held by another run", "wait for it to end, then try again") from None
+        raise LockedError(f"{storage.local(LOCK)} is held by another run", "wait for it to end, then try again") from None
     try:
         notes = load(storage)
         before = _dump(notes)
@@ -136,7 +136,7 @@ def change(storage: LocalStorage, action: Callable[[Notes], None]) -> Notes:
         os.close(fd)
 
 
-def checked(storage: LocalStorage, sound: bool, session: bytes | None = None) -> None:
+def checked(storage: Storage, sound: bool, session: bytes | None = None) -> None:
     """Note that a session was verified, or without one that all was scrubbed; nothing on a disk that is read-only."""
     check = Check(int(time.time()), sound)
 

@@ -1,6 +1,5 @@
 """Packs: sealed chunks one after another, then an index of them. Written once; only ever shortened by holes."""
 
-import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -19,14 +18,14 @@ from backup_vm.archive.format import (
     PACK_HEAD,
     PACK_HEAD_SIZE,
 )
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage import Reader, Storage
 from backup_vm.errors import DamagedError
 from wire.frames import largest_frame
 
-PACK_SIZE = 32 << 20
-"""Bytes after which a pack is closed."""
 SUFFIX = ".pack"
 _OPEN_FILES = 64
+_TAIL = 1 << 16
+"""Bytes read at a pack's end, in the hope that its index is in them."""
 
 
 class Packed(NamedTuple):
@@ -46,7 +45,7 @@ def checksum(data: bytes) -> bytes:
 class NewPack:
     """A pack being written."""
 
-    def __init__(self, storage: LocalStorage, archive: bytes) -> None:
+    def __init__(self, storage: Storage, archive: bytes) -> None:
         identifier = secrets.token_hex(16)
         self.name = f"packs/{identifier[:2]}/{identifier}{SUFFIX}"
         self._file = storage.create(self.name)
@@ -81,36 +80,36 @@ class NewPack:
 class PackReader:
     """Reads sealed chunks out of packs, keeping a few of them open."""
 
-    def __init__(self, storage: LocalStorage) -> None:
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open: OrderedDict[str, Reader] = OrderedDict()
 
     def __enter__(self) -> "PackReader":
         return self
 
     def __exit__(self, *_: object) -> None:
         while self._open:
-            os.close(self._open.popitem()[1])
+            self._open.popitem()[1].close()
 
-    def _fd(self, name: str) -> int:
+    def _reader(self, name: str) -> Reader:
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
         try:
-            fd = self._open[name] = self._storage.open(name)
+            reader = self._open[name] = self._storage.reader(name)
         except FileNotFoundError:
-            raise DamagedError(f"{self._storage.path(name)} is missing", "run: sparsebak scrub") from None
+            raise DamagedError(f"{self._storage.describe(name)} is missing", "run: sparsebak scrub") from None
         if len(self._open) > _OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
-        return fd
+            self._open.popitem(last=False)[1].close()
+        return reader
 
     def read(self, name: str, chunk_id: bytes, offset: int, length: int) -> bytes:
         """The sealed chunk of that id, which is known to lie there; raise DamagedError if it does not."""
-        raw = os.pread(self._fd(name), ENTRY_SIZE + length, offset - ENTRY_SIZE)
+        raw = self._reader(name).read(offset - ENTRY_SIZE, ENTRY_SIZE + length)
         sealed = raw[ENTRY_SIZE:]
         expected = ENTRY.build({"id": chunk_id, "length": length, "checksum": checksum(sealed)})
         if len(sealed) != length or raw[:ENTRY_SIZE] != expected:
-            text = f"{self._storage.path(name)} is damaged at byte {offset} (chunk {chunk_id.hex()[:16]})"
+            text = f"{self._storage.describe(name)} is damaged at byte {offset} (chunk {chunk_id.hex()[:16]})"
             raise DamagedError(text, "run: sparsebak scrub")
         return sealed
 
@@ -123,38 +122,41 @@ class PackReader:
         return True
 
 
-def read_index(storage: LocalStorage, name: str, archive: bytes) -> list[Packed]:
+def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
     """The index of a pack, or raise DamagedError."""
     size = storage.size(name)
-    fd = storage.open(name)
+    reader = storage.reader(name)
     try:
-        head = PACK_HEAD.parse(os.pread(fd, PACK_HEAD_SIZE, 0))
-        footer = FOOTER.parse(os.pread(fd, FOOTER_SIZE, max(size - FOOTER_SIZE, 0)))
+        head = PACK_HEAD.parse(reader.read(0, PACK_HEAD_SIZE))
+        tail = reader.read(max(size - _TAIL, 0), _TAIL)
+        footer = FOOTER.parse(tail[-FOOTER_SIZE:])
         if head.archive != archive or footer.index + footer.count * INDEX_ENTRY_SIZE + FOOTER_SIZE != size:
-            raise DamagedError(f"{storage.path(name)} is damaged: head and foot do not fit together")
-        index = os.pread(fd, footer.count * INDEX_ENTRY_SIZE, footer.index)
+            raise DamagedError(f"{storage.describe(name)} is damaged: head and foot do not fit together")
+        length = footer.count * INDEX_ENTRY_SIZE
+        whole = tail if length + FOOTER_SIZE <= len(tail) else reader.read(footer.index, length + FOOTER_SIZE)
+        index = whole[len(whole) - FOOTER_SIZE - length : len(whole) - FOOTER_SIZE]
     except c.ConstructError:
-        raise DamagedError(f"{storage.path(name)} is damaged: no pack head or foot where they belong") from None
+        raise DamagedError(f"{storage.describe(name)} is damaged: no pack head or foot where they belong") from None
     finally:
-        os.close(fd)
+        reader.close()
     if checksum(index) != footer.checksum:
-        raise DamagedError(f"{storage.path(name)} is damaged: its index has another checksum")
+        raise DamagedError(f"{storage.describe(name)} is damaged: its index has another checksum")
     parsed = (INDEX_ENTRY.parse(index[at : at + INDEX_ENTRY_SIZE]) for at in range(0, len(index), INDEX_ENTRY_SIZE))
     return [Packed(entry.id, entry.offset, entry.length, entry.checksum) for entry in parsed]
 
 
-def scan(storage: LocalStorage, name: str, chunk_size: int) -> Iterator[Packed]:
+def scan(storage: Storage, name: str, chunk_size: int) -> Iterator[Packed]:
     """The chunks of a pack whose index is lost, found by the entries before them, as far as they go on soundly."""
     size, at = storage.size(name), PACK_HEAD_SIZE
-    fd = storage.open(name)
+    reader = storage.reader(name)
     try:
         while at + ENTRY_SIZE <= size:
-            entry = ENTRY.parse(os.pread(fd, ENTRY_SIZE, at))
+            entry = ENTRY.parse(reader.read(at, ENTRY_SIZE))
             if not 0 < entry.length <= largest_frame(chunk_size) or at + ENTRY_SIZE + entry.length > size:
                 return
-            sealed = os.pread(fd, entry.length, at + ENTRY_SIZE)
+            sealed = reader.read(at + ENTRY_SIZE, entry.length)
             if checksum(sealed) == entry.checksum:
                 yield Packed(entry.id, at + ENTRY_SIZE, entry.length, entry.checksum)
             at += ENTRY_SIZE + int(entry.length)
     finally:
-        os.close(fd)
+        reader.close()

@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
 from wire import CHUNK_SIZES, FORMAT
 from wire.names import parse_name
@@ -43,7 +43,7 @@ class Parameters:
             return Keys(master)
         raise WrongKeyError("this passphrase or recovery key does not open the archive", "check it and type it again")
 
-    def save(self, storage: LocalStorage) -> None:
+    def save(self, storage: Storage) -> None:
         """Write archive.toml."""
         lines = [
             "# An archive of sparsebak. The format is described in docs/format.md of the project.",
@@ -66,31 +66,31 @@ def _digest(body: bytes) -> str:
     return hashlib.blake2b(body, digest_size=16).hexdigest()
 
 
-def load(storage: LocalStorage) -> Parameters:
+def load(storage: Storage) -> Parameters:
     """Read archive.toml; raise NoArchiveError or DamagedError."""
     try:
         raw = storage.read(NAME)
     except (FileNotFoundError, NotADirectoryError):
         hint = "name the archive with --archive or SPARSEBAK_ARCHIVE, or make one: sparsebak init DIR --label LABEL"
-        raise NoArchiveError(f"there is no archive in {storage.root}", hint) from None
+        raise NoArchiveError(f"there is no archive in {storage.describe()}", hint) from None
     body, _, check = raw.rpartition(_CHECK.encode())
     if check != f'"{_digest(body)}"\n'.encode():
         hint = "restore this file from a copy; dom0 gives its contents again by: sparsebak init --repair"
-        raise DamagedError(f"{storage.path(NAME)} is damaged: its checksum is wrong", hint)
+        raise DamagedError(f"{storage.describe(NAME)} is damaged: its checksum is wrong", hint)
     try:
         return _parse(storage, tomllib.loads(body.decode()))
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # whoever writes a disk can write a checksum
-        raise DamagedError(f"{storage.path(NAME)} makes no sense: {error}") from None
+        raise DamagedError(f"{storage.describe(NAME)} makes no sense: {error}") from None
 
 
-def _parse(storage: LocalStorage, fields: dict[str, Any]) -> Parameters:
+def _parse(storage: Storage, fields: dict[str, Any]) -> Parameters:
     if fields["format"] != FORMAT or fields["suite"] != SUITE:
         raise NoArchiveError(
-            f"{storage.path(NAME)}: format {fields['format']}, suite {fields['suite']}; this version knows {FORMAT}, {SUITE}",
+            f"{storage.describe(NAME)}: format {fields['format']}, suite {fields['suite']}; known here are {FORMAT}, {SUITE}",
             "use the version of sparsebak that made the archive, or a newer one",
         )
     if fields["chunk_size"] not in CHUNK_SIZES:
-        raise DamagedError(f"{storage.path(NAME)}: impossible chunk size")
+        raise DamagedError(f"{storage.describe(NAME)}: impossible chunk size")
     return Parameters(
         archive=bytes.fromhex(fields["archive"]),
         label=parse_name(fields["label"], "label"),

@@ -9,7 +9,7 @@ import os
 import struct
 from collections.abc import Iterator
 
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage import Storage
 from wire.frames import Offer
 from wire.sealing import ID_SIZE
 
@@ -21,9 +21,9 @@ _MAX_GROUP = 1 << 22
 class Partial:
     """One partial session. ``position``: the first chunk number not yet stored; ``count``: entries stored."""
 
-    def __init__(self, storage: LocalStorage, name: str, offer: Offer) -> None:
+    def __init__(self, storage: Storage, name: str, offer: Offer) -> None:
         self._storage, self.name, self.offer = storage, name, offer
-        self._fd = os.open(storage.path(name), os.O_RDWR | os.O_CLOEXEC)
+        self._fd = os.open(storage.local(name), os.O_RDWR | os.O_CLOEXEC)
         self.position = self.count = 0
         end = Offer.length()
         for upto, payload, after in self._groups():
@@ -32,16 +32,16 @@ class Partial:
         os.ftruncate(self._fd, end)
 
     @classmethod
-    def create(cls, storage: LocalStorage, offer: Offer) -> "Partial":
+    def create(cls, storage: Storage, offer: Offer) -> "Partial":
         """Begin one, durably."""
         name = f"volumes/{offer.volume_id.hex()}/{offer.session.hex()}{SUFFIX}"
         storage.write(name, offer.build())
         return cls(storage, name, offer)
 
     @classmethod
-    def load(cls, storage: LocalStorage, name: str) -> "Partial | None":
+    def load(cls, storage: Storage, name: str) -> "Partial | None":
         """Open one; None when not even its offer is sound."""
-        with open(storage.path(name), "rb") as file:
+        with open(storage.local(name), "rb") as file:
             raw = file.read(Offer.length())
         try:
             offer = Offer.parse(raw)

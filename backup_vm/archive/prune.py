@@ -12,6 +12,7 @@ from typing import IO
 from backup_vm.archive import notes, references, sessions
 from backup_vm.archive.archive import Archive, give_back
 from backup_vm.archive.merge import Merge
+from backup_vm.archive.repack import repack
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
 
@@ -104,5 +105,7 @@ def _free(archive: Archive, candidates: IO[bytes], removed: int) -> Pruned:
         freed += catalog.free(dead)
     catalog.commit()
     space = give_back(archive)
+    if any(True for _ in catalog.freed()):  # no holes can be punched there
+        space += repack(archive)
     catalog.set_meta("sweep", None)
     return Pruned(removed, freed, space)

@@ -1,6 +1,5 @@
 """Scrub: every file of the archive against its checksums, and every chunk that a session needs. No key is needed."""
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from backup_vm.archive import notes, packs, sessions
 from backup_vm.archive.archive import RESCAN, Archive
 from backup_vm.archive.format import ENTRY, ENTRY_SIZE, PACK_HEAD_SIZE
 from backup_vm.archive.packs import Packed, checksum
+from backup_vm.archive.storage import Reader
 from backup_vm.errors import DamagedError
 from backup_vm.progress import Progress
 from wire.sealing import ZERO_ID
@@ -71,7 +71,7 @@ def _catalog(archive: Archive) -> Iterator[Finding]:
         problem = "it did not say where the chunks are"
     if problem:
         archive.rebuild_catalog()
-        yield Finding(catalogs.NAME, f"{archive.storage.path(catalogs.NAME)}: {problem}; it has been rebuilt")
+        yield Finding(catalogs.NAME, f"{archive.storage.describe(catalogs.NAME)}: {problem}; it has been rebuilt")
 
 
 def _misplaces(archive: Archive) -> bool:
@@ -88,7 +88,7 @@ def _misplaces(archive: Archive) -> bool:
 
 def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -> Iterator[Finding]:
     storage, catalog = archive.storage, archive.catalog
-    path = storage.path(name)
+    path = storage.describe(name)
     live = catalog.in_pack(number) if number is not None else {}
     try:
         entries = packs.read_index(storage, name, archive.parameters.archive)
@@ -97,16 +97,16 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
         entries = list(packs.scan(storage, name, archive.parameters.chunk_size))
     found = {entry.offset: entry for entry in entries}
     wrong = [offset for offset, chunk_id in live.items() if offset not in found or found[offset].id != chunk_id]
-    fd = storage.open(name)
+    reader = storage.reader(name)
     try:
-        bad = [entry for entry in entries if not _sound(fd, entry, entry.offset in live)]
+        bad = [entry for entry in entries if not _sound(reader, entry, entry.offset in live)]
         expected = PACK_HEAD_SIZE
         for entry in entries:
             if entry.offset != expected + ENTRY_SIZE:
                 yield Finding(name, f"{path} is damaged at byte {expected}")
             expected = entry.offset + entry.length
     finally:
-        os.close(fd)
+        reader.close()
     for entry in bad:
         spoils = entry.offset in live
         if spoils:
@@ -120,9 +120,9 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
     progress.advance(storage.size(name))
 
 
-def _sound(fd: int, entry: Packed, live: bool) -> bool:
+def _sound(reader: Reader, entry: Packed, live: bool) -> bool:
     """Whether a chunk and the entry before it are as they were written; what is not live may be a hole instead."""
-    raw = os.pread(fd, ENTRY_SIZE + entry.length, entry.offset - ENTRY_SIZE)
+    raw = reader.read(entry.offset - ENTRY_SIZE, ENTRY_SIZE + entry.length)
     head = ENTRY.build({"id": entry.id, "length": entry.length, "checksum": entry.checksum})
     sealed = memoryview(raw)[ENTRY_SIZE:]
     if raw[:ENTRY_SIZE] != head or len(sealed) != entry.length:
@@ -169,4 +169,4 @@ def _missing(archive: Archive) -> Iterator[Finding]:
             lacking += len(wanted - archive.catalog.places(wanted).keys())
         if lacking:
             _rescan(archive, name)
-            yield Finding(name, f"{archive.storage.path(name)}: {lacking} of its chunks are missing or damaged", (name,))
+            yield Finding(name, f"{archive.storage.describe(name)}: {lacking} of its chunks are missing or damaged", (name,))

@@ -18,7 +18,7 @@ from backup_vm.archive.format import (
     SESSION_HEAD,
     SESSION_HEAD_SIZE,
 )
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
 from wire.names import session_name
 from wire.records import Clear, read_clear
@@ -66,10 +66,10 @@ def file_name(clear: Clear) -> str:
     return f"volumes/{clear.volume_id.hex()}/{clear.sequence:010d}-{clear.session.hex()}{SUFFIX}"
 
 
-def load(storage: LocalStorage, name: str) -> Session:
+def load(storage: Storage, name: str) -> Session:
     """Read the head of a session file, or raise DamagedError."""
-    path = storage.path(name)
-    with open(path, "rb") as file:
+    path = storage.describe(name)
+    with open(storage.local(name), "rb") as file:
         raw = file.read(SESSION_HEAD_SIZE)
     try:
         head = SESSION_HEAD.parse(raw)
@@ -83,11 +83,11 @@ def load(storage: LocalStorage, name: str) -> Session:
     return Session(name, clear, head.record, head.inherit, head.count)
 
 
-def check(storage: LocalStorage, session: Session) -> None:
+def check(storage: Storage, session: Session) -> None:
     """Compare a session file with its digest and its name, or raise DamagedError."""
     digest, left = hashlib.blake2b(digest_size=DIGEST_SIZE), storage.size(session.file) - DIGEST_SIZE
-    path = storage.path(session.file)
-    with open(path, "rb") as file:
+    path = storage.describe(session.file)
+    with open(storage.local(session.file), "rb") as file:
         while left:
             block = file.read(min(left, 1 << 20))
             digest.update(block)
@@ -97,9 +97,7 @@ def check(storage: LocalStorage, session: Session) -> None:
         raise DamagedError(f"{path} is damaged: its checksum is wrong")
 
 
-def write(
-    storage: LocalStorage, record: bytes, inherit: int, count: int, numbers: Iterable[bytes], ids: Iterable[bytes]
-) -> Session:
+def write(storage: Storage, record: bytes, inherit: int, count: int, numbers: Iterable[bytes], ids: Iterable[bytes]) -> Session:
     """Store a session: ``count`` entries, given as byte strings of the two columns, in order."""
     name = file_name(read_clear(record))
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
@@ -122,13 +120,13 @@ def _parts(head: bytes, numbers: Iterable[bytes], ids: Iterable[bytes]) -> Itera
     yield from ids
 
 
-def columns(storage: LocalStorage, session: Session) -> "tuple[Numbers, Ids]":
+def columns(storage: Storage, session: Session) -> "tuple[Numbers, Ids]":
     """The two columns, mapped, not read: uint64[count] and uint8[count, 32]."""
     import numpy as np
 
     if session.count == 0:
         return np.empty(0, np.uint64), np.empty((0, ID_SIZE), np.uint8)
-    path: Path = storage.path(session.file)
+    path: Path = storage.local(session.file)
     numbers = np.memmap(path, "<u8", "r", SESSION_HEAD_SIZE, (session.count,))
     ids = np.memmap(path, np.uint8, "r", SESSION_HEAD_SIZE + 8 * session.count, (session.count, ID_SIZE))
     return numbers, ids

@@ -1,15 +1,16 @@
 """Storing what arrives: chunks into packs, entries into partial sessions, complete sessions into session files.
 
-A pack is brought to disk in the background while the next one fills. Only when it is there do its chunks enter the
-catalog and its entries the partial session, and only then are sessions that end in it stored.
+Packs are brought to disk, or elsewhere, in the background while the next one fills. Only when one is there do its chunks
+enter the catalog and its entries the partial session, and only then are sessions that end in it stored.
 """
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.packs import PACK_SIZE, NewPack
+from backup_vm.archive.packs import NewPack
 from backup_vm.archive.partial import Partial
 from backup_vm.errors import DamagedError
 from wire.sealing import ZERO_ID
@@ -43,8 +44,8 @@ class Store:
     def __init__(self, archive: Archive) -> None:
         self._archive, self._catalog = archive, archive.catalog
         self._filling = Filling()
-        self._flying: tuple[Future[None], Filling] | None = None
-        self._background = ThreadPoolExecutor(1)
+        self._flying: deque[tuple[Future[None], Filling]] = deque()
+        self._background = ThreadPoolExecutor(archive.storage.uploads)
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
 
@@ -65,13 +66,15 @@ class Store:
             filling.groups.append(Group(partial))
         filling.groups[-1].entries.append((number, chunk_id))  # one step, for Ctrl-C may come between any two
         filling.entries += 1
-        if filling.entries >= MAX_ENTRIES or (filling.pack is not None and filling.pack.size >= PACK_SIZE):
+        if filling.entries >= MAX_ENTRIES or (
+            filling.pack is not None and filling.pack.size >= self._archive.storage.pack_size
+        ):
             self._close_pack()
 
     def _held(self, chunk_id: bytes) -> bool:
         return (
             chunk_id in self._filling.places
-            or (self._flying is not None and chunk_id in self._flying[1].places)
+            or any(chunk_id in filling.places for _, filling in self._flying)
             or self._catalog.has(chunk_id)
         )
 
@@ -80,18 +83,17 @@ class Store:
         self._filling.after.append(action)
 
     def _close_pack(self) -> None:
-        self._settle()
+        while len(self._flying) >= self._archive.storage.uploads:
+            self._settle()
         filling, self._filling = self._filling, Filling()
         finish = filling.pack.finish if filling.pack is not None else lambda: None
-        self._flying = (self._background.submit(finish), filling)
+        self._flying.append((self._background.submit(finish), filling))
 
     def _settle(self) -> None:
-        """Wait for the pack that is being brought to disk, and do what waits for it."""
-        if self._flying is None:
-            return
-        future, filled = self._flying
+        """Wait for the first of the packs that are being brought to disk, and do what waits for it."""
+        future, filled = self._flying[0]
         future.result()
-        self._flying = None
+        self._flying.popleft()
         if filled.pack is not None:
             self._catalog.begin()
             number = self._catalog.add_pack(filled.pack.name)
@@ -107,14 +109,15 @@ class Store:
     def flush(self) -> None:
         """Bring everything to disk and do all that waits for it."""
         self._close_pack()
-        self._settle()
+        while self._flying:
+            self._settle()
 
     def close(self) -> None:
         """End; what was not flushed is given up."""
-        if self._flying is not None:
-            self._flying[0].cancel()
+        for future, _ in self._flying:
+            future.cancel()
         self._background.shutdown(wait=True)
-        for filling in (self._filling, self._flying[1] if self._flying else None):
-            if filling is not None and filling.pack is not None:
+        for filling in (self._filling, *(filling for _, filling in self._flying)):
+            if filling.pack is not None:
                 filling.pack.abandon()
         self._catalog.rollback()

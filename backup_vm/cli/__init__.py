@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
     top.add_argument("--agent", metavar="AGENT", help="'qrexec', or 'local:AGENT.TOML' on a machine without Qubes")
-    top.add_argument("--archive", type=Path, metavar="DIR", help="the archive's directory")
+    top.add_argument("--archive", metavar="DIR", help="the archive's directory, or its URL: s3://, gs://, az://, sftp://")
     top.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ~/.config/sparsebak/config.toml)")
     top.add_argument("--require-mount", type=Path, metavar="DIR", help="do nothing unless this is a mount point")
     top.add_argument("--caller", metavar="NAME", help="with a local agent: call in the name of this qube (default: dom0)")
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.close()
         return Exit.FAILED
     except OSError as error:
-        _tell(SparsebakError(f"{error.filename or options.command}: {error.strerror}"))
+        _tell(SparsebakError(f"{error.filename or options.command}: {error.strerror or error}"))
         return Exit.FAILED
     except KeyboardInterrupt:
         print("sparsebak: interrupted; what was stored is kept", file=sys.stderr)

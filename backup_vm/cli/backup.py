@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
     note = Note(frozenset(parse_tag(tag) for tag in options.tag), parse_note(options.note))
     context = Context(options)
-    context.archive_path()
+    context.location()
     agent = context.agent()
     agent.prepare("List")
     try:

@@ -42,15 +42,15 @@ class Context:
         """Where settings are read from."""
         return settings_file(self.options.config)
 
-    def archive_path(self, given: Path | None = None) -> Path:
-        """The archive's directory, after checking that what must be mounted is."""
+    def location(self, given: str | None = None) -> str:
+        """The archive's directory or URL, after checking that what must be mounted is."""
         mount = self._setting("require_mount")
         if mount is not None and not os.path.ismount(mount):
             raise SparsebakError(f"{mount} is not mounted", "attach and mount the backup disk, then try again")
         path = given or self._setting("archive", "SPARSEBAK_ARCHIVE")
         if path is None:
             raise NoArchiveError("no archive was named", "use --archive DIR or SPARSEBAK_ARCHIVE")
-        return Path(path)
+        return path
 
     @contextmanager
     def open(self, writing: bool = False) -> Iterator["Archive"]:
@@ -59,16 +59,18 @@ class Context:
 
         from backup_vm.archive.archive import open_archive
 
-        path = self.archive_path()
+        place = self.location()
         try:
-            with open_archive(path, writing) as archive:
+            with open_archive(place, writing) as archive:
                 try:
                     yield archive
                 finally:
                     for warning in archive.warnings:
                         self.warn(warning)
         except sqlite3.Error as error:
-            raise SparsebakError(f"{path / 'catalog.sqlite'}: {error}", "make room on the disk, or remove this file") from None
+            raise SparsebakError(
+                f"the catalog of {place}: {error}", "make room on the disk, or remove catalog.sqlite"
+            ) from None
 
     def has_agent(self) -> bool:
         """Whether an agent was named, or is to be expected on this machine."""

@@ -16,7 +16,7 @@ from wire.sealing import SUITE
 def add_to(commands: Any) -> None:
     """Declare the command."""
     init = commands.add_parser("init", help="make an archive; its key was made in dom0 by: sparsebak-agent archive add")
-    init.add_argument("directory", type=Path, metavar="DIR")
+    init.add_argument("directory", metavar="DIR", help="or a URL: s3://BUCKET/PATH, sftp://USER@HOST/PATH, gs://, az://")
     init.add_argument("--label", required=True, metavar="LABEL", help="the label given in dom0")
     init.add_argument("--repair", action="store_true", help="write a lost or damaged archive.toml anew, from what dom0 knows")
     init.add_argument("--default", action="store_true", help="make it the archive of all commands, in the settings file")
@@ -28,11 +28,11 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.archive import create_archive
     from backup_vm.archive.parameters import Parameters
-    from backup_vm.archive.storage import LocalStorage
+    from backup_vm.archive.storage import open_storage
     from backup_vm.errors import UsageError
 
     context = Context(options)
-    path = context.archive_path(options.directory)
+    place = context.location(options.directory)
     try:
         label = parse_name(options.label, "label")
     except BadName as error:
@@ -49,36 +49,34 @@ def run(options: argparse.Namespace) -> int:
         master=entry.key if entry.mode == MODE_OPEN else None,
     )
     if options.repair:
-        _check_same_archive(LocalStorage(path), entry.archive)
-        settings.save(LocalStorage(path))
+        _check_same_archive(open_storage(place), entry.archive)
+        settings.save(open_storage(place))
     else:
-        create_archive(path, settings)
+        create_archive(place, settings)
     if options.default:
-        context.say(f"{_make_default(context, path)} names it now.")
+        context.say(f"{_make_default(context, place)} names it now.")
     if context.json:
-        context.result({"archive": str(path), "id": entry.archive.hex(), "mode": settings.mode}, "")
-    context.say(f"Archive {label} in {path}, {settings.mode}, chunks of {entry.chunk_size >> 10} KiB.")
+        context.result({"archive": place, "id": entry.archive.hex(), "mode": settings.mode}, "")
+    context.say(f"Archive {label} in {place}, {settings.mode}, chunks of {entry.chunk_size >> 10} KiB.")
     return 0
 
 
-def _make_default(context: Context, path: Path) -> Path:
+def _make_default(context: Context, place: str) -> Path:
     """Name the archive in the settings file, and the disk it lies on as one that must be mounted."""
+    from backup_vm.archive.storage import is_remote
     from backup_vm.errors import SparsebakError
 
-    file, path = context.settings_file(), path.resolve()
+    file = context.settings_file()
+    place = place if is_remote(place) else str(Path(place).resolve())
     if file.exists():
-        raise SparsebakError(f"the archive is made, but {file} exists already", f'write into it: archive = "{path}"')
-    lines = [f"archive = {_quoted(path)}"]
-    mount = next(folder for folder in (path, *path.parents) if folder.is_mount())
-    if str(mount) not in ("/", "/home", "/rw", "/tmp"):  # noqa: S108  # where they are, no disk of its own is
-        lines.append(f"require_mount = {_quoted(mount)}")
+        raise SparsebakError(f"the archive is made, but {file} exists already", f"write into it: archive = {json.dumps(place)}")
+    lines = [f"archive = {json.dumps(place)}"]
+    mount = next(folder for folder in (Path(place), *Path(place).parents) if is_remote(place) or folder.is_mount())
+    if not is_remote(place) and str(mount) not in ("/", "/home", "/rw", "/tmp"):  # noqa: S108  # where they are, no disk of its own is
+        lines.append(f"require_mount = {json.dumps(str(mount))}")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(lines) + "\n")
     return file
-
-
-def _quoted(path: Path) -> str:
-    return json.dumps(str(path))  # a TOML string, too
 
 
 def _check_same_archive(storage: Any, archive: bytes) -> None:
@@ -88,5 +86,5 @@ def _check_same_archive(storage: Any, archive: bytes) -> None:
 
     packs = storage.names("packs", SUFFIX)
     if not packs:
-        raise NoArchiveError(f"{storage.root} has no packs to repair an archive from", "leave --repair out")
+        raise NoArchiveError(f"{storage.describe()} has no packs to repair an archive from", "leave --repair out")
     read_index(storage, packs[0], archive)

@@ -50,13 +50,12 @@ def run(options: argparse.Namespace) -> int:
 def _refresh(context: Context) -> int:
     from dataclasses import replace
 
-    from backup_vm.archive.storage import LocalStorage
     from backup_vm.errors import AgentError
 
     with context.open(writing=True) as archive:
         entry, slots = context.agent(archive).enroll(archive.parameters.label)
         if entry.archive != archive.parameters.archive:
             raise AgentError(f"dom0 knows another archive as {entry.label}", "see in dom0: sparsebak-agent archive list")
-        replace(archive.parameters, slots=tuple(slots)).save(LocalStorage(context.archive_path()))
+        replace(archive.parameters, slots=tuple(slots)).save(archive.storage)
     context.say(f"The archive has {len(slots)} key slots now.")
     return 0

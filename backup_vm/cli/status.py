@@ -46,9 +46,10 @@ def _text(data: dict[str, Any]) -> str:
         row = [v["name"], v["latest"] or "never", str(v["sessions"]), size_text(v["size"])]
         rows.append([*row, *sizes, *ratios, changed, verified, v["note"]])
     scrubbed = check_text(Check(data["scrubbed"]["time"], data["scrubbed"]["ok"]) if data["scrubbed"] else None)
+    free = "?" if data["free"] is None else size_text(data["free"])
     head = [
         f"Archive {data['label']} in {data['path']}, {data['mode']}, chunks of {data['chunk_size'] >> 10} KiB",
-        f"{data['chunks']} chunks, {size_text(data['stored'])} stored, {size_text(data['free'])} free on the disk",
+        f"{data['chunks']} chunks, {size_text(data['stored'])} stored, {free} free on the disk",
         f"Last scrub: {scrubbed}." + (f" Next backup: {data['next_run']}." if data["next_run"] else ""),
     ]
     return "\n".join([*head, *data["problems"], "", table(rows, frozenset(range(2, 9)))])
@@ -77,7 +78,7 @@ def gather(context: Context, archive: "Archive") -> dict[str, Any]:
     except DamagedError:  # told of by stored_volumes
         scrubbed = None
     return {
-        "path": str(archive.storage.root),
+        "path": archive.storage.describe(),
         "label": parameters.label,
         "id": parameters.archive.hex(),
         "mode": parameters.mode,

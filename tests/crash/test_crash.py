@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
 from backup_vm.archive.prune import prune
+from backup_vm.archive.storage.local import LocalStorage
 from tests.kit import GRAIN, Site, change, fill
 from tests.steps import deaths
 
@@ -18,7 +18,7 @@ SIZE = 20 * GRAIN + 777
 
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PACK_SIZE", 3 * GRAIN)
+    monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
 
 
 @pytest.fixture(params=["file", "reflink"])

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
 from backup_vm.archive.parameters import load
 from backup_vm.archive.prune import prune
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError, NoArchiveError, SparsebakError
 from tests.kit import GRAIN, Site, change, fill
 
@@ -19,7 +18,7 @@ SIZE = 30 * GRAIN
 @pytest.fixture
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Two volumes, three sessions each, some of them pruned, in several packs."""
-    monkeypatch.setattr(store, "PACK_SIZE", 8 * GRAIN)
+    monkeypatch.setattr(LocalStorage, "pack_size", 8 * GRAIN)
     site = Site(tmp_path / "site", volumes=("work/private", "other/private"))
     rng = random.Random(5)
     for at, name in enumerate(site.volumes):

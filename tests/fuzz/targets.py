@@ -18,7 +18,7 @@ from pathlib import Path
 
 from backup_vm.agent import Reply
 from backup_vm.archive import packs, parameters, partial, sessions
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import SparsebakError
 from backup_vm.transport import Connection
 from dom0_agent import takeover
@@ -162,7 +162,7 @@ def partial_session(data: bytes) -> None:
 
 
 def _scratch(name: str, data: bytes) -> None:
-    world().scratch.path(name).write_bytes(data)
+    world().scratch.local(name).write_bytes(data)
 
 
 _DOM0 = (request, restore_stream, keys_file, settings, changed_map, thin_delta, names)

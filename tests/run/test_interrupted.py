@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from backup_vm.agent import Agent
-from backup_vm.archive import store
+from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archiver import Archiver, Report
 from backup_vm.errors import SparsebakError
 from backup_vm.interrupts import Interrupted
@@ -40,7 +40,7 @@ def run(site: Site, progress: Progress) -> Report:
 
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PACK_SIZE", 3 * GRAIN)
+    monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
 
 
 @pytest.mark.parametrize("after", [1, 2, 7, 19])

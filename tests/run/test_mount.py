@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from backup_vm.cli.diff import changed_ranges
 from backup_vm.lazy import ChunkCache, LazyImage
 from backup_vm.names import stored_volumes
+from tests.commands import Commands
 from tests.conftest import cannot
 from tests.kit import GRAIN, Site, change, fill
-from tests.run.conftest import Commands
 
 BIN = Path(sys.executable).parent
 

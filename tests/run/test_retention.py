@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from backup_vm.archive.prune import prune
 from backup_vm.archive.space import Account
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage.local import LocalStorage
+from tests.commands import Commands
 from tests.kit import GRAIN, Site, change, fill, some_bytes
-from tests.run.conftest import Commands
 from wire.names import session_name
 
 HOUR, DAY = 3600, 86400

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm.archive.packs import NewPack, Packed, PackReader, read_index, scan
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
 
 ARCHIVE = b"a" * 16
@@ -35,7 +35,7 @@ def test_chunks_are_read_back_by_place_and_by_index(pack: tuple[LocalStorage, st
 def test_without_its_index_a_pack_is_scanned(pack: tuple[LocalStorage, str, dict[bytes, tuple[int, bytes]]]) -> None:
     storage, name, held = pack
     index = read_index(storage, name, ARCHIVE)
-    os.truncate(storage.path(name), storage.size(name) - 50)
+    os.truncate(storage.local(name), storage.size(name) - 50)
     with pytest.raises(DamagedError):
         read_index(storage, name, ARCHIVE)
     assert list(scan(storage, name, 65536))[: len(held)] == index

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backup_vm.archive.partial import Partial
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage.local import LocalStorage
 from wire.frames import Offer
 
 OFFER = Offer(b"v" * 16, b"s" * 16, bytes(16), 1, 2, 3, 65536, 4, 1)
@@ -44,7 +44,7 @@ def test_damage_ends_it_before_the_damage(
 ) -> None:
     storage = LocalStorage(tmp_path_factory.mktemp("partial"))
     name, numbers = write(storage, parts)
-    path: Path = storage.path(name)
+    path: Path = storage.local(name)
     raw = path.read_bytes()
     at = data.draw(st.integers(Offer.length(), len(raw)))
     path.write_bytes(data.draw(st.sampled_from([raw[:at], raw[:at] + bytes(b ^ 1 for b in raw[at : at + 1]) + raw[at + 1 :]])))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from backup_vm.archive import merge, sessions
 from backup_vm.archive.image import Image, split
 from backup_vm.archive.sessions import Session
-from backup_vm.archive.storage import LocalStorage
+from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
 from wire.records import Record
 from wire.sealing import ZERO_ID, Keys
@@ -92,6 +92,6 @@ def test_a_session_under_another_name_is_refused(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     (session,), _ = build(storage, [(12, True, {})])
     other = session.file.replace("0000000001", "0000000002")
-    storage.path(session.file).rename(storage.path(other))
+    storage.local(session.file).rename(storage.local(other))
     with pytest.raises(DamagedError):
         sessions.load(storage, other)

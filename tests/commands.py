@@ -1,7 +1,6 @@
 """The commands of the backup VM, run within the test's process."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +45,3 @@ class Commands:
     def names(self) -> list[str]:
         """Names of all sessions, of all volumes."""
         return [session["session"] for volume in self.keyed("list")["volumes"] for session in volume["sessions"]]
-
-
-@pytest.fixture
-def commands_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[Site], Commands]:
-    """Makes Commands for a site."""
-
-    def make(site: Site) -> Commands:
-        monkeypatch.setenv("SPARSEBAK_ARCHIVE", str(site.archive))
-        monkeypatch.setenv("SPARSEBAK_AGENT", f"local:{site.config}")
-        commands = Commands(site, capsys)
-        commands.settings("")
-        return commands
-
-    return make
-
-
-@pytest.fixture
-def commands(site: Site, commands_for: Callable[[Site], Commands]) -> Commands:
-    """The commands for the site of the test."""
-    return commands_for(site)

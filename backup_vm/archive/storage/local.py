@@ -1,7 +1,4 @@
-"""Where an archive's files lie. Nothing outside this module opens them; names are relative, with slashes.
-
-Files are written once, under a temporary name, and renamed when they are on disk.
-"""
+"""An archive in a directory of this machine. Files are written under a temporary name, and renamed when they are on disk."""
 
 import contextlib
 import ctypes
@@ -13,16 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from backup_vm.errors import LockedError
+from backup_vm.archive.storage import LOCK, TEMPORARY
+from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
 from wire.durable import Busy, lock, make_directory, sync_directory, write_synced
 
-TEMPORARY = ".tmp"
-LOCK = "archive.lock"
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01  # linux/falloc.h
 
 
-class NewFile:
-    """A file being written; it has its name only after ``finish``."""
+class LocalNewFile:
+    """See NewFile."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._temporary = path, path.with_name(path.name + TEMPORARY)
@@ -31,13 +27,13 @@ class NewFile:
         self.size = 0
 
     def write(self, *parts: bytes) -> None:
-        """Append."""
+        """See NewFile."""
         for part in parts:
             self._file.write(part)
             self.size += len(part)
 
     def finish(self) -> None:
-        """Bring it to disk and give it its name, durably."""
+        """See NewFile."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -45,20 +41,48 @@ class NewFile:
         sync_directory(self._path.parent)
 
     def abandon(self) -> None:
-        """Remove what was written."""
+        """See NewFile."""
         with contextlib.suppress(OSError):  # what cannot be flushed is not wanted either
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 
+class LocalReader:
+    """See Reader."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See Reader."""
+        return os.pread(self._fd, length, offset)
+
+    def close(self) -> None:
+        """See Reader."""
+        os.close(self._fd)
+
+
 class LocalStorage:
-    """An archive in a directory of this machine."""
+    """See Storage."""
+
+    uploads = 1
+    pack_size = 32 << 20
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def describe(self, name: str = "") -> str:
+        """See Storage."""
+        return str(self.root / name)
+
+    def prepare(self) -> None:
+        """See Storage."""
+        if self.root.exists() and any(entry.name != "lost+found" for entry in self.root.iterdir()):
+            raise SparsebakError(f"{self.root} is not empty", "choose an empty directory, or one that does not exist yet")
+        self.root.mkdir(parents=True, exist_ok=True)
+
     def lock(self, shared: bool) -> int | None:
-        """Keep others away, writers (shared) or all; returns a descriptor to close, None where nothing can be written."""
+        """See Storage."""
         try:
             fd = lock(self.root / LOCK, shared)
             if not shared:
@@ -75,15 +99,15 @@ class LocalStorage:
             raise
 
     def writable(self) -> bool:
-        """Whether files can be written at all."""
+        """See Storage."""
         return os.access(self.root, os.W_OK)
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """See Storage."""
         return (self.root / name).exists()
 
     def names(self, folder: str, suffix: str) -> list[str]:
-        """Names of the files two levels below ``folder`` that end in ``suffix``, sorted."""
+        """See Storage."""
         found = []
         base = self.root / folder
         for middle in _entries(base):
@@ -91,32 +115,35 @@ class LocalStorage:
                 found += [f"{folder}/{middle.name}/{e.name}" for e in _entries(base / middle.name) if e.name.endswith(suffix)]
         return sorted(found)
 
-    def path(self, name: str) -> Path:
-        """A local path to read a file by."""
+    def local(self, name: str) -> Path:
+        """See Storage."""
         return self.root / name
 
+    def fetch(self, names: list[str]) -> None:
+        """See Storage. They are at hand."""
+
+    def reader(self, name: str) -> LocalReader:
+        """See Storage."""
+        return LocalReader(self.root / name)
+
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """See Storage."""
         return (self.root / name).stat().st_size
 
     def allocated(self, name: str) -> int:
-        """Bytes that a file takes up, holes left out."""
+        """See Storage."""
         return (self.root / name).stat().st_blocks * 512
 
     def read(self, name: str) -> bytes:
-        """A whole (small) file."""
+        """See Storage."""
         return (self.root / name).read_bytes()
 
-    def open(self, name: str) -> int:
-        """A descriptor for os.pread, to be closed by the caller."""
-        return os.open(self.root / name, os.O_RDONLY | os.O_CLOEXEC)
-
-    def create(self, name: str) -> NewFile:
-        """Begin a file."""
-        return NewFile(self.root / name)
+    def create(self, name: str) -> LocalNewFile:
+        """See Storage."""
+        return LocalNewFile(self.root / name)
 
     def write(self, name: str, *parts: bytes, mode: int = 0o644) -> None:
-        """Write a small file at once, atomically."""
+        """See Storage."""
         path = self.root / name
         make_directory(path.parent)
         write_synced(path.with_name(path.name + TEMPORARY), *parts, mode=mode)
@@ -124,23 +151,26 @@ class LocalStorage:
         sync_directory(path.parent)
 
     def remove(self, *names: str) -> None:
-        """Remove files durably, and folders that become empty."""
+        """See Storage."""
         folders = {(self.root / name).parent for name in names}
-        for name in names:
-            (self.root / name).unlink(missing_ok=True)
-        for folder in folders:
+        try:
+            for name in names:
+                (self.root / name).unlink(missing_ok=True)
+        except PermissionError as error:
+            raise ForbiddenError(f"cannot remove {error.filename}: {error.strerror}") from None
+        for folder in filter(Path.is_dir, folders):
             sync_directory(folder)
             if folder != self.root and not any(folder.iterdir()):
                 folder.rmdir()
 
     def clean(self) -> None:
-        """Remove temporary files of a run that died."""
+        """See Storage."""
         for folder in ("packs", "volumes"):
             for name in self.names(folder, TEMPORARY):
                 (self.root / name).unlink(missing_ok=True)
 
     def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
-        """Give the space of (offset, length) ranges back; they read as zeros then. False where that is impossible."""
+        """See Storage."""
         libc = ctypes.CDLL(None, use_errno=True)
         fd = os.open(self.root / name, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -157,15 +187,15 @@ class LocalStorage:
             os.close(fd)
 
     def scratch(self) -> IO[bytes]:
-        """A temporary file without a name, beside the archive: it may be large, and /tmp is often memory."""
+        """See Storage."""
         return tempfile.TemporaryFile(dir=self.root)
 
     def capacity(self) -> int:
-        """Bytes of the whole disk."""
+        """See Storage."""
         return shutil.disk_usage(self.root).total
 
     def free(self) -> int:
-        """Bytes that can still be written."""
+        """See Storage."""
         return shutil.disk_usage(self.root).free
 
 

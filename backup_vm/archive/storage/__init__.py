@@ -1,0 +1,132 @@
+"""Where an archive's files lie. Nothing outside this package opens them; names are relative, with slashes.
+
+A directory of this machine (``local``), or objects elsewhere (``remote``) in an S3-compatible store (``s3``) or on a host
+reached by SFTP (``sftp``). Files are written once and appear under their names when they are whole and durable. Some files
+belong to this machine alone, wherever the archive is: the catalog, partial sessions, locks.
+"""
+
+from pathlib import Path
+from typing import IO, Protocol
+
+from backup_vm.errors import UsageError
+
+TEMPORARY = ".tmp"
+LOCK = "archive.lock"
+
+
+class NewFile(Protocol):
+    """A file being written; it has its name only after ``finish``."""
+
+    size: int
+
+    def write(self, *parts: bytes) -> None:
+        """Append."""
+
+    def finish(self) -> None:
+        """Make it durable under its name."""
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+
+
+class Reader(Protocol):
+    """A file to read from here and there."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from ``offset`` on, fewer at the file's end."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class Storage(Protocol):
+    """The files of one archive. ``uploads``: how many packs may be on their way at once; ``pack_size``: bytes of one."""
+
+    uploads: int
+    pack_size: int
+
+    def describe(self, name: str = "") -> str:
+        """The place of a file, or of the archive, for people."""
+
+    def prepare(self) -> None:
+        """Make the place for a new archive; raise SparsebakError where there is something already."""
+
+    def lock(self, shared: bool) -> int | None:
+        """Keep others away, writers (shared) or all; returns a descriptor to close, None where nothing can be written."""
+
+    def writable(self) -> bool:
+        """Whether files can be written at all, as far as that is known."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+
+    def names(self, folder: str, suffix: str) -> list[str]:
+        """Names of the files two levels below ``folder`` that end in ``suffix``, sorted."""
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+
+    def allocated(self, name: str) -> int:
+        """Bytes that a file takes up, holes left out."""
+
+    def read(self, name: str) -> bytes:
+        """A whole (small) file; raise FileNotFoundError."""
+
+    def local(self, name: str) -> Path:
+        """A local file to read it by: the file itself, or a copy; for files of this machine alone the file to write to."""
+
+    def fetch(self, names: list[str]) -> None:
+        """Have local copies of these at hand, got all at once where that is quicker."""
+
+    def reader(self, name: str) -> Reader:
+        """Open a file; raise FileNotFoundError."""
+
+    def create(self, name: str) -> NewFile:
+        """Begin a file."""
+
+    def write(self, name: str, *parts: bytes, mode: int = 0o644) -> None:
+        """Write a small file at once, atomically."""
+
+    def remove(self, *names: str) -> None:
+        """Remove files durably, in this order; raise ForbiddenError where that is not allowed."""
+
+    def clean(self) -> None:
+        """Remove what a run that died has left half written."""
+
+    def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
+        """Give the space of (offset, length) ranges back; they read as zeros then. False where that is impossible."""
+
+    def scratch(self) -> IO[bytes]:
+        """A temporary file without a name, on a disk: it may be large, and /tmp is often memory."""
+
+    def capacity(self) -> int | None:
+        """Bytes of the whole disk; None where nobody knows."""
+
+    def free(self) -> int | None:
+        """Bytes that can still be written; None where nobody knows."""
+
+
+def is_remote(location: str | Path) -> bool:
+    """Whether a location is a URL rather than a directory."""
+    return "://" in str(location)
+
+
+def open_storage(location: str | Path) -> Storage:
+    """The storage at a directory or URL; raise UsageError for a URL of a kind that is not known."""
+    from backup_vm.archive.storage.local import LocalStorage
+
+    if not is_remote(location):
+        return LocalStorage(Path(location))
+    from backup_vm.archive.storage.remote import RemoteStorage
+
+    url = str(location).rstrip("/")
+    scheme = url.partition("://")[0]
+    if scheme in ("s3", "gs", "az"):
+        from backup_vm.archive.storage.s3 import ObjectStore
+
+        return RemoteStorage(url, ObjectStore(url))
+    if scheme == "sftp":
+        from backup_vm.archive.storage.sftp import SftpHost
+
+        return RemoteStorage(url, SftpHost(url))
+    raise UsageError(f"{url}: archives can be in a directory, or at s3://, gs://, az:// or sftp://")

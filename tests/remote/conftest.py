@@ -1,0 +1,59 @@
+"""Servers for the tests of remote archives, one of each kind for all tests of a process."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive.storage import objects
+from tests.kit import Site
+from tests.remote.kit import Network, Server, s3_server, ssh_server
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with ssh_server(tmp_path_factory.mktemp("ssh")) as server:
+        yield server
+
+
+@pytest.fixture(params=["s3", "sftp"])
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    """A server of each kind, and the environment that leads to it; a cache of the test's own."""
+    found: Server = request.getfixturevalue(request.param)
+    for name, value in found.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(objects, "DELAYS", (0.05, 0.1, 0.2, 0.2, 0.2))
+    return found
+
+
+@pytest.fixture
+def network(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+    """A network that may fail, on the way to the server."""
+    network = Network(server)
+    for name, value in server.environment(network.port).items():
+        monkeypatch.setenv(name, value)
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def remote_site(server: Server, tmp_path: Path) -> Callable[..., Site]:
+    """Makes sites whose archives are on the server."""
+
+    def make(port: int = 0, **named: object) -> Site:
+        site = Site(tmp_path / f"site{next(_numbers)}", **named)  # type: ignore[arg-type]
+        site.archive = server.url(f"archive-{next(_numbers)}", port)  # type: ignore[assignment]
+        site.add_archive("remote", site.archive)
+        return site
+
+    return make
