@@ -192,6 +192,9 @@ class Archive:
     def recover(self) -> None:
         """When writing begins: finish what a run that died left half done."""
         self.storage.clean()
+        stored = {name.rpartition("-")[2].removesuffix(sessions.SUFFIX) for name in self.session_files()}
+        left = self.storage.names("volumes", partial.SUFFIX)
+        self.storage.remove(*(name for name in left if name.rpartition("/")[2].removesuffix(partial.SUFFIX) in stored))
         try:
             self._recover_catalog()
         except sqlite3.DatabaseError:

@@ -37,10 +37,15 @@ class Image:
                 window[(numbers[low:high] - np.uint64(first)).astype(np.intp)] = ids[low:high]
         return window
 
+    def arrays(self) -> "Iterator[tuple[int, Ids]]":
+        """First chunk number and ids of each window of the image, in order, as arrays."""
+        for first in range(0, self.chunks, WINDOW):
+            yield first, self.ids(first, min(first + WINDOW, self.chunks))
+
     def windows(self) -> Iterator[tuple[int, list[bytes]]]:
         """First chunk number and ids of each window of the image, in order."""
-        for first in range(0, self.chunks, WINDOW):
-            yield first, split(self.ids(first, min(first + WINDOW, self.chunks)))
+        for first, ids in self.arrays():
+            yield first, split(ids)
 
 
 def split(ids: "Ids") -> list[bytes]:

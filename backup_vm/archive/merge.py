@@ -60,10 +60,11 @@ class Merge:
                 for part in gone:
                     superseded.write(part.tobytes())
             inherit = min(session.inherit for session in self._series)
-            return sessions.write(self._storage, last.record, inherit, count, _blocks(numbers), _blocks(ids))
+            return sessions.write(self._storage, last.record, inherit, count, blocks(numbers), blocks(ids))
 
 
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+def blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """A file from its beginning, in blocks."""
     file.seek(0)
     while block := file.read(_BLOCK):
         yield block

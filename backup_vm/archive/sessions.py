@@ -5,6 +5,7 @@ of earlier sessions at or beyond it do not count (a volume that was shrunk and g
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,13 @@ def check(storage: Storage, session: Session) -> None:
         sound = file.read() == digest.digest()
     if not sound:
         raise DamagedError(f"{path} is damaged: its checksum is wrong")
+
+
+def digest(storage: Storage, session: Session) -> bytes:
+    """The digest at the end of a session file, as it stands there."""
+    with open(storage.local(session.file), "rb") as file:
+        file.seek(-DIGEST_SIZE, os.SEEK_END)
+        return file.read()
 
 
 def write(storage: Storage, record: bytes, inherit: int, count: int, numbers: Iterable[bytes], ids: Iterable[bytes]) -> Session:

@@ -52,7 +52,7 @@ class Store:
     def chunk(self, partial: Partial, number: int, chunk_id: bytes, sealed: bytes) -> None:
         """Take a chunk: ``sealed`` is empty for zeros, and for what the archive must hold already."""
         filling = self._filling
-        if chunk_id != ZERO_ID and not self._held(chunk_id):
+        if chunk_id != ZERO_ID and not self.holds(chunk_id):
             if not sealed:
                 raise DamagedError(
                     f"the agent took it that the archive holds chunk {chunk_id.hex()[:16]}, but it does not",
@@ -71,7 +71,8 @@ class Store:
         ):
             self._close_pack()
 
-    def _held(self, chunk_id: bytes) -> bool:
+    def holds(self, chunk_id: bytes) -> bool:
+        """Whether a chunk is in the archive, or on its way there."""
         return (
             chunk_id in self._filling.places
             or any(chunk_id in filling.places for _, filling in self._flying)

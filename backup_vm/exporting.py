@@ -1,0 +1,201 @@
+"""One session in one portable file: sealed as it is (``sparsebak import`` takes it in elsewhere), or opened as a tar file.
+
+The sealed file is specified in docs/format.md, "Exported sessions".
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import construct as c
+
+from backup_vm.archive import parameters
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.image import Image
+from backup_vm.archive.incoming import Entry, Incoming
+from backup_vm.archive.store import Store
+from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.progress import Progress
+from backup_vm.reading import THREADS, open_image, sealed_chunks
+from wire.frames import LENGTH, largest_frame
+from wire.opening import ChunkNotAuthentic, SealedChunk, open_chunks
+from wire.records import RECORD_SIZE, Clear, open_record, read_clear
+from wire.sealing import ID_SIZE, ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
+from wire.stream import CutShort, read_exactly
+from wire.tree import chunk_count
+
+MAGIC = b"SBEXPT\x00\x01"
+HEAD = c.Struct("magic" / c.Const(MAGIC), "archive" / c.Bytes(16), "parameters" / c.Int32ul)
+DIGEST_SIZE = 32
+_MOST_PARAMETERS = 1 << 20
+_BLOCK = 512
+
+
+class _Hashed:
+    """A stream whose bytes are hashed as they pass."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._digest = stream, hashlib.blake2b(digest_size=DIGEST_SIZE)
+
+    def write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._digest.update(data)
+
+    def read(self, size: int, /) -> bytes:
+        data = read_exactly(self._stream, size)
+        self._digest.update(data)
+        return data
+
+    def digest(self) -> bytes:
+        return self._digest.digest()
+
+
+def export(archive: Archive, image: Image, name: str, out: IO[bytes], progress: Progress) -> None:
+    """Write a session as one sealed file. Raises DamagedError."""
+    described, hashed = archive.storage.read(parameters.NAME), _Hashed(out)
+    hashed.write(HEAD.build({"archive": archive.parameters.archive, "parameters": len(described)}))
+    hashed.write(described)
+    hashed.write(image.session.record)
+    for _, ids in image.windows():
+        hashed.write(b"".join(ids))
+    for ids, chunks in sealed_chunks(archive, image, name):
+        for chunk in chunks:
+            hashed.write(LENGTH.build(len(chunk.untrusted_data)))
+            hashed.write(chunk.untrusted_data)
+        progress.advance(len(ids) * image.session.clear.chunk_size)
+    out.write(hashed.digest())
+
+
+def read_head(stream: IO[bytes], path: Path) -> tuple[_Hashed, bytes, Clear]:
+    """The beginning of an exported file, up to its record; raise SparsebakError."""
+    hashed = _Hashed(stream)
+    try:
+        head = HEAD.parse(hashed.read(HEAD.sizeof()))
+        if head.parameters > _MOST_PARAMETERS:
+            raise NotAuthentic("impossible parameters")
+        hashed.read(head.parameters)
+        record = hashed.read(RECORD_SIZE)
+        return hashed, record, read_clear(record)
+    except (c.ConstructError, CutShort, NotAuthentic) as error:
+        text = f"{path} is not an exported session: {str(error).splitlines()[-1]}"
+        raise SparsebakError(text, "name a file that 'sparsebak export' wrote") from None
+
+
+def take_in(archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None = None) -> Clear:
+    """Store an exported session. The file is read twice: nothing of it is stored before it has proven undamaged.
+
+    With the archive's keys also that it is authentic. Without them a chunk that somebody forged would be noticed only by a
+    later verify. Raises DamagedError, SparsebakError.
+    """
+    clear = prove(archive, stream, path, progress, keys)
+    if any(s.clear.session == clear.session for s in archive.sessions(clear.volume_id.hex()).get(clear.volume_id.hex(), [])):
+        raise SparsebakError(f"this session is in {archive.storage.describe()} already")
+    stream.seek(0)
+    hashed, record, _ = read_head(stream, path)
+    store = Store(archive)
+    archive.catalog.set_meta("sweep", "import")
+    try:
+        incoming = Incoming(archive, store, record, inherit=0)
+        try:
+            for entry in _entries(archive, hashed, clear, progress):
+                if entry.number >= incoming.position:
+                    incoming.take(entry)
+            incoming.finish()
+        finally:
+            incoming.close()
+    finally:
+        store.close()
+    archive.catalog.set_meta("sweep", None)
+    return clear
+
+
+def prove(archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None) -> Clear:
+    """Read an exported file to its end; raise DamagedError if it is not what was written or, with keys, not authentic."""
+    hashed, record, clear = read_head(stream, path)
+    try:
+        opened = None if keys is None else open_record(record, keys)
+        opener, ids = (Opener(keys), ChunkIds(keys, opened.domain, clear.chunk_size)) if keys and opened else (None, None)
+        for entry in _entries(archive, hashed, clear, progress):
+            if opener is not None and ids is not None:
+                opener.open(entry.id, entry.sealed, ids, clear.chunk_size)
+        if read_exactly(stream, DIGEST_SIZE) != hashed.digest() or stream.read(1):
+            raise DamagedError(f"{path} is damaged: its checksum is wrong", "export it again")
+    except CutShort:
+        raise DamagedError(f"{path} is cut short", "copy it again") from None
+    except NotAuthentic as error:
+        raise DamagedError(
+            f"{path} is not authentic: {error}", "export it again, from an archive that scrub finds sound"
+        ) from None
+    return clear
+
+
+def _entries(archive: Archive, hashed: _Hashed, clear: Clear, progress: Progress) -> Iterator[Entry]:
+    chunks, step = chunk_count(clear.size, clear.chunk_size), 1 << 11
+    with archive.storage.scratch() as ids:
+        for first in range(0, chunks, step):
+            ids.write(hashed.read(min(step, chunks - first) * ID_SIZE))
+        ids.seek(0)
+        for number in range(chunks):
+            chunk_id = ids.read(ID_SIZE)
+            progress.advance(clear.chunk_size)
+            if chunk_id == ZERO_ID:
+                continue
+            length = LENGTH.parse(hashed.read(4))
+            if length > largest_frame(clear.chunk_size):
+                raise DamagedError(f"chunk {number} claims an impossible length", "export the session again")
+            yield Entry(number, chunk_id, hashed.read(length))
+
+
+def export_tar(archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress) -> None:
+    """Write a session as a tar file with one sparse file in it (GNU's sparse format 1.0, as GNU tar and Python read it)."""
+    record, size = open_image(archive, image, keys, name), image.session.clear.chunk_size
+    pieces = [(start * size, min(end * size, record.size)) for start, end in _runs(image)]
+    numbers = [len(pieces) + 1, *(n for start, end in pieces for n in (start, end - start)), record.size, 0]
+    listed = "".join(f"{number}\n" for number in numbers).encode()
+    listed = listed.ljust(-(-len(listed) // _BLOCK) * _BLOCK, b"\0")
+    data = sum(end - start for start, end in pieces)
+    member = f"{record.qube}-{record.volume}.img"
+    info = tarfile.TarInfo(f"GNUSparseFile.0/{member}")
+    info.size, info.mtime, info.mode = len(listed) + data, record.time, 0o600
+    sparse = {"major": "1", "minor": "0", "name": member, "realsize": str(record.size)}
+    info.pax_headers = {f"GNU.sparse.{key}": value for key, value in sparse.items()}
+    out.write(info.tobuf(tarfile.PAX_FORMAT) + listed)
+    _write_in_order(archive, image, keys, name, out, progress)
+    out.write(bytes(-data % _BLOCK + 2 * _BLOCK))
+
+
+def _runs(image: Image) -> Iterator[tuple[int, int]]:
+    """Runs of chunks that are not zeros."""
+    import numpy as np
+
+    current = (0, 0)
+    for first, window in image.arrays():
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], window.any(axis=1), [False]]).astype(np.int8)))
+        for start, end in (edges.reshape(-1, 2) + first).tolist():
+            if start == current[1]:
+                current = (current[0], end)
+                continue
+            if current[0] < current[1]:
+                yield current
+            current = (start, end)
+    if current[0] < current[1]:
+        yield current
+
+
+def _write_in_order(archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress) -> None:
+    record = open_image(archive, image, keys, name)
+
+    def everything() -> Iterator[SealedChunk]:
+        for ids, chunks in sealed_chunks(archive, image, name):
+            yield from chunks
+            progress.advance(len(ids) * record.chunk_size)
+
+    def sink(offset: int, parts: list[bytes]) -> None:
+        out.write(b"".join(parts))
+
+    try:
+        open_chunks(everything(), record, keys, THREADS, sink, ordered=True)
+    except ChunkNotAuthentic as error:
+        raise DamagedError(f"{name}: {error}", "run: sparsebak scrub") from None

@@ -1,0 +1,263 @@
+"""Sessions in single files, copies of whole archives: the same images everywhere, whatever is missing, cut off or damaged."""
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive.prune import prune
+from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.copying import copy
+from backup_vm.errors import DamagedError
+from backup_vm.progress import Progress
+from tests.commands import Commands
+from tests.kit import GRAIN, Site, change, fill
+from tests.steps import deaths
+
+
+@pytest.fixture(autouse=True)
+def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalStorage, "pack_size", 4 * GRAIN)
+
+
+@pytest.fixture
+def built(site: Site) -> Site:
+    """Four sessions, the volume's size among what changes."""
+    rng = random.Random(4)
+    fill(site.image(), 20 * GRAIN + 99)
+    for _ in range(4):
+        site.backup()
+        change(site.image(), rng)
+    return site
+
+
+def images(site: Site, folder: Path) -> dict[str, bytes]:
+    return site.images(folder=folder)
+
+
+def drop(site: Site, folder: Path, *at: int) -> None:
+    with site.open(True, folder) as archive:
+        (series,) = archive.sessions().values()
+        prune(archive, [series[number] for number in at])
+
+
+@pytest.mark.parametrize("which", [0, 1, 3])
+def test_a_session_goes_out_and_comes_back(built: Site, commands_for: Callable[[Site], Commands], which: int) -> None:
+    commands, before = commands_for(built), built.images()
+    name, file = list(before)[which], built.root / "one.sbx"
+    data = commands.keyed("export", "work/private", "--session", name, "-o", str(file))
+    assert data["size"] == file.stat().st_size and data["format"] == "sealed"
+    raw = file.read_bytes()
+    assert b"work" not in raw and b"private" not in raw
+    assert "already" in commands.fails(1, "import", str(file))
+    assert "exists" in commands.fails(1, "export", "work/private", "-o", str(file))
+    drop(built, built.archive, which)
+    assert built.images() == {key: image for key, image in before.items() if key != name}
+    commands.json("import", str(file))
+    assert built.images() == before and built.scrubbed() == []
+    built.backup()
+    assert list(built.images().values())[-1] == built.contents()
+
+
+def test_an_archive_that_lost_all_its_sessions_gets_one_back(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+    commands, before = commands_for(built), built.images()
+    name = list(before)[2]
+    commands.keyed("export", "work/private", "--session", name, "-o", str(built.root / "one"))
+    drop(built, built.archive, 0, 1, 2, 3)
+    commands.run("import", str(built.root / "one"))
+    assert built.images() == {name: before[name]}
+
+
+def test_files_that_are_damaged_or_none_change_nothing(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+    commands, file = commands_for(built), built.root / "one"
+    commands.keyed("export", "work/private", "--session", list(built.images())[1], "-o", str(file))
+    drop(built, built.archive, 1)
+    before, raw = built.images(), file.read_bytes()
+    for at in (3, 30, 2000, len(raw) // 2, len(raw) - 40, len(raw) - 1):
+        wrong = bytearray(raw)
+        wrong[at] ^= 1
+        file.write_bytes(wrong)
+        assert commands.run("import", str(file), expect=4 if at > 20 else 1)[1].count("\n") == 1
+    for wrong_raw in (raw[:-1], raw[: len(raw) // 2], raw + b"x"):
+        file.write_bytes(wrong_raw)
+        assert "one" in commands.fails(4, "import", str(file))
+    for wrong_raw in (b"", b"not an export" * 100, raw[:100]):
+        file.write_bytes(wrong_raw)
+        assert "not an exported session" in commands.fails(1, "import", str(file))
+    assert built.images() == before
+    other = built.root / "other"
+    built.add_archive("other", other)
+    file.write_bytes(raw)
+    assert "same key" in commands.fails(1, "--archive", str(other), "import", str(file))
+    commands.run("import", str(file))
+    assert len(built.images()) == 4 and built.scrubbed() == []
+    built.backup()
+
+
+def test_a_forged_chunk_is_noticed_with_the_key(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+    """A file whose checksum is right, and a chunk in it wrong: whoever can write a file can write a checksum."""
+    commands, file = commands_for(built), built.root / "one"
+    commands.keyed("export", "work/private", "--session", list(built.images())[1], "-o", str(file))
+    drop(built, built.archive, 1)
+    raw = bytearray(file.read_bytes())[:-32]
+    raw[-100] ^= 1
+    file.write_bytes(raw + hashlib.blake2b(raw, digest_size=32).digest())
+    before = {path: path.read_bytes() for path in built.archive.rglob("*.pack")}
+    assert "not authentic" in commands.fails(4, "import", str(file), "--passphrase-file", str(commands.passphrase))
+    assert {path: path.read_bytes() for path in built.archive.rglob("*.pack")} == before
+
+
+def test_raw_and_tar(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+    commands = commands_for(built)
+    for name, image in built.images().items():
+        words = ["export", "work/private", "--session", name, "--force", "-o"]
+        commands.keyed(*words, str(built.root / "raw"), "--format", "raw")
+        assert (built.root / "raw").read_bytes() == image
+        commands.keyed(*words, str(built.root / "tar"), "--format", "tar")
+        with tarfile.open(built.root / "tar") as archive:
+            (member,) = archive.getmembers()
+            file = archive.extractfile(member)
+            assert member.name == "work-private.img" and member.size == len(image) and file is not None
+            assert file.read() == image
+        shutil.rmtree(built.root / "out", ignore_errors=True)
+        (built.root / "out").mkdir()
+        subprocess.run(["tar", "-xf", built.root / "tar", "-C", built.root / "out"], check=True)
+        extracted = built.root / "out/work-private.img"
+        assert extracted.read_bytes() == image
+    assert "sealed" in commands.fails(12, *words, str(built.root / "tar"), "--format", "tar")
+
+
+def test_a_copy_is_brought_up_to_date(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+    commands, target, rng = commands_for(built), built.root / "copy", random.Random(8)
+    commands.keyed("tag", "work", "--session", list(built.images())[0], "--add", "gold")
+    first = commands.json("copy", str(target))
+    assert first["sessions"] == 4 and first["failed"] == [] and images(built, target) == built.images()
+    assert commands.json("copy", str(target)) == {**first, "sessions": 0, "stored": 0}
+    names = list(built.images())
+    for turn in range(3):
+        built.disturb(rng)
+        built.backup()
+        drop(built, built.archive, turn % 2 + 1)
+        done = commands.json("copy", str(target))
+        assert done["stored"] < 2_000_000 and done["sessions"] >= 1
+        assert images(built, target).items() >= built.images().items(), "it may hold more"
+    assert set(names) <= set(images(built, target))
+    assert commands.json("copy", str(target), "--delete")["removed"] == 3
+    assert images(built, target) == built.images()
+    with built.open(folder=target) as archive:
+        assert "gold" in str(commands.keyed("--archive", str(target), "list"))
+        assert archive.storage.names("volumes", ".partial") == []
+    assert commands.json("--archive", str(target), "scrub")["ok"]
+    built.backup(folder=target)
+    assert list(images(built, target).values())[-1] == built.contents()
+
+
+def test_two_copies_that_went_on_each_for_itself(built: Site) -> None:
+    """Sessions that only one of two copies has do not get into the images of the other's."""
+    target, rng, contents = built.root / "copy", random.Random(2), built.images()
+    with built.open() as archive:
+        copy(archive, str(target), Progress())
+    for folder in (target, built.archive, target, built.archive, built.archive):
+        built.disturb(rng)
+        built.backup(folder=folder)
+        contents |= {list(images(built, folder))[-1]: built.contents()}
+    for source, there in ((built.archive, target), (target, built.archive)):
+        with built.open(folder=source) as archive:
+            assert copy(archive, str(there), Progress()).failed == []
+        found = images(built, there)
+        assert found == {name: contents[name] for name in found}
+    assert images(built, target) == images(built, built.archive) == contents
+
+
+def test_damage_in_the_source_is_not_copied(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+    commands, target = commands_for(built), built.root / "copy"
+    before = built.images()
+    pack = sorted(built.archive.rglob("*.pack"), key=lambda path: path.stat().st_mtime)[-1]
+    raw = bytearray(pack.read_bytes())
+    raw[300] ^= 1
+    pack.write_bytes(raw)
+    done = commands.run("copy", str(target), "--json", expect=4)
+    assert "is damaged at byte" in done[1]
+    with built.open(folder=target) as archive:
+        assert 1 <= sum(len(series) for series in archive.sessions().values()) < 4
+    found = images(built, target)
+    assert found and all(before[name] == image for name, image in found.items())
+
+
+def test_another_archive_is_not_overwritten(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+    commands, other = commands_for(built), built.root / "other"
+    built.add_archive("other", other)
+    assert "another archive" in commands.fails(1, "copy", str(other))
+    assert "not empty" in commands.fails(1, "copy", str(built.pool))
+    assert "in use" in commands.fails(11, "copy", str(built.archive))
+
+
+def test_killed_at_every_step_a_copy_goes_on(tmp_path: Path) -> None:
+    site, target = Site(tmp_path / "site"), tmp_path / "copy"
+    rng = random.Random(1)
+    fill(site.image(), 10 * GRAIN)
+    for _ in range(2):
+        site.backup()
+        change(site.image(), rng)
+    with site.open() as archive:
+        copy(archive, str(target), Progress())
+    site.backup()
+    drop(site, site.archive, 1)
+    whole = site.images()
+
+    def attempt() -> None:
+        with site.open() as archive:
+            copy(archive, str(work), Progress())
+
+    work = tmp_path / "work"
+    shutil.copytree(target, work)
+    for _ in deaths(attempt):
+        before = images(site, work)
+        assert all(whole.get(name, before[name]) == image for name, image in before.items())
+        attempt()
+        assert images(site, work).items() >= whole.items()
+        with site.open(True, work) as archive:
+            assert archive.warnings == [] and archive.storage.names("volumes", ".partial") == []
+        shutil.rmtree(work)
+        shutil.copytree(target, work)
+
+
+def test_an_import_killed_at_every_step(tmp_path: Path, commands_for: Callable[[Site], Commands]) -> None:
+    site = Site(tmp_path / "site")
+    fill(site.image(), 8 * GRAIN)
+    for turn in range(3):
+        site.backup()
+        change(site.image(), random.Random(turn))
+    before, commands = site.images(), commands_for(site)
+    commands.keyed("export", "work", "--session", list(before)[1], "-o", str(site.root / "one"))
+    drop(site, site.archive, 1)
+    left, kept = site.images(), tmp_path / "kept"
+    shutil.copytree(site.archive, kept)
+
+    def attempt() -> None:
+        from backup_vm.exporting import take_in
+
+        with site.open(True) as archive, open(site.root / "one", "rb") as stream:
+            take_in(archive, stream, site.root / "one", Progress())
+
+    for _ in deaths(attempt):
+        found = site.images()
+        assert found in (left, before)
+        if found == left:
+            attempt()
+        assert site.images() == before
+        shutil.rmtree(site.archive)
+        shutil.copytree(kept, site.archive)
+    assert os.path.exists(kept)
+    with pytest.raises(DamagedError), site.open(True) as archive:
+        (site.root / "empty").write_bytes((site.root / "one").read_bytes()[:2000])
+        from backup_vm.exporting import take_in
+
+        with open(site.root / "empty", "rb") as stream:
+            take_in(archive, stream, site.root / "empty", Progress())
