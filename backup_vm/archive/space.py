@@ -102,6 +102,22 @@ class Account:
         whole = self._sizes(mine)
         return Use(own, whole - own, len(mine) * self._chunk_size, len(listed) * self._chunk_size)
 
+    def growth(self) -> list[tuple[int, int]]:
+        """For each time of a session (Unix seconds, rising) the sealed bytes of all that sessions up to it refer to."""
+        import numpy as np
+
+        found: dict[int, int] = {}
+        held, total = np.zeros(len(self._keys) + 1, np.bool_), 0
+        held[-1] = True
+        every = [session for series in self._volumes.values() for session in series]
+        for session in sorted(every, key=lambda session: session.clear.time):
+            at = np.unique(self._by_session[session.file])
+            new = at[~held[at]]
+            held[new] = True
+            total += self._sizes(new)
+            found[session.clear.time] = total
+        return sorted(found.items())
+
     def comes_back(self, doomed: Collection[str]) -> int:
         """Bytes that would come back if the sessions (file names) were pruned."""
         import numpy as np

@@ -11,7 +11,7 @@ from backup_vm.errors import Exit, SparsebakError
 from wire.names import printable
 
 COMMANDS = (
-    *("init", "backup", "list", "status", "diff", "restore", "assemble", "mount"),
+    *("init", "backup", "list", "status", "report", "diff", "restore", "assemble", "mount"),
     *("verify", "scrub", "prune", "delete", "tag", "export", "import", "copy", "keys"),
 )
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found; 5 the agent refused or

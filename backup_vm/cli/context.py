@@ -105,17 +105,23 @@ class Context:
             raise WrongKeyError("the archive is sealed", "give its passphrase or recovery key with --passphrase-file F")
         return keys
 
-    def volumes(self, archive: "Archive", keys: "Keys | None") -> "list[Named]":
-        """The volumes in the archive, with their names if the key or the agent tells them."""
+    def volumes(
+        self, archive: "Archive", keys: "Keys | None", known: "dict[str, tuple[str, str]] | None" = None
+    ) -> "list[Named]":
+        """The volumes in the archive, with their names if the key or the agent tells them, or as they are ``known``."""
         from backup_vm.names import stored_volumes
 
-        known: dict[str, tuple[str, str]] = {}
-        if keys is None and self.has_agent():
+        if known is None:
+            known = {} if keys is not None else self._told_names(archive)
+        return stored_volumes(archive, keys, known)
+
+    def _told_names(self, archive: "Archive") -> dict[str, tuple[str, str]]:
+        if self.has_agent():
             try:
-                known = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in self.agent(archive).list()}
+                return {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in self.agent(archive).list()}
             except AgentError as error:
                 self.warn(f"names are not known: {error}")
-        return stored_volumes(archive, keys, known)
+        return {}
 
     def warn(self, text: str) -> None:
         """Tell of something that does not stop the command."""

@@ -37,7 +37,9 @@ def _text(data: dict[str, Any]) -> str:
     from backup_vm.archive.notes import Check
     from backup_vm.view import check_text
 
-    rows = [["VOLUME", "LATEST", "SESSIONS", "SIZE", "OWN", "SHARED", "COMPRESSED", "ALIKE", "CHANGED SINCE", "VERIFIED", ""]]
+    rows = [
+        ["VOLUME", "LATEST", "SESSIONS", "SIZE", "OWN", "SHARED", "COMPRESSED", "DEDUPLICATED", "CHANGED SINCE", "VERIFIED", ""]
+    ]
     for v in data["volumes"]:
         sizes = ["" if v[key] is None else size_text(v[key]) for key in ("own", "shared")]
         ratios = ["" if v[key] is None else ratio_text(v[key]) for key in ("compression", "deduplication")]

@@ -1,0 +1,45 @@
+"""``sparsebak report``: the archive on one page of HTML that needs nothing else."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from backup_vm.cli.context import Context, key_option
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    report = commands.add_parser(
+        "report",
+        help="write a page of HTML: sessions by day, growth, health",
+        description="Writes one page of HTML that needs no network and no script. It names qubes: keep it where names may be.",
+    )
+    report.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
+    key_option(report)
+    report.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    import os
+    import time
+
+    from backup_vm.cli.status import gather
+    from backup_vm.reporting.page import page
+    from backup_vm.view import view
+
+    context = Context(options)
+    with context.open() as archive:
+        status = gather(context, archive)
+        names = {volume["id"]: volume["name"].partition("/") for volume in status["volumes"]}
+        known = {volume_id: (qube, volume) for volume_id, (qube, slash, volume) in names.items() if slash}
+        volumes = context.volumes(archive, context.keys(archive), known)
+        seen = view(archive, volumes, None)
+        data = [seen.volume_data(volume) for volume in volumes]
+        points = seen.account.growth() if seen.account else []
+    text = page(status, data, points, int(time.time()))
+    beside = options.output.with_name(options.output.name + ".part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, options.output)
+    context.say(f"{options.output} is written.")
+    return 0
