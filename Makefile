@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm demo fuzz audit coverage mutants lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
+.PHONY: test test-lvm demo fuzz audit coverage mutants pages lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
@@ -44,6 +44,10 @@ mutants: setup
 	$(VENV)/bin/mutmut run
 	$(VENV)/bin/mutmut results
 
+# Man pages and shell completion, from the command lines themselves.
+pages: setup
+	$(VENV)/bin/python -m tools.pages
+
 lint: setup
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
@@ -68,6 +72,7 @@ install-dom0:
 	install -m 0644 systemd/dom0/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -m 0664 policy/30-sparsebak.policy $(DESTDIR)/etc/qubes/policy.d/
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.cli
+	cd share/sparsebak-dom0 && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;
 
 install-vm:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(PREFIX)/bin
@@ -75,6 +80,8 @@ install-vm:
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/vm/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak $(LIB) backup_vm.cli
+	tools/install-command $(DESTDIR)$(PREFIX)/bin/spbk-assemble $(LIB) backup_vm.spbk_assemble
+	cd share/sparsebak-vm && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;
 
 # sparsebak-dom0 and sparsebak-vm for Fedora and dom0, into build/rpm; sparsebak-vm for Debian, into build/deb.
 rpm deb:

@@ -16,6 +16,7 @@ from wire.frames import (
     KIND_OFFER,
     KIND_SLOT,
     KIND_STATUS,
+    KIND_VERSION,
     KIND_VOLUME,
     REQUEST_KNOWN,
     ArchiveEntry,
@@ -25,7 +26,7 @@ from wire.frames import (
     VolumeEntry,
     largest_frame,
 )
-from wire.names import BadName, parse_volume_name
+from wire.names import BadName, parse_volume_name, printable
 from wire.status import Code
 from wire.stream import CutShort, read_exactly
 
@@ -195,12 +196,21 @@ class Agent:
 
     def enroll(self, label: str) -> tuple[ArchiveEntry, list[bytes]]:
         """Parameters and key slots of the archive made in dom0 under a label."""
+        return self.introduce(label)[:2]
+
+    def introduce(self, label: str) -> tuple[ArchiveEntry, list[bytes], str]:
+        """The same, and the agent's version; empty if it does not tell."""
         with self._call("Enroll", Request(label=label)) as reply:
             frames = reply.only()
         entry = next((ArchiveEntry.parse(payload) for kind, payload in frames if kind == KIND_ARCHIVE), None)
         if entry is None:
             raise AgentError("Enroll: the agent sent no archive")
-        return entry, [payload for kind, payload in frames if kind == KIND_SLOT]
+        version = next((payload for kind, payload in frames if kind == KIND_VERSION), b"")
+        return (
+            entry,
+            [payload for kind, payload in frames if kind == KIND_SLOT],
+            printable(version[:32].decode("ascii", "replace")),
+        )
 
     def list(self) -> list[VolumeEntry]:
         """The volumes this qube may back up, and those it has sessions of."""

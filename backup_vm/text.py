@@ -1,8 +1,15 @@
 """Numbers and tables as people read them."""
 
+import os
+import sys
 from collections.abc import Sequence
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def journal_prefix(level: int) -> str:
+    """What the journal takes a line's priority from (sd-daemon(3)); empty where standard error does not go there."""
+    return f"<{level}>" if "JOURNAL_STREAM" in os.environ and not sys.stderr.isatty() else ""
 
 
 def size_text(size: float) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import FrameType
 
 from backup_vm.errors import Exit, SparsebakError
+from backup_vm.text import journal_prefix
+from wire import VERSION
 from wire.names import printable
 
 COMMANDS = (
     *("init", "backup", "list", "status", "report", "diff", "restore", "assemble", "mount"),
-    *("verify", "scrub", "prune", "delete", "tag", "export", "import", "copy", "keys"),
+    *("verify", "scrub", "prune", "delete", "tag", "export", "import", "copy", "keys", "doctor"),
 )
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found; 5 the agent refused or
 cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no key; 130 interrupted.
@@ -29,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--caller", metavar="NAME", help="with a local agent: call in the name of this qube (default: dom0)")
     top.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     top.add_argument("-v", "--verbose", action="store_true", help="say more, also where there is no terminal")
+    top.add_argument("-u", "--unattended", action="store_true", help="never ask; where an answer would be needed, fail")
+    top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"backup_vm.cli.{name}").add_to(commands)
@@ -51,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         _tell(SparsebakError(f"{error.filename or options.command}: {error.strerror or error}"))
         return Exit.FAILED
     except KeyboardInterrupt:
-        print("sparsebak: interrupted; what was stored is kept", file=sys.stderr)
+        print(f"{journal_prefix(4)}sparsebak: interrupted; what was stored is kept", file=sys.stderr)
         return Exit.INTERRUPTED
 
 
@@ -61,7 +65,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _tell(error: SparsebakError) -> None:
     hint = f" ({error.hint})" if error.hint else ""
-    print(f"sparsebak: {printable(' '.join(f'{error}{hint}'.split()))}", file=sys.stderr)
+    print(f"{journal_prefix(3)}sparsebak: {printable(' '.join(f'{error}{hint}'.split()))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from backup_vm.errors import AgentError, NoArchiveError, SparsebakError, UsageError, WrongKeyError
 from backup_vm.settings import load as load_settings
 from backup_vm.settings import settings_file
+from backup_vm.text import journal_prefix
 from wire.names import printable
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Context:
         self.settings = load_settings(options.config)
         self.quiet = bool(options.quiet)
         self.json = bool(getattr(options, "json", False))
+        self.may_ask = sys.stdin.isatty() and not options.unattended
+        """Whether there is somebody to ask."""
         self.talks = not self.quiet and not self.json and (sys.stdout.isatty() or options.verbose)
         """Whether to say what was done: on a terminal, or with -v."""
 
@@ -97,7 +100,7 @@ class Context:
     def needed_keys(self, archive: "Archive") -> "Keys":
         """The same, or else as typed on the terminal."""
         keys = self.keys(archive)
-        if keys is None and sys.stdin.isatty():
+        if keys is None and self.may_ask:
             from getpass import getpass
 
             keys = archive.parameters.keys(getpass("Passphrase or recovery key: ").encode())
@@ -125,7 +128,7 @@ class Context:
 
     def warn(self, text: str) -> None:
         """Tell of something that does not stop the command."""
-        print(f"sparsebak: {printable(text)}", file=sys.stderr)
+        print(f"{journal_prefix(4)}sparsebak: {printable(text)}", file=sys.stderr)
 
     def say(self, text: str) -> None:
         """Tell what was done, to whoever watches."""

@@ -1,7 +1,6 @@
 """``sparsebak delete``: remove all sessions of a volume."""
 
 import argparse
-import sys
 from typing import Any
 
 from backup_vm.cli.context import Context, json_option, key_option
@@ -27,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     context = Context(options)
     with context.open(writing=True) as archive:
         volume = one(context.volumes(archive, context.keys(archive)), options.volume)
-        if sys.stdin.isatty() and not (options.yes or options.dry_run or context.json):
+        if context.may_ask and not (options.yes or options.dry_run or context.json):
             question = f"Remove all {len(volume.sessions)} sessions of {volume.name}? They cannot be had back. [y/N] "
             if input(question).strip().lower() not in ("y", "yes"):
                 raise SparsebakError("nothing was removed")

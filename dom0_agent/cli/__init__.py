@@ -2,14 +2,16 @@
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
 from dom0_agent.config import DEFAULT_PATH, ConfigError
+from wire import VERSION
 from wire.names import BadName, printable
 from wire.status import Refused
 
-COMMANDS = ("setup", "archive", "keys", "volumes", "monitor", "status", "backup", "check", "settings", "forget")
+COMMANDS = ("setup", "archive", "keys", "volumes", "monitor", "status", "backup", "check", "settings", "forget", "import-ini")
 
 
 class UserError(Exception):
@@ -29,15 +31,19 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 failed, 2 wrong usage.",
     )
     top.add_argument("--config", type=Path, default=DEFAULT_PATH, help="configuration file (default: %(default)s)")
+    top.add_argument("-u", "--unattended", action="store_true", help="never ask; where an answer would be needed, fail")
+    top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        importlib.import_module(f"dom0_agent.cli.{name}").add_to(commands)
+        importlib.import_module(f"dom0_agent.cli.{name.replace('-', '_')}").add_to(commands)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors are one line on standard error."""
     options = parser().parse_args(argv)
+    if options.unattended:
+        sys.stdin = open(os.devnull)  # nobody is there to ask
     try:
         return int(options.run(options))
     except (UserError, ConfigError, BadName, Refused) as error:

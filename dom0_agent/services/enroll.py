@@ -5,7 +5,8 @@ Reads the archive of the request's label; in open mode its key too. Changes noth
 
 from dom0_agent.archives import ADMIN
 from dom0_agent.service import Call
-from wire.frames import KIND_SLOT, MODE_OPEN, ArchiveEntry
+from wire import VERSION
+from wire.frames import KIND_SLOT, KIND_VERSION, MODE_OPEN, ArchiveEntry
 from wire.names import BadName, parse_name
 from wire.sealing import SUITE
 from wire.status import Code, Refused
@@ -13,7 +14,7 @@ from wire.stream import write_frame
 
 
 def main(call: Call) -> None:
-    """Reply with an ArchiveEntry, then its key slots."""
+    """Reply with an ArchiveEntry, then its key slots, then the agent's version."""
     try:
         label = parse_name(call.request().label, "label")
     except BadName as error:
@@ -34,3 +35,4 @@ def main(call: Call) -> None:
     call.reply(entry)
     for slot in archive.slots:
         write_frame(call.stdout, KIND_SLOT, slot)
+    write_frame(call.stdout, KIND_VERSION, VERSION.encode("ascii"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import cannot
+from wire import VERSION
 
 ROOT = Path(__file__).parent.parent.parent
 DOM0_NEEDS = {"python3", "python3-construct", "python3-cryptography", "python3-zstandard"}
@@ -92,4 +93,4 @@ def test_the_debian_package(tmp_path: Path) -> None:
 def test_one_version_everywhere() -> None:
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     changelog = re.match(r"sparsebak \((.*)\)", (ROOT / "debian/changelog").read_text())
-    assert version and changelog and version[1] == changelog[1]
+    assert version and changelog and version[1] == changelog[1] == VERSION

@@ -1,0 +1,199 @@
+"""What people expect of commands: completion, manuals, no questions when nobody is there, the journal, doctor, the old ways."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backup_vm import cli as vm
+from backup_vm import spbk_assemble
+from dom0_agent import cli as dom0
+from dom0_agent.config import load
+from tests.commands import Commands
+from tests.kit import GRAIN, PASSPHRASE, Site, fill
+
+ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+
+
+def test_manuals_and_completion_are_up_to_date() -> None:
+    from tools.pages import pages
+
+    made = dict(pages())
+    assert len(made) == 8
+    if sys.version_info[:2] != (3, 11):  # argparse words its usage otherwise
+        return
+    for path, text in made.items():
+        assert (ROOT / "share" / path).read_text() == text, "run: make pages"
+    assert {str(path.relative_to(ROOT / "share")) for path in (ROOT / "share").rglob("*") if path.is_file()} == made.keys()
+    manual = made["sparsebak-vm/man/man1/sparsebak.1"]
+    for command in vm.COMMANDS:
+        assert f"sparsebak {command}" in manual
+    assert "exit codes" in manual.lower()
+
+
+@pytest.mark.parametrize(("shell", "path"), [("bash", "bash-completion/completions/sparsebak"), ("zsh", ""), ("fish", "")])
+def test_shells_take_the_completion(shell: str, path: str) -> None:
+    files = (
+        [ROOT / "share/sparsebak-vm" / path]
+        if path
+        else [*(ROOT / "share").rglob("_sparsebak*" if shell == "zsh" else "*.fish")]
+    )
+    assert files
+    if shutil.which(shell) is None:
+        return  # looked at by its own shell where there is one
+    for file in files:
+        subprocess.run([shell, "-n", file], check=True)
+    if shell == "bash":
+        script = f"source {files[0]}; COMP_WORDS=(sparsebak pr); COMP_CWORD=1; _shtab_sparsebak; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert "prune" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", ["sparsebak", "sparsebak-agent"])
+def test_versions(command: str) -> None:
+    done = subprocess.run([BIN / command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == command and done.stdout.split()[1][0].isdigit()
+
+
+def on_a_terminal(*words: object, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run something on a terminal where nobody types; exit code and what it printed."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([str(w) for w in words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    printed = b""
+    try:
+        while block := os.read(ours, 4096):
+            printed += block
+    except OSError:  # closed
+        pass
+    os.close(ours)
+    return process.wait(timeout=60), printed.decode()
+
+
+def test_unattended_asks_nothing(site: Site) -> None:
+    fill(site.image(), 5 * GRAIN)
+    site.backup()
+    place = ["--archive", site.archive, "-u"]
+    code, printed = on_a_terminal(BIN / "sparsebak", *place, "assemble", "work/private", "-o", site.root / "x")
+    assert code in (1, 12) and "Passphrase" not in printed
+    code, printed = on_a_terminal(
+        BIN / "sparsebak-agent", "--config", site.config, "-u", "archive", "add", "x", "--caller", "y"
+    )
+    assert code == 1 and "no terminal to ask" in printed
+
+
+def test_no_color_and_progress(site: Site) -> None:
+    fill(site.image(), 40 * GRAIN)
+    place = [BIN / "sparsebak", "--archive", site.archive, "--agent", f"local:{site.config}"]
+    plain = {**os.environ, "NO_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    code, printed = on_a_terminal(*place, "backup", environment=plain)
+    assert code == 0 and "\x1b[3" not in printed.replace("\x1b[?", "") and "38;5" not in printed
+
+
+def test_errors_go_to_the_journal_with_their_priority(site: Site) -> None:
+    environment = {**os.environ, "JOURNAL_STREAM": "1:2"}
+    command = [BIN / "sparsebak", "--archive", "nowhere", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 10 and done.stderr.startswith("<3>sparsebak: ")
+
+
+def states(commands: Commands, *words: str, expect: int = 0) -> dict[str, str]:
+    out = commands.run(*words, "doctor", "--json", expect=expect)[0]
+    return {finding["what"]: finding["state"] for finding in json.loads(out)["findings"]}
+
+
+def test_doctor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = commands.site
+    fill(site.image(), 5 * GRAIN)
+    found = states(commands)
+    assert found["dom0's policy lets this qube ask, and the agent answers"] == "ok"
+    assert found["the newest session is of never"] == "warn" and found["never backed up: work/private"] == "warn"
+    assert any(what.startswith("2 key slots, a recovery key among them") for what in found)
+    site.backup()
+    commands.run("scrub")
+    found = states(commands)
+    assert all(state == "ok" for what, state in found.items() if "timer" not in what and "systemd" not in what), found
+    text = commands.run("doctor")[0]
+    assert "BAD" not in text and "the agent is version" in text
+    assert "BAD" in commands.run("--agent", "local:/nowhere.toml", "doctor", expect=1)[0]
+    assert "no archive" in commands.run("--archive", "/nowhere", "doctor", expect=1)[0]
+    assert "not mounted" in commands.run("--require-mount", str(site.root), "doctor", expect=1)[0]
+    monkeypatch.setattr("wire.VERSION", "9.9")
+    monkeypatch.setattr("backup_vm.doctor.VERSION", "9.9")
+    assert "install the same version" in commands.run("doctor")[0]
+    session = next(site.archive.rglob("*.session"))
+    session.write_bytes(session.read_bytes()[:-1])
+    assert "is damaged" in commands.run("doctor", expect=1)[0]
+    (site.archive / "notes.json").write_text("x")
+    assert "notes.json" in commands.run("doctor", expect=1)[0]
+
+
+def test_spbk_assemble(commands_for: Callable[[Site], Commands], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))
+    commands_for(site)
+    for seed, name in enumerate(site.volumes):
+        fill(site.image(name), 5 * GRAIN, seed)
+    site.backup()
+    (site.root / "pw").write_bytes(PASSPHRASE)
+    monkeypatch.chdir(site.root)
+    key = ["--passphrase-file", "pw"]
+    assert spbk_assemble.main(["archive/work/private", *key]) == 0
+    assert (site.root / "work-private.img").read_bytes() == site.contents()
+    folder = next((site.archive / "volumes").iterdir())
+    assert spbk_assemble.main([str(folder), *key, "-o", "out.img"]) == 0
+    assert (site.root / "out.img").read_bytes() in [site.contents(name) for name in site.volumes]
+    assert spbk_assemble.main(["-c", str(folder), *key]) == 0
+    assert spbk_assemble.main(["archive", *key]) == 2 and spbk_assemble.main([str(tmp_path), *key]) == 10
+    shutil.rmtree(folder)
+    assert spbk_assemble.main(["archive", *key, "-o", "only.img"]) == 0
+
+
+INI = """[var]
+vgname = qubes_dom0
+poolname = pool00
+destvm = qubes://backup
+destmountpoint = /mnt/volume
+destdir = backups
+
+[volumes]
+vm-untrusted-private = enable
+vm-My_Work-root = disable
+vm-banking-private = enable
+root = enable
+"""
+
+
+def test_an_ini_of_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sparsebak.ini").write_text(INI)
+    words = ["import-ini", str(tmp_path / "sparsebak.ini"), "--catalog"]
+    assert dom0.main([*words, "static", "-o", str(tmp_path / "agent.toml")]) == 0
+    said = capsys.readouterr().err
+    assert "archive add main --caller backup" in said and 'require_mount = "/mnt/volume"' in said
+    assert "sparsebak init /mnt/volume/backups/sparsebak.archive --label main" in said
+    config = load(tmp_path / "agent.toml")
+    assert [(v.name, v.vid) for v in config.volumes] == [
+        ("untrusted/private", "vm-untrusted-private"),
+        ("banking/private", "vm-banking-private"),
+        ("dom0/root", "root"),
+    ]
+    assert (config.volumes[0].pool.volume_group, config.volumes[0].pool.thin_pool) == ("qubes_dom0", "pool00")
+    assert '# vid = "vm-My_Work-root"' in (tmp_path / "agent.toml").read_text()
+    assert dom0.main([*words, "static", "-o", str(tmp_path / "agent.toml")]) == 1
+    assert dom0.main([*words, "qubes", "-o", str(tmp_path / "qubes.toml")]) == 0
+    options = load(tmp_path / "qubes.toml").qubes
+    assert options.include == ("banking", "untrusted") and options.exclude == ("My_Work",)
+    (tmp_path / "sparsebak.ini").write_text(INI.replace("qubes://backup", "ssh://me@host"))
+    assert dom0.main([*words, "static"]) == 0
+    printed = capsys.readouterr()
+    assert 'driver = "lvm_thin"' in printed.out and "sftp://me@host/mnt/volume/backups" in printed.err
+    for wrong in ("", "[var]\nvgname = x\n", INI.replace("= disable", "= maybe"), INI.replace("root =", "../x ="), "\xff\x00["):
+        (tmp_path / "sparsebak.ini").write_text(wrong)
+        assert dom0.main([*words, "static"]) == 1
+        assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,61 @@
+"""Man pages and shell completion, made from the command lines' own parsers: ``make pages`` writes them to ``share/``.
+
+They are kept in the tree so that packages need nothing but make to be built; a test says when they are out of date.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import shtab
+from argparse_manpage.manpage import Manpage
+
+from backup_vm import cli as vm
+from dom0_agent import cli as dom0
+from wire import VERSION
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = {"sparsebak": (vm.parser, 1, "sparsebak-vm"), "sparsebak-agent": (dom0.parser, 8, "sparsebak-dom0")}
+SHELLS = {
+    "bash": "bash-completion/completions/{0}",
+    "zsh": "zsh/site-functions/_{0}",
+    "fish": "fish/vendor_completions.d/{0}.fish",
+}
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Path under ``share/<package>`` and contents of each."""
+    os.environ["COLUMNS"] = "100"
+    for name, (parser, section, package) in COMMANDS.items():
+        yield f"{package}/man/man{section}/{name}.{section}", _manual(name, parser(), section)
+        for shell, path in SHELLS.items():
+            yield f"{package}/{path.format(name)}", shtab.complete(_plain(parser()), shell).rstrip("\n") + "\n"
+
+
+def _plain(parser: Any) -> Any:
+    parser.prog = parser.prog.split()[0]
+    return parser
+
+
+def _manual(name: str, parser: Any, section: int) -> str:
+    parser.man_short_description = parser.description.rstrip(".").lower()
+    data = {"project_name": "sparsebak", "version": VERSION, "manual_title": "sparsebak", "manual_section": section}
+    text = str(Manpage(parser, format="single-commands-section", _data=data))
+    return re.sub(
+        r"^\.TH .*$", f'.TH {name.upper()} "{section}" "" "sparsebak {VERSION}" "sparsebak"', text, count=1, flags=re.M
+    )
+
+
+def main() -> int:
+    for path, text in pages():
+        target = ROOT / "share" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
