@@ -24,7 +24,9 @@ The environment variables SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE stand in for --a
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
-    top.add_argument("--agent", metavar="AGENT", help="'qrexec', or 'local:AGENT.TOML' on a machine without Qubes")
+    top.add_argument(
+        "--agent", metavar="AGENT", help="'qrexec'; without Qubes 'local:AGENT.TOML', or 'unix:DIR' of a resident agent"
+    )
     top.add_argument("--archive", metavar="DIR", help="the archive's directory, or its URL: s3://, gs://, az://, sftp://")
     top.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ~/.config/sparsebak/config.toml)")
     top.add_argument("--require-mount", type=Path, metavar="DIR", help="do nothing unless this is a mount point")

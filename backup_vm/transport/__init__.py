@@ -68,14 +68,18 @@ def spawn(arguments: list[str], environment: dict[str, str] | None, stdin: IO[by
 
 
 def open_transport(agent: str, caller: str) -> Transport:
-    """``qrexec``, or ``local:AGENT.TOML``."""
+    """``qrexec``, ``local:AGENT.TOML``, or ``unix:DIR`` with the sockets of a resident agent."""
     if agent == "qrexec":
         from backup_vm.transport.qrexec import QrexecTransport
 
         return QrexecTransport()
-    kind, colon, config = agent.partition(":")
-    if kind != "local" or not colon or not config:
-        raise UsageError(f"--agent {agent!r} is neither 'qrexec' nor 'local:AGENT.TOML'")
+    kind, _, config = agent.partition(":")
+    if kind not in ("local", "unix") or not config:
+        raise UsageError(f"--agent {agent!r} is neither 'qrexec' nor 'local:AGENT.TOML' nor 'unix:DIR'")
+    if kind == "unix":
+        from backup_vm.transport.unix import UnixTransport
+
+        return UnixTransport(Path(config), caller)
     from backup_vm.transport.local import LocalTransport
 
     return LocalTransport(Path(config), caller)

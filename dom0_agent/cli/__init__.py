@@ -11,7 +11,20 @@ from wire import VERSION
 from wire.names import BadName, printable
 from wire.status import Refused
 
-COMMANDS = ("setup", "archive", "keys", "volumes", "monitor", "status", "backup", "check", "settings", "forget", "import-ini")
+COMMANDS = (
+    "setup",
+    "archive",
+    "keys",
+    "volumes",
+    "monitor",
+    "status",
+    "backup",
+    "check",
+    "settings",
+    "forget",
+    "serve",
+    "import-ini",
+)
 
 
 class UserError(Exception):

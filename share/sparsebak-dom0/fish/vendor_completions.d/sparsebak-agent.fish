@@ -50,8 +50,8 @@ function _shtab_sparsebak_agent_using
   test "$_shtab_sparsebak_agent_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys show-recovery' 'keys import' volumes monitor status backup check settings 'settings show' 'settings apply' forget import-ini
-set -g _shtab_sparsebak_agent_opts_with_value --also --caller --catalog --chunk-size --config --days --output --passphrase-file --slot --user --vm -o
+set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys show-recovery' 'keys import' volumes monitor status backup check settings 'settings show' 'settings apply' forget serve import-ini
+set -g _shtab_sparsebak_agent_opts_with_value --also --caller --catalog --chunk-size --config --days --idle --listen --output --passphrase-file --slot --user --vm -o
 
 complete -c sparsebak-agent -e
 complete -c sparsebak-agent -f
@@ -134,6 +134,10 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings apply' -l 
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a forget -d 'drop a volume'"'"'s snapshots and state; its next backup is a full one'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -l all -d 'every volume'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a serve -d 'answer calls on sockets, for quicker calls; systemd starts it for the first one'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using serve' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using serve' -l listen -x -d 'make the sockets in this folder (default: those of systemd)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using serve' -l idle -x -d 'end after so long without a call; 0: never'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a import-ini -d 'make a configuration from the original sparsebak'"'"'s sparsebak.ini'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using import-ini' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using import-ini' -s o -l output -x -d 'default: standard output'

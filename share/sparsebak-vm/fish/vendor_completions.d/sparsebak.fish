@@ -57,7 +57,7 @@ complete -c sparsebak -e
 complete -c sparsebak -f
 
 complete -c sparsebak -n _shtab_sparsebak_using -s h -l help -d 'show this help message and exit'
-complete -c sparsebak -n _shtab_sparsebak_using -l agent -x -d ''"'"'qrexec'"'"', or '"'"'local:AGENT.TOML'"'"' on a machine without Qubes'
+complete -c sparsebak -n _shtab_sparsebak_using -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n _shtab_sparsebak_using -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
 complete -c sparsebak -n _shtab_sparsebak_using -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
 complete -c sparsebak -n _shtab_sparsebak_using -l require-mount -x -d 'do nothing unless this is a mount point'

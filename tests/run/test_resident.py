@@ -1,0 +1,183 @@
+"""The resident agent: the same answers as from the service files, each call a process of its own, and nothing stays behind."""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from backup_vm.agent import Agent, RefusedError
+from backup_vm.transport.unix import UnixTransport
+from dom0_agent.service import SERVICES
+from tests.kit import GRAIN, Site, change, fill
+from wire.frames import HEADER, HEADER_SIZE, Request, Status
+from wire.status import Code
+
+ROOT = Path(__file__).parent.parent.parent
+AGENT = Path(sys.executable).parent / "sparsebak-agent"
+
+
+@contextmanager
+def resident(site: Site, *more: str) -> Iterator["subprocess.Popen[str]"]:
+    """A resident agent for a site, with its sockets in ``site.root/sockets``."""
+    command = [AGENT, "--config", site.config, "serve", "--listen", site.root / "sockets", *more]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "ready on 9 sockets" in process.stderr.readline()
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def agent_of(site: Site, caller: str = "backup-vm") -> Agent:
+    return Agent(UnixTransport(site.root / "sockets", caller))
+
+
+def raw(site: Site, service: str, sent: bytes, patience: float = 20) -> bytes:
+    """What a connection is answered."""
+    with socket.socket(socket.AF_UNIX) as one:
+        one.settimeout(patience)
+        one.connect(str(site.root / "sockets" / f"sparsebak.{service}"))
+        one.sendall(sent)
+        one.shutdown(socket.SHUT_WR)
+        answer = b""
+        try:
+            while block := one.recv(1 << 16):
+                answer += block
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+def test_a_whole_life(site: Site) -> None:
+    rng, contents = random.Random(3), []
+    fill(site.image(), 40 * GRAIN + 5)
+    with resident(site):
+        for _ in range(3):
+            site.backup(agent=agent_of(site))
+            contents.append(site.contents())
+            change(site.image(), rng)
+        assert list(site.images().values()) == contents
+        with site.open() as archive:
+            from backup_vm.names import stored_volumes
+            from backup_vm.progress import Progress
+            from backup_vm.reading import feed
+
+            (volume,) = stored_volumes(archive, site.keys(archive), {})
+            image = archive.image(list(volume.sessions), volume.sessions[0])
+            agent = agent_of(site)
+            agent.use(archive.parameters.archive, archive.parameters.chunk_size)
+            agent.verify(feed(archive, image, volume.name, Progress()))
+            agent.restore("work", "private", feed(archive, image, volume.name, Progress()))
+        assert site.contents() == contents[0]
+        with pytest.raises(RefusedError, match="no such archive"):
+            agent_of(site, "another-vm").enroll("tests")
+    assert site.scrubbed() == []
+
+
+HEADS = [
+    b"", b"\0", b"x" * 2000, b"sparsebak.List+", b"sparsebak.List+ backup-vm keyword adminvm",
+    b"sparsebak.Nothing+ vm keyword adminvm\0", b"sparsebak.List+ back up keyword adminvm\0", b"sparsebak.list+ vm name work\0",
+    b"sparsebak.List+../x vm name work\0", b"sparsebak.List+ vm nonsense work\0", b"qubes.List+ vm name work\0",
+    "sparsebak.List+ vm name w\u00f6rk\0".encode(),
+]  # fmt: skip
+
+
+def test_beginnings_of_every_wrong_kind(site: Site) -> None:
+    with resident(site) as process:
+        for head in HEADS:
+            assert raw(site, "List", head + b"SBRQ" * 50) == b"", head
+        for head in (
+            b"sparsebak.List+ vm name work\0",
+            b"sparsebak.List+-x vm name work\0",
+            b"sparsebak.List+ -vm name work\0",
+        ):
+            answer = raw(site, "List", head + b"not a request")
+            assert Status.parse(answer[HEADER_SIZE:]).code == Code.BAD_REQUEST and HEADER.parse(answer[:HEADER_SIZE]).kind == 0
+        assert process.poll() is None
+        agent_of(site).enroll("tests")
+
+
+def test_many_at_once_and_some_that_never_speak(site: Site) -> None:
+    with site.open() as archive:
+        request = Request(archive=archive.parameters.archive).build()
+    with resident(site) as process:
+        silent = []
+        for _ in range(20):
+            one = socket.socket(socket.AF_UNIX)
+            one.connect(str(site.root / "sockets/sparsebak.List"))
+            silent.append(one)
+        answers: list[bytes] = []
+        head = b"sparsebak.List+ backup-vm keyword adminvm\0"
+        threads = [threading.Thread(target=lambda: answers.append(raw(site, "List", head + request))) for _ in range(100)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(answers) == 100 and len(set(answers)) == 1 and len(answers[0]) > 100
+        for one in silent:
+            one.close()
+        time.sleep(1.2)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert children == []
+
+
+def test_a_call_that_dies_takes_nothing_with_it(site: Site) -> None:
+    with resident(site) as process:
+        one = socket.socket(socket.AF_UNIX)
+        one.connect(str(site.root / "sockets/sparsebak.List"))
+        one.sendall(b"sparsebak.List+ backup-vm keyword adminvm\0")
+        deadline = time.monotonic() + 10
+        while not (children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        limits = Path(f"/proc/{children[0]}/limits").read_text()
+        time.sleep(0.2)
+        assert re.search(r"Max core file size\s+0", Path(f"/proc/{children[0]}/limits").read_text() or limits)
+        os.kill(int(children[0]), signal.SIGKILL)
+        assert one.recv(10) == b""
+        one.close()
+        agent_of(site).enroll("tests")
+
+
+def test_it_goes_when_there_are_no_calls(site: Site) -> None:
+    with resident(site, "--idle", "1.5") as process:
+        agent_of(site).enroll("tests")
+        assert process.wait(timeout=20) == 0
+
+
+def test_sockets_that_systemd_hands_over(site: Site) -> None:
+    path = site.root / "sparsebak.Enroll"
+    one = socket.socket(socket.AF_UNIX)
+    one.bind(str(path))
+    one.listen()
+    script = f"export LISTEN_PID=$$ LISTEN_FDS=1; exec {AGENT} --config {site.config} serve --idle 2 3<&{one.fileno()}"
+    process = subprocess.Popen(["bash", "-c", script], pass_fds=[one.fileno()], stderr=subprocess.DEVNULL)
+    entry, slots, version = Agent(UnixTransport(site.root, "backup-vm")).introduce("tests")
+    assert entry.label == "tests" and len(slots) == 2 and version
+    assert process.wait(timeout=20) == 0
+    done = subprocess.run([AGENT, "--config", site.config, "serve"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "no sockets" in done.stderr
+
+
+def test_mistakes_on_the_way_to_it(commands_for: Callable[[Site], object], site: Site) -> None:
+    commands = commands_for(site)
+    error = commands.fails(5, "--agent", f"unix:{site.root}/nothing", "backup")  # type: ignore[attr-defined]
+    assert "sparsebak-agent serve" in error
+
+
+def test_the_units_name_every_service() -> None:
+    text = (ROOT / "systemd/dom0/sparsebak-agent.socket").read_text()
+    assert re.findall(r"ListenStream=/run/qubes-rpc/sparsebak\.(\w+)", text) == list(SERVICES)
+    assert "SocketMode=0660" in text and "SocketGroup=qubes" in text
