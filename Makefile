@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm demo fuzz audit coverage mutants pages lint bench bench-lvm setup packages rpm deb install-dom0 install-vm clean
+.PHONY: test test-lvm demo fuzz audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
@@ -23,6 +23,10 @@ demo: setup packages
 
 bench: setup packages
 	$(VENV)/bin/python -m bench
+
+# Time and memory of operations as an archive grows.
+bench-scale: setup
+	$(VENV)/bin/python -m bench.scale
 
 bench-lvm: setup packages
 	$(VENV)/bin/python tools/lvm_vm.py -m bench.lvm

@@ -121,7 +121,8 @@ def report(limit: dict[str, Measured], results: Results, sizes: dict[str, tuple[
         f"# {datetime.date.today()}: {machine()}",
         "",
         "Image of 8 GiB with 3 GiB in it on Btrfs, archive on the work folder's file system. sparsebak sealed, every call a",
-        "new process. Median wall seconds; in brackets processor seconds and MiB of memory of the largest process.",
+        "process of its own, forked by a resident agent (sparsebak-files: started anew). Median wall seconds; in brackets",
+        "processor seconds and MiB of memory of the largest process that is not the agent's.",
         "",
         "| limit | wall s | cpu s |",
         "|---|---|---|",
@@ -173,6 +174,7 @@ def main() -> None:
                     tool = kind(pool, folder)
                     steps(tool, pool / "image", work, results.setdefault(kind.name, {}))
                     sizes[kind.name] = size_of(tool)
+                    getattr(tool, "close", lambda: None)()
                     shutil.rmtree(folder)
                     shutil.rmtree(pool / ".sparsebak", ignore_errors=True)
                     print(f"{kind.name}: round {number + 1} done", flush=True)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from bench.measure import Measured, files, run, stored
@@ -12,9 +13,10 @@ BIN = Path(sys.executable).parent
 
 
 class Sparsebak:
-    """sparsebak, sealed, with the local transport: every call starts the service files."""
+    """sparsebak, sealed, with a resident agent, as systemd would have it."""
 
     name = "sparsebak"
+    resident = True
 
     def __init__(self, pool: Path, work: Path) -> None:
         self.pool, self.work, self.repository = pool, work, work / "sparsebak"
@@ -25,9 +27,23 @@ class Sparsebak:
         )
         (work / "pw").write_text("bench\n")
         self._agent = [BIN / "sparsebak-agent", "--config", config]
-        self._tool = [BIN / "sparsebak", "--agent", f"local:{config}", "--archive", self.repository]
+        agent = f"unix:{work}/sockets" if self.resident else f"local:{config}"
+        self._tool = [BIN / "sparsebak", "--agent", agent, "--archive", self.repository]
+        self._process = self._serve() if self.resident else None
         run([*self._agent, "archive", "add", "bench", "--caller", "vm", "--passphrase-file", work / "pw"])
         run([*self._tool, "init", self.repository, "--label", "bench"])
+
+    def _serve(self) -> "subprocess.Popen[str]":
+        command = [*self._agent, "serve", "--listen", self.work / "sockets"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None and "ready" in process.stderr.readline()
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        return process
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
 
     def backup(self) -> Measured:
         return run([*self._tool, "backup"])
@@ -47,6 +63,13 @@ class Sparsebak:
     def prune(self) -> Measured:
         listed = subprocess.run([*self._tool, "list", "work/private"], capture_output=True, text=True, check=True).stdout
         return run([*self._tool, "prune", "work/private", "--session", listed.splitlines()[2].split()[1]])
+
+
+class SparsebakFiles(Sparsebak):
+    """The same without a resident agent: every call starts a service file."""
+
+    name = "sparsebak-files"
+    resident = False
 
 
 class Borg:
@@ -147,7 +170,7 @@ class Wyng:
 def installed() -> list[type]:
     """Ours, and those of the peers that are on this machine."""
     peers = [tool for tool in (Borg, Restic, Wyng) if shutil.which(tool.name)]
-    return [Sparsebak, *peers]
+    return [Sparsebak, SparsebakFiles, *peers]
 
 
 def size_of(tool: Sparsebak | Borg | Restic | Wyng) -> tuple[float, int]:

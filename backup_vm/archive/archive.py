@@ -237,8 +237,11 @@ class Archive:
 def give_back(archive: Archive) -> int:
     """Give the space of freed chunks back: delete packs that hold nothing else, punch holes into others. Returns bytes."""
     catalog, storage = archive.catalog, archive.storage
-    freed = list(catalog.freed())
-    dead = _dead_packs(archive, {number: name for number, name, _ in freed if not catalog.holds_any(number)})
+    numbers = catalog.packs_with_freed()
+    if not numbers:
+        return 0
+    names = catalog.packs()
+    dead = _dead_packs(archive, {number: names[number] for number in numbers if not catalog.holds_any(number)})
     given = sum(storage.allocated(name) for name in dead.values() if storage.exists(name))
     if dead:
         try:
@@ -250,15 +253,17 @@ def give_back(archive: Archive) -> int:
         for number in dead:
             catalog.drop_pack(number)
         catalog.commit()
-    for number, name, ranges in freed:
+    catalog.begin()
+    for number in numbers:
         if number in dead:
             continue
+        name, ranges = catalog.freed_in(number)
         if not storage.punch(name, ranges):
             break  # the space comes back when the whole pack is dead
         given += sum(length for _, length in ranges)
-        catalog.begin()
         catalog.forget_freed(number)
-        catalog.commit()
+    storage.sync()  # before the catalog forgets; dying earlier punches them again
+    catalog.commit()
     return given
 
 

@@ -20,6 +20,7 @@ CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER 
 CREATE INDEX chunks_by_pack ON chunks (pack);
 CREATE TABLE freed (pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL);
 """
+_INDEX = "CREATE INDEX IF NOT EXISTS freed_by_pack ON freed (pack)"
 _BATCH = 500
 _TABLES = {
     "meta": ["key", "value"],
@@ -41,7 +42,7 @@ class Catalog:
     """The open catalog. sqlite3.DatabaseError from any method means that it must be rebuilt."""
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
-        self.path = path
+        self.path, self._read_only = path, read_only
         if read_only:
             self._db = sqlite3.connect(
                 f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
@@ -61,6 +62,7 @@ class Catalog:
         catalog = cls(path)
         catalog._db.execute("PRAGMA journal_mode=DELETE")
         catalog._db.executescript(_SCHEMA)
+        catalog._db.execute(_INDEX)
         catalog.set_meta("version", str(VERSION))
         catalog.set_meta("archive", archive.hex())
         return catalog
@@ -70,7 +72,11 @@ class Catalog:
         for table, expected in _TABLES.items():
             if [row[1] for row in self._db.execute(f"PRAGMA table_info({table})")] != expected:
                 return False
-        return self.meta("version") == str(VERSION) and self.meta("archive") == archive.hex()
+        if self.meta("version") != str(VERSION) or self.meta("archive") != archive.hex():
+            return False
+        if not self._read_only:
+            self._db.execute(_INDEX)
+        return True
 
     def whole(self) -> bool:
         """Whether SQLite finds no damage in it."""
@@ -186,13 +192,15 @@ class Catalog:
         self._db.executemany("INSERT INTO freed SELECT pack, offset, length FROM chunks WHERE id=?", rows)
         return self._db.executemany("DELETE FROM chunks WHERE id=?", rows).rowcount
 
-    def freed(self) -> Iterator[tuple[int, str, list[tuple[int, int]]]]:
-        """For each pack with freed chunks: number, name, (offset, length) of each."""
-        numbers = [row[0] for row in self._db.execute("SELECT DISTINCT pack FROM freed")]
-        names = self.packs()
-        for number in numbers:
-            rows = self._db.execute("SELECT offset, length FROM freed WHERE pack=? ORDER BY offset", (number,)).fetchall()
-            yield number, names[number], rows
+    def packs_with_freed(self) -> list[int]:
+        """Numbers of the packs in which chunks are freed."""
+        return [row[0] for row in self._db.execute("SELECT DISTINCT pack FROM freed")]
+
+    def freed_in(self, number: int) -> tuple[str, list[tuple[int, int]]]:
+        """A pack's name, and offset and length of each freed chunk in it, by offset."""
+        (name,) = self._db.execute("SELECT name FROM packs WHERE number=?", (number,)).fetchone()
+        rows = self._db.execute("SELECT offset, length FROM freed WHERE pack=? ORDER BY offset", (number,)).fetchall()
+        return name, rows
 
     def forget_freed(self, pack: int) -> None:
         """The freed space of a pack has been given back."""

@@ -105,7 +105,7 @@ def _free(archive: Archive, candidates: IO[bytes], removed: int) -> Pruned:
         freed += catalog.free(dead)
     catalog.commit()
     space = give_back(archive)
-    if any(True for _ in catalog.freed()):  # no holes can be punched there
+    if catalog.packs_with_freed():  # no holes can be punched there
         space += repack(archive)
     catalog.set_meta("sweep", None)
     return Pruned(removed, freed, space)

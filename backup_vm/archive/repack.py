@@ -15,7 +15,8 @@ DEAD = 0.5
 def repack(archive: Archive) -> int:
     """Write mostly dead packs anew; returns bytes given back. Damaged ones are left as they are, with a warning."""
     taken = 0
-    for number, name, ranges in list(archive.catalog.freed()):
+    for number in archive.catalog.packs_with_freed():
+        name, ranges = archive.catalog.freed_in(number)
         freed = sum(length for _, length in ranges)
         live = archive.catalog.chunks_in(number)
         if live and freed >= DEAD * (freed + sum(length for _, _, length in live)):

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 
@@ -21,8 +22,8 @@ cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no key; 1
 The environment variables SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE stand in for --agent and --archive."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
+    """The command line. Of the commands only those among ``words``, if any is: to import the others takes time."""
     top = argparse.ArgumentParser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
     top.add_argument(
         "--agent", metavar="AGENT", help="'qrexec'; without Qubes 'local:AGENT.TOML', or 'unix:DIR' of a resident agent"
@@ -36,14 +37,15 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("-u", "--unattended", action="store_true", help="never ask; where an answer would be needed, fail")
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    for name in [name for name in COMMANDS if name in words] or COMMANDS:
         importlib.import_module(f"backup_vm.cli.{name}").add_to(commands)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; an error is one line, with a hint, on standard error."""
-    options = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = parser(words).parse_args(words)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(options.run(options))

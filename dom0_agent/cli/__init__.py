@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from dom0_agent.config import DEFAULT_PATH, ConfigError
@@ -36,8 +37,8 @@ def mib(size: int) -> str:
     return f"{size / (1 << 20):,.1f} MiB"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
+    """The command line. Of the commands only those among ``words``, if any is: to import the others takes time."""
     top = argparse.ArgumentParser(
         prog="sparsebak-agent",
         description="The dom0 side of sparsebak: archives and their keys, walking snapshots, status.",
@@ -47,14 +48,15 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("-u", "--unattended", action="store_true", help="never ask; where an answer would be needed, fail")
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    for name in [name for name in COMMANDS if name in words] or COMMANDS:
         importlib.import_module(f"dom0_agent.cli.{name.replace('-', '_')}").add_to(commands)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors are one line on standard error."""
-    options = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = parser(words).parse_args(words)
     if options.unattended:
         sys.stdin = open(os.devnull)  # nobody is there to ask
     try:

@@ -96,6 +96,9 @@ class Storage(Protocol):
     def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
         """Give the space of (offset, length) ranges back; they read as zeros then. False where that is impossible."""
 
+    def sync(self) -> None:
+        """Make what ``punch`` did durable."""
+
     def scratch(self) -> IO[bytes]:
         """A temporary file without a name, on a disk: it may be large, and /tmp is often memory."""
 

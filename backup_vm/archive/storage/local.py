@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import shutil
 import tempfile
@@ -171,18 +172,24 @@ class LocalStorage:
 
     def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
         """See Storage."""
-        libc = ctypes.CDLL(None, use_errno=True)
         fd = os.open(self.root / name, os.O_RDWR | os.O_CLOEXEC)
         try:
             for offset, length in ranges:
                 mode = _PUNCH_HOLE | _KEEP_SIZE
-                if libc.fallocate(fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(length)) != 0:
+                if _libc().fallocate(fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(length)) != 0:
                     number = ctypes.get_errno()
                     if number in (errno.EOPNOTSUPP, errno.ENOSYS):
                         return False
                     raise OSError(number, os.strerror(number), str(self.root / name))
-            os.fsync(fd)
             return True
+        finally:
+            os.close(fd)
+
+    def sync(self) -> None:
+        """See Storage."""
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _libc().syncfs(fd)
         finally:
             os.close(fd)
 
@@ -197,6 +204,11 @@ class LocalStorage:
     def free(self) -> int:
         """See Storage."""
         return shutil.disk_usage(self.root).free
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

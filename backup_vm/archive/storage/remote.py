@@ -186,6 +186,9 @@ class RemoteStorage:
         """See Storage."""
         return False
 
+    def sync(self) -> None:
+        """See Storage."""
+
     def scratch(self) -> IO[bytes]:
         """See Storage."""
         return tempfile.TemporaryFile(dir=self._uploads)

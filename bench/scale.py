@@ -1,0 +1,185 @@
+"""``make bench-scale``: what an archive costs as it grows: time and peak memory of each operation at several sizes, as a table.
+
+The archive is synthetic where that changes nothing: chunk ids are random, packs are sparse files with true heads and indexes.
+Each operation runs in a process of its own.
+"""
+
+import argparse
+import datetime
+import os
+import resource
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from backup_vm.archive import packs, sessions
+from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.format import FOOTER, INDEX_ENTRY_SIZE, PACK_HEAD
+from backup_vm.archive.parameters import Parameters
+from backup_vm.archive.prune import prune
+from backup_vm.names import stored_volumes
+from backup_vm.retention import DEFAULT
+from backup_vm.thinning import by_rules
+from backup_vm.view import view
+from bench.__main__ import machine
+from wire.records import Record
+from wire.sealing import Keys
+
+CHUNK, SEALED, IN_PACK = 128 << 10, 60_000, 540
+DAY = 86400
+KEYS = Keys(bytes(32))
+
+
+def build(folder: Path, chunks: int, count: int) -> None:
+    """One volume: a full session of nine tenths of the chunks, then sessions that change some, and packs for all of them."""
+    create_archive(folder, Parameters(bytes(16), "scale", CHUNK, 0, (), bytes(32)))
+    rng = np.random.default_rng(1)
+    full, each = chunks * 9 // 10, max(1, chunks // 10 // max(count - 1, 1))
+    volume = KEYS.volume_id("big", "private")
+    with open_archive(folder, writing=True) as archive:
+        pending: list[np.ndarray] = []  # type: ignore[type-arg]
+        for number in range(count):
+            n = full if number == 0 else each
+            numbers = np.arange(n, dtype="<u8") if number == 0 else np.sort(rng.choice(full, n, replace=False)).astype("<u8")
+            ids = rng.integers(0, 256, (n, 32), dtype=np.uint8)
+            record = Record(
+                archive=bytes(16), volume_id=volume, session=number.to_bytes(16, "big"), sequence=number + 1,
+                time=1_700_000_000 + number * DAY // 8, size=full * CHUNK, chunk_size=CHUNK, qube="big", volume="private",
+                domain=bytes(16), root=bytes(32), previous=bytes(32),
+            ).seal(KEYS)  # fmt: skip
+            inherit = 0 if number == 0 else full
+            sessions.write(archive.storage, record, inherit, n, [numbers.tobytes()], [ids.tobytes()])
+            pending.append(ids)
+            if sum(len(part) for part in pending) >= IN_PACK:
+                everything = np.concatenate(pending)
+                whole = len(everything) // IN_PACK * IN_PACK
+                for at in range(0, whole, IN_PACK):
+                    _pack(folder, everything[at : at + IN_PACK])
+                pending = [everything[whole:]]
+        _pack(folder, np.concatenate(pending))
+
+
+def _pack(folder: Path, ids: "np.ndarray") -> None:  # type: ignore[type-arg]
+    """A pack of chunks that are holes, with a true index."""
+    name = secrets.token_hex(16)
+    path = folder / "packs" / name[:2] / f"{name}.pack"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = PACK_HEAD.build({"archive": bytes(16)})
+    offsets = len(head) + 52 + np.arange(len(ids), dtype="<u8") * (SEALED + 52)
+    rows = np.zeros((len(ids), INDEX_ENTRY_SIZE), np.uint8)
+    rows[:, :8] = offsets.view(np.uint8).reshape(-1, 8)
+    rows[:, 8:12] = np.full(len(ids), SEALED, "<u4").view(np.uint8).reshape(-1, 4)
+    rows[:, 12:44] = ids
+    index, end = rows.tobytes(), len(head) + len(ids) * (SEALED + 52)
+    with open(path, "wb") as file:
+        file.write(head)
+        file.seek(end)
+        file.write(index)
+        file.write(FOOTER.build({"index": end, "count": len(ids), "checksum": packs.checksum(index)}))
+
+
+def measured(action: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and MiB of memory at its peak, of something done in a child process."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.monotonic()
+        action()
+        took = time.monotonic() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        os.write(write, f"{took} {peak / 1024} {base}".encode())
+        os._exit(0)
+    os.close(write)
+    said = os.read(read, 200).decode().split()
+    os.close(read)
+    if os.waitpid(pid, 0)[1]:
+        raise SystemExit("bench: an operation failed")
+    return float(said[0]), float(said[1])
+
+
+def operations(folder: Path) -> dict[str, Callable[[], object]]:
+    """What is measured, in this order: the later ones change the archive."""
+
+    def opened(action: Callable[[Archive], object], writing: bool = False) -> Callable[[], object]:
+        def run() -> object:
+            with open_archive(folder, writing) as archive:
+                return action(archive)
+
+        return run
+
+    def series(archive: Archive) -> list[sessions.Session]:
+        (found,) = archive.sessions().values()
+        return found
+
+    def rebuild(archive: Archive) -> object:
+        return archive.catalog.count()
+
+    def listing(archive: Archive) -> object:
+        return view(archive, stored_volumes(archive, KEYS, {}), False)
+
+    def a_range(archive: Archive) -> object:
+        image = archive.image(series(archive), series(archive)[-1])
+        ids = image.ids(image.chunks // 2 // 1024 * 1024, image.chunks // 2 // 1024 * 1024 + 8192)
+        return archive.catalog.places(row.tobytes() for row in ids)
+
+    def known(archive: Archive) -> object:
+        image = archive.image(series(archive), series(archive)[-1])
+        return sum(len(ids) for _, ids in image.arrays())
+
+    def prune_one(archive: Archive) -> object:
+        return prune(archive, [series(archive)[len(series(archive)) // 2]])
+
+    def thin(archive: Archive) -> object:
+        verdicts = by_rules(stored_volumes(archive, KEYS, {}), lambda _: DEFAULT, 2_000_000_000)
+        return prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
+
+    return {
+        "catalog made anew": opened(rebuild, True),
+        "list": opened(listing),
+        "where a range of 1 GiB lies": opened(a_range),
+        "all ids of the newest image": opened(known),
+        "prune one session": opened(prune_one, True),
+        "prune by the default rules": opened(thin, True),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.scale")
+    parser.add_argument("--sizes", default="100000:100,1000000:500,3000000:1000,10000000:2000", help="CHUNKS:SESSIONS,...")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--no-write", action="store_true")
+    options = parser.parse_args()
+    sizes = [tuple(int(word) for word in pair.split(":")) for pair in options.sizes.split(",")]
+    table: dict[str, list[str]] = {}
+    for chunks, count in sizes:
+        work = Path(tempfile.mkdtemp(prefix="sparsebak-scale-", dir=options.work))
+        try:
+            build(work / "archive", chunks, count)
+            for name, action in operations(work / "archive").items():
+                took, memory = measured(action)
+                table.setdefault(name, []).append(f"{took:.2f} s, {memory:.0f} MiB")
+                print(f"{chunks} chunks, {count} sessions: {name}: {table[name][-1]}", flush=True)
+        finally:
+            shutil.rmtree(work)
+    heads = [f"{chunks:,} chunks ({chunks * CHUNK / (1 << 40):.2f} TiB), {count:,} sessions" for chunks, count in sizes]
+    lines = [
+        f"# Growth, {datetime.date.today()}: {machine()}",
+        "",
+        f"| operation | {' | '.join(heads)} |",
+        "|---" * (len(sizes) + 1) + "|",
+    ]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in table.items()]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if not options.no_write:
+        (Path(__file__).parent / "results" / f"scale-{datetime.date.today()}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
