@@ -24,6 +24,15 @@ demo: setup packages
 bench: setup packages
 	$(VENV)/bin/python -m bench
 
+# The same beside borg and restic, installed from the distribution when root, and Wyng: WYNG=path of its program.
+bench-compare: setup packages
+	@tools/bench-peers
+	$(VENV)/bin/python -m bench --rounds 3
+
+# Where the time goes, by stage.
+bench-profile: setup packages
+	$(VENV)/bin/python -m bench.profile
+
 # Time and memory of operations as an archive grows.
 bench-scale: setup
 	$(VENV)/bin/python -m bench.scale

@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.measure import Measured, files, run, stored
 
 BIN = Path(sys.executable).parent
+WYNG = os.environ.get("WYNG", "wyng")
 
 
 class Sparsebak:
@@ -137,7 +138,7 @@ class Restic:
 
 
 class Wyng:
-    """Wyng, not encrypted, if a ``wyng`` is on the PATH."""
+    """Wyng, not encrypted: the program that WYNG names, or a ``wyng`` on the PATH."""
 
     name = "wyng"
 
@@ -145,31 +146,31 @@ class Wyng:
         self.pool, self.repository, self.work = pool, work / "wyng", work
         options = ["--unattended", f"--dest=file:{self.repository}", f"--local={pool}"]
         self._options = options
-        run(["wyng", "arch-init", *options, "--encrypt=off", "--hashtype=blake2b", "--compression=zstd:3"])
-        run(["wyng", "add", "image", *options])
+        run([WYNG, "arch-init", *options, "--encrypt=off", "--hashtype=blake2b", "--compression=zstd:3"])
+        run([WYNG, "add", "image", *options])
 
     def backup(self) -> Measured:
-        return run(["wyng", "send", "image", *self._options])
+        return run([WYNG, "send", "image", *self._options])
 
     def monitor(self) -> Measured | None:
-        return run(["wyng", "monitor", "image", *self._options])
+        return run([WYNG, "monitor", "image", *self._options])
 
     def assemble(self, target: Path) -> Measured:
-        return run(["wyng", "receive", "image", f"--save-to={target}", "--sparse", *self._options])
+        return run([WYNG, "receive", "image", f"--save-to={target}", "--sparse", *self._options])
 
     def restore(self) -> Measured | None:
         return None
 
     def verify(self) -> Measured:
-        return run(["wyng", "verify", "image", *self._options])
+        return run([WYNG, "verify", "image", *self._options])
 
     def prune(self) -> Measured:
-        return run(["wyng", "prune", "image", "--autoprune=full", *self._options])
+        return run([WYNG, "prune", "image", "--autoprune=full", *self._options])
 
 
 def installed() -> list[type]:
     """Ours, and those of the peers that are on this machine."""
-    peers = [tool for tool in (Borg, Restic, Wyng) if shutil.which(tool.name)]
+    peers = [tool for tool in (Borg, Restic, Wyng) if shutil.which(WYNG if tool is Wyng else tool.name)]
     return [Sparsebak, SparsebakFiles, *peers]
 
 

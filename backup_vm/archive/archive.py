@@ -175,9 +175,10 @@ class Archive:
         except DamagedError as error:
             self.warnings.append(f"{error}; its chunks were found without it")
             entries = list(packs.scan(self.storage, name, self.parameters.chunk_size))
+        twice = set(catalog.add_all(number, [(entry.id, entry.offset, entry.length) for entry in entries]))
         with packs.PackReader(self.storage) as reader:
-            for entry in entries:
-                if not catalog.add(entry.id, number, entry.offset, entry.length):
+            for entry in entries if twice else ():
+                if entry.id in twice:
                     self._choose(catalog, reader, entry, number)
 
     @staticmethod

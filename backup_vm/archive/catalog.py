@@ -6,7 +6,7 @@ its space has been given back, so that a chunk whose space is gone can never be 
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,6 +131,17 @@ class Catalog:
         """Add a chunk; False, and nothing done, when it is there already."""
         row = (chunk_id, pack, offset, length)
         return self._db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", row).rowcount == 1
+
+    def add_all(self, pack: int, chunks: Sequence[tuple[bytes, int, int]]) -> list[bytes]:
+        """Add chunks of a pack, given as id, offset and length; returns the ids that are there already, in whichever pack."""
+        rows = [(chunk_id, pack, offset, length) for chunk_id, offset, length in chunks]
+        if self._db.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", rows).rowcount == len(rows):
+            return []
+        mine, twice = self.in_pack(pack), []
+        for chunk_id, offset, _ in chunks:
+            if mine.get(offset) != chunk_id:
+                twice.append(chunk_id)
+        return twice
 
     def put(self, chunk_id: bytes, pack: int, offset: int, length: int) -> None:
         """Add a chunk, or say where it lies now."""

@@ -10,7 +10,7 @@ from wire.sealing import ID_SIZE
 if TYPE_CHECKING:
     from backup_vm.archive.sessions import Ids
 
-WINDOW = 8192
+WINDOW = 32768
 """Chunks looked at together; a whole number of pages of 1,024."""
 
 

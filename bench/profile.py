@@ -1,0 +1,141 @@
+"""``make bench-profile``: where the time of each step goes, by stage and side, and how many system calls it takes."""
+
+import argparse
+import datetime
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+from bench import workload
+from bench.__main__ import machine, pool_on_btrfs
+
+STEPS = ("full", "100 MiB", "2 MiB", "nothing", "assemble", "verify", "restore", "prune")
+
+
+class Bench:
+    """A site with a resident agent that is clocked, and commands that are."""
+
+    def __init__(self, pool: Path, work: Path) -> None:
+        self.work, self.archive, self.lines = work, work / "archive", work / "lines"
+        self.config = work / "agent.toml"
+        self.config.write_text(
+            f'state_dir = "{work}/dom0"\n[[pool]]\nname = "p"\ndriver = "reflink"\npath = "{pool}"\n'
+            '[[volume]]\nqube = "work"\nvolume = "private"\npool = "p"\nvid = "image"\n'
+        )
+        (work / "pw").write_text("bench\n")
+        agent = [Path(sys.executable).parent / "sparsebak-agent", "--config", self.config, "archive", "add", "bench"]
+        subprocess.run([*agent, "--caller", "vm", "--passphrase-file", work / "pw"], check=True, capture_output=True)
+
+    def serve(self, *before: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "bench.profiled", "agent", self.lines, "--config", self.config, "serve", "--listen"]
+        process = subprocess.Popen([*before, *command, self.work / "sockets"], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        while "ready" not in process.stderr.readline():
+            pass
+        return process
+
+    def run(self, *arguments: str | Path, before: tuple[str, ...] = ()) -> str:
+        command = [sys.executable, "-m", "bench.profiled", "vm", self.lines, "--agent", f"unix:{self.work}/sockets"]
+        done = subprocess.run(
+            [*before, *command, "--archive", self.archive, *arguments], check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    def step(self, name: str, before: tuple[str, ...] = ()) -> str:
+        key = ["--passphrase-file", self.work / "pw"]
+        if name == "assemble":
+            return self.run("assemble", "work/private", *key, "-o", self.work / "out", "--force", before=before)
+        if name == "verify":
+            return self.run("verify", before=before)
+        if name == "restore":
+            return self.run("restore", "work/private", before=before)
+        if name == "prune":
+            listed = json.loads(self.run("list", "work/private", "--no-space", "--json"))
+            session = listed["volumes"][0]["sessions"][1]["session"]
+            self.lines.unlink(missing_ok=True)
+            return self.run("prune", "work/private", "--session", session, before=before)
+        return self.run("backup", before=before)
+
+
+def profile(bench: Bench, image: Path, name: str, seed: int) -> dict[tuple[str, str], float]:
+    """Seconds by side and stage; ``wall`` is the whole command."""
+    sizes = {"100 MiB": (100 << 20, 2000), "2 MiB": (2 << 20, 40)}
+    if name in sizes:
+        workload.change(image, *sizes[name], seed)
+    bench.lines.unlink(missing_ok=True)
+    bench.step(name)
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for line in bench.lines.read_text().splitlines():
+        told = json.loads(line)
+        if told["side"] == "vm":
+            found["vm", "wall"] += told["wall"] + told["stages"].get("start, imports", 0)
+        for stage, took in told["stages"].items():
+            found[told["side"], stage] += took
+    return found
+
+
+def calls(trace: Path) -> str:
+    """The most frequent system calls of a ``strace -c``."""
+    rows = re.findall(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)(?:\s+\d+)?\s+(\w+)$", trace.read_text(), re.MULTILINE)
+    counted = sorted(((int(count), name) for count, name in rows if name != "total"), reverse=True)
+    return f"{sum(count for count, _ in counted):,}: " + ", ".join(f"{name} {count:,}" for count, name in counted[:6])
+
+
+def report(results: dict[str, dict[tuple[str, str], float]], counts: dict[str, str]) -> str:
+    keys = sorted({key for found in results.values() for key in found if key[1] != "wall"})
+    lines = [
+        f"# Where the time goes, {datetime.date.today()}: {machine()}", "",
+        "Seconds of all threads of a side together, with a clock around each stage; the last row is the whole command, by the",
+        "wall. A resident agent; the image of 8 GiB with 3 GiB in it on Btrfs.", "",
+        f"| | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|",
+    ]  # fmt: skip
+    for side, stage in keys:
+        cells = (
+            f"{found.get((side, stage), 0):.2f}" if found.get((side, stage), 0) >= 0.005 else "" for found in results.values()
+        )
+        lines.append(f"| {side}: {stage} | {' | '.join(cells)} |")
+    walls = [f"{found['vm', 'wall']:.2f}" for found in results.values()]
+    lines.append(f"| wall | {' | '.join(walls)} |")
+    if counts:
+        lines += ["", "System calls of the manager:", "", *(f"- {name}: {text}" for name, text in counts.items())]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.profile")
+    parser.add_argument("--content", type=int, default=workload.CONTENT >> 20, help="MiB in the image")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--no-write", action="store_true")
+    options = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="sparsebak-bench-", dir=options.work))
+    try:
+        with pool_on_btrfs(work) as pool:
+            subprocess.run([sys.executable, "-m", "bench.workload", pool / "image", str(options.content)], check=True)
+            bench = Bench(pool, work)
+            agent = bench.serve()
+            bench.run("init", bench.archive, "--label", "bench")
+            results = {name: profile(bench, pool / "image", name, at) for at, name in enumerate(STEPS)}
+            counts = {}
+            if shutil.which("strace"):
+                trace = work / "trace"
+                for name in ("2 MiB", "nothing", "verify"):
+                    if name == "2 MiB":
+                        workload.change(pool / "image", 2 << 20, 40, 99)
+                    bench.step(name, ("strace", "-f", "-c", "-o", str(trace)))
+                    counts[name] = calls(trace)
+            agent.terminate()
+            text = report(results, counts)
+            print(text)
+            if not options.no_write:
+                (Path(__file__).parent / "results" / f"profile-{datetime.date.today()}.md").write_text(text)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Runs a side with a clock around each stage: ``python -m bench.profiled agent|vm FILE ARGUMENT...``; adds JSON to FILE.
+
+Seconds are those of all threads together; what one stage spends within another is counted in the inner one only.
+"""
+
+import functools
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+STARTED = time.time()
+STAGES = {
+    "agent": {
+        "snapshot, delta": ["dom0_agent.rotation:Rotation.rotate", "dom0_agent.rotation:Rotation.finish"],
+        "read": ["dom0_agent.extraction:Extraction._read"],
+        "hash": ["wire.sealing:ChunkIds.of"],
+        "compress, seal": ["wire.sealing:Sealer.seal"],
+        "open, expand": ["wire.sealing:Opener.open"],
+        "root": ["dom0_agent.extraction:Extraction._root", "wire.tree:Tree.page"],
+        "pipe": ["dom0_agent.service:PatientWriter.write", "dom0_agent.service:PatientReader.read"],
+        "write image": ["wire.image:ImageWriter.write", "wire.image:ImageWriter.sync"],
+        "state": ["wire.durable:replace", "dom0_agent.pending_log:PendingLog.append", "dom0_agent.pending_log:PendingLog.sync"],
+    },
+    "vm": {
+        "wait for the agent": ["backup_vm.agent:read_exactly"],
+        "hash": ["wire.sealing:ChunkIds.of"],
+        "open, expand": ["wire.sealing:Opener.open"],
+        "store": ["backup_vm.archive.packs:NewPack.add"],
+        "read packs": ["backup_vm.archive.packs:PackReader.read"],
+        "index": [
+            f"backup_vm.archive.catalog:Catalog.{name}" for name in ("has", "add", "commit", "places", "free", "set_meta")
+        ],
+        "fsync": ["backup_vm.archive.storage.local:LocalNewFile.finish"],
+        "partial": ["backup_vm.archive.partial:Partial.append"],
+        "write image": ["wire.image:ImageWriter.write", "wire.image:ImageWriter.sync"],
+        "open archive": ["backup_vm.archive.archive:Archive.recover"],
+    },
+}
+_spent: dict[str, float] = defaultdict(float)
+_stack = threading.local()
+
+
+def _clocked(stage: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def timed(*rest: Any, **named: Any) -> Any:
+        outer = getattr(_stack, "inner", None)
+        _stack.inner = 0.0
+        start = time.perf_counter()
+        try:
+            return original(*rest, **named)
+        finally:
+            took = time.perf_counter() - start
+            _spent[stage] += took - _stack.inner
+            if outer is not None:
+                _stack.inner = outer + took
+            else:
+                _stack.inner = None
+
+    return timed
+
+
+def _install(side: str) -> None:
+    for stage, places in STAGES[side].items():
+        for place in places:
+            module_name, _, path = place.partition(":")
+            target: Any = importlib.import_module(module_name)
+            *parents, name = path.split(".")
+            for parent in parents:
+                target = getattr(target, parent)
+            setattr(target, name, _clocked(stage, getattr(target, name)))
+
+
+def _tell(side: str, file: str, begun: float) -> None:
+    with open(file, "a") as out:
+        out.write(json.dumps({"side": side, "wall": time.time() - begun, "stages": dict(_spent)}) + "\n")
+
+
+def main(side: str, file: str, *arguments: str) -> int:
+    """Run it."""
+    _install(side)
+    if side == "vm":
+        from backup_vm.cli import main as run
+
+        begun = time.time()
+        _spent["start, imports"] = begun - STARTED
+        code = run(list(arguments))
+        _tell(side, file, begun)
+        return code
+    from dom0_agent import serving
+    from dom0_agent.cli import main as agent
+
+    original = serving._call
+
+    def call(*rest: Any) -> int:
+        begun = time.time()
+        _spent.clear()
+        code = original(*rest)
+        _tell(side, file, begun)
+        return code
+
+    serving._call = call
+    return agent(list(arguments))
+
+
+if __name__ == "__main__":
+    code = main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)
