@@ -1,6 +1,5 @@
 """An archive in a directory of this machine. Files are written under a temporary name, and renamed when they are on disk."""
 
-import contextlib
 import ctypes
 import errno
 import functools
@@ -9,9 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from backup_vm.archive.storage import LOCK, TEMPORARY
+from backup_vm.archive.storage.writing import BackgroundFile
 from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
 from wire.durable import Busy, lock, make_directory, sync_directory, write_synced
 
@@ -24,7 +24,7 @@ class LocalNewFile:
     def __init__(self, path: Path) -> None:
         self._path, self._temporary = path, path.with_name(path.name + TEMPORARY)
         make_directory(path.parent)
-        self._file: BinaryIO = open(self._temporary, "wb", buffering=1 << 20)
+        self._file = BackgroundFile(self._temporary)
         self.size = 0
 
     def write(self, *parts: bytes) -> None:
@@ -35,16 +35,14 @@ class LocalNewFile:
 
     def finish(self) -> None:
         """See NewFile."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.sync()
         self._file.close()
         os.replace(self._temporary, self._path)
         sync_directory(self._path.parent)
 
     def abandon(self) -> None:
         """See NewFile."""
-        with contextlib.suppress(OSError):  # what cannot be flushed is not wanted either
-            self._file.close()
+        self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 

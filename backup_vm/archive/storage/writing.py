@@ -1,0 +1,91 @@
+"""Writing a large file once, past the page cache and in the background: in it, the file would cost twice the work.
+
+While one block is brought to disk another one fills. What is left at the end, less than a block, goes through the page cache.
+"""
+
+import errno
+import mmap
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+BLOCK = 4 << 20
+
+
+class BackgroundFile:
+    """A new file. OSError from any method means that it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._direct = -1
+        self._buffer = mmap.mmap(-1, BLOCK)
+        self._other: mmap.mmap | None = None
+        self._used = self._offset = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        view = memoryview(data)
+        while view:
+            part = view[: BLOCK - self._used]
+            self._buffer[self._used : self._used + len(part)] = part
+            self._used += len(part)
+            view = view[len(part) :]
+            if self._used == BLOCK:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Let the full block be written, and go on in the other one."""
+        self._wait()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1)
+            self._direct = self._open_direct()
+            self._other = mmap.mmap(-1, BLOCK)
+        full, offset = self._buffer, self._offset
+        self._pending = self._pool.submit(self._write, memoryview(full), offset)
+        self._buffer, self._other = self._other or mmap.mmap(-1, BLOCK), full
+        self._used, self._offset = 0, offset + BLOCK
+
+    def _open_direct(self) -> int:
+        try:
+            return os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return -1
+
+    def _write(self, view: memoryview, offset: int) -> None:
+        while view:
+            written = self._write_some(view, offset)
+            view, offset = view[written:], offset + written
+
+    def _write_some(self, view: memoryview, offset: int) -> int:
+        if self._direct >= 0 and offset % mmap.PAGESIZE == 0 and len(view) % mmap.PAGESIZE == 0:
+            try:
+                return os.pwrite(self._direct, view, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        return os.pwrite(self._fd, view, offset)
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def sync(self) -> None:
+        """Bring everything to disk."""
+        self._wait()
+        self._write(memoryview(self._buffer)[: self._used], self._offset)
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Close the file; nothing happens when it is closed. What was not synced may be lost."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        for fd in (self._fd, self._direct):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._direct = -1
