@@ -11,6 +11,7 @@ from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.text import size_text
+from backup_vm.view import TIMER
 from wire import VERSION
 from wire.frames import VOLUME_GONE, VOLUME_PENDING
 from wire.names import session_name
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from wire.frames import VolumeEntry
 
 GOOD, WARN, BAD = "ok", "warn", "bad"
-TIMER = "sparsebak-backup.timer"
 DAY = 86400
 LATE_BACKUP, LATE_CHECK = 8 * DAY, 35 * DAY
 LITTLE_ROOM = 0.05

@@ -13,14 +13,13 @@ import construct as c
 
 from backup_vm.archive import parameters
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.image import Image
+from backup_vm.archive.image import Image, runs
 from backup_vm.archive.incoming import Entry, Incoming
 from backup_vm.archive.store import Store
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.progress import Progress
-from backup_vm.reading import THREADS, open_image, sealed_chunks
+from backup_vm.reading import open_image, read_chunks, sealed_chunks
 from wire.frames import LENGTH, largest_frame
-from wire.opening import ChunkNotAuthentic, SealedChunk, open_chunks
 from wire.records import RECORD_SIZE, Clear, open_record, read_clear
 from wire.sealing import ID_SIZE, ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
 from wire.stream import CutShort, read_exactly
@@ -54,7 +53,8 @@ class _Hashed:
 
 def export(archive: Archive, image: Image, name: str, out: IO[bytes], progress: Progress) -> None:
     """Write a session as one sealed file. Raises DamagedError."""
-    described, hashed = archive.storage.read(parameters.NAME), _Hashed(out)
+    sealed = archive.parameters.master is None  # else the key lies in archive.toml, and must not go along
+    described, hashed = archive.storage.read(parameters.NAME) if sealed else b"", _Hashed(out)
     hashed.write(HEAD.build({"archive": archive.parameters.archive, "parameters": len(described)}))
     hashed.write(described)
     hashed.write(image.session.record)
@@ -151,7 +151,8 @@ def _entries(archive: Archive, hashed: _Hashed, clear: Clear, progress: Progress
 def export_tar(archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress) -> None:
     """Write a session as a tar file with one sparse file in it (GNU's sparse format 1.0, as GNU tar and Python read it)."""
     record, size = open_image(archive, image, keys, name), image.session.clear.chunk_size
-    pieces = [(start * size, min(end * size, record.size)) for start, end in _runs(image)]
+    data_runs = runs((first, (ids != 0).any(axis=1)) for first, ids in image.arrays())
+    pieces = [(start * size, min(end * size, record.size)) for start, end in data_runs]
     numbers = [len(pieces) + 1, *(n for start, end in pieces for n in (start, end - start)), record.size, 0]
     listed = "".join(f"{number}\n" for number in numbers).encode()
     listed = listed.ljust(-(-len(listed) // _BLOCK) * _BLOCK, b"\0")
@@ -162,40 +163,5 @@ def export_tar(archive: Archive, image: Image, keys: Keys, name: str, out: IO[by
     sparse = {"major": "1", "minor": "0", "name": member, "realsize": str(record.size)}
     info.pax_headers = {f"GNU.sparse.{key}": value for key, value in sparse.items()}
     out.write(info.tobuf(tarfile.PAX_FORMAT) + listed)
-    _write_in_order(archive, image, keys, name, out, progress)
+    read_chunks(archive, image, record, keys, name, progress, lambda _, parts: out.write(b"".join(parts)), ordered=True)
     out.write(bytes(-data % _BLOCK + 2 * _BLOCK))
-
-
-def _runs(image: Image) -> Iterator[tuple[int, int]]:
-    """Runs of chunks that are not zeros."""
-    import numpy as np
-
-    current = (0, 0)
-    for first, window in image.arrays():
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], window.any(axis=1), [False]]).astype(np.int8)))
-        for start, end in (edges.reshape(-1, 2) + first).tolist():
-            if start == current[1]:
-                current = (current[0], end)
-                continue
-            if current[0] < current[1]:
-                yield current
-            current = (start, end)
-    if current[0] < current[1]:
-        yield current
-
-
-def _write_in_order(archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress) -> None:
-    record = open_image(archive, image, keys, name)
-
-    def everything() -> Iterator[SealedChunk]:
-        for ids, chunks in sealed_chunks(archive, image, name):
-            yield from chunks
-            progress.advance(len(ids) * record.chunk_size)
-
-    def sink(offset: int, parts: list[bytes]) -> None:
-        out.write(b"".join(parts))
-
-    try:
-        open_chunks(everything(), record, keys, THREADS, sink, ordered=True)
-    except ChunkNotAuthentic as error:
-        raise DamagedError(f"{name}: {error}", "run: sparsebak scrub") from None

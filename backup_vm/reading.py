@@ -103,17 +103,31 @@ def read_image(
     Without a sink this verifies. Raises DamagedError naming what is wrong.
     """
     record = open_image(archive, image, keys, name)
+    read_chunks(archive, image, record, keys, name, progress, sink)
+    return record
+
+
+def read_chunks(
+    archive: Archive,
+    image: Image,
+    record: Record,
+    keys: Keys,
+    name: str,
+    progress: Progress,
+    sink: Callable[[int, list[bytes]], object] | None,
+    ordered: bool = False,
+) -> None:
+    """Open every chunk of an image whose record and ids have proven authentic; see read_image. ``ordered``: by offset."""
 
     def everything() -> Iterator[SealedChunk]:
-        for window, chunks in sealed_chunks(archive, image, name, in_file_order=True):
+        for window, chunks in sealed_chunks(archive, image, name, in_file_order=not ordered):
             yield from chunks
             progress.advance(len(window) * record.chunk_size)
 
     try:
-        open_chunks(everything(), record, keys, THREADS, sink)
+        open_chunks(everything(), record, keys, THREADS, sink, ordered)
     except ChunkNotAuthentic as error:
         raise DamagedError(f"{name}: {error}", "run: sparsebak scrub") from None
-    return record
 
 
 def assemble(archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress) -> Record:

@@ -11,7 +11,7 @@ from backup_vm.archive.space import LARGEST, Account, Use, entries
 from backup_vm.names import Named
 from wire.names import session_name
 
-TIMERS = ("sparsebak-backup.timer",)
+TIMER = "sparsebak-backup.timer"
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,6 @@ def next_run() -> str | None:
     """When systemd will start the next backup here, as it writes it; None if it is not known to."""
     if shutil.which("systemctl") is None:
         return None
-    for timer in TIMERS:
-        command = ["systemctl", "show", "--property=NextElapseUSecRealtime", "--value", timer]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0 and done.stdout.strip() not in ("", "n/a"):
-            return done.stdout.strip()
-    return None
+    command = ["systemctl", "show", "--property=NextElapseUSecRealtime", "--value", TIMER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() not in ("", "n/a") else None

@@ -33,7 +33,7 @@ def open_chunks(
     record: Record,
     keys: Keys,
     threads: int,
-    sink: Callable[[int, list[bytes]], None] | None,
+    sink: Callable[[int, list[bytes]], object] | None,
     ordered: bool = False,
 ) -> None:
     """Open every chunk and hand offset and contents to ``sink``, if there is one: from several threads, or ``ordered``.

@@ -1,6 +1,6 @@
 """The chunk ids of a volume's image at a session: the newest entry for each chunk number. No Python loop over chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from backup_vm.archive.sessions import Session, columns
@@ -8,6 +8,9 @@ from backup_vm.archive.storage import Storage
 from wire.sealing import ID_SIZE
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from backup_vm.archive.sessions import Ids
 
 WINDOW = 32768
@@ -46,6 +49,21 @@ class Image:
         """First chunk number and ids of each window of the image, in order."""
         for first, ids in self.arrays():
             yield first, split(ids)
+
+
+def runs(masks: "Iterable[tuple[int, NDArray[np.bool_]]]") -> Iterator[tuple[int, int]]:
+    """Runs of true values (first, end), joined where they touch; of masks that follow each other, each with its first number."""
+    import numpy as np
+
+    begin = end = 0
+    for first, mask in masks:
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+        for start, stop in (edges.reshape(-1, 2) + first).tolist():
+            if start != end and begin < end:
+                yield begin, end
+            begin, end = (begin if start == end else start), stop
+    if begin < end:
+        yield begin, end
 
 
 def split(ids: "Ids") -> list[bytes]:

@@ -51,21 +51,10 @@ def run(options: argparse.Namespace) -> int:
 
 def changed_ranges(old: "Image", new: "Image") -> Iterator[tuple[int, int]]:
     """Ranges of bytes, in whole chunks, whose contents differ; what one of the two lacks counts if the other has data there."""
-    import numpy as np
+    from backup_vm.archive.image import WINDOW, runs
 
-    from backup_vm.archive.image import WINDOW
-
-    chunk_size, current = new.session.clear.chunk_size, (0, 0)
-    for first in range(0, max(old.chunks, new.chunks), WINDOW):
-        differ = (old.ids(first, first + WINDOW) != new.ids(first, first + WINDOW)).any(axis=1)
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], differ, [False]]).astype(np.int8)))
-        for start, end in edges.reshape(-1, 2).tolist():
-            begin, stop = (first + start) * chunk_size, (first + end) * chunk_size
-            if begin == current[1]:
-                current = (current[0], stop)
-                continue
-            if current[0] < current[1]:
-                yield current
-            current = (begin, stop)
-    if current[0] < current[1]:
-        yield current
+    chunk_size = new.session.clear.chunk_size
+    firsts = range(0, max(old.chunks, new.chunks), WINDOW)
+    differ = ((at, (old.ids(at, at + WINDOW) != new.ids(at, at + WINDOW)).any(axis=1)) for at in firsts)
+    for first, end in runs(differ):
+        yield first * chunk_size, end * chunk_size

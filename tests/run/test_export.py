@@ -113,6 +113,21 @@ def test_a_forged_chunk_is_noticed_with_the_key(built: Site, commands_for: Calla
     assert {path: path.read_bytes() for path in built.archive.rglob("*.pack")} == before
 
 
+def test_the_key_of_an_open_archive_does_not_go_along(tmp_path: Path, commands_for: Callable[[Site], Commands]) -> None:
+    site = Site(tmp_path / "site", sealed=False)
+    fill(site.image(), 5 * GRAIN)
+    site.backup()
+    commands, file = commands_for(site), site.root / "one"
+    commands.run("export", "work/private", "-o", str(file))
+    with site.open() as archive:
+        master = archive.parameters.master
+    assert master is not None and master.hex().encode() not in file.read_bytes() and master not in file.read_bytes()
+    before = site.images()
+    drop(site, site.archive, 0)
+    commands.run("import", str(file))
+    assert site.images() == before
+
+
 def test_raw_and_tar(built: Site, commands_for: Callable[[Site], Commands]) -> None:
     commands = commands_for(built)
     for name, image in built.images().items():
