@@ -52,7 +52,7 @@ class Image:
 
 
 def runs(masks: "Iterable[tuple[int, NDArray[np.bool_]]]") -> Iterator[tuple[int, int]]:
-    """Runs of true values (first, end), joined where they touch; of masks that follow each other, each with its first number."""
+    """Runs of true values (first, end), joined where they touch, of masks that follow each other with their first numbers."""
     import numpy as np
 
     begin = end = 0
