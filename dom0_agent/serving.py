@@ -127,7 +127,7 @@ def _call(connection: socket.socket, config_path: Path) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     fd = connection.detach()
     reader = PatientReader(fd)
-    found = _head(fd)
+    found = read_head(fd)
     if found is None:
         log(WARNING, "a connection that does not begin as qrexec's do")
         return 1
@@ -135,7 +135,7 @@ def _call(connection: socket.socket, config_path: Path) -> int:
     return run(service, environ, config_path, reader, PatientWriter(fd))
 
 
-def _head(fd: int) -> tuple[str, dict[str, str]] | None:
+def read_head(fd: int) -> tuple[str, dict[str, str]] | None:
     """The service, and what its environment would say, from the beginning of a connection. qrexec sends it at once."""
     untrusted_head, deadline, poll = b"", time.monotonic() + HEAD_PATIENCE, select.poll()
     poll.register(fd, select.POLLIN)

@@ -16,16 +16,20 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from backup_vm import exporting
 from backup_vm.agent import Reply
-from backup_vm.archive import packs, parameters, partial, sessions
+from backup_vm.archive import notes, packs, parameters, partial, sessions
+from backup_vm.archive.archive import Archive, open_archive
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import SparsebakError
+from backup_vm.progress import Progress
 from backup_vm.transport import Connection
-from dom0_agent import takeover
+from dom0_agent import serving, takeover
 from dom0_agent.archives import Archives
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.config import load
 from dom0_agent.receiving import read_record, receive
+from dom0_agent.service import SERVICES
 from dom0_agent.settings.document import Settings, from_bytes
 from dom0_agent.sources import thin_xml
 from tests.attack.kit import Attacker
@@ -161,12 +165,47 @@ def partial_session(data: bytes) -> None:
             found.close()
 
 
+@cache
+def _open_archive() -> Archive:
+    """The site's archive, open for reading as long as the process lives."""
+    opened = open_archive(world().site.archive, writing=False)
+    atexit.register(opened.__exit__, None, None, None)
+    return opened.__enter__()
+
+
+def exported(data: bytes) -> None:
+    """With its digest made right: whoever writes a file can do that, too."""
+    body = data[:-32]
+    stream = io.BytesIO(body + hashlib.blake2b(body, digest_size=32).digest())
+    with contextlib.suppress(SparsebakError):
+        exporting.prove(_open_archive(), stream, Path("exported"), Progress(), None)
+
+
+def tags_and_notes(data: bytes) -> None:
+    body = data.split(b"\n")[0]
+    _scratch(notes.NAME, body + b"\n" + hashlib.blake2b(body, digest_size=16).hexdigest().encode() + b"\n")
+    with contextlib.suppress(SparsebakError):
+        notes.load(world().scratch)
+
+
+def connection(data: bytes) -> None:
+    """The beginning of a connection to the resident agent."""
+    read, write = os.pipe()
+    os.write(write, data[:60_000])
+    os.close(write)
+    try:
+        found = serving.read_head(read)
+        assert found is None or found[0] in SERVICES
+    finally:
+        os.close(read)
+
+
 def _scratch(name: str, data: bytes) -> None:
     world().scratch.local(name).write_bytes(data)
 
 
-_DOM0 = (request, restore_stream, keys_file, settings, changed_map, thin_delta, names)
-_VM = (reply, archive_toml, session, pack, partial_session)
+_DOM0 = (request, restore_stream, keys_file, settings, changed_map, thin_delta, names, connection)
+_VM = (reply, archive_toml, session, pack, partial_session, exported, tags_and_notes)
 TARGETS: dict[str, Target] = {target.__name__: target for target in (*_DOM0, *_VM)}
 
 
@@ -190,6 +229,14 @@ def seeds(name: str) -> Iterable[bytes]:
         "archive_toml": lambda: [(site.archive / "archive.toml").read_bytes()],
         "session": lambda: [path.read_bytes() for path in site.archive.rglob("*.session")],
         "pack": lambda: [path.read_bytes() for path in site.archive.rglob("*.pack")],
+        "exported": lambda: [_exported()],
+        "tags_and_notes": lambda: [
+            b'{"format": 1, "sessions": {"00": {"tags": ["a"], "note": "b"}}, "verified": {}, "scrubbed": [1, true]}'
+        ],
+        "connection": lambda: [
+            b"sparsebak.Snapshot+private backup-vm name work\0rest",
+            b"sparsebak.List+ vm keyword adminvm\0",
+        ],
         "partial_session": lambda: [bytes(frames.Offer.length() + 100)],
     }
     return found[name]()
@@ -202,6 +249,13 @@ def _keys_file(site: Site) -> bytes:
     path.unlink(missing_ok=True)
     assert cli.main(["--archive", str(site.archive), "keys", "-o", str(path)]) == 0
     return path.read_bytes()
+
+
+def _exported() -> bytes:
+    archive, out = _open_archive(), io.BytesIO()
+    (series,) = archive.sessions().values()
+    exporting.export(archive, archive.image(series, series[-1]), "work/private", out, Progress())
+    return out.getvalue()
 
 
 def _reply(attacker: Attacker) -> bytes:
