@@ -179,9 +179,10 @@ def main() -> None:
                     except RuntimeError as error:  # of a peer: the others are measured all the same
                         print(f"{kind.name}: left out: {' '.join(str(error).split())[-300:]}", flush=True)
                         results.pop(kind.name, None)
+                    else:
+                        print(f"{kind.name}: round {number + 1} done", flush=True)
                     shutil.rmtree(folder)
                     shutil.rmtree(pool / ".sparsebak", ignore_errors=True)
-                    print(f"{kind.name}: round {number + 1} done", flush=True)
             text = report(limit, results, sizes)
             print(text)
             if not options.no_write:
