@@ -12,6 +12,7 @@ import resource
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -71,15 +72,20 @@ def preload(config_path: Path) -> None:
 
 
 def serve(sockets: list[socket.socket], config_path: Path, idle: float | None) -> None:
-    """Accept calls until none has come for ``idle`` seconds and none is running; None: for ever."""
+    """Accept calls until none has come for ``idle`` seconds and none is running; None: for ever.
+
+    SIGTERM lets the calls that run come to their end, and accepts no more.
+    """
     poll, children, last = select.poll(), set[int](), time.monotonic()
     by_fd = {one.fileno(): one for one in sockets}
     for fd in by_fd:
         poll.register(fd, select.POLLIN)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     log(INFO, f"ready on {len(sockets)} sockets")
-    while True:
+    while not stopping.is_set() or children:
         _reap(children)
-        if len(children) >= MOST:
+        if len(children) >= MOST or stopping.is_set():
             time.sleep(0.01)
             continue
         for fd, _ in poll.poll(1000):
@@ -124,7 +130,7 @@ def _call(connection: socket.socket, config_path: Path) -> int:
     """One call, in a process of its own."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no key in a core dump
     os.umask(0o077)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     fd = connection.detach()
     reader = PatientReader(fd)
     found = read_head(fd)

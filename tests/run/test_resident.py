@@ -151,6 +151,27 @@ def test_a_call_that_dies_takes_nothing_with_it(site: Site) -> None:
         agent_of(site).enroll("tests")
 
 
+def test_stopped_it_lets_calls_end(site: Site) -> None:
+    with site.open() as archive:
+        request = Request(archive=archive.parameters.archive).build()
+    with resident(site) as process:
+        one = socket.socket(socket.AF_UNIX)
+        one.settimeout(20)
+        one.connect(str(site.root / "sockets/sparsebak.List"))
+        one.sendall(b"sparsebak.List+ backup-vm keyword adminvm\0")
+        time.sleep(0.5)
+        process.terminate()
+        time.sleep(1.5)
+        assert process.poll() is None
+        one.sendall(request)
+        answer = b""
+        while block := one.recv(1 << 16):
+            answer += block
+        one.close()
+        assert HEADER.parse(answer[:HEADER_SIZE]).length > 100, "the call was answered as ever"
+        assert process.wait(timeout=20) == 0
+
+
 def test_it_goes_when_there_are_no_calls(site: Site) -> None:
     with resident(site, "--idle", "1.5") as process:
         agent_of(site).enroll("tests")
