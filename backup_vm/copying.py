@@ -1,5 +1,6 @@
 """Bringing a second copy of an archive up to date: what it lacks is sent, and each chunk is checked on both sides."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -102,7 +103,9 @@ def _send(source: Archive, target: Archive, store: Store, reader: PackReader, se
         inherit, entries = 0, _image_entries(source, series, session)
     else:
         inherit, entries = session.inherit, _columns(source, session)
-    incoming = Incoming(target, store, session.record, inherit, ours)
+    said = sessions.digest(source.storage, session) + inherit.to_bytes(8, "little")
+    fingerprint = hashlib.blake2b(said, digest_size=16).digest()
+    incoming = Incoming(target, store, session.record, inherit, fingerprint, ours)
     try:
         for part in entries:
             for entry in _with_chunks(source, store, reader, [one for one in part if one[0] >= incoming.position]):

@@ -89,7 +89,7 @@ def take_in(archive: Archive, stream: IO[bytes], path: Path, progress: Progress,
     With the archive's keys also that it is authentic. Without them a chunk that somebody forged would be noticed only by a
     later verify. Raises DamagedError, SparsebakError.
     """
-    clear = prove(archive, stream, path, progress, keys)
+    clear, digest = prove(archive, stream, path, progress, keys)
     if any(s.clear.session == clear.session for s in archive.sessions(clear.volume_id.hex()).get(clear.volume_id.hex(), [])):
         raise SparsebakError(f"this session is in {archive.storage.describe()} already")
     stream.seek(0)
@@ -97,7 +97,7 @@ def take_in(archive: Archive, stream: IO[bytes], path: Path, progress: Progress,
     store = Store(archive)
     archive.catalog.set_meta("sweep", "import")
     try:
-        incoming = Incoming(archive, store, record, inherit=0)
+        incoming = Incoming(archive, store, record, 0, digest[:16])
         try:
             for entry in _entries(archive, hashed, clear, progress):
                 if entry.number >= incoming.position:
@@ -111,8 +111,11 @@ def take_in(archive: Archive, stream: IO[bytes], path: Path, progress: Progress,
     return clear
 
 
-def prove(archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None) -> Clear:
-    """Read an exported file to its end; raise DamagedError if it is not what was written or, with keys, not authentic."""
+def prove(archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None) -> tuple[Clear, bytes]:
+    """Read an exported file to its end; raise DamagedError if it is not what was written or, with keys, not authentic.
+
+    Returns what its record says, and its digest.
+    """
     hashed, record, clear = read_head(stream, path)
     try:
         opened = None if keys is None else open_record(record, keys)
@@ -128,7 +131,7 @@ def prove(archive: Archive, stream: IO[bytes], path: Path, progress: Progress, k
         raise DamagedError(
             f"{path} is not authentic: {error}", "export it again, from an archive that scrub finds sound"
         ) from None
-    return clear
+    return clear, hashed.digest()
 
 
 def _entries(archive: Archive, hashed: _Hashed, clear: Clear, progress: Progress) -> Iterator[Entry]:

@@ -12,6 +12,7 @@ from backup_vm.archive import sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.merge import blocks
 from backup_vm.archive.partial import SUFFIX, Partial
+from backup_vm.archive.prune import drop_partial
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.store import Store
 from backup_vm.errors import SparsebakError
@@ -28,10 +29,19 @@ class Entry(NamedTuple):
 
 
 class Incoming:
-    """One session on its way in. ``fitting``: session files that are as they should be when it comes before them."""
+    """One session on its way in. ``fitting``: session files that are as they should be when it comes before them.
+
+    ``fingerprint``: 16 bytes that are others when the entries are; what was begun with other entries is begun anew.
+    """
 
     def __init__(
-        self, archive: Archive, store: Store, record: bytes, inherit: int, fitting: Collection[str] = frozenset()
+        self,
+        archive: Archive,
+        store: Store,
+        record: bytes,
+        inherit: int,
+        fingerprint: bytes,
+        fitting: Collection[str] = frozenset(),
     ) -> None:
         self._archive, self._store, self._record, self._inherit = archive, store, record, inherit
         self._fitting = fitting
@@ -42,16 +52,15 @@ class Incoming:
                 f"this session belongs to archive {clear.archive.hex()}, not to {parameters.archive.hex()}",
                 "sessions go only into archives of the same key: copies of the archive that they come from",
             )
-        self._partial = self._begin()
+        self._partial = self._begin(fingerprint)
 
-    def _begin(self) -> Partial:
+    def _begin(self, fingerprint: bytes) -> Partial:
         storage, clear = self._archive.storage, self.clear
         name = f"volumes/{clear.volume_id.hex()}/{clear.session.hex()}{SUFFIX}"
-        begun = Partial.load(storage, name) if storage.exists(name) else None
         offer = Offer(
             volume_id=clear.volume_id,
             session=clear.session,
-            previous=bytes(16),
+            previous=fingerprint,
             sequence=clear.sequence,
             time=clear.time,
             size=clear.size,
@@ -59,6 +68,12 @@ class Incoming:
             changed=0,
             flags=0,
         )
+        begun = Partial.load(storage, name) if storage.exists(name) else None
+        if begun is not None and begun.offer != offer:
+            ids = list(begun.ids())
+            begun.close()
+            drop_partial(self._archive, name, ids)
+            begun = None
         return begun or Partial.create(storage, offer)
 
     @property

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.incoming import Entry, Incoming
 from backup_vm.archive.prune import prune
+from backup_vm.archive.scrub import scrub
 from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.archive.store import Store
 from backup_vm.copying import copy
 from backup_vm.errors import DamagedError
 from backup_vm.progress import Progress
@@ -188,6 +191,32 @@ def test_two_copies_that_went_on_each_for_itself(built: Site) -> None:
         found = images(built, there)
         assert found == {name: contents[name] for name in found}
     assert images(built, target) == images(built, built.archive) == contents
+
+
+def test_what_was_begun_with_other_entries_is_begun_anew(built: Site) -> None:
+    target = built.root / "copy"
+    with built.open() as archive:
+        copy(archive, str(target), Progress())
+    before = images(built, target)
+    drop(built, target, 1)
+    with built.open() as source, built.open(True, target) as archive:
+        (series,) = source.sessions().values()
+        store = Store(archive)
+        first = Incoming(archive, store, series[1].record, 0, b"1" * 16)
+        for number in range(3):
+            first.take(Entry(number, bytes([number + 1]) * 32, b"sealed"))
+        store.flush()
+        first.close()
+        assert Incoming(archive, store, series[1].record, 0, b"1" * 16).position == 3, "gone on with"
+        again = Incoming(archive, store, series[1].record, 0, b"2" * 16)
+        assert again.position == 0 and not store.holds(b"\x01" * 32)
+        again.close()
+        store.close()
+    with built.open() as source:
+        assert copy(source, str(target), Progress()).sessions >= 1
+    assert images(built, target) == before
+    with built.open(True, target) as archive:
+        assert list(scrub(archive, Progress())) == [] and archive.warnings == []
 
 
 def test_damage_in_the_source_is_not_copied(built: Site, commands_for: Callable[[Site], Commands]) -> None:
