@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
 from backup_vm.errors import AgentError, DamagedError
+from backup_vm.retention import DAY
 from backup_vm.text import size_text
 from backup_vm.view import TIMER
 from wire import VERSION
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from wire.frames import VolumeEntry
 
 GOOD, WARN, BAD = "ok", "warn", "bad"
-DAY = 86400
 LATE_BACKUP, LATE_CHECK = 8 * DAY, 35 * DAY
 LITTLE_ROOM = 0.05
 """Share of the disk below which room is called little."""

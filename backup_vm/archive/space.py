@@ -123,7 +123,8 @@ class Account:
         import numpy as np
 
         dropped = [np.empty(0, np.int64)]
-        for series in self._volumes.values():
+        for volume in {file.split("/")[1] for file in doomed}:
+            series = self._volumes[volume]
             run: list[Session] = []
             for session in series:
                 if session.file in doomed:

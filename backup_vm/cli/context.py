@@ -108,15 +108,11 @@ class Context:
             raise WrongKeyError("the archive is sealed", "give its passphrase or recovery key with --passphrase-file F")
         return keys
 
-    def volumes(
-        self, archive: "Archive", keys: "Keys | None", known: "dict[str, tuple[str, str]] | None" = None
-    ) -> "list[Named]":
-        """The volumes in the archive, with their names if the key or the agent tells them, or as they are ``known``."""
+    def volumes(self, archive: "Archive", keys: "Keys | None") -> "list[Named]":
+        """The volumes in the archive, with their names if the key or the agent tells them."""
         from backup_vm.names import stored_volumes
 
-        if known is None:
-            known = {} if keys is not None else self._told_names(archive)
-        return stored_volumes(archive, keys, known)
+        return stored_volumes(archive, keys, {} if keys is not None else self._told_names(archive))
 
     def _told_names(self, archive: "Archive") -> dict[str, tuple[str, str]]:
         if self.has_agent():

@@ -26,16 +26,11 @@ def run(options: argparse.Namespace) -> int:
 
     from backup_vm.cli.status import gather
     from backup_vm.reporting.page import page
-    from backup_vm.view import view
 
     context = Context(options)
     with context.open() as archive:
-        status = gather(context, archive)
-        names = {volume["id"]: volume["name"].partition("/") for volume in status["volumes"]}
-        known = {volume_id: (qube, volume) for volume_id, (qube, slash, volume) in names.items() if slash}
-        volumes = context.volumes(archive, context.keys(archive), known)
-        seen = view(archive, volumes, None)
-        data = [seen.volume_data(volume) for volume in volumes]
+        status, seen = gather(context, archive)
+        data = [seen.volume_data(volume) for volume in seen.volumes]
         points = seen.account.growth() if seen.account else []
     text = page(status, data, points, int(time.time()))
     beside = options.output.with_name(options.output.name + ".part")

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     context = Context(options)
     with context.open() as archive:
-        data = gather(context, archive)
+        data, _ = gather(context, archive)
     context.result(data, _text(data))
     return 0
 
@@ -57,8 +57,8 @@ def _text(data: dict[str, Any]) -> str:
     return "\n".join([*head, *data["problems"], "", table(rows, frozenset(range(2, 9)))])
 
 
-def gather(context: Context, archive: "Archive") -> dict[str, Any]:
-    """All that ``status`` tells, as data."""
+def gather(context: Context, archive: "Archive") -> "tuple[dict[str, Any], View]":
+    """All that ``status`` tells, as data, and the look at the archive that it was taken from."""
     from backup_vm.archive import notes
     from backup_vm.errors import DamagedError
     from backup_vm.names import stored_volumes
@@ -79,7 +79,7 @@ def gather(context: Context, archive: "Archive") -> dict[str, Any]:
         scrubbed = notes.load(archive.storage).scrubbed
     except DamagedError:  # told of by stored_volumes
         scrubbed = None
-    return {
+    data = {
         "path": archive.storage.describe(),
         "label": parameters.label,
         "id": parameters.archive.hex(),
@@ -93,6 +93,7 @@ def gather(context: Context, archive: "Archive") -> dict[str, Any]:
         "volumes": _volumes(seen, listed),
         "problems": problems + [str(error) for error in archive.damaged.values()],
     }
+    return data, seen
 
 
 def _volumes(seen: "View", listed: "list[VolumeEntry]") -> list[dict[str, Any]]:
