@@ -91,13 +91,13 @@ class Reply:
             raise AgentError(f"{self.what}: no stream to read from")
         try:
             while True:
-                head = HEADER.parse(read_exactly(stdout, HEADER_SIZE))
-                if head.length > self.limit:
-                    raise AgentError(f"{self.what}: the agent sent a frame of impossible length {head.length}")
-                payload = read_exactly(stdout, head.length)
-                if head.kind == KIND_STATUS:
+                kind, length = HEADER.unpack(read_exactly(stdout, HEADER_SIZE))
+                if length > self.limit:
+                    raise AgentError(f"{self.what}: the agent sent a frame of impossible length {length}")
+                payload = read_exactly(stdout, length)
+                if kind == KIND_STATUS:
                     break
-                yield head.kind, payload
+                yield kind, payload
         except CutShort:
             code = self.connection.process.wait()
             reason = _EXITS.get(code, "the agent ended without an answer")

@@ -2,7 +2,6 @@
 
 import errno
 import sqlite3
-import struct
 import tempfile
 import time as clock
 from collections.abc import Callable
@@ -20,7 +19,17 @@ from backup_vm.archive.store import Store
 from backup_vm.errors import AgentError, SparsebakError
 from backup_vm.interrupts import Interrupted, Interrupts
 from backup_vm.progress import Progress
-from wire.frames import CHUNK_HEAD_SIZE, KIND_CHUNK, KIND_RECORD, OFFER_FULL, OFFER_RESUMED, VOLUME_PENDING, Offer, VolumeEntry
+from wire.frames import (
+    CHUNK_HEAD,
+    CHUNK_HEAD_SIZE,
+    KIND_CHUNK,
+    KIND_RECORD,
+    OFFER_FULL,
+    OFFER_RESUMED,
+    VOLUME_PENDING,
+    Offer,
+    VolumeEntry,
+)
 from wire.names import session_name
 from wire.records import read_clear
 from wire.sealing import ID_SIZE, NotAuthentic
@@ -31,7 +40,6 @@ JUST_NOW = 60
 """Seconds by which the newest session's time may lie ahead of our clock without a doubt about either."""
 SOON = 64 << 20
 """Bytes of changes up to which the call that ends a run is begun before they are there."""
-_HEAD = struct.Struct(f"<Q{ID_SIZE}s")
 
 
 @dataclass
@@ -251,7 +259,7 @@ class Archiver:
                 if kind == KIND_RECORD:
                     record = payload
                     continue
-                number, chunk_id = _HEAD.unpack_from(payload) if len(payload) >= CHUNK_HEAD_SIZE else (chunks, b"")
+                number, chunk_id = CHUNK_HEAD.unpack_from(payload) if len(payload) >= CHUNK_HEAD_SIZE else (chunks, b"")
                 if kind != KIND_CHUNK or record or not following <= number < chunks:
                     raise AgentError(f"Extract {name}: the agent sent a frame that does not belong there")
                 following = number + 1

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import construct as c
-
 from backup_vm.archive import parameters
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image, runs
@@ -20,13 +18,14 @@ from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.progress import Progress
 from backup_vm.reading import open_image, read_chunks, sealed_chunks
 from wire.frames import LENGTH, largest_frame
+from wire.layout import U32, Fields, raw
 from wire.records import RECORD_SIZE, Clear, open_record, read_clear
 from wire.sealing import ID_SIZE, ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
 from wire.stream import CutShort, read_exactly
 from wire.tree import chunk_count
 
 MAGIC = b"SBEXPT\x00\x01"
-HEAD = c.Struct("magic" / c.Const(MAGIC), "archive" / c.Bytes(16), "parameters" / c.Int32ul)
+HEAD = Fields(magic=MAGIC, archive=raw(16), parameters=U32)
 DIGEST_SIZE = 32
 _MOST_PARAMETERS = 1 << 20
 _BLOCK = 512
@@ -62,7 +61,7 @@ def export(archive: Archive, image: Image, name: str, out: IO[bytes], progress: 
         hashed.write(b"".join(ids))
     for ids, chunks in sealed_chunks(archive, image, name):
         for chunk in chunks:
-            hashed.write(LENGTH.build(len(chunk.untrusted_data)))
+            hashed.write(LENGTH.pack(len(chunk.untrusted_data)))
             hashed.write(chunk.untrusted_data)
         progress.advance(len(ids) * image.session.clear.chunk_size)
     out.write(hashed.digest())
@@ -72,14 +71,14 @@ def read_head(stream: IO[bytes], path: Path) -> tuple[_Hashed, bytes, Clear]:
     """The beginning of an exported file, up to its record; raise SparsebakError."""
     hashed = _Hashed(stream)
     try:
-        head = HEAD.parse(hashed.read(HEAD.sizeof()))
-        if head.parameters > _MOST_PARAMETERS:
+        head = HEAD.parse(hashed.read(HEAD.size))
+        if head["parameters"] > _MOST_PARAMETERS:
             raise NotAuthentic("impossible parameters")
-        hashed.read(head.parameters)
+        hashed.read(head["parameters"])
         record = hashed.read(RECORD_SIZE)
         return hashed, record, read_clear(record)
-    except (c.ConstructError, CutShort, NotAuthentic) as error:
-        text = f"{path} is not an exported session: {str(error).splitlines()[-1]}"
+    except (ValueError, CutShort, NotAuthentic) as error:
+        text = f"{path} is not an exported session: {error}"
         raise SparsebakError(text, "name a file that 'sparsebak export' wrote") from None
 
 
@@ -145,7 +144,7 @@ def _entries(archive: Archive, hashed: _Hashed, clear: Clear, progress: Progress
             progress.advance(clear.chunk_size)
             if chunk_id == ZERO_ID:
                 continue
-            length = LENGTH.parse(hashed.read(4))
+            (length,) = LENGTH.unpack(hashed.read(LENGTH.size))
             if length > largest_frame(clear.chunk_size):
                 raise DamagedError(f"chunk {number} claims an impossible length", "export the session again")
             yield Entry(number, chunk_id, hashed.read(length))

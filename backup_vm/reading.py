@@ -68,7 +68,7 @@ def feed(archive: Archive, image: Image, name: str, progress: Progress) -> Calla
         for ids, chunks in sealed_chunks(archive, image, name):
             stream.write(b"".join(ids))
             for chunk in chunks:
-                stream.write(LENGTH.build(len(chunk.untrusted_data)))
+                stream.write(LENGTH.pack(len(chunk.untrusted_data)))
                 stream.write(chunk.untrusted_data)
             progress.advance(len(ids) * image.session.clear.chunk_size)
         stream.write(END)

@@ -105,8 +105,7 @@ class Extraction:
             if result.number < first:
                 continue
             length = CHUNK_HEAD_SIZE + len(result.sealed)
-            fields = {"kind": KIND_CHUNK, "length": length, "number": result.number, "id": result.id}
-            parts += [CHUNK_FRAME.build(fields), result.sealed]
+            parts += [CHUNK_FRAME.pack(KIND_CHUNK, length, result.number, result.id), result.sealed]
             if len(self._sent) < REMEMBERED:  # only what is already on its way: the caller reads in order
                 self._sent.add(result.id)
         out.write(b"".join(parts))

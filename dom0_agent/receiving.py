@@ -65,7 +65,7 @@ def _ids(stream: Reader, index: int, chunks: int) -> bytes:
 
 
 def _sealed(stream: Reader, chunk_size: int, number: int) -> bytes:
-    untrusted_length = LENGTH.parse(read_exactly(stream, 4))
+    (untrusted_length,) = LENGTH.unpack(read_exactly(stream, LENGTH.size))
     if not OVERHEAD <= untrusted_length <= chunk_size + OVERHEAD:
         raise Refused(Code.BAD_REQUEST, f"chunk {number}: impossible length {untrusted_length}", number)
     return read_exactly(stream, untrusted_length)

@@ -57,10 +57,10 @@ def _frames(untrusted_raw: bytes) -> Iterator[tuple[int, bytes]]:
     lengths = {KIND_ARCHIVE: ArchiveEntry.length(), KIND_SLOT: SLOT_SIZE, KIND_RECORD: RECORD_SIZE}
     stream = BytesIO(untrusted_raw)
     while stream.tell() < len(untrusted_raw):
-        head = HEADER.parse(read_exactly(stream, HEADER_SIZE))
-        if lengths.get(head.kind) != head.length:
-            raise ValueError(f"a frame of kind {head.kind} and length {head.length}")
-        yield head.kind, read_exactly(stream, head.length)
+        kind, length = HEADER.unpack(read_exactly(stream, HEADER_SIZE))
+        if lengths.get(kind) != length:
+            raise ValueError(f"a frame of kind {kind} and length {length}")
+        yield kind, read_exactly(stream, length)
 
 
 def unlock(introduction: Introduction, secret: bytes) -> bytes:

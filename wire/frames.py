@@ -4,23 +4,26 @@ A reply is a series of frames, each a HEADER (kind, length) and its payload; the
 without a Status has failed, whatever the exit code says. Requests have no header: their size is fixed.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+import struct
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
-import construct as c
-
+from wire.layout import U8, U16, U32, U64, Fields, raw, text
 from wire.sealing import OVERHEAD
 
-HEADER = c.Struct("kind" / c.Int8ul, "length" / c.Int32ul).compile()
-HEADER_SIZE = 5
+HEADER = struct.Struct("<BI")
+"""Kind of a frame, and length of its payload."""
+HEADER_SIZE = HEADER.size
 
-CHUNK_FRAME = c.Struct("kind" / c.Int8ul, "length" / c.Int32ul, "number" / c.Int64ul, "id" / c.Bytes(32)).compile()
-"""HEADER and first part of the payload of a CHUNK frame. The sealed chunk follows; nothing follows for the all-zero id,
-and where the caller holds the chunk already."""
-CHUNK_HEAD_SIZE = 40
+CHUNK_FRAME = struct.Struct("<BIQ32s")
+"""HEADER, then CHUNK_HEAD. The sealed chunk follows; nothing follows for the all-zero id, and where the caller holds the
+chunk already."""
+CHUNK_HEAD = struct.Struct("<Q32s")
+"""First part of the payload of a CHUNK frame: chunk number and id."""
+CHUNK_HEAD_SIZE = CHUNK_HEAD.size
 """Bytes of the payload before the sealed chunk."""
 
-LENGTH = c.Int32ul
+LENGTH = struct.Struct("<I")
 """Before each sealed chunk sent to Restore and Verify."""
 
 END = b"SBEND\n\x00\x01"
@@ -53,28 +56,25 @@ def largest_frame(chunk_size: int) -> int:
 class Layout:
     """Base of the structures below: a frozen dataclass whose fields are those of its LAYOUT."""
 
-    LAYOUT: ClassVar[Any]
+    LAYOUT: ClassVar[Fields]
     KIND: ClassVar[int] = -1
 
     @classmethod
     def length(cls) -> int:
         """Length in bytes; fixed."""
-        return int(cls.LAYOUT.sizeof())
+        return cls.LAYOUT.size
 
     def build(self) -> bytes:
         """The structure as bytes."""
-        return bytes(self.LAYOUT.build(vars(self)))
+        return self.LAYOUT.build(vars(self))
 
     @classmethod
     def parse(cls, untrusted_raw: bytes) -> Self:
         """Read exactly ``length()`` bytes; raise ValueError for another length or a value no field can have."""
-        if len(untrusted_raw) != cls.length():
-            raise ValueError(f"{cls.__name__}: {len(untrusted_raw)} bytes where {cls.length()} belong")
         try:
-            parsed = cls.LAYOUT.parse(untrusted_raw)
-        except c.ConstructError as error:
-            raise ValueError(f"{cls.__name__}: {str(error).splitlines()[0]}") from None
-        return cls(**{field.name: parsed[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+            return cls(**cls.LAYOUT.parse(untrusted_raw))
+        except ValueError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ class Request(Layout):
     flags: int = 0
     label: str = ""
 
-    LAYOUT = c.Struct(
-        "magic" / c.Const(REQUEST_MAGIC),
-        "format" / c.Const(1, c.Int16ul),
-        "flags" / c.Int16ul,
-        "archive" / c.Bytes(16),
-        "session" / c.Bytes(16),
-        "number" / c.Int64ul,
-        "time" / c.Int64ul,
-        "label" / c.PaddedString(64, "ascii"),
+    LAYOUT = Fields(
+        magic=REQUEST_MAGIC,
+        format=b"\x01\x00",
+        flags=U16,
+        archive=raw(16),
+        session=raw(16),
+        number=U64,
+        time=U64,
+        label=text(64),
     )
 
 
@@ -109,7 +109,7 @@ class Status(Layout):
     detail: int = 0
 
     KIND = KIND_STATUS
-    LAYOUT = c.Struct("code" / c.Int16ul, "notes" / c.Int16ul, "detail" / c.Int64ul)
+    LAYOUT = Fields(code=U16, notes=U16, detail=U64)
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,15 @@ class VolumeEntry(Layout):
     flags: int
 
     KIND = KIND_VOLUME
-    LAYOUT = c.Struct(
-        "qube" / c.PaddedString(64, "ascii"),
-        "volume" / c.PaddedString(64, "ascii"),
-        "volume_id" / c.Bytes(16),
-        "size" / c.Int64ul,
-        "changed" / c.Int64ul,
-        "session" / c.Bytes(16),
-        "time" / c.Int64ul,
-        "flags" / c.Int16ul,
+    LAYOUT = Fields(
+        qube=text(64),
+        volume=text(64),
+        volume_id=raw(16),
+        size=U64,
+        changed=U64,
+        session=raw(16),
+        time=U64,
+        flags=U16,
     )
 
 
@@ -152,15 +152,15 @@ class ArchiveEntry(Layout):
     key: bytes
 
     KIND = KIND_ARCHIVE
-    LAYOUT = c.Struct(
-        "archive" / c.Bytes(16),
-        "label" / c.PaddedString(64, "ascii"),
-        "mode" / c.Int8ul,
-        "suite" / c.Int8ul,
-        "chunk_size" / c.Int32ul,
-        "created" / c.Int64ul,
-        "slots" / c.Int8ul,
-        "key" / c.Bytes(32),
+    LAYOUT = Fields(
+        archive=raw(16),
+        label=text(64),
+        mode=U8,
+        suite=U8,
+        chunk_size=U32,
+        created=U64,
+        slots=U8,
+        key=raw(32),
     )
 
 
@@ -179,16 +179,16 @@ class Offer(Layout):
     flags: int
 
     KIND = KIND_OFFER
-    LAYOUT = c.Struct(
-        "volume_id" / c.Bytes(16),
-        "session" / c.Bytes(16),
-        "previous" / c.Bytes(16),
-        "sequence" / c.Int64ul,
-        "time" / c.Int64ul,
-        "size" / c.Int64ul,
-        "chunk_size" / c.Int32ul,
-        "changed" / c.Int64ul,
-        "flags" / c.Int16ul,
+    LAYOUT = Fields(
+        volume_id=raw(16),
+        session=raw(16),
+        previous=raw(16),
+        sequence=U64,
+        time=U64,
+        size=U64,
+        chunk_size=U32,
+        changed=U64,
+        flags=U16,
     )
 
 
@@ -200,4 +200,4 @@ class Monitored(Layout):
     size: int
 
     KIND = KIND_MONITORED
-    LAYOUT = c.Struct("changed" / c.Int64ul, "size" / c.Int64ul)
+    LAYOUT = Fields(changed=U64, size=U64)

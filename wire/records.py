@@ -4,35 +4,34 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import construct as c
-
 from wire import CHUNK_SIZES, FORMAT, MAX_VOLUME_SIZE
+from wire.layout import U8, U16, U32, U64, Fields, raw, text
 from wire.names import BadName, parse_name
 from wire.sealing import SUITE, Keys, NotAuthentic, open_bytes, seal_bytes
 
 MAGIC = b"SBRC"
-CLEAR = c.Struct(
-    "magic" / c.Const(MAGIC),
-    "format" / c.Int16ul,
-    "suite" / c.Int8ul,
-    "reserved" / c.Const(0, c.Int8ul),
-    "archive" / c.Bytes(16),
-    "volume_id" / c.Bytes(16),
-    "session" / c.Bytes(16),
-    "sequence" / c.Int64ul,
-    "time" / c.Int64ul,
-    "size" / c.Int64ul,
-    "chunk_size" / c.Int32ul,
+CLEAR = Fields(
+    magic=MAGIC,
+    format=U16,
+    suite=U8,
+    reserved=b"\0",
+    archive=raw(16),
+    volume_id=raw(16),
+    session=raw(16),
+    sequence=U64,
+    time=U64,
+    size=U64,
+    chunk_size=U32,
 )
-SECRET = c.Struct(
-    "qube" / c.PaddedString(64, "ascii"),
-    "volume" / c.PaddedString(64, "ascii"),
-    "domain" / c.Bytes(16),
-    "root" / c.Bytes(32),
-    "previous" / c.Bytes(32),
+SECRET = Fields(
+    qube=text(64),
+    volume=text(64),
+    domain=raw(16),
+    root=raw(32),
+    previous=raw(32),
 )
-CLEAR_SIZE: int = CLEAR.sizeof()
-RECORD_SIZE: int = CLEAR_SIZE + 16 + 12 + SECRET.sizeof() + 16
+CLEAR_SIZE = CLEAR.size
+RECORD_SIZE = CLEAR_SIZE + 16 + 12 + SECRET.size + 16
 
 
 @dataclass(frozen=True)
@@ -68,22 +67,23 @@ class Record(Clear):
         return hashlib.blake2b(self._clear() + self._secret(), digest_size=32, key=keys.sub_key("records")).digest()
 
     def _clear(self) -> bytes:
-        return bytes(CLEAR.build({**vars(self), "format": FORMAT, "suite": SUITE}))
+        return CLEAR.build({**vars(self), "format": FORMAT, "suite": SUITE})
 
     def _secret(self) -> bytes:
-        return bytes(SECRET.build(vars(self)))
+        return SECRET.build(vars(self))
 
 
 def read_clear(untrusted_record: bytes) -> Clear:
     """The part in clear of a record of RECORD_SIZE bytes; raise NotAuthentic when it cannot be one of ours."""
-    parsed = _parse(CLEAR, untrusted_record[:CLEAR_SIZE])
     if len(untrusted_record) != RECORD_SIZE:
         raise NotAuthentic("a session record has another length")
-    if parsed.format != FORMAT or parsed.suite != SUITE:
-        raise NotAuthentic(f"record of format {parsed.format}, suite {parsed.suite}: this version reads {FORMAT} and {SUITE}")
-    if parsed.chunk_size not in CHUNK_SIZES or parsed.size > MAX_VOLUME_SIZE:
+    parsed = _parse(CLEAR, untrusted_record[:CLEAR_SIZE])
+    kind, suite, clear = parsed.pop("format"), parsed.pop("suite"), Clear(**parsed)
+    if kind != FORMAT or suite != SUITE:
+        raise NotAuthentic(f"record of format {kind}, suite {suite}: this version reads {FORMAT} and {SUITE}")
+    if clear.chunk_size not in CHUNK_SIZES or clear.size > MAX_VOLUME_SIZE:
         raise NotAuthentic("record with an impossible size")
-    return Clear(**{name: parsed[name] for name in Clear.__dataclass_fields__})
+    return clear
 
 
 def open_record(untrusted_record: bytes, keys: Keys) -> Record:
@@ -92,14 +92,15 @@ def open_record(untrusted_record: bytes, keys: Keys) -> Record:
     body = open_bytes(keys.sub_key("records"), untrusted_record[CLEAR_SIZE:], untrusted_record[:CLEAR_SIZE])
     secret = _parse(SECRET, body)
     try:
-        qube, volume = parse_name(secret.qube, "qube"), parse_name(secret.volume, "volume")
+        parse_name(secret["qube"], "qube")
+        parse_name(secret["volume"], "volume")
     except BadName as error:
         raise NotAuthentic(str(error)) from None
-    return Record(**vars(clear), qube=qube, volume=volume, domain=secret.domain, root=secret.root, previous=secret.previous)
+    return Record(**vars(clear), **secret)
 
 
-def _parse(layout: Any, raw: bytes) -> Any:
+def _parse(layout: Fields, untrusted_raw: bytes) -> dict[str, Any]:
     try:
-        return layout.parse(raw)
-    except c.ConstructError as error:
-        raise NotAuthentic(f"not a session record: {str(error).splitlines()[-1]}") from None
+        return layout.parse(untrusted_raw)
+    except ValueError as error:
+        raise NotAuthentic(f"not a session record: {error}") from None

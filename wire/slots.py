@@ -4,18 +4,16 @@ import base64
 import contextlib
 import os
 from collections.abc import Iterable
-from typing import Any
 
-import construct as c
-
+from wire.layout import U8, Fields, raw
 from wire.sealing import KEY_SIZE, NotAuthentic, derive, open_bytes, seal_bytes
 
 KIND_PASSPHRASE, KIND_RECOVERY = 1, 2
 SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P = 17, 8, 1
 SCRYPT_MEMORY = 1 << 30
 """Bytes that opening a slot may take, at most: a slot from elsewhere must not be able to ask for more."""
-_HEAD = c.Struct("kind" / c.Int8ul, "log_n" / c.Int8ul, "r" / c.Int8ul, "p" / c.Int8ul, "salt" / c.Bytes(16))
-_HEAD_SIZE: int = _HEAD.sizeof()
+_HEAD = Fields(kind=U8, log_n=U8, r=U8, p=U8, salt=raw(16))
+_HEAD_SIZE = _HEAD.size
 SLOT_SIZE = _HEAD_SIZE + 16 + 12 + KEY_SIZE + 16
 RECOVERY_BYTES = 20
 MAX_SLOTS = 16
@@ -26,31 +24,33 @@ class BadRecoveryKey(ValueError):
     """A typed recovery key that cannot be right; the text says which group."""
 
 
-def _wrapping_key(head: Any, secret: bytes) -> bytes:
-    if head.kind == KIND_RECOVERY:  # 160 random bits need no stretching
-        return derive(secret, b"sparsebak/1 recovery", head.salt)
+def _wrapping_key(raw_head: bytes, secret: bytes) -> bytes:
+    head = _HEAD.parse(raw_head)
+    kind, log_n, r, p, salt = (head[name] for name in ("kind", "log_n", "r", "p", "salt"))
+    if kind == KIND_RECOVERY:  # 160 random bits need no stretching
+        return derive(secret, b"sparsebak/1 recovery", salt)
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-    sane = 10 <= head.log_n <= 22 and 1 <= head.r <= 16 and 1 <= head.p <= 4
-    if head.kind != KIND_PASSPHRASE or not sane or 128 * head.r << head.log_n > SCRYPT_MEMORY:
+    sane = 10 <= log_n <= 22 and 1 <= r <= 16 and 1 <= p <= 4
+    if kind != KIND_PASSPHRASE or not sane or 128 * r << log_n > SCRYPT_MEMORY:
         raise NotAuthentic("key slot of an unknown kind, or one that would cost too much to try")
-    return Scrypt(salt=head.salt, length=KEY_SIZE, n=1 << head.log_n, r=head.r, p=head.p).derive(secret)
+    return Scrypt(salt=salt, length=KEY_SIZE, n=1 << log_n, r=r, p=p).derive(secret)
 
 
 def make_slot(kind: int, secret: bytes, master: bytes, archive: bytes) -> bytes:
     """Wrap ``master`` for the archive under a passphrase (UTF-8 bytes) or a recovery key (20 bytes)."""
     fields = {"kind": kind, "log_n": SCRYPT_LOG_N, "r": SCRYPT_R, "p": SCRYPT_P, "salt": os.urandom(16)}
-    raw = bytes(_HEAD.build(fields))
-    return raw + seal_bytes(_wrapping_key(_HEAD.parse(raw), secret), master, raw + archive)
+    head = _HEAD.build(fields)
+    return head + seal_bytes(_wrapping_key(head, secret), master, head + archive)
 
 
 def open_slot(untrusted_slot: bytes, kind: int, secret: bytes, archive: bytes) -> bytes | None:
     """The master key, or None when the slot is of another kind or the secret is not the slot's."""
     if len(untrusted_slot) != SLOT_SIZE or untrusted_slot[0] != kind:
         return None
-    raw, wrapped = untrusted_slot[:_HEAD_SIZE], untrusted_slot[_HEAD_SIZE:]
+    head, wrapped = untrusted_slot[:_HEAD_SIZE], untrusted_slot[_HEAD_SIZE:]
     try:
-        return open_bytes(_wrapping_key(_HEAD.parse(raw), secret), wrapped, raw + archive)
+        return open_bytes(_wrapping_key(head, secret), wrapped, head + archive)
     except NotAuthentic:
         return None
 

@@ -44,7 +44,7 @@ def read_exactly(stream: Reader, size: int) -> bytes:
 
 def write_frame(stream: Writer, kind: int, payload: bytes) -> None:
     """Write one frame."""
-    stream.write(HEADER.build({"kind": kind, "length": len(payload)}) + payload)
+    stream.write(HEADER.pack(kind, len(payload)) + payload)
 
 
 def send(stream: Writer, message: Layout) -> None:

@@ -5,7 +5,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import construct as c
 import xxhash
 
 from backup_vm.archive.format import (
@@ -59,10 +58,9 @@ class NewPack:
 
     def add(self, chunk_id: bytes, sealed: bytes) -> int:
         """Append a sealed chunk; returns its offset."""
-        fields = {"id": chunk_id, "length": len(sealed), "checksum": checksum(sealed)}
-        offset = self._file.size + ENTRY_SIZE
-        self._index.append(INDEX_ENTRY.build({**fields, "offset": offset}))
-        self._file.write(ENTRY.build(fields), sealed)
+        offset, digest = self._file.size + ENTRY_SIZE, checksum(sealed)
+        self._index.append(INDEX_ENTRY.pack(offset, len(sealed), chunk_id, digest))
+        self._file.write(ENTRY.pack(len(sealed), chunk_id, digest), sealed)
         return offset
 
     def finish(self) -> None:
@@ -107,7 +105,7 @@ class PackReader:
         """The sealed chunk of that id, which is known to lie there; raise DamagedError if it does not."""
         raw = self._reader(name).read(offset - ENTRY_SIZE, ENTRY_SIZE + length)
         sealed = raw[ENTRY_SIZE:]
-        expected = ENTRY.build({"id": chunk_id, "length": length, "checksum": checksum(sealed)})
+        expected = ENTRY.pack(length, chunk_id, checksum(sealed))
         if len(sealed) != length or raw[:ENTRY_SIZE] != expected:
             text = f"{self._storage.describe(name)} is damaged at byte {offset} (chunk {chunk_id.hex()[:16]})"
             raise DamagedError(text, "run: sparsebak scrub")
@@ -130,19 +128,18 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
         head = PACK_HEAD.parse(reader.read(0, PACK_HEAD_SIZE))
         tail = reader.read(max(size - _TAIL, 0), _TAIL)
         footer = FOOTER.parse(tail[-FOOTER_SIZE:])
-        if head.archive != archive or footer.index + footer.count * INDEX_ENTRY_SIZE + FOOTER_SIZE != size:
+        if head["archive"] != archive or footer["index"] + footer["count"] * INDEX_ENTRY_SIZE + FOOTER_SIZE != size:
             raise DamagedError(f"{storage.describe(name)} is damaged: head and foot do not fit together")
-        length = footer.count * INDEX_ENTRY_SIZE
-        whole = tail if length + FOOTER_SIZE <= len(tail) else reader.read(footer.index, length + FOOTER_SIZE)
+        length = footer["count"] * INDEX_ENTRY_SIZE
+        whole = tail if length + FOOTER_SIZE <= len(tail) else reader.read(footer["index"], length + FOOTER_SIZE)
         index = whole[len(whole) - FOOTER_SIZE - length : len(whole) - FOOTER_SIZE]
-    except c.ConstructError:
+    except ValueError:
         raise DamagedError(f"{storage.describe(name)} is damaged: no pack head or foot where they belong") from None
     finally:
         reader.close()
-    if checksum(index) != footer.checksum:
+    if checksum(index) != footer["checksum"]:
         raise DamagedError(f"{storage.describe(name)} is damaged: its index has another checksum")
-    parsed = (INDEX_ENTRY.parse(index[at : at + INDEX_ENTRY_SIZE]) for at in range(0, len(index), INDEX_ENTRY_SIZE))
-    return [Packed(entry.id, entry.offset, entry.length, entry.checksum) for entry in parsed]
+    return [Packed(chunk_id, offset, length, digest) for offset, length, chunk_id, digest in INDEX_ENTRY.iter_unpack(index)]
 
 
 def scan(storage: Storage, name: str, chunk_size: int) -> Iterator[Packed]:
@@ -151,12 +148,12 @@ def scan(storage: Storage, name: str, chunk_size: int) -> Iterator[Packed]:
     reader = storage.reader(name)
     try:
         while at + ENTRY_SIZE <= size:
-            entry = ENTRY.parse(reader.read(at, ENTRY_SIZE))
-            if not 0 < entry.length <= largest_frame(chunk_size) or at + ENTRY_SIZE + entry.length > size:
+            length, chunk_id, digest = ENTRY.unpack(reader.read(at, ENTRY_SIZE))
+            if not 0 < length <= largest_frame(chunk_size) or at + ENTRY_SIZE + length > size:
                 return
-            sealed = reader.read(at + ENTRY_SIZE, entry.length)
-            if checksum(sealed) == entry.checksum:
-                yield Packed(entry.id, at + ENTRY_SIZE, entry.length, entry.checksum)
-            at += ENTRY_SIZE + int(entry.length)
+            sealed = reader.read(at + ENTRY_SIZE, length)
+            if checksum(sealed) == digest:
+                yield Packed(chunk_id, at + ENTRY_SIZE, length, digest)
+            at += ENTRY_SIZE + length
     finally:
         reader.close()

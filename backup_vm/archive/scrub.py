@@ -123,7 +123,7 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
 def _sound(reader: Reader, entry: Packed, live: bool) -> bool:
     """Whether a chunk and the entry before it are as they were written; what is not live may be a hole instead."""
     raw = reader.read(entry.offset - ENTRY_SIZE, ENTRY_SIZE + entry.length)
-    head = ENTRY.build({"id": entry.id, "length": entry.length, "checksum": entry.checksum})
+    head = ENTRY.pack(entry.length, entry.id, entry.checksum)
     sealed = memoryview(raw)[ENTRY_SIZE:]
     if raw[:ENTRY_SIZE] != head or len(sealed) != entry.length:
         return False

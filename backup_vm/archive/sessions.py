@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import construct as c
-
 from backup_vm.archive.format import (
     DIGEST_SIZE,
     SESSION_ENTRY_SIZE,
@@ -74,14 +72,14 @@ def load(storage: Storage, name: str) -> Session:
         raw = file.read(SESSION_HEAD_SIZE)
     try:
         head = SESSION_HEAD.parse(raw)
-        clear = read_clear(head.record)
-    except (c.ConstructError, NotAuthentic) as error:
-        raise DamagedError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
-    if storage.size(name) != SESSION_HEAD_SIZE + head.count * SESSION_ENTRY_SIZE + DIGEST_SIZE:
+        clear = read_clear(head["record"])
+    except (ValueError, NotAuthentic) as error:
+        raise DamagedError(f"{path} is damaged: {error}") from None
+    if storage.size(name) != SESSION_HEAD_SIZE + head["count"] * SESSION_ENTRY_SIZE + DIGEST_SIZE:
         raise DamagedError(f"{path} is damaged: it has another length than its head says")
     if file_name(clear) != name:
         raise DamagedError(f"{path} is damaged: its record is not the one its name says")
-    return Session(name, clear, head.record, head.inherit, head.count)
+    return Session(name, clear, head["record"], head["inherit"], head["count"])
 
 
 def check(storage: Storage, session: Session) -> None:

@@ -37,7 +37,7 @@ class Stream:
             out.append(page)
             for number in range(first, min(first + PAGE_IDS, len(self.ids))):
                 if self.ids[number] != ZERO_ID:
-                    out += [LENGTH.build(len(self.sealed[number])), self.sealed[number]]
+                    out += [LENGTH.pack(len(self.sealed[number])), self.sealed[number]]
         return [*out, self.end]
 
     def _pages(self) -> list[bytes]:
@@ -97,9 +97,9 @@ class Attacker:
         assert time.monotonic() - start < PATIENCE
         raw, status = out.getvalue(), None
         while raw:
-            head = HEADER.parse(raw[:HEADER_SIZE])
-            payload, raw = raw[HEADER_SIZE : HEADER_SIZE + head.length], raw[HEADER_SIZE + head.length :]
-            status = Status.parse(payload) if head.kind == KIND_STATUS else None
+            kind, length = HEADER.unpack(raw[:HEADER_SIZE])
+            payload, raw = raw[HEADER_SIZE : HEADER_SIZE + length], raw[HEADER_SIZE + length :]
+            status = Status.parse(payload) if kind == KIND_STATUS else None
         assert status is not None and not raw
         return status
 

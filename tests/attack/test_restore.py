@@ -113,7 +113,7 @@ def test_interrupted_at_every_frame_and_a_little_later(attacker: Attacker) -> No
 def test_lengths_near_the_limits_take_no_memory(attacker: Attacker, length: int) -> None:
     stream = attacker.stream()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    both(attacker, b"".join([*stream.parts()[:3], LENGTH.build(length), bytes(1000)]), Code.BAD_REQUEST)
+    both(attacker, b"".join([*stream.parts()[:3], LENGTH.pack(length), bytes(1000)]), Code.BAD_REQUEST)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
 
 

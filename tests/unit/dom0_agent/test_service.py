@@ -28,10 +28,10 @@ def call(
     service.run(name, environ, site.config, io.BytesIO(stdin), out)
     raw, status = out.getvalue(), None
     while raw:
-        head = HEADER.parse(raw[:HEADER_SIZE])
-        payload, raw = raw[HEADER_SIZE : HEADER_SIZE + head.length], raw[HEADER_SIZE + head.length :]
+        kind, length = HEADER.unpack(raw[:HEADER_SIZE])
+        payload, raw = raw[HEADER_SIZE : HEADER_SIZE + length], raw[HEADER_SIZE + length :]
         assert status is None, "nothing may follow the status"
-        status = Status.parse(payload) if head.kind == KIND_STATUS else None
+        status = Status.parse(payload) if kind == KIND_STATUS else None
     assert status is not None
     return Code(status.code)
 

@@ -1,0 +1,71 @@
+"""Structures of fixed size: each is declared once, field by field, and built and read by the standard library's ``struct``.
+
+Numbers are little-endian, nothing is aligned. A field is U8 to U64, ``raw(bytes)``, ``text(bytes)`` (ASCII, filled up with
+zero bytes), or a constant, given as the bytes it has. What does not fit its field is an error, both ways.
+"""
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+U8, U16, U32, U64 = "B", "H", "I", "Q"
+
+
+def raw(size: int) -> str:
+    """A field of exactly ``size`` bytes."""
+    return f"{size}s"
+
+
+def text(size: int) -> str:
+    """A field of at most ``size`` ASCII characters."""
+    return f"{size}t"
+
+
+class Fields:
+    """A structure. Constants are checked, and neither asked for nor given back."""
+
+    def __init__(self, **kinds: str | bytes) -> None:
+        self._kinds = kinds
+        parts = (raw(len(kind)) if isinstance(kind, bytes) else kind.replace("t", "s") for kind in kinds.values())
+        self._struct = struct.Struct("<" + "".join(parts))
+        self.size = self._struct.size
+        """Length in bytes."""
+
+    def build(self, values: Mapping[str, Any]) -> bytes:
+        """The structure as bytes; raise ValueError for a value that does not fit. Other values may stand among them."""
+        packed = [kind if isinstance(kind, bytes) else _packed(name, kind, values[name]) for name, kind in self._kinds.items()]
+        try:
+            return self._struct.pack(*packed)
+        except struct.error as error:
+            raise ValueError(str(error)) from None
+
+    def parse(self, untrusted_raw: bytes) -> dict[str, Any]:
+        """The values by name; raise ValueError for another length, another constant, or text that is not ASCII."""
+        if len(untrusted_raw) != self.size:
+            raise ValueError(f"{len(untrusted_raw)} bytes where {self.size} belong")
+        values = {}
+        for (name, kind), value in zip(self._kinds.items(), self._struct.unpack(untrusted_raw), strict=True):
+            if isinstance(kind, bytes):
+                if value != kind:
+                    raise ValueError(f"{name} is {value!r} and not {kind!r}")
+            elif kind.endswith("t"):
+                values[name] = _text(name, value)
+            else:
+                values[name] = value
+        return values
+
+
+def _packed(name: str, kind: str, value: Any) -> Any:
+    if not kind.endswith(("s", "t")):
+        return value
+    size, data = int(kind[:-1]), value.encode("ascii") if kind.endswith("t") else value
+    if len(data) > size or (kind.endswith("s") and len(data) < size):
+        raise ValueError(f"{name} has {len(data)} bytes, and its field {size}")
+    return data
+
+
+def _text(name: str, value: bytes) -> str:
+    try:
+        return value.rstrip(b"\0").decode("ascii")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not ASCII") from None
