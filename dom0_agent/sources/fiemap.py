@@ -8,15 +8,20 @@ import fcntl
 import hashlib
 import struct
 from array import array
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import compress
+from operator import add, and_, eq
 from typing import NamedTuple
 
 _FS_IOC_FIEMAP = 0xC020660B
 _SYNC = 1
 _HEAD = struct.Struct("=QQIIII")
-_EXTENT = struct.Struct("=QQQQQI12x")
+_RECORD = 56
 _BATCH = 2048
+_WINDOW = 8192
+"""Extents that are compared at a time."""
 
 _LAST = 0x1
 _SHARED = 0x2000
@@ -42,71 +47,100 @@ class Extent(NamedTuple):
     flags: int
 
 
-def extents(fd: int, size: int) -> Iterator[Extent]:
-    """The extents of a file up to ``size`` bytes, in order, adjoining ones joined."""
-    pending: Extent | None = None
-    for raw in _raw_extents(fd, size):
-        extent = raw._replace(flags=raw.flags & _MEANINGFUL)
-        if (
-            pending is not None
-            and not extent.flags & (ENCODED | DOUBTFUL)
-            and extent.flags == pending.flags
-            and extent.logical == pending.logical + pending.length
-            and extent.physical == pending.physical + pending.length
-        ):
-            pending = pending._replace(length=pending.length + extent.length)
-            continue
-        if pending is not None:
-            yield pending
-        pending = extent
-    if pending is not None:
-        yield pending
-
-
 def exclusive(fd: int, size: int) -> int:
     """Bytes of a file that no other file shares."""
-    return sum(extent.length for extent in _raw_extents(fd, size) if not extent.flags & _SHARED)
+    rows = (row for words in records(fd, size) for row in zip(words[2::7], words[5::7], strict=True))
+    return sum(length for length, flags in rows if not flags & _SHARED)
 
 
-def _raw_extents(fd: int, size: int) -> Iterator[Extent]:
+def records(fd: int, size: int) -> "Iterator[array[int]]":
+    """The kernel's records up to ``size`` bytes of the file, in order and some at a time: seven numbers of 64 bits each."""
     start = 0
     while start < size:
-        buffer = bytearray(_HEAD.size + _BATCH * 56)
+        buffer = bytearray(_HEAD.size + _BATCH * _RECORD)
         _HEAD.pack_into(buffer, 0, start, size - start, _SYNC, 0, _BATCH, 0)
         fcntl.ioctl(fd, _FS_IOC_FIEMAP, buffer)
         count = _HEAD.unpack_from(buffer)[3]
         if count == 0:
             return
-        flags = 0
-        for at in range(_HEAD.size, _HEAD.size + count * 56, 56):
-            logical, physical, length, _, _, flags = _EXTENT.unpack_from(buffer, at)
-            yield Extent(logical, physical, length, flags)
-            if logical + length <= start:
-                raise OSError(errno.EIO, "the file system's map does not advance")
-            start = logical + length
-        if flags & _LAST:
+        words = array("Q", bytes(memoryview(buffer)[_HEAD.size : _HEAD.size + count * _RECORD]))
+        yield words
+        end = words[-7] + words[-5]
+        if end <= start:
+            raise OSError(errno.EIO, "the file system's map does not advance")
+        start = end
+        if words[-2] & _LAST:
             return
 
 
 class Map:
-    """A file's whole map, read once: 28 bytes an extent, a digest of it all, and how often a compressed extent occurs."""
+    """A file's whole map from its records, in columns of 28 bytes an extent, adjoining extents joined; and a digest of it."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._places, self._flags = array("Q"), array("I")
-        self.encoded: Counter[int] = Counter()
-        for extent in extents(fd, size):
-            self._places.extend(extent[:3])
-            self._flags.append(extent.flags)
-            if extent.flags & ENCODED and extent.length != WHOLE_ENCODED:
-                self.encoded[extent.physical] += 1
-        digest = hashlib.blake2b(self._places.tobytes(), digest_size=16)
-        digest.update(self._flags.tobytes())
+    def __init__(self, read: "Iterable[array[int]]") -> None:
+        self.logical, self.physical, self.length, self.flags = array("Q"), array("Q"), array("Q"), array("I")
+        for words in read:
+            self._add(words)
+        places = zip(self.physical, self.length, self.flags, strict=True)
+        self.encoded = Counter(at for at, length, flags in places if flags & ENCODED and length != WHOLE_ENCODED)
+        """How often each compressed extent occurs of which not the whole is used."""
+        digest = hashlib.blake2b(digest_size=16)
+        for column in self._columns():
+            digest.update(column.tobytes())
         self.digest = digest.digest()
 
-    def __iter__(self) -> Iterator[Extent]:
-        places = self._places
-        for at, flags in enumerate(self._flags):
-            yield Extent(places[3 * at], places[3 * at + 1], places[3 * at + 2], flags)
+    def _columns(self) -> "tuple[array[int], ...]":
+        return self.logical, self.physical, self.length, self.flags
+
+    def _add(self, words: "array[int]") -> None:
+        """Take in records. What is done for each of them is done by the library's C code, for there may be millions."""
+        new = words[0::7], words[1::7], words[2::7], array("I", [flags & _MEANINGFUL for flags in words[5::7]])
+        begin = max(0, len(self.flags) - 1)  # the last one, too, may be joined
+        for column, added in zip(self._columns(), new, strict=True):
+            column.extend(added)
+        logical, physical, length, flags = (column[begin:] for column in self._columns())
+        follow = map(eq, map(add, logical, length), logical[1:])
+        alike = map(eq, map(add, physical, length), physical[1:])
+        joined = [
+            at
+            for at, both in enumerate(map(and_, follow, alike), 1)
+            if both and flags[at] == flags[at - 1] and not flags[at] & (ENCODED | DOUBTFUL)
+        ]
+        for at in reversed(joined):
+            self.length[begin + at - 1] += self.length[begin + at]
+        if joined:
+            keep = bytearray(b"\1" * len(flags))
+            for at in joined:
+                keep[at] = 0
+            for column in self._columns():
+                column[begin:] = array(column.typecode, compress(column[begin:], keep))
+
+    def extents(self, which: Iterable[int]) -> Iterator[Extent]:
+        """The extents of these numbers."""
+        return (Extent(self.logical[i], self.physical[i], self.length[i], self.flags[i]) for i in which)
+
+    def _certain(self, extent: Extent) -> bool:
+        """Whether the same extent in another file certainly holds the same bytes."""
+        return _same(extent, extent, self.encoded)
+
+    def differing(self, new: "Map") -> "tuple[array[int], array[int]]":
+        """The numbers of the extents that this map and a newer one do not have in common, of each; in common are those alone
+        that certainly hold the same bytes."""
+        mine, others = array("Q"), array("Q")
+        start = other = 0
+        while start < len(self.flags) or other < len(new.flags):
+            end = min(start + _WINDOW, len(self.flags))
+            # Equal extents begin at the same place, so that both lie in the same window.
+            upto = bisect_right(new.logical, self.logical[end - 1]) if end < len(self.flags) else len(new.flags)
+            a, b = self._window(start, end), new._window(other, upto)
+            common = set(a).intersection(b)
+            common -= {one for one in common if one[3] & (ENCODED | DOUBTFUL) and not self._certain(Extent(*one))}
+            mine.extend(at for at, one in enumerate(a, start) if one not in common)
+            others.extend(at for at, one in enumerate(b, other) if one not in common)
+            start, other = end, upto
+        return mine, others
+
+    def _window(self, start: int, end: int) -> list[tuple[int, ...]]:
+        return list(zip(*(column[start:end] for column in self._columns()), strict=True))
 
 
 def changed_ranges(base: int, new: int, size: int, remembered: bytes | None, attempts: int) -> tuple[list[Range] | None, bytes]:
@@ -118,10 +152,11 @@ def changed_ranges(base: int, new: int, size: int, remembered: bytes | None, att
     """
     before = remembered
     for _ in range(attempts):
-        fresh = Map(new, size)
-        held = Map(base, size)
+        fresh = Map(records(new, size))
+        held = Map(records(base, size))
         if held.digest == before:
-            return list(_differences(iter(held), iter(fresh), size, held.encoded)), fresh.digest
+            a, b = held.differing(fresh)
+            return list(_differences(held.extents(a), fresh.extents(b), size, held.encoded)), fresh.digest
         before = held.digest
     return None, fresh.digest
 
