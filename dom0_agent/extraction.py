@@ -34,12 +34,27 @@ REMEMBERED = 1 << 17
 
 @dataclass(frozen=True)
 class Batch:
-    """Chunks ``first`` to ``end``, not included, and the ids known for them. Without ``data`` all of them are zeros."""
+    """Runs of chunks, each from a first to an end not included, and the ids known for them all, one after another. Without
+    ``data`` all of them are zeros."""
 
-    first: int
-    end: int
+    runs: tuple[Range, ...]
     known: bytes
     data: bool
+
+    @property
+    def end(self) -> int:
+        """The first chunk after it."""
+        return self.runs[-1][1]
+
+    @property
+    def count(self) -> int:
+        """Chunks in it."""
+        return len(self.known) // ID_SIZE
+
+    def numbers(self) -> Iterator[int]:
+        """The numbers of its chunks."""
+        for first, end in self.runs:
+            yield from range(first, end)
 
 
 @dataclass(frozen=True)
@@ -76,14 +91,15 @@ class Extraction:
     def run(self, log: PendingLog, first: int, out: Writer, config: Config) -> bytes:
         """Write the frames of chunks from ``first`` on, complete the log, return the root of the image."""
         sealer = Sealer(self._keys, config.compression_level, config.chunk_padding)
-        threads = min(config.threads, os.cpu_count() or 1)
+        threads = min(config.threads, os.cpu_count() or 1) + 1  # while one waits for the disk
         log.rewind(first)
         batch_bytes = max(BATCH_BYTES, self._chunk_size)
-        ahead = max(2, min(2 * threads + 2, IN_FLIGHT_BYTES // batch_bytes))
+        ahead = max(2, min(4 * threads + 4, IN_FLIGHT_BYTES // batch_bytes))
         fd = self._source.open(self._pending.snapshot, direct=True)
         try:
             work: Callable[[Batch], list[Result]] = lambda batch: self._extract(fd, batch, sealer)  # noqa: E731
-            plan = self._plan(fd, log.position, batch_bytes // self._chunk_size)
+            most = batch_bytes // self._chunk_size
+            plan = _joined(self._plan(fd, log.position, most), most)
             for batch, results in in_order(lambda b: (b, work(b)), plan, threads, ahead):
                 self._emit(results, first, out)
                 log.append(batch.end, [(result.number, result.id) for result in results])
@@ -149,18 +165,18 @@ class Extraction:
             first = stop
 
     def _batch(self, first: int, end: int, data: bool) -> Batch:
-        return Batch(first, end, b"".join(self._known.of(number) for number in range(first, end)), data)
+        return Batch(((first, end),), b"".join(self._known.of(number) for number in range(first, end)), data)
 
     def _extract(self, fd: int, batch: Batch, sealer: Sealer) -> list[Result]:
         known = [batch.known[at : at + ID_SIZE] for at in range(0, len(batch.known), ID_SIZE)]
+        numbered = zip(batch.numbers(), known, strict=True)
         if not batch.data:
-            return [Result(batch.first + i, ZERO_ID, b"") for i, chunk_id in enumerate(known) if chunk_id != ZERO_ID]
+            return [Result(number, ZERO_ID, b"") for number, known_id in numbered if known_id != ZERO_ID]
         results = []
         view = self._read(fd, batch)
-        for i, known_id in enumerate(known):
+        for i, (number, known_id) in enumerate(numbered):
             chunk = view[i * self._chunk_size : (i + 1) * self._chunk_size]
             chunk_id = self._chunk_ids.of(chunk)
-            number = batch.first + i
             if self._pending.full:
                 if chunk_id == ZERO_ID:  # a full session starts from nothing but zeros
                     continue
@@ -172,13 +188,18 @@ class Extraction:
 
     def _read(self, fd: int, batch: Batch) -> memoryview:
         """The bytes of a batch, padded with zeros at the volume's end, in this thread's (page-aligned) buffer."""
-        length = (batch.end - batch.first) * self._chunk_size
         buffer: mmap.mmap | None = getattr(self._buffers, "buffer", None)
         if buffer is None:
             buffer = self._buffers.buffer = mmap.mmap(-1, max(BATCH_BYTES, self._chunk_size))
-        view = memoryview(buffer)[:length]
-        start = batch.first * self._chunk_size
-        within = min(length, self._pending.size - start)
+        view, at = memoryview(buffer)[: batch.count * self._chunk_size], 0
+        for first, end in batch.runs:
+            length = (end - first) * self._chunk_size
+            self._read_run(fd, view[at : at + length], first * self._chunk_size)
+            at += length
+        return view
+
+    def _read_run(self, fd: int, view: memoryview, start: int) -> None:
+        within = min(len(view), self._pending.size - start)
         done = _read_into(fd, view, start)
         while done < within:  # short, or refused for its alignment
             _read_through_cache(fd)
@@ -186,8 +207,22 @@ class Extraction:
             if got == 0:
                 raise OSError(f"snapshot ends at byte {start + done}")
             done += got
-        view[within:] = bytes(length - within)
-        return view
+        if within < len(view):
+            view[within:] = bytes(len(view) - within)
+
+
+def _joined(pieces: Iterable[Batch], most: int) -> Iterator[Batch]:
+    """Pieces with data together, as long as they have no more than ``most`` chunks: what is scattered is done at once, too."""
+    held: Batch | None = None
+    for piece in pieces:
+        if held is not None and held.data and piece.data and held.count + piece.count <= most:
+            held = Batch(held.runs + piece.runs, held.known + piece.known, True)
+            continue
+        if held is not None:
+            yield held
+        held = piece
+    if held is not None:
+        yield held
 
 
 def _read_into(fd: int, view: memoryview, at: int) -> int:

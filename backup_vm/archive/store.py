@@ -1,9 +1,10 @@
 """Storing what arrives: chunks into packs, entries into partial sessions, complete sessions into session files.
 
-Packs are brought to disk, or elsewhere, in the background while the next one fills. Only when one is there do its chunks
-enter the catalog and its entries the partial session, and only then are sessions that end in it stored.
+Packs are brought to disk, or elsewhere, in the background while the next one fills. Only when some are there do their chunks
+enter the catalog and their entries the partial session, and only then are sessions that end in them stored.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,8 @@ from wire.sealing import ZERO_ID
 
 MAX_ENTRIES = 1 << 14
 """Entries after which a pack is closed, however small, so that memory stays bounded."""
+RECORD_SECONDS, RECORD_ENTRIES = 1.0, 1 << 16
+"""Time and entries after which packs that are on disk are recorded: what a run that is killed must send again."""
 
 
 @dataclass
@@ -45,6 +48,8 @@ class Store:
         self._archive, self._catalog = archive, archive.catalog
         self._filling = Filling()
         self._flying: deque[tuple[Future[None], Filling]] = deque()
+        self._settled: list[Filling] = []
+        self._recorded = time.monotonic()
         self._background = ThreadPoolExecutor(archive.storage.uploads)
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
@@ -76,6 +81,7 @@ class Store:
         return (
             chunk_id in self._filling.places
             or any(chunk_id in filling.places for _, filling in self._flying)
+            or any(chunk_id in filling.places for filling in self._settled)
             or self._catalog.has(chunk_id)
         )
 
@@ -91,27 +97,39 @@ class Store:
         self._flying.append((self._background.submit(finish), filling))
 
     def _settle(self) -> None:
-        """Wait for the first of the packs that are being brought to disk, and do what waits for it."""
+        """Wait for the first of the packs that are being brought to disk."""
         future, filled = self._flying[0]
         future.result()
         self._flying.popleft()
-        if filled.pack is not None:
-            self._catalog.begin()
-            number = self._catalog.add_pack(filled.pack.name)
-            for chunk_id, (offset, length) in filled.places.items():
-                self._catalog.add(chunk_id, number, offset, length)
-            self._catalog.commit()
-        for group in filled.groups:
-            if group.entries:
-                group.partial.append(group.entries[-1][0] + 1, group.entries)
-        for action in filled.after:
-            action()
+        self._settled.append(filled)
+        late = time.monotonic() - self._recorded >= RECORD_SECONDS
+        if late or sum(filling.entries for filling in self._settled) >= RECORD_ENTRIES:
+            self._record()
+
+    def _record(self) -> None:
+        """Do what waits for the packs that are on disk."""
+        settled, self._settled = self._settled, []
+        self._catalog.begin()
+        for filled in settled:
+            if filled.pack is not None:
+                number = self._catalog.add_pack(filled.pack.name)
+                self._catalog.add_all(number, [(chunk_id, *place) for chunk_id, place in filled.places.items()])
+        self._catalog.commit()
+        for filled in settled:
+            for group in filled.groups:
+                if group.entries:
+                    group.partial.append(group.entries[-1][0] + 1, group.entries)
+        for filled in settled:
+            for action in filled.after:
+                action()
+        self._recorded = time.monotonic()
 
     def flush(self) -> None:
         """Bring everything to disk and do all that waits for it."""
         self._close_pack()
         while self._flying:
             self._settle()
+        self._record()
 
     def close(self) -> None:
         """End; what was not flushed is given up."""
