@@ -1,7 +1,8 @@
 """Walking snapshots of many volumes in one go, so that volumes of one pool share what LVM's commands cost.
 
-For each batch: all locks; all snapshots; one metadata snapshot and all deltas; each volume's state, which is its commit
-point; the old snapshots, in one command. Dying in between leaves each volume as it was or walked on.
+For each batch: all locks; which volumes did not change at all; of the others all snapshots; one metadata snapshot and all
+deltas; each volume's state, which is its commit point; the old snapshots, in one command. Dying in between leaves each volume
+as it was or walked on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -59,15 +60,23 @@ def _batch(state_dir: Path, volumes: Sequence[Volume], archives: dict[str, Archi
                     due.append(rotation)
                 else:
                     outcomes.append(Outcome(volume.name))
-        begun: list[tuple[Rotation, int]] = []
+        changed: list[Rotation] = []
         for rotation in due:
+            with _noting(rotation.store.name, outcomes):
+                if rotation.unchanged():
+                    rotation.finish()
+                    outcomes.append(Outcome(rotation.store.name, 0))
+                else:
+                    changed.append(rotation)
+        begun: list[tuple[Rotation, int]] = []
+        for rotation in changed:
             with _noting(rotation.store.name, outcomes):
                 begun.append((rotation, rotation.begin()))
         for rotation, number in begun:
             with _noting(rotation.store.name, outcomes):
-                changed = rotation.fold(number)
+                changed_bytes = rotation.fold(number)
                 rotation.finish()
-                outcomes.append(Outcome(rotation.store.name, changed))
+                outcomes.append(Outcome(rotation.store.name, changed_bytes))
     order = {volume.name: at for at, volume in enumerate(volumes)}
     return sorted(outcomes, key=lambda outcome: order[outcome.name])
 

@@ -69,7 +69,15 @@ class Rotation:
 
     def rotate(self) -> int:
         """Take a new base and fold what changed since the old one into every archive's map. Not saved yet."""
-        return self.fold(self.begin())
+        return 0 if self.unchanged() else self.fold(self.begin())
+
+    def unchanged(self) -> bool:
+        """Whether nothing changed since the base was taken, so that it may stay. Not saved yet."""
+        base = self.state.base
+        if base is None or base not in self.source.snapshots() or not self.source.unchanged(base):
+            return False
+        self.state.base_time = int(clock.time())
+        return True
 
     def begin(self) -> int:
         """Take the next snapshot; return its number, one that no snapshot ever had."""

@@ -64,6 +64,12 @@ class Source(Protocol):
     def snapshot(self, number: int) -> None:
         """Take a snapshot of the volume, durably, or leave none behind."""
 
+    def unchanged(self, number: int) -> bool:
+        """Whether the volume certainly holds now what a snapshot does, so that another one would say nothing new.
+
+        No may be said without looking, where finding out costs as much as a snapshot.
+        """
+
     def drop(self, number: int) -> None:
         """Remove a snapshot; nothing happens when it is gone."""
 

@@ -91,6 +91,10 @@ class DirectorySource:
         finally:
             os.close(fd)
 
+    def unchanged(self, number: int) -> bool:
+        """See Source."""
+        return False
+
     def _copy(self, image: int, copy: int) -> None:
         raise NotImplementedError
 

@@ -1,6 +1,7 @@
 """Where the file system keeps a file's bytes: the FIEMAP ioctl, and what two maps say about each other.
 
-Structures and flags: Linux, ``include/uapi/linux/fiemap.h``. FIEMAP is used on our own immutable clones only.
+Structures and flags: Linux, ``include/uapi/linux/fiemap.h``. What changed is asked of our own immutable clones only; of the
+image itself no more than whether it still lies where its newest clone does.
 """
 
 import errno
@@ -11,7 +12,8 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import compress
+from functools import cached_property
+from itertools import compress, zip_longest
 from operator import add, and_, eq
 from typing import NamedTuple
 
@@ -76,22 +78,29 @@ def records(fd: int, size: int) -> "Iterator[array[int]]":
 class Map:
     """A file's whole map from its records, in columns of 28 bytes an extent, adjoining extents joined; and a digest of it."""
 
-    def __init__(self, read: "Iterable[array[int]]") -> None:
+    def __init__(self, read: "Iterable[array[int]]" = ()) -> None:
         self.logical, self.physical, self.length, self.flags = array("Q"), array("Q"), array("Q"), array("I")
         for words in read:
-            self._add(words)
-        places = zip(self.physical, self.length, self.flags, strict=True)
-        self.encoded = Counter(at for at, length, flags in places if flags & ENCODED and length != WHOLE_ENCODED)
+            self.add(words)
+
+    @cached_property
+    def encoded(self) -> Counter[int]:
         """How often each compressed extent occurs of which not the whole is used."""
+        places = zip(self.physical, self.length, self.flags, strict=True)
+        return Counter(at for at, length, flags in places if flags & ENCODED and length != WHOLE_ENCODED)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Digest of it all."""
         digest = hashlib.blake2b(digest_size=16)
         for column in self._columns():
             digest.update(column.tobytes())
-        self.digest = digest.digest()
+        return digest.digest()
 
     def _columns(self) -> "tuple[array[int], ...]":
         return self.logical, self.physical, self.length, self.flags
 
-    def _add(self, words: "array[int]") -> None:
+    def add(self, words: "array[int]") -> None:
         """Take in records. What is done for each of them is done by the library's C code, for there may be millions."""
         new = words[0::7], words[1::7], words[2::7], array("I", [flags & _MEANINGFUL for flags in words[5::7]])
         begin = max(0, len(self.flags) - 1)  # the last one, too, may be joined
@@ -121,6 +130,10 @@ class Map:
     def _certain(self, extent: Extent) -> bool:
         """Whether the same extent in another file certainly holds the same bytes."""
         return _same(extent, extent, self.encoded)
+
+    def certain(self) -> bool:
+        """Whether another file with this map certainly holds the same bytes."""
+        return not any(flags & DOUBTFUL for flags in self.flags) and all(count == 1 for count in self.encoded.values())
 
     def differing(self, new: "Map") -> "tuple[array[int], array[int]]":
         """The numbers of the extents that this map and a newer one do not have in common, of each; in common are those alone
@@ -159,6 +172,31 @@ def changed_ranges(base: int, new: int, size: int, remembered: bytes | None, att
             return list(_differences(held.extents(a), fresh.extents(b), size, held.encoded)), fresh.digest
         before = held.digest
     return None, fresh.digest
+
+
+def still_there(live: int, base: int, size: int, remembered: bytes | None) -> bool:
+    """Whether the file ``live``, of which ``base`` is a clone of the same size, certainly holds what the clone does.
+
+    Every place that the clone refers to is written elsewhere when the file is written (copy on write), so that an extent of
+    the file that lies where the clone's does was not written since the clone was made. What is written while the maps are
+    read comes after the moment at which reading them began, and for that moment the answer is given. ``remembered``: the
+    digest of the clone's map when it was new, which it must have still, as for ``changed_ranges``.
+    """
+    if remembered is None:
+        return False
+    held = Map()
+    for now, then in zip_longest(records(live, size), records(base, size)):
+        if now is None or then is None or not _alike(now, then):
+            return False
+        held.add(then)
+    return held.digest == remembered and held.certain()
+
+
+def _alike(a: "array[int]", b: "array[int]") -> bool:
+    """Whether records say the same, but for the flags that tell nothing of the data."""
+    if any(a[column::7] != b[column::7] for column in range(3)):
+        return False
+    return all((x ^ y) & _MEANINGFUL == 0 for x, y in zip(a[5::7], b[5::7], strict=True))
 
 
 def _differences(base: Iterator[Extent], new: Iterator[Extent], size: int, encoded: Counter[int]) -> Iterator[tuple[int, int]]:

@@ -93,6 +93,11 @@ class LvmThinSource:
         origin = f"{self.pool.group}/{self.lv}"
         self.pool.change("lvcreate", "--snapshot", *how, "--addtag", lvm.TAG, "--name", name, origin)
 
+    def unchanged(self, number: int) -> bool:
+        """See Source. Asked of the pool's metadata, if nobody has the volume open: of one that is in use it is not likely."""
+        live, base = self._live(), self._snapshot(number)
+        return not live.in_use and live.size == base.size and next(self.pool.delta(base, live), None) is None
+
     def drop(self, number: int) -> None:
         """See Source."""
         if self.pool.find(self._lv(number)) is not None:

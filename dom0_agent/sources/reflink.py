@@ -11,7 +11,7 @@ from contextlib import suppress
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Range
 from dom0_agent.sources.directory import DirectorySource, failed
-from dom0_agent.sources.fiemap import changed_ranges, exclusive
+from dom0_agent.sources.fiemap import changed_ranges, exclusive, still_there
 
 _FICLONE = 0x40049409
 _ATTEMPTS = 10
@@ -24,6 +24,18 @@ class ReflinkSource(DirectorySource):
 
     def _copy(self, image: int, copy: int) -> None:
         fcntl.ioctl(copy, _FICLONE, image)
+
+    def unchanged(self, number: int) -> bool:
+        """See Source. Both files lie at the same places, and writing would have moved the image's."""
+        image, base = self._open_image(), self.open(number)
+        try:
+            size = os.fstat(base).st_size
+            return os.fstat(image).st_size == size and still_there(image, base, size, _remembered(base))
+        except OSError as error:
+            raise failed(f"{self.name}: cannot read the map of the image", error) from None
+        finally:
+            os.close(image)
+            os.close(base)
 
     def delta(self, old: int, new: int) -> Iterator[Range]:
         """See Source. After a base that does not stop moving, everything counts as changed."""
