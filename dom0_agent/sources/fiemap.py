@@ -179,8 +179,9 @@ def still_there(live: int, base: int, size: int, remembered: bytes | None) -> bo
 
     Every place that the clone refers to is written elsewhere when the file is written (copy on write), so that an extent of
     the file that lies where the clone's does was not written since the clone was made. What is written while the maps are
-    read comes after the moment at which reading them began, and for that moment the answer is given. ``remembered``: the
-    digest of the clone's map when it was new, which it must have still, as for ``changed_ranges``.
+    read comes after the moment at which reading them began, and for that moment the answer is given. (Only somebody who
+    within these milliseconds cloned the clone's own blocks back over what was just written could deceive it.)
+    ``remembered``: the digest of the clone's map when it was new, which it must have still, as for ``changed_ranges``.
     """
     if remembered is None:
         return False

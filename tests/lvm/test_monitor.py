@@ -58,7 +58,17 @@ def test_two_pools_in_one_go(lvm_site: Make, commands: list[str], capsys: pytest
     outcomes = site.monitor()
     assert [outcome.name for outcome in outcomes] == list(site.volumes) and all(outcome.changed for outcome in outcomes)
     assert commands.count("lvs") == 2 and commands.count("lvcreate") == 3 and commands.count("lvremove") == 2
-    assert commands.count("dmsetup reserve_metadata_snap") == 2 and commands.count("thin_delta") == 3
+    assert commands.count("dmsetup reserve_metadata_snap") == 4 and commands.count("thin_delta") == 6
+    for changed, made, open_first in ((False, 0, False), (False, 1, True), (True, 3, False)):
+        commands.clear()
+        for name in site.volumes if changed else ():
+            scribble(site.image(name), rng, 1)
+        before = {name: Store(site.state, *name.split("/")).load().base for name in site.volumes}
+        with open(site.image() if open_first else os.devnull, "rb"):
+            outcomes = site.monitor()
+        after = {name: Store(site.state, *name.split("/")).load().base for name in site.volumes}
+        assert [bool(outcome.changed) for outcome in outcomes] == [changed] * 3
+        assert commands.count("lvcreate") == made and sum(before[name] != after[name] for name in before) == made
     busy = Store(site.state, "vault", "private")
     with busy.locked():
         assert cli.main(["--config", str(site.config), "monitor", "--json"]) == 0

@@ -1,6 +1,7 @@
 """The delta of real Btrfs and XFS against the bytes, under all that may happen to a file."""
 
 import fcntl
+import mmap
 import os
 import random
 import struct
@@ -13,6 +14,7 @@ from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import fiemap, snapshot_name
 from dom0_agent.sources.reflink import ReflinkSource
 from tests.kit import GRAIN, fill, punch, some_bytes, truly_changed
+from wire.status import Refused
 
 SIZE = 64 * GRAIN
 FICLONERANGE = 0x4020940D
@@ -103,8 +105,34 @@ def test_no_change_is_ever_missed(reflink_folder: Path, seed: int) -> None:
         now = snapshot.read_bytes()
         assert now == image.read_bytes()
         assert truly_changed(contents, now) <= named_by_delta(source, number - 1, number)
+        assert not source.unchanged(number - 1) or now == contents
+        for _ in range(rng.randrange(0, 3)):
+            disturb(image, rng, [*older, snapshot])
+        shuffle(reflink_folder, image, rng)
+        assert not source.unchanged(number) or image.read_bytes() == now
         older.append(snapshot)
         contents = now
+
+
+def test_what_did_not_change_is_known_without_a_snapshot(reflink_folder: Path) -> None:
+    source, image = source_in(reflink_folder), reflink_folder / "work.img"
+    image.write_bytes(os.urandom(SIZE))
+    source.snapshot(1)
+    assert not source.unchanged(1), "its map was not looked at when it was new"
+    source.snapshot(2)
+    assert named_by_delta(source, 1, 2) == set() and source.unchanged(2)
+    with open(image, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[5 * GRAIN] ^= 1  # not even brought to disk
+        assert not source.unchanged(2)
+        mapped[5 * GRAIN] ^= 1
+    source.snapshot(3)
+    assert 5 in named_by_delta(source, 2, 3) and source.unchanged(3)
+    os.truncate(image, SIZE + 4096)
+    assert not source.unchanged(3)
+    os.truncate(image, SIZE)
+    image.unlink()
+    with pytest.raises(Refused):
+        source.unchanged(3)
 
 
 def test_little_changed_means_little_named(reflink_folder: Path) -> None:
