@@ -1,7 +1,9 @@
 """Measuring a command: wall time, processor time, peak memory of its largest process."""
 
 import os
+import re
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,8 @@ class Measured:
     wall: float
     cpu: float
     memory: float
-    stored: float | None = None
+    agent: float = 0
+    """MiB of memory of the largest process that a resident agent forked for it."""
 
 
 def run(arguments: list[str | Path], environment: dict[str, str] | None = None, **options: object) -> Measured:
@@ -45,3 +48,35 @@ def stored(folder: Path) -> float:
 def files(folder: Path) -> int:
     """Files in a folder."""
     return sum(1 for path in folder.rglob("*") if path.is_file())
+
+
+class ChildrenPeak:
+    """The peak memory of the processes that another one forks, looked at while they run."""
+
+    _EVERY = 0.05
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._peak, self._done = pid, 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._EVERY):
+            try:
+                children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split()
+                told = [Path(f"/proc/{child}/status").read_text() for child in children]
+            except (FileNotFoundError, ProcessLookupError):  # ended just now
+                continue
+            for text in told:
+                found = re.search(r"VmHWM:\s+(\d+)", text)
+                self._peak = max(self._peak, int(found[1]) / 1024 if found else 0)
+
+    def take(self) -> float:
+        """MiB since it was last asked for."""
+        peak, self._peak = self._peak, 0.0
+        return peak
+
+    def stop(self) -> None:
+        """No longer look."""
+        self._done.set()
+        self._thread.join()

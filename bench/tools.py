@@ -6,11 +6,42 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Protocol
 
-from bench.measure import Measured, files, run, stored
+from bench.measure import ChildrenPeak, Measured, files, run, stored
 
 BIN = Path(sys.executable).parent
 WYNG = os.environ.get("WYNG", "wyng")
+
+
+class Tool(Protocol):
+    """A tool under test, set up on a folder of volumes and a work folder. What it does not have gives None."""
+
+    name: str
+    repository: Path
+
+    def __init__(self, pool: Path, work: Path) -> None: ...
+
+    def backup(self) -> Measured:
+        """A session of the image as it is now."""
+
+    def monitor(self) -> Measured | None:
+        """Note what changed, without sending anything."""
+
+    def assemble(self, target: Path) -> Measured:
+        """The newest session as a file, or as one in a folder."""
+
+    def restore(self) -> Measured | None:
+        """The newest session in the image's own place."""
+
+    def verify(self) -> Measured:
+        """Prove what is stored."""
+
+    def prune(self) -> Measured:
+        """Remove the second session."""
+
+    def close(self) -> None:
+        """End what was started."""
 
 
 class Sparsebak:
@@ -31,6 +62,7 @@ class Sparsebak:
         agent = f"unix:{work}/sockets" if self.resident else f"local:{config}"
         self._tool = [BIN / "sparsebak", "--agent", agent, "--archive", self.repository]
         self._process = self._serve() if self.resident else None
+        self._peak = ChildrenPeak(self._process.pid) if self._process else None
         run([*self._agent, "archive", "add", "bench", "--caller", "vm", "--passphrase-file", work / "pw"])
         run([*self._tool, "init", self.repository, "--label", "bench"])
 
@@ -42,12 +74,19 @@ class Sparsebak:
         return process
 
     def close(self) -> None:
-        if self._process is not None:
+        """See Tool."""
+        if self._process is not None and self._peak is not None:
+            self._peak.stop()
             self._process.terminate()
             self._process.wait()
 
     def backup(self) -> Measured:
-        return run([*self._tool, "backup"])
+        return self._run("backup")
+
+    def _run(self, *command: str | Path) -> Measured:
+        measured = run([*self._tool, *command])
+        measured.agent = self._peak.take() if self._peak else 0
+        return measured
 
     def monitor(self) -> Measured | None:
         return run([*self._agent, "monitor"])
@@ -56,14 +95,14 @@ class Sparsebak:
         return run([*self._tool, "assemble", "work/private", "--passphrase-file", self.work / "pw", "-o", target])
 
     def restore(self) -> Measured | None:
-        return run([*self._tool, "restore", "work/private"])
+        return self._run("restore", "work/private")
 
     def verify(self) -> Measured:
-        return run([*self._tool, "verify"])
+        return self._run("verify")
 
     def prune(self) -> Measured:
         listed = subprocess.run([*self._tool, "list", "work/private"], capture_output=True, text=True, check=True).stdout
-        return run([*self._tool, "prune", "work/private", "--session", listed.splitlines()[2].split()[1]])
+        return self._run("prune", "work/private", "--session", listed.splitlines()[2].split()[1])
 
 
 class SparsebakFiles(Sparsebak):
@@ -106,6 +145,9 @@ class Borg:
     def prune(self) -> Measured:
         return run(["borg", "delete", f"{self.repository}::s2"])
 
+    def close(self) -> None:
+        """See Tool."""
+
 
 class Restic:
     """restic, as it comes."""
@@ -136,44 +178,67 @@ class Restic:
     def prune(self) -> Measured:
         return run([*self._tool, "forget", "--prune", "--keep-last", "3"])
 
+    def close(self) -> None:
+        """See Tool."""
+
 
 class Wyng:
     """Wyng, not encrypted: the program that WYNG names, or a ``wyng`` on the PATH."""
 
     name = "wyng"
+    encrypted = False
 
     def __init__(self, pool: Path, work: Path) -> None:
         self.pool, self.repository, self.work = pool, work / "wyng", work
-        options = ["--unattended", f"--dest=file:{self.repository}", f"--local={pool}"]
-        self._options = options
-        run([WYNG, "arch-init", *options, "--encrypt=off", "--hashtype=blake2b", "--compression=zstd:3"])
-        run([WYNG, "add", "image", *options])
+        (work / "pw").write_text("bench bench bench\n")
+        # Its agent that remembers keys is left out: like the others, each command stands for itself.
+        options = ["--unattended", f"--dest=file:{self.repository}", f"--local={pool}", "--authmin=0"]
+        self._options = [*options, f"--passcmd=cat {work}/pw"] if self.encrypted else options
+        encryption = [] if self.encrypted else ["--encrypt=off"]
+        self._run("arch-init", *encryption, "--hashtype=blake2b", "--compression=zstd:3")
+        self._run("add", "image")
+
+    def _run(self, command: str, *more: str) -> Measured:
+        # In the environment that sparsebak runs in, which has the Python packages.
+        return run([WYNG, command, *more, *self._options], {"PATH": f"{BIN}:{os.environ['PATH']}"})
 
     def backup(self) -> Measured:
-        return run([WYNG, "send", "image", *self._options])
+        return self._run("send", "image")
 
     def monitor(self) -> Measured | None:
-        return run([WYNG, "monitor", "image", *self._options])
+        return self._run("monitor", "image")
 
     def assemble(self, target: Path) -> Measured:
-        return run([WYNG, "receive", "image", f"--save-to={target}", "--sparse", *self._options])
+        return self._run("receive", "image", f"--save-to={target}", "--sparse")
 
     def restore(self) -> Measured | None:
         return None
 
     def verify(self) -> Measured:
-        return run([WYNG, "verify", "image", *self._options])
+        return self._run("verify", "image")
 
     def prune(self) -> Measured:
-        return run([WYNG, "prune", "image", "--autoprune=full", *self._options])
+        return self._run("prune", "image", "--autoprune=full")
+
+    def close(self) -> None:
+        """See Tool."""
 
 
-def installed() -> list[type]:
+class WyngEncrypted(Wyng):
+    """The same with its own encryption."""
+
+    name = "wyng-encrypted"
+    encrypted = True
+
+
+def installed() -> list[type[Tool]]:
     """Ours, and those of the peers that are on this machine."""
-    peers = [tool for tool in (Borg, Restic, Wyng) if shutil.which(WYNG if tool is Wyng else tool.name)]
+    peers = [
+        tool for tool in (Borg, Restic, Wyng, WyngEncrypted) if shutil.which(WYNG if issubclass(tool, Wyng) else tool.name)
+    ]
     return [Sparsebak, SparsebakFiles, *peers]
 
 
-def size_of(tool: Sparsebak | Borg | Restic | Wyng) -> tuple[float, int]:
+def size_of(tool: Tool) -> tuple[float, int]:
     """MiB and files of a tool's repository."""
     return stored(tool.repository), files(tool.repository)

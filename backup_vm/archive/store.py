@@ -4,10 +4,12 @@ Packs are brought to disk, or elsewhere, in the background while the next one fi
 enter the catalog and their entries the partial session, and only then are sessions that end in them stored.
 """
 
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from backup_vm.archive.archive import Archive
@@ -107,7 +109,14 @@ class Store:
             self._record()
 
     def _record(self) -> None:
-        """Do what waits for the packs that are on disk."""
+        """Note what is on disk, and do what waits for it."""
+        for filled in self._note():
+            for action in filled.after:
+                action()
+        self._recorded = time.monotonic()
+
+    def _note(self) -> list[Filling]:
+        """Bring the packs that are on disk into the catalog, and their entries into the partial sessions."""
         settled, self._settled = self._settled, []
         self._catalog.begin()
         for filled in settled:
@@ -119,10 +128,7 @@ class Store:
             for group in filled.groups:
                 if group.entries:
                     group.partial.append(group.entries[-1][0] + 1, group.entries)
-        for filled in settled:
-            for action in filled.after:
-                action()
-        self._recorded = time.monotonic()
+        return settled
 
     def flush(self) -> None:
         """Bring everything to disk and do all that waits for it."""
@@ -132,11 +138,13 @@ class Store:
         self._record()
 
     def close(self) -> None:
-        """End; what was not flushed is given up."""
+        """End; what is not on disk yet is given up."""
         for future, _ in self._flying:
             future.cancel()
         self._background.shutdown(wait=True)
         for filling in (self._filling, *(filling for _, filling in self._flying)):
             if filling.pack is not None:
                 filling.pack.abandon()
+        with suppress(OSError, sqlite3.Error):  # of the disk or the catalog that made an end of it
+            self._note()
         self._catalog.rollback()

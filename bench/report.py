@@ -1,0 +1,86 @@
+"""The tables of a run, in Markdown."""
+
+import datetime
+import statistics
+from collections.abc import Sequence
+
+from bench.measure import Measured
+
+Results = dict[str, dict[str, list[Measured]]]
+Limits = dict[str, list[Measured]]
+
+
+def wall(runs: Sequence[Measured]) -> float:
+    """Median seconds; not a number where there is none."""
+    return statistics.median(one.wall for one in runs) if runs else float("nan")
+
+
+def _cell(runs: Sequence[Measured]) -> str:
+    if not runs:
+        return "-"
+    cpu, memory = statistics.median(one.cpu for one in runs), max(one.memory for one in runs)
+    return f"{wall(runs):.2f} ({cpu:.1f}, {memory:.0f})"
+
+
+def report(machine: str, limit: Limits, results: Results, sizes: dict[str, tuple[float, int]]) -> str:
+    """What everything took, and how that compares with the limits and with what is aimed at."""
+    names = list(results)
+    steps = list(results[names[0]])
+    rounds = len(limit["zstd -3 -T2"])
+    lines = [
+        f"# {datetime.date.today()}: {machine}",
+        "",
+        f"Image of 8 GiB with 3 GiB in it on Btrfs, archive on the work folder's file system; median wall seconds of {rounds}",
+        "rounds, the tools taking turns step by step. In brackets processor seconds, and MiB of memory of the largest process",
+        "that is not the agent's. sparsebak sealed, every call a process of its own, forked by a resident agent",
+        "(sparsebak-files: started anew). borg and wyng not encrypted, restic and wyng-encrypted as they come.",
+        "",
+        "| limit | wall s | cpu s |",
+        "|---|---|---|",
+        *(f"| {name} | {wall(runs):.2f} | {statistics.median(one.cpu for one in runs):.2f} |" for name, runs in limit.items()),
+        "",
+        "| work | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+        *(f"| {step} | " + " | ".join(_cell(results[name].get(step, [])) for name in names) + " |" for step in steps),
+        "",
+        "After all steps: " + "; ".join(f"{name} {size:,.0f} MiB in {count} files" for name, (size, count) in sizes.items()),
+        "",
+    ]
+    return "\n".join(lines + _aims(limit, results, sizes)) + "\n"
+
+
+def _aims(limit: Limits, results: Results, sizes: dict[str, tuple[float, int]]) -> list[str]:
+    ours = {step: wall(runs) for step, runs in results["sparsebak"].items()} if "sparsebak" in results else {}
+    if not ours:
+        return []
+    zstd, copy = wall(limit["zstd -3 -T2"]), wall(limit["plain copy"]) + wall(limit["zstd -d"])
+    bare = wall(limit["read, decompress, hash, two threads"])
+    most = max(one.memory for runs in results["sparsebak"].values() for one in runs)
+    agent = max((one.agent for runs in results["sparsebak"].values() for one in runs), default=0)
+    rows = [
+        ("full", "1.4x of zstd -3 -T2", f"{ours['full'] / zstd:.2f}x"),
+        ("100 MiB", "1 s", f"{ours['100 MiB']:.2f} s"),
+        ("2 MiB", "0.35 s", f"{ours['2 MiB']:.2f} s"),
+        ("nothing", "0.15 s", f"{ours['nothing']:.2f} s"),
+        ("monitor", "0.15 s", f"{ours['monitor']:.2f} s"),
+        ("assemble", "2x of plain copy and zstd -d", f"{ours['assemble'] / copy:.2f}x"),
+        ("restore", "2x of plain copy and zstd -d", f"{ours['restore'] / copy:.2f}x"),
+        ("verify", "1.5x of reading, decompressing and hashing", f"{ours['verify'] / bare:.2f}x"),
+        ("prune", "0.2 s", f"{ours['prune']:.2f} s"),
+        ("memory, manager", "120 MB", f"{most:.0f} MiB"),
+        ("memory, agent", "80 MB", f"{agent:.0f} MiB"),
+    ]
+    if "borg" in sizes:
+        rows.append(("size", "1.02x of borg's", f"{sizes['sparsebak'][0] / sizes['borg'][0]:.3f}x"))
+    peers = [name for name in results if not name.startswith("sparsebak")]
+    lines = [
+        "How that compares: what is aimed at, and how many times longer each of the others takes.",
+        "",
+        "| work | aim | sparsebak | " + " | ".join(peers) + " |",
+        "|---|---|---|" + "---|" * len(peers),
+    ]
+    for step, aim, reached in rows:
+        theirs = (results[name].get(step, []) for name in peers)
+        times = (f"{wall(runs) / ours[step]:.1f}x" if runs and step in ours else "-" for runs in theirs)
+        lines.append(f"| {step} | {aim} | {reached} | " + " | ".join(times) + " |")
+    return lines
