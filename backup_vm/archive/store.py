@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from backup_vm.archive.archive import Archive
@@ -145,6 +144,8 @@ class Store:
         for filling in (self._filling, *(filling for _, filling in self._flying)):
             if filling.pack is not None:
                 filling.pack.abandon()
-        with suppress(OSError, sqlite3.Error):  # of the disk or the catalog that made an end of it
-            self._note()
         self._catalog.rollback()
+        try:
+            self._note()
+        except (OSError, sqlite3.Error):  # of the disk or the catalog that made an end of it
+            self._catalog.rollback()
