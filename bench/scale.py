@@ -156,15 +156,15 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()
     sizes = [tuple(int(word) for word in pair.split(":")) for pair in options.sizes.split(",")]
-    table: dict[str, list[str]] = {}
+    table: dict[str, list[tuple[float, float]]] = {}
     for chunks, count in sizes:
         work = Path(tempfile.mkdtemp(prefix="sparsebak-scale-", dir=options.work))
         try:
             build(work / "archive", chunks, count)
             for name, action in operations(work / "archive").items():
                 took, memory = measured(action)
-                table.setdefault(name, []).append(f"{took:.2f} s, {memory:.0f} MiB")
-                print(f"{chunks} chunks, {count} sessions: {name}: {table[name][-1]}", flush=True)
+                table.setdefault(name, []).append((took, memory))
+                print(f"{chunks} chunks, {count} sessions: {name}: {took:.2f} s, {memory:.0f} MiB", flush=True)
         finally:
             shutil.rmtree(work)
     heads = [f"{chunks:,} chunks ({chunks * CHUNK / (1 << 40):.2f} TiB), {count:,} sessions" for chunks, count in sizes]
@@ -174,11 +174,33 @@ def main() -> None:
         f"| operation | {' | '.join(heads)} |",
         "|---" * (len(sizes) + 1) + "|",
     ]
-    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in table.items()]
+    lines += [
+        f"| {name} | {' | '.join(f'{took:.2f} s, {memory:.0f} MiB' for took, memory in row)} |" for name, row in table.items()
+    ]
     text = "\n".join(lines) + "\n"
     print(text)
     if not options.no_write:
-        (Path(__file__).parent / "results" / f"scale-{datetime.date.today()}.md").write_text(text)
+        result = Path(__file__).parent / "results" / f"scale-{datetime.date.today()}.md"
+        result.write_text(f"{text}\n![Time and memory against size]({result.stem}.svg)\n")
+        plot([chunks for chunks, _ in sizes], table, result.with_suffix(".svg"))
+
+
+def plot(chunks: list[int], table: dict[str, list[tuple[float, float]]], target: Path) -> None:
+    """Time, and memory, of each operation against the number of chunks."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "sparsebak"
+    from matplotlib import pyplot
+
+    figure, sides = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for column, (side, what) in enumerate(zip(sides, ("seconds", "MiB of memory at the peak"), strict=True)):
+        for name, row in table.items():
+            side.plot(chunks, [cell[column] for cell in row], marker="o", label=name)
+        side.set(xscale="log", yscale="log", xlabel="chunks of 128 KiB", ylabel=what)
+        side.grid(which="major", alpha=0.3)
+    sides[0].legend(fontsize="small")
+    figure.savefig(target, metadata={"Date": None})
 
 
 if __name__ == "__main__":
