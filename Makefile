@@ -35,6 +35,7 @@ bench-profile: setup packages
 
 # Time and memory of operations as an archive grows.
 bench-scale: setup
+	$(VENV)/bin/pip install --quiet matplotlib
 	$(VENV)/bin/python -m bench.scale
 
 bench-lvm: setup packages
