@@ -130,6 +130,9 @@ def test_a_pool_nearly_full_is_left_alone(
     assert site.contents() == before
     assert len(site.snapshots()) == 1
     site.config.write_text(site.config.read_text().replace("thin_pool =", "metadata_limit = 1\ndata_limit = 99\nthin_pool ="))
+    assert cli.main(["--config", str(site.config), "monitor"]) == 0, "nothing changed, so nothing is needed"
+    with open(site.image(), "r+b") as volume:
+        volume.write(b"changed")
     assert cli.main(["--config", str(site.config), "monitor"]) == 1
     assert "extend it with: lvextend --poolmetadatasize" in capsys.readouterr().err
     assert len(site.snapshots()) == 1
