@@ -58,12 +58,14 @@ def preload(config_path: Path) -> None:
     """Import whatever a call may need, so that no call has to."""
     for service in SERVICES:
         importlib.import_module(f"dom0_agent.services.{service.lower()}")
-    modules = ["zstandard", "cryptography.hazmat.primitives.ciphers.aead", "cryptography.hazmat.primitives.kdf.hkdf", "json"]
+    ciphers = [f"cryptography.hazmat.primitives.{name}" for name in ("hashes", "ciphers.aead", "kdf.hkdf")]
+    modules = ["zstandard", *ciphers, "json", "concurrent.futures.thread"]
     with suppress(ConfigError):  # told of by the calls
         config = load(config_path)
         drivers = {volume.pool.driver for volume in config.volumes}
+        modules.append(f"dom0_agent.catalog.{config.catalog}")
         if config.catalog == "qubes":
-            modules += ["qubesadmin", "dom0_agent.catalog.qubes", "dom0_agent.importing", "dom0_agent.sources.settings"]
+            modules += ["qubesadmin", "dom0_agent.importing", "dom0_agent.sources.settings"]
             drivers |= {"lvm_thin", "reflink", "file"}
         modules += [f"dom0_agent.sources.{driver}" for driver in drivers]
     for name in modules:

@@ -8,14 +8,17 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.packs import NewPack
 from backup_vm.archive.partial import Partial
 from backup_vm.errors import DamagedError
 from wire.sealing import ZERO_ID
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 MAX_ENTRIES = 1 << 14
 """Entries after which a pack is closed, however small, so that memory stays bounded."""
@@ -51,7 +54,7 @@ class Store:
         self._flying: deque[tuple[Future[None], Filling]] = deque()
         self._settled: list[Filling] = []
         self._recorded = time.monotonic()
-        self._background = ThreadPoolExecutor(archive.storage.uploads)
+        self._background: ThreadPoolExecutor | None = None
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
 
@@ -94,6 +97,13 @@ class Store:
         while len(self._flying) >= self._archive.storage.uploads:
             self._settle()
         filling, self._filling = self._filling, Filling()
+        if filling.pack is None and not self._flying:
+            self._keep(filling)
+            return
+        if self._background is None:
+            from concurrent.futures import ThreadPoolExecutor  # here, for most runs find little or nothing changed
+
+            self._background = ThreadPoolExecutor(self._archive.storage.uploads)
         finish = filling.pack.finish if filling.pack is not None else lambda: None
         self._flying.append((self._background.submit(finish), filling))
 
@@ -102,6 +112,10 @@ class Store:
         future, filled = self._flying[0]
         future.result()
         self._flying.popleft()
+        self._keep(filled)
+
+    def _keep(self, filled: Filling) -> None:
+        """Remember a pack that is on disk, until it is time to record those there are."""
         self._settled.append(filled)
         late = time.monotonic() - self._recorded >= RECORD_SECONDS
         if late or sum(filling.entries for filling in self._settled) >= RECORD_ENTRIES:
@@ -140,7 +154,8 @@ class Store:
         """End; what is not on disk yet is given up."""
         for future, _ in self._flying:
             future.cancel()
-        self._background.shutdown(wait=True)
+        if self._background is not None:
+            self._background.shutdown(wait=True)
         for filling in (self._filling, *(filling for _, filling in self._flying)):
             if filling.pack is not None:
                 filling.pack.abandon()
