@@ -3,8 +3,10 @@
 import argparse
 import datetime
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,8 @@ from pathlib import Path
 from bench import workload
 from bench.__main__ import machine, pool_on_btrfs
 
-STEPS = ("full", "100 MiB", "2 MiB", "nothing", "assemble", "verify", "restore", "prune")
+STEPS = ("full", "100 MiB", "2 MiB", "nothing", "monitor", "assemble", "verify", "restore", "prune")
+TRACED = ("2 MiB", "nothing", "verify")
 
 
 class Bench:
@@ -39,6 +42,11 @@ class Bench:
             pass
         return process
 
+    def monitor(self) -> None:
+        """In a process of its own, as the timer in dom0 has it."""
+        command = [sys.executable, "-m", "bench.profiled", "monitor", self.lines, "--config", self.config, "monitor"]
+        subprocess.run(command, check=True, capture_output=True)
+
     def run(self, *arguments: str | Path, before: tuple[str, ...] = ()) -> str:
         command = [sys.executable, "-m", "bench.profiled", "vm", self.lines, "--agent", f"unix:{self.work}/sockets"]
         done = subprocess.run(
@@ -48,6 +56,9 @@ class Bench:
 
     def step(self, name: str, before: tuple[str, ...] = ()) -> str:
         key = ["--passphrase-file", self.work / "pw"]
+        if name == "monitor":
+            self.monitor()
+            return ""
         if name == "assemble":
             return self.run("assemble", "work/private", *key, "-o", self.work / "out", "--force", before=before)
         if name == "verify":
@@ -72,7 +83,7 @@ def profile(bench: Bench, image: Path, name: str, seed: int) -> dict[tuple[str, 
     found: dict[tuple[str, str], float] = defaultdict(float)
     for line in bench.lines.read_text().splitlines():
         told = json.loads(line)
-        if told["side"] == "vm":
+        if told["side"] == "vm" or name == "monitor":
             found["vm", "wall"] += told["wall"] + told["stages"].get("start, imports", 0)
         for stage, took in told["stages"].items():
             found[told["side"], stage] += took
@@ -84,6 +95,22 @@ def calls(trace: Path) -> str:
     rows = re.findall(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)(?:\s+\d+)?\s+(\w+)$", trace.read_text(), re.MULTILINE)
     counted = sorted(((int(count), name) for count, name in rows if name != "total"), reverse=True)
     return f"{sum(count for count, _ in counted):,}: " + ", ".join(f"{name} {count:,}" for count, name in counted[:6])
+
+
+def traced(bench: Bench, image: Path) -> dict[str, str]:
+    """System calls of the manager, and of an agent from its start to its end, for a few steps."""
+    counts, ours, theirs = {}, bench.work / "trace-vm", bench.work / "trace-agent"
+    strace = ("strace", "-f", "-c", "-o")
+    for name in TRACED:
+        if name == "2 MiB":
+            workload.change(image, 2 << 20, 40, 99)
+        agent = bench.serve(*strace, str(theirs))
+        bench.step(name, (*strace, str(ours)))
+        told = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        os.kill(int(told[0]), signal.SIGTERM)
+        agent.wait()
+        counts |= {f"manager, {name}": calls(ours), f"agent, {name}": calls(theirs)}
+    return counts
 
 
 def report(results: dict[str, dict[tuple[str, str], float]], counts: dict[str, str]) -> str:
@@ -102,7 +129,7 @@ def report(results: dict[str, dict[tuple[str, str], float]], counts: dict[str, s
     walls = [f"{found['vm', 'wall']:.2f}" for found in results.values()]
     lines.append(f"| wall | {' | '.join(walls)} |")
     if counts:
-        lines += ["", "System calls of the manager:", "", *(f"- {name}: {text}" for name, text in counts.items())]
+        lines += ["", "System calls:", "", *(f"- {name}: {text}" for name, text in counts.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -120,16 +147,9 @@ def main() -> None:
             agent = bench.serve()
             bench.run("init", bench.archive, "--label", "bench")
             results = {name: profile(bench, pool / "image", name, at) for at, name in enumerate(STEPS)}
-            counts = {}
-            if shutil.which("strace"):
-                trace = work / "trace"
-                for name in ("2 MiB", "nothing", "verify"):
-                    if name == "2 MiB":
-                        workload.change(pool / "image", 2 << 20, 40, 99)
-                    bench.step(name, ("strace", "-f", "-c", "-o", str(trace)))
-                    counts[name] = calls(trace)
             agent.terminate()
-            text = report(results, counts)
+            agent.wait()
+            text = report(results, traced(bench, pool / "image") if shutil.which("strace") else {})
             print(text)
             if not options.no_write:
                 (Path(__file__).parent / "results" / f"profile-{datetime.date.today()}.md").write_text(text)

@@ -1,4 +1,6 @@
-"""Runs a side with a clock around each stage: ``python -m bench.profiled agent|vm FILE ARGUMENT...``; adds JSON to FILE.
+"""Runs a side with a clock around each stage: ``python -m bench.profiled SIDE FILE ARGUMENT...``; adds JSON to FILE.
+
+A side is ``agent`` (a resident one, each call by itself), ``monitor`` (a command of dom0's administrator) or ``vm``.
 
 Seconds are those of all threads together; what one stage spends within another is counted in the inner one only.
 """
@@ -17,7 +19,11 @@ from typing import Any
 STARTED = time.time()
 STAGES = {
     "agent": {
-        "snapshot, delta": ["dom0_agent.rotation:Rotation.rotate", "dom0_agent.rotation:Rotation.finish"],
+        "snapshot, delta": [
+            "dom0_agent.rotation:Rotation.unchanged",
+            "dom0_agent.rotation:Rotation.rotate",
+            "dom0_agent.rotation:Rotation.finish",
+        ],
         "read": ["dom0_agent.extraction:Extraction._read"],
         "hash": ["wire.sealing:ChunkIds.of"],
         "compress, seal": ["wire.sealing:Sealer.seal"],
@@ -34,7 +40,7 @@ STAGES = {
         "store": ["backup_vm.archive.packs:NewPack.add"],
         "read packs": ["backup_vm.archive.packs:PackReader.read"],
         "index": [
-            f"backup_vm.archive.catalog:Catalog.{name}" for name in ("has", "add", "commit", "places", "free", "set_meta")
+            f"backup_vm.archive.catalog:Catalog.{name}" for name in ("has", "add_all", "commit", "places", "free", "set_meta")
         ],
         "fsync": ["backup_vm.archive.storage.local:LocalNewFile.finish"],
         "partial": ["backup_vm.archive.partial:Partial.append"],
@@ -83,14 +89,13 @@ def _tell(side: str, file: str, begun: float) -> None:
 
 def main(side: str, file: str, *arguments: str) -> int:
     """Run it."""
-    _install(side)
-    if side == "vm":
-        from backup_vm.cli import main as run
-
+    _install("vm" if side == "vm" else "agent")
+    if side != "agent":
+        run = importlib.import_module("backup_vm.cli" if side == "vm" else "dom0_agent.cli").main
         begun = time.time()
         _spent["start, imports"] = begun - STARTED
-        code = run(list(arguments))
-        _tell(side, file, begun)
+        code: int = run(list(arguments))
+        _tell("vm" if side == "vm" else "agent", file, begun)
         return code
     from dom0_agent import serving
     from dom0_agent.cli import main as agent
