@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from backup_vm.agent import Agent
+from backup_vm.archive import store
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archiver import Archiver, Report
 from backup_vm.errors import SparsebakError
@@ -74,7 +75,9 @@ def test_interrupted_again_and_again(site: Site) -> None:
     assert site.scrubbed() == []
 
 
-def test_a_dead_archiver_leaves_nothing_behind(site: Site) -> None:
+@pytest.mark.parametrize("recorded", [0, 60])
+def test_a_dead_archiver_leaves_nothing_behind(site: Site, monkeypatch: pytest.MonkeyPatch, recorded: int) -> None:
+    monkeypatch.setattr(store, "RECORD_SECONDS", recorded)
     site.image().write_bytes(os.urandom(SIZE))
 
     class Dies(CutOff):
@@ -84,7 +87,8 @@ def test_a_dead_archiver_leaves_nothing_behind(site: Site) -> None:
                 os._exit(9)
 
     assert in_child(lambda: run(site, Dies(20))) == 9
-    run(site, Progress())
+    done = run(site, Progress()).done[0]
+    assert done.resumed and (done.stored < SIZE if recorded == 0 else done.stored > SIZE), "what was recorded is not sent again"
     assert list(site.images().values())[-1] == site.image().read_bytes()
     assert site.scrubbed() == []
     assert not list(site.archive.rglob("*.partial")) and not list(site.archive.rglob("*.tmp"))
