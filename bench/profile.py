@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench import workload
 from bench.__main__ import machine, pool_on_btrfs
+from bench.tools import BIN, configure
 
 STEPS = ("full", "100 MiB", "2 MiB", "nothing", "monitor", "assemble", "verify", "restore", "prune")
 TRACED = ("2 MiB", "nothing", "verify")
@@ -25,13 +26,8 @@ class Bench:
 
     def __init__(self, pool: Path, work: Path) -> None:
         self.work, self.archive, self.lines = work, work / "archive", work / "lines"
-        self.config = work / "agent.toml"
-        self.config.write_text(
-            f'state_dir = "{work}/dom0"\n[[pool]]\nname = "p"\ndriver = "reflink"\npath = "{pool}"\n'
-            '[[volume]]\nqube = "work"\nvolume = "private"\npool = "p"\nvid = "image"\n'
-        )
-        (work / "pw").write_text("bench\n")
-        agent = [Path(sys.executable).parent / "sparsebak-agent", "--config", self.config, "archive", "add", "bench"]
+        self.config = configure(pool, work)
+        agent = [BIN / "sparsebak-agent", "--config", self.config, "archive", "add", "bench"]
         subprocess.run([*agent, "--caller", "vm", "--passphrase-file", work / "pw"], check=True, capture_output=True)
 
     def serve(self, *before: str) -> "subprocess.Popen[str]":

@@ -44,6 +44,17 @@ class Tool(Protocol):
         """End what was started."""
 
 
+def configure(pool: Path, work: Path) -> Path:
+    """Write an agent.toml for the image of a pool, and the passphrase file ``pw`` beside it."""
+    config = work / "agent.toml"
+    config.write_text(
+        f'state_dir = "{work}/dom0"\n[[pool]]\nname = "p"\ndriver = "reflink"\npath = "{pool}"\n'
+        '[[volume]]\nqube = "work"\nvolume = "private"\npool = "p"\nvid = "image"\n'
+    )
+    (work / "pw").write_text("bench\n")
+    return config
+
+
 class Sparsebak:
     """sparsebak, sealed, with a resident agent, as systemd would have it."""
 
@@ -52,12 +63,7 @@ class Sparsebak:
 
     def __init__(self, pool: Path, work: Path) -> None:
         self.pool, self.work, self.repository = pool, work, work / "sparsebak"
-        config = work / "agent.toml"
-        config.write_text(
-            f'state_dir = "{work}/dom0"\n[[pool]]\nname = "p"\ndriver = "reflink"\npath = "{pool}"\n'
-            '[[volume]]\nqube = "work"\nvolume = "private"\npool = "p"\nvid = "image"\n'
-        )
-        (work / "pw").write_text("bench\n")
+        config = configure(pool, work)
         self._agent = [BIN / "sparsebak-agent", "--config", config]
         agent = f"unix:{work}/sockets" if self.resident else f"local:{config}"
         self._tool = [BIN / "sparsebak", "--agent", agent, "--archive", self.repository]

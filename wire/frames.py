@@ -15,13 +15,13 @@ HEADER = struct.Struct("<BI")
 """Kind of a frame, and length of its payload."""
 HEADER_SIZE = HEADER.size
 
-CHUNK_FRAME = struct.Struct("<BIQ32s")
-"""HEADER, then CHUNK_HEAD. The sealed chunk follows; nothing follows for the all-zero id, and where the caller holds the
-chunk already."""
 CHUNK_HEAD = struct.Struct("<Q32s")
-"""First part of the payload of a CHUNK frame: chunk number and id."""
+"""First part of the payload of a CHUNK frame: chunk number and id. The sealed chunk follows; nothing follows for the
+all-zero id, and where the caller holds the chunk already."""
 CHUNK_HEAD_SIZE = CHUNK_HEAD.size
 """Bytes of the payload before the sealed chunk."""
+CHUNK_FRAME = struct.Struct(HEADER.format + CHUNK_HEAD.format.removeprefix("<"))
+"""HEADER, then CHUNK_HEAD."""
 
 LENGTH = struct.Struct("<I")
 """Before each sealed chunk sent to Restore and Verify."""

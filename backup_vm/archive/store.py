@@ -39,8 +39,6 @@ class Filling:
     """A pack and all that waits for it to be durable."""
 
     pack: NewPack | None = None
-    name: str | None = None
-    """The pack's, once it is on disk; what it held in memory is given up then."""
     places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     entries: int = 0
@@ -118,8 +116,6 @@ class Store:
 
     def _keep(self, filled: Filling) -> None:
         """Remember a pack that is on disk, until it is time to record those there are."""
-        if filled.pack is not None:
-            filled.name, filled.pack = filled.pack.name, None
         self._settled.append(filled)
         late = time.monotonic() - self._recorded >= RECORD_SECONDS
         if late or sum(filling.entries for filling in self._settled) >= RECORD_ENTRIES:
@@ -137,8 +133,8 @@ class Store:
         settled, self._settled = self._settled, []
         self._catalog.begin()
         for filled in settled:
-            if filled.name is not None:
-                number = self._catalog.add_pack(filled.name)
+            if filled.pack is not None:
+                number = self._catalog.add_pack(filled.pack.name)
                 self._catalog.add_all(number, [(chunk_id, *place) for chunk_id, place in filled.places.items()])
         self._catalog.commit()
         for filled in settled:

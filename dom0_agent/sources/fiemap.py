@@ -127,13 +127,14 @@ class Map:
         """The extents of these numbers."""
         return (Extent(self.logical[i], self.physical[i], self.length[i], self.flags[i]) for i in which)
 
-    def _certain(self, extent: Extent) -> bool:
-        """Whether the same extent in another file certainly holds the same bytes."""
-        return _same(extent, extent, self.encoded)
+    def _uncertain(self, rows: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+        """Those of the extents that might hold other bytes in another file, though it has them at the same place."""
+        unsure = (row for row in rows if row[3] & (ENCODED | DOUBTFUL))
+        return (row for row in unsure if not _same(Extent(*row), Extent(*row), self.encoded))
 
     def certain(self) -> bool:
         """Whether another file with this map certainly holds the same bytes."""
-        return not any(flags & DOUBTFUL for flags in self.flags) and all(count == 1 for count in self.encoded.values())
+        return next(self._uncertain(zip(*self._columns(), strict=True)), None) is None
 
     def differing(self, new: "Map") -> "tuple[array[int], array[int]]":
         """The numbers of the extents that this map and a newer one do not have in common, of each; in common are those alone
@@ -146,7 +147,7 @@ class Map:
             upto = bisect_right(new.logical, self.logical[end - 1]) if end < len(self.flags) else len(new.flags)
             a, b = self._window(start, end), new._window(other, upto)
             common = set(a).intersection(b)
-            common -= {one for one in common if one[3] & (ENCODED | DOUBTFUL) and not self._certain(Extent(*one))}
+            common -= set(self._uncertain(common))
             mine.extend(at for at, one in enumerate(a, start) if one not in common)
             others.extend(at for at, one in enumerate(b, other) if one not in common)
             start, other = end, upto

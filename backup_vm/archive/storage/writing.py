@@ -19,8 +19,8 @@ class BackgroundFile:
         self._path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._direct = -1
-        self._buffer = mmap.mmap(-1, BLOCK)
-        self._other: mmap.mmap | None = None
+        self._buffer: mmap.mmap | bytearray = mmap.mmap(-1, BLOCK)
+        self._other: mmap.mmap | bytearray | None = None
         self._used = self._offset = 0
         self._pool: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
@@ -82,10 +82,11 @@ class BackgroundFile:
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Close the file; nothing happens when it is closed. What was not synced may be lost."""
+        """Close the file and give up its memory; nothing happens when it is closed. What was not synced may be lost."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
         for fd in (self._fd, self._direct):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._direct = -1
+        self._buffer, self._other, self._used = bytearray(), None, 0
