@@ -263,7 +263,7 @@ class Archiver:
                 if kind != KIND_CHUNK or record or not following <= number < chunks:
                     raise AgentError(f"Extract {name}: the agent sent a frame that does not belong there")
                 following = number + 1
-                store.chunk(partial, number, chunk_id, payload[CHUNK_HEAD_SIZE:])
+                store.chunk(partial, number, chunk_id, memoryview(payload)[CHUNK_HEAD_SIZE:])
                 changed += 1
                 self._progress.advance(offer.chunk_size)
                 self._interrupts.check()

@@ -17,10 +17,13 @@ from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load, r
 from dom0_agent.log import ERROR, INFO, WARNING, log
 from dom0_agent.state import Store
 from wire.frames import REQUEST_KNOWN, Layout, Request, Status
+from wire.memory import keep_freed
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, Writer, read_exactly, send
 
+BLOCK = 1 << 18
+"""Bytes read at once from a caller, at most, whatever is asked for: about what a socket holds."""
 PATIENCE = 300.0
 """Seconds without a byte from the caller after which a call is given up."""
 SERVICES = ("List", "Enroll", "Monitor", "Snapshot", "Extract", "Commit", "Abort", "Verify", "Restore")
@@ -86,15 +89,20 @@ class PatientReader:
 
     def __init__(self, fd: int, patience: float = PATIENCE) -> None:
         self._fd, self._patience, self._begun = fd, patience, False
+        self._held = memoryview(b"")
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
     def read(self, size: int, /) -> bytes:
         """See Reader."""
-        if not self._poll.poll(self._patience * 1000 if self._begun else None):
-            raise CutShort(f"the caller sent nothing for {self._patience:g} seconds")
-        self._begun = True
-        return os.read(self._fd, size)
+        if not self._held:
+            if not self._poll.poll(self._patience * 1000 if self._begun else None):
+                raise CutShort(f"the caller sent nothing for {self._patience:g} seconds")
+            self._begun = True
+            self._held = memoryview(os.read(self._fd, BLOCK))
+        data = bytes(self._held[:size])
+        self._held = self._held[size:]
+        return data
 
 
 class PatientWriter:
@@ -143,6 +151,7 @@ def _caller(service: str, environ: Mapping[str, str]) -> tuple[str, str | None, 
 def run(service: str, environ: Mapping[str, str], config_path: Path, stdin: Reader, stdout: Writer) -> int:
     """Serve one call and end it with a status frame. Returns the exit code: 0, or 1 when it was refused."""
     name = f"sparsebak.{service}"
+    keep_freed()
     try:
         caller, target, argument = _caller(service, environ)
         call = Call(caller, target, argument, load(config_path), stdin, stdout)

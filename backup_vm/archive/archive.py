@@ -103,7 +103,7 @@ class Archive:
         if path.exists():
             catalog = None
             try:
-                catalog = Catalog(path, read_only=not self.storage.writable())
+                catalog = Catalog(path, read_only=not self.storage.writable(), alone=self.writing)
                 if catalog.sound_for(self.parameters.archive):
                     return catalog
             except sqlite3.DatabaseError:
@@ -138,7 +138,7 @@ class Archive:
         beside = path.with_name(path.name + ".tmp")
         self._build_catalog(beside, free)
         os.replace(beside, path)
-        return Catalog(path)
+        return Catalog(path, alone=True)
 
     def _build_catalog(self, path: Path, free: bool) -> None:
         catalog = Catalog.create(path, self.parameters.archive)

@@ -41,7 +41,7 @@ class Place(NamedTuple):
 class Catalog:
     """The open catalog. sqlite3.DatabaseError from any method means that it must be rebuilt."""
 
-    def __init__(self, path: Path, read_only: bool = False) -> None:
+    def __init__(self, path: Path, read_only: bool = False, alone: bool = False) -> None:
         self.path, self._read_only = path, read_only
         if read_only:
             self._db = sqlite3.connect(
@@ -52,6 +52,8 @@ class Catalog:
             self._db.execute("PRAGMA journal_mode=TRUNCATE")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA temp_store=FILE")
+        if alone:  # the archive's own lock sees to it, so that SQLite need not look for others at every statement
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA cache_size=-16384")
 
     @classmethod

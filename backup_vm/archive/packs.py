@@ -36,7 +36,7 @@ class Packed(NamedTuple):
     checksum: bytes
 
 
-def checksum(data: bytes) -> bytes:
+def checksum(data: bytes | memoryview) -> bytes:
     """XXH3-128."""
     return xxhash.xxh3_128_digest(data)
 
@@ -56,7 +56,7 @@ class NewPack:
         """Bytes written so far."""
         return self._file.size
 
-    def add(self, chunk_id: bytes, sealed: bytes) -> int:
+    def add(self, chunk_id: bytes, sealed: bytes | memoryview) -> int:
         """Append a sealed chunk; returns its offset."""
         offset, digest = self._file.size + ENTRY_SIZE, checksum(sealed)
         self._index.append(INDEX_ENTRY.pack(offset, len(sealed), chunk_id, digest))

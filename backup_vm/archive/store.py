@@ -58,7 +58,7 @@ class Store:
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
 
-    def chunk(self, partial: Partial, number: int, chunk_id: bytes, sealed: bytes) -> None:
+    def chunk(self, partial: Partial, number: int, chunk_id: bytes, sealed: bytes | memoryview) -> None:
         """Take a chunk: ``sealed`` is empty for zeros, and for what the archive must hold already."""
         filling = self._filling
         if chunk_id != ZERO_ID and not self.holds(chunk_id):

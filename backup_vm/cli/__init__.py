@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Collection
@@ -11,6 +12,7 @@ from types import FrameType
 from backup_vm.errors import Exit, SparsebakError
 from backup_vm.text import journal_prefix
 from wire import VERSION
+from wire.memory import keep_freed
 from wire.names import printable
 
 COMMANDS = (
@@ -47,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     options = parser(words).parse_args(words)
     signal.signal(signal.SIGTERM, _interrupt)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: nothing here multiplies matrices, and its threads spin
+    keep_freed()
     try:
         return int(options.run(options))
     except SparsebakError as error:

@@ -19,7 +19,7 @@ class NewFile(Protocol):
 
     size: int
 
-    def write(self, *parts: bytes) -> None:
+    def write(self, *parts: bytes | memoryview) -> None:
         """Append."""
 
     def finish(self) -> None:

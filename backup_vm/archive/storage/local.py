@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from backup_vm.archive.storage import LOCK, TEMPORARY
-from backup_vm.archive.storage.writing import BackgroundFile
+from backup_vm.archive.storage.writing import BackgroundFile, Blocks
 from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
 from wire.durable import Busy, lock, make_directory, sync_directory, write_synced
 
@@ -21,13 +21,13 @@ _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01  # linux/falloc.h
 class LocalNewFile:
     """See NewFile."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, blocks: Blocks) -> None:
         self._path, self._temporary = path, path.with_name(path.name + TEMPORARY)
         make_directory(path.parent)
-        self._file = BackgroundFile(self._temporary)
+        self._file = BackgroundFile(self._temporary, blocks)
         self.size = 0
 
-    def write(self, *parts: bytes) -> None:
+    def write(self, *parts: bytes | memoryview) -> None:
         """See NewFile."""
         for part in parts:
             self._file.write(part)
@@ -69,6 +69,7 @@ class LocalStorage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._blocks = Blocks()
 
     def describe(self, name: str = "") -> str:
         """See Storage."""
@@ -139,7 +140,7 @@ class LocalStorage:
 
     def create(self, name: str) -> LocalNewFile:
         """See Storage."""
-        return LocalNewFile(self.root / name)
+        return LocalNewFile(self.root / name, self._blocks)
 
     def write(self, name: str, *parts: bytes, mode: int = 0o644) -> None:
         """See Storage."""

@@ -214,7 +214,7 @@ class _Upload:
         self._file = open(self._path, "wb", buffering=1 << 20)
         self.size = 0
 
-    def write(self, *parts: bytes) -> None:
+    def write(self, *parts: bytes | memoryview) -> None:
         """See NewFile."""
         for part in parts:
             self._file.write(part)

@@ -12,20 +12,41 @@ from pathlib import Path
 BLOCK = 4 << 20
 
 
+class Blocks:
+    """Memory that one file after another is written from: new pages would cost nearly as much as writing them."""
+
+    _KEPT = 4
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+
+    def take(self) -> mmap.mmap:
+        """A block of BLOCK bytes with anything in it."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return mmap.mmap(-1, BLOCK)
+
+    def give(self, block: mmap.mmap) -> None:
+        """Give back a block that nobody uses any more."""
+        if len(self._free) < self._KEPT:
+            self._free.append(block)
+
+
 class BackgroundFile:
     """A new file. OSError from any method means that it cannot be written."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, blocks: Blocks) -> None:
+        self._path, self._blocks = path, blocks
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._direct = -1
-        self._buffer: mmap.mmap | bytearray = mmap.mmap(-1, BLOCK)
-        self._other: mmap.mmap | bytearray | None = None
+        self._buffer = blocks.take()
+        self._other: mmap.mmap | None = None
         self._used = self._offset = 0
         self._pool: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append."""
         view = memoryview(data)
         while view:
@@ -42,10 +63,9 @@ class BackgroundFile:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1)
             self._direct = self._open_direct()
-            self._other = mmap.mmap(-1, BLOCK)
         full, offset = self._buffer, self._offset
         self._pending = self._pool.submit(self._write, memoryview(full), offset)
-        self._buffer, self._other = self._other or mmap.mmap(-1, BLOCK), full
+        self._buffer, self._other = self._other or self._blocks.take(), full
         self._used, self._offset = 0, offset + BLOCK
 
     def _open_direct(self) -> int:
@@ -82,11 +102,15 @@ class BackgroundFile:
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Close the file and give up its memory; nothing happens when it is closed. What was not synced may be lost."""
+        """Close the file and give its blocks back; nothing happens when it is closed. What was not synced may be lost."""
+        if self._fd < 0:
+            return
         if self._pool is not None:
             self._pool.shutdown(wait=True)
         for fd in (self._fd, self._direct):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._direct = -1
-        self._buffer, self._other, self._used = bytearray(), None, 0
+        for block in (self._buffer, self._other):
+            if block is not None:
+                self._blocks.give(block)

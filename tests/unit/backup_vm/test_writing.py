@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backup_vm.archive.storage import writing
-from backup_vm.archive.storage.writing import BackgroundFile
+from backup_vm.archive.storage.writing import BackgroundFile, Blocks
 
 
 @given(st.lists(st.integers(0, 40_000), max_size=12), st.booleans())
@@ -23,7 +23,7 @@ def test_what_is_written_is_there(tmp_path_factory: pytest.TempPathFactory, size
         patch.setattr(writing, "BLOCK", 16384)
         if not direct:
             patch.setattr(BackgroundFile, "_open_direct", lambda _: -1)
-        file = BackgroundFile(path)
+        file = BackgroundFile(path, Blocks())
         for part in parts:
             file.write(part)
         file.sync()
@@ -38,7 +38,7 @@ def test_errors_are_told_at_the_latest_when_it_is_synced(tmp_path: Path, monkeyp
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(writing, "BLOCK", 4096)
-    file = BackgroundFile(tmp_path / "file")
+    file = BackgroundFile(tmp_path / "file", Blocks())
     monkeypatch.setattr(os, "pwrite", fail)
     with pytest.raises(OSError, match=os.strerror(number)):
         for _ in range(5):
@@ -57,14 +57,14 @@ def test_where_direct_writing_is_refused_it_goes_another_way(tmp_path: Path, mon
 
     monkeypatch.setattr(writing, "BLOCK", 4096)
     monkeypatch.setattr(os, "open", no_direct)
-    file = BackgroundFile(tmp_path / "file")
+    file = BackgroundFile(tmp_path / "file", Blocks())
     file.write(b"x" * 10_000)
     file.sync()
     file.close()
     assert (tmp_path / "file").read_bytes() == b"x" * 10_000
     monkeypatch.undo()
     monkeypatch.setattr(writing, "BLOCK", 4096)
-    file = BackgroundFile(tmp_path / "other")
+    file = BackgroundFile(tmp_path / "other", Blocks())
     written = os.pwrite
 
     def unaligned(fd: int, data: Any, offset: int) -> int:

@@ -15,6 +15,7 @@ from dom0_agent.config import load
 from tests.kit import Site, change, fill
 from wire.frames import HEADER, HEADER_SIZE, KIND_STATUS, Request, Status
 from wire.status import Code
+from wire.stream import read_exactly
 
 SIZE = 20 * 65536
 
@@ -147,3 +148,21 @@ def test_a_symbolic_link_is_not_followed(ready: Site, tmp_path: Path) -> None:
     secret.write_text("secret")
     ready.image().symlink_to(secret)
     assert call(ready, "Snapshot", Request(archive=archive_id(ready)).build()) == Code.SOURCE_FAILED
+
+
+@given(st.binary(max_size=3000), st.lists(st.integers(1, 700), max_size=20), st.integers(1, 512))
+def test_what_comes_is_read_whatever_is_asked_for_at_a_time(data: bytes, sizes: list[int], block: int) -> None:
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, data)
+        os.close(writing)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service, "BLOCK", block)
+            reader, got = service.PatientReader(reading), b""
+            for size in sizes:
+                wanted = min(size, len(data) - len(got))
+                got += read_exactly(reader, wanted) if wanted else b""
+            assert got == data[: len(got)]
+            assert b"".join(iter(lambda: reader.read(100), b"")) == data[len(got) :]
+    finally:
+        os.close(reading)
