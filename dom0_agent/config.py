@@ -100,7 +100,7 @@ class Config:
     state_dir: Path
     volumes: tuple[Volume, ...]
     threads: int = 2
-    compression_level: int = 3
+    compression_level: int = 2
     chunk_padding: int = 0
     allow_restore: frozenset[tuple[str, str]] = field(default_factory=frozenset)
     catalog: str = "static"
@@ -144,7 +144,7 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
         state_dir=base / _text(raw, "state_dir"),
         volumes=volumes,
         threads=_number(raw, "threads", min(os.cpu_count() or 1, 4), 1, 64),
-        compression_level=_number(raw, "compression_level", 3, 1, 19),
+        compression_level=_number(raw, "compression_level", Config.compression_level, 1, 19),
         chunk_padding=_number(raw, "chunk_padding", 0, 0, CHUNK_SIZES[-1]),
         allow_restore=frozenset(_allowed(entry) for entry in raw.get("allow_restore", [])),
         catalog=catalog,
