@@ -75,7 +75,8 @@ def one_round(kinds: list[type[Tool]], pool: Path, work: Path, number: int, resu
 
     def without(name: str, error: RuntimeError) -> None:
         print(f"{name}: left out: {' '.join(str(error).split())[-300:]}", flush=True)
-        tools.pop(name, None)
+        if name in tools:
+            tools.pop(name)[0].close()
         results.pop(name, None)
 
     for kind in kinds:

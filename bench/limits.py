@@ -42,6 +42,7 @@ def limits(image: Path, work: Path) -> dict[str, Measured]:
     run([sys.executable, "-m", "bench.limits", "pack", packed, chunks])
     hashing = "import hashlib,sys;hashlib.file_digest(open(sys.argv[1],'rb'),'blake2b')"
     found = {
+        "zstd -2 -T2": run(["zstd", "-q", "-f", "-2", "-T2", packed, "-o", work / "packed.zst"]),
         "zstd -3 -T2": run(["zstd", "-q", "-f", "-3", "-T2", packed, "-o", work / "packed.zst"]),
         "BLAKE2b, one thread": run([sys.executable, "-c", hashing, packed]),
         "plain copy": run(["cp", packed, target]),

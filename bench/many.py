@@ -4,15 +4,13 @@ import argparse
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
-import threading
 from pathlib import Path
 
 from bench.__main__ import pool_on_btrfs
 from bench.measure import run
+from bench.tools import BIN, serve
 
-BIN = Path(sys.executable).parent
 MIB = 1 << 20
 
 
@@ -35,9 +33,7 @@ def main() -> None:
         (work / "pw").write_text("bench\n")
         agent = [BIN / "sparsebak-agent", "--config", config]
         run([*agent, "archive", "add", "bench", "--caller", "vm", "--passphrase-file", work / "pw"])
-        process = subprocess.Popen([*agent, "serve", "--listen", work / "sockets"], stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None and "ready" in process.stderr.readline()
-        threading.Thread(target=process.stderr.read, daemon=True).start()
+        process = serve(agent, work)
         for kind, where in (("resident", f"unix:{work}/sockets"), ("service files", f"local:{config}")):
             tool = [BIN / "sparsebak", "--agent", where, "--archive", work / "archive"]
             if kind == "resident":

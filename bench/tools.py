@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +56,14 @@ def configure(pool: Path, work: Path) -> Path:
     return config
 
 
+def serve(agent: Sequence[str | Path], work: Path) -> "subprocess.Popen[str]":
+    """Start a resident agent that listens in ``sockets`` of the work folder."""
+    process = subprocess.Popen([*agent, "serve", "--listen", work / "sockets"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and "ready" in process.stderr.readline()
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    return process
+
+
 class Sparsebak:
     """sparsebak, sealed, with a resident agent, as systemd would have it."""
 
@@ -67,17 +76,10 @@ class Sparsebak:
         self._agent = [BIN / "sparsebak-agent", "--config", config]
         agent = f"unix:{work}/sockets" if self.resident else f"local:{config}"
         self._tool = [BIN / "sparsebak", "--agent", agent, "--archive", self.repository]
-        self._process = self._serve() if self.resident else None
+        self._process = serve(self._agent, work) if self.resident else None
         self._peak = ChildrenPeak(self._process.pid) if self._process else None
         run([*self._agent, "archive", "add", "bench", "--caller", "vm", "--passphrase-file", work / "pw"])
         run([*self._tool, "init", self.repository, "--label", "bench"])
-
-    def _serve(self) -> "subprocess.Popen[str]":
-        command = [*self._agent, "serve", "--listen", self.work / "sockets"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None and "ready" in process.stderr.readline()
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        return process
 
     def close(self) -> None:
         """See Tool."""

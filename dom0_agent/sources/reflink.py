@@ -6,7 +6,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Range
@@ -27,47 +27,47 @@ class ReflinkSource(DirectorySource):
 
     def unchanged(self, number: int) -> bool:
         """See Source. Both files lie at the same places, and writing would have moved the image's."""
-        image, base = self._open_image(), self.open(number)
-        try:
-            size = os.fstat(base).st_size
-            return os.fstat(image).st_size == size and still_there(image, base, size, _remembered(base))
-        except OSError as error:
-            raise failed(f"{self.name}: cannot read the map of the image", error) from None
-        finally:
-            os.close(image)
-            os.close(base)
+        with _closing(self._open_image()) as image, _closing(self.open(number)) as base:
+            try:
+                size = os.fstat(base).st_size
+                return os.fstat(image).st_size == size and still_there(image, base, size, _remembered(base))
+            except OSError as error:
+                raise failed(f"{self.name}: cannot read the map of the image", error) from None
 
     def delta(self, old: int, new: int) -> Iterator[Range]:
         """See Source. After a base that does not stop moving, everything counts as changed."""
-        a, b = self.open(old), self.open(new)
-        try:
-            size = min(os.fstat(a).st_size, os.fstat(b).st_size)
-            whole = os.fstat(a).st_size == os.fstat(b).st_size == size
-            changed, digest = changed_ranges(a, b, size, _remembered(a) if whole else None, _ATTEMPTS)
+        with _closing(self.open(old)) as a, _closing(self.open(new)) as b:
+            try:
+                size = min(os.fstat(a).st_size, os.fstat(b).st_size)
+                whole = os.fstat(a).st_size == os.fstat(b).st_size == size
+                changed, digest = changed_ranges(a, b, size, _remembered(a) if whole else None, _ATTEMPTS)
+            except OSError as error:
+                raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
             if whole:
                 _remember(b, digest)
-            if changed is None:
-                log(WARNING, f"{self.name}: the file system keeps moving blocks; taking everything as changed")
-                changed = [(0, size)]
-            yield from changed
-        except OSError as error:
-            raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
-        finally:
-            os.close(a)
-            os.close(b)
+        if changed is None:
+            log(WARNING, f"{self.name}: the file system keeps moving blocks; taking everything as changed")
+            changed = [(0, size)]
+        yield from changed
 
     def held(self) -> int:
         """See Source."""
         return sum(self._exclusive(number) for number in self.snapshots())
 
     def _exclusive(self, number: int) -> int:
-        fd = self.open(number)
-        try:
-            return exclusive(fd, os.fstat(fd).st_size)
-        except OSError as error:
-            raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
-        finally:
-            os.close(fd)
+        with _closing(self.open(number)) as fd:
+            try:
+                return exclusive(fd, os.fstat(fd).st_size)
+            except OSError as error:
+                raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
+
+
+@contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _remembered(fd: int) -> bytes | None:
