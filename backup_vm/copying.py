@@ -126,9 +126,8 @@ def _strangers_before(target: Archive, series: list[Session], session: Session, 
 
 def _columns(source: Archive, session: Session) -> Iterator[list[tuple[int, bytes]]]:
     """The entries of a session file, in parts."""
-    numbers, ids = sessions.columns(source.storage, session)
-    for at in range(0, len(numbers), _SLICE):
-        yield list(zip(numbers[at : at + _SLICE].tolist(), split(ids[at : at + _SLICE]), strict=True))
+    for numbers, ids in sessions.columns(source.storage, session).slices(_SLICE):
+        yield list(zip(numbers.tolist(), split(ids), strict=True))
 
 
 def _image_entries(source: Archive, series: list[Session], session: Session) -> Iterator[list[tuple[int, bytes]]]:

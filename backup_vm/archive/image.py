@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 WINDOW = 32768
 """Chunks looked at together; a whole number of pages of 1,024."""
+_KEPT = 16
+"""Windows after which memory that session files take is let go of."""
 
 
 class Image:
@@ -32,18 +34,21 @@ class Image:
         import numpy as np
 
         window = np.zeros((end - first, ID_SIZE), np.uint8)
-        for session, (numbers, ids) in zip(self.sessions, self._columns, strict=True):
+        for session, one in zip(self.sessions, self._columns, strict=True):
             if session.inherit < end:
                 window[max(session.inherit - first, 0) :] = 0
-            low, high = np.searchsorted(numbers, [np.uint64(first), np.uint64(end)])
+            low, high = np.searchsorted(one.numbers, [np.uint64(first), np.uint64(end)])
             if low < high:
-                window[(numbers[low:high] - np.uint64(first)).astype(np.intp)] = ids[low:high]
+                window[(one.numbers[low:high] - np.uint64(first)).astype(np.intp)] = one.ids[low:high]
         return window
 
     def arrays(self) -> "Iterator[tuple[int, Ids]]":
         """First chunk number and ids of each window of the image, in order, as arrays."""
         for first in range(0, self.chunks, WINDOW):
             yield first, self.ids(first, min(first + WINDOW, self.chunks))
+            if first // WINDOW % _KEPT == _KEPT - 1:
+                for one in self._columns:
+                    one.forget()
 
     def windows(self) -> Iterator[tuple[int, list[bytes]]]:
         """First chunk number and ids of each window of the image, in order."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 WINDOW = 1 << 16
 """Chunk numbers looked at together."""
+_KEPT = 8
+"""Windows after which memory that session files take is let go of."""
 _BLOCK = 1 << 20
 
 
@@ -26,7 +28,7 @@ class Merge:
     def __init__(self, storage: Storage, series: list[Session]) -> None:
         self._storage, self._series = storage, series
         self._columns = [sessions.columns(storage, session) for session in series]
-        self._end = max((int(numbers[-1]) + 1 for numbers, _ in self._columns if len(numbers)), default=0)
+        self._end = max((int(one.numbers[-1]) + 1 for one in self._columns if len(one.numbers)), default=0)
 
     def windows(self) -> "Iterator[tuple[Numbers, Ids, list[Ids]]]":
         """Of each window: chunk numbers and ids that are left, and the ids that were superseded."""
@@ -35,19 +37,22 @@ class Merge:
         for first in range(0, self._end, WINDOW):
             ids, held = np.zeros((WINDOW, ID_SIZE), np.uint8), np.zeros(WINDOW, np.bool_)
             superseded: list[Ids] = []
-            for session, (numbers, column) in zip(self._series, self._columns, strict=True):
+            for session, columns in zip(self._series, self._columns, strict=True):
                 if session.inherit < first + WINDOW:
                     cut = held.copy()
                     cut[: max(session.inherit - first, 0)] = False
                     superseded.append(ids[cut])
                     held &= ~cut
-                low, high = np.searchsorted(numbers, [np.uint64(first), np.uint64(first + WINDOW)])
+                low, high = np.searchsorted(columns.numbers, [np.uint64(first), np.uint64(first + WINDOW)])
                 if low < high:
-                    at = (numbers[low:high] - np.uint64(first)).astype(np.intp)
+                    at = (columns.numbers[low:high] - np.uint64(first)).astype(np.intp)
                     superseded.append(ids[at[held[at]]])
-                    ids[at], held[at] = column[low:high], True
+                    ids[at], held[at] = columns.ids[low:high], True
             left = np.flatnonzero(held)
             yield (left + first).astype("<u8"), ids[left], superseded
+            if first // WINDOW % _KEPT == _KEPT - 1:
+                for columns in self._columns:
+                    columns.forget()
 
     def store(self, superseded: IO[bytes]) -> Session:
         """Store the last session with all that is left in it; ids that were superseded are appended to ``superseded``."""

@@ -84,8 +84,8 @@ def _merge(archive: Archive, run: list[Session], successor: Session | None, cand
         Merge(archive.storage, [*run, successor]).store(candidates)
         return
     for session in run:
-        _, ids = sessions.columns(archive.storage, session)
-        candidates.write(ids.data if len(ids) else b"")
+        for _, ids in sessions.columns(archive.storage, session).slices():
+            candidates.write(ids.tobytes())
 
 
 def drop_partial(archive: Archive, name: str, ids: Iterable[bytes]) -> None:

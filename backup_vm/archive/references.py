@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Ids, Numbers
 
-_SLICE = 1 << 16
 _SLAB = 1 << 18
 """Ids looked for together: about 25 MiB of memory."""
 
@@ -21,9 +20,8 @@ def columns(archive: "Archive") -> "Iterator[Ids]":
     import numpy as np
 
     for name in archive.session_files():
-        _, ids = sessions.columns(archive.storage, sessions.load(archive.storage, name))
-        for at in range(0, len(ids), _SLICE):
-            yield ids[at : at + _SLICE]
+        for _, ids in sessions.columns(archive.storage, sessions.load(archive.storage, name)).slices():
+            yield ids
     for one in archive.partials():
         for raw in one.ids():
             yield np.frombuffer(raw, np.uint8).reshape(-1, ID_SIZE)

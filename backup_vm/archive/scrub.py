@@ -10,6 +10,7 @@ from backup_vm.archive import catalog as catalogs
 from backup_vm.archive import notes, packs, sessions
 from backup_vm.archive.archive import RESCAN, Archive
 from backup_vm.archive.format import ENTRY, ENTRY_SIZE, PACK_HEAD_SIZE
+from backup_vm.archive.image import split
 from backup_vm.archive.packs import Packed, checksum
 from backup_vm.archive.storage import Reader
 from backup_vm.errors import DamagedError
@@ -150,10 +151,10 @@ def _users(archive: Archive, chunk_id: bytes) -> tuple[str, ...]:
     wanted, users = np.frombuffer(chunk_id, np.uint8), []
     for name in archive.session_files():
         try:
-            _, ids = sessions.columns(archive.storage, sessions.load(archive.storage, name))
+            columns = sessions.columns(archive.storage, sessions.load(archive.storage, name))
         except DamagedError:
             continue
-        if (ids == wanted).all(axis=1).any():
+        if any((ids == wanted).all(axis=1).any() for _, ids in columns.slices()):
             users.append(name)
     return tuple(users)
 
@@ -162,10 +163,9 @@ def _missing(archive: Archive) -> Iterator[Finding]:
     """Chunks that a session lists and no pack holds."""
     for name in archive.session_files():
         session = sessions.load(archive.storage, name)
-        _, ids = sessions.columns(archive.storage, session)
         lacking = 0
-        for at in range(0, len(ids), 1 << 14):
-            wanted = {row.tobytes() for row in ids[at : at + (1 << 14)]} - {ZERO_ID}
+        for _, ids in sessions.columns(archive.storage, session).slices():
+            wanted = set(split(ids)) - {ZERO_ID}
             lacking += len(wanted - archive.catalog.places(wanted).keys())
         if lacking:
             _rescan(archive, name)

@@ -5,6 +5,7 @@ of earlier sessions at or beyond it do not count (a volume that was shrunk and g
 """
 
 import hashlib
+import mmap
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     Ids = NDArray[np.uint8]
 
 SUFFIX = ".session"
+SLICE = 1 << 16
+"""Rows of columns looked at together, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,32 @@ def _parts(head: bytes, numbers: Iterable[bytes], ids: Iterable[bytes]) -> Itera
     yield from ids
 
 
-def columns(storage: Storage, session: Session) -> "tuple[Numbers, Ids]":
-    """The two columns, mapped, not read: uint64[count] and uint8[count, 32]."""
-    import numpy as np
+class Columns:
+    """The two columns of a session file, mapped, not read: ``numbers`` uint64[count] and ``ids`` uint8[count, 32]."""
 
-    if session.count == 0:
-        return np.empty(0, np.uint64), np.empty((0, ID_SIZE), np.uint8)
-    path: Path = storage.local(session.file)
-    numbers = np.memmap(path, "<u8", "r", SESSION_HEAD_SIZE, (session.count,))
-    ids = np.memmap(path, np.uint8, "r", SESSION_HEAD_SIZE + 8 * session.count, (session.count, ID_SIZE))
-    return numbers, ids
+    def __init__(self, path: Path, count: int) -> None:
+        import numpy as np
+
+        with open(path, "rb") as file:
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.numbers: Numbers = np.frombuffer(self._mapped, "<u8", count, SESSION_HEAD_SIZE)
+        ids = np.frombuffer(self._mapped, np.uint8, count * ID_SIZE, SESSION_HEAD_SIZE + 8 * count)
+        self.ids: Ids = ids.reshape(count, ID_SIZE)
+
+    def forget(self) -> None:
+        """Let go of the memory that what was looked at takes; looked at again, it is read again.
+
+        Whatever goes through much of a file does this now and then, so that it takes no more memory for a long one.
+        """
+        self._mapped.madvise(mmap.MADV_DONTNEED)
+
+    def slices(self, rows: int = SLICE) -> "Iterator[tuple[Numbers, Ids]]":
+        """Both columns in parts of so many rows, from the first to the last; what was is forgotten."""
+        for at in range(0, len(self.numbers), rows):
+            yield self.numbers[at : at + rows], self.ids[at : at + rows]
+            self.forget()
+
+
+def columns(storage: Storage, session: Session) -> Columns:
+    """The two columns of a session file."""
+    return Columns(storage.local(session.file), session.count)

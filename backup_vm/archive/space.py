@@ -73,14 +73,14 @@ class Account:
         self._by_session: dict[str, Indexes] = {}
         for series in volumes.values():
             for session in series:
-                at = self._by_session[session.file] = self._indexes(sessions.columns(self._storage, session)[1])
+                at = self._by_session[session.file] = self._indexes(sessions.columns(self._storage, session).ids)
                 np.add.at(self._uses, at, 1)
 
     def _indexes(self, ids: "NDArray[np.uint8]") -> "Indexes":
         """Where the chunks of an id column stand in the account; zeros and what is missing stand at the end."""
         import numpy as np
 
-        these = key(np.asarray(ids))
+        these = key(ids)
         at = np.searchsorted(self._keys, these)
         missing = np.full(len(these), len(self._keys))
         if not len(self._keys):
@@ -141,6 +141,6 @@ class Account:
 
         if len(run) > 2:
             return [self._indexes(part) for *_, parts in Merge(self._storage, run).windows() for part in parts]
-        old, new = (sessions.columns(self._storage, session)[0] for session in run)
+        old, new = (sessions.columns(self._storage, session).numbers for session in run)
         gone = np.isin(old, new, assume_unique=True) | (old >= np.uint64(run[1].inherit))
         return [self._by_session[run[0].file][gone]]

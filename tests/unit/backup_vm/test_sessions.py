@@ -51,8 +51,8 @@ def ids_of(storage: LocalStorage, series: list[Session]) -> list[bytes]:
 
 
 def entries(storage: LocalStorage, session: Session) -> dict[int, bytes]:
-    numbers, ids = sessions.columns(storage, session)
-    return dict(zip(numbers.tolist(), split(ids), strict=True))
+    columns = sessions.columns(storage, session)
+    return dict(zip(columns.numbers.tolist(), split(columns.ids), strict=True))
 
 
 @given(st.lists(step, min_size=1, max_size=6), st.data())
@@ -84,8 +84,9 @@ def test_a_session_file_is_read_back(tmp_path: Path) -> None:
     (session,), _ = build(storage, [(12, True, {3: b"x" * 32, 7: b"y" * 32})])
     assert sessions.load(storage, session.file) == session
     sessions.check(storage, session)
-    numbers, ids = sessions.columns(storage, session)
-    assert numbers.tolist() == [3, 7] and split(ids) == [b"x" * 32, b"y" * 32]
+    columns = sessions.columns(storage, session)
+    assert columns.numbers.tolist() == [3, 7] and split(columns.ids) == [b"x" * 32, b"y" * 32]
+    assert [(numbers.tolist(), split(ids)) for numbers, ids in columns.slices(1)] == [([3], [b"x" * 32]), ([7], [b"y" * 32])]
 
 
 def test_a_session_under_another_name_is_refused(tmp_path: Path) -> None:
