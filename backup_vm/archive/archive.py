@@ -144,7 +144,12 @@ class Archive:
         catalog = Catalog.create(path, self.parameters.archive)
         catalog.begin()
         for name in self.storage.names("packs", packs.SUFFIX):
-            self._index_pack(catalog, name)
+            number = catalog.add_pack(name)
+            catalog.gather(number, ((entry.id, entry.offset, entry.length) for entry in self._entries(name)))
+        twice = catalog.add_gathered()
+        with packs.PackReader(self.storage) as reader:
+            for chunk_id, number, offset, length in twice:
+                self._choose(catalog, reader, packs.Packed(chunk_id, offset, length, b""), number)
         self._drop_unreferenced(catalog, free)
         catalog.commit()
         catalog.close()
@@ -169,17 +174,19 @@ class Archive:
             catalog.set_meta("limbo", "rebuilt")
 
     def _index_pack(self, catalog: Catalog, name: str) -> None:
-        number = catalog.add_pack(name)
-        try:
-            entries = packs.read_index(self.storage, name, self.parameters.archive)
-        except DamagedError as error:
-            self.warnings.append(f"{error}; its chunks were found without it")
-            entries = list(packs.scan(self.storage, name, self.parameters.chunk_size))
+        number, entries = catalog.add_pack(name), self._entries(name)
         twice = set(catalog.add_all(number, [(entry.id, entry.offset, entry.length) for entry in entries]))
         with packs.PackReader(self.storage) as reader:
             for entry in entries if twice else ():
                 if entry.id in twice:
                     self._choose(catalog, reader, entry, number)
+
+    def _entries(self, name: str) -> list[packs.Packed]:
+        try:
+            return packs.read_index(self.storage, name, self.parameters.archive)
+        except DamagedError as error:
+            self.warnings.append(f"{error}; its chunks were found without it")
+            return list(packs.scan(self.storage, name, self.parameters.chunk_size))
 
     @staticmethod
     def _choose(catalog: Catalog, reader: packs.PackReader, entry: packs.Packed, number: int) -> None:

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 NAME = "catalog.sqlite"
 VERSION = 1
-_SCHEMA = """
+_BY_PACK = "CREATE INDEX chunks_by_pack ON chunks (pack)"
+_SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE packs (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)
     WITHOUT ROWID;
-CREATE INDEX chunks_by_pack ON chunks (pack);
+{_BY_PACK};
 CREATE TABLE freed (pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL);
 """
 _INDEX = "CREATE INDEX IF NOT EXISTS freed_by_pack ON freed (pack)"
@@ -145,6 +146,36 @@ class Catalog:
                 twice.append(chunk_id)
         return twice
 
+    def gather(self, pack: int, chunks: Iterable[tuple[bytes, int, int]]) -> None:
+        """Take chunks of a pack, as ``add_all`` does, for ``add_gathered`` to add."""
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS gathered (id BLOB, pack INTEGER, offset INTEGER, length INTEGER)")
+        rows = ((chunk_id, pack, offset, length) for chunk_id, offset, length in chunks)
+        self._db.executemany("INSERT INTO gathered VALUES (?, ?, ?, ?)", rows)
+
+    def add_gathered(self) -> list[tuple[bytes, int, int, int]]:
+        """Add all that was gathered, in the order of the ids: many chunks at random take many times as long.
+
+        Returns id, pack, offset and length of those whose ids are there already, in another place.
+        """
+        twice: list[tuple[bytes, int, int, int]] = []
+
+        def once(rows: Iterable[tuple[bytes, int, int, int]]) -> Iterator[tuple[bytes, int, int, int]]:
+            last = b""
+            for row in rows:
+                if row[0] == last:
+                    twice.append(row)
+                else:
+                    last = row[0]
+                    yield row
+
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS gathered (id BLOB, pack INTEGER, offset INTEGER, length INTEGER)")
+        self._db.execute("DROP INDEX chunks_by_pack")
+        rows = self._db.execute("SELECT id, pack, offset, length FROM gathered ORDER BY id, pack, offset")
+        self._db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?)", once(rows))
+        self._db.execute(_BY_PACK)
+        self._db.execute("DROP TABLE gathered")
+        return twice
+
     def put(self, chunk_id: bytes, pack: int, offset: int, length: int) -> None:
         """Add a chunk, or say where it lies now."""
         self._db.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?)", (chunk_id, pack, offset, length))
@@ -226,8 +257,11 @@ class Catalog:
     def drop_unreferenced(self, references: Iterable[Iterable[bytes]], free: bool) -> int:
         """Take every chunk that is not among the references out, to ``freed`` if so wanted; returns how many."""
         self._db.execute("CREATE TEMP TABLE referenced (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("CREATE TEMP TABLE listed (id BLOB)")
         for ids in references:
-            self._db.executemany("INSERT OR IGNORE INTO referenced VALUES (?)", ((chunk_id,) for chunk_id in ids))
+            self._db.executemany("INSERT INTO listed VALUES (?)", ((chunk_id,) for chunk_id in ids))
+        self._db.execute("INSERT OR IGNORE INTO referenced SELECT id FROM listed ORDER BY id")  # at random takes longer
+        self._db.execute("DROP TABLE listed")
         dead = "FROM chunks WHERE id NOT IN (SELECT id FROM referenced)"
         if free:
             self._db.execute(f"INSERT INTO freed SELECT pack, offset, length {dead}")  # noqa: S608

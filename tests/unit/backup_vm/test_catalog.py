@@ -1,0 +1,39 @@
+"""The catalog made in one go has what chunks that were added one by one would have."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backup_vm.archive.catalog import Catalog
+
+chunk = st.integers(0, 12).map(lambda number: bytes([number * 19 % 256]) * 32)
+
+
+@given(st.lists(st.lists(chunk, max_size=8), max_size=5), st.lists(chunk, max_size=10), st.booleans())
+def test_in_one_go_or_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, packs: list[list[bytes]], references: list[bytes], free: bool
+) -> None:
+    folder: Path = tmp_path_factory.mktemp("catalogs")
+    gathered = Catalog.create(folder / "gathered.sqlite", bytes(16))
+    gathered.begin()
+    first: dict[bytes, tuple[int, int]] = {}
+    twice = set()
+    for at, ids in enumerate(packs):
+        number = gathered.add_pack(f"packs/00/{at}.pack")
+        gathered.gather(number, [(chunk_id, offset, 7) for offset, chunk_id in enumerate(ids)])
+        for offset, chunk_id in enumerate(ids):
+            if first.setdefault(chunk_id, (number, offset)) != (number, offset):
+                twice.add((chunk_id, number, offset, 7))
+    told = gathered.add_gathered()
+    assert set(told) == twice and len(told) == len(twice)
+    gathered.commit()
+    held = {(chunk_id, number, offset) for number in gathered.packs() for offset, chunk_id in gathered.in_pack(number).items()}
+    assert held == {(chunk_id, *place) for chunk_id, place in first.items()}
+    dead = len(first.keys() - set(references))
+    assert gathered.drop_unreferenced([references[:4], references[4:]], free) == dead
+    assert gathered.count() == (len(first) - dead, (len(first) - dead) * 7)
+    freed = sum(len(gathered.freed_in(number)[1]) for number in gathered.packs_with_freed())
+    assert freed == (dead if free else 0) and gathered.whole()
+    gathered.close()
