@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from wire.layout import U8, U16, U32, U64, Fields, raw, text
 
-ALL = Fields(magic=b"MAGC", a=U8, b=U16, c=U32, d=U64, key=raw(5), name=text(9), end=b"\0\1")
+
+def structure() -> Fields:
+    return Fields(magic=b"MAGC", a=U8, b=U16, c=U32, d=U64, key=raw(5), name=text(9), end=b"\0\1")
+
+
+ALL = structure()
 GOOD = {"a": 1, "b": 2, "c": 3, "d": 4, "key": b"12345", "name": "work"}
 
 
@@ -27,7 +32,15 @@ def test_what_is_built_is_read_back(a: int, b: int, c: int, d: int, key: bytes, 
 
 
 def test_bytes_are_as_documented() -> None:
-    assert ALL.build(GOOD | {"other": None}) == b"MAGC\1\2\0\3\0\0\0\4\0\0\0\0\0\0\x0012345work\0\0\0\0\0\0\1"
+    fields, documented = structure(), b"MAGC\1\2\0\3\0\0\0\4\0\0\0\0\0\0\x0012345LUX\0\0\0\0\0\0\0\1"
+    assert fields.size == len(documented)
+    assert fields.build(GOOD | {"name": "LUX", "other": None}) == documented
+    assert fields.parse(documented) == GOOD | {"name": "LUX"}
+
+
+def test_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match=f"{ALL.size - 1} bytes where {ALL.size} belong"):
+        ALL.parse(ALL.build(GOOD)[:-1])
 
 
 @given(st.binary(max_size=2 * ALL.size))
