@@ -83,8 +83,7 @@ def recovery_text(secret: bytes) -> str:
 
 def parse_recovery(text: str) -> bytes:
     """Undo recovery_text, forgiving case, spaces and dashes; raise BadRecoveryKey naming the wrong group."""
-    letters = text.upper().replace("-", "").replace(" ", "").replace("0", "O").replace("1", "I").replace("8", "B")
-    letters = "".join(letters.split())
+    letters = "".join(text.upper().split()).replace("-", "").replace("0", "O").replace("1", "I").replace("8", "B")
     if len(letters) != 40:
         raise BadRecoveryKey(f"a recovery key has 40 letters and digits, this one {len(letters)}")
     groups = [letters[at : at + 5] for at in range(0, 40, 5)]

@@ -1,3 +1,4 @@
+import base64
 import os
 import random
 
@@ -57,3 +58,10 @@ def test_groups_in_the_wrong_order_are_found() -> None:
     groups = recovery_text(random.Random(2).randbytes(20)).split("-")
     with pytest.raises(BadRecoveryKey):
         parse_recovery("-".join([groups[1], groups[0], *groups[2:]]))
+
+
+def test_digits_that_look_like_letters_are_forgiven() -> None:
+    secret = base64.b32decode("OIBA" * 8)
+    text = recovery_text(secret)
+    typed = text.translate(str.maketrans("OIB-", "018 ")).lower()
+    assert {"0", "1", "8", " "} <= set(typed) and parse_recovery(f" {typed}\n") == secret
