@@ -21,6 +21,7 @@ CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER 
 {_BY_PACK};
 CREATE TABLE freed (pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL);
 """
+_GATHERED = "CREATE TEMP TABLE IF NOT EXISTS gathered (id BLOB, pack INTEGER, offset INTEGER, length INTEGER)"
 _INDEX = "CREATE INDEX IF NOT EXISTS freed_by_pack ON freed (pack)"
 _BATCH = 500
 _TABLES = {
@@ -148,7 +149,7 @@ class Catalog:
 
     def gather(self, pack: int, chunks: Iterable[tuple[bytes, int, int]]) -> None:
         """Take chunks of a pack, as ``add_all`` does, for ``add_gathered`` to add."""
-        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS gathered (id BLOB, pack INTEGER, offset INTEGER, length INTEGER)")
+        self._db.execute(_GATHERED)
         rows = ((chunk_id, pack, offset, length) for chunk_id, offset, length in chunks)
         self._db.executemany("INSERT INTO gathered VALUES (?, ?, ?, ?)", rows)
 
@@ -168,7 +169,7 @@ class Catalog:
                     last = row[0]
                     yield row
 
-        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS gathered (id BLOB, pack INTEGER, offset INTEGER, length INTEGER)")
+        self._db.execute(_GATHERED)
         self._db.execute("DROP INDEX chunks_by_pack")
         rows = self._db.execute("SELECT id, pack, offset, length FROM gathered ORDER BY id, pack, offset")
         self._db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?)", once(rows))
