@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ def main() -> None:
     for chunks, count in sizes:
         work = Path(tempfile.mkdtemp(prefix="sparsebak-scale-", dir=options.work))
         try:
-            measured(lambda folder=work / "archive", chunks=chunks, count=count: build(folder, chunks, count))  # type: ignore[misc]
+            measured(partial(build, work / "archive", chunks, count))
             for name, action in operations(work / "archive").items():
                 took, memory = measured(action)
                 table.setdefault(name, []).append((took, memory))

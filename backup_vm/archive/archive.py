@@ -143,10 +143,8 @@ class Archive:
     def _build_catalog(self, path: Path, free: bool) -> None:
         catalog = Catalog.create(path, self.parameters.archive)
         catalog.begin()
-        for name in self.storage.names("packs", packs.SUFFIX):
-            number = catalog.add_pack(name)
-            catalog.gather(number, ((entry.id, entry.offset, entry.length) for entry in self._entries(name)))
-        twice = catalog.add_gathered()
+        numbered = ((catalog.add_pack(name), name) for name in self.storage.names("packs", packs.SUFFIX))
+        twice = catalog.fill((e.id, number, e.offset, e.length) for number, name in numbered for e in self._entries(name))
         with packs.PackReader(self.storage) as reader:
             for chunk_id, number, offset, length in twice:
                 self._choose(catalog, reader, packs.Packed(chunk_id, offset, length, b""), number)

@@ -21,7 +21,6 @@ CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER 
 {_BY_PACK};
 CREATE TABLE freed (pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL);
 """
-_GATHERED = "CREATE TEMP TABLE IF NOT EXISTS gathered (id BLOB, pack INTEGER, offset INTEGER, length INTEGER)"
 _INDEX = "CREATE INDEX IF NOT EXISTS freed_by_pack ON freed (pack)"
 _BATCH = 500
 _TABLES = {
@@ -147,16 +146,10 @@ class Catalog:
                 twice.append(chunk_id)
         return twice
 
-    def gather(self, pack: int, chunks: Iterable[tuple[bytes, int, int]]) -> None:
-        """Take chunks of a pack, as ``add_all`` does, for ``add_gathered`` to add."""
-        self._db.execute(_GATHERED)
-        rows = ((chunk_id, pack, offset, length) for chunk_id, offset, length in chunks)
-        self._db.executemany("INSERT INTO gathered VALUES (?, ?, ?, ?)", rows)
+    def fill(self, chunks: Iterable[tuple[bytes, int, int, int]]) -> list[tuple[bytes, int, int, int]]:
+        """Add all chunks of an empty catalog, given as id, pack, offset and length; returns those whose ids came before.
 
-    def add_gathered(self) -> list[tuple[bytes, int, int, int]]:
-        """Add all that was gathered, in the order of the ids: many chunks at random take many times as long.
-
-        Returns id, pack, offset and length of those whose ids are there already, in another place.
+        They are added in the order of their ids: many of them at random take many times as long.
         """
         twice: list[tuple[bytes, int, int, int]] = []
 
@@ -169,7 +162,8 @@ class Catalog:
                     last = row[0]
                     yield row
 
-        self._db.execute(_GATHERED)
+        self._db.execute("CREATE TEMP TABLE gathered (id BLOB, pack INTEGER, offset INTEGER, length INTEGER)")
+        self._db.executemany("INSERT INTO gathered VALUES (?, ?, ?, ?)", chunks)
         self._db.execute("DROP INDEX chunks_by_pack")
         rows = self._db.execute("SELECT id, pack, offset, length FROM gathered ORDER BY id, pack, offset")
         self._db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?)", once(rows))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from backup_vm.archive.sessions import Session, columns
+from backup_vm.archive.sessions import Session, columns, windows
 from backup_vm.archive.storage import Storage
 from wire.sealing import ID_SIZE
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 WINDOW = 32768
 """Chunks looked at together; a whole number of pages of 1,024."""
-_KEPT = 16
-"""Windows after which memory that session files take is let go of."""
 
 
 class Image:
@@ -44,11 +42,8 @@ class Image:
 
     def arrays(self) -> "Iterator[tuple[int, Ids]]":
         """First chunk number and ids of each window of the image, in order, as arrays."""
-        for first in range(0, self.chunks, WINDOW):
+        for first in windows(self._columns, self.chunks, WINDOW):
             yield first, self.ids(first, min(first + WINDOW, self.chunks))
-            if first // WINDOW % _KEPT == _KEPT - 1:
-                for one in self._columns:
-                    one.forget()
 
     def windows(self) -> Iterator[tuple[int, list[bytes]]]:
         """First chunk number and ids of each window of the image, in order."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 WINDOW = 1 << 16
 """Chunk numbers looked at together."""
-_KEPT = 8
-"""Windows after which memory that session files take is let go of."""
 _BLOCK = 1 << 20
 
 
@@ -34,7 +32,7 @@ class Merge:
         """Of each window: chunk numbers and ids that are left, and the ids that were superseded."""
         import numpy as np
 
-        for first in range(0, self._end, WINDOW):
+        for first in sessions.windows(self._columns, self._end, WINDOW):
             ids, held = np.zeros((WINDOW, ID_SIZE), np.uint8), np.zeros(WINDOW, np.bool_)
             superseded: list[Ids] = []
             for session, columns in zip(self._series, self._columns, strict=True):
@@ -50,9 +48,6 @@ class Merge:
                     ids[at], held[at] = columns.ids[low:high], True
             left = np.flatnonzero(held)
             yield (left + first).astype("<u8"), ids[left], superseded
-            if first // WINDOW % _KEPT == _KEPT - 1:
-                for columns in self._columns:
-                    columns.forget()
 
     def store(self, superseded: IO[bytes]) -> Session:
         """Store the last session with all that is left in it; ids that were superseded are appended to ``superseded``."""

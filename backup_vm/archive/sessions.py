@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 SUFFIX = ".session"
 SLICE = 1 << 16
 """Rows of columns looked at together, unless told otherwise."""
+_KEPT = 8
+"""Windows after which memory that session files take is let go of."""
 
 
 @dataclass(frozen=True)
@@ -158,3 +160,12 @@ class Columns:
 def columns(storage: Storage, session: Session) -> Columns:
     """The two columns of a session file."""
     return Columns(storage.local(session.file), session.count)
+
+
+def windows(columns: list[Columns], chunks: int, window: int) -> Iterator[int]:
+    """The first chunk number of each window of that many; now and then what was looked at in the columns is forgotten."""
+    for count, first in enumerate(range(0, chunks, window), 1):
+        yield first
+        if count % _KEPT == 0:
+            for one in columns:
+                one.forget()

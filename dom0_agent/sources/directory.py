@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from dom0_agent.config import Volume
@@ -21,6 +21,15 @@ def failed(text: str, error: OSError) -> Refused:
     """The refusal for an error of the storage."""
     code = Code.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Code.SOURCE_FAILED
     return Refused(code, f"{text}: {error.strerror}")
+
+
+@contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class DirectorySource:
@@ -56,11 +65,8 @@ class DirectorySource:
 
     def live_size(self) -> int:
         """See Source."""
-        fd = self._open_image()
-        try:
+        with closing_fd(self._open_image()) as fd:
             return os.fstat(fd).st_size
-        finally:
-            os.close(fd)
 
     def snapshots(self) -> set[int]:
         """See Source."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 from dom0_agent.sources import Range
-from dom0_agent.sources.directory import DirectorySource
+from dom0_agent.sources.directory import DirectorySource, closing_fd
 
 _BLOCK = 1 << 20
 _GRAIN = 64 * 1024
@@ -26,16 +26,12 @@ class FileSource(DirectorySource):
 
     def delta(self, old: int, new: int) -> Iterator[Range]:
         """See Source."""
-        a, b = self.open(old), self.open(new)
-        try:
+        with closing_fd(self.open(old)) as a, closing_fd(self.open(new)) as b:
             size = min(os.fstat(a).st_size, os.fstat(b).st_size)
             for start, end in _union(self.data_ranges(a, 0, size), self.data_ranges(b, 0, size)):
                 for at in range(start - start % _GRAIN, end, _BLOCK):
                     length = min(_BLOCK, size - at)
                     yield from _compare(os.pread(a, length, at), os.pread(b, length, at), at)
-        finally:
-            os.close(a)
-            os.close(b)
 
 
 def _copy_range(source: int, target: int, at: int, length: int) -> int:

@@ -6,11 +6,11 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Range
-from dom0_agent.sources.directory import DirectorySource, failed
+from dom0_agent.sources.directory import DirectorySource, closing_fd, failed
 from dom0_agent.sources.fiemap import changed_ranges, exclusive, still_there
 
 _FICLONE = 0x40049409
@@ -27,7 +27,7 @@ class ReflinkSource(DirectorySource):
 
     def unchanged(self, number: int) -> bool:
         """See Source. Both files lie at the same places, and writing would have moved the image's."""
-        with _closing(self._open_image()) as image, _closing(self.open(number)) as base:
+        with closing_fd(self._open_image()) as image, closing_fd(self.open(number)) as base:
             try:
                 size = os.fstat(base).st_size
                 return os.fstat(image).st_size == size and still_there(image, base, size, _remembered(base))
@@ -36,7 +36,7 @@ class ReflinkSource(DirectorySource):
 
     def delta(self, old: int, new: int) -> Iterator[Range]:
         """See Source. After a base that does not stop moving, everything counts as changed."""
-        with _closing(self.open(old)) as a, _closing(self.open(new)) as b:
+        with closing_fd(self.open(old)) as a, closing_fd(self.open(new)) as b:
             try:
                 size = min(os.fstat(a).st_size, os.fstat(b).st_size)
                 whole = os.fstat(a).st_size == os.fstat(b).st_size == size
@@ -55,19 +55,11 @@ class ReflinkSource(DirectorySource):
         return sum(self._exclusive(number) for number in self.snapshots())
 
     def _exclusive(self, number: int) -> int:
-        with _closing(self.open(number)) as fd:
+        with closing_fd(self.open(number)) as fd:
             try:
                 return exclusive(fd, os.fstat(fd).st_size)
             except OSError as error:
                 raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
-
-
-@contextmanager
-def _closing(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _remembered(fd: int) -> bytes | None:

@@ -19,14 +19,14 @@ def test_in_one_go_or_one_by_one(
     gathered = Catalog.create(folder / "gathered.sqlite", bytes(16))
     gathered.begin()
     first: dict[bytes, tuple[int, int]] = {}
-    twice = set()
+    chunks, twice = [], set()
     for at, ids in enumerate(packs):
         number = gathered.add_pack(f"packs/00/{at}.pack")
-        gathered.gather(number, [(chunk_id, offset, 7) for offset, chunk_id in enumerate(ids)])
+        chunks += [(chunk_id, number, offset, 7) for offset, chunk_id in enumerate(ids)]
         for offset, chunk_id in enumerate(ids):
             if first.setdefault(chunk_id, (number, offset)) != (number, offset):
                 twice.add((chunk_id, number, offset, 7))
-    told = gathered.add_gathered()
+    told = gathered.fill(iter(chunks))
     assert set(told) == twice and len(told) == len(twice)
     gathered.commit()
     held = {(chunk_id, number, offset) for number in gathered.packs() for offset, chunk_id in gathered.in_pack(number).items()}
