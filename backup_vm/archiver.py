@@ -5,13 +5,14 @@ import sqlite3
 import tempfile
 import time as clock
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import IO
 
 from backup_vm.agent import Agent
 from backup_vm.archive import prune, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
+from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.scrub import rescan_key
 from backup_vm.archive.sessions import Session
@@ -31,7 +32,7 @@ from wire.frames import (
     VolumeEntry,
 )
 from wire.names import session_name
-from wire.records import read_clear
+from wire.records import Clear, read_clear
 from wire.sealing import ID_SIZE, NotAuthentic
 from wire.tree import chunk_count
 
@@ -267,7 +268,7 @@ class Archiver:
                 changed += 1
                 self._progress.advance(offer.chunk_size)
                 self._interrupts.check()
-        _check_record(name, record, offer, self._archive.parameters.archive)
+        _check_record(name, record, offer, self._archive.parameters)
         self._progress.finished(offer.changed)
         inherit = 0 if full or newest is None else min(newest.chunks, chunks)
         done = Done(
@@ -322,13 +323,13 @@ class Archiver:
         return write
 
 
-def _check_record(name: str, record: bytes, offer: Offer, archive: bytes) -> None:
+def _check_record(name: str, record: bytes, offer: Offer, archive: Parameters) -> None:
     try:
         clear = read_clear(record)
     except NotAuthentic as error:
         raise AgentError(f"Extract {name}: {error}") from None
-    expected = (archive, offer.volume_id, offer.session, offer.sequence, offer.time, offer.size, offer.chunk_size)
-    if tuple(vars(clear).values()) != expected:
+    offered = {one.name: getattr(offer, one.name) for one in fields(Clear) if one.name not in ("suite", "archive")}
+    if clear != Clear(suite=archive.suite, archive=archive.archive, **offered):
         raise AgentError(f"Extract {name}: the record is not the one of the session offered")
 
 

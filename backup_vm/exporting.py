@@ -118,7 +118,9 @@ def prove(archive: Archive, stream: IO[bytes], path: Path, progress: Progress, k
     hashed, record, clear = read_head(stream, path)
     try:
         opened = None if keys is None else open_record(record, keys)
-        opener, ids = (Opener(keys), ChunkIds(keys, opened.domain, clear.chunk_size)) if keys and opened else (None, None)
+        opener, ids = (
+            (Opener(keys), ChunkIds(keys, opened.domain, clear.chunk_size, clear.suite)) if keys and opened else (None, None)
+        )
         for entry in _entries(archive, hashed, clear, progress):
             if opener is not None and ids is not None:
                 opener.open(entry.id, entry.sealed, ids, clear.chunk_size)

@@ -50,7 +50,7 @@ class LazyImage:
     def __init__(self, archive: Archive, image: Image, keys: Keys, name: str, cache: ChunkCache) -> None:
         self._record = open_image(archive, image, keys, name)
         self._archive, self._image, self._name, self._cache = archive, image, name, cache
-        self._ids = ChunkIds(keys, self._record.domain, self._record.chunk_size)
+        self._ids = ChunkIds(keys, self._record.domain, self._record.chunk_size, self._record.suite)
         self._opener, self._reader = Opener(keys), PackReader(archive.storage)
         self._pages: OrderedDict[int, list[bytes]] = OrderedDict()
         self._lock = threading.Lock()

@@ -4,6 +4,7 @@ import datetime
 import statistics
 from collections.abc import Sequence
 
+from bench.limits import HASHES, verifying
 from bench.measure import Measured
 
 Results = dict[str, dict[str, list[Measured]]]
@@ -54,7 +55,7 @@ def _aims(limit: Limits, results: Results, sizes: dict[str, tuple[float, int]]) 
     if not ours:
         return []
     zstd, copy = wall(limit["zstd -3 -T2"]), wall(limit["plain copy"]) + wall(limit["zstd -d"])
-    bare = wall(limit["read, decompress, hash, two threads"])
+    bare = min(wall(limit[verifying(name)]) for name in HASHES)
     keyed = max(one.memory for one in results["sparsebak"]["assemble"])
     most = max(one.memory for step, runs in results["sparsebak"].items() if step != "assemble" for one in runs)
     agent = max((one.agent for runs in results["sparsebak"].values() for one in runs), default=0)

@@ -29,7 +29,7 @@ from backup_vm.thinning import by_rules
 from backup_vm.view import view
 from bench.__main__ import machine
 from wire.records import Record
-from wire.sealing import Keys
+from wire.sealing import SUITE_BLAKE2B, Keys
 
 CHUNK, SEALED, IN_PACK = 128 << 10, 60_000, 540
 DAY = 86400
@@ -49,6 +49,7 @@ def build(folder: Path, chunks: int, count: int) -> None:
             numbers = np.arange(n, dtype="<u8") if number == 0 else np.sort(rng.choice(full, n, replace=False)).astype("<u8")
             ids = rng.integers(0, 256, (n, 32), dtype=np.uint8)
             record = Record(
+                suite=SUITE_BLAKE2B,
                 archive=bytes(16), volume_id=volume, session=number.to_bytes(16, "big"), sequence=number + 1,
                 time=1_700_000_000 + number * DAY // 8, size=full * CHUNK, chunk_size=CHUNK, qube="big", volume="private",
                 domain=bytes(16), root=bytes(32), previous=bytes(32),

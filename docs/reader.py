@@ -11,6 +11,7 @@ and compared with its id, every image with its root; nothing else is trusted.
 import base64
 import getpass
 import hashlib
+import hmac
 import os
 import struct
 import sys
@@ -29,6 +30,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 ZERO = bytes(32)
 CLEAR = struct.Struct("<4sHBB16s16s16sQQQI")
 PAGE = 1024
+SUITES = {1: b"chunk ids", 2: b"chunk ids 2"}
 
 
 class Unreadable(Exception):
@@ -48,6 +50,10 @@ def keyed(key: bytes, *parts: bytes, size: int = 32, person: bytes = b"") -> byt
     for part in parts:
         digest.update(part)
     return digest.digest()
+
+
+def chunk_hash(suite: int, key: bytes, chunk: bytes) -> bytes:
+    return keyed(key, chunk) if suite == 1 else hmac.digest(key, chunk, "sha256")
 
 
 class Keys:
@@ -98,8 +104,9 @@ class Session:
         magic, form, suite, _, of, self.volume_id, self.id, self.sequence, self.time, self.size, self.chunk = CLEAR.unpack(
             clear
         )
+        self.suite = suite
         text = short_open(keys.records, sealed, clear)
-        if (magic, form, suite, of) != (b"SBRC", 1, 1, archive):
+        if (magic, form, of) != (b"SBRC", 1, archive) or suite not in SUITES:
             raise Unreadable("a record of another archive or format")
         qube, volume, self.domain, self.root, _ = struct.unpack("<64s64s16s32s32s", text)
         self.volume = f"{qube.rstrip(bytes(1)).decode('ascii')}/{volume.rstrip(bytes(1)).decode('ascii')}"
@@ -112,7 +119,7 @@ class Session:
 class Archive:
     def __init__(self, folder: Path, secret: str | None) -> None:
         self.folder, self.parameters = folder, tomllib.loads((folder / "archive.toml").read_text())
-        if (self.parameters["format"], self.parameters["suite"]) != (1, 1):
+        if self.parameters["format"] != 1 or self.parameters["suite"] not in SUITES:
             raise Unreadable("a format that this reader does not know")
         self.id = bytes.fromhex(self.parameters["archive"])
         open_key = self.parameters.get("key")
@@ -146,11 +153,11 @@ class Archive:
         chunks = -(-session.size // session.chunk)
         self.check_root(session, image, chunks)
         wanted = {number: chunk_id for number, chunk_id in image.items() if chunk_id != ZERO and number < chunks}
-        places, id_key = self.places(set(wanted.values())), self.keys.sub(b"chunk ids", session.domain)
+        places, id_key = self.places(set(wanted.values())), self.keys.sub(SUITES[session.suite], session.domain)
         with open(output, "xb") as file:
             file.truncate(session.size)
             for number, chunk_id in sorted(wanted.items()):
-                chunk = self.chunk(chunk_id, places.get(chunk_id, []), id_key, session.chunk)
+                chunk = self.chunk(chunk_id, places.get(chunk_id, []), id_key, session)
                 file.seek(number * session.chunk)
                 file.write(chunk[: session.size - number * session.chunk])
 
@@ -163,7 +170,7 @@ class Archive:
         if keyed(self.keys.root, sizes, *pages, person=b"sparsebak root") != session.root:
             raise Unreadable(f"{session.volume} {session.name}: its chunks are not those of its record")
 
-    def chunk(self, chunk_id: bytes, places: list[tuple[Path, int, int]], id_key: bytes, size: int) -> bytes:
+    def chunk(self, chunk_id: bytes, places: list[tuple[Path, int, int]], id_key: bytes, session: Session) -> bytes:
         """The chunk from the first place where it proves to be what its id says."""
         for path, offset, length in places:
             with open(path, "rb") as file:
@@ -177,10 +184,10 @@ class Archive:
             if sealed[0] == 2:  # padded: the frame's length, the frame, zeros
                 data = data[4 : 4 + struct.unpack_from("<I", data)[0]]
             if sealed[0] in (1, 2):
-                if zstandard.frame_content_size(data) != size:
+                if zstandard.frame_content_size(data) != session.chunk:
                     continue
                 data = zstandard.ZstdDecompressor().decompress(data)
-            if len(data) == size and keyed(id_key, data) == chunk_id:
+            if len(data) == session.chunk and chunk_hash(session.suite, id_key, data) == chunk_id:
                 return data
         raise Unreadable(f"chunk {chunk_id.hex()} is lost or damaged")
 

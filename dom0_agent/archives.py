@@ -15,7 +15,7 @@ from pathlib import Path
 from wire import CHUNK_SIZES
 from wire.durable import make_directory, replace, sync_directory, write_synced
 from wire.frames import MODE_OPEN, MODE_SEALED
-from wire.sealing import KEY_SIZE, Keys
+from wire.sealing import KEY_SIZE, SUITE_BLAKE2B, SUITES, Keys
 from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, make_slot
 from wire.status import Code, Refused
 
@@ -25,7 +25,7 @@ ADMIN = "dom0"
 
 @dataclass(frozen=True)
 class Archive:
-    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.frames' MODE_ numbers."""
+    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.frames' MODE_ numbers, ``suite`` one of wire.sealing's."""
 
     directory: Path
     id: bytes
@@ -35,6 +35,7 @@ class Archive:
     chunk_size: int
     created: int
     slots: tuple[bytes, ...]
+    suite: int = SUITE_BLAKE2B
 
     def master(self) -> bytes:
         """The master key."""
@@ -76,8 +77,12 @@ class Archives:
         """The archive with a label, or None."""
         return next((archive for archive in self if archive.label == label), None)
 
-    def add(self, label: str, caller: str, chunk_size: int, passphrase: bytes | None) -> tuple[Archive, bytes | None]:
+    def add(
+        self, label: str, caller: str, suite: int, chunk_size: int, passphrase: bytes | None
+    ) -> tuple[Archive, bytes | None]:
         """Make an archive: sealed with a passphrase, open without one. Returns it and its recovery key (sealed mode)."""
+        if suite not in SUITES:
+            raise ValueError("no such suite")
         if chunk_size not in CHUNK_SIZES:
             raise ValueError("chunk size must be a power of two from 64 KiB to 4 MiB")
         archive_id, master = os.urandom(16), os.urandom(KEY_SIZE)
@@ -88,7 +93,7 @@ class Archives:
             slots.append(make_slot(KIND_PASSPHRASE, passphrase, master, archive_id))
             slots.append(make_slot(KIND_RECOVERY, recovery, master, archive_id))
         mode = MODE_OPEN if passphrase is None else MODE_SEALED
-        made = self.adopt(archive_id, label, caller, mode, chunk_size, int(time.time()), tuple(slots), master)
+        made = self.adopt(archive_id, label, caller, mode, suite, chunk_size, int(time.time()), tuple(slots), master)
         return made, recovery
 
     def adopt(
@@ -97,6 +102,7 @@ class Archives:
         label: str,
         caller: str,
         mode: int,
+        suite: int,
         chunk_size: int,
         created: int,
         slots: tuple[bytes, ...],
@@ -108,7 +114,7 @@ class Archives:
         if directory.exists():
             raise Refused(Code.BUSY, f"archive {archive_id.hex()} is known here already; see: sparsebak-agent archive list")
         temporary = self._directory / f".{directory.name}.tmp"
-        archive = Archive(directory, archive_id, label, caller, mode, chunk_size, created, slots)
+        archive = Archive(directory, archive_id, label, caller, mode, chunk_size, created, slots, suite)
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(mode=0o700)
@@ -136,6 +142,7 @@ def _dump(archive: Archive) -> bytes:
         "label": archive.label,
         "caller": archive.caller,
         "mode": archive.mode,
+        "suite": archive.suite,
         "chunk_size": archive.chunk_size,
         "created": archive.created,
         "slots": [slot.hex() for slot in archive.slots],

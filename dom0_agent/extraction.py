@@ -84,7 +84,7 @@ class Extraction:
         self._chunks = chunk_count(pending.size, archive.chunk_size)
         nothing: Callable[[int], bytes] = lambda _: b""  # noqa: E731
         self._known = KnownIds((known_page or nothing) if pending.full else ids.page)
-        self._chunk_ids = ChunkIds(self._keys, bytes.fromhex(pending.domain), archive.chunk_size)
+        self._chunk_ids = ChunkIds(self._keys, bytes.fromhex(pending.domain), archive.chunk_size, archive.suite)
         self._sent: set[bytes] = set()
         self._buffers = threading.local()
 
@@ -243,6 +243,7 @@ def make_record(archive: Archive, name: str, follow: Follow, pending: Pending) -
     """The record of a pending session that was wholly extracted."""
     qube, volume = parse_volume_name(name)
     return Record(
+        suite=archive.suite,
         archive=archive.id,
         volume_id=bytes.fromhex(follow.volume_id),
         session=bytes.fromhex(pending.session),

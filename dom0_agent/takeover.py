@@ -14,7 +14,7 @@ from dom0_agent.state import Committed, Follow, Store
 from wire import CHUNK_SIZES
 from wire.frames import HEADER, HEADER_SIZE, KIND_ARCHIVE, KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
 from wire.records import RECORD_SIZE, Record, open_record
-from wire.sealing import SUITE, Keys, NotAuthentic
+from wire.sealing import SUITES, Keys, NotAuthentic
 from wire.slots import MAX_SLOTS, SLOT_SIZE, open_any
 from wire.status import Code, Refused
 from wire.stream import CutShort, read_exactly
@@ -44,7 +44,7 @@ def read(path: Path) -> Introduction:
             kinds[kind].append(untrusted_payload)
         (untrusted_archive,) = kinds[KIND_ARCHIVE]
         entry = ArchiveEntry.parse(untrusted_archive)
-        if entry.mode not in (MODE_OPEN, MODE_SEALED) or entry.suite != SUITE or entry.chunk_size not in CHUNK_SIZES:
+        if entry.mode not in (MODE_OPEN, MODE_SEALED) or entry.suite not in SUITES or entry.chunk_size not in CHUNK_SIZES:
             raise ValueError("parameters of no archive")
         if len(kinds[KIND_SLOT]) != entry.slots or entry.slots > MAX_SLOTS:
             raise ValueError("key slots are missing")
@@ -83,7 +83,15 @@ def take_over(state_dir: Path, introduction: Introduction, label: str, caller: s
     entry, keys = introduction.untrusted_entry, Keys(master)
     records = [_open(untrusted_record, keys, entry) for untrusted_record in introduction.untrusted_records]
     archive = Archives(state_dir).adopt(
-        entry.archive, label, caller, entry.mode, entry.chunk_size, entry.created, introduction.untrusted_slots, master
+        entry.archive,
+        label,
+        caller,
+        entry.mode,
+        entry.suite,
+        entry.chunk_size,
+        entry.created,
+        introduction.untrusted_slots,
+        master,
     )
     for record in records:
         _remember(state_dir, archive, record, keys)
@@ -95,7 +103,7 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
         record = open_record(untrusted_record, keys)
     except NotAuthentic as error:
         raise Refused(Code.NOT_AUTHENTIC, f"a session record does not prove authentic: {error}") from None
-    if record.archive != entry.archive or record.chunk_size != entry.chunk_size:
+    if (record.archive, record.suite, record.chunk_size) != (entry.archive, entry.suite, entry.chunk_size):
         raise Refused(Code.NOT_AUTHENTIC, f"the record of {record.qube}/{record.volume} belongs to another archive")
     return record
 

@@ -24,7 +24,7 @@ from dom0_agent.config import load
 from dom0_agent.monitoring import Outcome, monitor
 from wire import slots
 from wire.frames import MODE_OPEN, VolumeEntry
-from wire.sealing import Keys
+from wire.sealing import SUITE_SHA256, Keys
 
 PASSPHRASE = b"tests only"
 GRAIN = 64 * 1024
@@ -81,14 +81,15 @@ class Site:
         chunk_size: int = 64 * 1024,
         volumes: tuple[str, ...] = ("work/private",),
         make: bool = True,
+        suite: int = SUITE_SHA256,
     ) -> None:
         self.root, self.pool, self.state, self.archive = root, root / "pool", root / "dom0", root / "archive"
         self.config = root / "agent.toml"
         self.label, self.driver, self.volumes = "tests", driver, volumes
         if make:
-            self._make(sealed, chunk_size)
+            self._make(sealed, chunk_size, suite)
 
-    def _make(self, sealed: bool, chunk_size: int) -> None:
+    def _make(self, sealed: bool, chunk_size: int, suite: int) -> None:
         self.pool.mkdir(parents=True)
         lines = ['state_dir = "dom0"', "threads = 2", f'[[pool]]\nname = "p"\ndriver = "{self.driver}"\npath = "pool"']
         for name in self.volumes:
@@ -96,18 +97,22 @@ class Site:
             lines.append(f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{qube}-{volume}.img"')
             self.image(name).touch()
         self.config.write_text("\n".join(lines) + "\n")
-        self.add_archive("tests", self.archive, sealed, chunk_size)
+        self.add_archive("tests", self.archive, sealed, chunk_size, suite)
 
-    def add_archive(self, label: str, folder: Path, sealed: bool = True, chunk_size: int = 64 * 1024) -> None:
+    def add_archive(
+        self, label: str, folder: Path, sealed: bool = True, chunk_size: int = 64 * 1024, suite: int = SUITE_SHA256
+    ) -> None:
         log_n, slots.SCRYPT_LOG_N = slots.SCRYPT_LOG_N, 10  # the cost is measured elsewhere
         try:
             archives = Archives(load(self.config).state_dir)
-            archives.add(label, "backup-vm", chunk_size, PASSPHRASE if sealed else None)
+            archives.add(label, "backup-vm", suite, chunk_size, PASSPHRASE if sealed else None)
         finally:
             slots.SCRYPT_LOG_N = log_n
         entry, found = Agent(InProcess(self.config)).enroll(label)
         master = entry.key if entry.mode == MODE_OPEN else None
-        create_archive(folder, Parameters(entry.archive, label, entry.chunk_size, entry.created, tuple(found), master))
+        create_archive(
+            folder, Parameters(entry.archive, label, entry.suite, entry.chunk_size, entry.created, tuple(found), master)
+        )
 
     def image(self, name: str = "work/private") -> Path:
         return self.pool / (name.replace("/", "-") + ".img")

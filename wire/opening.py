@@ -40,7 +40,7 @@ def open_chunks(
 
     The last chunk is cut at the record's size. Raises ChunkNotAuthentic, and whatever ``chunks`` and ``sink`` raise.
     """
-    opener, ids, size = Opener(keys), ChunkIds(keys, record.domain, record.chunk_size), record.chunk_size
+    opener, ids, size = Opener(keys), ChunkIds(keys, record.domain, record.chunk_size, record.suite), record.chunk_size
 
     def work(together: list[SealedChunk]) -> tuple[int, list[bytes]]:
         parts = []

@@ -7,7 +7,7 @@ from typing import Any
 from wire import CHUNK_SIZES, FORMAT, MAX_VOLUME_SIZE
 from wire.layout import U8, U16, U32, U64, Fields, raw, text
 from wire.names import BadName, parse_name
-from wire.sealing import SUITE, Keys, NotAuthentic, open_bytes, seal_bytes
+from wire.sealing import SUITES, Keys, NotAuthentic, open_bytes, seal_bytes
 
 MAGIC = b"SBRC"
 CLEAR = Fields(
@@ -36,8 +36,9 @@ RECORD_SIZE = CLEAR_SIZE + 16 + 12 + SECRET.size + 16
 
 @dataclass(frozen=True)
 class Clear:
-    """What a record says without the key; to be believed only once the record has been opened."""
+    """What a record says without the key; to be believed only once the record has been opened. ``suite``: see wire.sealing."""
 
+    suite: int
     archive: bytes
     volume_id: bytes
     session: bytes
@@ -67,7 +68,7 @@ class Record(Clear):
         return hashlib.blake2b(self._clear() + self._secret(), digest_size=32, key=keys.sub_key("records")).digest()
 
     def _clear(self) -> bytes:
-        return CLEAR.build({**vars(self), "format": FORMAT, "suite": SUITE})
+        return CLEAR.build({**vars(self), "format": FORMAT})
 
     def _secret(self) -> bytes:
         return SECRET.build(vars(self))
@@ -78,9 +79,9 @@ def read_clear(untrusted_record: bytes) -> Clear:
     if len(untrusted_record) != RECORD_SIZE:
         raise NotAuthentic("a session record has another length")
     parsed = _parse(CLEAR, untrusted_record[:CLEAR_SIZE])
-    kind, suite, clear = parsed.pop("format"), parsed.pop("suite"), Clear(**parsed)
-    if kind != FORMAT or suite != SUITE:
-        raise NotAuthentic(f"record of format {kind}, suite {suite}: this version reads {FORMAT} and {SUITE}")
+    kind, clear = parsed.pop("format"), Clear(**parsed)
+    if kind != FORMAT or clear.suite not in SUITES:
+        raise NotAuthentic(f"record of format {kind}, suite {clear.suite}, which this version does not know")
     if clear.chunk_size not in CHUNK_SIZES or clear.size > MAX_VOLUME_SIZE:
         raise NotAuthentic("record with an impossible size")
     return clear

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import hmac
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-SUITE = 1
-"""The one suite there is: BLAKE2b-256 ids, AES-256-GCM, HKDF-SHA256, zstd. A reader refuses any other number."""
+SUITE_BLAKE2B, SUITE_SHA256 = 1, 2
+SUITES = {SUITE_BLAKE2B: "blake2b", SUITE_SHA256: "hmac-sha256"}
+"""What chunk ids are made with, by the number of the suite; an archive has one for life. All else is the same in both:
+AES-256-GCM, HKDF-SHA256, zstd, BLAKE2b for roots and records. A reader refuses any other number."""
 
 KEY_SIZE = ID_SIZE = 32
 ZERO_ID = bytes(ID_SIZE)
@@ -49,7 +52,8 @@ class Keys:
         self._master = master
 
     def sub_key(self, label: str, context: bytes = b"") -> bytes:
-        """32-byte sub-key for a purpose: "chunk ids" (with the domain), "sealing", "records", "root", "volume ids"."""
+        """32-byte sub-key for a purpose: "chunk ids" or "chunk ids 2" (with the domain), "sealing", "records", "root",
+        "volume ids"."""
         return derive(self._master, b"sparsebak/1 " + label.encode("ascii") + b"\x00" + context)
 
     def volume_id(self, qube: str, volume: str) -> bytes:
@@ -61,12 +65,18 @@ class Keys:
 class ChunkIds:
     """Chunk ids of one deduplication domain (16 bytes, all zero for "the whole archive")."""
 
-    def __init__(self, keys: Keys, domain: bytes, chunk_size: int) -> None:
-        self._key = keys.sub_key("chunk ids", domain)
+    def __init__(self, keys: Keys, domain: bytes, chunk_size: int, suite: int) -> None:
+        """``suite`` is one of SUITES."""
+        sha256 = suite == SUITE_SHA256
+        self._key = keys.sub_key("chunk ids 2" if sha256 else "chunk ids", domain)  # one key, one algorithm
+        self._hash = self._sha256 if sha256 else self._blake2b
         self._zeros = self._hash(bytes(chunk_size))
 
-    def _hash(self, chunk: bytes | memoryview) -> bytes:
+    def _blake2b(self, chunk: bytes | memoryview) -> bytes:
         return hashlib.blake2b(chunk, digest_size=ID_SIZE, key=self._key).digest()
+
+    def _sha256(self, chunk: bytes | memoryview) -> bytes:
+        return hmac.digest(self._key, chunk, "sha256")
 
     def of(self, chunk: bytes | memoryview) -> bytes:
         """Id of a chunk of exactly the archive's chunk size (the last one of a volume padded with zeros)."""

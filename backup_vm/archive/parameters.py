@@ -9,7 +9,7 @@ from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
 from wire import CHUNK_SIZES, FORMAT
 from wire.names import parse_name
-from wire.sealing import SUITE, Keys
+from wire.sealing import SUITES, Keys
 from wire.slots import open_any
 
 NAME = "archive.toml"
@@ -22,6 +22,7 @@ class Parameters:
 
     archive: bytes
     label: str
+    suite: int
     chunk_size: int
     created: int
     slots: tuple[bytes, ...]
@@ -48,7 +49,7 @@ class Parameters:
         lines = [
             "# An archive of sparsebak. The format is described in docs/format.md of the project.",
             f"format = {FORMAT}",
-            f"suite = {SUITE}",
+            f"suite = {self.suite}",
             f'archive = "{self.archive.hex()}"',
             f'label = "{self.label}"',
             f'mode = "{self.mode}"',
@@ -84,9 +85,9 @@ def load(storage: Storage) -> Parameters:
 
 
 def _parse(storage: Storage, fields: dict[str, Any]) -> Parameters:
-    if fields["format"] != FORMAT or fields["suite"] != SUITE:
+    if fields["format"] != FORMAT or fields["suite"] not in SUITES:
         raise NoArchiveError(
-            f"{storage.describe(NAME)}: format {fields['format']}, suite {fields['suite']}; known here are {FORMAT}, {SUITE}",
+            f"{storage.describe(NAME)}: format {fields['format']}, suite {fields['suite']}, which this version does not know",
             "use the version of sparsebak that made the archive, or a newer one",
         )
     if fields["chunk_size"] not in CHUNK_SIZES:
@@ -94,6 +95,7 @@ def _parse(storage: Storage, fields: dict[str, Any]) -> Parameters:
     return Parameters(
         archive=bytes.fromhex(fields["archive"]),
         label=parse_name(fields["label"], "label"),
+        suite=fields["suite"],
         chunk_size=fields["chunk_size"],
         created=fields["created"],
         slots=tuple(bytes.fromhex(slot) for slot in fields["slots"]),

@@ -10,7 +10,7 @@ from backup_vm.errors import AgentError
 from wire import CHUNK_SIZES
 from wire.frames import MODE_OPEN
 from wire.names import BadName, parse_name
-from wire.sealing import SUITE
+from wire.sealing import SUITES
 
 
 def add_to(commands: Any) -> None:
@@ -38,11 +38,12 @@ def run(options: argparse.Namespace) -> int:
     except BadName as error:
         raise UsageError(str(error)) from None
     entry, slots = context.agent().enroll(label)
-    if entry.chunk_size not in CHUNK_SIZES or entry.suite != SUITE or len(slots) != entry.slots:
+    if entry.chunk_size not in CHUNK_SIZES or entry.suite not in SUITES or len(slots) != entry.slots:
         raise AgentError("the agent's archive is of a kind this version does not know", "use the same version on both sides")
     settings = Parameters(
         archive=entry.archive,
         label=label,
+        suite=entry.suite,
         chunk_size=entry.chunk_size,
         created=entry.created,
         slots=tuple(slots),

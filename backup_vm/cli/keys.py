@@ -20,7 +20,6 @@ def run(options: argparse.Namespace) -> int:
     import sys
 
     from wire.frames import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
-    from wire.sealing import SUITE
     from wire.stream import send, write_frame
 
     context = Context(options)
@@ -32,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
             archive=parameters.archive,
             label=parameters.label,
             mode=MODE_OPEN if parameters.master else MODE_SEALED,
-            suite=SUITE,
+            suite=parameters.suite,
             chunk_size=parameters.chunk_size,
             created=parameters.created,
             slots=len(parameters.slots),

@@ -8,7 +8,6 @@ from dom0_agent.service import Call
 from wire import VERSION
 from wire.frames import KIND_SLOT, KIND_VERSION, MODE_OPEN, ArchiveEntry
 from wire.names import BadName, parse_name
-from wire.sealing import SUITE
 from wire.status import Code, Refused
 from wire.stream import write_frame
 
@@ -26,7 +25,7 @@ def main(call: Call) -> None:
         archive=archive.id,
         label=archive.label,
         mode=archive.mode,
-        suite=SUITE,
+        suite=archive.suite,
         chunk_size=archive.chunk_size,
         created=archive.created,
         slots=len(archive.slots),

@@ -171,7 +171,7 @@ def test_a_bomb_made_without_the_key(attacker: Attacker) -> None:
 
 def test_a_record_from_the_future(attacker: Attacker) -> None:
     stream = attacker.stream()
-    for at, value in ((4, b"\x02\x00"), (6, b"\x02")):
+    for at, value in ((4, b"\x02\x00"), (6, b"\x01"), (6, b"\x03")):
         record = stream.record[:at] + value + stream.record[at + len(value) :]
         both(attacker, stream.but(record=record), Code.NOT_AUTHENTIC)
 

@@ -138,7 +138,7 @@ def test_a_session_is_ended_without_asking_qubesd(qubes: QubesSite) -> None:
         del qubes.qubesd.qubes["work"]
         qubes.qubesd.calls.clear()
         with agent.extract("work", "private", offer.session, 0) as reply:
-            assert sum(len(payload) for _, payload in reply.frames()) > len(before) // 40  # how well it compresses differs
+            assert sum(len(payload) for _, payload in reply.frames()) > len(before) // 40
         agent.commit("work", "private", offer.session)
         assert not qubes.qubesd.calls
         gone = {f"{entry.qube}/{entry.volume}": entry.flags for entry in agent.list()}

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_without_qubes_too(site: Site, tmp_path: Path, sealed: bool, capsys: pyt
     site.verify_all()
 
 
-def test_a_file_that_is_not_what_it_should_be(site: Site) -> None:
+def test_a_file_that_is_not_what_it_should_be(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     fill(site.image(), 100_000)
     site.backup()
     keys = keys_file(site)
@@ -111,8 +112,14 @@ def test_a_file_that_is_not_what_it_should_be(site: Site) -> None:
             assert not (site.state / "archives").exists()
             continue
         told, true = introduction.untrusted_entry, takeover.read(keys).untrusted_entry  # its label and time are only told
-        assert (told.archive, told.mode, told.chunk_size, told.slots) == (true.archive, true.mode, true.chunk_size, true.slots)
+        assert (told.archive, told.mode, told.suite, told.chunk_size) == (true.archive, true.mode, true.suite, true.chunk_size)
+        assert told.slots == true.slots
         shutil.rmtree(site.state)
+    for suite, text in ((1, "belongs to another archive"), (3, "parameters of no archive")):
+        entry = takeover.read(keys).untrusted_entry
+        assert entry.suite == 2
+        bad.write_bytes(good.replace(entry.build(), replace(entry, suite=suite).build()))
+        assert take_over(site, bad) == 1 and text in capsys.readouterr().err
     bad.write_bytes(bytes(takeover.LIMIT + 1))
     with pytest.raises(Refused, match="too long"):
         takeover.read(bad)

@@ -11,6 +11,7 @@ from backup_vm.archive.prune import prune
 from dom0_agent.archives import Archives
 from tests.kit import GRAIN, PASSPHRASE, Site, change, fill
 from wire import slots
+from wire.sealing import SUITES
 
 READER = Path(__file__).parent.parent.parent / "docs/reader.py"
 
@@ -25,9 +26,12 @@ def read(site: Site, folder: Path, *words: str, secret: bytes = PASSPHRASE) -> s
 
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("chunk_size", [64 << 10, 1 << 20])
+@pytest.mark.parametrize("suite", SUITES)
 @pytest.mark.parametrize("padded", [True, False])
-def test_every_session_of_every_kind_of_archive(tmp_path: Path, sealed: bool, chunk_size: int, padded: bool) -> None:
-    site = Site(tmp_path / "site", sealed=sealed, chunk_size=chunk_size, volumes=("work/private", "vault/root"))
+def test_every_session_of_every_kind_of_archive(
+    tmp_path: Path, sealed: bool, chunk_size: int, padded: bool, suite: int
+) -> None:
+    site = Site(tmp_path / "site", sealed=sealed, chunk_size=chunk_size, volumes=("work/private", "vault/root"), suite=suite)
     if padded:
         site.config.write_text("chunk_padding = 16384\n" + site.config.read_text())
     rng = random.Random(chunk_size)
@@ -59,10 +63,10 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(site: Site, monkeypa
     from tests.kit import InProcess
 
     monkeypatch.setattr(slots, "SCRYPT_LOG_N", 10)
-    _, recovery = Archives(load(site.config).state_dir).add("other", "backup-vm", 64 << 10, PASSPHRASE)
+    _, recovery = Archives(load(site.config).state_dir).add("other", "backup-vm", 1, 64 << 10, PASSPHRASE)
     entry, found = Agent(InProcess(site.config)).enroll("other")
     folder = site.root / "other"
-    create_archive(folder, Parameters(entry.archive, "other", entry.chunk_size, entry.created, tuple(found), None))
+    create_archive(folder, Parameters(entry.archive, "other", entry.suite, entry.chunk_size, entry.created, tuple(found), None))
     fill(site.image(), 10 * GRAIN)
     site.backup(folder=folder)
     text = slots.recovery_text(recovery or b"")

@@ -23,7 +23,7 @@ step = st.tuples(st.integers(0, 12), st.booleans(), changes)
 def record(sequence: int, chunks: int) -> bytes:
     ids = {"archive": b"a" * 16, "volume_id": b"v" * 16, "session": sequence.to_bytes(16, "big")}
     names = {"qube": "q", "volume": "v", "domain": bytes(16), "root": bytes(32), "previous": bytes(32)}
-    return Record(**ids, **names, sequence=sequence, time=sequence, size=chunks * CHUNK, chunk_size=CHUNK).seal(KEYS)  # type: ignore[arg-type]
+    return Record(**ids, **names, suite=1, sequence=sequence, time=sequence, size=chunks * CHUNK, chunk_size=CHUNK).seal(KEYS)  # type: ignore[arg-type]
 
 
 def build(storage: LocalStorage, steps: list[tuple[int, bool, dict[int, bytes]]]) -> tuple[list[Session], list[list[bytes]]]:

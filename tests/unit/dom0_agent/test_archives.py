@@ -4,6 +4,7 @@ import builtins
 import getpass
 import json
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from dom0_agent.cli import archive as command
 from dom0_agent.config import load
 from dom0_agent.state import Store, known_volumes
 from tests.kit import GRAIN, Site, fill
+from wire.sealing import SUITES, ChunkIds
 from wire.status import Code, Refused
 
 
@@ -36,12 +38,14 @@ def test_a_damaged_archive_is_told(archives: Archives) -> None:
     (one.directory / "archive.json").write_text("{}")
     assert "is damaged" in refused(lambda: list(archives))
     with pytest.raises(ValueError, match="chunk size"):
-        archives.add("x", "y", 12345, None)
+        archives.add("x", "y", 1, 12345, None)
+    with pytest.raises(ValueError, match="suite"):
+        archives.add("x", "y", 3, 1 << 17, None)
 
 
 def test_an_archive_is_adopted_once(archives: Archives) -> None:
     (one,) = archives
-    again = (one.id, "other", "vm", one.mode, one.chunk_size, one.created, one.slots, one.master())
+    again = (one.id, "other", "vm", one.mode, one.suite, one.chunk_size, one.created, one.slots, one.master())
     assert "known here already" in refused(lambda: archives.adopt(*again))
     archives.remove(one)
     assert list(archives) == [] and archives.by_label("tests") is None
@@ -120,3 +124,31 @@ def test_errors_of_the_system_are_one_line(
         assert run(site, "archive", "list") == (130 if isinstance(error, KeyboardInterrupt) else 1)
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == 3 and "run it as the owner or as root" in printed[0] and "/y" in printed[1]
+
+
+def test_ids_are_made_with_what_is_asked_for_or_with_what_is_faster(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in SUITES.values():
+        assert run(site, "archive", "add", name, "--caller", "vm", "--open", "--hash", name) == 0
+        assert f"ids by {name}" in capsys.readouterr().out
+    slow: Callable[..., bytes] = lambda *_: time.sleep(0.001) or b""  # noqa: E731
+    monkeypatch.setattr(ChunkIds, "_sha256", slow)
+    assert run(site, "archive", "add", "measured", "--caller", "vm", "--open") == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(ChunkIds, "_blake2b", slow)
+    assert run(site, "archive", "add", "again", "--caller", "vm", "--open") == 0
+    capsys.readouterr()
+    assert run(site, "archive", "list", "--json") == 0
+    made = {one["label"]: one["hash"] for one in json.loads(capsys.readouterr().out)["archives"]}
+    made.pop("tests")
+    assert made == {"blake2b": "blake2b", "hmac-sha256": "hmac-sha256", "measured": "blake2b", "again": "hmac-sha256"}
+
+
+def test_an_archive_from_before_there_was_a_choice_has_blake2b(archives: Archives) -> None:
+    (one,) = archives
+    file = one.directory / "archive.json"
+    fields = json.loads(file.read_text())
+    del fields["suite"]
+    file.write_text(json.dumps(fields))
+    assert [archive.suite for archive in archives] == [1]

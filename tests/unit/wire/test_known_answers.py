@@ -26,6 +26,7 @@ MASTER = bytes(range(32))
 KEYS = Keys(MASTER)
 SIZE = 1 << 16
 RECORD = Record(
+    suite=1,
     archive=b"a" * 16,
     volume_id=b"v" * 16,
     session=b"s" * 16,
@@ -60,17 +61,25 @@ def test_sub_keys_and_volume_ids() -> None:
     assert KEYS.volume_id("work", "private") == hashlib.blake2b(b"work/private", digest_size=16, key=key).digest()
 
 
-def test_chunk_ids() -> None:
+def test_chunk_ids_of_suite_1() -> None:
     key = hkdf(MASTER, b"sparsebak/1 chunk ids\0" + b"d" * 16)
-    ids = ChunkIds(KEYS, b"d" * 16, SIZE)
+    ids = ChunkIds(KEYS, b"d" * 16, SIZE, 1)
     assert ids.of(b"x" * SIZE) == hashlib.blake2b(b"x" * SIZE, digest_size=32, key=key).digest()
+    assert ids.of(bytes(SIZE)) == ZERO_ID
+
+
+def test_chunk_ids_of_suite_2() -> None:
+    key = hkdf(MASTER, b"sparsebak/1 chunk ids 2\0" + b"d" * 16)
+    inner, outer = (bytes(byte ^ pad for byte in key.ljust(64, b"\0")) for pad in (0x36, 0x5C))  # RFC 2104
+    ids = ChunkIds(KEYS, b"d" * 16, SIZE, 2)
+    assert ids.of(memoryview(b"x" * SIZE)) == hashlib.sha256(outer + hashlib.sha256(inner + b"x" * SIZE).digest()).digest()
     assert ids.of(bytes(SIZE)) == ZERO_ID
 
 
 @pytest.mark.parametrize("level", [1, 19])
 @pytest.mark.parametrize("padding", [0, 4096])
 def test_a_sealed_chunk_byte_by_byte(level: int, padding: int) -> None:
-    ids, chunk = ChunkIds(KEYS, bytes(16), SIZE), (b"some text, some more text " * 9000)[:SIZE]
+    ids, chunk = ChunkIds(KEYS, bytes(16), SIZE, 1), (b"some text, some more text " * 9000)[:SIZE]
     chunk = os.urandom(900) + chunk[900:]
     counter = 0x0102030405
     Sealer(KEYS, 3).seal(0, ids.of(chunk), chunk)  # another level before, in the same thread
@@ -86,7 +95,7 @@ def test_a_sealed_chunk_byte_by_byte(level: int, padding: int) -> None:
 
 
 def test_compressors_are_each_threads_own_and_kept() -> None:
-    ids, chunk, made = ChunkIds(KEYS, bytes(16), SIZE), b"x" * SIZE, []
+    ids, chunk, made = ChunkIds(KEYS, bytes(16), SIZE, 1), b"x" * SIZE, []
     original = zstandard.ZstdCompressor
 
     def counting(*rest: Any, **named: Any) -> Any:
@@ -110,7 +119,7 @@ def test_compressors_are_each_threads_own_and_kept() -> None:
 
 
 def test_an_opener_keeps_few_streams() -> None:
-    ids, chunk = ChunkIds(KEYS, bytes(16), SIZE), b"x" * SIZE
+    ids, chunk = ChunkIds(KEYS, bytes(16), SIZE, 1), b"x" * SIZE
     opener = Opener(KEYS)
     for _ in range(Opener._SALTS + 3):
         opener.open(ids.of(chunk), Sealer(KEYS, 1).seal(1, ids.of(chunk), chunk), ids, SIZE)
@@ -149,11 +158,18 @@ def test_a_record_byte_by_byte() -> None:
     assert RECORD.digest(KEYS) == hashlib.blake2b(clear + secret, digest_size=32, key=key).digest()
 
 
-@pytest.mark.parametrize(("at", "value"), [(4, FORMAT + 1), (6, 2), (7, 1), (0, 0)])
+@pytest.mark.parametrize(("at", "value"), [(4, FORMAT + 1), (6, 0), (6, 3), (7, 1), (0, 0)])
 def test_a_record_of_another_kind_is_refused(at: int, value: int) -> None:
     sealed = RECORD.seal(KEYS)
     with pytest.raises(NotAuthentic, match="record"):
         read_clear(sealed[:at] + bytes([value]) + sealed[at + 1 :])
+
+
+def test_a_record_may_be_of_either_suite_but_not_be_made_another() -> None:
+    sealed = replace(RECORD, suite=2).seal(KEYS)
+    assert open_record(sealed, KEYS).suite == read_clear(sealed).suite == sealed[6] == 2
+    with pytest.raises(NotAuthentic):
+        open_record(sealed[:6] + b"\1" + sealed[7:], KEYS)
 
 
 def test_a_record_at_the_limits() -> None:
@@ -224,8 +240,8 @@ def test_a_slot_may_cost_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch, lo
 def test_slots_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "SCRYPT_LOG_N", 10)
     slot = slots.make_slot(slots.KIND_PASSPHRASE, b"secret", MASTER, b"a" * 16)
-    assert slot[:4] == bytes((1, 10, 8, 1)) and len(slot) == slots.SLOT_SIZE == 96
-    key = hashlib.scrypt(b"secret", salt=slot[4:20], n=1024, r=8, p=1, dklen=32)
+    assert slot[:4] == bytes((1, 10, 8, 4)) and len(slot) == slots.SLOT_SIZE == 96
+    key = hashlib.scrypt(b"secret", salt=slot[4:20], n=1024, r=8, p=4, dklen=32)
     assert open_bytes(key, slot[20:], slot[:20] + b"a" * 16) == MASTER
     slot = slots.make_slot(slots.KIND_RECOVERY, b"r" * 20, MASTER, b"a" * 16)
     key = hkdf(b"r" * 20, b"sparsebak/1 recovery", slot[4:20])

@@ -9,6 +9,7 @@ from wire.sealing import Keys, NotAuthentic
 
 KEYS = Keys(b"k" * 32)
 RECORD = Record(
+    suite=1,
     archive=b"a" * 16,
     volume_id=b"v" * 16,
     session=b"s" * 16,

@@ -24,7 +24,7 @@ from wire.sealing import (
 
 SIZE = 1 << 16
 KEYS = Keys(bytes(range(32)))
-IDS = ChunkIds(KEYS, bytes(16), SIZE)
+IDS = ChunkIds(KEYS, bytes(16), SIZE, 1)
 
 
 @given(st.binary(max_size=3000), st.integers(0, 2**40))
@@ -121,8 +121,8 @@ def test_right_seal_wrong_contents_is_noticed() -> None:
 
 def test_domains_and_archives_give_unlike_ids() -> None:
     chunk = b"x" * SIZE
-    other = ChunkIds(KEYS, b"d" * 16, SIZE).of(chunk)
-    elsewhere = ChunkIds(Keys(bytes(32)), bytes(16), SIZE).of(chunk)
+    other = ChunkIds(KEYS, b"d" * 16, SIZE, 1).of(chunk)
+    elsewhere = ChunkIds(Keys(bytes(32)), bytes(16), SIZE, 1).of(chunk)
     assert len({IDS.of(chunk), other, elsewhere}) == 3
 
 

@@ -51,7 +51,7 @@ function _shtab_sparsebak_agent_using
 end
 
 set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys show-recovery' 'keys import' volumes monitor status backup check settings 'settings show' 'settings apply' forget serve import-ini
-set -g _shtab_sparsebak_agent_opts_with_value --also --caller --catalog --chunk-size --config --days --idle --listen --output --passphrase-file --slot --user --vm -o
+set -g _shtab_sparsebak_agent_opts_with_value --also --caller --catalog --chunk-size --config --days --hash --idle --listen --output --passphrase-file --slot --user --vm -o
 
 complete -c sparsebak-agent -e
 complete -c sparsebak-agent -f
@@ -71,6 +71,7 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive add' -l cal
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive add' -l open -d 'the key also lies in the archive: for a trusted backup VM and disk'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive add' -l passphrase-file -x -d 'take the passphrase from the first line of a file'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive add' -l chunk-size -xka "64K 128K 256K 512K 1024K 2048K 4096K 1M 2M 4M" -d '64K to 4M'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive add' -l hash -xka "blake2b hmac-sha256" -d 'what chunk ids are made with; default: what this processor does faster'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive add' -l json -d json
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive; and test $_shtab_sparsebak_agent_npos -eq 0' -a list -d 'show the archives known here'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive list' -s h -l help -d 'show this help message and exit'
