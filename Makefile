@@ -12,6 +12,7 @@ test: setup packages
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n auto --ignore=tests/lvm
+	$(VENV)/bin/python tools/oldest.py -n auto -q tests/unit tests/run
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -q -n 2 --dist worksteal
 
 # Tests on real LVM thin pools, in a VM, for machines whose kernel has no device-mapper.

@@ -106,7 +106,7 @@ class Sealer:
         if self._padding:
             method, data = METHOD_PADDED, self._padded(data)
         if len(data) >= len(chunk):
-            method, data = METHOD_RAW, chunk
+            method, data = METHOD_RAW, bytes(chunk)  # all that older releases of cryptography take
         nonce = counter.to_bytes(NONCE_SIZE, "little")
         head = bytes((method,))
         return head + self._salt + nonce + self._aead.encrypt(nonce, data, head + chunk_id)

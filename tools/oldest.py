@@ -1,0 +1,36 @@
+"""Runs tests with the oldest releases of the libraries that sparsebak has to work with: those of tests/oldest.txt.
+
+    python tools/oldest.py TESTS... [pytest's options]
+
+They lie in front of the ones installed, so that the rest of the environment is as it is.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LIST = ROOT / "tests/oldest.txt"
+FOLDER = ROOT / "build/oldest"
+PYTHON = (3, 11)
+"""The Python of the distributions that have them, and the one there are wheels for."""
+
+
+def main(arguments: list[str]) -> int:
+    if sys.version_info[:2] != PYTHON:
+        print(f"oldest: not run, for this Python is not {'.'.join(map(str, PYTHON))}")
+        return 1 if os.environ.get("CI") == "true" else 0
+    ready = FOLDER / ".ready"
+    if not ready.exists() or ready.read_text() != LIST.read_text():
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "--only-binary", ":all:", "--target", FOLDER, "-r", LIST], check=True)
+        ready.write_text(LIST.read_text())
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER)}
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
