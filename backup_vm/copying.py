@@ -141,7 +141,7 @@ def _with_chunks(source: Archive, store: Store, reader: PackReader, part: list[t
     lacking = {chunk_id for _, chunk_id in part if chunk_id != ZERO_ID and not store.holds(chunk_id)}
     places = source.catalog.places(lacking)
     for number, chunk_id in part:
-        sealed = b""
+        sealed: bytes | memoryview = b""
         if chunk_id in lacking and not store.holds(chunk_id):
             if chunk_id not in places:
                 raise DamagedError(f"chunk {number} is missing from {source.storage.describe()}")

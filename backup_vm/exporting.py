@@ -37,7 +37,7 @@ class _Hashed:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._digest = stream, hashlib.blake2b(digest_size=DIGEST_SIZE)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self._stream.write(data)
         self._digest.update(data)
 

@@ -79,7 +79,7 @@ class LazyImage:
             self._cache.put(chunk_id, chunk)
         return chunk
 
-    def _sealed(self, number: int, chunk_id: bytes) -> bytes:
+    def _sealed(self, number: int, chunk_id: bytes) -> memoryview:
         with self._lock:  # the catalog's connection and the open packs are for one at a time
             place = self._archive.catalog.places([chunk_id]).get(chunk_id)
             if place is None:

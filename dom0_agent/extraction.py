@@ -124,7 +124,7 @@ class Extraction:
             parts += [CHUNK_FRAME.pack(KIND_CHUNK, length, result.number, result.id), result.sealed]
             if len(self._sent) < REMEMBERED:  # only what is already on its way: the caller reads in order
                 self._sent.add(result.id)
-        out.write(b"".join(parts))
+        out.writelines(parts)
 
     def _plan(self, fd: int, position: int, batch: int) -> Iterator[Batch]:
         """Everything that may differ, in order, from chunk ``position`` on."""

@@ -17,7 +17,7 @@ class SealedChunk(NamedTuple):
 
     number: int
     id: bytes
-    untrusted_data: bytes
+    untrusted_data: bytes | memoryview
 
 
 class ChunkNotAuthentic(NotAuthentic):

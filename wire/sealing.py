@@ -125,14 +125,14 @@ class Opener:
         self._key = keys.sub_key("sealing")
         self._streams: dict[bytes, AESGCM] = {}
 
-    def open(self, chunk_id: bytes, untrusted_sealed: bytes, ids: ChunkIds, chunk_size: int) -> bytes:
+    def open(self, chunk_id: bytes, untrusted_sealed: bytes | memoryview, ids: ChunkIds, chunk_size: int) -> bytes:
         """Authenticate, decompress to at most ``chunk_size`` bytes, check the id. Raise NotAuthentic."""
         if not OVERHEAD <= len(untrusted_sealed) <= chunk_size + OVERHEAD:
             raise NotAuthentic("sealed chunk has an impossible length")
-        salt = untrusted_sealed[1 : 1 + SALT_SIZE]
-        nonce = untrusted_sealed[1 + SALT_SIZE : 1 + SALT_SIZE + NONCE_SIZE]
-        data = untrusted_sealed[1 + SALT_SIZE + NONCE_SIZE :]
-        plain = _decrypt(self._stream(salt), nonce, data, untrusted_sealed[:1] + chunk_id)
+        salt = bytes(untrusted_sealed[1 : 1 + SALT_SIZE])
+        nonce = bytes(untrusted_sealed[1 + SALT_SIZE : 1 + SALT_SIZE + NONCE_SIZE])
+        data = bytes(untrusted_sealed[1 + SALT_SIZE + NONCE_SIZE :])
+        plain = _decrypt(self._stream(salt), nonce, data, bytes(untrusted_sealed[:1]) + chunk_id)
         chunk = self._expand(untrusted_sealed[0], plain, chunk_size)
         if ids.of(chunk) != chunk_id:
             raise NotAuthentic("chunk does not have the id it was sealed under")

@@ -18,6 +18,9 @@ class Writer(Protocol):
     def write(self, data: bytes, /) -> object:
         """Take all of ``data``."""
 
+    def writelines(self, parts: list[bytes], /) -> object:
+        """Take all parts, one after another, as if they were joined."""
+
     def flush(self) -> None:
         """Pass on what was taken."""
 

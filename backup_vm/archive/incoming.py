@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
     number: int
     id: bytes
-    sealed: bytes
+    sealed: bytes | memoryview
 
 
 class Incoming:

@@ -101,9 +101,9 @@ class PackReader:
             self._open.popitem(last=False)[1].close()
         return reader
 
-    def read(self, name: str, chunk_id: bytes, offset: int, length: int) -> bytes:
+    def read(self, name: str, chunk_id: bytes, offset: int, length: int) -> memoryview:
         """The sealed chunk of that id, which is known to lie there; raise DamagedError if it does not."""
-        raw = self._reader(name).read(offset - ENTRY_SIZE, ENTRY_SIZE + length)
+        raw = memoryview(self._reader(name).read(offset - ENTRY_SIZE, ENTRY_SIZE + length))
         sealed = raw[ENTRY_SIZE:]
         expected = ENTRY.pack(length, chunk_id, checksum(sealed))
         if len(sealed) != length or raw[:ENTRY_SIZE] != expected:
