@@ -80,7 +80,7 @@ class Attacker:
             ids, sealed = [], {}
             for page, chunks in sealed_chunks(archive, image, name):
                 ids += page
-                sealed |= {chunk.number: chunk.untrusted_data for chunk in chunks}
+                sealed |= {chunk.number: bytes(chunk.untrusted_data) for chunk in chunks}
         assert all(len(one) == ID_SIZE for one in ids)
         return Stream(found.record, ids, sealed)
 
