@@ -87,9 +87,11 @@ class Site:
         self.config = root / "agent.toml"
         self.label, self.driver, self.volumes = "tests", driver, volumes
         if make:
-            self._make(sealed, chunk_size, suite)
+            self._make()
+            self.add_archive("tests", self.archive, sealed, chunk_size, suite)
 
-    def _make(self, sealed: bool, chunk_size: int, suite: int) -> None:
+    def _make(self) -> None:
+        """Make what lies in the pool, and agent.toml."""
         self.pool.mkdir(parents=True)
         lines = ['state_dir = "dom0"', "threads = 2", f'[[pool]]\nname = "p"\ndriver = "{self.driver}"\npath = "pool"']
         for name in self.volumes:
@@ -97,7 +99,6 @@ class Site:
             lines.append(f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{qube}-{volume}.img"')
             self.image(name).touch()
         self.config.write_text("\n".join(lines) + "\n")
-        self.add_archive("tests", self.archive, sealed, chunk_size, suite)
 
     def add_archive(
         self, label: str, folder: Path, sealed: bool = True, chunk_size: int = 64 * 1024, suite: int = SUITE_SHA256

@@ -88,7 +88,7 @@ class LvmSite(Site):
         self.group, self.pool_name, self.size = group, pool, size
         super().__init__(root, driver="lvm_thin", volumes=volumes, **named)  # type: ignore[arg-type]
 
-    def _make(self, sealed: bool, chunk_size: int, suite: int) -> None:
+    def _make(self) -> None:
         self.root.mkdir(parents=True)
         lines = [
             'state_dir = "dom0"',
@@ -101,7 +101,6 @@ class LvmSite(Site):
             lines.append(f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{self.lv(name)}"')
             self.group.volume(self.pool_name, self.lv(name), self.size)
         self.config.write_text("\n".join(lines) + "\n")
-        self.add_archive("tests", self.archive, sealed, chunk_size, suite)
 
     def lv(self, name: str = "work/private") -> str:
         return "vm-" + name.replace("/", "-")

@@ -44,8 +44,8 @@ class QubesOnLvm(LvmSite):
         self.qubesd = qubesd
         super().__init__(root, group, "vm-pool", ("work/private", "vault/private"), SIZE)
 
-    def _make(self, sealed: bool, chunk_size: int, suite: int) -> None:
-        super()._make(sealed, chunk_size, suite)
+    def _make(self) -> None:
+        super()._make()
         driver = {"driver": "lvm_thin", "volume_group": self.group.name, "thin_pool": self.pool_name}
         self.qubesd.pools["vm-pool"] = driver
         for name in ("work", "vault"):

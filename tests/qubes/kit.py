@@ -18,7 +18,7 @@ class QubesSite(Site):
         self.qubesd, self.files = qubesd, files
         super().__init__(root, driver="reflink")
 
-    def _make(self, sealed: bool, chunk_size: int, suite: int) -> None:
+    def _make(self) -> None:
         self.pool.mkdir(parents=True)
         self.qubesd.pools["vm-pool"] = {"driver": "file-reflink", "dir_path": str(self.pool)}
         for name, klass in (
@@ -31,7 +31,6 @@ class QubesSite(Site):
             self.add_qube(name, klass)
         config = "\n".join(f'"{path}"' for path in self.files)
         self.config.write_text(f'state_dir = "dom0"\ncatalog = "qubes"\n[qubes]\ndom0_config = [{config}]\n')
-        self.add_archive("tests", self.archive, sealed, chunk_size, suite)
 
     def add_qube(self, name: str, klass: str = "AppVM") -> None:
         qube = self.qubesd.add(name, klass, "vm-pool", SIZE)
