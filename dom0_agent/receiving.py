@@ -14,7 +14,7 @@ from wire.opening import ChunkNotAuthentic, SealedChunk, open_chunks
 from wire.records import RECORD_SIZE, Record, open_record
 from wire.sealing import ID_SIZE, OVERHEAD, ZERO_ID, NotAuthentic
 from wire.status import Code, Refused
-from wire.stream import CutShort, Reader, read_exactly
+from wire.stream import CutShort, Reader, read_exactly, read_view
 from wire.tree import PAGE_IDS, Tree, chunk_count, page_count
 
 
@@ -64,8 +64,8 @@ def _ids(stream: Reader, index: int, chunks: int) -> bytes:
     return read_exactly(stream, min(PAGE_IDS, chunks - index * PAGE_IDS) * ID_SIZE)
 
 
-def _sealed(stream: Reader, chunk_size: int, number: int) -> bytes:
+def _sealed(stream: Reader, chunk_size: int, number: int) -> bytes | memoryview:
     (untrusted_length,) = LENGTH.unpack(read_exactly(stream, LENGTH.size))
     if not OVERHEAD <= untrusted_length <= chunk_size + OVERHEAD:
         raise Refused(Code.BAD_REQUEST, f"chunk {number}: impossible length {untrusted_length}", number)
-    return read_exactly(stream, untrusted_length)
+    return read_view(stream, untrusted_length)

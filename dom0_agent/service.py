@@ -95,15 +95,14 @@ class PatientReader:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int, /) -> memoryview:
         """See Reader."""
         if not self._held:
             if not self._poll.poll(self._patience * 1000 if self._begun else None):
                 raise CutShort(f"the caller sent nothing for {self._patience:g} seconds")
             self._begun = True
             self._held = memoryview(os.read(self._fd, BLOCK))
-        data = bytes(self._held[:size])
-        self._held = self._held[size:]
+        data, self._held = self._held[:size], self._held[size:]
         return data
 
 

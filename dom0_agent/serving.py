@@ -5,6 +5,7 @@ and a NUL byte (core-qrexec, ``libqrexec/exec.c``, "socket services"); then come
 can stay behind in the parent: it accepts, forks, and reaps.
 """
 
+import gc
 import importlib
 import os
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 from dom0_agent.config import ConfigError, load
 from dom0_agent.log import INFO, WARNING, log
 from dom0_agent.service import SERVICES, PatientReader, PatientWriter, run
+from wire.stream import SEND_BUFFER
 
 IDLE = 120.0
 """Seconds without a call after which the agent ends; its sockets stay with systemd, which starts it again."""
@@ -71,6 +73,7 @@ def preload(config_path: Path) -> None:
     for name in modules:
         with suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()  # a call that looked for garbage in all of this would copy it, page by page
 
 
 def serve(sockets: list[socket.socket], config_path: Path, idle: float | None) -> None:
@@ -133,6 +136,7 @@ def _call(connection: socket.socket, config_path: Path) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no key in a core dump
     os.umask(0o077)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     fd = connection.detach()
     reader = PatientReader(fd)
     found = read_head(fd)

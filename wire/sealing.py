@@ -131,7 +131,7 @@ class Opener:
             raise NotAuthentic("sealed chunk has an impossible length")
         salt = bytes(untrusted_sealed[1 : 1 + SALT_SIZE])
         nonce = bytes(untrusted_sealed[1 + SALT_SIZE : 1 + SALT_SIZE + NONCE_SIZE])
-        data = bytes(untrusted_sealed[1 + SALT_SIZE + NONCE_SIZE :])
+        data = untrusted_sealed[1 + SALT_SIZE + NONCE_SIZE :]
         plain = _decrypt(self._stream(salt), nonce, data, bytes(untrusted_sealed[:1]) + chunk_id)
         chunk = self._expand(untrusted_sealed[0], plain, chunk_size)
         if ids.of(chunk) != chunk_id:
@@ -185,11 +185,14 @@ def _aead(key: bytes) -> "AESGCM":
     return AESGCM(key)
 
 
-def _decrypt(aead: Any, nonce: bytes, data: bytes, associated: bytes) -> bytes:
+def _decrypt(aead: Any, nonce: bytes, data: bytes | memoryview, associated: bytes) -> bytes:
     from cryptography.exceptions import InvalidTag
 
     try:
-        return bytes(aead.decrypt(nonce, data, associated))
+        try:
+            return bytes(aead.decrypt(nonce, data, associated))
+        except TypeError:  # older releases take nothing but bytes
+            return bytes(aead.decrypt(nonce, bytes(data), associated))
     except InvalidTag:
         raise NotAuthentic("does not authenticate under the archive's key") from None
 

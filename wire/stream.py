@@ -4,12 +4,16 @@ from typing import Protocol
 
 from wire.frames import HEADER, Layout
 
+SEND_BUFFER = 1 << 20
+"""Bytes on their way that a local socket is asked to hold. The kernel gives what it may, with its own settings twice what
+a socket has otherwise (socket(7), SO_SNDBUF): either side waits for the other half as often."""
+
 
 class Reader(Protocol):
     """A binary stream to read from; may return fewer bytes than asked for."""
 
-    def read(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes; none at the end."""
+    def read(self, size: int, /) -> bytes | memoryview:
+        """Up to ``size`` bytes; none at the end. A view is of bytes that nobody changes."""
 
 
 class Writer(Protocol):
@@ -31,6 +35,11 @@ class CutShort(EOFError):
 
 def read_exactly(stream: Reader, size: int) -> bytes:
     """Read ``size`` bytes or raise CutShort. The caller has checked ``size`` against a limit."""
+    return bytes(read_view(stream, size))
+
+
+def read_view(stream: Reader, size: int) -> bytes | memoryview:
+    """The same, not copied where the stream has it in one piece."""
     data = stream.read(size)
     if len(data) == size:
         return data

@@ -8,10 +8,11 @@ from typing import IO
 
 from backup_vm.errors import AgentError
 from backup_vm.transport import Connection
+from wire.stream import SEND_BUFFER
 
 
 class _Call:
-    """As much of subprocess.Popen as a Connection uses: streams to both sides, and an end."""
+    """See Process."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -61,6 +62,7 @@ class UnixTransport:
         """See Transport."""
         path = self._folder / f"sparsebak.{service}"
         connection = socket.socket(socket.AF_UNIX)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         try:
             connection.connect(str(path))
         except OSError as error:
