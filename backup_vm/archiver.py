@@ -2,19 +2,17 @@
 
 import errno
 import sqlite3
-import tempfile
 import time as clock
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import IO
 
 from backup_vm.agent import Agent
-from backup_vm.archive import prune, sessions
-from backup_vm.archive.archive import Archive
+from backup_vm.archive import sessions
+from backup_vm.archive.archive import Archive, rescan_key
 from backup_vm.archive.image import Image
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
-from backup_vm.archive.scrub import rescan_key
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.store import Store
 from backup_vm.errors import AgentError, SparsebakError
@@ -106,7 +104,6 @@ class Archiver:
 
     def _run(self, store: Store, volumes: list[VolumeEntry]) -> None:
         self._notice_rollback(volumes)
-        self._archive.catalog.set_meta("sweep", "backup")
         self._ahead("Snapshot", volumes[0])
         offers = self._finish_interrupted(store, volumes)
         offers = self._snapshot_all(volumes, offers)
@@ -156,8 +153,7 @@ class Archiver:
         if newest is not None and newest.clear.session == offer.session:
             self._agent.commit(volume.qube, volume.volume, offer.session)
             if partial is not None:
-                partial.close()
-                self._archive.storage.remove(partial.name)
+                partial.discard()
         elif partial is not None and (offer.flags & OFFER_FULL or (newest and offer.previous == newest.clear.session)):
             self._progress.start(offer.changed)
             self._extract(store, volume, offer, True, partial)
@@ -167,9 +163,11 @@ class Archiver:
                 self._drop(partial)
 
     def _drop(self, partial: Partial) -> None:
+        from backup_vm.archive.prune import drop_partial
+
         ids = list(partial.ids())
         partial.close()
-        prune.drop_partial(self._archive, partial.name, ids)
+        drop_partial(self._archive, partial.name, ids)
         self._archive.catalog.set_meta("sweep", "backup")
 
     def _snapshot(self, volume: VolumeEntry, time: int) -> Offer:
@@ -290,15 +288,13 @@ class Archiver:
         store.then(finish)
 
     def _finish(self, volume: VolumeEntry, partial: Partial, record: bytes, inherit: int, done: Done) -> None:
-        storage = self._archive.storage
-        sessions.write(storage, record, inherit, partial.count, partial.numbers(), partial.ids())
+        sessions.write(self._archive.storage, record, inherit, partial.count, partial.numbers(), partial.ids())
         if done.full and self._must_rescan(volume.volume_id.hex()):
             self._archive.catalog.set_meta(rescan_key(volume.volume_id.hex()), None)
 
         def commit() -> None:
             self._agent.commit(volume.qube, volume.volume, partial.offer.session)
-            partial.close()
-            storage.remove(partial.name)
+            partial.discard()
             self.report.done.append(done)
 
         self._try(volume, commit)
@@ -307,7 +303,7 @@ class Archiver:
         """Writes the ids that we hold for the volume, so that the agent sends only what differs."""
         series = self._archive.sessions(newest.volume)[newest.volume]
         image = Image(self._archive.storage, series)  # damage does no harm here: the agent compares each id with the data
-        spool = tempfile.TemporaryFile()
+        spool = self._archive.storage.scratch()
         for _, ids in image.windows():
             places = self._archive.catalog.places(chunk_id for chunk_id in ids if any(chunk_id))
             spool.write(b"".join(chunk_id if chunk_id in places else bytes(ID_SIZE) for chunk_id in ids))

@@ -190,8 +190,8 @@ class Rotation:
         pending = self._pending(follow, session)
         if pending.root is None or pending.digest is None:
             raise Refused(Code.INCOMPLETE, f"{self.store.name}: Commit of a session that was not wholly extracted")
-        PendingLog(self.store.directory / pending.log).close()  # refused while Extract goes on
         redo = Redo(log=pending.log, session=pending.session, full=pending.full, size=pending.size)
+        idle = _changes_nothing(self.store, follow, archive, redo)
         follow.committed = Committed(
             session=pending.session,
             sequence=pending.sequence,
@@ -200,10 +200,12 @@ class Rotation:
             domain=pending.domain,
             digest=pending.digest,
         )
-        follow.pending, follow.redo = None, redo
-        self.store.save(self.state)
-        apply_ids(self.store, follow, archive, redo)
-        follow.redo = None
+        follow.pending = None
+        if not idle:
+            follow.redo = redo
+            self.store.save(self.state)
+            apply_ids(self.store, follow, archive, redo)
+            follow.redo = None
         self.finish()
 
     def abort(self, archive: Archive, session: bytes) -> None:
@@ -246,6 +248,19 @@ def _session_time(committed: Committed | None, untrusted_time: int) -> int:
     return time
 
 
+def _changes_nothing(store: Store, follow: Follow, archive: Archive, redo: Redo) -> bool:
+    """Whether the ids are those of the session already. Refused while Extract goes on."""
+    session_log = PendingLog(store.directory / redo.log)
+    ids = CommittedIds(store.directory / follow.ids)
+    try:
+        chunks = chunk_count(redo.size, archive.chunk_size)
+        same = not redo.full and session_log.position == ids.count == chunks
+        return same and next(session_log.entries(), None) is None
+    finally:
+        ids.close()
+        session_log.close()
+
+
 def apply_ids(store: Store, follow: Follow, archive: Archive, redo: Redo) -> None:
     """Bring the ids file up to a committed session, from its log. Without the log the next session is a full one."""
     ids = CommittedIds(store.directory / follow.ids)
@@ -256,8 +271,6 @@ def apply_ids(store: Store, follow: Follow, archive: Archive, redo: Redo) -> Non
             log(WARNING, f"{store.name}: the log of session {redo.session} is damaged")
             ids.apply([], True, 0, [])
             return
-        if not redo.full and ids.count == chunks and next(session_log.entries(), None) is None:
-            return  # nothing changed
         tree = Tree(archive.keys().sub_key("root"))
         pages = list(ids.digests(session_log.entries(), redo.full, chunks, tree))
         ids.apply(session_log.entries(), redo.full, chunks, pages)

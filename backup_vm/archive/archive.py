@@ -3,11 +3,11 @@
 import contextlib
 import os
 import sqlite3
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backup_vm.archive import catalog as catalogs
 from backup_vm.archive import packs, parameters, partial, references, sessions
@@ -19,8 +19,15 @@ from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage, open_storage
 from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 
+if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
+
 RESCAN = "rescan:"
-"""In the catalog's meta table, followed by a volume's id: the volume's next session must be a full one."""
+
+
+def rescan_key(volume_id: str) -> str:
+    """Key in the catalog's meta table that says: this volume's next session must be a full one."""
+    return RESCAN + volume_id
 
 
 class Archive:
@@ -29,7 +36,7 @@ class Archive:
     def __init__(self, storage: Storage, settings: Parameters, writing: bool) -> None:
         self.storage, self.parameters, self.writing = storage, settings, writing
         self._catalog: Catalog | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: TemporaryDirectory[str] | None = None
         self.warnings: list[str] = []
         """What was found wrong and put right on the way, for the user."""
         self.damaged: dict[str, DamagedError] = {}
@@ -133,6 +140,8 @@ class Archive:
     def _rebuilt(self, free: bool = False) -> Catalog:
         path = self.storage.local(catalogs.NAME)
         if not self.writing:  # others may be reading too, or the disk may be read-only: keep it to ourselves
+            import tempfile
+
             self._temporary = tempfile.TemporaryDirectory(prefix="sparsebak-")
             path = Path(self._temporary.name) / catalogs.NAME
         beside = path.with_name(path.name + ".tmp")
@@ -154,6 +163,8 @@ class Archive:
 
     def true_catalog_digest(self) -> bytes:
         """The digest that the catalog must have, from packs and sessions; made aside, in the temporary folder."""
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="sparsebak-") as folder:
             path = Path(folder) / catalogs.NAME
             warnings = len(self.warnings)

@@ -110,11 +110,11 @@ class Catalog:
         return None if row is None else str(row[0])
 
     def set_meta(self, key: str, value: str | None) -> None:
-        """Remember a value, or forget it."""
-        if value is None:
-            self._db.execute("DELETE FROM meta WHERE key=?", (key,))
-        else:
+        """Remember a value, or forget it. Nothing is written to forget what is not remembered."""
+        if value is not None:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        elif self.meta(key) is not None:
+            self._db.execute("DELETE FROM meta WHERE key=?", (key,))
 
     def add_pack(self, name: str) -> int:
         """Give a pack a number."""

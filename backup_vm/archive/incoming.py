@@ -91,8 +91,7 @@ class Incoming:
         self._make_room()
         partial, storage = self._partial, self._archive.storage
         stored = sessions.write(storage, self._record, self._inherit, partial.count, partial.numbers(), partial.ids())
-        self.close()
-        storage.remove(partial.name)
+        partial.discard()
         return stored
 
     def _make_room(self) -> None:

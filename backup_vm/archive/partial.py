@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 
 from backup_vm.archive.storage import Storage
+from wire.durable import make_directory
 from wire.frames import Offer
 from wire.sealing import ID_SIZE
 
@@ -33,9 +34,15 @@ class Partial:
 
     @classmethod
     def create(cls, storage: Storage, offer: Offer) -> "Partial":
-        """Begin one, durably."""
+        """Begin one. It is not brought to disk: a run that finds none, or half of one, has its chunks sent again."""
         name = f"volumes/{offer.volume_id.hex()}/{offer.session.hex()}{SUFFIX}"
-        storage.write(name, offer.build())
+        path = storage.local(name)
+        make_directory(path.parent)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            os.pwrite(fd, offer.build(), 0)
+        finally:
+            os.close(fd)
         return cls(storage, name, offer)
 
     @classmethod
@@ -55,6 +62,11 @@ class Partial:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def discard(self) -> None:
+        """Remove it, its session being stored. Should it be there again after a crash, the next run removes it."""
+        self.close()
+        self._storage.local(self.name).unlink(missing_ok=True)
 
     def _groups(self) -> Iterator[tuple[int, bytes, int]]:
         """For each sound group: first chunk number it does not cover, payload, file offset after it."""

@@ -8,7 +8,7 @@ import xxhash
 
 from backup_vm.archive import catalog as catalogs
 from backup_vm.archive import notes, packs, sessions
-from backup_vm.archive.archive import RESCAN, Archive
+from backup_vm.archive.archive import Archive, rescan_key
 from backup_vm.archive.format import ENTRY, ENTRY_SIZE, PACK_HEAD_SIZE
 from backup_vm.archive.image import split
 from backup_vm.archive.packs import Packed, checksum
@@ -25,11 +25,6 @@ class Finding:
     file: str
     problem: str
     sessions: tuple[str, ...] = ()
-
-
-def rescan_key(volume_id: str) -> str:
-    """Key in the catalog's meta table that says: this volume's next session must be a full one."""
-    return RESCAN + volume_id
 
 
 def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:

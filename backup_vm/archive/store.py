@@ -68,6 +68,7 @@ class Store:
                     "run: sparsebak scrub, then sparsebak backup",
                 )
             if filling.pack is None:
+                self._mark()
                 filling.pack = NewPack(self._archive.storage, self._archive.parameters.archive)
             filling.places[chunk_id] = (filling.pack.add(chunk_id, sealed), len(sealed))
             self.stored += len(sealed)
@@ -79,6 +80,11 @@ class Store:
             filling.pack is not None and filling.pack.size >= self._archive.storage.pack_size
         ):
             self._close_pack()
+
+    def _mark(self) -> None:
+        """Note that whoever finds the archive so must look for chunks without a session. A run that stores none need not."""
+        if self._catalog.meta("sweep") is None:
+            self._catalog.set_meta("sweep", "store")
 
     def holds(self, chunk_id: bytes) -> bool:
         """Whether a chunk is in the archive, or on its way there."""
