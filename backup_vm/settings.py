@@ -1,7 +1,6 @@
 """The settings file, ``~/.config/sparsebak/config.toml``. Every option of it stands in docs/config.toml with its meaning."""
 
 import os
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,8 @@ def load(given: Path | None) -> Settings:
     path = settings_file(given)
     if given is None and not path.exists():
         return Settings()
+    import tomllib
+
     try:
         return _check(tomllib.loads(path.read_text()))
     except OSError as error:

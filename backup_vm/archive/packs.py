@@ -1,6 +1,6 @@
 """Packs: sealed chunks one after another, then an index of them. Written once; only ever shortened by holes."""
 
-import secrets
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -45,7 +45,7 @@ class NewPack:
     """A pack being written."""
 
     def __init__(self, storage: Storage, archive: bytes) -> None:
-        identifier = secrets.token_hex(16)
+        identifier = os.urandom(16).hex()
         self.name = f"packs/{identifier[:2]}/{identifier}{SUFFIX}"
         self._file = storage.create(self.name)
         self._index: list[bytes] = []

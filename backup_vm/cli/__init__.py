@@ -12,7 +12,7 @@ from types import FrameType
 from backup_vm.errors import Exit, SparsebakError
 from backup_vm.text import journal_prefix
 from wire import VERSION
-from wire.memory import keep_freed
+from wire.memory import collect_rarely, keep_freed
 from wire.names import printable
 
 COMMANDS = (
@@ -38,7 +38,7 @@ def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
     top.add_argument("-v", "--verbose", action="store_true", help="say more, also where there is no terminal")
     top.add_argument("-u", "--unattended", action="store_true", help="never ask; where an answer would be needed, fail")
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
     for name in [name for name in COMMANDS if name in words] or COMMANDS:
         importlib.import_module(f"backup_vm.cli.{name}").add_to(commands)
     return top
@@ -46,6 +46,7 @@ def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; an error is one line, with a hint, on standard error."""
+    collect_rarely()
     words = sys.argv[1:] if argv is None else argv
     options = parser(words).parse_args(words)
     signal.signal(signal.SIGTERM, _interrupt)

@@ -31,9 +31,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.archive.notes import Note, parse_note, parse_tag
-
-    note = Note(frozenset(parse_tag(tag) for tag in options.tag), parse_note(options.note))
+    note = _asked_note(options)
     context = Context(options)
     context.location()
     agent = context.agent()
@@ -44,7 +42,16 @@ def run(options: argparse.Namespace) -> int:
         agent.close()
 
 
-def _run(context: Context, agent: "Agent", note: "Note") -> int:
+def _asked_note(options: argparse.Namespace) -> "Note | None":
+    """What is to be said of the new sessions, if anything."""
+    if not options.tag and not options.note:
+        return None
+    from backup_vm.archive.notes import Note, parse_note, parse_tag
+
+    return Note(frozenset(parse_tag(tag) for tag in options.tag), parse_note(options.note))
+
+
+def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
     from backup_vm.archiver import Archiver
     from backup_vm.progress import progress_for
 
@@ -56,7 +63,8 @@ def _run(context: Context, agent: "Agent", note: "Note") -> int:
             return _preview(context, chosen)
         progress = progress_for("backup", context.quiet or context.json)
         report = Archiver(archive, agent, progress, options.ignore_free_space, context.warn).run(chosen)
-        _note(archive, report, note)
+        if note is not None:
+            _note(archive, report, note)
         _tell(context, report)
         if context.settings.retention.after_backup and report.done:
             _prune(context, archive, chosen, report)
@@ -66,8 +74,7 @@ def _run(context: Context, agent: "Agent", note: "Note") -> int:
 def _note(archive: "Archive", report: "Report", note: "Note") -> None:
     from backup_vm.archive import notes
 
-    if note != notes.Note():
-        notes.change(archive.storage, lambda every: every.sessions.update({done.id: note for done in report.done}))
+    notes.change(archive.storage, lambda every: every.sessions.update({done.id: note for done in report.done}))
 
 
 def _prune(context: Context, archive: "Archive", listed: "list[VolumeEntry]", report: "Report") -> None:
@@ -93,16 +100,19 @@ def _exit(report: "Report") -> int:
 
 def _choose(listed: "list[VolumeEntry]", names: list[str]) -> "list[VolumeEntry]":
     from backup_vm.errors import SparsebakError
-    from backup_vm.names import matches
     from wire.frames import VOLUME_GONE
 
     present = [volume for volume in listed if not volume.flags & VOLUME_GONE]
     if not present:
         raise SparsebakError("dom0 lists no volume to back up", "add volumes to the agent's configuration in dom0")
+    if not names:
+        return present
+    from backup_vm.names import matches
+
     for name in names:
         if not any(matches(name, volume.qube, volume.volume) for volume in present):
             raise SparsebakError(f"dom0 lists no volume {name}", "see: sparsebak status")
-    return [v for v in present if not names or any(matches(name, v.qube, v.volume) for name in names)]
+    return [v for v in present if any(matches(name, v.qube, v.volume) for name in names)]
 
 
 def _preview(context: Context, chosen: "list[VolumeEntry]") -> int:

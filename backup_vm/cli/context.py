@@ -1,7 +1,6 @@
 """What the commands share: settings, the archive, the agent, keys, and how results are told."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -133,7 +132,12 @@ class Context:
 
     def result(self, data: dict[str, Any], text: str) -> None:
         """Print what was asked for."""
-        print(json.dumps(data) if self.json else _printable_lines(text))
+        if not self.json:
+            print(_printable_lines(text))
+            return
+        import json
+
+        print(json.dumps(data))
 
 
 def _printable_lines(text: str) -> str:

@@ -1,20 +1,36 @@
 """How the services are reached: one module for each way. All give a process with qrexec's streams."""
 
 import contextlib
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from backup_vm.errors import AgentError, UsageError
+from backup_vm.errors import UsageError
+
+
+class Process(Protocol):
+    """As much of subprocess.Popen as a Connection uses: streams to both sides, and an end."""
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        """The stream to it; closing it says that nothing more comes."""
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """The stream from it."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; returns the exit code."""
+
+    def kill(self) -> None:
+        """End it by force."""
 
 
 @dataclass
 class Connection:
     """A service that is running. ``log`` holds what it wrote to standard error, as far as that comes across."""
 
-    process: "subprocess.Popen[bytes]"
+    process: Process
     log: IO[bytes]
 
     def last_words(self) -> str:
@@ -31,13 +47,9 @@ class Connection:
                     stream.close()
 
     def close(self) -> None:
-        """Hang up and wait for its end, which comes by force if it does not come soon."""
+        """Hang up and wait for its end."""
         self.hang_up()
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.process.wait()
         self.log.close()
 
 
@@ -46,25 +58,6 @@ class Transport(Protocol):
 
     def start(self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None) -> Connection:
         """Start ``sparsebak.SERVICE+VOLUME`` for a qube (None: dom0). ``stdin`` is a file to be read in a pipe's place."""
-
-
-def spawn(arguments: list[str], environment: dict[str, str] | None, stdin: IO[bytes] | None) -> Connection:
-    """Start a process in a session of its own, so that Ctrl-C reaches us and not it."""
-    log = tempfile.TemporaryFile()
-    try:
-        process = subprocess.Popen(
-            arguments,
-            stdin=stdin or subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-            bufsize=1 << 18,
-        )
-    except OSError as error:
-        log.close()
-        raise AgentError(f"cannot start {arguments[0]}: {error.strerror}") from None
-    return Connection(process, log)
 
 
 def open_transport(agent: str, caller: str) -> Transport:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from backup_vm.errors import AgentError
-from backup_vm.transport import Connection, spawn
+from backup_vm.transport import Connection
+from backup_vm.transport.spawning import spawn
 
 _TREE = Path(__file__).resolve().parent.parent.parent
 SERVICE_FOLDERS = (_TREE / "qubes-rpc", Path("/etc/qubes-rpc"))

@@ -2,7 +2,8 @@
 
 from typing import IO
 
-from backup_vm.transport import Connection, spawn
+from backup_vm.transport import Connection
+from backup_vm.transport.spawning import spawn
 
 CLIENT = "/usr/bin/qrexec-client-vm"
 

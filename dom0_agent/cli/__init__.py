@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dom0_agent.config import DEFAULT_PATH, ConfigError
 from wire import VERSION
+from wire.memory import collect_rarely
 from wire.names import BadName, printable
 from wire.status import Refused
 
@@ -47,7 +48,7 @@ def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
     top.add_argument("--config", type=Path, default=DEFAULT_PATH, help="configuration file (default: %(default)s)")
     top.add_argument("-u", "--unattended", action="store_true", help="never ask; where an answer would be needed, fail")
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
     for name in [name for name in COMMANDS if name in words] or COMMANDS:
         importlib.import_module(f"dom0_agent.cli.{name.replace('-', '_')}").add_to(commands)
     return top
@@ -55,6 +56,7 @@ def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors are one line on standard error."""
+    collect_rarely()
     words = sys.argv[1:] if argv is None else argv
     options = parser(words).parse_args(words)
     if options.unattended:

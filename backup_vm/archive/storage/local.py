@@ -1,19 +1,18 @@
 """An archive in a directory of this machine. Files are written under a temporary name, and renamed when they are on disk."""
 
-import ctypes
 import errno
-import functools
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive.storage import LOCK, TEMPORARY
 from backup_vm.archive.storage.writing import BackgroundFile, Blocks
 from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
 from wire.durable import Busy, lock, make_directory, sync_directory, write_synced
+
+if TYPE_CHECKING:
+    from ctypes import CDLL
 
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01  # linux/falloc.h
 
@@ -171,11 +170,13 @@ class LocalStorage:
 
     def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
         """See Storage."""
-        fd = os.open(self.root / name, os.O_RDWR | os.O_CLOEXEC)
+        import ctypes
+
+        libc, fd = _libc(), os.open(self.root / name, os.O_RDWR | os.O_CLOEXEC)
         try:
             for offset, length in ranges:
                 mode = _PUNCH_HOLE | _KEEP_SIZE
-                if _libc().fallocate(fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(length)) != 0:
+                if libc.fallocate(fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(length)) != 0:
                     number = ctypes.get_errno()
                     if number in (errno.EOPNOTSUPP, errno.ENOSYS):
                         return False
@@ -194,19 +195,24 @@ class LocalStorage:
 
     def scratch(self) -> IO[bytes]:
         """See Storage."""
+        import tempfile
+
         return tempfile.TemporaryFile(dir=self.root)
 
     def capacity(self) -> int:
         """See Storage."""
-        return shutil.disk_usage(self.root).total
+        disk = os.statvfs(self.root)
+        return disk.f_blocks * disk.f_frsize
 
     def free(self) -> int:
         """See Storage."""
-        return shutil.disk_usage(self.root).free
+        disk = os.statvfs(self.root)
+        return disk.f_bavail * disk.f_frsize
 
 
-@functools.cache
-def _libc() -> ctypes.CDLL:
+def _libc() -> "CDLL":
+    import ctypes
+
     return ctypes.CDLL(None, use_errno=True)
 
 

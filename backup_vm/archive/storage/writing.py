@@ -6,8 +6,11 @@ While one block is brought to disk another one fills. What is left at the end, l
 import errno
 import mmap
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 BLOCK = 4 << 20
 
@@ -61,6 +64,8 @@ class BackgroundFile:
         """Let the full block be written, and go on in the other one."""
         self._wait()
         if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor
+
             self._pool = ThreadPoolExecutor(1)
             self._direct = self._open_direct()
         full, offset = self._buffer, self._offset
