@@ -63,7 +63,7 @@ class Archives:
 
     def for_caller(self, archive_id: bytes, caller: str) -> Archive:
         """The archive of that id if ``caller`` may use it. An unknown one and a forbidden one look the same."""
-        path = self._directory / archive_id.hex()
+        path = self.place(archive_id)
         archive = _load(path) if path.is_dir() else None
         if archive is None or caller not in (archive.caller, ADMIN):
             raise Refused(Code.NO_ARCHIVE, f"{caller} asked for archive {archive_id.hex()}, which it may not use")
@@ -92,38 +92,38 @@ class Archives:
             recovery = os.urandom(RECOVERY_BYTES)
             slots.append(make_slot(KIND_PASSPHRASE, passphrase, master, archive_id))
             slots.append(make_slot(KIND_RECOVERY, recovery, master, archive_id))
-        mode = MODE_OPEN if passphrase is None else MODE_SEALED
-        made = self.adopt(archive_id, label, caller, mode, suite, chunk_size, int(time.time()), tuple(slots), master)
-        return made, recovery
+        archive = Archive(
+            directory=self.place(archive_id),
+            id=archive_id,
+            label=label,
+            caller=caller,
+            mode=MODE_OPEN if passphrase is None else MODE_SEALED,
+            chunk_size=chunk_size,
+            created=int(time.time()),
+            slots=tuple(slots),
+            suite=suite,
+        )
+        self.adopt(archive, master)
+        return archive, recovery
 
-    def adopt(
-        self,
-        archive_id: bytes,
-        label: str,
-        caller: str,
-        mode: int,
-        suite: int,
-        chunk_size: int,
-        created: int,
-        slots: tuple[bytes, ...],
-        master: bytes,
-    ) -> Archive:
-        """Keep an archive and its key; Refused when it is here already."""
+    def place(self, archive_id: bytes) -> Path:
+        """The directory of an archive of that id."""
+        return self._directory / archive_id.hex()
+
+    def adopt(self, archive: Archive, master: bytes) -> None:
+        """Keep an archive, whose directory is its ``place``, and its key; Refused when it is here already."""
         make_directory(self._directory)
-        directory = self._directory / archive_id.hex()
-        if directory.exists():
-            raise Refused(Code.BUSY, f"archive {archive_id.hex()} is known here already; see: sparsebak-agent archive list")
-        temporary = self._directory / f".{directory.name}.tmp"
-        archive = Archive(directory, archive_id, label, caller, mode, chunk_size, created, slots, suite)
+        if archive.directory.exists():
+            raise Refused(Code.BUSY, f"archive {archive.id.hex()} is known here already; see: sparsebak-agent archive list")
+        temporary = self._directory / f".{archive.directory.name}.tmp"
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(mode=0o700)
         write_synced(temporary / "key", master)
         write_synced(temporary / "archive.json", _dump(archive))
         sync_directory(temporary)
-        os.rename(temporary, directory)
+        os.rename(temporary, archive.directory)
         sync_directory(self._directory)
-        return archive
 
     def set_slots(self, archive: Archive, slots: tuple[bytes, ...]) -> None:
         """Keep other key slots for an archive; the file's replacement is the commit point."""

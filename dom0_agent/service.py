@@ -188,6 +188,12 @@ def run(service: str, environ: Mapping[str, str], config_path: Path, stdin: Read
     return _end(name, status, stdout)
 
 
+def confine() -> None:
+    """No key in a core dump of this process, and no file of it for anybody else."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o077)
+
+
 def _end(name: str, status: Status, stdout: Writer) -> int:
     try:
         send(stdout, status)
@@ -203,7 +209,6 @@ def main(argv: list[str]) -> int:
     if len(argv) != 1 or argv[0] not in SERVICES:
         print(f"usage: run-service {'|'.join(SERVICES)}", file=sys.stderr)
         return 2
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no key in a core dump
-    os.umask(0o077)
+    confine()
     config = Path(os.environ.get("SPARSEBAK_AGENT_CONFIG", DEFAULT_PATH))
     return run(argv[0], os.environ, config, PatientReader(0), PatientWriter(1))

@@ -9,7 +9,6 @@ import gc
 import importlib
 import os
 import re
-import resource
 import select
 import signal
 import socket
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from dom0_agent.config import ConfigError, load
 from dom0_agent.log import INFO, WARNING, log
-from dom0_agent.service import SERVICES, PatientReader, PatientWriter, run
+from dom0_agent.service import SERVICES, PatientReader, PatientWriter, confine, run
 from wire.stream import SEND_BUFFER
 
 IDLE = 120.0
@@ -133,8 +132,7 @@ def _fork(connection: socket.socket, sockets: Iterable[socket.socket], config_pa
 
 def _call(connection: socket.socket, config_path: Path) -> int:
     """One call, in a process of its own."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no key in a core dump
-    os.umask(0o077)
+    confine()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     fd = connection.detach()

@@ -82,17 +82,19 @@ def take_over(state_dir: Path, introduction: Introduction, label: str, caller: s
     """
     entry, keys = introduction.untrusted_entry, Keys(master)
     records = [_open(untrusted_record, keys, entry) for untrusted_record in introduction.untrusted_records]
-    archive = Archives(state_dir).adopt(
-        entry.archive,
-        label,
-        caller,
-        entry.mode,
-        entry.suite,
-        entry.chunk_size,
-        entry.created,
-        introduction.untrusted_slots,
-        master,
+    archives = Archives(state_dir)
+    archive = Archive(
+        directory=archives.place(entry.archive),
+        id=entry.archive,
+        label=label,
+        caller=caller,
+        mode=entry.mode,
+        chunk_size=entry.chunk_size,
+        created=entry.created,
+        slots=introduction.untrusted_slots,
+        suite=entry.suite,
     )
+    archives.adopt(archive, master)
     for record in records:
         _remember(state_dir, archive, record, keys)
     return archive, [f"{record.qube}/{record.volume}" for record in records]

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -45,15 +46,15 @@ def test_a_damaged_archive_is_told(archives: Archives) -> None:
 
 def test_an_archive_is_adopted_once(archives: Archives) -> None:
     (one,) = archives
-    again = (one.id, "other", "vm", one.mode, one.suite, one.chunk_size, one.created, one.slots, one.master())
-    assert "known here already" in refused(lambda: archives.adopt(*again))
+    other, master = replace(one, label="other"), one.master()
+    assert "known here already" in refused(lambda: archives.adopt(other, master))
     archives.remove(one)
     assert list(archives) == [] and archives.by_label("tests") is None
     left_over = one.directory.with_name(f".{one.id.hex()}.tmp")
     left_over.mkdir()
     (left_over / "key").write_bytes(b"half")
-    assert archives.adopt(*again).keys() is not None
-    assert archives.by_label("other") is not None
+    archives.adopt(other, master)
+    assert archives.by_label("other") == other and other.keys() is not None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "follows": 3}'])
