@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench import workload
-from bench.limits import limits
-from bench.measure import Measured
+from bench.limits import Limits
+from bench.measure import Measured, warm
 from bench.report import Results, report
 from bench.tools import Tool, installed, size_of
 
@@ -50,9 +50,7 @@ def _settle(name: str, tool: Tool) -> None:
     for _ in range(2):  # what the loop mount brings to disk is the outer file system's to write then
         subprocess.run(["sync"], check=True)
     if name in READING:
-        paths = [path for path in tool.repository.rglob("*") if path.is_file()]
-        for at in range(0, len(paths), 1000):  # not here: a child begins with its parent's peak of memory
-            subprocess.run(["cat", *paths[at : at + 1000]], check=True, stdout=subprocess.DEVNULL)
+        warm([path for path in tool.repository.rglob("*") if path.is_file()])
 
 
 def step(name: str, tool: Tool, image: Path, work: Path, seed: int) -> Measured | None:
@@ -80,8 +78,11 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha1").hexdigest()
 
 
-def one_round(kinds: list[type[Tool]], pool: Path, work: Path, number: int, results: Results) -> dict[str, tuple[float, int]]:
+def one_round(
+    kinds: list[type[Tool]], pool: Path, work: Path, number: int, results: Results, limit: dict[str, list[Measured]]
+) -> dict[str, tuple[float, int]]:
     """All steps with all tools, by turns; returns the sizes of their archives. A peer that fails is left out from there on."""
+    limits = Limits(pool / "original", work)
     tools: dict[str, tuple[Tool, Path]] = {}
     sizes: dict[str, tuple[float, int]] = {}
 
@@ -101,6 +102,8 @@ def one_round(kinds: list[type[Tool]], pool: Path, work: Path, number: int, resu
         except RuntimeError as error:
             without(kind.name, error)
     for at, name in enumerate(STEPS):
+        for what, one in limits.measure(name).items():
+            limit.setdefault(what, []).append(one)
         for tool, image in list(tools.values()):
             _settle(name, tool)
             try:
@@ -111,6 +114,7 @@ def one_round(kinds: list[type[Tool]], pool: Path, work: Path, number: int, resu
             if measured is not None:
                 results.setdefault(tool.name, {}).setdefault(name, []).append(measured)
                 print(f"round {number + 1}, {name}, {tool.name}: {measured.wall:.2f} s", flush=True)
+    limits.close()
     for kind in kinds:
         if kind.name in tools:
             tool, _ = tools[kind.name]
@@ -149,10 +153,8 @@ def main() -> None:
             sizes: dict[str, tuple[float, int]] = {}
             kinds = [kind for kind in installed() if not options.only or kind.name in options.only]
             for number in range(options.rounds):
-                for name, measured in limits(pool / "original", work).items():
-                    limit.setdefault(name, []).append(measured)
                 first = number % len(kinds)  # whoever comes first finds the disk and its cache less settled
-                sizes = one_round(kinds[first:] + kinds[:first], pool, work, number, results)
+                sizes = one_round(kinds[first:] + kinds[:first], pool, work, number, results, limit)
             text = report(machine(), limit, results, sizes)
             print(text)
             if not options.no_write:

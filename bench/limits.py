@@ -13,7 +13,7 @@ from pathlib import Path
 
 import zstandard
 
-from bench.measure import Measured, run
+from bench.measure import Measured, run, warm
 
 CHUNK = 128 << 10
 HASHES = ("blake2b", "sha256")
@@ -36,23 +36,37 @@ def dense(image: Path, target: Path) -> None:
                 out.write(source.read(min(1 << 20, at - begin)))
 
 
-def limits(image: Path, work: Path) -> dict[str, Measured]:
-    """Each measured once, warm."""
-    packed, chunks, target = work / "packed", work / "chunks", work / "copied"
-    dense(image, packed)
-    run([sys.executable, "-m", "bench.limits", "pack", packed, chunks])
-    hashing = "import hashlib,sys;hashlib.file_digest(open(sys.argv[1],'rb'),sys.argv[2])"
-    found = {
-        "zstd -2 -T2": run(["zstd", "-q", "-f", "-2", "-T2", packed, "-o", work / "packed.zst"]),
-        "zstd -3 -T2": run(["zstd", "-q", "-f", "-3", "-T2", packed, "-o", work / "packed.zst"]),
-        **{f"{name}, one thread": run([sys.executable, "-c", hashing, packed, name]) for name in HASHES},
-        "plain copy": run(["cp", packed, target]),
-        "zstd -d": run(["zstd", "-q", "-f", "-d", work / "packed.zst", "-o", target]),
-        **{verifying(name): run([sys.executable, "-m", "bench.limits", name, chunks]) for name in HASHES},
-    }
-    for path in (packed, chunks, target, work / "packed.zst"):
-        path.unlink()
-    return found
+class Limits:
+    """What each step is held against, measured when the tools come to that step: a machine's speed changes with time."""
+
+    def __init__(self, image: Path, work: Path) -> None:
+        self._packed, self._chunks, self._frames, self._target = (work / name for name in ("packed", "chunks", "zst", "copied"))
+        dense(image, self._packed)
+        run([sys.executable, "-m", "bench.limits", "pack", self._packed, self._chunks])
+        hashing = "import hashlib,sys;hashlib.file_digest(open(sys.argv[1],'rb'),sys.argv[2])"
+        self._commands: dict[str, dict[str, list[str | Path]]] = {
+            "full": {
+                **{f"zstd -{n} -T2": ["zstd", "-qf", f"-{n}", "-T2", self._packed, "-o", self._frames] for n in (2, 3)},
+                **{f"{name}, one thread": [sys.executable, "-c", hashing, self._packed, name] for name in HASHES},
+            },
+            "assemble": {
+                "plain copy": ["cp", self._packed, self._target],
+                "zstd -d": ["zstd", "-qfd", self._frames, "-o", self._target],
+            },
+            "verify": {verifying(name): [sys.executable, "-m", "bench.limits", name, self._chunks] for name in HASHES},
+        }
+
+    def measure(self, step: str) -> dict[str, Measured]:
+        """Those of a step, each once, what they read being in memory."""
+        if step not in self._commands:
+            return {}
+        warm([path for path in (self._packed, self._chunks, self._frames) if path.exists()])
+        return {name: run(command) for name, command in self._commands[step].items()}
+
+    def close(self) -> None:
+        """Remove what was made."""
+        for path in (self._packed, self._chunks, self._frames, self._target):
+            path.unlink(missing_ok=True)
 
 
 def verifying(name: str) -> str:
