@@ -79,6 +79,18 @@ def test_an_unchanged_chunk_is_not_sent(site: Site) -> None:
     assert (report.done[0].changed, report.done[0].stored) == (0, 0)
 
 
+def test_an_unchanged_volume_costs_few_waits_for_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(site.image(), SIZE, 1)
+    site.backup()
+    site.backup()  # the first one after which there is a base to stay with
+    catalog, waits, fsync = (site.archive / "catalog.sqlite").read_bytes(), [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (waits.append(fd), fsync(fd))[1])
+    site.backup()
+    assert (site.archive / "catalog.sqlite").read_bytes() == catalog  # not written at all
+    assert len(waits) <= 12
+    assert len(site.images()) == 3
+
+
 def test_volumes_and_sessions_share_chunks(tmp_path_factory: pytest.TempPathFactory) -> None:
     site = Site(tmp_path_factory.mktemp("d") / "site", volumes=("work/private", "copy/private"))
     fill(site.image(), SIZE)
