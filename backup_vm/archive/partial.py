@@ -34,7 +34,7 @@ class Partial:
 
     @classmethod
     def create(cls, storage: Storage, offer: Offer) -> "Partial":
-        """Begin one. It is not brought to disk: a run that finds none, or half of one, has its chunks sent again."""
+        """Begin one. It is brought to disk when it is left; a run that finds none, or half of it, asks for its chunks again."""
         name = f"volumes/{offer.volume_id.hex()}/{offer.session.hex()}{SUFFIX}"
         path = storage.local(name)
         make_directory(path.parent)
@@ -58,14 +58,19 @@ class Partial:
         return cls(storage, name, offer) if sound else None
 
     def close(self) -> None:
-        """Close the file; nothing happens when it is closed."""
+        """Leave it for a later run, on disk; nothing happens when it is closed."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            os.fsync(self._fd)
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
 
     def discard(self) -> None:
         """Remove it, its session being stored. Should it be there again after a crash, the next run removes it."""
-        self.close()
+        if self._fd >= 0:
+            self._close()
         self._storage.local(self.name).unlink(missing_ok=True)
 
     def _groups(self) -> Iterator[tuple[int, bytes, int]]:
