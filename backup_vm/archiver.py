@@ -165,10 +165,7 @@ class Archiver:
     def _drop(self, partial: Partial) -> None:
         from backup_vm.archive.prune import drop_partial
 
-        ids = list(partial.ids())
-        partial.close()
-        drop_partial(self._archive, partial.name, ids)
-        self._archive.catalog.set_meta("sweep", "backup")
+        drop_partial(self._archive, partial)
 
     def _snapshot(self, volume: VolumeEntry, time: int) -> Offer:
         newest = self._archive.newest(volume.volume_id.hex())
@@ -289,7 +286,7 @@ class Archiver:
 
     def _finish(self, volume: VolumeEntry, partial: Partial, record: bytes, inherit: int, done: Done) -> None:
         sessions.write(self._archive.storage, record, inherit, partial.count, partial.numbers(), partial.ids())
-        if done.full and self._must_rescan(volume.volume_id.hex()):
+        if done.full:
             self._archive.catalog.set_meta(rescan_key(volume.volume_id.hex()), None)
 
         def commit() -> None:

@@ -77,7 +77,6 @@ def _same(source: Archive, target: Archive, session: Session, there: Session | N
 
 def _send_all(source: Archive, target: Archive, due: list[Session], progress: Progress, done: Copied) -> None:
     store = Store(target)
-    target.catalog.set_meta("sweep", "copy")
     try:
         with PackReader(source.storage) as reader:
             for session in due:

@@ -94,7 +94,6 @@ def take_in(archive: Archive, stream: IO[bytes], path: Path, progress: Progress,
     stream.seek(0)
     hashed, record, _ = read_head(stream, path)
     store = Store(archive)
-    archive.catalog.set_meta("sweep", "import")
     try:
         incoming = Incoming(archive, store, record, 0, digest[:16])
         try:

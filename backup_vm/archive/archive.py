@@ -218,8 +218,7 @@ class Archive:
             self.warnings.append(f"{self.storage.describe(catalogs.NAME)} was damaged; it has been rebuilt")
             self.rebuild_catalog()
         give_back(self)
-        if self.catalog.meta("sweep") is not None:
-            self.catalog.set_meta("sweep", None)
+        self.catalog.set_meta("sweep", None)
 
     def _recover_catalog(self) -> None:
         catalog = self.catalog

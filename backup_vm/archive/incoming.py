@@ -70,9 +70,7 @@ class Incoming:
         )
         begun = Partial.load(storage, name) if storage.exists(name) else None
         if begun is not None and begun.offer != offer:
-            ids = list(begun.ids())
-            begun.close()
-            drop_partial(self._archive, name, ids)
+            drop_partial(self._archive, begun)
             begun = None
         return begun or Partial.create(storage, offer)
 

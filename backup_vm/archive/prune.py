@@ -12,6 +12,7 @@ from typing import IO
 from backup_vm.archive import notes, references, sessions
 from backup_vm.archive.archive import Archive, give_back
 from backup_vm.archive.merge import Merge
+from backup_vm.archive.partial import Partial
 from backup_vm.archive.repack import repack
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
@@ -45,6 +46,7 @@ def prune(archive: Archive, doomed: Iterable[Session]) -> Pruned:
             archive, (session.clear.session for series in volumes.values() for session in series if session.file not in gone)
         )
         pruned = _free(archive, candidates, len(gone))
+    archive.catalog.set_meta("sweep", None)
     if archive.catalog.meta("limbo") is None:
         return pruned
     archive.rebuild_catalog(free=True)  # chunks that earlier damage left without a session
@@ -88,14 +90,17 @@ def _merge(archive: Archive, run: list[Session], successor: Session | None, cand
             candidates.write(ids.tobytes())
 
 
-def drop_partial(archive: Archive, name: str, ids: Iterable[bytes]) -> None:
+def drop_partial(archive: Archive, partial: Partial) -> None:
     """Remove a partial session that will not be gone on with, and free what only it refers to."""
+    before = archive.catalog.meta("sweep")  # a run that stores chunks may be going on
     archive.catalog.set_meta("sweep", "partial")
     with closing(archive.storage.scratch()) as candidates:
-        for raw in ids:
+        for raw in partial.ids():
             candidates.write(raw)
-        archive.storage.remove(name)
+        partial.close()
+        archive.storage.remove(partial.name)
         _free(archive, candidates, 0)
+    archive.catalog.set_meta("sweep", before)
 
 
 def _free(archive: Archive, candidates: IO[bytes], removed: int) -> Pruned:
@@ -107,5 +112,4 @@ def _free(archive: Archive, candidates: IO[bytes], removed: int) -> Pruned:
     space = give_back(archive)
     if catalog.packs_with_freed():  # no holes can be punched there
         space += repack(archive)
-    catalog.set_meta("sweep", None)
     return Pruned(removed, freed, space)
