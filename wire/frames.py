@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from wire.layout import U8, U16, U32, U64, Fields, raw, text
+from wire.layout import TIME, U8, U16, U32, U64, Fields, raw, text
 from wire.sealing import OVERHEAD
 
 HEADER = struct.Struct("<BI")
@@ -95,7 +95,7 @@ class Request(Layout):
         archive=raw(16),
         session=raw(16),
         number=U64,
-        time=U64,
+        time=TIME,
         label=text(64),
     )
 
@@ -133,7 +133,7 @@ class VolumeEntry(Layout):
         size=U64,
         changed=U64,
         session=raw(16),
-        time=U64,
+        time=TIME,
         flags=U16,
     )
 
@@ -158,7 +158,7 @@ class ArchiveEntry(Layout):
         mode=U8,
         suite=U8,
         chunk_size=U32,
-        created=U64,
+        created=TIME,
         slots=U8,
         key=raw(32),
     )
@@ -184,7 +184,7 @@ class Offer(Layout):
         session=raw(16),
         previous=raw(16),
         sequence=U64,
-        time=U64,
+        time=TIME,
         size=U64,
         chunk_size=U32,
         changed=U64,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wire import CHUNK_SIZES, FORMAT, MAX_VOLUME_SIZE
-from wire.layout import U8, U16, U32, U64, Fields, raw, text
+from wire.layout import TIME, U8, U16, U32, U64, Fields, raw, text
 from wire.names import BadName, parse_name
 from wire.sealing import SUITES, Keys, NotAuthentic, open_bytes, seal_bytes
 
@@ -19,7 +19,7 @@ CLEAR = Fields(
     volume_id=raw(16),
     session=raw(16),
     sequence=U64,
-    time=U64,
+    time=TIME,
     size=U64,
     chunk_size=U32,
 )

@@ -17,6 +17,7 @@ from typing import Any
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from wire.durable import Busy, lock
+from wire.layout import LAST_TIME
 
 NAME = "notes.json"
 LOCK = "notes.lock"
@@ -87,7 +88,7 @@ def load(storage: Storage) -> Notes:
         raise DamagedError(f"{path} is damaged: its checksum is wrong", "restore it from a copy, or remove it and tag again")
     try:
         return _parse(json.loads(body))
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
         raise DamagedError(f"{path} makes no sense: {error}", "restore it from a copy, or remove it and tag again") from None
 
 
@@ -97,11 +98,18 @@ def _parse(fields: dict[str, Any]) -> Notes:
     notes = Notes()
     for key, note in fields["sessions"].items():
         notes.sessions[key] = Note(frozenset(parse_tag(tag) for tag in note["tags"]), parse_note(note["note"]))
-    for key, (at, sound) in fields["verified"].items():
-        notes.verified[key] = Check(int(at), bool(sound))
+    for key, check in fields["verified"].items():
+        notes.verified[key] = _check(check)
     if fields["scrubbed"] is not None:
-        notes.scrubbed = Check(int(fields["scrubbed"][0]), bool(fields["scrubbed"][1]))
+        notes.scrubbed = _check(fields["scrubbed"])
     return notes
+
+
+def _check(fields: Any) -> Check:
+    at, sound = fields
+    if type(at) is not int or not 0 <= at <= LAST_TIME or type(sound) is not bool:
+        raise ValueError("a check is a time, and whether all was sound")
+    return Check(at, sound)
 
 
 def _dump(notes: Notes) -> bytes:

@@ -8,9 +8,10 @@ from typing import Any
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
 from wire import CHUNK_SIZES, FORMAT
+from wire.layout import LAST_TIME
 from wire.names import parse_name
-from wire.sealing import SUITES, Keys
-from wire.slots import open_any
+from wire.sealing import KEY_SIZE, SUITES, Keys
+from wire.slots import SLOT_SIZE, open_any
 
 NAME = "archive.toml"
 _CHECK = "checksum = "
@@ -80,7 +81,7 @@ def load(storage: Storage) -> Parameters:
         raise DamagedError(f"{storage.describe(NAME)} is damaged: its checksum is wrong", hint)
     try:
         return _parse(storage, tomllib.loads(body.decode()))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # whoever writes a disk can write a checksum
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # whoever writes a disk can write a checksum
         raise DamagedError(f"{storage.describe(NAME)} makes no sense: {error}") from None
 
 
@@ -90,14 +91,29 @@ def _parse(storage: Storage, fields: dict[str, Any]) -> Parameters:
             f"{storage.describe(NAME)}: format {fields['format']}, suite {fields['suite']}, which this version does not know",
             "use the version of sparsebak that made the archive, or a newer one",
         )
-    if fields["chunk_size"] not in CHUNK_SIZES:
-        raise DamagedError(f"{storage.describe(NAME)}: impossible chunk size")
+    chunk_size = _number(fields, "chunk_size")
+    if chunk_size not in CHUNK_SIZES:
+        raise ValueError("impossible chunk size")
     return Parameters(
-        archive=bytes.fromhex(fields["archive"]),
+        archive=_bytes(fields["archive"], 16),
         label=parse_name(fields["label"], "label"),
-        suite=fields["suite"],
-        chunk_size=fields["chunk_size"],
-        created=fields["created"],
-        slots=tuple(bytes.fromhex(slot) for slot in fields["slots"]),
-        master=bytes.fromhex(fields["key"]) if "key" in fields else None,
+        suite=_number(fields, "suite"),
+        chunk_size=chunk_size,
+        created=_number(fields, "created"),
+        slots=tuple(_bytes(slot, SLOT_SIZE) for slot in fields["slots"]),
+        master=_bytes(fields["key"], KEY_SIZE) if "key" in fields else None,
     )
+
+
+def _number(fields: dict[str, Any], name: str) -> int:
+    value = fields[name]
+    if type(value) is not int or not 0 <= value <= LAST_TIME:
+        raise ValueError(f"{name} is not a possible number")
+    return value
+
+
+def _bytes(text: str, size: int) -> bytes:
+    value = bytes.fromhex(text)
+    if len(value) != size:
+        raise ValueError(f"{len(value)} bytes where {size} belong")
+    return value

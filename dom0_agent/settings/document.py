@@ -55,7 +55,7 @@ def from_bytes(raw: bytes) -> Settings:
             raise Refused(Code.BAD_REQUEST, "the settings are of another version of sparsebak")
         settings = Settings(**fields)
         _check(settings)
-    except (ValueError, TypeError, KeyError, AttributeError, BadName) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, BadName) as error:
         raise Refused(Code.BAD_REQUEST, f"the settings make no sense: {error}") from None
     return settings
 

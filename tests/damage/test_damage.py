@@ -1,13 +1,16 @@
 """Damage to an archive is found and named, what is intact can be restored, and the next backup heals what it can."""
 
+import hashlib
 import random
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.format import DIGEST_SIZE
 from backup_vm.archive.parameters import load
 from backup_vm.archive.prune import prune
+from backup_vm.archive.sessions import load as load_session
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError, NoArchiveError, SparsebakError
 from tests.kit import GRAIN, Site, change, fill
@@ -92,6 +95,17 @@ def test_a_missing_session_is_found_by_verify(built: Site) -> None:
     first.unlink()
     with pytest.raises(DamagedError, match="not complete or not authentic"):
         built.verify_all()
+
+
+def test_a_session_of_an_impossible_time_is_damaged(built: Site) -> None:
+    """Its time is in clear; the seal would tell, but only where the key is."""
+    path = files(built, "*.session")[0]
+    time = load_session(LocalStorage(built.archive), str(path.relative_to(built.archive))).clear.time.to_bytes(8, "little")
+    body = path.read_bytes()[:-DIGEST_SIZE].replace(time, time[:-1] + b"\x40", 1)
+    path.write_bytes(body + hashlib.blake2b(body, digest_size=DIGEST_SIZE).digest())
+    assert named(built, path)
+    with built.open() as archive:
+        assert sum(len(series) for series in archive.sessions().values()) == len(files(built, "*.session")) - 1
 
 
 def test_archive_toml_is_checked(built: Site) -> None:

@@ -21,6 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("target", nargs="?", choices=targets.TARGETS)
     parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0, help="where chance begins; 0: somewhere else each time")
     options = parser.parse_args()
     if options.target is None:
         for name in targets.TARGETS:
@@ -31,7 +32,13 @@ def main() -> None:
     for number, seed in enumerate(targets.seeds(options.target)):
         (corpus / f"seed-{number}").write_bytes(seed)
     target = targets.TARGETS[options.target]
-    flags = [f"-max_total_time={options.seconds}", f"-rss_limit_mb={MEMORY}", f"-timeout={HANG}", "-max_len=300000"]
+    flags = [
+        f"-max_total_time={options.seconds}",
+        f"-rss_limit_mb={MEMORY}",
+        f"-timeout={HANG}",
+        "-max_len=300000",
+        f"-seed={options.seed}",
+    ]
     atheris.Setup([sys.argv[0], *flags, "-print_final_stats=1", f"-artifact_prefix={corpus}/", str(corpus)], target)
     atheris.Fuzz()
 

@@ -144,6 +144,7 @@ def session(data: bytes) -> None:
     _scratch(name, body + hashlib.blake2b(body, digest_size=32).digest())
     with contextlib.suppress(SparsebakError):
         found = sessions.load(world().scratch, name)
+        assert found.name
         sessions.check(world().scratch, found)
         sessions.columns(world().scratch, found)
 

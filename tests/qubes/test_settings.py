@@ -39,7 +39,7 @@ def test_a_document_comes_back(settings: Settings) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"[]", b"{}", b'{"format": 2}', b"\xff", b"1",
+        b"", b"[]", b"{}", b'{"format": 2}', b"\xff", b"1", b"[" * 200_000,
         Settings("work", "AppVM", "red", None, None).to_bytes().replace(b'"work"', b'"../work"'),
         Settings("work", "AppVM", "red", None, None).to_bytes().replace(b'"tags": []', b'"tags": [3]'),
         Settings("work", "AppVM", "red", None, None).to_bytes().replace(b'"notes": ""', b'"notes": null'),

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.layout import U8, U16, U32, U64, Fields, raw, text
+from wire.layout import LAST_TIME, TIME, U8, U16, U32, U64, Fields, raw, text
+from wire.names import session_name
 
 
 def structure() -> Fields:
@@ -72,3 +73,16 @@ def test_constants_are_checked(at: int) -> None:
 def test_text_that_is_not_ascii_is_refused() -> None:
     with pytest.raises(ValueError, match="name"):
         ALL.parse(ALL.build(GOOD).replace(b"work", b"w\xe9rk"))
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_times_end_with_the_year_9999(seconds: int) -> None:
+    fields, built = Fields(time=TIME), Fields(time=U64).build({"time": seconds})
+    assert fields.size == len(built) == 8
+    if seconds <= LAST_TIME:
+        assert fields.build({"time": seconds}) == built and fields.parse(built) == {"time": seconds}
+        assert len(session_name(seconds)) == 15
+    else:
+        for action in (lambda: fields.build({"time": seconds}), lambda: fields.parse(built)):
+            with pytest.raises(ValueError, match="later than the year 9999"):
+                action()

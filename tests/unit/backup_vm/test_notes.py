@@ -1,0 +1,77 @@
+"""Notes that make no sense are refused as damage, whatever their checksum says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backup_vm.archive import notes
+from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.errors import DamagedError
+from wire.layout import LAST_TIME
+
+GOOD: dict[str, Any] = {
+    "format": 1,
+    "sessions": {"00": {"tags": ["gold"], "note": "first"}},
+    "verified": {"00": [1, True]},
+    "scrubbed": [LAST_TIME, False],
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def loaded(folder: Path, body: bytes) -> notes.Notes:
+    (folder / notes.NAME).write_bytes(body + b"\n" + notes._digest(body).encode() + b"\n")
+    return notes.load(LocalStorage(folder))
+
+
+def test_good_notes_are_read(tmp_path: Path) -> None:
+    found = loaded(tmp_path, json.dumps(GOOD).encode())
+    assert found.of(b"\0") == notes.Note(frozenset({"gold"}), "first")
+    assert found.verified == {"00": notes.Check(1, True)} and found.scrubbed == notes.Check(LAST_TIME, False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scrubbed": []},
+        {"scrubbed": [1]},
+        {"scrubbed": [1, 2, 3]},
+        {"scrubbed": [True, True]},
+        {"scrubbed": [1, 1]},
+        {"scrubbed": [-1, True]},
+        {"scrubbed": [LAST_TIME + 1, True]},
+        {"scrubbed": [float("inf"), True]},
+        {"verified": {"00": []}},
+        {"verified": []},
+        {"sessions": {"00": {"tags": [[]], "note": ""}}},
+        {"sessions": {"00": {"tags": ["latest"], "note": ""}}},
+        {"sessions": {"00": {"tags": [], "note": "two\nlines"}}},
+        {"sessions": {"00": {"tags": []}}},
+        {"sessions": {"00": []}},
+        {"format": 2},
+    ],
+)
+def test_what_makes_no_sense_is_damage(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(DamagedError, match=r"notes\.json makes no sense"):
+        loaded(tmp_path, json.dumps(GOOD | wrong).encode())
+
+
+def test_notes_nested_without_end_are_damage(tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match=r"notes\.json makes no sense"):
+        loaded(tmp_path, b"[" * 200_000)
+
+
+@given(part=st.sampled_from(sorted(GOOD)), anything=JSON)
+def test_anything_is_read_or_damage(tmp_path_factory: pytest.TempPathFactory, part: str, anything: Any) -> None:
+    try:
+        found = loaded(tmp_path_factory.mktemp("notes"), json.dumps(GOOD | {part: anything}).encode())
+    except DamagedError:
+        return
+    assert notes._parse(json.loads(notes._dump(found).split(b"\n")[0])) == found

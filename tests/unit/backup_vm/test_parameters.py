@@ -1,0 +1,63 @@
+"""An archive.toml that makes no sense is refused as damage, whatever its checksum says."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive import parameters
+from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.errors import DamagedError, NoArchiveError
+from wire.slots import SLOT_SIZE
+
+GOOD = parameters.Parameters(os.urandom(16), "usb", 1, 1 << 17, 1_795_000_000, (os.urandom(SLOT_SIZE),), os.urandom(32))
+
+
+def changed(folder: Path, old: str, new: str) -> LocalStorage:
+    storage = LocalStorage(folder)
+    GOOD.save(storage)
+    body = storage.read(parameters.NAME).decode().rpartition("checksum = ")[0]
+    assert body.count(old) == 1
+    body = body.replace(old, new)
+    (folder / parameters.NAME).write_text(f'{body}checksum = "{parameters._digest(body.encode())}"\n')
+    return storage
+
+
+def test_what_is_saved_is_read(tmp_path: Path) -> None:
+    GOOD.save(LocalStorage(tmp_path))
+    assert parameters.load(LocalStorage(tmp_path)) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("chunk_size = 131072", "chunk_size = 131072.0"),
+        ("chunk_size = 131072", "chunk_size = 131073"),
+        ("suite = 1", "suite = true"),
+        ("suite = 1", "suite = 1.0"),
+        ("created = 1795000000", "created = -1"),
+        ("created = 1795000000", "created = 253402300800"),
+        ("created = 1795000000", 'created = "today"'),
+        ("created = 1795000000", "made = 1795000000"),
+        ('label = "usb"', "label = 3"),
+        ('label = "usb"', 'label = "/"'),
+        ('archive = "', 'archive = "00'),
+        ('key = "', 'key = "00'),
+        ('slots = ["', 'slots = ["00'),
+        ('slots = ["', 'slots = [1, "'),
+    ],
+)
+def test_what_makes_no_sense_is_damage(tmp_path: Path, old: str, new: str) -> None:
+    with pytest.raises(DamagedError, match=r"archive\.toml makes no sense"):
+        parameters.load(changed(tmp_path, old, new))
+
+
+def test_a_file_nested_without_end_is_damage(tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match=r"archive\.toml makes no sense"):
+        parameters.load(changed(tmp_path, 'label = "usb"', "label = " + "[" * 100_000))
+
+
+@pytest.mark.parametrize(("old", "new"), [("format = 1", "format = 2"), ("suite = 1", "suite = 3")])
+def test_what_is_not_known_is_of_another_version(tmp_path: Path, old: str, new: str) -> None:
+    with pytest.raises(NoArchiveError, match="does not know"):
+        parameters.load(changed(tmp_path, old, new))
