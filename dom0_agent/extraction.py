@@ -16,6 +16,7 @@ from dom0_agent.pending_log import PendingLog
 from dom0_agent.rotation import grains_per_chunk
 from dom0_agent.sources import Range, Source
 from dom0_agent.state import Follow, Pending
+from wire.durable import closing_fd
 from wire.frames import CHUNK_FRAME, CHUNK_HEAD_SIZE, KIND_CHUNK
 from wire.names import parse_volume_name
 from wire.pipeline import in_order
@@ -95,16 +96,13 @@ class Extraction:
         log.rewind(first)
         batch_bytes = max(BATCH_BYTES, self._chunk_size)
         ahead = max(2, min(4 * threads + 4, IN_FLIGHT_BYTES // batch_bytes))
-        fd = self._source.open(self._pending.snapshot, direct=True)
-        try:
+        with closing_fd(self._source.open(self._pending.snapshot, direct=True)) as fd:
             work: Callable[[Batch], list[Result]] = lambda batch: self._extract(fd, batch, sealer)  # noqa: E731
             most = batch_bytes // self._chunk_size
             plan = _joined(self._plan(fd, log.position, most), most)
             for batch, results in in_order(lambda b: (b, work(b)), plan, threads, ahead):
                 self._emit(results, first, out)
                 log.append(batch.end, [(result.number, result.id) for result in results])
-        finally:
-            os.close(fd)
         if log.position < self._chunks:
             log.append(self._chunks, [])
         log.sync()

@@ -5,7 +5,6 @@ pending sessions. A file that the state file does not mention is left over from 
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dom0_agent.changed_map import ChangedMap
-from wire.durable import Busy, lock, make_directory, replace, write_synced
+from wire.durable import Busy, closing_fd, lock, make_directory, replace, write_synced
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
 
@@ -121,10 +120,8 @@ class Store:
             fd = lock(self.directory / "lock", patience=patience)
         except Busy:
             raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
-        try:
+        with closing_fd(fd):
             yield self.load()
-        finally:
-            os.close(fd)
 
     def load(self) -> State:
         """The state, empty for a volume not seen before."""

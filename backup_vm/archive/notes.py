@@ -7,7 +7,6 @@ all that keeps a session from being pruned.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +15,7 @@ from typing import Any
 
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, LockedError, UsageError
-from wire.durable import Busy, lock
+from wire.durable import Busy, closing_fd, lock
 from wire.layout import LAST_TIME
 
 NAME = "notes.json"
@@ -133,15 +132,13 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
         fd = lock(storage.local(LOCK), patience=_PATIENCE)
     except Busy:
         raise LockedError(f"{storage.local(LOCK)} is held by another run", "wait for it to end, then try again") from None
-    try:
+    with closing_fd(fd):
         notes = load(storage)
         before = _dump(notes)
         action(notes)
         if _dump(notes) != before:
             storage.write(NAME, _dump(notes))
         return notes
-    finally:
-        os.close(fd)
 
 
 def checked(storage: Storage, sound: bool, session: bytes | None = None) -> None:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 
 from backup_vm.archive.storage import Storage
-from wire.durable import make_directory
+from wire.durable import closing_fd, make_directory
 from wire.frames import Offer
 from wire.sealing import ID_SIZE
 
@@ -38,11 +38,8 @@ class Partial:
         name = f"volumes/{offer.volume_id.hex()}/{offer.session.hex()}{SUFFIX}"
         path = storage.local(name)
         make_directory(path.parent)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
+        with closing_fd(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)) as fd:
             os.pwrite(fd, offer.build(), 0)
-        finally:
-            os.close(fd)
         return cls(storage, name, offer)
 
     @classmethod

@@ -4,12 +4,11 @@ The request's session and number are the archive's newest session of the volume 
 time of the caller's run. Takes and drops snapshots, writes the volume's state. Reads no contents, except with ``file``.
 """
 
-import os
-
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.rotation import Rotation, grains_per_chunk, volume_rotation
 from dom0_agent.service import Call
 from dom0_agent.state import Pending
+from wire.durable import closing_fd
 from wire.frames import OFFER_FULL, OFFER_RESUMED, Offer
 from wire.tree import chunk_count
 
@@ -42,11 +41,8 @@ def _at_most(rotation: Rotation, pending: Pending, chunk_size: int) -> int:
         runs = changed.runs(grains_per_chunk(chunk_size), chunk_count(pending.size, chunk_size))
         return sum(end - first for first, end in runs) * chunk_size
     held = ChangedMap()
-    fd = rotation.source.open(pending.snapshot)
-    try:
+    with closing_fd(rotation.source.open(pending.snapshot)) as fd:
         for start, end in rotation.source.data_ranges(fd, 0, pending.size):
             held.mark(start, end)
-    finally:
-        os.close(fd)
     runs = held.runs(grains_per_chunk(chunk_size), chunk_count(pending.size, chunk_size))
     return sum(end - first for first, end in runs) * chunk_size

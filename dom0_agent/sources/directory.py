@@ -4,12 +4,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range, snapshot_name, snapshot_number
-from wire.durable import make_directory, sync_directory
+from wire.durable import closing_fd, make_directory, sync_directory
 from wire.image import ImageWriter
 from wire.status import Code, Refused
 
@@ -21,15 +21,6 @@ def failed(text: str, error: OSError) -> Refused:
     """The refusal for an error of the storage."""
     code = Code.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Code.SOURCE_FAILED
     return Refused(code, f"{text}: {error.strerror}")
-
-
-@contextmanager
-def closing_fd(fd: int) -> Iterator[int]:
-    """Close a descriptor at the end."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 class DirectorySource:
@@ -78,24 +69,19 @@ class DirectorySource:
 
     def snapshot(self, number: int) -> None:
         """See Source."""
-        fd = self._open_image()
         path = self._path(number)
-        try:
-            make_directory(self._store)
-            copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with closing_fd(self._open_image()) as image:
             try:
-                self._copy(fd, copy)
-                os.fsync(copy)
-            finally:
-                os.close(copy)
-            sync_directory(self._store)
-        except BaseException as error:
-            path.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise failed(f"{self.name}: cannot take a snapshot", error) from None
-            raise
-        finally:
-            os.close(fd)
+                make_directory(self._store)
+                with closing_fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)) as copy:
+                    self._copy(image, copy)
+                    os.fsync(copy)
+                sync_directory(self._store)
+            except BaseException as error:
+                path.unlink(missing_ok=True)
+                if isinstance(error, OSError):
+                    raise failed(f"{self.name}: cannot take a snapshot", error) from None
+                raise
 
     def unchanged(self, number: int) -> bool:
         """See Source."""

@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterator
 
 from dom0_agent.sources import Range
-from dom0_agent.sources.directory import DirectorySource, closing_fd
+from dom0_agent.sources.directory import DirectorySource
+from wire.durable import closing_fd
 
 _BLOCK = 1 << 20
 _GRAIN = 64 * 1024

@@ -17,6 +17,7 @@ from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range, lvm, snapshot_name, snapshot_number
 from dom0_agent.sources.thin_pool import ThinPool
+from wire.durable import closing_fd
 from wire.image import ImageWriter
 from wire.status import Code, Refused
 
@@ -247,9 +248,6 @@ def _device(group: str, name: str) -> Path:
 
 def _empty(device: Path, discard: bool) -> None:
     """Make a device read as zeros: by giving its blocks back, or where the pool does not do that by writing zeros."""
-    fd = os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)
-    try:
+    with closing_fd(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)) as fd:
         size = os.lseek(fd, 0, os.SEEK_END)
         fcntl.ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, struct.pack("QQ", 0, size))
-    finally:
-        os.close(fd)

@@ -10,8 +10,9 @@ from contextlib import suppress
 
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Range
-from dom0_agent.sources.directory import DirectorySource, closing_fd, failed
+from dom0_agent.sources.directory import DirectorySource, failed
 from dom0_agent.sources.fiemap import changed_ranges, exclusive, still_there
+from wire.durable import closing_fd
 
 _FICLONE = 0x40049409
 _ATTEMPTS = 10

@@ -15,7 +15,7 @@ from pathlib import Path
 from dom0_agent.config import Pool
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import lvm, thin_xml
-from wire.durable import Busy, lock, make_directory
+from wire.durable import Busy, closing_fd, lock, make_directory
 from wire.status import Code, Refused
 
 Range = tuple[int, int]
@@ -200,12 +200,10 @@ class ThinPool:
         fd, self._reserved = self._reserved, -1
         if fd < 0:
             return
-        try:
+        with closing_fd(fd):
             _write_mark(fd, _UNSURE)
             self._message("release_metadata_snap")
             _write_mark(fd, "")
-        finally:
-            os.close(fd)
 
 
 class Report:

@@ -4,17 +4,12 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from backup_vm.archive.storage import LOCK, TEMPORARY
 from backup_vm.archive.storage.writing import BackgroundFile, Blocks
 from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
 from wire.durable import Busy, lock, make_directory, sync_directory, write_synced
-
-if TYPE_CHECKING:
-    from ctypes import CDLL
-
-_PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01  # linux/falloc.h
 
 
 class LocalNewFile:
@@ -170,28 +165,15 @@ class LocalStorage:
 
     def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
         """See Storage."""
-        import ctypes
+        from backup_vm.archive.storage import libc
 
-        libc, fd = _libc(), os.open(self.root / name, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            for offset, length in ranges:
-                mode = _PUNCH_HOLE | _KEEP_SIZE
-                if libc.fallocate(fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(length)) != 0:
-                    number = ctypes.get_errno()
-                    if number in (errno.EOPNOTSUPP, errno.ENOSYS):
-                        return False
-                    raise OSError(number, os.strerror(number), str(self.root / name))
-            return True
-        finally:
-            os.close(fd)
+        return libc.punch(self.root / name, ranges)
 
     def sync(self) -> None:
         """See Storage."""
-        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _libc().syncfs(fd)
-        finally:
-            os.close(fd)
+        from backup_vm.archive.storage import libc
+
+        libc.syncfs(self.root)
 
     def scratch(self) -> IO[bytes]:
         """See Storage."""
@@ -208,12 +190,6 @@ class LocalStorage:
         """See Storage."""
         disk = os.statvfs(self.root)
         return disk.f_bavail * disk.f_frsize
-
-
-def _libc() -> "CDLL":
-    import ctypes
-
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
