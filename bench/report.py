@@ -8,7 +8,7 @@ from bench.limits import HASHES, verifying
 from bench.measure import Measured
 
 Results = dict[str, dict[str, list[Measured]]]
-Limits = dict[str, list[Measured]]
+LimitRuns = dict[str, list[Measured]]
 
 
 def wall(runs: Sequence[Measured]) -> float:
@@ -23,7 +23,7 @@ def _cell(runs: Sequence[Measured]) -> str:
     return f"{wall(runs):.2f} ({cpu:.1f}, {memory:.0f})"
 
 
-def report(machine: str, limit: Limits, results: Results, sizes: dict[str, tuple[float, int]]) -> str:
+def report(machine: str, limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]]) -> str:
     """What everything took, and how that compares with the limits and with what is aimed at."""
     names = list(results)
     steps = list(results[names[0]])
@@ -51,7 +51,7 @@ def report(machine: str, limit: Limits, results: Results, sizes: dict[str, tuple
     return "\n".join(lines + _aims(limit, results, sizes)) + "\n"
 
 
-def _aims(limit: Limits, results: Results, sizes: dict[str, tuple[float, int]]) -> list[str]:
+def _aims(limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]]) -> list[str]:
     ours = {step: wall(runs) for step, runs in results["sparsebak"].items()} if "sparsebak" in results else {}
     if not ours:
         return []

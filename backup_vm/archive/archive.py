@@ -140,9 +140,7 @@ class Archive:
     def _rebuilt(self, free: bool = False) -> Catalog:
         path = self.storage.local(catalogs.NAME)
         if not self.writing:  # others may be reading too, or the disk may be read-only: keep it to ourselves
-            import tempfile
-
-            self._temporary = tempfile.TemporaryDirectory(prefix="sparsebak-")
+            self._temporary = catalogs.folder_aside()
             path = Path(self._temporary.name) / catalogs.NAME
         beside = path.with_name(path.name + ".tmp")
         self._build_catalog(beside, free)
@@ -162,10 +160,8 @@ class Archive:
         catalog.close()
 
     def true_catalog_digest(self) -> bytes:
-        """The digest that the catalog must have, from packs and sessions; made aside, in the temporary folder."""
-        import tempfile
-
-        with tempfile.TemporaryDirectory(prefix="sparsebak-") as folder:
+        """The digest that the catalog must have, from packs and sessions; made aside."""
+        with catalogs.folder_aside() as folder:
             path = Path(folder) / catalogs.NAME
             warnings = len(self.warnings)
             self._build_catalog(path, free=False)

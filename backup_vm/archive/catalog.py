@@ -5,10 +5,14 @@ its space has been given back, so that a chunk whose space is gone can never be 
 """
 
 import hashlib
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
 
 NAME = "catalog.sqlite"
 VERSION = 1
@@ -29,6 +33,15 @@ _TABLES = {
     "chunks": ["id", "pack", "offset", "length"],
     "freed": ["pack", "offset", "length"],
 }
+
+
+def folder_aside() -> "TemporaryDirectory[str]":
+    """A folder for a catalog aside from the archive's: where SQLite puts its own large files, for /tmp is often memory."""
+    import tempfile
+
+    places = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp")  # noqa: S108  # the name in it is random
+    where = next((place for place in places if place and os.access(place, os.W_OK | os.X_OK)), None)
+    return tempfile.TemporaryDirectory(prefix="sparsebak-", dir=where)
 
 
 class Place(NamedTuple):

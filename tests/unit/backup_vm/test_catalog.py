@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backup_vm.archive.catalog import Catalog
+from backup_vm.archive.catalog import Catalog, folder_aside
 
 chunk = st.integers(0, 12).map(lambda number: bytes([number * 19 % 256]) * 32)
 
@@ -37,3 +37,15 @@ def test_in_one_go_or_one_by_one(
     freed = sum(len(gathered.freed_in(number)[1]) for number in gathered.packs_with_freed())
     assert freed == (dead if free else 0) and gathered.whole()
     gathered.close()
+
+
+def test_a_catalog_aside_is_where_large_files_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sqlite", "general"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path / "sqlite"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "general"))
+    for expected in (str(tmp_path / "sqlite"), str(tmp_path / "general"), "/var/tmp"):
+        with folder_aside() as folder:
+            assert str(Path(folder).parent) == expected
+        assert not Path(folder).exists()
+        monkeypatch.delenv("SQLITE_TMPDIR" if "sqlite" in expected else "TMPDIR", raising=False)
