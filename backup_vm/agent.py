@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TypeVar
 
 from backup_vm.errors import AgentError
 from backup_vm.transport import Connection, Transport
@@ -20,6 +20,7 @@ from wire.frames import (
     KIND_VOLUME,
     REQUEST_KNOWN,
     ArchiveEntry,
+    Layout,
     Offer,
     Request,
     Status,
@@ -49,6 +50,7 @@ _MEANINGS = {
     Code.INTERNAL: ("the agent failed", "see dom0's log"),
     Code.NOT_HALTED: ("the qube is running", "shut it down, then try again"),
 }
+Parsed = TypeVar("Parsed", bound=Layout)
 DOM0 = "dom0"
 ABSENT = "@default"
 """Target of a call about a qube that does not exist: policy knows it by this name, the argument has its own."""
@@ -102,9 +104,17 @@ class Reply:
             code = self.connection.process.wait()
             reason = _EXITS.get(code, "the agent ended without an answer")
             raise AgentError(f"{self.what}: {reason}", self.connection.last_words() or "see dom0's log") from None
-        self.status = Status.parse(payload)
+        self.status = self.parsed(Status, payload)
         if self.status.code != Code.OK:
             raise RefusedError(self.what, self.status, self.connection.last_words())
+
+    def parsed(self, layout: type[Parsed], payload: bytes) -> Parsed:
+        """A frame's payload as the structure it should be; raise AgentError."""
+        try:
+            return layout.parse(payload)
+        except ValueError as error:
+            hint = "use the same version in dom0 and here"
+            raise AgentError(f"{self.what}: the agent sent what makes no sense: {error}", hint) from None
 
     def only(self) -> list[tuple[int, bytes]]:
         """All frames at once, for short replies."""
@@ -202,7 +212,7 @@ class Agent:
         """The same, and the agent's version; empty if it does not tell."""
         with self._call("Enroll", Request(label=label)) as reply:
             frames = reply.only()
-        entry = next((ArchiveEntry.parse(payload) for kind, payload in frames if kind == KIND_ARCHIVE), None)
+        entry = next((reply.parsed(ArchiveEntry, payload) for kind, payload in frames if kind == KIND_ARCHIVE), None)
         if entry is None:
             raise AgentError("Enroll: the agent sent no archive")
         version = next((payload for kind, payload in frames if kind == KIND_VERSION), b"")
@@ -215,7 +225,7 @@ class Agent:
     def list(self) -> list[VolumeEntry]:
         """The volumes this qube may back up, and those it has sessions of."""
         with self._call("List", Request(archive=self._archive)) as reply:
-            entries = [VolumeEntry.parse(payload) for kind, payload in reply.frames() if kind == KIND_VOLUME]
+            entries = [reply.parsed(VolumeEntry, payload) for kind, payload in reply.frames() if kind == KIND_VOLUME]
         try:
             for entry in entries:
                 parse_volume_name(f"{entry.qube}/{entry.volume}")
@@ -230,7 +240,7 @@ class Agent:
             frames = reply.only()
         if [kind for kind, _ in frames] != [KIND_OFFER]:
             raise AgentError(f"Snapshot {qube}/{volume}: the agent sent no offer")
-        return Offer.parse(frames[0][1])
+        return reply.parsed(Offer, frames[0][1])
 
     @contextmanager
     def extract(

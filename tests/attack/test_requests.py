@@ -16,6 +16,7 @@ from dom0_agent.state import Store
 from tests.attack.kit import Attacker
 from tests.kit import GRAIN, in_child
 from wire.frames import Request
+from wire.layout import LAST_TIME
 from wire.status import Code, Refused
 
 NAMES = [
@@ -61,14 +62,23 @@ def test_requests_of_every_wrong_length(attacker: Attacker, called: str) -> None
 
 @pytest.mark.parametrize("number", [1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, (1 << 64) - 1])
 def test_numbers_near_the_limits(attacker: Attacker, number: int) -> None:
+    at = min(number, LAST_TIME)
     for called in ("Extract", "Commit", "Abort", "Restore", "Verify"):
-        request = Request(archive=attacker.archive_id(), session=os.urandom(16), number=number, time=number).build()
+        request = Request(archive=attacker.archive_id(), session=os.urandom(16), number=number, time=at).build()
         attacker.refused(lambda c=called, r=request: attacker.call(c, r), Code.NO_SESSION, Code.BAD_REQUEST)
-    assert attacker.call("Snapshot", Request(archive=attacker.archive_id(), number=number, time=number).build()).code == Code.OK
+    assert attacker.call("Snapshot", Request(archive=attacker.archive_id(), number=number, time=at).build()).code == Code.OK
     site = attacker.site
     site.backup()  # a lie about sequence or time costs the liar a full session, and nobody anything else
     assert list(site.images().values())[-1] == site.contents()
     site.verify_all()
+
+
+@pytest.mark.parametrize("time", [LAST_TIME + 1, (1 << 63) - 1, (1 << 64) - 1])
+def test_times_that_no_calendar_has(attacker: Attacker, time: int) -> None:
+    request = Request(archive=attacker.archive_id(), time=LAST_TIME).build()
+    raw = request.replace(LAST_TIME.to_bytes(8, "little"), time.to_bytes(8, "little"))
+    assert raw != request
+    attacker.refused(lambda: attacker.call("Snapshot", raw), Code.BAD_REQUEST)
 
 
 def test_commit_of_what_was_never_sent_and_a_session_used_again(attacker: Attacker) -> None:

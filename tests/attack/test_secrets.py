@@ -11,6 +11,7 @@ from dom0_agent import log
 from tests.attack.kit import Attacker
 from tests.kit import GRAIN, Site
 from wire.frames import REQUEST_KNOWN
+from wire.layout import LAST_TIME
 from wire.sealing import ID_SIZE
 from wire.status import Code
 
@@ -94,7 +95,7 @@ def test_a_clock_set_far_ahead_or_back_loses_no_session(site: Site, monkeypatch:
 def test_the_caller_proposes_no_time_but_that_of_now(attacker: Attacker) -> None:
     with attacker.site.open() as archive:
         agent = attacker.site.agent(archive)
-        for proposed in (1, int(time.time()) + 10**8, (1 << 64) - 1):
+        for proposed in (1, int(time.time()) + 10**8, LAST_TIME):
             offer = agent.snapshot("work", "private", bytes(16), 3, proposed)
             assert abs(offer.time - time.time()) < 700
             agent.abort("work", "private", offer.session)

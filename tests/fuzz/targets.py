@@ -123,10 +123,10 @@ def reply(data: bytes) -> None:
     """What the manager reads from an agent."""
     answer = Reply("fuzz", Connection(_Process(data), io.BytesIO()), 1 << 16)  # type: ignore[arg-type]
     kinds = {kind.KIND: kind for kind in (frames.VolumeEntry, frames.ArchiveEntry, frames.Offer, frames.Monitored)}
-    with contextlib.suppress(SparsebakError, ValueError):
+    with contextlib.suppress(SparsebakError):
         for kind, payload in answer.frames():
             if kind in kinds:
-                kinds[kind].parse(payload)
+                answer.parsed(kinds[kind], payload)
 
 
 def archive_toml(data: bytes) -> None:
