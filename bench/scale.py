@@ -38,7 +38,7 @@ KEYS = Keys(bytes(32))
 
 def build(folder: Path, chunks: int, count: int) -> None:
     """One volume: a full session of nine tenths of the chunks, then sessions that change some, and packs for all of them."""
-    create_archive(folder, Parameters(bytes(16), "scale", CHUNK, 0, (), bytes(32)))
+    create_archive(folder, Parameters(bytes(16), "scale", SUITE_BLAKE2B, CHUNK, 0, (), bytes(32)))
     rng = np.random.default_rng(1)
     full, each = chunks * 9 // 10, max(1, chunks // 10 // max(count - 1, 1))
     volume = KEYS.volume_id("big", "private")
