@@ -110,7 +110,7 @@ def main() -> None:
     group = Group("bench")
     group.lvm("vgcreate", group.name, device)
     sys.stderr = open(os.devnull, "w")
-    subprocess.Popen = Watched  # type: ignore[misc]
+    subprocess.Popen = Watched  # type: ignore[assignment, misc]
     print("| monitor of | wall s | share of LVM's commands | seconds in each | MiB changed |\n|---|---|---|---|---|")
     twenty_volumes(group, folder)
     million_blocks(group, folder)

@@ -31,11 +31,11 @@ def main() -> None:
                 file.write(os.urandom(4 * MIB))
         config.write_text("\n".join(lines) + "\n")
         (work / "pw").write_text("bench\n")
-        agent = [BIN / "sparsebak-agent", "--config", config]
+        agent: list[str | Path] = [BIN / "sparsebak-agent", "--config", config]
         run([*agent, "archive", "add", "bench", "--caller", "vm", "--passphrase-file", work / "pw"])
         process = serve(agent, work)
         for kind, where in (("resident", f"unix:{work}/sockets"), ("service files", f"local:{config}")):
-            tool = [BIN / "sparsebak", "--agent", where, "--archive", work / "archive"]
+            tool: list[str | Path] = [BIN / "sparsebak", "--agent", where, "--archive", work / "archive"]
             if kind == "resident":
                 run([*tool, "init", work / "archive", "--label", "bench"])
                 run([*tool, "backup"])

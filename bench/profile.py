@@ -27,31 +27,32 @@ class Bench:
     def __init__(self, pool: Path, work: Path) -> None:
         self.work, self.archive, self.lines = work, work / "archive", work / "lines"
         self.config = configure(pool, work)
-        agent = [BIN / "sparsebak-agent", "--config", self.config, "archive", "add", "bench"]
+        agent: list[str | Path] = [BIN / "sparsebak-agent", "--config", self.config, "archive", "add", "bench"]
         subprocess.run([*agent, "--caller", "vm", "--passphrase-file", work / "pw"], check=True, capture_output=True)
 
     def serve(self, *before: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "bench.profiled", "agent", self.lines, "--config", self.config, "serve", "--listen"]
+        command = [sys.executable, "-m", "bench.profiled", "agent", *self._files(), "serve", "--listen"]
         process = subprocess.Popen([*before, *command, self.work / "sockets"], stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         while "ready" not in process.stderr.readline():
             pass
         return process
 
+    def _files(self) -> list[str]:
+        return [str(self.lines), "--config", str(self.config)]
+
     def monitor(self) -> None:
         """In a process of its own, as the timer in dom0 has it."""
-        command = [sys.executable, "-m", "bench.profiled", "monitor", self.lines, "--config", self.config, "monitor"]
+        command = [sys.executable, "-m", "bench.profiled", "monitor", *self._files(), "monitor"]
         subprocess.run(command, check=True, capture_output=True)
 
     def run(self, *arguments: str | Path, before: tuple[str, ...] = ()) -> str:
-        command = [sys.executable, "-m", "bench.profiled", "vm", self.lines, "--agent", f"unix:{self.work}/sockets"]
-        done = subprocess.run(
-            [*before, *command, "--archive", self.archive, *arguments], check=True, capture_output=True, text=True
-        )
-        return done.stdout
+        command: list[str | Path] = [sys.executable, "-m", "bench.profiled", "vm", self.lines]
+        command += ["--agent", f"unix:{self.work}/sockets", "--archive", self.archive, *arguments]
+        return subprocess.run([*before, *command], check=True, capture_output=True, text=True).stdout
 
     def step(self, name: str, before: tuple[str, ...] = ()) -> str:
-        key = ["--passphrase-file", self.work / "pw"]
+        key = ["--passphrase-file", str(self.work / "pw")]
         if name == "monitor":
             self.monitor()
             return ""
@@ -95,7 +96,8 @@ def calls(trace: Path) -> str:
 
 def traced(bench: Bench, image: Path) -> dict[str, str]:
     """System calls of the manager, and of an agent from its start to its end, for a few steps."""
-    counts, ours, theirs = {}, bench.work / "trace-vm", bench.work / "trace-agent"
+    counts: dict[str, str] = {}
+    ours, theirs = bench.work / "trace-vm", bench.work / "trace-agent"
     strace = ("strace", "-f", "-c", "-o")
     for name in TRACED:
         if name == "2 MiB":

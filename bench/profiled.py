@@ -109,7 +109,7 @@ def main(side: str, file: str, *arguments: str) -> int:
         _tell(side, file, begun)
         return code
 
-    serving._call = call
+    serving._call = call  # type: ignore[assignment]
     return agent(list(arguments))
 
 

@@ -43,7 +43,7 @@ def build(folder: Path, chunks: int, count: int) -> None:
     full, each = chunks * 9 // 10, max(1, chunks // 10 // max(count - 1, 1))
     volume = KEYS.volume_id("big", "private")
     with open_archive(folder, writing=True) as archive:
-        pending: list[np.ndarray] = []  # type: ignore[type-arg]
+        pending: list[np.ndarray] = []
         for number in range(count):
             n = full if number == 0 else each
             numbers = np.arange(n, dtype="<u8") if number == 0 else np.sort(rng.choice(full, n, replace=False)).astype("<u8")
@@ -66,7 +66,7 @@ def build(folder: Path, chunks: int, count: int) -> None:
         _pack(folder, np.concatenate(pending))
 
 
-def _pack(folder: Path, ids: "np.ndarray") -> None:  # type: ignore[type-arg]
+def _pack(folder: Path, ids: "np.ndarray") -> None:
     """A pack of chunks that are holes, with a true index."""
     name = secrets.token_hex(16)
     path = folder / "packs" / name[:2] / f"{name}.pack"

@@ -73,9 +73,9 @@ class Sparsebak:
     def __init__(self, pool: Path, work: Path) -> None:
         self.pool, self.work, self.repository = pool, work, work / "sparsebak"
         config = configure(pool, work)
-        self._agent = [BIN / "sparsebak-agent", "--config", config]
+        self._agent: list[str | Path] = [BIN / "sparsebak-agent", "--config", config]
         agent = f"unix:{work}/sockets" if self.resident else f"local:{config}"
-        self._tool = [BIN / "sparsebak", "--agent", agent, "--archive", self.repository]
+        self._tool: list[str | Path] = [BIN / "sparsebak", "--agent", agent, "--archive", self.repository]
         self._process = serve(self._agent, work) if self.resident else None
         self._peak = ChildrenPeak(self._process.pid) if self._process else None
         run([*self._agent, "archive", "add", "bench", "--caller", "vm", "--passphrase-file", work / "pw"])
