@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from dom0_agent.config import Volume
@@ -21,6 +21,18 @@ def failed(text: str, error: OSError) -> Refused:
     """The refusal for an error of the storage."""
     code = Code.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Code.SOURCE_FAILED
     return Refused(code, f"{text}: {error.strerror}")
+
+
+@contextmanager
+def whole_or_absent(path: Path, text: str) -> Iterator[None]:
+    """Remove the file if writing it fails, whatever the reason; an error of the storage becomes Refused."""
+    try:
+        yield
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise failed(text, error) from None
+        raise
 
 
 class DirectorySource:
@@ -70,18 +82,12 @@ class DirectorySource:
     def snapshot(self, number: int) -> None:
         """See Source."""
         path = self._path(number)
-        with closing_fd(self._open_image()) as image:
-            try:
-                make_directory(self._store)
-                with closing_fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)) as copy:
-                    self._copy(image, copy)
-                    os.fsync(copy)
-                sync_directory(self._store)
-            except BaseException as error:
-                path.unlink(missing_ok=True)
-                if isinstance(error, OSError):
-                    raise failed(f"{self.name}: cannot take a snapshot", error) from None
-                raise
+        with closing_fd(self._open_image()) as image, whole_or_absent(path, f"{self.name}: cannot take a snapshot"):
+            make_directory(self._store)
+            with closing_fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)) as copy:
+                self._copy(image, copy)
+                os.fsync(copy)
+            sync_directory(self._store)
 
     def unchanged(self, number: int) -> bool:
         """See Source."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dom0_agent.config import Volume
 from dom0_agent.settings.restored import SettingsReplacement
-from dom0_agent.sources.directory import failed
+from dom0_agent.sources.directory import whole_or_absent
 from dom0_agent.sources.file import FileSource
 from wire.durable import make_directory, sync_directory, write_synced
 
@@ -25,7 +25,7 @@ class SettingsSource(FileSource):
     def snapshot(self, number: int) -> None:
         """See Source."""
         path = self._path(number)
-        try:
+        with whole_or_absent(path, f"{self.name}: cannot write it down"):
             make_directory(self._store)
             if self._volume.qube == "dom0":
                 from dom0_agent.settings import config_tar
@@ -39,11 +39,6 @@ class SettingsSource(FileSource):
 
                 write_synced(path, collect(self._volume.qube))
             sync_directory(self._store)
-        except BaseException as error:
-            path.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise failed(f"{self.name}: cannot write it down", error) from None
-            raise
 
     def replace(self, size: int) -> SettingsReplacement:  # type: ignore[override]
         """See Source."""
