@@ -32,20 +32,29 @@ from wire.status import Code
 from wire.stream import CutShort, read_exactly
 
 _MEANINGS = {
-    Code.BAD_REQUEST: ("the agent did not understand the request", "use the same version in dom0 and here"),
+    Code.BAD_REQUEST: (
+        "the agent did not understand the request",
+        "use the same version in dom0 and here",
+    ),
     Code.DENIED: ("the agent does not allow this", "see dom0's log"),
     Code.NO_ARCHIVE: (
         "dom0 has no such archive for this qube",
         "in dom0: sparsebak-agent archive add LABEL --caller NAME",
     ),
-    Code.NO_VOLUME: ("dom0 has no such volume for this qube", "see: sparsebak list, and the agent's configuration in dom0"),
+    Code.NO_VOLUME: (
+        "dom0 has no such volume for this qube",
+        "see: sparsebak list, and the agent's configuration in dom0",
+    ),
     Code.NO_SESSION: ("dom0 knows no such session", "run: sparsebak backup"),
     Code.BUSY: ("the volume is busy with another operation", "wait for it to end, then try again"),
     Code.INCOMPLETE: ("the session was not wholly extracted", "run: sparsebak backup"),
     Code.NO_SPACE: ("dom0's storage is full", "free space in the pool, then try again"),
     Code.SOURCE_FAILED: ("dom0 cannot read or write the volume", "see dom0's log"),
     Code.NOT_AUTHENTIC: ("the session does not prove authentic", "run: sparsebak scrub"),
-    Code.WRONG_VOLUME: ("the session belongs to another volume", "an administrator can allow it in dom0: allow_restore"),
+    Code.WRONG_VOLUME: (
+        "the session belongs to another volume",
+        "an administrator can allow it in dom0: allow_restore",
+    ),
     Code.DAMAGED: ("the agent's state is damaged", "see dom0's log"),
     Code.INTERNAL: ("the agent failed", "see dom0's log"),
     Code.NOT_HALTED: ("the qube is running", "shut it down, then try again"),
@@ -95,7 +104,9 @@ class Reply:
             while True:
                 kind, length = HEADER.unpack(read_exactly(stdout, HEADER_SIZE))
                 if length > self.limit:
-                    raise AgentError(f"{self.what}: the agent sent a frame of impossible length {length}")
+                    raise AgentError(
+                        f"{self.what}: the agent sent a frame of impossible length {length}"
+                    )
                 payload = read_exactly(stdout, length)
                 if kind == KIND_STATUS:
                     break
@@ -103,7 +114,9 @@ class Reply:
         except CutShort:
             code = self.connection.process.wait()
             reason = _EXITS.get(code, "the agent ended without an answer")
-            raise AgentError(f"{self.what}: {reason}", self.connection.last_words() or "see dom0's log") from None
+            raise AgentError(
+                f"{self.what}: {reason}", self.connection.last_words() or "see dom0's log"
+            ) from None
         self.status = self.parsed(Status, payload)
         if self.status.code != Code.OK:
             raise RefusedError(self.what, self.status, self.connection.last_words())
@@ -114,7 +127,9 @@ class Reply:
             return layout.parse(payload)
         except ValueError as error:
             hint = "use the same version in dom0 and here"
-            raise AgentError(f"{self.what}: the agent sent what makes no sense: {error}", hint) from None
+            raise AgentError(
+                f"{self.what}: the agent sent what makes no sense: {error}", hint
+            ) from None
 
     def only(self) -> list[tuple[int, bytes]]:
         """All frames at once, for short replies."""
@@ -212,7 +227,14 @@ class Agent:
         """The same, and the agent's version; empty if it does not tell."""
         with self._call("Enroll", Request(label=label)) as reply:
             frames = reply.only()
-        entry = next((reply.parsed(ArchiveEntry, payload) for kind, payload in frames if kind == KIND_ARCHIVE), None)
+        entry = next(
+            (
+                reply.parsed(ArchiveEntry, payload)
+                for kind, payload in frames
+                if kind == KIND_ARCHIVE
+            ),
+            None,
+        )
         if entry is None:
             raise AgentError("Enroll: the agent sent no archive")
         version = next((payload for kind, payload in frames if kind == KIND_VERSION), b"")
@@ -225,7 +247,11 @@ class Agent:
     def list(self) -> list[VolumeEntry]:
         """The volumes this qube may back up, and those it has sessions of."""
         with self._call("List", Request(archive=self._archive)) as reply:
-            entries = [reply.parsed(VolumeEntry, payload) for kind, payload in reply.frames() if kind == KIND_VOLUME]
+            entries = [
+                reply.parsed(VolumeEntry, payload)
+                for kind, payload in reply.frames()
+                if kind == KIND_VOLUME
+            ]
         try:
             for entry in entries:
                 parse_volume_name(f"{entry.qube}/{entry.volume}")
@@ -244,7 +270,12 @@ class Agent:
 
     @contextmanager
     def extract(
-        self, qube: str, volume: str, session: bytes, first: int, known: Callable[[IO[bytes]], None] | None = None
+        self,
+        qube: str,
+        volume: str,
+        session: bytes,
+        first: int,
+        known: Callable[[IO[bytes]], None] | None = None,
     ) -> Iterator[Reply]:
         """The frames of a session from chunk ``first`` on; ``known`` writes the ids that we hold."""
         flags = REQUEST_KNOWN if known else 0
@@ -254,12 +285,16 @@ class Agent:
 
     def commit(self, qube: str, volume: str, session: bytes) -> None:
         """Say that the session is on disk."""
-        with self._call("Commit", Request(archive=self._archive, session=session), qube, volume) as reply:
+        with self._call(
+            "Commit", Request(archive=self._archive, session=session), qube, volume
+        ) as reply:
             reply.only()
 
     def abort(self, qube: str, volume: str, session: bytes) -> None:
         """Give a session up."""
-        with self._call("Abort", Request(archive=self._archive, session=session), qube, volume) as reply:
+        with self._call(
+            "Abort", Request(archive=self._archive, session=session), qube, volume
+        ) as reply:
             reply.only()
 
     def verify(self, feed: Callable[[IO[bytes]], None]) -> Status:
@@ -268,7 +303,9 @@ class Agent:
             reply.only()
             return reply.status or Status(Code.INTERNAL)
 
-    def restore(self, qube: str, volume: str, feed: Callable[[IO[bytes]], None], absent: bool = False) -> Status:
+    def restore(
+        self, qube: str, volume: str, feed: Callable[[IO[bytes]], None], absent: bool = False
+    ) -> Status:
         """Have dom0 put a session in a volume's place; ``feed`` writes it. ``absent``: the qube is to be made anew."""
         target, argument = (ABSENT, f"{qube}+{volume}") if absent else (qube, volume)
         with self._call("Restore", Request(archive=self._archive), target, argument, feed) as reply:

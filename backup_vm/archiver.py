@@ -141,7 +141,9 @@ class Archiver:
         store.flush()
         return offers
 
-    def _finish_one(self, store: Store, volume: VolumeEntry, partial: Partial | None, offers: dict[bytes, Offer]) -> None:
+    def _finish_one(
+        self, store: Store, volume: VolumeEntry, partial: Partial | None, offers: dict[bytes, Offer]
+    ) -> None:
         offer = self._snapshot(volume, 0)
         if partial is not None and partial.offer.session != offer.session:
             self._drop(partial)
@@ -154,7 +156,9 @@ class Archiver:
             self._agent.commit(volume.qube, volume.volume, offer.session)
             if partial is not None:
                 partial.discard()
-        elif partial is not None and (offer.flags & OFFER_FULL or (newest and offer.previous == newest.clear.session)):
+        elif partial is not None and (
+            offer.flags & OFFER_FULL or (newest and offer.previous == newest.clear.session)
+        ):
             self._progress.start(offer.changed)
             self._extract(store, volume, offer, True, partial)
         else:
@@ -169,24 +173,39 @@ class Archiver:
 
     def _snapshot(self, volume: VolumeEntry, time: int) -> Offer:
         newest = self._archive.newest(volume.volume_id.hex())
-        session = newest.clear.session if newest and not self._must_rescan(newest.volume) else bytes(16)
+        session = (
+            newest.clear.session if newest and not self._must_rescan(newest.volume) else bytes(16)
+        )
         sequence = newest.clear.sequence if newest else 0
         offer = self._agent.snapshot(volume.qube, volume.volume, session, sequence, time)
-        if offer.volume_id != volume.volume_id or offer.chunk_size != self._archive.parameters.chunk_size:
-            raise AgentError(f"Snapshot {volume.qube}/{volume.volume}: the agent offered something else")
-        if not offer.flags & (OFFER_FULL | OFFER_RESUMED) and (newest is None or offer.previous != newest.clear.session):
-            raise AgentError(f"Snapshot {volume.qube}/{volume.volume}: the agent builds on a session that is not the newest")
+        if (
+            offer.volume_id != volume.volume_id
+            or offer.chunk_size != self._archive.parameters.chunk_size
+        ):
+            raise AgentError(
+                f"Snapshot {volume.qube}/{volume.volume}: the agent offered something else"
+            )
+        if not offer.flags & (OFFER_FULL | OFFER_RESUMED) and (
+            newest is None or offer.previous != newest.clear.session
+        ):
+            raise AgentError(
+                f"Snapshot {volume.qube}/{volume.volume}: the agent builds on a session that is not the newest"
+            )
         return offer
 
     def _must_rescan(self, volume_id: str) -> bool:
         """Whether damage was found that later sessions of this volume must not build on."""
         return self._archive.catalog.meta(rescan_key(volume_id)) is not None
 
-    def _snapshot_all(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> dict[bytes, Offer]:
+    def _snapshot_all(
+        self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]
+    ) -> dict[bytes, Offer]:
         """One offer for each volume, all under one time, so that the run is one moment and has one name."""
         time = max((offer.time for offer in offers.values()), default=self._new_time(volumes))
         failed = {name for name, _ in self.report.failed}
-        due = [v for v in volumes if v.volume_id not in offers and f"{v.qube}/{v.volume}" not in failed]
+        due = [
+            v for v in volumes if v.volume_id not in offers and f"{v.qube}/{v.volume}" not in failed
+        ]
         for at, volume in enumerate(due):
             following = due[at + 1] if at + 1 < len(due) else None
             self._ahead("Snapshot" if following else "Extract", following or volumes[0])
@@ -204,9 +223,13 @@ class Archiver:
         """Now, or the second after the newest session if that was just now, so that names stay distinct."""
         now = int(clock.time())
         newest = (self._archive.newest(volume.volume_id.hex()) for volume in volumes)
-        return max([now, *(s.clear.time + 1 for s in newest if s and s.clear.time <= now + JUST_NOW)])
+        return max(
+            [now, *(s.clear.time + 1 for s in newest if s and s.clear.time <= now + JUST_NOW)]
+        )
 
-    def _extract_all(self, store: Store, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
+    def _extract_all(
+        self, store: Store, volumes: list[VolumeEntry], offers: dict[bytes, Offer]
+    ) -> None:
         self._progress.start(sum(offer.changed for offer in offers.values()))
         due = [volume for volume in volumes if volume.volume_id in offers]
         for at, volume in enumerate(due):
@@ -223,7 +246,11 @@ class Archiver:
 
     def _check_space(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
         """Refuse before anything is sent when the disk could not hold it all, even if nothing compressed."""
-        compared = {key for key, offer in offers.items() if offer.flags & OFFER_FULL and self._archive.newest(key.hex())}
+        compared = {
+            key
+            for key, offer in offers.items()
+            if offer.flags & OFFER_FULL and self._archive.newest(key.hex())
+        }
         needed = sum(offer.changed for key, offer in offers.items() if key not in compared)
         needed += needed // 50 + RESERVE
         free = self._archive.storage.free()
@@ -238,7 +265,14 @@ class Archiver:
             "prune old sessions, or go on with --ignore-free-space if you expect it to compress",
         )
 
-    def _extract(self, store: Store, volume: VolumeEntry, offer: Offer, resumed: bool, partial: Partial | None = None) -> None:
+    def _extract(
+        self,
+        store: Store,
+        volume: VolumeEntry,
+        offer: Offer,
+        resumed: bool,
+        partial: Partial | None = None,
+    ) -> None:
         """Take in one session; it is stored and committed as soon as its last pack is durable."""
         name = f"{volume.qube}/{volume.volume}"
         newest = self._archive.newest(volume.volume_id.hex())
@@ -250,14 +284,22 @@ class Archiver:
         stored, chunks = store.stored, chunk_count(offer.size, offer.chunk_size)
         changed, following, record = 0, partial.position, b""
         self._progress.volume(name)
-        with self._agent.extract(volume.qube, volume.volume, offer.session, partial.position, known) as reply:
+        with self._agent.extract(
+            volume.qube, volume.volume, offer.session, partial.position, known
+        ) as reply:
             for kind, payload in reply.frames():
                 if kind == KIND_RECORD:
                     record = payload
                     continue
-                number, chunk_id = CHUNK_HEAD.unpack_from(payload) if len(payload) >= CHUNK_HEAD_SIZE else (chunks, b"")
+                number, chunk_id = (
+                    CHUNK_HEAD.unpack_from(payload)
+                    if len(payload) >= CHUNK_HEAD_SIZE
+                    else (chunks, b"")
+                )
                 if kind != KIND_CHUNK or record or not following <= number < chunks:
-                    raise AgentError(f"Extract {name}: the agent sent a frame that does not belong there")
+                    raise AgentError(
+                        f"Extract {name}: the agent sent a frame that does not belong there"
+                    )
                 following = number + 1
                 store.chunk(partial, number, chunk_id, memoryview(payload)[CHUNK_HEAD_SIZE:])
                 changed += 1
@@ -284,8 +326,12 @@ class Archiver:
 
         store.then(finish)
 
-    def _finish(self, volume: VolumeEntry, partial: Partial, record: bytes, inherit: int, done: Done) -> None:
-        sessions.write(self._archive.storage, record, inherit, partial.count, partial.numbers(), partial.ids())
+    def _finish(
+        self, volume: VolumeEntry, partial: Partial, record: bytes, inherit: int, done: Done
+    ) -> None:
+        sessions.write(
+            self._archive.storage, record, inherit, partial.count, partial.numbers(), partial.ids()
+        )
         if done.full:
             self._archive.catalog.set_meta(rescan_key(volume.volume_id.hex()), None)
 
@@ -299,11 +345,15 @@ class Archiver:
     def _known_ids(self, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:
         """Writes the ids that we hold for the volume, so that the agent sends only what differs."""
         series = self._archive.sessions(newest.volume)[newest.volume]
-        image = Image(self._archive.storage, series)  # damage does no harm here: the agent compares each id with the data
+        image = Image(
+            self._archive.storage, series
+        )  # damage does no harm here: the agent compares each id with the data
         spool = self._archive.storage.scratch()
         for _, ids in image.windows():
             places = self._archive.catalog.places(chunk_id for chunk_id in ids if any(chunk_id))
-            spool.write(b"".join(chunk_id if chunk_id in places else bytes(ID_SIZE) for chunk_id in ids))
+            spool.write(
+                b"".join(chunk_id if chunk_id in places else bytes(ID_SIZE) for chunk_id in ids)
+            )
         length = chunk_count(offer.size, offer.chunk_size) * ID_SIZE
         spool.truncate(length)
         spool.seek(0)
@@ -321,7 +371,11 @@ def _check_record(name: str, record: bytes, offer: Offer, archive: Parameters) -
         clear = read_clear(record)
     except NotAuthentic as error:
         raise AgentError(f"Extract {name}: {error}") from None
-    offered = {one.name: getattr(offer, one.name) for one in fields(Clear) if one.name not in ("suite", "archive")}
+    offered = {
+        one.name: getattr(offer, one.name)
+        for one in fields(Clear)
+        if one.name not in ("suite", "archive")
+    }
     if clear != Clear(suite=archive.suite, archive=archive.archive, **offered):
         raise AgentError(f"Extract {name}: the record is not the one of the session offered")
 

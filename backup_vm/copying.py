@@ -41,9 +41,17 @@ def copy(source: Archive, location: str, progress: Progress, delete: bool = Fals
     with open_archive(location, writing=True) as target:
         before = set(target.storage.names("packs", packs.SUFFIX))
         series = [session for volume in source.sessions().values() for session in volume]
-        there = {session.file: session for volume in target.sessions().values() for session in volume}
-        due = [session for session in series if not _same(source, target, session, there.get(session.file))]
-        due.sort(key=lambda session: (session.file not in there, session.file))  # what a prune stored anew comes first
+        there = {
+            session.file: session for volume in target.sessions().values() for session in volume
+        }
+        due = [
+            session
+            for session in series
+            if not _same(source, target, session, there.get(session.file))
+        ]
+        due.sort(
+            key=lambda session: (session.file not in there, session.file)
+        )  # what a prune stored anew comes first
         progress.start(sum(session.count for session in due) * source.parameters.chunk_size)
         _send_all(source, target, due, progress, done)
         _check(target, before, done)
@@ -63,7 +71,10 @@ def _prepare(source: Archive, location: str) -> None:
         create_archive(location, source.parameters)
         return
     if found.archive != source.parameters.archive:
-        raise SparsebakError(f"{location} is another archive ({found.label})", "name a new place, or a copy of this archive")
+        raise SparsebakError(
+            f"{location} is another archive ({found.label})",
+            "name a new place, or a copy of this archive",
+        )
     if found != source.parameters:
         source.parameters.save(open_storage(location))  # key slots may have changed
 
@@ -75,7 +86,9 @@ def _same(source: Archive, target: Archive, session: Session, there: Session | N
     return sessions.digest(source.storage, session) == sessions.digest(target.storage, there)
 
 
-def _send_all(source: Archive, target: Archive, due: list[Session], progress: Progress, done: Copied) -> None:
+def _send_all(
+    source: Archive, target: Archive, due: list[Session], progress: Progress, done: Copied
+) -> None:
     store = Store(target)
     try:
         with PackReader(source.storage) as reader:
@@ -94,7 +107,14 @@ def _send_all(source: Archive, target: Archive, due: list[Session], progress: Pr
     target.catalog.set_meta("sweep", None)
 
 
-def _send(source: Archive, target: Archive, store: Store, reader: PackReader, session: Session, progress: Progress) -> None:
+def _send(
+    source: Archive,
+    target: Archive,
+    store: Store,
+    reader: PackReader,
+    session: Session,
+    progress: Progress,
+) -> None:
     sessions.check(source.storage, session)
     series = source.sessions(session.volume)[session.volume]
     ours = {one.file for one in series}
@@ -107,7 +127,9 @@ def _send(source: Archive, target: Archive, store: Store, reader: PackReader, se
     incoming = Incoming(target, store, session.record, inherit, fingerprint, ours)
     try:
         for part in entries:
-            for entry in _with_chunks(source, store, reader, [one for one in part if one[0] >= incoming.position]):
+            for entry in _with_chunks(
+                source, store, reader, [one for one in part if one[0] >= incoming.position]
+            ):
                 incoming.take(entry)
                 progress.advance(session.clear.chunk_size)
         incoming.finish()
@@ -115,7 +137,9 @@ def _send(source: Archive, target: Archive, store: Store, reader: PackReader, se
         incoming.close()
 
 
-def _strangers_before(target: Archive, series: list[Session], session: Session, ours: set[str]) -> bool:
+def _strangers_before(
+    target: Archive, series: list[Session], session: Session, ours: set[str]
+) -> bool:
     """Whether the copy has sessions that the source has not, between the session and the one that it builds on."""
     at = series.index(session)
     before = series[at - 1].file if at else ""
@@ -129,15 +153,21 @@ def _columns(source: Archive, session: Session) -> Iterator[list[tuple[int, byte
         yield list(zip(numbers.tolist(), split(ids), strict=True))
 
 
-def _image_entries(source: Archive, series: list[Session], session: Session) -> Iterator[list[tuple[int, bytes]]]:
+def _image_entries(
+    source: Archive, series: list[Session], session: Session
+) -> Iterator[list[tuple[int, bytes]]]:
     """The entries that the session would have if it built on nothing, in parts."""
     for first, ids in source.image(series, session).windows():
         yield [(first + at, chunk_id) for at, chunk_id in enumerate(ids) if chunk_id != ZERO_ID]
 
 
-def _with_chunks(source: Archive, store: Store, reader: PackReader, part: list[tuple[int, bytes]]) -> Iterator[Entry]:
+def _with_chunks(
+    source: Archive, store: Store, reader: PackReader, part: list[tuple[int, bytes]]
+) -> Iterator[Entry]:
     """Entries with the sealed chunk where the copy lacks it."""
-    lacking = {chunk_id for _, chunk_id in part if chunk_id != ZERO_ID and not store.holds(chunk_id)}
+    lacking = {
+        chunk_id for _, chunk_id in part if chunk_id != ZERO_ID and not store.holds(chunk_id)
+    }
     places = source.catalog.places(lacking)
     for number, chunk_id in part:
         sealed: bytes | memoryview = b""
@@ -155,7 +185,9 @@ def _check(target: Archive, before: set[str], done: Copied) -> None:
         for name in sorted(set(target.storage.names("packs", packs.SUFFIX)) - before):
             for entry in packs.read_index(target.storage, name, target.parameters.archive):
                 if not reader.sound(name, entry):
-                    done.failed.append(f"{target.storage.describe(name)} is damaged at byte {entry.offset}")
+                    done.failed.append(
+                        f"{target.storage.describe(name)} is damaged at byte {entry.offset}"
+                    )
 
 
 def _copy_notes(source: Archive, target: Archive) -> None:

@@ -42,16 +42,28 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
     storage, parameters = archive.storage, archive.parameters
     yield Finding(GOOD, f"archive {parameters.label} in {storage.describe()}, {parameters.mode}")
     if not storage.writable():
-        yield Finding(BAD, "the disk is read-only for this user", "mount it for writing, or give the folder to this user")
+        yield Finding(
+            BAD,
+            "the disk is read-only for this user",
+            "mount it for writing, or give the folder to this user",
+        )
     free, capacity = storage.free(), storage.capacity()
     if free is not None and capacity is not None:
         state = GOOD if free >= LITTLE_ROOM * capacity else WARN
-        yield Finding(state, f"{size_text(free)} free of {size_text(capacity)}", "prune, or: sparsebak prune --until-free 10%")
+        yield Finding(
+            state,
+            f"{size_text(free)} free of {size_text(capacity)}",
+            "prune, or: sparsebak prune --until-free 10%",
+        )
     if parameters.mode == "sealed":
         recovery = any(slot[:1] == bytes((KIND_RECOVERY,)) for slot in parameters.slots)
         state = GOOD if recovery and len(parameters.slots) > 1 else WARN
         remedy = f"in dom0: sparsebak-agent keys show-recovery {parameters.label}; then: sparsebak keys --refresh"
-        yield Finding(state, f"{len(parameters.slots)} key slots, a recovery key {'among them' if recovery else 'not'}", remedy)
+        yield Finding(
+            state,
+            f"{len(parameters.slots)} key slots, a recovery key {'among them' if recovery else 'not'}",
+            remedy,
+        )
     series = archive.sessions()
     for error in archive.damaged.values():
         yield Finding(BAD, str(error), "run: sparsebak scrub")
@@ -63,9 +75,18 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
         yield Finding(BAD, str(error), error.hint)
         return
     if scrubbed is not None and not scrubbed.sound:
-        yield Finding(BAD, f"the last scrub, {session_name(scrubbed.time)}, found damage", "run: sparsebak scrub")
+        yield Finding(
+            BAD,
+            f"the last scrub, {session_name(scrubbed.time)}, found damage",
+            "run: sparsebak scrub",
+        )
     else:
-        yield _age("the last scrub was", scrubbed.time if scrubbed else 0, LATE_CHECK, "run: sparsebak scrub")
+        yield _age(
+            "the last scrub was",
+            scrubbed.time if scrubbed else 0,
+            LATE_CHECK,
+            "run: sparsebak scrub",
+        )
 
 
 def _age(what: str, at: int, late: int, remedy: str) -> Finding:
@@ -85,37 +106,57 @@ def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:
     yield Finding(GOOD, "dom0's policy lets this qube ask, and the agent answers")
     state = GOOD if version == VERSION else WARN
     yield Finding(
-        state, f"the agent is version {version or 'unknown'}, this is {VERSION}", "install the same version on both sides"
+        state,
+        f"the agent is version {version or 'unknown'}, this is {VERSION}",
+        "install the same version on both sides",
     )
     if entry.archive != archive.parameters.archive:
-        yield Finding(BAD, f"dom0 knows another archive as {entry.label}", "see in dom0: sparsebak-agent archive list")
+        yield Finding(
+            BAD,
+            f"dom0 knows another archive as {entry.label}",
+            "see in dom0: sparsebak-agent archive list",
+        )
     elif tuple(slots) != archive.parameters.slots:
-        yield Finding(WARN, "dom0 has other key slots than the archive", "run: sparsebak keys --refresh")
+        yield Finding(
+            WARN, "dom0 has other key slots than the archive", "run: sparsebak keys --refresh"
+        )
     yield from _of_volumes(listed)
 
 
 def _of_volumes(listed: "list[VolumeEntry]") -> Iterator[Finding]:
     present = [volume for volume in listed if not volume.flags & VOLUME_GONE]
     never = [f"{volume.qube}/{volume.volume}" for volume in present if volume.session == bytes(16)]
-    begun = [f"{volume.qube}/{volume.volume}" for volume in present if volume.flags & VOLUME_PENDING]
+    begun = [
+        f"{volume.qube}/{volume.volume}" for volume in present if volume.flags & VOLUME_PENDING
+    ]
     if not present:
         yield Finding(
-            BAD, "dom0 lists no volume for this qube", "in dom0: sparsebak-agent setup NAME, or add volumes to agent.toml"
+            BAD,
+            "dom0 lists no volume for this qube",
+            "in dom0: sparsebak-agent setup NAME, or add volumes to agent.toml",
         )
         return
     yield Finding(GOOD, f"dom0 lists {len(present)} volumes")
     if never:
         yield Finding(WARN, f"never backed up: {', '.join(never)}", "run: sparsebak backup")
     if begun:
-        yield Finding(WARN, f"interrupted: {', '.join(begun)}", "run: sparsebak backup; it goes on from there")
+        yield Finding(
+            WARN, f"interrupted: {', '.join(begun)}", "run: sparsebak backup; it goes on from there"
+        )
 
 
 def of_timer() -> Iterator[Finding]:
     """Whether backups are made by themselves."""
     if shutil.which("systemctl") is None:
-        yield Finding(WARN, "there is no systemd here to start backups", "let cron run: sparsebak backup --quiet")
+        yield Finding(
+            WARN,
+            "there is no systemd here to start backups",
+            "let cron run: sparsebak backup --quiet",
+        )
         return
-    done = subprocess.run(["systemctl", "is-enabled", TIMER], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["systemctl", "is-enabled", TIMER], capture_output=True, text=True, check=False
+    )
     if done.stdout.strip() == "enabled":
         yield Finding(GOOD, f"{TIMER} is enabled")
     else:

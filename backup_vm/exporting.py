@@ -52,7 +52,9 @@ class _Hashed:
 
 def export(archive: Archive, image: Image, name: str, out: IO[bytes], progress: Progress) -> None:
     """Write a session as one sealed file. Raises DamagedError."""
-    sealed = archive.parameters.master is None  # else the key lies in archive.toml, and must not go along
+    sealed = (
+        archive.parameters.master is None
+    )  # else the key lies in archive.toml, and must not go along
     described, hashed = archive.storage.read(parameters.NAME) if sealed else b"", _Hashed(out)
     hashed.write(HEAD.build({"archive": archive.parameters.archive, "parameters": len(described)}))
     hashed.write(described)
@@ -82,14 +84,19 @@ def read_head(stream: IO[bytes], path: Path) -> tuple[_Hashed, bytes, Clear]:
         raise SparsebakError(text, "name a file that 'sparsebak export' wrote") from None
 
 
-def take_in(archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None = None) -> Clear:
+def take_in(
+    archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None = None
+) -> Clear:
     """Store an exported session. The file is read twice: nothing of it is stored before it has proven undamaged.
 
     With the archive's keys also that it is authentic. Without them a chunk that somebody forged would be noticed only by a
     later verify. Raises DamagedError, SparsebakError.
     """
     clear, digest = prove(archive, stream, path, progress, keys)
-    if any(s.clear.session == clear.session for s in archive.sessions(clear.volume_id.hex()).get(clear.volume_id.hex(), [])):
+    if any(
+        s.clear.session == clear.session
+        for s in archive.sessions(clear.volume_id.hex()).get(clear.volume_id.hex(), [])
+    ):
         raise SparsebakError(f"this session is in {archive.storage.describe()} already")
     stream.seek(0)
     hashed, record, _ = read_head(stream, path)
@@ -109,7 +116,9 @@ def take_in(archive: Archive, stream: IO[bytes], path: Path, progress: Progress,
     return clear
 
 
-def prove(archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None) -> tuple[Clear, bytes]:
+def prove(
+    archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None
+) -> tuple[Clear, bytes]:
     """Read an exported file to its end; raise DamagedError if it is not what was written or, with keys, not authentic.
 
     Returns what its record says, and its digest.
@@ -118,7 +127,9 @@ def prove(archive: Archive, stream: IO[bytes], path: Path, progress: Progress, k
     try:
         opened = None if keys is None else open_record(record, keys)
         opener, ids = (
-            (Opener(keys), ChunkIds(keys, opened.domain, clear.chunk_size, clear.suite)) if keys and opened else (None, None)
+            (Opener(keys), ChunkIds(keys, opened.domain, clear.chunk_size, clear.suite))
+            if keys and opened
+            else (None, None)
         )
         for entry in _entries(archive, hashed, clear, progress):
             if opener is not None and ids is not None:
@@ -129,12 +140,15 @@ def prove(archive: Archive, stream: IO[bytes], path: Path, progress: Progress, k
         raise DamagedError(f"{path} is cut short", "copy it again") from None
     except NotAuthentic as error:
         raise DamagedError(
-            f"{path} is not authentic: {error}", "export it again, from an archive that scrub finds sound"
+            f"{path} is not authentic: {error}",
+            "export it again, from an archive that scrub finds sound",
         ) from None
     return clear, hashed.digest()
 
 
-def _entries(archive: Archive, hashed: _Hashed, clear: Clear, progress: Progress) -> Iterator[Entry]:
+def _entries(
+    archive: Archive, hashed: _Hashed, clear: Clear, progress: Progress
+) -> Iterator[Entry]:
     chunks, step = chunk_count(clear.size, clear.chunk_size), 1 << 11
     with archive.storage.scratch() as ids:
         for first in range(0, chunks, step):
@@ -147,16 +161,25 @@ def _entries(archive: Archive, hashed: _Hashed, clear: Clear, progress: Progress
                 continue
             (length,) = LENGTH.unpack(hashed.read(LENGTH.size))
             if length > largest_frame(clear.chunk_size):
-                raise DamagedError(f"chunk {number} claims an impossible length", "export the session again")
+                raise DamagedError(
+                    f"chunk {number} claims an impossible length", "export the session again"
+                )
             yield Entry(number, chunk_id, hashed.read(length))
 
 
-def export_tar(archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress) -> None:
+def export_tar(
+    archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress
+) -> None:
     """Write a session as a tar file with one sparse file in it (GNU's sparse format 1.0, as GNU tar and Python read it)."""
     record, size = open_image(archive, image, keys, name), image.session.clear.chunk_size
     data_runs = runs((first, (ids != 0).any(axis=1)) for first, ids in image.arrays())
     pieces = [(start * size, min(end * size, record.size)) for start, end in data_runs]
-    numbers = [len(pieces) + 1, *(n for start, end in pieces for n in (start, end - start)), record.size, 0]
+    numbers = [
+        len(pieces) + 1,
+        *(n for start, end in pieces for n in (start, end - start)),
+        record.size,
+        0,
+    ]
     listed = "".join(f"{number}\n" for number in numbers).encode()
     listed = listed.ljust(-(-len(listed) // _BLOCK) * _BLOCK, b"\0")
     data = sum(end - start for start, end in pieces)
@@ -166,5 +189,14 @@ def export_tar(archive: Archive, image: Image, keys: Keys, name: str, out: IO[by
     sparse = {"major": "1", "minor": "0", "name": member, "realsize": str(record.size)}
     info.pax_headers = {f"GNU.sparse.{key}": value for key, value in sparse.items()}
     out.write(info.tobuf(tarfile.PAX_FORMAT) + listed)
-    read_chunks(archive, image, record, keys, name, progress, lambda _, parts: out.write(b"".join(parts)), ordered=True)
+    read_chunks(
+        archive,
+        image,
+        record,
+        keys,
+        name,
+        progress,
+        lambda _, parts: out.write(b"".join(parts)),
+        ordered=True,
+    )
     out.write(bytes(-data % _BLOCK + 2 * _BLOCK))

@@ -47,7 +47,9 @@ class LazyImage:
 
     _PAGES = 64
 
-    def __init__(self, archive: Archive, image: Image, keys: Keys, name: str, cache: ChunkCache) -> None:
+    def __init__(
+        self, archive: Archive, image: Image, keys: Keys, name: str, cache: ChunkCache
+    ) -> None:
         self._record = open_image(archive, image, keys, name)
         self._archive, self._image, self._name, self._cache = archive, image, name, cache
         self._ids = ChunkIds(keys, self._record.domain, self._record.chunk_size, self._record.suite)
@@ -73,9 +75,13 @@ class LazyImage:
         chunk = self._cache.get(chunk_id)
         if chunk is None:
             try:
-                chunk = self._opener.open(chunk_id, self._sealed(number, chunk_id), self._ids, self._record.chunk_size)
+                chunk = self._opener.open(
+                    chunk_id, self._sealed(number, chunk_id), self._ids, self._record.chunk_size
+                )
             except NotAuthentic as error:
-                raise DamagedError(f"{self._name}: chunk {number}: {error}", "run: sparsebak scrub") from None
+                raise DamagedError(
+                    f"{self._name}: chunk {number}: {error}", "run: sparsebak scrub"
+                ) from None
             self._cache.put(chunk_id, chunk)
         return chunk
 
@@ -83,7 +89,10 @@ class LazyImage:
         with self._lock:  # the catalog's connection and the open packs are for one at a time
             place = self._archive.catalog.places([chunk_id]).get(chunk_id)
             if place is None:
-                raise DamagedError(f"{self._name}: chunk {number} is missing from the archive", "run: sparsebak scrub")
+                raise DamagedError(
+                    f"{self._name}: chunk {number} is missing from the archive",
+                    "run: sparsebak scrub",
+                )
             return self._reader.read(place.pack, chunk_id, place.offset, place.length)
 
     def _id(self, number: int) -> bytes:
@@ -92,7 +101,9 @@ class LazyImage:
             page = self._pages.get(index)
             if page is None:
                 first = index * PAGE_IDS
-                page = self._pages[index] = split(self._image.ids(first, min(first + PAGE_IDS, self._image.chunks)))
+                page = self._pages[index] = split(
+                    self._image.ids(first, min(first + PAGE_IDS, self._image.chunks))
+                )
                 if len(self._pages) > self._PAGES:
                     self._pages.popitem(last=False)
         return page[at]

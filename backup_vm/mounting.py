@@ -24,7 +24,12 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
     use_ns = True
 
     def __init__(
-        self, archive: Archive, volume: Named, sessions: list[Session], keys: Keys, warn: Callable[[str], None]
+        self,
+        archive: Archive,
+        volume: Named,
+        sessions: list[Session],
+        keys: Keys,
+        warn: Callable[[str], None],
     ) -> None:
         self._archive, self._volume, self._keys, self._warn = archive, volume, keys, warn
         self._sessions = {session.name + SUFFIX: session for session in sessions}
@@ -35,11 +40,18 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
         """See fuse(4)."""
         if path == "/":
-            times = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._volume.sessions[-1].clear.time * 10**9)
+            times = dict.fromkeys(
+                ("st_mtime", "st_ctime", "st_atime"), self._volume.sessions[-1].clear.time * 10**9
+            )
             return {"st_mode": stat.S_IFDIR | 0o555, "st_nlink": 2, **times}
         session = self._session(path)
         times = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), session.clear.time * 10**9)
-        return {"st_mode": stat.S_IFREG | 0o444, "st_nlink": 1, "st_size": session.clear.size, **times}
+        return {
+            "st_mode": stat.S_IFREG | 0o444,
+            "st_nlink": 1,
+            "st_size": session.clear.size,
+            **times,
+        }
 
     def readdir(self, path: str, fh: int) -> Iterator[str]:
         """See fuse(4)."""
@@ -75,7 +87,9 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
             if path not in self._images:
                 try:
                     image = self._archive.image(list(self._volume.sessions), session)
-                    self._images[path] = LazyImage(self._archive, image, self._keys, self._volume.name, self._cache)
+                    self._images[path] = LazyImage(
+                        self._archive, image, self._keys, self._volume.name, self._cache
+                    )
                 except DamagedError as error:
                     self._warn(str(error))
                     raise mfusepy.FuseOSError(errno.EIO) from None

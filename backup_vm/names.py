@@ -34,7 +34,9 @@ class Named:
             raise self.notes_damaged
 
 
-def stored_volumes(archive: Archive, keys: Keys | None, known: dict[str, tuple[str, str]]) -> list[Named]:
+def stored_volumes(
+    archive: Archive, keys: Keys | None, known: dict[str, tuple[str, str]]
+) -> list[Named]:
     """The volumes that have sessions, by name. ``known``: qube and volume by id, as dom0 tells them."""
     found = []
     notes, damaged = Notes(), None
@@ -89,7 +91,9 @@ def one(volumes: list[Named], name: str) -> Named:
     """The one volume a name stands for."""
     found = select(volumes, [name])
     if len(found) > 1:
-        raise UsageError(f"{name} has several volumes: {', '.join(v.name for v in found)}", "name one of them")
+        raise UsageError(
+            f"{name} has several volumes: {', '.join(v.name for v in found)}", "name one of them"
+        )
     return found[0]
 
 
@@ -98,11 +102,22 @@ def find_session(volume: Named, wanted: str) -> Session:
     if wanted == "latest":
         return volume.sessions[-1]
     found = [session for session in volume.sessions if session.name == wanted]
-    found = found or [s for s in volume.sessions if wanted in volume.notes.of(s.clear.session).tags][-1:]
+    found = (
+        found
+        or [s for s in volume.sessions if wanted in volume.notes.of(s.clear.session).tags][-1:]
+    )
     if not found and not is_session_name(wanted):
-        found = [s for s in volume.sessions if s.name.startswith(wanted) or s.clear.session.hex() == wanted]
+        found = [
+            s
+            for s in volume.sessions
+            if s.name.startswith(wanted) or s.clear.session.hex() == wanted
+        ]
     if not found:
-        raise SparsebakError(f"{volume.name} has no session {wanted}", f"see: sparsebak list {volume.name}")
+        raise SparsebakError(
+            f"{volume.name} has no session {wanted}", f"see: sparsebak list {volume.name}"
+        )
     if len(found) > 1:
-        raise SparsebakError(f"{wanted} could be {len(found)} sessions of {volume.name}", "give its whole name")
+        raise SparsebakError(
+            f"{wanted} could be {len(found)} sessions of {volume.name}", "give its whole name"
+        )
     return found[0]

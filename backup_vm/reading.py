@@ -24,7 +24,10 @@ THREADS = min(os.cpu_count() or 1, 4)
 
 class _Missing(DamagedError):
     def __init__(self, name: str, number: int, chunk_id: bytes) -> None:
-        super().__init__(f"{name}: chunk {number} ({chunk_id.hex()[:16]}) is missing from the archive", "run: sparsebak scrub")
+        super().__init__(
+            f"{name}: chunk {number} ({chunk_id.hex()[:16]}) is missing from the archive",
+            "run: sparsebak scrub",
+        )
 
 
 def sealed_chunks(
@@ -42,7 +45,9 @@ def sealed_chunks(
                 yield ids[at : at + step], _read(reader, wanted)
 
 
-def _wanted(ids: list[bytes], first: int, places: dict[bytes, Place], name: str) -> list[tuple[int, bytes, Place]]:
+def _wanted(
+    ids: list[bytes], first: int, places: dict[bytes, Place], name: str
+) -> list[tuple[int, bytes, Place]]:
     wanted = []
     for i, chunk_id in enumerate(ids):
         if chunk_id == ZERO_ID:
@@ -55,10 +60,14 @@ def _wanted(ids: list[bytes], first: int, places: dict[bytes, Place], name: str)
 
 def _read(reader: PackReader, wanted: list[tuple[int, bytes, Place]]) -> Iterator[SealedChunk]:
     for number, chunk_id, place in wanted:
-        yield SealedChunk(number, chunk_id, reader.read(place.pack, chunk_id, place.offset, place.length))
+        yield SealedChunk(
+            number, chunk_id, reader.read(place.pack, chunk_id, place.offset, place.length)
+        )
 
 
-def feed(archive: Archive, image: Image, name: str, progress: Progress) -> Callable[[IO[bytes]], None]:
+def feed(
+    archive: Archive, image: Image, name: str, progress: Progress
+) -> Callable[[IO[bytes]], None]:
     """Writes a session as Restore and Verify take it: record, all ids, then each page's ids and sealed chunks, END."""
 
     def write(stream: IO[bytes]) -> None:
@@ -85,18 +94,29 @@ def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Record:
     except NotAuthentic as error:
         raise DamagedError(f"{path}: {error}") from None
     tree = Tree(keys.sub_key("root"))
-    pages = (tree.page(b"".join(ids[at : at + PAGE_IDS])) for _, ids in image.windows() for at in range(0, len(ids), PAGE_IDS))
+    pages = (
+        tree.page(b"".join(ids[at : at + PAGE_IDS]))
+        for _, ids in image.windows()
+        for at in range(0, len(ids), PAGE_IDS)
+    )
     if record.archive != archive.parameters.archive:
         raise DamagedError(f"{path} belongs to another archive")
     if tree.root(record.size, record.chunk_size, pages) != record.root:
         for part in image.sessions:
             sessions.check(archive.storage, part)
-        raise DamagedError(f"{name}: session {session.name} is not complete or not authentic: its chunk ids do not match")
+        raise DamagedError(
+            f"{name}: session {session.name} is not complete or not authentic: its chunk ids do not match"
+        )
     return record
 
 
 def read_image(
-    archive: Archive, image: Image, keys: Keys, name: str, progress: Progress, sink: Callable[[int, list[bytes]], None] | None
+    archive: Archive,
+    image: Image,
+    keys: Keys,
+    name: str,
+    progress: Progress,
+    sink: Callable[[int, list[bytes]], None] | None,
 ) -> Record:
     """Open every chunk of a session with the key and hand offset and chunks to ``sink``, in no particular order.
 
@@ -130,7 +150,9 @@ def read_chunks(
         raise DamagedError(f"{name}: {error}", "run: sparsebak scrub") from None
 
 
-def assemble(archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress) -> Record:
+def assemble(
+    archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress
+) -> Record:
     """Write a session as a sparse raw image, beside the target first, so that a failure leaves no half of one."""
     beside = target.with_name(target.name + ".part")
     try:

@@ -21,7 +21,9 @@ _DURATION = re.compile(r"(\d+[hdwmy])+", re.ASCII)
 _PERIODS: dict[str, Callable[[int], tuple[int, ...]]] = {
     "hourly": lambda at: time.gmtime(at)[:4],
     "daily": lambda at: time.gmtime(at)[:3],
-    "weekly": lambda at: ((at // DAY + 3) // 7,),  # 1 January 1970 was a Thursday; weeks begin on Mondays
+    "weekly": lambda at: (
+        (at // DAY + 3) // 7,
+    ),  # 1 January 1970 was a Thursday; weeks begin on Mondays
     "monthly": lambda at: time.gmtime(at)[:2],
     "yearly": lambda at: time.gmtime(at)[:1],
 }
@@ -63,7 +65,9 @@ def reasons(sessions: Sequence[Candidate], rules: Rules, now: int) -> list[list[
     if not sessions:
         return why
     why[-1].append("newest")
-    newest_first = sorted(range(len(sessions)), key=lambda at: (sessions[at].time, at), reverse=True)
+    newest_first = sorted(
+        range(len(sessions)), key=lambda at: (sessions[at].time, at), reverse=True
+    )
     ahead = [at for at in newest_first if sessions[at].time > now + AHEAD]
     for at in ahead:
         why[at].append("its time lies ahead")
@@ -114,7 +118,9 @@ def parse_count(text: str) -> int:
         return UNLIMITED
     number = int(text)
     if number < 1:
-        raise ValueError("must be 1 or more, or 'unlimited'; to remove all sessions of a volume use: sparsebak delete")
+        raise ValueError(
+            "must be 1 or more, or 'unlimited'; to remove all sessions of a volume use: sparsebak delete"
+        )
     return number
 
 

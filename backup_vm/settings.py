@@ -60,7 +60,9 @@ def _check(raw: dict[str, Any]) -> Settings:
     retention = raw.pop("retention", {})
     for key, value in raw.items():
         if key not in TEXTS or not isinstance(value, str):
-            raise ValueError(f"{key!r} is not a setting (a text); known are {', '.join(TEXTS)}, and [retention]")
+            raise ValueError(
+                f"{key!r} is not a setting (a text); known are {', '.join(TEXTS)}, and [retention]"
+            )
     if not isinstance(retention, dict):
         raise ValueError("retention must be a table: [retention]")
     return Settings(raw, _retention(retention))
@@ -77,7 +79,9 @@ def _retention(raw: dict[str, Any]) -> Retention:
         raise ValueError("rules of a qube stand in a table of their own: [retention.qubes.NAME]")
     for name in qubes:
         _ = parse_volume_name(name) if "/" in name else parse_name(name, "qube")
-    return Retention(_rules(raw), {name: _rules(rules) for name, rules in qubes.items()}, after, until)
+    return Retention(
+        _rules(raw), {name: _rules(rules) for name, rules in qubes.items()}, after, until
+    )
 
 
 def _rules(raw: dict[str, Any]) -> Rules:

@@ -14,24 +14,44 @@ from backup_vm.errors import Exit
 
 def main(argv: list[str] | None = None) -> int:
     """Run it: what it does is done by assemble and verify."""
-    parser = argparse.ArgumentParser(prog="spbk-assemble", description="Makes a raw image of a volume in an archive.")
-    parser.add_argument("-c", "--check", action="store_true", help="only check that it could be made")
-    parser.add_argument("path", type=Path, metavar="PATH", help="ARCHIVE/volumes/ID, ARCHIVE/QUBE/VOLUME, or an archive")
-    parser.add_argument("-o", "--output", type=Path, metavar="IMAGE", help="default: QUBE-VOLUME.img in this folder")
+    parser = argparse.ArgumentParser(
+        prog="spbk-assemble", description="Makes a raw image of a volume in an archive."
+    )
+    parser.add_argument(
+        "-c", "--check", action="store_true", help="only check that it could be made"
+    )
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="ARCHIVE/volumes/ID, ARCHIVE/QUBE/VOLUME, or an archive",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="IMAGE", help="default: QUBE-VOLUME.img in this folder"
+    )
     parser.add_argument("--session", default="latest", metavar="S")
     parser.add_argument("--passphrase-file", type=Path, metavar="F")
     options = parser.parse_args(argv)
     folder = options.path.absolute()
-    archive = next((one for one in (folder, *folder.parents) if (one / "archive.toml").is_file()), None)
+    archive = next(
+        (one for one in (folder, *folder.parents) if (one / "archive.toml").is_file()), None
+    )
     if archive is None:
         print(f"spbk-assemble: there is no archive at or above {options.path}", file=sys.stderr)
         return Exit.NO_ARCHIVE
     within = folder.relative_to(archive).parts
     volume = within[1] if within[:1] == ("volumes",) and len(within) == 2 else "/".join(within)
     if not volume:
-        known = [path.name for path in (archive / "volumes").iterdir()] if (archive / "volumes").is_dir() else []
+        known = (
+            [path.name for path in (archive / "volumes").iterdir()]
+            if (archive / "volumes").is_dir()
+            else []
+        )
         if len(known) != 1:
-            print(f"spbk-assemble: {archive} has {len(known)} volumes; name one of them: ARCHIVE/QUBE/VOLUME", file=sys.stderr)
+            print(
+                f"spbk-assemble: {archive} has {len(known)} volumes; name one of them: ARCHIVE/QUBE/VOLUME",
+                file=sys.stderr,
+            )
             return Exit.USAGE
         volume = known[0]
     key = ["--passphrase-file", str(options.passphrase_file)] if options.passphrase_file else []
@@ -39,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.check:
         return cli.main([*place, "verify", volume, "--session", options.session, *key])
     target = options.output or Path(volume.replace("/", "-") + ".img")
-    return cli.main([*place, "assemble", volume, "--session", options.session, "-o", str(target), *key])
+    return cli.main(
+        [*place, "assemble", volume, "--session", options.session, "-o", str(target), *key]
+    )
 
 
 if __name__ == "__main__":

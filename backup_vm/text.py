@@ -28,7 +28,9 @@ def ratio_text(ratio: float) -> str:
 
 def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
     """Rows in columns; those whose numbers are in ``right`` are set flush right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    widths = (
+        [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    )
     lines = []
     for row in rows:
         cells = [

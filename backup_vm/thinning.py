@@ -26,15 +26,24 @@ class Verdict:
     why: tuple[str, ...]
 
 
-def by_rules(volumes: Sequence[Named], rules_for: Callable[[Named], Rules], now: int | None = None) -> list[Verdict]:
+def by_rules(
+    volumes: Sequence[Named], rules_for: Callable[[Named], Rules], now: int | None = None
+) -> list[Verdict]:
     """A verdict on every session. A volume without rules keeps all."""
     verdicts = []
     for volume in volumes:
         rules = rules_for(volume)
-        candidates = [Candidate(session.clear.time, volume.notes.of(session.clear.session).tags) for session in volume.sessions]
+        candidates = [
+            Candidate(session.clear.time, volume.notes.of(session.clear.session).tags)
+            for session in volume.sessions
+        ]
         whys = reasons(candidates, rules, int(time.time()) if now is None else now)
         for session, why in zip(volume.sessions, whys, strict=True):
-            verdicts.append(Verdict(volume, session, bool(why) or not rules.any(), tuple(why) or _no_rules(rules)))
+            verdicts.append(
+                Verdict(
+                    volume, session, bool(why) or not rules.any(), tuple(why) or _no_rules(rules)
+                )
+            )
     return verdicts
 
 
@@ -51,16 +60,25 @@ def wanted_room(archive: Archive, text: str) -> int:
         return capacity * int(text[:-1]) // 100
     found = _SIZE.fullmatch(text)
     if found is None:
-        raise UsageError(f"--until-free {text}: give a share of the disk such as 10%, or a size such as 20G")
+        raise UsageError(
+            f"--until-free {text}: give a share of the disk such as 10%, or a size such as 20G"
+        )
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
 def _unknown(archive: Archive) -> UsageError:
-    return UsageError(f"nobody knows how much room there is in {archive.storage.describe()}", "give rules, such as --keep-last")
+    return UsageError(
+        f"nobody knows how much room there is in {archive.storage.describe()}",
+        "give rules, such as --keep-last",
+    )
 
 
 def for_room(
-    archive: Archive, verdicts: Sequence[Verdict], wanted: int, keep_tags: frozenset[str], all_volumes: Sequence[Named]
+    archive: Archive,
+    verdicts: Sequence[Verdict],
+    wanted: int,
+    keep_tags: frozenset[str],
+    all_volumes: Sequence[Named],
 ) -> list[Verdict]:
     """The same verdicts, and beyond them the oldest sessions that go until ``wanted`` bytes are free, as far as they help.
 
@@ -77,17 +95,27 @@ def for_room(
     gone = {verdict.session.file for verdict in verdicts if not verdict.keep}
 
     def enough(count: int) -> bool:
-        return free + account.comes_back(gone | {verdict.session.file for verdict in due[:count]}) >= wanted
+        return (
+            free + account.comes_back(gone | {verdict.session.file for verdict in due[:count]})
+            >= wanted
+        )
 
     low, high = 0, len(due)
     while low < high:  # the smallest number that is enough, or all
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle + 1, high)
     extra = {verdict.session.file for verdict in due[:low]}
-    return [Verdict(v.volume, v.session, False, (ROOM,)) if v.session.file in extra else v for v in verdicts]
+    return [
+        Verdict(v.volume, v.session, False, (ROOM,)) if v.session.file in extra else v
+        for v in verdicts
+    ]
 
 
 def _may_go(verdict: Verdict, keep_tags: frozenset[str], now: float) -> bool:
     session, volume = verdict.session, verdict.volume
     tags = volume.notes.of(session.clear.session).tags
-    return session is not volume.sessions[-1] and session.clear.time <= now + AHEAD and not tags & keep_tags
+    return (
+        session is not volume.sessions[-1]
+        and session.clear.time <= now + AHEAD
+        and not tags & keep_tags
+    )

@@ -73,7 +73,9 @@ def view(archive: Archive, volumes: list[Named], space: bool | None) -> View:
 def last_verified(volume: Named) -> Check | None:
     """The last verification of any session of a volume."""
     checks = (volume.notes.verified.get(session.clear.session.hex()) for session in volume.sessions)
-    return max((check for check in checks if check is not None), key=lambda check: check.time, default=None)
+    return max(
+        (check for check in checks if check is not None), key=lambda check: check.time, default=None
+    )
 
 
 def check_data(check: Check | None) -> dict[str, Any] | None:
@@ -94,4 +96,8 @@ def next_run() -> str | None:
         return None
     command = ["systemctl", "show", "--property=NextElapseUSecRealtime", "--value", TIMER]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() not in ("", "n/a") else None
+    return (
+        done.stdout.strip()
+        if done.returncode == 0 and done.stdout.strip() not in ("", "n/a")
+        else None
+    )

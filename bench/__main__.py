@@ -47,7 +47,9 @@ def pool_on_btrfs(work: Path) -> Iterator[Path]:
 
 def _settle(name: str, tool: Tool) -> None:
     """The same for everybody: nothing left to write, and what is read as a whole in memory, as the data of the limits are."""
-    for _ in range(2):  # what the loop mount brings to disk is the outer file system's to write then
+    for _ in range(
+        2
+    ):  # what the loop mount brings to disk is the outer file system's to write then
         subprocess.run(["sync"], check=True)
     if name in READING:
         warm([path for path in tool.repository.rglob("*") if path.is_file()])
@@ -79,7 +81,12 @@ def _digest(path: Path) -> str:
 
 
 def one_round(
-    kinds: list[type[Tool]], pool: Path, work: Path, number: int, results: Results, limit: dict[str, list[Measured]]
+    kinds: list[type[Tool]],
+    pool: Path,
+    work: Path,
+    number: int,
+    results: Results,
+    limit: dict[str, list[Measured]],
 ) -> dict[str, tuple[float, int]]:
     """All steps with all tools, by turns; returns the sizes of their archives. A peer that fails is left out from there on."""
     limits = Limits(pool / "original", work)
@@ -95,7 +102,9 @@ def one_round(
     for kind in kinds:
         folder, volumes = work / f"{kind.name}-{number}", pool / f"{kind.name}-{number}"
         folder.mkdir()
-        subprocess.run(["btrfs", "-q", "subvolume", "create", volumes], check=True)  # Wyng wants one
+        subprocess.run(
+            ["btrfs", "-q", "subvolume", "create", volumes], check=True
+        )  # Wyng wants one
         subprocess.run(["cp", "--reflink=always", pool / "original", volumes / "image"], check=True)
         try:
             tools[kind.name] = (kind(volumes, folder), volumes / "image")
@@ -123,7 +132,9 @@ def one_round(
         shutil.rmtree(work / f"{kind.name}-{number}")
         for volume in sorted(pool.glob(f"{kind.name}-{number}/*")):
             if volume.is_dir():  # snapshots of Wyng's are subvolumes
-                subprocess.run(["btrfs", "-q", "subvolume", "delete", volume], check=False, capture_output=True)
+                subprocess.run(
+                    ["btrfs", "-q", "subvolume", "delete", volume], check=False, capture_output=True
+                )
         with suppress(OSError):
             shutil.rmtree(pool / f"{kind.name}-{number}")
     return sizes
@@ -132,28 +143,41 @@ def one_round(
 def machine() -> str:
     """One line on what this was measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown processor")
+    cpu = next(
+        (line.split(":")[1].strip() for line in lines if "model name" in line), "unknown processor"
+    )
     return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("--rounds", type=int, default=1, help="rounds of every tool; medians are shown")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="rounds of every tool; medians are shown"
+    )
     parser.add_argument("--only", action="append", help="only this tool; may be given again")
-    parser.add_argument("--content", type=int, default=workload.CONTENT >> 20, help="MiB in the image")
+    parser.add_argument(
+        "--content", type=int, default=workload.CONTENT >> 20, help="MiB in the image"
+    )
     parser.add_argument("--work", type=Path, help="folder to work in (default: the temporary one)")
-    parser.add_argument("--no-write", action="store_true", help="do not keep the result in bench/results/")
+    parser.add_argument(
+        "--no-write", action="store_true", help="do not keep the result in bench/results/"
+    )
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="sparsebak-bench-", dir=options.work))
     try:
         with pool_on_btrfs(work) as pool:
-            subprocess.run([sys.executable, "-m", "bench.workload", pool / "original", str(options.content)], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "bench.workload", pool / "original", str(options.content)],
+                check=True,
+            )
             limit: dict[str, list[Measured]] = {}
             results: Results = {}
             sizes: dict[str, tuple[float, int]] = {}
             kinds = [kind for kind in installed() if not options.only or kind.name in options.only]
             for number in range(options.rounds):
-                first = number % len(kinds)  # whoever comes first finds the disk and its cache less settled
+                first = number % len(
+                    kinds
+                )  # whoever comes first finds the disk and its cache less settled
                 sizes = one_round(kinds[first:] + kinds[:first], pool, work, number, results, limit)
             text = report(machine(), limit, results, sizes)
             print(text)

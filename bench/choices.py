@@ -40,7 +40,9 @@ def cut(data: bytes, size: int) -> list[bytes]:
 
 def sizes(data: bytes) -> None:
     """Chunk sizes."""
-    print("\n| chunk | zstd -3 | compressed to | BLAKE2b-256 | AES-256-GCM |\n|---|---|---|---|---|")
+    print(
+        "\n| chunk | zstd -3 | compressed to | BLAKE2b-256 | AES-256-GCM |\n|---|---|---|---|---|"
+    )
     for size in (64 << 10, 128 << 10, 256 << 10, 1 << 20):
         chunks, compressor, aead = cut(data, size), zstandard.ZstdCompressor(level=3), AESGCM(KEY)
         packed = sum(len(compressor.compress(chunk)) for chunk in chunks) / sum(map(len, chunks))
@@ -67,7 +69,10 @@ def levels(chunks: Sequence[bytes], noise: Sequence[bytes]) -> None:
     """zstd's levels, a dictionary, and what does not compress."""
     print("\n| zstd | rate | compressed to | random bytes |\n|---|---|---|---|")
     trained = zstandard.train_dictionary(112 << 10, list(chunks[:: max(1, len(chunks) // 400)]))
-    for name, level, words in (*((f"-{n}", n, None) for n in (1, 2, 3, 5, 9)), ("-3, dictionary of 112 KiB", 3, trained)):
+    for name, level, words in (
+        *((f"-{n}", n, None) for n in (1, 2, 3, 5, 9)),
+        ("-3, dictionary of 112 KiB", 3, trained),
+    ):
         compressor = zstandard.ZstdCompressor(level=level, dict_data=words)
         packed = sum(len(compressor.compress(chunk)) for chunk in chunks) / sum(map(len, chunks))
         fast, random = rate(compressor.compress, chunks), rate(compressor.compress, noise)
@@ -89,26 +94,39 @@ def threads(chunks: Sequence[bytes]) -> None:
         start = time.perf_counter()
         with ThreadPoolExecutor(count) as pool:
             list(pool.map(work, parts))
-        print(f"| {count} | {sum(map(len, chunks)) / (time.perf_counter() - start) / 1e6:,.0f} MB/s |")
+        print(
+            f"| {count} | {sum(map(len, chunks)) / (time.perf_counter() - start) / 1e6:,.0f} MB/s |"
+        )
 
 
 def databases(rows: int = 200_000, batch: int = 540) -> None:
     """SQLite's settings: adding the chunks of packs one transaction after another, then looking ids up."""
-    print(f"\n| journal, synchronous, cache | {rows // batch} transactions of {batch} | one look-up |\n|---|---|---|")
+    print(
+        f"\n| journal, synchronous, cache | {rows // batch} transactions of {batch} | one look-up |\n|---|---|---|"
+    )
     for journal, sync, cache in (
         ("DELETE", "FULL", 16), ("TRUNCATE", "FULL", 16), ("TRUNCATE", "FULL", 2), ("TRUNCATE", "FULL", 64),
         ("WAL", "FULL", 16), ("WAL", "NORMAL", 16), ("TRUNCATE", "OFF", 16),
     ):  # fmt: skip
         with tempfile.TemporaryDirectory(dir=".") as folder:
             database = sqlite3.connect(Path(folder) / "db", isolation_level=None)
-            for name, value in (("journal_mode", journal), ("synchronous", sync), ("cache_size", -cache << 10)):
+            for name, value in (
+                ("journal_mode", journal),
+                ("synchronous", sync),
+                ("cache_size", -cache << 10),
+            ):
                 database.execute(f"PRAGMA {name}={value}")
-            database.execute("CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INT, offset INT, length INT) WITHOUT ROWID")
+            database.execute(
+                "CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INT, offset INT, length INT) WITHOUT ROWID"
+            )
             made = [os.urandom(32) for _ in range(rows)]
             start = time.perf_counter()
             for at in range(0, rows, batch):
                 database.execute("BEGIN")
-                database.executemany("INSERT INTO chunks VALUES (?, 1, 2, 3)", ((one,) for one in made[at : at + batch]))
+                database.executemany(
+                    "INSERT INTO chunks VALUES (?, 1, 2, 3)",
+                    ((one,) for one in made[at : at + batch]),
+                )
                 database.execute("COMMIT")
             added = time.perf_counter() - start
             start = time.perf_counter()

@@ -33,7 +33,11 @@ def steps(pool: Path, work: Path, size: int, content: int) -> dict[str, Measured
     tool = Sparsebak(pool, work)
     found: dict[str, Measured | None] = {"full": tool.backup()}
     write(image, size, 40, 2)
-    found |= {"2 MiB changed": tool.backup(), "nothing changed": tool.backup(), "monitor": tool.monitor()}
+    found |= {
+        "2 MiB changed": tool.backup(),
+        "nothing changed": tool.backup(),
+        "monitor": tool.monitor(),
+    }
     found |= {"verify": tool.verify(), "prune": tool.prune(), "restore": tool.restore()}
     shutil.rmtree(work / "dom0" / "volumes")
     found["all compared anew, after dom0's state was lost"] = tool.backup()
@@ -43,7 +47,9 @@ def steps(pool: Path, work: Path, size: int, content: int) -> dict[str, Measured
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.large")
-    parser.add_argument("--sizes", default="16,128,1024", help="GiB of the volume, one after another")
+    parser.add_argument(
+        "--sizes", default="16,128,1024", help="GiB of the volume, one after another"
+    )
     parser.add_argument("--content", type=int, default=512, help="MiB in it")
     parser.add_argument("--work", type=Path)
     options = parser.parse_args()
@@ -54,7 +60,9 @@ def main() -> None:
         try:
             with pool_on_btrfs(work) as pool:
                 for name, measured in steps(pool, work, size * GIB, options.content << 20).items():
-                    cell = f"{measured.wall:.2f} s, {measured.memory:.0f} / {measured.agent:.0f} MiB"
+                    cell = (
+                        f"{measured.wall:.2f} s, {measured.memory:.0f} / {measured.agent:.0f} MiB"
+                    )
                     table.setdefault(name, []).append(cell)
                     print(f"{size} GiB: {name}: {cell}", flush=True)
         finally:

@@ -40,20 +40,39 @@ class Limits:
     """What each step is held against, measured when the tools come to that step: a machine's speed changes with time."""
 
     def __init__(self, image: Path, work: Path) -> None:
-        self._packed, self._chunks, self._frames, self._target = (work / name for name in ("packed", "chunks", "zst", "copied"))
+        self._packed, self._chunks, self._frames, self._target = (
+            work / name for name in ("packed", "chunks", "zst", "copied")
+        )
         dense(image, self._packed)
         run([sys.executable, "-m", "bench.limits", "pack", self._packed, self._chunks])
         hashing = "import hashlib,sys;hashlib.file_digest(open(sys.argv[1],'rb'),sys.argv[2])"
         self._commands: dict[str, dict[str, list[str | Path]]] = {
             "full": {
-                **{f"zstd -{n} -T2": ["zstd", "-qf", f"-{n}", "-T2", self._packed, "-o", self._frames] for n in (2, 3)},
-                **{f"{name}, one thread": [sys.executable, "-c", hashing, self._packed, name] for name in HASHES},
+                **{
+                    f"zstd -{n} -T2": [
+                        "zstd",
+                        "-qf",
+                        f"-{n}",
+                        "-T2",
+                        self._packed,
+                        "-o",
+                        self._frames,
+                    ]
+                    for n in (2, 3)
+                },
+                **{
+                    f"{name}, one thread": [sys.executable, "-c", hashing, self._packed, name]
+                    for name in HASHES
+                },
             },
             "assemble": {
                 "plain copy": ["cp", self._packed, self._target],
                 "zstd -d": ["zstd", "-qfd", self._frames, "-o", self._target],
             },
-            "verify": {verifying(name): [sys.executable, "-m", "bench.limits", name, self._chunks] for name in HASHES},
+            "verify": {
+                verifying(name): [sys.executable, "-m", "bench.limits", name, self._chunks]
+                for name in HASHES
+            },
         }
 
     def measure(self, step: str) -> dict[str, Measured]:

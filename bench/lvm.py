@@ -60,7 +60,13 @@ def write_some(device: Path, rng: random.Random, places: int, span: int) -> None
 
 def twenty_volumes(group: Group, folder: Path) -> None:
     group.pool("vm-pool")
-    site = LvmSite(folder / "twenty", group, "vm-pool", tuple(f"qube{n}/private" for n in range(VOLUMES)), 8 * MIB)
+    site = LvmSite(
+        folder / "twenty",
+        group,
+        "vm-pool",
+        tuple(f"qube{n}/private" for n in range(VOLUMES)),
+        8 * MIB,
+    )
     rng = random.Random(1)
     site.backup()
     measure(f"{VOLUMES} volumes, nothing changed", site)
@@ -77,19 +83,27 @@ def million_blocks(group: Group, folder: Path) -> None:
     site_snapshots = group.snapshots()
     group.lvm("lvremove", "--force", *(f"{group.name}/{name}" for name in site_snapshots))
     group.lvm("lvchange", "--activate", "n", f"{group.name}/vm-work-private", f"{group.name}/big")
-    transaction = group.lvm("lvs", "--noheadings", "-o", "transaction_id", f"{group.name}/big").strip()
+    transaction = group.lvm(
+        "lvs", "--noheadings", "-o", "transaction_id", f"{group.name}/big"
+    ).strip()
     xml, blocks = folder / "metadata.xml", BLOCKS + 16384
     with open(xml, "w") as out:
         out.write(
             f'<superblock uuid="" time="1" transaction="{transaction}" data_block_size="128" nr_data_blocks="{blocks}">\n'
         )
-        out.write(f'<device dev_id="1" mapped_blocks="{BLOCKS}" transaction="0" creation_time="0" snap_time="0">\n')
+        out.write(
+            f'<device dev_id="1" mapped_blocks="{BLOCKS}" transaction="0" creation_time="0" snap_time="0">\n'
+        )
         for block in range(BLOCKS):
             data = (block * 7) % BLOCKS
             out.write(f'<single_mapping origin_block="{block}" data_block="{data}" time="0"/>\n')
         out.write("</device>\n</superblock>\n")
     group.lvm("lvcreate", "--size", "256m", "--name", "metadata", group.name)
-    subprocess.run(["thin_restore", "-i", xml, "-o", group.device("metadata")], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        ["thin_restore", "-i", xml, "-o", group.device("metadata")],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     swap = ["--yes", "--thinpool", f"{group.name}/big", "--poolmetadata", f"{group.name}/metadata"]
     group.lvm("lvconvert", *swap)
     group.lvm("lvchange", "--activate", "y", f"{group.name}/big", f"{group.name}/vm-work-private")
@@ -104,14 +118,18 @@ def main() -> None:
     disk = folder / "disk"
     with open(disk, "wb") as file:
         file.truncate(80 << 30)
-    device = subprocess.run(["losetup", "--find", "--show", disk], capture_output=True, text=True, check=True).stdout.strip()
+    device = subprocess.run(
+        ["losetup", "--find", "--show", disk], capture_output=True, text=True, check=True
+    ).stdout.strip()
     (folder / "lvm.conf").write_text(CONFIG.format(device=device, folder=folder, udev=0))
     os.environ["LVM_SYSTEM_DIR"] = str(folder)
     group = Group("bench")
     group.lvm("vgcreate", group.name, device)
     sys.stderr = open(os.devnull, "w")
     subprocess.Popen = Watched  # type: ignore[assignment, misc]
-    print("| monitor of | wall s | share of LVM's commands | seconds in each | MiB changed |\n|---|---|---|---|---|")
+    print(
+        "| monitor of | wall s | share of LVM's commands | seconds in each | MiB changed |\n|---|---|---|---|---|"
+    )
     twenty_volumes(group, folder)
     million_blocks(group, folder)
 

@@ -23,9 +23,13 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="sparsebak-bench-", dir=options.work))
     with pool_on_btrfs(work) as pool:
         config, names = work / "agent.toml", [f"qube{number}" for number in range(options.volumes)]
-        lines = [f'state_dir = "{work}/dom0"\n[[pool]]\nname = "p"\ndriver = "reflink"\npath = "{pool}"']
+        lines = [
+            f'state_dir = "{work}/dom0"\n[[pool]]\nname = "p"\ndriver = "reflink"\npath = "{pool}"'
+        ]
         for name in names:
-            lines.append(f'[[volume]]\nqube = "{name}"\nvolume = "private"\npool = "p"\nvid = "{name}.img"')
+            lines.append(
+                f'[[volume]]\nqube = "{name}"\nvolume = "private"\npool = "p"\nvid = "{name}.img"'
+            )
             with open(pool / f"{name}.img", "wb") as file:
                 file.truncate(2 << 30)
                 file.write(os.urandom(4 * MIB))
@@ -34,8 +38,17 @@ def main() -> None:
         agent: list[str | Path] = [BIN / "sparsebak-agent", "--config", config]
         run([*agent, "archive", "add", "bench", "--caller", "vm", "--passphrase-file", work / "pw"])
         process = serve(agent, work)
-        for kind, where in (("resident", f"unix:{work}/sockets"), ("service files", f"local:{config}")):
-            tool: list[str | Path] = [BIN / "sparsebak", "--agent", where, "--archive", work / "archive"]
+        for kind, where in (
+            ("resident", f"unix:{work}/sockets"),
+            ("service files", f"local:{config}"),
+        ):
+            tool: list[str | Path] = [
+                BIN / "sparsebak",
+                "--agent",
+                where,
+                "--archive",
+                work / "archive",
+            ]
             if kind == "resident":
                 run([*tool, "init", work / "archive", "--label", "bench"])
                 run([*tool, "backup"])
@@ -47,7 +60,10 @@ def main() -> None:
                             file.write(os.urandom(64 << 10))
                             os.fsync(file.fileno())
                     walls.append(run([*tool, "backup"]).wall)
-                print(f"{options.volumes} volumes, {kind}, {what}: {statistics.median(walls):.2f} s", flush=True)
+                print(
+                    f"{options.volumes} volumes, {kind}, {what}: {statistics.median(walls):.2f} s",
+                    flush=True,
+                )
         walls = [run([*agent, "monitor"]).wall for _ in range(options.rounds)]
         print(f"{options.volumes} volumes, monitor: {statistics.median(walls):.2f} s")
         process.terminate()

@@ -20,7 +20,9 @@ class Measured:
     """MiB of memory of the largest process that a resident agent forked for it."""
 
 
-def run(arguments: list[str | Path], environment: dict[str, str] | None = None, **options: object) -> Measured:
+def run(
+    arguments: list[str | Path], environment: dict[str, str] | None = None, **options: object
+) -> Measured:
     """Run a command to its end; raise RuntimeError with what it said when it fails."""
     log = Path("/tmp") / f"bench-{os.getpid()}.log"
     start = time.monotonic()
@@ -48,7 +50,9 @@ def warm(paths: list[Path]) -> None:
 
 def stored(folder: Path) -> float:
     """MiB that a folder takes up on disk."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) / (1 << 20)
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) / (
+        1 << 20
+    )
 
 
 def files(folder: Path) -> int:

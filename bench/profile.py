@@ -27,12 +27,33 @@ class Bench:
     def __init__(self, pool: Path, work: Path) -> None:
         self.work, self.archive, self.lines = work, work / "archive", work / "lines"
         self.config = configure(pool, work)
-        agent: list[str | Path] = [BIN / "sparsebak-agent", "--config", self.config, "archive", "add", "bench"]
-        subprocess.run([*agent, "--caller", "vm", "--passphrase-file", work / "pw"], check=True, capture_output=True)
+        agent: list[str | Path] = [
+            BIN / "sparsebak-agent",
+            "--config",
+            self.config,
+            "archive",
+            "add",
+            "bench",
+        ]
+        subprocess.run(
+            [*agent, "--caller", "vm", "--passphrase-file", work / "pw"],
+            check=True,
+            capture_output=True,
+        )
 
     def serve(self, *before: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "bench.profiled", "agent", *self._files(), "serve", "--listen"]
-        process = subprocess.Popen([*before, *command, self.work / "sockets"], stderr=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "bench.profiled",
+            "agent",
+            *self._files(),
+            "serve",
+            "--listen",
+        ]
+        process = subprocess.Popen(
+            [*before, *command, self.work / "sockets"], stderr=subprocess.PIPE, text=True
+        )
         assert process.stderr is not None
         while "ready" not in process.stderr.readline():
             pass
@@ -49,7 +70,9 @@ class Bench:
     def run(self, *arguments: str | Path, before: tuple[str, ...] = ()) -> str:
         command: list[str | Path] = [sys.executable, "-m", "bench.profiled", "vm", self.lines]
         command += ["--agent", f"unix:{self.work}/sockets", "--archive", self.archive, *arguments]
-        return subprocess.run([*before, *command], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            [*before, *command], check=True, capture_output=True, text=True
+        ).stdout
 
     def step(self, name: str, before: tuple[str, ...] = ()) -> str:
         key = ["--passphrase-file", str(self.work / "pw")]
@@ -57,7 +80,9 @@ class Bench:
             self.monitor()
             return ""
         if name == "assemble":
-            return self.run("assemble", "work/private", *key, "-o", self.work / "out", "--force", before=before)
+            return self.run(
+                "assemble", "work/private", *key, "-o", self.work / "out", "--force", before=before
+            )
         if name == "verify":
             return self.run("verify", before=before)
         if name == "restore":
@@ -89,9 +114,13 @@ def profile(bench: Bench, image: Path, name: str, seed: int) -> dict[tuple[str, 
 
 def calls(trace: Path) -> str:
     """The most frequent system calls of a ``strace -c``."""
-    rows = re.findall(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)(?:\s+\d+)?\s+(\w+)$", trace.read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)(?:\s+\d+)?\s+(\w+)$", trace.read_text(), re.MULTILINE
+    )
     counted = sorted(((int(count), name) for count, name in rows if name != "total"), reverse=True)
-    return f"{sum(count for count, _ in counted):,}: " + ", ".join(f"{name} {count:,}" for count, name in counted[:6])
+    return f"{sum(count for count, _ in counted):,}: " + ", ".join(
+        f"{name} {count:,}" for count, name in counted[:6]
+    )
 
 
 def traced(bench: Bench, image: Path) -> dict[str, str]:
@@ -121,7 +150,8 @@ def report(results: dict[str, dict[tuple[str, str], float]], counts: dict[str, s
     ]  # fmt: skip
     for side, stage in keys:
         cells = (
-            f"{found.get((side, stage), 0):.2f}" if found.get((side, stage), 0) >= 0.005 else "" for found in results.values()
+            f"{found.get((side, stage), 0):.2f}" if found.get((side, stage), 0) >= 0.005 else ""
+            for found in results.values()
         )
         lines.append(f"| {side}: {stage} | {' | '.join(cells)} |")
     walls = [f"{found['vm', 'wall']:.2f}" for found in results.values()]
@@ -133,24 +163,33 @@ def report(results: dict[str, dict[tuple[str, str], float]], counts: dict[str, s
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.profile")
-    parser.add_argument("--content", type=int, default=workload.CONTENT >> 20, help="MiB in the image")
+    parser.add_argument(
+        "--content", type=int, default=workload.CONTENT >> 20, help="MiB in the image"
+    )
     parser.add_argument("--work", type=Path)
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="sparsebak-bench-", dir=options.work))
     try:
         with pool_on_btrfs(work) as pool:
-            subprocess.run([sys.executable, "-m", "bench.workload", pool / "image", str(options.content)], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "bench.workload", pool / "image", str(options.content)],
+                check=True,
+            )
             bench = Bench(pool, work)
             agent = bench.serve()
             bench.run("init", bench.archive, "--label", "bench")
-            results = {name: profile(bench, pool / "image", name, at) for at, name in enumerate(STEPS)}
+            results = {
+                name: profile(bench, pool / "image", name, at) for at, name in enumerate(STEPS)
+            }
             agent.terminate()
             agent.wait()
             text = report(results, traced(bench, pool / "image") if shutil.which("strace") else {})
             print(text)
             if not options.no_write:
-                (Path(__file__).parent / "results" / f"profile-{datetime.date.today()}.md").write_text(text)
+                (
+                    Path(__file__).parent / "results" / f"profile-{datetime.date.today()}.md"
+                ).write_text(text)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

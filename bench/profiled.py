@@ -31,7 +31,11 @@ STAGES = {
         "root": ["dom0_agent.extraction:Extraction._root", "wire.tree:Tree.page"],
         "pipe": ["dom0_agent.service:PatientWriter.write", "dom0_agent.service:PatientReader.read"],
         "write image": ["wire.image:ImageWriter.write", "wire.image:ImageWriter.sync"],
-        "state": ["wire.durable:replace", "dom0_agent.pending_log:PendingLog.append", "dom0_agent.pending_log:PendingLog.sync"],
+        "state": [
+            "wire.durable:replace",
+            "dom0_agent.pending_log:PendingLog.append",
+            "dom0_agent.pending_log:PendingLog.sync",
+        ],
     },
     "vm": {
         "wait for the agent": ["backup_vm.agent:read_exactly"],
@@ -40,7 +44,8 @@ STAGES = {
         "store": ["backup_vm.archive.packs:NewPack.add"],
         "read packs": ["backup_vm.archive.packs:PackReader.read"],
         "index": [
-            f"backup_vm.archive.catalog:Catalog.{name}" for name in ("has", "add_all", "commit", "places", "free", "set_meta")
+            f"backup_vm.archive.catalog:Catalog.{name}"
+            for name in ("has", "add_all", "commit", "places", "free", "set_meta")
         ],
         "fsync": ["backup_vm.archive.storage.local:LocalNewFile.finish"],
         "partial": ["backup_vm.archive.partial:Partial.append"],
@@ -84,7 +89,9 @@ def _install(side: str) -> None:
 
 def _tell(side: str, file: str, begun: float) -> None:
     with open(file, "a") as out:
-        out.write(json.dumps({"side": side, "wall": time.time() - begun, "stages": dict(_spent)}) + "\n")
+        out.write(
+            json.dumps({"side": side, "wall": time.time() - begun, "stages": dict(_spent)}) + "\n"
+        )
 
 
 def main(side: str, file: str, *arguments: str) -> int:

@@ -23,7 +23,9 @@ def _cell(runs: Sequence[Measured]) -> str:
     return f"{wall(runs):.2f} ({cpu:.1f}, {memory:.0f})"
 
 
-def report(machine: str, limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]]) -> str:
+def report(
+    machine: str, limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]]
+) -> str:
     """What everything took, and how that compares with the limits and with what is aimed at."""
     names = list(results)
     steps = list(results[names[0]])
@@ -39,26 +41,44 @@ def report(machine: str, limit: LimitRuns, results: Results, sizes: dict[str, tu
         "",
         "| limit | wall s | cpu s |",
         "|---|---|---|",
-        *(f"| {name} | {wall(runs):.2f} | {statistics.median(one.cpu for one in runs):.2f} |" for name, runs in limit.items()),
+        *(
+            f"| {name} | {wall(runs):.2f} | {statistics.median(one.cpu for one in runs):.2f} |"
+            for name, runs in limit.items()
+        ),
         "",
         "| work | " + " | ".join(names) + " |",
         "|---|" + "---|" * len(names),
-        *(f"| {step} | " + " | ".join(_cell(results[name].get(step, [])) for name in names) + " |" for step in steps),
+        *(
+            f"| {step} | " + " | ".join(_cell(results[name].get(step, [])) for name in names) + " |"
+            for step in steps
+        ),
         "",
-        "After all steps: " + "; ".join(f"{name} {size:,.0f} MiB in {count} files" for name, (size, count) in sizes.items()),
+        "After all steps: "
+        + "; ".join(
+            f"{name} {size:,.0f} MiB in {count} files" for name, (size, count) in sizes.items()
+        ),
         "",
     ]
     return "\n".join(lines + _aims(limit, results, sizes)) + "\n"
 
 
 def _aims(limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]]) -> list[str]:
-    ours = {step: wall(runs) for step, runs in results["sparsebak"].items()} if "sparsebak" in results else {}
+    ours = (
+        {step: wall(runs) for step, runs in results["sparsebak"].items()}
+        if "sparsebak" in results
+        else {}
+    )
     if not ours:
         return []
     zstd, copy = wall(limit["zstd -3 -T2"]), wall(limit["plain copy"]) + wall(limit["zstd -d"])
     bare = min(wall(limit[verifying(name)]) for name in HASHES)
     keyed = max(one.memory for one in results["sparsebak"]["assemble"])
-    most = max(one.memory for step, runs in results["sparsebak"].items() if step != "assemble" for one in runs)
+    most = max(
+        one.memory
+        for step, runs in results["sparsebak"].items()
+        if step != "assemble"
+        for one in runs
+    )
     agent = max((one.agent for runs in results["sparsebak"].values() for one in runs), default=0)
     rows = [
         ("full", "1.4x of zstd -3 -T2", f"{ours['full'] / zstd:.2f}x"),
@@ -85,6 +105,8 @@ def _aims(limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]
     ]
     for step, aim, reached in rows:
         theirs = (results[name].get(step, []) for name in peers)
-        times = (f"{wall(runs) / ours[step]:.1f}x" if runs and step in ours else "-" for runs in theirs)
+        times = (
+            f"{wall(runs) / ours[step]:.1f}x" if runs and step in ours else "-" for runs in theirs
+        )
         lines.append(f"| {step} | {aim} | {reached} | " + " | ".join(times) + " |")
     return lines

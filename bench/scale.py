@@ -46,7 +46,11 @@ def build(folder: Path, chunks: int, count: int) -> None:
         pending: list[np.ndarray] = []
         for number in range(count):
             n = full if number == 0 else each
-            numbers = np.arange(n, dtype="<u8") if number == 0 else np.sort(rng.choice(full, n, replace=False)).astype("<u8")
+            numbers = (
+                np.arange(n, dtype="<u8")
+                if number == 0
+                else np.sort(rng.choice(full, n, replace=False)).astype("<u8")
+            )
             ids = rng.integers(0, 256, (n, 32), dtype=np.uint8)
             record = Record(
                 suite=SUITE_BLAKE2B,
@@ -55,7 +59,9 @@ def build(folder: Path, chunks: int, count: int) -> None:
                 domain=bytes(16), root=bytes(32), previous=bytes(32),
             ).seal(KEYS)  # fmt: skip
             inherit = 0 if number == 0 else full
-            sessions.write(archive.storage, record, inherit, n, [numbers.tobytes()], [ids.tobytes()])
+            sessions.write(
+                archive.storage, record, inherit, n, [numbers.tobytes()], [ids.tobytes()]
+            )
             pending.append(ids)
             if sum(len(part) for part in pending) >= IN_PACK:
                 everything = np.concatenate(pending)
@@ -82,7 +88,9 @@ def _pack(folder: Path, ids: "np.ndarray") -> None:
         file.write(head)
         file.seek(end)
         file.write(index)
-        file.write(FOOTER.build({"index": end, "count": len(ids), "checksum": packs.checksum(index)}))
+        file.write(
+            FOOTER.build({"index": end, "count": len(ids), "checksum": packs.checksum(index)})
+        )
 
 
 def measured(action: Callable[[], object]) -> tuple[float, float]:
@@ -152,7 +160,11 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scale")
-    parser.add_argument("--sizes", default="100000:100,1000000:500,3000000:1000,10000000:2000", help="CHUNKS:SESSIONS,...")
+    parser.add_argument(
+        "--sizes",
+        default="100000:100,1000000:500,3000000:1000,10000000:2000",
+        help="CHUNKS:SESSIONS,...",
+    )
     parser.add_argument("--work", type=Path)
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()
@@ -165,10 +177,16 @@ def main() -> None:
             for name, action in operations(work / "archive").items():
                 took, memory = measured(action)
                 table.setdefault(name, []).append((took, memory))
-                print(f"{chunks} chunks, {count} sessions: {name}: {took:.2f} s, {memory:.0f} MiB", flush=True)
+                print(
+                    f"{chunks} chunks, {count} sessions: {name}: {took:.2f} s, {memory:.0f} MiB",
+                    flush=True,
+                )
         finally:
             shutil.rmtree(work)
-    heads = [f"{chunks:,} chunks ({chunks * CHUNK / (1 << 40):.2f} TiB), {count:,} sessions" for chunks, count in sizes]
+    heads = [
+        f"{chunks:,} chunks ({chunks * CHUNK / (1 << 40):.2f} TiB), {count:,} sessions"
+        for chunks, count in sizes
+    ]
     lines = [
         f"# Growth, {datetime.date.today()}: {machine()}",
         "",
@@ -176,7 +194,8 @@ def main() -> None:
         "|---" * (len(sizes) + 1) + "|",
     ]
     lines += [
-        f"| {name} | {' | '.join(f'{took:.2f} s, {memory:.0f} MiB' for took, memory in row)} |" for name, row in table.items()
+        f"| {name} | {' | '.join(f'{took:.2f} s, {memory:.0f} MiB' for took, memory in row)} |"
+        for name, row in table.items()
     ]
     text = "\n".join(lines) + "\n"
     print(text)
@@ -195,7 +214,9 @@ def plot(chunks: list[int], table: dict[str, list[tuple[float, float]]], target:
     from matplotlib import pyplot
 
     figure, sides = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for column, (side, what) in enumerate(zip(sides, ("seconds", "MiB of memory at the peak"), strict=True)):
+    for column, (side, what) in enumerate(
+        zip(sides, ("seconds", "MiB of memory at the peak"), strict=True)
+    ):
         for name, row in table.items():
             side.plot(chunks, [cell[column] for cell in row], marker="o", label=name)
         side.set(xscale="log", yscale="log", xlabel="chunks of 128 KiB", ylabel=what)

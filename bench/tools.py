@@ -58,7 +58,9 @@ def configure(pool: Path, work: Path) -> Path:
 
 def serve(agent: Sequence[str | Path], work: Path) -> "subprocess.Popen[str]":
     """Start a resident agent that listens in ``sockets`` of the work folder."""
-    process = subprocess.Popen([*agent, "serve", "--listen", work / "sockets"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*agent, "serve", "--listen", work / "sockets"], stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None and "ready" in process.stderr.readline()
     threading.Thread(target=process.stderr.read, daemon=True).start()
     return process
@@ -75,10 +77,27 @@ class Sparsebak:
         config = configure(pool, work)
         self._agent: list[str | Path] = [BIN / "sparsebak-agent", "--config", config]
         agent = f"unix:{work}/sockets" if self.resident else f"local:{config}"
-        self._tool: list[str | Path] = [BIN / "sparsebak", "--agent", agent, "--archive", self.repository]
+        self._tool: list[str | Path] = [
+            BIN / "sparsebak",
+            "--agent",
+            agent,
+            "--archive",
+            self.repository,
+        ]
         self._process = serve(self._agent, work) if self.resident else None
         self._peak = ChildrenPeak(self._process.pid) if self._process else None
-        run([*self._agent, "archive", "add", "bench", "--caller", "vm", "--passphrase-file", work / "pw"])
+        run(
+            [
+                *self._agent,
+                "archive",
+                "add",
+                "bench",
+                "--caller",
+                "vm",
+                "--passphrase-file",
+                work / "pw",
+            ]
+        )
         run([*self._tool, "init", self.repository, "--label", "bench"])
 
     def close(self) -> None:
@@ -100,7 +119,17 @@ class Sparsebak:
         return run([*self._agent, "monitor"])
 
     def assemble(self, target: Path) -> Measured:
-        return run([*self._tool, "assemble", "work/private", "--passphrase-file", self.work / "pw", "-o", target])
+        return run(
+            [
+                *self._tool,
+                "assemble",
+                "work/private",
+                "--passphrase-file",
+                self.work / "pw",
+                "-o",
+                target,
+            ]
+        )
 
     def restore(self) -> Measured | None:
         return self._run("restore", "work/private")
@@ -109,7 +138,9 @@ class Sparsebak:
         return self._run("verify")
 
     def prune(self) -> Measured:
-        listed = subprocess.run([*self._tool, "list", "work/private"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            [*self._tool, "list", "work/private"], capture_output=True, text=True, check=True
+        ).stdout
         return self._run("prune", "work/private", "--session", listed.splitlines()[2].split()[1])
 
 
@@ -134,15 +165,28 @@ class Borg:
     def backup(self) -> Measured:
         self._count += 1
         # Without its cache of files, for a changed image is read again anyway, and an unchanged one by its contents.
-        options = ["--sparse", "--chunker-params", "fixed,131072", "-C", "zstd,3", "--files-cache", "disabled"]
-        return run(["borg", "create", *options, f"{self.repository}::s{self._count}", "image"], cwd=self.pool)
+        options = [
+            "--sparse",
+            "--chunker-params",
+            "fixed,131072",
+            "-C",
+            "zstd,3",
+            "--files-cache",
+            "disabled",
+        ]
+        return run(
+            ["borg", "create", *options, f"{self.repository}::s{self._count}", "image"],
+            cwd=self.pool,
+        )
 
     def monitor(self) -> Measured | None:
         return None
 
     def assemble(self, target: Path) -> Measured:
         target.mkdir()
-        return run(["borg", "extract", "--sparse", f"{self.repository}::s{self._count}"], cwd=target)
+        return run(
+            ["borg", "extract", "--sparse", f"{self.repository}::s{self._count}"], cwd=target
+        )
 
     def restore(self) -> Measured | None:
         return None
@@ -200,7 +244,12 @@ class Wyng:
         self.pool, self.repository, self.work = pool, work / "wyng", work
         (work / "pw").write_text("bench bench bench\n")
         # Its agent that remembers keys is left out: like the others, each command stands for itself.
-        options = ["--unattended", f"--dest=file:{self.repository}", f"--local={pool}", "--authmin=0"]
+        options = [
+            "--unattended",
+            f"--dest=file:{self.repository}",
+            f"--local={pool}",
+            "--authmin=0",
+        ]
         self._options = [*options, f"--passcmd=cat {work}/pw"] if self.encrypted else options
         encryption = [] if self.encrypted else ["--encrypt=off"]
         self._run("arch-init", *encryption, "--hashtype=blake2b", "--compression=zstd:3")
@@ -242,7 +291,9 @@ class WyngEncrypted(Wyng):
 def installed() -> list[type[Tool]]:
     """Ours, and those of the peers that are on this machine."""
     peers = [
-        tool for tool in (Borg, Restic, Wyng, WyngEncrypted) if shutil.which(WYNG if issubclass(tool, Wyng) else tool.name)
+        tool
+        for tool in (Borg, Restic, Wyng, WyngEncrypted)
+        if shutil.which(WYNG if issubclass(tool, Wyng) else tool.name)
     ]
     return [Sparsebak, SparsebakFiles, *peers]
 

@@ -19,7 +19,12 @@ RUN = 3 * MIB
 def ordinary(seed: int) -> Iterator[bytes]:
     """Bytes of files of this machine, RUN at a time, without end."""
     rng, buffer = random.Random(seed), bytearray()
-    files = [p for folder in ("/usr/lib", "/usr/share", "/usr/bin") for p in sorted(Path(folder).rglob("*")) if _usable(p)]
+    files = [
+        p
+        for folder in ("/usr/lib", "/usr/share", "/usr/bin")
+        for p in sorted(Path(folder).rglob("*"))
+        if _usable(p)
+    ]
     rng.shuffle(files)
     while True:
         for path in files:
@@ -31,7 +36,12 @@ def ordinary(seed: int) -> Iterator[bytes]:
 
 def _usable(path: Path) -> bool:
     try:
-        return path.is_file() and not path.is_symlink() and path.stat().st_size > 0 and os.access(path, os.R_OK)
+        return (
+            path.is_file()
+            and not path.is_symlink()
+            and path.stat().st_size > 0
+            and os.access(path, os.R_OK)
+        )
     except OSError:
         return False
 
@@ -56,7 +66,10 @@ def make(image: Path, content: int = CONTENT, size: int = IMAGE) -> None:
             elif kind == "repeat" and written:
                 data = rng.choice(written)
             else:
-                words = [rng.choice(b"the quick brown fox jumps over lazy dogs again".split()) for _ in range(2000)]
+                words = [
+                    rng.choice(b"the quick brown fox jumps over lazy dogs again".split())
+                    for _ in range(2000)
+                ]
                 data = (b" ".join(words) * (RUN // 4000))[:RUN].ljust(RUN, b".")
             if len(written) < 8:
                 written.append(data)
@@ -69,7 +82,11 @@ def change(image: Path, total: int, places: int, seed: int) -> None:
     rng = random.Random(seed)
     each = max(4096, total // places // 4096 * 4096)
     layout = random.Random(1)
-    runs = sorted(layout.sample(range(os.stat(image).st_size // RUN - 1), min(CONTENT, os.stat(image).st_size) // RUN))
+    runs = sorted(
+        layout.sample(
+            range(os.stat(image).st_size // RUN - 1), min(CONTENT, os.stat(image).st_size) // RUN
+        )
+    )
     with open(image, "r+b") as file:
         for _ in range(places):
             at = rng.choice(runs) * RUN + rng.randrange((RUN - each) // 4096) * 4096

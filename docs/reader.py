@@ -59,7 +59,9 @@ def chunk_hash(suite: int, key: bytes, chunk: bytes) -> bytes:
 class Keys:
     def __init__(self, master: bytes) -> None:
         self.master = master
-        self.sealing, self.records, self.root = (self.sub(name) for name in (b"sealing", b"records", b"root"))
+        self.sealing, self.records, self.root = (
+            self.sub(name) for name in (b"sealing", b"records", b"root")
+        )
 
     def sub(self, name: bytes, rest: bytes = b"") -> bytes:
         return derive(self.master, b"sparsebak/1 " + name + b"\0" + rest)
@@ -73,7 +75,10 @@ def recovery_key(text: str) -> bytes:
         raise ValueError("not a recovery key")
     groups = [letters[at : at + 5] for at in range(0, 40, 5)]
     for index, group in enumerate(groups):
-        weights = sum(weight * alphabet.index(letter) for weight, letter in zip((1, 3, 5, 7), group[:4], strict=True))
+        weights = sum(
+            weight * alphabet.index(letter)
+            for weight, letter in zip((1, 3, 5, 7), group[:4], strict=True)
+        )
         if group[4] != alphabet[(weights + index) % 32]:
             raise ValueError(f"group {index + 1}, {group}, is mistyped")
     return base64.b32decode("".join(group[:4] for group in groups))
@@ -97,19 +102,34 @@ def master_key(parameters: dict[str, object], secret: str) -> bytes:
 
 class Session:
     def __init__(self, raw: bytes, keys: Keys, archive: bytes) -> None:
-        if raw[:8] != b"SBSESS\0\1" or hashlib.blake2b(raw[:-32], digest_size=32).digest() != raw[-32:]:
+        if (
+            raw[:8] != b"SBSESS\0\1"
+            or hashlib.blake2b(raw[:-32], digest_size=32).digest() != raw[-32:]
+        ):
             raise Unreadable("a session file is damaged")
         self.inherit, self.count = struct.unpack_from("<QQ", raw, 8)
         clear, sealed = raw[24 : 24 + CLEAR.size], raw[24 + CLEAR.size : 24 + 336]
-        magic, form, suite, _, of, self.volume_id, self.id, self.sequence, self.time, self.size, self.chunk = CLEAR.unpack(
-            clear
-        )
+        (
+            magic,
+            form,
+            suite,
+            _,
+            of,
+            self.volume_id,
+            self.id,
+            self.sequence,
+            self.time,
+            self.size,
+            self.chunk,
+        ) = CLEAR.unpack(clear)
         self.suite = suite
         text = short_open(keys.records, sealed, clear)
         if (magic, form, of) != (b"SBRC", 1, archive) or suite not in SUITES:
             raise Unreadable("a record of another archive or format")
         qube, volume, self.domain, self.root, _ = struct.unpack("<64s64s16s32s32s", text)
-        self.volume = f"{qube.rstrip(bytes(1)).decode('ascii')}/{volume.rstrip(bytes(1)).decode('ascii')}"
+        self.volume = (
+            f"{qube.rstrip(bytes(1)).decode('ascii')}/{volume.rstrip(bytes(1)).decode('ascii')}"
+        )
         self.name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.time))
         numbers = struct.unpack_from(f"<{self.count}Q", raw, 360)
         ids = raw[360 + 8 * self.count :]
@@ -123,14 +143,19 @@ class Archive:
             raise Unreadable("a format that this reader does not know")
         self.id = bytes.fromhex(self.parameters["archive"])
         open_key = self.parameters.get("key")
-        self.keys = Keys(bytes.fromhex(open_key) if open_key else master_key(self.parameters, secret or ""))
+        self.keys = Keys(
+            bytes.fromhex(open_key) if open_key else master_key(self.parameters, secret or "")
+        )
 
     def volumes(self) -> dict[str, list[Session]]:
         found: dict[str, list[Session]] = {}
         for path in sorted((self.folder / "volumes").glob("*/*.session")):
             session = Session(path.read_bytes(), self.keys, self.id)
             found.setdefault(session.volume, []).append(session)
-        return {name: sorted(series, key=lambda session: session.sequence) for name, series in sorted(found.items())}
+        return {
+            name: sorted(series, key=lambda session: session.sequence)
+            for name, series in sorted(found.items())
+        }
 
     def places(self, wanted: set[bytes]) -> dict[bytes, list[tuple[Path, int, int]]]:
         """Pack, offset and length of each chunk wanted, from the packs' indexes."""
@@ -149,11 +174,20 @@ class Archive:
     def assemble(self, series: list[Session], session: Session, output: Path) -> None:
         image: dict[int, bytes] = {}
         for older in series[: series.index(session) + 1]:
-            image = {number: chunk_id for number, chunk_id in image.items() if number < older.inherit} | older.entries
+            image = {
+                number: chunk_id for number, chunk_id in image.items() if number < older.inherit
+            } | older.entries
         chunks = -(-session.size // session.chunk)
         self.check_root(session, image, chunks)
-        wanted = {number: chunk_id for number, chunk_id in image.items() if chunk_id != ZERO and number < chunks}
-        places, id_key = self.places(set(wanted.values())), self.keys.sub(SUITES[session.suite], session.domain)
+        wanted = {
+            number: chunk_id
+            for number, chunk_id in image.items()
+            if chunk_id != ZERO and number < chunks
+        }
+        places, id_key = (
+            self.places(set(wanted.values())),
+            self.keys.sub(SUITES[session.suite], session.domain),
+        )
         with open(output, "xb") as file:
             file.truncate(session.size)
             for number, chunk_id in sorted(wanted.items()):
@@ -164,13 +198,20 @@ class Archive:
     def check_root(self, session: Session, image: dict[int, bytes], chunks: int) -> None:
         pages = []
         for first in range(0, chunks, PAGE):
-            ids = b"".join(image.get(number, ZERO) if number < chunks else ZERO for number in range(first, first + PAGE))
+            ids = b"".join(
+                image.get(number, ZERO) if number < chunks else ZERO
+                for number in range(first, first + PAGE)
+            )
             pages.append(keyed(self.keys.root, ids, person=b"sparsebak page"))
         sizes = struct.pack("<QI", session.size, session.chunk)
         if keyed(self.keys.root, sizes, *pages, person=b"sparsebak root") != session.root:
-            raise Unreadable(f"{session.volume} {session.name}: its chunks are not those of its record")
+            raise Unreadable(
+                f"{session.volume} {session.name}: its chunks are not those of its record"
+            )
 
-    def chunk(self, chunk_id: bytes, places: list[tuple[Path, int, int]], id_key: bytes, session: Session) -> bytes:
+    def chunk(
+        self, chunk_id: bytes, places: list[tuple[Path, int, int]], id_key: bytes, session: Session
+    ) -> bytes:
         """The chunk from the first place where it proves to be what its id says."""
         for path, offset, length in places:
             with open(path, "rb") as file:
@@ -222,7 +263,15 @@ def main(arguments: list[str]) -> int:
         if session is None:
             raise Unreadable(f"{name} has no session {wanted}; see: list")
         archive.assemble(series, session, Path(output))
-    except (OSError, Unreadable, InvalidTag, tomllib.TOMLDecodeError, KeyError, ValueError, struct.error) as error:
+    except (
+        OSError,
+        Unreadable,
+        InvalidTag,
+        tomllib.TOMLDecodeError,
+        KeyError,
+        ValueError,
+        struct.error,
+    ) as error:
         print(f"reader: {error or type(error).__name__}", file=sys.stderr)
         return 1
     return 0

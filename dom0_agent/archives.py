@@ -66,7 +66,10 @@ class Archives:
         path = self.place(archive_id)
         archive = _load(path) if path.is_dir() else None
         if archive is None or caller not in (archive.caller, ADMIN):
-            raise Refused(Code.NO_ARCHIVE, f"{caller} asked for archive {archive_id.hex()}, which it may not use")
+            raise Refused(
+                Code.NO_ARCHIVE,
+                f"{caller} asked for archive {archive_id.hex()}, which it may not use",
+            )
         return archive
 
     def by_id(self) -> dict[str, Archive]:
@@ -114,7 +117,10 @@ class Archives:
         """Keep an archive, whose directory is its ``place``, and its key; Refused when it is here already."""
         make_directory(self._directory)
         if archive.directory.exists():
-            raise Refused(Code.BUSY, f"archive {archive.id.hex()} is known here already; see: sparsebak-agent archive list")
+            raise Refused(
+                Code.BUSY,
+                f"archive {archive.id.hex()} is known here already; see: sparsebak-agent archive list",
+            )
         temporary = self._directory / f".{archive.directory.name}.tmp"
         if temporary.exists():
             shutil.rmtree(temporary)
@@ -127,7 +133,9 @@ class Archives:
 
     def set_slots(self, archive: Archive, slots: tuple[bytes, ...]) -> None:
         """Keep other key slots for an archive; the file's replacement is the commit point."""
-        replace(archive.directory / "archive.json", _dump(dataclasses.replace(archive, slots=slots)))
+        replace(
+            archive.directory / "archive.json", _dump(dataclasses.replace(archive, slots=slots))
+        )
 
     def remove(self, archive: Archive) -> None:
         """Forget an archive and its key."""

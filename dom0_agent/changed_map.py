@@ -100,4 +100,8 @@ class ChangedMap:
         if len(body) < _HEAD.size or hashlib.blake2b(body, digest_size=16).digest() != digest:
             return None
         magic, length = _HEAD.unpack_from(body)
-        return cls(body[_HEAD.size :]) if magic == _MAGIC and length == len(body) - _HEAD.size else None
+        return (
+            cls(body[_HEAD.size :])
+            if magic == _MAGIC and length == len(body) - _HEAD.size
+            else None
+        )

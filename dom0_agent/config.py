@@ -66,13 +66,25 @@ class Volume:
 def remember(volume: Volume) -> dict[str, Any]:
     """A volume in the form that a state file can hold."""
     pool = {**asdict(volume.pool), "path": str(volume.pool.path)}
-    return {**asdict(volume), "pool": pool, "domain": volume.domain.hex(), "files": list(volume.files)}
+    return {
+        **asdict(volume),
+        "pool": pool,
+        "domain": volume.domain.hex(),
+        "files": list(volume.files),
+    }
 
 
 def recall(raw: dict[str, Any]) -> Volume:
     """Undo remember."""
     pool = Pool(**{**raw["pool"], "path": Path(raw["pool"]["path"])})
-    return Volume(**{**raw, "pool": pool, "domain": bytes.fromhex(raw["domain"]), "files": tuple(raw["files"])})
+    return Volume(
+        **{
+            **raw,
+            "pool": pool,
+            "domain": bytes.fromhex(raw["domain"]),
+            "files": tuple(raw["files"]),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,9 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
     if catalog not in CATALOGS:
         raise ValueError(f"catalog {catalog!r} is not one of {', '.join(CATALOGS)}")
     if catalog == "qubes" and ("pool" in raw or "volume" in raw):
-        raise ValueError("with catalog 'qubes' pools and volumes come from qubesd; leave [[pool]] and [[volume]] out")
+        raise ValueError(
+            "with catalog 'qubes' pools and volumes come from qubesd; leave [[pool]] and [[volume]] out"
+        )
     base = path.resolve().parent
     pools = {pool.name: pool for pool in (_pool(entry, base) for entry in raw.get("pool", []))}
     volumes = tuple(_volume(entry, pools) for entry in raw.get("volume", []))
@@ -163,9 +177,13 @@ def _qubes(entry: dict[str, Any]) -> QubesOptions:
         raise ValueError("[qubes] running must be 'live' or 'committed'")
     if not isinstance(entry.get("settings", True), bool):
         raise ValueError("[qubes] settings must be true or false")
-    if relative := [text for text in _texts(entry, "dom0_config") if not PurePosixPath(text).is_absolute()]:
+    if relative := [
+        text for text in _texts(entry, "dom0_config") if not PurePosixPath(text).is_absolute()
+    ]:
         raise ValueError(f"[qubes] dom0_config: {relative[0]!r} must be an absolute path")
-    options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+    }
     return QubesOptions(**options | _limits(entry))
 
 
@@ -180,19 +198,28 @@ def _pool(entry: dict[str, Any], base: Path) -> Pool:
     driver, name = _text(entry, "driver"), parse_name(_text(entry, "name"), "pool")
     if driver not in DRIVERS:
         raise ValueError(f"pool {name}: driver {driver!r} is not one of {', '.join(DRIVERS)}")
-    own = {"volume_group", "thin_pool", "data_limit", "metadata_limit"} if driver == "lvm_thin" else {"path"}
+    own = (
+        {"volume_group", "thin_pool", "data_limit", "metadata_limit"}
+        if driver == "lvm_thin"
+        else {"path"}
+    )
     if unknown := sorted(set(entry) - own - {"name", "driver"}):
         raise ValueError(f"pool {name}: a pool of driver {driver} has no setting {unknown[0]!r}")
     if driver != "lvm_thin":
         return Pool(name, driver, base / _text(entry, "path"))
     group, pool = _text(entry, "volume_group"), _text(entry, "thin_pool")
     if not (_lvm_name(group) and _lvm_name(pool)):
-        raise ValueError(f"pool {name}: {group!r} and {pool!r} must be names of a volume group and a thin pool")
+        raise ValueError(
+            f"pool {name}: {group!r} and {pool!r} must be names of a volume group and a thin pool"
+        )
     return Pool(name, driver, Path("/dev") / group, group, pool, **_limits(entry))
 
 
 def _limits(entry: dict[str, Any]) -> dict[str, int]:
-    return {key: _number(entry, key, getattr(Pool, key), 1, 100) for key in ("data_limit", "metadata_limit")}
+    return {
+        key: _number(entry, key, getattr(Pool, key), 1, 100)
+        for key in ("data_limit", "metadata_limit")
+    }
 
 
 def _lvm_name(name: str) -> bool:
@@ -201,7 +228,10 @@ def _lvm_name(name: str) -> bool:
 
 
 def _volume(entry: dict[str, Any], pools: dict[str, Pool]) -> Volume:
-    qube, volume = parse_name(_text(entry, "qube"), "qube"), parse_name(_text(entry, "volume"), "volume")
+    qube, volume = (
+        parse_name(_text(entry, "qube"), "qube"),
+        parse_name(_text(entry, "volume"), "volume"),
+    )
     name, vid = _text(entry, "pool"), _text(entry, "vid")
     if name not in pools:
         raise ValueError(f"volume {qube}/{volume}: there is no pool {name!r}")
@@ -209,9 +239,16 @@ def _volume(entry: dict[str, Any], pools: dict[str, Pool]) -> Volume:
     if pool.driver == "lvm_thin":
         group, _, lv = vid.rpartition("/")
         if group not in ("", pool.volume_group) or not _lvm_name(lv):
-            raise ValueError(f"volume {qube}/{volume}: vid {vid!r} must be a logical volume of group {pool.volume_group}")
+            raise ValueError(
+                f"volume {qube}/{volume}: vid {vid!r} must be a logical volume of group {pool.volume_group}"
+            )
         return Volume(qube, volume, pool, lv)
-    if PurePosixPath(vid).is_absolute() or ".." in PurePosixPath(vid).parts or not vid or "\0" in vid:
+    if (
+        PurePosixPath(vid).is_absolute()
+        or ".." in PurePosixPath(vid).parts
+        or not vid
+        or "\0" in vid
+    ):
         raise ValueError(f"volume {qube}/{volume}: vid {vid!r} must be a path inside the pool")
     return Volume(qube, volume, pool, str(PurePosixPath(vid)))
 

@@ -85,7 +85,9 @@ class Extraction:
         self._chunks = chunk_count(pending.size, archive.chunk_size)
         nothing: Callable[[int], bytes] = lambda _: b""  # noqa: E731
         self._known = KnownIds((known_page or nothing) if pending.full else ids.page)
-        self._chunk_ids = ChunkIds(self._keys, bytes.fromhex(pending.domain), archive.chunk_size, archive.suite)
+        self._chunk_ids = ChunkIds(
+            self._keys, bytes.fromhex(pending.domain), archive.chunk_size, archive.suite
+        )
         self._sent: set[bytes] = set()
         self._buffers = threading.local()
 
@@ -120,7 +122,9 @@ class Extraction:
                 continue
             length = CHUNK_HEAD_SIZE + len(result.sealed)
             parts += [CHUNK_FRAME.pack(KIND_CHUNK, length, result.number, result.id), result.sealed]
-            if len(self._sent) < REMEMBERED:  # only what is already on its way: the caller reads in order
+            if (
+                len(self._sent) < REMEMBERED
+            ):  # only what is already on its way: the caller reads in order
                 self._sent.add(result.id)
         out.writelines(parts)
 
@@ -141,7 +145,9 @@ class Extraction:
         """Runs of chunks from ``first`` to ``end`` that hold data, in order and apart."""
         size = self._chunk_size
         begin = stop = first
-        for data, hole in self._source.data_ranges(fd, first * size, min(end * size, self._pending.size)):
+        for data, hole in self._source.data_ranges(
+            fd, first * size, min(end * size, self._pending.size)
+        ):
             if data // size > stop:
                 if begin < stop:
                     yield begin, stop
@@ -163,13 +169,17 @@ class Extraction:
             first = stop
 
     def _batch(self, first: int, end: int, data: bool) -> Batch:
-        return Batch(((first, end),), b"".join(self._known.of(number) for number in range(first, end)), data)
+        return Batch(
+            ((first, end),), b"".join(self._known.of(number) for number in range(first, end)), data
+        )
 
     def _extract(self, fd: int, batch: Batch, sealer: Sealer) -> list[Result]:
         known = [batch.known[at : at + ID_SIZE] for at in range(0, len(batch.known), ID_SIZE)]
         numbered = zip(batch.numbers(), known, strict=True)
         if not batch.data:
-            return [Result(number, ZERO_ID, b"") for number, known_id in numbered if known_id != ZERO_ID]
+            return [
+                Result(number, ZERO_ID, b"") for number, known_id in numbered if known_id != ZERO_ID
+            ]
         results = []
         view = self._read(fd, batch)
         for i, (number, known_id) in enumerate(numbered):
@@ -181,7 +191,9 @@ class Extraction:
             elif chunk_id == known_id:
                 continue
             held = chunk_id in (ZERO_ID, known_id) or chunk_id in self._sent
-            results.append(Result(number, chunk_id, b"" if held else sealer.seal(number, chunk_id, chunk)))
+            results.append(
+                Result(number, chunk_id, b"" if held else sealer.seal(number, chunk_id, chunk))
+            )
         return results
 
     def _read(self, fd: int, batch: Batch) -> memoryview:

@@ -37,7 +37,9 @@ class CommittedIds:
         """The ids of a page, 1,024 of them."""
         return os.pread(self._fd, PAGE_BYTES, index * PAGE_BYTES).ljust(PAGE_BYTES, b"\x00")
 
-    def digests(self, entries: Iterable[Entry], full: bool, chunks: int, tree: Tree) -> Iterator[bytes]:
+    def digests(
+        self, entries: Iterable[Entry], full: bool, chunks: int, tree: Tree
+    ) -> Iterator[bytes]:
         """Page digests of the image of ``chunks`` chunks that results from laying ``entries`` (in order) over this one.
 
         With ``full`` they are laid over nothing.
@@ -49,12 +51,18 @@ class CommittedIds:
         for index in range(page_count(chunks)):
             if index != page:
                 digest = known[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
-                yield digest if index < usable and len(digest) == DIGEST_SIZE else self._digest(index, [], full, chunks, tree)
+                yield (
+                    digest
+                    if index < usable and len(digest) == DIGEST_SIZE
+                    else self._digest(index, [], full, chunks, tree)
+                )
                 continue
             yield self._digest(index, overlay, full, chunks, tree)
             page, overlay = next(changed, (-1, []))
 
-    def _digest(self, index: int, overlay: list[Entry], full: bool, chunks: int, tree: Tree) -> bytes:
+    def _digest(
+        self, index: int, overlay: list[Entry], full: bool, chunks: int, tree: Tree
+    ) -> bytes:
         if not overlay and (full or index * PAGE_IDS >= self.count):
             return tree.zero_page
         return tree.page(self._laid_over(index, overlay, full, chunks))
@@ -68,7 +76,9 @@ class CommittedIds:
         ids[within:] = bytes(PAGE_BYTES - within)
         return bytes(ids)
 
-    def apply(self, entries: Iterable[Entry], full: bool, chunks: int, pages: Iterable[bytes]) -> None:
+    def apply(
+        self, entries: Iterable[Entry], full: bool, chunks: int, pages: Iterable[bytes]
+    ) -> None:
         """Make this the ids of the newer session: the same arguments as for ``digests``, and what that returned.
 
         May be done again after a crash, for the same entries, with the same outcome.
@@ -87,7 +97,9 @@ class CommittedIds:
 
 
 def _by_page(entries: Iterable[Entry]) -> Iterator[tuple[int, list[Entry]]]:
-    return ((page, list(group)) for page, group in groupby(entries, lambda entry: entry[0] // PAGE_IDS))
+    return (
+        (page, list(group)) for page, group in groupby(entries, lambda entry: entry[0] // PAGE_IDS)
+    )
 
 
 class KnownIds:

@@ -25,7 +25,9 @@ class QubesImport:
         with asking():
             domain = connect().domains[volume.qube]
             if not domain.is_halted():
-                raise Refused(Code.NOT_HALTED, f"{volume.qube} is running; shut it down before it is restored")
+                raise Refused(
+                    Code.NOT_HALTED, f"{volume.qube} is running; shut it down before it is restored"
+                )
             self._target = domain.volumes[volume.volume]
         self._name, self._size, self._at, self._last = volume.name, size, 0, b"\0"
         self._failure: BaseException | None = None
@@ -64,7 +66,9 @@ class QubesImport:
                 view = view[written:]
         except BrokenPipeError:
             self._end()
-            raise Refused(Code.SOURCE_FAILED, f"{self._name}: qubesd took no more: {self._failure}") from None
+            raise Refused(
+                Code.SOURCE_FAILED, f"{self._name}: qubesd took no more: {self._failure}"
+            ) from None
 
     def _end(self) -> None:
         if self._fd >= 0:
@@ -78,7 +82,9 @@ class QubesImport:
         self._send(memoryview(self._last))
         self._end()
         if self._failure is not None:
-            raise Refused(Code.SOURCE_FAILED, f"{self._name}: qubesd did not take it: {self._failure}")
+            raise Refused(
+                Code.SOURCE_FAILED, f"{self._name}: qubesd did not take it: {self._failure}"
+            )
 
     def discard(self) -> None:
         """See Replacement. The stream ends too early for qubesd to take it."""

@@ -31,14 +31,20 @@ class Outcome:
     busy: bool = False
 
 
-def monitor(state_dir: Path, volumes: Sequence[Volume], archives: dict[str, Archive]) -> Iterator[Outcome]:
+def monitor(
+    state_dir: Path, volumes: Sequence[Volume], archives: dict[str, Archive]
+) -> Iterator[Outcome]:
     """Walk the base snapshots on. A volume that another call works on is left for the next time."""
-    volumes = [volume for volume in volumes if volume.pool.driver != "settings"]  # they are small, and written down when sent
+    volumes = [
+        volume for volume in volumes if volume.pool.driver != "settings"
+    ]  # they are small, and written down when sent
     for start in range(0, len(volumes), BATCH):
         yield from _batch(state_dir, volumes[start : start + BATCH], archives)
 
 
-def _batch(state_dir: Path, volumes: Sequence[Volume], archives: dict[str, Archive]) -> list[Outcome]:
+def _batch(
+    state_dir: Path, volumes: Sequence[Volume], archives: dict[str, Archive]
+) -> list[Outcome]:
     sources, outcomes = Sources(state_dir), list[Outcome]()
     with ExitStack() as stack:
         held: list[tuple[Volume, Store, State]] = []

@@ -19,7 +19,15 @@ def notify(title: str, text: str, urgent: bool = False) -> bool:
             continue
         command = ["notify-send", "--app-name=sparsebak", f"--urgency={urgency}", title, text]
         if os.getuid() == 0:
-            command = ["runuser", "-u", user, "--", "env", f"DBUS_SESSION_BUS_ADDRESS=unix:path={bus}", *command]
+            command = [
+                "runuser",
+                "-u",
+                user,
+                "--",
+                "env",
+                f"DBUS_SESSION_BUS_ADDRESS=unix:path={bus}",
+                *command,
+            ]
         try:
             done = subprocess.run(command, check=False, capture_output=True, timeout=10)
             shown = shown or done.returncode == 0

@@ -79,7 +79,9 @@ class PendingLog:
                 os.ftruncate(self._fd, at)
                 self.position = self._written = first
                 if number > first:
-                    self.append(number, [entry for entry in ENTRY.iter_unpack(payload) if entry[0] < number])
+                    self.append(
+                        number, [entry for entry in ENTRY.iter_unpack(payload) if entry[0] < number]
+                    )
                 return
 
     def append(self, end: int, entries: list[Entry]) -> None:
@@ -98,7 +100,10 @@ class PendingLog:
             if end == self._written:
                 return
             payload = b"".join(ENTRY.pack(*entry) for entry in part)
-            group = _GROUP.pack(self._written, end, len(part), _digest(self._written, end, payload)) + payload
+            group = (
+                _GROUP.pack(self._written, end, len(part), _digest(self._written, end, payload))
+                + payload
+            )
             os.pwrite(self._fd, group, os.fstat(self._fd).st_size)
             self._written = end
 

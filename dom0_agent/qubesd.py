@@ -12,7 +12,10 @@ def connect() -> Any:
     try:
         import qubesadmin
     except ImportError:
-        raise Refused(Code.INTERNAL, "this needs qubesadmin, which only Qubes OS has; elsewhere use catalog 'static'") from None
+        raise Refused(
+            Code.INTERNAL,
+            "this needs qubesadmin, which only Qubes OS has; elsewhere use catalog 'static'",
+        ) from None
     app = qubesadmin.Qubes()
     app.cache_enabled = True
     return app

@@ -29,7 +29,9 @@ def read_record(stream: Reader, archive: Archive) -> Record:
     return record
 
 
-def receive(stream: Reader, archive: Archive, record: Record, target: Replacement | None, threads: int) -> None:
+def receive(
+    stream: Reader, archive: Archive, record: Record, target: Replacement | None, threads: int
+) -> None:
     """Check a whole session as it comes in, and write it to ``target`` if there is one. Raise Refused."""
     keys = archive.keys()
     try:
@@ -53,11 +55,19 @@ def _arriving(stream: Reader, tree: Tree, record: Record) -> Iterator[SealedChun
         first = index * PAGE_IDS
         ids = _ids(stream, index, chunks)
         if tree.page(ids) != page:
-            raise Refused(Code.NOT_AUTHENTIC, f"chunk ids from chunk {first} on are not those sent before", first)
+            raise Refused(
+                Code.NOT_AUTHENTIC,
+                f"chunk ids from chunk {first} on are not those sent before",
+                first,
+            )
         for at in range(0, len(ids), ID_SIZE):
             chunk_id = ids[at : at + ID_SIZE]
             if chunk_id != ZERO_ID:
-                yield SealedChunk(first + at // ID_SIZE, chunk_id, _sealed(stream, record.chunk_size, first + at // ID_SIZE))
+                yield SealedChunk(
+                    first + at // ID_SIZE,
+                    chunk_id,
+                    _sealed(stream, record.chunk_size, first + at // ID_SIZE),
+                )
 
 
 def _ids(stream: Reader, index: int, chunks: int) -> bytes:
@@ -67,5 +77,7 @@ def _ids(stream: Reader, index: int, chunks: int) -> bytes:
 def _sealed(stream: Reader, chunk_size: int, number: int) -> bytes | memoryview:
     (untrusted_length,) = LENGTH.unpack(read_exactly(stream, LENGTH.size))
     if not OVERHEAD <= untrusted_length <= chunk_size + OVERHEAD:
-        raise Refused(Code.BAD_REQUEST, f"chunk {number}: impossible length {untrusted_length}", number)
+        raise Refused(
+            Code.BAD_REQUEST, f"chunk {number}: impossible length {untrusted_length}", number
+        )
     return read_view(stream, untrusted_length)

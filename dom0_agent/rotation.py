@@ -103,12 +103,17 @@ class Rotation:
         size, base, before = self.source.size(number), self.state.base, self.state.base_size
         if base is None or base not in self.source.snapshots():
             if base is not None:
-                log(WARNING, f"{self.store.name}: base snapshot {base} is gone; taking everything as changed")
+                log(
+                    WARNING,
+                    f"{self.store.name}: base snapshot {base} is gone; taking everything as changed",
+                )
             return ChangedMap.everything(size), size
         changed = ChangedMap()
         for start, end in self.source.delta(base, number):
             changed.mark(start, min(end, size))
-        if size != before:  # the last chunk is padded with zeros, so that moving the end changes it too
+        if (
+            size != before
+        ):  # the last chunk is padded with zeros, so that moving the end changes it too
             changed.mark(max(min(before, size) - 1, 0), size)
         return changed, size
 
@@ -138,7 +143,9 @@ class Rotation:
             self.rotate()
             self.finish()
 
-    def snapshot(self, archive: Archive, volume: Volume, request: Request) -> tuple[Follow, Pending, bool]:
+    def snapshot(
+        self, archive: Archive, volume: Volume, request: Request
+    ) -> tuple[Follow, Pending, bool]:
         """Begin a session, or return the one already pending (third value true)."""
         key = archive.id.hex()
         follow = self.state.follows.get(key)
@@ -148,7 +155,10 @@ class Rotation:
         if follow.pending:
             if follow.pending.snapshot in self.source.snapshots():
                 return follow, follow.pending, True
-            log(WARNING, f"{self.store.name}: snapshot of the pending session is gone; it is given up")
+            log(
+                WARNING,
+                f"{self.store.name}: snapshot of the pending session is gone; it is given up",
+            )
             self._give_up(key, follow)
         self.source.require_room()
         self.rotate()
@@ -168,12 +178,16 @@ class Rotation:
             same = committed.session == request.session.hex() and committed.domain == domain.hex()
             full = not (same and complete)
             if full:
-                log(WARNING, f"{self.store.name}: the archive's newest session is not the one committed here; full session")
+                log(
+                    WARNING,
+                    f"{self.store.name}: the archive's newest session is not the one committed here; full session",
+                )
         session = os.urandom(16).hex()
         return Pending(
             session=session,
             snapshot=self.state.sequence,
-            sequence=max(committed.sequence if committed else 0, min(request.number, MAX_SEQUENCE)) + 1,
+            sequence=max(committed.sequence if committed else 0, min(request.number, MAX_SEQUENCE))
+            + 1,
             time=_session_time(committed, request.time),
             size=self.state.base_size,
             full=full,
@@ -189,7 +203,10 @@ class Rotation:
             return  # the answer to an earlier Commit got lost
         pending = self._pending(follow, session)
         if pending.root is None or pending.digest is None:
-            raise Refused(Code.INCOMPLETE, f"{self.store.name}: Commit of a session that was not wholly extracted")
+            raise Refused(
+                Code.INCOMPLETE,
+                f"{self.store.name}: Commit of a session that was not wholly extracted",
+            )
         redo = Redo(log=pending.log, session=pending.session, full=pending.full, size=pending.size)
         idle = _changes_nothing(self.store, follow, archive, redo)
         follow.committed = Committed(
@@ -230,12 +247,17 @@ class Rotation:
     def _follow(self, archive: Archive) -> Follow:
         follow = self.state.follows.get(archive.id.hex())
         if follow is None:
-            raise Refused(Code.NO_SESSION, f"{self.store.name}: no session for archive {archive.label}")
+            raise Refused(
+                Code.NO_SESSION, f"{self.store.name}: no session for archive {archive.label}"
+            )
         return follow
 
     def _pending(self, follow: Follow, session: bytes) -> Pending:
         if follow.pending is None or follow.pending.session != session.hex():
-            raise Refused(Code.NO_SESSION, f"{self.store.name}: session {session.hex()} is not the pending one")
+            raise Refused(
+                Code.NO_SESSION,
+                f"{self.store.name}: session {session.hex()} is not the pending one",
+            )
         return follow.pending
 
 
@@ -280,7 +302,9 @@ def apply_ids(store: Store, follow: Follow, archive: Archive, redo: Redo) -> Non
 
 
 @contextmanager
-def volume_rotation(state_dir: Path, volume: Volume, archives: dict[str, Archive]) -> Iterator[Rotation]:
+def volume_rotation(
+    state_dir: Path, volume: Volume, archives: dict[str, Archive]
+) -> Iterator[Rotation]:
     """Lock a volume, recover it, and yield the operations on it. ``archives`` by id in hexadecimal."""
     store = Store(state_dir, volume.qube, volume.volume)
     with store.locked() as state:

@@ -28,7 +28,17 @@ IOV_MAX = 1024
 """Parts that writev takes at once, at most (Linux, UIO_MAXIOV)."""
 PATIENCE = 300.0
 """Seconds without a byte from the caller after which a call is given up."""
-SERVICES = ("List", "Enroll", "Monitor", "Snapshot", "Extract", "Commit", "Abort", "Verify", "Restore")
+SERVICES = (
+    "List",
+    "Enroll",
+    "Monitor",
+    "Snapshot",
+    "Extract",
+    "Commit",
+    "Abort",
+    "Verify",
+    "Restore",
+)
 
 
 @dataclass(frozen=True)
@@ -62,15 +72,28 @@ class Call:
 
     def volume(self, restoring: bool = False) -> Volume:
         """The volume that target and argument name."""
-        volume = open_catalog(self.config, self.caller).find(self.target or "dom0", self.argument, restoring)
+        volume = open_catalog(self.config, self.caller).find(
+            self.target or "dom0", self.argument, restoring
+        )
         if volume is None:
-            raise Refused(Code.NO_VOLUME, f"{self.caller} asked for {self.target}/{self.argument}, not in the catalog")
+            raise Refused(
+                Code.NO_VOLUME,
+                f"{self.caller} asked for {self.target}/{self.argument}, not in the catalog",
+            )
         return volume
 
     def pending_volume(self) -> Volume:
         """The same, as Snapshot found it: to end a session, a volume need not be there any more, nor qubesd be asked."""
         try:
-            place = Store(self.config.state_dir, self.target or "dom0", parse_name(self.argument, "volume")).load().place
+            place = (
+                Store(
+                    self.config.state_dir,
+                    self.target or "dom0",
+                    parse_name(self.argument, "volume"),
+                )
+                .load()
+                .place
+            )
         except BadName as error:
             raise Refused(Code.BAD_REQUEST, str(error)) from None
         try:
@@ -147,18 +170,25 @@ def _caller(service: str, environ: Mapping[str, str]) -> tuple[str, str | None, 
     try:
         caller = parse_name(environ["QREXEC_REMOTE_DOMAIN"], "caller")
         argument = environ.get("QREXEC_SERVICE_ARGUMENT", "")
-        parts = argument.split("+", 1) if service == "Restore" else [argument]  # a qube that is gone is named there
+        parts = (
+            argument.split("+", 1) if service == "Restore" else [argument]
+        )  # a qube that is gone is named there
         for part in parts if argument else ():
             parse_name(part, "volume")
         target = None
-        if environ.get("QREXEC_REQUESTED_TARGET_TYPE") == "name" and environ["QREXEC_REQUESTED_TARGET"] != "dom0":
+        if (
+            environ.get("QREXEC_REQUESTED_TARGET_TYPE") == "name"
+            and environ["QREXEC_REQUESTED_TARGET"] != "dom0"
+        ):
             target = parse_name(environ["QREXEC_REQUESTED_TARGET"], "qube")
     except (KeyError, BadName) as error:
         raise Refused(Code.BAD_REQUEST, f"qrexec's environment: {error}") from None
     return caller, target, argument
 
 
-def run(service: str, environ: Mapping[str, str], config_path: Path, stdin: Reader, stdout: Writer) -> int:
+def run(
+    service: str, environ: Mapping[str, str], config_path: Path, stdin: Reader, stdout: Writer
+) -> int:
     """Serve one call and end it with a status frame. Returns the exit code: 0, or 1 when it was refused."""
     name = f"sparsebak.{service}"
     keep_freed()
@@ -166,7 +196,9 @@ def run(service: str, environ: Mapping[str, str], config_path: Path, stdin: Read
         caller, target, argument = _caller(service, environ)
         call = Call(caller, target, argument, load(config_path), stdin, stdout)
         name = f"{name}+{argument} from {caller} for {target or 'dom0'}"
-        status = importlib.import_module(f"dom0_agent.services.{service.lower()}").main(call) or Status(Code.OK)
+        status = importlib.import_module(f"dom0_agent.services.{service.lower()}").main(
+            call
+        ) or Status(Code.OK)
         log(INFO, f"{name}: done")
     except Refused as refused:
         status = Status(refused.code, 0, refused.detail)
@@ -183,7 +215,9 @@ def run(service: str, environ: Mapping[str, str], config_path: Path, stdin: Read
     except Exception as error:  # the one place: nothing about dom0 may reach the caller but a code
         import traceback
 
-        status = Status(Code.NO_SPACE if isinstance(error, OSError) and error.errno == 28 else Code.INTERNAL)
+        status = Status(
+            Code.NO_SPACE if isinstance(error, OSError) and error.errno == 28 else Code.INTERNAL
+        )
         log(ERROR, f"{name}: {' '.join(traceback.format_exc().split())}")
     return _end(name, status, stdout)
 

@@ -40,8 +40,14 @@ _FIRST_SYSTEMD_FD = 3  # sd_listen_fds(3)
 def listening(folder: Path | None) -> list[socket.socket]:
     """The sockets that systemd holds for us, or new ones in a folder, one for each service, for its owner alone."""
     if folder is None:
-        count = int(os.environ.get("LISTEN_FDS", "0")) if os.environ.get("LISTEN_PID") == str(os.getpid()) else 0
-        return [socket.socket(fileno=fd) for fd in range(_FIRST_SYSTEMD_FD, _FIRST_SYSTEMD_FD + count)]
+        count = (
+            int(os.environ.get("LISTEN_FDS", "0"))
+            if os.environ.get("LISTEN_PID") == str(os.getpid())
+            else 0
+        )
+        return [
+            socket.socket(fileno=fd) for fd in range(_FIRST_SYSTEMD_FD, _FIRST_SYSTEMD_FD + count)
+        ]
     folder.mkdir(mode=0o700, exist_ok=True)
     made = []
     for service in SERVICES:
@@ -59,7 +65,9 @@ def preload(config_path: Path) -> None:
     """Import whatever a call may need, so that no call has to."""
     for service in SERVICES:
         importlib.import_module(f"dom0_agent.services.{service.lower()}")
-    ciphers = [f"cryptography.hazmat.primitives.{name}" for name in ("hashes", "ciphers.aead", "kdf.hkdf")]
+    ciphers = [
+        f"cryptography.hazmat.primitives.{name}" for name in ("hashes", "ciphers.aead", "kdf.hkdf")
+    ]
     modules = ["zstandard", *ciphers, "json", "concurrent.futures.thread"]
     with suppress(ConfigError):  # told of by the calls
         config = load(config_path)
@@ -150,7 +158,9 @@ def read_head(fd: int) -> tuple[str, dict[str, str]] | None:
     untrusted_head, deadline, poll = b"", time.monotonic() + HEAD_PATIENCE, select.poll()
     poll.register(fd, select.POLLIN)
     while not untrusted_head.endswith(b"\0"):
-        if len(untrusted_head) >= _LONGEST_HEAD or not poll.poll(max(0, deadline - time.monotonic()) * 1000):
+        if len(untrusted_head) >= _LONGEST_HEAD or not poll.poll(
+            max(0, deadline - time.monotonic()) * 1000
+        ):
             return None
         untrusted_byte = os.read(fd, 1)  # no more: what follows is the caller's
         if not untrusted_byte:
@@ -159,6 +169,14 @@ def read_head(fd: int) -> tuple[str, dict[str, str]] | None:
     head = _HEAD.fullmatch(untrusted_head[:-1])
     if head is None or head[1].decode("ascii") not in SERVICES:
         return None
-    service, argument, source, kind, target = (part.decode("ascii") for part in (head[1], head[2] or b"", *head.groups()[2:]))
-    environ = {"QREXEC_REMOTE_DOMAIN": source, "QREXEC_SERVICE_ARGUMENT": argument, "QREXEC_REQUESTED_TARGET_TYPE": kind}
-    return service, environ | {"QREXEC_REQUESTED_TARGET" + ("" if kind == "name" else "_KEYWORD"): target}
+    service, argument, source, kind, target = (
+        part.decode("ascii") for part in (head[1], head[2] or b"", *head.groups()[2:])
+    )
+    environ = {
+        "QREXEC_REMOTE_DOMAIN": source,
+        "QREXEC_SERVICE_ARGUMENT": argument,
+        "QREXEC_REQUESTED_TARGET_TYPE": kind,
+    }
+    return service, environ | {
+        "QREXEC_REQUESTED_TARGET" + ("" if kind == "name" else "_KEYWORD"): target
+    }

@@ -131,18 +131,25 @@ class Store:
         except FileNotFoundError:
             return State()
         except ValueError as error:
-            raise Refused(Code.INTERNAL, f"{path} is damaged: {error}; see docs/recovery.md") from None
+            raise Refused(
+                Code.INTERNAL, f"{path} is damaged: {error}; see docs/recovery.md"
+            ) from None
         if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
             raise Refused(Code.INTERNAL, f"{path} is of another version of sparsebak")
         try:
             follows = {archive: _follow(fields) for archive, fields in raw.pop("follows").items()}
             return State(follows=follows, **raw)
         except (TypeError, KeyError, AttributeError) as error:
-            raise Refused(Code.INTERNAL, f"{path} is damaged: {error}; see docs/recovery.md") from None
+            raise Refused(
+                Code.INTERNAL, f"{path} is damaged: {error}; see docs/recovery.md"
+            ) from None
 
     def save(self, state: State) -> None:
         """The commit point: replace the state file."""
-        replace(self.directory / "state.json", json.dumps({"format": FORMAT, **asdict(state)}, indent=1).encode())
+        replace(
+            self.directory / "state.json",
+            json.dumps({"format": FORMAT, **asdict(state)}, indent=1).encode(),
+        )
 
     def load_map(self, name: str | None, size: int) -> ChangedMap:
         """A changed map; everything counts as changed when its file is missing or damaged."""

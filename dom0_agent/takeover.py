@@ -12,7 +12,16 @@ from pathlib import Path
 from dom0_agent.archives import Archive, Archives
 from dom0_agent.state import Committed, Follow, Store
 from wire import CHUNK_SIZES
-from wire.frames import HEADER, HEADER_SIZE, KIND_ARCHIVE, KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
+from wire.frames import (
+    HEADER,
+    HEADER_SIZE,
+    KIND_ARCHIVE,
+    KIND_RECORD,
+    KIND_SLOT,
+    MODE_OPEN,
+    MODE_SEALED,
+    ArchiveEntry,
+)
 from wire.records import RECORD_SIZE, Record, open_record
 from wire.sealing import SUITES, Keys, NotAuthentic
 from wire.slots import MAX_SLOTS, SLOT_SIZE, open_any
@@ -44,12 +53,18 @@ def read(path: Path) -> Introduction:
             kinds[kind].append(untrusted_payload)
         (untrusted_archive,) = kinds[KIND_ARCHIVE]
         entry = ArchiveEntry.parse(untrusted_archive)
-        if entry.mode not in (MODE_OPEN, MODE_SEALED) or entry.suite not in SUITES or entry.chunk_size not in CHUNK_SIZES:
+        if (
+            entry.mode not in (MODE_OPEN, MODE_SEALED)
+            or entry.suite not in SUITES
+            or entry.chunk_size not in CHUNK_SIZES
+        ):
             raise ValueError("parameters of no archive")
         if len(kinds[KIND_SLOT]) != entry.slots or entry.slots > MAX_SLOTS:
             raise ValueError("key slots are missing")
     except (ValueError, CutShort) as error:
-        raise Refused(Code.BAD_REQUEST, f"{path} is not what 'sparsebak keys' writes: {error}") from None
+        raise Refused(
+            Code.BAD_REQUEST, f"{path} is not what 'sparsebak keys' writes: {error}"
+        ) from None
     return Introduction(entry, tuple(kinds[KIND_SLOT]), tuple(kinds[KIND_RECORD]))
 
 
@@ -71,17 +86,24 @@ def unlock(introduction: Introduction, secret: bytes) -> bytes:
     master = open_any(introduction.untrusted_slots, secret, entry.archive)
     if master is not None:
         return master
-    raise Refused(Code.NOT_AUTHENTIC, "this passphrase or recovery key does not open the archive; check it and type it again")
+    raise Refused(
+        Code.NOT_AUTHENTIC,
+        "this passphrase or recovery key does not open the archive; check it and type it again",
+    )
 
 
-def take_over(state_dir: Path, introduction: Introduction, label: str, caller: str, master: bytes) -> tuple[Archive, list[str]]:
+def take_over(
+    state_dir: Path, introduction: Introduction, label: str, caller: str, master: bytes
+) -> tuple[Archive, list[str]]:
     """Add the archive, and what its records tell of its volumes. Returns it and the names of the volumes.
 
     What dom0 then knows of a volume is its newest session and no chunk ids, so that its next backup looks at everything and
     sends what differs.
     """
     entry, keys = introduction.untrusted_entry, Keys(master)
-    records = [_open(untrusted_record, keys, entry) for untrusted_record in introduction.untrusted_records]
+    records = [
+        _open(untrusted_record, keys, entry) for untrusted_record in introduction.untrusted_records
+    ]
     archives = Archives(state_dir)
     archive = Archive(
         directory=archives.place(entry.archive),
@@ -104,9 +126,18 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
     try:
         record = open_record(untrusted_record, keys)
     except NotAuthentic as error:
-        raise Refused(Code.NOT_AUTHENTIC, f"a session record does not prove authentic: {error}") from None
-    if (record.archive, record.suite, record.chunk_size) != (entry.archive, entry.suite, entry.chunk_size):
-        raise Refused(Code.NOT_AUTHENTIC, f"the record of {record.qube}/{record.volume} belongs to another archive")
+        raise Refused(
+            Code.NOT_AUTHENTIC, f"a session record does not prove authentic: {error}"
+        ) from None
+    if (record.archive, record.suite, record.chunk_size) != (
+        entry.archive,
+        entry.suite,
+        entry.chunk_size,
+    ):
+        raise Refused(
+            Code.NOT_AUTHENTIC,
+            f"the record of {record.qube}/{record.volume} belongs to another archive",
+        )
     return record
 
 
@@ -123,5 +154,7 @@ def _remember(state_dir: Path, archive: Archive, record: Record, keys: Keys) -> 
             domain=record.domain.hex(),
             digest=record.digest(keys).hex(),
         )
-        state.follows[key] = Follow(volume_id=record.volume_id.hex(), ids=f"{key}.ids", committed=committed)
+        state.follows[key] = Follow(
+            volume_id=record.volume_id.hex(), ids=f"{key}.ids", committed=committed
+        )
         store.save(state)

@@ -44,4 +44,8 @@ class Commands:
 
     def names(self) -> list[str]:
         """Names of all sessions, of all volumes."""
-        return [session["session"] for volume in self.keyed("list")["volumes"] for session in volume["sessions"]]
+        return [
+            session["session"]
+            for volume in self.keyed("list")["volumes"]
+            for session in volume["sessions"]
+        ]

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from tests.commands import Commands
 
 CI = os.environ.get("CI") == "true"
-if "SPARSEBAK_VM" not in os.environ:  # no test in the VM uses hypothesis, and importing it takes seconds there
+if (
+    "SPARSEBAK_VM" not in os.environ
+):  # no test in the VM uses hypothesis, and importing it takes seconds there
     from hypothesis import HealthCheck, settings
 
-    settings.register_profile("project", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+    settings.register_profile(
+        "project", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+    )
     settings.load_profile("project")
 
 
@@ -29,7 +33,9 @@ def cannot(reason: str) -> None:
     pytest.skip(reason)
 
 
-def mounted(image: Path, folder: Path, size: int, make: list[str], options: str = "loop") -> Iterator[Path]:
+def mounted(
+    image: Path, folder: Path, size: int, make: list[str], options: str = "loop"
+) -> Iterator[Path]:
     """A fresh file system in a file, mounted while the test runs."""
     if os.geteuid() != 0:
         cannot("mounting a file system needs root")
@@ -97,7 +103,9 @@ def reflink_site(reflink_folder: Path) -> Site:
 
 
 @pytest.fixture
-def commands_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Callable[[Site], Commands]":
+def commands_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> "Callable[[Site], Commands]":
     """Makes Commands for a site."""
     from tests.commands import Commands
 

@@ -36,11 +36,16 @@ class InProcess:
     def __init__(self, config: Path, caller: str = "backup-vm") -> None:
         self.config, self.caller = config, caller
 
-    def start(self, name: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None) -> Connection:
+    def start(
+        self, name: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
+    ) -> Connection:
         environ = {"QREXEC_REMOTE_DOMAIN": self.caller, "QREXEC_SERVICE_ARGUMENT": volume}
         if qube is None or qube.startswith("@"):
             keyword = (qube or "@adminvm").removeprefix("@")
-            environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": keyword}
+            environ |= {
+                "QREXEC_REQUESTED_TARGET_TYPE": "keyword",
+                "QREXEC_REQUESTED_TARGET_KEYWORD": keyword,
+            }
         else:
             environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": qube}
         return Connection(ThreadProcess(self.config, name, environ), io.BytesIO())  # type: ignore[arg-type]
@@ -55,7 +60,11 @@ class ThreadProcess:
         self.code = -1
 
         def work() -> None:
-            with open(to_read[0], "rb") as stdin, contextlib.suppress(BrokenPipeError), open(to_write[1], "wb") as stdout:
+            with (
+                open(to_read[0], "rb") as stdin,
+                contextlib.suppress(BrokenPipeError),
+                open(to_write[1], "wb") as stdout,
+            ):
                 self.code = service.run(name, environ, config, stdin, stdout)
 
         self.thread = threading.Thread(target=work, daemon=True)
@@ -83,7 +92,12 @@ class Site:
         make: bool = True,
         suite: int = SUITE_SHA256,
     ) -> None:
-        self.root, self.pool, self.state, self.archive = root, root / "pool", root / "dom0", root / "archive"
+        self.root, self.pool, self.state, self.archive = (
+            root,
+            root / "pool",
+            root / "dom0",
+            root / "archive",
+        )
         self.config = root / "agent.toml"
         self.label, self.driver, self.volumes = "tests", driver, volumes
         if make:
@@ -93,15 +107,26 @@ class Site:
     def _make(self) -> None:
         """Make what lies in the pool, and agent.toml."""
         self.pool.mkdir(parents=True)
-        lines = ['state_dir = "dom0"', "threads = 2", f'[[pool]]\nname = "p"\ndriver = "{self.driver}"\npath = "pool"']
+        lines = [
+            'state_dir = "dom0"',
+            "threads = 2",
+            f'[[pool]]\nname = "p"\ndriver = "{self.driver}"\npath = "pool"',
+        ]
         for name in self.volumes:
             qube, volume = name.split("/")
-            lines.append(f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{qube}-{volume}.img"')
+            lines.append(
+                f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{qube}-{volume}.img"'
+            )
             self.image(name).touch()
         self.config.write_text("\n".join(lines) + "\n")
 
     def add_archive(
-        self, label: str, folder: Path, sealed: bool = True, chunk_size: int = 64 * 1024, suite: int = SUITE_SHA256
+        self,
+        label: str,
+        folder: Path,
+        sealed: bool = True,
+        chunk_size: int = 64 * 1024,
+        suite: int = SUITE_SHA256,
     ) -> None:
         log_n, slots.SCRYPT_LOG_N = slots.SCRYPT_LOG_N, 10  # the cost is measured elsewhere
         try:
@@ -112,7 +137,16 @@ class Site:
         entry, found = Agent(InProcess(self.config)).enroll(label)
         master = entry.key if entry.mode == MODE_OPEN else None
         create_archive(
-            folder, Parameters(entry.archive, label, entry.suite, entry.chunk_size, entry.created, tuple(found), master)
+            folder,
+            Parameters(
+                entry.archive,
+                label,
+                entry.suite,
+                entry.chunk_size,
+                entry.created,
+                tuple(found),
+                master,
+            ),
         )
 
     def image(self, name: str = "work/private") -> Path:
@@ -158,7 +192,10 @@ class Site:
                 if volume.name != name:
                     continue
                 for session in volume.sessions:
-                    image, target = archive.image(list(volume.sessions), session), self.root / "assembled.img"
+                    image, target = (
+                        archive.image(list(volume.sessions), session),
+                        self.root / "assembled.img",
+                    )
                     assemble(archive, image, keys, name, target, Progress())
                     found[session.name] = target.read_bytes()
                     target.unlink()
@@ -173,12 +210,22 @@ class Site:
                     image = archive.image(list(volume.sessions), session)
                     read_image(archive, image, keys, volume.name, Progress(), None)
 
-    def restore(self, session: int = -1, name: str = "work/private", to: str | None = None, caller: str = "backup-vm") -> None:
+    def restore(
+        self,
+        session: int = -1,
+        name: str = "work/private",
+        to: str | None = None,
+        caller: str = "backup-vm",
+    ) -> None:
         qube, volume = (to or name).split("/")
         with self.open() as archive:
-            named = next(v for v in stored_volumes(archive, self.keys(archive), {}) if v.name == name)
+            named = next(
+                v for v in stored_volumes(archive, self.keys(archive), {}) if v.name == name
+            )
             image = archive.image(list(named.sessions), named.sessions[session])
-            self.agent(archive, caller).restore(qube, volume, feed(archive, image, name, Progress()))
+            self.agent(archive, caller).restore(
+                qube, volume, feed(archive, image, name, Progress())
+            )
 
     def scrubbed(self) -> list[Any]:
         from backup_vm.archive.scrub import scrub
@@ -253,7 +300,11 @@ def change(image: Path, rng: random.Random, resize: bool = True) -> None:
 def truly_changed(old: bytes, new: bytes) -> set[int]:
     """Grains, below the smaller size, whose bytes differ."""
     size = min(len(old), len(new))
-    return {at // GRAIN for at in range(0, size, GRAIN) if old[at : min(at + GRAIN, size)] != new[at : min(at + GRAIN, size)]}
+    return {
+        at // GRAIN
+        for at in range(0, size, GRAIN)
+        if old[at : min(at + GRAIN, size)] != new[at : min(at + GRAIN, size)]
+    }
 
 
 def punch(fd: int, at: int, length: int) -> None:

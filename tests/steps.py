@@ -9,7 +9,18 @@ from typing import Any
 from tests.kit import in_child
 
 DIED = 99
-CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "ftruncate", "truncate", "pwrite", "copy_file_range")
+CALLS = (
+    "fsync",
+    "replace",
+    "rename",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "ftruncate",
+    "truncate",
+    "pwrite",
+    "copy_file_range",
+)
 EVERYTHING = (*CALLS, "open", "ioctl", "Popen")
 COMMANDS = ("Popen",)
 """Programs started, such as LVM's."""
@@ -49,7 +60,9 @@ class Counter:
     def _counting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **named: Any) -> Any:
             first = arguments[0] if arguments else None
-            if not (isinstance(first, list | tuple) and (first[0] in HARMLESS or "status" in first)):
+            if not (
+                isinstance(first, list | tuple) and (first[0] in HARMLESS or "status" in first)
+            ):
                 self.step()
             return original(*arguments, **named)
 

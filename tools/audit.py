@@ -32,7 +32,11 @@ def lines_of_code(path: Path) -> int:
     text = path.read_text()
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             docstrings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     code: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -67,7 +71,9 @@ def main() -> None:
     import sys
 
     print(f"\nIn all {sum(sum(group.values()) for group in sizes.values())} lines.")
-    print(f"Beside the standard library: {', '.join(sorted(set(libraries) - set(sys.stdlib_module_names)))}.")
+    print(
+        f"Beside the standard library: {', '.join(sorted(set(libraries) - set(sys.stdlib_module_names)))}."
+    )
 
 
 if __name__ == "__main__":

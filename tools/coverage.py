@@ -16,12 +16,28 @@ def main(arguments: list[str]) -> int:
     """Run the tests (those named in ``arguments``, else all) and report; exit code 1 when they fail or too little is run."""
     shutil.rmtree(DATA, ignore_errors=True)
     DATA.mkdir(parents=True)
-    settings = {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"), "COVERAGE_FILE": str(DATA / "data")}
-    HOOK.write_text(f"import os; os.environ.update({settings}); import coverage; coverage.process_startup()\n")
+    settings = {
+        "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"),
+        "COVERAGE_FILE": str(DATA / "data"),
+    }
+    HOOK.write_text(
+        f"import os; os.environ.update({settings}); import coverage; coverage.process_startup()\n"
+    )
     python = sys.executable
     runs = [[python, "-m", "pytest", "-q", *arguments]]
     if not arguments:
-        runs = [[python, "-m", "pytest", "-q", "-n", "auto", "--ignore=tests/lvm", "--ignore=tests/fuzz"]]
+        runs = [
+            [
+                python,
+                "-m",
+                "pytest",
+                "-q",
+                "-n",
+                "auto",
+                "--ignore=tests/lvm",
+                "--ignore=tests/fuzz",
+            ]
+        ]
         runs += [[python, "tools/lvm_vm.py", "tests/lvm", "-q", "-n", "2", "--dist", "worksteal"]]
     try:
         failed = [run for run in runs if subprocess.run(run, cwd=ROOT, check=False).returncode]

@@ -89,7 +89,9 @@ def demo(work: Path, pool: Path, driver: str) -> None:
     write_some(image, 400, MIB // 2, 1)
 
     say("dom0 makes the archive's key, the backup VM the archive")
-    run(*agent, "archive", "add", "laptop", "--caller", "backup-vm", "--passphrase-file", passphrase)
+    run(
+        *agent, "archive", "add", "laptop", "--caller", "backup-vm", "--passphrase-file", passphrase
+    )
     run(*sparsebak, "init", archive, "--label", "laptop")
 
     say("First backup: only what is allocated is read; chunks leave dom0 sealed")
@@ -110,12 +112,16 @@ def demo(work: Path, pool: Path, driver: str) -> None:
     write_some(image, 200, MIB // 2, 3)
     run(*sparsebak, "restore", "work/private")
     same = digest(image) == second != first
-    print(f"    restored volume against the image at the second backup: {'identical' if same else 'DIFFERENT'}")
+    print(
+        f"    restored volume against the image at the second backup: {'identical' if same else 'DIFFERENT'}"
+    )
 
     say("Emergency: a raw image from archive and passphrase alone, with no dom0")
     run(*sparsebak, "assemble", "work/private", "--passphrase-file", passphrase, "-o", restored)
     same = same and digest(restored) == second
-    print(f"    assembled image against the image at the second backup: {'identical' if same else 'DIFFERENT'}")
+    print(
+        f"    assembled image against the image at the second backup: {'identical' if same else 'DIFFERENT'}"
+    )
     run(*sparsebak, "status")
     if not same:
         sys.exit("demo: what came back is not what was backed up")

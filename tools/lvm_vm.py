@@ -23,7 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "lvm"
 TOOLS = ("lvm", "dmsetup", "pdata_tools", "losetup", "blkdiscard", "mke2fs", "mount", "umount")
-LINKS = dict.fromkeys(("thin_delta", "thin_dump", "thin_restore", "thin_ls", "thin_check"), "pdata_tools") | {
+LINKS = dict.fromkeys(
+    ("thin_delta", "thin_dump", "thin_restore", "thin_ls", "thin_check"), "pdata_tools"
+) | {
     kind + verb: "lvm"
     for kind in ("vg", "lv", "pv")
     for verb in ("create", "remove", "change", "s", "resize", "extend", "convert", "rename")
@@ -62,10 +64,18 @@ echo "sparsebak-vm: ended with $code"
 
 def main(arguments: list[str]) -> int:
     """Boot, run it, and pass its output on."""
-    words = arguments[1:] if arguments[:1] == ["-m"] else ["pytest", "-p", "no:cacheprovider", *arguments]
-    missing = [tool for tool in ("qemu-system-x86_64", "busybox", "depmod", *TOOLS) if _which(tool) is None]
+    words = (
+        arguments[1:]
+        if arguments[:1] == ["-m"]
+        else ["pytest", "-p", "no:cacheprovider", *arguments]
+    )
+    missing = [
+        tool for tool in ("qemu-system-x86_64", "busybox", "depmod", *TOOLS) if _which(tool) is None
+    ]
     if missing:
-        print(f"test-lvm: {', '.join(missing)} missing; run 'make packages' as root", file=sys.stderr)
+        print(
+            f"test-lvm: {', '.join(missing)} missing; run 'make packages' as root", file=sys.stderr
+        )
         return 1
     kernel, modules = _kernel()
     base = _base(modules)
@@ -80,8 +90,26 @@ def main(arguments: list[str]) -> int:
 
 
 def _boot(kernel: Path, image: Path) -> int:
-    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max", "-smp", CPUS, "-m", MEMORY]
-    command += ["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]
+    command = [
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg,thread=multi,tb-size=1024",
+        "-cpu",
+        "max",
+        "-smp",
+        CPUS,
+        "-m",
+        MEMORY,
+    ]
+    command += [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-no-reboot",
+    ]
     command += [
         "-kernel",
         str(kernel),
@@ -91,7 +119,9 @@ def _boot(kernel: Path, image: Path) -> int:
         "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off",
     ]
     started, code = time.monotonic(), 1
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace") as vm:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as vm:
         timer = threading.Timer(LIMIT, vm.kill)
         timer.start()
         assert vm.stdout is not None
@@ -100,11 +130,16 @@ def _boot(kernel: Path, image: Path) -> int:
             if found:
                 code = int(found[1])
             elif measured:
-                (ROOT / "build/coverage/data.vm").write_bytes(gzip.decompress(base64.b64decode(measured[1])))
+                (ROOT / "build/coverage/data.vm").write_bytes(
+                    gzip.decompress(base64.b64decode(measured[1]))
+                )
             else:
                 print(line.rstrip("\r\n"), flush=True)
         timer.cancel()
-    print(f"test-lvm: {'passed' if code == 0 else 'FAILED'} after {time.monotonic() - started:.0f} s in the VM", flush=True)
+    print(
+        f"test-lvm: {'passed' if code == 0 else 'FAILED'} after {time.monotonic() - started:.0f} s in the VM",
+        flush=True,
+    )
     return code
 
 
@@ -113,14 +148,26 @@ def _kernel() -> tuple[Path, Path]:
     tree = BUILD / "kernel"
     if not list(tree.glob("boot/vmlinuz-*")):
         if _which("apt-get") is None:
-            sys.exit("test-lvm: the kernel comes from Debian's packages; elsewhere, as root: pytest tests/lvm")
+            sys.exit(
+                "test-lvm: the kernel comes from Debian's packages; elsewhere, as root: pytest tests/lvm"
+            )
         shutil.rmtree(BUILD, ignore_errors=True)
         BUILD.mkdir(parents=True)
-        depends = subprocess.run(["apt-cache", "depends", "linux-image-amd64"], capture_output=True, text=True, check=True)
+        depends = subprocess.run(
+            ["apt-cache", "depends", "linux-image-amd64"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         package = re.search(r"linux-image-[\d.]+[\w.+-]*-amd64", depends.stdout)
         if package is None:
             sys.exit("test-lvm: no kernel package found; run 'apt-get update' first")
-        subprocess.run(["apt-get", "-qq", "download", package[0]], cwd=BUILD, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            ["apt-get", "-qq", "download", package[0]],
+            cwd=BUILD,
+            check=True,
+            stderr=subprocess.DEVNULL,
+        )
         (archive,) = BUILD.glob("linux-image-*.deb")
         subprocess.run(["dpkg", "-x", archive, tree.with_suffix(".new")], check=True)
         archive.unlink()
@@ -136,7 +183,9 @@ def _base(modules: Path) -> Path:
     venv, prefix = ROOT / ".venv", Path(sys.base_prefix)
     library = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
     packages = sorted(
-        f"{e.name} {e.stat().st_mtime_ns}" for e in os.scandir(venv / library / "site-packages") if e.name != HOOK
+        f"{e.name} {e.stat().st_mtime_ns}"
+        for e in os.scandir(venv / library / "site-packages")
+        if e.name != HOOK
     )
     state = [sys.version, str(modules), *packages, Path(__file__).read_text()]
     key = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
@@ -149,7 +198,9 @@ def _base(modules: Path) -> Path:
     shutil.rmtree(tree, ignore_errors=True)
     _copy(venv, tree)
     _copy(prefix / library, tree, top_only=prefix == Path("/usr"))
-    programs = [Path(found).resolve() for tool in TOOLS if (found := _which(tool))] + [_python(tree)]
+    programs = [Path(found).resolve() for tool in TOOLS if (found := _which(tool))] + [
+        _python(tree)
+    ]
     objects = [*programs, *(path for path in tree.rglob("*.so*") if path.is_file())]
     for path in [*programs, *_libraries(objects)]:
         _place(path, tree / str(path).lstrip("/"))
@@ -167,7 +218,17 @@ def _base(modules: Path) -> Path:
     (tree / "etc/passwd").write_text("root:x:0:0:root:/tmp:/bin/sh\n")
     where = ["-s", tree, "-p", "/", tree]
     subprocess.run(
-        [sys.executable, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", *where],
+        [
+            sys.executable,
+            "-m",
+            "compileall",
+            "-q",
+            "-j",
+            "0",
+            "--invalidation-mode",
+            "unchecked-hash",
+            *where,
+        ],
         check=False,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -208,9 +269,17 @@ def _project(image: Path, arguments: list[str]) -> None:
     words = " ".join("'" + argument.replace("'", "'\\''") + "'" for argument in arguments)
     python = ROOT / ".venv/bin/python"
     init = tree / "init"
-    init.write_text(INIT.format(modules=" ".join(MODULES), root=ROOT, python=python, arguments=words, environ=environ))
+    init.write_text(
+        INIT.format(
+            modules=" ".join(MODULES), root=ROOT, python=python, arguments=words, environ=environ
+        )
+    )
     init.chmod(0o755)
-    subprocess.run([sys.executable, "-m", "compileall", "-q", "-s", tree, "-p", "/", tree], check=False, env=_no_bytecode_ban())
+    subprocess.run(
+        [sys.executable, "-m", "compileall", "-q", "-s", tree, "-p", "/", tree],
+        check=False,
+        env=_no_bytecode_ban(),
+    )
     _pack(tree, image)
     shutil.rmtree(tree)
 
@@ -224,10 +293,16 @@ def _copy(source: Path, tree: Path, top_only: bool = False) -> None:
 
     def skipped(folder: str, names: list[str]) -> set[str]:
         within = folder[len(str(source)) :]
-        unused = {name for name in names if SKIPPED.search(f"{within}/{name}") or name == "__pycache__"}
-        return unused | ({"site-packages"} if source.name.startswith("python3") and not within else set())
+        unused = {
+            name for name in names if SKIPPED.search(f"{within}/{name}") or name == "__pycache__"
+        }
+        return unused | (
+            {"site-packages"} if source.name.startswith("python3") and not within else set()
+        )
 
-    shutil.copytree(source, tree / str(source).lstrip("/"), symlinks=True, ignore=skipped, dirs_exist_ok=True)
+    shutil.copytree(
+        source, tree / str(source).lstrip("/"), symlinks=True, ignore=skipped, dirs_exist_ok=True
+    )
 
 
 def _libraries(objects: list[Path]) -> set[Path]:
@@ -256,15 +331,24 @@ def _modules(modules: Path, tree: Path) -> None:
     target = tree / "lib/modules" / modules.name
     for module in wanted:
         _place(modules / module, target / module)
-    target.joinpath("modules.dep").write_text("".join(f"{m}: {' '.join(needs[m])}\n" for m in sorted(wanted)))
+    target.joinpath("modules.dep").write_text(
+        "".join(f"{m}: {' '.join(needs[m])}\n" for m in sorted(wanted))
+    )
 
 
 def _pack(tree: Path, image: Path) -> None:
-    names = subprocess.run(["find", ".", "-print0"], cwd=tree, capture_output=True, check=True).stdout.replace(b"\0", b"\n")
+    names = subprocess.run(
+        ["find", ".", "-print0"], cwd=tree, capture_output=True, check=True
+    ).stdout.replace(b"\0", b"\n")
     with open(image.with_suffix(".new"), "wb") as out:
         busybox = _which("busybox") or "busybox"
         subprocess.run(
-            [busybox, "cpio", "-o", "-H", "newc"], cwd=tree, input=names, stdout=out, stderr=subprocess.DEVNULL, check=True
+            [busybox, "cpio", "-o", "-H", "newc"],
+            cwd=tree,
+            input=names,
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+            check=True,
         )
     image.with_suffix(".new").rename(image)
 

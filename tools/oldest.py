@@ -25,11 +25,21 @@ def main(arguments: list[str]) -> int:
     ready = FOLDER / ".ready"
     if not ready.exists() or ready.read_text() != LIST.read_text():
         shutil.rmtree(FOLDER, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
         subprocess.run([*pip, "--only-binary", ":all:", "--target", FOLDER, "-r", LIST], check=True)
         ready.write_text(LIST.read_text())
     environment = {**os.environ, "PYTHONPATH": str(FOLDER)}
-    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

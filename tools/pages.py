@@ -18,7 +18,10 @@ from dom0_agent import cli as dom0
 from wire import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = {"sparsebak": (vm.parser, 1, "sparsebak-vm"), "sparsebak-agent": (dom0.parser, 8, "sparsebak-dom0")}
+COMMANDS = {
+    "sparsebak": (vm.parser, 1, "sparsebak-vm"),
+    "sparsebak-agent": (dom0.parser, 8, "sparsebak-dom0"),
+}
 SHELLS = {
     "bash": "bash-completion/completions/{0}",
     "zsh": "zsh/site-functions/_{0}",
@@ -32,7 +35,10 @@ def pages() -> Iterator[tuple[str, str]]:
     for name, (parser, section, package) in COMMANDS.items():
         yield f"{package}/man/man{section}/{name}.{section}", _manual(name, parser(), section)
         for shell, path in SHELLS.items():
-            yield f"{package}/{path.format(name)}", shtab.complete(_plain(parser()), shell).rstrip("\n") + "\n"
+            yield (
+                f"{package}/{path.format(name)}",
+                shtab.complete(_plain(parser()), shell).rstrip("\n") + "\n",
+            )
 
 
 def _plain(parser: Any) -> Any:
@@ -42,10 +48,19 @@ def _plain(parser: Any) -> Any:
 
 def _manual(name: str, parser: Any, section: int) -> str:
     parser.man_short_description = parser.description.rstrip(".").lower()
-    data = {"project_name": "sparsebak", "version": VERSION, "manual_title": "sparsebak", "manual_section": section}
+    data = {
+        "project_name": "sparsebak",
+        "version": VERSION,
+        "manual_title": "sparsebak",
+        "manual_section": section,
+    }
     text = str(Manpage(parser, format="single-commands-section", _data=data))
     return re.sub(
-        r"^\.TH .*$", f'.TH {name.upper()} "{section}" "" "sparsebak {VERSION}" "sparsebak"', text, count=1, flags=re.M
+        r"^\.TH .*$",
+        f'.TH {name.upper()} "{section}" "" "sparsebak {VERSION}" "sparsebak"',
+        text,
+        count=1,
+        flags=re.M,
     )
 
 

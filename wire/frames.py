@@ -29,7 +29,17 @@ LENGTH = struct.Struct("<I")
 END = b"SBEND\n\x00\x01"
 """Last bytes of a stream sent to Restore and Verify."""
 
-KIND_STATUS, KIND_VOLUME, KIND_ARCHIVE, KIND_SLOT, KIND_OFFER, KIND_MONITORED, KIND_CHUNK, KIND_RECORD, KIND_VERSION = range(9)
+(
+    KIND_STATUS,
+    KIND_VOLUME,
+    KIND_ARCHIVE,
+    KIND_SLOT,
+    KIND_OFFER,
+    KIND_MONITORED,
+    KIND_CHUNK,
+    KIND_RECORD,
+    KIND_VERSION,
+) = range(9)
 
 REQUEST_MAGIC = b"SBRQ"
 REQUEST_KNOWN = 1

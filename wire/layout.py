@@ -33,14 +33,20 @@ class Fields:
 
     def __init__(self, **kinds: str | bytes) -> None:
         self._kinds = kinds
-        parts = (raw(len(kind)) if isinstance(kind, bytes) else kind.translate(_STRUCT) for kind in kinds.values())
+        parts = (
+            raw(len(kind)) if isinstance(kind, bytes) else kind.translate(_STRUCT)
+            for kind in kinds.values()
+        )
         self._struct = struct.Struct("<" + "".join(parts))
         self.size = self._struct.size
         """Length in bytes."""
 
     def build(self, values: Mapping[str, Any]) -> bytes:
         """The structure as bytes; raise ValueError for a value that does not fit. Other values may stand among them."""
-        packed = [kind if isinstance(kind, bytes) else _packed(name, kind, values[name]) for name, kind in self._kinds.items()]
+        packed = [
+            kind if isinstance(kind, bytes) else _packed(name, kind, values[name])
+            for name, kind in self._kinds.items()
+        ]
         try:
             return self._struct.pack(*packed)
         except struct.error as error:
@@ -51,7 +57,9 @@ class Fields:
         if len(untrusted_raw) != self.size:
             raise ValueError(f"{len(untrusted_raw)} bytes where {self.size} belong")
         values: dict[str, Any] = {}
-        for (name, kind), value in zip(self._kinds.items(), self._struct.unpack(untrusted_raw), strict=True):
+        for (name, kind), value in zip(
+            self._kinds.items(), self._struct.unpack(untrusted_raw), strict=True
+        ):
             if isinstance(kind, bytes):
                 if value != kind:
                     raise ValueError(f"{name} is {value!r} and not {kind!r}")

@@ -21,7 +21,9 @@ class BadName(ValueError):
 def parse_name(untrusted_name: str, what: str = "name") -> str:
     """Return the name of a qube, a volume or an archive unchanged, or raise BadName."""
     if not _NAME.fullmatch(untrusted_name):
-        raise BadName(f"{what} {untrusted_name[:80]!r}: use 1 to 63 of A-Z a-z 0-9 _ . - starting with a letter or digit")
+        raise BadName(
+            f"{what} {untrusted_name[:80]!r}: use 1 to 63 of A-Z a-z 0-9 _ . - starting with a letter or digit"
+        )
     return untrusted_name
 
 

@@ -40,7 +40,11 @@ def open_chunks(
 
     The last chunk is cut at the record's size. Raises ChunkNotAuthentic, and whatever ``chunks`` and ``sink`` raise.
     """
-    opener, ids, size = Opener(keys), ChunkIds(keys, record.domain, record.chunk_size, record.suite), record.chunk_size
+    opener, ids, size = (
+        Opener(keys),
+        ChunkIds(keys, record.domain, record.chunk_size, record.suite),
+        record.chunk_size,
+    )
 
     def work(together: list[SealedChunk]) -> tuple[int, list[bytes]]:
         parts = []
@@ -49,7 +53,10 @@ def open_chunks(
                 parts.append(opener.open(chunk.id, chunk.untrusted_data, ids, size))
             except NotAuthentic as error:
                 raise ChunkNotAuthentic(chunk.number, str(error)) from None
-        offset, parts = together[0].number * size, [*parts[:-1], parts[-1][: record.size - together[-1].number * size]]
+        offset, parts = (
+            together[0].number * size,
+            [*parts[:-1], parts[-1][: record.size - together[-1].number * size]],
+        )
         if sink is None or ordered:
             return offset, parts if ordered else []
         sink(offset, parts)

@@ -31,7 +31,9 @@ def neighbours(chunks: Iterable[Chunk], most: int) -> Iterator[list[Chunk]]:
         yield group
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+) -> Iterator[Result]:
     """Yield ``work(item)`` for each item in order, with at most ``ahead`` items begun and not yet yielded.
 
     ``items`` is drawn in the calling thread. An exception in ``work`` or ``items`` is raised here, after which no

@@ -65,7 +65,9 @@ class Record(Clear):
 
     def digest(self, keys: Keys) -> bytes:
         """Keyed hash of what the record says; does not depend on the random salt it was sealed with."""
-        return hashlib.blake2b(self._clear() + self._secret(), digest_size=32, key=keys.sub_key("records")).digest()
+        return hashlib.blake2b(
+            self._clear() + self._secret(), digest_size=32, key=keys.sub_key("records")
+        ).digest()
 
     def _clear(self) -> bytes:
         return CLEAR.build({**vars(self), "format": FORMAT})
@@ -81,7 +83,9 @@ def read_clear(untrusted_record: bytes) -> Clear:
     parsed = _parse(CLEAR, untrusted_record[:CLEAR_SIZE])
     kind, clear = parsed.pop("format"), Clear(**parsed)
     if kind != FORMAT or clear.suite not in SUITES:
-        raise NotAuthentic(f"record of format {kind}, suite {clear.suite}, which this version does not know")
+        raise NotAuthentic(
+            f"record of format {kind}, suite {clear.suite}, which this version does not know"
+        )
     if clear.chunk_size not in CHUNK_SIZES or clear.size > MAX_VOLUME_SIZE:
         raise NotAuthentic("record with an impossible size")
     return clear
@@ -90,7 +94,9 @@ def read_clear(untrusted_record: bytes) -> Clear:
 def open_record(untrusted_record: bytes, keys: Keys) -> Record:
     """Authenticate a record and return all it says, or raise NotAuthentic."""
     clear = read_clear(untrusted_record)
-    body = open_bytes(keys.sub_key("records"), untrusted_record[CLEAR_SIZE:], untrusted_record[:CLEAR_SIZE])
+    body = open_bytes(
+        keys.sub_key("records"), untrusted_record[CLEAR_SIZE:], untrusted_record[:CLEAR_SIZE]
+    )
     secret = _parse(SECRET, body)
     try:
         parse_name(secret["qube"], "qube")

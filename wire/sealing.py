@@ -68,7 +68,9 @@ class ChunkIds:
     def __init__(self, keys: Keys, domain: bytes, chunk_size: int, suite: int) -> None:
         """``suite`` is one of SUITES."""
         sha256 = suite == SUITE_SHA256
-        self._key = keys.sub_key("chunk ids 2" if sha256 else "chunk ids", domain)  # one key, one algorithm
+        self._key = keys.sub_key(
+            "chunk ids 2" if sha256 else "chunk ids", domain
+        )  # one key, one algorithm
         self._hash = self._sha256 if sha256 else self._blake2b
         self._zeros = self._hash(bytes(chunk_size))
 
@@ -101,7 +103,10 @@ class Sealer:
 
         compressor = getattr(_THREAD, "compressor", None)
         if compressor is None or compressor[0] != self._level:
-            compressor = _THREAD.compressor = (self._level, zstandard.ZstdCompressor(level=self._level))
+            compressor = _THREAD.compressor = (
+                self._level,
+                zstandard.ZstdCompressor(level=self._level),
+            )
         method, data = METHOD_ZSTD, compressor[1].compress(chunk)
         if self._padding:
             method, data = METHOD_PADDED, self._padded(data)
@@ -125,7 +130,9 @@ class Opener:
         self._key = keys.sub_key("sealing")
         self._streams: dict[bytes, AESGCM] = {}
 
-    def open(self, chunk_id: bytes, untrusted_sealed: bytes | memoryview, ids: ChunkIds, chunk_size: int) -> bytes:
+    def open(
+        self, chunk_id: bytes, untrusted_sealed: bytes | memoryview, ids: ChunkIds, chunk_size: int
+    ) -> bytes:
         """Authenticate, decompress to at most ``chunk_size`` bytes, check the id. Raise NotAuthentic."""
         if not OVERHEAD <= len(untrusted_sealed) <= chunk_size + OVERHEAD:
             raise NotAuthentic("sealed chunk has an impossible length")
@@ -200,10 +207,17 @@ def _decrypt(aead: Any, nonce: bytes, data: bytes | memoryview, associated: byte
 def seal_bytes(key: bytes, plain: bytes, associated: bytes) -> bytes:
     """Seal a short text: salt, nonce, AES-256-GCM, under a key derived from ``key`` and the random salt."""
     salt, nonce = os.urandom(SALT_SIZE), bytes(NONCE_SIZE)
-    return salt + nonce + bytes(_aead(derive(key, b"stream", salt)).encrypt(nonce, plain, associated))
+    return (
+        salt + nonce + bytes(_aead(derive(key, b"stream", salt)).encrypt(nonce, plain, associated))
+    )
 
 
 def open_bytes(key: bytes, untrusted_sealed: bytes, associated: bytes) -> bytes:
     """Undo seal_bytes, or raise NotAuthentic."""
     salt, nonce = untrusted_sealed[:SALT_SIZE], untrusted_sealed[SALT_SIZE : SALT_SIZE + NONCE_SIZE]
-    return _decrypt(_aead(derive(key, b"stream", salt)), nonce, untrusted_sealed[SALT_SIZE + NONCE_SIZE :], associated)
+    return _decrypt(
+        _aead(derive(key, b"stream", salt)),
+        nonce,
+        untrusted_sealed[SALT_SIZE + NONCE_SIZE :],
+        associated,
+    )

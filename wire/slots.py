@@ -41,7 +41,13 @@ def _wrapping_key(raw_head: bytes, secret: bytes) -> bytes:
 
 def make_slot(kind: int, secret: bytes, master: bytes, archive: bytes) -> bytes:
     """Wrap ``master`` for the archive under a passphrase (UTF-8 bytes) or a recovery key (20 bytes)."""
-    fields = {"kind": kind, "log_n": SCRYPT_LOG_N, "r": SCRYPT_R, "p": SCRYPT_P, "salt": os.urandom(16)}
+    fields = {
+        "kind": kind,
+        "log_n": SCRYPT_LOG_N,
+        "r": SCRYPT_R,
+        "p": SCRYPT_P,
+        "salt": os.urandom(16),
+    }
     head = _HEAD.build(fields)
     return head + seal_bytes(_wrapping_key(head, secret), master, head + archive)
 
@@ -67,12 +73,16 @@ def open_any(untrusted_slots: Iterable[bytes], secret: bytes, archive: bytes) ->
     secrets = [(KIND_PASSPHRASE, secret)]
     with contextlib.suppress(BadRecoveryKey):
         secrets.append((KIND_RECOVERY, parse_recovery(secret.decode("utf-8", "replace"))))
-    tried = (open_slot(slot, kind, one, archive) for kind, one in secrets for slot in untrusted_slots)
+    tried = (
+        open_slot(slot, kind, one, archive) for kind, one in secrets for slot in untrusted_slots
+    )
     return next((master for master in tried if master is not None), None)
 
 
 def _check(index: int, group: str) -> str:
-    weighted = sum(weight * _ALPHABET.index(letter) for weight, letter in zip((1, 3, 5, 7), group, strict=True))
+    weighted = sum(
+        weight * _ALPHABET.index(letter) for weight, letter in zip((1, 3, 5, 7), group, strict=True)
+    )
     return _ALPHABET[(weighted + index) % 32]
 
 
@@ -85,7 +95,13 @@ def recovery_text(secret: bytes) -> str:
 
 def parse_recovery(text: str) -> bytes:
     """Undo recovery_text, forgiving case, spaces and dashes; raise BadRecoveryKey naming the wrong group."""
-    letters = "".join(text.upper().split()).replace("-", "").replace("0", "O").replace("1", "I").replace("8", "B")
+    letters = (
+        "".join(text.upper().split())
+        .replace("-", "")
+        .replace("0", "O")
+        .replace("1", "I")
+        .replace("8", "B")
+    )
     if len(letters) != 40:
         raise BadRecoveryKey(f"a recovery key has 40 letters and digits, this one {len(letters)}")
     groups = [letters[at : at + 5] for at in range(0, 40, 5)]

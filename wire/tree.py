@@ -33,7 +33,9 @@ class Tree:
         self.zero_page = self._page(ZERO_PAGE)
 
     def _page(self, ids: bytes) -> bytes:
-        return hashlib.blake2b(ids, digest_size=DIGEST_SIZE, key=self._key, person=b"sparsebak page").digest()
+        return hashlib.blake2b(
+            ids, digest_size=DIGEST_SIZE, key=self._key, person=b"sparsebak page"
+        ).digest()
 
     def page(self, ids: bytes) -> bytes:
         """Digest of up to 1,024 ids (32 bytes each); a shorter page counts as filled up with zero ids."""

@@ -93,7 +93,10 @@ class Archive:
         image = Image(self.storage, series[: series.index(session) + 1])
         for name, error in self.damaged.items():
             if image.first.file < name < session.file and name.split("/")[1] == session.volume:
-                raise DamagedError(f"{session.name} builds on a damaged session: {error}", "older sessions can still be had")
+                raise DamagedError(
+                    f"{session.name} builds on a damaged session: {error}",
+                    "older sessions can still be had",
+                )
         return image
 
     # Catalog
@@ -139,7 +142,9 @@ class Archive:
 
     def _rebuilt(self, free: bool = False) -> Catalog:
         path = self.storage.local(catalogs.NAME)
-        if not self.writing:  # others may be reading too, or the disk may be read-only: keep it to ourselves
+        if (
+            not self.writing
+        ):  # others may be reading too, or the disk may be read-only: keep it to ourselves
             self._temporary = catalogs.folder_aside()
             path = Path(self._temporary.name) / catalogs.NAME
         beside = path.with_name(path.name + ".tmp")
@@ -150,8 +155,14 @@ class Archive:
     def _build_catalog(self, path: Path, free: bool) -> None:
         catalog = Catalog.create(path, self.parameters.archive)
         catalog.begin()
-        numbered = ((catalog.add_pack(name), name) for name in self.storage.names("packs", packs.SUFFIX))
-        twice = catalog.fill((e.id, number, e.offset, e.length) for number, name in numbered for e in self._entries(name))
+        numbered = (
+            (catalog.add_pack(name), name) for name in self.storage.names("packs", packs.SUFFIX)
+        )
+        twice = catalog.fill(
+            (e.id, number, e.offset, e.length)
+            for number, name in numbered
+            for e in self._entries(name)
+        )
         with packs.PackReader(self.storage) as reader:
             for chunk_id, number, offset, length in twice:
                 self._choose(catalog, reader, packs.Packed(chunk_id, offset, length, b""), number)
@@ -180,7 +191,9 @@ class Archive:
 
     def _index_pack(self, catalog: Catalog, name: str) -> None:
         number, entries = catalog.add_pack(name), self._entries(name)
-        twice = set(catalog.add_all(number, [(entry.id, entry.offset, entry.length) for entry in entries]))
+        twice = set(
+            catalog.add_all(number, [(entry.id, entry.offset, entry.length) for entry in entries])
+        )
         with packs.PackReader(self.storage) as reader:
             for entry in entries if twice else ():
                 if entry.id in twice:
@@ -194,24 +207,38 @@ class Archive:
             return list(packs.scan(self.storage, name, self.parameters.chunk_size))
 
     @staticmethod
-    def _choose(catalog: Catalog, reader: packs.PackReader, entry: packs.Packed, number: int) -> None:
+    def _choose(
+        catalog: Catalog, reader: packs.PackReader, entry: packs.Packed, number: int
+    ) -> None:
         """Two packs have this chunk, and one of the two may be a hole or damaged: keep a sound one."""
         names = catalog.packs()
         other = catalog.places([entry.id])[entry.id]
-        if reader.sound(names[number], entry) and not reader.sound(other.pack, entry._replace(offset=other.offset)):
+        if reader.sound(names[number], entry) and not reader.sound(
+            other.pack, entry._replace(offset=other.offset)
+        ):
             catalog.put(entry.id, number, entry.offset, entry.length)
         catalog.set_meta("limbo", "twice")
 
     def recover(self) -> None:
         """When writing begins: finish what a run that died left half done."""
         self.storage.clean()
-        stored = {name.rpartition("-")[2].removesuffix(sessions.SUFFIX) for name in self.session_files()}
+        stored = {
+            name.rpartition("-")[2].removesuffix(sessions.SUFFIX) for name in self.session_files()
+        }
         left = self.storage.names("volumes", partial.SUFFIX)
-        self.storage.remove(*(name for name in left if name.rpartition("/")[2].removesuffix(partial.SUFFIX) in stored))
+        self.storage.remove(
+            *(
+                name
+                for name in left
+                if name.rpartition("/")[2].removesuffix(partial.SUFFIX) in stored
+            )
+        )
         try:
             self._recover_catalog()
         except sqlite3.DatabaseError:
-            self.warnings.append(f"{self.storage.describe(catalogs.NAME)} was damaged; it has been rebuilt")
+            self.warnings.append(
+                f"{self.storage.describe(catalogs.NAME)} was damaged; it has been rebuilt"
+            )
             self.rebuild_catalog()
         give_back(self)
         self.catalog.set_meta("sweep", None)
@@ -232,7 +259,9 @@ class Archive:
             self._index_pack(catalog, name)
         for chunk_id in catalog.places(missing):  # another run had moved them
             del missing[chunk_id]
-        for name in sorted({missing[chunk_id] for chunk_id in references.referenced(self, set(missing))}):
+        for name in sorted(
+            {missing[chunk_id] for chunk_id in references.referenced(self, set(missing))}
+        ):
             self.warnings.append(f"{self.storage.describe(name)} is missing; run: sparsebak scrub")
         self._drop_unreferenced(catalog, free=catalog.meta("sweep") is not None)
         catalog.commit()
@@ -253,13 +282,17 @@ def give_back(archive: Archive) -> int:
     if not numbers:
         return 0
     names = catalog.packs()
-    dead = _dead_packs(archive, {number: names[number] for number in numbers if not catalog.holds_any(number)})
+    dead = _dead_packs(
+        archive, {number: names[number] for number in numbers if not catalog.holds_any(number)}
+    )
     given = sum(storage.allocated(name) for name in dead.values() if storage.exists(name))
     if dead:
         try:
             storage.remove(*dead.values())
         except ForbiddenError as error:  # whoever may only add leaves it to whoever may remove
-            archive.warnings.append(f"{error}; space is given back by a prune that may remove files")
+            archive.warnings.append(
+                f"{error}; space is given back by a prune that may remove files"
+            )
             return 0
         catalog.begin()
         for number in dead:
@@ -328,6 +361,8 @@ def create_archive(location: str | Path, settings: Parameters) -> None:
     """Make an empty archive in a directory, made if missing, or at a URL; raise SparsebakError where there is one."""
     storage = open_storage(location)
     if storage.exists(parameters.NAME):
-        raise SparsebakError(f"there is an archive in {storage.describe()} already", "choose an empty directory")
+        raise SparsebakError(
+            f"there is an archive in {storage.describe()} already", "choose an empty directory"
+        )
     storage.prepare()
     settings.save(storage)

@@ -59,7 +59,10 @@ class Catalog:
         self.path, self._read_only = path, read_only
         if read_only:
             self._db = sqlite3.connect(
-                f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
+                f"file:{path}?mode=ro&immutable=1",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
             )
         else:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -146,12 +149,16 @@ class Catalog:
     def add(self, chunk_id: bytes, pack: int, offset: int, length: int) -> bool:
         """Add a chunk; False, and nothing done, when it is there already."""
         row = (chunk_id, pack, offset, length)
-        return self._db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", row).rowcount == 1
+        return (
+            self._db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", row).rowcount == 1
+        )
 
     def add_all(self, pack: int, chunks: Sequence[tuple[bytes, int, int]]) -> list[bytes]:
         """Add chunks of a pack, given as id, offset and length; returns the ids that are there already, in whichever pack."""
         rows = [(chunk_id, pack, offset, length) for chunk_id, offset, length in chunks]
-        if self._db.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", rows).rowcount == len(rows):
+        if self._db.executemany(
+            "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", rows
+        ).rowcount == len(rows):
             return []
         mine, twice = self.in_pack(pack), []
         for chunk_id, offset, _ in chunks:
@@ -159,14 +166,18 @@ class Catalog:
                 twice.append(chunk_id)
         return twice
 
-    def fill(self, chunks: Iterable[tuple[bytes, int, int, int]]) -> list[tuple[bytes, int, int, int]]:
+    def fill(
+        self, chunks: Iterable[tuple[bytes, int, int, int]]
+    ) -> list[tuple[bytes, int, int, int]]:
         """Add all chunks of an empty catalog, given as id, pack, offset and length; returns those whose ids came before.
 
         They are added in the order of their ids: many of them at random take many times as long.
         """
         twice: list[tuple[bytes, int, int, int]] = []
 
-        def once(rows: Iterable[tuple[bytes, int, int, int]]) -> Iterator[tuple[bytes, int, int, int]]:
+        def once(
+            rows: Iterable[tuple[bytes, int, int, int]],
+        ) -> Iterator[tuple[bytes, int, int, int]]:
             last = b""
             for row in rows:
                 if row[0] == last:
@@ -175,10 +186,14 @@ class Catalog:
                     last = row[0]
                     yield row
 
-        self._db.execute("CREATE TEMP TABLE gathered (id BLOB, pack INTEGER, offset INTEGER, length INTEGER)")
+        self._db.execute(
+            "CREATE TEMP TABLE gathered (id BLOB, pack INTEGER, offset INTEGER, length INTEGER)"
+        )
         self._db.executemany("INSERT INTO gathered VALUES (?, ?, ?, ?)", chunks)
         self._db.execute("DROP INDEX chunks_by_pack")
-        rows = self._db.execute("SELECT id, pack, offset, length FROM gathered ORDER BY id, pack, offset")
+        rows = self._db.execute(
+            "SELECT id, pack, offset, length FROM gathered ORDER BY id, pack, offset"
+        )
         self._db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?)", once(rows))
         self._db.execute(_BY_PACK)
         self._db.execute("DROP TABLE gathered")
@@ -186,7 +201,9 @@ class Catalog:
 
     def put(self, chunk_id: bytes, pack: int, offset: int, length: int) -> None:
         """Add a chunk, or say where it lies now."""
-        self._db.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?)", (chunk_id, pack, offset, length))
+        self._db.execute(
+            "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?)", (chunk_id, pack, offset, length)
+        )
 
     def remove(self, chunk_id: bytes) -> None:
         """Forget a chunk."""
@@ -194,7 +211,9 @@ class Catalog:
 
     def has(self, chunk_id: bytes) -> bool:
         """Whether a chunk is stored."""
-        return self._db.execute("SELECT 1 FROM chunks WHERE id=?", (chunk_id,)).fetchone() is not None
+        return (
+            self._db.execute("SELECT 1 FROM chunks WHERE id=?", (chunk_id,)).fetchone() is not None
+        )
 
     def places(self, ids: Iterable[bytes]) -> dict[bytes, Place]:
         """Where chunks lie; those not stored are missing from the answer."""
@@ -209,7 +228,9 @@ class Catalog:
 
     def count(self) -> tuple[int, int]:
         """Chunks stored and their sealed bytes."""
-        chunks, size = self._db.execute("SELECT count(*), coalesce(sum(length), 0) FROM chunks").fetchone()
+        chunks, size = self._db.execute(
+            "SELECT count(*), coalesce(sum(length), 0) FROM chunks"
+        ).fetchone()
         return int(chunks), int(size)
 
     def lengths(self) -> Iterator[tuple[bytes, list[int]]]:
@@ -227,7 +248,9 @@ class Catalog:
 
     def notes(self, prefix: str) -> dict[str, str]:
         """Remembered values whose keys begin with ``prefix``."""
-        rows = self._db.execute("SELECT key, value FROM meta WHERE substr(key, 1, ?) = ?", (len(prefix), prefix))
+        rows = self._db.execute(
+            "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)
+        )
         return {str(key): str(value) for key, value in rows}
 
     def in_pack(self, number: int) -> dict[int, bytes]:
@@ -236,12 +259,16 @@ class Catalog:
 
     def chunks_in(self, number: int) -> list[tuple[bytes, int, int]]:
         """Id, offset and length of each chunk in a pack, by offset."""
-        return self._db.execute("SELECT id, offset, length FROM chunks WHERE pack=? ORDER BY offset", (number,)).fetchall()
+        return self._db.execute(
+            "SELECT id, offset, length FROM chunks WHERE pack=? ORDER BY offset", (number,)
+        ).fetchall()
 
     def free(self, ids: Iterable[bytes]) -> int:
         """Move chunks to ``freed``: nothing refers to them any more. Returns how many were there."""
         rows = [(chunk_id,) for chunk_id in ids]
-        self._db.executemany("INSERT INTO freed SELECT pack, offset, length FROM chunks WHERE id=?", rows)
+        self._db.executemany(
+            "INSERT INTO freed SELECT pack, offset, length FROM chunks WHERE id=?", rows
+        )
         return self._db.executemany("DELETE FROM chunks WHERE id=?", rows).rowcount
 
     def packs_with_freed(self) -> list[int]:
@@ -251,7 +278,9 @@ class Catalog:
     def freed_in(self, number: int) -> tuple[str, list[tuple[int, int]]]:
         """A pack's name, and offset and length of each freed chunk in it, by offset."""
         (name,) = self._db.execute("SELECT name FROM packs WHERE number=?", (number,)).fetchone()
-        rows = self._db.execute("SELECT offset, length FROM freed WHERE pack=? ORDER BY offset", (number,)).fetchall()
+        rows = self._db.execute(
+            "SELECT offset, length FROM freed WHERE pack=? ORDER BY offset", (number,)
+        ).fetchall()
         return name, rows
 
     def forget_freed(self, pack: int) -> None:
@@ -260,7 +289,10 @@ class Catalog:
 
     def holds_any(self, pack: int) -> bool:
         """Whether a pack holds a chunk that anything refers to."""
-        return self._db.execute("SELECT 1 FROM chunks WHERE pack=? LIMIT 1", (pack,)).fetchone() is not None
+        return (
+            self._db.execute("SELECT 1 FROM chunks WHERE pack=? LIMIT 1", (pack,)).fetchone()
+            is not None
+        )
 
     def drop_unreferenced(self, references: Iterable[Iterable[bytes]], free: bool) -> int:
         """Take every chunk that is not among the references out, to ``freed`` if so wanted; returns how many."""
@@ -268,7 +300,9 @@ class Catalog:
         self._db.execute("CREATE TEMP TABLE listed (id BLOB)")
         for ids in references:
             self._db.executemany("INSERT INTO listed VALUES (?)", ((chunk_id,) for chunk_id in ids))
-        self._db.execute("INSERT OR IGNORE INTO referenced SELECT id FROM listed ORDER BY id")  # at random takes longer
+        self._db.execute(
+            "INSERT OR IGNORE INTO referenced SELECT id FROM listed ORDER BY id"
+        )  # at random takes longer
         self._db.execute("DROP TABLE listed")
         dead = "FROM chunks WHERE id NOT IN (SELECT id FROM referenced)"
         if free:

@@ -37,7 +37,9 @@ class Image:
                 window[max(session.inherit - first, 0) :] = 0
             low, high = np.searchsorted(one.numbers, [np.uint64(first), np.uint64(end)])
             if low < high:
-                window[(one.numbers[low:high] - np.uint64(first)).astype(np.intp)] = one.ids[low:high]
+                window[(one.numbers[low:high] - np.uint64(first)).astype(np.intp)] = one.ids[
+                    low:high
+                ]
         return window
 
     def arrays(self) -> "Iterator[tuple[int, Ids]]":

@@ -88,7 +88,9 @@ class Incoming:
         self._store.flush()
         self._make_room()
         partial, storage = self._partial, self._archive.storage
-        stored = sessions.write(storage, self._record, self._inherit, partial.count, partial.numbers(), partial.ids())
+        stored = sessions.write(
+            storage, self._record, self._inherit, partial.count, partial.numbers(), partial.ids()
+        )
         partial.discard()
         return stored
 

@@ -26,7 +26,9 @@ class Merge:
     def __init__(self, storage: Storage, series: list[Session]) -> None:
         self._storage, self._series = storage, series
         self._columns = [sessions.columns(storage, session) for session in series]
-        self._end = max((int(one.numbers[-1]) + 1 for one in self._columns if len(one.numbers)), default=0)
+        self._end = max(
+            (int(one.numbers[-1]) + 1 for one in self._columns if len(one.numbers)), default=0
+        )
 
     def windows(self) -> "Iterator[tuple[Numbers, Ids, list[Ids]]]":
         """Of each window: chunk numbers and ids that are left, and the ids that were superseded."""
@@ -41,7 +43,9 @@ class Merge:
                     cut[: max(session.inherit - first, 0)] = False
                     superseded.append(ids[cut])
                     held &= ~cut
-                low, high = np.searchsorted(columns.numbers, [np.uint64(first), np.uint64(first + WINDOW)])
+                low, high = np.searchsorted(
+                    columns.numbers, [np.uint64(first), np.uint64(first + WINDOW)]
+                )
                 if low < high:
                     at = (columns.numbers[low:high] - np.uint64(first)).astype(np.intp)
                     superseded.append(ids[at[held[at]]])
@@ -60,7 +64,9 @@ class Merge:
                 for part in gone:
                     superseded.write(part.tobytes())
             inherit = min(session.inherit for session in self._series)
-            return sessions.write(self._storage, last.record, inherit, count, blocks(numbers), blocks(ids))
+            return sessions.write(
+                self._storage, last.record, inherit, count, blocks(numbers), blocks(ids)
+            )
 
 
 def blocks(file: IO[bytes]) -> Iterator[bytes]:

@@ -57,14 +57,18 @@ class Notes:
     def keep_only(self, sessions: Iterable[bytes]) -> None:
         """Forget sessions that are gone."""
         present = {session.hex() for session in sessions}
-        self.sessions = {key: note for key, note in self.sessions.items() if key in present and note != Note()}
+        self.sessions = {
+            key: note for key, note in self.sessions.items() if key in present and note != Note()
+        }
         self.verified = {key: check for key, check in self.verified.items() if key in present}
 
 
 def parse_tag(text: str) -> str:
     """A tag: up to 63 letters, digits and ``_.:+-``; not what could be a session's time, or ``latest``. Raise UsageError."""
     if not _TAG.fullmatch(text) or text[:8].isdigit() or text in ("latest", "all"):
-        raise UsageError(f"{text[:80]!r} cannot be a tag: use letters, digits and _ . : + -, and no date")
+        raise UsageError(
+            f"{text[:80]!r} cannot be a tag: use letters, digits and _ . : + -, and no date"
+        )
     return text
 
 
@@ -84,11 +88,16 @@ def load(storage: Storage) -> Notes:
     body, _, check = raw.rstrip(b"\n").rpartition(b"\n")
     path = storage.describe(NAME)
     if check.decode("ascii", "replace") != _digest(body):
-        raise DamagedError(f"{path} is damaged: its checksum is wrong", "restore it from a copy, or remove it and tag again")
+        raise DamagedError(
+            f"{path} is damaged: its checksum is wrong",
+            "restore it from a copy, or remove it and tag again",
+        )
     try:
         return _parse(json.loads(body))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
-        raise DamagedError(f"{path} makes no sense: {error}", "restore it from a copy, or remove it and tag again") from None
+        raise DamagedError(
+            f"{path} makes no sense: {error}", "restore it from a copy, or remove it and tag again"
+        ) from None
 
 
 def _parse(fields: dict[str, Any]) -> Notes:
@@ -96,7 +105,9 @@ def _parse(fields: dict[str, Any]) -> Notes:
         raise ValueError(f"format {fields['format']}; this version knows {FORMAT}")
     notes = Notes()
     for key, note in fields["sessions"].items():
-        notes.sessions[key] = Note(frozenset(parse_tag(tag) for tag in note["tags"]), parse_note(note["note"]))
+        notes.sessions[key] = Note(
+            frozenset(parse_tag(tag) for tag in note["tags"]), parse_note(note["note"])
+        )
     for key, check in fields["verified"].items():
         notes.verified[key] = _check(check)
     if fields["scrubbed"] is not None:
@@ -114,8 +125,13 @@ def _check(fields: Any) -> Check:
 def _dump(notes: Notes) -> bytes:
     fields = {
         "format": FORMAT,
-        "sessions": {key: {"tags": sorted(n.tags), "note": n.text} for key, n in sorted(notes.sessions.items())},
-        "verified": {key: [check.time, check.sound] for key, check in sorted(notes.verified.items())},
+        "sessions": {
+            key: {"tags": sorted(n.tags), "note": n.text}
+            for key, n in sorted(notes.sessions.items())
+        },
+        "verified": {
+            key: [check.time, check.sound] for key, check in sorted(notes.verified.items())
+        },
         "scrubbed": [notes.scrubbed.time, notes.scrubbed.sound] if notes.scrubbed else None,
     }
     body = json.dumps(fields).encode()
@@ -131,7 +147,9 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
     try:
         fd = lock(storage.local(LOCK), patience=_PATIENCE)
     except Busy:
-        raise LockedError(f"{storage.local(LOCK)} is held by another run", "wait for it to end, then try again") from None
+        raise LockedError(
+            f"{storage.local(LOCK)} is held by another run", "wait for it to end, then try again"
+        ) from None
     with closing_fd(fd):
         notes = load(storage)
         before = _dump(notes)

@@ -96,7 +96,9 @@ class PackReader:
         try:
             reader = self._open[name] = self._storage.reader(name)
         except FileNotFoundError:
-            raise DamagedError(f"{self._storage.describe(name)} is missing", "run: sparsebak scrub") from None
+            raise DamagedError(
+                f"{self._storage.describe(name)} is missing", "run: sparsebak scrub"
+            ) from None
         if len(self._open) > _OPEN_FILES:
             self._open.popitem(last=False)[1].close()
         return reader
@@ -128,18 +130,32 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
         head = PACK_HEAD.parse(reader.read(0, PACK_HEAD_SIZE))
         tail = reader.read(max(size - _TAIL, 0), _TAIL)
         footer = FOOTER.parse(tail[-FOOTER_SIZE:])
-        if head["archive"] != archive or footer["index"] + footer["count"] * INDEX_ENTRY_SIZE + FOOTER_SIZE != size:
-            raise DamagedError(f"{storage.describe(name)} is damaged: head and foot do not fit together")
+        if (
+            head["archive"] != archive
+            or footer["index"] + footer["count"] * INDEX_ENTRY_SIZE + FOOTER_SIZE != size
+        ):
+            raise DamagedError(
+                f"{storage.describe(name)} is damaged: head and foot do not fit together"
+            )
         length = footer["count"] * INDEX_ENTRY_SIZE
-        whole = tail if length + FOOTER_SIZE <= len(tail) else reader.read(footer["index"], length + FOOTER_SIZE)
+        whole = (
+            tail
+            if length + FOOTER_SIZE <= len(tail)
+            else reader.read(footer["index"], length + FOOTER_SIZE)
+        )
         index = whole[len(whole) - FOOTER_SIZE - length : len(whole) - FOOTER_SIZE]
     except ValueError:
-        raise DamagedError(f"{storage.describe(name)} is damaged: no pack head or foot where they belong") from None
+        raise DamagedError(
+            f"{storage.describe(name)} is damaged: no pack head or foot where they belong"
+        ) from None
     finally:
         reader.close()
     if checksum(index) != footer["checksum"]:
         raise DamagedError(f"{storage.describe(name)} is damaged: its index has another checksum")
-    return [Packed(chunk_id, offset, length, digest) for offset, length, chunk_id, digest in INDEX_ENTRY.iter_unpack(index)]
+    return [
+        Packed(chunk_id, offset, length, digest)
+        for offset, length, chunk_id, digest in INDEX_ENTRY.iter_unpack(index)
+    ]
 
 
 def scan(storage: Storage, name: str, chunk_size: int) -> Iterator[Packed]:

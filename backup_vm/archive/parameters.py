@@ -43,7 +43,10 @@ class Parameters:
         master = open_any(self.slots, passphrase, self.archive)
         if master is not None:
             return Keys(master)
-        raise WrongKeyError("this passphrase or recovery key does not open the archive", "check it and type it again")
+        raise WrongKeyError(
+            "this passphrase or recovery key does not open the archive",
+            "check it and type it again",
+        )
 
     def save(self, storage: Storage) -> None:
         """Write archive.toml."""
@@ -81,7 +84,12 @@ def load(storage: Storage) -> Parameters:
         raise DamagedError(f"{storage.describe(NAME)} is damaged: its checksum is wrong", hint)
     try:
         return _parse(storage, tomllib.loads(body.decode()))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:  # whoever writes a disk can write a checksum
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # whoever writes a disk can write a checksum
         raise DamagedError(f"{storage.describe(NAME)} makes no sense: {error}") from None
 
 

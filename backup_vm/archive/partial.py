@@ -38,7 +38,9 @@ class Partial:
         name = f"volumes/{offer.volume_id.hex()}/{offer.session.hex()}{SUFFIX}"
         path = storage.local(name)
         make_directory(path.parent)
-        with closing_fd(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)) as fd:
+        with closing_fd(
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        ) as fd:
             os.pwrite(fd, offer.build(), 0)
         return cls(storage, name, offer)
 

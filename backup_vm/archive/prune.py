@@ -43,7 +43,13 @@ def prune(archive: Archive, doomed: Iterable[Session]) -> Pruned:
             _merge(archive, run, successor, candidates)
         archive.storage.remove(*sorted(gone, reverse=True))
         _forget_notes(
-            archive, (session.clear.session for series in volumes.values() for session in series if session.file not in gone)
+            archive,
+            (
+                session.clear.session
+                for series in volumes.values()
+                for session in series
+                if session.file not in gone
+            ),
         )
         pruned = _free(archive, candidates, len(gone))
     archive.catalog.set_meta("sweep", None)
@@ -59,7 +65,9 @@ def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
         notes.change(archive.storage, lambda every: every.keep_only(kept))
 
 
-def _groups(series: list[Session], gone: frozenset[str]) -> Iterator[tuple[list[Session], Session | None]]:
+def _groups(
+    series: list[Session], gone: frozenset[str]
+) -> Iterator[tuple[list[Session], Session | None]]:
     """Each run of doomed sessions, and the session after it that takes their entries over; None if there is none."""
     run: list[Session] = []
     for session in series:
@@ -80,7 +88,9 @@ def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]])
                 sessions.check(archive.storage, session)
 
 
-def _merge(archive: Archive, run: list[Session], successor: Session | None, candidates: IO[bytes]) -> None:
+def _merge(
+    archive: Archive, run: list[Session], successor: Session | None, candidates: IO[bytes]
+) -> None:
     """Fold a run of doomed sessions into its successor, in one pass; ids that it does not take over become candidates."""
     if successor is not None:
         Merge(archive.storage, [*run, successor]).store(candidates)

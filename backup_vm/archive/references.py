@@ -20,7 +20,9 @@ def columns(archive: "Archive") -> "Iterator[Ids]":
     import numpy as np
 
     for name in archive.session_files():
-        for _, ids in sessions.columns(archive.storage, sessions.load(archive.storage, name)).slices():
+        for _, ids in sessions.columns(
+            archive.storage, sessions.load(archive.storage, name)
+        ).slices():
             yield ids
     for one in archive.partials():
         for raw in one.ids():

@@ -33,7 +33,13 @@ def _rewrite(archive: Archive, name: str, live: list[tuple[bytes, int, int]]) ->
     try:
         with PackReader(archive.storage) as reader:
             for chunk_id, offset, length in live:
-                places.append((chunk_id, pack.add(chunk_id, reader.read(name, chunk_id, offset, length)), length))
+                places.append(
+                    (
+                        chunk_id,
+                        pack.add(chunk_id, reader.read(name, chunk_id, offset, length)),
+                        length,
+                    )
+                )
         pack.finish()
     except BaseException:
         pack.abandon()

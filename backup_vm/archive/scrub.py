@@ -67,14 +67,20 @@ def _catalog(archive: Archive) -> Iterator[Finding]:
         problem = "it did not say where the chunks are"
     if problem:
         archive.rebuild_catalog()
-        yield Finding(catalogs.NAME, f"{archive.storage.describe(catalogs.NAME)}: {problem}; it has been rebuilt")
+        yield Finding(
+            catalogs.NAME,
+            f"{archive.storage.describe(catalogs.NAME)}: {problem}; it has been rebuilt",
+        )
 
 
 def _misplaces(archive: Archive) -> bool:
     """Whether the catalog puts a chunk where its pack's index has none."""
     for number, name in archive.catalog.packs().items():
         try:
-            held = {entry.offset: entry.id for entry in packs.read_index(archive.storage, name, archive.parameters.archive)}
+            held = {
+                entry.offset: entry.id
+                for entry in packs.read_index(archive.storage, name, archive.parameters.archive)
+            }
         except (DamagedError, FileNotFoundError):
             continue  # told of when the pack is looked at
         if not archive.catalog.in_pack(number).items() <= held.items():
@@ -92,7 +98,11 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
         yield Finding(name, str(error))
         entries = list(packs.scan(storage, name, archive.parameters.chunk_size))
     found = {entry.offset: entry for entry in entries}
-    wrong = [offset for offset, chunk_id in live.items() if offset not in found or found[offset].id != chunk_id]
+    wrong = [
+        offset
+        for offset, chunk_id in live.items()
+        if offset not in found or found[offset].id != chunk_id
+    ]
     reader = storage.reader(name)
     try:
         bad = [entry for entry in entries if not _sound(reader, entry, entry.offset in live)]
@@ -108,7 +118,11 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
         if spoils:
             _forget(archive, entry.id)
         text = f"{path} is damaged at byte {entry.offset} (chunk {entry.id.hex()[:16]})"
-        yield Finding(name, text if spoils else f"{text}, which no session needs", _users(archive, entry.id) if spoils else ())
+        yield Finding(
+            name,
+            text if spoils else f"{text}, which no session needs",
+            _users(archive, entry.id) if spoils else (),
+        )
     for offset in wrong:
         _forget(archive, live[offset])
         text = f"{path} does not hold chunk {live[offset].hex()[:16]} at byte {offset}"
@@ -164,4 +178,8 @@ def _missing(archive: Archive) -> Iterator[Finding]:
             lacking += len(wanted - archive.catalog.places(wanted).keys())
         if lacking:
             _rescan(archive, name)
-            yield Finding(name, f"{archive.storage.describe(name)}: {lacking} of its chunks are missing or damaged", (name,))
+            yield Finding(
+                name,
+                f"{archive.storage.describe(name)}: {lacking} of its chunks are missing or damaged",
+                (name,),
+            )

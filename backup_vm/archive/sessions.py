@@ -89,7 +89,10 @@ def load(storage: Storage, name: str) -> Session:
 
 def check(storage: Storage, session: Session) -> None:
     """Compare a session file with its digest and its name, or raise DamagedError."""
-    digest, left = hashlib.blake2b(digest_size=DIGEST_SIZE), storage.size(session.file) - DIGEST_SIZE
+    digest, left = (
+        hashlib.blake2b(digest_size=DIGEST_SIZE),
+        storage.size(session.file) - DIGEST_SIZE,
+    )
     path = storage.describe(session.file)
     with open(storage.local(session.file), "rb") as file:
         while left:
@@ -108,13 +111,22 @@ def digest(storage: Storage, session: Session) -> bytes:
         return file.read()
 
 
-def write(storage: Storage, record: bytes, inherit: int, count: int, numbers: Iterable[bytes], ids: Iterable[bytes]) -> Session:
+def write(
+    storage: Storage,
+    record: bytes,
+    inherit: int,
+    count: int,
+    numbers: Iterable[bytes],
+    ids: Iterable[bytes],
+) -> Session:
     """Store a session: ``count`` entries, given as byte strings of the two columns, in order."""
     name = file_name(read_clear(record))
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     new = storage.create(name)
     try:
-        for part in _parts(SESSION_HEAD.build({"inherit": inherit, "count": count, "record": record}), numbers, ids):
+        for part in _parts(
+            SESSION_HEAD.build({"inherit": inherit, "count": count, "record": record}), numbers, ids
+        ):
             digest.update(part)
             new.write(part)
         new.write(digest.digest())

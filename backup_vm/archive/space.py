@@ -73,7 +73,9 @@ class Account:
         self._by_session: dict[str, Indexes] = {}
         for series in volumes.values():
             for session in series:
-                at = self._by_session[session.file] = self._indexes(sessions.columns(self._storage, session).ids)
+                at = self._by_session[session.file] = self._indexes(
+                    sessions.columns(self._storage, session).ids
+                )
                 np.add.at(self._uses, at, 1)
 
     def _indexes(self, ids: "NDArray[np.uint8]") -> "Indexes":
@@ -140,7 +142,11 @@ class Account:
         import numpy as np
 
         if len(run) > 2:
-            return [self._indexes(part) for *_, parts in Merge(self._storage, run).windows() for part in parts]
+            return [
+                self._indexes(part)
+                for *_, parts in Merge(self._storage, run).windows()
+                for part in parts
+            ]
         old, new = (sessions.columns(self._storage, session).numbers for session in run)
         gone = np.isin(old, new, assume_unique=True) | (old >= np.uint64(run[1].inherit))
         return [self._by_session[run[0].file][gone]]

@@ -58,7 +58,9 @@ class Store:
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
 
-    def chunk(self, partial: Partial, number: int, chunk_id: bytes, sealed: bytes | memoryview) -> None:
+    def chunk(
+        self, partial: Partial, number: int, chunk_id: bytes, sealed: bytes | memoryview
+    ) -> None:
         """Take a chunk: ``sealed`` is empty for zeros, and for what the archive must hold already."""
         filling = self._filling
         if chunk_id != ZERO_ID and not self.holds(chunk_id):
@@ -74,7 +76,9 @@ class Store:
             self.stored += len(sealed)
         if not filling.groups or filling.groups[-1].partial is not partial:
             filling.groups.append(Group(partial))
-        filling.groups[-1].entries.append((number, chunk_id))  # one step, for Ctrl-C may come between any two
+        filling.groups[-1].entries.append(
+            (number, chunk_id)
+        )  # one step, for Ctrl-C may come between any two
         filling.entries += 1
         if filling.entries >= MAX_ENTRIES or (
             filling.pack is not None and filling.pack.size >= self._archive.storage.pack_size
@@ -107,7 +111,9 @@ class Store:
             self._keep(filling)
             return
         if self._background is None:
-            from concurrent.futures import ThreadPoolExecutor  # here, for most runs find little or nothing changed
+            from concurrent.futures import (
+                ThreadPoolExecutor,
+            )  # here, for most runs find little or nothing changed
 
             self._background = ThreadPoolExecutor(self._archive.storage.uploads)
         finish = filling.pack.finish if filling.pack is not None else lambda: None
@@ -141,7 +147,9 @@ class Store:
         for filled in settled:
             if filled.pack is not None:
                 number = self._catalog.add_pack(filled.pack.name)
-                self._catalog.add_all(number, [(chunk_id, *place) for chunk_id, place in filled.places.items()])
+                self._catalog.add_all(
+                    number, [(chunk_id, *place) for chunk_id, place in filled.places.items()]
+                )
         self._catalog.commit()
         for filled in settled:
             for group in filled.groups:

@@ -10,9 +10,16 @@ from backup_vm.text import size_text
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    assemble = commands.add_parser("assemble", help="write a session as a raw disk image; needs the key, but no agent")
+    assemble = commands.add_parser(
+        "assemble", help="write a session as a raw disk image; needs the key, but no agent"
+    )
     assemble.add_argument("volume", metavar="QUBE/VOLUME")
-    assemble.add_argument("--session", default="latest", metavar="S", help="its time, or the beginning of it (default: latest)")
+    assemble.add_argument(
+        "--session",
+        default="latest",
+        metavar="S",
+        help="its time, or the beginning of it (default: latest)",
+    )
     assemble.add_argument("-o", "--output", required=True, type=Path, metavar="IMAGE")
     assemble.add_argument("--force", action="store_true", help="replace an image that exists")
     key_option(assemble)
@@ -29,7 +36,9 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     target: Path = options.output
-    if target.exists() and (not target.is_file() or not (options.force or target.stat().st_size == 0)):
+    if target.exists() and (
+        not target.is_file() or not (options.force or target.stat().st_size == 0)
+    ):
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
     with context.open() as archive:
         keys = context.needed_keys(archive)
@@ -43,7 +52,14 @@ def run(options: argparse.Namespace) -> int:
         finally:
             progress.stop()
     if context.json:
-        fields = {"qube": record.qube, "volume": record.volume, "session": session.name, "size": record.size}
+        fields = {
+            "qube": record.qube,
+            "volume": record.volume,
+            "session": session.name,
+            "size": record.size,
+        }
         context.result({**fields, "image": str(target)}, "")
-    context.say(f"{target}: {volume.name} as of {session.name}, {size_text(record.size)}, authentic.")
+    context.say(
+        f"{target}: {volume.name} as of {session.name}, {size_text(record.size)}, authentic."
+    )
     return 0

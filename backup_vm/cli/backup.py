@@ -21,10 +21,28 @@ def add_to(commands: Any) -> None:
     backup = commands.add_parser("backup", help="store a new session of each volume")
     backup.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all")
     backup.add_argument("--all", action="store_true", help="all volumes, said explicitly")
-    backup.add_argument("-n", "--dry-run", action="store_true", help="only show what has changed, as of the last monitor run")
-    backup.add_argument("--ignore-free-space", action="store_true", help="begin even if the disk may be too small")
-    backup.add_argument("--tag", action="append", default=[], metavar="TAG", help="tag the new sessions; may be given again")
-    backup.add_argument("--note", default="", metavar="TEXT", help="a line of text on the new sessions; stored in clear")
+    backup.add_argument(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="only show what has changed, as of the last monitor run",
+    )
+    backup.add_argument(
+        "--ignore-free-space", action="store_true", help="begin even if the disk may be too small"
+    )
+    backup.add_argument(
+        "--tag",
+        action="append",
+        default=[],
+        metavar="TAG",
+        help="tag the new sessions; may be given again",
+    )
+    backup.add_argument(
+        "--note",
+        default="",
+        metavar="TEXT",
+        help="a line of text on the new sessions; stored in clear",
+    )
     json_option(backup)
     backup.set_defaults(run=run)
 
@@ -62,7 +80,9 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         if options.dry_run:
             return _preview(context, chosen)
         progress = progress_for("backup", context.quiet or context.json)
-        report = Archiver(archive, agent, progress, options.ignore_free_space, context.warn).run(chosen)
+        report = Archiver(archive, agent, progress, options.ignore_free_space, context.warn).run(
+            chosen
+        )
         if note is not None:
             _note(archive, report, note)
         _tell(context, report)
@@ -74,22 +94,33 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
 def _note(archive: "Archive", report: "Report", note: "Note") -> None:
     from backup_vm.archive import notes
 
-    notes.change(archive.storage, lambda every: every.sessions.update({done.id: note for done in report.done}))
+    notes.change(
+        archive.storage,
+        lambda every: every.sessions.update({done.id: note for done in report.done}),
+    )
 
 
-def _prune(context: Context, archive: "Archive", listed: "list[VolumeEntry]", report: "Report") -> None:
+def _prune(
+    context: Context, archive: "Archive", listed: "list[VolumeEntry]", report: "Report"
+) -> None:
     """Prune by the settings' rules, of the volumes that were backed up."""
     from backup_vm.archive.prune import prune
     from backup_vm.cli.prune import judge
     from backup_vm.names import stored_volumes
     from backup_vm.retention import Rules
 
-    volumes = stored_volumes(archive, None, {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed})
+    volumes = stored_volumes(
+        archive, None, {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
+    )
     done = {(one.qube, one.volume) for one in report.done}
-    verdicts = judge(context, archive, volumes, [v for v in volumes if (v.qube, v.volume) in done], Rules(), None)
+    verdicts = judge(
+        context, archive, volumes, [v for v in volumes if (v.qube, v.volume) in done], Rules(), None
+    )
     pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
     if pruned.sessions:
-        context.say(f"{pruned.sessions} old sessions removed, {size_text(pruned.space)} given back.")
+        context.say(
+            f"{pruned.sessions} old sessions removed, {size_text(pruned.space)} given back."
+        )
 
 
 def _exit(report: "Report") -> int:
@@ -104,7 +135,9 @@ def _choose(listed: "list[VolumeEntry]", names: list[str]) -> "list[VolumeEntry]
 
     present = [volume for volume in listed if not volume.flags & VOLUME_GONE]
     if not present:
-        raise SparsebakError("dom0 lists no volume to back up", "add volumes to the agent's configuration in dom0")
+        raise SparsebakError(
+            "dom0 lists no volume to back up", "add volumes to the agent's configuration in dom0"
+        )
     if not names:
         return present
     from backup_vm.names import matches
@@ -117,8 +150,12 @@ def _choose(listed: "list[VolumeEntry]", names: list[str]) -> "list[VolumeEntry]
 
 def _preview(context: Context, chosen: "list[VolumeEntry]") -> int:
     rows = [[f"{v.qube}/{v.volume}", size_text(v.size), size_text(v.changed)] for v in chosen]
-    data = [{"qube": v.qube, "volume": v.volume, "size": v.size, "changed": v.changed} for v in chosen]
-    context.result({"volumes": data}, table([["VOLUME", "SIZE", "CHANGED"], *rows], frozenset({1, 2})))
+    data = [
+        {"qube": v.qube, "volume": v.volume, "size": v.size, "changed": v.changed} for v in chosen
+    ]
+    context.result(
+        {"volumes": data}, table([["VOLUME", "SIZE", "CHANGED"], *rows], frozenset({1, 2}))
+    )
     return Exit.OK
 
 
@@ -128,7 +165,13 @@ def _tell(context: Context, report: "Report") -> None:
         context.result({"sessions": [asdict(done) for done in report.done], "failed": failed}, "")
     elif context.talks and report.done:
         rows = [
-            [f"{d.qube}/{d.volume}", d.session, size_text(d.size), size_text(d.changed), size_text(d.stored)]
+            [
+                f"{d.qube}/{d.volume}",
+                d.session,
+                size_text(d.size),
+                size_text(d.changed),
+                size_text(d.stored),
+            ]
             + [" ".join(word for word, said in (("full", d.full), ("resumed", d.resumed)) if said)]
             for d in report.done
         ]

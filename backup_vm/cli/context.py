@@ -37,7 +37,11 @@ class Context:
         """Whether to say what was done: on a terminal, or with -v."""
 
     def _setting(self, name: str, variable: str = "") -> str | None:
-        given = getattr(self.options, name) or (os.environ.get(variable) if variable else None) or self.settings.texts.get(name)
+        given = (
+            getattr(self.options, name)
+            or (os.environ.get(variable) if variable else None)
+            or self.settings.texts.get(name)
+        )
         return None if given is None else str(given)
 
     def settings_file(self) -> Path:
@@ -48,7 +52,9 @@ class Context:
         """The archive's directory or URL, after checking that what must be mounted is."""
         mount = self._setting("require_mount")
         if mount is not None and not os.path.ismount(mount):
-            raise SparsebakError(f"{mount} is not mounted", "attach and mount the backup disk, then try again")
+            raise SparsebakError(
+                f"{mount} is not mounted", "attach and mount the backup disk, then try again"
+            )
         path = given or self._setting("archive", "SPARSEBAK_ARCHIVE")
         if path is None:
             raise NoArchiveError("no archive was named", "use --archive DIR or SPARSEBAK_ARCHIVE")
@@ -71,7 +77,8 @@ class Context:
                         self.warn(warning)
         except sqlite3.Error as error:
             raise SparsebakError(
-                f"the catalog of {place}: {error}", "make room on the disk, or remove catalog.sqlite"
+                f"the catalog of {place}: {error}",
+                "make room on the disk, or remove catalog.sqlite",
             ) from None
 
     def has_agent(self) -> bool:
@@ -84,8 +91,12 @@ class Context:
         from backup_vm.transport import open_transport
 
         if not self.has_agent():
-            raise AgentError("no agent was named", "use --agent local:AGENT.TOML or SPARSEBAK_AGENT")
-        transport = open_transport(self._setting("agent", "SPARSEBAK_AGENT") or "qrexec", self._setting("caller") or "dom0")
+            raise AgentError(
+                "no agent was named", "use --agent local:AGENT.TOML or SPARSEBAK_AGENT"
+            )
+        transport = open_transport(
+            self._setting("agent", "SPARSEBAK_AGENT") or "qrexec", self._setting("caller") or "dom0"
+        )
         agent = Agent(transport)
         if archive is not None:
             agent.use(archive.parameters.archive, archive.parameters.chunk_size)
@@ -104,7 +115,10 @@ class Context:
 
             keys = archive.parameters.keys(getpass("Passphrase or recovery key: ").encode())
         if keys is None:
-            raise WrongKeyError("the archive is sealed", "give its passphrase or recovery key with --passphrase-file F")
+            raise WrongKeyError(
+                "the archive is sealed",
+                "give its passphrase or recovery key with --passphrase-file F",
+            )
         return keys
 
     def volumes(self, archive: "Archive", keys: "Keys | None") -> "list[Named]":
@@ -116,7 +130,10 @@ class Context:
     def _told_names(self, archive: "Archive") -> dict[str, tuple[str, str]]:
         if self.has_agent():
             try:
-                return {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in self.agent(archive).list()}
+                return {
+                    entry.volume_id.hex(): (entry.qube, entry.volume)
+                    for entry in self.agent(archive).list()
+                }
             except AgentError as error:
                 self.warn(f"names are not known: {error}")
         return {}
@@ -156,7 +173,12 @@ def read_passphrase(path: Path) -> bytes:
 
 def key_option(parser: argparse.ArgumentParser) -> None:
     """Declare --passphrase-file."""
-    parser.add_argument("--passphrase-file", type=Path, metavar="F", help="passphrase or recovery key, in a file's first line")
+    parser.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="F",
+        help="passphrase or recovery key, in a file's first line",
+    )
 
 
 def json_option(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,11 @@ def add_to(commands: Any) -> None:
         "stopped. The copy is an archive of its own, to restore from, prune, or even back up into.",
     )
     copy.add_argument("target", metavar="DIR", help="or a URL, as for --archive")
-    copy.add_argument("--delete", action="store_true", help="remove sessions from the copy that are not here any more")
+    copy.add_argument(
+        "--delete",
+        action="store_true",
+        help="remove sessions from the copy that are not here any more",
+    )
     json_option(copy)
     copy.set_defaults(run=run)
 
@@ -37,5 +41,7 @@ def run(options: argparse.Namespace) -> int:
         fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}
         context.result({**fields, "target": options.target, "failed": done.failed}, "")
     removed = f", {done.removed} removed" if options.delete else ""
-    context.say(f"{options.target}: {done.sessions} sessions copied, {size_text(done.stored)} sent{removed}.")
+    context.say(
+        f"{options.target}: {done.sessions} sessions copied, {size_text(done.stored)} sent{removed}."
+    )
     return Exit.DAMAGED if done.failed else Exit.OK

@@ -11,7 +11,9 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     delete = commands.add_parser("delete", help="remove all sessions of a volume")
     delete.add_argument("volume", metavar="QUBE/VOLUME")
-    delete.add_argument("-n", "--dry-run", action="store_true", help="only show what would be removed")
+    delete.add_argument(
+        "-n", "--dry-run", action="store_true", help="only show what would be removed"
+    )
     delete.add_argument("--yes", action="store_true", help="do not ask")
     key_option(delete)
     json_option(delete)
@@ -30,5 +32,7 @@ def run(options: argparse.Namespace) -> int:
             question = f"Remove all {len(volume.sessions)} sessions of {volume.name}? They cannot be had back. [y/N] "
             if input(question).strip().lower() not in ("y", "yes"):
                 raise SparsebakError("nothing was removed")
-        remove(context, archive, [(volume, session) for session in volume.sessions], options.dry_run)
+        remove(
+            context, archive, [(volume, session) for session in volume.sessions], options.dry_run
+        )
     return 0

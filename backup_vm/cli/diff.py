@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    diff = commands.add_parser("diff", help="show which ranges of a volume differ between two sessions, and how much")
+    diff = commands.add_parser(
+        "diff", help="show which ranges of a volume differ between two sessions, and how much"
+    )
     diff.add_argument("volume", metavar="QUBE/VOLUME")
-    diff.add_argument("old", metavar="S1", help="a session: its time, the beginning of it, a tag, or 'latest'")
+    diff.add_argument(
+        "old", metavar="S1", help="a session: its time, the beginning of it, a tag, or 'latest'"
+    )
     diff.add_argument("new", metavar="S2")
     key_option(diff)
     json_option(diff)
@@ -42,10 +46,19 @@ def run(options: argparse.Namespace) -> int:
         "changed": total,
         "ranges": [{"offset": start, "length": end - start} for start, end in ranges],
     }
-    rows = [["OFFSET", "LENGTH", ""], *([str(start), str(end - start), size_text(end - start)] for start, end in ranges)]
-    resized = "" if old.clear.size == new.clear.size else f"; {size_text(old.clear.size)} became {size_text(new.clear.size)}"
+    rows = [
+        ["OFFSET", "LENGTH", ""],
+        *([str(start), str(end - start), size_text(end - start)] for start, end in ranges),
+    ]
+    resized = (
+        ""
+        if old.clear.size == new.clear.size
+        else f"; {size_text(old.clear.size)} became {size_text(new.clear.size)}"
+    )
     summary = f"{volume.name} from {old.name} to {new.name}: {size_text(total)} in {len(ranges)} ranges differ{resized}."
-    context.result(data, "\n".join([*([table(rows, frozenset({0, 1}))] if ranges else []), summary]))
+    context.result(
+        data, "\n".join([*([table(rows, frozenset({0, 1}))] if ranges else []), summary])
+    )
     return 0
 
 
@@ -55,6 +68,8 @@ def changed_ranges(old: "Image", new: "Image") -> Iterator[tuple[int, int]]:
 
     chunk_size = new.session.clear.chunk_size
     firsts = range(0, max(old.chunks, new.chunks), WINDOW)
-    differ = ((at, (old.ids(at, at + WINDOW) != new.ids(at, at + WINDOW)).any(axis=1)) for at in firsts)
+    differ = (
+        (at, (old.ids(at, at + WINDOW) != new.ids(at, at + WINDOW)).any(axis=1)) for at in firsts
+    )
     for first, end in runs(differ):
         yield first * chunk_size, end * chunk_size

@@ -16,7 +16,10 @@ _MARKS = {"ok": "ok  ", "warn": "note", "bad": "BAD "}
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    doctor = commands.add_parser("doctor", help="check settings, mount, archive, keys, policy, agent and timer; say what to do")
+    doctor = commands.add_parser(
+        "doctor",
+        help="check settings, mount, archive, keys, policy, agent and timer; say what to do",
+    )
     json_option(doctor)
     doctor.set_defaults(run=run)
 
@@ -30,7 +33,10 @@ def run(options: argparse.Namespace) -> int:
         lines.append(f"{_MARKS[finding.state]} {finding.what}")
         if finding.state != "ok" and finding.remedy:
             lines.append(f"       {finding.remedy}")
-    data = [{"state": finding.state, "what": finding.what, "remedy": finding.remedy} for finding in findings]
+    data = [
+        {"state": finding.state, "what": finding.what, "remedy": finding.remedy}
+        for finding in findings
+    ]
     context.result({"findings": data}, "\n".join(lines))
     return Exit.FAILED if any(finding.state == "bad" for finding in findings) else Exit.OK
 
@@ -41,7 +47,10 @@ def _look(context: Context) -> "Iterator[Finding]":
 
     file = context.settings_file()
     yield doctor.Finding(
-        doctor.GOOD, f"settings: {file}" if file.exists() else f"no settings in {file}; options and environment do"
+        doctor.GOOD,
+        f"settings: {file}"
+        if file.exists()
+        else f"no settings in {file}; options and environment do",
     )
     try:
         with context.open() as archive:
@@ -52,7 +61,9 @@ def _look(context: Context) -> "Iterator[Finding]":
                 agent.close()
             else:
                 yield doctor.Finding(
-                    doctor.BAD, "no agent was named, and there is no qrexec here", "use --agent local:AGENT.TOML"
+                    doctor.BAD,
+                    "no agent was named, and there is no qrexec here",
+                    "use --agent local:AGENT.TOML",
                 )
     except SparsebakError as error:
         yield doctor.Finding(doctor.BAD, str(error), error.hint)

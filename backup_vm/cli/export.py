@@ -11,12 +11,19 @@ from backup_vm.text import size_text
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    export = commands.add_parser("export", help="write a session as one portable file, for: sparsebak import")
+    export = commands.add_parser(
+        "export", help="write a session as one portable file, for: sparsebak import"
+    )
     export.add_argument("volume", metavar="QUBE/VOLUME")
-    export.add_argument("--session", default="latest", metavar="S", help="its time, a tag, or 'latest' (default)")
+    export.add_argument(
+        "--session", default="latest", metavar="S", help="its time, a tag, or 'latest' (default)"
+    )
     export.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
     export.add_argument(
-        "--format", choices=("sealed", "raw", "tar"), default="sealed", help="sealed (default); raw and tar need the key"
+        "--format",
+        choices=("sealed", "raw", "tar"),
+        default="sealed",
+        help="sealed (default); raw and tar need the key",
     )
     export.add_argument("--force", action="store_true", help="replace a file that exists")
     key_option(export)
@@ -61,7 +68,14 @@ def run(options: argparse.Namespace) -> int:
             progress.stop()
     size = target.stat().st_size
     if context.json:
-        fields = {"qube": volume.qube, "volume": volume.volume, "session": session.name, "format": options.format}
+        fields = {
+            "qube": volume.qube,
+            "volume": volume.volume,
+            "session": session.name,
+            "format": options.format,
+        }
         context.result({**fields, "file": str(target), "size": size}, "")
-    context.say(f"{target}: {volume.name} as of {session.name}, {options.format}, {size_text(size)}.")
+    context.say(
+        f"{target}: {volume.name} as of {session.name}, {options.format}, {size_text(size)}."
+    )
     return 0

@@ -41,5 +41,7 @@ def run(options: argparse.Namespace) -> int:
     name = session_name(clear.time)
     if context.json:
         context.result({"id": clear.volume_id.hex(), "session": name}, "")
-    context.say(f"Session {name} of volume {clear.volume_id.hex()} is here now; prove it: sparsebak verify --session {name}")
+    context.say(
+        f"Session {name} of volume {clear.volume_id.hex()} is here now; prove it: sparsebak verify --session {name}"
+    )
     return 0

@@ -15,11 +15,25 @@ from wire.sealing import SUITES
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    init = commands.add_parser("init", help="make an archive; its key was made in dom0 by: sparsebak-agent archive add")
-    init.add_argument("directory", metavar="DIR", help="or a URL: s3://BUCKET/PATH, sftp://USER@HOST/PATH, gs://, az://")
+    init = commands.add_parser(
+        "init", help="make an archive; its key was made in dom0 by: sparsebak-agent archive add"
+    )
+    init.add_argument(
+        "directory",
+        metavar="DIR",
+        help="or a URL: s3://BUCKET/PATH, sftp://USER@HOST/PATH, gs://, az://",
+    )
     init.add_argument("--label", required=True, metavar="LABEL", help="the label given in dom0")
-    init.add_argument("--repair", action="store_true", help="write a lost or damaged archive.toml anew, from what dom0 knows")
-    init.add_argument("--default", action="store_true", help="make it the archive of all commands, in the settings file")
+    init.add_argument(
+        "--repair",
+        action="store_true",
+        help="write a lost or damaged archive.toml anew, from what dom0 knows",
+    )
+    init.add_argument(
+        "--default",
+        action="store_true",
+        help="make it the archive of all commands, in the settings file",
+    )
     json_option(init)
     init.set_defaults(run=run)
 
@@ -38,8 +52,15 @@ def run(options: argparse.Namespace) -> int:
     except BadName as error:
         raise UsageError(str(error)) from None
     entry, slots = context.agent().enroll(label)
-    if entry.chunk_size not in CHUNK_SIZES or entry.suite not in SUITES or len(slots) != entry.slots:
-        raise AgentError("the agent's archive is of a kind this version does not know", "use the same version on both sides")
+    if (
+        entry.chunk_size not in CHUNK_SIZES
+        or entry.suite not in SUITES
+        or len(slots) != entry.slots
+    ):
+        raise AgentError(
+            "the agent's archive is of a kind this version does not know",
+            "use the same version on both sides",
+        )
     settings = Parameters(
         archive=entry.archive,
         label=label,
@@ -58,7 +79,9 @@ def run(options: argparse.Namespace) -> int:
         context.say(f"{_make_default(context, place)} names it now.")
     if context.json:
         context.result({"archive": place, "id": entry.archive.hex(), "mode": settings.mode}, "")
-    context.say(f"Archive {label} in {place}, {settings.mode}, chunks of {entry.chunk_size >> 10} KiB.")
+    context.say(
+        f"Archive {label} in {place}, {settings.mode}, chunks of {entry.chunk_size >> 10} KiB."
+    )
     return 0
 
 
@@ -70,9 +93,16 @@ def _make_default(context: Context, place: str) -> Path:
     file = context.settings_file()
     place = place if is_remote(place) else str(Path(place).resolve())
     if file.exists():
-        raise SparsebakError(f"the archive is made, but {file} exists already", f"write into it: archive = {json.dumps(place)}")
+        raise SparsebakError(
+            f"the archive is made, but {file} exists already",
+            f"write into it: archive = {json.dumps(place)}",
+        )
     lines = [f"archive = {json.dumps(place)}"]
-    mount = next(folder for folder in (Path(place), *Path(place).parents) if is_remote(place) or folder.is_mount())
+    mount = next(
+        folder
+        for folder in (Path(place), *Path(place).parents)
+        if is_remote(place) or folder.is_mount()
+    )
     if not is_remote(place) and str(mount) not in ("/", "/home", "/rw", "/tmp"):  # noqa: S108  # where they are, no disk of its own is
         lines.append(f"require_mount = {json.dumps(str(mount))}")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,5 +117,7 @@ def _check_same_archive(storage: Any, archive: bytes) -> None:
 
     packs = storage.names("packs", SUFFIX)
     if not packs:
-        raise NoArchiveError(f"{storage.describe()} has no packs to repair an archive from", "leave --repair out")
+        raise NoArchiveError(
+            f"{storage.describe()} has no packs to repair an archive from", "leave --repair out"
+        )
     read_index(storage, packs[0], archive)

@@ -9,8 +9,15 @@ from backup_vm.cli.context import Context
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    keys = commands.add_parser("keys", help="write key slots and newest records to a file, for: sparsebak-agent keys import")
-    keys.add_argument("--refresh", action="store_true", help="take over what was changed in dom0 by: sparsebak-agent keys")
+    keys = commands.add_parser(
+        "keys",
+        help="write key slots and newest records to a file, for: sparsebak-agent keys import",
+    )
+    keys.add_argument(
+        "--refresh",
+        action="store_true",
+        help="take over what was changed in dom0 by: sparsebak-agent keys",
+    )
     keys.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     keys.set_defaults(run=run)
 
@@ -26,7 +33,10 @@ def run(options: argparse.Namespace) -> int:
     if options.refresh:
         return _refresh(context)
     with context.open() as archive:
-        parameters, newest = archive.parameters, [series[-1] for series in archive.sessions().values()]
+        parameters, newest = (
+            archive.parameters,
+            [series[-1] for series in archive.sessions().values()],
+        )
         entry = ArchiveEntry(
             archive=parameters.archive,
             label=parameters.label,
@@ -37,7 +47,11 @@ def run(options: argparse.Namespace) -> int:
             slots=len(parameters.slots),
             key=parameters.master or bytes(32),
         )
-        with open(options.output, "xb") if options.output else open(sys.stdout.fileno(), "wb", closefd=False) as out:
+        with (
+            open(options.output, "xb")
+            if options.output
+            else open(sys.stdout.fileno(), "wb", closefd=False) as out
+        ):
             send(out, entry)
             for slot in parameters.slots:
                 write_frame(out, KIND_SLOT, slot)
@@ -54,7 +68,10 @@ def _refresh(context: Context) -> int:
     with context.open(writing=True) as archive:
         entry, slots = context.agent(archive).enroll(archive.parameters.label)
         if entry.archive != archive.parameters.archive:
-            raise AgentError(f"dom0 knows another archive as {entry.label}", "see in dom0: sparsebak-agent archive list")
+            raise AgentError(
+                f"dom0 knows another archive as {entry.label}",
+                "see in dom0: sparsebak-agent archive list",
+            )
         replace(archive.parameters, slots=tuple(slots)).save(archive.storage)
     context.say(f"The archive has {len(slots)} key slots now.")
     return 0

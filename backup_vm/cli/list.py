@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    show = commands.add_parser("list", help="show volumes, or the sessions of one, and the space they take up")
+    show = commands.add_parser(
+        "list", help="show volumes, or the sessions of one, and the space they take up"
+    )
     show.add_argument("volume", nargs="?", metavar="QUBE[/VOLUME]")
     show.add_argument("--tag", metavar="TAG", help="only sessions with this tag")
     space_option(show)
@@ -43,7 +45,9 @@ def run(options: argparse.Namespace) -> int:
         data = [seen.volume_data(volume) for volume in chosen]
         if options.tag:
             for volume in data:
-                volume["sessions"] = [session for session in volume["sessions"] if options.tag in session["tags"]]
+                volume["sessions"] = [
+                    session for session in volume["sessions"] if options.tag in session["tags"]
+                ]
         text = _sessions(data) if options.volume or options.tag else _volumes(seen, chosen)
     context.result({"volumes": data}, text)
     return 0
@@ -54,7 +58,14 @@ def _volumes(seen: "View", volumes: "list[Named]") -> str:
     for volume in volumes:
         use, latest = seen.use(volume), volume.sessions[-1]
         row = [volume.name, str(len(volume.sessions)), latest.name, size_text(latest.clear.size)]
-        rows.append(row + ([size_text(use.own), size_text(use.shared), ratio_text(use.compression)] if use else ["", "", ""]))
+        rows.append(
+            row
+            + (
+                [size_text(use.own), size_text(use.shared), ratio_text(use.compression)]
+                if use
+                else ["", "", ""]
+            )
+        )
     return table(rows, frozenset({1, 3, 4, 5, 6}))
 
 
@@ -65,6 +76,12 @@ def _sessions(volumes: list[dict[str, Any]]) -> str:
         for session in volume["sessions"]:
             frees = "" if session["frees"] is None else size_text(session["frees"])
             words = [" ".join(session["tags"]), session["note"] and f"“{session['note']}”"]
-            row = [name, session["session"], size_text(session["size"]), size_text(session["changed"]), frees]
+            row = [
+                name,
+                session["session"],
+                size_text(session["size"]),
+                size_text(session["changed"]),
+                frees,
+            ]
             rows.append([*row, "full" if session["full"] else "", " ".join(filter(None, words))])
     return table(rows, frozenset({2, 3, 4}))

@@ -19,8 +19,12 @@ def add_to(commands: Any) -> None:
     )
     mount.add_argument("volume", metavar="QUBE/VOLUME")
     mount.add_argument("folder", type=Path, metavar="DIR", help="an empty folder")
-    mount.add_argument("--session", default="all", metavar="S", help="only this one: its time, a tag, or 'latest'")
-    mount.add_argument("--allow-other", action="store_true", help="let other users read the images, too")
+    mount.add_argument(
+        "--session", default="all", metavar="S", help="only this one: its time, a tag, or 'latest'"
+    )
+    mount.add_argument(
+        "--allow-other", action="store_true", help="let other users read the images, too"
+    )
     key_option(mount)
     mount.set_defaults(run=run)
 
@@ -36,21 +40,40 @@ def run(options: argparse.Namespace) -> int:
     try:
         import mfusepy
     except (ImportError, OSError):
-        missing = "libfuse (package fuse3)" if ctypes.util.find_library("fuse3") is None else "mfusepy"
-        raise SparsebakError(f"{missing} is not installed", "install it, or use: sparsebak assemble") from None
+        missing = (
+            "libfuse (package fuse3)" if ctypes.util.find_library("fuse3") is None else "mfusepy"
+        )
+        raise SparsebakError(
+            f"{missing} is not installed", "install it, or use: sparsebak assemble"
+        ) from None
     from backup_vm.mounting import SessionFiles
 
     with context.open() as archive:
         keys = context.needed_keys(archive)
         volume = one(context.volumes(archive, keys), options.volume)
-        sessions = list(volume.sessions) if options.session == "all" else [find_session(volume, options.session)]
+        sessions = (
+            list(volume.sessions)
+            if options.session == "all"
+            else [find_session(volume, options.session)]
+        )
         files = SessionFiles(archive, volume, sessions, keys, context.warn)
-        context.say(f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or: umount {options.folder}")
+        context.say(
+            f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or: umount {options.folder}"
+        )
         more = {"allow_other": True} if options.allow_other else {}
         try:
-            mfusepy.FUSE(files, str(options.folder), foreground=True, ro=True, fsname="sparsebak", subtype="sparsebak", **more)
+            mfusepy.FUSE(
+                files,
+                str(options.folder),
+                foreground=True,
+                ro=True,
+                fsname="sparsebak",
+                subtype="sparsebak",
+                **more,
+            )
         except RuntimeError as error:
             raise SparsebakError(
-                f"cannot mount on {options.folder}: libfuse ended with {error}", "see its message above"
+                f"cannot mount on {options.folder}: libfuse ended with {error}",
+                "see its message above",
             ) from None
     return 0

@@ -27,15 +27,43 @@ def add_to(commands: Any) -> None:
         "count. A session is kept if any rule keeps it; the newest of a volume always is.",
     )
     prune.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all volumes")
-    prune.add_argument("--session", action="append", metavar="S", help="remove this one; may be given again")
+    prune.add_argument(
+        "--session", action="append", metavar="S", help="remove this one; may be given again"
+    )
     for period in _PERIODS:
-        what = "the newest N" if period == "last" else f"the newest of each of the last N {_plural(period)} that have one"
-        prune.add_argument(f"--keep-{period}", type=_count, metavar="N", help=f"keep {what}; N may be 'unlimited'")
-    prune.add_argument("--keep-within", type=_duration, metavar="TIME", help="keep all of the last 2d, 3w, 1y6m...")
-    prune.add_argument("--keep-tag", action="append", metavar="TAG", help="keep those with this tag; may be given again")
-    prune.add_argument("--keep-default", action="store_true", help="keep all of the last day, daily for 30 days, weekly after")
-    prune.add_argument("--until-free", metavar="ROOM", help="then remove the oldest until 10%% of the disk, or 20G, are free")
-    prune.add_argument("-n", "--dry-run", action="store_true", help="only show what would stay, why, and what would go")
+        what = (
+            "the newest N"
+            if period == "last"
+            else f"the newest of each of the last N {_plural(period)} that have one"
+        )
+        prune.add_argument(
+            f"--keep-{period}", type=_count, metavar="N", help=f"keep {what}; N may be 'unlimited'"
+        )
+    prune.add_argument(
+        "--keep-within", type=_duration, metavar="TIME", help="keep all of the last 2d, 3w, 1y6m..."
+    )
+    prune.add_argument(
+        "--keep-tag",
+        action="append",
+        metavar="TAG",
+        help="keep those with this tag; may be given again",
+    )
+    prune.add_argument(
+        "--keep-default",
+        action="store_true",
+        help="keep all of the last day, daily for 30 days, weekly after",
+    )
+    prune.add_argument(
+        "--until-free",
+        metavar="ROOM",
+        help="then remove the oldest until 10%% of the disk, or 20G, are free",
+    )
+    prune.add_argument(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="only show what would stay, why, and what would go",
+    )
     key_option(prune)
     json_option(prune)
     prune.set_defaults(run=run)
@@ -73,14 +101,23 @@ def run(options: argparse.Namespace) -> int:
     rules = _rules(options)
     if options.session:
         if rules.any() or options.until_free:
-            raise UsageError("--session names what goes, and rules say what stays: give one of the two")
+            raise UsageError(
+                "--session names what goes, and rules say what stays: give one of the two"
+            )
         if not options.volumes:
-            raise UsageError("say of which volumes the session is to be removed", "for all of them name each qube")
+            raise UsageError(
+                "say of which volumes the session is to be removed",
+                "for all of them name each qube",
+            )
     with context.open(writing=not options.dry_run) as archive:
         volumes = context.volumes(archive, context.keys(archive))
         chosen = select(volumes, options.volumes)
         if options.session:
-            doomed = [(volume, find_session(volume, name)) for volume in chosen for name in options.session]
+            doomed = [
+                (volume, find_session(volume, name))
+                for volume in chosen
+                for name in options.session
+            ]
             remove(context, archive, doomed, options.dry_run)
             return 0
         verdicts = judge(context, archive, volumes, chosen, rules, options.until_free)
@@ -97,7 +134,11 @@ def _rules(options: argparse.Namespace) -> "Rules":
     from backup_vm.retention import DEFAULT, Rules
 
     given = {period: getattr(options, f"keep_{period}") or 0 for period in _PERIODS}
-    rules = Rules(**given, within=options.keep_within or 0, tag=frozenset(parse_tag(tag) for tag in options.keep_tag or ()))
+    rules = Rules(
+        **given,
+        within=options.keep_within or 0,
+        tag=frozenset(parse_tag(tag) for tag in options.keep_tag or ()),
+    )
     if options.keep_default and rules.any():
         raise UsageError("--keep-default stands alone, without other rules")
     return DEFAULT if options.keep_default else rules
@@ -123,7 +164,10 @@ def judge(
         return rules if rules.any() else retention.rules_for(volume.qube, volume.volume)
 
     if not until_free and not any(rules_for(volume).any() for volume in chosen):
-        raise UsageError("nothing says which sessions to keep", "give --keep-daily 7 or the like, --keep-default, or --session")
+        raise UsageError(
+            "nothing says which sessions to keep",
+            "give --keep-daily 7 or the like, --keep-default, or --session",
+        )
     for volume in chosen:
         volume.notes_must_be_sound()
         if retention.by_name and not rules.any() and not volume.qube:
@@ -140,7 +184,12 @@ def judge(
 
 def _plan(verdicts: "Sequence[Verdict]") -> str:
     rows = [
-        [v.volume.name, v.session.name, "keep" if v.keep else "remove", ", ".join(v.why) or "no rule keeps it"]
+        [
+            v.volume.name,
+            v.session.name,
+            "keep" if v.keep else "remove",
+            ", ".join(v.why) or "no rule keeps it",
+        ]
         for v in verdicts
     ]
     return table([["VOLUME", "SESSION", "", "WHY"], *rows])
@@ -163,9 +212,17 @@ def remove(
     else:
         done = prune(archive, [session for _, session in doomed])
     if context.json:
-        names = [{"qube": v.qube, "volume": v.volume, "session": session.name} for v, session in doomed]
+        names = [
+            {"qube": v.qube, "volume": v.volume, "session": session.name} for v, session in doomed
+        ]
         plan = [
-            {"qube": v.volume.qube, "volume": v.volume.volume, "session": v.session.name, "keep": v.keep, "why": list(v.why)}
+            {
+                "qube": v.volume.qube,
+                "volume": v.volume.volume,
+                "session": v.session.name,
+                "keep": v.keep,
+                "why": list(v.why),
+            }
             for v in verdicts
         ]
         data = {"removed": names, "dry_run": dry_run, "chunks": done.chunks, "freed": done.space}
@@ -175,7 +232,9 @@ def remove(
         if not verdicts:
             for volume, session in doomed:
                 context.result({}, f"would remove {volume.name} {session.name}")
-        context.result({}, f"{done.sessions} sessions would be removed, {size_text(done.space)} given back.")
+        context.result(
+            {}, f"{done.sessions} sessions would be removed, {size_text(done.space)} given back."
+        )
         return
     for volume, session in doomed:
         context.say(f"removed {volume.name} {session.name}")

@@ -18,10 +18,23 @@ SETTINGS = "settings"
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    restore = commands.add_parser("restore", help="put a session in the volume's place; dom0 checks every byte first")
-    restore.add_argument("volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube, its settings first")
-    restore.add_argument("--session", default="latest", metavar="S", help="its time, or the beginning of it (default: latest)")
-    restore.add_argument("--to", metavar="QUBE[/VOLUME]", help="into another volume or qube, if dom0 allows it (allow_restore)")
+    restore = commands.add_parser(
+        "restore", help="put a session in the volume's place; dom0 checks every byte first"
+    )
+    restore.add_argument(
+        "volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube, its settings first"
+    )
+    restore.add_argument(
+        "--session",
+        default="latest",
+        metavar="S",
+        help="its time, or the beginning of it (default: latest)",
+    )
+    restore.add_argument(
+        "--to",
+        metavar="QUBE[/VOLUME]",
+        help="into another volume or qube, if dom0 allows it (allow_restore)",
+    )
     key_option(restore)
     json_option(restore)
     restore.set_defaults(run=run)
@@ -36,7 +49,12 @@ def run(options: argparse.Namespace) -> int:
         chosen = select(context.volumes(archive, context.keys(archive)), [options.volume])
         chosen.sort(key=lambda volume: volume.volume != SETTINGS)
         due = [
-            (volume, find_session(volume, options.session), _target(volume, options.volume, options.to)) for volume in chosen
+            (
+                volume,
+                find_session(volume, options.session),
+                _target(volume, options.volume, options.to),
+            )
+            for volume in chosen
         ]
         agent = context.agent(archive)
         results = [_restore(context, archive, agent, *one) for one in due]
@@ -61,7 +79,12 @@ def _target(volume: "Named", asked: str, to: str | None) -> tuple[str, str]:
 
 
 def _restore(
-    context: Context, archive: "Archive", agent: "Agent", volume: "Named", session: "Session", target: tuple[str, str]
+    context: Context,
+    archive: "Archive",
+    agent: "Agent",
+    volume: "Named",
+    session: "Session",
+    target: tuple[str, str],
 ) -> dict[str, Any]:
     from backup_vm.progress import progress_for
     from backup_vm.reading import feed, image_bytes
@@ -76,9 +99,13 @@ def _restore(
         progress.stop()
     older, name = bool(status.notes & NOTE_OLDER), "/".join(target)
     if older and session is volume.sessions[-1] and not context.json:
-        context.warn(f"dom0 knows a newer session of {volume.name} than the newest one in this archive")
+        context.warn(
+            f"dom0 knows a newer session of {volume.name} than the newest one in this archive"
+        )
     if target[1] == SETTINGS or target[0] == "dom0":
-        context.say(f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings show {target[0]}")
+        context.say(
+            f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings show {target[0]}"
+        )
     else:
         context.say(f"{name} is as of {session.name} again.")
     return {"qube": target[0], "volume": target[1], "session": session.name, "older": older}
@@ -90,7 +117,9 @@ def _call(agent: "Agent", qube: str, volume: str, feed: Any) -> "Status":
     from wire.frames import VOLUME_GONE
     from wire.status import Code
 
-    if volume == SETTINGS and not any(entry.qube == qube and not entry.flags & VOLUME_GONE for entry in agent.list()):
+    if volume == SETTINGS and not any(
+        entry.qube == qube and not entry.flags & VOLUME_GONE for entry in agent.list()
+    ):
         try:
             return agent.restore(qube, volume, feed(), absent=True)
         except RefusedError as error:

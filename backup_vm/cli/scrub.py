@@ -9,7 +9,10 @@ from backup_vm.errors import Exit
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    scrub = commands.add_parser("scrub", help="check the archive's files; what is damaged is named, and sent again next time")
+    scrub = commands.add_parser(
+        "scrub",
+        help="check the archive's files; what is damaged is named, and sent again next time",
+    )
     json_option(scrub)
     scrub.set_defaults(run=run)
 
@@ -33,7 +36,9 @@ def run(options: argparse.Namespace) -> int:
         spoils = f"; spoils {', '.join(finding.sessions)}" if finding.sessions else ""
         context.warn(finding.problem + spoils)
     if context.json:
-        data = [{"file": f.file, "problem": f.problem, "sessions": list(f.sessions)} for f in findings]
+        data = [
+            {"file": f.file, "problem": f.problem, "sessions": list(f.sessions)} for f in findings
+        ]
         context.result({"damaged": data, "ok": not findings and not warned}, "")
     if not findings and not warned:
         context.say("No damage found.")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    status = commands.add_parser("status", help="show the archive, what changed since the last backup, and its health")
+    status = commands.add_parser(
+        "status", help="show the archive, what changed since the last backup, and its health"
+    )
     space_option(status)
     key_option(status)
     json_option(status)
@@ -38,21 +40,40 @@ def _text(data: dict[str, Any]) -> str:
     from backup_vm.view import check_text
 
     rows = [
-        ["VOLUME", "LATEST", "SESSIONS", "SIZE", "OWN", "SHARED", "COMPRESSED", "DEDUPLICATED", "CHANGED SINCE", "VERIFIED", ""]
+        [
+            "VOLUME",
+            "LATEST",
+            "SESSIONS",
+            "SIZE",
+            "OWN",
+            "SHARED",
+            "COMPRESSED",
+            "DEDUPLICATED",
+            "CHANGED SINCE",
+            "VERIFIED",
+            "",
+        ]
     ]
     for v in data["volumes"]:
         sizes = ["" if v[key] is None else size_text(v[key]) for key in ("own", "shared")]
-        ratios = ["" if v[key] is None else ratio_text(v[key]) for key in ("compression", "deduplication")]
+        ratios = [
+            "" if v[key] is None else ratio_text(v[key]) for key in ("compression", "deduplication")
+        ]
         changed = "?" if v["changed"] is None else size_text(v["changed"])
-        verified = check_text(Check(v["verified"]["time"], v["verified"]["ok"]) if v["verified"] else None)
+        verified = check_text(
+            Check(v["verified"]["time"], v["verified"]["ok"]) if v["verified"] else None
+        )
         row = [v["name"], v["latest"] or "never", str(v["sessions"]), size_text(v["size"])]
         rows.append([*row, *sizes, *ratios, changed, verified, v["note"]])
-    scrubbed = check_text(Check(data["scrubbed"]["time"], data["scrubbed"]["ok"]) if data["scrubbed"] else None)
+    scrubbed = check_text(
+        Check(data["scrubbed"]["time"], data["scrubbed"]["ok"]) if data["scrubbed"] else None
+    )
     free = "?" if data["free"] is None else size_text(data["free"])
     head = [
         f"Archive {data['label']} in {data['path']}, {data['mode']}, chunks of {data['chunk_size'] >> 10} KiB",
         f"{data['chunks']} chunks, {size_text(data['stored'])} stored, {free} free on the disk",
-        f"Last scrub: {scrubbed}." + (f" Next backup: {data['next_run']}." if data["next_run"] else ""),
+        f"Last scrub: {scrubbed}."
+        + (f" Next backup: {data['next_run']}." if data["next_run"] else ""),
     ]
     return "\n".join([*head, *data["problems"], "", table(rows, frozenset(range(2, 9)))])
 
@@ -72,7 +93,11 @@ def gather(context: Context, archive: "Archive") -> "tuple[dict[str, Any], View]
         except AgentError as error:
             problems.append(f"agent: {error}")
     known = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
-    seen = view(archive, stored_volumes(archive, context.keys(archive), known), getattr(context.options, "space", None))
+    seen = view(
+        archive,
+        stored_volumes(archive, context.keys(archive), known),
+        getattr(context.options, "space", None),
+    )
     chunks, stored_bytes = archive.catalog.count()
     parameters = archive.parameters
     try:
@@ -99,16 +124,25 @@ def gather(context: Context, archive: "Archive") -> "tuple[dict[str, Any], View]
 def _volumes(seen: "View", listed: "list[VolumeEntry]") -> list[dict[str, Any]]:
     stored = {named.id: named for named in seen.volumes}
     entries = {entry.volume_id.hex(): entry for entry in listed}
-    volumes = [_volume(seen, key, stored.get(key), entries.get(key), bool(listed)) for key in stored.keys() | entries.keys()]
+    volumes = [
+        _volume(seen, key, stored.get(key), entries.get(key), bool(listed))
+        for key in stored.keys() | entries.keys()
+    ]
     return sorted(volumes, key=lambda volume: str(volume["name"]))
 
 
-def _volume(seen: "View", volume_id: str, named: "Named | None", entry: "VolumeEntry | None", agent: bool) -> dict[str, Any]:
+def _volume(
+    seen: "View", volume_id: str, named: "Named | None", entry: "VolumeEntry | None", agent: bool
+) -> dict[str, Any]:
     from backup_vm.view import check_data, last_verified
     from wire.frames import VOLUME_GONE, VOLUME_PENDING
 
     flags = entry.flags if entry else VOLUME_GONE
-    words = [word for bit, word in ((VOLUME_GONE, "gone"), (VOLUME_PENDING, "interrupted")) if flags & bit]
+    words = [
+        word
+        for bit, word in ((VOLUME_GONE, "gone"), (VOLUME_PENDING, "interrupted"))
+        if flags & bit
+    ]
     latest = named.sessions[-1] if named else None
     use = seen.use(named) if named else None
     return {
@@ -116,7 +150,11 @@ def _volume(seen: "View", volume_id: str, named: "Named | None", entry: "VolumeE
         "id": volume_id,
         "latest": latest.name if latest else None,
         "sessions": len(named.sessions) if named else 0,
-        "size": entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0,
+        "size": entry.size
+        if entry and not flags & VOLUME_GONE
+        else latest.clear.size
+        if latest
+        else 0,
         "own": use.own if use else None,
         "shared": use.shared if use else None,
         "compression": round(use.compression, 3) if use else None,

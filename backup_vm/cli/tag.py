@@ -8,11 +8,20 @@ from backup_vm.cli.context import Context, json_option, key_option
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    tag = commands.add_parser("tag", help="put tags and a note on a session; they are stored in clear")
+    tag = commands.add_parser(
+        "tag", help="put tags and a note on a session; they are stored in clear"
+    )
     tag.add_argument("volume", metavar="QUBE[/VOLUME]")
-    tag.add_argument("--session", default="latest", metavar="S", help="its time, the beginning of it, a tag, or 'latest'")
+    tag.add_argument(
+        "--session",
+        default="latest",
+        metavar="S",
+        help="its time, the beginning of it, a tag, or 'latest'",
+    )
     tag.add_argument("--add", action="append", default=[], metavar="TAG", help="may be given again")
-    tag.add_argument("--remove", action="append", default=[], metavar="TAG", help="may be given again")
+    tag.add_argument(
+        "--remove", action="append", default=[], metavar="TAG", help="may be given again"
+    )
     tag.add_argument("--note", metavar="TEXT", help="a line of text; an empty one removes it")
     key_option(tag)
     json_option(tag)
@@ -26,7 +35,9 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.names import find_session, select
 
     context = Context(options)
-    added, removed = ({notes.parse_tag(tag) for tag in tags} for tags in (options.add, options.remove))
+    added, removed = (
+        {notes.parse_tag(tag) for tag in tags} for tags in (options.add, options.remove)
+    )
     text = None if options.note is None else notes.parse_note(options.note)
     if not added and not removed and text is None:
         raise UsageError("nothing to do", "give --add, --remove or --note")
@@ -39,13 +50,18 @@ def run(options: argparse.Namespace) -> int:
         def change(all_notes: notes.Notes) -> None:
             for _, session in chosen:
                 key, old = session.clear.session.hex(), all_notes.of(session.clear.session)
-                all_notes.sessions[key] = notes.Note((old.tags | added) - removed, old.text if text is None else text)
+                all_notes.sessions[key] = notes.Note(
+                    (old.tags | added) - removed, old.text if text is None else text
+                )
 
         after = notes.change(archive.storage, change)
     data = []
     for volume, session in chosen:
         note = after.of(session.clear.session)
-        data.append({"qube": volume.qube, "volume": volume.volume, "session": session.name} | note_data(note))
+        data.append(
+            {"qube": volume.qube, "volume": volume.volume, "session": session.name}
+            | note_data(note)
+        )
         context.say(
             f"{volume.name} {session.name}: {', '.join(sorted(note.tags)) or 'no tags'}{note.text and f'; {note.text}'}"
         )

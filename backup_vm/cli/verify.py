@@ -18,7 +18,9 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     verify = commands.add_parser("verify", help="prove sessions authentic and complete")
     verify.add_argument("volume", nargs="?", metavar="QUBE/VOLUME", help="default: all volumes")
-    verify.add_argument("--session", default="latest", metavar="S", help="a session, 'latest' (default), or 'all'")
+    verify.add_argument(
+        "--session", default="latest", metavar="S", help="a session, 'latest' (default), or 'all'"
+    )
     key_option(verify)
     json_option(verify)
     verify.set_defaults(run=run)
@@ -39,7 +41,11 @@ def run(options: argparse.Namespace) -> int:
         progress = progress_for("verify", context.quiet or context.json)
         try:
             for volume in chosen:
-                wanted = volume.sessions if options.session == "all" else [find_session(volume, options.session)]
+                wanted = (
+                    volume.sessions
+                    if options.session == "all"
+                    else [find_session(volume, options.session)]
+                )
                 for session in wanted:
                     result = _verify(context, archive, keys, volume, session, progress)
                     checked(archive.storage, result["ok"], session.clear.session)
@@ -50,7 +56,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify(
-    context: Context, archive: "Archive", keys: "Keys | None", volume: "Named", session: "Session", progress: "Progress"
+    context: Context,
+    archive: "Archive",
+    keys: "Keys | None",
+    volume: "Named",
+    session: "Session",
+    progress: "Progress",
 ) -> dict[str, Any]:
     from backup_vm.agent import RefusedError
     from backup_vm.reading import feed, image_bytes, read_image
@@ -71,7 +82,13 @@ def _verify(
         if error.refusal not in (Code.NOT_AUTHENTIC, Code.BAD_REQUEST):
             raise
         problem = f"{error} ({error.hint})"
-    return {"qube": volume.qube, "volume": volume.volume, "session": session.name, "ok": problem is None, "problem": problem}
+    return {
+        "qube": volume.qube,
+        "volume": volume.volume,
+        "session": session.name,
+        "ok": problem is None,
+        "problem": problem,
+    }
 
 
 def _tell(context: Context, results: list[dict[str, Any]], damaged: list[DamagedError]) -> int:

@@ -14,8 +14,13 @@ def calendar(times: Iterable[int], today: datetime.date, label: str) -> str:
     days = Counter(datetime.datetime.fromtimestamp(time, datetime.UTC).date() for time in times)
     first = today - datetime.timedelta(days=today.weekday(), weeks=WEEKS - 1)
     width, height = _LEFT + WEEKS * _STEP, _TOP + 7 * _STEP
-    parts = [f'<svg viewBox="0 0 {width} {height}" class="calendar" role="img" aria-label="{label}">']
-    parts += [f'<text x="0" y="{_TOP + row * _STEP + 9}">{name}</text>' for row, name in ((0, "Mon"), (2, "Wed"), (4, "Fri"))]
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" class="calendar" role="img" aria-label="{label}">'
+    ]
+    parts += [
+        f'<text x="0" y="{_TOP + row * _STEP + 9}">{name}</text>'
+        for row, name in ((0, "Mon"), (2, "Wed"), (4, "Fri"))
+    ]
     month = 0
     for column in range(WEEKS):
         monday = first + datetime.timedelta(weeks=column)

@@ -50,10 +50,15 @@ OLD = 31
 """Days after which the last scrub, or a volume's last verification, is called old."""
 
 
-def page(status: dict[str, Any], volumes: list[dict[str, Any]], points: list[tuple[int, int]], now: int) -> str:
+def page(
+    status: dict[str, Any], volumes: list[dict[str, Any]], points: list[tuple[int, int]], now: int
+) -> str:
     """The page, from what ``status --json`` and ``list --json`` tell, and the space used over time."""
     today = datetime.datetime.fromtimestamp(now, datetime.UTC)
-    qubes = [(qube, list(group)) for qube, group in groupby(volumes, key=lambda volume: volume["qube"] or volume["volume"])]
+    qubes = [
+        (qube, list(group))
+        for qube, group in groupby(volumes, key=lambda volume: volume["qube"] or volume["volume"])
+    ]
     body = [
         f"<h1>Archive {escape(status['label'])}</h1>",
         f'<p class="dim">{escape(status["path"])} · {escape(status["mode"])} · as of {today:%d %b %Y, %H:%M} UTC</p>',
@@ -75,7 +80,9 @@ def page(status: dict[str, Any], volumes: list[dict[str, Any]], points: list[tup
 def _figures(status: dict[str, Any], volumes: list[dict[str, Any]]) -> str:
     sessions = [session for volume in volumes for session in volume["sessions"]]
     live = sum(volume["sessions"][-1]["size"] for volume in volumes)
-    plain = sum((v["own"] + v["shared"]) * v["compression"] for v in volumes if v["own"] is not None)
+    plain = sum(
+        (v["own"] + v["shared"]) * v["compression"] for v in volumes if v["own"] is not None
+    )
     stored = sum(v["own"] + v["shared"] for v in volumes if v["own"] is not None)
     figures = [
         (size_text(status["stored"]), "stored"),
@@ -116,9 +123,21 @@ def _name(volume: dict[str, Any]) -> str:
 
 
 def _qube(qube: str, volumes: list[dict[str, Any]], today: datetime.date) -> str:
-    heads = ("Volume", "Sessions", "Newest", "Size", "Only its own", "Shared", "Compressed", "Deduplicated")
+    heads = (
+        "Volume",
+        "Sessions",
+        "Newest",
+        "Size",
+        "Only its own",
+        "Shared",
+        "Compressed",
+        "Deduplicated",
+    )
     rows = "".join(_row(volume) for volume in volumes)
-    titles = "".join(f"<th{' class=number' if at > 2 or at == 1 else ''}>{title}</th>" for at, title in enumerate(heads))
+    titles = "".join(
+        f"<th{' class=number' if at > 2 or at == 1 else ''}>{title}</th>"
+        for at, title in enumerate(heads)
+    )
     times = [session["time"] for volume in volumes for session in volume["sessions"]]
     label = escape(f"Sessions of {qube} in the last year")
     return (
@@ -139,4 +158,8 @@ def _row(volume: dict[str, Any]) -> str:
         (ratio_text(volume["compression"]) if known else "", "number"),
         (ratio_text(volume["deduplication"]) if known else "", "number"),
     ]
-    return "<tr>" + "".join(f'<td class="{kind}">{escape(text)}</td>' for text, kind in cells) + "</tr>"
+    return (
+        "<tr>"
+        + "".join(f'<td class="{kind}">{escape(text)}</td>' for text, kind in cells)
+        + "</tr>"
+    )

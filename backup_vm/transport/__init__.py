@@ -56,7 +56,9 @@ class Connection:
 class Transport(Protocol):
     """A way to reach the agent."""
 
-    def start(self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None) -> Connection:
+    def start(
+        self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
+    ) -> Connection:
         """Start ``sparsebak.SERVICE+VOLUME`` for a qube (None: dom0). ``stdin`` is a file to be read in a pipe's place."""
 
 
@@ -68,7 +70,9 @@ def open_transport(agent: str, caller: str) -> Transport:
         return QrexecTransport()
     kind, _, config = agent.partition(":")
     if kind not in ("local", "unix") or not config:
-        raise UsageError(f"--agent {agent!r} is neither 'qrexec' nor 'local:AGENT.TOML' nor 'unix:DIR'")
+        raise UsageError(
+            f"--agent {agent!r} is neither 'qrexec' nor 'local:AGENT.TOML' nor 'unix:DIR'"
+        )
     if kind == "unix":
         from backup_vm.transport.unix import UnixTransport
 

@@ -23,15 +23,21 @@ class LocalTransport:
 
     def __init__(self, config: Path, caller: str) -> None:
         if not config.is_file():
-            raise AgentError(f"there is no agent configuration {config}", "name it as --agent local:AGENT.TOML")
+            raise AgentError(
+                f"there is no agent configuration {config}", "name it as --agent local:AGENT.TOML"
+            )
         self._config, self._caller = config.resolve(), caller
 
-    def start(self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None) -> Connection:
+    def start(
+        self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
+    ) -> Connection:
         """See Transport."""
         name = f"sparsebak.{service}"
         file = next((folder / name for folder in SERVICE_FOLDERS if (folder / name).exists()), None)
         if file is None:
-            raise AgentError(f"{name} is not installed on this machine", "install the agent's package")
+            raise AgentError(
+                f"{name} is not installed on this machine", "install the agent's package"
+            )
         environment = {key: os.environ[key] for key in _KEPT if key in os.environ}
         environment |= {
             "QREXEC_REMOTE_DOMAIN": self._caller,
@@ -43,7 +49,10 @@ class LocalTransport:
             environment |= {"SPARSEBAK_LIB": str(_TREE), "SPARSEBAK_PYTHON": sys.executable}
         if qube is None or qube.startswith("@"):
             keyword = (qube or "@adminvm").removeprefix("@")
-            environment |= {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": keyword}
+            environment |= {
+                "QREXEC_REQUESTED_TARGET_TYPE": "keyword",
+                "QREXEC_REQUESTED_TARGET_KEYWORD": keyword,
+            }
         else:
             environment |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": qube}
         return spawn([str(file), volume] if volume else [str(file)], environment, stdin)

@@ -11,7 +11,9 @@ CLIENT = "/usr/bin/qrexec-client-vm"
 class QrexecTransport:
     """See Transport."""
 
-    def start(self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None) -> Connection:
+    def start(
+        self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
+    ) -> Connection:
         """See Transport."""
         name = f"sparsebak.{service}+{volume}" if volume else f"sparsebak.{service}"
         return spawn([CLIENT, qube or "@adminvm", name], None, stdin)

@@ -25,7 +25,9 @@ class _Child(Connection):
         self.log.close()
 
 
-def spawn(arguments: list[str], environment: dict[str, str] | None, stdin: IO[bytes] | None) -> Connection:
+def spawn(
+    arguments: list[str], environment: dict[str, str] | None, stdin: IO[bytes] | None
+) -> Connection:
     """Start a process in a session of its own, so that Ctrl-C reaches us and not it."""
     log = tempfile.TemporaryFile()
     try:

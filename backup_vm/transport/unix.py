@@ -58,7 +58,9 @@ class UnixTransport:
     def __init__(self, folder: Path, caller: str) -> None:
         self._folder, self._caller = folder, caller
 
-    def start(self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None) -> Connection:
+    def start(
+        self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
+    ) -> Connection:
         """See Transport."""
         path = self._folder / f"sparsebak.{service}"
         connection = socket.socket(socket.AF_UNIX)
@@ -68,8 +70,12 @@ class UnixTransport:
         except OSError as error:
             connection.close()
             hint = f"start it: sparsebak-agent serve --listen {self._folder}"
-            raise AgentError(f"no resident agent answers at {path}: {error.strerror}", hint) from None
+            raise AgentError(
+                f"no resident agent answers at {path}: {error.strerror}", hint
+            ) from None
         keyword = qube is None or qube.startswith("@")
         target = f"keyword {(qube or '@adminvm').removeprefix('@')}" if keyword else f"name {qube}"
-        connection.sendall(f"sparsebak.{service}+{volume} {self._caller} {target}".encode("ascii") + b"\0")
+        connection.sendall(
+            f"sparsebak.{service}+{volume} {self._caller} {target}".encode("ascii") + b"\0"
+        )
         return Connection(_Call(connection), io.BytesIO())  # type: ignore[arg-type]

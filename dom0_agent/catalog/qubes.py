@@ -20,7 +20,11 @@ SETTINGS = "settings"
 """The volume that holds a qube's settings."""
 CONFIG = ("dom0", "config")
 """The volume that holds dom0's own configuration."""
-_KEEPS = {"AppVM": ("private",), "TemplateVM": ("root", "private"), "StandaloneVM": ("root", "private")}
+_KEEPS = {
+    "AppVM": ("private",),
+    "TemplateVM": ("root", "private"),
+    "StandaloneVM": ("root", "private"),
+}
 """Volumes that may hold data worth keeping, by class; whether they do, save_on_stop says."""
 _WHY_NOT = {
     "DispVM": "a disposable keeps nothing",
@@ -62,13 +66,17 @@ class QubesCatalog:
         """See Catalog."""
         with asking():
             if qube in self._app.domains:
-                raise Refused(Code.DENIED, f"{qube} exists, so that the call must name it as its target")
+                raise Refused(
+                    Code.DENIED, f"{qube} exists, so that the call must name it as its target"
+                )
         return self._settings_volume(qube)
 
     @cached_property
     def _everything(self) -> list[Volume | Skipped]:
         with asking():
-            found: list[Volume | Skipped] = [self._config_volume()] if self._options.dom0_config else []
+            found: list[Volume | Skipped] = (
+                [self._config_volume()] if self._options.dom0_config else []
+            )
             for domain in sorted(self._app.domains, key=lambda domain: str(domain.name)):
                 found += self._of(domain)
             return found
@@ -111,7 +119,9 @@ class QubesCatalog:
         return bool(tags) and not set(tags).isdisjoint(domain.tags)
 
     def _volume(self, qube: str, volume: str, klass: str, running: bool) -> Volume | Skipped:
-        raw = self._app.qubesd_call(qube, "admin.vm.volume.Info", volume).decode("ascii")  # all of it in one call
+        raw = self._app.qubesd_call(qube, "admin.vm.volume.Info", volume).decode(
+            "ascii"
+        )  # all of it in one call
         info = dict(line.split("=", 1) for line in raw.splitlines())
         if info["save_on_stop"] != "True":
             return Skipped(f"{qube}/{volume}", "it is not kept when the qube stops")
@@ -139,17 +149,28 @@ class QubesCatalog:
         if driver == "lvm_thin":
             limits = (self._options.data_limit, self._options.metadata_limit)
             group = str(config["volume_group"])
-            return Pool(name, "lvm_thin", Path("/dev") / group, group, str(config["thin_pool"]), *limits)
+            return Pool(
+                name, "lvm_thin", Path("/dev") / group, group, str(config["thin_pool"]), *limits
+            )
         if driver == "file-reflink":
             return Pool(name, "reflink", Path(str(config["dir_path"])))
         return f"pool {name} has driver {driver}; lvm_thin and file-reflink are supported"
 
     def _config_volume(self) -> Volume:
         pool = Pool(SETTINGS, "settings", self._config.state_dir / SETTINGS)
-        return Volume(*CONFIG, pool, "/".join(CONFIG), domain=_domain("/".join(CONFIG)), files=self._options.dom0_config)
+        return Volume(
+            *CONFIG,
+            pool,
+            "/".join(CONFIG),
+            domain=_domain("/".join(CONFIG)),
+            files=self._options.dom0_config,
+        )
 
     def _settings_volume(self, qube: str) -> Volume:
-        name, pool = f"{qube}/{SETTINGS}", Pool(SETTINGS, "settings", self._config.state_dir / SETTINGS)
+        name, pool = (
+            f"{qube}/{SETTINGS}",
+            Pool(SETTINGS, "settings", self._config.state_dir / SETTINGS),
+        )
         return Volume(qube, SETTINGS, pool, name, domain=_domain(name))
 
 

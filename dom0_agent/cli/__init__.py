@@ -45,8 +45,18 @@ def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
         description="The dom0 side of sparsebak: archives and their keys, walking snapshots, status.",
         epilog="Exit codes: 0 done, 1 failed, 2 wrong usage.",
     )
-    top.add_argument("--config", type=Path, default=DEFAULT_PATH, help="configuration file (default: %(default)s)")
-    top.add_argument("-u", "--unattended", action="store_true", help="never ask; where an answer would be needed, fail")
+    top.add_argument(
+        "--config",
+        type=Path,
+        default=DEFAULT_PATH,
+        help="configuration file (default: %(default)s)",
+    )
+    top.add_argument(
+        "-u",
+        "--unattended",
+        action="store_true",
+        help="never ask; where an answer would be needed, fail",
+    )
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
     for name in [name for name in COMMANDS if name in words] or COMMANDS:

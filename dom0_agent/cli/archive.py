@@ -16,28 +16,55 @@ from wire.names import parse_name, session_name
 from wire.sealing import KEY_SIZE, SUITES, ChunkIds, Keys
 from wire.slots import first_line, recovery_text
 
-_UNITS = {f"{size >> 10}K": size for size in CHUNK_SIZES} | {f"{size >> 20}M": size for size in CHUNK_SIZES if size >> 20}
+_UNITS = {f"{size >> 10}K": size for size in CHUNK_SIZES} | {
+    f"{size >> 20}M": size for size in CHUNK_SIZES if size >> 20
+}
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
     archive = commands.add_parser("archive", help="create, list or forget archives")
     actions = archive.add_subparsers(dest="action", required=True, metavar="ACTION")
-    add = actions.add_parser("add", help="create an archive's key; the backup VM then runs: sparsebak init DIR --label LABEL")
+    add = actions.add_parser(
+        "add",
+        help="create an archive's key; the backup VM then runs: sparsebak init DIR --label LABEL",
+    )
     add.add_argument("label", metavar="LABEL")
-    add.add_argument("--caller", required=True, metavar="NAME", help="the backup VM that may use the archive")
-    add.add_argument("--open", action="store_true", help="the key also lies in the archive: for a trusted backup VM and disk")
-    add.add_argument("--passphrase-file", type=Path, metavar="F", help="take the passphrase from the first line of a file")
-    add.add_argument("--chunk-size", choices=_UNITS, default=f"{DEFAULT_CHUNK_SIZE >> 10}K", metavar="SIZE", help="64K to 4M")
     add.add_argument(
-        "--hash", choices=SUITES.values(), help="what chunk ids are made with; default: what this processor does faster"
+        "--caller", required=True, metavar="NAME", help="the backup VM that may use the archive"
+    )
+    add.add_argument(
+        "--open",
+        action="store_true",
+        help="the key also lies in the archive: for a trusted backup VM and disk",
+    )
+    add.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="F",
+        help="take the passphrase from the first line of a file",
+    )
+    add.add_argument(
+        "--chunk-size",
+        choices=_UNITS,
+        default=f"{DEFAULT_CHUNK_SIZE >> 10}K",
+        metavar="SIZE",
+        help="64K to 4M",
+    )
+    add.add_argument(
+        "--hash",
+        choices=SUITES.values(),
+        help="what chunk ids are made with; default: what this processor does faster",
     )
     add.add_argument("--json", action="store_true")
     add.set_defaults(run=_add)
     show = actions.add_parser("list", help="show the archives known here")
     show.add_argument("--json", action="store_true")
     show.set_defaults(run=_list)
-    remove = actions.add_parser("remove", help="forget an archive and its key; its recovery key or passphrase still opens it")
+    remove = actions.add_parser(
+        "remove",
+        help="forget an archive and its key; its recovery key or passphrase still opens it",
+    )
     remove.add_argument("label", metavar="LABEL")
     remove.add_argument("--yes", action="store_true", help="do not ask")
     remove.set_defaults(run=_remove)
@@ -49,15 +76,22 @@ def _add(options: argparse.Namespace) -> int:
     if archives.by_label(label) is not None:
         raise UserError(f"there is an archive labelled {label} already; choose another label")
     if options.open and options.passphrase_file:
-        raise UserError("an open archive has its key beside it and takes no passphrase; leave --open or --passphrase-file out")
+        raise UserError(
+            "an open archive has its key beside it and takes no passphrase; leave --open or --passphrase-file out"
+        )
     passphrase = None if options.open else new_passphrase(options.passphrase_file)
-    suite = next((number for number, name in SUITES.items() if name == options.hash), None) or fastest_suite()
+    suite = (
+        next((number for number, name in SUITES.items() if name == options.hash), None)
+        or fastest_suite()
+    )
     archive, recovery = archives.add(label, caller, suite, _UNITS[options.chunk_size], passphrase)
     printed = recovery_text(recovery) if recovery else None
     if options.json:
         print(json.dumps({"label": label, "id": archive.id.hex(), "recovery_key": printed}))
         return 0
-    print(f"Archive {label} ({archive.id.hex()}), {'sealed' if recovery else 'open'}, ids by {SUITES[suite]}, for {caller}.")
+    print(
+        f"Archive {label} ({archive.id.hex()}), {'sealed' if recovery else 'open'}, ids by {SUITES[suite]}, for {caller}."
+    )
     if recovery:
         print_recovery(recovery)
     print(f"In {caller}, run: sparsebak init DIR --label {label}")
@@ -81,7 +115,9 @@ def fastest_suite() -> int:
 
 def print_recovery(recovery: bytes) -> None:
     """Show a recovery key, once."""
-    print("\nRecovery key. Write it down and keep it away from this machine; it opens the archive without the")
+    print(
+        "\nRecovery key. Write it down and keep it away from this machine; it opens the archive without the"
+    )
     print(f"passphrase, and is not shown again:\n\n    {recovery_text(recovery)}\n")
 
 
@@ -131,7 +167,9 @@ def _list(options: argparse.Namespace) -> int:
         return 0
     for a in found:
         mode = "open" if a.mode == MODE_OPEN else "sealed"
-        print(f"{a.label:20} {mode:6} for {a.caller:20} made {session_name(a.created)}  {a.id.hex()}")
+        print(
+            f"{a.label:20} {mode:6} for {a.caller:20} made {session_name(a.created)}  {a.id.hex()}"
+        )
     return 0
 
 
@@ -139,10 +177,14 @@ def _remove(options: argparse.Namespace) -> int:
     archives = Archives(load(options.config).state_dir)
     archive = archives.by_label(parse_name(options.label, "label"))
     if archive is None:
-        raise UserError(f"no archive is labelled {options.label}; see: sparsebak-agent archive list")
+        raise UserError(
+            f"no archive is labelled {options.label}; see: sparsebak-agent archive list"
+        )
     if not options.yes:
         if not sys.stdin.isatty():
-            raise UserError("removing an archive's key needs --yes when there is no terminal to ask on")
+            raise UserError(
+                "removing an archive's key needs --yes when there is no terminal to ask on"
+            )
         if input(f"Forget {options.label} and its key? Type its label to go on: ") != options.label:
             raise UserError("nothing was removed")
     archives.remove(archive)

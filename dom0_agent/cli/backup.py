@@ -18,9 +18,15 @@ _SHUTDOWN = 120.0
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    backup = commands.add_parser("backup", help="on Qubes OS: have the backup VM make a backup, starting it if it is off")
-    backup.add_argument("--vm", metavar="NAME", help="the backup VM (default: the one tagged by setup)")
-    backup.add_argument("--user", default="user", help="who runs sparsebak there (default: %(default)s)")
+    backup = commands.add_parser(
+        "backup", help="on Qubes OS: have the backup VM make a backup, starting it if it is off"
+    )
+    backup.add_argument(
+        "--vm", metavar="NAME", help="the backup VM (default: the one tagged by setup)"
+    )
+    backup.add_argument(
+        "--user", default="user", help="who runs sparsebak there (default: %(default)s)"
+    )
     backup.add_argument("-q", "--quiet", action="store_true")
     backup.set_defaults(run=_run)
 
@@ -40,8 +46,14 @@ def _run(options: argparse.Namespace) -> int:
             if was_off:
                 _shut_down(domain)
     if code:
-        notify("Backup failed", f"sparsebak in {domain.name} ended with code {code}; see its journal.", urgent=True)
-        print(f"sparsebak-agent: the backup in {domain.name} ended with code {code}", file=sys.stderr)
+        notify(
+            "Backup failed",
+            f"sparsebak in {domain.name} ended with code {code}; see its journal.",
+            urgent=True,
+        )
+        print(
+            f"sparsebak-agent: the backup in {domain.name} ended with code {code}", file=sys.stderr
+        )
         return 1
     if not options.quiet:
         print(f"{domain.name} has made a backup.")
@@ -64,7 +76,11 @@ def _backup(domain: Any, user: str) -> int:
     from subprocess import DEVNULL
 
     process = domain.run_service(
-        "qubes.VMExec+sparsebak+backup+----all+--q", user=user, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
+        "qubes.VMExec+sparsebak+backup+----all+--q",
+        user=user,
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=DEVNULL,
     )
     return int(process.wait())
 

@@ -16,10 +16,21 @@ from wire.names import session_name
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    check = commands.add_parser("check", help="say which volumes have no backup within some days; exit code 1 if any")
-    check.add_argument("--days", type=float, default=7.0, metavar="N", help="how old a backup may be (default: %(default)g)")
+    check = commands.add_parser(
+        "check", help="say which volumes have no backup within some days; exit code 1 if any"
+    )
     check.add_argument(
-        "--caller", default="", metavar="NAME", help="as it is for this backup VM, whose own volumes do not count"
+        "--days",
+        type=float,
+        default=7.0,
+        metavar="N",
+        help="how old a backup may be (default: %(default)g)",
+    )
+    check.add_argument(
+        "--caller",
+        default="",
+        metavar="NAME",
+        help="as it is for this backup VM, whose own volumes do not count",
     )
     check.add_argument("--notify", action="store_true", help="with a notification on the desktop")
     check.add_argument("-q", "--quiet", action="store_true")
@@ -29,9 +40,17 @@ def add_to(commands: Any) -> None:
 
 def _expected(config: Config, caller: str) -> list[Volume]:
     """The volumes that every backup VM is to back up: all but the backup VMs' own."""
-    callers = [caller] if caller else sorted({archive.caller for archive in Archives(config.state_dir)}) or [""]
-    listed = [{volume.name: volume for volume in open_catalog(config, one).volumes()} for one in callers]
-    return [volume for name, volume in listed[0].items() if all(name in others for others in listed)]
+    callers = (
+        [caller]
+        if caller
+        else sorted({archive.caller for archive in Archives(config.state_dir)}) or [""]
+    )
+    listed = [
+        {volume.name: volume for volume in open_catalog(config, one).volumes()} for one in callers
+    ]
+    return [
+        volume for name, volume in listed[0].items() if all(name in others for others in listed)
+    ]
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -43,12 +62,28 @@ def _run(options: argparse.Namespace) -> int:
         if newest < limit:
             late.append((volume.name, newest))
     if options.json:
-        print(json.dumps({"late": [{"volume": name, "newest": session_name(at) if at else None} for name, at in late]}))
+        print(
+            json.dumps(
+                {
+                    "late": [
+                        {"volume": name, "newest": session_name(at) if at else None}
+                        for name, at in late
+                    ]
+                }
+            )
+        )
     elif late:
         for name, at in late:
-            print(f"{name}: {f'last backup {session_name(at)}' if at else 'never backed up'}", file=sys.stderr)
+            print(
+                f"{name}: {f'last backup {session_name(at)}' if at else 'never backed up'}",
+                file=sys.stderr,
+            )
     elif not options.quiet:
         print(f"Every volume has a backup of the last {options.days:g} days.")
     if late and options.notify:
-        notify("Backup is late", f"{len(late)} volumes have no backup of the last {options.days:g} days.", urgent=True)
+        notify(
+            "Backup is late",
+            f"{len(late)} volumes have no backup of the last {options.days:g} days.",
+            urgent=True,
+        )
     return 1 if late else 0

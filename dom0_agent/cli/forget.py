@@ -14,7 +14,9 @@ from wire.names import parse_volume_name
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    forget = commands.add_parser("forget", help="drop a volume's snapshots and state; its next backup is a full one")
+    forget = commands.add_parser(
+        "forget", help="drop a volume's snapshots and state; its next backup is a full one"
+    )
     forget.add_argument("volume", nargs="?", metavar="QUBE/VOLUME")
     forget.add_argument("--all", action="store_true", help="every volume")
     forget.set_defaults(run=_run)

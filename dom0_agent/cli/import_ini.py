@@ -22,10 +22,16 @@ _OF_A_QUBE = re.compile(r"vm-(.+)-(private|root)")
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    command = commands.add_parser("import-ini", help="make a configuration from the original sparsebak's sparsebak.ini")
+    command = commands.add_parser(
+        "import-ini", help="make a configuration from the original sparsebak's sparsebak.ini"
+    )
     command.add_argument("file", type=Path, metavar="FILE")
-    command.add_argument("-o", "--output", type=Path, metavar="AGENT.TOML", help="default: standard output")
-    command.add_argument("--catalog", choices=("qubes", "static"), help="default: qubes on Qubes OS, else static")
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="AGENT.TOML", help="default: standard output"
+    )
+    command.add_argument(
+        "--catalog", choices=("qubes", "static"), help="default: qubes on Qubes OS, else static"
+    )
     command.set_defaults(run=_run)
 
 
@@ -39,10 +45,14 @@ def _run(options: argparse.Namespace) -> int:
         group, pool = var["vgname"], var["poolname"]
     except (configparser.Error, KeyError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
-        raise UserError(f"{options.file} is no sparsebak.ini: {text}; it needs [var] vgname, poolname and [volumes]") from None
+        raise UserError(
+            f"{options.file} is no sparsebak.ini: {text}; it needs [var] vgname, poolname and [volumes]"
+        ) from None
     for name, word in volumes.items():
         if word not in ("enable", "disable"):
-            raise UserError(f"{options.file}: volume {name} is to be 'enable' or 'disable', not {word!r}")
+            raise UserError(
+                f"{options.file}: volume {name} is to be 'enable' or 'disable', not {word!r}"
+            )
     on_qubes = options.catalog == "qubes" or (options.catalog is None and _QUBES.exists())
     text = _for_qubes(volumes) if on_qubes else _static(group, pool, volumes)
     _write(text, options.output)
@@ -72,17 +82,36 @@ def _name_of(volume: str) -> tuple[str, str]:
 
 def _for_qubes(volumes: dict[str, str]) -> str:
     lines = ['state_dir = "/var/lib/sparsebak"', 'catalog = "qubes"', "", "[qubes]"]
-    included = sorted({_name_of(name)[0] for name, word in volumes.items() if word == "enable"} - {"dom0"})
-    excluded = sorted({_name_of(name)[0] for name, word in volumes.items() if word == "disable"} - {"dom0", *included})
-    return "\n".join([*lines, f"include = {json.dumps(included)}", f"exclude = {json.dumps(excluded)}", ""])
+    included = sorted(
+        {_name_of(name)[0] for name, word in volumes.items() if word == "enable"} - {"dom0"}
+    )
+    excluded = sorted(
+        {_name_of(name)[0] for name, word in volumes.items() if word == "disable"}
+        - {"dom0", *included}
+    )
+    return "\n".join(
+        [*lines, f"include = {json.dumps(included)}", f"exclude = {json.dumps(excluded)}", ""]
+    )
 
 
 def _static(group: str, pool: str, volumes: dict[str, str]) -> str:
-    lines = ['state_dir = "/var/lib/sparsebak"', "", "[[pool]]", 'name = "pool"', 'driver = "lvm_thin"']
+    lines = [
+        'state_dir = "/var/lib/sparsebak"',
+        "",
+        "[[pool]]",
+        'name = "pool"',
+        'driver = "lvm_thin"',
+    ]
     lines += [f"volume_group = {json.dumps(group)}", f"thin_pool = {json.dumps(pool)}"]
     for name, word in volumes.items():
         qube, volume = _name_of(name)
-        entry = ["[[volume]]", f'qube = "{qube}"', f'volume = "{volume}"', 'pool = "pool"', f"vid = {json.dumps(name)}"]
+        entry = [
+            "[[volume]]",
+            f'qube = "{qube}"',
+            f'volume = "{volume}"',
+            'pool = "pool"',
+            f"vid = {json.dumps(name)}",
+        ]
         lines += ["", *(entry if word == "enable" else (f"# {line}" for line in entry))]
     return "\n".join([*lines, ""])
 

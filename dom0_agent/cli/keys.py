@@ -23,27 +23,54 @@ _KINDS = {KIND_PASSPHRASE: "passphrase", KIND_RECOVERY: "recovery key"}
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    keys = commands.add_parser("keys", help="passphrases and recovery key of an archive; take over one from another dom0")
+    keys = commands.add_parser(
+        "keys", help="passphrases and recovery key of an archive; take over one from another dom0"
+    )
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, run, text in (
         ("list", _list, "show the key slots"),
         ("add", _add, "one more passphrase"),
         ("change", _change, "another passphrase in the place of one"),
         ("remove", _remove, "remove a slot"),
-        ("show-recovery", _recovery, "make a new recovery key in the place of the old one, and show it"),
+        (
+            "show-recovery",
+            _recovery,
+            "make a new recovery key in the place of the old one, and show it",
+        ),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("label", metavar="LABEL")
         if name in ("change", "remove"):
-            action.add_argument("--slot", type=int, required=name == "remove", metavar="N", help="as shown by: keys list")
+            action.add_argument(
+                "--slot",
+                type=int,
+                required=name == "remove",
+                metavar="N",
+                help="as shown by: keys list",
+            )
         if name in ("add", "change"):
-            action.add_argument("--passphrase-file", type=Path, metavar="F", help="the new passphrase, in a file's first line")
+            action.add_argument(
+                "--passphrase-file",
+                type=Path,
+                metavar="F",
+                help="the new passphrase, in a file's first line",
+            )
         action.set_defaults(run=run)
-    take = actions.add_parser("import", help="take over an archive, from a file that 'sparsebak keys' wrote in the backup VM")
+    take = actions.add_parser(
+        "import",
+        help="take over an archive, from a file that 'sparsebak keys' wrote in the backup VM",
+    )
     take.add_argument("label", metavar="LABEL")
     take.add_argument("file", type=Path, metavar="FILE")
-    take.add_argument("--caller", required=True, metavar="NAME", help="the backup VM that may use the archive")
-    take.add_argument("--passphrase-file", type=Path, metavar="F", help="passphrase or recovery key, in a file's first line")
+    take.add_argument(
+        "--caller", required=True, metavar="NAME", help="the backup VM that may use the archive"
+    )
+    take.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="F",
+        help="passphrase or recovery key, in a file's first line",
+    )
     take.set_defaults(run=_import)
 
 
@@ -51,7 +78,9 @@ def _sealed(options: argparse.Namespace) -> tuple[Archives, Archive]:
     archives = Archives(load(options.config).state_dir)
     archive = archives.by_label(parse_name(options.label, "label"))
     if archive is None:
-        raise UserError(f"no archive is labelled {options.label}; see: sparsebak-agent archive list")
+        raise UserError(
+            f"no archive is labelled {options.label}; see: sparsebak-agent archive list"
+        )
     if archive.mode == MODE_OPEN:
         raise UserError(
             f"{options.label} is open: its key has lain in the archive, readable, and sealing it now would not call it back; "
@@ -66,16 +95,22 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _keep(options: argparse.Namespace, archives: Archives, archive: Archive, slots: list[bytes]) -> int:
+def _keep(
+    options: argparse.Namespace, archives: Archives, archive: Archive, slots: list[bytes]
+) -> int:
     if len(slots) > MAX_SLOTS:
         raise UserError(f"an archive has at most {MAX_SLOTS} key slots; remove one first")
     archives.set_slots(archive, tuple(slots))
-    print(f"Key slots of {options.label}: {len(slots)}. In {archive.caller}, run: sparsebak keys --refresh")
+    print(
+        f"Key slots of {options.label}: {len(slots)}. In {archive.caller}, run: sparsebak keys --refresh"
+    )
     return 0
 
 
 def _new(options: argparse.Namespace, archive: Archive) -> bytes:
-    return make_slot(KIND_PASSPHRASE, new_passphrase(options.passphrase_file), archive.master(), archive.id)
+    return make_slot(
+        KIND_PASSPHRASE, new_passphrase(options.passphrase_file), archive.master(), archive.id
+    )
 
 
 def _add(options: argparse.Namespace) -> int:
@@ -85,12 +120,18 @@ def _add(options: argparse.Namespace) -> int:
 
 def _change(options: argparse.Namespace) -> int:
     archives, archive = _sealed(options)
-    passphrases = [number for number, slot in enumerate(archive.slots) if slot[0] == KIND_PASSPHRASE]
+    passphrases = [
+        number for number, slot in enumerate(archive.slots) if slot[0] == KIND_PASSPHRASE
+    ]
     if options.slot is None and len(passphrases) > 1:
-        raise UserError(f"{options.label} has {len(passphrases)} passphrases; say which with --slot N, see: keys list")
+        raise UserError(
+            f"{options.label} has {len(passphrases)} passphrases; say which with --slot N, see: keys list"
+        )
     number = options.slot if options.slot is not None else next(iter(passphrases), -1)
     if number not in passphrases:
-        raise UserError(f"slot {number} of {options.label} is no passphrase; see: sparsebak-agent keys list {options.label}")
+        raise UserError(
+            f"slot {number} of {options.label} is no passphrase; see: sparsebak-agent keys list {options.label}"
+        )
     slots = list(archive.slots)
     slots[number] = _new(options, archive)
     return _keep(options, archives, archive, slots)
@@ -99,10 +140,16 @@ def _change(options: argparse.Namespace) -> int:
 def _remove(options: argparse.Namespace) -> int:
     archives, archive = _sealed(options)
     if not 0 <= options.slot < len(archive.slots):
-        raise UserError(f"{options.label} has no slot {options.slot}; see: sparsebak-agent keys list {options.label}")
+        raise UserError(
+            f"{options.label} has no slot {options.slot}; see: sparsebak-agent keys list {options.label}"
+        )
     if len(archive.slots) == 1:
-        raise UserError("this is the last slot; without it nobody could open the archive if this machine were lost")
-    return _keep(options, archives, archive, [s for n, s in enumerate(archive.slots) if n != options.slot])
+        raise UserError(
+            "this is the last slot; without it nobody could open the archive if this machine were lost"
+        )
+    return _keep(
+        options, archives, archive, [s for n, s in enumerate(archive.slots) if n != options.slot]
+    )
 
 
 def _recovery(options: argparse.Namespace) -> int:
@@ -122,8 +169,14 @@ def _import(options: argparse.Namespace) -> int:
     introduction = read(options.file)
     secret = b""
     if introduction.untrusted_entry.mode != MODE_OPEN:
-        secret = read_secret(options.passphrase_file) if options.passphrase_file else ask_secret("Passphrase or recovery key: ")
-    archive, volumes = take_over(state_dir, introduction, label, caller, unlock(introduction, secret))
+        secret = (
+            read_secret(options.passphrase_file)
+            if options.passphrase_file
+            else ask_secret("Passphrase or recovery key: ")
+        )
+    archive, volumes = take_over(
+        state_dir, introduction, label, caller, unlock(introduction, secret)
+    )
     print(f"Archive {label} ({archive.id.hex()}) is known here now, with {len(volumes)} volumes:")
     for name in sorted(volumes):
         print(f"    {name}")

@@ -15,10 +15,14 @@ from wire.names import parse_name, parse_volume_name, printable
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    command = commands.add_parser("monitor", help="find what changed since the last time, and keep only that")
+    command = commands.add_parser(
+        "monitor", help="find what changed since the last time, and keep only that"
+    )
     command.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all")
     command.add_argument("-q", "--quiet", action="store_true", help="print errors only")
-    command.add_argument("-v", "--verbose", action="store_true", help="print a line for each volume")
+    command.add_argument(
+        "-v", "--verbose", action="store_true", help="print a line for each volume"
+    )
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=_run)
 
@@ -34,20 +38,29 @@ def _run(options: argparse.Namespace) -> int:
         elif options.verbose and not options.json:
             print(f"{outcome.name}: {_words(outcome)}")
     if options.json:
-        fields = [{"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error} for o in outcomes]
+        fields = [
+            {"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error}
+            for o in outcomes
+        ]
         print(json.dumps({"volumes": fields}))
     elif not options.quiet:
         changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
         busy = sum(outcome.busy for outcome in outcomes)
         skipped = f", {busy} busy and left for the next time" if busy else ""
-        print(f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))} changed{skipped}")
+        print(
+            f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))} changed{skipped}"
+        )
     return 1 if any(outcome.error and not outcome.busy for outcome in outcomes) else 0
 
 
 def _words(outcome: Outcome) -> str:
     if outcome.busy:
         return "busy, left for the next time"
-    return "no archive has a session of it" if outcome.changed is None else f"{mib(outcome.changed)} changed"
+    return (
+        "no archive has a session of it"
+        if outcome.changed is None
+        else f"{mib(outcome.changed)} changed"
+    )
 
 
 def select(catalog: Catalog, names: list[str]) -> list[Volume]:

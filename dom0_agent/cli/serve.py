@@ -9,9 +9,19 @@ from dom0_agent.cli import UserError
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    serve = commands.add_parser("serve", help="answer calls on sockets, for quicker calls; systemd starts it for the first one")
-    serve.add_argument("--listen", type=Path, metavar="DIR", help="make the sockets in this folder (default: those of systemd)")
-    serve.add_argument("--idle", type=float, metavar="SECONDS", help="end after so long without a call; 0: never")
+    serve = commands.add_parser(
+        "serve",
+        help="answer calls on sockets, for quicker calls; systemd starts it for the first one",
+    )
+    serve.add_argument(
+        "--listen",
+        type=Path,
+        metavar="DIR",
+        help="make the sockets in this folder (default: those of systemd)",
+    )
+    serve.add_argument(
+        "--idle", type=float, metavar="SECONDS", help="end after so long without a call; 0: never"
+    )
     serve.set_defaults(run=_run)
 
 
@@ -20,7 +30,9 @@ def _run(options: argparse.Namespace) -> int:
 
     sockets = listening(options.listen)
     if not sockets:
-        raise UserError("systemd handed over no sockets; start sparsebak-agent.socket, or give --listen DIR")
+        raise UserError(
+            "systemd handed over no sockets; start sparsebak-agent.socket, or give --listen DIR"
+        )
     idle = options.idle if options.idle is not None else (None if options.listen else IDLE)
     preload(options.config)
     serve(sockets, options.config, idle or None)

@@ -18,15 +18,25 @@ from wire.names import parse_name, printable
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    settings = commands.add_parser("settings", help="look at restored settings of a qube or of dom0, and apply them")
+    settings = commands.add_parser(
+        "settings", help="look at restored settings of a qube or of dom0, and apply them"
+    )
     actions = settings.add_subparsers(dest="action", required=True, metavar="ACTION")
-    show = actions.add_parser("show", help="what applying them would change (for dom0: which files differ)")
+    show = actions.add_parser(
+        "show", help="what applying them would change (for dom0: which files differ)"
+    )
     show.add_argument("qube", metavar="QUBE", help="or dom0")
     show.set_defaults(run=_run, apply=False, also=[], paths=[], yes=False)
     apply = actions.add_parser("apply", help="show it, ask, and apply what is safe by itself")
     apply.add_argument("qube", metavar="QUBE", help="or dom0")
     apply.add_argument("paths", nargs="*", metavar="FILE", help="with dom0: the files to put back")
-    apply.add_argument("--also", action="append", default=[], choices=GROUPS, help="this group too; may be given again")
+    apply.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        choices=GROUPS,
+        help="this group too; may be given again",
+    )
     apply.add_argument("--yes", action="store_true", help="do not ask")
     apply.set_defaults(run=_run, apply=True)
 
@@ -38,7 +48,9 @@ def _run(options: argparse.Namespace) -> int:
     with asking():
         app, settings = restored.load(state_dir, qube)
         if qube not in app.domains:
-            raise UserError(f"{qube} does not exist; it is made anew by: sparsebak restore {qube}/settings")
+            raise UserError(
+                f"{qube} does not exist; it is made anew by: sparsebak restore {qube}/settings"
+            )
         steps = plan(app, app.domains[qube], settings, fresh=False)
     if not steps:
         print(f"{qube} has these settings already.")
@@ -46,13 +58,20 @@ def _run(options: argparse.Namespace) -> int:
     for step in steps:
         print(_words(step, step.group in options.also))
     due = [step for step in steps if not step.group or step.group in options.also]
-    if not options.apply or not due or not _agreed(options, f"Apply {len(due)} of these to {qube}?"):
+    if (
+        not options.apply
+        or not due
+        or not _agreed(options, f"Apply {len(due)} of these to {qube}?")
+    ):
         return 0
     failures = 0
     for step, error in restored.apply(steps, frozenset(options.also)):
         if error is not None:
             failures += 1
-            print(f"sparsebak-agent: {qube}: {step.what} could not be set: {printable(error)}", file=sys.stderr)
+            print(
+                f"sparsebak-agent: {qube}: {step.what} could not be set: {printable(error)}",
+                file=sys.stderr,
+            )
     print(f"{len(due) - failures} of {len(due)} applied.")
     return 1 if failures else 0
 
@@ -72,9 +91,13 @@ def _agreed(options: argparse.Namespace, question: str) -> bool:
 
 def _dom0(options: argparse.Namespace, archive: Path) -> int:
     if not archive.is_file():
-        raise UserError("no configuration of dom0 was restored; in the backup qube: sparsebak restore dom0/config")
+        raise UserError(
+            "no configuration of dom0 was restored; in the backup qube: sparsebak restore dom0/config"
+        )
     if not options.paths:
-        differing = dict.fromkeys(name for name, _, new in config_tar.files(archive) if _current(name) != new)
+        differing = dict.fromkeys(
+            name for name, _, new in config_tar.files(archive) if _current(name) != new
+        )
         for name in differing:
             print(printable(f"  {name}: {'differs' if os.path.lexists(name) else 'is not here'}"))
         if not differing:
@@ -82,9 +105,15 @@ def _dom0(options: argparse.Namespace, archive: Path) -> int:
         elif options.apply:
             raise UserError("name the files to put back; none is by itself")
         return 0
-    files = {name: (member, new) for name, member, new in config_tar.files(archive) if name in options.paths}
+    files = {
+        name: (member, new)
+        for name, member, new in config_tar.files(archive)
+        if name in options.paths
+    }
     if unknown := [name for name in options.paths if name not in files]:
-        raise UserError(f"{unknown[0]} is not among what was restored; see: sparsebak-agent settings show dom0")
+        raise UserError(
+            f"{unknown[0]} is not among what was restored; see: sparsebak-agent settings show dom0"
+        )
     for name in options.paths:
         _show_difference(name, files[name][1])
     if not _agreed(options, f"Write {len(options.paths)} files?"):
@@ -108,5 +137,7 @@ def _current(name: str) -> bytes | None:
 
 def _show_difference(name: str, new: bytes) -> None:
     old = (_current(name) or b"").decode("utf-8", "replace").splitlines()
-    for line in difflib.unified_diff(old, new.decode("utf-8", "replace").splitlines(), f"{name} (now)", name, lineterm=""):
+    for line in difflib.unified_diff(
+        old, new.decode("utf-8", "replace").splitlines(), f"{name} (now)", name, lineterm=""
+    ):
         print(printable(line))

@@ -28,7 +28,9 @@ running = "live"          # of running qubes the state of this moment; or "commi
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    setup = commands.add_parser("setup", help="on Qubes OS: name the backup VM and let it back up the qubes of the catalog")
+    setup = commands.add_parser(
+        "setup", help="on Qubes OS: name the backup VM and let it back up the qubes of the catalog"
+    )
     setup.add_argument("backup_vm", metavar="BACKUP-VM")
     setup.add_argument("-n", "--dry-run", action="store_true", help="say what would be done")
     setup.set_defaults(run=_run)
@@ -39,13 +41,19 @@ def _run(options: argparse.Namespace) -> int:
     with asking():
         app = connect()
         if name not in app.domains or str(app.domains[name].klass) in ("AdminVM", "TemplateVM"):
-            raise UserError(f"{name} is not a qube that could keep the archive; create one first, for example with qvm-create")
+            raise UserError(
+                f"{name} is not a qube that could keep the archive; create one first, for example with qvm-create"
+            )
         if not options.config.exists():
             done(f"write {options.config}", lambda: _write_config(options.config))
             if options.dry_run:
-                print("the tags of qubes depend on it; run again without --dry-run, or write it first")
+                print(
+                    "the tags of qubes depend on it; run again without --dry-run, or write it first"
+                )
                 return 0
-        wanted = {volume.qube for volume in open_catalog(load(options.config), name).volumes()} - {"dom0"}
+        wanted = {volume.qube for volume in open_catalog(load(options.config), name).volumes()} - {
+            "dom0"
+        }
         for domain in sorted(app.domains, key=lambda domain: str(domain.name)):
             if str(domain.klass) != "AdminVM":
                 _tag(done, domain, VM_TAG, str(domain.name) == name)
@@ -57,7 +65,9 @@ def _run(options: argparse.Namespace) -> int:
         if done.count
         else f"Nothing to do: {name} may back up {len(wanted)} qubes."
     )
-    print(f"Next, here: sparsebak-agent archive add LABEL --caller {name}; then in {name}: sparsebak init DIR --label LABEL")
+    print(
+        f"Next, here: sparsebak-agent archive add LABEL --caller {name}; then in {name}: sparsebak init DIR --label LABEL"
+    )
     return 0
 
 

@@ -20,8 +20,14 @@ from wire.status import Refused
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    status = commands.add_parser("status", help="show what is followed, and how far behind its archives are")
-    status.add_argument("--head", action="store_true", help="a short fingerprint of each archive's newest state, to write down")
+    status = commands.add_parser(
+        "status", help="show what is followed, and how far behind its archives are"
+    )
+    status.add_argument(
+        "--head",
+        action="store_true",
+        help="a short fingerprint of each archive's newest state, to write down",
+    )
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_run)
 
@@ -38,11 +44,15 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps({"volumes": found}))
         return 0
     for volume in found:
-        print(f"{volume['qube']}/{volume['volume']}: {printable(volume['error'] or mib(volume['size']))}{_snapshots(volume)}")
+        print(
+            f"{volume['qube']}/{volume['volume']}: {printable(volume['error'] or mib(volume['size']))}{_snapshots(volume)}"
+        )
         for archive in volume["archives"]:
             last = f"last session {archive['session']}" if archive["session"] else "no session yet"
             pending = ", a session pending" if archive["pending"] else ""
-            print(f"    {archive['label']}: {last}, changed since: {mib(archive['changed'])}{pending}")
+            print(
+                f"    {archive['label']}: {last}, changed since: {mib(archive['changed'])}{pending}"
+            )
     return 0
 
 
@@ -57,7 +67,9 @@ def _heads(config: Config, labels: dict[str, str]) -> int:
                 count, newest = count + 1, max(newest, follow.committed.time)
         letters = base64.b32encode(digest.digest()).decode()
         groups = "-".join(letters[at : at + 4] for at in range(0, len(letters), 4))
-        print(f"{label}: {groups}  {count} volumes, newest session {session_name(newest) if count else 'none'}")
+        print(
+            f"{label}: {groups}  {count} volumes, newest session {session_name(newest) if count else 'none'}"
+        )
     return 0
 
 
@@ -76,7 +88,9 @@ def _age(seconds: int) -> str:
     return f"{seconds} seconds"
 
 
-def _volume(config: Config, volume: Volume, source: Source, labels: dict[str, str]) -> dict[str, Any]:
+def _volume(
+    config: Config, volume: Volume, source: Source, labels: dict[str, str]
+) -> dict[str, Any]:
     store = Store(config.state_dir, volume.qube, volume.volume)
     error, size, snapshots, held = None, 0, 0, 0
     try:

@@ -10,7 +10,9 @@ from dom0_agent.config import load
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    command = commands.add_parser("volumes", help="show what is backed up, and what is left out and why")
+    command = commands.add_parser(
+        "volumes", help="show what is backed up, and what is left out and why"
+    )
     command.add_argument("--caller", default="", metavar="NAME", help="as it is for this backup VM")
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=_run)
@@ -19,7 +21,10 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     catalog = open_catalog(load(options.config), options.caller)
     if options.json:
-        volumes = [{"qube": v.qube, "volume": v.volume, "pool": v.pool.name, "live": bool(v.live)} for v in catalog.volumes()]
+        volumes = [
+            {"qube": v.qube, "volume": v.volume, "pool": v.pool.name, "live": bool(v.live)}
+            for v in catalog.volumes()
+        ]
         skipped = [{"name": s.name, "reason": s.reason} for s in catalog.skipped()]
         print(json.dumps({"volumes": volumes, "skipped": skipped}))
         return 0

@@ -11,5 +11,7 @@ def main(call: Call) -> None:
     """Reply with nothing but the status."""
     request = call.request()
     archive = call.archive(request)
-    with volume_rotation(call.config.state_dir, call.pending_volume(), call.archives().by_id()) as rotation:
+    with volume_rotation(
+        call.config.state_dir, call.pending_volume(), call.archives().by_id()
+    ) as rotation:
         rotation.commit(archive, request.session)

@@ -20,7 +20,10 @@ def main(call: Call) -> None:
         raise Refused(Code.BAD_REQUEST, str(error)) from None
     archive = call.archives().by_label(label)
     if archive is None or call.caller not in (archive.caller, ADMIN):
-        raise Refused(Code.NO_ARCHIVE, f"{call.caller} asked for an archive labelled {label}, which it may not use")
+        raise Refused(
+            Code.NO_ARCHIVE,
+            f"{call.caller} asked for an archive labelled {label}, which it may not use",
+        )
     entry = ArchiveEntry(
         archive=archive.id,
         label=archive.label,

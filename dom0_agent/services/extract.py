@@ -46,7 +46,9 @@ def main(call: Call) -> None:
 def _pending(store: Store, archive: Archive, request: Request) -> tuple[Follow, Pending]:
     follow = store.load().follows.get(archive.id.hex())
     if follow is None or follow.pending is None or follow.pending.session != request.session.hex():
-        raise Refused(Code.NO_SESSION, f"{store.name}: session {request.session.hex()} is not the pending one")
+        raise Refused(
+            Code.NO_SESSION, f"{store.name}: session {request.session.hex()} is not the pending one"
+        )
     return follow, follow.pending
 
 
@@ -68,7 +70,9 @@ def _extract(
     changed = store.load_map(pending.map, pending.size)
     ids = CommittedIds(store.directory / follow.ids)
     try:
-        extraction = Extraction(archive, pending, Sources(call.config.state_dir).open(volume), changed, ids, known)
+        extraction = Extraction(
+            archive, pending, Sources(call.config.state_dir).open(volume), changed, ids, known
+        )
         return extraction.run(log, request.number, call.stdout, call.config)
     finally:
         ids.close()

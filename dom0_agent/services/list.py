@@ -33,11 +33,16 @@ def entries(config: Config, archive: Archive, caller: str) -> Iterator[VolumeEnt
             size = 0  # Snapshot will say what is wrong with it
         yield _entry(config, archive, volume.qube, volume.volume, size, 0)
     for qube, name in known_volumes(config.state_dir):
-        if catalog.find(qube, name) is None and archive.id.hex() in Store(config.state_dir, qube, name).load().follows:
+        if (
+            catalog.find(qube, name) is None
+            and archive.id.hex() in Store(config.state_dir, qube, name).load().follows
+        ):
             yield _entry(config, archive, qube, name, 0, VOLUME_GONE)
 
 
-def _entry(config: Config, archive: Archive, qube: str, volume: str, size: int, flags: int) -> VolumeEntry:
+def _entry(
+    config: Config, archive: Archive, qube: str, volume: str, size: int, flags: int
+) -> VolumeEntry:
     store = Store(config.state_dir, qube, volume)
     follow = store.load().follows.get(archive.id.hex())
     if follow is None:

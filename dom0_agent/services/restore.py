@@ -32,7 +32,10 @@ def main(call: Call) -> Status:
             target.discard()
             raise
         target.commit()
-    log(INFO, f"{volume.name} now has the contents of {record.qube}/{record.volume} of {session_name(record.time)}")
+    log(
+        INFO,
+        f"{volume.name} now has the contents of {record.qube}/{record.volume} of {session_name(record.time)}",
+    )
     return Status(Code.OK, age_note(call.config, archive, record))
 
 
@@ -58,4 +61,6 @@ def _check_target(call: Call, volume: Volume, record: Record) -> None:
     """A record belongs to one volume; it goes elsewhere only if dom0's administrator said so."""
     source = f"{record.qube}/{record.volume}"
     if source != volume.name and (source, volume.name) not in call.config.allow_restore:
-        raise Refused(Code.WRONG_VOLUME, f"{call.caller} tried to restore {source} into {volume.name}")
+        raise Refused(
+            Code.WRONG_VOLUME, f"{call.caller} tried to restore {source} into {volume.name}"
+        )

@@ -23,7 +23,9 @@ def main(call: Call) -> None:
         offer = Offer(
             volume_id=bytes.fromhex(follow.volume_id),
             session=bytes.fromhex(pending.session),
-            previous=bytes(16) if pending.full or not follow.committed else bytes.fromhex(follow.committed.session),
+            previous=bytes(16)
+            if pending.full or not follow.committed
+            else bytes.fromhex(follow.committed.session),
             sequence=pending.sequence,
             time=pending.time,
             size=pending.size,

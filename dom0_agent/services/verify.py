@@ -24,9 +24,14 @@ def main(call: Call) -> Status:
 
 def age_note(config: Config, archive: Archive, record: Record) -> int:
     """NOTE_OLDER when dom0 knows a newer session of the volume in this archive, else 0."""
-    follow = Store(config.state_dir, record.qube, record.volume).load().follows.get(archive.id.hex())
+    follow = (
+        Store(config.state_dir, record.qube, record.volume).load().follows.get(archive.id.hex())
+    )
     newest = follow.committed if follow else None
     if newest is None or newest.sequence <= record.sequence:
         return 0
-    log(WARNING, f"{record.qube}/{record.volume}: session {record.sequence} is older than the newest, {newest.sequence}")
+    log(
+        WARNING,
+        f"{record.qube}/{record.volume}: session {record.sequence} is older than the newest, {newest.sequence}",
+    )
     return NOTE_OLDER

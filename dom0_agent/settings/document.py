@@ -17,9 +17,37 @@ FORMAT = 1
 LIMIT = 8 << 20
 """Bytes of a settings document, at most."""
 _NOT_KEPT = frozenset(
-    {"name", "klass", "label", "template", "netvm", "qid", "xid", "uuid", "stubdom_xid", "stubdom_uuid", "start_time"}
-    | {"installed_by_rpm", "updateable", "is_preload", "visible_ip", "visible_ip6", "visible_gateway", "visible_gateway6"}
-    | {"visible_netmask", "icon", "backup_timestamp", "gateway", "gateway6", "keyboard_layout", "dns"}
+    {
+        "name",
+        "klass",
+        "label",
+        "template",
+        "netvm",
+        "qid",
+        "xid",
+        "uuid",
+        "stubdom_xid",
+        "stubdom_uuid",
+        "start_time",
+    }
+    | {
+        "installed_by_rpm",
+        "updateable",
+        "is_preload",
+        "visible_ip",
+        "visible_ip6",
+        "visible_gateway",
+        "visible_gateway6",
+    }
+    | {
+        "visible_netmask",
+        "icon",
+        "backup_timestamp",
+        "gateway",
+        "gateway6",
+        "keyboard_layout",
+        "dns",
+    }
 )
 """Properties that have a field of their own, or only say how things are just now."""
 
@@ -44,7 +72,10 @@ class Settings:
 
     def to_bytes(self) -> bytes:
         """The document."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True).encode() + b"\n"
+        return (
+            json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True).encode()
+            + b"\n"
+        )
 
 
 def from_bytes(raw: bytes) -> Settings:
@@ -88,7 +119,9 @@ def collect(qube: str) -> bytes:
             template=_name(getattr(domain, "template", None)),
             netvm=_name(getattr(domain, "netvm", None)),
             properties=_properties(domain),
-            features={str(name): str(domain.features[name] or "") for name in sorted(domain.features)},
+            features={
+                str(name): str(domain.features[name] or "") for name in sorted(domain.features)
+            },
             tags=sorted(str(tag) for tag in domain.tags),
             firewall=firewall_rules(domain),
             devices=_devices(app, qube),
@@ -125,7 +158,9 @@ def _devices(app: Any, qube: str) -> dict[str, list[str]]:
     for kind in sorted(app.qubesd_call("dom0", "admin.deviceclass.List").decode("ascii").split()):
         for method in ("Assigned", "List"):
             with suppress(Exception):
-                raw = app.qubesd_call(qube, f"admin.vm.device.{kind}.{method}").decode("utf-8", "replace")
+                raw = app.qubesd_call(qube, f"admin.vm.device.{kind}.{method}").decode(
+                    "utf-8", "replace"
+                )
                 if lines := sorted(line for line in raw.split("\n") if line):
                     found[kind] = lines
                 break

@@ -8,6 +8,7 @@ template, firewall and network) is a group that must be asked for by name.
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dom0_agent.settings.document import Settings, firewall_rules, notes_of
@@ -15,9 +16,19 @@ from dom0_agent.settings.document import Settings, firewall_rules, notes_of
 GROUPS = ("network", "firewall", "properties", "features", "services", "tags", "devices")
 """What must be asked for by name."""
 _SAFE_PROPERTIES = frozenset(
-    {"memory", "maxmem", "vcpus", "include_in_backups", "qrexec_timeout", "shutdown_timeout", "virt_mode"}
+    {
+        "memory",
+        "maxmem",
+        "vcpus",
+        "include_in_backups",
+        "qrexec_timeout",
+        "shutdown_timeout",
+        "virt_mode",
+    }
 )
-_SAFE_FEATURES = frozenset({"menu-items", "menu-favorites", "default-menu-items", "internal", "appmenus-dispvm"})
+_SAFE_FEATURES = frozenset(
+    {"menu-items", "menu-favorites", "default-menu-items", "internal", "appmenus-dispvm"}
+)
 _SERVICE = "service."
 
 
@@ -47,7 +58,13 @@ def plan(app: Any, domain: Any, settings: Settings, fresh: bool) -> list[Step]:
 
 
 def _named(app: Any, domain: Any, settings: Settings, network: str) -> Iterator[Step]:
-    yield Step("label", _text(domain.label), settings.label, "", lambda: setattr(domain, "label", settings.label))
+    yield Step(
+        "label",
+        _text(domain.label),
+        settings.label,
+        "",
+        lambda: setattr(domain, "label", settings.label),
+    )
     if settings.template is not None:
         template, old = settings.template, _text(getattr(domain, "template", None))
         group = "properties" if network else ""
@@ -63,38 +80,72 @@ def _properties(domain: Any, settings: Settings) -> Iterator[Step]:
         with suppress(AttributeError):
             old = _text(getattr(domain, name))
         group = "" if name in _SAFE_PROPERTIES else "properties"
-        yield Step(f"property {name}", old, _text(value), group, lambda n=name, v=value: setattr(domain, n, v))  # type: ignore[misc]
+        yield Step(
+            f"property {name}",
+            old,
+            _text(value),
+            group,
+            partial(setattr, domain, name, value),
+        )
 
 
 def _features(domain: Any, settings: Settings) -> Iterator[Step]:
     for name, value in settings.features.items():
-        group = "" if name in _SAFE_FEATURES else "services" if name.startswith(_SERVICE) else "features"
+        group = (
+            ""
+            if name in _SAFE_FEATURES
+            else "services"
+            if name.startswith(_SERVICE)
+            else "features"
+        )
         old = str(domain.features.get(name) or "") if name in domain.features else "-"
-        yield Step(f"feature {name}", old, value, group, lambda n=name, v=value: domain.features.__setitem__(n, v))  # type: ignore[misc]
+        yield Step(
+            f"feature {name}",
+            old,
+            value,
+            group,
+            partial(domain.features.__setitem__, name, value),
+        )
 
 
 def _tags(domain: Any, settings: Settings) -> Iterator[Step]:
     present = {str(tag) for tag in domain.tags}
     for tag in settings.tags:
         if not tag.startswith("created-by-"):
-            yield Step(f"tag {tag}", tag if tag in present else "-", tag, "tags", lambda t=tag: domain.tags.add(t))  # type: ignore[misc]
+            yield Step(
+                f"tag {tag}",
+                tag if tag in present else "-",
+                tag,
+                "tags",
+                partial(domain.tags.add, tag),
+            )
 
 
 def _firewall(domain: Any, settings: Settings, group: str) -> Iterator[Step]:
     if settings.firewall:
         old, rules = firewall_rules(domain), settings.firewall
-        yield Step("firewall", "; ".join(old), "; ".join(rules), group, lambda: _set_firewall(domain, rules))
+        yield Step(
+            "firewall",
+            "; ".join(old),
+            "; ".join(rules),
+            group,
+            lambda: _set_firewall(domain, rules),
+        )
 
 
 def _set_firewall(domain: Any, rules: list[str]) -> None:
-    domain.qubesd_call(None, "admin.vm.firewall.Set", None, "".join(f"{rule}\n" for rule in rules).encode("ascii"))
+    domain.qubesd_call(
+        None, "admin.vm.firewall.Set", None, "".join(f"{rule}\n" for rule in rules).encode("ascii")
+    )
 
 
 def _devices(app: Any, domain: Any, settings: Settings) -> Iterator[Step]:
     for kind, lines in settings.devices.items():
         present = ""
         with suppress(Exception):
-            present = app.qubesd_call(str(domain.name), f"admin.vm.device.{kind}.Assigned").decode("utf-8", "replace")
+            present = app.qubesd_call(str(domain.name), f"admin.vm.device.{kind}.Assigned").decode(
+                "utf-8", "replace"
+            )
         for line in lines:
             identity, _, options = line.partition(" ")
             old = line if line in present.split("\n") else "-"
@@ -104,13 +155,15 @@ def _devices(app: Any, domain: Any, settings: Settings) -> Iterator[Step]:
                 old,
                 line,
                 "devices",
-                lambda c=call, i=identity, o=options: app.qubesd_call(str(domain.name), c, i, o.encode()),  # type: ignore[misc]
+                partial(app.qubesd_call, str(domain.name), call, identity, options.encode()),
             )
 
 
 def _notes(domain: Any, settings: Settings) -> Iterator[Step]:
     if settings.notes:
-        yield Step("notes", notes_of(domain), settings.notes, "", lambda: domain.set_notes(settings.notes))
+        yield Step(
+            "notes", notes_of(domain), settings.notes, "", lambda: domain.set_notes(settings.notes)
+        )
 
 
 def _text(value: Any) -> str:

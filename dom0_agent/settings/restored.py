@@ -30,9 +30,16 @@ class SettingsReplacement:
     ordered = False
 
     def __init__(self, state_dir: Path, qube: str, volume: str, size: int) -> None:
-        self._path, self._qube, self._is_document = place(state_dir, qube, volume), qube, qube != "dom0"
+        self._path, self._qube, self._is_document = (
+            place(state_dir, qube, volume),
+            qube,
+            qube != "dom0",
+        )
         if self._is_document and size > LIMIT:
-            raise Refused(Code.BAD_REQUEST, f"{qube}/{volume}: settings of {size} bytes are too large to be any")
+            raise Refused(
+                Code.BAD_REQUEST,
+                f"{qube}/{volume}: settings of {size} bytes are too large to be any",
+            )
         make_directory(self._path.parent)
         self._beside = self._path.with_name(self._path.name + ".new")
         self._file = ImageWriter(self._beside, size)
@@ -68,14 +75,20 @@ def create_if_gone(qube: str, settings: Settings) -> None:
     with asking():
         app = connect()
         if qube in app.domains:
-            log(INFO, f"{qube}: its settings wait to be applied with: sparsebak-agent settings apply {qube}")
+            log(
+                INFO,
+                f"{qube}: its settings wait to be applied with: sparsebak-agent settings apply {qube}",
+            )
             return
         if settings.template is not None and settings.template not in app.domains:
             raise Refused(
-                Code.SOURCE_FAILED, f"{qube}: its template {settings.template} is not there; install or restore it first"
+                Code.SOURCE_FAILED,
+                f"{qube}: its template {settings.template} is not there; install or restore it first",
             )
         if settings.klass not in ("AppVM", "TemplateVM", "StandaloneVM"):
-            raise Refused(Code.SOURCE_FAILED, f"{qube}: a qube of class {settings.klass} cannot be made")
+            raise Refused(
+                Code.SOURCE_FAILED, f"{qube}: a qube of class {settings.klass} cannot be made"
+            )
         domain = app.add_new_vm(settings.klass, qube, settings.label, template=settings.template)
         domain.netvm = None
         domain.tags.add(TAG)
@@ -104,6 +117,7 @@ def load(state_dir: Path, qube: str) -> tuple[Any, Settings]:
     path = place(state_dir, qube, "settings")
     if not path.is_file():
         raise Refused(
-            Code.NO_VOLUME, f"no settings of {qube} were restored; in the backup qube: sparsebak restore {qube}/settings"
+            Code.NO_VOLUME,
+            f"no settings of {qube} were restored; in the backup qube: sparsebak restore {qube}/settings",
         )
     return connect(), from_bytes(path.read_bytes())

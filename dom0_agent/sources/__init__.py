@@ -129,7 +129,9 @@ class Sources:
 
         if volume.pool.name not in self._pools:
             known = next(iter(self._pools.values()), None)
-            self._pools[volume.pool.name] = ThinPool(volume.pool, self._state_dir, known.report if known else Report())
+            self._pools[volume.pool.name] = ThinPool(
+                volume.pool, self._state_dir, known.report if known else Report()
+            )
         return self._pools[volume.pool.name]
 
     @contextmanager

@@ -82,9 +82,14 @@ class DirectorySource:
     def snapshot(self, number: int) -> None:
         """See Source."""
         path = self._path(number)
-        with closing_fd(self._open_image()) as image, whole_or_absent(path, f"{self.name}: cannot take a snapshot"):
+        with (
+            closing_fd(self._open_image()) as image,
+            whole_or_absent(path, f"{self.name}: cannot take a snapshot"),
+        ):
             make_directory(self._store)
-            with closing_fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)) as copy:
+            with closing_fd(
+                os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            ) as copy:
                 self._copy(image, copy)
                 os.fsync(copy)
             sync_directory(self._store)

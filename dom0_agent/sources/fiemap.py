@@ -51,7 +51,9 @@ class Extent(NamedTuple):
 
 def exclusive(fd: int, size: int) -> int:
     """Bytes of a file that no other file shares."""
-    rows = (row for words in records(fd, size) for row in zip(words[2::7], words[5::7], strict=True))
+    rows = (
+        row for words in records(fd, size) for row in zip(words[2::7], words[5::7], strict=True)
+    )
     return sum(length for length, flags in rows if not flags & _SHARED)
 
 
@@ -79,7 +81,12 @@ class Map:
     """A file's whole map from its records, in columns of 28 bytes an extent, adjoining extents joined; and a digest of it."""
 
     def __init__(self, read: "Iterable[array[int]]" = ()) -> None:
-        self.logical, self.physical, self.length, self.flags = array("Q"), array("Q"), array("Q"), array("I")
+        self.logical, self.physical, self.length, self.flags = (
+            array("Q"),
+            array("Q"),
+            array("Q"),
+            array("I"),
+        )
         for words in read:
             self.add(words)
 
@@ -87,7 +94,9 @@ class Map:
     def encoded(self) -> Counter[int]:
         """How often each compressed extent occurs of which not the whole is used."""
         places = zip(self.physical, self.length, self.flags, strict=True)
-        return Counter(at for at, length, flags in places if flags & ENCODED and length != WHOLE_ENCODED)
+        return Counter(
+            at for at, length, flags in places if flags & ENCODED and length != WHOLE_ENCODED
+        )
 
     @cached_property
     def digest(self) -> bytes:
@@ -102,7 +111,12 @@ class Map:
 
     def add(self, words: "array[int]") -> None:
         """Take in records. What is done for each of them is done by the library's C code, for there may be millions."""
-        new = words[0::7], words[1::7], words[2::7], array("I", [flags & _MEANINGFUL for flags in words[5::7]])
+        new = (
+            words[0::7],
+            words[1::7],
+            words[2::7],
+            array("I", [flags & _MEANINGFUL for flags in words[5::7]]),
+        )
         begin = max(0, len(self.flags) - 1)  # the last one, too, may be joined
         for column, added in zip(self._columns(), new, strict=True):
             column.extend(added)
@@ -125,7 +139,9 @@ class Map:
 
     def extents(self, which: Iterable[int]) -> Iterator[Extent]:
         """The extents of these numbers."""
-        return (Extent(self.logical[i], self.physical[i], self.length[i], self.flags[i]) for i in which)
+        return (
+            Extent(self.logical[i], self.physical[i], self.length[i], self.flags[i]) for i in which
+        )
 
     def _uncertain(self, rows: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
         """Those of the extents that might hold other bytes in another file, though it has them at the same place."""
@@ -144,7 +160,11 @@ class Map:
         while start < len(self.flags) or other < len(new.flags):
             end = min(start + _WINDOW, len(self.flags))
             # Equal extents begin at the same place, so that both lie in the same window.
-            upto = bisect_right(new.logical, self.logical[end - 1]) if end < len(self.flags) else len(new.flags)
+            upto = (
+                bisect_right(new.logical, self.logical[end - 1])
+                if end < len(self.flags)
+                else len(new.flags)
+            )
             a, b = self._window(start, end), new._window(other, upto)
             common = set(a).intersection(b)
             common -= set(self._uncertain(common))
@@ -157,7 +177,9 @@ class Map:
         return list(zip(*(column[start:end] for column in self._columns()), strict=True))
 
 
-def changed_ranges(base: int, new: int, size: int, remembered: bytes | None, attempts: int) -> tuple[list[Range] | None, bytes]:
+def changed_ranges(
+    base: int, new: int, size: int, remembered: bytes | None, attempts: int
+) -> tuple[list[Range] | None, bytes]:
     """Ranges below ``size`` in which the file ``new`` may differ from the file ``base``, and the digest of new's map.
 
     ``remembered``: the digest of the base's map as it was read some time ago. The new map is read, then the base's. If
@@ -170,7 +192,9 @@ def changed_ranges(base: int, new: int, size: int, remembered: bytes | None, att
         held = Map(records(base, size))
         if held.digest == before:
             a, b = held.differing(fresh)
-            return list(_differences(held.extents(a), fresh.extents(b), size, held.encoded)), fresh.digest
+            return list(
+                _differences(held.extents(a), fresh.extents(b), size, held.encoded)
+            ), fresh.digest
         before = held.digest
     return None, fresh.digest
 
@@ -201,7 +225,9 @@ def _alike(a: "array[int]", b: "array[int]") -> bool:
     return all((x ^ y) & _MEANINGFUL == 0 for x, y in zip(a[5::7], b[5::7], strict=True))
 
 
-def _differences(base: Iterator[Extent], new: Iterator[Extent], size: int, encoded: Counter[int]) -> Iterator[tuple[int, int]]:
+def _differences(
+    base: Iterator[Extent], new: Iterator[Extent], size: int, encoded: Counter[int]
+) -> Iterator[tuple[int, int]]:
     at, begin = 0, -1
     a, b = next(base, None), next(new, None)
     while at < size:

@@ -18,9 +18,13 @@ NAME_LIMIT = 126
 """Longest name device-mapper takes, of group and volume together with their dashes doubled."""
 
 _FIELDS = (
-    "vg_name,lv_name,pool_lv,thin_id,lv_size,lv_attr,data_percent,metadata_percent,chunk_size,zero,discards,vg_extent_size"
+    "vg_name,lv_name,pool_lv,thin_id,lv_size,lv_attr,data_percent,metadata_percent,"
+    "chunk_size,zero,discards,vg_extent_size"
 )
-_NO_ARCHIVE = ("--config", "backup { archive = 0 }")  # or /etc/lvm/archive gets a file for each snapshot
+_NO_ARCHIVE = (
+    "--config",
+    "backup { archive = 0 }",
+)  # or /etc/lvm/archive gets a file for each snapshot
 
 
 @dataclass(frozen=True)
@@ -62,29 +66,43 @@ def device_name(group: str, name: str) -> str:
 def environment() -> dict[str, str]:
     """What commands of dom0 get: no locale, no descriptors complained of, the system's own programs."""
     kept = {name: os.environ[name] for name in ("LVM_SYSTEM_DIR",) if name in os.environ}
-    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1", **kept}
+    return {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C",
+        "LVM_SUPPRESS_FD_WARNINGS": "1",
+        **kept,
+    }
 
 
 def run(*command: str) -> str:
     """Run a command and return what it prints; Refused, with its last words, when it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False, timeout=TIMEOUT)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment(), check=False, timeout=TIMEOUT
+        )
     except FileNotFoundError:
         raise Refused(Code.SOURCE_FAILED, f"{command[0]} is not installed") from None
     except subprocess.TimeoutExpired:
-        raise Refused(Code.SOURCE_FAILED, f"{command[0]} did not end within {TIMEOUT} seconds; given up") from None
+        raise Refused(
+            Code.SOURCE_FAILED, f"{command[0]} did not end within {TIMEOUT} seconds; given up"
+        ) from None
     if done.returncode:
-        words = "; ".join(line.strip() for line in done.stderr.splitlines() if "WARNING" not in line)
+        words = "; ".join(
+            line.strip() for line in done.stderr.splitlines() if "WARNING" not in line
+        )
         full = "space" in words or "threshold" in words
         raise Refused(
-            Code.NO_SPACE if full else Code.SOURCE_FAILED, f"{' '.join(command[:1])} failed: {words or done.returncode}"
+            Code.NO_SPACE if full else Code.SOURCE_FAILED,
+            f"{' '.join(command[:1])} failed: {words or done.returncode}",
         )
     return done.stdout
 
 
 def report() -> dict[tuple[str, str], LogicalVolume]:
     """All logical volumes by group and name."""
-    raw = run("lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--binary", "-o", _FIELDS)
+    raw = run(
+        "lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--binary", "-o", _FIELDS
+    )
     try:
         found = [_parse(fields) for fields in json.loads(raw)["report"][0]["lv"]]
     except (ValueError, KeyError, IndexError, TypeError) as error:

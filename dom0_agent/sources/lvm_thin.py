@@ -50,12 +50,19 @@ class LvmThinSource:
     @property
     def lv(self) -> str:
         """Name of the logical volume that has the data now."""
-        return self._live_name if self._live_name and self.pool.find(self._live_name) else self._committed
+        return (
+            self._live_name
+            if self._live_name and self.pool.find(self._live_name)
+            else self._committed
+        )
 
     def _live(self) -> lvm.LogicalVolume:
         found = self.pool.find(self.lv)
         if found is None:
-            raise Refused(Code.SOURCE_FAILED, f"{self.name}: there is no volume {self.lv} in pool {self.pool.title}")
+            raise Refused(
+                Code.SOURCE_FAILED,
+                f"{self.name}: there is no volume {self.lv} in pool {self.pool.title}",
+            )
         return found
 
     def live_size(self) -> int:
@@ -73,7 +80,10 @@ class LvmThinSource:
 
     def snapshots(self) -> set[int]:
         """See Source."""
-        numbers = (snapshot_number(volume.name[len(self._prefix) :]) for volume in self.pool.named(self._prefix))
+        numbers = (
+            snapshot_number(volume.name[len(self._prefix) :])
+            for volume in self.pool.named(self._prefix)
+        )
         return {number for number in numbers if number is not None}
 
     def snapshot(self, number: int) -> None:
@@ -82,7 +92,10 @@ class LvmThinSource:
         self.pool.require_metadata()
         name = self._lv(number)
         if len(lvm.device_name(self.pool.group, name)) > lvm.NAME_LIMIT:
-            raise Refused(Code.SOURCE_FAILED, f"{self.name}: the name is too long for a snapshot in group {self.pool.group}")
+            raise Refused(
+                Code.SOURCE_FAILED,
+                f"{self.name}: the name is too long for a snapshot in group {self.pool.group}",
+            )
         try:
             self._create(name, "--permission", "r", "--setactivationskip", "y", "--activate", "n")
         except BaseException:
@@ -92,12 +105,18 @@ class LvmThinSource:
 
     def _create(self, name: str, *how: str) -> None:
         origin = f"{self.pool.group}/{self.lv}"
-        self.pool.change("lvcreate", "--snapshot", *how, "--addtag", lvm.TAG, "--name", name, origin)
+        self.pool.change(
+            "lvcreate", "--snapshot", *how, "--addtag", lvm.TAG, "--name", name, origin
+        )
 
     def unchanged(self, number: int) -> bool:
         """See Source. Asked of the pool's metadata, if nobody has the volume open: of one that is in use it is not likely."""
         live, base = self._live(), self._snapshot(number)
-        return not live.in_use and live.size == base.size and next(self.pool.delta(base, live), None) is None
+        return (
+            not live.in_use
+            and live.size == base.size
+            and next(self.pool.delta(base, live), None) is None
+        )
 
     def drop(self, number: int) -> None:
         """See Source."""
@@ -112,7 +131,13 @@ class LvmThinSource:
         """See Source."""
         snapshot = self._snapshot(number)
         if not snapshot.active:
-            self.pool.change("lvchange", "--activate", "y", "--ignoreactivationskip", f"{snapshot.group}/{snapshot.name}")
+            self.pool.change(
+                "lvchange",
+                "--activate",
+                "y",
+                "--ignoreactivationskip",
+                f"{snapshot.group}/{snapshot.name}",
+            )
         path = _device(snapshot.group, snapshot.name)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0))
@@ -178,7 +203,9 @@ class LvmReplacement:
         self._unchecked = 0
         old = pool.find(name)
         if old is not None and old.in_use:
-            raise Refused(Code.BUSY, f"{pool.group}/{name} is in use; shut down the qube or unmount it first")
+            raise Refused(
+                Code.BUSY, f"{pool.group}/{name} is in use; shut down the qube or unmount it first"
+            )
         self._old = old
         try:
             self._make(size)
@@ -187,19 +214,37 @@ class LvmReplacement:
             if pool.find(beside) is not None:
                 pool.remove(beside)
             if isinstance(error, OSError):
-                raise Refused(Code.SOURCE_FAILED, f"cannot write beside {pool.group}/{name}: {error.strerror}") from None
+                raise Refused(
+                    Code.SOURCE_FAILED, f"cannot write beside {pool.group}/{name}: {error.strerror}"
+                ) from None
             raise
 
     def _make(self, size: int) -> None:
         pool, full = self._pool, f"{self._pool.group}/{self._beside}"
         if self._old is None:
             pool.change(
-                "lvcreate", "--virtualsize", f"{size}b", "--thin", pool.title, "--addtag", lvm.TAG, "--name", self._beside
+                "lvcreate",
+                "--virtualsize",
+                f"{size}b",
+                "--thin",
+                pool.title,
+                "--addtag",
+                lvm.TAG,
+                "--name",
+                self._beside,
             )
         else:
             origin = f"{pool.group}/{self._name}"
             pool.change(
-                "lvcreate", "--snapshot", "--setactivationskip", "n", "--addtag", lvm.TAG, "--name", self._beside, origin
+                "lvcreate",
+                "--snapshot",
+                "--setactivationskip",
+                "n",
+                "--addtag",
+                lvm.TAG,
+                "--name",
+                self._beside,
+                origin,
             )
             if -(-size // self._old.extent) * self._old.extent != self._old.size:
                 pool.change("lvresize", "--force", "--size", f"{size}b", full)
@@ -217,7 +262,8 @@ class LvmReplacement:
             self._file.write(offset, parts)
         except OSError as error:
             raise Refused(
-                Code.SOURCE_FAILED, f"cannot write beside {self._pool.group}/{self._name}: {error.strerror}"
+                Code.SOURCE_FAILED,
+                f"cannot write beside {self._pool.group}/{self._name}: {error.strerror}",
             ) from None
 
     def commit(self) -> None:

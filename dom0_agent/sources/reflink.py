@@ -31,7 +31,9 @@ class ReflinkSource(DirectorySource):
         with closing_fd(self._open_image()) as image, closing_fd(self.open(number)) as base:
             try:
                 size = os.fstat(base).st_size
-                return os.fstat(image).st_size == size and still_there(image, base, size, _remembered(base))
+                return os.fstat(image).st_size == size and still_there(
+                    image, base, size, _remembered(base)
+                )
             except OSError as error:
                 raise failed(f"{self.name}: cannot read the map of the image", error) from None
 
@@ -41,13 +43,18 @@ class ReflinkSource(DirectorySource):
             try:
                 size = min(os.fstat(a).st_size, os.fstat(b).st_size)
                 whole = os.fstat(a).st_size == os.fstat(b).st_size == size
-                changed, digest = changed_ranges(a, b, size, _remembered(a) if whole else None, _ATTEMPTS)
+                changed, digest = changed_ranges(
+                    a, b, size, _remembered(a) if whole else None, _ATTEMPTS
+                )
             except OSError as error:
                 raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
             if whole:
                 _remember(b, digest)
         if changed is None:
-            log(WARNING, f"{self.name}: the file system keeps moving blocks; taking everything as changed")
+            log(
+                WARNING,
+                f"{self.name}: the file system keeps moving blocks; taking everything as changed",
+            )
             changed = [(0, size)]
         yield from changed
 

@@ -30,7 +30,12 @@ class ThinPool:
     """A pool as it was when first asked about, and with our own changes since."""
 
     def __init__(self, pool: Pool, state_dir: Path, report: "Report") -> None:
-        self.group, self.name, self._pool, self.report = pool.volume_group, pool.thin_pool, pool, report
+        self.group, self.name, self._pool, self.report = (
+            pool.volume_group,
+            pool.thin_pool,
+            pool,
+            report,
+        )
         self.title = f"{self.group}/{self.name}"
         self._mark = state_dir / "pools" / f"{self.group}+{self.name}"
         self._device = lvm.device_name(self.group, self.name)
@@ -41,18 +46,27 @@ class ThinPool:
         """The thin volume of that name in this pool."""
         key = (self.group, name)
         found = self.report.volumes().get(key) or self.report.fresh().get(key)
-        return found if found is not None and found.pool == self.name and name not in self._doomed else None
+        return (
+            found
+            if found is not None and found.pool == self.name and name not in self._doomed
+            else None
+        )
 
     def named(self, prefix: str) -> list[lvm.LogicalVolume]:
         """Thin volumes of this pool whose names begin so."""
-        every = (v for v in self.report.fresh().values() if (v.group, v.pool) == (self.group, self.name))
+        every = (
+            v for v in self.report.fresh().values() if (v.group, v.pool) == (self.group, self.name)
+        )
         return [v for v in every if v.name.startswith(prefix) and v.name not in self._doomed]
 
     def itself(self) -> lvm.LogicalVolume:
         """The pool's own line in the report."""
         found = self.report.volumes().get((self.group, self.name))
         if found is None or not found.attributes.startswith("t"):
-            raise Refused(Code.SOURCE_FAILED, f"there is no thin pool {self.title}; see the pools in agent.toml")
+            raise Refused(
+                Code.SOURCE_FAILED,
+                f"there is no thin pool {self.title}; see the pools in agent.toml",
+            )
         return found
 
     def require_metadata(self) -> None:
@@ -120,7 +134,9 @@ class ThinPool:
 
     def delta(self, old: lvm.LogicalVolume, new: lvm.LogicalVolume) -> Iterator[Range]:
         """Ranges in which two thin volumes of this pool may differ."""
-        yield from self._ask("thin_delta", "-m", "--thin1", str(old.thin_id), "--thin2", str(new.thin_id))
+        yield from self._ask(
+            "thin_delta", "-m", "--thin1", str(old.thin_id), "--thin2", str(new.thin_id)
+        )
 
     def mapped(self, volume: lvm.LogicalVolume) -> Iterator[Range]:
         """Ranges of a thin volume that have blocks; all else reads as zeros."""
@@ -130,15 +146,27 @@ class ThinPool:
         """Bytes that only this one holds, by thin id."""
         with self.together():
             self._reserve()
-            lines = lvm.run("thin_ls", "-m", "--no-headers", "-o", "DEV,EXCLUSIVE_BLOCKS", f"/dev/mapper/{self._device}_tmeta")
+            lines = lvm.run(
+                "thin_ls",
+                "-m",
+                "--no-headers",
+                "-o",
+                "DEV,EXCLUSIVE_BLOCKS",
+                f"/dev/mapper/{self._device}_tmeta",
+            )
         block = self.itself().block
-        return {int(thin_id): int(blocks) * block for thin_id, blocks in (line.split() for line in lines.splitlines() if line)}
+        return {
+            int(thin_id): int(blocks) * block
+            for thin_id, blocks in (line.split() for line in lines.splitlines() if line)
+        }
 
     def _ask(self, *command: str) -> Iterator[Range]:
         with self.together():
             self._reserve()
             whole = [*command, f"/dev/mapper/{self._device}_tmeta"]
-            with subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=lvm.environment()) as process:
+            with subprocess.Popen(
+                whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=lvm.environment()
+            ) as process:
                 assert process.stdout is not None and process.stderr is not None  # noqa: S101  # for mypy
                 try:
                     yield from thin_xml.ranges(process.stdout.fileno(), command[0])
@@ -147,13 +175,18 @@ class ThinPool:
                     raise
                 words = process.stderr.read().decode("ascii", "replace").strip()
                 if process.wait():
-                    raise Refused(Code.SOURCE_FAILED, f"{command[0]} failed: {words or process.returncode}")
+                    raise Refused(
+                        Code.SOURCE_FAILED, f"{command[0]} failed: {words or process.returncode}"
+                    )
 
     def _status(self) -> list[str]:
         """Words of the pool's status line; thin-provisioning.rst, "Status": held metadata root is the seventh."""
         words = lvm.run("dmsetup", "status", f"{self._device}-tpool").split()
         if len(words) < 8 or words[2] != "thin-pool":
-            raise Refused(Code.SOURCE_FAILED, f"pool {self.title} is in no state to be used: {' '.join(words)}")
+            raise Refused(
+                Code.SOURCE_FAILED,
+                f"pool {self.title} is in no state to be used: {' '.join(words)}",
+            )
         return words
 
     def _message(self, text: str) -> None:
@@ -167,7 +200,9 @@ class ThinPool:
         try:
             fd = lock(self._mark, patience=PATIENCE)
         except Busy:
-            raise Refused(Code.BUSY, f"pool {self.title}: another call reads its metadata") from None
+            raise Refused(
+                Code.BUSY, f"pool {self.title}: another call reads its metadata"
+            ) from None
         try:
             self._wait_for_turn(fd)
             _write_mark(fd, _UNSURE)
@@ -185,7 +220,10 @@ class ThinPool:
         while (root := self._status()[6]) != "-":
             late = time.monotonic() >= deadline
             if mark == root or (mark == _UNSURE and late):
-                log(WARNING, f"pool {self.title}: releasing a metadata snapshot left over from a crash")
+                log(
+                    WARNING,
+                    f"pool {self.title}: releasing a metadata snapshot left over from a crash",
+                )
                 self._message("release_metadata_snap")
                 return
             if late:

@@ -46,8 +46,15 @@ def ranges(pipe: int, what: str) -> Iterator[tuple[int, int]]:
     try:
         while data := os.read(pipe, _READ):
             parser.Parse(data, False)
-            whole, elements.found = elements.found[:-1], elements.found[-1:]  # the last may go on in what is read next
-            yield from ((begin * elements.block, end * elements.block) for begin, end in whole if elements.block)
+            whole, elements.found = (
+                elements.found[:-1],
+                elements.found[-1:],
+            )  # the last may go on in what is read next
+            yield from (
+                (begin * elements.block, end * elements.block)
+                for begin, end in whole
+                if elements.block
+            )
         parser.Parse(b"", True)
     except (ExpatError, KeyError, ValueError) as error:
         raise Refused(Code.SOURCE_FAILED, f"{what} printed what makes no sense: {error}") from None

@@ -68,13 +68,19 @@ class Attacker:
         assert found is not None
         return found.id
 
-    def request(self, session: bytes = bytes(16), number: int = 0, label: str = "tests", **fields: int) -> bytes:
-        return Request(archive=self.archive_id(label), session=session, number=number, **fields).build()
+    def request(
+        self, session: bytes = bytes(16), number: int = 0, label: str = "tests", **fields: int
+    ) -> bytes:
+        return Request(
+            archive=self.archive_id(label), session=session, number=number, **fields
+        ).build()
 
     def stream(self, session: int = -1, name: str = "work/private") -> Stream:
         """A session of the archive, as it is."""
         with self.site.open() as archive:
-            named = next(v for v in stored_volumes(archive, self.site.keys(archive), {}) if v.name == name)
+            named = next(
+                v for v in stored_volumes(archive, self.site.keys(archive), {}) if v.name == name
+            )
             found = named.sessions[session]
             image = archive.image(list(named.sessions), found)
             ids, sealed = [], {}
@@ -84,10 +90,19 @@ class Attacker:
         assert all(len(one) == ID_SIZE for one in ids)
         return Stream(found.record, ids, sealed)
 
-    def call(self, name: str, sent: bytes | Reader, target: str | None = "work", argument: str = "private") -> Status:
+    def call(
+        self,
+        name: str,
+        sent: bytes | Reader,
+        target: str | None = "work",
+        argument: str = "private",
+    ) -> Status:
         environ = {"QREXEC_REMOTE_DOMAIN": "backup-vm", "QREXEC_SERVICE_ARGUMENT": argument}
         if target is None:
-            environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": "adminvm"}
+            environ |= {
+                "QREXEC_REQUESTED_TARGET_TYPE": "keyword",
+                "QREXEC_REQUESTED_TARGET_KEYWORD": "adminvm",
+            }
         else:
             environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": target}
         out = io.BytesIO()
@@ -106,7 +121,10 @@ class Attacker:
     def everything(self) -> dict[str, bytes]:
         """All that dom0 has: volumes, snapshots, state."""
         files = [
-            p for folder in (self.site.pool, self.site.state) for p in folder.rglob("*") if p.is_file() and p.name != "lock"
+            p
+            for folder in (self.site.pool, self.site.state)
+            for p in folder.rglob("*")
+            if p.is_file() and p.name != "lock"
         ]
         return {str(p): p.read_bytes() for p in files}
 
@@ -118,7 +136,9 @@ class Attacker:
         assert self.everything() == before
         return status
 
-    def restore(self, stream: Stream | bytes, target: str = "work", argument: str = "private") -> Status:
+    def restore(
+        self, stream: Stream | bytes, target: str = "work", argument: str = "private"
+    ) -> Status:
         raw = stream if isinstance(stream, bytes) else stream.to_bytes()
         return self.call("Restore", self.request() + raw, target, argument)
 

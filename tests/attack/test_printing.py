@@ -60,17 +60,23 @@ def test_no_command_prints_what_a_terminal_obeys(
     assert "damaged" in printed.err
 
 
-def test_a_label_with_escapes_is_no_label(attacker: Attacker, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_with_escapes_is_no_label(
+    attacker: Attacker, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = attacker.site.archive / "archive.toml"
     body = path.read_text().split("checksum = ")[0].replace('"tests"', '"te\\u001b[31m\\u202ests"')
-    path.write_text(f'{body}checksum = "{hashlib.blake2b(body.encode(), digest_size=16).hexdigest()}"\n')
+    path.write_text(
+        f'{body}checksum = "{hashlib.blake2b(body.encode(), digest_size=16).hexdigest()}"\n'
+    )
     assert cli.main(["--archive", str(path.parent), "status"]) == 4
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and "\x1b" not in printed and "\u202e" not in printed
 
 
 @pytest.mark.parametrize("qube", ["\x1b[31m", "-rf", "../..", ""])
-def test_names_from_the_agent_are_checked_too(attacker: Attacker, monkeypatch: pytest.MonkeyPatch, qube: str) -> None:
+def test_names_from_the_agent_are_checked_too(
+    attacker: Attacker, monkeypatch: pytest.MonkeyPatch, qube: str
+) -> None:
     entry = VolumeEntry(qube, "private", bytes(16), 1, 1, bytes(16), 0, 0)
     monkeypatch.setattr("dom0_agent.services.list.entries", lambda *_: [entry])
     agent = Agent(InProcess(attacker.site.config))

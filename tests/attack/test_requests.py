@@ -43,9 +43,15 @@ def test_names(attacker: Attacker, name: str) -> None:
     for called in service.SERVICES:
         request = attacker.request(bytes(16))
         if name and (called != "Restore" or "+" not in name):
-            attacker.refused(lambda c=called, r=request: attacker.call(c, r, "work", name), Code.BAD_REQUEST)
+            attacker.refused(
+                lambda c=called, r=request: attacker.call(c, r, "work", name), Code.BAD_REQUEST
+            )
         if name != "dom0":
-            attacker.refused(lambda c=called, r=request: attacker.call(c, r, name), Code.BAD_REQUEST, Code.NO_VOLUME)
+            attacker.refused(
+                lambda c=called, r=request: attacker.call(c, r, name),
+                Code.BAD_REQUEST,
+                Code.NO_VOLUME,
+            )
 
 
 @pytest.mark.parametrize("called", service.SERVICES)
@@ -64,9 +70,18 @@ def test_requests_of_every_wrong_length(attacker: Attacker, called: str) -> None
 def test_numbers_near_the_limits(attacker: Attacker, number: int) -> None:
     at = min(number, LAST_TIME)
     for called in ("Extract", "Commit", "Abort", "Restore", "Verify"):
-        request = Request(archive=attacker.archive_id(), session=os.urandom(16), number=number, time=at).build()
-        attacker.refused(lambda c=called, r=request: attacker.call(c, r), Code.NO_SESSION, Code.BAD_REQUEST)
-    assert attacker.call("Snapshot", Request(archive=attacker.archive_id(), number=number, time=at).build()).code == Code.OK
+        request = Request(
+            archive=attacker.archive_id(), session=os.urandom(16), number=number, time=at
+        ).build()
+        attacker.refused(
+            lambda c=called, r=request: attacker.call(c, r), Code.NO_SESSION, Code.BAD_REQUEST
+        )
+    assert (
+        attacker.call(
+            "Snapshot", Request(archive=attacker.archive_id(), number=number, time=at).build()
+        ).code
+        == Code.OK
+    )
     site = attacker.site
     site.backup()  # a lie about sequence or time costs the liar a full session, and nobody anything else
     assert list(site.images().values())[-1] == site.contents()
@@ -85,11 +100,24 @@ def test_commit_of_what_was_never_sent_and_a_session_used_again(attacker: Attack
     with attacker.site.open() as archive:
         newest = archive.newest(attacker.site.listed(archive)[0].volume_id.hex())
     assert newest is not None
-    attacker.refused(lambda: attacker.call("Commit", attacker.request(os.urandom(16))), Code.NO_SESSION)
-    assert attacker.call("Commit", attacker.request(newest.clear.session)).code == Code.OK  # said already: nothing happens
-    assert attacker.call("Snapshot", attacker.request(newest.clear.session, newest.clear.sequence)).code == Code.OK
-    attacker.refused(lambda: attacker.call("Extract", attacker.request(newest.clear.session)), Code.NO_SESSION)
-    attacker.refused(lambda: attacker.call("Abort", attacker.request(newest.clear.session)), Code.NO_SESSION)
+    attacker.refused(
+        lambda: attacker.call("Commit", attacker.request(os.urandom(16))), Code.NO_SESSION
+    )
+    assert (
+        attacker.call("Commit", attacker.request(newest.clear.session)).code == Code.OK
+    )  # said already: nothing happens
+    assert (
+        attacker.call(
+            "Snapshot", attacker.request(newest.clear.session, newest.clear.sequence)
+        ).code
+        == Code.OK
+    )
+    attacker.refused(
+        lambda: attacker.call("Extract", attacker.request(newest.clear.session)), Code.NO_SESSION
+    )
+    attacker.refused(
+        lambda: attacker.call("Abort", attacker.request(newest.clear.session)), Code.NO_SESSION
+    )
 
 
 def test_a_flood_of_snapshots_holds_one(attacker: Attacker) -> None:
@@ -107,7 +135,9 @@ def test_hundreds_of_calls_at_once(attacker: Attacker) -> None:
     def one(seed: int) -> None:
         rng = random.Random(seed)
         called = rng.choice(["List", "Snapshot", "Commit", "Abort", "Monitor", "Extract", "Verify"])
-        codes.append(attacker.call(called, attacker.request(rng.randbytes(16)) + rng.randbytes(400)).code)
+        codes.append(
+            attacker.call(called, attacker.request(rng.randbytes(16)) + rng.randbytes(400)).code
+        )
 
     threads = [threading.Thread(target=one, args=(seed,)) for seed in range(200)]
     for thread in threads:
@@ -194,7 +224,9 @@ def test_a_call_that_is_started_ahead_may_wait_for_its_request(attacker: Attacke
     read, write = os.pipe()
     thread = threading.Timer(0.6, lambda: (os.write(write, attacker.request()), os.close(write)))
     thread.start()
-    assert attacker.call("List", service.PatientReader(read, patience=0.1), None, "").code == Code.OK
+    assert (
+        attacker.call("List", service.PatientReader(read, patience=0.1), None, "").code == Code.OK
+    )
     thread.join()
     os.close(read)
 
@@ -229,7 +261,10 @@ def test_where_storage_is_nearly_full_sessions_that_nobody_extracts_give_way(
 ) -> None:
     site = attacker.site
     with site.open() as archive:
-        offers = [site.agent(archive).snapshot(qube, "private", bytes(16), 9, 0) for qube in ("work", "vault")]
+        offers = [
+            site.agent(archive).snapshot(qube, "private", bytes(16), 9, 0)
+            for qube in ("work", "vault")
+        ]
     store = Store(site.state, "vault", "private")
     pending = next(iter(store.load().follows.values())).pending
     assert pending is not None

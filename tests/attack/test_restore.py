@@ -56,11 +56,20 @@ def test_every_bit_of_a_chunk_and_of_the_record_counts(attacker: Attacker) -> No
     for at in (0, 1, 17, 29, len(stream.sealed[number]) - 1):
         raw = bytearray(stream.sealed[number])
         raw[at] ^= 1
-        attacker.refused(lambda raw=raw: attacker.restore(stream.but(sealed={**stream.sealed, number: bytes(raw)})), *REFUSED)
+        attacker.refused(
+            lambda raw=raw: attacker.restore(
+                stream.but(sealed={**stream.sealed, number: bytes(raw)})
+            ),
+            *REFUSED,
+        )
     for at in range(0, RECORD_SIZE, 7):
         raw = bytearray(stream.record)
         raw[at] ^= 0x10
-        attacker.refused(lambda raw=raw: attacker.restore(stream.but(record=bytes(raw))), *REFUSED, Code.NO_ARCHIVE)
+        attacker.refused(
+            lambda raw=raw: attacker.restore(stream.but(record=bytes(raw))),
+            *REFUSED,
+            Code.NO_ARCHIVE,
+        )
 
 
 def test_an_older_session_is_told_and_parts_of_it_do_not_mix(attacker: Attacker) -> None:
@@ -83,7 +92,10 @@ def test_another_qubes_session_volume_or_archive(attacker: Attacker) -> None:
     other.rename(attacker.site.archive)
     theirs = attacker.stream()
     both(attacker, theirs)
-    attacker.refused(lambda: attacker.call("Restore", attacker.request(label="other") + vault.to_bytes()), *REFUSED)
+    attacker.refused(
+        lambda: attacker.call("Restore", attacker.request(label="other") + vault.to_bytes()),
+        *REFUSED,
+    )
 
 
 def test_ids_that_do_not_match_the_root_or_each_other(attacker: Attacker) -> None:
@@ -109,11 +121,17 @@ def test_interrupted_at_every_frame_and_a_little_later(attacker: Attacker) -> No
             attacker.refused(lambda raw=raw: attacker.restore(raw), *REFUSED)
 
 
-@pytest.mark.parametrize("length", [0, 1, OVERHEAD - 1, GRAIN + OVERHEAD + 1, 1 << 31, (1 << 32) - 1])
+@pytest.mark.parametrize(
+    "length", [0, 1, OVERHEAD - 1, GRAIN + OVERHEAD + 1, 1 << 31, (1 << 32) - 1]
+)
 def test_lengths_near_the_limits_take_no_memory(attacker: Attacker, length: int) -> None:
     stream = attacker.stream()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    both(attacker, b"".join([*stream.parts()[:3], LENGTH.pack(length), bytes(1000)]), Code.BAD_REQUEST)
+    both(
+        attacker,
+        b"".join([*stream.parts()[:3], LENGTH.pack(length), bytes(1000)]),
+        Code.BAD_REQUEST,
+    )
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
 
 
@@ -166,7 +184,11 @@ def test_a_bomb_made_without_the_key(attacker: Attacker) -> None:
 
     stream = attacker.stream()
     bomb = zstandard.ZstdCompressor(level=3).compress(bytes(64 << 20))[:GRAIN]
-    both(attacker, stream.but(sealed={**stream.sealed, stream.data[0]: b"\x01" + os.urandom(28) + bomb}), Code.NOT_AUTHENTIC)
+    both(
+        attacker,
+        stream.but(sealed={**stream.sealed, stream.data[0]: b"\x01" + os.urandom(28) + bomb}),
+        Code.NOT_AUTHENTIC,
+    )
 
 
 def test_a_record_from_the_future(attacker: Attacker) -> None:
@@ -180,5 +202,7 @@ def test_more_than_the_session_does_no_harm(attacker: Attacker) -> None:
     stream = attacker.stream()
     both(attacker, stream.but(end=b"NOT!"))
     fill(attacker.site.image(), 3 * GRAIN)
-    assert attacker.restore(stream.to_bytes() + os.urandom(5000)).code == Code.OK  # what follows the end is never read
+    assert (
+        attacker.restore(stream.to_bytes() + os.urandom(5000)).code == Code.OK
+    )  # what follows the end is never read
     assert attacker.site.contents() == list(attacker.site.images().values())[-1]

@@ -24,13 +24,21 @@ def words_of(site: Site) -> Iterator[bytes]:
 
 
 def test_no_name_and_no_content_is_anywhere_in_a_sealed_archive(tmp_path: Path) -> None:
-    site = Site(tmp_path / "site", volumes=("verysecretqube/privatevolume", "othersecretqube/rootvolume"))
+    site = Site(
+        tmp_path / "site", volumes=("verysecretqube/privatevolume", "othersecretqube/rootvolume")
+    )
     for name in site.volumes:
         site.image(name).write_bytes(b"the quick brown contents of a volume " * 20_000)
     site.backup()
     with site.open(True) as archive:
         archive.catalog.count()
-    for text in (b"secretqube", b"privatevolume", b"rootvolume", b"quick brown", str(site.pool).encode()):
+    for text in (
+        b"secretqube",
+        b"privatevolume",
+        b"rootvolume",
+        b"quick brown",
+        str(site.pool).encode(),
+    ):
         for encoded in (text, text.decode().encode("utf-16-le"), text.hex().encode()):
             assert not any(encoded in raw for raw in words_of(site))
 
@@ -66,7 +74,9 @@ def test_claiming_ids_gets_nothing_out_of_dom0(attacker: Attacker) -> None:
         agent = site.agent(archive)
         offer = agent.snapshot("work", "private", bytes(16), 9, 0)
         known = b"".join(vault.ids)[: ID_SIZE * (-(-offer.size // GRAIN))]
-        status = attacker.call("Extract", attacker.request(offer.session, flags=REQUEST_KNOWN) + known)
+        status = attacker.call(
+            "Extract", attacker.request(offer.session, flags=REQUEST_KNOWN) + known
+        )
         assert status.code in (Code.OK, Code.BAD_REQUEST)
     assert listed["vault/private"].qube == "vault"
     site.backup()
@@ -74,7 +84,9 @@ def test_claiming_ids_gets_nothing_out_of_dom0(attacker: Attacker) -> None:
 
 
 @pytest.mark.parametrize("shift", [-(10 * 365 * 86400), 10 * 365 * 86400])
-def test_a_clock_set_far_ahead_or_back_loses_no_session(site: Site, monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
+def test_a_clock_set_far_ahead_or_back_loses_no_session(
+    site: Site, monkeypatch: pytest.MonkeyPatch, shift: int
+) -> None:
     site.image().write_bytes(b"first " * 30_000)
     site.backup()
     real = time.time
@@ -86,7 +98,9 @@ def test_a_clock_set_far_ahead_or_back_loses_no_session(site: Site, monkeypatch:
     site.backup()
     with site.open() as archive:
         (series,) = archive.sessions().values()
-        assert [session.clear.sequence for session in series] == sorted({session.clear.sequence for session in series})
+        assert [session.clear.sequence for session in series] == sorted(
+            {session.clear.sequence for session in series}
+        )
         assert len({session.name for session in series}) == 3
     assert len(site.images()) == 3  # by their sequence, not their time, sessions follow each other
     assert list(site.images().values())[-1] == site.contents()

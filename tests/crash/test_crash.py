@@ -45,7 +45,11 @@ def copies(site: Site) -> Iterator[Site]:
         yield Site(work, site.driver, make=False)
 
 
-def every_death(built: Site, operation: Callable[[Site], object], check: Callable[[Site, dict[str, bytes]], None]) -> None:
+def every_death(
+    built: Site,
+    operation: Callable[[Site], object],
+    check: Callable[[Site, dict[str, bytes]], None],
+) -> None:
     """Kill ``operation`` at each of its steps on a fresh copy, then check what a user finds afterwards."""
     before = built.images()
     fresh = copies(built)
@@ -74,7 +78,11 @@ def next_backup_is_right(site: Site, before: dict[str, bytes]) -> None:
     assert list(site.images().values())[-1] == site.image().read_bytes()
     assert site.scrubbed() == []
     assert len(site.snapshots()) == 1
-    leftovers = [path for suffix in (".tmp", ".partial", "-restore", ".log") for path in site.root.rglob("*" + suffix)]
+    leftovers = [
+        path
+        for suffix in (".tmp", ".partial", "-restore", ".log")
+        for path in site.root.rglob("*" + suffix)
+    ]
     assert leftovers == []
 
 
@@ -171,7 +179,9 @@ def test_the_space_of_pruned_sessions_comes_back_after_a_crash(built: Site) -> N
     def empty_in_the_end(site: Site, before: dict[str, bytes]) -> None:
         run_again = site.images()
         with site.open(True) as archive:
-            prune(archive, [session for series in archive.sessions().values() for session in series])
+            prune(
+                archive, [session for series in archive.sessions().values() for session in series]
+            )
         assert len(run_again) <= len(before)
         assert not list(site.archive.rglob("*.session")) and not list(site.archive.rglob("*.pack"))
 

@@ -49,7 +49,9 @@ def flip(path: Path, at: int) -> None:
 
 def named(site: Site, path: Path) -> bool:
     """Whether scrub finds something and names the file."""
-    return any(path.name in str(getattr(finding, "problem", finding)) for finding in site.scrubbed())
+    return any(
+        path.name in str(getattr(finding, "problem", finding)) for finding in site.scrubbed()
+    )
 
 
 @pytest.mark.parametrize("pattern", ["*.pack", "*.session"])
@@ -100,12 +102,17 @@ def test_a_missing_session_is_found_by_verify(built: Site) -> None:
 def test_a_session_of_an_impossible_time_is_damaged(built: Site) -> None:
     """Its time is in clear; the seal would tell, but only where the key is."""
     path = files(built, "*.session")[0]
-    time = load_session(LocalStorage(built.archive), str(path.relative_to(built.archive))).clear.time.to_bytes(8, "little")
+    time = load_session(
+        LocalStorage(built.archive), str(path.relative_to(built.archive))
+    ).clear.time.to_bytes(8, "little")
     body = path.read_bytes()[:-DIGEST_SIZE].replace(time, time[:-1] + b"\x40", 1)
     path.write_bytes(body + hashlib.blake2b(body, digest_size=DIGEST_SIZE).digest())
     assert named(built, path)
     with built.open() as archive:
-        assert sum(len(series) for series in archive.sessions().values()) == len(files(built, "*.session")) - 1
+        assert (
+            sum(len(series) for series in archive.sessions().values())
+            == len(files(built, "*.session")) - 1
+        )
 
 
 def test_archive_toml_is_checked(built: Site) -> None:
@@ -135,7 +142,9 @@ def test_what_is_intact_stays_restorable(built: Site) -> None:
                     except SparsebakError:
                         broken += 1
                         continue
-                    assert built.image(name).read_bytes() == list(contents[name].values())[at_session]
+                    assert (
+                        built.image(name).read_bytes() == list(contents[name].values())[at_session]
+                    )
                     intact += 1
             assert intact + broken == 6 and (intact or len(files(built, "*.pack")) == 1)
             path.write_bytes(whole)
@@ -170,12 +179,17 @@ def test_the_next_backup_heals(built: Site, pattern: str) -> None:
             from backup_vm.reading import assemble
 
             volume = next(v for v in stored_volumes(archive, keys, {}) if v.name == name)
-            image, target = archive.image(list(volume.sessions), volume.sessions[-1]), built.root / "healed.img"
+            image, target = (
+                archive.image(list(volume.sessions), volume.sessions[-1]),
+                built.root / "healed.img",
+            )
             assemble(archive, image, keys, name, target, Progress())
             assert target.read_bytes() == built.image(name).read_bytes()
 
 
-@pytest.mark.parametrize("harm", ["delete", "empty", "noise", "flip", "drop a table", "lose rows", "wrong places"])
+@pytest.mark.parametrize(
+    "harm", ["delete", "empty", "noise", "flip", "drop a table", "lose rows", "wrong places"]
+)
 def test_the_catalog_is_only_a_cache(built: Site, harm: str) -> None:
     path = built.archive / "catalog.sqlite"
     contents = {name: built.images(name) for name in built.volumes}
@@ -225,7 +239,9 @@ def test_an_archive_on_a_read_only_disk_can_be_read(built: Site) -> None:
         subprocess.run(["umount", built.archive], check=True)
 
 
-def test_a_copy_that_could_not_be_given_back_is_no_damage(built: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_could_not_be_given_back_is_no_damage(
+    built: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a disk that cannot punch holes, what was pruned and comes again lies in two packs."""
     monkeypatch.setattr(LocalStorage, "punch", lambda *_: False)
     first = built.image().read_bytes()
@@ -233,7 +249,9 @@ def test_a_copy_that_could_not_be_given_back_is_no_damage(built: Site, monkeypat
     fill(built.image(), SIZE, 77)
     built.backup()
     with built.open(True) as archive:
-        prune(archive, [session for series in archive.sessions().values() for session in series[:-1]])
+        prune(
+            archive, [session for series in archive.sessions().values() for session in series[:-1]]
+        )
     built.image().write_bytes(first)
     built.backup()
     assert built.scrubbed() == []

@@ -21,12 +21,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("target", nargs="?", choices=targets.TARGETS)
     parser.add_argument("--seconds", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0, help="where chance begins; 0: somewhere else each time")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="where chance begins; 0: somewhere else each time"
+    )
     options = parser.parse_args()
     if options.target is None:
         for name in targets.TARGETS:
             print(f"fuzz: {name}", flush=True)
-            subprocess.run([sys.executable, "-m", "tests.fuzz", name, "--seconds", str(options.seconds)], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(options.seconds)],
+                check=True,
+            )
         return
     corpus = Path(tempfile.mkdtemp(prefix="sparsebak-corpus-"))
     for number, seed in enumerate(targets.seeds(options.target)):
@@ -39,7 +44,10 @@ def main() -> None:
         "-max_len=300000",
         f"-seed={options.seed}",
     ]
-    atheris.Setup([sys.argv[0], *flags, "-print_final_stats=1", f"-artifact_prefix={corpus}/", str(corpus)], target)
+    atheris.Setup(
+        [sys.argv[0], *flags, "-print_final_stats=1", f"-artifact_prefix={corpus}/", str(corpus)],
+        target,
+    )
     atheris.Fuzz()
 
 

@@ -122,7 +122,10 @@ class _Process:
 def reply(data: bytes) -> None:
     """What the manager reads from an agent."""
     answer = Reply("fuzz", Connection(_Process(data), io.BytesIO()), 1 << 16)  # type: ignore[arg-type]
-    kinds = {kind.KIND: kind for kind in (frames.VolumeEntry, frames.ArchiveEntry, frames.Offer, frames.Monitored)}
+    kinds = {
+        kind.KIND: kind
+        for kind in (frames.VolumeEntry, frames.ArchiveEntry, frames.Offer, frames.Monitored)
+    }
     with contextlib.suppress(SparsebakError):
         for kind, payload in answer.frames():
             if kind in kinds:
@@ -184,7 +187,10 @@ def exported(data: bytes) -> None:
 
 def tags_and_notes(data: bytes) -> None:
     body = data.split(b"\n")[0]
-    _scratch(notes.NAME, body + b"\n" + hashlib.blake2b(body, digest_size=16).hexdigest().encode() + b"\n")
+    _scratch(
+        notes.NAME,
+        body + b"\n" + hashlib.blake2b(body, digest_size=16).hexdigest().encode() + b"\n",
+    )
     with contextlib.suppress(SparsebakError):
         notes.load(world().scratch)
 
@@ -217,7 +223,11 @@ def seeds(name: str) -> Iterable[bytes]:
         "request": lambda: [attacker.request()],
         "restore_stream": lambda: [attacker.stream().to_bytes(), attacker.stream().record],
         "keys_file": lambda: [_keys_file(site)],
-        "settings": lambda: [Settings("work", "AppVM", "red", "fedora", None, {"memory": 400}, {"a": "1"}, ["t"]).to_bytes()],
+        "settings": lambda: [
+            Settings(
+                "work", "AppVM", "red", "fedora", None, {"memory": 400}, {"a": "1"}, ["t"]
+            ).to_bytes()
+        ],
         "changed_map": lambda: [ChangedMap.everything(1 << 24).to_bytes()],
         "thin_delta": lambda: [
             b'<superblock data_block_size="128"><diff left="1" right="2"><same begin="0" length="9"/>'

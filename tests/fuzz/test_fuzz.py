@@ -23,7 +23,9 @@ def test_a_short_run(name: str, tmp_path: Path) -> None:
         cannot("atheris is not installed")
     command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(SECONDS), "--seed", "1"]
     here, environment = Path(__file__).parent.parent.parent, {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=here, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     executed = next(line for line in done.stderr.splitlines() if "number_of_executed_units" in line)
     assert int(executed.split()[-1]) > 20, executed

@@ -24,14 +24,18 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     """A volume group of a few GiB, sparse, with LVM's configuration set so that nothing else is seen."""
     if os.geteuid() != 0:
         cannot("LVM needs root")
-    targets = subprocess.run(["dmsetup", "targets"], capture_output=True, text=True, check=False).stdout
+    targets = subprocess.run(
+        ["dmsetup", "targets"], capture_output=True, text=True, check=False
+    ).stdout
     if "thin-pool" not in targets:
         cannot("this kernel has no thin pools; 'make test-lvm' boots one that has")
     folder = tmp_path_factory.mktemp("lvm")
     disk = folder / "disk"
     with open(disk, "wb") as file:
         file.truncate(4 << 30)
-    done = subprocess.run(["losetup", "--find", "--show", disk], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["losetup", "--find", "--show", disk], capture_output=True, text=True, check=True
+    )
     device, udev = done.stdout.strip(), int(Path("/run/udev/control").exists())
     (folder / "lvm.conf").write_text(CONFIG.format(device=device, folder=folder, udev=udev))
     os.environ["LVM_SYSTEM_DIR"] = str(folder)
@@ -49,9 +53,13 @@ def lvm_site(group: Group, tmp_path: Path) -> Iterator[Callable[..., LvmSite]]:
     """Makes sites with volumes in a thin pool; all their volumes go when the test ends."""
     made: list[LvmSite] = []
 
-    def make(*volumes: str, pool: str = "vm-pool", size: int = 12 << 20, **named: object) -> LvmSite:
+    def make(
+        *volumes: str, pool: str = "vm-pool", size: int = 12 << 20, **named: object
+    ) -> LvmSite:
         group.pool(pool)
-        site = LvmSite(tmp_path / f"site{len(made)}", group, pool, volumes or ("work/private",), size, **named)
+        site = LvmSite(
+            tmp_path / f"site{len(made)}", group, pool, volumes or ("work/private",), size, **named
+        )
         made.append(site)
         return site
 

@@ -24,15 +24,28 @@ class Group:
         self.pools: set[str] = set()
 
     def lvm(self, *command: str) -> str:
-        done = subprocess.run([command[0], "--quiet", *command[1:]], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [command[0], "--quiet", *command[1:]], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
-    def pool(self, name: str, size: int = 600 * MIB, metadata: int = 4 * MIB, block: int | None = None) -> None:
+    def pool(
+        self, name: str, size: int = 600 * MIB, metadata: int = 4 * MIB, block: int | None = None
+    ) -> None:
         if name in self.pools:
             return
         chunk = f"{block or POOLS[name]}k"
-        sizes = ["--size", f"{size}b", "--chunksize", chunk, "--poolmetadatasize", f"{metadata}b", "--poolmetadataspare", "n"]
+        sizes = [
+            "--size",
+            f"{size}b",
+            "--chunksize",
+            chunk,
+            "--poolmetadatasize",
+            f"{metadata}b",
+            "--poolmetadataspare",
+            "n",
+        ]
         self.lvm("lvcreate", *sizes, "--thinpool", name, self.name)
         self.pools.add(name)
 
@@ -41,7 +54,9 @@ class Group:
         self.lvm("lvremove", "--force", f"{self.name}/{name}")
 
     def volume(self, pool: str, name: str, size: int) -> Path:
-        self.lvm("lvcreate", "--virtualsize", f"{size}b", "--thinpool", pool, "--name", name, self.name)
+        self.lvm(
+            "lvcreate", "--virtualsize", f"{size}b", "--thinpool", pool, "--name", name, self.name
+        )
         return self.device(name)
 
     def device(self, name: str) -> Path:
@@ -52,8 +67,19 @@ class Group:
 
     def volumes(self) -> dict[str, dict[str, str]]:
         """Thin volumes by name."""
-        raw = self.lvm("lvs", "--reportformat", "json", "-o", "lv_name,pool_lv,lv_attr,lv_tags,thin_id", self.name)
-        return {volume["lv_name"]: volume for volume in json.loads(raw)["report"][0]["lv"] if volume["pool_lv"]}
+        raw = self.lvm(
+            "lvs",
+            "--reportformat",
+            "json",
+            "-o",
+            "lv_name,pool_lv,lv_attr,lv_tags,thin_id",
+            self.name,
+        )
+        return {
+            volume["lv_name"]: volume
+            for volume in json.loads(raw)["report"][0]["lv"]
+            if volume["pool_lv"]
+        }
 
     def snapshots(self) -> list[str]:
         """Names of all that is ours."""
@@ -64,7 +90,9 @@ class Group:
         return self.status(pool)[6] != "-"
 
     def status(self, pool: str) -> list[str]:
-        done = subprocess.run(["dmsetup", "status", self.target(pool)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["dmsetup", "status", self.target(pool)], capture_output=True, text=True, check=True
+        )
         return done.stdout.split()
 
     def target(self, pool: str) -> str:
@@ -84,7 +112,15 @@ class Group:
 class LvmSite(Site):
     """See Site; ``image`` gives a volume's device."""
 
-    def __init__(self, root: Path, group: Group, pool: str, volumes: tuple[str, ...], size: int, **named: object) -> None:
+    def __init__(
+        self,
+        root: Path,
+        group: Group,
+        pool: str,
+        volumes: tuple[str, ...],
+        size: int,
+        **named: object,
+    ) -> None:
         self.group, self.pool_name, self.size = group, pool, size
         super().__init__(root, driver="lvm_thin", volumes=volumes, **named)  # type: ignore[arg-type]
 
@@ -98,7 +134,9 @@ class LvmSite(Site):
         lines.append(f'thin_pool = "{self.pool_name}"')
         for name in self.volumes:
             qube, volume = name.split("/")
-            lines.append(f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{self.lv(name)}"')
+            lines.append(
+                f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{self.lv(name)}"'
+            )
             self.group.volume(self.pool_name, self.lv(name), self.size)
         self.config.write_text("\n".join(lines) + "\n")
 

@@ -39,7 +39,9 @@ def grains(site: LvmSite) -> Iterator[None]:
         os.close(fd)
 
 
-def die_at_every_step(site: LvmSite, operation: Callable[[], object], counted: tuple[str, ...]) -> None:
+def die_at_every_step(
+    site: LvmSite, operation: Callable[[], object], counted: tuple[str, ...]
+) -> None:
     writes, last = grains(site), 0
     next(writes)
     for step in deaths(operation, counted):

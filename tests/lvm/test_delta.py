@@ -46,13 +46,23 @@ def test_no_change_is_ever_missed(
             source.snapshot(number)
             fd = source.open(number)
             assert os.pread(fd, len(now), 0) == now and source.size(number) == len(now)
-            held = [range(a // GRAIN, -(-b // GRAIN)) for a, b in source.data_ranges(fd, 0, len(now))]
+            held = [
+                range(a // GRAIN, -(-b // GRAIN)) for a, b in source.data_ranges(fd, 0, len(now))
+            ]
             os.close(fd)
-            filled = {at // GRAIN for at in range(0, len(now), GRAIN) if now[at : at + GRAIN] != bytes(GRAIN)}
+            filled = {
+                at // GRAIN
+                for at in range(0, len(now), GRAIN)
+                if now[at : at + GRAIN] != bytes(GRAIN)
+            }
             assert filled <= {grain for grains in held for grain in grains}
             if before:
                 ranges = list(source.delta(number - 1, number))
-                named = {grain for start, end in ranges for grain in range(start // GRAIN, -(-end // GRAIN))}
+                named = {
+                    grain
+                    for start, end in ranges
+                    for grain in range(start // GRAIN, -(-end // GRAIN))
+                }
                 assert truly_changed(before, now) <= named
                 assert all(end <= min(len(before), len(now)) for _, end in ranges)
                 source.drop(number - 1)

@@ -26,7 +26,13 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     original = subprocess.Popen
 
     def counting(command: list[str], *rest: object, **named: object) -> object:
-        seen.append(" ".join(word for word in (command[0], *command[-1:]) if "reserve" in word or word == command[0]))
+        seen.append(
+            " ".join(
+                word
+                for word in (command[0], *command[-1:])
+                if "reserve" in word or word == command[0]
+            )
+        )
         return original(command, *rest, **named)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess, "Popen", counting)
@@ -42,12 +48,16 @@ def two_pools(lvm_site: Make) -> LvmSite:
         config.write(
             f'[[pool]]\nname = "q"\ndriver = "lvm_thin"\nvolume_group = "{site.group.name}"\nthin_pool = "pool-512k"\n'
         )
-        config.write('[[volume]]\nqube = "untrusted"\nvolume = "private"\npool = "q"\nvid = "vm-untrusted-private"\n')
+        config.write(
+            '[[volume]]\nqube = "untrusted"\nvolume = "private"\npool = "q"\nvid = "vm-untrusted-private"\n'
+        )
     site.volumes = (*site.volumes, "untrusted/private")
     return site
 
 
-def test_two_pools_in_one_go(lvm_site: Make, commands: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_pools_in_one_go(
+    lvm_site: Make, commands: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     site, rng = two_pools(lvm_site), random.Random(2)
     for name in site.volumes:
         scribble(site.image(name), rng)
@@ -56,9 +66,17 @@ def test_two_pools_in_one_go(lvm_site: Make, commands: list[str], capsys: pytest
         scribble(site.image(name), rng, 1)
     commands.clear()
     outcomes = site.monitor()
-    assert [outcome.name for outcome in outcomes] == list(site.volumes) and all(outcome.changed for outcome in outcomes)
-    assert commands.count("lvs") == 2 and commands.count("lvcreate") == 3 and commands.count("lvremove") == 2
-    assert commands.count("dmsetup reserve_metadata_snap") == 4 and commands.count("thin_delta") == 6
+    assert [outcome.name for outcome in outcomes] == list(site.volumes) and all(
+        outcome.changed for outcome in outcomes
+    )
+    assert (
+        commands.count("lvs") == 2
+        and commands.count("lvcreate") == 3
+        and commands.count("lvremove") == 2
+    )
+    assert (
+        commands.count("dmsetup reserve_metadata_snap") == 4 and commands.count("thin_delta") == 6
+    )
     for changed, made, open_first in ((False, 0, False), (False, 1, True), (True, 3, False)):
         commands.clear()
         for name in site.volumes if changed else ():
@@ -68,7 +86,10 @@ def test_two_pools_in_one_go(lvm_site: Make, commands: list[str], capsys: pytest
             outcomes = site.monitor()
         after = {name: Store(site.state, *name.split("/")).load().base for name in site.volumes}
         assert [bool(outcome.changed) for outcome in outcomes] == [changed] * 3
-        assert commands.count("lvcreate") == made and sum(before[name] != after[name] for name in before) == made
+        assert (
+            commands.count("lvcreate") == made
+            and sum(before[name] != after[name] for name in before) == made
+        )
     busy = Store(site.state, "vault", "private")
     with busy.locked():
         assert cli.main(["--config", str(site.config), "monitor", "--json"]) == 0
@@ -129,8 +150,14 @@ def test_a_pool_nearly_full_is_left_alone(
         site.restore()
     assert site.contents() == before
     assert len(site.snapshots()) == 1
-    site.config.write_text(site.config.read_text().replace("thin_pool =", "metadata_limit = 1\ndata_limit = 99\nthin_pool ="))
-    assert cli.main(["--config", str(site.config), "monitor"]) == 0, "nothing changed, so nothing is needed"
+    site.config.write_text(
+        site.config.read_text().replace(
+            "thin_pool =", "metadata_limit = 1\ndata_limit = 99\nthin_pool ="
+        )
+    )
+    assert cli.main(["--config", str(site.config), "monitor"]) == 0, (
+        "nothing changed, so nothing is needed"
+    )
     with open(site.image(), "r+b") as volume:
         volume.write(b"changed")
     assert cli.main(["--config", str(site.config), "monitor"]) == 1
@@ -143,7 +170,9 @@ def test_a_flood_of_snapshots_cannot_fill_the_pool(
 ) -> None:
     """A backup VM begins sessions and never ends them, while the qube writes its whole volume anew, again and again."""
     site = group_with_small_pool()
-    site.config.write_text(site.config.read_text().replace("thin_pool =", "data_limit = 70\nthin_pool ="))
+    site.config.write_text(
+        site.config.read_text().replace("thin_pool =", "data_limit = 70\nthin_pool =")
+    )
     attacker, rng, refusals, most = Attacker(site), random.Random(3), 0, 0.0
 
     def rewrite() -> None:

@@ -46,19 +46,35 @@ class QubesOnLvm(LvmSite):
 
     def _make(self) -> None:
         super()._make()
-        driver = {"driver": "lvm_thin", "volume_group": self.group.name, "thin_pool": self.pool_name}
+        driver = {
+            "driver": "lvm_thin",
+            "volume_group": self.group.name,
+            "thin_pool": self.pool_name,
+        }
         self.qubesd.pools["vm-pool"] = driver
         for name in ("work", "vault"):
             disk = self.qubesd.add(name, "AppVM", "vm-pool", SIZE).volumes["private"]
             disk.vid = f"{self.group.name}/vm-{name}-private"
         script = self.qubesd.services / "admin.vm.volume.ImportWithSize"
-        script.write_text(IMPORT.replace("{pool}", self.pool_name).replace("{group}", self.group.name))
-        self.config.write_text('state_dir = "dom0"\ncatalog = "qubes"\n[qubes]\ndom0_config = []\nsettings = false\n')
+        script.write_text(
+            IMPORT.replace("{pool}", self.pool_name).replace("{group}", self.group.name)
+        )
+        self.config.write_text(
+            'state_dir = "dom0"\ncatalog = "qubes"\n[qubes]\ndom0_config = []\nsettings = false\n'
+        )
 
     def start(self, name: str) -> Path:
         """The live device of a qube that now runs."""
         origin = f"{self.group.name}/vm-{name}-private"
-        self.group.lvm("lvcreate", "--snapshot", "--setactivationskip", "n", "--name", f"vm-{name}-private-snap", origin)
+        self.group.lvm(
+            "lvcreate",
+            "--snapshot",
+            "--setactivationskip",
+            "n",
+            "--name",
+            f"vm-{name}-private-snap",
+            origin,
+        )
         self.qubesd.qubes[name].state = "Running"
         return self.group.device(f"vm-{name}-private-snap")
 
@@ -102,11 +118,15 @@ def test_running_halted_and_back(machine: QubesOnLvm) -> None:
     scribble(live, rng)
     machine.stop("work")  # another device, with the same blocks
     report = machine.backup("work/private")
-    assert list(machine.images().values())[-1] == machine.contents() and report.done[0].changed < SIZE
+    assert (
+        list(machine.images().values())[-1] == machine.contents() and report.done[0].changed < SIZE
+    )
     machine.restore(1)
     assert machine.contents() == while_running
     assert f"{machine.lv()}-1700000000-back" in machine.group.volumes()
     machine.backup()
     assert list(machine.images().values())[-1] == while_running
     ours = [name for name in machine.group.volumes() if lvm.TAG in name]
-    assert len(ours) == 2 and not [name for name in ours if name.endswith(("-snap", "-back", "-import"))]
+    assert len(ours) == 2 and not [
+        name for name in ours if name.endswith(("-snap", "-back", "-import"))
+    ]

@@ -31,7 +31,9 @@ def test_every_session_comes_back(lvm_site: Make, pool: str) -> None:
 
 
 @pytest.mark.parametrize(("pool", "sizes"), [("pool-512k", (64, 4096)), ("pool-2m", (128, 1024))])
-def test_one_volume_feeds_archives_of_every_chunk_size(lvm_site: Make, pool: str, sizes: tuple[int, ...]) -> None:
+def test_one_volume_feeds_archives_of_every_chunk_size(
+    lvm_site: Make, pool: str, sizes: tuple[int, ...]
+) -> None:
     """Each archive has a changed map of its own; the base snapshot is shared."""
     site, rng = lvm_site(pool=pool), random.Random(5)
     folders = [site.root / f"archive-{size}" for size in sizes]
@@ -60,7 +62,9 @@ def test_volumes_that_come_and_go(lvm_site: Make) -> None:
     scribble(site.image(name), rng)
     site.backup()
     assert list(site.images(name).values())[-1] == site.contents(name)
-    site.group.lvm("lvremove", "--force", f"{site.group.name}/{site.snapshots(name)[0]}")  # by somebody's hand
+    site.group.lvm(
+        "lvremove", "--force", f"{site.group.name}/{site.snapshots(name)[0]}"
+    )  # by somebody's hand
     scribble(site.image(name), rng)
     site.backup()
     before = site.contents(name)

@@ -21,7 +21,9 @@ def build(kind: str, needed: str, folder: Path) -> list[Path]:
         cannot(f"{needed} is not installed")
     clean = folder / "clean"
     subprocess.run(["git", "clone", "-q", ROOT, clean], check=True)
-    done = subprocess.run(["make", "-s", kind], cwd=clean, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "-s", kind], cwd=clean, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return sorted((clean / "build" / kind).glob(f"*.{kind}"))
 
@@ -35,34 +37,59 @@ def rpms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def listed(package: Path) -> dict[str, tuple[str, str, str]]:
     """Mode, owner and group by path."""
     fields = "[%{FILEMODES:perms} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILENAMES}\n]"
-    raw = subprocess.run(["rpm", "-qp", "--qf", fields, package], capture_output=True, text=True, check=True).stdout
-    return {name: (mode, owner, group) for mode, owner, group, name in (line.split() for line in raw.splitlines())}
+    raw = subprocess.run(
+        ["rpm", "-qp", "--qf", fields, package], capture_output=True, text=True, check=True
+    ).stdout
+    return {
+        name: (mode, owner, group)
+        for mode, owner, group, name in (line.split() for line in raw.splitlines())
+    }
 
 
 def needs(package: Path) -> set[str]:
-    raw = subprocess.run(["rpm", "-qp", "--requires", package], capture_output=True, text=True, check=True).stdout
-    return {line.split()[0] for line in raw.splitlines() if not line.startswith(("rpmlib", "/", "config("))}
+    raw = subprocess.run(
+        ["rpm", "-qp", "--requires", package], capture_output=True, text=True, check=True
+    ).stdout
+    return {
+        line.split()[0]
+        for line in raw.splitlines()
+        if not line.startswith(("rpmlib", "/", "config("))
+    }
 
 
 def test_what_dom0_gets(rpms: dict[str, Path]) -> None:
     files = listed(rpms["sparsebak-dom0"])
     assert needs(rpms["sparsebak-dom0"]) == DOM0_NEEDS
     services = [name for name in files if name.startswith("/etc/qubes-rpc/")]
-    assert len(services) == 9 and all(files[name] == ("-rwxr-xr-x", "root", "root") for name in services)
+    assert len(services) == 9 and all(
+        files[name] == ("-rwxr-xr-x", "root", "root") for name in services
+    )
     assert files["/etc/qubes/policy.d/30-sparsebak.policy"] == ("-rw-rw-r--", "root", "qubes")
     for folder in ("/etc/sparsebak", "/var/lib/sparsebak"):
         assert files[folder] == ("drwx------", "root", "root")
-    modules = [name for name in files if name.endswith(".py") and not name.startswith("/usr/share/doc/")]
-    assert all(name.startswith(("/usr/lib/sparsebak/dom0_agent/", "/usr/lib/sparsebak/wire/")) for name in modules)
+    modules = [
+        name for name in files if name.endswith(".py") and not name.startswith("/usr/share/doc/")
+    ]
+    assert all(
+        name.startswith(("/usr/lib/sparsebak/dom0_agent/", "/usr/lib/sparsebak/wire/"))
+        for name in modules
+    )
     assert all(files[name] == ("-rw-r--r--", "root", "root") for name in modules)
-    assert not [name for name in files if "backup_vm" in name or "site-packages" in name or "tests" in name]
-    assert {"/usr/lib/systemd/system/sparsebak-monitor.timer", "/usr/bin/sparsebak-agent"} <= files.keys()
+    assert not [
+        name for name in files if "backup_vm" in name or "site-packages" in name or "tests" in name
+    ]
+    assert {
+        "/usr/lib/systemd/system/sparsebak-monitor.timer",
+        "/usr/bin/sparsebak-agent",
+    } <= files.keys()
 
 
 def test_what_the_backup_vm_gets(rpms: dict[str, Path]) -> None:
     files = listed(rpms["sparsebak-vm"])
     assert needs(rpms["sparsebak-vm"]) == VM_NEEDS
-    assert not [name for name in files if "dom0_agent" in name or "qubes-rpc" in name or "policy" in name]
+    assert not [
+        name for name in files if "dom0_agent" in name or "qubes-rpc" in name or "policy" in name
+    ]
     assert {"/usr/lib/systemd/system/sparsebak-backup.timer", "/usr/bin/sparsebak"} <= files.keys()
     assert all(owner == group == "root" for _, owner, group in files.values())
 
@@ -72,7 +99,11 @@ def test_it_runs_as_it_is_packaged(rpms: dict[str, Path], tmp_path: Path) -> Non
         folder = tmp_path / name
         folder.mkdir()
         cpio = subprocess.run(["rpm2cpio", rpms[name]], capture_output=True, check=True).stdout
-        command = ["busybox", "cpio", "-idm"] if shutil.which("cpio") is None else ["cpio", "-idm", "--quiet"]
+        command = (
+            ["busybox", "cpio", "-idm"]
+            if shutil.which("cpio") is None
+            else ["cpio", "-idm", "--quiet"]
+        )
         subprocess.run(command, cwd=folder, input=cpio, capture_output=True, check=True)
         code = f"import sys; sys.path.insert(0, sys.argv[1]); from {module}.cli import main; sys.exit(main(['--help']))"
         command = [sys.executable, "-c", code, str(folder / "usr/lib/sparsebak")]
@@ -82,11 +113,17 @@ def test_it_runs_as_it_is_packaged(rpms: dict[str, Path], tmp_path: Path) -> Non
 
 def test_the_debian_package(tmp_path: Path) -> None:
     (package,) = build("deb", "dh", tmp_path)
-    raw = subprocess.run(["dpkg-deb", "-c", package], capture_output=True, text=True, check=True).stdout
+    raw = subprocess.run(
+        ["dpkg-deb", "-c", package], capture_output=True, text=True, check=True
+    ).stdout
     files = {line.split()[5].lstrip("."): tuple(line.split()[:2]) for line in raw.splitlines()}
     assert files["/usr/bin/sparsebak"] == ("-rwxr-xr-x", "root/root")
-    assert "/usr/lib/sparsebak/backup_vm/cli/__init__.py" in files and not [name for name in files if "dom0_agent" in name]
-    fields = subprocess.run(["dpkg-deb", "-f", package, "Depends"], capture_output=True, text=True, check=True).stdout
+    assert "/usr/lib/sparsebak/backup_vm/cli/__init__.py" in files and not [
+        name for name in files if "dom0_agent" in name
+    ]
+    fields = subprocess.run(
+        ["dpkg-deb", "-f", package, "Depends"], capture_output=True, text=True, check=True
+    ).stdout
     assert {name.split()[0] for name in fields.strip().split(", ")} == VM_NEEDS
 
 

@@ -22,7 +22,9 @@ def test_a_unit_may_little(unit: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not here")
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
-    last = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()[-1]
+    last = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()[
+        -1
+    ]
     assert float(last.split(":")[1].split()[0]) <= EXPOSURE, last
 
 
@@ -39,10 +41,21 @@ def remove(site: Site, terminal: str) -> subprocess.CompletedProcess[str]:
     code = "from dom0_agent.cli import main; raise SystemExit(main())"
     agent.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
     agent.chmod(0o755)
-    environment = {**os.environ, "SPARSEBAK_AGENT_COMMAND": str(agent), "SPARSEBAK_AGENT_CONFIG": str(site.config)}
+    environment = {
+        **os.environ,
+        "SPARSEBAK_AGENT_COMMAND": str(agent),
+        "SPARSEBAK_AGENT_CONFIG": str(site.config),
+    }
     environment |= {"SPARSEBAK_TERMINAL": terminal, "PYTHONPATH": str(ROOT)}
     command = [str(ROOT / "dom0_agent/on-removal")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 @pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 1), ("\n", 1)])

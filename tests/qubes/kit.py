@@ -30,7 +30,9 @@ class QubesSite(Site):
         ):
             self.add_qube(name, klass)
         config = "\n".join(f'"{path}"' for path in self.files)
-        self.config.write_text(f'state_dir = "dom0"\ncatalog = "qubes"\n[qubes]\ndom0_config = [{config}]\n')
+        self.config.write_text(
+            f'state_dir = "dom0"\ncatalog = "qubes"\n[qubes]\ndom0_config = [{config}]\n'
+        )
 
     def add_qube(self, name: str, klass: str = "AppVM") -> None:
         qube = self.qubesd.add(name, klass, "vm-pool", SIZE)

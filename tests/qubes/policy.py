@@ -22,11 +22,27 @@ def read(path: Path) -> list[Line]:
     for text in path.read_text().splitlines():
         if text and not text.startswith("#"):
             service, argument, source, target, action, *options = text.split()
-            lines.append(Line(service, argument, source, target, action, dict(option.split("=", 1) for option in options)))
+            lines.append(
+                Line(
+                    service,
+                    argument,
+                    source,
+                    target,
+                    action,
+                    dict(option.split("=", 1) for option in options),
+                )
+            )
     return lines
 
 
-def decide(lines: list[Line], tags: dict[str, set[str]], service: str, argument: str, source: str, target: str) -> str:
+def decide(
+    lines: list[Line],
+    tags: dict[str, set[str]],
+    service: str,
+    argument: str,
+    source: str,
+    target: str,
+) -> str:
     """``allow``, ``ask`` or ``deny``. A target that does not exist is @default; dom0 is @adminvm."""
     if not target.startswith("@") and target not in tags:
         target = "@default"

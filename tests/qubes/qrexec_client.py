@@ -30,7 +30,9 @@ def main(settings_path: str, target: str, call: str) -> int:
     tags.pop("dom0")
     if not target.startswith("@") and target not in tags:
         target = "@default"
-    action = policy.decide(policy.read(ROOT / "policy/30-sparsebak.policy"), tags, service, argument, SOURCE, target)
+    action = policy.decide(
+        policy.read(ROOT / "policy/30-sparsebak.policy"), tags, service, argument, SOURCE, target
+    )
     with open(settings["log"], "a") as log:
         log.write(f"{action} {target} {call}\n")
     if action == "deny" or (action == "ask" and not settings["yes"]):
@@ -50,13 +52,23 @@ def tags_of(qubesd: str) -> dict[str, set[str]]:
         client.close()
         return answer[2:].decode().splitlines()
 
-    return {name: set(ask("admin.vm.tag.List", name)) for name in (line.split()[0] for line in ask("admin.vm.List", "dom0"))}
+    return {
+        name: set(ask("admin.vm.tag.List", name))
+        for name in (line.split()[0] for line in ask("admin.vm.List", "dom0"))
+    }
 
 
 def run(settings: dict[str, str], service: str, argument: str, target: str) -> int:
-    environment = {"PATH": os.environ["PATH"], "QREXEC_REMOTE_DOMAIN": SOURCE, "QREXEC_SERVICE_ARGUMENT": argument}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "QREXEC_REMOTE_DOMAIN": SOURCE,
+        "QREXEC_SERVICE_ARGUMENT": argument,
+    }
     if target.startswith("@"):
-        environment |= {"QREXEC_REQUESTED_TARGET_TYPE": "keyword", "QREXEC_REQUESTED_TARGET_KEYWORD": target[1:]}
+        environment |= {
+            "QREXEC_REQUESTED_TARGET_TYPE": "keyword",
+            "QREXEC_REQUESTED_TARGET_KEYWORD": target[1:],
+        }
     else:
         environment |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": target}
     environment |= {
@@ -66,7 +78,9 @@ def run(settings: dict[str, str], service: str, argument: str, target: str) -> i
     }
     ours, theirs = socket.socketpair()
     command = [str(ROOT / "qubes-rpc" / service), *([argument] if argument else [])]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment
+    )
     theirs.close()
 
     def send() -> None:

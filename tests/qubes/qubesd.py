@@ -66,7 +66,11 @@ class Qubesd:
         self.qubes: dict[str, Qube] = {"dom0": Qube("AdminVM", "Running")}
         self.pools: dict[str, dict[str, str]] = {}
         self.calls: list[str] = []
-        self.socket, self.places, self.services = folder / "qubesd.sock", folder / "places", folder / "qubes-rpc"
+        self.socket, self.places, self.services = (
+            folder / "qubesd.sock",
+            folder / "places",
+            folder / "qubes-rpc",
+        )
         self.places.mkdir(parents=True)
         self.services.mkdir()
         script = self.services / "admin.vm.volume.ImportWithSize"
@@ -81,7 +85,12 @@ class Qubesd:
         self._server.close()
 
     def add(
-        self, name: str, klass: str = "AppVM", pool: str = "", size: int = 1 << 20, **properties: tuple[bool, str, str]
+        self,
+        name: str,
+        klass: str = "AppVM",
+        pool: str = "",
+        size: int = 1 << 20,
+        **properties: tuple[bool, str, str],
     ) -> Qube:
         defaults = {
             "name": (False, "str", name),
@@ -95,7 +104,11 @@ class Qubesd:
             defaults["template"] = (False, "vm", "fedora")
         qube = self.qubes[name] = Qube(klass, properties={**defaults, **properties})
         group = "templates" if klass == "TemplateVM" else "appvms"
-        for volume, kept in (("root", klass != "AppVM"), ("private", klass != "DispVM"), ("volatile", False)):
+        for volume, kept in (
+            ("root", klass != "AppVM"),
+            ("private", klass != "DispVM"),
+            ("volatile", False),
+        ):
             qube.volumes[volume] = Disk(pool, f"{group}/{name}/{volume}", kept, size)
         return qube
 
@@ -130,8 +143,12 @@ class Qubesd:
             return self._create(method.rpartition(".")[2], argument, payload.decode())
         kind, _, verb = method.rpartition(".")
         if kind.startswith("admin.vm.device."):
-            return self._device(self.qubes[dest], kind.rpartition(".")[2], verb, argument, payload.decode())
-        handler: Callable[..., str] | None = getattr(self, "_" + kind.replace("admin.", "").replace(".", "_"), None)
+            return self._device(
+                self.qubes[dest], kind.rpartition(".")[2], verb, argument, payload.decode()
+            )
+        handler: Callable[..., str] | None = getattr(
+            self, "_" + kind.replace("admin.", "").replace(".", "_"), None
+        )
         if handler is None:
             raise Refusal("QubesDaemonAccessError", f"no method {method}")
         return handler(self.qubes[dest], verb, argument, payload.decode())
@@ -141,7 +158,13 @@ class Qubesd:
         if given["name"] in self.qubes:
             raise Refusal("QubesVMInUseError", "there is one already")
         pool = next(iter(self.pools))
-        qube = self.add(given["name"], klass, pool, label=(False, "label", given["label"]), netvm=(True, "vm", "sys-net"))
+        qube = self.add(
+            given["name"],
+            klass,
+            pool,
+            label=(False, "label", given["label"]),
+            netvm=(True, "vm", "sys-net"),
+        )
         qube.tags.add("created-by-dom0")
         if template:
             qube.properties["template"] = (False, "vm", template)
@@ -149,7 +172,11 @@ class Qubesd:
 
     def _vm(self, qube: Qube, verb: str, argument: str, payload: str) -> str:
         if verb == "List":
-            chosen = self.qubes.items() if qube.klass == "AdminVM" else [(n, q) for n, q in self.qubes.items() if q is qube]
+            chosen = (
+                self.qubes.items()
+                if qube.klass == "AdminVM"
+                else [(n, q) for n, q in self.qubes.items() if q is qube]
+            )
             return "".join(f"{name} class={q.klass} state={q.state} uuid=0\n" for name, q in chosen)
         if verb == "CurrentState":
             return f"mem=0 mem_static_max=0 cputime=0 power_state={qube.state}"
@@ -162,7 +189,9 @@ class Qubesd:
         if verb == "List":
             return "".join(f"{one}\n" for one in qube.properties)
         if verb == "GetAll":
-            return "".join(f"{n} default={d} type={t} {v}\n" for n, (d, t, v) in qube.properties.items())
+            return "".join(
+                f"{n} default={d} type={t} {v}\n" for n, (d, t, v) in qube.properties.items()
+            )
         if name not in qube.properties:
             raise Refusal("QubesNoSuchPropertyError", f"no property {name}")
         default, kind, value = qube.properties[name]

@@ -22,7 +22,9 @@ POOLS = {
 
 def configured(folder: Path, options: str = "") -> Config:
     path = folder / "agent.toml"
-    path.write_text(f'state_dir = "state"\ncatalog = "qubes"\n[qubes]\ndom0_config = []\n{options}\n')
+    path.write_text(
+        f'state_dir = "state"\ncatalog = "qubes"\n[qubes]\ndom0_config = []\n{options}\n'
+    )
     return load(path)
 
 
@@ -43,7 +45,9 @@ def machine(qubesd: Qubesd) -> Qubesd:
     return qubesd
 
 
-def test_what_is_backed_up_and_what_is_left_out(machine: Qubesd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_backed_up_and_what_is_left_out(
+    machine: Qubesd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     machine.add("files", "AppVM", "files").state = "Running"
     machine.add("other", "AppVM", "tank")
     machine.add("off", "AppVM", "vm-pool", include_in_backups=(False, "bool", "False"))
@@ -61,12 +65,16 @@ def test_what_is_backed_up_and_what_is_left_out(machine: Qubesd, tmp_path: Path,
     reasons = {skipped.name: skipped.reason for skipped in catalog.skipped()}
     assert reasons.keys() == {"disp1", "sd-backup", "other/private", "off"}
     assert (
-        "zfs" in reasons["other/private"] and "include_in_backups" in reasons["off"] and "backup qube" in reasons["sd-backup"]
+        "zfs" in reasons["other/private"]
+        and "include_in_backups" in reasons["off"]
+        and "backup qube" in reasons["sd-backup"]
     )
     assert cli.main(["--config", str(tmp_path / "agent.toml"), "volumes"]) == 0
     assert "left out: a disposable keeps nothing" in capsys.readouterr().out
     assert cli.main(["--config", str(tmp_path / "agent.toml"), "volumes", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["skipped"]) == 3  # nobody in particular asks: the backup VM is there too
+    assert (
+        len(json.loads(capsys.readouterr().out)["skipped"]) == 3
+    )  # nobody in particular asks: the backup VM is there too
 
 
 def test_lists_by_name_and_tag(machine: Qubesd, tmp_path: Path) -> None:
@@ -74,7 +82,10 @@ def test_lists_by_name_and_tag(machine: Qubesd, tmp_path: Path) -> None:
         qube.properties["include_in_backups"] = (False, "bool", "False")
     machine.qubes["alone"].tags.add("precious")
     machine.qubes["work"].tags |= {"precious", "scratch"}
-    config = configured(tmp_path, 'include = ["@tag:precious", "sd-backup"]\nexclude = ["@tag:scratch"]\nsettings = false')
+    config = configured(
+        tmp_path,
+        'include = ["@tag:precious", "sd-backup"]\nexclude = ["@tag:scratch"]\nsettings = false',
+    )
     found = [volume.name for volume in open_catalog(config, "sd-backup").volumes()]
     assert found == ["alone/root", "alone/private", "sd-backup/private"]
 
@@ -82,7 +93,10 @@ def test_lists_by_name_and_tag(machine: Qubesd, tmp_path: Path) -> None:
 def test_running_qubes(machine: Qubesd, tmp_path: Path) -> None:
     machine.qubes["work"].state = "Running"
     found = open_catalog(configured(tmp_path)).find("work", "private")
-    assert found is not None and (found.vid, found.live) == ("vm-work-private", "vm-work-private-snap")
+    assert found is not None and (found.vid, found.live) == (
+        "vm-work-private",
+        "vm-work-private-snap",
+    )
     found = open_catalog(configured(tmp_path, 'running = "committed"')).find("work", "private")
     assert found is not None and found.live == ""
 
@@ -103,7 +117,11 @@ def test_sixty_qubes_cost_few_calls_and_little_time(machine: Qubesd, tmp_path: P
     assert len(open_catalog(config).volumes()) > 120
     assert time.process_time() - start < 1.0  # the stand-in's own time included
     calls = Counter(machine.calls)
-    assert calls["admin.vm.List"] == 1 and calls["admin.vm.property.GetAll"] <= 65 and calls["admin.vm.volume.Info"] <= 70
+    assert (
+        calls["admin.vm.List"] == 1
+        and calls["admin.vm.property.GetAll"] <= 65
+        and calls["admin.vm.volume.Info"] <= 70
+    )
     assert sum(calls.values()) <= 140
 
 

@@ -29,8 +29,15 @@ def test_a_whole_machine(qubes: QubesSite) -> None:
     qubes.stop("work")
     report = qubes.backup()
     assert list(qubes.images().values())[-1] == qubes.image().read_bytes()
-    assert next(done for done in report.done if done.volume == "private" and done.qube == "work").stored == 0
-    assert next(done for done in report.done if done.volume == "settings").stored == 0  # nothing in them changed
+    assert (
+        next(
+            done for done in report.done if done.volume == "private" and done.qube == "work"
+        ).stored
+        == 0
+    )
+    assert (
+        next(done for done in report.done if done.volume == "settings").stored == 0
+    )  # nothing in them changed
     assert qubes.scrubbed() == []
 
 
@@ -63,7 +70,9 @@ def test_what_does_not_prove_authentic_never_takes_effect(qubes: QubesSite) -> N
     change(qubes.image(), random.Random(1), resize=False)
     after = qubes.contents()
     with qubes.open() as archive:
-        named = next(v for v in stored_volumes(archive, qubes.keys(archive), {}) if v.name == "work/private")
+        named = next(
+            v for v in stored_volumes(archive, qubes.keys(archive), {}) if v.name == "work/private"
+        )
         image = archive.image(list(named.sessions), named.sessions[-1])
         whole = _Collected()
         feed(archive, image, named.name, Progress())(whole)  # type: ignore[arg-type]
@@ -118,14 +127,26 @@ def test_a_qube_that_is_gone_comes_back(qubes: QubesSite) -> None:
     with pytest.raises(RefusedError):
         qubes.restore()  # its settings come first
     with qubes.open() as archive:
-        named = next(v for v in stored_volumes(archive, qubes.keys(archive), {}) if v.name == "work/settings")
+        named = next(
+            v for v in stored_volumes(archive, qubes.keys(archive), {}) if v.name == "work/settings"
+        )
         image = archive.image(list(named.sessions), named.sessions[-1])
         with pytest.raises(RefusedError):
-            qubes.agent(archive).restore("vault", "settings", feed(archive, image, named.name, Progress()), absent=True)
-        qubes.agent(archive).restore("work", "settings", feed(archive, image, named.name, Progress()), absent=True)
+            qubes.agent(archive).restore(
+                "vault", "settings", feed(archive, image, named.name, Progress()), absent=True
+            )
+        qubes.agent(archive).restore(
+            "work", "settings", feed(archive, image, named.name, Progress()), absent=True
+        )
     made = qubes.qubesd.qubes["work"]
-    assert (made.klass, made.properties["label"][2], made.properties["memory"][2]) == ("AppVM", "blue", "777")
-    assert made.properties["netvm"][2] == "" and made.properties["kernelopts"][2] == ""  # what gives it more is not set
+    assert (made.klass, made.properties["label"][2], made.properties["memory"][2]) == (
+        "AppVM",
+        "blue",
+        "777",
+    )
+    assert (
+        made.properties["netvm"][2] == "" and made.properties["kernelopts"][2] == ""
+    )  # what gives it more is not set
     assert made.features == {"menu-items": "firefox.desktop"} and made.notes == "mind the gap"
     assert "sparsebak" in made.tags and "precious" not in made.tags
     qubes.place("work", "private")

@@ -24,7 +24,9 @@ NAME = st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True)
         label=NAME,
         template=st.none() | NAME,
         netvm=st.none() | NAME,
-        properties=st.dictionaries(NAME, st.none() | st.booleans() | st.integers() | TEXT, max_size=4),
+        properties=st.dictionaries(
+            NAME, st.none() | st.booleans() | st.integers() | TEXT, max_size=4
+        ),
         features=st.dictionaries(NAME, TEXT, max_size=4),
         tags=st.lists(NAME, max_size=4),
         firewall=st.lists(TEXT, max_size=3),
@@ -58,7 +60,9 @@ def test_nothing_changed_means_the_same_bytes(qubesd: Qubesd) -> None:
     first = collect("work")
     assert collect("work") == first
     settings = from_bytes(first)
-    assert settings.template == "fedora" and settings.devices == {"pci": ["dom0+00_14.0 required=True"]}
+    assert settings.template == "fedora" and settings.devices == {
+        "pci": ["dom0+00_14.0 required=True"]
+    }
     assert settings.firewall == ["action=accept"] and "memory" not in settings.properties
 
 
@@ -66,7 +70,9 @@ def agent(site: QubesSite, *words: str) -> int:
     return cli.main(["--config", str(site.config), *words])
 
 
-def test_settings_of_a_qube_that_exists_wait_to_be_applied(qubes: QubesSite, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_of_a_qube_that_exists_wait_to_be_applied(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
     work = qubes.qubesd.qubes["work"]
     work.properties |= {"memory": (False, "int", "777"), "kernelopts": (False, "str", "debug")}
     work.features["service.cups"] = "1"
@@ -74,7 +80,11 @@ def test_settings_of_a_qube_that_exists_wait_to_be_applied(qubes: QubesSite, cap
     work.firewall = "action=drop\n"
     work.tags.add("precious")
     qubes.backup()
-    work.properties |= {"memory": (False, "int", "400"), "kernelopts": (True, "str", ""), "netvm": (False, "vm", "vault")}
+    work.properties |= {
+        "memory": (False, "int", "400"),
+        "kernelopts": (True, "str", ""),
+        "netvm": (False, "vm", "vault"),
+    }
     work.features.clear()
     work.devices.clear()
     work.firewall = "action=accept\n"
@@ -85,25 +95,41 @@ def test_settings_of_a_qube_that_exists_wait_to_be_applied(qubes: QubesSite, cap
     capsys.readouterr()
     assert agent(qubes, "settings", "show", "work") == 0
     shown = capsys.readouterr().out
-    assert "property memory: 400 -> 777\n" in shown and "feature service.cups: - -> 1   (only with --also services)" in shown
+    assert (
+        "property memory: 400 -> 777\n" in shown
+        and "feature service.cups: - -> 1   (only with --also services)" in shown
+    )
     assert agent(qubes, "settings", "apply", "work") == 1  # no terminal to ask on
     assert work.properties["memory"][2] == "400"
     assert agent(qubes, "settings", "apply", "work", "--yes") == 0
     assert work.properties["memory"][2] == "777" and work.properties["netvm"][2] == "vault"
-    assert work.properties["kernelopts"][2] == "" and not work.features and not work.tags and work.firewall == "action=accept\n"
+    assert (
+        work.properties["kernelopts"][2] == ""
+        and not work.features
+        and not work.tags
+        and work.firewall == "action=accept\n"
+    )
     also = [
-        word for group in ("network", "firewall", "properties", "services", "tags", "devices") for word in ("--also", group)
+        word
+        for group in ("network", "firewall", "properties", "services", "tags", "devices")
+        for word in ("--also", group)
     ]
     assert agent(qubes, "settings", "apply", "work", "--yes", *also) == 0
     assert work.properties["kernelopts"][2] == "debug" and work.properties["netvm"][2] == ""
-    assert work.features == {"service.cups": "1"} and "precious" in work.tags and work.firewall == "action=drop\n"
+    assert (
+        work.features == {"service.cups": "1"}
+        and "precious" in work.tags
+        and work.firewall == "action=drop\n"
+    )
     assert work.devices == {"pci": "dom0+00_14.0 required=True\n"}
     capsys.readouterr()
     assert agent(qubes, "settings", "show", "work") == 0
     assert "already" in capsys.readouterr().out
 
 
-def test_what_cannot_be_applied_is_said_and_the_rest_goes_on(qubes: QubesSite, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_applied_is_said_and_the_rest_goes_on(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
     work = qubes.qubesd.qubes["work"]
     work.properties |= {"memory": (False, "int", "777"), "vcpus": (False, "int", "3")}
     qubes.backup()
@@ -115,14 +141,18 @@ def test_what_cannot_be_applied_is_said_and_the_rest_goes_on(qubes: QubesSite, c
     assert work.properties["memory"][2] == "777"
 
 
-def test_dom0s_own_configuration(qubes: QubesSite, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dom0s_own_configuration(
+    qubes: QubesSite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = tmp_path / "etc-qubes"
     (files / "policy.d").mkdir(parents=True)
     policy, other = files / "policy.d/30-mine.policy", files / "other"
     policy.write_text("my.Service * work vault ask\n")
     policy.chmod(0o640)
     other.write_text("as it was\n")
-    qubes.config.write_text(qubes.config.read_text().replace("dom0_config = []", f'dom0_config = ["{files}"]'))
+    qubes.config.write_text(
+        qubes.config.read_text().replace("dom0_config = []", f'dom0_config = ["{files}"]')
+    )
     qubes.backup()
     assert next(done for done in qubes.backup().done if done.qube == "dom0").stored == 0
     policy.write_text("my.Service * work vault allow\n")
@@ -137,4 +167,8 @@ def test_dom0s_own_configuration(qubes: QubesSite, tmp_path: Path, capsys: pytes
     assert "-my.Service * work vault allow" in capsys.readouterr().out
     assert agent(qubes, "settings", "apply", "dom0", "/etc/shadow", "--yes") == 1
     assert agent(qubes, "settings", "apply", "dom0", str(policy), "--yes") == 0
-    assert policy.read_text().endswith("ask\n") and policy.stat().st_mode & 0o777 == 0o640 and not other.exists()
+    assert (
+        policy.read_text().endswith("ask\n")
+        and policy.stat().st_mode & 0o777 == 0o640
+        and not other.exists()
+    )

@@ -15,13 +15,20 @@ def agent(site: QubesSite, *words: str) -> int:
     return cli.main(["--config", str(site.config), *words])
 
 
-def test_setup_tags_and_does_nothing_twice(qubes: QubesSite, capsys: pytest.CaptureFixture[str]) -> None:
+def test_setup_tags_and_does_nothing_twice(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
     qubes.qubesd.qubes["vault"].tags.add("sparsebak-vm")  # an earlier backup VM
     assert agent(qubes, "setup", BACKUP_VM, "--dry-run") == 0
     assert not any("sparsebak" in qube.tags for qube in qubes.qubesd.qubes.values())
     assert agent(qubes, "setup", BACKUP_VM) == 0
     tagged = {name: qube.tags for name, qube in qubes.qubesd.qubes.items() if qube.tags}
-    assert tagged == {"fedora": {"sparsebak"}, "work": {"sparsebak"}, "vault": {"sparsebak"}, BACKUP_VM: {"sparsebak-vm"}}
+    assert tagged == {
+        "fedora": {"sparsebak"},
+        "work": {"sparsebak"},
+        "vault": {"sparsebak"},
+        BACKUP_VM: {"sparsebak-vm"},
+    }
     qubes.qubesd.qubes["vault"].properties["include_in_backups"] = (False, "bool", "False")
     capsys.readouterr()
     assert agent(qubes, "setup", BACKUP_VM) == 0
@@ -30,7 +37,9 @@ def test_setup_tags_and_does_nothing_twice(qubes: QubesSite, capsys: pytest.Capt
     assert "Nothing to do" in capsys.readouterr().out
 
 
-def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(qubesd: Qubesd, tmp_path: Path) -> None:
+def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(
+    qubesd: Qubesd, tmp_path: Path
+) -> None:
     qubesd.pools["p"] = {"driver": "file-reflink", "dir_path": "/x"}
     qubesd.add("keeper", "AppVM", "p")
     config = tmp_path / "etc/agent.toml"
@@ -44,7 +53,9 @@ def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(qubesd: Qubesd
 
 
 @pytest.mark.parametrize(("state", "code"), [("Halted", 0), ("Running", 0), ("Halted", 3)])
-def test_a_backup_from_dom0(qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, state: str, code: int) -> None:
+def test_a_backup_from_dom0(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, state: str, code: int
+) -> None:
     agent(qubes, "setup", BACKUP_VM)
     keeper, seen, told = qubes.qubesd.qubes[BACKUP_VM], [], []
     keeper.state = state
@@ -72,7 +83,9 @@ def test_a_late_backup_is_noticed(
     qubes.backup("work/private")
     assert agent(qubes, "check", "--days", "3", "--notify") == 1
     late = capsys.readouterr().err
-    assert "vault/private: never backed up" in late and "work/private" not in late and len(told) == 1
+    assert (
+        "vault/private: never backed up" in late and "work/private" not in late and len(told) == 1
+    )
     qubes.backup()
     assert agent(qubes, "check") == 0  # the backup VM's own volumes do not count
     assert agent(qubes, "check", "--caller", BACKUP_VM) == 0

@@ -33,10 +33,20 @@ def keys_file(site: Site) -> Path:
 
 def take_over(site: Site, file: Path, passphrase: bytes = PASSPHRASE, label: str = "again") -> int:
     words = ["keys", "import", label, str(file), "--caller", "backup-vm"]
-    return agent_cli.main(["--config", str(site.config), *words, "--passphrase-file", str(secret(site.root, passphrase))])
+    return agent_cli.main(
+        [
+            "--config",
+            str(site.config),
+            *words,
+            "--passphrase-file",
+            str(secret(site.root, passphrase)),
+        ]
+    )
 
 
-def test_a_new_dom0_goes_on_with_the_archive(qubes: QubesSite, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_dom0_goes_on_with_the_archive(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
     qubes.backup()
     change(qubes.image(), random.Random(1), resize=False)
     qubes.backup()
@@ -51,22 +61,37 @@ def test_a_new_dom0_goes_on_with_the_archive(qubes: QubesSite, capsys: pytest.Ca
     assert "work/private" in capsys.readouterr().out
     assert take_over(qubes, file, label="more") == 1  # it is known now
     with qubes.open() as archive:
-        gone = {f"{entry.qube}/{entry.volume}": entry.flags for entry in qubes.agent(archive).list()}
+        gone = {
+            f"{entry.qube}/{entry.volume}": entry.flags for entry in qubes.agent(archive).list()
+        }
     assert gone["work/private"] and not gone["vault/private"]
     qubes.image().write_bytes(b"")
     with qubes.open() as archive:
         for name in ("settings", "private"):
-            named = next(v for v in stored_volumes(archive, qubes.keys(archive), {}) if v.name == f"work/{name}")
+            named = next(
+                v
+                for v in stored_volumes(archive, qubes.keys(archive), {})
+                if v.name == f"work/{name}"
+            )
             image = archive.image(list(named.sessions), named.sessions[-1])
-            qubes.agent(archive).restore("work", name, feed(archive, image, named.name, Progress()), absent=name == "settings")
+            qubes.agent(archive).restore(
+                "work",
+                name,
+                feed(archive, image, named.name, Progress()),
+                absent=name == "settings",
+            )
     assert qubes.contents() == before
     done = {f"{one.qube}/{one.volume}": one.stored for one in qubes.backup().done}
-    assert done["work/private"] == 0 and done["vault/private"] == 0  # all was looked at, nothing sent
+    assert (
+        done["work/private"] == 0 and done["vault/private"] == 0
+    )  # all was looked at, nothing sent
     assert len(qubes.images()) == 3
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_without_qubes_too(site: Site, tmp_path: Path, sealed: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_qubes_too(
+    site: Site, tmp_path: Path, sealed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not sealed:
         site = Site(tmp_path / "open", sealed=False)
     fill(site.image(), 300_000)
@@ -83,7 +108,9 @@ def test_without_qubes_too(site: Site, tmp_path: Path, sealed: bool, capsys: pyt
     site.verify_all()
 
 
-def test_a_file_that_is_not_what_it_should_be(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_what_it_should_be(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
     fill(site.image(), 100_000)
     site.backup()
     keys = keys_file(site)
@@ -107,12 +134,26 @@ def test_a_file_that_is_not_what_it_should_be(site: Site, capsys: pytest.Capture
         bad.write_bytes(raw)
         try:
             introduction = takeover.read(bad)
-            takeover.take_over(site.state, introduction, "x", "backup-vm", takeover.unlock(introduction, PASSPHRASE))
+            takeover.take_over(
+                site.state,
+                introduction,
+                "x",
+                "backup-vm",
+                takeover.unlock(introduction, PASSPHRASE),
+            )
         except Refused:
             assert not (site.state / "archives").exists()
             continue
-        told, true = introduction.untrusted_entry, takeover.read(keys).untrusted_entry  # its label and time are only told
-        assert (told.archive, told.mode, told.suite, told.chunk_size) == (true.archive, true.mode, true.suite, true.chunk_size)
+        told, true = (
+            introduction.untrusted_entry,
+            takeover.read(keys).untrusted_entry,
+        )  # its label and time are only told
+        assert (told.archive, told.mode, told.suite, told.chunk_size) == (
+            true.archive,
+            true.mode,
+            true.suite,
+            true.chunk_size,
+        )
         assert told.slots == true.slots
         shutil.rmtree(site.state)
     for suite, text in ((1, "belongs to another archive"), (3, "parameters of no archive")):

@@ -37,7 +37,9 @@ class Machine:
         paths = [REAL or str(HERE / "standin")]
         places = {"socket": str(site.qubesd.socket), "services": str(site.qubesd.services)}
         python.write_text(PYTHON.format(python=sys.executable, paths=paths, **places))
-        client.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "qrexec_client.py"} {self.settings} "$@"\n')
+        client.write_text(
+            f'#!/bin/sh\nexec {sys.executable} {HERE / "qrexec_client.py"} {self.settings} "$@"\n'
+        )
         for script in (python, client):
             script.chmod(0o755)
         self.python = python
@@ -47,7 +49,11 @@ class Machine:
         monkeypatch.setenv("SPARSEBAK_ARCHIVE", str(site.archive))
 
     def answer(self, yes: bool) -> None:
-        known = {"qubesd": str(self.site.qubesd.socket), "config": str(self.site.config), "python": str(self.python)}
+        known = {
+            "qubesd": str(self.site.qubesd.socket),
+            "config": str(self.site.config),
+            "python": str(self.python),
+        }
         self.settings.write_text(json.dumps({**known, "log": str(self.log), "yes": yes}))
 
     def calls(self) -> list[str]:
@@ -67,10 +73,15 @@ def test_backup_and_back_from_nothing(machine: Machine, capsys: pytest.CaptureFi
     files = site.root / "etc-qubes"
     files.mkdir()
     (files / "mine").write_text("rule\n")
-    site.config.write_text(site.config.read_text().replace("dom0_config = []", f'dom0_config = ["{files}"]'))
+    site.config.write_text(
+        site.config.read_text().replace("dom0_config = []", f'dom0_config = ["{files}"]')
+    )
     assert cli.main(["backup", "--all"]) == 0
     calls = machine.calls()
-    assert "allow @adminvm sparsebak.Extract+config" in calls and "allow work sparsebak.Extract+private" in calls
+    assert (
+        "allow @adminvm sparsebak.Extract+config" in calls
+        and "allow work sparsebak.Extract+private" in calls
+    )
     assert not [call for call in calls if not call.startswith("allow ")]
     before = site.contents()
     assert cli.main(["verify"]) == 0
@@ -92,7 +103,10 @@ def test_backup_and_back_from_nothing(machine: Machine, capsys: pytest.CaptureFi
     key.write_bytes(PASSPHRASE + b"\n")
     assert cli.main(["restore", "work", "--passphrase-file", str(key)]) == 0
     asked = [call for call in machine.calls() if call.startswith("ask")]
-    assert asked == ["ask @default sparsebak.Restore+work+settings", "ask work sparsebak.Restore+private"]
+    assert asked == [
+        "ask @default sparsebak.Restore+work+settings",
+        "ask work sparsebak.Restore+private",
+    ]
     assert site.contents() == before and site.qubesd.qubes["work"].tags >= {"sparsebak"}
     assert cli.main(["restore", "dom0/config"]) == 0
     assert cli.main(["backup", "--all"]) == 0

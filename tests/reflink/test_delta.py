@@ -71,19 +71,34 @@ def shuffle(folder: Path, image: Path, rng: random.Random) -> None:
     if os.path.exists("/usr/sbin/xfs_fsr") and _is_xfs(folder):
         subprocess.run(["/usr/sbin/xfs_fsr", image], capture_output=True, check=False)
         return
-    subprocess.run(["btrfs", "filesystem", "defragment", "-f", image], capture_output=True, check=False)
+    subprocess.run(
+        ["btrfs", "filesystem", "defragment", "-f", image], capture_output=True, check=False
+    )
     if rng.randrange(2):
-        subprocess.run(["btrfs", "balance", "start", "--full-balance", folder], capture_output=True, check=False)
+        subprocess.run(
+            ["btrfs", "balance", "start", "--full-balance", folder],
+            capture_output=True,
+            check=False,
+        )
 
 
 def _is_xfs(folder: Path) -> bool:
-    return subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True).stdout.strip() == "xfs"
+    return (
+        subprocess.run(
+            ["stat", "-f", "-c", "%T", folder], capture_output=True, text=True
+        ).stdout.strip()
+        == "xfs"
+    )
 
 
 def named_by_delta(source: ReflinkSource, old: int, new: int) -> set[int]:
     ranges = list(source.delta(old, new))
-    assert all(a < b for a, b in ranges) and all(x[1] < y[0] for x, y in zip(ranges, ranges[1:], strict=False))
-    return {grain for start, end in ranges for grain in range(start // GRAIN, (end - 1) // GRAIN + 1)}
+    assert all(a < b for a, b in ranges) and all(
+        x[1] < y[0] for x, y in zip(ranges, ranges[1:], strict=False)
+    )
+    return {
+        grain for start, end in ranges for grain in range(start // GRAIN, (end - 1) // GRAIN + 1)
+    }
 
 
 def source_in(folder: Path) -> ReflinkSource:
@@ -149,7 +164,9 @@ def test_little_changed_means_little_named(reflink_folder: Path) -> None:
     assert named_by_delta(source, 2, 3) == {3, 17, 40}
 
 
-def test_a_base_that_moves_is_read_again_then_given_up(btrfs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_moves_is_read_again_then_given_up(
+    btrfs_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, image = source_in(btrfs_folder), btrfs_folder / "work.img"
     image.write_bytes(os.urandom(SIZE))
     source.snapshot(1)
@@ -207,7 +224,9 @@ def test_a_snapshot_holds_what_was_overwritten_since(reflink_folder: Path) -> No
     source.snapshot(1)
     assert source.held() == 0
     with open(image, "r+b") as file:
-        file.write(os.urandom(SIZE))  # all of it: Btrfs keeps an extent whole as long as any of it is used
+        file.write(
+            os.urandom(SIZE)
+        )  # all of it: Btrfs keeps an extent whole as long as any of it is used
         os.fsync(file.fileno())
     subprocess.run(["sync", "-f", image], check=True)
     assert source.held() == SIZE

@@ -26,7 +26,9 @@ def sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(params=["s3", "sftp"])
-def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+def server(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Server:
     """A server of each kind, and the environment that leads to it; a cache of the test's own."""
     found: Server = request.getfixturevalue(request.param)
     for name, value in found.environment().items():

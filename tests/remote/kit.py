@@ -38,7 +38,11 @@ class Server:
         """What leads to it through a port."""
         if self.kind == "sftp":
             return {"HOME": str(self.folder / "home"), "SSH_AUTH_SOCK": ""}
-        keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
+        keys = {
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "tests",
+            "AWS_REGION": "us-east-1",
+        }
         return keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port or self.port}"}
 
     def know(self, port: int) -> None:
@@ -68,7 +72,10 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
 def s3_server(folder: Path) -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with (
+        open(folder / "log", "wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
         try:
             wait_for(port, process)
             request = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
@@ -85,7 +92,9 @@ def ssh_server(folder: Path) -> Iterator[Server]:
     port, home = free_port(), folder / "home/.ssh"
     home.mkdir(parents=True)
     for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True
+        )
     (home / "config").write_text(f"Host 127.0.0.1\n    IdentityFile {folder}/user\n")
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nPidFile none\n"
@@ -95,7 +104,9 @@ def ssh_server(folder: Path) -> Iterator[Server]:
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([SSHD, "-D", "-e", "-f", folder / "sshd_config"], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [SSHD, "-D", "-e", "-f", folder / "sshd_config"], stdout=log, stderr=log
+        )
     try:
         wait_for(port, process)
         server = Server("sftp", port, folder)

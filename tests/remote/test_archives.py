@@ -70,14 +70,20 @@ def test_packs_that_are_mostly_dead_are_written_anew(remote_site: Make) -> None:
     site.backup()
     with site.open(True) as archive:
         (series,) = archive.sessions().values()
-        before = {name: archive.storage.size(name) for name in archive.storage.names("packs", ".pack")}
+        before = {
+            name: archive.storage.size(name) for name in archive.storage.names("packs", ".pack")
+        }
         space = prune(archive, series[:1]).space
-        after = {name: archive.storage.size(name) for name in archive.storage.names("packs", ".pack")}
+        after = {
+            name: archive.storage.size(name) for name in archive.storage.names("packs", ".pack")
+        }
     assert sum(before.values()) - sum(after.values()) == space > 20 * GRAIN
     assert list(site.images().values()) == [site.contents()] and site.scrubbed() == []
 
 
-def test_another_machine_prunes_meanwhile(remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machine_prunes_meanwhile(
+    remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = remote_site()
     site.image().write_bytes(random.Random(1).randbytes(32 * GRAIN))
     site.backup()
@@ -96,7 +102,9 @@ def test_another_machine_prunes_meanwhile(remote_site: Make, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("after", [0, 3_000, 40_000, 300_000, 700_000, 1_500_000])
-def test_the_network_is_cut_for_good_at_some_point(remote_site: Make, network: Network, after: int) -> None:
+def test_the_network_is_cut_for_good_at_some_point(
+    remote_site: Make, network: Network, after: int
+) -> None:
     site = remote_site(network.port)
     site.image().write_bytes(random.Random(1).randbytes(10 * GRAIN))
     site.backup()
@@ -128,7 +136,9 @@ def test_the_network_is_cut_for_good_at_some_point(remote_site: Make, network: N
     assert len(site.snapshots()) == 1
 
 
-def test_a_network_that_fails_again_and_again(remote_site: Make, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_fails_again_and_again(
+    remote_site: Make, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = remote_site(network.port)
     monkeypatch.setattr("backup_vm.archive.storage.objects.DELAYS", (0.05,) * 30)
     site.image().write_bytes(random.Random(1).randbytes(30 * GRAIN))
@@ -144,7 +154,9 @@ def test_a_network_that_fails_again_and_again(remote_site: Make, network: Networ
     assert list(site.images().values())[-1] == site.contents() and site.scrubbed() == []
 
 
-def test_keys_that_may_only_add_are_enough_to_back_up(remote_site: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_may_only_add_are_enough_to_back_up(
+    remote_site: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def forbidden(self: object, name: str) -> None:
         raise ForbiddenError(f"access to {name} is denied")
 
@@ -153,7 +165,9 @@ def test_keys_that_may_only_add_are_enough_to_back_up(remote_site: Make, monkeyp
     for kind in (ObjectStore, SftpHost):
         original = kind.put
 
-        def put(self: ObjectStore, name: str, source: Path, original: Callable[..., str] = original) -> str:
+        def put(
+            self: ObjectStore, name: str, source: Path, original: Callable[..., str] = original
+        ) -> str:
             if name in {there for there, _ in self.list()}:
                 overwritten.append(name)
             return original(self, name, source)
@@ -173,7 +187,9 @@ def test_keys_that_may_only_add_are_enough_to_back_up(remote_site: Make, monkeyp
     monkeypatch.undo()
 
 
-def test_as_a_user_runs_it(server: Server, commands_for: Callable[[Site], Commands], site: Site) -> None:
+def test_as_a_user_runs_it(
+    server: Server, commands_for: Callable[[Site], Commands], site: Site
+) -> None:
     commands = commands_for(site)
     fill(site.image(), 20 * GRAIN)
     url = server.url(f"by-hand-{random.randrange(1 << 40)}")
@@ -188,7 +204,9 @@ def test_as_a_user_runs_it(server: Server, commands_for: Callable[[Site], Comman
     data = commands.keyed(*place, "status")
     assert data["path"] == url and data["free"] is None and data["volumes"][0]["verified"]["ok"]
     assert "? free" in commands.run(*place, "status")[0]
-    commands.keyed(*place, "assemble", "work", "--session", "gold", "-o", str(site.root / "out.img"))
+    commands.keyed(
+        *place, "assemble", "work", "--session", "gold", "-o", str(site.root / "out.img")
+    )
     assert (site.root / "out.img").read_bytes() == site.contents()
     assert "nobody knows how much room" in commands.fails(2, *place, "prune", "--until-free", "10%")
 

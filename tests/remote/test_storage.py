@@ -14,7 +14,9 @@ HALF = "packs/ab/0123.pack"
 
 
 @pytest.fixture(params=["local", "s3", "sftp"])
-def location(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def location(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "local":
         return str(tmp_path / "archive")
@@ -42,7 +44,9 @@ def test_files_are_written_listed_read_and_removed(storage: Storage, location: s
     for one in (storage, open_storage(location)):
         assert one.exists(HALF) and one.size(HALF) == len(raw) and one.allocated(HALF) >= len(raw)
         assert one.read("archive.toml") == b"onetwo"
-        assert one.names("packs", ".pack") == [HALF] and one.names("volumes", ".session") == ["volumes/cd/1.session"]
+        assert one.names("packs", ".pack") == [HALF] and one.names("volumes", ".session") == [
+            "volumes/cd/1.session"
+        ]
         assert one.local("volumes/cd/1.session").read_bytes() == b"session"
         assert HALF in one.describe(HALF)
         reader, rng = one.reader(HALF), random.Random(1)
@@ -91,7 +95,10 @@ def test_files_of_this_machine_and_scratch(storage: Storage) -> None:
     storage.write("volumes/cd/1.partial", b"partial")
     assert storage.names("volumes", ".partial") == ["volumes/cd/1.partial"]
     storage.local("volumes/cd/1.partial").write_bytes(b"more")
-    assert storage.read("volumes/cd/1.partial") == b"more" and storage.size("volumes/cd/1.partial") == 4
+    assert (
+        storage.read("volumes/cd/1.partial") == b"more"
+        and storage.size("volumes/cd/1.partial") == 4
+    )
     storage.remove("volumes/cd/1.partial")
     assert not storage.exists("volumes/cd/1.partial")
     with storage.scratch() as file:
@@ -113,7 +120,9 @@ def test_a_place_that_is_not_empty_is_not_taken(storage: Storage, location: str)
         open_storage(location).prepare()
 
 
-@pytest.mark.parametrize("url", ["ftp://host/path", "sftp://host", "sftp://user:secret@host/path", "sftp:///path"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/path", "sftp://host", "sftp://user:secret@host/path", "sftp:///path"]
+)
 def test_urls_that_cannot_be(url: str) -> None:
     with pytest.raises(UsageError):
         open_storage(url)

@@ -34,16 +34,30 @@ class Shell:
         self.added = self.agent("archive", "add", "lab", "--caller", "some-vm", *extra).stdout
         self.ok("init", "archive", "--label", "lab")
 
-    def _run(self, *words: str, expect: int = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
-        names = {"SPARSEBAK_AGENT": f"local:{self.root}/agent.toml", "SPARSEBAK_ARCHIVE": f"{self.root}/archive"}
+    def _run(
+        self, *words: str, expect: int = 0, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        names = {
+            "SPARSEBAK_AGENT": f"local:{self.root}/agent.toml",
+            "SPARSEBAK_ARCHIVE": f"{self.root}/archive",
+        }
         environ = {**os.environ, **names, "HOME": str(self.root), **environment}
-        done = subprocess.run(words, cwd=self.root, env=environ, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            words,
+            cwd=self.root,
+            env=environ,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
         assert done.returncode == expect, (words, done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done
 
     def agent(self, *words: str, expect: int = 0) -> "subprocess.CompletedProcess[str]":
-        return self._run(str(BIN / "sparsebak-agent"), "--config", "agent.toml", *words, expect=expect)
+        return self._run(
+            str(BIN / "sparsebak-agent"), "--config", "agent.toml", *words, expect=expect
+        )
 
     def ok(self, *words: str, **environment: str) -> str:
         return self._run(str(BIN / "sparsebak"), *words, **environment).stdout
@@ -75,12 +89,25 @@ def test_a_whole_life(shell: Shell) -> None:
     done = json.loads(shell.ok("backup", "work", "--json"))
     assert [s["qube"] for s in done["sessions"]] == ["work"] and done["failed"] == []
     listed = json.loads(shell.ok("list", "--json"))["volumes"]
-    assert [(v["qube"], v["volume"], len(v["sessions"])) for v in listed] == [("vault", "private", 1), ("work", "private", 2)]
+    assert [(v["qube"], v["volume"], len(v["sessions"])) for v in listed] == [
+        ("vault", "private", 1),
+        ("work", "private", 2),
+    ]
     names = [session["session"] for session in listed[1]["sessions"]]
     assert all(re.fullmatch(r"\d{8}-\d{6}", name) for name in names)
     assert names[0] in shell.ok("list", "work/private")
     for name, contents in zip([*names, "latest"], [first, second, second], strict=True):
-        shell.ok("assemble", "work/private", "--session", name, "--passphrase-file", "pw", "-o", "out.img", "--force")
+        shell.ok(
+            "assemble",
+            "work/private",
+            "--session",
+            name,
+            "--passphrase-file",
+            "pw",
+            "-o",
+            "out.img",
+            "--force",
+        )
         assert (shell.root / "out.img").read_bytes() == contents
         shell.ok("restore", "work/private", "--session", name)
         assert shell.image.read_bytes() == contents
@@ -88,9 +115,14 @@ def test_a_whole_life(shell: Shell) -> None:
     assert len(results) == 3 and all(result["ok"] for result in results)
     assert json.loads(shell.ok("scrub", "--json")) == {"damaged": [], "ok": True}
     status = json.loads(shell.ok("status", "--json"))
-    assert status["label"] == "lab" and {v["name"] for v in status["volumes"]} == {"work/private", "vault/private"}
+    assert status["label"] == "lab" and {v["name"] for v in status["volumes"]} == {
+        "work/private",
+        "vault/private",
+    }
     plan = json.loads(shell.ok("prune", "work", "--keep-last", "1", "--dry-run", "--json"))
-    assert [s["session"] for s in plan["removed"]] == names[:1] and len(shell.ok("list", "work").splitlines()) == 3
+    assert [s["session"] for s in plan["removed"]] == names[:1] and len(
+        shell.ok("list", "work").splitlines()
+    ) == 3
     shell.ok("prune", "work/private", "--session", names[0])
     shell.ok("delete", "vault/private")
     listed = json.loads(shell.ok("list", "--json"))["volumes"]
@@ -120,7 +152,15 @@ def test_the_recovery_key_opens_the_archive(sealed: Shell) -> None:
     key = re.search(r"(?:[A-Z2-7]{5}-){7}[A-Z2-7]{5}", sealed.added)
     assert key is not None
     (sealed.root / "recovery").write_text(key[0].lower())
-    sealed.ok("assemble", "work/private", "--passphrase-file", "recovery", "-o", "out.img", SPARSEBAK_AGENT="")
+    sealed.ok(
+        "assemble",
+        "work/private",
+        "--passphrase-file",
+        "recovery",
+        "-o",
+        "out.img",
+        SPARSEBAK_AGENT="",
+    )
     assert (sealed.root / "out.img").read_bytes() == sealed.image.read_bytes()
 
 
@@ -130,23 +170,34 @@ def test_mistakes_get_one_line_and_a_code(sealed: Shell) -> None:
     (sealed.root / "empty").write_text("")
     assert "no archive" in sealed.fails(10, "--archive", "nowhere", "list")
     assert "no archive" in sealed.fails(10, "list", SPARSEBAK_ARCHIVE="")
-    assert "does not open" in sealed.fails(12, "assemble", "work/private", "--passphrase-file", "wrong", "-o", "x")
+    assert "does not open" in sealed.fails(
+        12, "assemble", "work/private", "--passphrase-file", "wrong", "-o", "x"
+    )
     assert "sealed" in sealed.fails(12, "assemble", "work/private", "-o", "x")
-    assert "empty" in sealed.fails(2, "assemble", "work/private", "--passphrase-file", "empty", "-o", "x")
+    assert "empty" in sealed.fails(
+        2, "assemble", "work/private", "--passphrase-file", "empty", "-o", "x"
+    )
     assert "no volume" in sealed.fails(1, "list", "nobody")
-    assert "no session" in sealed.fails(1, "restore", "work/private", "--session", "19990101-000000")
+    assert "no session" in sealed.fails(
+        1, "restore", "work/private", "--session", "19990101-000000"
+    )
     assert "neither" in sealed.fails(2, "--agent", "ssh:host", "backup")
     assert "agent configuration" in sealed.fails(5, "--agent", "local:missing.toml", "backup")
     assert "lists no volume" in sealed.fails(1, "backup", "nobody")
     assert "starting with" in sealed.fails(2, "backup", "../etc")
-    assert "exists" in sealed.fails(1, "assemble", "work/private", "--passphrase-file", "pw", "-o", "agent.toml")
+    assert "exists" in sealed.fails(
+        1, "assemble", "work/private", "--passphrase-file", "pw", "-o", "agent.toml"
+    )
     assert "not mounted" in sealed.fails(1, "--require-mount", str(sealed.root), "backup")
     assert "already" in sealed.fails(1, "init", "archive", "--label", "lab")
     assert "not empty" in sealed.fails(1, "init", "pool", "--label", "lab")
     assert "no such archive" in sealed.fails(5, "init", "other", "--label", "nothing")
     assert not (sealed.root / "other").exists()
     assert "no such archive" in sealed.fails(5, "--caller", "evil", "backup")
-    assert sealed._run(str(BIN / "sparsebak"), "prune", "work", "--keep-last", "0", expect=2).stdout == ""
+    assert (
+        sealed._run(str(BIN / "sparsebak"), "prune", "work", "--keep-last", "0", expect=2).stdout
+        == ""
+    )
 
 
 def test_mistakes_in_dom0(sealed: Shell) -> None:
@@ -158,7 +209,9 @@ def test_mistakes_in_dom0(sealed: Shell) -> None:
     assert "already" in fails("archive", "add", "lab", "--caller", "x", "--open")
     assert "label" in fails("archive", "add", "../x", "--caller", "x", "--open")
     assert "caller" in fails("archive", "add", "x", "--caller", "a b", "--open")
-    assert "takes no passphrase" in fails("archive", "add", "x", "--caller", "y", "--open", "--passphrase-file", "pw")
+    assert "takes no passphrase" in fails(
+        "archive", "add", "x", "--caller", "y", "--open", "--passphrase-file", "pw"
+    )
     assert "no terminal" in fails("archive", "add", "x", "--caller", "y")
     assert "no volume" in fails("monitor", "nobody")
     (sealed.root / "agent.toml").write_text("state_dir = 1\n")
@@ -172,7 +225,10 @@ def test_monitor_and_status_in_dom0(sealed: Shell) -> None:
         file.write(b"changed")
     sealed.agent("monitor", "work", "vault/private")
     volumes = {v["qube"]: v for v in json.loads(sealed.agent("status", "--json").stdout)["volumes"]}
-    assert volumes["work"]["archives"][0]["changed"] == GRAIN and volumes["vault"]["archives"][0]["changed"] == 0
+    assert (
+        volumes["work"]["archives"][0]["changed"] == GRAIN
+        and volumes["vault"]["archives"][0]["changed"] == 0
+    )
     assert "changed since" in sealed.agent("status").stdout
     sealed.agent("forget", "work/private")
     assert json.loads(sealed.ok("backup", "work", "--json"))["sessions"][0]["full"]
@@ -188,7 +244,9 @@ def test_an_interrupted_command_goes_on(sealed: Shell) -> None:
         "SPARSEBAK_AGENT": f"local:{sealed.root}/agent.toml",
         "SPARSEBAK_ARCHIVE": f"{sealed.root}/archive",
     }
-    process = subprocess.Popen([BIN / "sparsebak", "backup", "work"], env=environ, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [BIN / "sparsebak", "backup", "work"], env=environ, stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 20
     while not list((sealed.root / "archive").rglob("*.pack.tmp")) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -217,7 +275,11 @@ def test_init_makes_the_archive_the_default(
     monkeypatch.setenv("SPARSEBAK_AGENT", f"local:{site.config}")
     words = ["init", str(site.root / "second"), "--label", "tests", "--default"]
     assert cli.main(words) == 0
-    assert (site.root / "settings/sparsebak/config.toml").read_text().startswith(f'archive = "{site.root}/second"\n')
+    assert (
+        (site.root / "settings/sparsebak/config.toml")
+        .read_text()
+        .startswith(f'archive = "{site.root}/second"\n')
+    )
     assert cli.main(["backup"]) == 0
     assert list((site.root / "second").rglob("*.session"))
     words[1] = str(site.root / "third")

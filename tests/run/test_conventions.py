@@ -31,14 +31,21 @@ def test_manuals_and_completion_are_up_to_date() -> None:
         return
     for path, text in made.items():
         assert (ROOT / "share" / path).read_text() == text, "run: make pages"
-    assert {str(path.relative_to(ROOT / "share")) for path in (ROOT / "share").rglob("*") if path.is_file()} == made.keys()
+    assert {
+        str(path.relative_to(ROOT / "share"))
+        for path in (ROOT / "share").rglob("*")
+        if path.is_file()
+    } == made.keys()
     manual = made["sparsebak-vm/man/man1/sparsebak.1"]
     for command in vm.COMMANDS:
         assert f"sparsebak {command}" in manual
     assert "exit codes" in manual.lower()
 
 
-@pytest.mark.parametrize(("shell", "path"), [("bash", "bash-completion/completions/sparsebak"), ("zsh", ""), ("fish", "")])
+@pytest.mark.parametrize(
+    ("shell", "path"),
+    [("bash", "bash-completion/completions/sparsebak"), ("zsh", ""), ("fish", "")],
+)
 def test_shells_take_the_completion(shell: str, path: str) -> None:
     files = (
         [ROOT / "share/sparsebak-vm" / path]
@@ -65,7 +72,9 @@ def test_versions(command: str) -> None:
 def on_a_terminal(*words: object, environment: dict[str, str] | None = None) -> tuple[int, str]:
     """Run something on a terminal where nobody types; exit code and what it printed."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([str(w) for w in words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    process = subprocess.Popen(
+        [str(w) for w in words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
     os.close(theirs)
     printed = b""
     try:
@@ -81,10 +90,20 @@ def test_unattended_asks_nothing(site: Site) -> None:
     fill(site.image(), 5 * GRAIN)
     site.backup()
     place = ["--archive", site.archive, "-u"]
-    code, printed = on_a_terminal(BIN / "sparsebak", *place, "assemble", "work/private", "-o", site.root / "x")
+    code, printed = on_a_terminal(
+        BIN / "sparsebak", *place, "assemble", "work/private", "-o", site.root / "x"
+    )
     assert code in (1, 12) and "Passphrase" not in printed
     code, printed = on_a_terminal(
-        BIN / "sparsebak-agent", "--config", site.config, "-u", "archive", "add", "x", "--caller", "y"
+        BIN / "sparsebak-agent",
+        "--config",
+        site.config,
+        "-u",
+        "archive",
+        "add",
+        "x",
+        "--caller",
+        "y",
     )
     assert code == 1 and "no terminal to ask" in printed
 
@@ -114,12 +133,19 @@ def test_doctor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(site.image(), 5 * GRAIN)
     found = states(commands)
     assert found["dom0's policy lets this qube ask, and the agent answers"] == "ok"
-    assert found["the newest session is of never"] == "warn" and found["never backed up: work/private"] == "warn"
+    assert (
+        found["the newest session is of never"] == "warn"
+        and found["never backed up: work/private"] == "warn"
+    )
     assert any(what.startswith("2 key slots, a recovery key among them") for what in found)
     site.backup()
     commands.run("scrub")
     found = states(commands)
-    assert all(state == "ok" for what, state in found.items() if "timer" not in what and "systemd" not in what), found
+    assert all(
+        state == "ok"
+        for what, state in found.items()
+        if "timer" not in what and "systemd" not in what
+    ), found
     text = commands.run("doctor")[0]
     assert "BAD" not in text and "the agent is version" in text
     assert "BAD" in commands.run("--agent", "local:/nowhere.toml", "doctor", expect=1)[0]
@@ -135,7 +161,9 @@ def test_doctor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "notes.json" in commands.run("doctor", expect=1)[0]
 
 
-def test_spbk_assemble(commands_for: Callable[[Site], Commands], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spbk_assemble(
+    commands_for: Callable[[Site], Commands], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))
     commands_for(site)
     for seed, name in enumerate(site.volumes):
@@ -150,7 +178,10 @@ def test_spbk_assemble(commands_for: Callable[[Site], Commands], tmp_path: Path,
     assert spbk_assemble.main([str(folder), *key, "-o", "out.img"]) == 0
     assert (site.root / "out.img").read_bytes() in [site.contents(name) for name in site.volumes]
     assert spbk_assemble.main(["-c", str(folder), *key]) == 0
-    assert spbk_assemble.main(["archive", *key]) == 2 and spbk_assemble.main([str(tmp_path), *key]) == 10
+    assert (
+        spbk_assemble.main(["archive", *key]) == 2
+        and spbk_assemble.main([str(tmp_path), *key]) == 10
+    )
     shutil.rmtree(folder)
     assert spbk_assemble.main(["archive", *key, "-o", "only.img"]) == 0
 
@@ -183,7 +214,10 @@ def test_an_ini_of_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("banking/private", "vm-banking-private"),
         ("dom0/root", "root"),
     ]
-    assert (config.volumes[0].pool.volume_group, config.volumes[0].pool.thin_pool) == ("qubes_dom0", "pool00")
+    assert (config.volumes[0].pool.volume_group, config.volumes[0].pool.thin_pool) == (
+        "qubes_dom0",
+        "pool00",
+    )
     assert '# vid = "vm-My_Work-root"' in (tmp_path / "agent.toml").read_text()
     assert dom0.main([*words, "static", "-o", str(tmp_path / "agent.toml")]) == 1
     assert dom0.main([*words, "qubes", "-o", str(tmp_path / "qubes.toml")]) == 0
@@ -192,8 +226,16 @@ def test_an_ini_of_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "sparsebak.ini").write_text(INI.replace("qubes://backup", "ssh://me@host"))
     assert dom0.main([*words, "static"]) == 0
     printed = capsys.readouterr()
-    assert 'driver = "lvm_thin"' in printed.out and "sftp://me@host/mnt/volume/backups" in printed.err
-    for wrong in ("", "[var]\nvgname = x\n", INI.replace("= disable", "= maybe"), INI.replace("root =", "../x ="), "\xff\x00["):
+    assert (
+        'driver = "lvm_thin"' in printed.out and "sftp://me@host/mnt/volume/backups" in printed.err
+    )
+    for wrong in (
+        "",
+        "[var]\nvgname = x\n",
+        INI.replace("= disable", "= maybe"),
+        INI.replace("root =", "../x ="),
+        "\xff\x00[",
+    ):
         (tmp_path / "sparsebak.ini").write_text(wrong)
         assert dom0.main([*words, "static"]) == 1
         assert capsys.readouterr().err.count("\n") == 1

@@ -51,7 +51,9 @@ def drop(site: Site, folder: Path, *at: int) -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1, 3])
-def test_a_session_goes_out_and_comes_back(built: Site, commands_for: Callable[[Site], Commands], which: int) -> None:
+def test_a_session_goes_out_and_comes_back(
+    built: Site, commands_for: Callable[[Site], Commands], which: int
+) -> None:
     commands, before = commands_for(built), built.images()
     name, file = list(before)[which], built.root / "one.sbx"
     data = commands.keyed("export", "work/private", "--session", name, "-o", str(file))
@@ -68,7 +70,9 @@ def test_a_session_goes_out_and_comes_back(built: Site, commands_for: Callable[[
     assert list(built.images().values())[-1] == built.contents()
 
 
-def test_an_archive_that_lost_all_its_sessions_gets_one_back(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+def test_an_archive_that_lost_all_its_sessions_gets_one_back(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
     commands, before = commands_for(built), built.images()
     name = list(before)[2]
     commands.keyed("export", "work/private", "--session", name, "-o", str(built.root / "one"))
@@ -77,7 +81,9 @@ def test_an_archive_that_lost_all_its_sessions_gets_one_back(built: Site, comman
     assert built.images() == {name: before[name]}
 
 
-def test_files_that_are_damaged_or_none_change_nothing(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+def test_files_that_are_damaged_or_none_change_nothing(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
     commands, file = commands_for(built), built.root / "one"
     commands.keyed("export", "work/private", "--session", list(built.images())[1], "-o", str(file))
     drop(built, built.archive, 1)
@@ -103,7 +109,9 @@ def test_files_that_are_damaged_or_none_change_nothing(built: Site, commands_for
     built.backup()
 
 
-def test_a_forged_chunk_is_noticed_with_the_key(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+def test_a_forged_chunk_is_noticed_with_the_key(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
     """A file whose checksum is right, and a chunk in it wrong: whoever can write a file can write a checksum."""
     commands, file = commands_for(built), built.root / "one"
     commands.keyed("export", "work/private", "--session", list(built.images())[1], "-o", str(file))
@@ -112,11 +120,15 @@ def test_a_forged_chunk_is_noticed_with_the_key(built: Site, commands_for: Calla
     raw[-100] ^= 1
     file.write_bytes(raw + hashlib.blake2b(raw, digest_size=32).digest())
     before = {path: path.read_bytes() for path in built.archive.rglob("*.pack")}
-    assert "not authentic" in commands.fails(4, "import", str(file), "--passphrase-file", str(commands.passphrase))
+    assert "not authentic" in commands.fails(
+        4, "import", str(file), "--passphrase-file", str(commands.passphrase)
+    )
     assert {path: path.read_bytes() for path in built.archive.rglob("*.pack")} == before
 
 
-def test_the_key_of_an_open_archive_does_not_go_along(tmp_path: Path, commands_for: Callable[[Site], Commands]) -> None:
+def test_the_key_of_an_open_archive_does_not_go_along(
+    tmp_path: Path, commands_for: Callable[[Site], Commands]
+) -> None:
     site = Site(tmp_path / "site", sealed=False)
     fill(site.image(), 5 * GRAIN)
     site.backup()
@@ -124,7 +136,11 @@ def test_the_key_of_an_open_archive_does_not_go_along(tmp_path: Path, commands_f
     commands.run("export", "work/private", "-o", str(file))
     with site.open() as archive:
         master = archive.parameters.master
-    assert master is not None and master.hex().encode() not in file.read_bytes() and master not in file.read_bytes()
+    assert (
+        master is not None
+        and master.hex().encode() not in file.read_bytes()
+        and master not in file.read_bytes()
+    )
     before = site.images()
     drop(site, site.archive, 0)
     commands.run("import", str(file))
@@ -141,7 +157,9 @@ def test_raw_and_tar(built: Site, commands_for: Callable[[Site], Commands]) -> N
         with tarfile.open(built.root / "tar") as archive:
             (member,) = archive.getmembers()
             file = archive.extractfile(member)
-            assert member.name == "work-private.img" and member.size == len(image) and file is not None
+            assert (
+                member.name == "work-private.img" and member.size == len(image) and file is not None
+            )
             assert file.read() == image
         shutil.rmtree(built.root / "out", ignore_errors=True)
         (built.root / "out").mkdir()
@@ -151,11 +169,15 @@ def test_raw_and_tar(built: Site, commands_for: Callable[[Site], Commands]) -> N
     assert "sealed" in commands.fails(12, *words, str(built.root / "tar"), "--format", "tar")
 
 
-def test_a_copy_is_brought_up_to_date(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+def test_a_copy_is_brought_up_to_date(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
     commands, target, rng = commands_for(built), built.root / "copy", random.Random(8)
     commands.keyed("tag", "work", "--session", list(built.images())[0], "--add", "gold")
     first = commands.json("copy", str(target))
-    assert first["sessions"] == 4 and first["failed"] == [] and images(built, target) == built.images()
+    assert (
+        first["sessions"] == 4 and first["failed"] == [] and images(built, target) == built.images()
+    )
     assert commands.json("copy", str(target)) == {**first, "sessions": 0, "stored": 0}
     names = list(built.images())
     for turn in range(3):
@@ -207,7 +229,9 @@ def test_what_was_begun_with_other_entries_is_begun_anew(built: Site) -> None:
             first.take(Entry(number, bytes([number + 1]) * 32, b"sealed"))
         store.flush()
         first.close()
-        assert Incoming(archive, store, series[1].record, 0, b"1" * 16).position == 3, "gone on with"
+        assert Incoming(archive, store, series[1].record, 0, b"1" * 16).position == 3, (
+            "gone on with"
+        )
         again = Incoming(archive, store, series[1].record, 0, b"2" * 16)
         assert again.position == 0 and not store.holds(b"\x01" * 32)
         again.close()
@@ -219,7 +243,9 @@ def test_what_was_begun_with_other_entries_is_begun_anew(built: Site) -> None:
         assert list(scrub(archive, Progress())) == [] and archive.warnings == []
 
 
-def test_damage_in_the_source_is_not_copied(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+def test_damage_in_the_source_is_not_copied(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
     commands, target = commands_for(built), built.root / "copy"
     before = built.images()
     pack = sorted(built.archive.rglob("*.pack"), key=lambda path: path.stat().st_mtime)[-1]
@@ -234,7 +260,9 @@ def test_damage_in_the_source_is_not_copied(built: Site, commands_for: Callable[
     assert found and all(before[name] == image for name, image in found.items())
 
 
-def test_another_archive_is_not_overwritten(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+def test_another_archive_is_not_overwritten(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
     commands, other = commands_for(built), built.root / "other"
     built.add_archive("other", other)
     assert "another archive" in commands.fails(1, "copy", str(other))
@@ -272,7 +300,9 @@ def test_killed_at_every_step_a_copy_goes_on(tmp_path: Path) -> None:
         shutil.copytree(target, work)
 
 
-def test_an_import_killed_at_every_step(tmp_path: Path, commands_for: Callable[[Site], Commands]) -> None:
+def test_an_import_killed_at_every_step(
+    tmp_path: Path, commands_for: Callable[[Site], Commands]
+) -> None:
     site = Site(tmp_path / "site")
     fill(site.image(), 8 * GRAIN)
     for turn in range(3):

@@ -76,7 +76,9 @@ def test_interrupted_again_and_again(site: Site) -> None:
 
 
 @pytest.mark.parametrize("recorded", [0, 60])
-def test_a_dead_archiver_leaves_nothing_behind(site: Site, monkeypatch: pytest.MonkeyPatch, recorded: int) -> None:
+def test_a_dead_archiver_leaves_nothing_behind(
+    site: Site, monkeypatch: pytest.MonkeyPatch, recorded: int
+) -> None:
     monkeypatch.setattr(store, "RECORD_SECONDS", recorded)
     site.image().write_bytes(os.urandom(SIZE))
 
@@ -88,7 +90,9 @@ def test_a_dead_archiver_leaves_nothing_behind(site: Site, monkeypatch: pytest.M
 
     assert in_child(lambda: run(site, Dies(20))) == 9
     done = run(site, Progress()).done[0]
-    assert done.resumed and (done.stored < SIZE if recorded == 0 else done.stored > SIZE), "what was recorded is not sent again"
+    assert done.resumed and (done.stored < SIZE if recorded == 0 else done.stored > SIZE), (
+        "what was recorded is not sent again"
+    )
     assert list(site.images().values())[-1] == site.image().read_bytes()
     assert site.scrubbed() == []
     assert not list(site.archive.rglob("*.partial")) and not list(site.archive.rglob("*.tmp"))
@@ -128,8 +132,12 @@ def test_two_runs_keep_apart(site: Site) -> None:
         pass
 
 
-def test_one_failing_volume_does_not_stop_the_others(tmp_path_factory: pytest.TempPathFactory) -> None:
-    site = Site(tmp_path_factory.mktemp("f") / "site", volumes=("a/private", "b/private", "c/private"))
+def test_one_failing_volume_does_not_stop_the_others(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    site = Site(
+        tmp_path_factory.mktemp("f") / "site", volumes=("a/private", "b/private", "c/private")
+    )
     for name in site.volumes:
         fill(site.image(name), SIZE)
     site.image("b/private").unlink()
@@ -138,7 +146,9 @@ def test_one_failing_volume_does_not_stop_the_others(tmp_path_factory: pytest.Te
     assert [name for name, _ in report.failed] == ["b/private"]
 
 
-def test_an_agent_that_dies_is_told_and_costs_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_that_dies_is_told_and_costs_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dom0_agent.extraction import Extraction
 
     fill(site.image(), SIZE)
@@ -225,7 +235,9 @@ def test_an_archive_put_back_is_noticed_before_anything_is_written(site: Site) -
     before = packs()
     with site.open(True) as archive:
         agent = site.agent(archive)
-        archiver = Archiver(archive, agent, Progress(), warn=lambda text: said.append((text, packs())))
+        archiver = Archiver(
+            archive, agent, Progress(), warn=lambda text: said.append((text, packs()))
+        )
         archiver.run(agent.list())
         agent.close()
     assert len(said) == 1 and "lacks session" in said[0][0] and said[0][1] == before

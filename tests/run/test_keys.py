@@ -66,10 +66,14 @@ def test_passphrases_come_and_go(made: Site, capsys: pytest.CaptureFixture[str])
 def test_a_new_recovery_key(made: Site, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert keys(made, "show-recovery", "tests") == 0
-    first = next(line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    "))
+    first = next(
+        line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")
+    )
     assert opens(made, first.encode())
     assert keys(made, "show-recovery", "tests") == 0
-    second = next(line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    "))
+    second = next(
+        line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")
+    )
     assert opens(made, second.encode()) and not opens(made, first.encode())
     wrong = second.replace(second[0], "A" if second[0] != "A" else "B", 1)
     with pytest.raises(slots.BadRecoveryKey, match="group 1"):

@@ -31,7 +31,16 @@ def mounted(commands: Commands, *more: str) -> Iterator[Path]:
         cannot("there is no /dev/fuse to use")
     folder = commands.site.root / "mounted"
     folder.mkdir(exist_ok=True)
-    command = [BIN / "sparsebak", "-v", "mount", "work/private", folder, "--passphrase-file", commands.passphrase, *more]
+    command = [
+        BIN / "sparsebak",
+        "-v",
+        "mount",
+        "work/private",
+        folder,
+        "--passphrase-file",
+        commands.passphrase,
+        *more,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 30
@@ -60,7 +69,9 @@ def test_files_are_read_from_an_ext4_in_a_session(commands: Commands) -> None:
         (content / name).write_bytes(raw)
     subprocess.run(["mkfs.ext4", "-q", "-d", content, site.image()], check=True)
     site.backup()
-    subprocess.run(["debugfs", "-w", "-R", "rm file-3", site.image()], check=True, capture_output=True)
+    subprocess.run(
+        ["debugfs", "-w", "-R", "rm file-3", site.image()], check=True, capture_output=True
+    )
     site.backup()
     images = site.images()
     with mounted(commands) as folder:
@@ -72,7 +83,9 @@ def test_files_are_read_from_an_ext4_in_a_session(commands: Commands) -> None:
             subprocess.run(["mount", "-o", "loop,ro,noload", path, site.root / "loop"], check=True)
             found = {p.name: p.read_bytes() for p in (site.root / "loop").iterdir() if p.is_file()}
             subprocess.run(["umount", site.root / "loop"], check=True)
-            assert found == {name: raw for name, raw in contents.items() if not at or name != "file-3"}
+            assert found == {
+                name: raw for name, raw in contents.items() if not at or name != "file-3"
+            }
             assert path.read_bytes() == image
         with pytest.raises(OSError, match="[Rr]ead-only|not permitted|denied"):
             path.open("r+b")
@@ -113,13 +126,21 @@ def test_mistakes(commands: Commands) -> None:
     assert "not an empty folder" in commands.fails(2, "mount", "work/private", str(site.root))
     (site.root / "empty").mkdir()
     assert "sealed" in commands.fails(12, "mount", "work/private", str(site.root / "empty"))
-    words = ["mount", "work/private", str(site.root / "empty"), "--passphrase-file", str(commands.passphrase)]
+    words = [
+        "mount",
+        "work/private",
+        str(site.root / "empty"),
+        "--passphrase-file",
+        str(commands.passphrase),
+    ]
     assert "no session" in commands.fails(1, *words, "--session", "19990101")
 
 
 @settings(max_examples=30)
 @given(st.randoms(use_true_random=False))
-def test_images_read_here_and_there_and_their_differences(tmp_path_factory: pytest.TempPathFactory, rng: random.Random) -> None:
+def test_images_read_here_and_there_and_their_differences(
+    tmp_path_factory: pytest.TempPathFactory, rng: random.Random
+) -> None:
     site = Site(tmp_path_factory.mktemp("lazy") / "site")
     fill(site.image(), rng.randrange(1, 12 * GRAIN), rng.randrange(100))
     for _ in range(3):
@@ -130,7 +151,9 @@ def test_images_read_here_and_there_and_their_differences(tmp_path_factory: pyte
     with site.open() as archive:
         (volume,) = stored_volumes(archive, site.keys(archive), {})
         images = [archive.image(list(volume.sessions), session) for session in volume.sessions]
-        lazy = [LazyImage(archive, image, site.keys(archive), volume.name, cache) for image in images]
+        lazy = [
+            LazyImage(archive, image, site.keys(archive), volume.name, cache) for image in images
+        ]
 
         def read(seed: int) -> None:
             mine = random.Random(seed)
@@ -158,10 +181,16 @@ def test_images_read_here_and_there_and_their_differences(tmp_path_factory: pyte
         for a, b in ((0, 1), (1, 2), (0, 2), (2, 0), (1, 1)):
             size = max(len(contents[a]), len(contents[b]))
             old, new = (contents[i].ljust(-(-size // GRAIN) * GRAIN, b"\0") for i in (a, b))
-            differ = [at for at in range(0, len(old), GRAIN) if old[at : at + GRAIN] != new[at : at + GRAIN]]
+            differ = [
+                at
+                for at in range(0, len(old), GRAIN)
+                if old[at : at + GRAIN] != new[at : at + GRAIN]
+            ]
             ranges = list(changed_ranges(images[a], images[b]))
             assert [at for start, end in ranges for at in range(start, end, GRAIN)] == differ
-            assert all(one[1] < two[0] for one, two in zip(ranges, ranges[1:], strict=False)), "joined where they touch"
+            assert all(one[1] < two[0] for one, two in zip(ranges, ranges[1:], strict=False)), (
+                "joined where they touch"
+            )
 
 
 def test_diff_as_a_user_sees_it(commands: Commands) -> None:
@@ -175,7 +204,10 @@ def test_diff_as_a_user_sees_it(commands: Commands) -> None:
     site.backup()
     first, second = site.images()
     data = commands.json("diff", "work/private", first, "latest")
-    assert data["ranges"] == [{"offset": 2 * GRAIN, "length": 3 * GRAIN}, {"offset": 9 * GRAIN, "length": GRAIN}]
+    assert data["ranges"] == [
+        {"offset": 2 * GRAIN, "length": 3 * GRAIN},
+        {"offset": 9 * GRAIN, "length": GRAIN},
+    ]
     assert data["changed"] == 4 * GRAIN
     text = commands.run("diff", "work/private", first, second)[0]
     assert "256.0 KiB in 2 ranges differ; 640.0 KiB became 576.0 KiB" in text

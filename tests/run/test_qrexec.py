@@ -32,7 +32,13 @@ exec "@TREE@/qubes-rpc/$service" ${argument:+"$argument"} 2>/dev/null
 @pytest.fixture
 def client(site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
     path, log = site.root / "client", site.root / "calls"
-    words = {"LOG": log, "REFUSE": site.root / "refuse", "CONFIG": site.config, "TREE": ROOT, "PYTHON": sys.executable}
+    words = {
+        "LOG": log,
+        "REFUSE": site.root / "refuse",
+        "CONFIG": site.config,
+        "TREE": ROOT,
+        "PYTHON": sys.executable,
+    }
     text = CLIENT
     for word, value in words.items():
         text = text.replace(f"@{word}@", str(value))
@@ -44,7 +50,9 @@ def client(site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
     return log
 
 
-def test_backup_and_restore_through_qrexec(site: Site, client: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_backup_and_restore_through_qrexec(
+    site: Site, client: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fill(site.image(), 20 * GRAIN)
     before = site.image().read_bytes()
     assert cli.main(["backup"]) == 0
@@ -60,7 +68,9 @@ def test_backup_and_restore_through_qrexec(site: Site, client: Path, capsys: pyt
     assert "@adminvm sparsebak.Verify" in calls and "work sparsebak.Restore+private" in calls
 
 
-@pytest.mark.parametrize(("code", "said"), [(126, "policy refused"), (127, "not installed"), (1, "without an answer")])
+@pytest.mark.parametrize(
+    ("code", "said"), [(126, "policy refused"), (127, "not installed"), (1, "without an answer")]
+)
 def test_a_call_that_qrexec_refuses_is_told(
     site: Site, client: Path, capsys: pytest.CaptureFixture[str], code: int, said: str
 ) -> None:
@@ -68,4 +78,6 @@ def test_a_call_that_qrexec_refuses_is_told(
     assert cli.main(["backup"]) == 5
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
-    assert os.listdir(site.archive / "volumes") == [] if (site.archive / "volumes").exists() else True
+    assert (
+        os.listdir(site.archive / "volumes") == [] if (site.archive / "volumes").exists() else True
+    )

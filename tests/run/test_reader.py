@@ -16,12 +16,16 @@ from wire.sealing import SUITES
 READER = Path(__file__).parent.parent.parent / "docs/reader.py"
 
 
-def read(site: Site, folder: Path, *words: str, secret: bytes = PASSPHRASE) -> subprocess.CompletedProcess[str]:
+def read(
+    site: Site, folder: Path, *words: str, secret: bytes = PASSPHRASE
+) -> subprocess.CompletedProcess[str]:
     file = site.root / "secret"
     file.write_bytes(secret + b"\n")
     environment = {"SPARSEBAK_PASSPHRASE_FILE": str(file), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, str(READER), str(folder), *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd="/", check=False
+    )
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -31,7 +35,13 @@ def read(site: Site, folder: Path, *words: str, secret: bytes = PASSPHRASE) -> s
 def test_every_session_of_every_kind_of_archive(
     tmp_path: Path, sealed: bool, chunk_size: int, padded: bool, suite: int
 ) -> None:
-    site = Site(tmp_path / "site", sealed=sealed, chunk_size=chunk_size, volumes=("work/private", "vault/root"), suite=suite)
+    site = Site(
+        tmp_path / "site",
+        sealed=sealed,
+        chunk_size=chunk_size,
+        volumes=("work/private", "vault/root"),
+        suite=suite,
+    )
     if padded:
         site.config.write_text("chunk_padding = 16384\n" + site.config.read_text())
     rng = random.Random(chunk_size)
@@ -55,7 +65,9 @@ def test_every_session_of_every_kind_of_archive(
         assert target.read_bytes() == contents[name][(0, 2, 3)[at % 3]]
 
 
-def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from backup_vm.agent import Agent
     from backup_vm.archive.archive import create_archive
     from backup_vm.archive.parameters import Parameters
@@ -63,10 +75,17 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(site: Site, monkeypa
     from tests.kit import InProcess
 
     monkeypatch.setattr(slots, "SCRYPT_LOG_N", 10)
-    _, recovery = Archives(load(site.config).state_dir).add("other", "backup-vm", 1, 64 << 10, PASSPHRASE)
+    _, recovery = Archives(load(site.config).state_dir).add(
+        "other", "backup-vm", 1, 64 << 10, PASSPHRASE
+    )
     entry, found = Agent(InProcess(site.config)).enroll("other")
     folder = site.root / "other"
-    create_archive(folder, Parameters(entry.archive, "other", entry.suite, entry.chunk_size, entry.created, tuple(found), None))
+    create_archive(
+        folder,
+        Parameters(
+            entry.archive, "other", entry.suite, entry.chunk_size, entry.created, tuple(found), None
+        ),
+    )
     fill(site.image(), 10 * GRAIN)
     site.backup(folder=folder)
     text = slots.recovery_text(recovery or b"")
@@ -74,7 +93,11 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(site: Site, monkeypa
     wrong = text[:-1] + ("A" if text[-1] != "A" else "B")
     for secret in (wrong.encode(), b"", b"guess"):
         done = read(site, folder, "list", secret=secret)
-        assert done.returncode == 1 and "does not open" in done.stderr and "Traceback" not in done.stderr
+        assert (
+            done.returncode == 1
+            and "does not open" in done.stderr
+            and "Traceback" not in done.stderr
+        )
 
 
 def test_damage_is_noticed(site: Site) -> None:
@@ -92,7 +115,9 @@ def test_it_shares_no_code_and_is_short() -> None:
     text = READER.read_text()
     assert len(text.splitlines()) < 300
     packages = ("wire", "backup_vm", "dom0_agent")
-    assert not any(f"{word} {package}" in text for word in ("import", "from") for package in packages)
+    assert not any(
+        f"{word} {package}" in text for word in ("import", "from") for package in packages
+    )
 
 
 def test_the_emergency_page_can_be_followed(site: Site, tmp_path: Path) -> None:
@@ -101,7 +126,12 @@ def test_the_emergency_page_can_be_followed(site: Site, tmp_path: Path) -> None:
     site.backup()
     page = (READER.parent / "emergency.md").read_text()
     blocks = [block.split("```")[0] for block in page.split("```sh\n")[1:]]
-    commands = [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if not line.startswith("sudo")]
+    commands = [
+        line.split("#")[0].strip()
+        for block in blocks
+        for line in block.splitlines()
+        if not line.startswith("sudo")
+    ]
     start = "python3 reader.py /media/disk/laptop.sparsebak "
     assert len(commands) == 2 and all(command.startswith(start) for command in commands)
     (tmp_path / "reader.py").write_text(READER.read_text())
@@ -109,5 +139,11 @@ def test_the_emergency_page_can_be_followed(site: Site, tmp_path: Path) -> None:
     for command in commands:
         words = command.replace("/media/disk/laptop.sparsebak", str(site.archive)).split()
         environment = {"SPARSEBAK_PASSPHRASE_FILE": str(tmp_path / "secret")}
-        subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, env=environment, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, *words[1:]],
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
     assert (tmp_path / "work.img").read_bytes() == site.contents()

@@ -31,9 +31,13 @@ class Checker(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         names = dict(attributes)
-        if tag in ("script", "iframe", "object", "embed", "link", "img") or any(name.startswith("on") for name in names):
+        if tag in ("script", "iframe", "object", "embed", "link", "img") or any(
+            name.startswith("on") for name in names
+        ):
             self.fetched.append(tag)
-        self.fetched += [str(names[name]) for name in ("src", "href", "xlink:href") if name in names]
+        self.fetched += [
+            str(names[name]) for name in ("src", "href", "xlink:href") if name in names
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
         if (found := re.search(r"level(\d)", str(names.get("class")))) and tag == "rect":
@@ -52,22 +56,37 @@ class Checker(HTMLParser):
 def check(page: str) -> Checker:
     checker = Checker()
     checker.feed(page)
-    assert checker.open == [] and checker.fetched == [] and "url(" not in page and "@import" not in page
+    assert (
+        checker.open == []
+        and checker.fetched == []
+        and "url(" not in page
+        and "@import" not in page
+    )
     return checker
 
 
 def test_what_it_says(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = sessions_of_ages(commands.site, monkeypatch, [day * DAY for day in (0, 1, 1, 40)] + [DAY + 60, DAY + 120])
+    names = sessions_of_ages(
+        commands.site, monkeypatch, [day * DAY for day in (0, 1, 1, 40)] + [DAY + 60, DAY + 120]
+    )
     commands.keyed("verify")
     file = commands.site.root / "report.html"
     commands.run("report", "-o", str(file), "--passphrase-file", str(commands.passphrase))
     checker = check(file.read_text())
     text = " ".join(checker.text)
-    assert "Archive tests" in text and "Scrub: never done" in text and "Verify work/private: sound, today" in text
+    assert (
+        "Archive tests" in text
+        and "Scrub: never done" in text
+        and "Verify work/private: sound, today" in text
+    )
     assert names[-1] in text and "private" in text
     assert checker.days["1"] == 2 and checker.days["2"] == 1 and sum(checker.days.values()) > 360
     assert "4 sessions" in text
-    growth = [part for part in checker.text if re.fullmatch(r"\d\d \w{3} \d{4}: [\d.]+ KiB|\d\d \w{3} \d{4}: [\d.]+ MiB", part)]
+    growth = [
+        part
+        for part in checker.text
+        if re.fullmatch(r"\d\d \w{3} \d{4}: [\d.]+ KiB|\d\d \w{3} \d{4}: [\d.]+ MiB", part)
+    ]
     assert len(growth) == len(names)
 
 
@@ -94,7 +113,9 @@ def test_an_archive_without_sessions(commands: Commands) -> None:
     assert "There are no sessions yet" in " ".join(check(file.read_text()).text)
 
 
-def test_a_browser_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands_for: object) -> None:
+def test_a_browser_draws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands_for: object
+) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         cannot("chromium is not installed")
@@ -102,7 +123,11 @@ def test_a_browser_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, com
     for name in site.volumes:
         fill(site.image(name), 20 * GRAIN)
     rng = random.Random(3)
-    sessions_of_ages(site, monkeypatch, sorted({rng.randrange(200) * DAY + rng.randrange(DAY) for _ in range(12)}))
+    sessions_of_ages(
+        site,
+        monkeypatch,
+        sorted({rng.randrange(200) * DAY + rng.randrange(DAY) for _ in range(12)}),
+    )
     monkeypatch.setattr(time, "time", lambda: NOW)
     commands = commands_for(site)  # type: ignore[operator]
     file = tmp_path / "report.html"
@@ -117,7 +142,9 @@ def test_a_browser_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, com
             f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}", file.as_uri(),
         ]  # fmt: skip
         environment = {**os.environ, "HOME": str(tmp_path)}
-        done = subprocess.run(command, capture_output=True, timeout=120, check=False, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, timeout=120, check=False, env=environment
+        )
         assert picture.exists(), done.stderr.decode()[-500:]
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         sizes.add(picture.read_bytes())

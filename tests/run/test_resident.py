@@ -104,7 +104,10 @@ def test_beginnings_of_every_wrong_kind(site: Site) -> None:
             b"sparsebak.List+ -vm name work\0",
         ):
             answer = raw(site, "List", head + b"not a request")
-            assert Status.parse(answer[HEADER_SIZE:]).code == Code.BAD_REQUEST and HEADER.unpack(answer[:HEADER_SIZE])[0] == 0
+            assert (
+                Status.parse(answer[HEADER_SIZE:]).code == Code.BAD_REQUEST
+                and HEADER.unpack(answer[:HEADER_SIZE])[0] == 0
+            )
         assert process.poll() is None
         agent_of(site).enroll("tests")
 
@@ -120,7 +123,10 @@ def test_many_at_once_and_some_that_never_speak(site: Site) -> None:
             silent.append(one)
         answers: list[bytes] = []
         head = b"sparsebak.List+ backup-vm keyword adminvm\0"
-        threads = [threading.Thread(target=lambda: answers.append(raw(site, "List", head + request))) for _ in range(100)]
+        threads = [
+            threading.Thread(target=lambda: answers.append(raw(site, "List", head + request)))
+            for _ in range(100)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -139,12 +145,16 @@ def test_a_call_that_dies_takes_nothing_with_it(site: Site) -> None:
         one.connect(str(site.root / "sockets/sparsebak.List"))
         one.sendall(b"sparsebak.List+ backup-vm keyword adminvm\0")
         deadline = time.monotonic() + 10
-        while not (children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+        while not (
+            children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         limits = Path(f"/proc/{children[0]}/limits").read_text()
         time.sleep(0.2)
-        assert re.search(r"Max core file size\s+0", Path(f"/proc/{children[0]}/limits").read_text() or limits)
+        assert re.search(
+            r"Max core file size\s+0", Path(f"/proc/{children[0]}/limits").read_text() or limits
+        )
         os.kill(int(children[0]), signal.SIGKILL)
         assert one.recv(10) == b""
         one.close()
@@ -184,11 +194,15 @@ def test_sockets_that_systemd_hands_over(site: Site) -> None:
     one.bind(str(path))
     one.listen()
     script = f"export LISTEN_PID=$$ LISTEN_FDS=1; exec {AGENT} --config {site.config} serve --idle 2 3<&{one.fileno()}"
-    process = subprocess.Popen(["bash", "-c", script], pass_fds=[one.fileno()], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["bash", "-c", script], pass_fds=[one.fileno()], stderr=subprocess.DEVNULL
+    )
     entry, slots, version = Agent(UnixTransport(site.root, "backup-vm")).introduce("tests")
     assert entry.label == "tests" and len(slots) == 2 and version
     assert process.wait(timeout=20) == 0
-    done = subprocess.run([AGENT, "--config", site.config, "serve"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [AGENT, "--config", site.config, "serve"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1 and "no sockets" in done.stderr
 
 

@@ -19,7 +19,9 @@ HOUR, DAY = 3600, 86400
 NOW = 1_790_000_000
 
 
-def sessions_of_ages(site: Site, monkeypatch: pytest.MonkeyPatch, ages: list[int], names: tuple[str, ...] = ()) -> list[str]:
+def sessions_of_ages(
+    site: Site, monkeypatch: pytest.MonkeyPatch, ages: list[int], names: tuple[str, ...] = ()
+) -> list[str]:
     """A session for each age in seconds, oldest first, each with a change; our clock stays at NOW. Their names."""
     for name in names or site.volumes:
         if not site.image(name).stat().st_size:
@@ -45,37 +47,56 @@ def test_rules_say_what_stays_and_why(commands: Commands, monkeypatch: pytest.Mo
     kept = {entry["session"]: entry["why"] for entry in plan["plan"] if entry["keep"]}
     assert plan["dry_run"] and len(plan["removed"]) == len(names) - len(kept) and plan["freed"] > 0
     assert kept[names[-1]] == ["newest", "last 1", "daily 1"] and commands.names() == names
-    text = commands.run("prune", "--keep-daily", "3", "-n", "--passphrase-file", str(commands.passphrase))[0]
+    text = commands.run(
+        "prune", "--keep-daily", "3", "-n", "--passphrase-file", str(commands.passphrase)
+    )[0]
     assert "no rule keeps it" in text and "daily 2" in text and "would be removed" in text
     done = commands.keyed("prune", "work", "--keep-daily", "3", "--keep-last", "2")
     assert done["removed"] == plan["removed"] and commands.names() == list(kept)
-    assert done["freed"] == pytest.approx(plan["freed"], rel=0.02)  # packs that go have an index, too
+    assert done["freed"] == pytest.approx(
+        plan["freed"], rel=0.02
+    )  # packs that go have an index, too
     assert site.images() == {name: images[name] for name in kept}
     assert site.scrubbed() == []
     assert commands.keyed("prune", "--keep-daily", "3", "--keep-last", "2")["removed"] == []
 
 
-def test_without_rules_nothing_is_pruned(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rules_nothing_is_pruned(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = sessions_of_ages(commands.site, monkeypatch, [0, DAY, 2 * DAY])
     assert "nothing says which" in commands.fails(2, "prune")
-    assert "give one of the two" in commands.fails(2, "prune", "work", "--session", names[0], "--keep-last", "1")
+    assert "give one of the two" in commands.fails(
+        2, "prune", "work", "--session", names[0], "--keep-last", "1"
+    )
     assert "which volumes" in commands.fails(2, "prune", "--session", names[0])
     assert "stands alone" in commands.fails(2, "prune", "--keep-default", "--keep-last", "1")
-    assert "10%" in commands.fails(2, "prune", "--until-free", "lots", "--passphrase-file", str(commands.passphrase))
-    for rule, value in (("--keep-last", "0"), ("--keep-daily", "x"), ("--keep-within", "7"), ("--keep-within", "1q")):
+    assert "10%" in commands.fails(
+        2, "prune", "--until-free", "lots", "--passphrase-file", str(commands.passphrase)
+    )
+    for rule, value in (
+        ("--keep-last", "0"),
+        ("--keep-daily", "x"),
+        ("--keep-within", "7"),
+        ("--keep-within", "1q"),
+    ):
         with pytest.raises(SystemExit):
             commands.run("prune", rule, value)
     assert commands.names() == names
     assert commands.keyed("prune", "--keep-default")["removed"] == []
 
 
-def test_rules_of_the_settings(commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rules_of_the_settings(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     names = sessions_of_ages(commands.site, monkeypatch, [hour * HOUR for hour in range(4)])
     commands.settings("[retention]\nkeep_last = 1\n[retention.qubes.work]\nkeep_last = 3\n")
     assert [s["session"] for s in commands.keyed("prune", "-n")["removed"]] == names[:1]
     monkeypatch.setenv("SPARSEBAK_AGENT", "")
     assert "rules for qubes by name" in commands.fails(2, "prune", "--dry-run")
-    commands.settings('[retention]\nkeep_last = 1\n[retention.qubes."work/private"]\nkeep_default = true\n')
+    commands.settings(
+        '[retention]\nkeep_last = 1\n[retention.qubes."work/private"]\nkeep_default = true\n'
+    )
     assert commands.keyed("prune")["removed"] == []
     commands.settings("[retention]\nkeep_last = 1\n[retention.qubes.other]\nkeep_last = 3\n")
     assert [s["session"] for s in commands.keyed("prune")["removed"]] == names[:3]
@@ -109,16 +130,32 @@ def test_pruning_after_each_backup(commands: Commands, monkeypatch: pytest.Monke
 def test_tags_and_notes(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     site = commands.site
     names = sessions_of_ages(site, monkeypatch, [hour * HOUR for hour in range(5)])
-    commands.keyed("tag", "work/private", "--session", names[1], "--add", "before-upgrade", "--note", "it still worked")
+    commands.keyed(
+        "tag",
+        "work/private",
+        "--session",
+        names[1],
+        "--add",
+        "before-upgrade",
+        "--note",
+        "it still worked",
+    )
     commands.keyed("tag", "work", "--session", names[2], "--add", "a", "--add", "b")
     commands.keyed("tag", "work", "--session", "b", "--remove", "b")
     listed = {s["session"]: s for s in commands.keyed("list", "work")["volumes"][0]["sessions"]}
-    assert listed[names[1]]["tags"] == ["before-upgrade"] and listed[names[1]]["note"] == "it still worked"
+    assert (
+        listed[names[1]]["tags"] == ["before-upgrade"]
+        and listed[names[1]]["note"] == "it still worked"
+    )
     assert listed[names[2]]["tags"] == ["a"] and listed[names[0]]["tags"] == []
     text = commands.run("list", "work", "--passphrase-file", str(commands.passphrase))[0]
     assert "before-upgrade “it still worked”" in text
-    assert [s["session"] for s in commands.keyed("list", "--tag", "a")["volumes"][0]["sessions"]] == [names[2]]
-    commands.keyed("assemble", "work", "--session", "before-upgrade", "-o", str(site.root / "out.img"))
+    assert [
+        s["session"] for s in commands.keyed("list", "--tag", "a")["volumes"][0]["sessions"]
+    ] == [names[2]]
+    commands.keyed(
+        "assemble", "work", "--session", "before-upgrade", "-o", str(site.root / "out.img")
+    )
     assert (site.root / "out.img").read_bytes() == site.images()[names[1]]
     for wrong in ("20261123-061500", "latest", "a b", "", "\x1b[31m", "x" * 64):
         assert "cannot be a tag" in commands.fails(2, "tag", "work", "--add", wrong)
@@ -126,7 +163,9 @@ def test_tags_and_notes(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> 
     assert "nothing to do" in commands.fails(2, "tag", "work")
     commands.keyed("prune", "--keep-last", "1", "--keep-tag", "before-upgrade")
     assert commands.names() == [names[1], names[4]]
-    assert len((site.archive / "notes.json").read_text().split('"tags"')) == 2, "notes of what is gone are gone"
+    assert len((site.archive / "notes.json").read_text().split('"tags"')) == 2, (
+        "notes of what is gone are gone"
+    )
     site.image().write_bytes(b"x" * GRAIN)
     monkeypatch.setattr(time, "time", lambda: NOW + 5)
     site.backup()
@@ -143,7 +182,9 @@ def test_a_backup_may_be_tagged(commands: Commands) -> None:
     assert len(commands.names()) == 1
 
 
-def test_damaged_tags_protect_everything(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_tags_protect_everything(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = commands.site
     names = sessions_of_ages(site, monkeypatch, [0, DAY, 2 * DAY])
     commands.keyed("tag", "work", "--session", names[0], "--add", "gold")
@@ -151,7 +192,10 @@ def test_damaged_tags_protect_everything(commands: Commands, monkeypatch: pytest
     for damaged in (path.read_bytes().replace(b"gold", b"cold"), b"", b"{}\n", b"\xff" * 50):
         path.write_bytes(damaged)
         assert "notes.json" in commands.run("list")[1]
-        assert "notes.json" in commands.run("prune", "--keep-last", "1", "--keep-tag", "gold", expect=4)[1]
+        assert (
+            "notes.json"
+            in commands.run("prune", "--keep-last", "1", "--keep-tag", "gold", expect=4)[1]
+        )
         assert "notes.json" in commands.run("scrub", expect=4)[1]
         commands.run("verify", "--passphrase-file", str(commands.passphrase))
     path.unlink()
@@ -170,10 +214,20 @@ def test_until_there_is_room(commands: Commands, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(LocalStorage, "capacity", lambda _: 10_000_000)
     start = free(LocalStorage(site.archive))
     assert commands.keyed("prune", "--until-free", str(start))["removed"] == []
-    words = ["prune", "--until-free", str(start + 100_000), "--keep-tag", "gold", "--keep-last", "8"]
+    words = [
+        "prune",
+        "--until-free",
+        str(start + 100_000),
+        "--keep-tag",
+        "gold",
+        "--keep-last",
+        "8",
+    ]
     plan = commands.keyed(*words, "--dry-run")
     gone = [session["session"] for session in plan["removed"]]
-    assert gone and gone == [name for name in names if name != names[1]][: len(gone)], "the oldest first, the tagged one not"
+    assert gone and gone == [name for name in names if name != names[1]][: len(gone)], (
+        "the oldest first, the tagged one not"
+    )
     assert [e["why"] for e in plan["plan"] if not e["keep"]] == [["makes room"]] * len(gone)
     assert commands.keyed(*words)["removed"] == plan["removed"]
     assert free(LocalStorage(site.archive)) >= start + 90_000, "holes are punched in whole blocks"
@@ -229,5 +283,9 @@ def test_status_tells_of_space_and_health(commands: Commands) -> None:
     commands.run("verify", "--passphrase-file", str(commands.passphrase), expect=4)
     commands.run("scrub", expect=4)
     status = commands.keyed("status", "--no-space")
-    assert not status["scrubbed"]["ok"] and not status["volumes"][0]["verified"]["ok"] and status["volumes"][0]["own"] is None
+    assert (
+        not status["scrubbed"]["ok"]
+        and not status["volumes"][0]["verified"]["ok"]
+        and status["volumes"][0]["own"] is None
+    )
     assert "damage found" in commands.run("status")[0]

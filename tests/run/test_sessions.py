@@ -31,9 +31,16 @@ def history(site: Site, runs: int, seed: int) -> list[bytes]:
 
 @pytest.mark.parametrize("chunk_size", [64 * 1024, 128 * 1024, 1 << 20])
 @pytest.mark.parametrize("sealed", [True, False])
-def test_every_session_comes_back(tmp_path_factory: pytest.TempPathFactory, chunk_size: int, sealed: bool) -> None:
+def test_every_session_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, chunk_size: int, sealed: bool
+) -> None:
     for seed in range(4):
-        site = Site(tmp_path_factory.mktemp("s") / "site", sealed=sealed, chunk_size=chunk_size, suite=1 + seed % 2)
+        site = Site(
+            tmp_path_factory.mktemp("s") / "site",
+            sealed=sealed,
+            chunk_size=chunk_size,
+            suite=1 + seed % 2,
+        )
         contents = history(site, 5, seed)
         assert list(site.images().values()) == contents
         assert site.scrubbed() == []
@@ -41,7 +48,9 @@ def test_every_session_comes_back(tmp_path_factory: pytest.TempPathFactory, chun
 
 @given(st.integers(0, 1000), st.lists(st.integers(0, 5), min_size=1, max_size=5))
 @settings(max_examples=30)
-def test_pruning_leaves_all_others_as_they_were(tmp_path_factory: pytest.TempPathFactory, seed: int, order: list[int]) -> None:
+def test_pruning_leaves_all_others_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, order: list[int]
+) -> None:
     site = Site(tmp_path_factory.mktemp("p") / "site")
     contents = dict(zip(range(5), history(site, 5, seed), strict=True))
     for at in order:
@@ -79,7 +88,9 @@ def test_an_unchanged_chunk_is_not_sent(site: Site) -> None:
     assert (report.done[0].changed, report.done[0].stored) == (0, 0)
 
 
-def test_an_unchanged_volume_costs_few_waits_for_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_volume_costs_few_waits_for_the_disk(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(site.image(), SIZE, 1)
     site.backup()
     site.backup()  # the first one after which there is a base to stay with
@@ -156,7 +167,9 @@ def test_a_session_goes_only_where_it_belongs(tmp_path_factory: pytest.TempPathF
         site.restore(name="vault/private", to="evil/private")
     assert refused.value.refusal == Code.WRONG_VOLUME
     assert site.image("evil/private").read_bytes() == before
-    site.config.write_text(site.config.read_text() + '[[allow_restore]]\nfrom = "vault/private"\nto = "evil/private"\n')
+    site.config.write_text(
+        site.config.read_text() + '[[allow_restore]]\nfrom = "vault/private"\nto = "evil/private"\n'
+    )
     site.restore(name="vault/private", to="evil/private")
     assert site.image("evil/private").read_bytes() == site.image("vault/private").read_bytes()
 
@@ -228,7 +241,9 @@ def test_small_and_empty_volumes(site: Site, size: int) -> None:
 
 
 @pytest.mark.parametrize("way", ["refuses alignment", "gives little"])
-def test_snapshots_are_read_whole_however_reading_goes(site: Site, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_snapshots_are_read_whole_however_reading_goes(
+    site: Site, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     fill(site.image(), 40 * GRAIN + 77)
     original = os.preadv
 
@@ -244,7 +259,9 @@ def test_snapshots_are_read_whole_however_reading_goes(site: Site, monkeypatch: 
     assert list(site.images().values()) == [site.contents()]
 
 
-def test_a_snapshot_that_cannot_be_read_fails_its_volume(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_that_cannot_be_read_fails_its_volume(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(site.image(), 40 * GRAIN)
     site.backup()
     fill(site.image(), 40 * GRAIN, 1)

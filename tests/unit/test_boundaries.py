@@ -19,7 +19,8 @@ def modules(*packages: str) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("package", "forbidden"), [("dom0_agent", "backup_vm"), ("backup_vm", "dom0_agent"), ("wire", "dom0_agent")]
+    ("package", "forbidden"),
+    [("dom0_agent", "backup_vm"), ("backup_vm", "dom0_agent"), ("wire", "dom0_agent")],
 )
 def test_the_two_sides_meet_only_through_wire(package: str, forbidden: str) -> None:
     for path in modules(package):
@@ -65,9 +66,20 @@ def test_no_module_is_long() -> None:
 
 
 def test_dom0_and_vm_install_into_separate_trees(tmp_path: Path) -> None:
-    for target, theirs, others in (("install-dom0", "dom0_agent", "backup_vm"), ("install-vm", "backup_vm", "dom0_agent")):
+    for target, theirs, others in (
+        ("install-dom0", "dom0_agent", "backup_vm"),
+        ("install-vm", "backup_vm", "dom0_agent"),
+    ):
         folder = tmp_path / target
-        subprocess.run(["make", "-s", target, f"DESTDIR={folder}"], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(
+            ["make", "-s", target, f"DESTDIR={folder}"], cwd=ROOT, check=True, capture_output=True
+        )
         library = folder / "usr/lib/sparsebak"
-        assert (library / theirs).is_dir() and (library / "wire").is_dir() and not (library / others).exists()
-    assert (tmp_path / "install-dom0/etc/qubes-rpc/sparsebak.Restore").stat().st_mode & 0o777 == 0o755
+        assert (
+            (library / theirs).is_dir()
+            and (library / "wire").is_dir()
+            and not (library / others).exists()
+        )
+    assert (
+        tmp_path / "install-dom0/etc/qubes-rpc/sparsebak.Restore"
+    ).stat().st_mode & 0o777 == 0o755

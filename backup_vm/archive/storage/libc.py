@@ -16,7 +16,9 @@ def punch(path: Path, ranges: Iterable[tuple[int, int]]) -> bool:
     """Give ranges of a file (offset, length) back to the file system; they read as zeros. False where it cannot do that."""
     with closing_fd(os.open(path, os.O_RDWR | os.O_CLOEXEC)) as fd:
         for offset, length in ranges:
-            if _LIBC.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_longlong(offset), ctypes.c_longlong(length)):
+            if _LIBC.fallocate(
+                fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_longlong(offset), ctypes.c_longlong(length)
+            ):
                 if ctypes.get_errno() in (errno.EOPNOTSUPP, errno.ENOSYS):
                     return False
                 raise _error(path)

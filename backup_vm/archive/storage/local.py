@@ -72,7 +72,10 @@ class LocalStorage:
     def prepare(self) -> None:
         """See Storage."""
         if self.root.exists() and any(entry.name != "lost+found" for entry in self.root.iterdir()):
-            raise SparsebakError(f"{self.root} is not empty", "choose an empty directory, or one that does not exist yet")
+            raise SparsebakError(
+                f"{self.root} is not empty",
+                "choose an empty directory, or one that does not exist yet",
+            )
         self.root.mkdir(parents=True, exist_ok=True)
 
     def lock(self, shared: bool) -> int | None:
@@ -86,7 +89,9 @@ class LocalStorage:
         except Busy:
             holder = (self.root / LOCK).read_text().strip()
             who = f" (process {holder})" if holder else ""
-            raise LockedError(f"{self.root} is in use by another run{who}", "wait for it to end, then try again") from None
+            raise LockedError(
+                f"{self.root} is in use by another run{who}", "wait for it to end, then try again"
+            ) from None
         except OSError as error:
             if shared and error.errno in (errno.EROFS, errno.EACCES):
                 return None
@@ -106,7 +111,11 @@ class LocalStorage:
         base = self.root / folder
         for middle in _entries(base):
             if middle.is_dir():
-                found += [f"{folder}/{middle.name}/{e.name}" for e in _entries(base / middle.name) if e.name.endswith(suffix)]
+                found += [
+                    f"{folder}/{middle.name}/{e.name}"
+                    for e in _entries(base / middle.name)
+                    if e.name.endswith(suffix)
+                ]
         return sorted(found)
 
     def local(self, name: str) -> Path:

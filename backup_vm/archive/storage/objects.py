@@ -51,7 +51,8 @@ def persistently(place: str, action: Callable[[], Result]) -> Result:
         except Unreachable as error:
             if delay is None:
                 raise SparsebakError(
-                    f"{place} cannot be reached: {error}", "what was stored is kept; try again when the network is back"
+                    f"{place} cannot be reached: {error}",
+                    "what was stored is kept; try again when the network is back",
                 ) from None
             time.sleep(delay * random.uniform(0.7, 1.3))  # noqa: S311
     raise AssertionError("not reached")

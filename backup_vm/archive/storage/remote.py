@@ -69,11 +69,19 @@ class RemoteStorage:
 
     def _range(self, name: str, offset: int, length: int) -> bytes:
         length = min(length, self._entry(name).size - offset)
-        return persistently(self._url, lambda: self._objects.get_range(name, offset, length)) if length > 0 else b""
+        return (
+            persistently(self._url, lambda: self._objects.get_range(name, offset, length))
+            if length > 0
+            else b""
+        )
 
     def describe(self, name: str = "") -> str:
         """See Storage."""
-        return self._own.describe(name) if name and self._is_own(name) else f"{self._url}/{name}".rstrip("/")
+        return (
+            self._own.describe(name)
+            if name and self._is_own(name)
+            else f"{self._url}/{name}".rstrip("/")
+        )
 
     def prepare(self) -> None:
         """See Storage."""
@@ -96,7 +104,11 @@ class RemoteStorage:
         """See Storage."""
         if self._is_own(suffix):
             return self._own.names(folder, suffix)
-        found = (name for name in self._there() if name.startswith(f"{folder}/") and name.endswith(suffix))
+        found = (
+            name
+            for name in self._there()
+            if name.startswith(f"{folder}/") and name.endswith(suffix)
+        )
         return sorted(name for name in found if name.count("/") == 2)
 
     def size(self, name: str) -> int:
@@ -109,7 +121,11 @@ class RemoteStorage:
 
     def read(self, name: str) -> bytes:
         """See Storage."""
-        return self._own.read(name) if self._is_own(name) else self._range(name, 0, self._entry(name).size)
+        return (
+            self._own.read(name)
+            if self._is_own(name)
+            else self._range(name, 0, self._entry(name).size)
+        )
 
     def local(self, name: str) -> Path:
         """See Storage."""
@@ -127,7 +143,9 @@ class RemoteStorage:
         return path
 
     def _copy(self, name: str, entry: Entry) -> Path:
-        version = hashlib.blake2b(f"{entry.size} {entry.version}".encode(), digest_size=8).hexdigest()
+        version = hashlib.blake2b(
+            f"{entry.size} {entry.version}".encode(), digest_size=8
+        ).hexdigest()
         return self._copies / f"{name}@{version}"
 
     def fetch(self, names: list[str]) -> None:

@@ -26,17 +26,24 @@ class ObjectStore:
             import obstore
             from obstore import exceptions, store
         except ImportError:
-            raise SparsebakError("obstore is not installed", "install it: pip install sparsebak[remote]") from None
+            raise SparsebakError(
+                "obstore is not installed", "install it: pip install sparsebak[remote]"
+            ) from None
         self._obstore, self._errors = obstore, exceptions
         from_url: Any = store.from_url
         options: dict[str, Any] = {"timeout": "120s", "connect_timeout": "10s"}
         if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
             options["allow_http"] = True
-        retry: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=30)}  # we do that ourselves
+        retry: Any = {
+            "max_retries": 0,
+            "retry_timeout": timedelta(seconds=30),
+        }  # we do that ourselves
         try:
             self._store: Any = from_url(url, client_options=options, retry_config=retry)
         except Exception as error:  # what it raises for a bad URL is of many kinds
-            raise SparsebakError(f"{url}: {_first_line(error)}", "credentials come from the environment: AWS_...") from None
+            raise SparsebakError(
+                f"{url}: {_first_line(error)}", "credentials come from the environment: AWS_..."
+            ) from None
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -45,7 +52,11 @@ class ObjectStore:
             yield
         except (FileNotFoundError, errors.NotFoundError) as error:
             raise FileNotFoundError(_first_line(error)) from None
-        except (PermissionError, errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
+        except (
+            PermissionError,
+            errors.PermissionDeniedError,
+            errors.UnauthenticatedError,
+        ) as error:
             raise ForbiddenError(f"the object store refuses: {_first_line(error)}") from None
         except errors.BaseError as error:
             raise Unreachable(_first_line(error)) from None
@@ -55,7 +66,10 @@ class ObjectStore:
         with self._asking():
             for batch in self._obstore.list(self._store):
                 for item in batch:
-                    yield str(item["path"]), Entry(int(item["size"]), str(item["e_tag"] or item["last_modified"]))
+                    yield (
+                        str(item["path"]),
+                        Entry(int(item["size"]), str(item["e_tag"] or item["last_modified"])),
+                    )
 
     def get(self, name: str, target: Path) -> None:
         """See Objects."""

@@ -29,14 +29,22 @@ class SftpHost:
         try:
             import paramiko
         except ImportError:
-            raise SparsebakError("paramiko is not installed", "install it: pip install sparsebak[remote]") from None
+            raise SparsebakError(
+                "paramiko is not installed", "install it: pip install sparsebak[remote]"
+            ) from None
         self._paramiko = paramiko
         parts = urlsplit(url)
         if not parts.hostname or parts.password or not parts.path.strip("/"):
-            raise UsageError(f"{url}: write sftp://USER@HOST:PORT/PATH; keys come from SSH's own configuration")
+            raise UsageError(
+                f"{url}: write sftp://USER@HOST:PORT/PATH; keys come from SSH's own configuration"
+            )
         path = unquote(parts.path)
         self._root = PurePosixPath(path.removeprefix("/~/") if path.startswith("/~/") else path)
-        self._where: dict[str, Any] = {"hostname": parts.hostname, "port": parts.port or 22, "username": parts.username}
+        self._where: dict[str, Any] = {
+            "hostname": parts.hostname,
+            "port": parts.port or 22,
+            "username": parts.username,
+        }
         self._threads = threading.local()
         self._made: set[PurePosixPath] = set()
 
@@ -68,7 +76,9 @@ class SftpHost:
             if self._where["port"] == 22:
                 options["port"] = int(found.get("port", 22))
             if "identityfile" in found:
-                options["key_filename"] = [os.path.expanduser(name) for name in found["identityfile"]]
+                options["key_filename"] = [
+                    os.path.expanduser(name) for name in found["identityfile"]
+                ]
         return options
 
     @contextmanager
@@ -123,7 +133,9 @@ class SftpHost:
         """See Objects."""
         with self._asking() as client, client.open(str(self._root / name), "rb") as file:
             end = offset + length
-            return b"".join(file.readv([(at, min(_REQUEST, end - at)) for at in range(offset, end, _REQUEST)]))
+            return b"".join(
+                file.readv([(at, min(_REQUEST, end - at)) for at in range(offset, end, _REQUEST)])
+            )
 
     def put(self, name: str, source: Path) -> str:
         """See Objects."""

@@ -31,7 +31,9 @@ class Answering:
         answer = b"".join(HEADER.pack(kind, len(payload)) + payload for kind, payload in frames)
         self.stdin, self.stdout = io.BytesIO(), io.BytesIO(answer)
 
-    def start(self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None) -> Connection:
+    def start(
+        self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
+    ) -> Connection:
         return Connection(self, io.BytesIO())  # type: ignore[arg-type]
 
     def wait(self, timeout: float | None = None) -> int:
@@ -40,7 +42,9 @@ class Answering:
 
 frame = st.one_of(
     st.sampled_from(LAYOUTS).flatmap(
-        lambda layout: st.binary(min_size=layout.length(), max_size=layout.length()).map(lambda raw: (layout.KIND, raw))
+        lambda layout: st.binary(min_size=layout.length(), max_size=layout.length()).map(
+            lambda raw: (layout.KIND, raw)
+        )
     ),
     st.tuples(st.integers(0, 20), st.binary(max_size=20)),
 )
@@ -63,6 +67,8 @@ def test_any_answer_is_a_value_or_an_error(name: str, frames: list[Frame]) -> No
 def test_an_offer_of_an_impossible_time_is_refused() -> None:
     good = Offer(bytes(16), bytes(16), bytes(16), 1, LAST_TIME, 1, 1, 1, 0)
     assert CALLS["Snapshot work/private"](Agent(Answering((good.KIND, good.build()), DONE))) == good
-    late = good.build().replace(LAST_TIME.to_bytes(8, "little"), (LAST_TIME + 1).to_bytes(8, "little"))
+    late = good.build().replace(
+        LAST_TIME.to_bytes(8, "little"), (LAST_TIME + 1).to_bytes(8, "little")
+    )
     with pytest.raises(AgentError, match="no sense: Offer: time is .* later than the year 9999"):
         CALLS["Snapshot work/private"](Agent(Answering((good.KIND, late), DONE)))

@@ -11,9 +11,14 @@ from backup_vm.archive.catalog import Catalog, folder_aside
 chunk = st.integers(0, 12).map(lambda number: bytes([number * 19 % 256]) * 32)
 
 
-@given(st.lists(st.lists(chunk, max_size=8), max_size=5), st.lists(chunk, max_size=10), st.booleans())
+@given(
+    st.lists(st.lists(chunk, max_size=8), max_size=5), st.lists(chunk, max_size=10), st.booleans()
+)
 def test_in_one_go_or_one_by_one(
-    tmp_path_factory: pytest.TempPathFactory, packs: list[list[bytes]], references: list[bytes], free: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    packs: list[list[bytes]],
+    references: list[bytes],
+    free: bool,
 ) -> None:
     folder: Path = tmp_path_factory.mktemp("catalogs")
     gathered = Catalog.create(folder / "gathered.sqlite", bytes(16))
@@ -29,7 +34,11 @@ def test_in_one_go_or_one_by_one(
     told = gathered.fill(iter(chunks))
     assert set(told) == twice and len(told) == len(twice)
     gathered.commit()
-    held = {(chunk_id, number, offset) for number in gathered.packs() for offset, chunk_id in gathered.in_pack(number).items()}
+    held = {
+        (chunk_id, number, offset)
+        for number in gathered.packs()
+        for offset, chunk_id in gathered.in_pack(number).items()
+    }
     assert held == {(chunk_id, *place) for chunk_id, place in first.items()}
     dead = len(first.keys() - set(references))
     assert gathered.drop_unreferenced([references[:4], references[4:]], free) == dead
@@ -39,7 +48,9 @@ def test_in_one_go_or_one_by_one(
     gathered.close()
 
 
-def test_a_catalog_aside_is_where_large_files_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_catalog_aside_is_where_large_files_belong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("sqlite", "general"):
         (tmp_path / name).mkdir()
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path / "sqlite"))

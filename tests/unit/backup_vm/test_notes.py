@@ -21,7 +21,9 @@ GOOD: dict[str, Any] = {
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -34,7 +36,9 @@ def loaded(folder: Path, body: bytes) -> notes.Notes:
 def test_good_notes_are_read(tmp_path: Path) -> None:
     found = loaded(tmp_path, json.dumps(GOOD).encode())
     assert found.of(b"\0") == notes.Note(frozenset({"gold"}), "first")
-    assert found.verified == {"00": notes.Check(1, True)} and found.scrubbed == notes.Check(LAST_TIME, False)
+    assert found.verified == {"00": notes.Check(1, True)} and found.scrubbed == notes.Check(
+        LAST_TIME, False
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,9 +73,13 @@ def test_notes_nested_without_end_are_damage(tmp_path: Path) -> None:
 
 
 @given(part=st.sampled_from(sorted(GOOD)), anything=JSON)
-def test_anything_is_read_or_damage(tmp_path_factory: pytest.TempPathFactory, part: str, anything: Any) -> None:
+def test_anything_is_read_or_damage(
+    tmp_path_factory: pytest.TempPathFactory, part: str, anything: Any
+) -> None:
     try:
-        found = loaded(tmp_path_factory.mktemp("notes"), json.dumps(GOOD | {part: anything}).encode())
+        found = loaded(
+            tmp_path_factory.mktemp("notes"), json.dumps(GOOD | {part: anything}).encode()
+        )
     except DamagedError:
         return
     assert notes._parse(json.loads(notes._dump(found).split(b"\n")[0])) == found

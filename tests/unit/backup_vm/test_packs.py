@@ -21,10 +21,14 @@ def pack(tmp_path: Path) -> tuple[LocalStorage, str, dict[bytes, tuple[int, byte
     return storage, new.name, held
 
 
-def test_chunks_are_read_back_by_place_and_by_index(pack: tuple[LocalStorage, str, dict[bytes, tuple[int, bytes]]]) -> None:
+def test_chunks_are_read_back_by_place_and_by_index(
+    pack: tuple[LocalStorage, str, dict[bytes, tuple[int, bytes]]],
+) -> None:
     storage, name, held = pack
     index = read_index(storage, name, ARCHIVE)
-    assert [(e.id, e.offset, e.length) for e in index] == [(i, at, len(sealed)) for i, (at, sealed) in held.items()]
+    assert [(e.id, e.offset, e.length) for e in index] == [
+        (i, at, len(sealed)) for i, (at, sealed) in held.items()
+    ]
     with PackReader(storage) as reader:
         for entry in index:
             assert reader.read(name, entry.id, entry.offset, entry.length) == held[entry.id][1]
@@ -32,7 +36,9 @@ def test_chunks_are_read_back_by_place_and_by_index(pack: tuple[LocalStorage, st
                 reader.read(name, b"?" * 32, entry.offset, entry.length)
 
 
-def test_without_its_index_a_pack_is_scanned(pack: tuple[LocalStorage, str, dict[bytes, tuple[int, bytes]]]) -> None:
+def test_without_its_index_a_pack_is_scanned(
+    pack: tuple[LocalStorage, str, dict[bytes, tuple[int, bytes]]],
+) -> None:
     storage, name, held = pack
     index = read_index(storage, name, ARCHIVE)
     os.truncate(storage.local(name), storage.size(name) - 50)
@@ -41,16 +47,23 @@ def test_without_its_index_a_pack_is_scanned(pack: tuple[LocalStorage, str, dict
     assert list(scan(storage, name, 65536))[: len(held)] == index
 
 
-def test_a_hole_loses_one_chunk_and_no_other(pack: tuple[LocalStorage, str, dict[bytes, tuple[int, bytes]]]) -> None:
+def test_a_hole_loses_one_chunk_and_no_other(
+    pack: tuple[LocalStorage, str, dict[bytes, tuple[int, bytes]]],
+) -> None:
     storage, name, held = pack
     gone = read_index(storage, name, ARCHIVE)[5]
     assert storage.punch(name, [(gone.offset, gone.length)])
     with PackReader(storage) as reader:
         sound = [entry for entry in read_index(storage, name, ARCHIVE) if reader.sound(name, entry)]
-    assert len(sound) == len(held) - 1 and Packed(gone.id, gone.offset, gone.length, gone.checksum) not in sound
+    assert (
+        len(sound) == len(held) - 1
+        and Packed(gone.id, gone.offset, gone.length, gone.checksum) not in sound
+    )
 
 
-def test_a_pack_of_another_archive_is_refused(pack: tuple[LocalStorage, str, dict[bytes, tuple[int, bytes]]]) -> None:
+def test_a_pack_of_another_archive_is_refused(
+    pack: tuple[LocalStorage, str, dict[bytes, tuple[int, bytes]]],
+) -> None:
     storage, name, _ = pack
     with pytest.raises(DamagedError):
         read_index(storage, name, b"b" * 16)

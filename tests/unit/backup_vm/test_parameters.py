@@ -10,7 +10,9 @@ from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError, NoArchiveError
 from wire.slots import SLOT_SIZE
 
-GOOD = parameters.Parameters(os.urandom(16), "usb", 1, 1 << 17, 1_795_000_000, (os.urandom(SLOT_SIZE),), os.urandom(32))
+GOOD = parameters.Parameters(
+    os.urandom(16), "usb", 1, 1 << 17, 1_795_000_000, (os.urandom(SLOT_SIZE),), os.urandom(32)
+)
 
 
 def changed(folder: Path, old: str, new: str) -> LocalStorage:
@@ -19,7 +21,9 @@ def changed(folder: Path, old: str, new: str) -> LocalStorage:
     body = storage.read(parameters.NAME).decode().rpartition("checksum = ")[0]
     assert body.count(old) == 1
     body = body.replace(old, new)
-    (folder / parameters.NAME).write_text(f'{body}checksum = "{parameters._digest(body.encode())}"\n')
+    (folder / parameters.NAME).write_text(
+        f'{body}checksum = "{parameters._digest(body.encode())}"\n'
+    )
     return storage
 
 

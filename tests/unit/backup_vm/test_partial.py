@@ -28,12 +28,18 @@ def read(partial: Partial) -> list[int]:
 
 
 @given(groups)
-def test_what_was_stored_is_read_back(tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]]) -> None:
+def test_what_was_stored_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]]
+) -> None:
     storage = LocalStorage(tmp_path_factory.mktemp("partial"))
     name, numbers = write(storage, parts)
     partial = Partial.load(storage, name)
     assert partial is not None and partial.offer == OFFER
-    assert (read(partial), partial.count, partial.position) == (numbers, len(numbers), 10 * len(parts))
+    assert (read(partial), partial.count, partial.position) == (
+        numbers,
+        len(numbers),
+        10 * len(parts),
+    )
     assert b"".join(partial.ids()) == b"".join(bytes([n % 256]) * 32 for n in numbers)
     partial.close()
 
@@ -47,7 +53,13 @@ def test_damage_ends_it_before_the_damage(
     path: Path = storage.local(name)
     raw = path.read_bytes()
     at = data.draw(st.integers(Offer.length(), len(raw)))
-    path.write_bytes(data.draw(st.sampled_from([raw[:at], raw[:at] + bytes(b ^ 1 for b in raw[at : at + 1]) + raw[at + 1 :]])))
+    path.write_bytes(
+        data.draw(
+            st.sampled_from(
+                [raw[:at], raw[:at] + bytes(b ^ 1 for b in raw[at : at + 1]) + raw[at + 1 :]]
+            )
+        )
+    )
     partial = Partial.load(storage, name)
     assert partial is not None
     assert read(partial) == [n for n in numbers if n < partial.position]

@@ -22,7 +22,13 @@ from backup_vm.retention import (
 )
 
 NOW = 1_800_000_000
-NAMES = {"hourly": "%Y%m%d%H", "daily": "%Y%m%d", "weekly": "%G-%V", "monthly": "%Y%m", "yearly": "%Y"}
+NAMES = {
+    "hourly": "%Y%m%d%H",
+    "daily": "%Y%m%d",
+    "weekly": "%G-%V",
+    "monthly": "%Y%m",
+    "yearly": "%Y",
+}
 counts = st.sampled_from([0, 0, 1, 2, 5, UNLIMITED])
 rules = st.builds(
     Rules,
@@ -38,7 +44,8 @@ rules = st.builds(
 candidates = st.lists(
     st.builds(
         Candidate,
-        st.integers(0, 3 * 365 * DAY).map(lambda ago: NOW - ago) | st.integers(0, 3 * DAY).map(lambda ago: NOW - ago),
+        st.integers(0, 3 * 365 * DAY).map(lambda ago: NOW - ago)
+        | st.integers(0, 3 * DAY).map(lambda ago: NOW - ago),
         st.sampled_from([frozenset(), frozenset(), frozenset({"gold"}), frozenset({"other"})]),
     ),
     max_size=40,
@@ -46,7 +53,11 @@ candidates = st.lists(
 
 
 def kept(sessions: list[Candidate], wanted: Rules, now: int = NOW) -> list[Candidate]:
-    return [session for session, why in zip(sessions, reasons(sessions, wanted, now), strict=True) if why]
+    return [
+        session
+        for session, why in zip(sessions, reasons(sessions, wanted, now), strict=True)
+        if why
+    ]
 
 
 @given(candidates, rules)
@@ -64,7 +75,9 @@ def test_what_is_kept_is_what_the_model_keeps(sessions: list[Candidate], wanted:
     found = {at for at, why in enumerate(result) if [w for w in why if not w.startswith("within")]}
     assert found == keep
     if wanted.within and sessions:
-        recent = {at for at in order if sessions[order[0]].time - sessions[at].time <= wanted.within}
+        recent = {
+            at for at in order if sessions[order[0]].time - sessions[at].time <= wanted.within
+        }
         assert recent <= {at for at, why in enumerate(result) if why}
 
 
@@ -89,7 +102,9 @@ def test_a_session_made_while_the_clock_was_far_ahead_makes_no_other_old() -> No
     for ahead in (10 * 365 * DAY, 100 * DAY):
         wrong = Candidate(NOW + ahead)
         assert kept([*sessions, wrong], DEFAULT) == [*sessions, wrong]
-        assert kept([*sessions, wrong], DEFAULT, NOW + ahead) == [*sessions, wrong], "also while it still is ahead"
+        assert kept([*sessions, wrong], DEFAULT, NOW + ahead) == [*sessions, wrong], (
+            "also while it still is ahead"
+        )
         back = [*sessions, wrong, Candidate(NOW)]
         assert kept(back, DEFAULT) == back
 
@@ -105,7 +120,11 @@ def test_the_default() -> None:
 def test_reasons_are_told() -> None:
     sessions = [Candidate(NOW - 5 * DAY, frozenset({"gold"})), Candidate(NOW - DAY), Candidate(NOW)]
     wanted = Rules(last=1, daily=2, tag=frozenset({"gold"}))
-    assert reasons(sessions, wanted, NOW) == [["tag gold"], ["daily 2"], ["newest", "last 1", "daily 1"]]
+    assert reasons(sessions, wanted, NOW) == [
+        ["tag gold"],
+        ["daily 2"],
+        ["newest", "last 1", "daily 1"],
+    ]
     assert reasons([], wanted, NOW) == []
 
 
@@ -131,9 +150,17 @@ def test_no_length_of_time(text: str) -> None:
 
 def test_counts_and_rules_from_the_settings_file() -> None:
     assert parse_count("7") == 7 and parse_count("unlimited") == parse_count("-1") == UNLIMITED
-    found = parse_rules({"keep_daily": 7, "keep_weekly": "unlimited", "keep_within": "2d", "keep_tag": ["gold"]})
+    found = parse_rules(
+        {"keep_daily": 7, "keep_weekly": "unlimited", "keep_within": "2d", "keep_tag": ["gold"]}
+    )
     assert found == Rules(daily=7, weekly=UNLIMITED, within=2 * DAY, tag=frozenset({"gold"}))
-    for raw in ({"keep_dayly": 1}, {"keep_daily": 0}, {"keep_daily": True}, {"keep_daily": [1]}, {"keep_tag": "x"}):
+    for raw in (
+        {"keep_dayly": 1},
+        {"keep_daily": 0},
+        {"keep_daily": True},
+        {"keep_daily": [1]},
+        {"keep_tag": "x"},
+    ):
         with pytest.raises(ValueError, match="keep|1 or more"):
             parse_rules(raw)
     assert time.gmtime(NOW).tm_year == 2027

@@ -16,30 +16,54 @@ from wire.records import Record
 from wire.sealing import ZERO_ID, Keys
 
 KEYS, CHUNK = Keys(b"k" * 32), 65536
-changes = st.dictionaries(st.integers(0, 11), st.integers(0, 250).map(lambda n: bytes([n]) * 32), max_size=8)
+changes = st.dictionaries(
+    st.integers(0, 11), st.integers(0, 250).map(lambda n: bytes([n]) * 32), max_size=8
+)
 step = st.tuples(st.integers(0, 12), st.booleans(), changes)
 
 
 def record(sequence: int, chunks: int) -> bytes:
     ids = {"archive": b"a" * 16, "volume_id": b"v" * 16, "session": sequence.to_bytes(16, "big")}
-    names = {"qube": "q", "volume": "v", "domain": bytes(16), "root": bytes(32), "previous": bytes(32)}
-    return Record(**ids, **names, suite=1, sequence=sequence, time=sequence, size=chunks * CHUNK, chunk_size=CHUNK).seal(KEYS)  # type: ignore[arg-type]
+    names = {
+        "qube": "q",
+        "volume": "v",
+        "domain": bytes(16),
+        "root": bytes(32),
+        "previous": bytes(32),
+    }
+    return Record(
+        **ids,
+        **names,
+        suite=1,
+        sequence=sequence,
+        time=sequence,
+        size=chunks * CHUNK,
+        chunk_size=CHUNK,
+    ).seal(KEYS)  # type: ignore[arg-type]
 
 
-def build(storage: LocalStorage, steps: list[tuple[int, bool, dict[int, bytes]]]) -> tuple[list[Session], list[list[bytes]]]:
+def build(
+    storage: LocalStorage, steps: list[tuple[int, bool, dict[int, bytes]]]
+) -> tuple[list[Session], list[list[bytes]]]:
     """Stored sessions and, for each, the ids of its image according to the model."""
     series: list[Session] = []
     images: list[list[bytes]] = []
     before: list[bytes] = []
     for sequence, (chunks, full, changed) in enumerate(steps, 1):
         full = full or not series
-        entries = sorted((number, chunk_id) for number, chunk_id in changed.items() if number < chunks)
+        entries = sorted(
+            (number, chunk_id) for number, chunk_id in changed.items() if number < chunks
+        )
         inherit = 0 if full else min(len(before), chunks)
-        now = ([] if full else before[:chunks]) + [ZERO_ID] * (chunks - (0 if full else min(len(before), chunks)))
+        now = ([] if full else before[:chunks]) + [ZERO_ID] * (
+            chunks - (0 if full else min(len(before), chunks))
+        )
         for number, chunk_id in entries:
             now[number] = chunk_id
         numbers, ids = [n.to_bytes(8, "little") for n, _ in entries], [i for _, i in entries]
-        series.append(sessions.write(storage, record(sequence, chunks), inherit, len(entries), numbers, ids))
+        series.append(
+            sessions.write(storage, record(sequence, chunks), inherit, len(entries), numbers, ids)
+        )
         images.append(now)
         before = now
     return series, images
@@ -57,7 +81,9 @@ def entries(storage: LocalStorage, session: Session) -> dict[int, bytes]:
 
 @given(st.lists(step, min_size=1, max_size=6), st.data())
 def test_images_and_merges_follow_the_model(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, bool, dict[int, bytes]]], data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[tuple[int, bool, dict[int, bytes]]],
+    data: st.DataObject,
 ) -> None:
     storage = LocalStorage(tmp_path_factory.mktemp("sessions"))
     series, images = build(storage, steps)
@@ -66,7 +92,11 @@ def test_images_and_merges_follow_the_model(
     while len(series) > 1:  # remove runs of any length, each folded into the session after it
         at = data.draw(st.integers(0, len(series) - 2))
         end = data.draw(st.integers(at + 1, len(series) - 1))
-        before = Counter(chunk_id for session in series[at : end + 1] for chunk_id in entries(storage, session).values())
+        before = Counter(
+            chunk_id
+            for session in series[at : end + 1]
+            for chunk_id in entries(storage, session).values()
+        )
         with pytest.MonkeyPatch.context() as patch, storage.scratch() as superseded:
             patch.setattr(merge, "WINDOW", data.draw(st.sampled_from([1, 3, 64])))
             series[end] = merge.Merge(storage, series[at : end + 1]).store(superseded)
@@ -86,7 +116,10 @@ def test_a_session_file_is_read_back(tmp_path: Path) -> None:
     sessions.check(storage, session)
     columns = sessions.columns(storage, session)
     assert columns.numbers.tolist() == [3, 7] and split(columns.ids) == [b"x" * 32, b"y" * 32]
-    assert [(numbers.tolist(), split(ids)) for numbers, ids in columns.slices(1)] == [([3], [b"x" * 32]), ([7], [b"y" * 32])]
+    assert [(numbers.tolist(), split(ids)) for numbers, ids in columns.slices(1)] == [
+        ([3], [b"x" * 32]),
+        ([7], [b"y" * 32]),
+    ]
 
 
 def test_a_session_under_another_name_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,14 @@ from backup_vm.text import size_text, table
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536 << 20, "1.5 GiB"), (1 << 60, "1024.0 PiB")]
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536 << 20, "1.5 GiB"),
+        (1 << 60, "1024.0 PiB"),
+    ],
 )
 def test_sizes_are_for_people(size: int, text: str) -> None:
     assert size_text(size) == text

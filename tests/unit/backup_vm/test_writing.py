@@ -15,7 +15,9 @@ from backup_vm.archive.storage.writing import BackgroundFile, Blocks
 
 
 @given(st.lists(st.integers(0, 40_000), max_size=12), st.booleans())
-def test_what_is_written_is_there(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], direct: bool) -> None:
+def test_what_is_written_is_there(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], direct: bool
+) -> None:
     path = tmp_path_factory.mktemp("writing") / "file"
     rng = random.Random(len(sizes))
     parts = [rng.randbytes(size) for size in sizes]
@@ -33,7 +35,9 @@ def test_what_is_written_is_there(tmp_path_factory: pytest.TempPathFactory, size
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_errors_are_told_at_the_latest_when_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_errors_are_told_at_the_latest_when_it_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def fail(*_: Any) -> int:
         raise OSError(number, os.strerror(number))
 
@@ -47,7 +51,9 @@ def test_errors_are_told_at_the_latest_when_it_is_synced(tmp_path: Path, monkeyp
     file.close()
 
 
-def test_where_direct_writing_is_refused_it_goes_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_direct_writing_is_refused_it_goes_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = os.open
 
     def no_direct(path: Any, flags: int, *rest: Any) -> int:

@@ -57,7 +57,9 @@ def test_an_archive_is_adopted_once(archives: Archives) -> None:
     assert archives.by_label("other") == other and other.keys() is not None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "follows": 3}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "follows": 3}']
+)
 def test_a_damaged_state_is_told(site: Site, text: str) -> None:
     fill(site.image(), 3 * GRAIN)
     site.backup()
@@ -83,7 +85,11 @@ def test_archives_are_listed_and_removed(
 ) -> None:
     assert run(site, "archive", "list", "--json") == 0
     (listed,) = json.loads(capsys.readouterr().out)["archives"]
-    assert listed["label"] == "tests" and listed["mode"] == "sealed" and listed["caller"] == "backup-vm"
+    assert (
+        listed["label"] == "tests"
+        and listed["mode"] == "sealed"
+        and listed["caller"] == "backup-vm"
+    )
     assert run(site, "archive", "list") == 0 and "tests" in capsys.readouterr().out
     assert run(site, "archive", "remove", "other") == 1
     assert run(site, "archive", "remove", "tests") == 1 and "needs --yes" in capsys.readouterr().err
@@ -92,10 +98,14 @@ def test_archives_are_listed_and_removed(
     assert run(site, "archive", "remove", "tests") == 1
     monkeypatch.setattr(builtins, "input", lambda _: "tests")
     assert run(site, "archive", "remove", "tests") == 0
-    assert run(site, "archive", "list", "--json") == 0 and '"archives": []' in capsys.readouterr().out
+    assert (
+        run(site, "archive", "list", "--json") == 0 and '"archives": []' in capsys.readouterr().out
+    )
 
 
-def test_passphrases_are_typed_twice(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_passphrases_are_typed_twice(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("wire.slots.SCRYPT_LOG_N", 10)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     typed = iter(["one", "two", "", "same", "same"])
@@ -115,7 +125,11 @@ def test_passphrases_are_typed_twice(site: Site, monkeypatch: pytest.MonkeyPatch
 def test_errors_of_the_system_are_one_line(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    errors = [PermissionError(13, "Permission denied", "/x"), OSError(5, "Input/output error", "/y"), OSError(5, "Bare")]
+    errors = [
+        PermissionError(13, "Permission denied", "/x"),
+        OSError(5, "Input/output error", "/y"),
+        OSError(5, "Bare"),
+    ]
     for error in (*errors, BrokenPipeError(), KeyboardInterrupt()):
 
         def fail(*_: object, error: BaseException = error) -> None:
@@ -124,7 +138,9 @@ def test_errors_of_the_system_are_one_line(
         monkeypatch.setattr("dom0_agent.cli.archive.load", fail)
         assert run(site, "archive", "list") == (130 if isinstance(error, KeyboardInterrupt) else 1)
     printed = capsys.readouterr().err.splitlines()
-    assert len(printed) == 3 and "run it as the owner or as root" in printed[0] and "/y" in printed[1]
+    assert (
+        len(printed) == 3 and "run it as the owner or as root" in printed[0] and "/y" in printed[1]
+    )
 
 
 def test_ids_are_made_with_what_is_asked_for_or_with_what_is_faster(
@@ -143,7 +159,12 @@ def test_ids_are_made_with_what_is_asked_for_or_with_what_is_faster(
     assert run(site, "archive", "list", "--json") == 0
     made = {one["label"]: one["hash"] for one in json.loads(capsys.readouterr().out)["archives"]}
     made.pop("tests")
-    assert made == {"blake2b": "blake2b", "hmac-sha256": "hmac-sha256", "measured": "blake2b", "again": "hmac-sha256"}
+    assert made == {
+        "blake2b": "blake2b",
+        "hmac-sha256": "hmac-sha256",
+        "measured": "blake2b",
+        "again": "hmac-sha256",
+    }
 
 
 def test_an_archive_from_before_there_was_a_choice_has_blake2b(archives: Archives) -> None:

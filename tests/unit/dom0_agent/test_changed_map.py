@@ -17,7 +17,9 @@ def built(marks: list[tuple[int, int]]) -> tuple[ChangedMap, set[int]]:
 
 def grains(changed: ChangedMap, per_unit: int = 1, units: int = 1 << 20) -> set[int]:
     runs = list(changed.runs(per_unit, units))
-    assert all(a[1] < b[0] for a, b in zip(runs, runs[1:], strict=False)), "runs must be in order and apart"
+    assert all(a[1] < b[0] for a, b in zip(runs, runs[1:], strict=False)), (
+        "runs must be in order and apart"
+    )
     return {unit for first, end in runs for unit in range(first, end)}
 
 
@@ -30,7 +32,9 @@ def test_runs_are_exactly_what_was_marked(marks: list[tuple[int, int]]) -> None:
 @given(ranges, st.sampled_from([1, 2, 4, 64]), st.integers(0, 400))
 def test_runs_in_larger_units(marks: list[tuple[int, int]], per_unit: int, units: int) -> None:
     changed, model = built(marks)
-    assert grains(changed, per_unit, units) == {grain // per_unit for grain in model if grain // per_unit < units}
+    assert grains(changed, per_unit, units) == {
+        grain // per_unit for grain in model if grain // per_unit < units
+    }
 
 
 @given(ranges, ranges)
@@ -57,7 +61,9 @@ def test_damage_to_the_file_is_noticed(marks: list[tuple[int, int]], data: st.Da
 
 
 @given(ranges, st.integers(0, 400 * GRAIN))
-def test_changed_counts_whole_grains_within_the_size(marks: list[tuple[int, int]], size: int) -> None:
+def test_changed_counts_whole_grains_within_the_size(
+    marks: list[tuple[int, int]], size: int
+) -> None:
     changed, model = built(marks)
     assert changed.changed(size) == min(len({g for g in model if g * GRAIN < size}) * GRAIN, size)
 

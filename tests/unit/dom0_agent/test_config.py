@@ -51,7 +51,11 @@ vid = "qubes_dom0/vm-work-private"
 
 def test_a_thin_pool(tmp_path: Path) -> None:
     (volume,) = load(write(tmp_path, LVM)).volumes
-    assert (volume.pool.volume_group, volume.pool.thin_pool, volume.vid) == ("qubes_dom0", "vm-pool", "vm-work-private")
+    assert (volume.pool.volume_group, volume.pool.thin_pool, volume.vid) == (
+        "qubes_dom0",
+        "vm-pool",
+        "vm-work-private",
+    )
     assert (volume.pool.data_limit, volume.pool.metadata_limit) == (95, 90)
 
 

@@ -46,7 +46,9 @@ def test_an_image_that_is_none(source: FileSource) -> None:
     assert "cannot open" in refused(lambda: source.snapshot(1))
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, Code.NO_SPACE), (errno.EIO, Code.SOURCE_FAILED)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, Code.NO_SPACE), (errno.EIO, Code.SOURCE_FAILED)]
+)
 def test_a_snapshot_that_fails_leaves_nothing(
     source: FileSource, monkeypatch: pytest.MonkeyPatch, number: int, code: Code
 ) -> None:
@@ -75,7 +77,9 @@ def test_copies_across_file_systems(source: FileSource, monkeypatch: pytest.Monk
     assert source.snapshots() == {1, 3} and source.held() > 0
 
 
-def test_snapshots_are_read_where_direct_reading_is_not_possible(source: FileSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_are_read_where_direct_reading_is_not_possible(
+    source: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source.snapshot(1)
     original = os.open
 
@@ -89,7 +93,9 @@ def test_snapshots_are_read_where_direct_reading_is_not_possible(source: FileSou
     assert "snapshot 2" in refused(lambda: source.open(2, direct=True))
 
 
-def test_a_file_that_cannot_tell_its_holes_fails(source: FileSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_tell_its_holes_fails(
+    source: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source.snapshot(1)
     fd = source.open(1)
     monkeypatch.setattr(os, "lseek", failing(errno.EIO))
@@ -98,7 +104,9 @@ def test_a_file_that_cannot_tell_its_holes_fails(source: FileSource, monkeypatch
     os.close(fd)
 
 
-def test_new_contents_that_cannot_be_written(source: FileSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_contents_that_cannot_be_written(
+    source: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = source.image.read_bytes()
     target = source.replace(5000)
     monkeypatch.setattr(os, "pwrite", failing(errno.ENOSPC))
@@ -133,7 +141,9 @@ def test_new_contents_keep_owner_and_mode(source: FileSource) -> None:
     assert source.image.read_bytes() == bytes(10)
 
 
-def test_images_are_written_where_direct_writing_is_not_possible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_written_where_direct_writing_is_not_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = images.ImageWriter(tmp_path / "image", 10_000)
     original = os.pwrite
 
@@ -146,7 +156,9 @@ def test_images_are_written_where_direct_writing_is_not_possible(tmp_path: Path,
     writer.write(4096, [b"a" * 4096])
     writer.write(1, [b"b", b"c"])
     writer.close()
-    assert (tmp_path / "image").read_bytes() == (b"\0bc".ljust(4096, b"\0") + b"a" * 4096).ljust(10_000, b"\0")
+    assert (tmp_path / "image").read_bytes() == (b"\0bc".ljust(4096, b"\0") + b"a" * 4096).ljust(
+        10_000, b"\0"
+    )
     original_open = os.open
 
     def open_once(path: Any, flags: int, *rest: Any) -> int:
@@ -165,7 +177,9 @@ def test_images_are_written_where_direct_writing_is_not_possible(tmp_path: Path,
 
 def test_commands_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is not installed" in refused(lambda: lvm.run("no-such-command"))
-    assert "out of space" in refused(lambda: lvm.run("sh", "-c", "echo out of space >&2; exit 5"), Code.NO_SPACE)
+    assert "out of space" in refused(
+        lambda: lvm.run("sh", "-c", "echo out of space >&2; exit 5"), Code.NO_SPACE
+    )
     assert "sh failed: 3" in refused(lambda: lvm.run("sh", "-c", "echo WARNING: x >&2; exit 3"))
     monkeypatch.setattr(lvm, "TIMEOUT", 0.1)
     assert "did not end" in refused(lambda: lvm.run("sleep", "5"))

@@ -11,7 +11,10 @@ from dom0_agent.sources import fiemap
 from dom0_agent.sources.fiemap import DOUBTFUL, ENCODED, UNWRITTEN, Extent, Map, _differences
 
 extent = st.tuples(
-    st.integers(0, 3), st.integers(1, 5), st.integers(0, 12), st.sampled_from([0, 0, 0, UNWRITTEN, ENCODED, DOUBTFUL & 0x200])
+    st.integers(0, 3),
+    st.integers(1, 5),
+    st.integers(0, 12),
+    st.sampled_from([0, 0, 0, UNWRITTEN, ENCODED, DOUBTFUL & 0x200]),
 )
 
 
@@ -30,7 +33,13 @@ def contents(extents: list[Extent], size: int) -> list[object]:
     for number, e in enumerate(extents):
         for i in range(e.length):
             if e.logical + i < size:
-                known = ("at", e.physical + i) if not e.flags else 0 if e.flags == UNWRITTEN else ("?", id(extents), number)
+                known = (
+                    ("at", e.physical + i)
+                    if not e.flags
+                    else 0
+                    if e.flags == UNWRITTEN
+                    else ("?", id(extents), number)
+                )
                 held[e.logical + i] = known
     return held
 
@@ -56,7 +65,10 @@ def test_a_compressed_part_counts_as_the_same_only_if_it_is_the_only_one() -> No
 
 def map_of(extents: list[Extent], batch: int = 3) -> Map:
     """As the kernel would tell of them, a few at a time; the flags that say nothing of the data are set here and there."""
-    words = [[e.logical, e.physical, e.length, 7, 7, e.flags | e.physical % 2 * 0x2000 | 9 << 32, 7] for e in extents]
+    words = [
+        [e.logical, e.physical, e.length, 7, 7, e.flags | e.physical % 2 * 0x2000 | 9 << 32, 7]
+        for e in extents
+    ]
     return Map(array("Q", sum(words[at : at + batch], [])) for at in range(0, len(words), batch))
 
 
@@ -78,7 +90,13 @@ def test_a_map_joins_what_adjoins_and_nothing_else(parts: list, batch: int) -> N
     assert map_of(laid_out(parts), batch).digest == map_of(joined).digest
 
 
-@given(st.lists(extent, max_size=12), st.lists(extent, max_size=12), st.integers(0, 60), st.integers(1, 4), st.booleans())
+@given(
+    st.lists(extent, max_size=12),
+    st.lists(extent, max_size=12),
+    st.integers(0, 60),
+    st.integers(1, 4),
+    st.booleans(),
+)
 def test_leaving_out_what_two_maps_have_in_common_changes_nothing(
     a: list,  # type: ignore[type-arg]
     b: list,  # type: ignore[type-arg]

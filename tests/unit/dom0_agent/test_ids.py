@@ -9,21 +9,33 @@ from wire.tree import PAGE_IDS, Tree
 
 TREE = Tree(b"t" * 32)
 one_id = st.integers(0, 3).map(lambda n: bytes([n]) * 32)
-step = st.tuples(st.booleans(), st.integers(0, 2 * PAGE_IDS + 5), st.dictionaries(st.integers(0, 2 * PAGE_IDS + 4), one_id))
+step = st.tuples(
+    st.booleans(),
+    st.integers(0, 2 * PAGE_IDS + 5),
+    st.dictionaries(st.integers(0, 2 * PAGE_IDS + 4), one_id),
+)
 
 
 def plain_root(model: list[bytes]) -> bytes:
-    pages = [TREE.page(b"".join(model[at : at + PAGE_IDS])) for at in range(0, len(model), PAGE_IDS)]
+    pages = [
+        TREE.page(b"".join(model[at : at + PAGE_IDS])) for at in range(0, len(model), PAGE_IDS)
+    ]
     return TREE.root(len(model), 1, pages)
 
 
 @given(st.lists(step, max_size=4))
-def test_roots_and_ids_follow_a_plain_model(tmp_path_factory: object, steps: list[tuple[bool, int, dict[int, bytes]]]) -> None:
+def test_roots_and_ids_follow_a_plain_model(
+    tmp_path_factory: object, steps: list[tuple[bool, int, dict[int, bytes]]]
+) -> None:
     folder: Path = tmp_path_factory.mktemp("ids")  # type: ignore[attr-defined]
     model: list[bytes] = []
     for full, chunks, changes in steps:
-        entries = sorted((number, chunk_id) for number, chunk_id in changes.items() if number < chunks)
-        model = ([] if full else model[:chunks]) + [ZERO_ID] * (chunks - (0 if full else min(len(model), chunks)))
+        entries = sorted(
+            (number, chunk_id) for number, chunk_id in changes.items() if number < chunks
+        )
+        model = ([] if full else model[:chunks]) + [ZERO_ID] * (
+            chunks - (0 if full else min(len(model), chunks))
+        )
         for number, chunk_id in entries:
             model[number] = chunk_id
         ids = CommittedIds(folder / "ids")

@@ -27,7 +27,9 @@ def write(path: Path, parts: list[tuple[int, set[int]]]) -> list[tuple[int, byte
 
 
 @given(groups)
-def test_what_was_logged_is_read_back(tmp_path_factory: object, parts: list[tuple[int, set[int]]]) -> None:
+def test_what_was_logged_is_read_back(
+    tmp_path_factory: object, parts: list[tuple[int, set[int]]]
+) -> None:
     path = fresh(tmp_path_factory)
     entries = write(path, parts)
     log = PendingLog(path)
@@ -37,7 +39,9 @@ def test_what_was_logged_is_read_back(tmp_path_factory: object, parts: list[tupl
 
 
 @given(groups, st.integers(0, 200))
-def test_rewinding_forgets_all_from_there_on(tmp_path_factory: object, parts: list[tuple[int, set[int]]], to: int) -> None:
+def test_rewinding_forgets_all_from_there_on(
+    tmp_path_factory: object, parts: list[tuple[int, set[int]]], to: int
+) -> None:
     path = fresh(tmp_path_factory)
     entries = write(path, parts)
     log = PendingLog(path)
@@ -60,7 +64,13 @@ def test_damage_ends_the_log_before_it(
     if not raw:
         return
     at = data.draw(st.integers(0, len(raw) - 1))
-    path.write_bytes(data.draw(st.sampled_from([raw[:at], raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :], raw + raw[:at]])))
+    path.write_bytes(
+        data.draw(
+            st.sampled_from(
+                [raw[:at], raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :], raw + raw[:at]]
+            )
+        )
+    )
     log = PendingLog(path)
     assert list(log.entries()) == [entry for entry in entries if entry[0] < log.position]
     log.close()

@@ -21,9 +21,18 @@ SIZE = 20 * 65536
 
 
 def call(
-    site: Site, name: str, stdin: bytes, caller: str = "backup-vm", target: str | None = "work", argument: str = "private"
+    site: Site,
+    name: str,
+    stdin: bytes,
+    caller: str = "backup-vm",
+    target: str | None = "work",
+    argument: str = "private",
 ) -> Code:
-    environ = {"QREXEC_REMOTE_DOMAIN": caller, "QREXEC_SERVICE_ARGUMENT": argument, "QREXEC_REQUESTED_TARGET_TYPE": "name"}
+    environ = {
+        "QREXEC_REMOTE_DOMAIN": caller,
+        "QREXEC_SERVICE_ARGUMENT": argument,
+        "QREXEC_REQUESTED_TARGET_TYPE": "name",
+    }
     environ["QREXEC_REQUESTED_TARGET"] = target or "dom0"
     out = io.BytesIO()
     service.run(name, environ, site.config, io.BytesIO(stdin), out)
@@ -42,7 +51,12 @@ def archive_id(site: Site) -> bytes:
 
 
 def kept(site: Site) -> dict[str, bytes]:
-    files = [p for folder in (site.pool, site.state) for p in folder.rglob("*") if p.is_file() and p.name != "lock"]
+    files = [
+        p
+        for folder in (site.pool, site.state)
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "lock"
+    ]
     return {str(p): p.read_bytes() for p in files}
 
 
@@ -60,42 +74,71 @@ NEEDS_ARCHIVE = [name for name in service.SERVICES if name != "Enroll"]
 @pytest.mark.parametrize("name", NEEDS_ARCHIVE)
 def test_another_qubes_archive_looks_like_none(ready: Site, name: str) -> None:
     before = kept(ready)
-    assert call(ready, name, Request(archive=archive_id(ready)).build(), caller="evil") == Code.NO_ARCHIVE
+    assert (
+        call(ready, name, Request(archive=archive_id(ready)).build(), caller="evil")
+        == Code.NO_ARCHIVE
+    )
     assert call(ready, name, Request(archive=b"?" * 16).build()) == Code.NO_ARCHIVE
     assert kept(ready) == before
 
 
 def test_enroll_is_for_the_caller_named_in_dom0(ready: Site) -> None:
     assert call(ready, "Enroll", Request(label="tests").build(), target=None) == Code.OK
-    assert call(ready, "Enroll", Request(label="tests").build(), target=None, caller="evil") == Code.NO_ARCHIVE
+    assert (
+        call(ready, "Enroll", Request(label="tests").build(), target=None, caller="evil")
+        == Code.NO_ARCHIVE
+    )
     assert call(ready, "Enroll", Request(label="other").build(), target=None) == Code.NO_ARCHIVE
     assert call(ready, "Enroll", Request(label="../x").build(), target=None) == Code.BAD_REQUEST
 
 
 @pytest.mark.parametrize("name", ["Monitor", "Snapshot", "Extract", "Commit", "Abort"])
-@pytest.mark.parametrize(("target", "argument"), [("vault", "private"), ("work", "root"), (None, "private")])
-def test_only_volumes_of_the_catalog(ready: Site, name: str, target: str | None, argument: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "argument"), [("vault", "private"), ("work", "root"), (None, "private")]
+)
+def test_only_volumes_of_the_catalog(
+    ready: Site, name: str, target: str | None, argument: str
+) -> None:
     before = kept(ready)
-    assert call(ready, name, Request(archive=archive_id(ready)).build(), target=target, argument=argument) == Code.NO_VOLUME
+    assert (
+        call(
+            ready,
+            name,
+            Request(archive=archive_id(ready)).build(),
+            target=target,
+            argument=argument,
+        )
+        == Code.NO_VOLUME
+    )
     assert kept(ready) == before
 
 
 @pytest.mark.parametrize("argument", ["../../etc", "a b", "-x", "x" * 100, "private\n", "pri+vate"])
 def test_names_that_need_changing_are_refused(ready: Site, argument: str) -> None:
-    assert call(ready, "Snapshot", Request(archive=archive_id(ready)).build(), argument=argument) == Code.BAD_REQUEST
+    assert (
+        call(ready, "Snapshot", Request(archive=archive_id(ready)).build(), argument=argument)
+        == Code.BAD_REQUEST
+    )
 
 
 @pytest.mark.parametrize("name", ["Extract", "Commit", "Abort"])
 def test_an_unknown_session_is_refused(ready: Site, name: str) -> None:
     before = kept(ready)
-    assert call(ready, name, Request(archive=archive_id(ready), session=b"x" * 16).build()) == Code.NO_SESSION
+    assert (
+        call(ready, name, Request(archive=archive_id(ready), session=b"x" * 16).build())
+        == Code.NO_SESSION
+    )
     assert kept(ready) == before
 
 
 def test_what_was_not_extracted_cannot_be_committed(ready: Site) -> None:
     with ready.open() as archive:
         offer = ready.agent(archive).snapshot(
-            "work", "private", archive.newest(ready.listed(archive)[0].volume_id.hex()).clear.session, 1, 0
+            "work",
+            "private",
+            archive.newest(ready.listed(archive)[0].volume_id.hex()).clear.session,
+            1,
+            0,
         )  # type: ignore[union-attr]
     request = Request(archive=archive_id(ready), session=offer.session).build()
     assert call(ready, "Commit", request) == Code.INCOMPLETE
@@ -151,7 +194,9 @@ def test_a_symbolic_link_is_not_followed(ready: Site, tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=3000), st.lists(st.integers(1, 700), max_size=20), st.integers(1, 512))
-def test_what_comes_is_read_whatever_is_asked_for_at_a_time(data: bytes, sizes: list[int], block: int) -> None:
+def test_what_comes_is_read_whatever_is_asked_for_at_a_time(
+    data: bytes, sizes: list[int], block: int
+) -> None:
     reading, writing = os.pipe()
     try:
         os.write(writing, data)

@@ -46,7 +46,11 @@ def joined(spans: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 ELEMENTS = st.lists(
-    st.tuples(st.sampled_from(["same", "different", "left_only", "right_only"]), st.integers(0, 3), st.integers(1, 9)),
+    st.tuples(
+        st.sampled_from(["same", "different", "left_only", "right_only"]),
+        st.integers(0, 3),
+        st.integers(1, 9),
+    ),
     max_size=40,
 )
 
@@ -74,7 +78,14 @@ def test_a_dump_names_what_is_mapped() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", HEAD, "nonsense", HEAD + '<different begin="x" length="1"/>' + TAIL, HEAD + "<different/>" + TAIL]
+    "text",
+    [
+        "",
+        HEAD,
+        "nonsense",
+        HEAD + '<different begin="x" length="1"/>' + TAIL,
+        HEAD + "<different/>" + TAIL,
+    ],
 )
 def test_what_is_cut_short_or_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(Refused, match="makes no sense"):
@@ -96,7 +107,9 @@ def test_a_million_entries_in_little_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     thread = threading.Thread(target=feed)
     thread.start()
-    assert sum(end - begin for begin, end in thin_xml.ranges(out, "thin_delta")) == 1_000_000 * BLOCK
+    assert (
+        sum(end - begin for begin, end in thin_xml.ranges(out, "thin_delta")) == 1_000_000 * BLOCK
+    )
     thread.join()
     os.close(out)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # KiB

@@ -14,14 +14,25 @@ times = st.integers(0, LAST_TIME)
 sixteen = st.binary(min_size=16, max_size=16)
 
 
-@given(sixteen, sixteen, u64, times, st.integers(0, 2**16 - 1), st.from_regex(r"[A-Za-z0-9]{0,63}", fullmatch=True))
-def test_a_request_survives_the_way(archive: bytes, session: bytes, number: int, time: int, flags: int, label: str) -> None:
+@given(
+    sixteen,
+    sixteen,
+    u64,
+    times,
+    st.integers(0, 2**16 - 1),
+    st.from_regex(r"[A-Za-z0-9]{0,63}", fullmatch=True),
+)
+def test_a_request_survives_the_way(
+    archive: bytes, session: bytes, number: int, time: int, flags: int, label: str
+) -> None:
     request = Request(archive, session, number, time, flags, label)
     assert Request.parse(request.build()) == request
 
 
 @given(sixteen, u64, times, u64, st.integers(0, 2**32 - 1))
-def test_an_offer_survives_the_way(volume: bytes, sequence: int, time: int, size: int, chunk: int) -> None:
+def test_an_offer_survives_the_way(
+    volume: bytes, sequence: int, time: int, size: int, chunk: int
+) -> None:
     offer = Offer(volume, volume, volume, sequence, time, size, chunk, size, 3)
     assert Offer.parse(offer.build()) == offer
 

@@ -18,7 +18,17 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from wire import FORMAT, MAX_VOLUME_SIZE, slots
 from wire.frames import CHUNK_HEAD_SIZE, largest_frame
 from wire.records import CLEAR_SIZE, RECORD_SIZE, Record, open_record, read_clear
-from wire.sealing import ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener, Sealer, derive, open_bytes, seal_bytes
+from wire.sealing import (
+    ZERO_ID,
+    ChunkIds,
+    Keys,
+    NotAuthentic,
+    Opener,
+    Sealer,
+    derive,
+    open_bytes,
+    seal_bytes,
+)
 from wire.stream import CutShort, read_exactly
 from wire.tree import Tree
 
@@ -56,9 +66,14 @@ def test_hkdf_gives_the_answers_of_rfc_5869() -> None:
 
 def test_sub_keys_and_volume_ids() -> None:
     assert KEYS.sub_key("sealing") == hkdf(MASTER, b"sparsebak/1 sealing\0")
-    assert KEYS.sub_key("chunk ids", b"d" * 16) == hkdf(MASTER, b"sparsebak/1 chunk ids\0" + b"d" * 16)
+    assert KEYS.sub_key("chunk ids", b"d" * 16) == hkdf(
+        MASTER, b"sparsebak/1 chunk ids\0" + b"d" * 16
+    )
     key = hkdf(MASTER, b"sparsebak/1 volume ids\0")
-    assert KEYS.volume_id("work", "private") == hashlib.blake2b(b"work/private", digest_size=16, key=key).digest()
+    assert (
+        KEYS.volume_id("work", "private")
+        == hashlib.blake2b(b"work/private", digest_size=16, key=key).digest()
+    )
 
 
 def test_chunk_ids_of_suite_1() -> None:
@@ -70,9 +85,14 @@ def test_chunk_ids_of_suite_1() -> None:
 
 def test_chunk_ids_of_suite_2() -> None:
     key = hkdf(MASTER, b"sparsebak/1 chunk ids 2\0" + b"d" * 16)
-    inner, outer = (bytes(byte ^ pad for byte in key.ljust(64, b"\0")) for pad in (0x36, 0x5C))  # RFC 2104
+    inner, outer = (
+        bytes(byte ^ pad for byte in key.ljust(64, b"\0")) for pad in (0x36, 0x5C)
+    )  # RFC 2104
     ids = ChunkIds(KEYS, b"d" * 16, SIZE, 2)
-    assert ids.of(memoryview(b"x" * SIZE)) == hashlib.sha256(outer + hashlib.sha256(inner + b"x" * SIZE).digest()).digest()
+    assert (
+        ids.of(memoryview(b"x" * SIZE))
+        == hashlib.sha256(outer + hashlib.sha256(inner + b"x" * SIZE).digest()).digest()
+    )
     assert ids.of(bytes(SIZE)) == ZERO_ID
 
 
@@ -83,10 +103,14 @@ def test_a_sealed_chunk_byte_by_byte(level: int, padding: int) -> None:
     chunk = os.urandom(900) + chunk[900:]
     counter = 0x0102030405
     Sealer(KEYS, 3).seal(0, ids.of(chunk), chunk)  # another level before, in the same thread
-    sealed = (Sealer(KEYS, level, padding) if padding else Sealer(KEYS, level)).seal(counter, ids.of(chunk), chunk)
+    sealed = (Sealer(KEYS, level, padding) if padding else Sealer(KEYS, level)).seal(
+        counter, ids.of(chunk), chunk
+    )
     method, salt, nonce, rest = sealed[:1], sealed[1:17], sealed[17:29], sealed[29:]
     assert nonce == bytes.fromhex("050403020100000000000000")
-    plain = AESGCM(hkdf(KEYS.sub_key("sealing"), b"stream", salt)).decrypt(nonce, rest, method + ids.of(chunk))
+    plain = AESGCM(hkdf(KEYS.sub_key("sealing"), b"stream", salt)).decrypt(
+        nonce, rest, method + ids.of(chunk)
+    )
     frame = zstandard.ZstdCompressor(level=level).compress(chunk)
     if padding:
         assert method == b"\x02" and len(plain) == 4096
@@ -105,7 +129,10 @@ def test_compressors_are_each_threads_own_and_kept() -> None:
     def work() -> None:
         sealer, opener = Sealer(KEYS, 7), Opener(KEYS)
         for counter in range(5):
-            assert opener.open(ids.of(chunk), sealer.seal(counter, ids.of(chunk), chunk), ids, SIZE) == chunk
+            assert (
+                opener.open(ids.of(chunk), sealer.seal(counter, ids.of(chunk), chunk), ids, SIZE)
+                == chunk
+            )
         assert len(opener._streams) == 1
 
     zstandard.ZstdCompressor = counting  # type: ignore[assignment,misc]
@@ -131,8 +158,12 @@ def test_the_root_of_an_image() -> None:
     key = b"k" * 32
     tree = Tree(key)
     ids = [bytes([number]) * 32 for number in range(1, 4)]
-    page = hashlib.blake2b(b"".join(ids).ljust(32768, b"\0"), digest_size=32, key=key, person=b"sparsebak page").digest()
-    zeros = hashlib.blake2b(bytes(32768), digest_size=32, key=key, person=b"sparsebak page").digest()
+    page = hashlib.blake2b(
+        b"".join(ids).ljust(32768, b"\0"), digest_size=32, key=key, person=b"sparsebak page"
+    ).digest()
+    zeros = hashlib.blake2b(
+        bytes(32768), digest_size=32, key=key, person=b"sparsebak page"
+    ).digest()
     assert tree.page(b"".join(ids)) == page and tree.page(b"") == tree.zero_page == zeros
     whole = struct.pack("<QI", 2 << 30, SIZE) + page + zeros
     root = hashlib.blake2b(whole, digest_size=32, key=key, person=b"sparsebak root").digest()
@@ -148,13 +179,29 @@ def test_a_zero_page_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_record_byte_by_byte() -> None:
     sealed = RECORD.seal(KEYS)
     clear = struct.pack(
-        "<4sHBB16s16s16sQQQI", b"SBRC", 1, 1, 0, b"a" * 16, b"v" * 16, b"s" * 16, 3, 1_800_000_000, 5 << 30, SIZE
+        "<4sHBB16s16s16sQQQI",
+        b"SBRC",
+        1,
+        1,
+        0,
+        b"a" * 16,
+        b"v" * 16,
+        b"s" * 16,
+        3,
+        1_800_000_000,
+        5 << 30,
+        SIZE,
     )
-    secret = b"work".ljust(64, b"\0") + b"private".ljust(64, b"\0") + b"d" * 16 + b"r" * 32 + b"p" * 32
+    secret = (
+        b"work".ljust(64, b"\0") + b"private".ljust(64, b"\0") + b"d" * 16 + b"r" * 32 + b"p" * 32
+    )
     assert len(sealed) == RECORD_SIZE == 336 and sealed[:CLEAR_SIZE] == clear
     key, salt = hkdf(MASTER, b"sparsebak/1 records\0"), sealed[CLEAR_SIZE : CLEAR_SIZE + 16]
     assert sealed[CLEAR_SIZE + 16 : CLEAR_SIZE + 28] == bytes(12)
-    assert AESGCM(hkdf(key, b"stream", salt)).decrypt(bytes(12), sealed[CLEAR_SIZE + 28 :], clear) == secret
+    assert (
+        AESGCM(hkdf(key, b"stream", salt)).decrypt(bytes(12), sealed[CLEAR_SIZE + 28 :], clear)
+        == secret
+    )
     assert RECORD.digest(KEYS) == hashlib.blake2b(clear + secret, digest_size=32, key=key).digest()
 
 
@@ -191,7 +238,12 @@ def test_a_record_with_a_name_that_cannot_be(field: str, what: str) -> None:
 def test_a_short_seal_byte_by_byte() -> None:
     sealed = seal_bytes(b"k" * 32, b"text", b"associated")
     assert sealed[16:28] == bytes(12) and len(sealed) == 28 + 4 + 16
-    assert AESGCM(hkdf(b"k" * 32, b"stream", sealed[:16])).decrypt(bytes(12), sealed[28:], b"associated") == b"text"
+    assert (
+        AESGCM(hkdf(b"k" * 32, b"stream", sealed[:16])).decrypt(
+            bytes(12), sealed[28:], b"associated"
+        )
+        == b"text"
+    )
     assert open_bytes(b"k" * 32, sealed, b"associated") == b"text"
 
 
@@ -227,12 +279,16 @@ class FakeScrypt:
         (255, 255, 255, False),
     ],
 )
-def test_a_slot_may_cost_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch, log_n: int, r: int, p: int, sane: bool) -> None:
+def test_a_slot_may_cost_so_much_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, log_n: int, r: int, p: int, sane: bool
+) -> None:
     monkeypatch.setattr("cryptography.hazmat.primitives.kdf.scrypt.Scrypt", FakeScrypt)
     FakeScrypt.asked.clear()
     head = bytes((slots.KIND_PASSPHRASE, log_n, r, p)) + b"s" * 16
     slot = head + seal_bytes(hashlib.sha256(b"secret").digest(), MASTER, head + b"a" * 16)
-    assert slots.open_slot(slot, slots.KIND_PASSPHRASE, b"secret", b"a" * 16) == (MASTER if sane else None)
+    assert slots.open_slot(slot, slots.KIND_PASSPHRASE, b"secret", b"a" * 16) == (
+        MASTER if sane else None
+    )
     wanted = [{"salt": b"s" * 16, "length": 32, "n": 1 << log_n, "r": r, "p": p}] if sane else []
     assert FakeScrypt.asked == wanted
 

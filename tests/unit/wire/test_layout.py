@@ -33,7 +33,10 @@ def test_what_is_built_is_read_back(a: int, b: int, c: int, d: int, key: bytes, 
 
 
 def test_bytes_are_as_documented() -> None:
-    fields, documented = structure(), b"MAGC\1\2\0\3\0\0\0\4\0\0\0\0\0\0\x0012345LUX\0\0\0\0\0\0\0\1"
+    fields, documented = (
+        structure(),
+        b"MAGC\1\2\0\3\0\0\0\4\0\0\0\0\0\0\x0012345LUX\0\0\0\0\0\0\0\1",
+    )
     assert fields.size == len(documented)
     assert fields.build(GOOD | {"name": "LUX", "other": None}) == documented
     assert fields.parse(documented) == GOOD | {"name": "LUX"}
@@ -55,7 +58,15 @@ def test_anything_else_is_a_value_error(raw_bytes: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("a", 256), ("b", -1), ("d", 1 << 64), ("key", b"1234"), ("key", b"123456"), ("name", "0123456789"), ("name", "é")],
+    [
+        ("a", 256),
+        ("b", -1),
+        ("d", 1 << 64),
+        ("key", b"1234"),
+        ("key", b"123456"),
+        ("name", "0123456789"),
+        ("name", "é"),
+    ],
 )
 def test_what_does_not_fit_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError):

@@ -22,9 +22,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def _faults(how: str) -> int:
-    return int(subprocess.run([sys.executable, "-c", CHURN, how], check=True, capture_output=True, text=True).stdout)
+    return int(
+        subprocess.run(
+            [sys.executable, "-c", CHURN, how], check=True, capture_output=True, text=True
+        ).stdout
+    )
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library, which decides for itself")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="another C library, which decides for itself"
+)
 def test_chunks_that_come_and_go_use_the_same_pages() -> None:
     assert _faults("keep") < 100 < _faults("leave")

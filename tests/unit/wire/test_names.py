@@ -10,7 +10,23 @@ def test_good_names_pass_unchanged(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "..", "../x", "-rf", ".hidden", "a/b", "a b", "a\n", "a\0", "x" * 64, "ä", "a+b", "@adminvm", "$(x)", "\u202eabc"],
+    [
+        "",
+        "..",
+        "../x",
+        "-rf",
+        ".hidden",
+        "a/b",
+        "a b",
+        "a\n",
+        "a\0",
+        "x" * 64,
+        "ä",
+        "a+b",
+        "@adminvm",
+        "$(x)",
+        "\u202eabc",
+    ],
 )
 def test_all_else_is_refused(name: str) -> None:
     with pytest.raises(BadName):

@@ -52,10 +52,17 @@ def test_a_padded_chunk_that_lies_about_its_length_is_noticed(claim: int) -> Non
     frame = zstandard.ZstdCompressor().compress(b"a" * SIZE)
     wanted = IDS.of(b"a" * SIZE)
     good = len(frame).to_bytes(4, "little") + frame
-    assert Opener(KEYS).open(wanted, _sealed_by_an_insider(good + bytes(9), wanted, METHOD_PADDED), IDS, SIZE) == b"a" * SIZE
+    assert (
+        Opener(KEYS).open(
+            wanted, _sealed_by_an_insider(good + bytes(9), wanted, METHOD_PADDED), IDS, SIZE
+        )
+        == b"a" * SIZE
+    )
     for plain in (claim.to_bytes(4, "little") + frame, good[:4], good[:3], b""):
         with pytest.raises(NotAuthentic):
-            Opener(KEYS).open(wanted, _sealed_by_an_insider(plain, wanted, METHOD_PADDED), IDS, SIZE)
+            Opener(KEYS).open(
+                wanted, _sealed_by_an_insider(plain, wanted, METHOD_PADDED), IDS, SIZE
+            )
 
 
 def test_random_data_is_kept_raw() -> None:
@@ -128,7 +135,10 @@ def test_domains_and_archives_give_unlike_ids() -> None:
 
 def test_two_streams_never_share_a_key() -> None:
     chunk = b"x" * SIZE
-    assert Sealer(KEYS, 3).seal(1, IDS.of(chunk), chunk)[1:] != Sealer(KEYS, 3).seal(1, IDS.of(chunk), chunk)[1:]
+    assert (
+        Sealer(KEYS, 3).seal(1, IDS.of(chunk), chunk)[1:]
+        != Sealer(KEYS, 3).seal(1, IDS.of(chunk), chunk)[1:]
+    )
 
 
 @given(st.binary(max_size=200), st.binary(max_size=50))
@@ -140,5 +150,10 @@ def test_short_texts_seal_and_open(plain: bytes, associated: bytes) -> None:
 
 
 def test_volume_ids_depend_on_key_and_both_names() -> None:
-    ids = {KEYS.volume_id("a", "b"), KEYS.volume_id("b", "a"), KEYS.volume_id("a", "bc"), Keys(bytes(32)).volume_id("a", "b")}
+    ids = {
+        KEYS.volume_id("a", "b"),
+        KEYS.volume_id("b", "a"),
+        KEYS.volume_id("a", "bc"),
+        Keys(bytes(32)).volume_id("a", "b"),
+    }
     assert len(ids) == 4

@@ -5,7 +5,15 @@ import random
 import pytest
 
 from wire import slots
-from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, BadRecoveryKey, make_slot, open_slot, parse_recovery, recovery_text
+from wire.slots import (
+    KIND_PASSPHRASE,
+    KIND_RECOVERY,
+    BadRecoveryKey,
+    make_slot,
+    open_slot,
+    parse_recovery,
+    recovery_text,
+)
 
 ARCHIVE, MASTER = b"a" * 16, b"m" * 32
 
@@ -15,7 +23,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "SCRYPT_LOG_N", 10)
 
 
-@pytest.mark.parametrize(("kind", "secret"), [(KIND_PASSPHRASE, b"pass"), (KIND_RECOVERY, b"r" * 20)])
+@pytest.mark.parametrize(
+    ("kind", "secret"), [(KIND_PASSPHRASE, b"pass"), (KIND_RECOVERY, b"r" * 20)]
+)
 def test_a_slot_opens_with_its_own_secret_only(kind: int, secret: bytes) -> None:
     slot = make_slot(kind, secret, MASTER, ARCHIVE)
     assert open_slot(slot, kind, secret, ARCHIVE) == MASTER
@@ -27,7 +37,15 @@ def test_a_slot_opens_with_its_own_secret_only(kind: int, secret: bytes) -> None
 def test_a_flipped_slot_does_not_open() -> None:
     slot = make_slot(KIND_RECOVERY, b"r" * 20, MASTER, ARCHIVE)
     for at in range(len(slot)):
-        assert open_slot(slot[:at] + bytes([slot[at] ^ 1]) + slot[at + 1 :], KIND_RECOVERY, b"r" * 20, ARCHIVE) is None
+        assert (
+            open_slot(
+                slot[:at] + bytes([slot[at] ^ 1]) + slot[at + 1 :],
+                KIND_RECOVERY,
+                b"r" * 20,
+                ARCHIVE,
+            )
+            is None
+        )
 
 
 def test_costs_that_would_exhaust_memory_are_refused() -> None:

@@ -24,7 +24,9 @@ class Qubes:
         raise getattr(exc, kind.decode(), exc.QubesException)(text.decode())
 
     def add_new_vm(self, cls, name, label, template=None):
-        self.qubesd_call("dom0", f"admin.vm.Create.{cls}", template, f"name={name} label={label}".encode())
+        self.qubesd_call(
+            "dom0", f"admin.vm.Create.{cls}", template, f"name={name} label={label}".encode()
+        )
         self.domains.clear_cache()
         return self.domains[name]
 
@@ -47,7 +49,10 @@ class _Domains:
     def _known(self):
         if self._list is None:
             lines = self._app.qubesd_call("dom0", "admin.vm.List").decode().splitlines()
-            self._list = {line.split()[0]: dict(word.split("=") for word in line.split()[1:]) for line in lines}
+            self._list = {
+                line.split()[0]: dict(word.split("=") for word in line.split()[1:])
+                for line in lines
+            }
         return self._list
 
     def __contains__(self, name):

@@ -23,8 +23,14 @@ class Volume:
         from qubesadmin import config
 
         script = f"{config.QREXEC_SERVICES_DIR}/admin.vm.volume.ImportWithSize"
-        environment = {**os.environ, "QREXEC_REQUESTED_TARGET": self._vm, "QREXEC_REMOTE_DOMAIN": "dom0"}
-        process = subprocess.Popen([script, self._name], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        environment = {
+            **os.environ,
+            "QREXEC_REQUESTED_TARGET": self._vm,
+            "QREXEC_REMOTE_DOMAIN": "dom0",
+        }
+        process = subprocess.Popen(
+            [script, self._name], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         try:
             process.stdin.write(f"{size}\n".encode())
             while part := stream.read(1 << 16):

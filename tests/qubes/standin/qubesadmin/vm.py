@@ -6,7 +6,12 @@ from qubesadmin import storage
 class QubesVM:
     def __init__(self, app, name, klass, state):
         self.__dict__.update(
-            app=app, name=name, klass=klass, _state=state, tags=_Tags(app, name), features=_Features(app, name)
+            app=app,
+            name=name,
+            klass=klass,
+            _state=state,
+            tags=_Tags(app, name),
+            features=_Features(app, name),
         )
         self.__dict__.update(firewall=_Firewall(app, name), _properties=None)
 
@@ -22,8 +27,15 @@ class QubesVM:
             for line in self.qubesd_call(None, "admin.vm.property.GetAll").decode().splitlines():
                 name, default, kind, *value = line.split(" ", 3)
                 text = value[0] if value else ""
-                found = {"bool": text == "True", "int": int(text) if text.isdigit() else None, "vm": text or None}
-                self._properties[name] = (default == "default=True", found.get(kind.removeprefix("type="), text))
+                found = {
+                    "bool": text == "True",
+                    "int": int(text) if text.isdigit() else None,
+                    "vm": text or None,
+                }
+                self._properties[name] = (
+                    default == "default=True",
+                    found.get(kind.removeprefix("type="), text),
+                )
         return self._properties
 
     def property_list(self):
@@ -45,7 +57,9 @@ class QubesVM:
     def _power(self):
         if self.app.cache_enabled:
             return self._state
-        return self.qubesd_call(None, "admin.vm.CurrentState").decode().rpartition("power_state=")[2]
+        return (
+            self.qubesd_call(None, "admin.vm.CurrentState").decode().rpartition("power_state=")[2]
+        )
 
     def is_running(self):
         return self._power() not in ("Halted", "NA")
@@ -90,7 +104,9 @@ class _Tags:
 
 class _Features:
     def __init__(self, app, name):
-        self._call = lambda method, *rest: app.qubesd_call(name, f"admin.vm.feature.{method}", *rest)
+        self._call = lambda method, *rest: app.qubesd_call(
+            name, f"admin.vm.feature.{method}", *rest
+        )
 
     def __iter__(self):
         return iter(self._call("List").decode().split())
@@ -119,4 +135,9 @@ class _Firewall:
 
     @property
     def rules(self):
-        return [_Rule(line) for line in self._app.qubesd_call(self._name, "admin.vm.firewall.Get").decode().splitlines()]
+        return [
+            _Rule(line)
+            for line in self._app.qubesd_call(self._name, "admin.vm.firewall.Get")
+            .decode()
+            .splitlines()
+        ]
