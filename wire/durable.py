@@ -1,5 +1,6 @@
 """Writing files so that after a crash there is the old content or the new, never a mixture."""
 
+import errno
 import fcntl
 import os
 import time
@@ -21,10 +22,40 @@ def closing_fd(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+_NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
 def sync_directory(directory: Path) -> None:
-    """Make renames and removals in a directory durable."""
+    """Make renames and removals in a directory durable, where its file system can do that."""
     with closing_fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        sync_directory_fd(fd)
+
+
+def sync_directory_fd(fd: int) -> None:
+    """The same for an open directory.
+
+    Some network and FUSE file systems refuse fsync of a folder as such (seen: EINVAL, ENOTSUP):
+    their renames are as durable as they ever get. Any other error (EIO) is a failed write.
+    """
+    try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_SYNC:
+            raise
+
+
+def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset``; raise OSError.
+
+    One pwrite(2) may take less than it is given (a signal, a disk about to be full): what is not
+    written yet is tried again, and the error that stands in the way is raised then.
+    """
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(fd, view, offset)
+        if written == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        view, offset = view[written:], offset + written
 
 
 def make_directory(directory: Path, mode: int = 0o700) -> None:
