@@ -207,7 +207,7 @@ def _pool(entry: dict[str, Any], base: Path) -> Pool:
     if unknown := sorted(set(entry) - own - {"name", "driver"}):
         raise ValueError(f"pool {name}: a pool of driver {driver} has no setting {unknown[0]!r}")
     if driver != "lvm_thin":
-        return Pool(name, driver, base / _text(entry, "path"), **_limits(entry))
+        return Pool(name, driver, base / _text(entry, "path"), "", "", **_limits(entry))
     group, pool = _text(entry, "volume_group"), _text(entry, "thin_pool")
     if not (_lvm_name(group) and _lvm_name(pool)):
         raise ValueError(

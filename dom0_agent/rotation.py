@@ -47,25 +47,24 @@ class Rotation:
         self.source.clean()
         self.store.tidy(self.state)
 
-    def give_way(self) -> None:
-        """Where the storage is nearly full, give up pending sessions that are not being extracted: their snapshots hold space.
+    def give_way(self) -> bool:
+        """Where the storage is nearly full, give up pending sessions: their snapshots hold space. Whether there were any.
 
-        So a backup VM that begins sessions and never ends them cannot fill the pool. Not saved yet.
+        So a backup VM that begins sessions and never ends them, or reads them as slowly as it can, cannot fill the pool: an
+        Extract lets go of its snapshot when it sees that. Not saved yet.
         """
+        given_up = False
         try:
             self.source.require_room()
         except Refused as full:
+            if full.code != Code.NO_SPACE:  # the pool is not there: others say so
+                return False
             for key, follow in self.state.follows.items():
-                if follow.pending is not None and not self._is_extracting(follow.pending):
+                if follow.pending is not None:
                     log(WARNING, f"{self.store.name}: its pending session is given up, for {full}")
                     self._give_up(key, follow)
-
-    def _is_extracting(self, pending: Pending) -> bool:
-        try:
-            PendingLog(self.store.directory / pending.log).close()
-        except Refused:
-            return True
-        return False
+                    given_up = True
+        return given_up
 
     def rotate(self) -> int:
         """Take a new base and fold what changed since the old one into every archive's map. Not saved yet."""
@@ -125,7 +124,9 @@ class Rotation:
         follow.map = self.store.save_map(f"{key}.{snapshot_name(number)}.map", merged)
 
     def finish(self) -> None:
-        """The commit point, then the removal of what is no longer needed."""
+        """The commit point, then the removal of what is no longer needed: of the base, too, if no archive builds on it."""
+        if not self.followed:
+            self.state.base = None
         self.store.save(self.state)
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)

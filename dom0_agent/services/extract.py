@@ -5,6 +5,7 @@ pending snapshot. Writes the session's log and, when all is sent, the volume's s
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from dom0_agent.archives import Archive
 from dom0_agent.config import Volume
@@ -52,6 +53,12 @@ def _pending(store: Store, archive: Archive, request: Request) -> tuple[Follow, 
     return follow, follow.pending
 
 
+def _is_pending(store: Store, archive: Archive, request: Request) -> bool:
+    """Whether the session is still the pending one; it is not when it gave way to a full pool."""
+    follow = store.load().follows.get(archive.id.hex())
+    return bool(follow and follow.pending and follow.pending.session == request.session.hex())
+
+
 def _extract(
     call: Call,
     archive: Archive,
@@ -73,7 +80,8 @@ def _extract(
         extraction = Extraction(
             archive, pending, Sources(call.config.state_dir).open(volume), changed, ids, known
         )
-        return extraction.run(log, request.number, call.stdout, call.config)
+        wanted = partial(_is_pending, store, archive, request)
+        return extraction.run(log, request.number, call.stdout, call.config, wanted)
     finally:
         ids.close()
 
