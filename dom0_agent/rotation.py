@@ -48,23 +48,37 @@ class Rotation:
         self.store.tidy(self.state)
 
     def give_way(self) -> bool:
-        """Where the storage is nearly full, give up pending sessions: their snapshots hold space. Whether there were any.
+        """Where the storage is nearly full, give up pending sessions: their snapshots hold space. Whether any state changed.
 
-        So a backup VM that begins sessions and never ends them, or reads them as slowly as it can, cannot fill the pool: an
-        Extract lets go of its snapshot when it sees that. Not saved yet.
+        So a backup VM that begins sessions and never ends them, or reads them as slowly as it can, cannot fill the pool. One
+        that is being extracted has until the next time; its Extract lets go of the snapshot when it sees that. Not saved yet.
         """
-        given_up = False
         try:
             self.source.require_room()
         except Refused as full:
             if full.code != Code.NO_SPACE:  # the pool is not there: others say so
                 return False
-            for key, follow in self.state.follows.items():
-                if follow.pending is not None:
+            pending = [
+                (key, follow, follow.pending)
+                for key, follow in self.state.follows.items()
+                if follow.pending is not None
+            ]
+            for key, follow, session in pending:
+                if not session.crowded and self._is_extracting(session):
+                    session.crowded = True
+                    log(WARNING, f"{self.store.name}: its session has to end soon, for {full}")
+                else:
                     log(WARNING, f"{self.store.name}: its pending session is given up, for {full}")
                     self._give_up(key, follow)
-                    given_up = True
-        return given_up
+            return bool(pending)
+        return False
+
+    def _is_extracting(self, pending: Pending) -> bool:
+        try:
+            PendingLog(self.store.directory / pending.log).close()
+        except Refused:
+            return True
+        return False
 
     def rotate(self) -> int:
         """Take a new base and fold what changed since the old one into every archive's map. Not saved yet."""

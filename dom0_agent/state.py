@@ -37,7 +37,7 @@ class Committed:
 @dataclass
 class Pending:
     """A session begun and neither committed nor aborted. ``root`` and the record's ``digest`` are known once all of it
-    has been extracted."""
+    has been extracted. ``crowded``: the pool was found nearly full while it was."""
 
     session: str
     snapshot: int
@@ -50,6 +50,7 @@ class Pending:
     log: str
     root: str | None = None
     digest: str | None = None
+    crowded: bool = False
 
 
 @dataclass
