@@ -54,8 +54,10 @@ class DirectorySource:
         return self._store / (snapshot_name(number) + _SUFFIX)
 
     def _open_image(self) -> int:
+        image = self.image
         try:
-            image = self._live_image if self._live_image.exists() else self.image
+            if self._live_image.exists():
+                image = self._live_image
             return open_regular(image, self.name)
         except OSError as error:
             raise failed(f"{self.name}: cannot open {image}", error) from None

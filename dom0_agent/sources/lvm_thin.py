@@ -166,8 +166,9 @@ class LvmThinSource:
         number = self._opened[fd]
         if number not in self._mapped:
             mapped = self._mapped[number] = ChangedMap()  # a pool's blocks are whole grains
-            for first, last in self.pool.mapped(self._snapshot(number)):
-                mapped.mark(first, last)
+            snapshot = self._snapshot(number)
+            for first, last in self.pool.mapped(snapshot):  # also past the end, after a shrink
+                mapped.mark(first, min(last, snapshot.size))
         for first, last in self._mapped[number].runs(1, -(-end // GRAIN)):
             if last * GRAIN > start:
                 yield max(first * GRAIN, start), min(last * GRAIN, end)
