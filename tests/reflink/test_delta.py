@@ -272,7 +272,8 @@ def test_a_pool_that_is_full_or_read_only_says_so(btrfs_folder: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", btrfs_folder], check=True)
     source.clean()
     source.drop(7)
-    for action in (lambda: source.snapshot(2), lambda: source.drop(1), lambda: source.replace(1)):
+    actions = [source.require_room, lambda: source.snapshot(2), lambda: source.drop(1)]
+    for action in (*actions, lambda: source.replace(1)):
         with pytest.raises(Refused, match="the pool is read-only"):
             action()
 
