@@ -144,7 +144,10 @@ class RemoteStorage:
 
     def lock(self, shared: bool) -> int | None:
         """See Storage."""
-        return self._own.lock(shared)
+        try:
+            return self._own.lock(shared)
+        except OSError as error:
+            raise self._cache.cannot(error) from None
 
     def writable(self) -> bool:
         """See Storage."""

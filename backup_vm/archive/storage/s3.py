@@ -98,9 +98,11 @@ class ObjectStore:
         if said.code != "RequestTimeTooSkewed":
             return failure
         off = _ahead(said.server_time, self._url)
-        amount = "" if off is None else f" {_duration(abs(off))} {'ahead' if off > 0 else 'behind'}"
+        amount = ""
+        if off is not None and abs(off) >= 60:
+            amount = f"{_duration(abs(off))} {'ahead' if off > 0 else 'behind'}, "
         return SparsebakError(
-            f"this machine's clock is{amount or ' off'}: the object store refuses with {said.code}",
+            f"this machine's clock is {amount}too far off: the object store refuses ({said})",
             "set the clock, then try again",
         )
 

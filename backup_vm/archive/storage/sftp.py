@@ -126,12 +126,20 @@ class SftpHost:
             handle = client.open(path, protocol.FOR_READING)
             looked = client.send(protocol.FSTAT, text(handle))
             got = client.read(handle, offset, length, take)
-            there = client.answer(looked, protocol.ATTRS).attributes()
+            there = self._looked_at(client, looked, path)
             client.close(handle)
         if (there.size, str(there.mtime)) != entry and there.size is not None:
             raise Changed(name)
         if got != length:
             raise Unreachable(f"{name} came with fewer bytes than the server says")
+
+    @staticmethod
+    def _looked_at(client: Client, number: int, path: bytes) -> Attributes:
+        """The attributes of an open file; by its name, from a server that cannot tell otherwise."""
+        try:
+            return client.answer(number, protocol.ATTRS).attributes()
+        except Refused:
+            return client.ask(protocol.STAT, text(path), protocol.ATTRS).attributes()
 
     def put(self, name: str, source: Path) -> str:
         """See Objects."""
@@ -164,7 +172,8 @@ class SftpHost:
                 client.write(handle, iter(lambda: file.read(protocol.BLOCK), b""))
             with suppress_unsupported():
                 client.extended(_SYNC, text(handle))
-            there = client.ask(protocol.FSTAT, text(handle), protocol.ATTRS).attributes()
+            looked = client.send(protocol.FSTAT, text(handle))
+            there = self._looked_at(client, looked, path)
             client.close(handle)
         except Refused as error:
             client.settle()
@@ -180,9 +189,9 @@ class SftpHost:
         # All that SFTP has for a full disk, a quota, a broken disk.
         space = _space(client, self._root)
         if space is not None and space.free < _ROOM:
-            what, free = "the disk there is full", f", {space.free} bytes are free"
+            what, free = "the server's disk is full", f", {space.free} bytes are free"
         else:
-            what, free = "the disk there is likely full, or a quota used up", ""
+            what, free = "the server's disk is likely full, or a quota used up", ""
         return SparsebakError(
             f"{self._host.name} cannot store more: {what} ({error}{free})",
             "make room there, or prune old sessions; what was stored is kept",

@@ -22,10 +22,12 @@ from backup_vm.archive.storage import objects
 from backup_vm.archive.storage.objects import Silent, Unreachable
 from backup_vm.errors import ForbiddenError, SparsebakError, UsageError
 
+_CONNECTING = 20
+"""Seconds for TCP, and for the first line of the server."""
 _OPTIONS = {
     "BatchMode": "yes",
     "ClearAllForwardings": "yes",
-    "ConnectTimeout": "20",
+    "ConnectTimeout": str(_CONNECTING),
     "ConnectionAttempts": "1",
     "ForwardX11": "no",
     "LogLevel": "ERROR",  # no banner: what is left is why it failed
@@ -186,10 +188,12 @@ def _reason(host: str, said: str, last: str) -> Exception:
             return ForbiddenError(f"{host}: {meaning} ({last})")
     if any(words in said for words in _MISCONFIGURED):
         return SparsebakError(f"ssh's configuration for {host}: {last}", f"try: ssh {host}")
+    if "banner exchange" in said and "timed out" in said:
+        return Silent(_CONNECTING)
     doubtful = "Connection refused" in said or (
         "Could not resolve hostname" in said and "emporary failure" not in said
     )
-    return Unreachable(last, waited=20 if "timed out" in said else 0, doubtful=doubtful)
+    return Unreachable(last, waited=_CONNECTING if "timed out" in said else 0, doubtful=doubtful)
 
 
 def _for_another_home() -> int:

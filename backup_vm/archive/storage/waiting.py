@@ -1,12 +1,13 @@
 """Waiting for requests that run outside Python (``obstore``), so that a signal or a silent store ends the wait.
 
-Requests run in one asyncio loop in a thread of its own, which nothing joins: whoever asked waits in steps, and cancels what
-it does not wait for any more. What is slow is told from what is silent by the kernel's own count of bytes.
+Requests run in one asyncio loop in a thread of its own, which nothing joins: whoever asked waits in steps, and leaves
+what it does not wait for any more. What is slow is told from what is silent by the kernel's own count of bytes.
 """
 
 import asyncio
 import atexit
 import concurrent.futures
+import math
 import os
 import socket
 import struct
@@ -22,6 +23,8 @@ from backup_vm.archive.storage.objects import Silent
 Result = TypeVar("Result")
 _LOOK = 1.0
 """Seconds between two looks at the counters."""
+_SETTLED = 0.2
+"""Seconds after which the library has done with what was cancelled."""
 _ACKED_AND_RECEIVED = struct.Struct("=QQ")
 _AT = 120
 """Where ``tcpi_bytes_acked`` and ``tcpi_bytes_received`` lie in struct tcp_info (Linux 4.1)."""
@@ -52,15 +55,14 @@ class Requests:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._cancelled = -math.inf
         self._lock = threading.Lock()
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-                self._thread.start()
+                threading.Thread(target=self._loop.run_forever, daemon=True).start()
                 atexit.register(self._end)
             return self._loop
 
@@ -69,25 +71,19 @@ class Requests:
         future = asyncio.run_coroutine_threadsafe(request, self._running())
         try:
             return _wait(future)
-        except BaseException:
+        except Silent:
+            # Its connection is closed, so that it cannot come to pass later, after what is asked next.
             future.cancel()
+            self._cancelled = time.monotonic()
             raise
 
     def _end(self) -> None:
-        """Before Python goes: no request may come back to it, and no task may be left to complain about."""
-        loop, thread = self._loop, self._thread
-        if loop is None or thread is None:
-            return
+        """Before Python goes: the library must not come back to it, or it says so on the terminal.
 
-        async def cancel() -> None:
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=0.2) if tasks else None
-            loop.stop()
-
-        loop.call_soon_threadsafe(lambda: loop.create_task(cancel()))
-        thread.join(0.5)
+        So what still runs is not cancelled, which would wake it up, and what was has a moment to settle. The connections are
+        closed with the process.
+        """
+        time.sleep(max(0.0, self._cancelled + _SETTLED - time.monotonic()))
 
 
 def _wait(future: "concurrent.futures.Future[Result]") -> Result:
