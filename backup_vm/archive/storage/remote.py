@@ -45,8 +45,9 @@ class RemoteStorage:
         self._cache = Cache(url)
         self._own = LocalStorage(self._cache.own)
         self._listing: dict[str, Entry] | None = None
-        self._changed: dict[str, Entry | None] = {}
-        """What this run has put (or, None, removed), for a store whose listings come late."""
+        self._written: dict[str, Entry] = {}
+        self._removed: dict[str, Entry] = {}
+        """What this run did, for a store whose listings come late."""
         self._lock = threading.RLock()
         self._blocks = _Blocks(self._exact)
 
@@ -68,11 +69,11 @@ class RemoteStorage:
         """List anew: another machine may have added, moved and removed objects. What this run did is kept right."""
         listed = self._list()
         with self._lock:
-            before = self._listing or {}
-            for name, entry in self._changed.items():
-                if entry is None and name in listed and listed[name] == before.get(name):
+            for name, entry in self._removed.items():
+                if listed.get(name) == entry:
                     del listed[name]
-                elif entry is not None and name not in listed and self._is_there(name, entry):
+            for name, entry in self._written.items():
+                if name not in listed and self._is_there(name, entry):
                     listed[name] = entry
             self._listing = listed
 
@@ -236,7 +237,7 @@ class RemoteStorage:
         version = self._place.ask(lambda: self._objects.put(name, path))
         entry = Entry(size, version)
         with self._lock:
-            self._there()[name] = self._changed[name] = entry
+            self._there()[name] = self._written[name] = entry
         if name.endswith(_KEPT):
             self._cache.keep(path, name, entry)
         path.unlink(missing_ok=True)
@@ -249,8 +250,9 @@ class RemoteStorage:
                 continue
             self._place.ask(lambda name=name: self._objects.delete(name))  # type: ignore[misc]
             with self._lock:
-                self._there().pop(name, None)
-                self._changed[name] = None
+                self._written.pop(name, None)
+                if (entry := self._there().pop(name, None)) is not None:
+                    self._removed[name] = entry
             self._cache.forget(name)
 
     def clean(self) -> None:
@@ -335,12 +337,7 @@ class _Blocks:
         """A block, with the next one on its way."""
         wanted = self._begin(name, entry, index)
         self._begin(name, entry, index + 1)
-        try:
-            return wanted.result()
-        except BaseException:
-            with self._lock:  # a failure is not kept
-                self._blocks.pop((name, entry, index), None)
-            raise
+        return wanted.result()
 
     def _begin(self, name: str, entry: Entry, index: int) -> "Future[bytes]":
         with self._lock:
@@ -359,6 +356,8 @@ class _Blocks:
         try:
             future.set_result(self.exact(name, entry, index * _BLOCK, _BLOCK))
         except BaseException as error:  # KeyboardInterrupt, too: for whoever waits
+            with self._lock:  # a failure is not kept
+                self._blocks.pop((name, entry, index), None)
             future.set_exception(error)
 
 
