@@ -12,6 +12,14 @@ _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01  # linux/falloc.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
+    """fallocate(2); returns 0, raises OSError."""
+    if _LIBC.fallocate(fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(length)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return 0
+
+
 def punch(path: Path, ranges: Iterable[tuple[int, int]]) -> bool:
     """Give ranges of a file (offset, length) back to the file system; they read as zeros. False where it cannot do that."""
     with closing_fd(os.open(path, os.O_RDWR | os.O_CLOEXEC)) as fd:
