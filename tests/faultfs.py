@@ -92,6 +92,7 @@ class FaultFS:
         with contextlib.suppress(OSError):
             self.fail()
         subprocess.run(["fusermount3", "-u", "-z", self.path], check=False)
+        self._process.terminate()  # what still has a file open there keeps it otherwise
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:

@@ -16,7 +16,7 @@ from backup_vm.archive.image import Image
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
-from backup_vm.archive.storage import Storage, open_storage
+from backup_vm.archive.storage import TEMPORARY, Storage, open_storage
 from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 
 if TYPE_CHECKING:
@@ -109,7 +109,11 @@ class Archive:
         return self._catalog
 
     def _open_catalog(self) -> Catalog:
-        path = self.storage.local(catalogs.NAME)
+        try:
+            path = self.storage.database(catalogs.NAME)
+        except DamagedError as error:  # not even SQLite is let near it
+            self.warnings.append(f"{error}; the catalog has been rebuilt")
+            return self._rebuilt()
         if path.exists():
             catalog = None
             try:
@@ -141,10 +145,14 @@ class Archive:
             self._catalog.set_meta(key, value)
 
     def _rebuilt(self, free: bool = False) -> Catalog:
-        path = self.storage.local(catalogs.NAME)
-        if (
-            not self.writing
-        ):  # others may be reading too, or the disk may be read-only: keep it to ourselves
+        if self.writing:
+            self.storage.discard(catalogs.NAME + TEMPORARY)
+            try:
+                path = self.storage.database(catalogs.NAME)
+            except DamagedError:
+                self.storage.discard(catalogs.NAME)
+                path = self.storage.database(catalogs.NAME)
+        else:  # others may be reading too, or the disk may be read-only: keep it to ourselves
             self._temporary = catalogs.folder_aside()
             path = Path(self._temporary.name) / catalogs.NAME
         beside = path.with_name(path.name + ".tmp")

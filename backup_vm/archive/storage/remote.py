@@ -14,12 +14,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
-from backup_vm.archive.storage import TEMPORARY, Reader
+from backup_vm.archive.storage import TEMPORARY, WHOLE, Reader
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.objects import Entry, Objects, persistently
-from backup_vm.errors import SparsebakError
+from backup_vm.errors import DamagedError, SparsebakError
 from wire.durable import make_directory
 
 _OWN = (".partial", ".sqlite", ".sqlite-journal", ".lock", TEMPORARY)
@@ -41,9 +41,11 @@ class RemoteStorage:
 
     uploads = 4
     pack_size = 64 << 20
+    elsewhere = True
 
     def __init__(self, url: str, objects: Objects) -> None:
         self._url, self._objects = url, objects
+        self.check: Callable[[], None] = lambda: None
         cache = cache_folder(url)
         self._copies, self._uploads = cache / "copies", cache / "uploads"
         for folder in (cache / "own", self._copies, self._uploads):
@@ -111,6 +113,14 @@ class RemoteStorage:
         )
         return sorted(name for name in found if name.count("/") == 2)
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """See Storage."""
+        return {
+            name: entry.size
+            for name, entry in self._there().items()
+            if name.startswith(f"{folder}/") and name.count("/") == 2
+        }
+
     def size(self, name: str) -> int:
         """See Storage."""
         return self._own.size(name) if self._is_own(name) else self._entry(name).size
@@ -119,13 +129,34 @@ class RemoteStorage:
         """See Storage."""
         return self.size(name)
 
-    def read(self, name: str) -> bytes:
+    def close(self) -> None:
         """See Storage."""
-        return (
-            self._own.read(name)
-            if self._is_own(name)
-            else self._range(name, 0, self._entry(name).size)
-        )
+        self._own.close()
+
+    def read(self, name: str, limit: int = WHOLE) -> bytes:
+        """See Storage."""
+        if self._is_own(name):
+            return self._own.read(name, limit)
+        size = self._entry(name).size
+        if size > limit:
+            raise DamagedError(f"{self.describe(name)} is larger than any that is made here")
+        return self._range(name, 0, size)
+
+    def open(self, name: str) -> BinaryIO:
+        """See Storage."""
+        return self._own.open(name) if self._is_own(name) else open(self.local(name), "rb")
+
+    def own(self, name: str, create: bool = False) -> int:
+        """See Storage."""
+        return self._own.own(name, create)
+
+    def database(self, name: str) -> Path:
+        """See Storage."""
+        return self._own.database(name)
+
+    def discard(self, name: str) -> None:
+        """See Storage."""
+        self._own.discard(name)
 
     def local(self, name: str) -> Path:
         """See Storage."""
@@ -174,6 +205,7 @@ class RemoteStorage:
 
     def upload(self, name: str, path: Path, size: int) -> None:
         """Store a file of this machine under a name, and take it away from here."""
+        self.check()
         version = persistently(self._url, lambda: self._objects.put(name, path))
         entry = self._there()[name] = Entry(size, version)
         if name.endswith(_KEPT):
@@ -189,6 +221,7 @@ class RemoteStorage:
             if self._is_own(name):
                 self._own.remove(name)
                 continue
+            self.check()
             persistently(self._url, lambda name=name: self._objects.delete(name))  # type: ignore[misc]
             self._there().pop(name, None)
             for copy in (self._copies / name).parent.glob(f"{Path(name).name}@*"):
