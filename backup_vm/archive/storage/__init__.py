@@ -7,9 +7,12 @@ belong to this machine alone, wherever the archive is: the catalog, partial sess
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, BinaryIO, Protocol
+from typing import IO, TYPE_CHECKING, BinaryIO, Protocol
 
 from backup_vm.errors import UsageError
+
+if TYPE_CHECKING:
+    from backup_vm.archive.lease import Locks
 
 TEMPORARY = ".tmp"
 LOCK = "archive.lock"
@@ -67,6 +70,12 @@ class Storage(Protocol):
 
     def lock(self, shared: bool) -> int | None:
         """Keep others away, writers (shared) or all; returns a descriptor to close, None where nothing can be written."""
+
+    def locks(self) -> "Locks":
+        """The files by which writers on all machines keep each other away."""
+
+    def refresh(self) -> None:
+        """Forget what was seen of the store: another machine may have written to it."""
 
     def writable(self) -> bool:
         """Whether files can be written at all, as far as that is known."""

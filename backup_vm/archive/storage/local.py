@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from backup_vm.archive.storage import LOCK, TEMPORARY, WHOLE
 from backup_vm.archive.storage.beneath import Beneath, GuardedFile
@@ -19,6 +19,9 @@ from backup_vm.archive.storage.files import ASIDE, LocalNewFile, LocalReader, re
 from backup_vm.archive.storage.writing import Blocks
 from backup_vm.errors import DamagedError, ForbiddenError, LockedError, SparsebakError
 from wire.durable import Busy, closing_fd, lock_fd, pwrite_all, sync_directory_fd
+
+if TYPE_CHECKING:
+    from backup_vm.archive.lease import Locks
 
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -87,6 +90,15 @@ class LocalStorage:
                 os.ftruncate(fd, 0)
                 pwrite_all(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
+
+    def locks(self) -> "Locks":
+        """See Storage."""
+        from backup_vm.archive.storage.locks import LocalLocks
+
+        return LocalLocks(self._beneath)
+
+    def refresh(self) -> None:
+        """See Storage. Every look is a new one."""
 
     def _lock_file(self) -> int:
         """The lock file, open; another thing in its place, which is no lock of ours, is replaced."""
