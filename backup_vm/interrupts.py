@@ -4,6 +4,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from backup_vm import stopping
+
 
 class Interrupted(Exception):
     """The run was asked to stop, and this is a point at which it can."""
@@ -31,6 +33,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        stopping.ask()
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True

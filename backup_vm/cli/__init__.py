@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 
+from backup_vm import stopping
 from backup_vm.errors import Exit, SparsebakError
 from backup_vm.text import journal_prefix
 from wire import VERSION
@@ -75,7 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     collect_rarely()
     words = sys.argv[1:] if argv is None else argv
     options = parser(words).parse_args(words)
-    signal.signal(signal.SIGTERM, _interrupt)
+    stopping.forget()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     os.environ.setdefault(
         "OPENBLAS_NUM_THREADS", "1"
     )  # numpy's: nothing here multiplies matrices, and its threads spin
@@ -99,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    stopping.ask()
     raise KeyboardInterrupt
 
 
