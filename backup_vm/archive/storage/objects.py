@@ -89,6 +89,18 @@ class Objects(Protocol):
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens when it is gone."""
 
+    def times(self, folder: str) -> dict[str, float]:
+        """Names in a folder, and when each was written last, in seconds by the place's clock; as it is at this moment."""
+
+    def make(self, name: str, raw: bytes) -> bool | None:
+        """Store a small object; False where there is one of that name, None where the place cannot make sure of that."""
+
+    def put_small(self, name: str, raw: bytes, again: bool = False) -> None:
+        """Store a small object. With ``again`` it is there; raise FileNotFoundError where it is known not to be."""
+
+    def get_small(self, name: str, limit: int) -> bytes:
+        """The first bytes of an object, at most so many."""
+
     def sweep(self) -> None:
         """Finish or remove what uploads that were cut have left. For the one that writes."""
 

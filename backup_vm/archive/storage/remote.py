@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
+from backup_vm.archive.lease import FOLDER, LONGEST
 from backup_vm.archive.storage import TEMPORARY, WHOLE, Reader
 from backup_vm.archive.storage.cache import Cache
 from backup_vm.archive.storage.local import LocalStorage
@@ -30,8 +31,6 @@ _LONGEST = 200
 _DEEPEST = 4
 _LEFT = (".uploading", ".whole")
 """Ends of names that an upload which was cut leaves (see ``sftp``)."""
-_WHOLE = 64 << 20
-"""Bytes of an object that is read at once: what describes an archive has a few hundred."""
 
 
 class RemoteStorage:
@@ -150,6 +149,10 @@ class RemoteStorage:
             return self._own.lock(shared)
         except OSError as error:
             raise self._cache.cannot(error) from None
+
+    def locks(self) -> "RemoteLocks":
+        """See Storage."""
+        return RemoteLocks(self._place, self._objects)
 
     def writable(self) -> bool:
         """See Storage."""
@@ -321,6 +324,37 @@ class RemoteStorage:
     def cannot(self, error: OSError) -> SparsebakError:
         """What to raise when that file cannot be written."""
         return self._cache.cannot(error)
+
+
+class RemoteLocks:
+    """See Locks in ``lease``."""
+
+    def __init__(self, place: Place, objects: Objects) -> None:
+        self._place, self._objects = place, objects
+
+    def list(self) -> dict[str, float]:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.times(FOLDER))
+
+    def create(self, name: str, raw: bytes) -> bool | None:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.make(f"{FOLDER}/{name}", raw))
+
+    def put(self, name: str, raw: bytes) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw))
+
+    def renew(self, name: str, raw: bytes) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw, again=True))
+
+    def read(self, name: str) -> bytes:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.get_small(f"{FOLDER}/{name}", LONGEST))
+
+    def remove(self, name: str) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.delete(f"{FOLDER}/{name}"))
 
 
 class _Upload:
