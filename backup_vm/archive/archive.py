@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backup_vm import stopping
 from backup_vm.archive import catalog as catalogs
 from backup_vm.archive import packs, parameters, partial, references, sessions
 from backup_vm.archive.catalog import Catalog
 from backup_vm.archive.image import Image
+from backup_vm.archive.lease import Lease
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
@@ -349,20 +351,44 @@ def _sound_elsewhere(archive: Archive, chunk_id: bytes, here: set[int]) -> bool:
 
 
 @contextmanager
-def open_archive(location: str | Path, writing: bool) -> Iterator[Archive]:
-    """Open and lock the archive in a directory or at a URL: alone for writing, together with other readers otherwise."""
+def open_archive(location: str | Path, writing: bool, command: str = "") -> Iterator[Archive]:
+    """Open and lock the archive in a directory or at a URL: alone for writing, together with other readers otherwise.
+
+    ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later, when a lease is lost.
+    """
     storage = open_storage(location)
-    settings = parameters.load(storage)
-    lock = storage.lock(shared=not writing)
-    archive = Archive(storage, settings, writing)
+    with contextlib.closing(storage):
+        settings = parameters.load(storage)
+        with _locked(storage, writing, command):
+            archive = Archive(storage, settings, writing)
+            try:
+                if writing:
+                    archive.recover()
+                yield archive
+            finally:
+                archive.close()
+
+
+@contextmanager
+def _locked(storage: Storage, writing: bool, command: str) -> Iterator[None]:
+    """Keep others away: by flock, and with a lease those whom flock does not reach."""
+    fd = storage.lock(shared=not writing)
     try:
-        if writing:
-            archive.recover()
-        yield archive
+        if not writing:
+            yield
+            return
+        lease = Lease.acquire(storage.locks(), storage.describe(), command)
+        storage.check = lease.check
+        try:
+            lease.keep()
+            storage.refresh()  # what was seen before may be from the midst of another run
+            yield
+        finally:
+            with stopping.closing():
+                lease.release()
     finally:
-        archive.close()
-        if lock is not None:
-            os.close(lock)
+        if fd is not None:
+            os.close(fd)
 
 
 def create_archive(location: str | Path, settings: Parameters) -> None:
