@@ -3,6 +3,7 @@
 They are kept in the tree so that packages need nothing but make to be built; a test says when they are out of date.
 """
 
+import argparse
 import os
 import re
 import sys
@@ -53,7 +54,9 @@ def _plain(parser: Any) -> Any:
 def _once(parser: Any) -> Any:
     """The same without the options that every command repeats: a manual says once what holds for all."""
     for action in parser._actions:
-        for command in (action.choices if isinstance(action.choices, dict) else {}).values():
+        if not isinstance(action, argparse._SubParsersAction):
+            continue
+        for command in action.choices.values():
             repeated = [group for group in command._action_groups if group.title == GENERAL]
             for group in repeated:
                 command._action_groups.remove(group)
