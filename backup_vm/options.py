@@ -1,13 +1,25 @@
 """Options that every command has, and that may stand before it or after it; and pieces that several commands declare."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from backup_vm import output
 from backup_vm.errors import UsageError
 from backup_vm.paths import expanded
 
 GENERAL = "general options"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose --help and --version fail where they cannot be printed; argparse ignores that."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stderr:  # None is a standard output that is closed
+            output.complain(message.rstrip("\n"))
+        else:
+            output.put(message.rstrip("\n"))
 
 
 def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:

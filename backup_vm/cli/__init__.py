@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from backup_vm import interrupts, output
 from backup_vm.errors import Exit, SparsebakError
-from backup_vm.options import add_common
+from backup_vm.options import Parser, add_common
 from backup_vm.text import journal_prefix
 from wire import VERSION
 from wire.memory import collect_rarely, keep_freed
@@ -26,7 +26,7 @@ General options can be given before or after COMMAND; of two that contradict eac
 
 def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
     """The command line. Of the commands only those among ``words``, if any is: to import the others takes time."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG
     )
     add_common(top)
