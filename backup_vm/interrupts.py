@@ -2,18 +2,24 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import threading
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a command to end: Ctrl-C, a stop by systemd or kill, a terminal that was closed."""
 
-PATIENCE = 1.0
-"""Seconds that a run has to come to a point where nothing is half done, and that cleaning up may take
-before another signal ends the process as it is."""
+PATIENCE = 0.8
+"""Seconds that a run has to come to a point where nothing is half done."""
+
+LIMIT = 1.8
+"""Seconds from a signal to the process's end, whatever it waits for: a disk or a service that is stuck."""
+
+MESSAGE = "sparsebak: interrupted; what was stored is kept"
 
 
 class Stop(KeyboardInterrupt):
@@ -24,18 +30,23 @@ class Interrupted(Exception):
     """The run was asked to stop, and this is a point at which it can."""
 
 
-_came: tuple[int, float] | None = None
-"""The first signal, and when it came."""
+_came: int | None = None
+"""The first signal."""
+
+_limit: "threading.Timer | None" = None
 
 
 def exit_code() -> int:
     """128 and the number of the signal that came; as after Ctrl-C where none is known."""
-    return 128 + (_came[0] if _came else signal.SIGINT)
+    return 128 + (_came or signal.SIGINT)
 
 
 @contextmanager
-def handled() -> Iterator[None]:
-    """Have each of SIGNALS raise Stop, once. One that was ignored at the start (nohup) stays so."""
+def handled(process: bool = True) -> Iterator[None]:
+    """Have each of SIGNALS raise Stop, once. One that was ignored at the start (nohup) stays so.
+
+    ``process``: whether the process ends with the command, so that LIMIT holds for its end as well.
+    """
     global _came
     _came = None
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -45,40 +56,45 @@ def handled() -> Iterator[None]:
     try:
         yield
     finally:
+        if _limit is not None and not process:
+            _limit.cancel()
         for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def ignore() -> None:
-    """The command is done and its exit code stands: nothing may change that while Python shuts down."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+            # The exit code stands when the command is done: nothing may change it while Python shuts down.
+            signal.signal(number, signal.SIG_IGN if process else handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """The first signal unwinds the command. Those that follow must not break off its cleaning up:
-    a closed terminal and an impatient Ctrl-C send several. Only if it takes too long does one end it."""
-    if not _note(number):
-        return
-    raise Stop
+    a closed terminal and an impatient Ctrl-C send several."""
+    if _note(number):
+        raise Stop
 
 
 def _note(number: int) -> bool:
-    """Whether this signal is the first. One that comes long after the first ends the process."""
-    global _came
-    if _came is None:
-        _came = number, time.monotonic()
-        return True
-    if time.monotonic() - _came[1] > PATIENCE:
-        os._exit(128 + _came[0])
-    return False
+    """Whether this signal is the first. From then on LIMIT holds."""
+    import threading
+
+    global _came, _limit
+    if _came is not None:
+        return False
+    _came, _limit = number, threading.Timer(LIMIT, _end)
+    _limit.daemon = True
+    _limit.start()
+    return True
+
+
+def _end() -> None:
+    """End the process as it is. That is as safe as a power cut: what counts has one commit point each."""
+    with suppress(OSError):
+        os.write(2, f"{MESSAGE}\n".encode())
+    os._exit(exit_code())
 
 
 class Interrupts:
     """While entered, a signal is only noted, for ``check`` to raise.
 
     A run that waits for somebody may not come to a check: after PATIENCE, or at a second signal, Stop is
-    raised wherever it is. That is as safe as a power cut, but what came since the last pack is sent again.
+    raised wherever it is. What came since the last pack is sent again then.
     """
 
     def __init__(self) -> None:

@@ -26,9 +26,7 @@ General options can be given before or after COMMAND; of two that contradict eac
 
 def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
     """The command line. Of the commands only those among ``words``, if any is: to import the others takes time."""
-    top = Parser(
-        prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG
-    )
+    top = Parser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
     add_common(top)
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
@@ -47,15 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     # numpy's: nothing here multiplies matrices, and its threads spin
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     keep_freed()
-    with interrupts.handled():
+    with interrupts.handled(process=argv is None):
         try:
-            code = _run(sys.argv[1:] if argv is None else argv)
-            if argv is None:
-                interrupts.ignore()
+            return _run(sys.argv[1:] if argv is None else argv)
         except KeyboardInterrupt:
-            output.complain(f"{journal_prefix(4)}sparsebak: interrupted; what was stored is kept")
-            code = interrupts.exit_code()
-    return code
+            output.complain(f"{journal_prefix(4)}{interrupts.MESSAGE}")
+            return interrupts.exit_code()
 
 
 def _run(words: list[str]) -> int:
