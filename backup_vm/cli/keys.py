@@ -13,7 +13,8 @@ def add_to(commands: Any) -> None:
     keys = commands.add_parser(
         "keys",
         help="write down what a new dom0 needs to take the archive over",
-        description="Writes key slots and newest records, all sealed, for: sparsebak-agent keys import LABEL FILE",
+        description="Writes key slots and newest records, all sealed, for: "
+        "sparsebak-agent keys import LABEL FILE --caller QUBE",
     )
     keys.add_argument(
         "--refresh",

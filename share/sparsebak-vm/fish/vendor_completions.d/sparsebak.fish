@@ -312,7 +312,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using copy' -s q -l quiet -d 'print n
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -s v -l verbose -d 'print more, also where there is no terminal'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l json -d 'print data for programs'
-complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a keys -d 'Writes key slots and newest records, all sealed, for: sparsebak-agent keys import LABEL FILE'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a keys -d 'Writes key slots and newest records, all sealed, for: sparsebak-agent keys import LABEL FILE --caller QUBE'
 complete -c sparsebak -n '_shtab_sparsebak_using keys' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using keys' -l refresh -d 'take in the key slots that were changed in dom0'
 complete -c sparsebak -n '_shtab_sparsebak_using keys' -s o -l output -x -d 'what to write (default: standard output)'
