@@ -39,7 +39,7 @@ class Silent(Unreachable):
     says = "{place} does not answer: {error}"
     hint = "what was stored is kept; try again when it answers"
 
-    def __init__(self, waited: float = SILENCE) -> None:
+    def __init__(self, waited: float) -> None:
         super().__init__(f"nothing came for {waited:.0f} s", waited)
 
 
