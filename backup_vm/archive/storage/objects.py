@@ -16,6 +16,9 @@ DOUBT = 2.0
 """The same for a refusal that looks like a wrong address, while nothing has ever come from the place in this run."""
 SILENCE = 30.0
 """Seconds without a byte in either direction after which a request is given up."""
+_DEEPEST = 4
+_LONGEST = 200
+"""Bytes of one part of a name, so that it can be one of a copy here, with a checksum."""
 Result = TypeVar("Result")
 
 
@@ -89,6 +92,18 @@ class Objects(Protocol):
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens when it is gone."""
 
+    def times(self, folder: str) -> dict[str, float]:
+        """Names in a folder, and when each was written last, in seconds by the place's clock; as it is at this moment."""
+
+    def make(self, name: str, raw: bytes) -> bool | None:
+        """Store a small object; False where there is one of that name, None where the place cannot make sure of that."""
+
+    def put_small(self, name: str, raw: bytes, again: bool = False) -> None:
+        """Store a small object. With ``again`` it is there; raise FileNotFoundError where it is known not to be."""
+
+    def get_small(self, name: str, limit: int) -> bytes:
+        """The first bytes of an object, at most so many."""
+
     def sweep(self) -> None:
         """Finish or remove what uploads that were cut have left. For the one that writes."""
 
@@ -125,3 +140,15 @@ class Place:
 
 def _hint(error: Unreachable, patience: float) -> str:
     return "check the address" if patience == DOUBT else error.hint
+
+
+def can_be_a_name(name: str) -> bool:
+    """Whether an object's name can be one of a file here: it cannot lead elsewhere, and has no letters that no name has."""
+    parts = name.split("/")
+    try:
+        return len(parts) <= _DEEPEST and all(
+            part not in ("", ".", "..") and len(part.encode()) <= _LONGEST and part.isprintable()
+            for part in parts
+        )
+    except UnicodeEncodeError:
+        return False

@@ -5,33 +5,27 @@ listing are the store's word: those that could not be names of files here are le
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, BinaryIO, TypeVar
 
-from backup_vm.archive.storage import TEMPORARY, Reader
+from backup_vm.archive.storage import TEMPORARY, WHOLE, Reader
+from backup_vm.archive.storage.blocks import Blocks, RemoteReader
 from backup_vm.archive.storage.cache import Cache
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place, can_be_a_name
+from backup_vm.archive.storage.remote_locks import RemoteLocks
 from backup_vm.errors import DamagedError, SparsebakError
 
 Result = TypeVar("Result")
 _OWN = (".partial", ".sqlite", ".sqlite-journal", ".lock", TEMPORARY)
 _KEPT = ".session"
 """Objects whose copies are kept."""
-_BLOCK = 2 << 20
-_BLOCKS = 16
 _THREADS = 6
-_LONGEST = 200
-"""Bytes of one part of a name, so that it can be one of a copy here, with a checksum."""
-_DEEPEST = 4
 _LEFT = (".uploading", ".whole")
 """Ends of names that an upload which was cut leaves (see ``sftp``)."""
-_WHOLE = 64 << 20
-"""Bytes of an object that is read at once: what describes an archive has a few hundred."""
 
 
 class RemoteStorage:
@@ -39,9 +33,11 @@ class RemoteStorage:
 
     uploads = 4
     pack_size = 64 << 20
+    elsewhere = True
 
     def __init__(self, url: str, objects: Objects) -> None:
         self._url, self._objects, self._place = url, objects, Place(url)
+        self.check: Callable[[], None] = lambda: None
         self._cache = Cache(url)
         self._own = LocalStorage(self._cache.own)
         self._listing: dict[str, Entry] | None = None
@@ -49,7 +45,7 @@ class RemoteStorage:
         self._removed: dict[str, Entry] = {}
         """What this run did, for a store whose listings come late."""
         self._lock = threading.RLock()
-        self._blocks = _Blocks(self._exact)
+        self._blocks = Blocks(self._exact)
 
     def _is_own(self, name: str) -> bool:
         return name.endswith(_OWN)
@@ -63,7 +59,7 @@ class RemoteStorage:
 
     def _list(self) -> dict[str, Entry]:
         found = self._place.ask(lambda: dict(self._objects.list()))
-        return {name: entry for name, entry in found.items() if _can_be_a_name(name)}
+        return {name: entry for name, entry in found.items() if can_be_a_name(name)}
 
     def refresh(self) -> None:
         """List anew: another machine may have added, moved and removed objects. What this run did is kept right."""
@@ -150,6 +146,10 @@ class RemoteStorage:
         except OSError as error:
             raise self._cache.cannot(error) from None
 
+    def locks(self) -> "RemoteLocks":
+        """See Storage."""
+        return RemoteLocks(self._place, self._objects)
+
     def writable(self) -> bool:
         """See Storage."""
         return True
@@ -169,6 +169,14 @@ class RemoteStorage:
         )
         return sorted(name for name in found if name.count("/") == 2)
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """See Storage."""
+        return {
+            name: entry.size
+            for name, entry in self._there().items()
+            if name.startswith(f"{folder}/") and name.count("/") == 2
+        }
+
     def size(self, name: str) -> int:
         """See Storage."""
         return self._own.size(name) if self._is_own(name) else self._entry(name).size
@@ -177,14 +185,33 @@ class RemoteStorage:
         """See Storage."""
         return self.size(name)
 
-    def read(self, name: str) -> bytes:
+    def close(self) -> None:
         """See Storage."""
-        return self._own.read(name) if self._is_own(name) else self._read(name)
+        self._own.close()
 
-    def _read(self, name: str) -> bytes:
-        if self._entry(name).size > _WHOLE:
-            raise DamagedError(f"{self.describe(name)} is damaged: it is far too large")
-        return self._range(name, 0, _WHOLE)
+    def read(self, name: str, limit: int = WHOLE) -> bytes:
+        """See Storage."""
+        if self._is_own(name):
+            return self._own.read(name, limit)
+        if self._entry(name).size > limit:
+            raise DamagedError(f"{self.describe(name)} is larger than any that is made here")
+        return self._range(name, 0, limit)
+
+    def open(self, name: str) -> BinaryIO:
+        """See Storage."""
+        return self._own.open(name) if self._is_own(name) else open(self.local(name), "rb")
+
+    def own(self, name: str, create: bool = False) -> int:
+        """See Storage."""
+        return self._own.own(name, create)
+
+    def database(self, name: str) -> Path:
+        """See Storage."""
+        return self._own.database(name)
+
+    def discard(self, name: str) -> None:
+        """See Storage."""
+        self._own.discard(name)
 
     def local(self, name: str) -> Path:
         """See Storage."""
@@ -217,7 +244,7 @@ class RemoteStorage:
 
     def reader(self, name: str) -> Reader:
         """See Storage."""
-        return _RemoteReader(self._blocks, name, self._entry(name))
+        return RemoteReader(self._blocks, name, self._entry(name))
 
     def create(self, name: str) -> "_Upload":
         """See Storage."""
@@ -234,6 +261,7 @@ class RemoteStorage:
 
     def upload(self, name: str, path: Path, size: int) -> None:
         """Store a file of this machine under a name, and take it away from here."""
+        self.check()
         version = self._place.ask(lambda: self._objects.put(name, path))
         entry = Entry(size, version)
         with self._lock:
@@ -248,6 +276,7 @@ class RemoteStorage:
             if self._is_own(name):
                 self._own.remove(name)
                 continue
+            self.check()
             self._place.ask(lambda name=name: self._objects.delete(name))  # type: ignore[misc]
             with self._lock:
                 self._written.pop(name, None)
@@ -323,79 +352,3 @@ class _Upload:
         with suppress(OSError):  # what is still in memory need not be written
             self._file.close()
         self._path.unlink(missing_ok=True)
-
-
-class _Blocks:
-    """Blocks of remote files, the ones used last, and of those that are read from start to end also the next one."""
-
-    def __init__(self, fetch: Callable[[str, Entry, int, int], bytes]) -> None:
-        self.exact = fetch
-        self._blocks: OrderedDict[tuple[str, Entry, int], Future[bytes]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, name: str, entry: Entry, index: int) -> bytes:
-        """A block, with the next one on its way."""
-        wanted = self._begin(name, entry, index)
-        self._begin(name, entry, index + 1)
-        return wanted.result()
-
-    def _begin(self, name: str, entry: Entry, index: int) -> "Future[bytes]":
-        with self._lock:
-            key = name, entry, index
-            if key not in self._blocks:
-                future: Future[bytes] = Future()
-                self._blocks[key] = future
-                # A thread that nobody waits for at the end: what is read ahead may never be wanted.
-                threading.Thread(target=self._fill, args=(future, *key), daemon=True).start()
-                while len(self._blocks) > _BLOCKS:
-                    self._blocks.popitem(last=False)
-            self._blocks.move_to_end(key)
-            return self._blocks[key]
-
-    def _fill(self, future: "Future[bytes]", name: str, entry: Entry, index: int) -> None:
-        try:
-            future.set_result(self.exact(name, entry, index * _BLOCK, _BLOCK))
-        except BaseException as error:  # KeyboardInterrupt, too: for whoever waits
-            with self._lock:  # a failure is not kept
-                self._blocks.pop((name, entry, index), None)
-            future.set_exception(error)
-
-
-class _RemoteReader:
-    """See Reader. What is read on and on is fetched in blocks ahead; what is read here and there, exactly."""
-
-    def __init__(self, blocks: _Blocks, name: str, entry: Entry) -> None:
-        self._blocks, self._name, self._entry = blocks, name, entry
-        self._next = 0
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See Reader."""
-        end = min(offset + length, self._entry.size)
-        going_on = 0 <= offset - self._next < _BLOCK
-        self._next = end
-        if not going_on or length > _BLOCK:
-            return self._blocks.exact(self._name, self._entry, offset, end - offset)
-        parts = []
-        while offset < end:
-            index, within = divmod(offset, _BLOCK)
-            part = self._blocks.get(self._name, self._entry, index)[within : within + end - offset]
-            if not part:
-                break
-            parts.append(part)
-            offset += len(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        """See Reader."""
-
-
-def _can_be_a_name(name: str) -> bool:
-    """Whether an object's name can be one of a file here: it cannot lead elsewhere, and has no letters that no name has."""
-    parts = name.split("/")
-    try:
-        return len(parts) <= _DEEPEST and all(
-            part not in ("", ".", "..") and len(part.encode()) <= _LONGEST and part.isprintable()
-            for part in parts
-        )
-    except UnicodeEncodeError:
-        return False

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from backup_vm.archive.storage import refusals
 from backup_vm.archive.storage.objects import Changed, Entry, Space, Unreachable
 from backup_vm.archive.storage.waiting import REQUESTS
-from backup_vm.errors import SparsebakError
+from backup_vm.errors import ForbiddenError, SparsebakError
 
 Result = TypeVar("Result")
 _PART = 8 << 20
@@ -167,6 +167,64 @@ class ObjectStore:
 
         with suppress(FileNotFoundError):
             self._run(ask(), name)
+
+    def times(self, folder: str) -> dict[str, float]:
+        """See Objects."""
+
+        async def ask() -> dict[str, float]:
+            found: dict[str, float] = {}
+            async for batch in self._obstore.list(self._store, prefix=f"{folder}/"):
+                for item in batch:
+                    name = str(item["path"]).rpartition("/")[2]
+                    found[name] = item["last_modified"].timestamp()
+            return found
+
+        return self._run(ask())
+
+    def make(self, name: str, raw: bytes) -> bool | None:
+        """See Objects. Whether the store looks at the condition at all is tried out: some take it, and store anyway."""
+
+        async def ask() -> bool:
+            try:
+                await self._obstore.put_async(self._store, name, raw, mode="create")
+            except (self._errors.AlreadyExistsError, self._errors.PreconditionError):
+                return False
+            return True
+
+        try:
+            if not self._run(ask(), name):
+                return False
+            if not self._run(ask(), name):
+                return True
+        except SparsebakError as error:
+            if "NotImplemented" not in str(error):
+                raise
+            return None
+        with suppress(ForbiddenError):
+            self.delete(name)
+        return None
+
+    def put_small(self, name: str, raw: bytes, again: bool = False) -> None:
+        """See Objects."""
+
+        async def ask() -> None:
+            await self._obstore.put_async(self._store, name, raw)
+
+        self._run(ask(), name)
+
+    def get_small(self, name: str, limit: int) -> bytes:
+        """See Objects."""
+
+        async def ask() -> bytes:
+            answer = await self._obstore.get_async(self._store, name)
+            raw = b""
+            async for part in answer.stream(min_chunk_size=1):
+                raw += bytes(part)
+                if len(raw) >= limit:
+                    break
+            return raw[:limit]
+
+        return self._run(ask(), name)
 
     def sweep(self) -> None:
         """See Objects. What the store keeps of uploads that were cut is not among its objects."""
