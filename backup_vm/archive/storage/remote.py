@@ -15,8 +15,8 @@ from backup_vm.archive.storage import TEMPORARY, WHOLE, Reader
 from backup_vm.archive.storage.blocks import Blocks, RemoteReader
 from backup_vm.archive.storage.cache import Cache
 from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.archive.storage.locks import RemoteLocks
 from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place, can_be_a_name
-from backup_vm.archive.storage.remote_locks import RemoteLocks
 from backup_vm.errors import DamagedError, SparsebakError
 
 Result = TypeVar("Result")

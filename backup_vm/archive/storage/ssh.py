@@ -149,7 +149,7 @@ class Channel:
         poll.register(fd, event)
         while not poll.poll(stopping.STEP * 1000):
             stopping.check()
-            if time.monotonic() - begun >= objects.SILENCE:
+            if time.monotonic() - begun >= objects.silence():
                 raise Silent(time.monotonic() - begun)
         stopping.check()
 

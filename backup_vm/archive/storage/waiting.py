@@ -101,7 +101,7 @@ def _wait(future: "concurrent.futures.Future[Result]") -> Result:
             looked, seen = now, traffic()
             if seen != count:
                 moved, count = now, seen
-            elif now - moved >= objects.SILENCE:
+            elif now - moved >= objects.silence():
                 raise Silent(now - moved)
 
 
