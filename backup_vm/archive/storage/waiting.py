@@ -97,7 +97,7 @@ def _wait(future: "concurrent.futures.Future[Result]") -> Result:
                 raise
         stopping.check()
         now = time.monotonic()
-        if now - looked >= _LOOK:
+        if now - looked >= min(_LOOK, objects.silence() / 4):
             looked, seen = now, traffic()
             if seen != count:
                 moved, count = now, seen
