@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from backup_vm.errors import SparsebakError
 
@@ -108,6 +109,28 @@ def replacing(target: Path, force: bool = True) -> Iterator[Path]:
 
 
 def ask(question: str) -> None:
-    """Print a question, to be answered on the same line."""
+    """Print a question, to be answered on the same line, where it is seen: the other stream may go to a file."""
+    stream = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else sys.stdout
     with contextlib.suppress(OSError, ValueError):
-        print(question, end="", file=sys.stderr, flush=True)
+        print(question, end="", file=stream, flush=True)
+
+
+class Forgiving:
+    """A stream to a terminal that may be gone: what cannot be shown is not shown."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """See io.TextIOBase."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """See io.TextIOBase."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
