@@ -99,6 +99,31 @@ def test_a_run_that_waits_for_a_silent_service_ends(site: Site, tmp_path: Path) 
             assert time.monotonic() - start < 2 * interrupts.LIMIT
 
 
+def test_a_terminal_that_is_closed(big: Site) -> None:
+    """The kernel sends SIGHUP, and nothing can be shown any more."""
+    import fcntl
+    import termios
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    for command in ("verify", "backup"):
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [SPARSEBAK, command],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment(big),
+            preexec_fn=take_terminal,
+        )
+        os.close(theirs)
+        time.sleep(0.3)
+        os.close(ours)
+        assert process.wait(timeout=20) in (0, 128 + signal.SIGHUP, -signal.SIGHUP)
+
+
 def answered(site: Site, answer: bytes | signal.Signals, *words: object) -> tuple[int, str]:
     """Run a command on a terminal where somebody types an answer to its question, or sends a signal."""
     ours, theirs = pty.openpty()

@@ -37,6 +37,9 @@ def test_a_terminal_that_is_gone() -> None:
 
         flush: Any = write
 
+        def fileno(self) -> int:
+            raise ValueError("I/O operation on closed file")
+
     stream = Forgiving(Gone())
     assert stream.write("abc") == 3 and stream.encoding == "utf-8"
     stream.flush()
