@@ -1,5 +1,6 @@
 """Runs one RPC service: who calls, for which volume, and how the call ends. Every service module has one ``main(call)``."""
 
+import errno
 import importlib
 import os
 import resource
@@ -16,7 +17,7 @@ from dom0_agent.catalog import open_catalog
 from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load, recall
 from dom0_agent.log import ERROR, INFO, WARNING, log
 from dom0_agent.state import Store
-from wire.frames import REQUEST_KNOWN, Layout, Request, Status
+from wire.frames import Layout, Request, Status
 from wire.memory import keep_freed
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
@@ -40,6 +41,9 @@ SERVICES = (
     "Restore",
 )
 
+_NOTHING = Request()
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 @dataclass(frozen=True)
 class Call:
@@ -52,14 +56,20 @@ class Call:
     stdin: Reader
     stdout: Writer
 
-    def request(self) -> Request:
-        """Read the request every call begins with."""
+    def request(self, *used: str, flags: int = 0) -> Request:
+        """Read the request every call begins with.
+
+        Refused unless all is zero but the archive, the fields ``used`` and the ``flags`` that the service knows.
+        """
         try:
             request = Request.parse(read_exactly(self.stdin, Request.length()))
         except ValueError as error:
             raise Refused(Code.BAD_REQUEST, str(error)) from None
-        if request.flags & ~REQUEST_KNOWN:
+        if request.flags & ~flags:
             raise Refused(Code.BAD_REQUEST, f"flags {request.flags:#x} are not all known")
+        for name in {"session", "number", "time", "label"} - set(used):
+            if getattr(request, name) != getattr(_NOTHING, name):
+                raise Refused(Code.BAD_REQUEST, f"{name} means nothing here")
         return request
 
     def archives(self) -> Archives:
@@ -212,12 +222,13 @@ def run(
     except ConfigError as error:
         status = Status(Code.INTERNAL)
         log(ERROR, f"{name}: {error}")
-    except Exception as error:  # the one place: nothing about dom0 may reach the caller but a code
+    except OSError as error:  # a disk that is full, broken or read-only, for one
+        status = Status(Code.NO_SPACE if error.errno in _FULL else Code.INTERNAL)
+        log(ERROR, f"{name}: {error}")
+    except Exception:  # the one place: nothing about dom0 may reach the caller but a code
         import traceback
 
-        status = Status(
-            Code.NO_SPACE if isinstance(error, OSError) and error.errno == 28 else Code.INTERNAL
-        )
+        status = Status(Code.INTERNAL)
         log(ERROR, f"{name}: {' '.join(traceback.format_exc().split())}")
     return _end(name, status, stdout)
 

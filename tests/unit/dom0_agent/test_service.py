@@ -171,13 +171,6 @@ def test_a_broken_configuration_says_nothing_to_the_caller(ready: Site) -> None:
     assert call(ready, "List", Request(archive=bytes(16)).build()) == Code.INTERNAL
 
 
-def test_damaged_state_is_reported_not_overwritten(ready: Site) -> None:
-    state = next(ready.state.rglob("state.json"))
-    state.write_text("{")
-    assert call(ready, "Snapshot", Request(archive=archive_id(ready)).build()) == Code.INTERNAL
-    assert state.read_text() == "{"
-
-
 def test_a_vanished_image_leaves_no_snapshot(ready: Site) -> None:
     os.unlink(ready.image())
     before = ready.snapshots()
