@@ -19,7 +19,7 @@ from dom0_agent.log import ERROR, INFO, WARNING, log
 from dom0_agent.state import Store
 from wire.frames import Layout, Request, Status
 from wire.memory import keep_freed
-from wire.names import BadName, parse_name
+from wire.names import BadName, Restoring, parse_name, parse_restoring
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, Writer, read_exactly, send
 
@@ -41,13 +41,18 @@ SERVICES = (
     "Restore",
 )
 
+ABSENT = "@default"
+"""Target of a call about a qube that does not exist: qrexec knows it by this name."""
 _NOTHING = Request()
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call: the qube it comes from, the qube it is about (None: dom0 itself), the volume name, and its streams."""
+    """One call: the qube it comes from, the qube it is about (None: dom0 itself, ABSENT: none), the volume name, its streams.
+
+    ``asked``: what the argument of a Restore says.
+    """
 
     caller: str
     target: str | None
@@ -55,6 +60,7 @@ class Call:
     config: Config
     stdin: Reader
     stdout: Writer
+    asked: Restoring | None = None
 
     def request(self, *used: str, flags: int = 0) -> Request:
         """Read the request every call begins with.
@@ -175,25 +181,25 @@ class PatientWriter:
         """See Writer; nothing is kept back."""
 
 
-def _caller(service: str, environ: Mapping[str, str]) -> tuple[str, str | None, str]:
-    """Caller, target and argument as qrexec's environment gives them."""
+def _caller(
+    service: str, environ: Mapping[str, str]
+) -> tuple[str, str | None, str, Restoring | None]:
+    """Caller, target and volume as qrexec's environment gives them, and what a Restore asks for."""
     try:
         caller = parse_name(environ["QREXEC_REMOTE_DOMAIN"], "caller")
         argument = environ.get("QREXEC_SERVICE_ARGUMENT", "")
-        parts = (
-            argument.split("+", 1) if service == "Restore" else [argument]
-        )  # a qube that is gone is named there
-        for part in parts if argument else ():
-            parse_name(part, "volume")
+        asked = parse_restoring(argument) if service == "Restore" else None
+        if argument and asked is None:
+            parse_name(argument, "volume")
         target = None
-        if (
-            environ.get("QREXEC_REQUESTED_TARGET_TYPE") == "name"
-            and environ["QREXEC_REQUESTED_TARGET"] != "dom0"
-        ):
-            target = parse_name(environ["QREXEC_REQUESTED_TARGET"], "qube")
+        if environ.get("QREXEC_REQUESTED_TARGET_TYPE") == "name":
+            if environ["QREXEC_REQUESTED_TARGET"] != "dom0":
+                target = parse_name(environ["QREXEC_REQUESTED_TARGET"], "qube")
+        elif environ.get("QREXEC_REQUESTED_TARGET_KEYWORD") == "default":
+            target = ABSENT
     except (KeyError, BadName) as error:
         raise Refused(Code.BAD_REQUEST, f"qrexec's environment: {error}") from None
-    return caller, target, argument
+    return caller, target, asked.volume if asked else argument, asked
 
 
 def run(
@@ -203,9 +209,10 @@ def run(
     name = f"sparsebak.{service}"
     keep_freed()
     try:
-        caller, target, argument = _caller(service, environ)
-        call = Call(caller, target, argument, load(config_path), stdin, stdout)
-        name = f"{name}+{argument} from {caller} for {target or 'dom0'}"
+        caller, target, argument, asked = _caller(service, environ)
+        call = Call(caller, target, argument, load(config_path), stdin, stdout, asked)
+        named = asked.argument() if asked else argument
+        name = f"{name}+{named} from {caller} for {target or 'dom0'}"
         status = importlib.import_module(f"dom0_agent.services.{service.lower()}").main(
             call
         ) or Status(Code.OK)

@@ -29,7 +29,10 @@ class SettingsReplacement:
 
     ordered = False
 
-    def __init__(self, state_dir: Path, qube: str, volume: str, size: int) -> None:
+    def __init__(
+        self, state_dir: Path, qube: str, volume: str, size: int, older: bool = False
+    ) -> None:
+        self._older = older
         self._path, self._qube, self._is_document = (
             place(state_dir, qube, volume),
             qube,
@@ -56,7 +59,7 @@ class SettingsReplacement:
         os.replace(self._beside, self._path)
         sync_directory(self._path.parent)
         if settings is not None:
-            create_if_gone(self._qube, settings)
+            create_if_gone(self._qube, settings, self._older)
 
     def discard(self) -> None:
         """See Replacement."""
@@ -70,8 +73,11 @@ class SettingsReplacement:
         path.with_name(path.name + ".new").unlink(missing_ok=True)
 
 
-def create_if_gone(qube: str, settings: Settings) -> None:
-    """Make a qube that does not exist from its settings, offline until they have been applied. Logs what could not be."""
+def create_if_gone(qube: str, settings: Settings, older: bool = False) -> None:
+    """Make a qube that does not exist from its settings, offline until they have been applied. Logs what could not be.
+
+    Settings that are ``older`` than the newest known may give a network that was taken away since: the qube stays offline.
+    """
     with asking():
         app = connect()
         if qube in app.domains:
@@ -93,7 +99,11 @@ def create_if_gone(qube: str, settings: Settings) -> None:
         domain.netvm = None
         domain.tags.add(TAG)
         log(INFO, f"{qube}: created, {settings.klass} with label {settings.label}")
-        for step, error in apply(plan(app, domain, settings, fresh=True), frozenset()):
+        steps = plan(app, domain, settings, fresh=True)
+        if older:
+            steps = [step for step in steps if step.what != "netvm"]
+            log(WARNING, f"{qube}: its settings are not the newest known; it stays without network")
+        for step, error in apply(steps, frozenset()):
             if error is not None:
                 log(WARNING, f"{qube}: {step.what} could not be set: {error}")
 

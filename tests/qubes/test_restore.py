@@ -11,6 +11,7 @@ from backup_vm.progress import Progress
 from backup_vm.reading import feed
 from tests.kit import change
 from tests.qubes.kit import QubesSite
+from wire.names import Restoring
 
 
 def stored(site: QubesSite) -> list[str]:
@@ -78,9 +79,9 @@ def test_what_does_not_prove_authentic_never_takes_effect(qubes: QubesSite) -> N
         feed(archive, image, named.name, Progress())(whole)  # type: ignore[arg-type]
         for cut in (1, 4, len(whole.data) // 2):
             with pytest.raises(RefusedError):
-                _send(qubes.agent(archive), bytes(whole.data[:-cut]))
+                _send(qubes.agent(archive), image.session.name, bytes(whole.data[:-cut]))
             assert qubes.contents() == after
-        _send(qubes.agent(archive), bytes(whole.data))
+        _send(qubes.agent(archive), image.session.name, bytes(whole.data))
     assert qubes.contents() == before
     assert not list(qubes.pool.rglob("*.import"))
 
@@ -94,8 +95,9 @@ class _Collected:
         return len(part)
 
 
-def _send(agent: Agent, data: bytes) -> None:
-    agent.restore("work", "private", lambda stream: stream.write(data) and None)
+def _send(agent: Agent, session: str, data: bytes) -> None:
+    asked = Restoring("work", "private", session)
+    agent.restore(asked, lambda stream: stream.write(data) and None)
 
 
 def test_another_qubes_disk_is_refused(qubes: QubesSite) -> None:
@@ -132,11 +134,19 @@ def test_a_qube_that_is_gone_comes_back(qubes: QubesSite) -> None:
         )
         image = archive.image(list(named.sessions), named.sessions[-1])
         with pytest.raises(RefusedError):
-            qubes.agent(archive).restore(
-                "vault", "settings", feed(archive, image, named.name, Progress()), absent=True
+            qubes.restored(
+                qubes.agent(archive),
+                image,
+                "vault/settings",
+                feed(archive, image, named.name, Progress()),
+                absent=True,
             )
-        qubes.agent(archive).restore(
-            "work", "settings", feed(archive, image, named.name, Progress()), absent=True
+        qubes.restored(
+            qubes.agent(archive),
+            image,
+            "work/settings",
+            feed(archive, image, named.name, Progress()),
+            absent=True,
         )
     made = qubes.qubesd.qubes["work"]
     assert (made.klass, made.properties["label"][2], made.properties["memory"][2]) == (

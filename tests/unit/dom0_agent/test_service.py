@@ -28,6 +28,8 @@ def call(
     target: str | None = "work",
     argument: str = "private",
 ) -> Code:
+    if (name, argument) == ("Restore", "private"):
+        argument = f"{target or 'dom0'}+private+20260101-000000"
     environ = {
         "QREXEC_REMOTE_DOMAIN": caller,
         "QREXEC_SERVICE_ARGUMENT": argument,
