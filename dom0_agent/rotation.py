@@ -24,8 +24,9 @@ from wire.status import Code, Refused
 
 CLOCK_SLACK = 600
 """Seconds by which the time that a caller proposes for its run may differ from dom0's clock."""
-MAX_SEQUENCE = 1 << 48
-"""Sequence number that an archive may claim for a session that dom0 does not know of, at most."""
+MAX_SEQUENCE = 1 << 32
+"""Sequence number that an archive may claim for a session that dom0 does not know of, at most: from there on it would take
+thousands of millions of calls to come to a number that has not ten digits in a file's name."""
 
 
 class Rotation:

@@ -7,6 +7,7 @@ import resource
 import select
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ IOV_MAX = 1024
 """Parts that writev takes at once, at most (Linux, UIO_MAXIOV)."""
 PATIENCE = 300.0
 """Seconds without a byte from the caller after which a call is given up."""
+LEAST = 1 << 20
+"""Bytes that have to come, or to be taken, for every PATIENCE seconds of waiting: a trickle holds as much as silence."""
 SERVICES = (
     "List",
     "Enroll",
@@ -122,6 +125,23 @@ class Call:
         send(self.stdout, message)
 
 
+class _Waiting:
+    """Time spent waiting for the other side, and what came of it."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience, self._waited, self._moved = patience, 0.0, 0
+
+    def add(self, since: float, moved: int) -> bool:
+        """Note a wait since a monotonic time; whether the other side is too slow to be waited for any longer."""
+        self._waited += time.monotonic() - since
+        self._moved += moved
+        if self._waited <= self._patience:
+            return False
+        too_slow = self._moved < LEAST
+        self._waited, self._moved = 0.0, 0
+        return too_slow
+
+
 class PatientReader:
     """Standard input, given up when nothing comes for ``patience`` seconds: a silent caller must not hold a volume's lock.
 
@@ -133,14 +153,18 @@ class PatientReader:
         self._held = memoryview(b"")
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
+        self._waiting = _Waiting(patience)
 
     def read(self, size: int, /) -> memoryview:
         """See Reader."""
         if not self._held:
+            since = time.monotonic()
             if not self._poll.poll(self._patience * 1000 if self._begun else None):
                 raise CutShort(f"the caller sent nothing for {self._patience:g} seconds")
-            self._begun = True
             self._held = memoryview(os.read(self._fd, BLOCK))
+            if self._begun and self._waiting.add(since, len(self._held)):
+                raise CutShort(f"the caller sent next to nothing in {self._patience:g} seconds")
+            self._begun = True
         data, self._held = self._held[:size], self._held[size:]
         return data
 
@@ -153,6 +177,7 @@ class PatientWriter:
 
     def __init__(self, fd: int, patience: float = PATIENCE) -> None:
         self._fd, self._patience = fd, patience
+        self._waiting = _Waiting(patience)
         signal.signal(signal.SIGALRM, self._stalled)
 
     def _stalled(self, number: int, frame: FrameType | None) -> None:
@@ -168,7 +193,12 @@ class PatientWriter:
         try:
             while at < len(left):
                 signal.setitimer(signal.ITIMER_REAL, self._patience)
+                since = time.monotonic()
                 written = os.writev(self._fd, left[at : at + IOV_MAX])
+                if self._waiting.add(since, written):
+                    raise BrokenPipeError(
+                        f"the caller took next to nothing in {self._patience:g} seconds"
+                    )
                 while at < len(left) and written >= len(left[at]):
                     written -= len(left[at])
                     at += 1

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from dom0_agent import notify
+from dom0_agent.rotation import MAX_SEQUENCE
 from dom0_agent.services import restore
 from tests.attack.kit import Attacker, Stream, named
 from tests.kit import change
@@ -46,7 +47,7 @@ def hidden(attacker: Attacker, number: int) -> tuple[Stream, Offer]:
     return Stream(record, ids, sealed), offer
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 3, 1 << 40, 1 << 48])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 1 << 20, MAX_SEQUENCE])
 def test_an_aborted_session_is_an_older_one(attacker: Attacker, number: int) -> None:
     site = attacker.site
     stale, offer = hidden(attacker, number)
@@ -65,9 +66,9 @@ def test_an_aborted_session_is_an_older_one(attacker: Attacker, number: int) -> 
 
 
 def test_numbers_go_up_with_every_session_begun(attacker: Attacker) -> None:
-    numbers = [hidden(attacker, number)[1].sequence for number in (0, 5, 0, 1 << 48, 3)]
-    assert numbers == sorted(set(numbers)) and numbers[-1] == (1 << 48) + 2
-    for impossible in ((1 << 48) + 3, (1 << 63) - 1, (1 << 64) - 1):
+    numbers = [hidden(attacker, number)[1].sequence for number in (0, 5, 0, MAX_SEQUENCE, 3)]
+    assert numbers == sorted(set(numbers)) and numbers[-1] == MAX_SEQUENCE + 2
+    for impossible in (MAX_SEQUENCE + 3, (1 << 63) - 1, (1 << 64) - 1):
         attacker.refused(
             lambda n=impossible: attacker.call("Snapshot", attacker.request(number=n)),
             Code.BAD_REQUEST,

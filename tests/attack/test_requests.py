@@ -201,6 +201,54 @@ def test_a_sender_that_falls_silent_is_given_up(attacker: Attacker) -> None:
         os.close(write)
 
 
+def test_a_sender_that_trickles_is_given_up(attacker: Attacker) -> None:
+    """A byte now and then would hold the volume for ever."""
+    read, write = os.pipe()
+    raw = attacker.request() + attacker.stream().to_bytes()
+    stop = threading.Event()
+
+    def send() -> None:
+        for at in range(len(raw)):
+            if stop.wait(0.02):
+                return
+            os.write(write, raw[at : at + 1])
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    start = time.monotonic()
+    try:
+        stdin = service.PatientReader(read, patience=0.3)
+        attacker.refused(lambda: attacker.call("Verify", stdin, None, ""), Code.BAD_REQUEST)
+        assert time.monotonic() - start < 3
+    finally:
+        stop.set()
+        thread.join()
+        os.close(read)
+        os.close(write)
+
+
+def test_a_reader_that_trickles_is_given_up(attacker: Attacker) -> None:
+    read, write = os.pipe()
+    stop = threading.Event()
+
+    def take() -> None:
+        while not stop.wait(0.02):
+            os.read(read, 1)
+
+    def run() -> None:
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        out = service.PatientWriter(write, 0.3)
+        with pytest.raises(BrokenPipeError, match="next to nothing|took nothing"):
+            for _ in range(100):
+                out.write(bytes(1 << 14))
+
+    start = time.monotonic()
+    assert in_child(run) == 0 and time.monotonic() - start < 5
+    os.close(read)
+    os.close(write)
+
+
 def test_a_slow_sender_is_waited_for(attacker: Attacker) -> None:
     read, write = os.pipe()
     raw = attacker.request() + attacker.stream().to_bytes()

@@ -165,6 +165,35 @@ def test_a_qube_that_is_gone_comes_back(qubes: QubesSite) -> None:
     assert qubes.contents() == before
 
 
+def test_older_settings_bring_no_network(qubes: QubesSite) -> None:
+    """A network that was taken away since the session does not come back with it."""
+    work = qubes.qubesd.qubes["work"]
+    for netvm in ("vault", ""):
+        work.properties["netvm"] = (False, "vm", netvm)
+        qubes.backup()
+    work.properties["netvm"] = (False, "vm", "vault")
+    for session, expected in ((0, ""), (-1, "")):
+        assert remade(qubes, session) == expected
+    qubes.backup()  # made again, it has none: with one it is the newest again
+    qubes.qubesd.qubes["work"].properties["netvm"] = (False, "vm", "vault")
+    qubes.backup()
+    assert remade(qubes, -1) == "vault"
+
+
+def remade(site: QubesSite, session: int) -> str:
+    """The network of a qube that was made again from a session of its settings."""
+    del site.qubesd.qubes["work"]
+    with site.open() as archive:
+        named = next(
+            v for v in stored_volumes(archive, site.keys(archive), {}) if v.name == "work/settings"
+        )
+        image = archive.image(list(named.sessions), named.sessions[session])
+        send = feed(archive, image, named.name, Progress())
+        site.restored(site.agent(archive), image, "work/settings", send, absent=True)
+    site.place("work", "private")
+    return str(site.qubesd.qubes["work"].properties["netvm"][2])
+
+
 def test_domains_go_with_the_record(qubes: QubesSite) -> None:
     """Equal chunks of two private volumes are stored twice, of two root volumes once."""
     qubes.add_qube("alone", "StandaloneVM")
