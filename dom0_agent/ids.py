@@ -59,17 +59,17 @@ class CommittedIds:
         chunks = chunk_count(size, chunk_size)
         if self.count != chunks:
             return False
-        try:
-            for digests in (self._kept_digests, lambda: self.every_digest(chunks)):
+        for digests in (self._kept_digests, lambda: self.every_digest(chunks)):
+            try:
                 found = digests()
-                if (
-                    len(found) == page_count(chunks) * DIGEST_SIZE
-                    and self._tree.root(size, chunk_size, [found]) == root
-                ):
-                    self._proven = found
-                    return True
-        except OSError:  # a bad sector: what cannot be read is not known
-            pass
+            except (OSError, IdsDamaged):  # a bad sector: what cannot be read is not known
+                continue
+            if (
+                len(found) == page_count(chunks) * DIGEST_SIZE
+                and self._tree.root(size, chunk_size, [found]) == root
+            ):
+                self._proven = found
+                return True
         return False
 
     def _kept_digests(self) -> bytes:

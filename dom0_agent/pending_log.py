@@ -61,15 +61,22 @@ class PendingLog:
     def _groups(self) -> Iterator[tuple[int, int, int, bytes]]:
         """File offset, first chunk number covered, first not covered, and payload of each sound group."""
         at = expected = 0
-        while len(head := os.pread(self._fd, _GROUP.size, at)) == _GROUP.size:
+        while len(head := self._read(_GROUP.size, at)) == _GROUP.size:
             first, end, count, digest = _GROUP.unpack(head)
             if first != expected or end <= first or count > _MAX_GROUP:
                 return
-            payload = os.pread(self._fd, count * ENTRY.size, at + _GROUP.size)
+            payload = self._read(count * ENTRY.size, at + _GROUP.size)
             if len(payload) != count * ENTRY.size or _digest(first, end, payload) != digest:
                 return
             yield at, first, end, payload
             at, expected = at + _GROUP.size + len(payload), end
+
+    def _read(self, length: int, at: int) -> bytes:
+        """Nothing where a sector is bad: the log ends there, and what comes after is extracted again."""
+        try:
+            return os.pread(self._fd, length, at)
+        except OSError:
+            return b""
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, in order of chunk number; LogDamaged unless all up to ``position`` can be read back.

@@ -15,7 +15,7 @@ from dom0_agent.rotation import MAX_SEQUENCE
 from dom0_agent.sources.file import FileSource
 from dom0_agent.state import Store
 from tests.attack.kit import Attacker
-from tests.kit import GRAIN, in_child
+from tests.kit import GRAIN, change, in_child
 from wire.frames import Request
 from wire.layout import LAST_TIME
 from wire.status import Code, Refused
@@ -124,6 +124,17 @@ def test_a_flood_of_snapshots_holds_one(attacker: Attacker) -> None:
     assert len(attacker.site.snapshots()) == 1
     attacker.site.backup()
     assert len(attacker.site.snapshots()) == 1
+
+
+def test_monitor_again_and_again_takes_no_snapshots(attacker: Attacker) -> None:
+    site, store = attacker.site, Store(attacker.site.state, "work", "private")
+    before = store.load().sequence >> 32
+    for _ in range(5):
+        change(site.image(), random.Random(1))
+        assert attacker.call("Monitor", attacker.request()).code == Code.OK
+    assert store.load().sequence >> 32 <= before + 1
+    site.backup()
+    assert list(site.images().values())[-1] == site.contents()
 
 
 def test_hundreds_of_calls_at_once(attacker: Attacker) -> None:

@@ -57,4 +57,6 @@ def test_dom0_knows_no_session(made: Site, capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert restore() == 1 and made.contents() == before
     assert "dom0 knows no session of work/private" in capsys.readouterr().err
+    assert cli.main(["--caller", "backup-vm", "verify", "work/private"]) == 0
+    assert "dom0 knows no session as the newest" in capsys.readouterr().err
     assert restore("--session", latest[0]) == 0 and made.contents() == latest[1]

@@ -91,6 +91,7 @@ def test_ids_that_are_not_those_of_the_root_are_not_used(tmp_path: Path) -> None
         with pytest.raises(IdsDamaged):
             list(ids.digests([(PAGE_IDS, b"y" * 32)], False, chunks))
     (tmp_path / "ids.pages").unlink()
+    (tmp_path / "ids.pages").mkdir()  # cannot be read, as a bad sector cannot
     with CommittedIds(tmp_path / "ids", TREE) as ids:
         assert not ids.prove(chunks, 1, root)
         assert not ids.prove(chunks + 1, 1, root)

@@ -135,6 +135,25 @@ def test_a_log_that_reads_back_shorter_gives_no_root(tmp_path: Path) -> None:
     log.close()
 
 
+def test_a_bad_sector_ends_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, real = PendingLog(tmp_path / "log"), os.pread
+    for at in range(4):
+        log.append(at + 1, [(at, bytes([at]) * 32)])
+        log.flush()
+    log.close()
+    third = 2 * (tmp_path / "log").stat().st_size // 4
+
+    def pread(fd: int, length: int, at: int) -> bytes:
+        if at <= third < at + length:
+            raise OSError(errno.EIO, "bad")
+        return real(fd, length, at)
+
+    monkeypatch.setattr(os, "pread", pread)
+    log = PendingLog(tmp_path / "log")
+    assert log.position == 2 and [at for at, _ in log.entries()] == [0, 1]
+    log.close()
+
+
 def test_what_could_not_be_synced_is_not_there_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
