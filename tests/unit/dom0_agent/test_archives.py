@@ -101,6 +101,27 @@ def test_a_damaged_state_is_set_aside_and_the_volume_compared(
     assert not done.full
 
 
+def test_a_state_of_format_1_is_taken_over(site: Site) -> None:
+    """It knew no roots, so that its ids are compared once, and no marks."""
+    fill(site.image(), 3 * GRAIN)
+    site.backup()
+    site.backup()
+    store = Store(site.state, "work", "private")
+    path = store.directory / "state.json"
+    raw = json.loads(path.read_text())
+    raw["format"] = 1
+    del raw["check"]
+    for follow in raw["follows"].values():
+        del follow["mark"], follow["mark_time"], follow["committed"]["root"]
+    path.write_text(json.dumps(raw))
+    (follow,) = store.load().follows.values()
+    assert follow.committed is not None and follow.mark == follow.committed.sequence == 2
+    (done,) = site.backup().done
+    assert done.full and done.stored == 0
+    assert not site.backup().done[0].full
+    assert list(site.images().values())[-1] == site.contents()
+
+
 def test_names_that_cannot_be_are_no_volumes(site: Site) -> None:
     (site.state / "volumes/../volumes/-rf/x").mkdir(parents=True)
     (site.state / "volumes/work/private").mkdir(parents=True)
