@@ -78,11 +78,12 @@ def _is_older(
         return False
     if not latest:
         return True
-    said = (
-        f"dom0 knows a newer session of {volume.name}, {session_name(known.time)}, than there is here"
-        if known and any(newest)
-        else f"dom0 knows no session of {volume.name}, so that it cannot say which is the newest"
-    )
+    if known is None or not any(newest):
+        said = f"dom0 knows no session of {volume.name}, so that it cannot say which is the newest"
+    elif known.time < session.clear.time:
+        said = f"dom0 was not told that {session.name} of {volume.name} is stored; the next backup does"
+    else:
+        said = f"dom0 knows a newer session of {volume.name}, {session_name(known.time)}, than there is here"
     raise SparsebakError(
         f"{said}; nothing was restored",
         f"to restore {session.name} all the same, name it: --session {session.name}",

@@ -2,11 +2,13 @@
 
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from backup_vm import cli
+from backup_vm.errors import AgentError
 from tests.kit import GRAIN, Site, change, fill
 
 
@@ -49,6 +51,26 @@ def test_the_latest_here_is_not_the_newest_dom0_knows(
     assert f"knows a newer session of work/private, {newest}" in said
     assert f"--session {latest[0]}" in said
     assert restore("--session", latest[0]) == 0 and made.contents() == latest[1]
+
+
+def test_a_session_that_dom0_was_not_told_of(
+    made: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = made.agent()
+
+    def lost(qube: str, volume: str, session: bytes) -> None:
+        raise AgentError("cut")
+
+    agent.commit = lost  # type: ignore[method-assign]
+    time.sleep(1.1)  # sessions are told apart by their seconds
+    with pytest.raises(AssertionError, match="cut"):
+        made.backup(agent=agent)
+    latest = list(made.images().items())[-1]
+    capsys.readouterr()
+    assert restore() == 1 and f"was not told that {latest[0]}" in capsys.readouterr().err
+    assert restore("--session", latest[0]) == 0 and made.contents() == latest[1]
+    made.backup()
+    assert restore() == 0
 
 
 def test_dom0_knows_no_session(made: Site, capsys: pytest.CaptureFixture[str]) -> None:
