@@ -91,7 +91,9 @@ def _dom0(options: argparse.Namespace, archive: Path) -> int:
             print(printable(f"  {name}: {'differs' if os.path.lexists(name) else 'is not here'}"))
         if not differing:
             print("dom0 has these files already.")
-        elif options.apply:
+        for line in config_tar.left_out(archive):
+            print(printable(f"  not in the backup: {line}"))
+        if differing and options.apply:
             raise UserError("name the files to put back; none is by itself")
         return 0
     files = {
