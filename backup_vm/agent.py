@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import IO, TypeVar
 
 from backup_vm.errors import AgentError
@@ -71,6 +72,8 @@ Parsed = TypeVar("Parsed", bound=Layout)
 DOM0 = "dom0"
 ABSENT = "@default"
 """Target of a call about a qube that does not exist: policy knows it by this name, the argument has its own."""
+STALE = 60.0
+"""Seconds after which a call that was begun ahead is begun again: dom0 gives up those that stay silent."""
 _EXITS = {
     125: "the service is not executable in dom0",
     126: "dom0's policy refused the call",
@@ -151,6 +154,7 @@ class Agent:
         self._transport = transport
         self._archive, self._limit = bytes(16), 1 << 16
         self._prepared: dict[tuple[str, str | None, str], Connection] = {}
+        self._since: dict[tuple[str, str | None, str], float] = {}
         self._ending: list[Connection] = []
 
     def use(self, archive: bytes, chunk_size: int) -> None:
@@ -161,7 +165,7 @@ class Agent:
         """Begin a call that is about to be made: the service starts while we still do something else."""
         key = service, qube, volume
         if key not in self._prepared:
-            self._prepared[key] = self._start(*key)
+            self._prepared[key], self._since[key] = self._start(*key), monotonic()
 
     def _start(self, service: str, qube: str | None, volume: str) -> Connection:
         """dom0's own volumes are asked of dom0 itself, which is no qube to be a target."""
@@ -186,6 +190,9 @@ class Agent:
     ) -> Iterator[Reply]:
         what = what or (f"{service} {qube}/{volume}" if qube else service)
         prepared = self._prepared.pop((service, qube, volume), None)
+        if prepared is not None and monotonic() - self._since[service, qube, volume] > STALE:
+            prepared.close()
+            prepared = None
         connection = prepared or self._start(service, qube, volume)
         stdin = connection.process.stdin
         feeder: threading.Thread | None = None

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ from types import FrameType
 from dom0_agent.archives import Archive, Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load, recall
+from dom0_agent.limits import EVERY, FIRST_BYTE, HEAVY, HEAVY_SERVICES, slot
 from dom0_agent.log import ERROR, INFO, WARNING, log
 from dom0_agent.state import Store
 from wire.frames import Layout, Request, Status
@@ -145,11 +147,11 @@ class _Waiting:
 class PatientReader:
     """Standard input, given up when nothing comes for ``patience`` seconds: a silent caller must not hold a volume's lock.
 
-    For the first byte any time is taken: calls are started ahead, and nothing is held before the request is there.
+    The first byte may take ``first`` seconds: calls are started ahead, and nothing is held before the request is there.
     """
 
-    def __init__(self, fd: int, patience: float = PATIENCE) -> None:
-        self._fd, self._patience, self._begun = fd, patience, False
+    def __init__(self, fd: int, patience: float = PATIENCE, first: float = FIRST_BYTE) -> None:
+        self._fd, self._patience, self._first, self._begun = fd, patience, first, False
         self._held = memoryview(b"")
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -158,15 +160,25 @@ class PatientReader:
     def read(self, size: int, /) -> memoryview:
         """See Reader."""
         if not self._held:
-            since = time.monotonic()
-            if not self._poll.poll(self._patience * 1000 if self._begun else None):
-                raise CutShort(f"the caller sent nothing for {self._patience:g} seconds")
+            begun, since = self._begun, time.monotonic()
+            self.wait()
             self._held = memoryview(os.read(self._fd, BLOCK))
-            if self._begun and self._waiting.add(since, len(self._held)):
+            if begun and self._waiting.add(since, len(self._held)):
                 raise CutShort(f"the caller sent next to nothing in {self._patience:g} seconds")
-            self._begun = True
         data, self._held = self._held[:size], self._held[size:]
         return data
+
+    @property
+    def begun(self) -> bool:
+        """Whether the first byte has come."""
+        return self._begun
+
+    def wait(self) -> None:
+        """Wait for the next byte; CutShort when it does not come."""
+        patience = self._patience if self._begun else self._first
+        if not self._held and not self._poll.poll(patience * 1000):
+            raise CutShort(f"the caller sent nothing for {patience:g} seconds")
+        self._begun = True
 
 
 class PatientWriter:
@@ -293,4 +305,26 @@ def main(argv: list[str]) -> int:
         return 2
     confine()
     config = Path(os.environ.get("SPARSEBAK_AGENT_CONFIG", DEFAULT_PATH))
-    return run(argv[0], os.environ, config, PatientReader(0), PatientWriter(1))
+    return _as_a_process(argv[0], config, PatientReader(0), PatientWriter(1))
+
+
+def _as_a_process(service: str, config: Path, stdin: PatientReader, stdout: PatientWriter) -> int:
+    """A call that is a process of its own, if there is a place for it: what the resident agent does by counting."""
+    name = f"sparsebak.{service}"
+    with ExitStack() as stack:
+        try:
+            caller, folder = _caller(service, os.environ)[0], load(config).state_dir / "calls"
+            stack.enter_context(slot(folder, caller, "every", EVERY))
+            if service in HEAVY_SERVICES:
+                stdin.wait()  # one that is begun ahead keeps no other out
+                stack.enter_context(slot(folder, caller, "heavy", HEAVY))
+        except Refused as refused:
+            log(WARNING, f"{name}: refused ({refused.code.name}): {refused}")
+            return _end(name, Status(refused.code), stdout)
+        except CutShort as error:
+            log(WARNING, f"{name}: {error}")
+            return _end(name, Status(Code.BAD_REQUEST), stdout)
+        except (ConfigError, OSError) as error:
+            log(ERROR, f"{name}: {error}")
+            return _end(name, Status(Code.INTERNAL), stdout)
+        return run(service, os.environ, config, stdin, stdout)

@@ -182,7 +182,7 @@ class Site:
         return report
 
     def keys(self, archive: Archive) -> Keys:
-        keys = archive.parameters.keys(PASSPHRASE)
+        keys = archive.parameters.keys(None if archive.parameters.master else PASSPHRASE)
         assert keys is not None
         return keys
 

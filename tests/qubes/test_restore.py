@@ -1,6 +1,10 @@
 """Backup and restore on a Qubes machine: running and halted qubes, through the Admin API, back from nothing."""
 
 import random
+import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from backup_vm.agent import Agent, RefusedError
 from backup_vm.names import stored_volumes
 from backup_vm.progress import Progress
 from backup_vm.reading import feed
+from tests.conftest import cannot
 from tests.kit import change
 from tests.qubes.kit import QubesSite
 from wire.names import Restoring
@@ -202,3 +207,61 @@ def test_domains_go_with_the_record(qubes: QubesSite) -> None:
     done = {f"{d.qube}/{d.volume}": d.stored for d in qubes.backup().done}
     assert done["work/private"] > 0 and done["alone/private"] > 0
     assert min(done["alone/root"], done["fedora/root"]) == 0
+
+
+def test_restore_through_the_resident_agent_as_its_unit_confines_it(qubes: QubesSite) -> None:
+    """Qubes' import script writes through sudo, which changes users and groups: the unit must leave it that."""
+    from backup_vm.transport.unix import UnixTransport
+    from tests.packages.test_units import ROOT, confined
+
+    if shutil.which("sudo") is None:
+        cannot("sudo is not installed")
+    unit = ROOT / "systemd/dom0/sparsebak-agent.service"
+    qubes.backup()
+    before = qubes.contents()
+    qubes.image().write_bytes(bytes(len(before)))
+    import qubesadmin  # type: ignore[import-not-found,unused-ignore]
+
+    folder = Path(qubesadmin.__file__).parent.parent
+    run = (
+        "import sys; sys.path[:0] = sys.argv[1:3]; import qubesadmin, qubesadmin.config as c; "
+        "c.QUBESD_SOCKET, c.QREXEC_SERVICES_DIR = sys.argv[3:5]; "
+        "qubesadmin.Qubes = getattr(qubesadmin, 'app', qubesadmin).__dict__.get('QubesLocal', qubesadmin.Qubes); "
+        "from dom0_agent.cli import main; sys.exit(main(sys.argv[5:]))"
+    )
+    sockets = qubes.root / "sockets"
+    command = [
+        *confined(unit),
+        sys.executable,
+        "-c",
+        run,
+        str(ROOT),
+        str(folder),
+        str(qubes.qubesd.socket),
+    ]
+    command += [
+        str(qubes.qubesd.services),
+        "--config",
+        str(qubes.config),
+        "serve",
+        "--listen",
+        str(sockets),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None and "ready" in process.stderr.readline()
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        try:
+            with qubes.open() as archive:
+                named = next(
+                    v
+                    for v in stored_volumes(archive, qubes.keys(archive), {})
+                    if v.name == "work/private"
+                )
+                image = archive.image(list(named.sessions), named.sessions[-1])
+                agent = Agent(UnixTransport(sockets, "backup-vm"))
+                agent.use(archive.parameters.archive, archive.parameters.chunk_size)
+                asked = Restoring("work", "private", image.session.name)
+                agent.restore(asked, feed(archive, image, named.name, Progress()))
+        finally:
+            process.terminate()
+    assert qubes.contents() == before
