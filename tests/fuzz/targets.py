@@ -94,7 +94,110 @@ def changed_map(data: bytes) -> None:
 
 
 def thin_delta(data: bytes) -> None:
-    found = serving.parse_head(data)
+    read, write = os.pipe()
+    os.write(write, data[:60_000])
+    os.close(write)
+    try:
+        with contextlib.suppress(Refused):
+            list(thin_xml.ranges(read, "thin_delta"))
+    finally:
+        os.close(read)
+
+
+def names(data: bytes) -> None:
+    with contextlib.suppress(BadName):
+        parse_volume_name(data.decode("utf-8", "replace"))
+    with contextlib.suppress(BadRecoveryKey):
+        parse_recovery(data.decode("utf-8", "replace"))
+
+
+class _Process:
+    def __init__(self, data: bytes) -> None:
+        self.stdout, self.stdin = io.BytesIO(data), None
+
+    def wait(self, timeout: float | None = None) -> int:
+        return 1
+
+
+def reply(data: bytes) -> None:
+    """What the manager reads from an agent."""
+    answer = Reply("fuzz", Connection(_Process(data), io.BytesIO()), 1 << 16)  # type: ignore[arg-type]
+    kinds = {
+        kind.KIND: kind
+        for kind in (frames.VolumeEntry, frames.ArchiveEntry, frames.Offer, frames.Monitored)
+    }
+    with contextlib.suppress(SparsebakError):
+        for kind, payload in answer.frames():
+            if kind in kinds:
+                answer.parsed(kinds[kind], payload)
+
+
+def archive_toml(data: bytes) -> None:
+    """With its checksum made right: a disk can do that, too."""
+    body = data.rpartition(b"checksum = ")[0] or data
+    digest = hashlib.blake2b(body, digest_size=16).hexdigest()
+    _scratch("archive.toml", body + f'checksum = "{digest}"\n'.encode())
+    with contextlib.suppress(SparsebakError):
+        parameters.load(world().scratch)
+
+
+def session(data: bytes) -> None:
+    body = data[:-32]
+    name = "x/0000000001-00000000000000000000000000000000.session"
+    _scratch(name, body + hashlib.blake2b(body, digest_size=32).digest())
+    with contextlib.suppress(SparsebakError):
+        found = sessions.load(world().scratch, name)
+        assert found.name
+        sessions.check(world().scratch, found)
+        sessions.columns(world().scratch, found)
+
+
+def pack(data: bytes) -> None:
+    _scratch("x/0.pack", data)
+    with contextlib.suppress(SparsebakError):
+        packs.read_index(world().scratch, "x/0.pack", world().attacker.archive_id())
+    with contextlib.suppress(SparsebakError):
+        list(packs.scan(world().scratch, "x/0.pack", GRAIN))
+
+
+def partial_session(data: bytes) -> None:
+    _scratch("x/0.partial", data)
+    with contextlib.suppress(SparsebakError):
+        found = partial.Partial.load(world().scratch, "x/0.partial")
+        if found is not None:
+            list(found.ids())
+            found.close()
+
+
+@cache
+def _open_archive() -> Archive:
+    """The site's archive, open for reading as long as the process lives."""
+    opened = open_archive(world().site.archive, writing=False)
+    atexit.register(opened.__exit__, None, None, None)
+    return opened.__enter__()
+
+
+def exported(data: bytes) -> None:
+    """With its digest made right: whoever writes a file can do that, too."""
+    body = data[:-32]
+    stream = io.BytesIO(body + hashlib.blake2b(body, digest_size=32).digest())
+    with contextlib.suppress(SparsebakError):
+        exporting.prove(_open_archive(), stream, Path("exported"), Progress(), None)
+
+
+def tags_and_notes(data: bytes) -> None:
+    body = data.split(b"\n")[0]
+    _scratch(
+        notes.NAME,
+        body + b"\n" + hashlib.blake2b(body, digest_size=16).hexdigest().encode() + b"\n",
+    )
+    with contextlib.suppress(SparsebakError):
+        notes.load(world().scratch)
+
+
+def connection(data: bytes) -> None:
+    """The beginning of a connection to the resident agent."""
+    found = serving.parse_head(data.partition(b"\0")[0])
     assert found is None or found.service in SERVICES
 
 
