@@ -30,6 +30,7 @@ class Shell:
         (root / "pw").write_text("correct horse\n")
         fill(self.image, SIZE)
         fill(root / "pool/vault.img", SIZE, 1)
+        self.key = [] if mode == "open" else ["--passphrase-file", "pw"]
         extra = ["--open"] if mode == "open" else ["--passphrase-file", "pw"]
         self.added = self.agent("archive", "add", "lab", "--caller", "some-vm", *extra).stdout
         self.ok("init", "archive", "--label", "lab")
@@ -102,14 +103,13 @@ def test_a_whole_life(shell: Shell) -> None:
             "work/private",
             "--session",
             name,
-            "--passphrase-file",
-            "pw",
+            *shell.key,
             "-o",
             "out.img",
             "--force",
         )
         assert (shell.root / "out.img").read_bytes() == contents
-        shell.ok("restore", "work/private", "--session", name)
+        shell.ok("restore", "--yes", "work/private", "--session", name)
         assert shell.image.read_bytes() == contents
     results = json.loads(shell.ok("verify", "--session", "all", "--json"))["sessions"]
     assert len(results) == 3 and all(result["ok"] for result in results)
@@ -124,7 +124,7 @@ def test_a_whole_life(shell: Shell) -> None:
         shell.ok("list", "work").splitlines()
     ) == 3
     shell.ok("prune", "work/private", "--session", names[0])
-    shell.ok("delete", "vault/private")
+    shell.ok("delete", "--yes", "vault/private")
     listed = json.loads(shell.ok("list", "--json"))["volumes"]
     assert [(v["qube"], len(v["sessions"])) for v in listed] == [("work", 1)]
     shell.ok("verify")
@@ -230,7 +230,7 @@ def test_monitor_and_status_in_dom0(sealed: Shell) -> None:
         and volumes["vault"]["archives"][0]["changed"] == 0
     )
     assert "changed since" in sealed.agent("status").stdout
-    sealed.agent("forget", "work/private")
+    sealed.agent("forget", "work/private", "--yes")
     assert json.loads(sealed.ok("backup", "work", "--json"))["sessions"][0]["full"]
 
 
