@@ -307,6 +307,25 @@ def test_the_store_s_clock_counts_not_ours(storage: LocalStorage) -> None:
         Lease.acquire(storage.locks(), "PLACE", "backup")
 
 
+def test_an_empty_lease_of_one_that_died_early_is_free_soon(storage: LocalStorage) -> None:
+    storage.write(f"{FOLDER}/writer-7", b"")
+    old = time.time() - 200
+    os.utime(storage.root / FOLDER / "writer-7", (old, old))
+    Lease.acquire(storage.locks(), "PLACE", "backup").release()
+    assert held(storage) == []
+
+
+def test_where_there_are_no_hard_links(faultfs: FaultFS) -> None:
+    storage = LocalStorage(faultfs.path / "archive")
+    storage.prepare()
+    faultfs.fail(Fault("link", "EPERM"))
+    lease = Lease.acquire(storage.locks(), "PLACE", "backup")
+    assert held(storage) == ["writer-1"]
+    assert storage.locks().create("writer-1", b"") is False
+    lease.release()
+    assert held(storage) == []
+
+
 @pytest.mark.parametrize("how", ["removed", "overtaken", "replaced", "late"])
 def test_a_lease_that_is_lost_stops_what_is_written(storage: LocalStorage, how: str) -> None:
     now = [0.0]
