@@ -11,8 +11,9 @@ from dom0_agent.catalog import open_catalog
 from dom0_agent.catalog.tags import untagged
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.notify import notify
-from dom0_agent.state import Store
-from wire.names import session_name
+from dom0_agent.state import Follow, Store
+from wire.names import printable, session_name
+from wire.status import Refused
 
 
 def add_to(commands: Any) -> None:
@@ -44,7 +45,7 @@ def _expected(config: Config, caller: str) -> list[Volume]:
     callers = (
         [caller]
         if caller
-        else sorted({archive.caller for archive in Archives(config.state_dir)}) or [""]
+        else sorted({archive.caller for archive in Archives(config.state_dir).readable()}) or [""]
     )
     listed = [
         {volume.name: volume for volume in open_catalog(config, one).volumes()} for one in callers
@@ -58,7 +59,11 @@ def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     limit, late = time.time() - options.days * 86400, list[tuple[str, int]]()
     for volume in _expected(config, options.caller):
-        follows = Store(config.state_dir, volume.qube, volume.volume).load().follows.values()
+        try:
+            follows = Store(config.state_dir, volume.qube, volume.volume).load().follows.values()
+        except Refused as error:  # nobody knows of a backup of this one
+            print(f"sparsebak-agent: {printable(str(error))}", file=sys.stderr)
+            follows = dict[str, Follow]().values()
         newest = max((follow.committed.time for follow in follows if follow.committed), default=0)
         if newest < limit:
             late.append((volume.name, newest))
