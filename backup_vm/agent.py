@@ -28,7 +28,7 @@ from wire.frames import (
     VolumeEntry,
     largest_frame,
 )
-from wire.names import BadName, parse_volume_name, printable
+from wire.names import BadName, Restoring, parse_volume_name, printable
 from wire.status import Code
 from wire.stream import CutShort, read_exactly
 
@@ -59,6 +59,14 @@ _MEANINGS = {
     Code.DAMAGED: ("the agent's state is damaged", "see dom0's log"),
     Code.INTERNAL: ("the agent failed", "see dom0's log"),
     Code.NOT_HALTED: ("the qube is running", "shut it down, then try again"),
+    Code.OLDER: (
+        "dom0 does not know this session as the newest of its volume",
+        "to restore it all the same, name it with --session",
+    ),
+    Code.NOT_AS_ASKED: (
+        "what was sent is not what dom0 was asked for",
+        "use the same version in dom0 and here",
+    ),
 }
 Parsed = TypeVar("Parsed", bound=Layout)
 DOM0 = "dom0"
@@ -178,8 +186,9 @@ class Agent:
         qube: str | None = None,
         volume: str = "",
         feed: Callable[[IO[bytes]], None] | None = None,
+        what: str = "",
     ) -> Iterator[Reply]:
-        what = f"{service} {qube}/{volume}" if qube else service
+        what = what or (f"{service} {qube}/{volume}" if qube else service)
         prepared = self._prepared.pop((service, qube, volume), None)
         if prepared is not None and monotonic() - self._since[service, qube, volume] > STALE:
             prepared.close()
@@ -311,10 +320,11 @@ class Agent:
             return reply.status or Status(Code.INTERNAL)
 
     def restore(
-        self, qube: str, volume: str, feed: Callable[[IO[bytes]], None], absent: bool = False
+        self, asked: Restoring, feed: Callable[[IO[bytes]], None], absent: bool = False
     ) -> Status:
-        """Have dom0 put a session in a volume's place; ``feed`` writes it. ``absent``: the qube is to be made anew."""
-        target, argument = (ABSENT, f"{qube}+{volume}") if absent else (qube, volume)
-        with self._call("Restore", Request(archive=self._archive), target, argument, feed) as reply:
+        """Have dom0 put a session in a volume's place; ``feed`` writes it. ``absent``: the qube is to be made again."""
+        target, request = ABSENT if absent else asked.qube, Request(archive=self._archive)
+        what = f"Restore {asked.qube}/{asked.volume}"
+        with self._call("Restore", request, target, asked.argument(), feed, what) as reply:
             reply.only()
             return reply.status or Status(Code.INTERNAL)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dom0_agent.archives import Archive
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.config import Config
-from dom0_agent.ids import CommittedIds, Entry, KnownIds
+from dom0_agent.ids import CommittedIds, KnownIds
 from dom0_agent.pending_log import PendingLog
 from dom0_agent.rotation import grains_per_chunk
 from dom0_agent.sources import Range, Source
@@ -108,11 +108,8 @@ class Extraction:
         if log.position < self._chunks:
             log.append(self._chunks, [])
         log.sync()
-        return self._root(log.entries())
-
-    def _root(self, entries: Iterable[Entry]) -> bytes:
         tree = Tree(self._keys.sub_key("root"))
-        pages = self._ids.digests(entries, self._pending.full, self._chunks, tree)
+        pages = self._ids.digests(log.entries(), self._pending.full, self._chunks)
         return tree.root(self._pending.size, self._chunk_size, pages)
 
     def _emit(self, results: list[Result], first: int, out: Writer) -> None:

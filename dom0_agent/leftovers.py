@@ -13,6 +13,7 @@ from pathlib import Path
 from dom0_agent.archives import Archive
 from dom0_agent.catalog import Catalog
 from dom0_agent.config import Volume, recall
+from dom0_agent.pending_log import in_use
 from dom0_agent.rotation import Rotation
 from dom0_agent.sources import Sources
 from dom0_agent.state import PATIENCE, State, Store, known_volumes
@@ -66,7 +67,7 @@ def let_go(state_dir: Path, orphan: Orphan) -> bool:
     with store.locked(patience=0) as state:
         rotation = Rotation(store, state, Sources(state_dir).open(orphan.place))
         pending = [follow.pending for follow in state.follows.values() if follow.pending]
-        if any(rotation._is_extracting(one) for one in pending):
+        if any(in_use(store.directory / one.log) for one in pending):
             return False
         if not state.snapshots() <= rotation.source.snapshots():
             return False

@@ -5,7 +5,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -70,18 +70,24 @@ def make_directory(directory: Path, mode: int = 0o700) -> None:
 def write_synced(path: Path, *parts: bytes, mode: int = 0o600) -> None:
     """Write a file and its contents to disk. Its directory entry is durable after sync_directory only."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with open(fd, "wb") as file:
+    with closing_fd(fd):
+        at = 0
         for part in parts:
-            file.write(part)
-        file.flush()
+            pwrite_all(fd, part, at)
+            at += len(part)
         os.fsync(fd)
 
 
 def replace(path: Path, *parts: bytes, mode: int = 0o600) -> None:
     """Replace a file atomically: the one commit point of every state change."""
     temporary = path.with_name(path.name + ".tmp")
-    write_synced(temporary, *parts, mode=mode)
-    os.replace(temporary, path)
+    try:
+        write_synced(temporary, *parts, mode=mode)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # on a full disk what is left of it would only take room
+            temporary.unlink()
+        raise
     sync_directory(path.parent)
 
 

@@ -51,9 +51,10 @@ class SettingsSource(FileSource):
                 write_synced(path, collect(self._volume.qube))
             sync_directory(self._store)
 
-    def replace(self, size: int) -> SettingsReplacement:  # type: ignore[override]
-        """See Source."""
-        return SettingsReplacement(self._state_dir, self._volume.qube, self._volume.volume, size)
+    def replace(self, size: int, older: bool = False) -> SettingsReplacement:  # type: ignore[override]
+        """See Source. ``older``: they are not the newest known, so a qube that is made of them gets no network."""
+        qube, volume = self._volume.qube, self._volume.volume
+        return SettingsReplacement(self._state_dir, qube, volume, size, older)
 
     def clean(self) -> None:
         """See Source."""

@@ -15,6 +15,7 @@ from dom0_agent import cli as agent_cli
 from dom0_agent import takeover
 from tests.kit import PASSPHRASE, Site, change, fill
 from tests.qubes.kit import QubesSite
+from wire.names import Restoring
 from wire.status import Refused
 
 
@@ -82,11 +83,9 @@ def test_a_new_dom0_goes_on_with_the_archive(
                 if v.name == f"work/{name}"
             )
             image = archive.image(list(named.sessions), named.sessions[-1])
+            asked = Restoring("work", name, image.session.name)  # the newest: the file told dom0
             qubes.agent(archive).restore(
-                "work",
-                name,
-                feed(archive, image, named.name, Progress()),
-                absent=name == "settings",
+                asked, feed(archive, image, named.name, Progress()), absent=name == "settings"
             )
     assert qubes.contents() == before
     done = {f"{one.qube}/{one.volume}": one.stored for one in qubes.backup().done}

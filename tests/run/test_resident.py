@@ -79,7 +79,9 @@ def test_a_whole_life(site: Site) -> None:
             agent = agent_of(site)
             agent.use(archive.parameters.archive, archive.parameters.chunk_size)
             agent.verify(feed(archive, image, volume.name, Progress()))
-            agent.restore("work", "private", feed(archive, image, volume.name, Progress()))
+            site.restored(
+                agent, image, "work/private", feed(archive, image, volume.name, Progress())
+            )
         assert site.contents() == contents[0]
         with pytest.raises(RefusedError, match="no such archive"):
             agent_of(site, "another-vm").enroll("tests")
