@@ -16,6 +16,8 @@ class Exit(IntEnum):
     LOCKED = 11
     WRONG_KEY = 12
     INTERRUPTED = 130
+    READER_GONE = 141
+    """Standard output was closed by whoever read it: what a program that does not handle SIGPIPE ends with."""
 
 
 class SparsebakError(Exception):

@@ -48,20 +48,31 @@ class Rotation:
         self.source.clean()
         self.store.tidy(self.state)
 
-    def give_way(self) -> None:
-        """Where the storage is nearly full, give up pending sessions that are not being extracted: their snapshots hold space.
+    def give_way(self) -> bool:
+        """Where the storage is nearly full, give up pending sessions: their snapshots hold space. Whether any state changed.
 
-        So a backup VM that begins sessions and never ends them cannot fill the pool. Not saved yet.
+        So a backup VM that begins sessions and never ends them, or reads them as slowly as it can, cannot fill the pool. One
+        that is being extracted has until the next time; its Extract lets go of the snapshot when it sees that. Not saved yet.
         """
         try:
             self.source.require_room()
         except Refused as full:
-            for key, follow in self.state.follows.items():
-                if follow.pending is not None and not in_use(
-                    self.store.directory / follow.pending.log
-                ):
+            if full.code != Code.NO_SPACE:  # the pool is not there: others say so
+                return False
+            pending = [
+                (key, follow, follow.pending)
+                for key, follow in self.state.follows.items()
+                if follow.pending is not None
+            ]
+            for key, follow, session in pending:
+                if not session.crowded and in_use(self.store.directory / session.log):
+                    session.crowded = True
+                    log(WARNING, f"{self.store.name}: its session has to end soon, for {full}")
+                else:
                     log(WARNING, f"{self.store.name}: its pending session is given up, for {full}")
                     self.give_up(key, follow)
+            return bool(pending)
+        return False
 
     def rotate(self) -> int:
         """Take a new base and fold what changed since the old one into every archive's map. Not saved yet."""
@@ -121,7 +132,9 @@ class Rotation:
         follow.map = self.store.save_map(f"{key}.{snapshot_name(number)}.map", merged)
 
     def finish(self) -> None:
-        """The commit point, then the removal of what is no longer needed."""
+        """The commit point, then the removal of what is no longer needed: of the base, too, if no archive builds on it."""
+        if not self.followed:
+            self.state.base = None
         self.store.save(self.state)
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)

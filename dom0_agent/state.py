@@ -63,7 +63,7 @@ class Committed:
 @dataclass
 class Pending:
     """A session begun and neither committed nor aborted. ``root`` and the record's ``digest`` are known once all of it
-    has been extracted."""
+    has been extracted. ``crowded``: the pool was found nearly full while it was."""
 
     session: str
     snapshot: int
@@ -76,6 +76,7 @@ class Pending:
     log: str
     root: str | None = None
     digest: str | None = None
+    crowded: bool = False
 
 
 @dataclass
@@ -157,7 +158,7 @@ class Store:
             fd = lock(self.directory / "lock", patience=patience)
         except Busy:
             raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
-        with closing_fd(fd):
+        with closing_fd(fd), _counted(fd):
             try:
                 state = self._read()
             except StateDamaged as error:
@@ -170,6 +171,13 @@ class Store:
     @property
     def _path(self) -> Path:
         return self.directory / "state.json"
+
+    def uses(self) -> int:
+        """A number that goes up by one when the lock is taken, and when it is given back."""
+        try:
+            return os.stat(self.directory / "lock").st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def load(self) -> State:
         """The state, empty for a volume not seen before, or whose state file is damaged."""
@@ -237,6 +245,21 @@ class Store:
 def _check(fields: dict[str, Any]) -> str:
     """A checksum of the state, whatever way it is laid out in the file."""
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def _counted(fd: int) -> Iterator[None]:
+    """See Store.uses. The lock file's time is the counter, which takes no space."""
+    _count(fd)
+    try:
+        yield
+    finally:
+        _count(fd)
+
+
+def _count(fd: int) -> None:
+    status = os.fstat(fd)
+    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
 def _follow(raw: dict[str, Any]) -> Follow:

@@ -3,7 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option, session_option, yes_option
 from wire.names import Restoring, session_name
 
 if TYPE_CHECKING:
@@ -20,24 +21,22 @@ SETTINGS = "settings"
 def add_to(commands: Any) -> None:
     """Declare the command."""
     restore = commands.add_parser(
-        "restore", help="put a session in the volume's place; dom0 checks every byte first"
+        "restore",
+        help="put a session in the volume's place; dom0 checks every byte first",
+        description="Replaces a volume, or all of a qube, by a session. dom0 checks every byte before it takes effect. On "
+        "Qubes OS dom0 asks first; elsewhere this command does.",
     )
     restore.add_argument(
         "volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube, its settings first"
     )
-    restore.add_argument(
-        "--session",
-        default="latest",
-        metavar="S",
-        help="its time, or the beginning of it (default: latest)",
-    )
+    session_option(restore)
+    yes_option(restore)
     restore.add_argument(
         "--to",
         metavar="QUBE[/VOLUME]",
         help="into another volume or qube, if dom0 allows it (allow_restore)",
     )
     key_option(restore)
-    json_option(restore)
     restore.set_defaults(run=run)
 
 
@@ -60,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
                 _is_older(volume, session, entries, options.session == "latest"),
             )
             due.append((volume, session, asked))
+        if not context.dom0_asks():
+            _ask(context, entries, [asked for _, _, asked in due])
         results = [_restore(context, archive, agent, entries, *one) for one in due]
     if context.json:
         context.result({"restored": results}, "")
@@ -88,6 +89,24 @@ def _is_older(
         f"{said}; nothing was restored",
         f"to restore {session.name} all the same, name it: --session {session.name}",
     )
+
+
+def _ask(context: Context, entries: "list[VolumeEntry]", due: list[Restoring]) -> None:
+    """Ask before contents are replaced. Settings only come to dom0 and wait there; what is gone cannot be lost."""
+    from wire.frames import VOLUME_GONE
+
+    there = {
+        (entry.qube, entry.volume)
+        for entry in entries
+        if entry.size and not entry.flags & VOLUME_GONE
+    }
+    lost = [
+        f"{asked.qube}/{asked.volume}"
+        for asked in due
+        if (asked.qube, asked.volume) in there and asked.volume != SETTINGS and asked.qube != "dom0"
+    ]
+    if lost:
+        context.confirm(f"Replace the present contents of {', '.join(lost)}?")
 
 
 def _target(volume: "Named", asked: str, to: str | None) -> tuple[str, str]:
@@ -131,7 +150,7 @@ def _restore(
             f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings show {asked.qube}"
         )
     else:
-        context.say(f"{name} is as of {session.name} again.")
+        context.say(f"Restored {name} to session {session.name}.")
     return {
         "qube": asked.qube,
         "volume": asked.volume,

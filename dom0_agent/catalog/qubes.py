@@ -162,7 +162,8 @@ class QubesCatalog:
                 name, "lvm_thin", Path("/dev") / group, group, str(config["thin_pool"]), *limits
             )
         if driver == "file-reflink":
-            return Pool(name, "reflink", Path(str(config["dir_path"])))
+            limit = self._options.data_limit
+            return Pool(name, "reflink", Path(str(config["dir_path"])), data_limit=limit)
         return f"pool {name} has driver {driver}; lvm_thin and file-reflink are supported"
 
     def _config_volume(self) -> Volume:

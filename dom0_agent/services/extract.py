@@ -8,6 +8,7 @@ The record is sent last: when the log is whole and on disk, and the state says w
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from dom0_agent.archives import Archive
 from dom0_agent.committing import opened_ids, prove
@@ -73,6 +74,12 @@ def _check(archive: Archive, pending: Pending, request: Request) -> None:
         raise Refused(Code.BAD_REQUEST, f"the session has no chunk {request.number}")
 
 
+def _is_pending(store: Store, archive: Archive, request: Request) -> bool:
+    """Whether the session is still the pending one; it is not when it gave way to a full pool."""
+    follow = store.load().follows.get(archive.id.hex())
+    return bool(follow and follow.pending and follow.pending.session == request.session.hex())
+
+
 def _extract(
     call: Call,
     archive: Archive,
@@ -93,7 +100,8 @@ def _extract(
         extraction = Extraction(
             archive, pending, Sources(call.config.state_dir).open(volume), changed, ids, known
         )
-        return extraction.run(log, request.number, call.stdout, call.config)
+        wanted = partial(_is_pending, store, archive, request)
+        return extraction.run(log, request.number, call.stdout, call.config, wanted)
 
 
 def _give_up(call: Call, archive: Archive, volume: Volume, store: Store, request: Request) -> None:

@@ -33,6 +33,9 @@ class SettingsSource(FileSource):
         """See Source: as when it was last written down."""
         return max((self.size(number) for number in self.snapshots()), default=0)
 
+    def require_room(self) -> None:
+        """See Source. They are small, and lie with dom0's own state."""
+
     def snapshot(self, number: int) -> None:
         """See Source."""
         path = self._path(number)

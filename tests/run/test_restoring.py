@@ -25,7 +25,7 @@ def made(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 def restore(*words: str) -> int:
-    return cli.main(["--caller", "backup-vm", "restore", "work/private", *words])
+    return cli.main(["--caller", "backup-vm", "restore", "work/private", "--yes", *words])
 
 
 def test_the_latest_and_one_that_is_named(made: Site) -> None:
