@@ -2,13 +2,11 @@
 
 import os
 import signal
+import threading  # here, not in a handler: a signal may come in the middle of its import
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import threading
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a command to end: Ctrl-C, a stop by systemd or kill, a terminal that was closed."""
@@ -33,7 +31,7 @@ class Interrupted(Exception):
 _came: int | None = None
 """The first signal."""
 
-_limit: "threading.Timer | None" = None
+_limit: threading.Timer | None = None
 
 
 def exit_code() -> int:
@@ -72,8 +70,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _note(number: int) -> bool:
     """Whether this signal is the first. From then on LIMIT holds."""
-    import threading
-
     global _came, _limit
     if _came is not None:
         return False
