@@ -96,14 +96,21 @@ def lock(path: Path, shared: bool = False, patience: float = 0.0) -> int:
 
     Waits up to ``patience`` seconds, then raises Busy.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return lock_fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), shared, patience)
+
+
+def lock_fd(fd: int, shared: bool = False, patience: float = 0.0) -> int:
+    """The same for an open file, which is returned; it is closed when an error is raised."""
     deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(fd)
-                raise Busy(str(path)) from None
-            time.sleep(0.02)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Busy from None
+                time.sleep(0.02)
+    except BaseException:
+        os.close(fd)
+        raise

@@ -31,8 +31,12 @@ class Server:
     def url(self, name: str, port: int = 0) -> str:
         if self.kind == "s3":
             return f"s3://bucket/{name}"
-        user = pwd.getpwuid(os.getuid()).pw_name
-        return f"sftp://{user}@127.0.0.1:{port or self.port}{self.folder}/{name}"
+        return f"sftp://{self.user}@127.0.0.1:{port or self.port}{self.folder}/{name}"
+
+    @property
+    def user(self) -> str:
+        """Who logs in."""
+        return pwd.getpwuid(os.getuid()).pw_name
 
     def environment(self, port: int = 0) -> dict[str, str]:
         """What leads to it through a port."""
@@ -48,9 +52,13 @@ class Server:
     def know(self, port: int) -> None:
         """Let the SSH host be known by another port, too."""
         if self.kind == "sftp":
-            key = (self.folder / "host.pub").read_text().split()[:2]
-            with open(self.folder / "home/.ssh/known_hosts", "a") as file:
-                file.write(f"[127.0.0.1]:{port} {' '.join(key)}\n")
+            know(self.folder / "host.pub", self.folder / "home/.ssh/known_hosts", port)
+
+
+def know(key: Path, known: Path, port: int) -> None:
+    """Let a host's key be known for a port of loopback."""
+    with open(known, "a") as file:
+        file.write(f"[127.0.0.1]:{port} {' '.join(key.read_text().split()[:2])}\n")
 
 
 def free_port() -> int:
@@ -99,7 +107,7 @@ def ssh_server(folder: Path) -> Iterator[Server]:
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nPidFile none\n"
         "UsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nSubsystem sftp internal-sftp\n"
-        "MaxStartups 100\n"
+        "MaxStartups 100\nKexAlgorithms curve25519-sha256\n"  # the default takes five times as long
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
@@ -118,12 +126,18 @@ def ssh_server(folder: Path) -> Iterator[Server]:
 
 
 class Network:
-    """A TCP proxy before a server. ``fail_after``: bytes until all connections are cut; ``down``: no new ones either."""
+    """A TCP proxy before a server. ``fail_after``: bytes until all connections are cut; ``down``: no new ones either.
+
+    ``stall_after``: bytes until nothing passes any more, in either direction; ``pause``: seconds before each 16 KiB.
+    """
 
     def __init__(self, server: Server) -> None:
         self.port, self._server = free_port(), server
         self.fail_after: int | None = None
         self.down = False
+        self.stall_after: int | None = None
+        self.stalled = threading.Event()
+        self.pause = 0.0
         self.cuts = 0
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -160,10 +174,26 @@ class Network:
                 if failing:
                     self.cut()
                     return
+                if self._stalls(len(data)):
+                    time.sleep(3600)
+                time.sleep(self.pause)
                 target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def url(self, name: str) -> str:
+        """Of a fresh place, by this way."""
+        return self._server.url(name, self.port)
+
+    def _stalls(self, size: int) -> bool:
+        with self._lock:
+            if self.stall_after is None:
+                return False
+            self.stall_after -= size
+            if self.stall_after <= 0:
+                self.stalled.set()
+            return self.stall_after <= 0
 
     def cut(self) -> None:
         """End every connection."""
@@ -178,7 +208,7 @@ class Network:
 
     def mend(self) -> None:
         """Work again, for as long as nothing else is said."""
-        self.fail_after, self.down = None, False
+        self.fail_after, self.down, self.stall_after, self.pause = None, False, None, 0.0
 
     def flap(self, rng: random.Random, upto: int) -> threading.Event:
         """Cut everything again and again, after up to so many bytes each time, until the event is set."""
