@@ -10,7 +10,7 @@ from typing import IO
 from backup_vm.agent import Agent
 from backup_vm.archive import sessions
 from backup_vm.archive.archive import Archive, rescan_key
-from backup_vm.archive.image import Image
+from backup_vm.archive.image import Image, chain
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
@@ -330,7 +330,13 @@ class Archiver:
         self, volume: VolumeEntry, partial: Partial, record: bytes, inherit: int, done: Done
     ) -> None:
         sessions.write(
-            self._archive.storage, record, inherit, partial.count, partial.numbers(), partial.ids()
+            self._archive.storage,
+            record,
+            partial.offer.previous,
+            inherit,
+            partial.count,
+            partial.numbers(),
+            partial.ids(),
         )
         if done.full:
             self._archive.catalog.set_meta(rescan_key(volume.volume_id.hex()), None)
@@ -345,9 +351,9 @@ class Archiver:
     def _known_ids(self, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:
         """Writes the ids that we hold for the volume, so that the agent sends only what differs."""
         series = self._archive.sessions(newest.volume)[newest.volume]
-        image = Image(
-            self._archive.storage, series
-        )  # damage does no harm here: the agent compares each id with the data
+        known, _ = chain(series, newest)
+        # a chain that breaks off does no harm here: the agent compares each id with the data
+        image = Image(self._archive.storage, known)
         spool = self._archive.storage.scratch()
         for _, ids in image.windows():
             places = self._archive.catalog.places(chunk_id for chunk_id in ids if any(chunk_id))

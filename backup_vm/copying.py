@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from backup_vm.archive import notes, packs, parameters, sessions
 from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import split
 from backup_vm.archive.incoming import Entry, Incoming
 from backup_vm.archive.packs import PackReader
@@ -81,7 +82,11 @@ def _prepare(source: Archive, location: str) -> None:
 
 def _same(source: Archive, target: Archive, session: Session, there: Session | None) -> bool:
     """Whether the copy has a session as it is: a prune may have stored it anew since."""
-    if there is None or (there.inherit, there.count) != (session.inherit, session.count):
+    if there is None or (there.base, there.inherit, there.count) != (
+        session.base,
+        session.inherit,
+        session.count,
+    ):
         return False
     return sessions.digest(source.storage, session) == sessions.digest(target.storage, there)
 
@@ -119,12 +124,12 @@ def _send(
     series = source.sessions(session.volume)[session.volume]
     ours = {one.file for one in series}
     if session.inherit and _strangers_before(target, series, session, ours):
-        inherit, entries = 0, _image_entries(source, series, session)
+        base, inherit, entries = NO_BASE, 0, _image_entries(source, series, session)
     else:
-        inherit, entries = session.inherit, _columns(source, session)
+        base, inherit, entries = session.base, session.inherit, _columns(source, session)
     said = sessions.digest(source.storage, session) + inherit.to_bytes(8, "little")
     fingerprint = hashlib.blake2b(said, digest_size=16).digest()
-    incoming = Incoming(target, store, session.record, inherit, fingerprint, ours)
+    incoming = Incoming(target, store, session.record, base, inherit, fingerprint, ours)
     try:
         for part in entries:
             for entry in _with_chunks(

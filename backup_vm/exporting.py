@@ -11,6 +11,7 @@ from typing import IO
 
 from backup_vm.archive import parameters
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, runs
 from backup_vm.archive.incoming import Entry, Incoming
 from backup_vm.archive.store import Store
@@ -102,7 +103,7 @@ def take_in(
     hashed, record, _ = read_head(stream, path)
     store = Store(archive)
     try:
-        incoming = Incoming(archive, store, record, 0, digest[:16])
+        incoming = Incoming(archive, store, record, NO_BASE, 0, digest[:16])
         try:
             for entry in _entries(archive, hashed, clear, progress):
                 if entry.number >= incoming.position:

@@ -103,12 +103,12 @@ def master_key(parameters: dict[str, object], secret: str) -> bytes:
 class Session:
     def __init__(self, raw: bytes, keys: Keys, archive: bytes) -> None:
         if (
-            raw[:8] != b"SBSESS\0\1"
+            raw[:8] != b"SBSESS\0\2"
             or hashlib.blake2b(raw[:-32], digest_size=32).digest() != raw[-32:]
         ):
             raise Unreadable("a session file is damaged")
-        self.inherit, self.count = struct.unpack_from("<QQ", raw, 8)
-        clear, sealed = raw[24 : 24 + CLEAR.size], raw[24 + CLEAR.size : 24 + 336]
+        self.inherit, self.count, self.base = struct.unpack_from("<QQ16s", raw, 8)
+        clear, sealed = raw[40 : 40 + CLEAR.size], raw[40 + CLEAR.size : 40 + 336]
         (
             magic,
             form,
@@ -131,8 +131,8 @@ class Session:
             f"{qube.rstrip(bytes(1)).decode('ascii')}/{volume.rstrip(bytes(1)).decode('ascii')}"
         )
         self.name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.time))
-        numbers = struct.unpack_from(f"<{self.count}Q", raw, 360)
-        ids = raw[360 + 8 * self.count :]
+        numbers = struct.unpack_from(f"<{self.count}Q", raw, 376)
+        ids = raw[376 + 8 * self.count :]
         self.entries = {number: ids[32 * at : 32 * at + 32] for at, number in enumerate(numbers)}
 
 
@@ -171,9 +171,19 @@ class Archive:
                         found.setdefault(chunk_id, []).append((path, offset, length))
         return found
 
+    def chain(self, series: list[Session], session: Session) -> list[Session]:
+        """The session and all that it builds on, the one that builds on nothing first."""
+        found = [session]
+        while found[0].base != bytes(16):
+            bases = [one for one in series if one.id == found[0].base]
+            if not bases or bases[0].sequence >= found[0].sequence:
+                raise Unreadable(f"{found[0].name} builds on a session that is missing")
+            found.insert(0, bases[0])
+        return found
+
     def assemble(self, series: list[Session], session: Session, output: Path) -> None:
         image: dict[int, bytes] = {}
-        for older in series[: series.index(session) + 1]:
+        for older in self.chain(series, session):
             image = {
                 number: chunk_id for number, chunk_id in image.items() if number < older.inherit
             } | older.entries

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from backup_vm.archive import catalog as catalogs
 from backup_vm.archive import packs, parameters, partial, references, sessions
 from backup_vm.archive.catalog import Catalog
-from backup_vm.archive.image import Image
+from backup_vm.archive.format import NO_BASE
+from backup_vm.archive.image import Image, chain
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
@@ -89,15 +90,21 @@ class Archive:
         return found
 
     def image(self, series: list[Session], session: Session) -> Image:
-        """The image of a volume at a session of its series; raise DamagedError when one it builds on cannot be read."""
-        image = Image(self.storage, series[: series.index(session) + 1])
+        """The image of a volume at a session of its series; raise DamagedError when one it builds on is not there."""
+        found, missing = chain(series, session)
+        if missing == NO_BASE:
+            return Image(self.storage, found)
+        ending = f"-{missing.hex()}{sessions.SUFFIX}"
         for name, error in self.damaged.items():
-            if image.first.file < name < session.file and name.split("/")[1] == session.volume:
+            if name.endswith(ending):
                 raise DamagedError(
                     f"{session.name} builds on a damaged session: {error}",
-                    "older sessions can still be had",
+                    "sessions that do not build on it can still be had",
                 )
-        return image
+        raise DamagedError(
+            f"{session.name} builds on session {missing.hex()} (after it: {found[0].name}), whose file is missing",
+            "put it back from a copy of the archive; the next backup compares everything again",
+        )
 
     # Catalog
 

@@ -17,14 +17,28 @@ WINDOW = 32768
 """Chunks looked at together; a whole number of pages of 1,024."""
 
 
-class Image:
-    """The image that a series of sessions of one volume, oldest first, adds up to."""
+def chain(series: Iterable[Session], session: Session) -> tuple[list[Session], bytes]:
+    """The sessions that an image is made of, the one that builds on nothing first.
 
-    def __init__(self, storage: Storage, sessions: list[Session]) -> None:
-        start = max((i for i, session in enumerate(sessions) if session.inherit == 0), default=0)
-        self.sessions = sessions[start:]  # nothing before a full session counts
+    Also the id of the session which is not in the series although the first one builds on it; NO_BASE if all are there. What
+    a session builds on is looked up by id, so that others that have come to lie between do not matter.
+    """
+    older = {
+        one.clear.session: one for one in series if one.clear.sequence < session.clear.sequence
+    }
+    found = [session]
+    while (base := older.get(found[0].base)) and base.clear.sequence < found[0].clear.sequence:
+        found.insert(0, base)
+    return found, found[0].base
+
+
+class Image:
+    """The image that a chain of sessions of one volume, each building on the one before, adds up to."""
+
+    def __init__(self, storage: Storage, chain: list[Session]) -> None:
+        self.sessions = chain
         self._columns = [columns(storage, session) for session in self.sessions]
-        self.first, self.session = self.sessions[0], sessions[-1]
+        self.session = chain[-1]
         self.chunks = self.session.chunks
 
     def ids(self, first: int, end: int) -> "Ids":

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from backup_vm.archive import sessions
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.merge import blocks
 from backup_vm.archive.partial import SUFFIX, Partial
 from backup_vm.archive.prune import drop_partial
@@ -39,12 +40,13 @@ class Incoming:
         archive: Archive,
         store: Store,
         record: bytes,
+        base: bytes,
         inherit: int,
         fingerprint: bytes,
         fitting: Collection[str] = frozenset(),
     ) -> None:
-        self._archive, self._store, self._record, self._inherit = archive, store, record, inherit
-        self._fitting = fitting
+        self._archive, self._store, self._record = archive, store, record
+        self._base, self._inherit, self._fitting = base, inherit, fitting
         clear = self.clear = read_clear(record)
         parameters = archive.parameters
         if clear.archive != parameters.archive or clear.chunk_size != parameters.chunk_size:
@@ -89,7 +91,13 @@ class Incoming:
         self._make_room()
         partial, storage = self._partial, self._archive.storage
         stored = sessions.write(
-            storage, self._record, self._inherit, partial.count, partial.numbers(), partial.ids()
+            storage,
+            self._record,
+            self._base,
+            self._inherit,
+            partial.count,
+            partial.numbers(),
+            partial.ids(),
         )
         partial.discard()
         return stored
@@ -118,4 +126,6 @@ def make_full(archive: Archive, series: list[Session], session: Session) -> None
             numbers.write((held + first).astype("<u8").tobytes())
             ids.write(window[held].tobytes())
             count += len(held)
-        sessions.write(archive.storage, session.record, 0, count, blocks(numbers), blocks(ids))
+        sessions.write(
+            archive.storage, session.record, NO_BASE, 0, count, blocks(numbers), blocks(ids)
+        )

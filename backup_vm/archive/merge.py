@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import sessions
+from backup_vm.archive.image import chain
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage
 from wire.sealing import ID_SIZE
@@ -21,10 +22,16 @@ _BLOCK = 1 << 20
 
 
 class Merge:
-    """The entries of a run of sessions, oldest first, of which the last one stays. Its image stays the same."""
+    """The entries of a run of sessions, oldest first, of which the last one stays. Its image stays the same.
+
+    Those of the run that the last one does not build on (a prune that died has merged them already) only have entries that
+    are superseded.
+    """
 
     def __init__(self, storage: Storage, series: list[Session]) -> None:
         self._storage, self._series = storage, series
+        self._chain, _ = chain(series, series[-1])
+        self._counts = [session in self._chain for session in series]
         self._columns = [sessions.columns(storage, session) for session in series]
         self._end = max(
             (int(one.numbers[-1]) + 1 for one in self._columns if len(one.numbers)), default=0
@@ -37,8 +44,10 @@ class Merge:
         for first in sessions.windows(self._columns, self._end, WINDOW):
             ids, held = np.zeros((WINDOW, ID_SIZE), np.uint8), np.zeros(WINDOW, np.bool_)
             superseded: list[Ids] = []
-            for session, columns in zip(self._series, self._columns, strict=True):
-                if session.inherit < first + WINDOW:
+            for session, columns, counts in zip(
+                self._series, self._columns, self._counts, strict=True
+            ):
+                if counts and session.inherit < first + WINDOW:
                     cut = held.copy()
                     cut[: max(session.inherit - first, 0)] = False
                     superseded.append(ids[cut])
@@ -46,7 +55,9 @@ class Merge:
                 low, high = np.searchsorted(
                     columns.numbers, [np.uint64(first), np.uint64(first + WINDOW)]
                 )
-                if low < high:
+                if low < high and not counts:
+                    superseded.append(columns.ids[low:high])
+                elif low < high:
                     at = (columns.numbers[low:high] - np.uint64(first)).astype(np.intp)
                     superseded.append(ids[at[held[at]]])
                     ids[at], held[at] = columns.ids[low:high], True
@@ -63,9 +74,15 @@ class Merge:
                 count += len(number_window)
                 for part in gone:
                     superseded.write(part.tobytes())
-            inherit = min(session.inherit for session in self._series)
+            inherit = min(session.inherit for session in self._chain)
             return sessions.write(
-                self._storage, last.record, inherit, count, blocks(numbers), blocks(ids)
+                self._storage,
+                last.record,
+                self._chain[0].base,
+                inherit,
+                count,
+                blocks(numbers),
+                blocks(ids),
             )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive.format import (
     DIGEST_SIZE,
+    NO_BASE,
     SESSION_ENTRY_SIZE,
     SESSION_HEAD,
     SESSION_HEAD_SIZE,
@@ -46,8 +47,15 @@ class Session:
     file: str
     clear: Clear
     record: bytes
+    base: bytes
+    """Id of the session that it builds on; NO_BASE if ``inherit`` is 0."""
     inherit: int
     count: int
+
+    @property
+    def full(self) -> bool:
+        """Whether it builds on no other."""
+        return self.base == NO_BASE
 
     @property
     def name(self) -> str:
@@ -84,7 +92,9 @@ def load(storage: Storage, name: str) -> Session:
         raise DamagedError(f"{path} is damaged: it has another length than its head says")
     if file_name(clear) != name:
         raise DamagedError(f"{path} is damaged: its record is not the one its name says")
-    return Session(name, clear, head["record"], head["inherit"], head["count"])
+    if (head["base"] == NO_BASE) != (head["inherit"] == 0):
+        raise DamagedError(f"{path} is damaged: it builds on a session and on none")
+    return Session(name, clear, head["record"], head["base"], head["inherit"], head["count"])
 
 
 def check(storage: Storage, session: Session) -> None:
@@ -114,18 +124,27 @@ def digest(storage: Storage, session: Session) -> bytes:
 def write(
     storage: Storage,
     record: bytes,
+    base: bytes,
     inherit: int,
     count: int,
     numbers: Iterable[bytes],
     ids: Iterable[bytes],
 ) -> Session:
-    """Store a session: ``count`` entries, given as byte strings of the two columns, in order."""
+    """Store a session: ``count`` entries, given as byte strings of the two columns, in order.
+
+    ``base`` is the id of the session that they build on; it counts for nothing with ``inherit`` 0.
+    """
+    base = base if inherit else NO_BASE
     name = file_name(read_clear(record))
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     new = storage.create(name)
     try:
         for part in _parts(
-            SESSION_HEAD.build({"inherit": inherit, "count": count, "record": record}), numbers, ids
+            SESSION_HEAD.build(
+                {"inherit": inherit, "count": count, "base": base, "record": record}
+            ),
+            numbers,
+            ids,
         ):
             digest.update(part)
             new.write(part)
@@ -134,7 +153,7 @@ def write(
     except BaseException:
         new.abandon()
         raise
-    return Session(name, read_clear(record), record, inherit, count)
+    return Session(name, read_clear(record), record, base, inherit, count)
 
 
 def _parts(head: bytes, numbers: Iterable[bytes], ids: Iterable[bytes]) -> Iterator[bytes]:

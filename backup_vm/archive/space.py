@@ -141,7 +141,7 @@ class Account:
     def _superseded(self, run: list[Session]) -> "list[Indexes]":
         import numpy as np
 
-        if len(run) > 2:
+        if len(run) > 2 or run[1].base != run[0].clear.session:
             return [
                 self._indexes(part)
                 for *_, parts in Merge(self._storage, run).windows()

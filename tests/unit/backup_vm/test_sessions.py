@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backup_vm.archive import merge, sessions
-from backup_vm.archive.image import Image, split
+from backup_vm.archive.image import Image, chain, split
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
@@ -62,7 +62,15 @@ def build(
             now[number] = chunk_id
         numbers, ids = [n.to_bytes(8, "little") for n, _ in entries], [i for _, i in entries]
         series.append(
-            sessions.write(storage, record(sequence, chunks), inherit, len(entries), numbers, ids)
+            sessions.write(
+                storage,
+                record(sequence, chunks),
+                series[-1].clear.session if series else bytes(16),
+                inherit,
+                len(entries),
+                numbers,
+                ids,
+            )
         )
         images.append(now)
         before = now
@@ -70,7 +78,9 @@ def build(
 
 
 def ids_of(storage: LocalStorage, series: list[Session]) -> list[bytes]:
-    image = Image(storage, series)
+    found, missing = chain(series, series[-1])
+    assert missing == bytes(16)
+    image = Image(storage, found)
     return split(image.ids(0, image.chunks))
 
 
@@ -104,6 +114,14 @@ def test_images_and_merges_follow_the_model(
             gone = Counter(iter(lambda: superseded.read(32), b""))
         assert gone + Counter(entries(storage, series[end]).values()) == before
         sessions.check(storage, series[end])
+        for still in range(end, len(series)):  # before what was merged is removed, too
+            assert ids_of(storage, series[: still + 1]) == images[still]
+        if data.draw(st.booleans()):  # the run that merged them died: the next one does it again
+            with storage.scratch() as superseded:
+                again = merge.Merge(storage, series[at : end + 1]).store(superseded)
+                superseded.seek(0)
+                twice = Counter(iter(lambda: superseded.read(32), b""))
+            assert again == series[end] and not gone - before and twice <= before
         del series[at:end], images[at:end]
         for still in range(len(series)):
             assert ids_of(storage, series[: still + 1]) == images[still]
@@ -129,3 +147,31 @@ def test_a_session_under_another_name_is_refused(tmp_path: Path) -> None:
     storage.local(session.file).rename(storage.local(other))
     with pytest.raises(DamagedError):
         sessions.load(storage, other)
+
+
+def test_a_missing_session_is_noticed_by_what_builds_on_it_alone(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    entry = {1: b"x" * 32}
+    series, images = build(storage, [(4, full, entry) for full in (True, False, False, True)])
+    del series[1], images[1]
+    assert chain(series, series[0]) == (series[:1], bytes(16))
+    assert chain(series, series[1]) == (series[1:2], (2).to_bytes(16, "big"))
+    assert chain(series, series[2]) == (series[2:], bytes(16))
+
+
+def test_a_chain_in_a_circle_ends(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    names = [(n).to_bytes(16, "big") for n in (1, 2)]
+    series = [sessions.write(storage, record(n, 4), names[2 - n], 4, 0, [], []) for n in (1, 2)]
+    assert chain(series, series[1])[1] == names[1]
+
+
+def test_a_base_without_inheritance_is_damage(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    (session,), _ = build(storage, [(12, True, {})])
+    path = storage.local(session.file)
+    raw = bytearray(path.read_bytes())
+    raw[24:40] = b"b" * 16
+    path.write_bytes(raw)
+    with pytest.raises(DamagedError):
+        sessions.load(storage, session.file)
