@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.incoming import Entry, Incoming
 from backup_vm.archive.prune import prune
 from backup_vm.archive.scrub import scrub
@@ -224,15 +225,15 @@ def test_what_was_begun_with_other_entries_is_begun_anew(built: Site) -> None:
     with built.open() as source, built.open(True, target) as archive:
         (series,) = source.sessions().values()
         store = Store(archive)
-        first = Incoming(archive, store, series[1].record, 0, b"1" * 16)
+        first = Incoming(archive, store, series[1].record, NO_BASE, 0, b"1" * 16)
         for number in range(3):
             first.take(Entry(number, bytes([number + 1]) * 32, b"sealed"))
         store.flush()
         first.close()
-        assert Incoming(archive, store, series[1].record, 0, b"1" * 16).position == 3, (
+        assert Incoming(archive, store, series[1].record, NO_BASE, 0, b"1" * 16).position == 3, (
             "gone on with"
         )
-        again = Incoming(archive, store, series[1].record, 0, b"2" * 16)
+        again = Incoming(archive, store, series[1].record, NO_BASE, 0, b"2" * 16)
         assert again.position == 0 and not store.holds(b"\x01" * 32)
         again.close()
         store.close()
