@@ -8,13 +8,14 @@ from contextlib import closing
 from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import sessions
+from backup_vm.archive.columns import columns_of
 from backup_vm.archive.image import chain
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage
 from wire.sealing import ID_SIZE
 
 if TYPE_CHECKING:
-    from backup_vm.archive.sessions import Ids, Numbers
+    from backup_vm.archive.columns import Ids, Numbers
 
 WINDOW = 1 << 16
 """Chunk numbers looked at together."""
@@ -32,16 +33,13 @@ class Merge:
         self._storage, self._series = storage, series
         self._chain, _ = chain(series, series[-1])
         self._counts = [session in self._chain for session in series]
-        self._columns = [sessions.columns(storage, session) for session in series]
-        self._end = max(
-            (int(one.numbers[-1]) + 1 for one in self._columns if len(one.numbers)), default=0
-        )
+        self._columns = columns_of(storage, series)
 
     def windows(self) -> "Iterator[tuple[Numbers, Ids, list[Ids]]]":
         """Of each window: chunk numbers and ids that are left, and the ids that were superseded."""
         import numpy as np
 
-        for first in sessions.windows(self._columns, self._end, WINDOW):
+        for first in self._firsts():
             ids, held = np.zeros((WINDOW, ID_SIZE), np.uint8), np.zeros(WINDOW, np.bool_)
             superseded: list[Ids] = []
             for session, columns, counts in zip(
@@ -52,17 +50,26 @@ class Merge:
                     cut[: max(session.inherit - first, 0)] = False
                     superseded.append(ids[cut])
                     held &= ~cut
-                low, high = np.searchsorted(
-                    columns.numbers, [np.uint64(first), np.uint64(first + WINDOW)]
-                )
-                if low < high and not counts:
-                    superseded.append(columns.ids[low:high])
-                elif low < high:
-                    at = (columns.numbers[low:high] - np.uint64(first)).astype(np.intp)
+                for numbers, new in columns.between(first, first + WINDOW):
+                    if not counts:
+                        superseded.append(new)
+                        continue
+                    at = numbers - first
                     superseded.append(ids[at[held[at]]])
-                    ids[at], held[at] = columns.ids[low:high], True
+                    ids[at], held[at] = new, True
             left = np.flatnonzero(held)
             yield (left + first).astype("<u8"), ids[left], superseded
+
+    def _firsts(self) -> Iterator[int]:
+        """The first chunk number of each window in which anything is: a volume may be large, and its sessions small."""
+        at = 0
+        while (
+            low := min(
+                (n for one in self._columns if (n := one.next(at)) is not None), default=None
+            )
+        ) is not None:
+            yield low // WINDOW * WINDOW
+            at = (low // WINDOW + 1) * WINDOW
 
     def store(self, superseded: IO[bytes]) -> Session:
         """Store the last session with all that is left in it; ids that were superseded are appended to ``superseded``."""

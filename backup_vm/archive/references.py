@@ -8,8 +8,13 @@ from backup_vm.archive.image import split
 from wire.sealing import ID_SIZE, ZERO_ID
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from backup_vm.archive.archive import Archive
-    from backup_vm.archive.sessions import Ids, Numbers
+    from backup_vm.archive.columns import Ids
+
+    Keys = NDArray[np.uint64]
 
 _SLAB = 1 << 18
 """Ids looked for together: about 25 MiB of memory."""
@@ -19,10 +24,9 @@ def columns(archive: "Archive") -> "Iterator[Ids]":
     """Every chunk id that a session or a partial session refers to, in slices: uint8[n, 32]. Raises DamagedError."""
     import numpy as np
 
+    storage = archive.storage
     for name in archive.session_files():
-        for _, ids in sessions.columns(
-            archive.storage, sessions.load(archive.storage, name)
-        ).slices():
+        for _, ids in sessions.columns(storage, sessions.load(storage, name)).slices():
             yield ids
     for one in archive.partials():
         for raw in one.ids():
@@ -36,7 +40,7 @@ def ids(archive: "Archive") -> Iterator[list[bytes]]:
         yield split(column)
 
 
-def key(column: "Ids") -> "Numbers":
+def key(column: "Ids") -> "Keys":
     """First eight bytes of ids as a number: uint64[n]. Ids are keyed hashes, so that equal keys are all but equal ids."""
     import numpy as np
 
