@@ -192,7 +192,12 @@ class Archive:
 
     def _drop_unreferenced(self, catalog: Catalog, free: bool) -> None:
         """Take what no session refers to out of the catalog; nothing while it is not known what all of them refer to."""
-        self.sessions()
+        for series in self.sessions().values():
+            for session in series:
+                try:
+                    sessions.columns(self.storage, session).check()
+                except DamagedError as error:
+                    self.damaged[session.file] = error
         if not self.damaged and catalog.drop_unreferenced(references.ids(self), free) and not free:
             catalog.set_meta("limbo", "rebuilt")
 

@@ -117,7 +117,7 @@ class Columns:
                 return kept
             high = kept.at
         with opened(self._storage, self._session.file) as fd:
-            while high - low > self._rows:
+            while high - low >= self._rows:  # it may also be the row ``high``
                 middle = (low + high) // 2
                 raw = self._bytes(fd, SESSION_HEAD_SIZE + 8 * middle, 8)
                 if int.from_bytes(raw, "little") < first:
