@@ -4,14 +4,14 @@ Order: note in the catalog that a sweep is due; store the merged successors; rem
 newest first; free the chunks; give the space back. Dying anywhere between leaves every remaining session's image as it was.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import IO
 
 from backup_vm.archive import notes, references, sessions
 from backup_vm.archive.archive import Archive, give_back
-from backup_vm.archive.merge import Merge
+from backup_vm.archive.merge import Merge, groups
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.repack import repack
 from backup_vm.archive.sessions import Session
@@ -35,7 +35,7 @@ def prune(archive: Archive, doomed: Iterable[Session]) -> Pruned:
     volumes = archive.sessions()
     for error in archive.damaged.values():  # what it refers to is unknown, so nothing may be freed
         raise DamagedError(f"nothing was pruned: {error}", "run: sparsebak scrub")
-    groups = [group for series in volumes.values() for group in _groups(series, gone)]
+    groups = [group for series in volumes.values() for group in groups(series, gone)]
     _check(archive, groups)
     archive.catalog.set_meta("sweep", "prune")
     with closing(archive.storage.scratch()) as candidates:
@@ -63,21 +63,6 @@ def prune(archive: Archive, doomed: Iterable[Session]) -> Pruned:
 def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
     with suppress(DamagedError):  # told of whenever they are read
         notes.change(archive.storage, lambda every: every.keep_only(kept))
-
-
-def _groups(
-    series: list[Session], gone: frozenset[str]
-) -> Iterator[tuple[list[Session], Session | None]]:
-    """Each run of doomed sessions, and the session after it that takes their entries over; None if there is none."""
-    run: list[Session] = []
-    for session in series:
-        if session.file in gone:
-            run.append(session)
-        elif run:
-            yield run, session
-            run = []
-    if run:
-        yield run, None
 
 
 def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive import sessions
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.merge import Merge
+from backup_vm.archive.merge import Merge, groups
 from backup_vm.archive.references import key
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
@@ -140,15 +140,11 @@ class Account:
 
         dropped = [np.empty(0, np.int64)]
         for volume in {file.split("/")[1] for file in doomed}:
-            series = self._volumes[volume]
-            run: list[Session] = []
-            for session in series:
-                if session.file in doomed:
-                    run.append(session)
-                elif run:
-                    dropped += self._superseded([*run, session])
-                    run = []
-            dropped += [self._by_session[session.file] for session in run]
+            for run, successor in groups(self._volumes[volume], doomed):
+                if successor is not None:
+                    dropped += self._superseded([*run, successor])
+                else:
+                    dropped += [self._by_session[session.file] for session in run]
         at, counts = np.unique(np.concatenate(dropped), return_counts=True)
         return self._sizes(at[self._uses[at] == counts])
 
@@ -156,7 +152,7 @@ class Account:
         import numpy as np
 
         try:
-            if len(run) > 2 or run[1].base != run[0].clear.session:
+            if len(run) > 2:
                 windows = Merge(self._storage, run).windows()
                 return [self._indexes(part) for *_, parts in windows for part in parts]
             old, new = (self._numbers(session) for session in run)
