@@ -9,9 +9,8 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from backup_vm.archive import notes, references, sessions
+from backup_vm.archive import merge, notes, references, sessions
 from backup_vm.archive.archive import Archive, give_back
-from backup_vm.archive.merge import Merge, groups
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.repack import repack
 from backup_vm.archive.sessions import Session
@@ -35,7 +34,7 @@ def prune(archive: Archive, doomed: Iterable[Session]) -> Pruned:
     volumes = archive.sessions()
     for error in archive.damaged.values():  # what it refers to is unknown, so nothing may be freed
         raise DamagedError(f"nothing was pruned: {error}", "run: sparsebak scrub")
-    groups = [group for series in volumes.values() for group in groups(series, gone)]
+    groups = [group for series in volumes.values() for group in merge.groups(series, gone)]
     _check(archive, groups)
     archive.catalog.set_meta("sweep", "prune")
     with closing(archive.storage.scratch()) as candidates:
@@ -78,7 +77,7 @@ def _merge(
 ) -> None:
     """Fold a run of doomed sessions into its successor, in one pass; ids that it does not take over become candidates."""
     if successor is not None:
-        Merge(archive.storage, [*run, successor]).store(candidates)
+        merge.Merge(archive.storage, [*run, successor]).store(candidates)
         return
     for session in run:
         for _, ids in sessions.columns(archive.storage, session).slices():

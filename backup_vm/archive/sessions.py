@@ -26,7 +26,7 @@ from wire.sealing import NotAuthentic
 from wire.tree import chunk_count
 
 SUFFIX = ".session"
-_LAST_SEQUENCE = 10**10 - 1
+LAST_SEQUENCE = 10**10 - 1
 """Names sort by sequence as long as it has ten digits."""
 _BLOCK = 1 << 20
 
@@ -82,7 +82,7 @@ def load(storage: Storage, name: str) -> Session:
     session = Session(name, clear, head["record"], head["base"], head["inherit"], head["count"])
     if size != SESSION_HEAD_SIZE + session.count * SESSION_ENTRY_SIZE + DIGEST_SIZE:
         raise DamagedError(f"{path} is damaged: it has another length than its head says")
-    if file_name(clear) != name or clear.sequence > _LAST_SEQUENCE:
+    if file_name(clear) != name or clear.sequence > LAST_SEQUENCE:
         raise DamagedError(f"{path} is damaged: its record is not the one its name says")
     if session.count > session.chunks or session.inherit > session.chunks:
         raise DamagedError(f"{path} is damaged: it has more chunks than its volume")
