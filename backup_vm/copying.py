@@ -249,6 +249,12 @@ class _Run:
 
     def remove(self) -> None:
         """Remove from the copy what the source has not; nothing if it may only be lost there."""
+        for series in self._ours.values():
+            here = {NO_BASE, *(session.clear.session for session in series)}
+            for session in series:
+                if session.base not in here:
+                    lost = f"{session.name} of volume {session.volume} builds on a session that is missing here"
+                    self.done.failed.append(lost)
         if self.done.failed:
             self.done.failed.append("nothing was removed from the copy, for not all is well here")
             return

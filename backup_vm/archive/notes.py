@@ -7,11 +7,11 @@ all that keeps a session from being pruned.
 import contextlib
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from backup_vm.archive.storage import Storage, is_remote
@@ -170,7 +170,7 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
 
 def _place(location: str) -> str:
     """A directory or URL, as it is noted: hashed, for where other copies lie is nobody's business."""
-    whole = location.rstrip("/") if is_remote(location) else str(Path(location).absolute())
+    whole = location.rstrip("/") if is_remote(location) else os.path.realpath(location)
     return hashlib.blake2b(whole.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
