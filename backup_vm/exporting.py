@@ -187,7 +187,8 @@ def export_tar(
     archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress
 ) -> None:
     """Write a session as a tar file with one sparse file in it (GNU's sparse format 1.0, as GNU tar and Python read it)."""
-    record, size = open_image(archive, image, keys, name), image.session.clear.chunk_size
+    proven, size = open_image(archive, image, keys, name), image.session.clear.chunk_size
+    record = proven.record
     data_runs = runs((first, (ids != 0).any(axis=1)) for first, ids in image.arrays())
     pieces = [(start * size, min(end * size, record.size)) for start, end in data_runs]
     numbers = [
@@ -208,9 +209,8 @@ def export_tar(
     read_chunks(
         archive,
         image,
-        record,
+        proven,
         keys,
-        name,
         progress,
         lambda _, parts: out.write(b"".join(parts)),
         ordered=True,

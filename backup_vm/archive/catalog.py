@@ -7,6 +7,7 @@ its space has been given back, so that a chunk whose space is gone can never be 
 import hashlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -57,6 +58,7 @@ class Catalog:
 
     def __init__(self, path: Path, read_only: bool = False, alone: bool = False) -> None:
         self.path, self._read_only = path, read_only
+        self._lock = threading.Lock()
         if read_only:
             self._db = sqlite3.connect(
                 f"file:{path}?mode=ro&immutable=1",
@@ -216,13 +218,15 @@ class Catalog:
         )
 
     def places(self, ids: Iterable[bytes]) -> dict[bytes, Place]:
-        """Where chunks lie; those not stored are missing from the answer."""
+        """Where chunks lie; those not stored are missing from the answer. May be called from several threads at once."""
         wanted, found = list(set(ids)), {}
         for at in range(0, len(wanted), _BATCH):
             part = wanted[at : at + _BATCH]
             marks = ",".join("?" * len(part))
             query = f"SELECT id, name, offset, length FROM chunks JOIN packs ON number = pack WHERE id IN ({marks})"  # noqa: S608
-            for chunk_id, name, offset, length in self._db.execute(query, part):
+            with self._lock:  # a connection keeps its statements, and two threads would share one
+                rows = self._db.execute(query, part).fetchall()
+            for chunk_id, name, offset, length in rows:
                 found[chunk_id] = Place(name, offset, length)
         return found
 
