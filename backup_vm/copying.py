@@ -6,6 +6,7 @@ session file that is lost) is named, and keeps none of the others from being cop
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from backup_vm.archive import notes, packs, parameters, sessions
@@ -47,7 +48,7 @@ def copy(
     resumes.
     """
     _prepare(source, location, init)
-    with open_archive(location, writing=True) as target:
+    with open_archive(location, writing=True, command="copy") as target:
         _same_archive(source, target)
         run = _Run(source, target, progress)
         run.send_all()
@@ -64,7 +65,8 @@ def _prepare(source: Archive, location: str, init: bool) -> None:
     except DamagedError:  # said when they are copied
         known = None
     try:
-        parameters.load(open_storage(location))
+        with closing(open_storage(location)) as storage:
+            parameters.load(storage)
     except NoArchiveError as error:
         if known is not False and not init:
             raise NoArchiveError(

@@ -1,8 +1,6 @@
 """Files that cannot be read are damage to what needs them, as files with the wrong contents are, and to nothing else."""
 
 import errno
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,15 +28,9 @@ def damage(storage: Storage, name: str, hint: str = "run: sparsebak scrub") -> I
 
 @contextmanager
 def opened(storage: Storage, name: str) -> Iterator[int]:
-    """A descriptor of a file of which parts are read. Raises DamagedError, also for errors of the reads within.
+    """A descriptor of a file of which parts are read.
 
-    Only a regular file is opened: a FIFO in its place would block, a device might be anything.
+    Raises DamagedError, also for errors of the reads within.
     """
-    with damage(storage, name):
-        fd = os.open(storage.local(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise DamagedError(f"{storage.describe(name)} is damaged: not a regular file")
-            yield fd
-        finally:
-            os.close(fd)
+    with damage(storage, name), storage.open(name) as file:
+        yield file.fileno()

@@ -16,7 +16,7 @@ from typing import Any
 
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
-from wire.durable import Busy, closing_fd, lock
+from wire.durable import Busy, closing_fd, lock_fd
 from wire.layout import LAST_TIME
 
 NAME = "notes.json"
@@ -154,10 +154,10 @@ def _digest(body: bytes) -> str:
 def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
     """Read, change and write them, with others kept away. Raises DamagedError, LockedError, OSError."""
     try:
-        fd = lock(storage.local(LOCK), patience=_PATIENCE)
+        fd = lock_fd(storage.own(LOCK, create=True), patience=_PATIENCE)
     except Busy:
         raise LockedError(
-            f"{storage.local(LOCK)} is held by another run", "wait for it to end, then try again"
+            f"{storage.describe(LOCK)} is held by another run", "wait for it to end, then try again"
         ) from None
     with closing_fd(fd):
         notes = load(storage)

@@ -80,7 +80,7 @@ def load(storage: Storage) -> Parameters:
         raise NoArchiveError(f"there is no archive in {storage.describe()}", hint) from None
     body, _, check = raw.rpartition(_CHECK.encode())
     if check != f'"{_digest(body)}"\n'.encode():
-        hint = "restore this file from a copy; dom0 gives its contents again by: sparsebak init --repair"
+        hint = "restore this file from a copy; dom0 gives its contents again by: sparsebak init DIR --label LABEL --repair"
         raise DamagedError(f"{storage.describe(NAME)} is damaged: its checksum is wrong", hint)
     try:
         return _parse(storage, tomllib.loads(body.decode()))

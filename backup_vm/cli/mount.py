@@ -7,26 +7,24 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from backup_vm.cli.context import Context, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option, path, session_option
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
     mount = commands.add_parser(
         "mount",
-        help="show sessions as raw image files in a folder, read when they are read; needs the key",
+        help="show sessions as raw image files in a folder, read on demand; needs the key",
         description="Shows each session of a volume as a raw image file, until it is interrupted or the folder is unmounted. "
         "The archive cannot be written to meanwhile. What is in an image is as hostile as the qube it came from: attach it to "
         "a disposable qube rather than mounting it here.",
     )
-    mount.add_argument("volume", metavar="QUBE/VOLUME")
-    mount.add_argument("folder", type=Path, metavar="DIR", help="an empty folder")
-    mount.add_argument(
-        "--session", default="all", metavar="S", help="only this one: its time, a tag, or 'latest'"
-    )
+    mount.add_argument("volume", metavar="QUBE/VOLUME", help="whose sessions to show")
+    mount.add_argument("folder", type=path, metavar="DIR", help="an empty folder")
+    session_option(mount, "all")
     mount.add_argument(
         "--allow-other", action="store_true", help="let other users read the images, too"
     )
@@ -71,8 +69,10 @@ def run(options: argparse.Namespace) -> int:
             else [find_session(volume, options.session)]
         )
         files = SessionFiles(archive, volume, sessions, keys, context.warn)
-        context.say(
-            f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or: umount {options.folder}"
+        context.done(
+            {"volume": volume.name, "folder": str(options.folder), "sessions": len(sessions)},
+            f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or: umount "
+            f"{options.folder}",
         )
         more = {"allow_other": True} if options.allow_other else {}
         try:

@@ -3,8 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option, key_option
-from backup_vm.text import size_text, table
+from backup_vm.cli.context import Context
+from backup_vm.options import dry_run_option, key_option, yes_option
+from backup_vm.text import count_text, size_text, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +25,12 @@ def add_to(commands: Any) -> None:
         "prune",
         help="remove sessions and give their space back",
         description="Removes sessions: those named, or all that no rule keeps. Without either the rules of the settings file "
-        "count. A session is kept if any rule keeps it; the newest of a volume always is.",
+        "count. A session is kept if any rule keeps it; the newest of a volume always is. On a terminal it asks before "
+        "anything is removed.",
     )
-    prune.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all volumes")
+    prune.add_argument(
+        "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="of which volumes (default: all)"
+    )
     prune.add_argument(
         "--session", action="append", metavar="S", help="remove this one; may be given again"
     )
@@ -58,14 +62,9 @@ def add_to(commands: Any) -> None:
         metavar="ROOM",
         help="then remove the oldest until 10%% of the disk, or 20G, are free",
     )
-    prune.add_argument(
-        "-n",
-        "--dry-run",
-        action="store_true",
-        help="only show what would stay, why, and what would go",
-    )
+    dry_run_option(prune, "only show what would stay, why, and what would go")
+    yes_option(prune)
     key_option(prune)
-    json_option(prune)
     prune.set_defaults(run=run)
 
 
@@ -118,14 +117,25 @@ def run(options: argparse.Namespace) -> int:
                 for volume in chosen
                 for name in options.session
             ]
+            _ask(context, doomed)
             remove(context, archive, doomed, options.dry_run)
             return 0
         verdicts = judge(context, archive, volumes, chosen, rules, options.until_free)
         if options.dry_run and not context.json:
             context.result({}, _plan(verdicts))
         doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
+        _ask(context, doomed)
         remove(context, archive, doomed, options.dry_run, verdicts)
     return 0
+
+
+def _ask(context: Context, doomed: "Sequence[tuple[Named, Session]]") -> None:
+    if context.options.dry_run or not doomed:
+        return
+    names = {volume.name for volume, _ in doomed}
+    where = next(iter(names)) if len(names) == 1 else count_text(len(names), "volume")
+    sessions = count_text(len(doomed), "session")
+    context.confirm_by_hand(f"Remove {sessions} of {where}? They cannot be had back.")
 
 
 def _rules(options: argparse.Namespace) -> "Rules":
@@ -202,7 +212,7 @@ def remove(
     dry_run: bool,
     verdicts: "Sequence[Verdict]" = (),
 ) -> None:
-    """Prune sessions and tell what was done, or what would be."""
+    """Prune sessions and report what was done, or what would be."""
     from backup_vm.archive.prune import Pruned, prune
     from backup_vm.archive.space import Account
 
@@ -233,9 +243,12 @@ def remove(
             for volume, session in doomed:
                 context.result({}, f"would remove {volume.name} {session.name}")
         context.result(
-            {}, f"{done.sessions} sessions would be removed, {size_text(done.space)} given back."
+            {},
+            f"{count_text(done.sessions, 'session')} would be removed, {size_text(done.space)} given back.",
         )
         return
     for volume, session in doomed:
         context.say(f"removed {volume.name} {session.name}")
-    context.say(f"{done.sessions} sessions removed, {size_text(done.space)} given back.")
+    context.say(
+        f"{count_text(done.sessions, 'session')} removed, {size_text(done.space)} given back."
+    )

@@ -3,8 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
 from backup_vm.errors import DamagedError, Exit
+from backup_vm.options import key_option
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    verify = commands.add_parser("verify", help="prove sessions authentic and complete")
-    verify.add_argument("volume", nargs="?", metavar="QUBE/VOLUME", help="default: all volumes")
+    verify = commands.add_parser(
+        "verify",
+        help="prove sessions authentic and complete",
+        description="Proves that sessions are what dom0 sealed, and complete: here with the key, else through dom0.",
+    )
+    verify.add_argument(
+        "volume", nargs="?", metavar="QUBE/VOLUME", help="whose sessions (default: all volumes)"
+    )
     verify.add_argument(
         "--session", default="latest", metavar="S", help="a session, 'latest' (default), or 'all'"
     )
     key_option(verify)
-    json_option(verify)
     verify.set_defaults(run=run)
 
 
