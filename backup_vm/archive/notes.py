@@ -23,6 +23,8 @@ NAME = "notes.json"
 LOCK = "notes.lock"
 FORMAT = 1
 LONGEST_NOTE = 500
+_LONGEST = 32 << 20
+"""Bytes: notes of some hundred thousand sessions."""
 _PATIENCE = 10.0
 _PLACE = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,62}", re.ASCII)
@@ -86,7 +88,7 @@ def parse_note(text: str) -> str:
 def load(storage: Storage) -> Notes:
     """Read them; raise DamagedError."""
     try:
-        raw = storage.read(NAME)
+        raw = storage.read(NAME, _LONGEST)
     except FileNotFoundError:
         return Notes()
     body, _, check = raw.rstrip(b"\n").rpartition(b"\n")
