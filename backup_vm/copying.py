@@ -40,7 +40,7 @@ def copy(source: Archive, location: str, progress: Progress, delete: bool = Fals
     _prepare(source, location)
     done = Copied()
     with open_archive(location, writing=True) as target:
-        before = set(target.storage.names("packs", packs.SUFFIX))
+        before = set(target.pack_files())
         series = [session for volume in source.sessions().values() for session in volume]
         there = {
             session.file: session for volume in target.sessions().values() for session in volume
@@ -104,12 +104,11 @@ def _send_all(
                     done.sessions += 1
                 except DamagedError as error:
                     done.failed.append(f"{session.name} of volume {session.volume}: {error}")
-            store.flush()
+            store.finish()
     finally:
         done.stored = store.stored
         store.close()
         progress.stop()
-    target.catalog.set_meta("sweep", None)
 
 
 def _send(
@@ -187,7 +186,7 @@ def _with_chunks(
 def _check(target: Archive, before: set[str], done: Copied) -> None:
     """Read back what was written."""
     with PackReader(target.storage) as reader:
-        for name in sorted(set(target.storage.names("packs", packs.SUFFIX)) - before):
+        for name in sorted(set(target.pack_files()) - before):
             for entry in packs.read_index(target.storage, name, target.parameters.archive):
                 if not reader.sound(name, entry):
                     done.failed.append(

@@ -1,47 +1,54 @@
 """``catalog.sqlite``: in which pack each chunk lies. A cache: deleted or damaged, it is rebuilt from packs and sessions.
 
-Only chunks that a session (or a partial one) refers to are in ``chunks``. What nothing refers to is in ``freed`` until
-its space has been given back, so that a chunk whose space is gone can never be found again.
+It says for which files it was made (``packs`` and ``files``, names and sizes): it is believed only where the store has just
+these (see reconcile.py). Only chunks that a session (or a partial one) refers to are in ``chunks``, and those of a run that
+is going on. What nothing refers to any more is in ``freed``, until its space has been given back: candidates, no more.
+``spoilt``: sessions known to lack chunks, or one that they build on. ``rotten``: where a pack does not hold what its index
+says. ``meta``: see marks.py.
 """
 
+import functools
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from tempfile import TemporaryDirectory
+from backup_vm.archive import catalog_file
+from backup_vm.archive.marks import Marks
 
-NAME = "catalog.sqlite"
-VERSION = 1
+VERSION = 2
 _BY_PACK = "CREATE INDEX chunks_by_pack ON chunks (pack)"
+_RANGES = "(pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)"
 _SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE packs (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE packs (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL);
+CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE spoilt (file TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)
     WITHOUT ROWID;
 {_BY_PACK};
-CREATE TABLE freed (pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL);
+CREATE TABLE rotten (pack TEXT NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (pack, offset)) WITHOUT ROWID;
+CREATE TABLE freed {_RANGES};
+CREATE INDEX freed_by_pack ON freed (pack);
 """
-_INDEX = "CREATE INDEX IF NOT EXISTS freed_by_pack ON freed (pack)"
 _BATCH = 500
-_TABLES = {
-    "meta": ["key", "value"],
-    "packs": ["number", "name"],
-    "chunks": ["id", "pack", "offset", "length"],
-    "freed": ["pack", "offset", "length"],
-}
 
 
-def folder_aside() -> "TemporaryDirectory[str]":
-    """A folder for a catalog aside from the archive's: where SQLite puts its own large files, for /tmp is often memory."""
-    import tempfile
+@functools.cache
+def _expected() -> list[tuple[str, str, str, str]]:
+    """What a catalog's own table of contents must say, to the letter."""
+    with sqlite3.connect(":memory:") as database:
+        database.executescript(_SCHEMA)
+        found = _contents(database)
+    database.close()
+    return found
 
-    places = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp")  # noqa: S108  # the name in it is random
-    where = next((place for place in places if place and os.access(place, os.W_OK | os.X_OK)), None)
-    return tempfile.TemporaryDirectory(prefix="sparsebak-", dir=where)
+
+def _contents(database: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
+    rows = database.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master")
+    return sorted(rows.fetchall())
 
 
 class Place(NamedTuple):
@@ -56,16 +63,21 @@ class Catalog:
     """The open catalog. sqlite3.DatabaseError from any method means that it must be rebuilt."""
 
     def __init__(self, path: Path, read_only: bool = False, alone: bool = False) -> None:
-        self.path, self._read_only = path, read_only
+        self.path = path
+        self.marks = Marks(self)
         if read_only:
+            # where nothing at all can be written SQLite cannot lock either, and need not
+            rest = "mode=ro" if os.access(path, os.W_OK) else "mode=ro&immutable=1"
             self._db = sqlite3.connect(
-                f"file:{path}?mode=ro&immutable=1",
+                f"{path.absolute().as_uri()}?{rest}",
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,
             )
+            self._db.execute("PRAGMA trusted_schema=OFF")
         else:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA trusted_schema=OFF")
             self._db.execute("PRAGMA journal_mode=TRUNCATE")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA temp_store=FILE")
@@ -75,27 +87,27 @@ class Catalog:
 
     @classmethod
     def create(cls, path: Path, archive: bytes) -> "Catalog":
-        """Make an empty one."""
-        for suffix in ("", "-journal"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        """Make an empty one, in place of whatever is there."""
+        catalog_file.clear(path)
         catalog = cls(path)
         catalog._db.execute("PRAGMA journal_mode=DELETE")
         catalog._db.executescript(_SCHEMA)
-        catalog._db.execute(_INDEX)
         catalog.set_meta("version", str(VERSION))
         catalog.set_meta("archive", archive.hex())
         return catalog
 
     def sound_for(self, archive: bytes) -> bool:
-        """Whether this is a catalog of that archive, of this version, as far as a glance tells."""
-        for table, expected in _TABLES.items():
-            if [row[1] for row in self._db.execute(f"PRAGMA table_info({table})")] != expected:
-                return False
-        if self.meta("version") != str(VERSION) or self.meta("archive") != archive.hex():
-            return False
-        if not self._read_only:
-            self._db.execute(_INDEX)
-        return True
+        """Whether this is a catalog of that archive and of this version, to the letter of its schema: nothing else is run."""
+        return (
+            _contents(self._db) == _expected()
+            and self.meta("version") == str(VERSION)
+            and self.meta("archive") == archive.hex()
+        )
+
+    @property
+    def written(self) -> bool:
+        """Whether anything in it was changed since it was opened."""
+        return self._db.total_changes > 0
 
     def whole(self) -> bool:
         """Whether SQLite finds no damage in it."""
@@ -120,6 +132,14 @@ class Catalog:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
+    def savepoint(self) -> None:
+        """Remember, within a transaction, how it is now."""
+        self._db.execute("SAVEPOINT here")
+
+    def undo(self) -> None:
+        """Go back to how it was at the savepoint."""
+        self._db.execute("ROLLBACK TO here")
+
     def meta(self, key: str) -> str | None:
         """A remembered value."""
         row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
@@ -132,26 +152,67 @@ class Catalog:
         elif self.meta(key) is not None:
             self._db.execute("DELETE FROM meta WHERE key=?", (key,))
 
-    def add_pack(self, name: str) -> int:
-        """Give a pack a number."""
-        return int(self._db.execute("INSERT INTO packs (name) VALUES (?)", (name,)).lastrowid or 0)
+    def add_pack(self, name: str, size: int) -> int:
+        """Give a pack of so many bytes a number."""
+        row = self._db.execute("INSERT INTO packs (name, size) VALUES (?, ?)", (name, size))
+        return int(row.lastrowid or 0)
 
     def packs(self) -> dict[int, str]:
         """All packs by number."""
         return dict(self._db.execute("SELECT number, name FROM packs"))
 
+    def number(self, name: str) -> int:
+        """The number of a pack."""
+        return int(self._db.execute("SELECT number FROM packs WHERE name=?", (name,)).fetchone()[0])
+
+    def pack_sizes(self) -> dict[str, int]:
+        """For which packs it was made: sizes by name."""
+        return dict(self._db.execute("SELECT name, size FROM packs"))
+
+    def files(self) -> dict[str, int]:
+        """For which sessions and partial sessions it was made: sizes by name."""
+        return dict(self._db.execute("SELECT name, size FROM files"))
+
+    def set_files(self, now: Mapping[str, int]) -> None:
+        """Say for which files it is made now."""
+        then = self.files()
+        gone, new = then.items() - now.items(), now.items() - then.items()
+        self._db.executemany("DELETE FROM files WHERE name=?", ((name,) for name, _ in gone))
+        self._db.executemany("INSERT INTO files VALUES (?, ?)", new)
+
+    def spoilt(self) -> set[str]:
+        """Session files that are known to be spoilt."""
+        return {file for (file,) in self._db.execute("SELECT file FROM spoilt")}
+
+    def set_spoilt(self, files: Iterable[str]) -> None:
+        """Say which session files are spoilt."""
+        self._db.execute("DELETE FROM spoilt")
+        self.add_spoilt(files)
+
+    def add_spoilt(self, files: Iterable[str]) -> None:
+        """Say of more session files that they are spoilt."""
+        self._db.executemany("INSERT OR IGNORE INTO spoilt VALUES (?)", ((file,) for file in files))
+
+    def rotten(self) -> list[tuple[str, int]]:
+        """Packs' names and offsets of chunks that are not what the packs' indexes say."""
+        return self._db.execute("SELECT pack, offset FROM rotten").fetchall()
+
+    def add_rotten(self, places: Iterable[tuple[str, int]]) -> None:
+        """Remember such places, and forget the chunks there."""
+        for name, offset in places:
+            self._db.execute("INSERT OR IGNORE INTO rotten VALUES (?, ?)", (name, offset))
+            self._db.execute(
+                "DELETE FROM chunks WHERE offset=? AND pack=(SELECT number FROM packs WHERE name=?)",
+                (offset, name),
+            )
+
     def drop_pack(self, number: int) -> None:
         """Forget a pack and all that it holds."""
         for table in ("chunks", "freed"):
             self._db.execute(f"DELETE FROM {table} WHERE pack=?", (number,))  # noqa: S608 (names from the line above)
+        name = "(SELECT name FROM packs WHERE number=?)"
+        self._db.execute(f"DELETE FROM rotten WHERE pack={name}", (number,))  # noqa: S608
         self._db.execute("DELETE FROM packs WHERE number=?", (number,))
-
-    def add(self, chunk_id: bytes, pack: int, offset: int, length: int) -> bool:
-        """Add a chunk; False, and nothing done, when it is there already."""
-        row = (chunk_id, pack, offset, length)
-        return (
-            self._db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", row).rowcount == 1
-        )
 
     def add_all(self, pack: int, chunks: Sequence[tuple[bytes, int, int]]) -> list[bytes]:
         """Add chunks of a pack, given as id, offset and length; returns the ids that are there already, in whichever pack."""
@@ -205,15 +266,24 @@ class Catalog:
             "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?)", (chunk_id, pack, offset, length)
         )
 
-    def remove(self, chunk_id: bytes) -> None:
-        """Forget a chunk."""
-        self._db.execute("DELETE FROM chunks WHERE id=?", (chunk_id,))
+    def remove(self, *ids: bytes) -> None:
+        """Forget chunks."""
+        self._db.executemany("DELETE FROM chunks WHERE id=?", ((chunk_id,) for chunk_id in ids))
 
     def has(self, chunk_id: bytes) -> bool:
         """Whether a chunk is stored."""
         return (
             self._db.execute("SELECT 1 FROM chunks WHERE id=?", (chunk_id,)).fetchone() is not None
         )
+
+    def lacking(self, ids: Iterable[bytes]) -> int:
+        """How many of the ids are not stored."""
+        wanted, found = list(set(ids)), 0
+        for at in range(0, len(wanted), _BATCH):
+            part = wanted[at : at + _BATCH]
+            query = f"SELECT count(*) FROM chunks WHERE id IN ({','.join('?' * len(part))})"  # noqa: S608
+            found += int(self._db.execute(query, part).fetchone()[0])
+        return len(wanted) - found
 
     def places(self, ids: Iterable[bytes]) -> dict[bytes, Place]:
         """Where chunks lie; those not stored are missing from the answer."""
@@ -263,50 +333,55 @@ class Catalog:
             "SELECT id, offset, length FROM chunks WHERE pack=? ORDER BY offset", (number,)
         ).fetchall()
 
-    def free(self, ids: Iterable[bytes]) -> int:
-        """Move chunks to ``freed``: nothing refers to them any more. Returns how many were there."""
-        rows = [(chunk_id,) for chunk_id in ids]
+    def suspect(self, ids: Iterable[bytes]) -> None:
+        """Note, within a transaction, that perhaps nothing refers to these any more."""
+        self._db.execute(f"CREATE TEMP TABLE IF NOT EXISTS suspects {_RANGES}")
+        rows = ((chunk_id,) for chunk_id in ids)
         self._db.executemany(
-            "INSERT INTO freed SELECT pack, offset, length FROM chunks WHERE id=?", rows
+            "INSERT INTO suspects SELECT pack, offset, length FROM chunks WHERE id=?", rows
         )
-        return self._db.executemany("DELETE FROM chunks WHERE id=?", rows).rowcount
+
+    def suspect_nothing(self) -> None:
+        """Forget that."""
+        self._db.execute("DROP TABLE IF EXISTS suspects")
+
+    def _freed(self) -> str:
+        here = "SELECT name FROM temp.sqlite_master WHERE name='suspects'"
+        both = "SELECT * FROM freed UNION ALL SELECT * FROM suspects"
+        return f"({both})" if self._db.execute(here).fetchone() else "freed"
 
     def packs_with_freed(self) -> list[int]:
-        """Numbers of the packs in which chunks are freed."""
-        return [row[0] for row in self._db.execute("SELECT DISTINCT pack FROM freed")]
+        """Numbers of the packs in which chunks are freed, or suspected to be."""
+        return [
+            row[0]
+            for row in self._db.execute(f"SELECT DISTINCT pack FROM {self._freed()} ORDER BY pack")  # noqa: S608
+        ]
 
-    def freed_in(self, number: int) -> tuple[str, list[tuple[int, int]]]:
-        """A pack's name, and offset and length of each freed chunk in it, by offset."""
-        (name,) = self._db.execute("SELECT name FROM packs WHERE number=?", (number,)).fetchone()
-        rows = self._db.execute(
-            "SELECT offset, length FROM freed WHERE pack=? ORDER BY offset", (number,)
-        ).fetchall()
-        return name, rows
+    def freed_in(self, number: int) -> list[tuple[int, int]]:
+        """Offset and length of each such chunk in a pack, by offset."""
+        query = f"SELECT DISTINCT offset, length FROM {self._freed()} WHERE pack=? ORDER BY offset"  # noqa: S608
+        return self._db.execute(query, (number,)).fetchall()
 
-    def forget_freed(self, pack: int) -> None:
-        """The freed space of a pack has been given back."""
+    def set_freed(self, pack: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Say what is freed in a pack, in place of what was said before."""
         self._db.execute("DELETE FROM freed WHERE pack=?", (pack,))
+        rows = ((pack, offset, length) for offset, length in ranges)
+        self._db.executemany("INSERT INTO freed VALUES (?, ?, ?)", rows)
 
-    def holds_any(self, pack: int) -> bool:
-        """Whether a pack holds a chunk that anything refers to."""
-        return (
-            self._db.execute("SELECT 1 FROM chunks WHERE pack=? LIMIT 1", (pack,)).fetchone()
-            is not None
-        )
-
-    def drop_unreferenced(self, references: Iterable[Iterable[bytes]], free: bool) -> int:
-        """Take every chunk that is not among the references out, to ``freed`` if so wanted; returns how many."""
+    def drop_unreferenced(self, references: Iterable[Iterable[bytes]]) -> int:
+        """Take every chunk that is not among the references out; returns how many."""
         self._db.execute("CREATE TEMP TABLE referenced (id BLOB PRIMARY KEY) WITHOUT ROWID")
         self._db.execute("CREATE TEMP TABLE listed (id BLOB)")
-        for ids in references:
-            self._db.executemany("INSERT INTO listed VALUES (?)", ((chunk_id,) for chunk_id in ids))
-        self._db.execute(
-            "INSERT OR IGNORE INTO referenced SELECT id FROM listed ORDER BY id"
-        )  # at random takes longer
-        self._db.execute("DROP TABLE listed")
-        dead = "FROM chunks WHERE id NOT IN (SELECT id FROM referenced)"
-        if free:
-            self._db.execute(f"INSERT INTO freed SELECT pack, offset, length {dead}")  # noqa: S608
-        dropped = self._db.execute(f"DELETE {dead}").rowcount  # noqa: S608
-        self._db.execute("DROP TABLE referenced")
-        return dropped
+        try:
+            for ids in references:
+                self._db.executemany(
+                    "INSERT INTO listed VALUES (?)", ((chunk_id,) for chunk_id in ids)
+                )
+            self._db.execute(
+                "INSERT OR IGNORE INTO referenced SELECT id FROM listed ORDER BY id"
+            )  # at random takes longer
+            dead = "DELETE FROM chunks WHERE id NOT IN (SELECT id FROM referenced)"
+            return self._db.execute(dead).rowcount
+        finally:
+            self._db.execute("DROP TABLE IF EXISTS listed")
+            self._db.execute("DROP TABLE IF EXISTS referenced")

@@ -71,7 +71,10 @@ class Incoming:
             flags=0,
         )
         begun = Partial.load(storage, name) if storage.exists(name) else None
+        if begun is not None:
+            begun.keep_known(self._archive.catalog)
         if begun is not None and begun.offer != offer:
+            self._store.flush()  # or what came of others would seem to be wanted by nobody
             drop_partial(self._archive, begun)
             begun = None
         return begun or Partial.create(storage, offer)
@@ -89,16 +92,8 @@ class Incoming:
         """Bring everything to disk and store the session."""
         self._store.flush()
         self._make_room()
-        partial, storage = self._partial, self._archive.storage
-        stored = sessions.write(
-            storage,
-            self._record,
-            self._base,
-            self._inherit,
-            partial.count,
-            partial.numbers(),
-            partial.ids(),
-        )
+        partial = self._partial
+        stored = self._archive.store_session(partial, self._record, self._base, self._inherit)
         partial.discard()
         return stored
 

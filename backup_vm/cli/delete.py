@@ -32,7 +32,5 @@ def run(options: argparse.Namespace) -> int:
             question = f"Remove all {len(volume.sessions)} sessions of {volume.name}? They cannot be had back. [y/N] "
             if input(question).strip().lower() not in ("y", "yes"):
                 raise SparsebakError("nothing was removed")
-        remove(
-            context, archive, [(volume, session) for session in volume.sessions], options.dry_run
-        )
-    return 0
+        doomed = [(volume, session) for session in volume.sessions]
+        return remove(context, archive, doomed, options.dry_run, entirely=frozenset({volume.id}))

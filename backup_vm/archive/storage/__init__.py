@@ -40,10 +40,14 @@ class Reader(Protocol):
 
 
 class Storage(Protocol):
-    """The files of one archive. ``uploads``: how many packs may be on their way at once; ``pack_size``: bytes of one."""
+    """The files of one archive. ``uploads``: how many packs may be on their way at once; ``pack_size``: bytes of one.
+
+    ``elsewhere``: whether files of this machine alone, such as partial sessions, are not seen by other machines.
+    """
 
     uploads: int
     pack_size: int
+    elsewhere: bool
 
     def describe(self, name: str = "") -> str:
         """The place of a file, or of the archive, for people."""
@@ -62,6 +66,9 @@ class Storage(Protocol):
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names of the files two levels below ``folder`` that end in ``suffix``, sorted."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each file two levels below ``folder``, in no order; -1 of what is no regular file."""
 
     def size(self, name: str) -> int:
         """Bytes of a file."""

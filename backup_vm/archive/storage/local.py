@@ -1,5 +1,6 @@
 """An archive in a directory of this machine. Files are written under a temporary name, and renamed when they are on disk."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ class LocalStorage:
 
     uploads = 1
     pack_size = 32 << 20
+    elsewhere = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -117,6 +119,22 @@ class LocalStorage:
                     if e.name.endswith(suffix)
                 ]
         return sorted(found)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """See Storage."""
+        found: dict[str, int] = {}
+        for middle in _entries(self.root / folder):
+            if not middle.is_dir(follow_symlinks=False):
+                continue
+            for entry in _entries(self.root / folder / middle.name):
+                # one that vanishes meanwhile is another program's, or a temporary file's
+                with contextlib.suppress(FileNotFoundError):
+                    found[f"{folder}/{middle.name}/{entry.name}"] = (
+                        entry.stat(follow_symlinks=False).st_size
+                        if entry.is_file(follow_symlinks=False)
+                        else -1
+                    )
+        return found
 
     def local(self, name: str) -> Path:
         """See Storage."""

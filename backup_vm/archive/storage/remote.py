@@ -41,6 +41,7 @@ class RemoteStorage:
 
     uploads = 4
     pack_size = 64 << 20
+    elsewhere = True
 
     def __init__(self, url: str, objects: Objects) -> None:
         self._url, self._objects = url, objects
@@ -110,6 +111,14 @@ class RemoteStorage:
             if name.startswith(f"{folder}/") and name.endswith(suffix)
         )
         return sorted(name for name in found if name.count("/") == 2)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """See Storage."""
+        return {
+            name: entry.size
+            for name, entry in self._there().items()
+            if name.startswith(f"{folder}/") and name.count("/") == 2
+        }
 
     def size(self, name: str) -> int:
         """See Storage."""

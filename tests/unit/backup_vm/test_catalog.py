@@ -6,19 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backup_vm.archive.catalog import Catalog, folder_aside
+from backup_vm.archive.catalog import Catalog
+from backup_vm.archive.catalog_file import folder_aside
 
 chunk = st.integers(0, 12).map(lambda number: bytes([number * 19 % 256]) * 32)
 
 
-@given(
-    st.lists(st.lists(chunk, max_size=8), max_size=5), st.lists(chunk, max_size=10), st.booleans()
-)
+@given(st.lists(st.lists(chunk, max_size=8), max_size=5), st.lists(chunk, max_size=10))
 def test_in_one_go_or_one_by_one(
     tmp_path_factory: pytest.TempPathFactory,
     packs: list[list[bytes]],
     references: list[bytes],
-    free: bool,
 ) -> None:
     folder: Path = tmp_path_factory.mktemp("catalogs")
     gathered = Catalog.create(folder / "gathered.sqlite", bytes(16))
@@ -26,7 +24,7 @@ def test_in_one_go_or_one_by_one(
     first: dict[bytes, tuple[int, int]] = {}
     chunks, twice = [], set()
     for at, ids in enumerate(packs):
-        number = gathered.add_pack(f"packs/00/{at}.pack")
+        number = gathered.add_pack(f"packs/00/{at}.pack", 7)
         chunks += [(chunk_id, number, offset, 7) for offset, chunk_id in enumerate(ids)]
         for offset, chunk_id in enumerate(ids):
             if first.setdefault(chunk_id, (number, offset)) != (number, offset):
@@ -41,10 +39,9 @@ def test_in_one_go_or_one_by_one(
     }
     assert held == {(chunk_id, *place) for chunk_id, place in first.items()}
     dead = len(first.keys() - set(references))
-    assert gathered.drop_unreferenced([references[:4], references[4:]], free) == dead
+    assert gathered.drop_unreferenced([references[:4], references[4:]]) == dead
     assert gathered.count() == (len(first) - dead, (len(first) - dead) * 7)
-    freed = sum(len(gathered.freed_in(number)[1]) for number in gathered.packs_with_freed())
-    assert freed == (dead if free else 0) and gathered.whole()
+    assert gathered.packs_with_freed() == [] and gathered.whole()
     gathered.close()
 
 
