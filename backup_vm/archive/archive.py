@@ -94,9 +94,12 @@ class Archive:
                 if session.full or session.base in whole:
                     whole.add(session.clear.session)
                 else:
+                    base = next((s.name for s in series if s.clear.session == session.base), None)
                     found[session.file] = (
-                        f"{session.name} builds on session {session.base.hex()}, which is missing, "
-                        "damaged, or itself without what it builds on"
+                        f"session {session.name} builds on {base}, which lacks what it builds on"
+                        if base
+                        else f"session {session.name} builds on {session.base.hex()}, which is "
+                        "missing or damaged"
                     )
         return found
 
