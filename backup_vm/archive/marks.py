@@ -21,7 +21,7 @@ Nothing depends on a mark that is lost: a catalog that is made from packs and se
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backup_vm.archive.catalog import Catalog
+    from backup_vm.archive.catalog_base import CatalogBase
 
 _COMPARE = "compare:"
 _STORING, _UNCLAIMED, _RECLAIMING = "storing", "unclaimed", "reclaiming"
@@ -30,7 +30,7 @@ _STORING, _UNCLAIMED, _RECLAIMING = "storing", "unclaimed", "reclaiming"
 class Marks:
     """See the module. Every change is durable with the catalog's transaction that is open, or at once."""
 
-    def __init__(self, catalog: "Catalog") -> None:
+    def __init__(self, catalog: "CatalogBase") -> None:
         self._catalog = catalog
 
     def compare(self, volume: str) -> None:

@@ -14,6 +14,7 @@ from typing import IO
 
 from backup_vm.archive import naming, notes, sessions
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.image import chain
 from backup_vm.archive.merge import Merge
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.reclaim import reclaim
@@ -86,16 +87,17 @@ def _may_go(
     it. A damaged one goes with all that was before it when what comes after it builds on nothing.
     """
     damaged = {n: str(e) for n, e in archive.damaged.items() if naming.volume_of(n) == volume}
-    kept = [session for session in series if session.file not in doomed]
+    cut_off = archive.cut_off({volume: series})
+    oldest = next((session for session in series if session.file not in doomed), None)
+    # the oldest that stays takes over what it needs, and builds on nothing then
+    start = "" if oldest is None or oldest.file in cut_off else chain(series, oldest)[0][0].file
     takes = set[str]()
-    for name, problem in (damaged | archive.cut_off({volume: series})).items():
-        following = next((session for session in kept if session.file > name), None)
-        outlived = following is not None and following.full and kept[0] is following
-        if name in damaged and outlived:
+    for name, problem in (damaged | cut_off).items():
+        if name in damaged and name < start:
             takes.add(name)
             continue
-        full = max((s.file for s in kept if s.full and s.file < name), default="")
-        if name not in doomed and any(full < file < name for file in doomed):
+        full = max((s.file for s in series if s.full and s.file < name), default="")
+        if name not in doomed and any(full <= file < name for file in doomed):
             raise DamagedError(
                 f"volume {volume} is left as it is: {problem}", "run: sparsebak backup"
             )
