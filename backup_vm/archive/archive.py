@@ -36,6 +36,8 @@ class Archive:
         """Session files whose head cannot be read, found so far; the sessions that build on them cannot be had."""
         self.found: dict[str, str] = {}
         """Session files that were found to be spoilt at this opening, and not before, with the reason."""
+        self.unrecorded = 0
+        """Sessions that the catalog does not say it was made for, although they are whole."""
 
     # Sessions
 
@@ -138,6 +140,7 @@ class Archive:
                 "chunks that are not stored; no session was made of it",
                 "run: sparsebak backup again; it sends them again",
             )
+        self.unrecorded += 1
         return sessions.write(
             self.storage, record, base, inherit, count, complete.numbers(), complete.ids()
         )
@@ -165,7 +168,7 @@ class Archive:
     def catalog(self) -> Catalog:
         """The catalog, brought to what there is in the store; made again if it is missing or damaged."""
         if self._catalog is None:
-            self._catalog = reconcile.open_catalog(self)
+            self._catalog = reconcile.open_catalog(self, reconcile.Listing.of(self.storage))
         return self._catalog
 
     def rebuild_catalog(self) -> None:
@@ -181,31 +184,33 @@ class Archive:
         from backup_vm.archive.reclaim import reclaim
 
         self.storage.clean()
-        stored = set(map(naming.session_of, self.session_files()))
-        left = [n for suffix in (partial.SUFFIX, partial.UNFINISHED) for n in self._left(suffix)]
-        with suppress(ForbiddenError):  # whoever may only add leaves it to whoever may remove
-            self.storage.remove(*(name for name in left if naming.session_of(name) in stored))
-        if self.catalog.marks.reclaiming:
+        now = reconcile.Listing.of(self.storage)
+        stored = {naming.session_of(name) for name in now.files if naming.is_session(name)}
+        left = [n for n in now.files if not naming.is_session(n) and naming.session_of(n) in stored]
+        if left:
+            with suppress(ForbiddenError):  # whoever may only add leaves it to whoever may remove
+                self.storage.remove(*left)
+            now = reconcile.Listing.of(self.storage)
+        self._catalog = reconcile.open_catalog(self, now)
+        if self._catalog.marks.reclaiming:
             reclaim(self)
 
-    def _left(self, suffix: str) -> list[str]:
-        names = self.storage.names("volumes", suffix)
-        return [name for name in names if naming.is_partial(name) or naming.is_unfinished(name)]
-
     def record(self) -> None:
-        """At the end of a run: the catalog is made for the files that there are now."""
-        if self._catalog is None or not self.writing:
+        """At the end of a run: the catalog is made for the files that there are now.
+
+        A run that stored few sessions and nothing else need not wait for the disk: the next one looks through these.
+        """
+        catalog = self._catalog
+        if catalog is None or not self.writing:
             return
-        now, then = reconcile.Listing.of(self.storage).files, self._catalog.files()
+        if not catalog.written and self.unrecorded <= reconcile.UNRECORDED:
+            return
+        now, then = reconcile.Listing.of(self.storage).files, catalog.files()
         now |= {name: size for name, size in then.items() if name in self.damaged and name in now}
-        new = now.items() - then.items()
-        more = not then.items() - now.items() and all(naming.is_session(name) for name, _ in new)
-        if new and more and len(new) <= reconcile.UNRECORDED and not self._catalog.written:
-            return  # the next one looks through these few; a run that stores nothing need not wait for the disk
         if now != then:
-            self._catalog.begin()
-            self._catalog.set_files(now)
-            self._catalog.commit()
+            catalog.begin()
+            catalog.set_files(now)
+            catalog.commit()
 
     def close(self) -> None:
         """Close the catalog."""

@@ -7,7 +7,7 @@ but whoever punches them has removed session files first.
 the store, against the catalog  what is done
 ==============================  ====================================================================================
 equal                           nothing: the catalog is believed after one listing of the store
-has a few sessions more         those are looked through; nothing else unless a chunk of theirs is not listed
+has sessions more               those are looked through; nothing else unless a chunk of theirs is not listed
 has other packs                 packs that are gone (or have another size) leave it, new ones are read in
 lacks sessions it was made for  what no session refers to any more leaves it, and what may lie in a hole is looked at
 a chunk is listed nowhere       all of it is made again from the packs' own indexes
@@ -65,9 +65,9 @@ class Listing:
         return cls({n: s for n, s in storage.sizes("packs").items() if naming.is_pack(n)}, files)
 
 
-def open_catalog(archive: "Archive") -> Catalog:
-    """The catalog, fit to be believed. Raises sqlite3.Error where it can neither be used nor made again."""
-    now, path = Listing.of(archive.storage), archive.storage.local(catalog_file.NAME)
+def open_catalog(archive: "Archive", now: Listing) -> Catalog:
+    """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither be used nor made again."""
+    path = archive.storage.local(catalog_file.NAME)
     catalog = _opened(archive, path)
     try:
         if catalog is not None and archive.writing:
@@ -145,7 +145,13 @@ def _reconciled(archive: "Archive", catalog: Catalog, now: Listing) -> Catalog:
     fewer = then.files.items() - now.files.items()
     if now.packs == then.packs and not fewer and not catalog.marks.storing:
         names = _more(catalog, now)
-        if len(names) <= UNRECORDED and _complete(archive, catalog, names):
+        if _complete(archive, catalog, names):
+            if len(names) > UNRECORDED:
+                catalog.begin()
+                catalog.set_files(now.files)
+                catalog.commit()
+            else:
+                archive.unrecorded += len(names)
             return catalog
     catalog.begin()
     gone, new = then.packs.items() - now.packs.items(), now.packs.items() - then.packs.items()
