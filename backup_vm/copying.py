@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from backup_vm.archive import notes, packs, parameters, sessions
-from backup_vm.archive.archive import Archive, create_archive, open_archive, rescan_key
+from backup_vm.archive.archive import Archive, create_archive, open_archive
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import chain, split
@@ -110,6 +110,7 @@ class _Run:
         """Files of the sessions that the copy has, complete."""
         self._lost: set[bytes] = set()
         """Chunks that turned out to be unreadable here."""
+        self._sent: list[Session] = []
 
     def _complete(self) -> set[str]:
         """Which sessions the copy has as they should be: not damaged, with all that they build on, and their chunks.
@@ -117,7 +118,7 @@ class _Run:
         An image never changes, so that one that is there is the same, however its entries are divided up.
         """
         target, whole = self._target, set()
-        doubtful = bool(target.warnings) or bool(target.catalog.notes(rescan_key("")))
+        spoilt = target.catalog.spoilt()
         for series in self._theirs.values():
             for session in series:
                 try:
@@ -125,7 +126,7 @@ class _Run:
                 except DamagedError as error:
                     target.damaged[session.file] = error
                     continue
-                if not doubtful or self._has_chunks(session):
+                if session.file not in spoilt:
                     whole.add(session.file)
             for session in series:
                 found, missing = chain(series, session)
@@ -133,17 +134,10 @@ class _Run:
                     whole.discard(session.file)
         return whole
 
-    def _has_chunks(self, session: Session) -> bool:
-        for _, ids in sessions.columns(self._target.storage, session).slices(_SLICE):
-            wanted = set(split(ids)) - {ZERO_ID}
-            if wanted - self._target.catalog.places(wanted).keys():
-                return False
-        return True
-
     def send_all(self) -> None:
         """Send what the copy lacks, oldest first, and read it back."""
         source, target, done = self._source, self._target, self.done
-        before = set(target.storage.names("packs", packs.SUFFIX))
+        before = set(target.pack_files())
         due = [
             one for series in self._ours.values() for one in series if one.file not in self._whole
         ]
@@ -157,12 +151,11 @@ class _Run:
                         self._send(store, reader, session)
                     except DamagedError as error:
                         done.failed.append(f"{session.name} of volume {session.volume}: {error}")
-                store.flush()
+                store.finish()
         finally:
             done.stored = store.stored
             store.close()
             self._progress.stop()
-        target.catalog.set_meta("sweep", None)
         done.failed += [str(error) for error in source.damaged.values()]
         self._read_back(before)
 
@@ -191,6 +184,11 @@ class _Run:
         finally:
             incoming.close()
         self._whole.add(session.file)
+        target.damaged.pop(session.file, None)
+        spoilt = target.catalog.spoilt()
+        if session.file in spoilt:
+            target.catalog.set_spoilt(spoilt - {session.file})
+        self._sent.append(session)
         self.done.sessions += 1
 
     def _parts(self, session: Session, base: bytes) -> Iterator[list[tuple[int, bytes]]]:
@@ -231,23 +229,25 @@ class _Run:
 
     def _read_back(self, before: set[str]) -> None:
         """Read what was written; what is damaged is to be sent again, and no later session builds on it."""
-        target, bad = self._target, False
+        target, bad = self._target, list[tuple[str, int]]()
         with PackReader(target.storage) as reader:
-            for name in sorted(set(target.storage.names("packs", packs.SUFFIX)) - before):
+            for name in sorted(set(target.pack_files()) - before):
                 try:
                     entries = packs.read_index(target.storage, name, target.parameters.archive)
                 except DamagedError as error:
                     self.done.failed.append(str(error))
-                    bad = True
-                    continue
+                    entries = []
+                    bad.append((name, 0))
                 for entry in entries:
                     if not reader.sound(name, entry):
                         where = f"{target.storage.describe(name)} is damaged at byte {entry.offset}"
                         self.done.failed.append(where)
-                        target.catalog.remove(entry.id)
-                        bad = True
-        for volume in self._ours if bad else ():
-            target.catalog.set_meta(rescan_key(volume), "copy")
+                        bad.append((name, entry.offset))
+        if bad:
+            target.catalog.add_rotten(bad)
+            target.catalog.add_spoilt(session.file for session in self._sent)
+            for volume in {session.volume for session in self._sent}:
+                target.catalog.marks.compare(volume)
 
     def remove(self) -> None:
         """Remove from the copy what the source has not; nothing if it may only be lost there."""

@@ -109,11 +109,11 @@ def take_in(
                 if entry.number >= incoming.position:
                     incoming.take(entry)
             incoming.finish()
+            store.finish()
         finally:
             incoming.close()
     finally:
         store.close()
-    archive.catalog.set_meta("sweep", None)
     return clear
 
 

@@ -14,7 +14,6 @@ from backup_vm.archive.store import Store
 from backup_vm.errors import DamagedError, SparsebakError
 from wire.frames import Offer
 from wire.records import read_clear
-from wire.sealing import ID_SIZE, ZERO_ID
 
 
 class Entry(NamedTuple):
@@ -69,7 +68,10 @@ class Incoming:
             flags=0,
         )
         begun = Partial.load(storage, name) if storage.exists(name) else None
-        if begun is not None and (begun.offer != offer or not _held(self._archive, begun)):
+        if begun is not None:
+            begun.keep_known(self._archive.catalog)
+        if begun is not None and begun.offer != offer:
+            self._store.flush()  # or what came of others would seem to be wanted by nobody
             drop_partial(self._archive, begun)
             begun = None
         return begun or Partial.create(storage, offer)
@@ -86,16 +88,8 @@ class Incoming:
     def finish(self) -> Session:
         """Bring everything to disk and store the session."""
         self._store.flush()
-        partial, storage = self._partial, self._archive.storage
-        stored = sessions.write(
-            storage,
-            self._record,
-            self._base,
-            self._inherit,
-            partial.count,
-            partial.numbers(),
-            partial.ids(),
-        )
+        partial = self._partial
+        stored = self._archive.store_session(partial, self._record, self._base, self._inherit)
         partial.discard()
         return stored
 
@@ -110,12 +104,3 @@ class Incoming:
     def close(self) -> None:
         """Leave off; what came is kept, to be resumed."""
         self._partial.close()
-
-
-def _held(archive: Archive, partial: Partial) -> bool:
-    """Whether the archive holds all chunks that came: something may have removed them since."""
-    for raw in partial.ids():
-        wanted = {raw[at : at + ID_SIZE] for at in range(0, len(raw), ID_SIZE)} - {ZERO_ID}
-        if wanted - archive.catalog.places(wanted).keys():
-            return False
-    return True
