@@ -194,7 +194,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return os.open(real + path, flags & ~(os.O_DIRECT | os.O_NOFOLLOW))
 
         def create(self, path: str, mode: int, fi: Any = None) -> int:
-            return os.open(real + path, os.O_RDWR | os.O_CREAT, mode)
+            # The kernel asks for this where it saw no such file; another mount may have made it meanwhile.
+            return os.open(real + path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
             return os.pread(fh, size, offset)

@@ -44,6 +44,9 @@ LONGEST = 4096
 _NAME = re.compile(r"writer-([0-9]{1,15})(?:-[0-9a-f]{16})?")
 _PROBE = re.compile(r"probe-[0-9a-f]{16}")
 
+_given_back: set[str] = set()
+"""Tokens of leases that this process has had: one may still be there, when the store could not be reached at the end."""
+
 
 class Locks(Protocol):
     """The files in an archive's folder ``locks``, as they are in the store at that moment. Raises OSError, SparsebakError."""
@@ -123,9 +126,9 @@ class Holder:
 
     def gone(self) -> bool:
         """Whether it is certain that it does not run any more."""
-        here = Holder.this("")
-        if self.released:
+        if self.released or (self.token and self.token in _given_back):
             return True
+        here = Holder.this("")
         if not self.machine or self.machine != here.machine or not self.boot:
             return False
         if self.boot != here.boot:
@@ -399,6 +402,7 @@ class Lease:
         if not self.name:
             return
         name, self.name = self.name, ""
+        _given_back.add(self.holder.token)
         with suppress(OSError, SparsebakError):
             if self._lost and self._locks.read(name) != self.holder.dump():
                 return  # it is another one's by now

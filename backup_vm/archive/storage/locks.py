@@ -1,12 +1,16 @@
-"""The folder ``locks`` of an archive in a directory: see ``lease``, which says what is done with its files."""
+"""The folder ``locks`` of an archive: see ``lease``, which says what is done with its files."""
 
 import os
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from backup_vm.archive.lease import FOLDER, LONGEST
 from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.errors import DamagedError, ForbiddenError
 from wire.durable import closing_fd, pwrite_all
+
+if TYPE_CHECKING:
+    from backup_vm.archive.storage.objects import Objects, Place
 
 
 class LocalLocks:
@@ -82,3 +86,34 @@ class LocalLocks:
             return
         except PermissionError as error:
             raise ForbiddenError(f"cannot remove {path}: {error.strerror}") from None
+
+
+class RemoteLocks:
+    """See Locks."""
+
+    def __init__(self, place: "Place", objects: "Objects") -> None:
+        self._place, self._objects = place, objects
+
+    def list(self) -> dict[str, float]:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.times(FOLDER))
+
+    def create(self, name: str, raw: bytes) -> bool | None:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.make(f"{FOLDER}/{name}", raw))
+
+    def put(self, name: str, raw: bytes) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw))
+
+    def renew(self, name: str, raw: bytes) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw, again=True))
+
+    def read(self, name: str) -> bytes:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.get_small(f"{FOLDER}/{name}", LONGEST))
+
+    def remove(self, name: str) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.delete(f"{FOLDER}/{name}"))
