@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import packs, references
-from backup_vm.archive.packs import NewPack, Packed, PackReader
+from backup_vm.archive.damage import damage
+from backup_vm.archive.packs import NewPack, Packed, PackReader, read_or_nothing
 from backup_vm.errors import DamagedError, ForbiddenError
 from wire.sealing import ID_SIZE
 
@@ -129,15 +130,23 @@ def _in_question(archive: "Archive") -> Iterator[_Pack]:
 
 
 def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[bool]:
-    """Of each entry, whether its space was given back: a hole, where the random salt of a sealed chunk would be."""
+    """Of each entry, whether its space was given back: a hole, where the random salt of a sealed chunk would be.
+
+    What cannot be read counts as one.
+    """
     storage = archive.storage
-    if storage.allocated(name) >= storage.size(name):
-        yield from (False for _ in entries)
+    try:
+        with damage(storage, name):
+            if storage.allocated(name) >= storage.size(name):
+                yield from (False for _ in entries)
+                return
+            reader = storage.reader(name)
+    except DamagedError:
+        yield from (True for _ in entries)
         return
-    reader = storage.reader(name)
     try:
         for one in entries:
-            yield not any(reader.read(one.offset, min(_SALT, one.length)))
+            yield not any(read_or_nothing(reader, one.offset, min(_SALT, one.length)))
     finally:
         reader.close()
 

@@ -67,7 +67,7 @@ class Listing:
 
 def open_catalog(archive: "Archive", now: Listing) -> Catalog:
     """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither be used nor made again."""
-    path = archive.storage.local(catalog_file.NAME)
+    path = _path(archive)
     catalog = _opened(archive, path)
     try:
         if catalog is not None and archive.writing:
@@ -84,6 +84,20 @@ def open_catalog(archive: "Archive", now: Listing) -> Catalog:
             catalog.close()
         archive.warnings.append(f"{path} was damaged; it has been rebuilt")
         return rebuild(archive, now)
+
+
+def _path(archive: "Archive") -> Path:
+    """Where the catalog is. What is no file of its own there is not even given to SQLite: a writer removes it."""
+    storage = archive.storage
+    try:
+        return storage.database(catalog_file.NAME)
+    except DamagedError as error:
+        if archive.writing:
+            archive.warnings.append(f"{error}; it has been rebuilt")
+            storage.discard(catalog_file.NAME)
+            return storage.database(catalog_file.NAME)
+    archive.temporary = archive.temporary or catalog_file.folder_aside()
+    return Path(archive.temporary.name) / catalog_file.NAME
 
 
 def _opened(archive: "Archive", path: Path) -> Catalog | None:
@@ -130,7 +144,7 @@ def _complete(archive: "Archive", catalog: Catalog, names: set[str]) -> bool:
 
 def _aside(archive: "Archive", path: Path, copied: bool, now: Listing) -> Catalog:
     """For a reader: a catalog of its own, from a copy of the one there is, or made again."""
-    archive.temporary = catalog_file.folder_aside()
+    archive.temporary = archive.temporary or catalog_file.folder_aside()
     if not copied:
         return rebuild(archive, now)
     catalog = Catalog(catalog_file.copy(path, Path(archive.temporary.name)), alone=True)
@@ -183,8 +197,9 @@ def rebuild(
 ) -> Catalog:
     """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
     known = known or Remembered()
-    path = archive.storage.local(catalog_file.NAME)
-    if not archive.writing:  # others may be reading too, or the disk may be read-only
+    if archive.writing:
+        path = _path(archive)
+    else:  # others may be reading too, or the disk may be read-only
         archive.temporary = archive.temporary or catalog_file.folder_aside()
         path = Path(archive.temporary.name) / catalog_file.NAME
     temporary = path.with_name(path.name + ".tmp")
