@@ -290,7 +290,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
         if callable(method) and not name.startswith("_"):
             setattr(System, name, guarded(name, method))
     logging.disable()
-    fuse.FUSE(System(), mount, foreground=True, direct_io="direct_io" in options)
+    with contextlib.suppress(RuntimeError):  # it was asked to end
+        fuse.FUSE(System(), mount, foreground=True, direct_io="direct_io" in options)
 
 
 if __name__ == "__main__":

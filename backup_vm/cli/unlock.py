@@ -31,8 +31,12 @@ def run(options: argparse.Namespace) -> int:
     with closing(open_storage(context.location())) as storage:
         parameters.load(storage)  # nothing is removed from what is no archive
         locks = storage.locks()
-        found = lease.look(locks)
-        held = found.held()
+        found = {
+            name: holder
+            for kind in (lease.WRITER, lease.NOTES)
+            for name, (_, holder) in lease.look(locks, kind).items()
+        }
+        held = {n: h for n, h in found.items() if h is not None and not h.gone()}
         removed = [name for name in found if name not in held]
         for name in removed:
             locks.remove(name)

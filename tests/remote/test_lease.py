@@ -1,10 +1,12 @@
 """A lease when the network fails: who is cut off has given up before another one begins."""
 
 import time
+from pathlib import Path
 
 import pytest
 
 from backup_vm.archive import lease as leases
+from backup_vm.archive import notes
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.storage import open_storage
 from backup_vm.errors import LockedError
@@ -56,3 +58,23 @@ def test_who_is_cut_off_gives_up_before_another_one_begins(
     second.renew()
     second.release()
     assert other.locks().list() == {}
+
+
+def test_notes_of_two_machines(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each opened the archive before the other one wrote, and neither loses what the other one noted."""
+    url = server.url(f"notes-{time.monotonic_ns()}")
+    machines = []
+    for number in range(2):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{number}"))
+        machines.append(open_storage(url))
+        assert not machines[number].exists(notes.NAME)
+    for number in range(6):
+        session = bytes([number]) * 16
+
+        def note(all_notes: notes.Notes, key: str = session.hex()) -> None:
+            all_notes.sessions[key] = notes.Note(text="x" * (1 + len(all_notes.sessions)))
+
+        notes.change(machines[number % 2], note)
+    assert len(notes.load(open_storage(url)).sessions) == 6

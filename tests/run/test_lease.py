@@ -15,7 +15,9 @@ import pytest
 
 from backup_vm import cli
 from backup_vm.archive import lease as leases
-from backup_vm.archive.lease import FOLDER, STALE, Holder
+from backup_vm.archive import notes
+from backup_vm.archive.holder import Holder
+from backup_vm.archive.lease import FOLDER, NOTES, STALE
 from backup_vm.archive.storage import local as local_storage
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import LockedError
@@ -85,6 +87,23 @@ def test_a_killed_run_keeps_nobody_away(site: Site) -> None:
     assert len(LocalStorage(site.archive).locks().list()) == 1
     site.backup()
     assert LocalStorage(site.archive).locks().list() == {}
+
+
+def test_notes_are_changed_by_one_at_a_time(
+    site: Site, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notes, "_PATIENCE", 0.3)
+    locks = LocalStorage(site.archive).locks()
+    locks.put(f"{NOTES}-3", ELSEWHERE.dump())
+    volume = next((site.archive / "volumes").iterdir()).name
+    tag = ["tag", "--session", "latest", "--add", "kept", volume]
+    _, err = run(site, *tag, capsys=capsys, expect=11)
+    assert "notes.json is in use by another run (nas, process 77" in err
+    site.backup()  # it changes none
+    capsys.readouterr()
+    run(site, "unlock", "--yes", capsys=capsys)
+    run(site, *tag, capsys=capsys)
+    assert locks.list() == {}
 
 
 @pytest.fixture

@@ -30,23 +30,23 @@ class LocalLocks:
 
     def create(self, name: str, raw: bytes) -> bool | None:
         """See Locks. Not brought to disk: after a crash of this machine nobody holds it."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         path = f"{FOLDER}/{name}"
         with (
             self._beneath.telling(path, "write"),
             self._beneath.folder(path, make=True) as (fd, last),
         ):
             try:
-                made = os.open(last, flags, 0o644, dir_fd=fd)
-            except FileExistsError:
-                return False
-            try:
-                with closing_fd(made):
-                    pwrite_all(made, raw, 0)
-            except OSError:
-                with suppress(OSError):
-                    os.unlink(last, dir_fd=fd)
-                raise
+                made = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=fd)
+            except OSError:  # not every file system has files without a name
+                return _create(fd, last, raw)
+            with closing_fd(made):
+                pwrite_all(made, raw, 0)  # first: an empty lease of a run that died says nothing
+                try:
+                    os.link(f"/proc/self/fd/{made}", last, dst_dir_fd=fd, follow_symlinks=True)
+                except FileExistsError:
+                    return False
+                except OSError:
+                    return _create(fd, last, raw)
             return True
 
     def put(self, name: str, raw: bytes) -> None:
@@ -117,3 +117,20 @@ class RemoteLocks:
     def remove(self, name: str) -> None:
         """See Locks."""
         self._place.ask(lambda: self._objects.delete(f"{FOLDER}/{name}"))
+
+
+def _create(fd: int, last: str, raw: bytes) -> bool:
+    """Make a file in an open folder; False if there is one."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        made = os.open(last, flags, 0o644, dir_fd=fd)
+    except FileExistsError:
+        return False
+    try:
+        with closing_fd(made):
+            pwrite_all(made, raw, 0)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(last, dir_fd=fd)
+        raise
+    return True
