@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command. All that is written is sealed, or in open mode as open as the archive."""
     import io
 
+    from backup_vm.errors import UsageError
     from backup_vm.output import put_bytes, replacing
     from wire.durable import write_synced
     from wire.frames import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
@@ -39,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
     context = Context(options)
     if options.refresh:
         return _refresh(context)
+    if context.json and options.output is None:
+        raise UsageError("what keys writes is no text", "with --json give -o FILE")
     with context.open() as archive:
         parameters, newest = (
             archive.parameters,
@@ -73,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
 def _refresh(context: Context) -> int:
     from dataclasses import replace
 
-    from backup_vm.errors import AgentError
+    from backup_vm.errors import AgentError, DamagedError
+    from wire.frames import MODE_OPEN
 
     with context.open(writing=True) as archive:
         entry, slots = context.agent(archive).enroll(archive.parameters.label)
@@ -81,6 +85,11 @@ def _refresh(context: Context) -> int:
             raise AgentError(
                 f"dom0 knows another archive as {entry.label}",
                 "see in dom0: sparsebak-agent archive list",
+            )
+        if (entry.mode == MODE_OPEN) != (archive.parameters.master is not None):
+            raise DamagedError(
+                f"the archive says that it is {archive.parameters.mode}, dom0 knows it as the opposite",
+                "somebody has changed archive.toml; dom0 gives its contents again by: sparsebak init --repair",
             )
         replace(archive.parameters, slots=tuple(slots)).save(archive.storage)
     context.done(
