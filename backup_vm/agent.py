@@ -3,7 +3,7 @@ has failed, whatever its exit code."""
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, TypeVar
 
@@ -193,7 +193,10 @@ class Agent:
                 pass  # the status says why nothing more was wanted
             except BaseException as error:
                 failure.append(error)
-                connection.process.kill()
+                # Not by force: the service sees its input end too early, and undoes what it began.
+                with suppress(OSError, ValueError):
+                    if stdin is not None:
+                        stdin.close()
 
         try:
             if feed is None:

@@ -11,7 +11,7 @@ from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.retention import DAY
-from backup_vm.text import size_text
+from backup_vm.text import count_text, size_text
 from backup_vm.view import TIMER
 from wire import VERSION
 from wire.frames import VOLUME_GONE, VOLUME_PENDING
@@ -48,27 +48,43 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
             "mount it for writing, or give the folder to this user",
         )
     free, capacity = storage.free(), storage.capacity()
-    if free is not None and capacity is not None:
+    if free is None or capacity is None:
+        yield Finding(
+            WARN,
+            "free space: not known here",
+            "look at the disk yourself; neither a backup nor --until-free can",
+        )
+    else:
         state = GOOD if free >= LITTLE_ROOM * capacity else WARN
         yield Finding(
             state,
             f"{size_text(free)} free of {size_text(capacity)}",
-            "prune, or: sparsebak prune --until-free 10%",
+            "run: sparsebak prune --until-free 10%",
         )
     if parameters.mode == "sealed":
         recovery = any(slot[:1] == bytes((KIND_RECOVERY,)) for slot in parameters.slots)
         state = GOOD if recovery and len(parameters.slots) > 1 else WARN
         remedy = f"in dom0: sparsebak-agent keys show-recovery {parameters.label}; then: sparsebak keys --refresh"
+        slots = count_text(len(parameters.slots), "key slot")
         yield Finding(
             state,
-            f"{len(parameters.slots)} key slots, a recovery key {'among them' if recovery else 'not'}",
+            f"{slots}, {'a recovery key among them' if recovery else 'no recovery key'}",
             remedy,
         )
     series = archive.sessions()
     for error in archive.damaged.values():
         yield Finding(BAD, str(error), "run: sparsebak scrub")
     newest = max((sessions[-1].clear.time for sessions in series.values()), default=0)
-    yield _age("the newest session is of", newest, LATE_BACKUP, "run: sparsebak backup")
+    yield _age(
+        "the newest session is of", newest, LATE_BACKUP, "run: sparsebak backup", "no session yet"
+    )
+    for volume_id in series:
+        if archive.catalog.marks.must_compare(volume_id):
+            yield Finding(
+                WARN,
+                f"damage was found in volume {volume_id}",
+                "run: sparsebak backup; it compares the volume and stores what is lacking",
+            )
     try:
         scrubbed = notes.load(storage).scrubbed
     except DamagedError as error:
@@ -86,12 +102,13 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
             scrubbed.time if scrubbed else 0,
             LATE_CHECK,
             "run: sparsebak scrub",
+            "no scrub yet",
         )
 
 
-def _age(what: str, at: int, late: int, remedy: str) -> Finding:
+def _age(what: str, at: int, late: int, remedy: str, never: str) -> Finding:
     if not at:
-        return Finding(WARN, f"{what} never", remedy)
+        return Finding(WARN, never, remedy)
     return Finding(GOOD if time.time() - at <= late else WARN, f"{what} {session_name(at)}", remedy)
 
 
@@ -136,12 +153,19 @@ def _of_volumes(listed: "list[VolumeEntry]") -> Iterator[Finding]:
             "in dom0: sparsebak-agent setup NAME, or add volumes to agent.toml",
         )
         return
-    yield Finding(GOOD, f"dom0 lists {len(present)} volumes")
+    yield Finding(GOOD, f"dom0 lists {count_text(len(present), 'volume')}")
+    unread = [f"{volume.qube}/{volume.volume}" for volume in present if not volume.size]
+    if unread:
+        yield Finding(
+            WARN,
+            f"empty, or dom0 cannot read them: {', '.join(unread)}",
+            "in dom0: sparsebak-agent status",
+        )
     if never:
         yield Finding(WARN, f"never backed up: {', '.join(never)}", "run: sparsebak backup")
     if begun:
         yield Finding(
-            WARN, f"interrupted: {', '.join(begun)}", "run: sparsebak backup; it goes on from there"
+            WARN, f"interrupted: {', '.join(begun)}", "run: sparsebak backup; it resumes them"
         )
 
 

@@ -16,6 +16,7 @@ class Exit(IntEnum):
     LOCKED = 11
     WRONG_KEY = 12
     INTERRUPTED = 130
+    READER_GONE = 141
 
 
 class SparsebakError(Exception):

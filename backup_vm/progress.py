@@ -82,4 +82,5 @@ class TerminalProgress(Progress):
 
 def progress_for(what: str, quiet: bool) -> Progress:
     """A bar if standard error is a terminal and ``quiet`` is not asked for."""
-    return Progress() if quiet or not sys.stderr.isatty() else TerminalProgress(what)
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    return TerminalProgress(what) if watched and not quiet else Progress()

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from backup_vm.errors import UsageError
+from backup_vm.paths import home, read_small
 from backup_vm.retention import DEFAULT, Rules, parse_rules
 from wire.names import BadName, parse_name, parse_volume_name
 
+LARGEST = 1 << 20
+"""Bytes that a settings file can have."""
 TEXTS = ("agent", "archive", "require_mount", "caller")
 _DEFAULT, _AFTER, _FREE, _QUBES = "keep_default", "after_backup", "until_free", "qubes"
 
@@ -35,31 +38,43 @@ class Settings:
     retention: Retention = field(default_factory=Retention)
 
 
-def settings_file(given: Path | None) -> Path:
-    """Where settings are: the file given, else the user's."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return given or home / "sparsebak" / "config.toml"
+def settings_file(given: Path | None) -> Path | None:
+    """Where settings are: the file given, else the user's; None for a user without a home."""
+    if given is not None:
+        return given
+    folder, own = os.environ.get("XDG_CONFIG_HOME"), home()
+    if folder:
+        return Path(folder) / "sparsebak/config.toml"
+    return own and own / ".config/sparsebak/config.toml"
 
 
 def load(given: Path | None) -> Settings:
     """Read and check the settings; none is fine unless one was named. Raise UsageError."""
     path = settings_file(given)
-    if given is None and not path.exists():
+    if path is None:
         return Settings()
+    try:
+        raw = read_small(path, LARGEST, "settings")
+    except FileNotFoundError:
+        if given is None:
+            return Settings()
+        raise UsageError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
     import tomllib
 
     try:
-        return _check(tomllib.loads(path.read_text()))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, BadName, ValueError) as error:
+        return _check(tomllib.loads(raw.decode("utf-8-sig")))  # editors of Windows put a mark first
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: it is not UTF-8") from None
+    except (tomllib.TOMLDecodeError, BadName, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from None
 
 
 def _check(raw: dict[str, Any]) -> Settings:
     retention = raw.pop("retention", {})
     for key, value in raw.items():
-        if key not in TEXTS or not isinstance(value, str):
+        if key not in TEXTS or not isinstance(value, str) or not value.isprintable():
             raise ValueError(
                 f"{key!r} is not a setting (a text); known are {', '.join(TEXTS)}, and [retention]"
             )

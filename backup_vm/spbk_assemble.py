@@ -8,49 +8,57 @@ import argparse
 import sys
 from pathlib import Path
 
-from backup_vm import cli
+from backup_vm import cli, output
 from backup_vm.errors import Exit
+from backup_vm.options import key_option, path, session_option
+from wire.names import printable
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="spbk-assemble", description="Makes a raw image of a volume in an archive."
+    )
+    top.add_argument("-c", "--check", action="store_true", help="only check that it could be made")
+    top.add_argument(
+        "path",
+        type=path,
+        metavar="PATH",
+        help="ARCHIVE/volumes/ID, ARCHIVE/QUBE/VOLUME, or an archive",
+    )
+    top.add_argument(
+        "-o", "--output", type=path, metavar="IMAGE", help="default: QUBE-VOLUME.img in this folder"
+    )
+    session_option(top)
+    key_option(top)
+    return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run it: what it does is done by assemble and verify."""
-    parser = argparse.ArgumentParser(
-        prog="spbk-assemble", description="Makes a raw image of a volume in an archive."
-    )
-    parser.add_argument(
-        "-c", "--check", action="store_true", help="only check that it could be made"
-    )
-    parser.add_argument(
-        "path",
-        type=Path,
-        metavar="PATH",
-        help="ARCHIVE/volumes/ID, ARCHIVE/QUBE/VOLUME, or an archive",
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="IMAGE", help="default: QUBE-VOLUME.img in this folder"
-    )
-    parser.add_argument("--session", default="latest", metavar="S")
-    parser.add_argument("--passphrase-file", type=Path, metavar="F")
-    options = parser.parse_args(argv)
+    if argv is None:
+        output.prepare()
+    options = parser().parse_args(argv)
     folder = options.path.absolute()
     archive = next(
         (one for one in (folder, *folder.parents) if (one / "archive.toml").is_file()), None
     )
     if archive is None:
-        print(f"spbk-assemble: there is no archive at or above {options.path}", file=sys.stderr)
+        output.complain(
+            f"spbk-assemble: there is no archive at or above {printable(str(options.path))}"
+        )
         return Exit.NO_ARCHIVE
     within = folder.relative_to(archive).parts
     volume = within[1] if within[:1] == ("volumes",) and len(within) == 2 else "/".join(within)
     if not volume:
         known = (
-            [path.name for path in (archive / "volumes").iterdir()]
+            [folder.name for folder in (archive / "volumes").iterdir()]
             if (archive / "volumes").is_dir()
             else []
         )
         if len(known) != 1:
-            print(
-                f"spbk-assemble: {archive} has {len(known)} volumes; name one of them: ARCHIVE/QUBE/VOLUME",
-                file=sys.stderr,
+            output.complain(
+                f"spbk-assemble: {printable(str(archive))} has {len(known)} volumes; name one of them: ARCHIVE/QUBE/VOLUME"
             )
             return Exit.USAGE
         volume = known[0]

@@ -9,7 +9,11 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 def journal_prefix(level: int) -> str:
     """What the journal takes a line's priority from (sd-daemon(3)); empty where standard error does not go there."""
-    return f"<{level}>" if "JOURNAL_STREAM" in os.environ and not sys.stderr.isatty() else ""
+    return (
+        f"<{level}>"
+        if "JOURNAL_STREAM" in os.environ and not (sys.stderr and sys.stderr.isatty())
+        else ""
+    )
 
 
 def size_text(size: float) -> str:
@@ -24,6 +28,11 @@ def size_text(size: float) -> str:
 def ratio_text(ratio: float) -> str:
     """How many times smaller: ``2.4x``."""
     return f"{ratio:.1f}x"
+
+
+def count_text(count: int, what: str) -> str:
+    """How many: ``1 session``, ``2 sessions``, ``no sessions``."""
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
 
 
 def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> str:

@@ -13,7 +13,8 @@ from backup_vm.names import Named
 from backup_vm.retention import AHEAD, Candidate, Rules, reasons
 
 ROOM = "makes room"
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.ASCII)
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII)
+_SHARE = re.compile(r"[1-9]\d?%", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def _no_rules(rules: Rules) -> tuple[str, ...]:
 
 def wanted_room(archive: Archive, text: str) -> int:
     """Bytes that ``10%`` (of the disk) or ``20G`` stand for. Raise UsageError."""
-    if text.endswith("%") and text[:-1].isdigit() and 0 < int(text[:-1]) < 100:
+    if _SHARE.fullmatch(text):
         capacity = archive.storage.capacity()
         if capacity is None:
             raise _unknown(archive)

@@ -132,7 +132,7 @@ class Sparsebak:
         )
 
     def restore(self) -> Measured | None:
-        return self._run("restore", "work/private")
+        return self._run("restore", "--yes", "work/private")
 
     def verify(self) -> Measured:
         return self._run("verify")

@@ -110,7 +110,7 @@ def demo(work: Path, pool: Path, driver: str) -> None:
 
     say("An accident, and the way back")
     write_some(image, 200, MIB // 2, 3)
-    run(*sparsebak, "restore", "work/private")
+    run(*sparsebak, "restore", "--yes", "work/private")
     same = digest(image) == second != first
     print(
         f"    restored volume against the image at the second backup: {'identical' if same else 'DIFFERENT'}"

@@ -3,6 +3,7 @@
 They are kept in the tree so that packages need nothing but make to be built; a test says when they are out of date.
 """
 
+import argparse
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ import shtab
 from argparse_manpage.manpage import Manpage
 
 from backup_vm import cli as vm
+from backup_vm.options import GENERAL
 from dom0_agent import cli as dom0
 from wire import VERSION
 
@@ -33,7 +35,10 @@ def pages() -> Iterator[tuple[str, str]]:
     """Path under ``share/<package>`` and contents of each."""
     os.environ["COLUMNS"] = "100"
     for name, (parser, section, package) in COMMANDS.items():
-        yield f"{package}/man/man{section}/{name}.{section}", _manual(name, parser(), section)
+        yield (
+            f"{package}/man/man{section}/{name}.{section}",
+            _manual(name, _once(parser()), section),
+        )
         for shell, path in SHELLS.items():
             yield (
                 f"{package}/{path.format(name)}",
@@ -43,6 +48,21 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def _plain(parser: Any) -> Any:
     parser.prog = parser.prog.split()[0]
+    return parser
+
+
+def _once(parser: Any) -> Any:
+    """The same without the options that every command repeats: a manual says once what holds for all."""
+    for action in parser._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            continue
+        for command in action.choices.values():
+            repeated = [group for group in command._action_groups if group.title == GENERAL]
+            for group in repeated:
+                command._action_groups.remove(group)
+                for option in group._group_actions:
+                    command._actions.remove(option)
+            _once(command)
     return parser
 
 

@@ -3,14 +3,16 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backup_vm import stopping
 from backup_vm.archive import naming, parameters, partial, reconcile, sessions
 from backup_vm.archive.catalog import Catalog
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, chain
+from backup_vm.archive.lease import Lease
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
@@ -223,21 +225,45 @@ class Archive:
 
 
 @contextmanager
-def open_archive(location: str | Path, writing: bool) -> Iterator[Archive]:
-    """Open and lock the archive in a directory or at a URL: alone for writing, together with other readers otherwise."""
+def open_archive(location: str | Path, writing: bool, command: str = "") -> Iterator[Archive]:
+    """Open and lock the archive in a directory or at a URL: alone for writing, together with other readers otherwise.
+
+    ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later, when a lease is lost.
+    """
     storage = open_storage(location)
-    settings = parameters.load(storage)
-    lock = storage.lock(shared=not writing)
-    archive = Archive(storage, settings, writing)
+    with closing(storage):
+        settings = parameters.load(storage)
+        with _locked(storage, writing, command):
+            archive = Archive(storage, settings, writing)
+            try:
+                if writing:
+                    archive.recover()
+                yield archive
+                archive.record()
+            finally:
+                archive.close()
+
+
+@contextmanager
+def _locked(storage: Storage, writing: bool, command: str) -> Iterator[None]:
+    """Keep others away: by flock, and with a lease those whom flock does not reach."""
+    fd = storage.lock(shared=not writing)
     try:
-        if writing:
-            archive.recover()
-        yield archive
-        archive.record()
+        if not writing:
+            yield
+            return
+        lease = Lease.acquire(storage.locks(), storage.describe(), command)
+        storage.check = lease.check
+        try:
+            lease.keep()
+            storage.refresh()  # what was seen before may be from the midst of another run
+            yield
+        finally:
+            with stopping.closing():
+                lease.release()
     finally:
-        archive.close()
-        if lock is not None:
-            os.close(lock)
+        if fd is not None:
+            os.close(fd)
 
 
 def create_archive(location: str | Path, settings: Parameters) -> None:

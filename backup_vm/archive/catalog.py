@@ -120,13 +120,15 @@ class Catalog(CatalogBase):
         return len(wanted) - found
 
     def places(self, ids: Iterable[bytes]) -> dict[bytes, Place]:
-        """Where chunks lie; those not stored are missing from the answer."""
+        """Where chunks lie; those not stored are missing from the answer. May be called from several threads at once."""
         wanted, found = list(set(ids)), {}
         for at in range(0, len(wanted), _BATCH):
             part = wanted[at : at + _BATCH]
             marks = ",".join("?" * len(part))
             query = f"SELECT id, name, offset, length FROM chunks JOIN packs ON number = pack WHERE id IN ({marks})"  # noqa: S608
-            for chunk_id, name, offset, length in self._db.execute(query, part):
+            with self._lock:  # a connection keeps its statements, and two threads would share one
+                rows = self._db.execute(query, part).fetchall()
+            for chunk_id, name, offset, length in rows:
                 found[chunk_id] = Place(name, offset, length)
         return found
 

@@ -3,11 +3,11 @@
 import functools
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
-from backup_vm.archive import catalog_file
 from backup_vm.archive.marks import Marks
 
 VERSION = 2
@@ -47,6 +47,7 @@ class CatalogBase:
 
     def __init__(self, path: Path, read_only: bool = False, alone: bool = False) -> None:
         self.path = path
+        self._lock = threading.Lock()
         self.marks = Marks(self)
         if read_only:
             # where nothing at all can be written SQLite cannot lock either, and need not
@@ -70,8 +71,7 @@ class CatalogBase:
 
     @classmethod
     def create(cls, path: Path, archive: bytes) -> Self:
-        """Make an empty one, in place of whatever is there."""
-        catalog_file.clear(path)
+        """Make an empty one, where there is nothing."""
         catalog = cls(path)
         catalog._db.execute("PRAGMA journal_mode=DELETE")
         catalog._db.executescript(_SCHEMA)

@@ -15,6 +15,8 @@ from wire.slots import SLOT_SIZE, open_any
 
 NAME = "archive.toml"
 _CHECK = "checksum = "
+_LONGEST = 1 << 20
+"""Bytes: some thousands of key slots."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ def _digest(body: bytes) -> str:
 def load(storage: Storage) -> Parameters:
     """Read archive.toml; raise NoArchiveError or DamagedError."""
     try:
-        raw = storage.read(NAME)
+        raw = storage.read(NAME, _LONGEST)
     except (FileNotFoundError, NotADirectoryError):
         hint = "name the archive with --archive or SPARSEBAK_ARCHIVE, or make one: sparsebak init DIR --label LABEL"
         raise NoArchiveError(f"there is no archive in {storage.describe()}", hint) from None
     body, _, check = raw.rpartition(_CHECK.encode())
     if check != f'"{_digest(body)}"\n'.encode():
-        hint = "restore this file from a copy; dom0 gives its contents again by: sparsebak init --repair"
+        hint = "restore this file from a copy; dom0 gives its contents again by: sparsebak init DIR --label LABEL --repair"
         raise DamagedError(f"{storage.describe(NAME)} is damaged: its checksum is wrong", hint)
     try:
         return _parse(storage, tomllib.loads(body.decode()))

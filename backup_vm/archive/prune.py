@@ -7,15 +7,14 @@ A volume of which a session is missing or damaged does not keep others from bein
 given back, and what a session that is kept may need of it stays: see ``_may_go``.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from backup_vm.archive import naming, notes, sessions
+from backup_vm.archive import merge, naming, notes, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import chain
-from backup_vm.archive.merge import Merge
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.sessions import Session
@@ -55,7 +54,7 @@ def prune(
                 takes = {name for name in archive.damaged if naming.volume_of(name) == volume}
             else:
                 takes = _may_go(archive, volume, series, mine)
-            found = list(_groups(series, mine))
+            found = list(merge.groups(series, mine))
             _check(archive, found)
         except DamagedError as error:
             refused.append(str(error))
@@ -109,21 +108,6 @@ def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
         notes.change(archive.storage, lambda every: every.keep_only(kept))
 
 
-def _groups(
-    series: list[Session], gone: frozenset[str]
-) -> Iterator[tuple[list[Session], Session | None]]:
-    """Each run of doomed sessions, and the session after it that takes their entries over; None if none does."""
-    run: list[Session] = []
-    for session in series:
-        if session.file in gone:
-            run.append(session)
-        elif run:
-            yield run, None if session.full else session
-            run = []
-    if run:
-        yield run, None
-
-
 def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]]) -> None:
     """Read the files that are to be merged against their digests, lest damage be stored anew under a good one."""
     for run, successor in groups:
@@ -137,7 +121,7 @@ def _merge(
 ) -> None:
     """Fold a run of doomed sessions into its successor, in one pass; ids that it does not take over become candidates."""
     if successor is not None:
-        Merge(archive.storage, [*run, successor]).store(candidates)
+        merge.Merge(archive.storage, [*run, successor]).store(candidates)
         return
     for session in run:
         for _, ids in sessions.columns(archive.storage, session).slices():

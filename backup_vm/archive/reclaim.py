@@ -27,7 +27,6 @@ DEAD = 0.5
 """Share of a pack's chunks, by bytes, that must be dead for it to be worth its writing again."""
 _AT_ONCE = 1 << 21
 """Chunks of packs looked for in one reading of the sessions: about 100 MiB of memory."""
-_SALT = 16
 
 
 @dataclass
@@ -129,17 +128,17 @@ def _in_question(archive: "Archive") -> Iterator[_Pack]:
 
 
 def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[bool]:
-    """Of each entry, whether its space was given back: a hole, where the random salt of a sealed chunk would be."""
+    """Of each entry, whether its space was given back: a hole, where the random salt of a sealed chunk would be.
+
+    What cannot be read counts as a hole: it is of as little use.
+    """
     storage = archive.storage
-    if storage.allocated(name) >= storage.size(name):
-        yield from (False for _ in entries)
-        return
-    reader = storage.reader(name)
-    try:
+    with packs.PackReader(storage) as reader:
+        if storage.allocated(name) >= storage.size(name):
+            yield from (False for _ in entries)
+            return
         for one in entries:
-            yield not any(reader.read(one.offset, min(_SALT, one.length)))
-    finally:
-        reader.close()
+            yield reader.hollow(name, one)
 
 
 def _judge(archive: "Archive", group: list[_Pack]) -> None:

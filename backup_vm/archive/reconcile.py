@@ -31,7 +31,7 @@ from backup_vm.archive import catalog_file, naming, packs, partial, references
 from backup_vm.archive.catalog import Catalog
 from backup_vm.archive.image import split
 from backup_vm.archive.reclaim import holes
-from backup_vm.archive.storage import Storage
+from backup_vm.archive.storage import TEMPORARY, Storage
 from backup_vm.errors import DamagedError
 from wire.sealing import ZERO_ID
 
@@ -67,8 +67,7 @@ class Listing:
 
 def open_catalog(archive: "Archive", now: Listing) -> Catalog:
     """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither be used nor made again."""
-    path = archive.storage.local(catalog_file.NAME)
-    catalog = _opened(archive, path)
+    catalog = _opened(archive)
     try:
         if catalog is not None and archive.writing:
             return _reconciled(archive, catalog, now)
@@ -76,34 +75,40 @@ def open_catalog(archive: "Archive", now: Listing) -> Catalog:
             return catalog
         if catalog is not None:
             catalog.close()
-        return _aside(archive, path, catalog is not None, now)
+        return _aside(archive, catalog is not None, now)
     except sqlite3.DatabaseError as error:
         if not catalog_file.is_damage(error):
             raise
         if catalog is not None:
             catalog.close()
+        path = archive.storage.describe(catalog_file.NAME)
         archive.warnings.append(f"{path} was damaged; it has been rebuilt")
         return rebuild(archive, now)
 
 
-def _opened(archive: "Archive", path: Path) -> Catalog | None:
+def _opened(archive: "Archive") -> Catalog | None:
     """The catalog that is there, if it is one of ours; else None, with a warning."""
-    if not catalog_file.exists(path):
-        if archive.session_files():
-            archive.warnings.append(f"{path} was missing; it has been rebuilt")
-        return None
-    catalog = None
+    storage, catalog = archive.storage, None
+    where = storage.describe(catalog_file.NAME)
     try:
-        if catalog_file.usable(path) and (archive.writing or not catalog_file.half_written(path)):
+        path = storage.database(catalog_file.NAME)
+        if not storage.exists(catalog_file.NAME):
+            if archive.session_files():
+                archive.warnings.append(f"{where} was missing; it has been rebuilt")
+            return None
+        if archive.writing or not catalog_file.half_written(storage):
             catalog = Catalog(path, read_only=not archive.writing, alone=archive.writing)
             if catalog.sound_for(archive.parameters.archive):
                 return catalog
+    except DamagedError as error:  # not even SQLite is let near it
+        archive.warnings.append(f"{error}; the catalog has been rebuilt")
+        return None
     except sqlite3.DatabaseError as error:
         if not catalog_file.is_damage(error):
             raise
     if catalog is not None:
         catalog.close()
-    archive.warnings.append(f"{path} was damaged; it has been rebuilt")
+    archive.warnings.append(f"{where} was damaged; it has been rebuilt")
     return None
 
 
@@ -128,12 +133,12 @@ def _complete(archive: "Archive", catalog: Catalog, names: set[str]) -> bool:
     return not names & (archive.cut_off(volumes).keys() | archive.damaged.keys())
 
 
-def _aside(archive: "Archive", path: Path, copied: bool, now: Listing) -> Catalog:
+def _aside(archive: "Archive", copied: bool, now: Listing) -> Catalog:
     """For a reader: a catalog of its own, from a copy of the one there is, or made again."""
     archive.temporary = catalog_file.folder_aside()
     if not copied:
         return rebuild(archive, now)
-    catalog = Catalog(catalog_file.copy(path, Path(archive.temporary.name)), alone=True)
+    catalog = Catalog(catalog_file.copy(archive.storage, Path(archive.temporary.name)), alone=True)
     return _reconciled(archive, catalog, now)
 
 
@@ -183,11 +188,13 @@ def rebuild(
 ) -> Catalog:
     """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
     known = known or Remembered()
-    path = archive.storage.local(catalog_file.NAME)
-    if not archive.writing:  # others may be reading too, or the disk may be read-only
+    storage, name = archive.storage, catalog_file.NAME
+    if archive.writing:
+        storage.discard(name + TEMPORARY)
+        temporary = storage.database(name + TEMPORARY)
+    else:  # others may be reading too, or the disk may be read-only
         archive.temporary = archive.temporary or catalog_file.folder_aside()
-        path = Path(archive.temporary.name) / catalog_file.NAME
-    temporary = path.with_name(path.name + ".tmp")
+        temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
     catalog = _built(archive, temporary, now)
     _leave_out(archive, catalog, known.rotten)
     lacking = {name for name, count in _sweep_whole(archive, catalog).items() if count}
@@ -200,10 +207,12 @@ def rebuild(
             for name in sorted(gone)
         ]
     _conclude(archive, catalog, now, lacking)
+    if not archive.writing:
+        return catalog
     catalog.close()
-    catalog_file.clear(path)
-    os.replace(temporary, path)
-    return Catalog(path, alone=True)
+    storage.discard(name)
+    os.replace(temporary, storage.database(name))
+    return Catalog(storage.database(name), alone=True)
 
 
 def _built(archive: "Archive", path: Path, now: Listing) -> Catalog:
@@ -328,9 +337,6 @@ def _entries(archive: "Archive", name: str) -> list[packs.Packed]:
     except DamagedError as error:
         archive.warnings.append(f"{error}; its chunks were found without it")
         return list(packs.scan(archive.storage, name, archive.parameters.chunk_size))
-    except OSError as error:
-        archive.warnings.append(f"{archive.storage.describe(name)} cannot be read: {error}")
-        return []
 
 
 def _choose(catalog: Catalog, reader: packs.PackReader, entry: packs.Packed, number: int) -> None:
@@ -359,11 +365,7 @@ def _forget_holes(archive: "Archive", catalog: Catalog, suspects: dict[int, str]
     forgotten = 0
     for number, name in suspects.items():
         entries = [packs.Packed(*row, b"") for row in catalog.chunks_in(number)]
-        try:
-            gone = [e.id for e, h in zip(entries, holes(archive, name, entries), strict=True) if h]
-        except OSError as error:
-            archive.warnings.append(f"{archive.storage.describe(name)} cannot be read: {error}")
-            gone = [entry.id for entry in entries]
+        gone = [e.id for e, h in zip(entries, holes(archive, name, entries), strict=True) if h]
         catalog.remove(*gone)
         forgotten += len(gone)
     return forgotten

@@ -5,14 +5,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import naming, sessions
+from backup_vm.archive.damage import damage
 from backup_vm.archive.format import DIGEST_SIZE, SESSION_HEAD_SIZE
-from backup_vm.archive.partial import SUFFIX, UNFINISHED, Partial, unfinished_ids
+from backup_vm.archive.partial import SUFFIX, UNFINISHED, listed_ids
 from backup_vm.errors import DamagedError
 from wire.sealing import ID_SIZE
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from backup_vm.archive.archive import Archive
-    from backup_vm.archive.sessions import Ids, Numbers
+    from backup_vm.archive.columns import Ids
+
+    Keys = NDArray[np.uint64]
 
 _BLOCK = (1 << 15) * ID_SIZE
 
@@ -46,7 +52,7 @@ def proven_ids(archive: "Archive", name: str) -> "Iterator[Ids]":
 
     session = sessions.load(archive.storage, name)
     digest, column = hashlib.blake2b(digest_size=DIGEST_SIZE), session.count * ID_SIZE
-    with open(archive.storage.local(name), "rb") as file:
+    with damage(archive.storage, name), archive.storage.open(name) as file:
         left = SESSION_HEAD_SIZE + 8 * session.count
         while left and (block := file.read(min(left, _BLOCK))):
             digest.update(block)
@@ -68,21 +74,11 @@ def proven_ids(archive: "Archive", name: str) -> "Iterator[Ids]":
 def _incomplete(archive: "Archive", name: str) -> "Iterator[Ids]":
     import numpy as np
 
-    if naming.is_unfinished(name):
-        for raw in unfinished_ids(archive.storage, name):
-            yield np.frombuffer(raw, np.uint8).reshape(-1, ID_SIZE)
-        return
-    one = Partial.load(archive.storage, name)
-    if one is None:  # it ends before its first entry
-        return
-    try:
-        for raw in one.ids():
-            yield np.frombuffer(raw, np.uint8).reshape(-1, ID_SIZE)
-    finally:
-        one.close()
+    for raw in listed_ids(archive.storage, name):
+        yield np.frombuffer(raw, np.uint8).reshape(-1, ID_SIZE)
 
 
-def key(column: "Ids") -> "Numbers":
+def key(column: "Ids") -> "Keys":
     """First eight bytes of ids as a number: uint64[n]. Ids are keyed hashes, so that equal keys are all but equal ids."""
     import numpy as np
 

@@ -3,13 +3,12 @@
 import argparse
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Collection
-from pathlib import Path
-from types import FrameType
 
+from backup_vm import interrupts, output
 from backup_vm.errors import Exit, SparsebakError
+from backup_vm.options import Parser, add_common
 from backup_vm.text import journal_prefix
 from wire import VERSION
 from wire.memory import collect_rarely, keep_freed
@@ -20,94 +19,68 @@ COMMANDS = (
     *("verify", "scrub", "prune", "delete", "tag", "export", "import", "copy", "keys", "doctor"),
 )
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found; 5 the agent refused or
-cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no key; 130 interrupted.
-The environment variables SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE stand in for --agent and --archive."""
+cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no key; 130 interrupted (128 and the number of any
+other signal). The environment variables SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE stand in for --agent and --archive.
+General options can be given before or after COMMAND; of two that contradict each other the last one counts."""
 
 
 def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
     """The command line. Of the commands only those among ``words``, if any is: to import the others takes time."""
-    top = argparse.ArgumentParser(
-        prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG
-    )
-    top.add_argument(
-        "--agent",
-        metavar="AGENT",
-        help="'qrexec'; without Qubes 'local:AGENT.TOML', or 'unix:DIR' of a resident agent",
-    )
-    top.add_argument(
-        "--archive",
-        metavar="DIR",
-        help="the archive's directory, or its URL: s3://, gs://, az://, sftp://",
-    )
-    top.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="settings (default: ~/.config/sparsebak/config.toml)",
-    )
-    top.add_argument(
-        "--require-mount", type=Path, metavar="DIR", help="do nothing unless this is a mount point"
-    )
-    top.add_argument(
-        "--caller",
-        metavar="NAME",
-        help="with a local agent: call in the name of this qube (default: dom0)",
-    )
-    top.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
-    top.add_argument(
-        "-v", "--verbose", action="store_true", help="say more, also where there is no terminal"
-    )
-    top.add_argument(
-        "-u",
-        "--unattended",
-        action="store_true",
-        help="never ask; where an answer would be needed, fail",
-    )
+    top = Parser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
+    add_common(top)
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
     for name in [name for name in COMMANDS if name in words] or COMMANDS:
         importlib.import_module(f"backup_vm.cli.{name}").add_to(commands)
+    for command in commands.choices.values():
+        add_common(command, again=True)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; an error is one line, with a hint, on standard error."""
+    if argv is None:
+        output.prepare()
     collect_rarely()
-    words = sys.argv[1:] if argv is None else argv
-    options = parser(words).parse_args(words)
-    signal.signal(signal.SIGTERM, _interrupt)
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # numpy's: nothing here multiplies matrices, and its threads spin
+    # numpy's: nothing here multiplies matrices, and its threads spin
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     keep_freed()
+    with interrupts.handled(process=argv is None):
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        except KeyboardInterrupt:
+            output.complain(f"{journal_prefix(4)}{interrupts.MESSAGE}")
+            return interrupts.exit_code()
+
+
+def _run(words: list[str]) -> int:
+    """Parse and run; every error ends here."""
     try:
-        return int(options.run(options))
+        try:
+            options = parser(words).parse_args(words)
+            return int(options.run(options))
+        finally:
+            output.flush()
     except SparsebakError as error:
         _tell(error)
         return error.code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return Exit.FAILED
+    except output.ReaderGone:
+        return Exit.READER_GONE
     except OSError as error:
-        _tell(SparsebakError(f"{error.filename or options.command}: {error.strerror or error}"))
+        _tell(SparsebakError(_os_error(error)))
         return Exit.FAILED
-    except KeyboardInterrupt:
-        print(
-            f"{journal_prefix(4)}sparsebak: interrupted; what was stored is kept", file=sys.stderr
-        )
-        return Exit.INTERRUPTED
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _os_error(error: OSError) -> str:
+    """``FILE: why``, as far as both are known."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    return ": ".join(filter(None, (name, error.strerror or str(error) or type(error).__name__)))
 
 
 def _tell(error: SparsebakError) -> None:
     hint = f" ({error.hint})" if error.hint else ""
-    print(
-        f"{journal_prefix(3)}sparsebak: {printable(' '.join(f'{error}{hint}'.split()))}",
-        file=sys.stderr,
-    )
+    line = printable(" ".join(f"{error}{hint}".split()))
+    output.complain(f"{journal_prefix(3)}sparsebak: {line}")
 
 
 if __name__ == "__main__":

@@ -4,26 +4,26 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option, path, session_option
 from backup_vm.text import size_text
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
     assemble = commands.add_parser(
-        "assemble", help="write a session as a raw disk image; needs the key, but no agent"
+        "assemble",
+        help="write a session as a raw disk image; needs the key, but no agent",
+        description="Writes a session as a raw, sparse disk image, every piece of it authenticated. Needs the key, but no "
+        "agent.",
     )
-    assemble.add_argument("volume", metavar="QUBE/VOLUME")
+    assemble.add_argument("volume", metavar="QUBE/VOLUME", help="the volume")
+    session_option(assemble)
     assemble.add_argument(
-        "--session",
-        default="latest",
-        metavar="S",
-        help="its time, or the beginning of it (default: latest)",
+        "-o", "--output", required=True, type=path, metavar="IMAGE", help="the image to write"
     )
-    assemble.add_argument("-o", "--output", required=True, type=Path, metavar="IMAGE")
     assemble.add_argument("--force", action="store_true", help="replace an image that exists")
     key_option(assemble)
-    json_option(assemble)
     assemble.set_defaults(run=run)
 
 

@@ -4,9 +4,10 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option
-from backup_vm.errors import Exit
-from backup_vm.text import size_text, table
+from backup_vm.cli.context import Context
+from backup_vm.errors import Exit, SparsebakError
+from backup_vm.options import dry_run_option
+from backup_vm.text import count_text, size_text, table
 
 if TYPE_CHECKING:
     from backup_vm.agent import Agent
@@ -18,15 +19,17 @@ if TYPE_CHECKING:
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    backup = commands.add_parser("backup", help="store a new session of each volume")
-    backup.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all")
-    backup.add_argument("--all", action="store_true", help="all volumes, said explicitly")
-    backup.add_argument(
-        "-n",
-        "--dry-run",
-        action="store_true",
-        help="only show what has changed, as of the last monitor run",
+    backup = commands.add_parser(
+        "backup",
+        help="store a new session of each volume",
+        description="Stores a new session of each volume named, or of all that dom0 lists. An interrupted session is "
+        "resumed first.",
     )
+    backup.add_argument(
+        "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="what to back up (default: all)"
+    )
+    backup.add_argument("--all", action="store_true", help="back up all volumes (the default)")
+    dry_run_option(backup, "only show what has changed, as of the last monitor run")
     backup.add_argument(
         "--ignore-free-space", action="store_true", help="begin even if the disk may be too small"
     )
@@ -43,7 +46,6 @@ def add_to(commands: Any) -> None:
         metavar="TEXT",
         help="a line of text on the new sessions; stored in clear",
     )
-    json_option(backup)
     backup.set_defaults(run=run)
 
 
@@ -87,7 +89,12 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
             _note(archive, report, note)
         _tell(context, report)
         if context.settings.retention.after_backup and report.done:
-            _prune(context, archive, chosen, report)
+            try:
+                _prune(context, archive, chosen, report)
+            except SparsebakError as error:  # the backup itself is done, and was reported so
+                hint = f" ({error.hint})" if error.hint else ""
+                context.warn(f"nothing was pruned after the backup: {error}{hint}")
+                return _exit(report) or error.code
     return _exit(report)
 
 
@@ -119,7 +126,7 @@ def _prune(
     pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
     if pruned.sessions:
         context.say(
-            f"{pruned.sessions} old sessions removed, {size_text(pruned.space)} given back."
+            f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)} given back."
         )
 
 
@@ -132,7 +139,6 @@ def _exit(report: "Report") -> int:
 
 
 def _choose(listed: "list[VolumeEntry]", names: list[str]) -> "list[VolumeEntry]":
-    from backup_vm.errors import SparsebakError
     from wire.frames import VOLUME_GONE
 
     present = [volume for volume in listed if not volume.flags & VOLUME_GONE]

@@ -1,4 +1,4 @@
-"""What the commands share: settings, the archive, the agent, keys, and how results are told."""
+"""What the commands share: settings, the archive, the agent, keys, questions, and how results are printed."""
 
 import argparse
 import os
@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backup_vm import output
 from backup_vm.errors import AgentError, NoArchiveError, SparsebakError, UsageError, WrongKeyError
+from backup_vm.paths import expanded, read_small
 from backup_vm.settings import load as load_settings
 from backup_vm.settings import settings_file
 from backup_vm.text import journal_prefix
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from backup_vm.names import Named
     from wire.sealing import Keys
 
+LONGEST_PASSPHRASE = 1 << 16
+"""Bytes that a passphrase's file can have."""
 _QREXEC = Path("/usr/bin/qrexec-client-vm")
 
 
@@ -29,11 +33,13 @@ class Context:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.settings = load_settings(options.config)
-        self.quiet = bool(options.quiet)
-        self.json = bool(getattr(options, "json", False))
-        self.may_ask = sys.stdin.isatty() and not options.unattended
+        self.json = bool(options.json)
+        self.quiet = options.talk == "quiet"
+        """Whether to print nothing but errors and what was asked for."""
+        self.may_ask = _is_terminal(sys.stdin) and not options.unattended
         """Whether there is somebody to ask."""
-        self.talks = not self.quiet and not self.json and (sys.stdout.isatty() or options.verbose)
+        watched = _is_terminal(sys.stdout)
+        self.talks = not self.quiet and not self.json and (watched or options.talk == "verbose")
         """Whether to say what was done: on a terminal, or with -v."""
 
     def _setting(self, name: str, variable: str = "") -> str | None:
@@ -42,10 +48,10 @@ class Context:
             or (os.environ.get(variable) if variable else None)
             or self.settings.texts.get(name)
         )
-        return None if given is None else str(given)
+        return expanded(str(given)) if given else None
 
-    def settings_file(self) -> Path:
-        """Where settings are read from."""
+    def settings_file(self) -> Path | None:
+        """Where settings are read from; None for a user without a home."""
         return settings_file(self.options.config)
 
     def location(self, given: str | None = None) -> str:
@@ -55,7 +61,7 @@ class Context:
             raise SparsebakError(
                 f"{mount} is not mounted", "attach and mount the backup disk, then try again"
             )
-        path = given or self._setting("archive", "SPARSEBAK_ARCHIVE")
+        path = expanded(given) if given else self._setting("archive", "SPARSEBAK_ARCHIVE")
         if path is None:
             raise NoArchiveError("no archive was named", "use --archive DIR or SPARSEBAK_ARCHIVE")
         return path
@@ -69,7 +75,7 @@ class Context:
 
         place = self.location()
         try:
-            with open_archive(place, writing) as archive:
+            with open_archive(place, writing, self.options.command) as archive:
                 try:
                     yield archive
                 finally:
@@ -84,6 +90,10 @@ class Context:
         """Whether an agent was named, or is to be expected on this machine."""
         return self._setting("agent", "SPARSEBAK_AGENT") is not None or _QREXEC.exists()
 
+    def dom0_asks(self) -> bool:
+        """Whether qrexec's policy lies between here and the agent: then dom0 asks before anything is overwritten."""
+        return (self._setting("agent", "SPARSEBAK_AGENT") or "qrexec") == "qrexec"
+
     def agent(self, archive: "Archive | None" = None) -> "Agent":
         """The agent, for an archive."""
         from backup_vm.agent import Agent
@@ -93,8 +103,9 @@ class Context:
             raise AgentError(
                 "no agent was named", "use --agent local:AGENT.TOML or SPARSEBAK_AGENT"
             )
+        kind, colon, where = (self._setting("agent", "SPARSEBAK_AGENT") or "qrexec").partition(":")
         transport = open_transport(
-            self._setting("agent", "SPARSEBAK_AGENT") or "qrexec", self._setting("caller") or "dom0"
+            f"{kind}{colon}{expanded(where)}", self._setting("caller") or "dom0"
         )
         agent = Agent(transport)
         if archive is not None:
@@ -110,9 +121,7 @@ class Context:
         """The same, or else as typed on the terminal."""
         keys = self.keys(archive)
         if keys is None and self.may_ask:
-            from getpass import getpass
-
-            keys = archive.parameters.keys(getpass("Passphrase or recovery key: ").encode())
+            keys = archive.parameters.keys(_typed_passphrase())
         if keys is None:
             raise WrongKeyError(
                 "the archive is sealed",
@@ -134,52 +143,82 @@ class Context:
                     for entry in self.agent(archive).list()
                 }
             except AgentError as error:
-                self.warn(f"names are not known: {error}")
+                self.warn(f"cannot get volume names from dom0: {error}")
         return {}
 
+    def confirm(self, question: str) -> None:
+        """Ask before something is destroyed that cannot be had back, unless --yes was given.
+
+        Raises SparsebakError if the answer is not yes, or if nobody is there to give one.
+        """
+        if self.options.yes:
+            return
+        if not self.may_ask:
+            raise SparsebakError(
+                f"nobody is here to be asked: {question}", "give --yes to do it without a question"
+            )
+        self._ask(question)
+
+    def confirm_by_hand(self, question: str) -> None:
+        """The same for what was described by rules, which say enough where nobody is there: ask only a person."""
+        if self.may_ask and not self.options.yes:
+            self._ask(question)
+
+    def _ask(self, question: str) -> None:
+        # On standard error, for standard output may go to a file.
+        output.ask(f"{printable(question)} [y/N] ")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise SparsebakError("nothing was changed")
+
     def warn(self, text: str) -> None:
-        """Tell of something that does not stop the command."""
-        print(f"{journal_prefix(4)}sparsebak: {printable(text)}", file=sys.stderr)
+        """Report something that does not stop the command."""
+        output.complain(f"{journal_prefix(4)}sparsebak: {printable(text)}")
 
     def say(self, text: str) -> None:
-        """Tell what was done, to whoever watches."""
+        """Report what was done, to whoever watches."""
         if self.talks:
-            print(_printable_lines(text))
+            output.put(_printable_lines(text))
 
     def result(self, data: dict[str, Any], text: str) -> None:
         """Print what was asked for."""
         if not self.json:
-            print(_printable_lines(text))
+            output.put(_printable_lines(text))
             return
         import json
 
-        print(json.dumps(data))
+        output.put(json.dumps(data))
+
+    def done(self, data: dict[str, Any], text: str) -> None:
+        """Report what was done: as data where that is asked for, else to whoever watches."""
+        if self.json:
+            self.result(data, "")
+        else:
+            self.say(text)
 
 
 def _printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
+def _typed_passphrase() -> bytes:
+    from getpass import getpass
+
+    try:
+        return getpass("Passphrase or recovery key: ").encode("utf-8", "surrogateescape")
+    except EOFError:
+        raise WrongKeyError("no passphrase was given") from None
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a standard stream is one; it can be closed, and is None then."""
+    return stream is not None and bool(stream.isatty())
+
+
 def read_passphrase(path: Path) -> bytes:
     """The first line of a file."""
     from wire.slots import first_line
 
-    passphrase = first_line(path.read_bytes())
+    passphrase = first_line(read_small(path, LONGEST_PASSPHRASE, "a passphrase", pipes=True))
     if not passphrase:
         raise UsageError(f"{path}: the first line is empty; it must hold the passphrase")
     return passphrase
-
-
-def key_option(parser: argparse.ArgumentParser) -> None:
-    """Declare --passphrase-file."""
-    parser.add_argument(
-        "--passphrase-file",
-        type=Path,
-        metavar="F",
-        help="passphrase or recovery key, in a file's first line",
-    )
-
-
-def json_option(parser: argparse.ArgumentParser) -> None:
-    """Declare --json."""
-    parser.add_argument("--json", action="store_true", help="print data for programs")

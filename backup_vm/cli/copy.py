@@ -3,9 +3,9 @@
 import argparse
 from typing import Any
 
-from backup_vm.cli.context import Context, json_option
+from backup_vm.cli.context import Context
 from backup_vm.errors import Exit
-from backup_vm.text import size_text
+from backup_vm.text import count_text, size_text
 
 
 def add_to(commands: Any) -> None:
@@ -13,35 +13,41 @@ def add_to(commands: Any) -> None:
     copy = commands.add_parser(
         "copy",
         help="bring a second copy of the archive up to date; only what it lacks is sent",
-        description="Brings a copy of the archive up to date, or makes one. Needs no key. What is interrupted goes on where it "
-        "stopped. The copy is an archive of its own, to restore from, prune, or even back up into.",
+        description="Brings a copy of the archive up to date, or makes one. Needs no key. What is interrupted resumes where it "
+        "stopped. The copy is an archive of its own, to restore from, prune, or even back up into. What cannot be read here is "
+        "named, and all the rest is copied.",
     )
-    copy.add_argument("target", metavar="DIR", help="or a URL, as for --archive")
+    copy.add_argument("target", metavar="DIR", help="the copy: a folder or a URL, as for --archive")
     copy.add_argument(
         "--delete",
         action="store_true",
         help="remove sessions from the copy that are not here any more",
     )
-    json_option(copy)
+    copy.add_argument(
+        "--init",
+        action="store_true",
+        help="make a new copy where there was one before, and is none now",
+    )
     copy.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.copying import copy
+    from backup_vm.paths import expanded
     from backup_vm.progress import progress_for
 
     context = Context(options)
+    target = expanded(options.target)
     with context.open() as archive:
         progress = progress_for("copy", context.quiet or context.json)
-        done = copy(archive, options.target, progress, options.delete)
+        done = copy(archive, target, progress, options.delete, options.init)
     for problem in done.failed:
         context.warn(problem)
-    if context.json:
-        fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}
-        context.result({**fields, "target": options.target, "failed": done.failed}, "")
+    fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}
     removed = f", {done.removed} removed" if options.delete else ""
-    context.say(
-        f"{options.target}: {done.sessions} sessions copied, {size_text(done.stored)} sent{removed}."
+    copied = f"{count_text(done.sessions, 'session')} copied, {size_text(done.stored)} sent"
+    context.done(
+        {**fields, "target": target, "failed": done.failed}, f"{target}: {copied}{removed}."
     )
     return Exit.DAMAGED if done.failed else Exit.OK

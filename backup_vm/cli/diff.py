@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option
 from backup_vm.text import size_text, table
 
 if TYPE_CHECKING:
@@ -14,15 +15,16 @@ if TYPE_CHECKING:
 def add_to(commands: Any) -> None:
     """Declare the command."""
     diff = commands.add_parser(
-        "diff", help="show which ranges of a volume differ between two sessions, and how much"
+        "diff",
+        help="show which ranges of a volume differ between two sessions, and how much",
+        description="Shows where two sessions of a volume differ, in whole chunks. Needs no key.",
     )
-    diff.add_argument("volume", metavar="QUBE/VOLUME")
+    diff.add_argument("volume", metavar="QUBE/VOLUME", help="whose sessions to compare")
     diff.add_argument(
         "old", metavar="S1", help="a session: its time, the beginning of it, a tag, or 'latest'"
     )
-    diff.add_argument("new", metavar="S2")
+    diff.add_argument("new", metavar="S2", help="another session of it")
     key_option(diff)
-    json_option(diff)
     diff.set_defaults(run=run)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option
+from backup_vm.cli.context import Context
 from backup_vm.errors import Exit
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ def add_to(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="check settings, mount, archive, keys, policy, agent and timer; say what to do",
+        description="Looks at the whole chain from this machine to dom0, and says what to do about what it finds.",
     )
-    json_option(doctor)
     doctor.set_defaults(run=run)
 
 
@@ -46,11 +46,10 @@ def _look(context: Context) -> "Iterator[Finding]":
     from backup_vm.errors import SparsebakError
 
     file = context.settings_file()
+    known = file is not None and file.exists()
     yield doctor.Finding(
         doctor.GOOD,
-        f"settings: {file}"
-        if file.exists()
-        else f"no settings in {file}; options and environment do",
+        f"settings: {file}" if known else "no settings file; options and environment are used",
     )
     try:
         with context.open() as archive:

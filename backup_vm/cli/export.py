@@ -5,20 +5,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option, path, session_option
 from backup_vm.text import size_text
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
     export = commands.add_parser(
-        "export", help="write a session as one portable file, for: sparsebak import"
+        "export",
+        help="write a session as one portable file",
+        description="Writes a session as one file: sealed as it is, for sparsebak import, or opened with the key as a raw "
+        "disk image or a tar file.",
     )
-    export.add_argument("volume", metavar="QUBE/VOLUME")
+    export.add_argument("volume", metavar="QUBE/VOLUME", help="the volume")
+    session_option(export)
     export.add_argument(
-        "--session", default="latest", metavar="S", help="its time, a tag, or 'latest' (default)"
+        "-o", "--output", required=True, type=path, metavar="FILE", help="the file to write"
     )
-    export.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
     export.add_argument(
         "--format",
         choices=("sealed", "raw", "tar"),
@@ -27,7 +31,6 @@ def add_to(commands: Any) -> None:
     )
     export.add_argument("--force", action="store_true", help="replace a file that exists")
     key_option(export)
-    json_option(export)
     export.set_defaults(run=run)
 
 

@@ -1,10 +1,10 @@
 """``sparsebak import``: take a session in that ``sparsebak export`` wrote."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option, path
 
 
 def add_to(commands: Any) -> None:
@@ -15,9 +15,8 @@ def add_to(commands: Any) -> None:
         description="Takes in a session that export wrote. It must come from an archive of the same key: this one, or a copy "
         "of it. Give the passphrase to have it proven authentic first; without it, run verify afterwards.",
     )
-    take.add_argument("file", type=Path, metavar="FILE")
+    take.add_argument("file", type=path, metavar="FILE", help="a file that export wrote")
     key_option(take)
-    json_option(take)
     take.set_defaults(run=run)
 
 
@@ -39,9 +38,10 @@ def run(options: argparse.Namespace) -> int:
         finally:
             progress.stop()
     name = session_name(clear.time)
-    if context.json:
-        context.result({"id": clear.volume_id.hex(), "session": name}, "")
-    context.say(
-        f"Session {name} of volume {clear.volume_id.hex()} is here now; prove it: sparsebak verify --session {name}"
+    volume = clear.volume_id.hex()
+    # The volume's id and not its name: that is sealed. Without it verify looks for the session in every volume.
+    context.done(
+        {"id": volume, "session": name},
+        f"Session {name} was imported; verify it with: sparsebak verify {volume} --session {name}",
     )
     return 0

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from backup_vm.cli.context import Context, json_option
+from backup_vm.cli.context import Context
 from backup_vm.errors import AgentError
 from wire import CHUNK_SIZES
 from wire.frames import MODE_OPEN
@@ -16,25 +16,27 @@ from wire.sealing import SUITES
 def add_to(commands: Any) -> None:
     """Declare the command."""
     init = commands.add_parser(
-        "init", help="make an archive; its key was made in dom0 by: sparsebak-agent archive add"
+        "init",
+        help="make an archive whose key was created in dom0",
+        description="Makes an archive in an empty folder or at a URL. Its key is created in dom0 first, by: "
+        "sparsebak-agent archive add LABEL --caller QUBE",
     )
     init.add_argument(
         "directory",
         metavar="DIR",
-        help="or a URL: s3://BUCKET/PATH, sftp://USER@HOST/PATH, gs://, az://",
+        help="an empty folder, or a URL: s3://BUCKET/PATH, sftp://USER@HOST/PATH, gs://, az://",
     )
     init.add_argument("--label", required=True, metavar="LABEL", help="the label given in dom0")
     init.add_argument(
         "--repair",
         action="store_true",
-        help="write a lost or damaged archive.toml anew, from what dom0 knows",
+        help="write a lost or damaged archive.toml again, from what dom0 knows",
     )
     init.add_argument(
         "--default",
         action="store_true",
         help="make it the archive of all commands, in the settings file",
     )
-    json_option(init)
     init.set_defaults(run=run)
 
 
@@ -70,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         slots=tuple(slots),
         master=entry.key if entry.mode == MODE_OPEN else None,
     )
+    if options.default:
+        _settings_to_make(context, place)
     if options.repair:
         _check_same_archive(open_storage(place), entry.archive)
         settings.save(open_storage(place))
@@ -77,10 +81,9 @@ def run(options: argparse.Namespace) -> int:
         create_archive(place, settings)
     if options.default:
         context.say(f"{_make_default(context, place)} names it now.")
-    if context.json:
-        context.result({"archive": place, "id": entry.archive.hex(), "mode": settings.mode}, "")
-    context.say(
-        f"Archive {label} in {place}, {settings.mode}, chunks of {entry.chunk_size >> 10} KiB."
+    context.done(
+        {"archive": place, "id": entry.archive.hex(), "mode": settings.mode},
+        f"Archive {label} in {place}, {settings.mode}, chunks of {entry.chunk_size >> 10} KiB.",
     )
     return 0
 
@@ -88,15 +91,10 @@ def run(options: argparse.Namespace) -> int:
 def _make_default(context: Context, place: str) -> Path:
     """Name the archive in the settings file, and the disk it lies on as one that must be mounted."""
     from backup_vm.archive.storage import is_remote
-    from backup_vm.errors import SparsebakError
+    from backup_vm.output import replacing
+    from wire.durable import write_synced
 
-    file = context.settings_file()
-    place = place if is_remote(place) else str(Path(place).resolve())
-    if file.exists():
-        raise SparsebakError(
-            f"the archive is made, but {file} exists already",
-            f"write into it: archive = {json.dumps(place)}",
-        )
+    file, place = _settings_to_make(context, place)
     lines = [f"archive = {json.dumps(place)}"]
     mount = next(
         folder
@@ -106,8 +104,27 @@ def _make_default(context: Context, place: str) -> Path:
     if not is_remote(place) and str(mount) not in ("/", "/home", "/rw", "/tmp"):  # noqa: S108  # where they are, no disk of its own is
         lines.append(f"require_mount = {json.dumps(str(mount))}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(lines) + "\n")
+    with replacing(file) as beside:
+        write_synced(beside, ("\n".join(lines) + "\n").encode())
     return file
+
+
+def _settings_to_make(context: Context, place: str) -> tuple[Path, str]:
+    """The settings file that --default writes, and the archive's place as it stands there; raise SparsebakError."""
+    from backup_vm.archive.storage import is_remote
+    from backup_vm.errors import SparsebakError, UsageError
+
+    file = context.settings_file()
+    if file is None:
+        raise UsageError("there is no home folder for the settings", "name a file with --config")
+    place = place if is_remote(place) else str(Path(place).resolve())
+    if not place.isprintable():
+        raise UsageError(f"{place}: settings cannot hold this name", "leave --default out")
+    if file.exists():
+        raise SparsebakError(
+            f"{file} exists already", f"write into it: archive = {json.dumps(place)}"
+        )
+    return file, place
 
 
 def _check_same_archive(storage: Any, archive: bytes) -> None:

@@ -1,31 +1,38 @@
 """``sparsebak keys``: write down what a new dom0 needs to take the archive over, or take in key slots that dom0 changed."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from backup_vm.cli.context import Context
+from backup_vm.options import path
+from backup_vm.text import count_text
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
     keys = commands.add_parser(
         "keys",
-        help="write key slots and newest records to a file, for: sparsebak-agent keys import",
+        help="write down what a new dom0 needs to take the archive over",
+        description="Writes key slots and newest records, all sealed, for: "
+        "sparsebak-agent keys import LABEL FILE --caller QUBE",
     )
     keys.add_argument(
         "--refresh",
         action="store_true",
-        help="take over what was changed in dom0 by: sparsebak-agent keys",
+        help="take in the key slots that were changed in dom0",
     )
-    keys.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    keys.add_argument(
+        "-o", "--output", type=path, metavar="FILE", help="what to write (default: standard output)"
+    )
     keys.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. All that is written is sealed, or in open mode as open as the archive."""
-    import sys
+    import io
 
+    from backup_vm.output import put_bytes, replacing
+    from wire.durable import write_synced
     from wire.frames import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
     from wire.stream import send, write_frame
 
@@ -47,16 +54,19 @@ def run(options: argparse.Namespace) -> int:
             slots=len(parameters.slots),
             key=parameters.master or bytes(32),
         )
-        with (
-            open(options.output, "xb")
-            if options.output
-            else open(sys.stdout.fileno(), "wb", closefd=False) as out
-        ):
-            send(out, entry)
-            for slot in parameters.slots:
-                write_frame(out, KIND_SLOT, slot)
-            for session in newest:
-                write_frame(out, KIND_RECORD, session.record)
+    out = io.BytesIO()
+    send(out, entry)
+    for slot in parameters.slots:
+        write_frame(out, KIND_SLOT, slot)
+    for session in newest:
+        write_frame(out, KIND_RECORD, session.record)
+    if options.output is None:
+        put_bytes(out.getvalue())
+        return 0
+    with replacing(options.output, force=False) as beside:
+        write_synced(beside, out.getvalue())
+    data = {"file": str(options.output), "slots": len(parameters.slots), "records": len(newest)}
+    context.done(data, f"{options.output} is written.")
     return 0
 
 
@@ -73,5 +83,7 @@ def _refresh(context: Context) -> int:
                 "see in dom0: sparsebak-agent archive list",
             )
         replace(archive.parameters, slots=tuple(slots)).save(archive.storage)
-    context.say(f"The archive has {len(slots)} key slots now.")
+    context.done(
+        {"slots": len(slots)}, f"The archive has {count_text(len(slots), 'key slot')} now."
+    )
     return 0

@@ -3,7 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option
 from backup_vm.text import ratio_text, size_text, table
 
 if TYPE_CHECKING:
@@ -14,19 +15,25 @@ if TYPE_CHECKING:
 def add_to(commands: Any) -> None:
     """Declare the command."""
     show = commands.add_parser(
-        "list", help="show volumes, or the sessions of one, and the space they take up"
+        "list",
+        help="show volumes, or the sessions of one, and the space they take up",
+        description="Shows the volumes in the archive; of a qube or volume that is named, or with --tag, its sessions.",
     )
-    show.add_argument("volume", nargs="?", metavar="QUBE[/VOLUME]")
+    show.add_argument(
+        "volume",
+        nargs="?",
+        metavar="QUBE[/VOLUME]",
+        help="whose sessions to show (default: all volumes)",
+    )
     show.add_argument("--tag", metavar="TAG", help="only sessions with this tag")
     space_option(show)
     key_option(show)
-    json_option(show)
     show.set_defaults(run=run)
 
 
 def space_option(parser: argparse.ArgumentParser) -> None:
     """Declare --space and --no-space."""
-    text = "account for space, or do not (default: if the archive is small enough for that to take seconds)"
+    text = "show the space used (default: only when that is quick)"
     parser.add_argument("--space", action=argparse.BooleanOptionalAction, default=None, help=text)
 
 

@@ -2,26 +2,29 @@
 
 import argparse
 import ctypes.util
-from pathlib import Path
+import errno
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from backup_vm.cli.context import Context, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option, path, session_option
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
     mount = commands.add_parser(
         "mount",
-        help="show sessions as raw image files in a folder, read when they are read; needs the key",
+        help="show sessions as raw image files in a folder, read on demand; needs the key",
         description="Shows each session of a volume as a raw image file, until it is interrupted or the folder is unmounted. "
         "The archive cannot be written to meanwhile. What is in an image is as hostile as the qube it came from: attach it to "
         "a disposable qube rather than mounting it here.",
     )
-    mount.add_argument("volume", metavar="QUBE/VOLUME")
-    mount.add_argument("folder", type=Path, metavar="DIR", help="an empty folder")
-    mount.add_argument(
-        "--session", default="all", metavar="S", help="only this one: its time, a tag, or 'latest'"
-    )
+    mount.add_argument("volume", metavar="QUBE/VOLUME", help="whose sessions to show")
+    mount.add_argument("folder", type=path, metavar="DIR", help="an empty folder")
+    session_option(mount, "all")
     mount.add_argument(
         "--allow-other", action="store_true", help="let other users read the images, too"
     )
@@ -35,7 +38,16 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.names import find_session, one
 
     context = Context(options)
-    if not options.folder.is_dir() or any(options.folder.iterdir()):
+    try:
+        empty = options.folder.is_dir() and not any(options.folder.iterdir())
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        raise SparsebakError(
+            f"{options.folder} is a mount whose program has died",
+            f"end it: fusermount3 -u {shlex.quote(str(options.folder))}",
+        ) from None
+    if not empty:
         raise UsageError(f"{options.folder} is not an empty folder")
     try:
         import mfusepy
@@ -57,23 +69,42 @@ def run(options: argparse.Namespace) -> int:
             else [find_session(volume, options.session)]
         )
         files = SessionFiles(archive, volume, sessions, keys, context.warn)
-        context.say(
-            f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or: umount {options.folder}"
+        context.done(
+            {"volume": volume.name, "folder": str(options.folder), "sessions": len(sessions)},
+            f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or: umount "
+            f"{options.folder}",
         )
         more = {"allow_other": True} if options.allow_other else {}
         try:
-            mfusepy.FUSE(
-                files,
-                str(options.folder),
-                foreground=True,
-                ro=True,
-                fsname="sparsebak",
-                subtype="sparsebak",
-                **more,
-            )
+            with _signals_to_libfuse():
+                mfusepy.FUSE(
+                    files,
+                    str(options.folder),
+                    foreground=True,
+                    ro=True,
+                    fsname="sparsebak",
+                    subtype="sparsebak",
+                    **more,
+                )
         except RuntimeError as error:
-            raise SparsebakError(
-                f"cannot mount on {options.folder}: libfuse ended with {error}",
-                "see its message above",
-            ) from None
+            if not files.mounted:  # else this is how it says that a signal ended it
+                raise SparsebakError(
+                    f"cannot mount on {options.folder}: libfuse ended with {error}",
+                    "see its message above",
+                ) from None
     return 0
+
+
+@contextmanager
+def _signals_to_libfuse() -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and SIGINT end the mount.
+
+    libfuse does so itself where nobody else handles them, and a handler of Python's would wait for libfuse to return.
+    """
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -3,9 +3,10 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
 from backup_vm.errors import Exit
-from backup_vm.text import size_text, table
+from backup_vm.options import dry_run_option, key_option, yes_option
+from backup_vm.text import count_text, size_text, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +26,12 @@ def add_to(commands: Any) -> None:
         "prune",
         help="remove sessions and give their space back",
         description="Removes sessions: those named, or all that no rule keeps. Without either the rules of the settings file "
-        "count. A session is kept if any rule keeps it; the newest of a volume always is.",
+        "count. A session is kept if any rule keeps it; the newest of a volume always is. On a terminal it asks before "
+        "anything is removed.",
     )
-    prune.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all volumes")
+    prune.add_argument(
+        "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="of which volumes (default: all)"
+    )
     prune.add_argument(
         "--session", action="append", metavar="S", help="remove this one; may be given again"
     )
@@ -59,14 +63,9 @@ def add_to(commands: Any) -> None:
         metavar="ROOM",
         help="then remove the oldest until 10%% of the disk, or 20G, are free",
     )
-    prune.add_argument(
-        "-n",
-        "--dry-run",
-        action="store_true",
-        help="only show what would stay, why, and what would go",
-    )
+    dry_run_option(prune, "only show what would stay, why, and what would go")
+    yes_option(prune)
     key_option(prune)
-    json_option(prune)
     prune.set_defaults(run=run)
 
 
@@ -119,12 +118,23 @@ def run(options: argparse.Namespace) -> int:
                 for volume in chosen
                 for name in options.session
             ]
+            _ask(context, doomed)
             return remove(context, archive, doomed, options.dry_run)
         verdicts = judge(context, archive, volumes, chosen, rules, options.until_free)
         if options.dry_run and not context.json:
             context.result({}, _plan(verdicts))
         doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
+        _ask(context, doomed)
         return remove(context, archive, doomed, options.dry_run, verdicts)
+
+
+def _ask(context: Context, doomed: "Sequence[tuple[Named, Session]]") -> None:
+    if context.options.dry_run or not doomed:
+        return
+    names = {volume.name for volume, _ in doomed}
+    where = next(iter(names)) if len(names) == 1 else count_text(len(names), "volume")
+    sessions = count_text(len(doomed), "session")
+    context.confirm_by_hand(f"Remove {sessions} of {where}? They cannot be had back.")
 
 
 def _rules(options: argparse.Namespace) -> "Rules":
@@ -239,12 +249,16 @@ def remove(
             for volume, session in doomed:
                 context.result({}, f"would remove {volume.name} {session.name}")
         context.result(
-            {}, f"{done.sessions} sessions would be removed, {size_text(done.space)} given back."
+            {},
+            f"{count_text(done.sessions, 'session')} would be removed, {size_text(done.space)} given back.",
         )
         return code
+    left = set(archive.session_files())
     left = set(archive.session_files())
     for volume, session in doomed:
         if session.file not in left:
             context.say(f"removed {volume.name} {session.name}")
-    context.say(f"{done.sessions} sessions removed, {size_text(done.space)} given back.")
+    context.say(
+        f"{count_text(done.sessions, 'session')} removed, {size_text(done.space)} given back."
+    )
     return code

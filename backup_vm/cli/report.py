@@ -1,10 +1,10 @@
 """``sparsebak report``: the archive on one page of HTML that needs nothing else."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from backup_vm.cli.context import Context, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option, path
 
 
 def add_to(commands: Any) -> None:
@@ -14,18 +14,21 @@ def add_to(commands: Any) -> None:
         help="write a page of HTML: sessions by day, growth, health",
         description="Writes one page of HTML that needs no network and no script. It names qubes: keep it where names may be.",
     )
-    report.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
+    report.add_argument(
+        "-o", "--output", required=True, type=path, metavar="FILE", help="the page to write"
+    )
     key_option(report)
     report.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    import os
     import time
 
     from backup_vm.cli.status import gather
+    from backup_vm.output import replacing
     from backup_vm.reporting.page import page
+    from wire.durable import write_synced
 
     context = Context(options)
     with context.open() as archive:
@@ -33,8 +36,7 @@ def run(options: argparse.Namespace) -> int:
         data = [seen.volume_data(volume) for volume in seen.volumes]
         points = seen.account.growth() if seen.account else []
     text = page(status, data, points, int(time.time()))
-    beside = options.output.with_name(options.output.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, options.output)
-    context.say(f"{options.output} is written.")
+    with replacing(options.output) as beside:
+        write_synced(beside, text.encode())
+    context.done({"page": str(options.output)}, f"{options.output} is written.")
     return 0

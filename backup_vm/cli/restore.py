@@ -3,7 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option, session_option, yes_option
 
 if TYPE_CHECKING:
     from backup_vm.agent import Agent
@@ -19,24 +20,22 @@ SETTINGS = "settings"
 def add_to(commands: Any) -> None:
     """Declare the command."""
     restore = commands.add_parser(
-        "restore", help="put a session in the volume's place; dom0 checks every byte first"
+        "restore",
+        help="put a session in the volume's place; dom0 checks every byte first",
+        description="Replaces a volume, or all of a qube, by a session. dom0 checks every byte before it takes effect. On "
+        "Qubes OS dom0 asks first; elsewhere this command does.",
     )
     restore.add_argument(
         "volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube, its settings first"
     )
-    restore.add_argument(
-        "--session",
-        default="latest",
-        metavar="S",
-        help="its time, or the beginning of it (default: latest)",
-    )
+    session_option(restore)
+    yes_option(restore)
     restore.add_argument(
         "--to",
         metavar="QUBE[/VOLUME]",
         help="into another volume or qube, if dom0 allows it (allow_restore)",
     )
     key_option(restore)
-    json_option(restore)
     restore.set_defaults(run=run)
 
 
@@ -57,10 +56,30 @@ def run(options: argparse.Namespace) -> int:
             for volume in chosen
         ]
         agent = context.agent(archive)
+        if not context.dom0_asks():
+            _ask(context, agent, [target for _, _, target in due])
         results = [_restore(context, archive, agent, *one) for one in due]
     if context.json:
         context.result({"restored": results}, "")
     return 0
+
+
+def _ask(context: Context, agent: "Agent", targets: list[tuple[str, str]]) -> None:
+    """Ask before contents are replaced. Settings only come to dom0 and wait there; what is gone cannot be lost."""
+    from wire.frames import VOLUME_GONE
+
+    there = {
+        (entry.qube, entry.volume)
+        for entry in agent.list()
+        if entry.size and not entry.flags & VOLUME_GONE
+    }
+    lost = [
+        "/".join(target)
+        for target in targets
+        if target in there and target[1] != SETTINGS and target[0] != "dom0"
+    ]
+    if lost:
+        context.confirm(f"Replace the present contents of {', '.join(lost)}?")
 
 
 def _target(volume: "Named", asked: str, to: str | None) -> tuple[str, str]:
@@ -107,7 +126,7 @@ def _restore(
             f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings show {target[0]}"
         )
     else:
-        context.say(f"{name} is as of {session.name} again.")
+        context.say(f"Restored {name} to session {session.name}.")
     return {"qube": target[0], "volume": target[1], "session": session.name, "older": older}
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from backup_vm.cli.context import Context, json_option
+from backup_vm.cli.context import Context
 from backup_vm.errors import Exit
 
 
@@ -11,9 +11,10 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     scrub = commands.add_parser(
         "scrub",
-        help="check the archive's files; what is damaged is named, and sent again next time",
+        help="check the archive's files against their checksums",
+        description="Checks every file of the archive. Reports damage; damaged chunks are sent again by the next backup. "
+        "Needs no key and no agent.",
     )
-    json_option(scrub)
     scrub.set_defaults(run=run)
 
 

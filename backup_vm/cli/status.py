@@ -3,9 +3,10 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
 from backup_vm.cli.list import space_option
 from backup_vm.errors import AgentError
+from backup_vm.options import key_option
 from backup_vm.text import ratio_text, size_text, table
 
 if TYPE_CHECKING:
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 def add_to(commands: Any) -> None:
     """Declare the command."""
     status = commands.add_parser(
-        "status", help="show the archive, what changed since the last backup, and its health"
+        "status",
+        help="show the archive, what changed since the last backup, and its health",
+        description="Shows the archive at a glance: space, last checks, and of each volume its newest session and how much "
+        "has changed since.",
     )
     space_option(status)
     key_option(status)
-    json_option(status)
     status.set_defaults(run=run)
 
 

@@ -3,28 +3,31 @@
 import argparse
 from typing import Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
+from backup_vm.options import key_option, session_option
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
     tag = commands.add_parser(
-        "tag", help="put tags and a note on a session; they are stored in clear"
+        "tag",
+        help="put tags and a note on a session; they are stored in clear",
+        description="Puts tags and a note on a session, or takes them off. They are stored in clear.",
     )
-    tag.add_argument("volume", metavar="QUBE[/VOLUME]")
+    tag.add_argument("volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube")
+    session_option(tag)
     tag.add_argument(
-        "--session",
-        default="latest",
-        metavar="S",
-        help="its time, the beginning of it, a tag, or 'latest'",
+        "--add", action="append", default=[], metavar="TAG", help="put this on; may be given again"
     )
-    tag.add_argument("--add", action="append", default=[], metavar="TAG", help="may be given again")
     tag.add_argument(
-        "--remove", action="append", default=[], metavar="TAG", help="may be given again"
+        "--remove",
+        action="append",
+        default=[],
+        metavar="TAG",
+        help="take this off; may be given again",
     )
     tag.add_argument("--note", metavar="TEXT", help="a line of text; an empty one removes it")
     key_option(tag)
-    json_option(tag)
     tag.set_defaults(run=run)
 
 

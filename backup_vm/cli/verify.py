@@ -3,8 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, json_option, key_option
+from backup_vm.cli.context import Context
 from backup_vm.errors import DamagedError, Exit
+from backup_vm.options import key_option
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    verify = commands.add_parser("verify", help="prove sessions authentic and complete")
-    verify.add_argument("volume", nargs="?", metavar="QUBE/VOLUME", help="default: all volumes")
+    verify = commands.add_parser(
+        "verify",
+        help="prove sessions authentic and complete",
+        description="Proves that sessions are what dom0 sealed, and complete: here with the key, else through dom0.",
+    )
+    verify.add_argument(
+        "volume", nargs="?", metavar="QUBE/VOLUME", help="whose sessions (default: all volumes)"
+    )
     verify.add_argument(
         "--session", default="latest", metavar="S", help="a session, 'latest' (default), or 'all'"
     )
     key_option(verify)
-    json_option(verify)
     verify.set_defaults(run=run)
 
 
@@ -37,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     with context.open() as archive:
         keys = context.keys(archive)
         chosen = select(context.volumes(archive, keys), [options.volume] if options.volume else [])
-        damaged = list(archive.damaged.values())
+        damaged = _damaged(archive, chosen, options)
         progress = progress_for("verify", context.quiet or context.json)
         try:
             for volume in chosen:
@@ -53,6 +59,20 @@ def run(options: argparse.Namespace) -> int:
         finally:
             progress.stop()
     return _tell(context, results, damaged)
+
+
+def _damaged(
+    archive: "Archive", chosen: "list[Named]", options: argparse.Namespace
+) -> list[DamagedError]:
+    """Session files that cannot be read, and may be among those that were asked for."""
+    if options.volume and options.session not in ("latest", "all"):
+        return []
+    ids = {volume.id for volume in chosen}
+    return [
+        error
+        for file, error in archive.damaged.items()
+        if not options.volume or file.split("/")[1] in ids
+    ]
 
 
 def _verify(

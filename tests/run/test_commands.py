@@ -109,7 +109,7 @@ def test_a_whole_life(shell: Shell) -> None:
             "--force",
         )
         assert (shell.root / "out.img").read_bytes() == contents
-        shell.ok("restore", "work/private", "--session", name)
+        shell.ok("restore", "--yes", "work/private", "--session", name)
         assert shell.image.read_bytes() == contents
     results = json.loads(shell.ok("verify", "--session", "all", "--json"))["sessions"]
     assert len(results) == 3 and all(result["ok"] for result in results)
@@ -124,7 +124,7 @@ def test_a_whole_life(shell: Shell) -> None:
         shell.ok("list", "work").splitlines()
     ) == 3
     shell.ok("prune", "work/private", "--session", names[0])
-    shell.ok("delete", "vault/private")
+    shell.ok("delete", "--yes", "vault/private")
     listed = json.loads(shell.ok("list", "--json"))["volumes"]
     assert [(v["qube"], len(v["sessions"])) for v in listed] == [("work", 1)]
     shell.ok("verify")

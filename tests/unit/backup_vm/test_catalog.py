@@ -1,5 +1,8 @@
 """The catalog made in one go has what chunks that were added one by one would have."""
 
+import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,28 @@ def test_a_catalog_aside_is_where_large_files_belong(
             assert str(Path(folder).parent) == expected
         assert not Path(folder).exists()
         monkeypatch.delenv("SQLITE_TMPDIR" if "sqlite" in expected else "TMPDIR", raising=False)
+
+
+def test_several_threads_look_for_places(tmp_path: Path) -> None:
+    """A connection keeps its statements: two threads that shared one got errors, or too little."""
+    catalog = Catalog.create(tmp_path / "catalog.sqlite", bytes(16))
+    pack = catalog.add_pack("packs/aa/x.pack")
+    ids = [number.to_bytes(32, "big") for number in range(600)]
+    catalog.add_all(pack, [(chunk_id, at * 99, 98) for at, chunk_id in enumerate(ids)])
+
+    def look(seed: int) -> None:
+        mine = random.Random(seed)
+        for _ in range(150):
+            wanted = mine.sample(ids, 3)
+            found = catalog.places(wanted)
+            assert found.keys() == set(wanted)
+            assert all(place.offset == ids.index(i) * 99 for i, place in found.items())
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(look, range(8)))
+    finally:
+        sys.setswitchinterval(before)
+        catalog.close()

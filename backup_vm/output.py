@@ -1,0 +1,113 @@
+"""What commands write: standard output, which can be closed, full or of few letters; and files, whole or not at all."""
+
+import contextlib
+import io
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backup_vm.errors import SparsebakError
+
+
+class ReaderGone(Exception):
+    """Whoever read standard output reads no more, as in ``sparsebak list | head -1``."""
+
+
+def prepare() -> None:
+    """Make standard streams safe to use, before any file is opened.
+
+    A file that is opened while one of the first three descriptors is closed takes its number, and what is
+    meant for people would be written into it. Letters that the terminal does not have are written out.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # for reading: what is written there fails, as it must, instead of being lost
+            os.open(os.devnull, os.O_RDONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def put(text: str) -> None:
+    """Write text and a newline to standard output. Raises ReaderGone, SparsebakError."""
+    if sys.stdout is None:
+        raise SparsebakError("standard output is closed", "send it to a file or to a terminal")
+    with _failing():
+        print(text)
+
+
+def put_bytes(data: bytes) -> None:
+    """Write data to standard output. Raises ReaderGone, SparsebakError."""
+    if sys.stdout is None:
+        raise SparsebakError("standard output is closed", "send it to a file, or give -o FILE")
+    with _failing():
+        sys.stdout.buffer.write(data)
+
+
+def flush() -> None:
+    """Have all written that was put. Raises ReaderGone, SparsebakError."""
+    if sys.stdout is not None:
+        with _failing():
+            sys.stdout.flush()
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        _give_up()
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGone from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SparsebakError(f"standard output: {reason}") from None
+
+
+def _give_up() -> None:
+    """What is still buffered cannot be written; Python would try once more at its end, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def complain(line: str) -> None:
+    """Write a line to standard error. If that cannot be written either, only the exit code tells."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def replacing(target: Path, force: bool = True) -> Iterator[Path]:
+    """A file beside ``target`` to write to, which becomes it at the end; removed if anything fails.
+
+    ``target`` is named as the user did: a link is followed. Raises SparsebakError where there is
+    something that is not a regular file, a device such as /dev/null, say, which must not be replaced;
+    without ``force`` where there is anything.
+    """
+    target = Path(os.path.realpath(target))
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(target).st_mode):
+            raise SparsebakError(f"{target} is not a regular file", "choose another name")
+        if not force:
+            raise SparsebakError(f"{target} exists", "choose another name, or remove it first")
+    beside = target.with_name(target.name + ".part")
+    try:
+        yield beside
+        os.replace(beside, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def ask(question: str) -> None:
+    """Print a question, to be answered on the same line."""
+    with contextlib.suppress(OSError, ValueError):
+        print(question, end="", file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+"""Files and folders that the user names: ``~``, and small files read whole."""
+
+import os
+import stat
+from pathlib import Path
+
+from backup_vm.errors import UsageError
+
+
+def home() -> Path | None:
+    """The home folder; None where there is neither HOME nor a line of this user in passwd, as in a container."""
+    if os.environ.get("HOME"):
+        return Path(os.environ["HOME"])
+    import pwd
+
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return None
+
+
+def expanded(text: str) -> str:
+    """A path with ``~`` or ``~USER`` at its beginning replaced. Raise UsageError where that stands for nothing.
+
+    A shell does this for what is not quoted; settings, the environment and ``--option=~/x`` come as they are.
+    """
+    if not text.startswith("~"):
+        return text
+    first, slash, rest = text.partition("/")
+    found = home() if first == "~" else Path(os.path.expanduser(first))
+    if found is None or str(found).startswith("~"):
+        raise UsageError(
+            f"{text}: there is no home folder for {first}", "give the whole path, or ./~ for a file"
+        )
+    return f"{found}{slash}{rest}"
+
+
+def read_small(file: Path, limit: int, what: str, pipes: bool = False) -> bytes:
+    """A small file, read whole. Raise UsageError for one that is no file, or too large to be ``what``; OSError.
+
+    ``pipes``: whether it may be a pipe or a terminal, as ``<(...)`` of a shell is; else nothing here waits.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | (0 if pipes else os.O_NONBLOCK))
+    with open(fd, "rb") as stream:
+        mode = os.fstat(fd).st_mode
+        piped = pipes and (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode))
+        if not (stat.S_ISREG(mode) or piped or str(file) == os.devnull):
+            raise UsageError(f"{file} is not a regular file")
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise UsageError(f"{file} is too large to be {what}")
+    return data
