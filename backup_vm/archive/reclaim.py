@@ -120,7 +120,11 @@ def _in_question(archive: "Archive") -> Iterator[_Pack]:
         if catalog.marks.unclaimed:
             freed |= {e.offset: e.length for e in index if listed.get(e.offset) != e.id}
         mine = [one for one in index if freed.get(one.offset) == one.length]
-        live = sum(one.length for one in index if listed.get(one.offset) == one.id)
+        live = sum(
+            one.length
+            for one in index
+            if listed.get(one.offset) == one.id and one.offset not in freed
+        )
         dead = sum(one.length for one in mine)
         mostly = not listed or (dead > 0 and dead >= DEAD * (dead + live))
         if mine or freed or not listed:
