@@ -74,11 +74,12 @@ class Partial:
         os.close(fd)
 
     def discard(self) -> None:
-        """Remove it, its session being stored. Should it be there again after a crash, the next run removes it."""
+        """Remove it, its session being stored, or not wanted any more."""
         self.discarded = True
         if self._fd >= 0:
             self._close()
-        self._storage.remove(self.name)
+        # nothing waits for the disk: should it be there again after a crash, the next run removes it
+        self._storage.local(self.name).unlink(missing_ok=True)
         self.withdraw()
 
     def publish(self) -> None:
@@ -176,7 +177,8 @@ def adopt(storage: Storage) -> None:
 
 
 def _write(storage: Storage, name: str, raw: bytes) -> None:
-    storage.remove(name)  # whatever has that name: it is not written through a link
+    if storage.exists(name):
+        storage.remove(name)
     with closing_fd(storage.own(name, create=True)) as fd:
         pwrite_all(fd, raw, 0)
 
