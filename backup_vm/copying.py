@@ -110,6 +110,7 @@ class _Run:
         """Files of the sessions that the copy has, complete."""
         self._lost: set[bytes] = set()
         """Chunks that turned out to be unreadable here."""
+        self._sent: list[Session] = []
 
     def _complete(self) -> set[str]:
         """Which sessions the copy has as they should be: not damaged, with all that they build on, and their chunks.
@@ -117,7 +118,7 @@ class _Run:
         An image never changes, so that one that is there is the same, however its entries are divided up.
         """
         target, whole = self._target, set()
-        doubtful = bool(target.catalog.spoilt())
+        spoilt = target.catalog.spoilt()
         for series in self._theirs.values():
             for session in series:
                 try:
@@ -125,20 +126,13 @@ class _Run:
                 except DamagedError as error:
                     target.damaged[session.file] = error
                     continue
-                if not doubtful or self._has_chunks(session):
+                if session.file not in spoilt:
                     whole.add(session.file)
             for session in series:
                 found, missing = chain(series, session)
                 if missing != NO_BASE or any(one.file not in whole for one in found):
                     whole.discard(session.file)
         return whole
-
-    def _has_chunks(self, session: Session) -> bool:
-        for _, ids in sessions.columns(self._target.storage, session).slices(_SLICE):
-            wanted = set(split(ids)) - {ZERO_ID}
-            if wanted - self._target.catalog.places(wanted).keys():
-                return False
-        return True
 
     def send_all(self) -> None:
         """Send what the copy lacks, oldest first, and read it back."""
@@ -190,6 +184,11 @@ class _Run:
         finally:
             incoming.close()
         self._whole.add(session.file)
+        target.damaged.pop(session.file, None)
+        spoilt = target.catalog.spoilt()
+        if session.file in spoilt:
+            target.catalog.set_spoilt(spoilt - {session.file})
+        self._sent.append(session)
         self.done.sessions += 1
 
     def _parts(self, session: Session, base: bytes) -> Iterator[list[tuple[int, bytes]]]:
@@ -230,23 +229,25 @@ class _Run:
 
     def _read_back(self, before: set[str]) -> None:
         """Read what was written; what is damaged is to be sent again, and no later session builds on it."""
-        target, bad = self._target, False
+        target, bad = self._target, list[tuple[str, int]]()
         with PackReader(target.storage) as reader:
             for name in sorted(set(target.pack_files()) - before):
                 try:
                     entries = packs.read_index(target.storage, name, target.parameters.archive)
                 except DamagedError as error:
                     self.done.failed.append(str(error))
-                    bad = True
-                    continue
+                    entries = []
+                    bad.append((name, 0))
                 for entry in entries:
                     if not reader.sound(name, entry):
                         where = f"{target.storage.describe(name)} is damaged at byte {entry.offset}"
                         self.done.failed.append(where)
-                        target.catalog.remove(entry.id)
-                        bad = True
-        for volume in self._ours if bad else ():
-            target.catalog.marks.compare(volume)
+                        bad.append((name, entry.offset))
+        if bad:
+            target.catalog.add_rotten(bad)
+            target.catalog.add_spoilt(session.file for session in self._sent)
+            for volume in {session.volume for session in self._sent}:
+                target.catalog.marks.compare(volume)
 
     def remove(self) -> None:
         """Remove from the copy what the source has not; nothing if it may only be lost there."""

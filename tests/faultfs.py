@@ -194,7 +194,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return os.open(real + path, flags & ~(os.O_DIRECT | os.O_NOFOLLOW))
 
         def create(self, path: str, mode: int, fi: Any = None) -> int:
-            return os.open(real + path, os.O_RDWR | os.O_CREAT, mode)
+            # The kernel asks for this where it saw no such file; another mount may have made it meanwhile.
+            return os.open(real + path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
             return os.pread(fh, size, offset)
@@ -289,7 +290,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
         if callable(method) and not name.startswith("_"):
             setattr(System, name, guarded(name, method))
     logging.disable()
-    fuse.FUSE(System(), mount, foreground=True, direct_io="direct_io" in options)
+    with contextlib.suppress(RuntimeError):  # it was asked to end
+        fuse.FUSE(System(), mount, foreground=True, direct_io="direct_io" in options)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ What a lease says is written by anybody who can write to the store: it is bounde
 """
 
 import errno
-import hashlib
-import json
 import os
 import random
 import re
@@ -24,12 +22,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from backup_vm.archive.holder import Holder, given_back
 from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
-from wire.names import printable
 
 FOLDER = "locks"
 RENEWAL = 60.0
@@ -41,7 +38,9 @@ _RETRY = 10.0
 _TRIES = 4
 LONGEST = 4096
 """Bytes of a lease at most."""
-_NAME = re.compile(r"writer-([0-9]{1,15})(?:-[0-9a-f]{16})?")
+WRITER, NOTES = "writer", "notes"
+"""Kinds of leases: of the run that writes to the archive, and of one that changes the notes, which readers do, too."""
+_NAME = re.compile(r"(writer|notes)-([0-9]{1,15})(?:-[0-9a-f]{16})?")
 _PROBE = re.compile(r"probe-[0-9a-f]{16}")
 
 
@@ -65,101 +64,6 @@ class Locks(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens when it is gone."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a lease. ``space``: the process id's name space; ``started``: the process's start, in ticks since boot."""
-
-    machine: str = ""
-    boot: str = ""
-    space: str = ""
-    process: int = 0
-    started: int = 0
-    host: str = ""
-    command: str = ""
-    since: int = 0
-    token: str = ""
-    released: bool = False
-
-    @classmethod
-    def this(cls, command: str) -> "Holder":
-        """This process."""
-        machine = _text("/etc/machine-id")
-        if machine:  # it is nobody's business: only whether it is the same one
-            machine = hashlib.blake2b(machine.encode(), digest_size=16, person=b"lease").hexdigest()
-        space = ""
-        with suppress(OSError):
-            space = os.readlink("/proc/self/ns/pid")
-        process = os.getpid()
-        return cls(
-            machine,
-            _text("/proc/sys/kernel/random/boot_id"),
-            space,
-            process,
-            started(process) or 0,
-            os.uname().nodename,
-            command,
-            int(time.time()),
-            os.urandom(16).hex(),
-        )
-
-    def dump(self) -> bytes:
-        """As a file holds it."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def load(cls, untrusted_raw: bytes) -> "Holder":
-        """Read it; where that makes no sense, a holder of whom nothing is known."""
-        try:
-            untrusted_fields = json.loads(untrusted_raw)
-            known = asdict(cls())
-            fields = {key: untrusted_fields[key] for key in known}
-            if any(type(value) is not type(known[key]) for key, value in fields.items()):
-                return cls()
-            return cls(**fields)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return cls()
-
-    def gone(self) -> bool:
-        """Whether it is certain that it does not run any more."""
-        here = Holder.this("")
-        if self.released:
-            return True
-        if not self.machine or self.machine != here.machine or not self.boot:
-            return False
-        if self.boot != here.boot:
-            return self.host == here.host
-        if not self.space or self.space != here.space:
-            return False
-        return started(self.process) != self.started
-
-    def __str__(self) -> str:
-        if not self.process:
-            return "nobody knows whose"
-        try:
-            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
-        except (ValueError, OverflowError, OSError):
-            since = "?"
-        return f"{printable(self.host[:64])}, process {self.process}, since {since}"
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, ValueError):
-        return ""
-
-
-def started(process: int) -> int | None:
-    """When a process started, in ticks since boot; None when there is none of that number."""
-    if not 0 < process < 1 << 32:
-        return None
-    try:
-        status = Path(f"/proc/{process}/stat").read_bytes()
-        return int(status.rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _boot_time() -> float:
@@ -191,13 +95,18 @@ class Found(dict[str, tuple[float, Holder | None]]):
 def generation(name: str) -> int:
     """That of a lease's name."""
     match = _NAME.fullmatch(name)
-    return int(match[1]) if match else 0
+    return int(match[2]) if match else 0
 
 
-def look(locks: Locks) -> Found:
-    """What leases there are."""
+def _of(kind: str, name: str) -> bool:
+    match = _NAME.fullmatch(name)
+    return match is not None and match[1] == kind
+
+
+def look(locks: Locks, kind: str = WRITER) -> Found:
+    """What leases of a kind there are."""
     times = locks.list()
-    found = _judged(locks, times, max(times.values(), default=0.0))
+    found = _judged(locks, kind, times, max(times.values(), default=0.0))
     if found.held():
         # Is it still held? A file made now tells what time it is in the store.
         probe = f"probe-{os.urandom(8).hex()}"
@@ -208,7 +117,7 @@ def look(locks: Locks) -> Found:
             with suppress(ForbiddenError, OSError):
                 locks.remove(probe)
         now = times.get(probe, max(times.values(), default=0.0))
-        found = _judged(locks, times, now)
+        found = _judged(locks, kind, times, now)
         for name, at in times.items():
             if _PROBE.fullmatch(name) and now - at > STALE:  # its maker died
                 with suppress(ForbiddenError, OSError):
@@ -216,10 +125,10 @@ def look(locks: Locks) -> Found:
     return found
 
 
-def _judged(locks: Locks, times: dict[str, float], now: float) -> Found:
+def _judged(locks: Locks, kind: str, times: dict[str, float], now: float) -> Found:
     found = Found()
     for name, at in times.items():
-        if not _NAME.fullmatch(name):
+        if not _of(kind, name):
             continue
         holder = None
         if now - at <= STALE:
@@ -234,9 +143,11 @@ def _judged(locks: Locks, times: dict[str, float], now: float) -> Found:
 class Lease:
     """A lease that is held, until ``check`` says otherwise."""
 
-    def __init__(self, locks: Locks, place: str, name: str, holder: Holder, clocks: Clocks) -> None:
-        self._locks, self._place, self._clocks = locks, place, clocks
-        self.name, self.holder = name, holder
+    def __init__(
+        self, locks: Locks, place: str, holder: Holder, clocks: Clocks, kind: str = WRITER
+    ) -> None:
+        self._locks, self._place, self._clocks, self._kind = locks, place, clocks, kind
+        self.name, self.holder = "", holder
         self._sure = self._wall = 0.0
         self._lost = ""
         self._lock, self._end = threading.Lock(), threading.Event()
@@ -244,7 +155,12 @@ class Lease:
 
     @classmethod
     def acquire(
-        cls, locks: Locks, place: str, command: str, clocks: Clocks | None = None
+        cls,
+        locks: Locks,
+        place: str,
+        command: str,
+        clocks: Clocks | None = None,
+        kind: str = WRITER,
     ) -> "Lease":
         """Take the lease of the archive at ``place``; raise LockedError when another run has it."""
         clocks = clocks or Clocks()
@@ -252,44 +168,39 @@ class Lease:
         for attempt in range(_TRIES):
             if attempt:  # others are about to take it, too
                 clocks.sleep(random.uniform(0.05, 0.5) * attempt)  # noqa: S311
-            lease = cls._attempt(locks, place, holder, clocks)
-            if lease is not None:
+            lease = cls(locks, place, holder, clocks, kind)
+            if lease._take():
                 return lease
         raise LockedError(f"{place} is in use by other runs that begin", "try again")
 
-    @classmethod
-    def _attempt(cls, locks: Locks, place: str, holder: Holder, clocks: Clocks) -> "Lease | None":
-        before = look(locks)
+    def _take(self) -> bool:
+        """Try to take it; whether that was possible. Raises LockedError when it is held."""
+        before = look(self._locks, self._kind)
         for other in before.held().values():
-            raise in_use(place, other)
-        lease = cls(locks, place, "", holder, clocks)
-        lease._note()
+            raise in_use(self._place, other)
+        self._sure, self._wall = self._clocks.boot(), self._clocks.wall()
         try:
-            made = lease._make(before.highest + 1)
+            made = self._make(before.highest + 1)
         except OSError as error:
             # Without room nothing new can be stored, and a prune that makes room has to begin.
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return lease
-            raise
+            return _no_room(error)
         if not made:
-            return None
+            self.name = ""
+            return False
         try:
-            if lease._alone(before):
-                lease._remove_free(before)
-                return lease
+            if self._alone(before):
+                self._remove_free(before)
+                return True
         except BaseException:
-            lease.release()
+            self.release()
             raise
-        lease.release()
-        return None
-
-    def _note(self) -> None:
-        self._sure, self._wall = self._clocks.boot(), self._clocks.wall()
+        self.release()
+        return False
 
     def _make(self, number: int) -> bool:
         """Make the file; whether that was us."""
         raw = self.holder.dump()
-        name = f"writer-{number}"
+        name = f"{self._kind}-{number}"
         made = self._locks.create(name, raw)
         if made is None:  # the name says by itself whose it is; who begins at the same time sees it
             name = f"{name}-{self.holder.token[:16]}"
@@ -304,7 +215,7 @@ class Lease:
     def _alone(self, before: Found) -> bool:
         """Whether nothing else is there now but what was free, and is as it was."""
         times = self._locks.list()
-        others = {name: at for name, at in times.items() if _NAME.fullmatch(name)}
+        others = {name: at for name, at in times.items() if _of(self._kind, name)}
         if others.pop(self.name, None) is None:
             return False
         for name, at in others.items():
@@ -358,7 +269,8 @@ class Lease:
             times = self._locks.list()
             if self.name not in times:
                 self._lose("it was removed")
-            if any(generation(name) > generation(self.name) for name in times):
+            mine = generation(self.name)
+            if any(_of(self._kind, name) and generation(name) > mine for name in times):
                 self._lose("another run has taken it over")
             try:
                 if self._locks.read(self.name) != self.holder.dump():
@@ -399,6 +311,7 @@ class Lease:
         if not self.name:
             return
         name, self.name = self.name, ""
+        given_back.add(self.holder.token)
         with suppress(OSError, SparsebakError):
             if self._lost and self._locks.read(name) != self.holder.dump():
                 return  # it is another one's by now
@@ -406,6 +319,13 @@ class Lease:
                 self._locks.remove(name)
             except ForbiddenError:
                 self._locks.renew(name, replace(self.holder, released=True).dump())
+
+
+def _no_room(error: OSError) -> bool:
+    """True where there is no room for a lease; raise any other error."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    return True
 
 
 def in_use(place: str, holder: Holder) -> LockedError:

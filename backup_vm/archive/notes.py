@@ -10,10 +10,12 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from backup_vm import stopping
+from backup_vm.archive.lease import NOTES, Lease
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from wire.durable import Busy, closing_fd, lock_fd
@@ -161,7 +163,9 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
         raise LockedError(
             f"{storage.describe(LOCK)} is held by another run", "wait for it to end, then try again"
         ) from None
-    with closing_fd(fd):
+    with closing_fd(fd), _alone(storage):
+        if not storage.exists(NAME):
+            storage.refresh()  # another machine may just have written the first ones
         notes = load(storage)
         before = _dump(notes)
         action(notes)
@@ -185,6 +189,25 @@ def remember_copy(storage: Storage, location: str) -> None:
     """Note that there is a copy at a location; nothing on a disk that is read-only."""
     if storage.writable():
         change(storage, lambda notes: notes.copies.add(_place(location)))
+
+
+@contextlib.contextmanager
+def _alone(storage: Storage) -> Iterator[None]:
+    """Keep away whoever changes them on another machine meanwhile, which flock does not."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            lease = Lease.acquire(storage.locks(), storage.describe(NAME), "notes", kind=NOTES)
+            break
+        except LockedError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        with stopping.closing():
+            lease.release()
 
 
 def checked(storage: Storage, sound: bool, session: bytes | None = None) -> None:

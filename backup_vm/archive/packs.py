@@ -195,20 +195,23 @@ def scan(storage: Storage, name: str, chunk_size: int) -> Iterator[Packed]:
         return
     try:
         at = PACK_HEAD_SIZE
-        while at + ENTRY_SIZE <= size and len(head := _read(reader, at, ENTRY_SIZE)) == ENTRY_SIZE:
+        while (
+            at + ENTRY_SIZE <= size
+            and len(head := read_or_nothing(reader, at, ENTRY_SIZE)) == ENTRY_SIZE
+        ):
             length, chunk_id, digest = ENTRY.unpack(head)
             if not 0 < length <= largest_frame(chunk_size) or at + ENTRY_SIZE + length > size:
                 return
-            if checksum(_read(reader, at + ENTRY_SIZE, length)) == digest:
+            if checksum(read_or_nothing(reader, at + ENTRY_SIZE, length)) == digest:
                 yield Packed(chunk_id, at + ENTRY_SIZE, length, digest)
             at += ENTRY_SIZE + length
     finally:
         reader.close()
 
 
-def _read(reader: Reader, offset: int, length: int) -> bytes:
+def read_or_nothing(reader: Reader, offset: int, length: int) -> bytes:
     """What is there; nothing where it cannot be read."""
     try:
         return reader.read(offset, length)
-    except OSError:
+    except (OSError, DamagedError):
         return b""

@@ -1,12 +1,16 @@
-"""The folder ``locks`` of an archive in a directory: see ``lease``, which says what is done with its files."""
+"""The folder ``locks`` of an archive: see ``lease``, which says what is done with its files."""
 
 import os
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from backup_vm.archive.lease import FOLDER, LONGEST
 from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.errors import DamagedError, ForbiddenError
 from wire.durable import closing_fd, pwrite_all
+
+if TYPE_CHECKING:
+    from backup_vm.archive.storage.objects import Objects, Place
 
 
 class LocalLocks:
@@ -26,23 +30,23 @@ class LocalLocks:
 
     def create(self, name: str, raw: bytes) -> bool | None:
         """See Locks. Not brought to disk: after a crash of this machine nobody holds it."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         path = f"{FOLDER}/{name}"
         with (
             self._beneath.telling(path, "write"),
             self._beneath.folder(path, make=True) as (fd, last),
         ):
             try:
-                made = os.open(last, flags, 0o644, dir_fd=fd)
-            except FileExistsError:
-                return False
-            try:
-                with closing_fd(made):
-                    pwrite_all(made, raw, 0)
-            except OSError:
-                with suppress(OSError):
-                    os.unlink(last, dir_fd=fd)
-                raise
+                made = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=fd)
+            except OSError:  # not every file system has files without a name
+                return _create(fd, last, raw)
+            with closing_fd(made):
+                pwrite_all(made, raw, 0)  # first: an empty lease of a run that died says nothing
+                try:
+                    os.link(f"/proc/self/fd/{made}", last, dst_dir_fd=fd, follow_symlinks=True)
+                except FileExistsError:
+                    return False
+                except OSError:
+                    return _create(fd, last, raw)
             return True
 
     def put(self, name: str, raw: bytes) -> None:
@@ -82,3 +86,51 @@ class LocalLocks:
             return
         except PermissionError as error:
             raise ForbiddenError(f"cannot remove {path}: {error.strerror}") from None
+
+
+class RemoteLocks:
+    """See Locks."""
+
+    def __init__(self, place: "Place", objects: "Objects") -> None:
+        self._place, self._objects = place, objects
+
+    def list(self) -> dict[str, float]:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.times(FOLDER))
+
+    def create(self, name: str, raw: bytes) -> bool | None:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.make(f"{FOLDER}/{name}", raw))
+
+    def put(self, name: str, raw: bytes) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw))
+
+    def renew(self, name: str, raw: bytes) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw, again=True))
+
+    def read(self, name: str) -> bytes:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.get_small(f"{FOLDER}/{name}", LONGEST))
+
+    def remove(self, name: str) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.delete(f"{FOLDER}/{name}"))
+
+
+def _create(fd: int, last: str, raw: bytes) -> bool:
+    """Make a file in an open folder; False if there is one."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        made = os.open(last, flags, 0o644, dir_fd=fd)
+    except FileExistsError:
+        return False
+    try:
+        with closing_fd(made):
+            pwrite_all(made, raw, 0)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(last, dir_fd=fd)
+        raise
+    return True

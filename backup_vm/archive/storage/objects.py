@@ -16,6 +16,9 @@ DOUBT = 2.0
 """The same for a refusal that looks like a wrong address, while nothing has ever come from the place in this run."""
 SILENCE = 30.0
 """Seconds without a byte in either direction after which a request is given up."""
+_LONGEST = 200
+"""Bytes of one part of a name, so that it can be one of a copy here, with a checksum."""
+_DEEPEST = 4
 Result = TypeVar("Result")
 
 
@@ -39,7 +42,7 @@ class Silent(Unreachable):
     says = "{place} does not answer: {error}"
     hint = "what was stored is kept; try again when it answers"
 
-    def __init__(self, waited: float = SILENCE) -> None:
+    def __init__(self, waited: float) -> None:
         super().__init__(f"nothing came for {waited:.0f} s", waited)
 
 
@@ -137,3 +140,15 @@ class Place:
 
 def _hint(error: Unreachable, patience: float) -> str:
     return "check the address" if patience == DOUBT else error.hint
+
+
+def can_be_a_name(name: str) -> bool:
+    """Whether an object's name can be one of a file here: it cannot lead elsewhere, and has no letters that no name has."""
+    parts = name.split("/")
+    try:
+        return len(parts) <= _DEEPEST and all(
+            part not in ("", ".", "..") and len(part.encode()) <= _LONGEST and part.isprintable()
+            for part in parts
+        )
+    except UnicodeEncodeError:
+        return False

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
-from backup_vm.archive.lease import FOLDER, LONGEST
 from backup_vm.archive.storage import TEMPORARY, WHOLE, Reader
 from backup_vm.archive.storage.cache import Cache
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place
+from backup_vm.archive.storage.locks import RemoteLocks
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place, can_be_a_name
 from backup_vm.errors import DamagedError, SparsebakError
 
 Result = TypeVar("Result")
@@ -26,9 +26,6 @@ _KEPT = ".session"
 _BLOCK = 2 << 20
 _BLOCKS = 16
 _THREADS = 6
-_LONGEST = 200
-"""Bytes of one part of a name, so that it can be one of a copy here, with a checksum."""
-_DEEPEST = 4
 _LEFT = (".uploading", ".whole")
 """Ends of names that an upload which was cut leaves (see ``sftp``)."""
 
@@ -63,7 +60,7 @@ class RemoteStorage:
 
     def _list(self) -> dict[str, Entry]:
         found = self._place.ask(lambda: dict(self._objects.list()))
-        return {name: entry for name, entry in found.items() if _can_be_a_name(name)}
+        return {name: entry for name, entry in found.items() if can_be_a_name(name)}
 
     def refresh(self) -> None:
         """List anew: another machine may have added, moved and removed objects. What this run did is kept right."""
@@ -197,10 +194,10 @@ class RemoteStorage:
         """See Storage."""
         if self._is_own(name):
             return self._own.read(name, limit)
-        size = self._entry(name).size
-        if size > limit:
+        raw = self._range(name, 0, limit + 1)  # as large as it is now, not as it was listed
+        if len(raw) > limit:
             raise DamagedError(f"{self.describe(name)} is larger than any that is made here")
-        return self._range(name, 0, size)
+        return raw
 
     def open(self, name: str) -> BinaryIO:
         """See Storage."""
@@ -326,37 +323,6 @@ class RemoteStorage:
         return self._cache.cannot(error)
 
 
-class RemoteLocks:
-    """See Locks in ``lease``."""
-
-    def __init__(self, place: Place, objects: Objects) -> None:
-        self._place, self._objects = place, objects
-
-    def list(self) -> dict[str, float]:
-        """See Locks."""
-        return self._place.ask(lambda: self._objects.times(FOLDER))
-
-    def create(self, name: str, raw: bytes) -> bool | None:
-        """See Locks."""
-        return self._place.ask(lambda: self._objects.make(f"{FOLDER}/{name}", raw))
-
-    def put(self, name: str, raw: bytes) -> None:
-        """See Locks."""
-        self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw))
-
-    def renew(self, name: str, raw: bytes) -> None:
-        """See Locks."""
-        self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw, again=True))
-
-    def read(self, name: str) -> bytes:
-        """See Locks."""
-        return self._place.ask(lambda: self._objects.get_small(f"{FOLDER}/{name}", LONGEST))
-
-    def remove(self, name: str) -> None:
-        """See Locks."""
-        self._place.ask(lambda: self._objects.delete(f"{FOLDER}/{name}"))
-
-
 class _Upload:
     """See NewFile: written here first, then uploaded whole."""
 
@@ -401,12 +367,7 @@ class _Blocks:
         """A block, with the next one on its way."""
         wanted = self._begin(name, entry, index)
         self._begin(name, entry, index + 1)
-        try:
-            return wanted.result()
-        except BaseException:
-            with self._lock:  # a failure is not kept
-                self._blocks.pop((name, entry, index), None)
-            raise
+        return wanted.result()
 
     def _begin(self, name: str, entry: Entry, index: int) -> "Future[bytes]":
         with self._lock:
@@ -425,6 +386,8 @@ class _Blocks:
         try:
             future.set_result(self.exact(name, entry, index * _BLOCK, _BLOCK))
         except BaseException as error:  # KeyboardInterrupt, too: for whoever waits
+            with self._lock:  # a failure is not kept
+                self._blocks.pop((name, entry, index), None)
             future.set_exception(error)
 
 
@@ -454,15 +417,3 @@ class _RemoteReader:
 
     def close(self) -> None:
         """See Reader."""
-
-
-def _can_be_a_name(name: str) -> bool:
-    """Whether an object's name can be one of a file here: it cannot lead elsewhere, and has no letters that no name has."""
-    parts = name.split("/")
-    try:
-        return len(parts) <= _DEEPEST and all(
-            part not in ("", ".", "..") and len(part.encode()) <= _LONGEST and part.isprintable()
-            for part in parts
-        )
-    except UnicodeEncodeError:
-        return False

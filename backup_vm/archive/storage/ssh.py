@@ -150,7 +150,7 @@ class Channel:
         while not poll.poll(stopping.STEP * 1000):
             stopping.check()
             if time.monotonic() - begun >= objects.SILENCE:
-                raise Silent
+                raise Silent(time.monotonic() - begun)
         stopping.check()
 
     def _lost(self) -> Exception:

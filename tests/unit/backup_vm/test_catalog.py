@@ -65,7 +65,7 @@ def test_a_catalog_aside_is_where_large_files_belong(
 def test_several_threads_look_for_places(tmp_path: Path) -> None:
     """A connection keeps its statements: two threads that shared one got errors, or too little."""
     catalog = Catalog.create(tmp_path / "catalog.sqlite", bytes(16))
-    pack = catalog.add_pack("packs/aa/x.pack")
+    pack = catalog.add_pack("packs/aa/x.pack", 99)
     ids = [number.to_bytes(32, "big") for number in range(600)]
     catalog.add_all(pack, [(chunk_id, at * 99, 98) for at, chunk_id in enumerate(ids)])
 

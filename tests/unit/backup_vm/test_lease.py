@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backup_vm.archive import holder
 from backup_vm.archive import lease as leases
-from backup_vm.archive.lease import FOLDER, STALE, Clocks, Holder, Lease
+from backup_vm.archive.holder import Holder
+from backup_vm.archive.lease import FOLDER, STALE, Clocks, Lease
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
 from tests.faultfs import Fault, FaultFS
@@ -29,6 +31,13 @@ class Store:
         self.files: dict[str, tuple[bytes, float]] = {}
         self.now = 0.0
         self.conditional, self.removes = conditional, removes
+
+
+class Forgetful(set[str]):
+    """What one process has given back is not known to another."""
+
+    def add(self, element: str) -> None:
+        return
 
 
 class Died(BaseException):
@@ -174,7 +183,9 @@ def test_never_two(conditional: bool, removes: bool, data: st.DataObject) -> Non
             return 1 if process == 1 + me.boot else None
 
         patch.setattr(Holder, "this", classmethod(this))
-        patch.setattr(leases, "started", started)
+        patch.setattr(holder, "started", started)
+        patch.setattr(holder, "given_back", Forgetful())
+        patch.setattr(leases, "given_back", Forgetful())
         try:
             for _ in range(data.draw(st.integers(30, 80))):
                 me = machines[data.draw(st.integers(0, 2))]
