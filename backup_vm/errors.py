@@ -17,6 +17,7 @@ class Exit(IntEnum):
     WRONG_KEY = 12
     INTERRUPTED = 130
     READER_GONE = 141
+    """Standard output was closed by whoever read it: what a program that does not handle SIGPIPE ends with."""
 
 
 class SparsebakError(Exception):

@@ -2,15 +2,13 @@
 
 import os
 import signal
+import threading  # here, not in a handler: a signal may come in the middle of its import
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backup_vm import stopping
-
-if TYPE_CHECKING:
-    import threading
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a command to end: Ctrl-C, a stop by systemd or kill, a terminal that was closed."""
@@ -35,7 +33,7 @@ class Interrupted(Exception):
 _came: int | None = None
 """The first signal."""
 
-_limit: "threading.Timer | None" = None
+_limit: threading.Timer | None = None
 
 
 def exit_code() -> int:
@@ -75,8 +73,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _note(number: int) -> bool:
     """Whether this signal is the first. From then on LIMIT holds."""
-    import threading
-
     global _came, _limit
     stopping.ask()
     if _came is not None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from backup_vm.errors import SparsebakError
 
@@ -61,25 +62,33 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        _give_up()
+        _give_up(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise ReaderGone from None
         reason = error.strerror if isinstance(error, OSError) else error
         raise SparsebakError(f"standard output: {reason}") from None
 
 
-def _give_up() -> None:
-    """What is still buffered cannot be written; Python would try once more at its end, and complain."""
+def _give_up(stream: Any) -> None:
+    """What is still buffered cannot be written; Python would try once more at its end, and change the exit code."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)
+
+
+@contextmanager
+def _forgiving(stream: Any) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError):
+        _give_up(stream)
 
 
 def complain(line: str) -> None:
     """Write a line to standard error. If that cannot be written either, only the exit code tells."""
     if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
+        with _forgiving(sys.stderr):
             print(line, file=sys.stderr, flush=True)
 
 
@@ -108,6 +117,28 @@ def replacing(target: Path, force: bool = True) -> Iterator[Path]:
 
 
 def ask(question: str) -> None:
-    """Print a question, to be answered on the same line."""
-    with contextlib.suppress(OSError, ValueError):
-        print(question, end="", file=sys.stderr, flush=True)
+    """Print a question, to be answered on the same line, where it is seen: the other stream may go to a file."""
+    stream = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else sys.stdout
+    with _forgiving(stream):
+        print(question, end="", file=stream, flush=True)
+
+
+class Forgiving:
+    """A stream to a terminal that may be gone: what cannot be shown is not shown."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """See io.TextIOBase."""
+        with _forgiving(self._stream):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """See io.TextIOBase."""
+        with _forgiving(self._stream):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

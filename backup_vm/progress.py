@@ -1,7 +1,9 @@
 """Progress on a terminal, with rate and time left; silent anywhere else."""
 
 import sys
-from typing import Any
+from typing import IO, Any, cast
+
+from backup_vm.output import Forgiving
 
 
 class Progress:
@@ -24,7 +26,7 @@ class Progress:
 
 
 class TerminalProgress(Progress):
-    """A bar on standard error."""
+    """A bar on standard error. A terminal that is closed meanwhile is no reason to fail."""
 
     def __init__(self, what: str) -> None:
         from rich.console import Console
@@ -45,7 +47,9 @@ class TerminalProgress(Progress):
             TimeRemainingColumn(),
         ]
         self._what = what
-        self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        self._bar = Bar(
+            *columns, console=Console(file=cast(IO[str], Forgiving(sys.stderr))), transient=True
+        )
         self._task: Any = None
         self._before = 0.0
         self._pending = 0

@@ -36,9 +36,10 @@ class Context:
         self.json = bool(options.json)
         self.quiet = options.talk == "quiet"
         """Whether to print nothing but errors and what was asked for."""
-        self.may_ask = _is_terminal(sys.stdin) and not options.unattended
-        """Whether there is somebody to ask."""
         watched = _is_terminal(sys.stdout)
+        seen = watched or _is_terminal(sys.stderr)
+        self.may_ask = _is_terminal(sys.stdin) and seen and not options.unattended
+        """Whether there is somebody to ask, who would see the question."""
         self.talks = not self.quiet and not self.json and (watched or options.talk == "verbose")
         """Whether to say what was done: on a terminal, or with -v."""
 
@@ -165,7 +166,6 @@ class Context:
             self._ask(question)
 
     def _ask(self, question: str) -> None:
-        # On standard error, for standard output may go to a file.
         output.ask(f"{printable(question)} [y/N] ")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise SparsebakError("nothing was changed")

@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command. All that is written is sealed, or in open mode as open as the archive."""
     import io
 
+    from backup_vm.errors import UsageError
     from backup_vm.output import put_bytes, replacing
     from wire.durable import write_synced
     from wire.frames import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
@@ -39,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
     context = Context(options)
     if options.refresh:
         return _refresh(context)
+    if context.json and options.output is None:
+        raise UsageError("what keys writes is no text", "with --json give -o FILE")
     with context.open() as archive:
         parameters, newest = (
             archive.parameters,

@@ -37,6 +37,6 @@ def run(options: argparse.Namespace) -> int:
         points = seen.account.growth() if seen.account else []
     text = page(status, data, points, int(time.time()))
     with replacing(options.output) as beside:
-        write_synced(beside, text.encode())
+        write_synced(beside, text.encode(), mode=0o666)  # as the umask says
     context.done({"page": str(options.output)}, f"{options.output} is written.")
     return 0

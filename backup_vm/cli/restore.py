@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
     from backup_vm.names import Named
-    from wire.frames import Status
+    from wire.frames import Status, VolumeEntry
 
 SETTINGS = "settings"
 """The volume of a qube's settings, by which a qube that is gone is made anew: it comes first."""
@@ -57,20 +57,20 @@ def run(options: argparse.Namespace) -> int:
         ]
         agent = context.agent(archive)
         if not context.dom0_asks():
-            _ask(context, agent, [target for _, _, target in due])
+            _ask(context, agent.list(), [target for _, _, target in due])
         results = [_restore(context, archive, agent, *one) for one in due]
     if context.json:
         context.result({"restored": results}, "")
     return 0
 
 
-def _ask(context: Context, agent: "Agent", targets: list[tuple[str, str]]) -> None:
+def _ask(context: Context, entries: "list[VolumeEntry]", targets: list[tuple[str, str]]) -> None:
     """Ask before contents are replaced. Settings only come to dom0 and wait there; what is gone cannot be lost."""
     from wire.frames import VOLUME_GONE
 
     there = {
         (entry.qube, entry.volume)
-        for entry in agent.list()
+        for entry in entries
         if entry.size and not entry.flags & VOLUME_GONE
     }
     lost = [

@@ -1,0 +1,189 @@
+"""A signal ends every command within two seconds, clean: exit code 128 and its number, one line, nothing left behind."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backup_vm import interrupts
+from tests.kit import Site, fill
+
+SPARSEBAK = Path(sys.executable).parent / "sparsebak"
+SIZE = 48 << 20
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Site:
+    """A site whose commands take long enough to be met in the middle."""
+    site = Site(tmp_path / "site", sealed=False)
+    fill(site.image(), SIZE)
+    site.backup()
+    return site
+
+
+def environment(site: Site) -> dict[str, str]:
+    return os.environ | {
+        "SPARSEBAK_ARCHIVE": str(site.archive),
+        "SPARSEBAK_AGENT": f"local:{site.config}",
+    }
+
+
+def begun(process: "subprocess.Popen[str]") -> None:
+    """Wait until the command is there to take signals: before, they do what they do to any program that starts."""
+    caught = 1 << (signal.SIGHUP - 1)
+    for _ in range(2000):
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            return
+        if "SigCgt" not in status or int(status.split("SigCgt:")[1].split()[0], 16) & caught:
+            return
+        time.sleep(0.01)
+
+
+COMMANDS = {
+    "assemble": ["assemble", "work/private", "-o", "out"],
+    "export": ["export", "work/private", "-o", "out"],
+    "restore": ["restore", "work/private", "--yes"],
+    "copy": ["copy", "out"],
+    "verify": ["verify"],
+    "scrub": ["scrub"],
+    "list": ["list"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_signal_ends_a_command_clean(big: Site, command: str) -> None:
+    before, contents = {*os.listdir(big.root), *os.listdir(big.pool)}, big.contents()
+    for number, delay in ((signal.SIGTERM, 0.2), (signal.SIGHUP, 0.05), (signal.SIGINT, 0.12)):
+        process = subprocess.Popen(
+            [SPARSEBAK, *COMMANDS[command]],
+            env=environment(big),
+            cwd=big.root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        begun(process)
+        time.sleep(delay)
+        for _ in range(2):  # a terminal that is closed sends more than one
+            process.send_signal(number)
+        start = time.monotonic()
+        _, err = process.communicate(timeout=20)
+        assert time.monotonic() - start < 2 * interrupts.LIMIT
+        assert process.returncode in (0, 128 + number), (command, number, err)
+        assert err in ("", f"{interrupts.MESSAGE}\n")
+        left = {*os.listdir(big.root), *os.listdir(big.pool)} - before - {"out"}
+        assert not left, (command, number)
+        if command != "copy":
+            (big.root / "out").unlink(missing_ok=True)
+    assert big.contents() == contents
+
+
+def test_a_run_that_waits_for_a_silent_service_ends(site: Site, tmp_path: Path) -> None:
+    """A socket that takes calls and never answers."""
+    import socket
+
+    folder = tmp_path / "sockets"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(folder / "sparsebak.List"))
+        silent.listen()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process = subprocess.Popen(
+                [SPARSEBAK, "backup", "--agent", f"unix:{folder}"],
+                env=environment(site),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            accepted, _ = silent.accept()
+            with accepted:
+                time.sleep(0.2)
+                process.send_signal(number)
+                start = time.monotonic()
+                _, err = process.communicate(timeout=20)
+            assert process.returncode == 128 + number and err == f"{interrupts.MESSAGE}\n"
+            assert time.monotonic() - start < 2 * interrupts.LIMIT
+
+
+def test_a_terminal_that_is_closed(big: Site) -> None:
+    """The kernel sends SIGHUP, and nothing can be shown any more."""
+    import fcntl
+    import termios
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    for command in ("verify", "backup"):
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [SPARSEBAK, command],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment(big),
+            preexec_fn=take_terminal,
+        )
+        os.close(theirs)
+        time.sleep(0.3)
+        os.close(ours)
+        assert process.wait(timeout=20) in (0, 128 + signal.SIGHUP, -signal.SIGHUP)
+
+
+def answered(site: Site, answer: bytes | signal.Signals, *words: object) -> tuple[int, str]:
+    """Run a command on a terminal where somebody types an answer to its question, or sends a signal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [SPARSEBAK, *map(str, words)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(site),
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while block := os.read(ours, 4096):
+            shown += block
+            if b"[y/N] " in shown and isinstance(answer, signal.Signals):
+                process.send_signal(answer)
+            elif b"[y/N] " in shown and answer:
+                os.write(ours, answer)
+            else:
+                continue
+            answer = b""
+    except OSError:  # closed
+        pass
+    os.close(ours)
+    return process.wait(timeout=60), shown.decode()
+
+
+def test_questions_on_a_terminal(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site", sealed=False)
+    fill(site.image(), 1 << 20)
+    site.backup()
+    contents = site.contents()
+    fill(site.image(), 1 << 20, 1)
+    for words, asked in (
+        (("delete", "work/private"), "Remove all of work/private, 1 session?"),
+        (("prune", "work/private", "--session", "latest"), "Remove 1 session of work/private?"),
+        (("restore", "work/private"), "Replace the present contents of work/private?"),
+    ):
+        for no in (b"n\n", b"\n", b"maybe\n", b"\x04"):
+            code, shown = answered(site, no, *words)
+            assert code == 1 and asked in shown and "nothing was changed" in shown, shown
+    assert len(site.images()) == 1 and site.contents() != contents
+    assert answered(site, signal.SIGINT, "delete", "work/private")[0] == 130
+    assert answered(site, b"y\n", "restore", "work/private")[0] == 0
+    assert site.contents() == contents
+    # By rules or by name, where nobody is there to be asked, is what scripts do.
+    assert answered(site, b"", "prune", "--keep-last", "1", "-u")[0] == 0
+    assert answered(site, b"yes\n", "delete", "work/private")[0] == 0
+    assert not site.images()
