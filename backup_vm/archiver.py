@@ -1,22 +1,20 @@
 """A backup run: interrupted sessions are finished first; then all volumes are snapshotted, then extracted, one by one."""
 
-import errno
 import sqlite3
 import time as clock
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import IO
 
 from backup_vm.agent import Agent
-from backup_vm.archive import catalog_file
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image, chain
-from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.store import Store
 from backup_vm.errors import AgentError, DamagedError, SparsebakError
+from backup_vm.failing import check_record, explained
 from backup_vm.interrupts import Interrupted, Interrupts
 from backup_vm.progress import Progress
 from wire.frames import (
@@ -31,8 +29,7 @@ from wire.frames import (
     VolumeEntry,
 )
 from wire.names import session_name
-from wire.records import Clear, read_clear
-from wire.sealing import ID_SIZE, NotAuthentic
+from wire.sealing import ID_SIZE
 from wire.tree import chunk_count
 
 RESERVE = 1 << 20
@@ -100,7 +97,7 @@ class Archiver:
             publish = True
             raise KeyboardInterrupt from None
         except (OSError, sqlite3.Error) as error:
-            raise _told(error, self._archive) from None
+            raise explained(error, self._archive) from None
         finally:
             self._leave(store, publish)
         return self.report
@@ -334,7 +331,7 @@ class Archiver:
                 changed += 1
                 self._progress.advance(offer.chunk_size)
                 self._interrupts.check()
-        _check_record(name, record, offer, self._archive.parameters)
+        check_record(name, record, offer, self._archive.parameters)
         self._progress.finished(offer.changed)
         inherit = 0 if full or newest is None else min(newest.chunks, chunks)
         done = Done(
@@ -394,33 +391,6 @@ class Archiver:
                     stream.write(block)
 
         return write
-
-
-def _check_record(name: str, record: bytes, offer: Offer, archive: Parameters) -> None:
-    try:
-        clear = read_clear(record)
-    except NotAuthentic as error:
-        raise AgentError(f"Extract {name}: {error}") from None
-    offered = {
-        one.name: getattr(offer, one.name)
-        for one in fields(Clear)
-        if one.name not in ("suite", "archive")
-    }
-    if clear != Clear(suite=archive.suite, archive=archive.archive, **offered):
-        raise AgentError(f"Extract {name}: the record is not the one of the session offered")
-
-
-def _told(error: OSError | sqlite3.Error, archive: Archive) -> SparsebakError:
-    """What made an end of a run, in one line."""
-    if isinstance(error, sqlite3.Error):
-        return catalog_file.explain(error, archive.storage.describe(catalog_file.NAME))
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SparsebakError(
-            f"{archive.storage.describe()} is full; what was stored so far is kept",
-            "prune old sessions or free space, then run: sparsebak backup; it resumes from there",
-        )
-    hint = "nothing stored is lost; mend this and run: sparsebak backup"
-    return SparsebakError(f"{archive.storage.describe()}: {error}", hint)
 
 
 def _size(size: int) -> str:

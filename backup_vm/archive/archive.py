@@ -1,10 +1,9 @@
 """An archive that is open: its parameters, sessions and catalog, under its lock."""
 
-import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -232,7 +231,7 @@ def open_archive(location: str | Path, writing: bool, command: str = "") -> Iter
     ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later, when a lease is lost.
     """
     storage = open_storage(location)
-    with contextlib.closing(storage):
+    with closing(storage):
         settings = parameters.load(storage)
         with _locked(storage, writing, command):
             archive = Archive(storage, settings, writing)

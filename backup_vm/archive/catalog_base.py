@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
-from backup_vm.archive import catalog_file
 from backup_vm.archive.marks import Marks
 
 VERSION = 2
@@ -72,8 +71,7 @@ class CatalogBase:
 
     @classmethod
     def create(cls, path: Path, archive: bytes) -> Self:
-        """Make an empty one, in place of whatever is there."""
-        catalog_file.clear(path)
+        """Make an empty one, where there is nothing."""
         catalog = cls(path)
         catalog._db.execute("PRAGMA journal_mode=DELETE")
         catalog._db.executescript(_SCHEMA)

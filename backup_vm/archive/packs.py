@@ -28,6 +28,8 @@ SUFFIX = ".pack"
 _OPEN_FILES = 64
 _LARGEST = largest_frame(CHUNK_SIZES[-1])
 _END = 1 << 62
+_SALT = 16
+"""Bytes at the beginning of a sealed chunk, which are random."""
 _LARGEST_INDEX = INDEX_ENTRY_SIZE << 18
 """Bytes; packs that are written have far less: see MAX_ENTRIES of a Store."""
 _TAIL = 1 << 16
@@ -123,6 +125,14 @@ class PackReader:
     def _damaged(self, name: str, chunk_id: bytes, offset: int) -> DamagedError:
         where = f"{self._storage.describe(name)} is damaged at byte {offset}"
         return DamagedError(f"{where} (chunk {chunk_id.hex()[:16]})", "run: sparsebak scrub")
+
+    def hollow(self, name: str, entry: Packed) -> bool:
+        """Whether there is a hole, or nothing that can be read, where an entry says."""
+        try:
+            with self._lock, damage(self._storage, name):
+                return not any(self._reader(name).read(entry.offset, min(_SALT, entry.length)))
+        except DamagedError:
+            return True
 
     def sound(self, name: str, entry: Packed) -> bool:
         """Whether a pack holds a chunk undamaged where an entry says."""

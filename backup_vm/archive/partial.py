@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import naming
+from backup_vm.archive.damage import damage
 from backup_vm.archive.storage import Storage
-from backup_vm.errors import ForbiddenError
-from wire.durable import closing_fd, make_directory, pwrite_all
+from backup_vm.errors import DamagedError, ForbiddenError
+from wire.durable import closing_fd, pwrite_all
 from wire.frames import Offer
 from wire.sealing import ID_SIZE, ZERO_ID
 
@@ -35,7 +36,7 @@ class Partial:
     def __init__(self, storage: Storage, name: str, offer: Offer) -> None:
         self._storage, self.name, self.offer = storage, name, offer
         self.discarded = False
-        self._fd = os.open(storage.local(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._fd = storage.own(name)
         self.position = self.count = 0
         self._end = Offer.length()
         for upto, payload, after in self._groups():
@@ -53,12 +54,11 @@ class Partial:
     @classmethod
     def load(cls, storage: Storage, name: str) -> "Partial | None":
         """Open one; None when not even its offer is sound."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            with closing_fd(os.open(storage.local(name), flags)) as fd:
-                offer = Offer.parse(os.pread(fd, Offer.length(), 0))
+            with storage.open(name) as file:
+                offer = Offer.parse(file.read(Offer.length()))
             return cls(storage, name, offer) if name == _name(offer) else None
-        except (ValueError, OSError):
+        except (ValueError, OSError, DamagedError):
             return None
 
     def close(self) -> None:
@@ -74,10 +74,11 @@ class Partial:
         os.close(fd)
 
     def discard(self) -> None:
-        """Remove it, its session being stored. Should it be there again after a crash, the next run removes it."""
+        """Remove it, its session being stored, or not wanted any more."""
         self.discarded = True
         if self._fd >= 0:
             self._close()
+        # nothing waits for the disk: should it be there again after a crash, the next run removes it
         self._storage.local(self.name).unlink(missing_ok=True)
         self.withdraw()
 
@@ -86,7 +87,7 @@ class Partial:
         if self.count and self._storage.elsewhere:
             stem = self.name.removesuffix(SUFFIX)
             name = f"{stem}-{os.urandom(4).hex()}{UNFINISHED}"
-            raw = self._storage.local(self.name).read_bytes()
+            raw = self._storage.read(self.name)
             earlier = self._published()
             self._storage.write(name, raw)
             _remove(self._storage, earlier)
@@ -144,14 +145,23 @@ class Partial:
             yield payload[len(payload) // (8 + ID_SIZE) * 8 :]
 
 
-def unfinished_ids(storage: Storage, name: str) -> Iterator[bytes]:
-    """The ids in a partial session that some machine left in the store, piece by piece."""
-    reader = storage.reader(name)
-    try:
-        for _, payload, _ in _groups(reader.read):
-            yield payload[len(payload) // (8 + ID_SIZE) * 8 :]
-    finally:
-        reader.close()
+def listed_ids(storage: Storage, name: str) -> Iterator[bytes]:
+    """The ids in a partial or unfinished session, piece by piece; nothing is written. Raises DamagedError."""
+    if naming.is_partial(name):
+        with damage(storage, name), storage.open(name) as file:
+            yield from _columns(lambda offset, length: os.pread(file.fileno(), length, offset))
+        return
+    with damage(storage, name):
+        reader = storage.reader(name)
+        try:
+            yield from _columns(reader.read)
+        finally:
+            reader.close()
+
+
+def _columns(read: Callable[[int, int], bytes]) -> Iterator[bytes]:
+    for _, payload, _ in _groups(read):
+        yield payload[len(payload) // (8 + ID_SIZE) * 8 :]
 
 
 def adopt(storage: Storage) -> None:
@@ -167,11 +177,9 @@ def adopt(storage: Storage) -> None:
 
 
 def _write(storage: Storage, name: str, raw: bytes) -> None:
-    path = storage.local(name)
-    make_directory(path.parent)
-    path.unlink(missing_ok=True)  # whatever has that name: it is not written through a link
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with closing_fd(os.open(path, flags, 0o666)) as fd:
+    if storage.exists(name):
+        storage.remove(name)
+    with closing_fd(storage.own(name, create=True)) as fd:
         pwrite_all(fd, raw, 0)
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import packs, references
-from backup_vm.archive.damage import damage
-from backup_vm.archive.packs import NewPack, Packed, PackReader, read_or_nothing
+from backup_vm.archive.packs import NewPack, Packed, PackReader
 from backup_vm.errors import DamagedError, ForbiddenError
 from wire.sealing import ID_SIZE
 
@@ -28,7 +27,6 @@ DEAD = 0.5
 """Share of a pack's chunks, by bytes, that must be dead for it to be worth its writing again."""
 _AT_ONCE = 1 << 21
 """Chunks of packs looked for in one reading of the sessions: about 100 MiB of memory."""
-_SALT = 16
 
 
 @dataclass
@@ -122,7 +120,11 @@ def _in_question(archive: "Archive") -> Iterator[_Pack]:
         if catalog.marks.unclaimed:
             freed |= {e.offset: e.length for e in index if listed.get(e.offset) != e.id}
         mine = [one for one in index if freed.get(one.offset) == one.length]
-        live = sum(one.length for one in index if listed.get(one.offset) == one.id)
+        live = sum(
+            one.length
+            for one in index
+            if listed.get(one.offset) == one.id and one.offset not in freed
+        )
         dead = sum(one.length for one in mine)
         mostly = not listed or (dead > 0 and dead >= DEAD * (dead + live))
         if mine or freed or not listed:
@@ -132,23 +134,15 @@ def _in_question(archive: "Archive") -> Iterator[_Pack]:
 def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[bool]:
     """Of each entry, whether its space was given back: a hole, where the random salt of a sealed chunk would be.
 
-    What cannot be read counts as one.
+    What cannot be read counts as a hole: it is of as little use.
     """
     storage = archive.storage
-    try:
-        with damage(storage, name):
-            if storage.allocated(name) >= storage.size(name):
-                yield from (False for _ in entries)
-                return
-            reader = storage.reader(name)
-    except DamagedError:
-        yield from (True for _ in entries)
-        return
-    try:
+    with packs.PackReader(storage) as reader:
+        if storage.allocated(name) >= storage.size(name):
+            yield from (False for _ in entries)
+            return
         for one in entries:
-            yield not any(read_or_nothing(reader, one.offset, min(_SALT, one.length)))
-    finally:
-        reader.close()
+            yield reader.hollow(name, one)
 
 
 def _judge(archive: "Archive", group: list[_Pack]) -> None:

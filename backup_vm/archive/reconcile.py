@@ -21,19 +21,15 @@ all this in a copy aside, and change nothing.
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import catalog_file, naming, packs, partial, references
+from backup_vm.archive import catalog_file, derive, naming, partial
 from backup_vm.archive.catalog import Catalog
-from backup_vm.archive.image import split
-from backup_vm.archive.reclaim import holes
-from backup_vm.archive.storage import Storage
+from backup_vm.archive.storage import TEMPORARY, Storage
 from backup_vm.errors import DamagedError
-from wire.sealing import ZERO_ID
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -67,8 +63,7 @@ class Listing:
 
 def open_catalog(archive: "Archive", now: Listing) -> Catalog:
     """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither be used nor made again."""
-    path = _path(archive)
-    catalog = _opened(archive, path)
+    catalog = _opened(archive)
     try:
         if catalog is not None and archive.writing:
             return _reconciled(archive, catalog, now)
@@ -76,48 +71,40 @@ def open_catalog(archive: "Archive", now: Listing) -> Catalog:
             return catalog
         if catalog is not None:
             catalog.close()
-        return _aside(archive, path, catalog is not None, now)
+        return _aside(archive, catalog is not None, now)
     except sqlite3.DatabaseError as error:
         if not catalog_file.is_damage(error):
             raise
         if catalog is not None:
             catalog.close()
+        path = archive.storage.describe(catalog_file.NAME)
         archive.warnings.append(f"{path} was damaged; it has been rebuilt")
         return rebuild(archive, now)
 
 
-def _path(archive: "Archive") -> Path:
-    """Where the catalog is. What is no file of its own there is not even given to SQLite: a writer removes it."""
-    storage = archive.storage
-    try:
-        return storage.database(catalog_file.NAME)
-    except DamagedError as error:
-        if archive.writing:
-            archive.warnings.append(f"{error}; it has been rebuilt")
-            storage.discard(catalog_file.NAME)
-            return storage.database(catalog_file.NAME)
-    archive.temporary = archive.temporary or catalog_file.folder_aside()
-    return Path(archive.temporary.name) / catalog_file.NAME
-
-
-def _opened(archive: "Archive", path: Path) -> Catalog | None:
+def _opened(archive: "Archive") -> Catalog | None:
     """The catalog that is there, if it is one of ours; else None, with a warning."""
-    if not catalog_file.exists(path):
-        if archive.session_files():
-            archive.warnings.append(f"{path} was missing; it has been rebuilt")
-        return None
-    catalog = None
+    storage, catalog = archive.storage, None
+    where = storage.describe(catalog_file.NAME)
     try:
-        if catalog_file.usable(path) and (archive.writing or not catalog_file.half_written(path)):
+        path = storage.database(catalog_file.NAME)
+        if not storage.exists(catalog_file.NAME):
+            if archive.session_files():
+                archive.warnings.append(f"{where} was missing; it has been rebuilt")
+            return None
+        if archive.writing or not catalog_file.half_written(storage):
             catalog = Catalog(path, read_only=not archive.writing, alone=archive.writing)
             if catalog.sound_for(archive.parameters.archive):
                 return catalog
+    except DamagedError as error:  # not even SQLite is let near it
+        archive.warnings.append(f"{error}; the catalog has been rebuilt")
+        return None
     except sqlite3.DatabaseError as error:
         if not catalog_file.is_damage(error):
             raise
     if catalog is not None:
         catalog.close()
-    archive.warnings.append(f"{path} was damaged; it has been rebuilt")
+    archive.warnings.append(f"{where} was damaged; it has been rebuilt")
     return None
 
 
@@ -134,7 +121,7 @@ def _more(catalog: Catalog, now: Listing) -> set[str]:
 
 def _complete(archive: "Archive", catalog: Catalog, names: set[str]) -> bool:
     """Whether nothing is missing of these sessions, or of what they build on."""
-    if any(_lacking(archive, catalog, sorted(names)).values()):
+    if any(derive.lacking_in(archive, catalog, sorted(names)).values()):
         return False
     volumes: dict[str, list[Session]] = {}
     for volume in set(map(naming.volume_of, names)):
@@ -142,12 +129,12 @@ def _complete(archive: "Archive", catalog: Catalog, names: set[str]) -> bool:
     return not names & (archive.cut_off(volumes).keys() | archive.damaged.keys())
 
 
-def _aside(archive: "Archive", path: Path, copied: bool, now: Listing) -> Catalog:
+def _aside(archive: "Archive", copied: bool, now: Listing) -> Catalog:
     """For a reader: a catalog of its own, from a copy of the one there is, or made again."""
-    archive.temporary = archive.temporary or catalog_file.folder_aside()
+    archive.temporary = catalog_file.folder_aside()
     if not copied:
         return rebuild(archive, now)
-    catalog = Catalog(catalog_file.copy(path, Path(archive.temporary.name)), alone=True)
+    catalog = Catalog(catalog_file.copy(archive.storage, Path(archive.temporary.name)), alone=True)
     return _reconciled(archive, catalog, now)
 
 
@@ -173,12 +160,12 @@ def _reconciled(archive: "Archive", catalog: Catalog, now: Listing) -> Catalog:
     for name, _ in gone:
         catalog.drop_pack(numbers[name])
     for name, size in sorted(new):
-        _index(archive, catalog, name, size)
-    found = _sweep(archive, catalog)
+        derive.index_pack(archive, catalog, name, size)
+    found = derive.sweep(archive, catalog)
     if fewer or new:
         suspects = catalog.packs() if fewer else {catalog.number(n): n for n, _ in new}
-        if _forget_holes(archive, catalog, suspects):
-            found = _lacking(archive, catalog, archive.session_files())
+        if derive.forget_holes(archive, catalog, suspects):
+            found = derive.lacking_in(archive, catalog, archive.session_files())
     lacking = {name for name, count in found.items() if count}
     if lacking - catalog.spoilt():  # listed nowhere, or only in a pack that was thought to be dead
         catalog.rollback()
@@ -197,15 +184,16 @@ def rebuild(
 ) -> Catalog:
     """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
     known = known or Remembered()
+    storage, name = archive.storage, catalog_file.NAME
     if archive.writing:
-        path = _path(archive)
+        storage.discard(name + TEMPORARY)
+        temporary = storage.database(name + TEMPORARY)
     else:  # others may be reading too, or the disk may be read-only
         archive.temporary = archive.temporary or catalog_file.folder_aside()
-        path = Path(archive.temporary.name) / catalog_file.NAME
-    temporary = path.with_name(path.name + ".tmp")
-    catalog = _built(archive, temporary, now)
-    _leave_out(archive, catalog, known.rotten)
-    lacking = {name for name, count in _sweep_whole(archive, catalog).items() if count}
+        temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
+    catalog = derive.built(archive, temporary, now.packs)
+    derive.leave_out(archive, catalog, known.rotten)
+    lacking = {name for name, count in derive.sweep_whole(archive, catalog).items() if count}
     catalog.set_spoilt(known.spoilt)
     for volume in known.compare:
         catalog.marks.compare(volume)
@@ -215,27 +203,12 @@ def rebuild(
             for name in sorted(gone)
         ]
     _conclude(archive, catalog, now, lacking)
+    if not archive.writing:
+        return catalog
     catalog.close()
-    catalog_file.clear(path)
-    os.replace(temporary, path)
-    return Catalog(path, alone=True)
-
-
-def _built(archive: "Archive", path: Path, now: Listing) -> Catalog:
-    """All that packs hold; the transaction is open."""
-    catalog = Catalog.create(path, archive.parameters.archive)
-    catalog.begin()
-    numbered = ((catalog.add_pack(name, now.packs[name]), name) for name in sorted(now.packs))
-    twice = catalog.fill(
-        (e.id, number, e.offset, e.length)
-        for number, name in numbered
-        for e in _entries(archive, name)
-    )
-    with packs.PackReader(archive.storage) as reader:
-        for chunk_id, number, offset, length in twice:
-            _choose(catalog, reader, packs.Packed(chunk_id, offset, length, b""), number)
-    catalog.marks.unclaimed = bool(twice)
-    return catalog
+    storage.discard(name)
+    os.replace(temporary, storage.database(name))
+    return Catalog(storage.database(name), alone=True)
 
 
 @dataclass(frozen=True)
@@ -266,122 +239,17 @@ def true_digest(archive: "Archive") -> bytes:
     known = Remembered.of(archive.catalog)
     with catalog_file.folder_aside() as folder:
         warnings, damaged = len(archive.warnings), dict(archive.damaged)
-        catalog = _built(archive, Path(folder) / catalog_file.NAME, Listing.of(archive.storage))
+        catalog = derive.built(
+            archive, Path(folder) / catalog_file.NAME, Listing.of(archive.storage).packs
+        )
         try:
-            _leave_out(archive, catalog, known.rotten)
-            _sweep_whole(archive, catalog)
+            derive.leave_out(archive, catalog, known.rotten)
+            derive.sweep_whole(archive, catalog)
             return catalog.digest()
         finally:
             catalog.close()
             del archive.warnings[warnings:]
             archive.damaged = damaged
-
-
-def _sweep_whole(archive: "Archive", catalog: Catalog) -> dict[str, int]:
-    found = _sweep(archive, catalog)
-    if _forget_holes(archive, catalog, catalog.packs()):
-        return _lacking(archive, catalog, archive.session_files())
-    return found
-
-
-def _sweep(archive: "Archive", catalog: Catalog) -> dict[str, int]:
-    """Take out what nothing refers to, in one reading of all sessions; returns how many chunks each session lacks.
-
-    Nothing is taken out while it is not known what all of them refer to.
-    """
-    lacking: dict[str, int] = {}
-
-    def every() -> Iterator[list[bytes]]:
-        for name, ids in _ids(archive, references.files(archive)):
-            lacking[name] = lacking.get(name, 0) + catalog.lacking(set(ids) - {ZERO_ID})
-            yield ids
-
-    damaged = len(archive.damaged)
-    catalog.savepoint()
-    dropped = catalog.drop_unreferenced(every())
-    if archive.damaged or len(archive.damaged) != damaged:
-        catalog.undo()
-    elif dropped:
-        catalog.marks.unclaimed = True
-    return {name: count for name, count in lacking.items() if naming.is_session(name)}
-
-
-def _lacking(archive: "Archive", catalog: Catalog, names: Iterable[str]) -> dict[str, int]:
-    """How many chunks each of these sessions lacks."""
-    found: dict[str, int] = {}
-    for name, ids in _ids(archive, names):
-        found[name] = found.get(name, 0) + catalog.lacking(set(ids) - {ZERO_ID})
-    return found
-
-
-def _ids(archive: "Archive", names: Iterable[str]) -> Iterator[tuple[str, list[bytes]]]:
-    names = list(names)
-    with suppress(FileNotFoundError):
-        archive.storage.fetch([name for name in names if naming.is_session(name)])
-    for name in names:
-        try:
-            for column in references.ids(archive, name):
-                yield name, split(column)
-        except (DamagedError, FileNotFoundError) as error:
-            archive.note_damage(name, error)
-
-
-def _index(archive: "Archive", catalog: Catalog, name: str, size: int) -> None:
-    """Read a pack in."""
-    number, entries = catalog.add_pack(name, size), _entries(archive, name)
-    twice = set(catalog.add_all(number, [(e.id, e.offset, e.length) for e in entries]))
-    with packs.PackReader(archive.storage) as reader:
-        for entry in entries if twice else ():
-            if entry.id in twice:
-                _choose(catalog, reader, entry, number)
-                catalog.marks.unclaimed = True
-
-
-def _entries(archive: "Archive", name: str) -> list[packs.Packed]:
-    try:
-        return packs.read_index(archive.storage, name, archive.parameters.archive)
-    except DamagedError as error:
-        archive.warnings.append(f"{error}; its chunks were found without it")
-        return list(packs.scan(archive.storage, name, archive.parameters.chunk_size))
-    except OSError as error:
-        archive.warnings.append(f"{archive.storage.describe(name)} cannot be read: {error}")
-        return []
-
-
-def _choose(catalog: Catalog, reader: packs.PackReader, entry: packs.Packed, number: int) -> None:
-    """Two packs have this chunk, and one of the two may be a hole or damaged: keep a sound one."""
-    names = catalog.packs()
-    other = catalog.places([entry.id])[entry.id]
-    if reader.sound(names[number], entry) and not reader.sound(
-        other.pack, entry._replace(offset=other.offset, length=other.length)
-    ):
-        catalog.put(entry.id, number, entry.offset, entry.length)
-
-
-def _leave_out(archive: "Archive", catalog: Catalog, rotten: Iterable[tuple[str, int]]) -> None:
-    """Take out what was found rotten, unless it is sound now: packs may have been put back from a copy."""
-    numbers = {name: number for number, name in catalog.packs().items()}
-    with packs.PackReader(archive.storage) as reader:
-        for name, offset in rotten:
-            rows = catalog.chunks_in(numbers[name]) if name in numbers else []
-            here = [packs.Packed(*row, b"") for row in rows if row[1] == offset]
-            if name in numbers and not any(reader.sound(name, entry) for entry in here):
-                catalog.add_rotten([(name, offset)])
-
-
-def _forget_holes(archive: "Archive", catalog: Catalog, suspects: dict[int, str]) -> int:
-    """Take out what lies in holes of these packs; returns how many chunks."""
-    forgotten = 0
-    for number, name in suspects.items():
-        entries = [packs.Packed(*row, b"") for row in catalog.chunks_in(number)]
-        try:
-            gone = [e.id for e, h in zip(entries, holes(archive, name, entries), strict=True) if h]
-        except OSError as error:
-            archive.warnings.append(f"{archive.storage.describe(name)} cannot be read: {error}")
-            gone = [entry.id for entry in entries]
-        catalog.remove(*gone)
-        forgotten += len(gone)
-    return forgotten
 
 
 def spoil(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from backup_vm.archive import naming, sessions
 from backup_vm.archive.damage import damage
 from backup_vm.archive.format import DIGEST_SIZE, SESSION_HEAD_SIZE
-from backup_vm.archive.partial import SUFFIX, UNFINISHED, Partial, unfinished_ids
+from backup_vm.archive.partial import SUFFIX, UNFINISHED, listed_ids
 from backup_vm.errors import DamagedError
 from wire.sealing import ID_SIZE
 
@@ -74,18 +74,8 @@ def proven_ids(archive: "Archive", name: str) -> "Iterator[Ids]":
 def _incomplete(archive: "Archive", name: str) -> "Iterator[Ids]":
     import numpy as np
 
-    if naming.is_unfinished(name):
-        for raw in unfinished_ids(archive.storage, name):
-            yield np.frombuffer(raw, np.uint8).reshape(-1, ID_SIZE)
-        return
-    one = Partial.load(archive.storage, name)
-    if one is None:  # it ends before its first entry
-        return
-    try:
-        for raw in one.ids():
-            yield np.frombuffer(raw, np.uint8).reshape(-1, ID_SIZE)
-    finally:
-        one.close()
+    for raw in listed_ids(archive.storage, name):
+        yield np.frombuffer(raw, np.uint8).reshape(-1, ID_SIZE)
 
 
 def key(column: "Ids") -> "Keys":

@@ -39,12 +39,13 @@ def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:
         yield Finding(notes.NAME, str(error))
     yield from _sessions(archive)
     names = archive.pack_files()
-    progress.start(sum(archive.storage.size(name) for name in names))
+    sizes = archive.storage.sizes("packs")
+    progress.start(sum(max(sizes[name], 0) for name in names))
     numbers = {name: number for number, name in archive.catalog.packs().items()}
     for name in names:
         try:
             yield from _pack(archive, name, numbers.get(name), progress)
-        except OSError as error:
+        except (DamagedError, OSError) as error:
             yield from _unreadable(archive, name, numbers.get(name), error)
     yield from _missing(archive)
 
@@ -111,7 +112,7 @@ def _sessions(archive: Archive) -> Iterator[Finding]:
 
 
 def _unreadable(
-    archive: Archive, name: str, number: int | None, error: OSError
+    archive: Archive, name: str, number: int | None, error: Exception
 ) -> Iterator[Finding]:
     """A pack with a place that the disk does not give: what cannot be read there is lost."""
     live = archive.catalog.in_pack(number) if number is not None else {}
@@ -122,7 +123,9 @@ def _unreadable(
                 reader.read(name, live[offset], offset, length)
             except (DamagedError, OSError):
                 lost.append(offset)
-    text = f"{archive.storage.describe(name)} cannot be read: {error.strerror or error}"
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"{archive.storage.describe(name)} cannot be read: {error.strerror or error}"
     yield Finding(name, text, _forget(archive, name, [(o, live[o]) for o in lost]))
 
 

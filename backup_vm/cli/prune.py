@@ -254,6 +254,7 @@ def remove(
         )
         return code
     left = set(archive.session_files())
+    left = set(archive.session_files())
     for volume, session in doomed:
         if session.file not in left:
             context.say(f"removed {volume.name} {session.name}")
