@@ -9,6 +9,7 @@ While a session is missing or cannot be read, nobody knows what it refers to, an
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
@@ -138,9 +139,10 @@ def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[
     """
     storage = archive.storage
     with packs.PackReader(storage) as reader:
-        if storage.allocated(name) >= storage.size(name):
-            yield from (False for _ in entries)
-            return
+        with suppress(OSError, DamagedError):  # a FIFO in its place, say: it is not read either
+            if storage.allocated(name) >= storage.size(name):
+                yield from (False for _ in entries)
+                return
         for one in entries:
             yield reader.hollow(name, one)
 
