@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm demo fuzz audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-vm clean
+.PHONY: test test-lvm test-roots demo fuzz audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
@@ -18,6 +18,10 @@ test: setup packages
 # Tests on real LVM thin pools, in a VM, for machines whose kernel has no device-mapper.
 test-lvm: setup packages
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -v
+
+# The same in roots of other distributions, made by debootstrap: TESTS="tests/unit -q" for some, ROOTS="trixie" for one.
+test-roots:
+	$(PYTHON) tools/roots.py $(addprefix --root=,$(ROOTS)) -- $(TESTS)
 
 demo: setup packages
 	$(VENV)/bin/python tools/demo.py
