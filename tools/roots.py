@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> int:
         "tests", nargs="*", metavar="TEST", help="for pytest, options after --; default: make test"
     )
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends what runs in the root
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         print("test-roots: needs root and debootstrap (apt-get install debootstrap)")
         return 1
