@@ -160,9 +160,14 @@ class Rotation:
         follow = self.state.follows.get(key)
         if request.number > max(MAX_SEQUENCE, follow.mark if follow else 0):
             raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
+        volume_id = archive.keys().volume_id(volume.qube, volume.volume).hex()
         if follow is None:
-            volume_id = archive.keys().volume_id(volume.qube, volume.volume)
-            follow = self.state.follows[key] = Follow(volume_id=volume_id.hex(), ids=f"{key}.ids")
+            follow = self.state.follows[key] = Follow(volume_id=volume_id, ids=f"{key}.ids")
+        elif follow.volume_id != volume_id:
+            raise Refused(
+                Code.INTERNAL,
+                f"{self.store.name}: the key of archive {archive.label} is not the one that it was",
+            )
         if follow.pending:
             if follow.pending.snapshot in self.source.snapshots():
                 return follow, follow.pending, True
