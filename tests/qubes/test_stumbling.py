@@ -41,7 +41,13 @@ def backed_up(site: QubesSite) -> Report:
 
 @pytest.mark.parametrize("method", ["admin.vm.volume.Info", "admin.vm.property."])
 @pytest.mark.parametrize("known", [True, False])
-def test_it_is_told_as_failed(qubes: QubesSite, stumbles: Break, method: str, known: bool) -> None:
+def test_it_is_told_as_failed(
+    qubes: QubesSite,
+    stumbles: Break,
+    method: str,
+    known: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     if known:
         qubes.backup()
     stumbles(method)
@@ -49,6 +55,8 @@ def test_it_is_told_as_failed(qubes: QubesSite, stumbles: Break, method: str, kn
     assert {done.qube for done in report.done} == {"fedora", "vault"}
     failed = {name for name, _ in report.failed}
     assert failed == ({"work/private", "work/settings"} if known else {"work/private"})
+    assert cli.main(["--config", str(qubes.config), "check"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "sparsebak-agent: work: qubesd: it stumbles"
 
 
 def test_one_that_went_meanwhile_is_no_failure(qubes: QubesSite, stumbles: Break) -> None:
