@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -23,6 +24,7 @@ from tests.kit import InProcess
 SECONDS = 10.0
 MEMORY = 768 << 20
 """Bytes that a command may take beyond what the test's own process has."""
+_LOGGED = re.compile(r"<\d>sparsebak-agent: ")
 Step = tuple[str, ...] | Callable[[], object]
 """Words of ``sparsebak``, or what is to be called."""
 
@@ -188,4 +190,6 @@ def _run(step: Step) -> tuple[int, str, str]:
 
 
 def _read(fd: int) -> str:
-    return os.pread(fd, 1 << 16, 0).decode("utf-8", "replace")
+    """What was written, without the log of an agent in the same process."""
+    lines = os.pread(fd, 1 << 20, 0).decode("utf-8", "replace").splitlines(keepends=True)
+    return "".join(line for line in lines if not _LOGGED.match(line))

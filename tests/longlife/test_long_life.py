@@ -292,9 +292,19 @@ def left_over(life: Life) -> None:
                 for row in ids
             } - {ZERO_ID}
             assert archive.catalog.count()[0] == len(needed)
-        beside = [p.name for p in disk.rglob("*") if p.suffix not in (".pack", ".session")]
+        beside = [
+            path.name
+            for path in disk.rglob("*")
+            if path.suffix not in (".pack", ".session") and path.stat().st_size
+        ]
         files = {name for name in beside if "." in name}
-        assert files <= {"archive.toml", "catalog.sqlite", "notes.json", "archive.lock", "notes.lock"}
+        assert files <= {
+            "archive.toml",
+            "catalog.sqlite",
+            "notes.json",
+            "archive.lock",
+            "notes.lock",
+        }
         assert list((disk / "locks").glob("*")) == []
     assert life.faults == []
     assert len(os.listdir("/proc/self/fd")) <= before and threading.active_count() <= threads

@@ -109,15 +109,27 @@ def pack_fields(raw: bytes) -> list[Field]:
         offset, length = struct.unpack_from("<QI", raw, at)
         fields += laid_out([(f"{name} head {n}", s, k) for n, s, k in _ENTRY], offset - ENTRY_SIZE)
         fields += laid_out(
-            ((f"{name} method", 1, True), (f"{name} salt", 16, False), (f"{name} nonce", 12, False)),
+            (
+                (f"{name} method", 1, True),
+                (f"{name} salt", 16, False),
+                (f"{name} nonce", 12, False),
+            ),
             offset,
         )
         fields.append(Field(f"{name} tag", offset + length - 16, 16))
         fields += laid_out(
-            [(f"{name} index offset", 8, True), *((f"{name} index {n}", s, k) for n, s, k in _ENTRY)],
+            [
+                (f"{name} index offset", 8, True),
+                *((f"{name} index {n}", s, k) for n, s, k in _ENTRY),
+            ],
             at,
         )
-    foot = (("index at", 8, True), ("count", 4, True), ("index checksum", 16, False), ("end", 8, False))
+    foot = (
+        ("index at", 8, True),
+        ("count", 4, True),
+        ("index checksum", 16, False),
+        ("end", 8, False),
+    )
     return fields + laid_out(foot, len(raw) - FOOTER_SIZE)
 
 
@@ -194,9 +206,8 @@ def in_fields(raw: bytes, fields: Iterable[Field], seal: Seal | None) -> Iterato
         for name, new in _values(old, field):
             changed = raw[: field.at] + new + raw[field.at + field.size :]
             yield Change(f"{field.name} {name}", changed)
-            if seal is not None and (sealed := seal(changed)) != changed:
-                if sealed != raw:
-                    yield Change(f"{field.name} {name}, forged", sealed, True)
+            if seal is not None and (sealed := seal(changed)) not in (changed, raw):
+                yield Change(f"{field.name} {name}, forged", sealed, True)
 
 
 def _values(old: bytes, field: Field) -> Iterator[tuple[str, bytes]]:
@@ -242,7 +253,10 @@ def in_length(raw: bytes, fields: Iterable[Field], seal: Seal | None) -> Iterato
         ("a page more", raw + bytes(4096)),
         ("twice", raw + raw),
         ("zeros at the beginning", bytes(min(512, len(raw))) + raw[512:]),
-        ("zeros in the middle", raw[: len(raw) // 3] + bytes(len(raw) // 3) + raw[len(raw) // 3 * 2 :]),
+        (
+            "zeros in the middle",
+            raw[: len(raw) // 3] + bytes(len(raw) // 3) + raw[len(raw) // 3 * 2 :],
+        ),
         ("zeros at the end", raw[: -min(512, len(raw))] + bytes(min(512, len(raw)))),
         ("all zeros", bytes(len(raw))),
         ("no zeros", b"\xff" * len(raw)),
@@ -328,7 +342,12 @@ def toml_changes(raw: bytes) -> Iterator[Change]:
         odd += [f"{value}\n{line}", "1979-05-27", '"' + "0" * 32 + '"', '"\\u0000"', f"[{value}]"]
         if key == "slots":
             one = value.strip("[]").split(", ")[0]
-            odd += [f"[{one}]", "[" + ", ".join([one] * 1000) + "]", '["00"]', f'["{"01ff0808" + "0" * 184}"]']
+            odd += [
+                f"[{one}]",
+                "[" + ", ".join([one] * 1000) + "]",
+                '["00"]',
+                f'["{"01ff0808" + "0" * 184}"]',
+            ]
             odd += [f'["{"01" + n + one[5:-1]}"]' for n in ("00", "14", "1f", "ff")]
         if key == "chunk_size":
             odd += ["65535", "131072", "4194304", "8388608"]

@@ -74,7 +74,7 @@ def changes_of(kind: str, raw: bytes) -> list[Change]:
         "session": (forms.session_fields, forms.seal_session),
         "pack": (forms.pack_fields, forms.seal_pack),
         "partial": (forms.partial_fields, forms.seal_partial),
-    }[kind.split()[-1]]
+    }[kind.rsplit(maxsplit=1)[-1]]
     described = fields(raw)
     return [
         *forms.in_fields(raw, described, seal),
@@ -97,14 +97,14 @@ def test_a_file_with_other_contents(scene: Scene, folder: Path, kind: str) -> No
         site = scene.copy(folder)
         (site.archive / file).write_bytes(change.raw)
         certain = not (change.forged and "pack" in kind)
-        faults += tried(scene, folder, file, change.name, change.forged, number, certain)
+        faults += tried(scene, folder, (file,), change.name, change.forged, number, certain)
     check(faults)
 
 
 def tried(
     scene: Scene,
     folder: Path,
-    file: str,
+    files: tuple[str, ...],
     name: str,
     forged: bool,
     number: int,
@@ -113,7 +113,7 @@ def tried(
     """What was wrong with all that the commands did with a changed file."""
     from tests.mutation.scene import VOLUMES, Site
 
-    trial = Trial(scene, Site(folder, volumes=VOLUMES, make=False), file, forged)
+    trial = Trial(scene, Site(folder, volumes=VOLUMES, make=False), files, forged)
     trial.read()
     if number % 2:
         trial.copy_and_scrub()
@@ -123,7 +123,7 @@ def tried(
         trial.copy_and_scrub()
     if certain:
         trial.thin()
-    return [f"{file}: {name}: {fault}" for fault in trial.faults]
+    return [f"{' and '.join(files)}: {name}: {fault}" for fault in trial.faults]
 
 
 def gone(path: Path, other: Path) -> None:
@@ -179,14 +179,29 @@ def test_a_file_in_another_place(scene: Scene, folder: Path, kind: str, harm: Ha
     others = {"session": "last session", "pack": "shared pack"}
     other = site.archive / file_of(scene, others.get(kind, "first session"))
     harm(site.archive / file, other)
-    trial_file = file
-    faults = tried(scene, folder, trial_file, harm.__name__, False, len(harm.__name__))
-    if harm is swapped:  # two files are harmed
-        faults = [fault for fault in faults if "assemble" not in fault]
+    files = (file, str(other.relative_to(site.archive)))[: 1 + (harm is swapped)]
+    faults = tried(scene, folder, files, harm.__name__, False, len(harm.__name__))
+    if harm is directory:  # nothing of ours is in the way of removing it, and it is named
+        faults = [fault for fault in faults if "is not a regular file" not in fault]
     check(faults)
 
 
-NUMBERS = (None, -1, 0, 1, 23, 24, 84, 1 << 31, (1 << 63) - 1, -(1 << 63), 1.5, "x", b"x", b"\0" * 32)
+NUMBERS = (
+    None,
+    -1,
+    0,
+    1,
+    23,
+    24,
+    84,
+    1 << 31,
+    (1 << 63) - 1,
+    -(1 << 63),
+    1.5,
+    "x",
+    b"x",
+    b"\0" * 32,
+)
 SCHEMA = (
     "CREATE TABLE more (a)",
     "CREATE VIEW more AS SELECT * FROM chunks",
@@ -249,5 +264,5 @@ def test_a_catalog_that_lies(scene: Scene, folder: Path) -> None:
             continue
         finally:
             database.close()
-        faults += tried(scene, folder, "catalog.sqlite", name, True, number)
+        faults += tried(scene, folder, ("catalog.sqlite",), name, True, number)
     check(faults)

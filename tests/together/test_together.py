@@ -110,9 +110,7 @@ def calls(site: Site) -> dict[str, Callable[[], object]]:
                 for series in newest.values()
                 if series[-1].clear.volume_id == _id_of(site, "a/private")
             ]
-            offer = agent.snapshot(
-                "a", "private", last.clear.session, last.clear.sequence, 0
-            )
+            offer = agent.snapshot("a", "private", last.clear.session, last.clear.sequence, 0)
             if leave == 0:
                 agent.abort("a", "private", offer.session)
                 return
