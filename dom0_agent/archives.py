@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -12,13 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dom0_agent.log import ERROR, log
 from wire import CHUNK_SIZES
 from wire.durable import make_directory, replace, sync_directory, write_synced
 from wire.frames import MODE_OPEN, MODE_SEALED
+from wire.names import parse_name
 from wire.sealing import KEY_SIZE, SUITE_BLAKE2B, SUITES, Keys
-from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, make_slot
+from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, SLOT_SIZE, make_slot
 from wire.status import Code, Refused
 
 ADMIN = "dom0"
@@ -38,6 +41,8 @@ class Archive:
     created: int
     slots: tuple[bytes, ...]
     suite: int = SUITE_BLAKE2B
+    fingerprint: str | None = None
+    """Of the master key, in hexadecimal; none was kept by earlier versions."""
 
     def master(self) -> bytes:
         """The master key."""
@@ -45,7 +50,8 @@ class Archive:
             key = (self.directory / "key").read_bytes()
         except FileNotFoundError:
             key = b""
-        if len(key) != KEY_SIZE:
+        # Another key would do as well, and what it seals nobody could ever open.
+        if len(key) != KEY_SIZE or self.fingerprint not in (None, _fingerprint(key)):
             raise Refused(
                 Code.INTERNAL, f"{self.directory / 'key'} is damaged; see docs/recovery.md"
             )
@@ -148,7 +154,8 @@ class Archives:
             shutil.rmtree(temporary)
         temporary.mkdir(mode=0o700)
         write_synced(temporary / "key", master)
-        write_synced(temporary / "archive.json", _dump(archive))
+        known = dataclasses.replace(archive, fingerprint=_fingerprint(master))
+        write_synced(temporary / "archive.json", _dump(known))
         sync_directory(temporary)
         os.rename(temporary, archive.directory)
         sync_directory(self._directory)
@@ -167,6 +174,11 @@ class Archives:
         shutil.rmtree(gone)
 
 
+def _fingerprint(master: bytes) -> str:
+    """What a key is known by. It is random, so that this says nothing of it."""
+    return hashlib.blake2b(master, digest_size=16, person=b"fingerprint").hexdigest()
+
+
 def _dump(archive: Archive) -> bytes:
     fields = {
         "label": archive.label,
@@ -175,15 +187,34 @@ def _dump(archive: Archive) -> bytes:
         "suite": archive.suite,
         "chunk_size": archive.chunk_size,
         "created": archive.created,
+        "fingerprint": archive.fingerprint,
         "slots": [slot.hex() for slot in archive.slots],
     }
-    return json.dumps(fields, indent=1).encode()
+    return json.dumps({"check": _check(fields), **fields}, indent=1).encode()
+
+
+def _check(fields: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _load(directory: Path) -> Archive:
+    """An archive as it was written; Refused when it is damaged. Earlier versions wrote no check."""
     try:
         raw = json.loads((directory / "archive.json").read_bytes())
+        if "check" in raw and raw.pop("check") != _check(raw):
+            raise ValueError("its check does not fit")
         slots = tuple(bytes.fromhex(slot) for slot in raw.pop("slots"))
-        return Archive(directory=directory, id=bytes.fromhex(directory.name), slots=slots, **raw)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        found = Archive(directory=directory, id=bytes.fromhex(directory.name), slots=slots, **raw)
+        parse_name(found.label, "label")
+        if (
+            type(found.caller) is not str
+            or type(found.created) is not int
+            or found.mode not in (MODE_OPEN, MODE_SEALED)
+            or found.suite not in SUITES
+            or found.chunk_size not in CHUNK_SIZES
+            or any(len(slot) != SLOT_SIZE for slot in slots)
+        ):
+            raise ValueError("a value in it is impossible")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Refused(Code.INTERNAL, f"{directory} is damaged: {error}") from None
+    return found
