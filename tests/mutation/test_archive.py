@@ -15,7 +15,7 @@ from tests.mutation.forms import Change
 from tests.mutation.scene import Scene, Trial, build
 
 LONG = os.environ.get("SPARSEBAK_LONG") == "1"
-SAMPLE = int(os.environ.get("SPARSEBAK_SAMPLE", "3"))
+SAMPLE = int(os.environ.get("SPARSEBAK_SAMPLE", "2"))
 """Changes of each kind of file, in a short run."""
 
 
