@@ -248,7 +248,7 @@ def test_an_archive_whose_file_was_changed_is_damaged(archives: Archives, name: 
     (one,) = archives
     file = one.directory / "archive.json"
     fields = json.loads(file.read_text())
-    fields[name] = {"slots": ["00"]}.get(name, 3)
+    fields[name] = {"slots": ["00"], "created": "3"}.get(name, 3)
     file.write_text(json.dumps(fields))
     with pytest.raises(Refused, match="check does not fit"):
         list(archives)
