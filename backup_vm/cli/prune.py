@@ -172,7 +172,8 @@ def judge(
     def rules_for(volume: Named) -> "Rules":
         return rules if rules.any() else retention.rules_for(volume.qube, volume.volume)
 
-    if not until_free and not any(rules_for(volume).any() for volume in chosen):
+    named = [rules, *(rules_for(volume) for volume in chosen)]
+    if not until_free and not any(one.any() for one in named):
         raise UsageError(
             "nothing says which sessions to keep",
             "give --keep-daily 7 or the like, --keep-default, or --session",
