@@ -20,8 +20,9 @@ from dom0_agent.log import ERROR, WARNING, log
 from wire import CHUNK_SIZES
 from wire.durable import make_directory, replace, sync_directory, write_synced
 from wire.frames import MODE_OPEN, MODE_SEALED
+from wire.names import parse_name
 from wire.sealing import KEY_SIZE, SUITE_BLAKE2B, SUITES, Keys
-from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, make_slot
+from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, SLOT_SIZE, make_slot
 from wire.status import Code, Refused
 
 ADMIN = "dom0"
@@ -220,11 +221,23 @@ def is_sound(directory: Path) -> bool:
 
 
 def _load(directory: Path) -> Archive:
+    """An archive as it was written; Refused when it is damaged. Earlier versions wrote no check."""
     try:
         raw = json.loads((directory / "archive.json").read_bytes())
-        if raw.pop("check", None) not in (None, _check(raw)):  # version 0.1.0 wrote none
+        if "check" in raw and raw.pop("check") != _check(raw):  # version 0.1.0 wrote none
             raise ValueError("its check does not fit")
         slots = tuple(bytes.fromhex(slot) for slot in raw.pop("slots"))
-        return Archive(directory=directory, id=bytes.fromhex(directory.name), slots=slots, **raw)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        found = Archive(directory=directory, id=bytes.fromhex(directory.name), slots=slots, **raw)
+        parse_name(found.label, "label")
+        if (
+            type(found.caller) is not str
+            or type(found.created) is not int
+            or found.mode not in (MODE_OPEN, MODE_SEALED)
+            or found.suite not in SUITES
+            or found.chunk_size not in CHUNK_SIZES
+            or any(len(slot) != SLOT_SIZE for slot in slots)
+        ):
+            raise ValueError("a value in it is impossible")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Refused(Code.INTERNAL, f"{directory} is damaged: {error}") from None
+    return found

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -112,6 +113,23 @@ def in_memory(image: Path) -> Path:
     if not memory.is_dir() or shutil.disk_usage(memory).free < 4 << 30:
         return image
     return memory / f"sparsebak-{os.getpid()}-{image.parent.name}-{image.name}"
+
+
+def folder_in_memory(name: str) -> Iterator[Path]:
+    """A folder whose files are in memory where there is room: what is synced thousands of times does not wait for a disk."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2 << 30
+    folder = Path(tempfile.mkdtemp(prefix=f"sparsebak-{name}-", dir=memory if roomy else None))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def quick_folder() -> Iterator[Path]:
+    """Such a folder, for one test."""
+    yield from folder_in_memory("test")
 
 
 FILE_SYSTEMS = {

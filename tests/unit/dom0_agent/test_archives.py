@@ -274,7 +274,8 @@ def test_an_archive_from_before_there_was_a_choice_has_blake2b(archives: Archive
     (one,) = archives
     file = one.directory / "archive.json"
     fields = json.loads(file.read_text())
-    del fields["suite"], fields["check"]
+    for name in ("suite", "check", "key_check"):
+        del fields[name]
     file.write_text(json.dumps(fields))
     assert [archive.suite for archive in archives] == [1]
 
@@ -315,3 +316,32 @@ def test_a_state_that_cannot_be_read_is_no_reason_to_back_up_nothing(
     faultfs.fail()
     assert len(site.images("vault/private")) == 2
     site.backup()
+
+
+def test_a_key_that_is_not_the_archives_seals_nothing(archives: Archives) -> None:
+    (one,) = archives
+    key = one.directory / "key"
+    raw = key.read_bytes()
+    key.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    (one,) = archives
+    with pytest.raises(Refused, match="key is damaged"):
+        one.keys()
+    key.write_bytes(raw)
+    (one,) = archives
+    assert one.master() == raw
+
+
+@pytest.mark.parametrize("name", ["label", "caller", "mode", "chunk_size", "created", "slots"])
+def test_an_archive_whose_file_was_changed_is_damaged(archives: Archives, name: str) -> None:
+    (one,) = archives
+    file = one.directory / "archive.json"
+    fields = json.loads(file.read_text())
+    fields[name] = {"slots": ["00"], "created": "3"}.get(name, 3)
+    file.write_text(json.dumps(fields))
+    with pytest.raises(Refused, match="check does not fit"):
+        list(archives)
+    del fields["check"]  # as by an earlier version
+    file.write_text(json.dumps(fields))
+    with pytest.raises(Refused, match="is damaged"):
+        list(archives)
+    assert list(archives.readable()) == []
