@@ -158,6 +158,7 @@ class DirectorySource:
 
     def replace(self, size: int) -> "FileReplacement":
         """See Source."""
+        self.require_room()  # a small one is not looked after again
         return FileReplacement(self.image, self._beside, size, self.require_room)
 
     def clean(self) -> None:
