@@ -212,7 +212,7 @@ def rebuild(
     gone: Iterable[str] = (),
 ) -> Catalog:
     """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
-    known = known or Remembered()
+    known, archive.derived = known or Remembered(), True
     storage, name = archive.storage, catalog_file.NAME
     if archive.writing:
         storage.discard(name + TEMPORARY)

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
                     if keys is not None and options.format == "tar":
                         export_tar(archive, image, keys, volume.name, out, progress)
                     else:
-                        export(archive, image, volume.name, out, progress)
+                        export(archive, image, volume.name, out, progress, keys)
                     out.flush()
                     os.fsync(out.fileno())
         finally:
