@@ -251,6 +251,11 @@ class _Run:
 
     def remove(self) -> None:
         """Remove from the copy what the source has not; nothing if it may only be lost there."""
+        if not self._ours and self._theirs:
+            self.done.failed.append(f"{self._source.storage.describe()} is empty; the copy is not")
+        _ = self._source.catalog  # which knows what there was
+        for name in self._source.lost:
+            self.done.failed.append(f"{self._source.storage.describe(name)} is missing")
         for series in self._ours.values():
             here = {NO_BASE, *(session.clear.session for session in series)}
             for session in series:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from backup_vm import output
 from backup_vm.archive import lookup, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog import Place
@@ -184,20 +185,16 @@ def assemble(
     archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress
 ) -> Record:
     """Write a session as a sparse raw image, beside the target first, so that a failure leaves no half of one."""
-    beside = target.with_name(target.name + ".part")
-    try:
-        file = ImageWriter(beside, image.session.clear.size)
-    except OSError as error:
-        raise SparsebakError(f"cannot write {beside}: {error.strerror}") from None
-    try:
-        record = read_image(archive, image, keys, name, progress, file.write)
-        file.sync()
-        os.replace(beside, target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    finally:
-        file.close()
+    with output.replacing(target) as beside:
+        try:
+            file = ImageWriter(beside, image.session.clear.size)
+        except OSError as error:
+            raise SparsebakError(f"cannot write {beside}: {error.strerror}") from None
+        try:
+            record = read_image(archive, image, keys, name, progress, file.write)
+            file.sync()
+        finally:
+            file.close()
     return record
 
 

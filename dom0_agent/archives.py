@@ -1,6 +1,7 @@
 """The archives dom0 knows: label, who may use it, parameters, key slots and the master key.
 
-``<state_dir>/archives/<archive id>/`` holds ``archive.json`` and ``key``, owner only.
+``<state_dir>/archives/<archive id>/`` holds ``archive.json`` and ``key``, owner only. Both are checked when they are read: a
+key with one wrong bit seals as well as the right one, and no passphrase would ever open what it sealed.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dom0_agent.log import ERROR, log
+from dom0_agent.log import ERROR, WARNING, log
 from wire import CHUNK_SIZES
 from wire.durable import make_directory, replace, sync_directory, write_synced
 from wire.frames import MODE_OPEN, MODE_SEALED
@@ -30,7 +31,10 @@ ADMIN = "dom0"
 
 @dataclass(frozen=True)
 class Archive:
-    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.frames' MODE_ numbers, ``suite`` one of wire.sealing's."""
+    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.frames' MODE_ numbers, ``suite`` one of wire.sealing's.
+
+    ``key_check``: digest of the master key, by which a damaged one is noticed; empty where an earlier version kept none.
+    """
 
     directory: Path
     id: bytes
@@ -41,17 +45,15 @@ class Archive:
     created: int
     slots: tuple[bytes, ...]
     suite: int = SUITE_BLAKE2B
-    fingerprint: str | None = None
-    """Of the master key, in hexadecimal; none was kept by earlier versions."""
+    key_check: str = ""
 
     def master(self) -> bytes:
-        """The master key."""
+        """The master key; Refused when it is not the one that was kept."""
         try:
             key = (self.directory / "key").read_bytes()
         except FileNotFoundError:
             key = b""
-        # Another key would do as well, and what it seals nobody could ever open.
-        if len(key) != KEY_SIZE or self.fingerprint not in (None, _fingerprint(key)):
+        if len(key) != KEY_SIZE or self.key_check not in ("", _digest(key)):
             raise Refused(
                 Code.INTERNAL, f"{self.directory / 'key'} is damaged; see docs/recovery.md"
             )
@@ -145,20 +147,30 @@ class Archives:
         """Keep an archive, whose directory is its ``place``, and its key; Refused when it is here already."""
         make_directory(self._directory)
         if archive.directory.exists():
-            raise Refused(
-                Code.BUSY,
-                f"archive {archive.id.hex()} is known here already; see: sparsebak-agent archive list",
-            )
+            if is_sound(archive.directory):
+                raise Refused(
+                    Code.BUSY,
+                    f"archive {archive.id.hex()} is known here already; see: sparsebak-agent archive list",
+                )
+            self._set_aside(archive.directory)
         temporary = self._directory / f".{archive.directory.name}.tmp"
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(mode=0o700)
         write_synced(temporary / "key", master)
-        known = dataclasses.replace(archive, fingerprint=_fingerprint(master))
-        write_synced(temporary / "archive.json", _dump(known))
+        kept = dataclasses.replace(archive, key_check=_digest(master))
+        write_synced(temporary / "archive.json", _dump(kept))
         sync_directory(temporary)
         os.rename(temporary, archive.directory)
         sync_directory(self._directory)
+
+    def _set_aside(self, damaged: Path) -> None:
+        """Make place for an archive that is damaged here; what is left of it stays, under another name."""
+        aside = self._directory / f".{damaged.name}.damaged"
+        if aside.exists():
+            shutil.rmtree(aside)
+        os.rename(damaged, aside)
+        log(WARNING, f"{damaged} is damaged; set aside as {aside.name}")
 
     def set_slots(self, archive: Archive, slots: tuple[bytes, ...]) -> None:
         """Keep other key slots for an archive; the file's replacement is the commit point."""
@@ -169,14 +181,11 @@ class Archives:
     def remove(self, archive: Archive) -> None:
         """Forget an archive and its key."""
         gone = self._directory / f".{archive.id.hex()}.gone"
+        if gone.exists():  # of a removal that was interrupted
+            shutil.rmtree(gone)
         os.rename(archive.directory, gone)
         sync_directory(self._directory)
         shutil.rmtree(gone)
-
-
-def _fingerprint(master: bytes) -> str:
-    """What a key is known by. It is random, so that this says nothing of it."""
-    return hashlib.blake2b(master, digest_size=16, person=b"fingerprint").hexdigest()
 
 
 def _dump(archive: Archive) -> bytes:
@@ -187,21 +196,35 @@ def _dump(archive: Archive) -> bytes:
         "suite": archive.suite,
         "chunk_size": archive.chunk_size,
         "created": archive.created,
-        "fingerprint": archive.fingerprint,
         "slots": [slot.hex() for slot in archive.slots],
+        "key_check": archive.key_check,
     }
     return json.dumps({"check": _check(fields), **fields}, indent=1).encode()
 
 
 def _check(fields: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return _digest(json.dumps(fields, sort_keys=True).encode())
+
+
+def _digest(data: bytes) -> str:
+    """Of a key it tells nothing: nobody guesses 256 random bits."""
+    return hashlib.blake2b(data, digest_size=16, person=b"sparsebak kept").hexdigest()
+
+
+def is_sound(directory: Path) -> bool:
+    """Whether an archive can be read, and its key."""
+    try:
+        _load(directory).master()
+    except Refused:
+        return False
+    return True
 
 
 def _load(directory: Path) -> Archive:
     """An archive as it was written; Refused when it is damaged. Earlier versions wrote no check."""
     try:
         raw = json.loads((directory / "archive.json").read_bytes())
-        if "check" in raw and raw.pop("check") != _check(raw):
+        if "check" in raw and raw.pop("check") != _check(raw):  # version 0.1.0 wrote none
             raise ValueError("its check does not fit")
         slots = tuple(bytes.fromhex(slot) for slot in raw.pop("slots"))
         found = Archive(directory=directory, id=bytes.fromhex(directory.name), slots=slots, **raw)

@@ -39,6 +39,8 @@ class Archive:
         """Session files whose head cannot be read, found so far; the sessions that build on them cannot be had."""
         self.found: dict[str, str] = {}
         """Session files that were found to be spoilt at this opening, and not before, with the reason."""
+        self.lost: list[str] = []
+        """Session files, the newest of their volumes, that no prune removed and that are not there any more."""
         self.derived = False
         """Whether the catalog was made from packs and sessions in this run."""
         self._doubted: Catalog | None = None
@@ -115,7 +117,8 @@ class Archive:
     def uncertain(self) -> list[str]:
         """Why it is not known what all sessions refer to; then nothing may be freed."""
         volumes = self.sessions()
-        return [*map(str, self.damaged.values()), *self.cut_off(volumes).values()]
+        lost = [f"{self.storage.describe(name)} is missing" for name in self.lost]
+        return [*lost, *map(str, self.damaged.values()), *self.cut_off(volumes).values()]
 
     def partials(self) -> list[Partial]:
         """Partial sessions to be resumed, from where not all of their chunks are stored; when writing, others are removed."""

@@ -174,6 +174,12 @@ class CatalogBase:
         self._db.executemany("DELETE FROM files WHERE name=?", ((name,) for name, _ in gone))
         self._db.executemany("INSERT INTO files VALUES (?, ?)", new)
 
+    def forget_files(self, names: Iterable[str]) -> None:
+        """It is not made for these files any more, durably: they are about to be removed."""
+        self.begin()
+        self._db.executemany("DELETE FROM files WHERE name=?", ((name,) for name in names))
+        self.commit()
+
     def spoilt(self) -> set[str]:
         """Session files that are known to be spoilt."""
         with self._lock:
