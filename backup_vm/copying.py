@@ -38,7 +38,7 @@ def copy(source: Archive, location: str, progress: Progress, delete: bool = Fals
     """
     _prepare(source, location)
     done = Copied()
-    with open_archive(location, writing=True) as target:
+    with open_archive(location, writing=True, command="copy") as target:
         before = set(target.storage.names("packs", packs.SUFFIX))
         series = [session for volume in source.sessions().values() for session in volume]
         there = {

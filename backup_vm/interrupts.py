@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from backup_vm import stopping
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a command to end: Ctrl-C, a stop by systemd or kill, a terminal that was closed."""
 
@@ -47,6 +49,7 @@ def handled(process: bool = True) -> Iterator[None]:
     """
     global _came
     _came = None
+    stopping.forget()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -71,6 +74,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _note(number: int) -> bool:
     """Whether this signal is the first. From then on LIMIT holds."""
     global _came, _limit
+    stopping.ask()
     if _came is not None:
         return False
     _came, _limit = number, threading.Timer(LIMIT, _end)

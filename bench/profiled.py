@@ -47,7 +47,7 @@ STAGES = {
             f"backup_vm.archive.catalog:Catalog.{name}"
             for name in ("has", "add_all", "commit", "places", "free", "set_meta")
         ],
-        "fsync": ["backup_vm.archive.storage.local:LocalNewFile.finish"],
+        "fsync": ["backup_vm.archive.storage.files:LocalNewFile.finish"],
         "partial": ["backup_vm.archive.partial:Partial.append"],
         "write image": ["wire.image:ImageWriter.write", "wire.image:ImageWriter.sync"],
         "open archive": ["backup_vm.archive.archive:Archive.recover"],

@@ -1,5 +1,6 @@
 """Fixtures: a site (agent, archive and pool in one folder) on plain files, Btrfs and XFS."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faultfs import FaultFS, missing
 from tests.kit import Site
 
 if TYPE_CHECKING:
@@ -123,3 +125,23 @@ def commands_for(
 def commands(site: Site, commands_for: "Callable[[Site], Commands]") -> "Commands":
     """The commands for the site of the test."""
     return commands_for(site)
+
+
+@pytest.fixture
+def faultfs(tmp_path: Path) -> Iterator[FaultFS]:
+    """A folder that fails where it is told to; see tests/faultfs.py. ``faultfs.path`` is it."""
+    with fault_system(tmp_path / "faultfs") as system:
+        yield system
+
+
+@contextlib.contextmanager
+def fault_system(folder: Path, *options: str) -> Iterator[FaultFS]:
+    """The same with options of its own."""
+    reason = missing()
+    if reason:
+        cannot(reason)
+    system = FaultFS(folder, *options)
+    try:
+        yield system
+    finally:
+        system.close()

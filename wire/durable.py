@@ -5,7 +5,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -70,18 +70,24 @@ def make_directory(directory: Path, mode: int = 0o700) -> None:
 def write_synced(path: Path, *parts: bytes, mode: int = 0o600) -> None:
     """Write a file and its contents to disk. Its directory entry is durable after sync_directory only."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with open(fd, "wb") as file:
+    with closing_fd(fd):
+        at = 0
         for part in parts:
-            file.write(part)
-        file.flush()
+            pwrite_all(fd, part, at)
+            at += len(part)
         os.fsync(fd)
 
 
 def replace(path: Path, *parts: bytes, mode: int = 0o600) -> None:
     """Replace a file atomically: the one commit point of every state change."""
     temporary = path.with_name(path.name + ".tmp")
-    write_synced(temporary, *parts, mode=mode)
-    os.replace(temporary, path)
+    try:
+        write_synced(temporary, *parts, mode=mode)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # on a full disk what is left of it would only take room
+            temporary.unlink()
+        raise
     sync_directory(path.parent)
 
 
@@ -90,14 +96,21 @@ def lock(path: Path, shared: bool = False, patience: float = 0.0) -> int:
 
     Waits up to ``patience`` seconds, then raises Busy.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return lock_fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), shared, patience)
+
+
+def lock_fd(fd: int, shared: bool = False, patience: float = 0.0) -> int:
+    """The same for an open file, which is returned; it is closed when an error is raised."""
     deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(fd)
-                raise Busy(str(path)) from None
-            time.sleep(0.02)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Busy from None
+                time.sleep(0.02)
+    except BaseException:
+        os.close(fd)
+        raise

@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backup_vm import stopping
 from backup_vm.archive import catalog as catalogs
 from backup_vm.archive import packs, parameters, partial, references, sessions
 from backup_vm.archive.catalog import Catalog
 from backup_vm.archive.image import Image
+from backup_vm.archive.lease import Lease
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
-from backup_vm.archive.storage import Storage, open_storage
+from backup_vm.archive.storage import TEMPORARY, Storage, open_storage
 from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 
 if TYPE_CHECKING:
@@ -109,7 +111,11 @@ class Archive:
         return self._catalog
 
     def _open_catalog(self) -> Catalog:
-        path = self.storage.local(catalogs.NAME)
+        try:
+            path = self.storage.database(catalogs.NAME)
+        except DamagedError as error:  # not even SQLite is let near it
+            self.warnings.append(f"{error}; the catalog has been rebuilt")
+            return self._rebuilt()
         if path.exists():
             catalog = None
             try:
@@ -141,10 +147,14 @@ class Archive:
             self._catalog.set_meta(key, value)
 
     def _rebuilt(self, free: bool = False) -> Catalog:
-        path = self.storage.local(catalogs.NAME)
-        if (
-            not self.writing
-        ):  # others may be reading too, or the disk may be read-only: keep it to ourselves
+        if self.writing:
+            self.storage.discard(catalogs.NAME + TEMPORARY)
+            try:
+                path = self.storage.database(catalogs.NAME)
+            except DamagedError:
+                self.storage.discard(catalogs.NAME)
+                path = self.storage.database(catalogs.NAME)
+        else:  # others may be reading too, or the disk may be read-only: keep it to ourselves
             self._temporary = catalogs.folder_aside()
             path = Path(self._temporary.name) / catalogs.NAME
         beside = path.with_name(path.name + ".tmp")
@@ -341,20 +351,44 @@ def _sound_elsewhere(archive: Archive, chunk_id: bytes, here: set[int]) -> bool:
 
 
 @contextmanager
-def open_archive(location: str | Path, writing: bool) -> Iterator[Archive]:
-    """Open and lock the archive in a directory or at a URL: alone for writing, together with other readers otherwise."""
+def open_archive(location: str | Path, writing: bool, command: str = "") -> Iterator[Archive]:
+    """Open and lock the archive in a directory or at a URL: alone for writing, together with other readers otherwise.
+
+    ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later, when a lease is lost.
+    """
     storage = open_storage(location)
-    settings = parameters.load(storage)
-    lock = storage.lock(shared=not writing)
-    archive = Archive(storage, settings, writing)
+    with contextlib.closing(storage):
+        settings = parameters.load(storage)
+        with _locked(storage, writing, command):
+            archive = Archive(storage, settings, writing)
+            try:
+                if writing:
+                    archive.recover()
+                yield archive
+            finally:
+                archive.close()
+
+
+@contextmanager
+def _locked(storage: Storage, writing: bool, command: str) -> Iterator[None]:
+    """Keep others away: by flock, and with a lease those whom flock does not reach."""
+    fd = storage.lock(shared=not writing)
     try:
-        if writing:
-            archive.recover()
-        yield archive
+        if not writing:
+            yield
+            return
+        lease = Lease.acquire(storage.locks(), storage.describe(), command)
+        storage.check = lease.check
+        try:
+            lease.keep()
+            storage.refresh()  # what was seen before may be from the midst of another run
+            yield
+        finally:
+            with stopping.closing():
+                lease.release()
     finally:
-        archive.close()
-        if lock is not None:
-            os.close(lock)
+        if fd is not None:
+            os.close(fd)
 
 
 def create_archive(location: str | Path, settings: Parameters) -> None:

@@ -9,13 +9,15 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from backup_vm import stopping
+from backup_vm.archive.lease import NOTES, Lease
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, LockedError, UsageError
-from wire.durable import Busy, closing_fd, lock
+from wire.durable import Busy, closing_fd, lock_fd
 from wire.layout import LAST_TIME
 
 NAME = "notes.json"
@@ -145,18 +147,39 @@ def _digest(body: bytes) -> str:
 def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
     """Read, change and write them, with others kept away. Raises DamagedError, LockedError, OSError."""
     try:
-        fd = lock(storage.local(LOCK), patience=_PATIENCE)
+        fd = lock_fd(storage.own(LOCK, create=True), patience=_PATIENCE)
     except Busy:
         raise LockedError(
-            f"{storage.local(LOCK)} is held by another run", "wait for it to end, then try again"
+            f"{storage.describe(LOCK)} is held by another run", "wait for it to end, then try again"
         ) from None
-    with closing_fd(fd):
+    with closing_fd(fd), _alone(storage):
+        if not storage.exists(NAME):
+            storage.refresh()  # another machine may just have written the first ones
         notes = load(storage)
         before = _dump(notes)
         action(notes)
         if _dump(notes) != before:
             storage.write(NAME, _dump(notes))
         return notes
+
+
+@contextlib.contextmanager
+def _alone(storage: Storage) -> Iterator[None]:
+    """Keep away whoever changes them on another machine meanwhile, which flock does not."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            lease = Lease.acquire(storage.locks(), storage.describe(NAME), "notes", kind=NOTES)
+            break
+        except LockedError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        with stopping.closing():
+            lease.release()
 
 
 def checked(storage: Storage, sound: bool, session: bytes | None = None) -> None:

@@ -76,7 +76,7 @@ class Context:
 
         place = self.location()
         try:
-            with open_archive(place, writing) as archive:
+            with open_archive(place, writing, self.options.command) as archive:
                 try:
                     yield archive
                 finally:

@@ -10,6 +10,7 @@ from backup_vm.archive.storage import objects
 from tests.kit import Site
 from tests.remote.kit import Network, Server, s3_server, ssh_server
 
+Make = Callable[..., Site]
 _numbers = itertools.count()
 
 
@@ -46,6 +47,12 @@ def network(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network
         monkeypatch.setenv(name, value)
     yield network
     network.close()
+
+
+@pytest.fixture
+def make_site(remote_site: Make) -> Make:
+    """The same by a name that says it makes one."""
+    return remote_site
 
 
 @pytest.fixture

@@ -118,12 +118,18 @@ def ssh_server(folder: Path) -> Iterator[Server]:
 
 
 class Network:
-    """A TCP proxy before a server. ``fail_after``: bytes until all connections are cut; ``down``: no new ones either."""
+    """A TCP proxy before a server. ``fail_after``: bytes until all connections are cut; ``down``: no new ones either.
+
+    ``stall_after``: bytes until nothing passes any more, in either direction; ``pause``: seconds before each 16 KiB.
+    """
 
     def __init__(self, server: Server) -> None:
         self.port, self._server = free_port(), server
         self.fail_after: int | None = None
         self.down = False
+        self.stall_after: int | None = None
+        self.stalled = threading.Event()
+        self.pause = 0.0
         self.cuts = 0
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -160,10 +166,26 @@ class Network:
                 if failing:
                     self.cut()
                     return
+                if self._stalls(len(data)):
+                    time.sleep(3600)
+                time.sleep(self.pause)
                 target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def url(self, name: str) -> str:
+        """Of a fresh place, by this way."""
+        return self._server.url(name, self.port)
+
+    def _stalls(self, size: int) -> bool:
+        with self._lock:
+            if self.stall_after is None:
+                return False
+            self.stall_after -= size
+            if self.stall_after <= 0:
+                self.stalled.set()
+            return self.stall_after <= 0
 
     def cut(self) -> None:
         """End every connection."""
@@ -178,7 +200,7 @@ class Network:
 
     def mend(self) -> None:
         """Work again, for as long as nothing else is said."""
-        self.fail_after, self.down = None, False
+        self.fail_after, self.down, self.stall_after, self.pause = None, False, None, 0.0
 
     def flap(self, rng: random.Random, upto: int) -> threading.Event:
         """Cut everything again and again, after up to so many bytes each time, until the event is set."""

@@ -1,13 +1,18 @@
 """One suite for every kind of storage: what is written is there, whole or not at all, and gone when removed."""
 
+import contextlib
 import os
 import random
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.lease import Lease
 from backup_vm.archive.storage import Storage, open_storage
-from backup_vm.errors import SparsebakError, UsageError
+from backup_vm.errors import LockedError, SparsebakError, UsageError
 from tests.remote.kit import Server
 
 HALF = "packs/ab/0123.pack"
@@ -112,6 +117,57 @@ def test_files_of_this_machine_and_scratch(storage: Storage) -> None:
     os.close(lock)
     free, capacity = storage.free(), storage.capacity()
     assert (free is None) == (capacity is None)
+
+
+def test_leases_keep_writers_away_on_every_kind_of_store(
+    storage: Storage, location: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    locks = storage.locks()
+    assert locks.list() == {} and locks.create("writer-9", b"one") is True
+    assert locks.create("writer-9", b"two") is False and locks.read("writer-9") == b"one"
+    locks.remove("writer-9")
+    locks.remove("writer-9")
+    with pytest.raises(FileNotFoundError):
+        locks.read("writer-9")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    there = open_storage(location)
+    lease = Lease.acquire(locks, "PLACE", "backup")
+    with pytest.raises(LockedError, match="in use"):
+        Lease.acquire(there.locks(), "PLACE", "prune")
+    assert list(locks.list()) == ["writer-1"]
+    before = locks.list()["writer-1"]
+    time.sleep(1.1)  # times of a store may be whole seconds
+    lease.renew()
+    assert locks.list()["writer-1"] >= before + 1
+    there.locks().put("writer-2", replace(lease.holder, host="elsewhere").dump())
+    with pytest.raises(LockedError, match="taken it over"):
+        lease.renew()
+    lease.release()
+    assert list(locks.list()) == ["writer-2"]
+    assert len(there.locks().read("writer-2")) > 100
+    locks.put("writer-3", b"x" * 10_000)
+    assert locks.read("writer-3") == b"x" * 4096
+
+
+def test_many_that_begin_at_once_are_one_at_a_time(location: str) -> None:
+    storages = [open_storage(location) for _ in range(4)]
+    storages[0].prepare()
+    got: list[str] = []
+    begin = threading.Barrier(len(storages))
+
+    def begin_at_once(storage: Storage) -> None:
+        locks = storage.locks()
+        locks.list()
+        begin.wait()
+        with contextlib.suppress(LockedError):
+            got.append(Lease.acquire(locks, "PLACE", "backup").name)
+
+    threads = [threading.Thread(target=begin_at_once, args=(one,)) for one in storages]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) <= 1 and list(storages[0].locks().list()) == got
 
 
 def test_a_place_that_is_not_empty_is_not_taken(storage: Storage, location: str) -> None:

@@ -5,13 +5,19 @@ reached by SFTP (``sftp``). Files are written once and appear under their names 
 belong to this machine alone, wherever the archive is: the catalog, partial sessions, locks.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, BinaryIO, Protocol
 
 from backup_vm.errors import UsageError
 
+if TYPE_CHECKING:
+    from backup_vm.archive.lease import Locks
+
 TEMPORARY = ".tmp"
 LOCK = "archive.lock"
+WHOLE = 64 << 20
+"""Bytes at most of a file that is read as one."""
 
 
 class NewFile(Protocol):
@@ -40,10 +46,21 @@ class Reader(Protocol):
 
 
 class Storage(Protocol):
-    """The files of one archive. ``uploads``: how many packs may be on their way at once; ``pack_size``: bytes of one."""
+    """The files of one archive. ``uploads``: how many packs may be on their way at once; ``pack_size``: bytes of one.
+
+    ``elsewhere``: whether files of this machine alone, such as partial sessions, are not seen by other machines.
+    ``check`` is called before anything is written, and raises what forbids it: a lease that is lost.
+    What is no regular file of the archive (a link, a FIFO, a folder) is DamagedError from every method that opens it, as is a
+    file that cannot be read; nothing waits for it, and no link is followed.
+    """
 
     uploads: int
     pack_size: int
+    elsewhere: bool
+    check: Callable[[], None]
+
+    def close(self) -> None:
+        """Let go of what is open; it is opened again when needed."""
 
     def describe(self, name: str = "") -> str:
         """The place of a file, or of the archive, for people."""
@@ -54,6 +71,12 @@ class Storage(Protocol):
     def lock(self, shared: bool) -> int | None:
         """Keep others away, writers (shared) or all; returns a descriptor to close, None where nothing can be written."""
 
+    def locks(self) -> "Locks":
+        """The files by which writers on all machines keep each other away."""
+
+    def refresh(self) -> None:
+        """Forget what was seen of the store: another machine may have written to it."""
+
     def writable(self) -> bool:
         """Whether files can be written at all, as far as that is known."""
 
@@ -63,17 +86,32 @@ class Storage(Protocol):
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names of the files two levels below ``folder`` that end in ``suffix``, sorted."""
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each file two levels below ``folder``, in no order; -1 of what is no regular file."""
+
     def size(self, name: str) -> int:
         """Bytes of a file."""
 
     def allocated(self, name: str) -> int:
         """Bytes that a file takes up, holes left out."""
 
-    def read(self, name: str) -> bytes:
-        """A whole (small) file; raise FileNotFoundError."""
+    def read(self, name: str, limit: int = WHOLE) -> bytes:
+        """A whole (small) file; raise FileNotFoundError, and DamagedError when it is larger than ``limit``."""
+
+    def open(self, name: str) -> BinaryIO:
+        """A file to read here and there, the file itself or a local copy; raise FileNotFoundError."""
+
+    def own(self, name: str, create: bool = False) -> int:
+        """A descriptor to read and write a file of this machine alone; raise FileNotFoundError, or with ``create`` make it."""
+
+    def database(self, name: str) -> Path:
+        """The path of a database of this machine alone, for SQLite; raise DamagedError for what it must not be let near."""
+
+    def discard(self, name: str) -> None:
+        """Take a database and its journal out of the way, whatever they are."""
 
     def local(self, name: str) -> Path:
-        """A local file to read it by: the file itself, or a copy; for files of this machine alone the file to write to."""
+        """A local path of it, of the file itself or a copy. Prefer ``open``: what a path leads to may change."""
 
     def fetch(self, names: list[str]) -> None:
         """Have local copies of these at hand, got all at once where that is quicker."""

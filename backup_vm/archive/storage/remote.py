@@ -1,39 +1,33 @@
-"""An archive elsewhere: packs and sessions as objects, and in the user's cache what belongs to this machine.
+"""An archive elsewhere: packs and sessions as objects, and in the user's cache (``cache``) what belongs to this machine.
 
-``~/.cache/sparsebak/<hash of the URL>/`` holds ``own/`` (catalog, partial sessions, locks) and ``copies/`` (session files as
-they were fetched, by version). All of it can be deleted: the catalog is then made anew from the packs' indexes, and a session
-that was not complete is begun anew. One machine writes to an archive at a time; its lock is in its own cache.
+What there is, is listed when it is first asked for, and kept right by what we change; ``refresh`` lists anew. Names in a
+listing are the store's word: those that could not be names of files here are left out.
 """
 
-import hashlib
-import os
-import secrets
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO, TypeVar
 
-from backup_vm.archive.storage import TEMPORARY, Reader
+from backup_vm.archive.storage import TEMPORARY, WHOLE, Reader
+from backup_vm.archive.storage.cache import Cache
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.archive.storage.objects import Entry, Objects, persistently
-from backup_vm.errors import SparsebakError
-from wire.durable import make_directory
+from backup_vm.archive.storage.locks import RemoteLocks
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place, can_be_a_name
+from backup_vm.errors import DamagedError, SparsebakError
 
+Result = TypeVar("Result")
 _OWN = (".partial", ".sqlite", ".sqlite-journal", ".lock", TEMPORARY)
 _KEPT = ".session"
 """Objects whose copies are kept."""
 _BLOCK = 2 << 20
 _BLOCKS = 16
 _THREADS = 6
-
-
-def cache_folder(url: str) -> Path:
-    """Where this machine keeps its part of the archive at a URL."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "sparsebak" / hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
+_LEFT = (".uploading", ".whole")
+"""Ends of names that an upload which was cut leaves (see ``sftp``)."""
 
 
 class RemoteStorage:
@@ -41,25 +35,54 @@ class RemoteStorage:
 
     uploads = 4
     pack_size = 64 << 20
+    elsewhere = True
 
     def __init__(self, url: str, objects: Objects) -> None:
-        self._url, self._objects = url, objects
-        cache = cache_folder(url)
-        self._copies, self._uploads = cache / "copies", cache / "uploads"
-        for folder in (cache / "own", self._copies, self._uploads):
-            make_directory(folder)
-        self._own = LocalStorage(cache / "own")
+        self._url, self._objects, self._place = url, objects, Place(url)
+        self.check: Callable[[], None] = lambda: None
+        self._cache = Cache(url)
+        self._own = LocalStorage(self._cache.own)
         self._listing: dict[str, Entry] | None = None
-        self._blocks = _Blocks(self._range)
+        self._changed: dict[str, Entry | None] = {}
+        """What this run has put (or, None, removed), for a store whose listings come late."""
+        self._lock = threading.RLock()
+        self._blocks = _Blocks(self._exact)
 
     def _is_own(self, name: str) -> bool:
         return name.endswith(_OWN)
 
     def _there(self) -> dict[str, Entry]:
         """What there is, as listed once and as changed by us since."""
-        if self._listing is None:
-            self._listing = persistently(self._url, lambda: dict(self._objects.list()))
-        return self._listing
+        with self._lock:
+            if self._listing is None:
+                self._listing = self._list()
+            return self._listing
+
+    def _list(self) -> dict[str, Entry]:
+        found = self._place.ask(lambda: dict(self._objects.list()))
+        return {name: entry for name, entry in found.items() if can_be_a_name(name)}
+
+    def refresh(self) -> None:
+        """List anew: another machine may have added, moved and removed objects. What this run did is kept right."""
+        listed = self._list()
+        with self._lock:
+            before = self._listing or {}
+            for name, entry in self._changed.items():
+                if entry is None and name in listed and listed[name] == before.get(name):
+                    del listed[name]
+                elif entry is not None and name not in listed and self._is_there(name, entry):
+                    listed[name] = entry
+            self._listing = listed
+
+    def _is_there(self, name: str, entry: Entry) -> bool:
+        """Whether an object that a listing lacks can be read all the same."""
+        if not entry.size:
+            return False
+        try:
+            self._place.ask(lambda: self._objects.get_range(name, entry, 0, 1))
+        except (FileNotFoundError, Changed):
+            return False
+        return True
 
     def _entry(self, name: str) -> Entry:
         try:
@@ -67,13 +90,42 @@ class RemoteStorage:
         except KeyError:
             raise FileNotFoundError(f"{self.describe(name)} is missing") from None
 
+    def _with(self, name: str, action: Callable[[Entry], Result]) -> Result:
+        """Do something with an object as it is listed.
+
+        One that is gone or another now is looked for in a new listing, once, before that is called damage: another
+        machine may have written or removed it in the meantime.
+        """
+        entry = self._entry(name)
+        try:
+            return self._place.ask(lambda: action(entry))
+        except (FileNotFoundError, Changed):
+            self.refresh()
+        entry = self._entry(name)
+        try:
+            return self._place.ask(lambda: action(entry))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.describe(name)} is missing") from None
+        except Changed:
+            raise SparsebakError(
+                f"{self.describe(name)} changes while it is read", "let the other run end"
+            ) from None
+
     def _range(self, name: str, offset: int, length: int) -> bytes:
-        length = min(length, self._entry(name).size - offset)
-        return (
-            persistently(self._url, lambda: self._objects.get_range(name, offset, length))
-            if length > 0
-            else b""
-        )
+        def get(entry: Entry) -> bytes:
+            size = min(length, entry.size - offset)
+            return self._objects.get_range(name, entry, offset, size) if size > 0 else b""
+
+        return self._with(name, get)
+
+    def _exact(self, name: str, entry: Entry, offset: int, length: int) -> bytes:
+        """A range of an object as it was when it was opened."""
+        length = min(length, entry.size - offset)
+        if length <= 0:
+            return b""
+        if self._there().get(name) != entry:
+            raise FileNotFoundError(f"{self.describe(name)} is not there any more")
+        return self._range(name, offset, length)
 
     def describe(self, name: str = "") -> str:
         """See Storage."""
@@ -90,7 +142,14 @@ class RemoteStorage:
 
     def lock(self, shared: bool) -> int | None:
         """See Storage."""
-        return self._own.lock(shared)
+        try:
+            return self._own.lock(shared)
+        except OSError as error:
+            raise self._cache.cannot(error) from None
+
+    def locks(self) -> "RemoteLocks":
+        """See Storage."""
+        return RemoteLocks(self._place, self._objects)
 
     def writable(self) -> bool:
         """See Storage."""
@@ -111,6 +170,14 @@ class RemoteStorage:
         )
         return sorted(name for name in found if name.count("/") == 2)
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """See Storage."""
+        return {
+            name: entry.size
+            for name, entry in self._there().items()
+            if name.startswith(f"{folder}/") and name.count("/") == 2
+        }
+
     def size(self, name: str) -> int:
         """See Storage."""
         return self._own.size(name) if self._is_own(name) else self._entry(name).size
@@ -119,45 +186,67 @@ class RemoteStorage:
         """See Storage."""
         return self.size(name)
 
-    def read(self, name: str) -> bytes:
+    def close(self) -> None:
         """See Storage."""
-        return (
-            self._own.read(name)
-            if self._is_own(name)
-            else self._range(name, 0, self._entry(name).size)
-        )
+        self._own.close()
+
+    def read(self, name: str, limit: int = WHOLE) -> bytes:
+        """See Storage."""
+        if self._is_own(name):
+            return self._own.read(name, limit)
+        raw = self._range(name, 0, limit + 1)  # as large as it is now, not as it was listed
+        if len(raw) > limit:
+            raise DamagedError(f"{self.describe(name)} is larger than any that is made here")
+        return raw
+
+    def open(self, name: str) -> BinaryIO:
+        """See Storage."""
+        return self._own.open(name) if self._is_own(name) else open(self.local(name), "rb")
+
+    def own(self, name: str, create: bool = False) -> int:
+        """See Storage."""
+        return self._own.own(name, create)
+
+    def database(self, name: str) -> Path:
+        """See Storage."""
+        return self._own.database(name)
+
+    def discard(self, name: str) -> None:
+        """See Storage."""
+        self._own.discard(name)
 
     def local(self, name: str) -> Path:
         """See Storage."""
         if self._is_own(name):
             return self._own.local(name)
-        entry = self._entry(name)
-        path = self._copy(name, entry)
-        if not path.exists() or path.stat().st_size != entry.size:
-            make_directory(path.parent)
-            beside = self._uploads / secrets.token_hex(8)
-            persistently(self._url, lambda: self._objects.get(name, beside))
-            for old in path.parent.glob(f"{Path(name).name}@*"):
-                old.unlink()
-            os.replace(beside, path)
-        return path
 
-    def _copy(self, name: str, entry: Entry) -> Path:
-        version = hashlib.blake2b(
-            f"{entry.size} {entry.version}".encode(), digest_size=8
-        ).hexdigest()
-        return self._copies / f"{name}@{version}"
+        def get(entry: Entry) -> Path:
+            found = self._cache.find(name, entry)
+            if found is not None:
+                return found
+            return self._cache.fetch(
+                name, entry, lambda target: self._objects.get(name, entry, target)
+            )
+
+        return self._with(name, get)
 
     def fetch(self, names: list[str]) -> None:
         """See Storage."""
-        lacking = [name for name in names if not self._copy(name, self._entry(name)).exists()]
+        lacking = [name for name in names if self._cache.find(name, self._entry(name)) is None]
         if len(lacking) > 1:
             with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(self.local, lacking))
+                for done in [pool.submit(self.local, name) for name in lacking]:
+                    try:
+                        done.result()
+                    except FileNotFoundError:  # for whoever needs it to find
+                        continue
+                    except BaseException:
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        raise
 
     def reader(self, name: str) -> Reader:
         """See Storage."""
-        return _RemoteReader(self._blocks, name, self._entry(name).size)
+        return _RemoteReader(self._blocks, name, self._entry(name))
 
     def create(self, name: str) -> "_Upload":
         """See Storage."""
@@ -174,14 +263,14 @@ class RemoteStorage:
 
     def upload(self, name: str, path: Path, size: int) -> None:
         """Store a file of this machine under a name, and take it away from here."""
-        version = persistently(self._url, lambda: self._objects.put(name, path))
-        entry = self._there()[name] = Entry(size, version)
+        self.check()
+        version = self._place.ask(lambda: self._objects.put(name, path))
+        entry = Entry(size, version)
+        with self._lock:
+            self._there()[name] = self._changed[name] = entry
         if name.endswith(_KEPT):
-            copy = self._copy(name, entry)
-            make_directory(copy.parent)
-            os.replace(path, copy)
-        else:
-            path.unlink()
+            self._cache.keep(path, name, entry)
+        path.unlink(missing_ok=True)
 
     def remove(self, *names: str) -> None:
         """See Storage."""
@@ -189,16 +278,20 @@ class RemoteStorage:
             if self._is_own(name):
                 self._own.remove(name)
                 continue
-            persistently(self._url, lambda name=name: self._objects.delete(name))  # type: ignore[misc]
-            self._there().pop(name, None)
-            for copy in (self._copies / name).parent.glob(f"{Path(name).name}@*"):
-                copy.unlink()
+            self.check()
+            self._place.ask(lambda name=name: self._objects.delete(name))  # type: ignore[misc]
+            with self._lock:
+                self._there().pop(name, None)
+                self._changed[name] = None
+            self._cache.forget(name)
 
     def clean(self) -> None:
         """See Storage."""
         self._own.clean()
-        for left in self._uploads.iterdir():
-            left.unlink()
+        self._cache.clean()
+        if any(name.endswith(_LEFT) for name in self._there()):
+            self._place.ask(self._objects.sweep)
+            self.refresh()
 
     def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
         """See Storage."""
@@ -209,92 +302,113 @@ class RemoteStorage:
 
     def scratch(self) -> IO[bytes]:
         """See Storage."""
-        return tempfile.TemporaryFile(dir=self._uploads)
+        return self._cache.scratch()
 
     def capacity(self) -> int | None:
         """See Storage."""
-        return None
+        space = self._place.ask(self._objects.space)
+        return space and space.capacity
 
     def free(self) -> int | None:
         """See Storage."""
-        return None
+        space = self._place.ask(self._objects.space)
+        return space and space.free
 
-    def beside(self) -> Path:
+    def beside(self) -> tuple[Path, IO[bytes]]:
         """A new file of this machine, to be uploaded."""
-        return self._uploads / secrets.token_hex(8)
+        return self._cache.new()
+
+    def cannot(self, error: OSError) -> SparsebakError:
+        """What to raise when that file cannot be written."""
+        return self._cache.cannot(error)
 
 
 class _Upload:
     """See NewFile: written here first, then uploaded whole."""
 
     def __init__(self, storage: RemoteStorage, name: str) -> None:
-        self._storage, self._name, self._path = storage, name, storage.beside()
-        self._file = open(self._path, "wb", buffering=1 << 20)
+        self._storage, self._name = storage, name
+        self._path, self._file = storage.beside()
         self.size = 0
 
     def write(self, *parts: bytes | memoryview) -> None:
         """See NewFile."""
-        for part in parts:
-            self._file.write(part)
-            self.size += len(part)
+        try:
+            for part in parts:
+                self._file.write(part)
+                self.size += len(part)
+        except OSError as error:
+            raise self._storage.cannot(error) from None
 
     def finish(self) -> None:
         """See NewFile."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._storage.cannot(error) from None
         self._storage.upload(self._name, self._path, self.size)
 
     def abandon(self) -> None:
         """See NewFile."""
-        self._file.close()
+        with suppress(OSError):  # what is still in memory need not be written
+            self._file.close()
         self._path.unlink(missing_ok=True)
 
 
 class _Blocks:
     """Blocks of remote files, the ones used last, and of those that are read from start to end also the next one."""
 
-    def __init__(self, fetch: Callable[[str, int, int], bytes]) -> None:
+    def __init__(self, fetch: Callable[[str, Entry, int, int], bytes]) -> None:
         self.exact = fetch
-        self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
-        self._pool: ThreadPoolExecutor | None = None
+        self._blocks: OrderedDict[tuple[str, Entry, int], Future[bytes]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, name: str, index: int) -> bytes:
+    def get(self, name: str, entry: Entry, index: int) -> bytes:
         """A block, with the next one on its way."""
-        wanted = self._begin(name, index)
-        self._begin(name, index + 1)
+        wanted = self._begin(name, entry, index)
+        self._begin(name, entry, index + 1)
         return wanted.result()
 
-    def _begin(self, name: str, index: int) -> "Future[bytes]":
+    def _begin(self, name: str, entry: Entry, index: int) -> "Future[bytes]":
         with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_THREADS)
-            key = name, index
+            key = name, entry, index
             if key not in self._blocks:
-                self._blocks[key] = self._pool.submit(self.exact, name, index * _BLOCK, _BLOCK)
+                future: Future[bytes] = Future()
+                self._blocks[key] = future
+                # A thread that nobody waits for at the end: what is read ahead may never be wanted.
+                threading.Thread(target=self._fill, args=(future, *key), daemon=True).start()
                 while len(self._blocks) > _BLOCKS:
                     self._blocks.popitem(last=False)
             self._blocks.move_to_end(key)
             return self._blocks[key]
 
+    def _fill(self, future: "Future[bytes]", name: str, entry: Entry, index: int) -> None:
+        try:
+            future.set_result(self.exact(name, entry, index * _BLOCK, _BLOCK))
+        except BaseException as error:  # KeyboardInterrupt, too: for whoever waits
+            with self._lock:  # a failure is not kept
+                self._blocks.pop((name, entry, index), None)
+            future.set_exception(error)
+
 
 class _RemoteReader:
     """See Reader. What is read on and on is fetched in blocks ahead; what is read here and there, exactly."""
 
-    def __init__(self, blocks: _Blocks, name: str, size: int) -> None:
-        self._blocks, self._name, self._size = blocks, name, size
+    def __init__(self, blocks: _Blocks, name: str, entry: Entry) -> None:
+        self._blocks, self._name, self._entry = blocks, name, entry
         self._next = 0
 
     def read(self, offset: int, length: int) -> bytes:
         """See Reader."""
-        end = min(offset + length, self._size)
+        end = min(offset + length, self._entry.size)
         going_on = 0 <= offset - self._next < _BLOCK
         self._next = end
         if not going_on or length > _BLOCK:
-            return self._blocks.exact(self._name, offset, end - offset)
+            return self._blocks.exact(self._name, self._entry, offset, end - offset)
         parts = []
         while offset < end:
             index, within = divmod(offset, _BLOCK)
-            part = self._blocks.get(self._name, index)[within : within + end - offset]
+            part = self._blocks.get(self._name, self._entry, index)[within : within + end - offset]
             if not part:
                 break
             parts.append(part)

@@ -1,21 +1,58 @@
 """Objects in an S3-compatible store (also Google's and Azure's), through ``obstore``.
 
 Credentials and endpoint come from the environment, as for the store's own tools: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_REGION, AWS_ENDPOINT_URL. To list, read and add objects is enough to back up; only prune needs to delete.
+AWS_REGION, AWS_ENDPOINT_URL. To list, read and add objects is enough to back up; only prune needs to delete. The credentials
+of the machine itself, from a cloud's metadata address, are asked for only with SPARSEBAK_INSTANCE_CREDENTIALS=1.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+import time
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from backup_vm.archive.storage.objects import Entry, Unreachable
+from backup_vm.archive.storage import refusals
+from backup_vm.archive.storage.objects import Changed, Entry, Space, Unreachable
+from backup_vm.archive.storage.waiting import REQUESTS
 from backup_vm.errors import ForbiddenError, SparsebakError
 
+Result = TypeVar("Result")
 _PART = 8 << 20
 """Bytes of one part of an upload."""
+_STREAM = 1 << 20
+_MOST = 20_000_000
+"""Objects in a listing beyond which it is taken for one without end: 64 MiB each would be 1.2 PiB."""
+ASKED = "SPARSEBAK_INSTANCE_CREDENTIALS"
+CREDENTIALS = {
+    "s3": (
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE",),
+        ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI",),
+        ("AWS_SKIP_SIGNATURE",),
+    ),
+    "gs": (
+        ("GOOGLE_APPLICATION_CREDENTIALS",),
+        ("GOOGLE_SERVICE_ACCOUNT",),
+        ("GOOGLE_SERVICE_ACCOUNT_PATH",),
+        ("GOOGLE_SERVICE_ACCOUNT_KEY",),
+        ("GOOGLE_SKIP_SIGNATURE",),
+    ),
+    "az": (
+        ("AZURE_STORAGE_ACCOUNT_KEY",),
+        ("AZURE_STORAGE_ACCESS_KEY",),
+        ("AZURE_STORAGE_SAS_KEY",),
+        ("AZURE_STORAGE_SAS_TOKEN",),
+        ("AZURE_STORAGE_CLIENT_SECRET",),
+        ("AZURE_CLIENT_SECRET",),
+        ("AZURE_FEDERATED_TOKEN_FILE",),
+        ("AZURE_USE_AZURE_CLI",),
+        ("AZURE_SKIP_SIGNATURE",),
+    ),
+}
+"""Sets of environment variables, by kind of URL, each of which is enough."""
 
 
 class ObjectStore:
@@ -29,11 +66,15 @@ class ObjectStore:
             raise SparsebakError(
                 "obstore is not installed", "install it: pip install sparsebak[remote]"
             ) from None
-        self._obstore, self._errors = obstore, exceptions
+        _require_credentials(url, os.environ)
+        self._url, self._obstore, self._errors = url, obstore, exceptions
         from_url: Any = store.from_url
-        options: dict[str, Any] = {"timeout": "120s", "connect_timeout": "10s"}
+        # No limit of time for a request as a whole: what is slow is no failure (see ``waiting``).
+        options: dict[str, Any] = {"timeout": "1day", "connect_timeout": "10s"}
         if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
             options["allow_http"] = True
+        if bundle := os.environ.get("AWS_CA_BUNDLE"):
+            options["root_certificate"] = Path(bundle).expanduser().read_bytes()
         retry: Any = {
             "max_retries": 0,
             "retry_timeout": timedelta(seconds=30),
@@ -41,58 +82,208 @@ class ObjectStore:
         try:
             self._store: Any = from_url(url, client_options=options, retry_config=retry)
         except Exception as error:  # what it raises for a bad URL is of many kinds
-            raise SparsebakError(
-                f"{url}: {_first_line(error)}", "credentials come from the environment: AWS_..."
-            ) from None
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise SparsebakError(f"{url}: {text}", _which("s3")) from None
 
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        errors = self._errors
+    def _run(self, request: "Coroutine[Any, Any, Result]", name: str = "") -> Result:
         try:
-            yield
-        except (FileNotFoundError, errors.NotFoundError) as error:
-            raise FileNotFoundError(_first_line(error)) from None
-        except (
-            PermissionError,
-            errors.PermissionDeniedError,
-            errors.UnauthenticatedError,
-        ) as error:
-            raise ForbiddenError(f"the object store refuses: {_first_line(error)}") from None
-        except errors.BaseError as error:
-            raise Unreachable(_first_line(error)) from None
+            return REQUESTS.run(request)
+        except FileNotFoundError as error:
+            raise self._known(refusals.failure(str(error), name), str(error)) from None
+        except (self._errors.BaseError, PermissionError) as error:
+            raise self._known(refusals.failure(str(error), name), str(error)) from None
 
-    def list(self) -> Iterator[tuple[str, Entry]]:
-        """See Objects."""
-        with self._asking():
-            for batch in self._obstore.list(self._store):
-                for item in batch:
-                    yield (
-                        str(item["path"]),
-                        Entry(int(item["size"]), str(item["e_tag"] or item["last_modified"])),
-                    )
+    def _known(self, failure: Exception, text: str) -> Exception:
+        said = refusals.parse(text)
+        if said.code != "RequestTimeTooSkewed":
+            return failure
+        off = _ahead(said.server_time, self._url)
+        amount = ""
+        if off is not None and abs(off) >= 60:
+            amount = f"{_duration(abs(off))} {'ahead' if off > 0 else 'behind'}, "
+        return SparsebakError(
+            f"this machine's clock is {amount}too far off: the object store refuses ({said})",
+            "set the clock, then try again",
+        )
 
-    def get(self, name: str, target: Path) -> None:
+    def list(self) -> list[tuple[str, Entry]]:
         """See Objects."""
-        with self._asking(), open(target, "wb") as file:
-            for part in self._obstore.get(self._store, name):
-                file.write(part)
 
-    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        async def ask() -> list[tuple[str, Entry]]:
+            found: list[tuple[str, Entry]] = []
+            async for batch in self._obstore.list(self._store):
+                found += [(str(item["path"]), _entry(item)) for item in batch]
+                if len(found) > _MOST:
+                    raise SparsebakError(f"{self._url} lists more than {_MOST} objects")
+            return found
+
+        return self._run(ask())
+
+    def get(self, name: str, entry: Entry, target: Path) -> None:
         """See Objects."""
-        with self._asking():
-            return bytes(self._obstore.get_range(self._store, name, start=offset, length=length))
+        with open(target, "wb") as file:
+            self._run(self._read(name, entry, None, file.write), name)
+
+    def get_range(self, name: str, entry: Entry, offset: int, length: int) -> bytes:
+        """See Objects."""
+        parts: list[bytes] = []
+        self._run(self._read(name, entry, (offset, offset + length), parts.append), name)
+        return b"".join(parts)
+
+    async def _read(self, name: str, entry: Entry, span: tuple[int, int] | None, take: Any) -> None:
+        """Hand on what comes, never more than was asked for, whatever the store sends."""
+        options: Any = {"range": span} if span else {}
+        answer = await self._obstore.get_async(self._store, name, options=options)
+        if _entry(answer.meta) != entry:
+            raise Changed(name)
+        left = span[1] - span[0] if span else entry.size
+        async for part in answer.stream(min_chunk_size=_STREAM):
+            left -= len(part)
+            if left < 0:
+                break
+            take(bytes(part))
+        if left:
+            raise Unreachable(f"{name} came with another length than the store says")
 
     def put(self, name: str, source: Path) -> str:
         """See Objects."""
-        with self._asking(), open(source, "rb") as file:
-            done = self._obstore.put(self._store, name, file, chunk_size=_PART, max_concurrency=2)
-            return str(done["e_tag"])
+
+        async def ask() -> str:
+            with open(source, "rb") as file:
+                done = await self._obstore.put_async(
+                    self._store, name, file, chunk_size=_PART, max_concurrency=2
+                )
+            if done["e_tag"]:
+                return str(done["e_tag"])
+            return _entry(await self._obstore.head_async(self._store, name)).version
+
+        return self._run(ask(), name)
 
     def delete(self, name: str) -> None:
         """See Objects."""
-        with self._asking(), suppress(FileNotFoundError):
-            self._obstore.delete(self._store, name)
+
+        async def ask() -> None:
+            await self._obstore.delete_async(self._store, name)
+
+        with suppress(FileNotFoundError):
+            self._run(ask(), name)
+
+    def times(self, folder: str) -> dict[str, float]:
+        """See Objects."""
+
+        async def ask() -> dict[str, float]:
+            found: dict[str, float] = {}
+            async for batch in self._obstore.list(self._store, prefix=f"{folder}/"):
+                for item in batch:
+                    name = str(item["path"]).rpartition("/")[2]
+                    found[name] = item["last_modified"].timestamp()
+            return found
+
+        return self._run(ask())
+
+    def make(self, name: str, raw: bytes) -> bool | None:
+        """See Objects. Whether the store looks at the condition at all is tried out: some take it, and store anyway."""
+
+        async def ask() -> bool:
+            try:
+                await self._obstore.put_async(self._store, name, raw, mode="create")
+            except (self._errors.AlreadyExistsError, self._errors.PreconditionError):
+                return False
+            return True
+
+        try:
+            if not self._run(ask(), name):
+                return False
+            if not self._run(ask(), name):
+                return True
+        except SparsebakError as error:
+            if "NotImplemented" not in str(error):
+                raise
+            return None
+        with suppress(ForbiddenError):
+            self.delete(name)
+        return None
+
+    def put_small(self, name: str, raw: bytes, again: bool = False) -> None:
+        """See Objects."""
+
+        async def ask() -> None:
+            await self._obstore.put_async(self._store, name, raw)
+
+        self._run(ask(), name)
+
+    def get_small(self, name: str, limit: int) -> bytes:
+        """See Objects."""
+
+        async def ask() -> bytes:
+            answer = await self._obstore.get_async(self._store, name)
+            raw = b""
+            async for part in answer.stream(min_chunk_size=1):
+                raw += bytes(part)
+                if len(raw) >= limit:
+                    break
+            return raw[:limit]
+
+        return self._run(ask(), name)
+
+    def sweep(self) -> None:
+        """See Objects. What the store keeps of uploads that were cut is not among its objects."""
+
+    def space(self) -> Space | None:
+        """See Objects."""
+        return None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _entry(meta: Any) -> Entry:
+    return Entry(int(meta["size"]), str(meta["e_tag"] or meta["last_modified"]))
+
+
+def _require_credentials(url: str, environment: Mapping[str, str]) -> None:
+    """Raise SparsebakError where the library would ask the machine's cloud for credentials, and nobody wants that."""
+    kind = url.partition("://")[0]
+    google = (
+        Path(environment.get("HOME", "/")) / ".config/gcloud/application_default_credentials.json"
+    )
+    if (
+        any(all(environment.get(name) for name in names) for names in CREDENTIALS[kind])
+        or (kind == "gs" and google.exists())
+        or environment.get(ASKED, "") not in ("", "0")
+    ):
+        return
+    raise SparsebakError(f"there are no credentials for {url}", _which(kind))
+
+
+def _which(kind: str) -> str:
+    names = " and ".join(CREDENTIALS[kind][0])
+    return f"set {names} in the environment; {ASKED}=1 takes those that a cloud gives its machines"
+
+
+def _ahead(server_time: str, url: str) -> float | None:
+    """Seconds by which our clock is ahead of the store's; None where that cannot be had."""
+    now = time.time()
+    with suppress(ValueError):
+        there = datetime.fromisoformat(server_time)
+        return now - there.replace(tzinfo=there.tzinfo or UTC).timestamp()
+    with suppress(Exception):  # whatever it may be: the amount is a courtesy
+        import email.utils
+        import urllib.error
+        import urllib.request
+
+        region = os.environ.get("AWS_REGION", "us-east-1")
+        bucket = url.partition("://")[2].partition("/")[0]
+        endpoint = os.environ.get("AWS_ENDPOINT_URL", f"https://{bucket}.s3.{region}.amazonaws.com")
+        request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=1.5) as answer:  # noqa: S310
+                date = answer.headers["Date"]
+        except urllib.error.HTTPError as error:
+            date = error.headers["Date"]
+        return now - email.utils.parsedate_to_datetime(date).timestamp()
+    return None
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"

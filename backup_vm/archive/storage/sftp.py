@@ -1,165 +1,399 @@
-"""Objects as files on a host reached by SFTP, through ``paramiko``: ``sftp://[USER@]HOST[:PORT]/PATH``.
+"""Objects as files on a host reached by SFTP: ``sftp://[USER@]HOST[:PORT]/PATH``, through OpenSSH's ``ssh``.
 
-The host must be known (``~/.ssh/known_hosts``); keys come from the SSH agent or as ``~/.ssh/config`` says. A path that begins
-with ``/~/`` is relative to the login folder. Each thread has a connection of its own.
+A path that begins with ``/~/`` is relative to the login folder. A file is uploaded as NAME.uploading, made durable where the
+server can (fsync@openssh.com), and renamed. Where the server cannot rename over a file (posix-rename@openssh.com), what
+is replaced is first removed; NAME.whole is then, and only then, the whole new file, and is read as NAME until it has its name.
 """
 
-import os
-import stat
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from backup_vm.archive.storage.objects import Entry, Unreachable
+from backup_vm import stopping
+from backup_vm.archive.storage import sftp_protocol as protocol
+from backup_vm.archive.storage.objects import Changed, Entry, Space, Unreachable
+from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
+from backup_vm.archive.storage.ssh import Channel, Host
 from backup_vm.errors import ForbiddenError, SparsebakError, UsageError
 
-_TIMEOUT = 30.0
-_REQUEST = 1 << 15
-"""Bytes that any server answers at once (SFTP version 3, section 4)."""
-_TEMPORARY = ".uploading"
+_UPLOADING, _WHOLE = ".uploading", ".whole"
+_CONNECTIONS = 4
+_DEPTH = 3
+_MOST = 20_000_000
+"""Files in a listing beyond which it is taken for one without end."""
+_ROOM = 1 << 20
+_RENAME, _SYNC = b"posix-rename@openssh.com", b"fsync@openssh.com"
+_SPACE = b"statvfs@openssh.com"
 
 
 class SftpHost:
     """See Objects."""
 
     def __init__(self, url: str) -> None:
-        try:
-            import paramiko
-        except ImportError:
-            raise SparsebakError(
-                "paramiko is not installed", "install it: pip install sparsebak[remote]"
-            ) from None
-        self._paramiko = paramiko
-        parts = urlsplit(url)
-        if not parts.hostname or parts.password or not parts.path.strip("/"):
-            raise UsageError(
-                f"{url}: write sftp://USER@HOST:PORT/PATH; keys come from SSH's own configuration"
-            )
-        path = unquote(parts.path)
-        self._root = PurePosixPath(path.removeprefix("/~/") if path.startswith("/~/") else path)
-        self._where: dict[str, Any] = {
-            "hostname": parts.hostname,
-            "port": parts.port or 22,
-            "username": parts.username,
-        }
-        self._threads = threading.local()
-        self._made: set[PurePosixPath] = set()
+        self._host = Host.of(url + "/")
+        path = unquote(urlsplit(url).path)
+        if not path.strip("/") or "\0" in path:
+            raise UsageError(f"{url}: write sftp://USER@HOST:PORT/PATH, with a path")
+        self._root = (path.removeprefix("/~/") if path.startswith("/~/") else path).encode()
+        self._connections = _Connections(self._host)
+        self._made: set[bytes] = set()
+        self._elsewhere: frozenset[str] = frozenset()
+        """Objects that are under NAME.whole only."""
 
-    def _client(self) -> Any:
-        client = getattr(self._threads, "client", None)
-        if client is None:
-            client = self._threads.client = self._connect()
-        return client
-
-    def _connect(self) -> Any:
-        ssh = self._paramiko.SSHClient()
-        ssh.load_system_host_keys()
-        ssh.set_missing_host_key_policy(self._paramiko.RejectPolicy())
-        options = self._configured()
-        ssh.connect(**options, timeout=_TIMEOUT, banner_timeout=_TIMEOUT, auth_timeout=_TIMEOUT)
-        client = ssh.open_sftp()
-        client.get_channel().settimeout(_TIMEOUT)
-        self._threads.ssh = ssh
-        return client
-
-    def _configured(self) -> dict[str, Any]:
-        """Where to connect to, as ``~/.ssh/config`` has it."""
-        path, options = Path.home() / ".ssh/config", dict(self._where)
-        if path.exists():
-            with open(path) as file:
-                found = self._paramiko.SSHConfig.from_file(file).lookup(options["hostname"])
-            options["hostname"] = found.get("hostname", options["hostname"])
-            options["username"] = options["username"] or found.get("user")
-            if self._where["port"] == 22:
-                options["port"] = int(found.get("port", 22))
-            if "identityfile" in found:
-                options["key_filename"] = [
-                    os.path.expanduser(name) for name in found["identityfile"]
-                ]
-        return options
+    def _path(self, name: str) -> bytes:
+        return self._root + b"/" + name.encode(errors="surrogateescape") if name else self._root
 
     @contextmanager
-    def _asking(self) -> Iterator[Any]:
-        """A connection; after an error that may pass, the next one is a new one."""
-        ssh = self._paramiko.ssh_exception
+    def _asking(self, name: str = "") -> Iterator[Client]:
+        """A connection, and the server's refusals as what they mean."""
         try:
-            yield self._client()
-        except (ssh.BadHostKeyException, ssh.AuthenticationException) as error:
-            if "transport shut down" in str(error):
-                raise Unreachable(str(error)) from None
-            raise ForbiddenError(f"{self._where['hostname']}: {error}") from None
-        except FileNotFoundError as error:
-            raise FileNotFoundError(str(error)) from None
-        except PermissionError as error:
-            raise ForbiddenError(f"{self._where['hostname']} refuses: {error}") from None
-        except (OSError, EOFError, ssh.SSHException) as error:
-            self._hang_up()
-            if "not found in known_hosts" in str(error):
-                raise ForbiddenError(f"{error}; connect to it once with ssh") from None
-            raise Unreachable(str(error) or type(error).__name__) from None
+            with self._connections.one() as client:
+                yield client
+        except Refused as error:
+            raise self._meaning(error, name) from None
 
-    def _hang_up(self) -> None:
-        connection = getattr(self._threads, "ssh", None)
-        if connection is not None:
-            connection.close()
-        self._threads.client = self._threads.ssh = None
+    def _meaning(self, error: Refused, name: str) -> Exception:
+        what = f"{self._host.name} refuses {name}: {error}".replace(" :", ":")
+        if error.code == protocol.NO_SUCH_FILE:
+            return FileNotFoundError(f"{name}: {error}")
+        if error.code == protocol.PERMISSION_DENIED:
+            return ForbiddenError(what)
+        if error.code in (protocol.NO_CONNECTION, protocol.CONNECTION_LOST):
+            return Unreachable(str(error))
+        return SparsebakError(what)
 
-    def list(self) -> Iterator[tuple[str, Entry]]:
+    def list(self) -> list[tuple[str, Entry]]:
         """See Objects."""
+        found: dict[str, Entry] = {}
         with self._asking() as client:
-            yield from self._walk(client, "")
+            for name, attributes in self._walk(client):
+                found[name] = self._entry(client, name, attributes)
+        whole = {name.removesuffix(_WHOLE) for name in found if name.endswith(_WHOLE)}
+        self._elsewhere = frozenset(name for name in whole if name not in found)
+        for name in self._elsewhere:
+            found[name] = found[name + _WHOLE]
+        return list(found.items())
 
-    def _walk(self, client: Any, folder: str) -> Iterator[tuple[str, Entry]]:
+    def _walk(self, client: Client) -> Iterator[tuple[str, Attributes]]:
+        """All files, one level of folders after the other; links and whatever else is neither are left out."""
+        level, seen = [""], 0
+        for depth in range(_DEPTH):
+            below = []
+            paths = [self._path(folder) for folder in level]
+            for at, entries in client.folders(paths, _MOST - seen):
+                seen += len(entries)
+                for raw, attributes in entries:
+                    if raw in (b".", b"..") or b"/" in raw or not raw:
+                        continue
+                    name = f"{level[at]}/{raw.decode(errors='surrogateescape')}".lstrip("/")
+                    folder = attributes.is_folder
+                    if folder is None:  # names of files have a dot in them, those of folders none
+                        folder = b"." not in raw
+                    if folder and depth + 1 < _DEPTH:
+                        below.append(name)
+                    elif attributes.is_file is not False and not folder:
+                        yield name, attributes
+            level = below
+
+    def _entry(self, client: Client, name: str, attributes: Attributes) -> Entry:
+        if attributes.size is None:
+            attributes = client.ask(
+                protocol.STAT, text(self._path(name)), protocol.ATTRS
+            ).attributes()
+        if attributes.size is None:
+            raise SparsebakError(f"{self._host.name} does not say how large its files are")
+        return Entry(attributes.size, str(attributes.mtime))
+
+    def get(self, name: str, entry: Entry, target: Path) -> None:
+        """See Objects."""
+        with open(target, "wb") as file:
+            self._read(name, entry, 0, entry.size, file.write)
+
+    def get_range(self, name: str, entry: Entry, offset: int, length: int) -> bytes:
+        """See Objects."""
+        parts: list[bytes] = []
+        self._read(name, entry, offset, length, parts.append)
+        return b"".join(parts)
+
+    def _read(
+        self, name: str, entry: Entry, offset: int, length: int, take: Callable[[bytes], object]
+    ) -> None:
+        path = self._path(name + _WHOLE if name in self._elsewhere else name)
+        with self._asking(name) as client:
+            handle = client.open(path, protocol.FOR_READING)
+            looked = client.send(protocol.FSTAT, text(handle))
+            got = client.read(handle, offset, length, take)
+            there = self._looked_at(client, looked, path)
+            client.close(handle)
+        if (there.size, str(there.mtime)) != entry and there.size is not None:
+            raise Changed(name)
+        if got != length:
+            raise Unreachable(f"{name} came with fewer bytes than the server says")
+
+    @staticmethod
+    def _looked_at(client: Client, number: int, path: bytes) -> Attributes:
+        """The attributes of an open file; by its name, from a server that cannot tell otherwise."""
         try:
-            found = client.listdir_attr(str(self._root / folder))
-        except FileNotFoundError:
-            return
-        for item in found:
-            name = f"{folder}/{item.filename}".lstrip("/")
-            if stat.S_ISDIR(item.st_mode):
-                yield from self._walk(client, name)
-            else:
-                yield name, Entry(int(item.st_size), str(item.st_mtime))
-
-    def get(self, name: str, target: Path) -> None:
-        """See Objects."""
-        with self._asking() as client:
-            client.get(str(self._root / name), str(target))
-
-    def get_range(self, name: str, offset: int, length: int) -> bytes:
-        """See Objects."""
-        with self._asking() as client, client.open(str(self._root / name), "rb") as file:
-            end = offset + length
-            return b"".join(
-                file.readv([(at, min(_REQUEST, end - at)) for at in range(offset, end, _REQUEST)])
-            )
+            return client.answer(number, protocol.ATTRS).attributes()
+        except Refused:
+            return client.ask(protocol.STAT, text(path), protocol.ATTRS).attributes()
 
     def put(self, name: str, source: Path) -> str:
         """See Objects."""
-        path = self._root / name
-        with self._asking() as client:
-            self._make(client, path.parent)
-            client.put(str(source), f"{path}{_TEMPORARY}")
-            client.posix_rename(f"{path}{_TEMPORARY}", str(path))
-            return str(client.stat(str(path)).st_mtime)
+        try:
+            return self._put(name, source)
+        except FileNotFoundError:  # a folder that was there is gone
+            self._made.clear()
+            return self._put(name, source)
 
-    def _make(self, client: Any, folder: PurePosixPath) -> None:
-        if folder in self._made or str(folder) in ("/", "."):
+    def _put(self, name: str, source: Path) -> str:
+        path, size = self._path(name), source.stat().st_size
+        with self._asking(name) as client:
+            self._make(client, path.rpartition(b"/")[0])
+            try:
+                self._upload(client, path + _UPLOADING.encode(), source, size)
+                self._rename(client, path)
+            except (Refused, SparsebakError):
+                with suppress(Refused):
+                    client.ask(protocol.REMOVE, text(path + _UPLOADING.encode()))
+                raise
+            asked = client.ask(protocol.STAT, text(path), protocol.ATTRS)
+            self._elsewhere -= {name}
+            return str(asked.attributes().mtime)
+
+    def _upload(self, client: Client, path: bytes, source: Path, size: int) -> None:
+        """Have a whole file there, and durable as far as the server can."""
+        handle = client.open(path, protocol.FOR_WRITING)
+        try:
+            with open(source, "rb") as file:
+                client.write(handle, iter(lambda: file.read(protocol.BLOCK), b""))
+            with suppress_unsupported():
+                client.extended(_SYNC, text(handle))
+            looked = client.send(protocol.FSTAT, text(handle))
+            there = self._looked_at(client, looked, path)
+            client.close(handle)
+        except Refused as error:
+            client.settle()
+            with suppress(Refused):
+                client.close(handle)
+            raise self._not_written(client, error) from None
+        if there.size not in (None, size):
+            raise Unreachable(f"the server has {there.size} bytes of {size}")
+
+    def _not_written(self, client: Client, error: Refused) -> Exception:
+        if error.code != protocol.FAILURE:
+            return error
+        # All that SFTP has for a full disk, a quota, a broken disk.
+        space = _space(client, self._root)
+        if space is not None and space.free < _ROOM:
+            what, free = "the server's disk is full", f", {space.free} bytes are free"
+        else:
+            what, free = "the server's disk is likely full, or a quota used up", ""
+        return SparsebakError(
+            f"{self._host.name} cannot store more: {what} ({error}{free})",
+            "make room there, or prune old sessions; what was stored is kept",
+        )
+
+    def _rename(self, client: Client, path: bytes) -> None:
+        """Give an upload its name."""
+        uploaded, whole = path + _UPLOADING.encode(), path + _WHOLE.encode()
+        with suppress_unsupported():
+            client.extended(_RENAME, text(uploaded, path))
             return
         try:
-            client.stat(str(folder))
-        except FileNotFoundError:
-            self._make(client, folder.parent)
+            client.ask(protocol.STAT, text(path), protocol.ATTRS)
+        except Refused as error:
+            if error.code != protocol.NO_SUCH_FILE:
+                raise
+            with suppress(
+                Refused
+            ):  # a whole file that a run before this one left: this one is newer
+                client.ask(protocol.REMOVE, text(whole))
+            client.ask(protocol.RENAME, text(uploaded, path))
+            return
+        # At any moment there is the old file, or the new one as NAME.whole, or both.
+        with suppress(Refused):
+            client.ask(protocol.REMOVE, text(whole))
+        client.ask(protocol.RENAME, text(uploaded, whole))
+        client.ask(protocol.REMOVE, text(path))
+        client.ask(protocol.RENAME, text(whole, path))
+
+    def _make(self, client: Client, folder: bytes) -> None:
+        if folder in self._made or folder in (b"", b"/", b"."):
+            return
+        try:
+            client.ask(protocol.STAT, text(folder), protocol.ATTRS)
+        except Refused as error:
+            if error.code != protocol.NO_SUCH_FILE:
+                raise
+            self._make(client, folder.rpartition(b"/")[0])
             try:
-                client.mkdir(str(folder))
-            except OSError:  # another thread was first
-                client.stat(str(folder))
+                client.ask(protocol.MKDIR, text(folder) + struct.pack(">I", 0))
+            except Refused:  # another thread was first
+                client.ask(protocol.STAT, text(folder), protocol.ATTRS)
         self._made.add(folder)
 
     def delete(self, name: str) -> None:
         """See Objects."""
-        with self._asking() as client, suppress(FileNotFoundError):
-            client.remove(str(self._root / name))
+        with suppress(FileNotFoundError), self._asking(name) as client:
+            client.ask(protocol.REMOVE, text(self._path(name)))
+
+    def times(self, folder: str) -> dict[str, float]:
+        """See Objects."""
+        with self._asking() as client:
+            return {
+                raw.decode(errors="surrogateescape"): float(attributes.mtime or 0)
+                for _, entries in client.folders([self._path(folder)], _MOST)
+                for raw, attributes in entries
+                if attributes.is_file is not False and raw not in (b".", b"..")
+            }
+
+    def make(self, name: str, raw: bytes) -> bool | None:
+        """See Objects."""
+        path = self._path(name)
+        with self._asking(name) as client:
+            self._make(client, path.rpartition(b"/")[0])
+            try:
+                handle = client.open(path, protocol.EXCLUSIVE)
+            except Refused as error:
+                if error.code != protocol.FAILURE:
+                    raise
+                # The answer of version 3 to all else, a name that exists among it: is it that?
+                client.ask(protocol.STAT, text(path), protocol.ATTRS)
+                return False
+            self._fill(client, handle, raw)
+        return True
+
+    def _fill(self, client: Client, handle: bytes, raw: bytes) -> None:
+        try:
+            client.write(handle, [raw])
+        except Refused as error:
+            client.settle()
+            raise self._not_written(client, error) from None
+        finally:
+            client.close(handle)
+
+    def put_small(self, name: str, raw: bytes, again: bool = False) -> None:
+        """See Objects."""
+        path = self._path(name)
+        with self._asking(name) as client:
+            if not again:
+                self._make(client, path.rpartition(b"/")[0])
+            handle = client.open(path, protocol.IN_PLACE if again else protocol.FOR_WRITING)
+            self._fill(client, handle, raw)
+
+    def get_small(self, name: str, limit: int) -> bytes:
+        """See Objects."""
+        parts: list[bytes] = []
+        with self._asking(name) as client:
+            handle = client.open(self._path(name), protocol.FOR_READING)
+            client.read(handle, 0, limit, parts.append)
+            client.close(handle)
+        return b"".join(parts)
+
+    def sweep(self) -> None:
+        """See Objects."""
+        with self._asking() as client:
+            names = {name for name, _ in self._walk(client)}
+            for name in sorted(names):
+                path = self._path(name)
+                if name.endswith(_WHOLE) and name.removesuffix(_WHOLE) not in names:
+                    new = self._path(name.removesuffix(_WHOLE))
+                    client.ask(protocol.RENAME, text(path, new))
+                elif name.endswith((_WHOLE, _UPLOADING)):
+                    with suppress(Refused):  # whoever may only add leaves it
+                        client.ask(protocol.REMOVE, text(path))
+        self._elsewhere = frozenset()
+
+    def space(self) -> Space | None:
+        """See Objects."""
+        with self._asking() as client:
+            return _space(client, self._root)
+
+
+def _space(client: Client, path: bytes) -> Space | None:
+    """Room on the disk of a folder, or of what is above it when it is not there yet."""
+    while True:
+        try:
+            fields = client.extended(_SPACE, text(path or b"."), protocol.EXTENDED_REPLY)
+            break
+        except Refused as error:
+            if error.code != protocol.NO_SUCH_FILE or path in (b"", b"/"):
+                return None
+            path = path.rpartition(b"/")[0] or (b"/" if path.startswith(b"/") else b"")
+    _, unit, blocks, _, available = (fields.number(">Q") for _ in range(5))
+    return Space(available * unit, blocks * unit) if blocks and unit else None
+
+
+@contextmanager
+def suppress_unsupported() -> Iterator[None]:
+    """Do without what the server has not got."""
+    try:
+        yield
+    except Refused as error:
+        if error.code != protocol.UNSUPPORTED:
+            raise
+
+
+class _Connections:
+    """A few connections to a host, each used by one thread at a time, made when they are needed."""
+
+    def __init__(self, host: Host) -> None:
+        self._host, self._idle = host, list[Client]()
+        self._there, self._most = 0, _CONNECTIONS
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def one(self) -> Iterator[Client]:
+        """A connection for oneself. After an error that leaves answers on their way it is closed."""
+        client = self._take()
+        try:
+            yield client
+        except BaseException as error:
+            if isinstance(error, Refused | SparsebakError) and not client.flying:
+                self._give(client)
+            else:
+                client.end()
+                self._give(None)
+            raise
+        self._give(client)
+
+    def _take(self) -> Client:
+        while True:
+            with self._changed:
+                while not self._idle and self._there >= self._most:
+                    stopping.check()
+                    self._changed.wait(stopping.STEP)
+                if self._idle:
+                    return self._idle.pop()
+                self._there += 1
+            try:
+                return self._connect()
+            except Unreachable:
+                with self._changed:
+                    self._there -= 1
+                    if not self._there:
+                        raise
+                    self._most = self._there  # a server that takes no more than those we have
+            except BaseException:
+                self._give(None)
+                raise
+
+    def _connect(self) -> Client:
+        channel = Channel(self._host)
+        try:
+            return Client(channel)
+        except BaseException:
+            channel.close()
+            raise
+
+    def _give(self, client: Client | None) -> None:
+        with self._changed:
+            if client is None:
+                self._there -= 1
+            else:
+                self._idle.append(client)
+            self._changed.notify()

@@ -6,13 +6,16 @@ While one block is brought to disk another one fills. What is left at the end, l
 import errno
 import mmap
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from wire.durable import pwrite_all
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 BLOCK = 4 << 20
+_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+"""What a file system answers that opens a file for direct writing, and then cannot."""
 
 
 class Blocks:
@@ -37,11 +40,10 @@ class Blocks:
 
 
 class BackgroundFile:
-    """A new file. OSError from any method means that it cannot be written."""
+    """An empty file that is open for writing, and closed by this. OSError from any method means that it cannot be written."""
 
-    def __init__(self, path: Path, blocks: Blocks) -> None:
-        self._path, self._blocks = path, blocks
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    def __init__(self, fd: int, blocks: Blocks) -> None:
+        self._fd, self._blocks = fd, blocks
         self._direct = -1
         self._buffer = blocks.take()
         self._other: mmap.mmap | None = None
@@ -74,11 +76,13 @@ class BackgroundFile:
         self._used, self._offset = 0, offset + BLOCK
 
     def _open_direct(self) -> int:
+        """The same file once more, past the page cache; -1 where that cannot be: what is wrong otherwise shows without it.
+
+        By its descriptor, not its name: whoever can write to the folder may have put another file there.
+        """
         try:
-            return os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
+            return os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError:
             return -1
 
     def _write(self, view: memoryview, offset: int) -> None:
@@ -87,13 +91,18 @@ class BackgroundFile:
             view, offset = view[written:], offset + written
 
     def _write_some(self, view: memoryview, offset: int) -> int:
+        """Write what can be past the page cache there, or else all of it through it."""
         if self._direct >= 0 and offset % mmap.PAGESIZE == 0 and len(view) % mmap.PAGESIZE == 0:
             try:
-                return os.pwrite(self._direct, view, offset)
+                written = os.pwrite(self._direct, view, offset)
             except OSError as error:
-                if error.errno != errno.EINVAL:
+                if error.errno not in _NOT_DIRECT:
                     raise
-        return os.pwrite(self._fd, view, offset)
+                written = 0
+            if written:
+                return written
+        pwrite_all(self._fd, view, offset)
+        return len(view)
 
     def _wait(self) -> None:
         pending, self._pending = self._pending, None
@@ -112,10 +121,13 @@ class BackgroundFile:
             return
         if self._pool is not None:
             self._pool.shutdown(wait=True)
-        for fd in (self._fd, self._direct):
-            if fd >= 0:
-                os.close(fd)
+        fds = [fd for fd in (self._direct, self._fd) if fd >= 0]
         self._fd = self._direct = -1
         for block in (self._buffer, self._other):
             if block is not None:
                 self._blocks.give(block)
+        try:
+            for fd in fds[:-1]:
+                os.close(fd)
+        finally:
+            os.close(fds[-1])

@@ -14,6 +14,10 @@ from backup_vm.archive.storage import writing
 from backup_vm.archive.storage.writing import BackgroundFile, Blocks
 
 
+def new(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+
 @given(st.lists(st.integers(0, 40_000), max_size=12), st.booleans())
 def test_what_is_written_is_there(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], direct: bool
@@ -25,7 +29,7 @@ def test_what_is_written_is_there(
         patch.setattr(writing, "BLOCK", 16384)
         if not direct:
             patch.setattr(BackgroundFile, "_open_direct", lambda _: -1)
-        file = BackgroundFile(path, Blocks())
+        file = BackgroundFile(new(path), Blocks())
         for part in parts:
             file.write(part)
         file.sync()
@@ -42,7 +46,7 @@ def test_errors_are_told_at_the_latest_when_it_is_synced(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(writing, "BLOCK", 4096)
-    file = BackgroundFile(tmp_path / "file", Blocks())
+    file = BackgroundFile(new(tmp_path / "file"), Blocks())
     monkeypatch.setattr(os, "pwrite", fail)
     with pytest.raises(OSError, match=os.strerror(number)):
         for _ in range(5):
@@ -63,14 +67,14 @@ def test_where_direct_writing_is_refused_it_goes_another_way(
 
     monkeypatch.setattr(writing, "BLOCK", 4096)
     monkeypatch.setattr(os, "open", no_direct)
-    file = BackgroundFile(tmp_path / "file", Blocks())
+    file = BackgroundFile(new(tmp_path / "file"), Blocks())
     file.write(b"x" * 10_000)
     file.sync()
     file.close()
     assert (tmp_path / "file").read_bytes() == b"x" * 10_000
     monkeypatch.undo()
     monkeypatch.setattr(writing, "BLOCK", 4096)
-    file = BackgroundFile(tmp_path / "other", Blocks())
+    file = BackgroundFile(new(tmp_path / "other"), Blocks())
     written = os.pwrite
 
     def unaligned(fd: int, data: Any, offset: int) -> int:

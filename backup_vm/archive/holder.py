@@ -1,0 +1,112 @@
+"""Who holds a lease, as its file says, and whether that process is gone.
+
+What it says is written by anybody who can write to the store: it is bounded, and only ever shown or compared.
+"""
+
+import hashlib
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from wire.names import printable
+
+given_back: set[str] = set()
+"""Tokens of leases that this process has had: one may still be there, when the store could not be reached at the end."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease. ``space``: the process id's name space; ``started``: the process's start, in ticks since boot."""
+
+    machine: str = ""
+    boot: str = ""
+    space: str = ""
+    process: int = 0
+    started: int = 0
+    host: str = ""
+    command: str = ""
+    since: int = 0
+    token: str = ""
+    released: bool = False
+
+    @classmethod
+    def this(cls, command: str) -> "Holder":
+        """This process."""
+        machine = _text("/etc/machine-id")
+        if machine:  # it is nobody's business: only whether it is the same one
+            machine = hashlib.blake2b(machine.encode(), digest_size=16, person=b"lease").hexdigest()
+        space = ""
+        with suppress(OSError):
+            space = os.readlink("/proc/self/ns/pid")
+        process = os.getpid()
+        return cls(
+            machine,
+            _text("/proc/sys/kernel/random/boot_id"),
+            space,
+            process,
+            started(process) or 0,
+            os.uname().nodename,
+            command,
+            int(time.time()),
+            os.urandom(16).hex(),
+        )
+
+    def dump(self) -> bytes:
+        """As a file holds it."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def load(cls, untrusted_raw: bytes) -> "Holder":
+        """Read it; where that makes no sense, a holder of whom nothing is known."""
+        try:
+            untrusted_fields = json.loads(untrusted_raw)
+            known = asdict(cls())
+            fields = {key: untrusted_fields[key] for key in known}
+            if any(type(value) is not type(known[key]) for key, value in fields.items()):
+                return cls()
+            return cls(**fields)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return cls()
+
+    def gone(self) -> bool:
+        """Whether it is certain that it does not run any more."""
+        if self.released or (self.token and self.token in given_back):
+            return True
+        here = Holder.this("")
+        if not self.machine or self.machine != here.machine or not self.boot:
+            return False
+        if self.boot != here.boot:
+            return self.host == here.host
+        if not self.space or self.space != here.space:
+            return False
+        return started(self.process) != self.started
+
+    def __str__(self) -> str:
+        if not self.process:
+            return "nobody knows whose"
+        try:
+            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
+        except (ValueError, OverflowError, OSError):
+            since = "?"
+        return f"{printable(self.host[:64])}, process {self.process}, since {since}"
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def started(process: int) -> int | None:
+    """When a process started, in ticks since boot; None when there is none of that number."""
+    if not 0 < process < 1 << 32:
+        return None
+    try:
+        status = Path(f"/proc/{process}/stat").read_bytes()
+        return int(status.rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None

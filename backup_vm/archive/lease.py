@@ -1,0 +1,336 @@
+"""A writer's lease in the store: one run writes to an archive at a time, from whatever machine, whatever flock is worth.
+
+A lease is a file ``locks/writer-<generation>``. Whoever wants one looks at what is there, makes the file of the next
+generation, which the store lets only one of many do, and looks again: any other lease that is not free now means that another
+run came in between, and this one withdraws. The holder writes its file again every minute, and looks for a higher generation.
+
+What is not renewed for half an hour is free, by the store's own clock: times of files there are compared with each other
+only. A holder gives up after half of that without a renewal, by a clock that runs on while its machine sleeps, so that it has
+given up when another one begins. A holder on this machine whose process is gone, or that ran before the machine's last start,
+is free at once. So no two runs believe at one time that they hold an archive, given that the store lists what was written
+before, that clocks run at less than twice each other's speed, and that no two machines have both machine id and host name in
+common.
+
+What a lease says is written by anybody who can write to the store: it is bounded, and only ever shown or compared.
+"""
+
+import errno
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from backup_vm.archive.holder import Holder, given_back
+from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
+
+FOLDER = "locks"
+RENEWAL = 60.0
+"""Seconds between two renewals."""
+STALE = 1800.0
+"""Seconds without a renewal, by the store's clock, after which a lease is free."""
+_HALF = STALE / 2
+_RETRY = 10.0
+_TRIES = 4
+LONGEST = 4096
+"""Bytes of a lease at most."""
+WRITER, NOTES = "writer", "notes"
+"""Kinds of leases: of the run that writes to the archive, and of one that changes the notes, which readers do, too."""
+_NAME = re.compile(r"(writer|notes)-([0-9]{1,15})(?:-[0-9a-f]{16})?")
+_PROBE = re.compile(r"probe-[0-9a-f]{16}")
+
+
+class Locks(Protocol):
+    """The files in an archive's folder ``locks``, as they are in the store at that moment. Raises OSError, SparsebakError."""
+
+    def list(self) -> dict[str, float]:
+        """Names, and when each was written last: seconds by the store's clock."""
+
+    def create(self, name: str, raw: bytes) -> bool | None:
+        """Make a file; False where there is one of that name already, None where the store cannot make sure of that."""
+
+    def put(self, name: str, raw: bytes) -> None:
+        """Write a file, whether it is there or not."""
+
+    def renew(self, name: str, raw: bytes) -> None:
+        """Write a file again; raise FileNotFoundError where it is known to be gone."""
+
+    def read(self, name: str) -> bytes:
+        """A file, the first LONGEST bytes of it; raise FileNotFoundError."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing happens when it is gone."""
+
+
+def _boot_time() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """``boot`` runs on while the machine sleeps, ``wall`` while it is paused, too, and may be set; both in seconds."""
+
+    boot: Callable[[], float] = _boot_time
+    wall: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+
+
+class Found(dict[str, tuple[float, Holder | None]]):
+    """Leases by name: when renewed, and who holds each; None for one that is free by its age alone."""
+
+    @property
+    def highest(self) -> int:
+        """The highest generation; 0 without any."""
+        return max(map(generation, self), default=0)
+
+    def held(self) -> dict[str, Holder]:
+        """Those that are not free."""
+        return {n: h for n, (_, h) in self.items() if h is not None and not h.gone()}
+
+
+def generation(name: str) -> int:
+    """That of a lease's name."""
+    match = _NAME.fullmatch(name)
+    return int(match[2]) if match else 0
+
+
+def _of(kind: str, name: str) -> bool:
+    match = _NAME.fullmatch(name)
+    return match is not None and match[1] == kind
+
+
+def look(locks: Locks, kind: str = WRITER) -> Found:
+    """What leases of a kind there are."""
+    times = locks.list()
+    found = _judged(locks, kind, times, max(times.values(), default=0.0))
+    if found.held():
+        # Is it still held? A file made now tells what time it is in the store.
+        probe = f"probe-{os.urandom(8).hex()}"
+        locks.put(probe, b"")
+        try:
+            times = locks.list()
+        finally:
+            with suppress(ForbiddenError, OSError):
+                locks.remove(probe)
+        now = times.get(probe, max(times.values(), default=0.0))
+        found = _judged(locks, kind, times, now)
+        for name, at in times.items():
+            if _PROBE.fullmatch(name) and now - at > STALE:  # its maker died
+                with suppress(ForbiddenError, OSError):
+                    locks.remove(name)
+    return found
+
+
+def _judged(locks: Locks, kind: str, times: dict[str, float], now: float) -> Found:
+    found = Found()
+    for name, at in times.items():
+        if not _of(kind, name):
+            continue
+        holder = None
+        if now - at <= STALE:
+            try:
+                holder = Holder.load(locks.read(name))
+            except FileNotFoundError:
+                continue
+        found[name] = at, holder
+    return found
+
+
+class Lease:
+    """A lease that is held, until ``check`` says otherwise."""
+
+    def __init__(
+        self, locks: Locks, place: str, holder: Holder, clocks: Clocks, kind: str = WRITER
+    ) -> None:
+        self._locks, self._place, self._clocks, self._kind = locks, place, clocks, kind
+        self.name, self.holder = "", holder
+        self._sure = self._wall = 0.0
+        self._lost = ""
+        self._lock, self._end = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def acquire(
+        cls,
+        locks: Locks,
+        place: str,
+        command: str,
+        clocks: Clocks | None = None,
+        kind: str = WRITER,
+    ) -> "Lease":
+        """Take the lease of the archive at ``place``; raise LockedError when another run has it."""
+        clocks = clocks or Clocks()
+        holder = Holder.this(command)
+        for attempt in range(_TRIES):
+            if attempt:  # others are about to take it, too
+                clocks.sleep(random.uniform(0.05, 0.5) * attempt)  # noqa: S311
+            lease = cls(locks, place, holder, clocks, kind)
+            if lease._take():
+                return lease
+        raise LockedError(f"{place} is in use by other runs that begin", "try again")
+
+    def _take(self) -> bool:
+        """Try to take it; whether that was possible. Raises LockedError when it is held."""
+        before = look(self._locks, self._kind)
+        for other in before.held().values():
+            raise in_use(self._place, other)
+        self._sure, self._wall = self._clocks.boot(), self._clocks.wall()
+        try:
+            made = self._make(before.highest + 1)
+        except OSError as error:
+            # Without room nothing new can be stored, and a prune that makes room has to begin.
+            return _no_room(error)
+        if not made:
+            self.name = ""
+            return False
+        try:
+            if self._alone(before):
+                self._remove_free(before)
+                return True
+        except BaseException:
+            self.release()
+            raise
+        self.release()
+        return False
+
+    def _make(self, number: int) -> bool:
+        """Make the file; whether that was us."""
+        raw = self.holder.dump()
+        name = f"{self._kind}-{number}"
+        made = self._locks.create(name, raw)
+        if made is None:  # the name says by itself whose it is; who begins at the same time sees it
+            name = f"{name}-{self.holder.token[:16]}"
+            self._locks.put(name, raw)
+            made = True
+        elif not made:  # or were we, and the answer was lost?
+            with suppress(FileNotFoundError):
+                made = self._locks.read(name) == raw
+        self.name = name
+        return made
+
+    def _alone(self, before: Found) -> bool:
+        """Whether nothing else is there now but what was free, and is as it was."""
+        times = self._locks.list()
+        others = {name: at for name, at in times.items() if _of(self._kind, name)}
+        if others.pop(self.name, None) is None:
+            return False
+        for name, at in others.items():
+            if before.get(name, (None,))[0] == at:
+                continue
+            try:  # whoever was about to begin may have withdrawn
+                other = Holder.load(self._locks.read(name))
+                # A store that looks at no condition may not let its first try be removed.
+                if other.token != self.holder.token and not other.gone():
+                    return False
+            except FileNotFoundError:
+                continue
+        return True
+
+    def _remove_free(self, before: Found) -> None:
+        for name in before:
+            try:
+                self._locks.remove(name)
+            except (
+                ForbiddenError,
+                OSError,
+            ):  # whoever may only add leaves it to whoever may remove
+                return
+
+    def keep(self) -> None:
+        """Renew it now and then, in the background, until it is released."""
+        if self.name:
+            self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+            self._thread.start()
+
+    def _keep(self) -> None:
+        pause = RENEWAL
+        while not self._end.wait(pause) and not self._lost:
+            try:
+                self.renew()
+                pause = RENEWAL
+            except LockedError:
+                return
+            except (OSError, SparsebakError):  # until it is too late there is time to try again
+                pause = _RETRY
+            except BaseException as error:  # a thread that ends unseen leaves what nobody renews
+                self._lost = self._lost or f"its renewal failed: {error!r}"
+                return
+
+    def renew(self) -> None:
+        """Write it again; raise LockedError when it is lost, OSError or SparsebakError when that cannot be known."""
+        with self._lock:
+            begun, wall = self._clocks.boot(), self._clocks.wall()
+            if begun - self._sure >= _HALF:
+                self._lose("it could not be renewed in time")
+            times = self._locks.list()
+            if self.name not in times:
+                self._lose("it was removed")
+            mine = generation(self.name)
+            if any(_of(self._kind, name) and generation(name) > mine for name in times):
+                self._lose("another run has taken it over")
+            try:
+                if self._locks.read(self.name) != self.holder.dump():
+                    self._lose("another run has taken it over")
+                self._locks.renew(self.name, self.holder.dump())
+            except FileNotFoundError:
+                self._lose("it was removed")
+            if self._clocks.boot() - self._sure >= _HALF:
+                self._lose("it could not be renewed in time")
+            self._sure, self._wall = begun, wall
+
+    def _lose(self, why: str) -> None:
+        self._lost = why
+        self.check()
+
+    def check(self) -> None:
+        """Raise LockedError when the lease is lost, or may be: nothing must be written then."""
+        if self.name and not self._lost:
+            if self._clocks.boot() - self._sure >= _HALF:
+                self._lost = "it could not be renewed in time"
+            elif self._clocks.wall() - self._wall >= _HALF:
+                # The clock was set, or this machine stood still and did not notice.
+                try:
+                    self.renew()
+                except (OSError, SparsebakError) as error:
+                    self._lost = self._lost or f"it could not be renewed: {error}"
+        if self._lost:
+            raise LockedError(
+                f"the lease of {self._place} is lost: {self._lost}; this run ends here",
+                "what was stored is kept; try again when no other run is left",
+            )
+
+    def release(self) -> None:
+        """Give it back; nothing is raised, for it is free by itself after a while."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join(5)
+        if not self.name:
+            return
+        name, self.name = self.name, ""
+        given_back.add(self.holder.token)
+        with suppress(OSError, SparsebakError):
+            if self._lost and self._locks.read(name) != self.holder.dump():
+                return  # it is another one's by now
+            try:
+                self._locks.remove(name)
+            except ForbiddenError:
+                self._locks.renew(name, replace(self.holder, released=True).dump())
+
+
+def _no_room(error: OSError) -> bool:
+    """True where there is no room for a lease; raise any other error."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    return True
+
+
+def in_use(place: str, holder: Holder) -> LockedError:
+    """The error to raise when another run has the lease."""
+    return LockedError(
+        f"{place} is in use by another run ({holder})",
+        "wait for it to end; if it was cut off where this cannot be seen: sparsebak unlock",
+    )

@@ -1,0 +1,119 @@
+"""The folder ``locks`` of an archive: see ``lease``, which says what is done with its files."""
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from backup_vm.archive.lease import FOLDER, LONGEST
+from backup_vm.archive.storage.beneath import Beneath
+from backup_vm.errors import DamagedError, ForbiddenError
+from wire.durable import closing_fd, pwrite_all
+
+if TYPE_CHECKING:
+    from backup_vm.archive.storage.objects import Objects, Place
+
+
+class LocalLocks:
+    """See Locks. What is no regular file there is none of them."""
+
+    def __init__(self, beneath: Beneath) -> None:
+        self._beneath = beneath
+
+    def list(self) -> dict[str, float]:
+        """See Locks."""
+        found = {}
+        for name, is_folder in self._beneath.entries(FOLDER):
+            if not is_folder:
+                with suppress(FileNotFoundError, DamagedError):
+                    found[name] = self._beneath.stat(f"{FOLDER}/{name}").st_mtime
+        return found
+
+    def create(self, name: str, raw: bytes) -> bool | None:
+        """See Locks. Not brought to disk: after a crash of this machine nobody holds it."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        path = f"{FOLDER}/{name}"
+        with (
+            self._beneath.telling(path, "write"),
+            self._beneath.folder(path, make=True) as (fd, last),
+        ):
+            try:
+                made = os.open(last, flags, 0o644, dir_fd=fd)
+            except FileExistsError:
+                return False
+            try:
+                with closing_fd(made):
+                    pwrite_all(made, raw, 0)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(last, dir_fd=fd)
+                raise
+            return True
+
+    def put(self, name: str, raw: bytes) -> None:
+        """See Locks."""
+        path = f"{FOLDER}/{name}"
+        with (
+            self._beneath.telling(path, "write"),
+            self._beneath.folder(path, make=True) as (fd, last),
+            closing_fd(self._beneath.create(fd, last, 0o644)) as made,
+        ):
+            pwrite_all(made, raw, 0)
+
+    def renew(self, name: str, raw: bytes) -> None:
+        """See Locks."""
+        path = f"{FOLDER}/{name}"
+        with (
+            closing_fd(self._beneath.open(path, os.O_RDWR)) as fd,
+            self._beneath.telling(path, "write"),
+        ):
+            pwrite_all(fd, raw, 0)  # not utime: its time is to be the file server's
+            os.fsync(fd)
+            if os.fstat(fd).st_nlink == 0:
+                raise FileNotFoundError(path)
+
+    def read(self, name: str) -> bytes:
+        """See Locks."""
+        with closing_fd(self._beneath.open(f"{FOLDER}/{name}")) as fd:
+            return os.pread(fd, LONGEST, 0)
+
+    def remove(self, name: str) -> None:
+        """See Locks."""
+        path = f"{FOLDER}/{name}"
+        try:
+            with self._beneath.telling(path, "write"), self._beneath.folder(path) as (fd, last):
+                os.unlink(last, dir_fd=fd)
+        except FileNotFoundError:
+            return
+        except PermissionError as error:
+            raise ForbiddenError(f"cannot remove {path}: {error.strerror}") from None
+
+
+class RemoteLocks:
+    """See Locks."""
+
+    def __init__(self, place: "Place", objects: "Objects") -> None:
+        self._place, self._objects = place, objects
+
+    def list(self) -> dict[str, float]:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.times(FOLDER))
+
+    def create(self, name: str, raw: bytes) -> bool | None:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.make(f"{FOLDER}/{name}", raw))
+
+    def put(self, name: str, raw: bytes) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw))
+
+    def renew(self, name: str, raw: bytes) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw, again=True))
+
+    def read(self, name: str) -> bytes:
+        """See Locks."""
+        return self._place.ask(lambda: self._objects.get_small(f"{FOLDER}/{name}", LONGEST))
+
+    def remove(self, name: str) -> None:
+        """See Locks."""
+        self._place.ask(lambda: self._objects.delete(f"{FOLDER}/{name}"))

@@ -1,0 +1,53 @@
+"""``sparsebak unlock``: remove the lease of a run that was cut off, where this cannot be seen from here."""
+
+import argparse
+from contextlib import closing
+from typing import Any
+
+from backup_vm.cli.context import Context
+from backup_vm.options import yes_option
+from backup_vm.text import count_text
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    unlock = commands.add_parser(
+        "unlock",
+        help="remove what a writing run that was cut off has left to keep others away",
+        description="Removes leases that nobody holds any more: of processes of this machine that are gone, and those not "
+        "renewed for half an hour. All others it asks about first; where nobody can be asked, they stay without --yes. "
+        "A run whose lease is removed ends before it writes anything more.",
+    )
+    yes_option(unlock)
+    unlock.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from backup_vm.archive import lease, parameters
+    from backup_vm.archive.storage import open_storage
+
+    context = Context(options)
+    with closing(open_storage(context.location())) as storage:
+        parameters.load(storage)  # nothing is removed from what is no archive
+        locks = storage.locks()
+        found = {
+            name: holder
+            for kind in (lease.WRITER, lease.NOTES)
+            for name, (_, holder) in lease.look(locks, kind).items()
+        }
+        held = {n: h for n, h in found.items() if h is not None and not h.gone()}
+        removed = [name for name in found if name not in held]
+        for name in removed:
+            locks.remove(name)
+        for name, holder in held.items():
+            if not options.yes and not context.may_ask:
+                raise lease.in_use(storage.describe(), holder)
+            context.confirm(f"Remove the lease of a run that may not be over ({holder})?")
+            locks.remove(name)
+            removed.append(name)
+    context.done(
+        {"removed": sorted(removed)},
+        f"Removed {count_text(len(removed), 'lease')}." if removed else "No run had a lease.",
+    )
+    return 0

@@ -1,0 +1,80 @@
+"""A lease when the network fails: who is cut off has given up before another one begins."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive import lease as leases
+from backup_vm.archive import notes
+from backup_vm.archive.lease import Lease
+from backup_vm.archive.storage import open_storage
+from backup_vm.errors import LockedError
+from tests.remote.kit import Network, Server
+
+STALE = 4.0
+"""Seconds: times in a store may be whole ones."""
+
+
+def test_who_is_cut_off_gives_up_before_another_one_begins(
+    server: Server, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "STALE", STALE)
+    monkeypatch.setattr(leases, "_HALF", STALE / 2)
+    monkeypatch.setattr(leases, "RENEWAL", 0.3)
+    monkeypatch.setattr(leases, "_RETRY", 0.1)
+    name = f"lease-{time.monotonic_ns()}"
+    cut_off = open_storage(server.url(name, network.port))
+    for key, value in server.environment().items():
+        monkeypatch.setenv(key, value)
+    other = open_storage(server.url(name))
+    lease = Lease.acquire(cut_off.locks(), "PLACE", "backup")
+    lease.keep()
+    time.sleep(STALE / 2 + 0.5)
+    lease.check()
+    with pytest.raises(LockedError, match="in use"):
+        Lease.acquire(other.locks(), "PLACE", "prune")
+    network.down = True
+    network.cut()
+    begun, lost = time.monotonic(), 0.0
+    while True:
+        assert time.monotonic() < begun + 5 * STALE
+        if not lost:
+            try:
+                lease.check()
+            except LockedError:
+                lost = time.monotonic()
+        try:
+            second = Lease.acquire(other.locks(), "PLACE", "prune")
+            break
+        except LockedError:
+            time.sleep(0.2)
+    assert lost and lost - begun <= STALE / 2 + 1
+    network.mend()
+    time.sleep(0.5)
+    with pytest.raises(LockedError, match="PLACE is lost"):
+        lease.check()
+    lease.release()
+    second.renew()
+    second.release()
+    assert other.locks().list() == {}
+
+
+def test_notes_of_two_machines(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each opened the archive before the other one wrote, and neither loses what the other one noted."""
+    url = server.url(f"notes-{time.monotonic_ns()}")
+    machines = []
+    for number in range(2):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{number}"))
+        machines.append(open_storage(url))
+        assert not machines[number].exists(notes.NAME)
+    for number in range(6):
+        session = bytes([number]) * 16
+
+        def note(all_notes: notes.Notes, key: str = session.hex()) -> None:
+            all_notes.sessions[key] = notes.Note(text="x" * (1 + len(all_notes.sessions)))
+
+        notes.change(machines[number % 2], note)
+    assert len(notes.load(open_storage(url)).sessions) == 6

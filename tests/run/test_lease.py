@@ -1,0 +1,207 @@
+"""Runs on several machines, or by several mounts of one folder: one writes at a time, and who may not says so."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backup_vm import cli
+from backup_vm.archive import lease as leases
+from backup_vm.archive import notes
+from backup_vm.archive.holder import Holder
+from backup_vm.archive.lease import FOLDER, NOTES, STALE
+from backup_vm.archive.storage import local as local_storage
+from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.errors import LockedError
+from tests.conftest import cannot
+from tests.faultfs import FaultFS, missing
+from tests.kit import GRAIN, Site, fill
+
+BIN = Path(sys.executable).parent
+ELSEWHERE = replace(Holder.this("backup"), machine="another", host="nas", process=77, since=0)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    site = Site(tmp_path / "site")
+    fill(site.image(), 20 * GRAIN)
+    site.backup()
+    return site
+
+
+def run(
+    site: Site, *words: str, capsys: pytest.CaptureFixture[str], expect: int = 0
+) -> tuple[str, str]:
+    code = cli.main(["--archive", str(site.archive), *words])
+    out, err = capsys.readouterr()
+    assert code == expect, (code, out, err)
+    assert err.count("\n") <= 1 and "Traceback" not in err
+    return out, err
+
+
+def test_a_run_elsewhere_is_named_and_unlock_ends_it(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    locks = LocalStorage(site.archive).locks()
+    assert locks.list() == {}, "a run that is over leaves none"
+    locks.put("writer-3", ELSEWHERE.dump())
+    for command in (["scrub"], ["prune", "--keep-last", "1"]):
+        _, err = run(site, *command, capsys=capsys, expect=11)
+        assert f"{site.archive} is in use by another run (nas, process 77, since 1970-" in err
+    run(site, "list", capsys=capsys)
+    _, err = run(site, "unlock", capsys=capsys, expect=11)
+    assert "nas, process 77" in err and list(locks.list()) == ["writer-3"]
+    out, _ = run(site, "unlock", "--yes", "--json", capsys=capsys)
+    assert json.loads(out) == {"removed": ["writer-3"]} and locks.list() == {}
+    run(site, "scrub", capsys=capsys)
+    assert json.loads(run(site, "unlock", "--json", capsys=capsys)[0]) == {"removed": []}
+
+
+def test_unlock_needs_no_word_for_what_nobody_holds(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    locks = LocalStorage(site.archive).locks()
+    locks.put("writer-3", replace(Holder.this("backup"), process=4_000_000_000).dump())
+    locks.put("writer-2", ELSEWHERE.dump())
+    old = time.time() - STALE - 10
+    os.utime(site.archive / FOLDER / "writer-2", (old, old))
+    out, _ = run(site, "unlock", "--json", capsys=capsys)
+    assert json.loads(out) == {"removed": ["writer-2", "writer-3"]}
+    run(site, "--archive", str(site.archive.parent), "unlock", capsys=capsys, expect=10)
+
+
+def test_a_killed_run_keeps_nobody_away(site: Site) -> None:
+    code = (
+        "import os, sys\nfrom backup_vm.archive.archive import open_archive\n"
+        "with open_archive(sys.argv[1], True): os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, site.archive]).returncode == 9
+    assert len(LocalStorage(site.archive).locks().list()) == 1
+    site.backup()
+    assert LocalStorage(site.archive).locks().list() == {}
+
+
+def test_notes_are_changed_by_one_at_a_time(
+    site: Site, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notes, "_PATIENCE", 0.3)
+    locks = LocalStorage(site.archive).locks()
+    locks.put(f"{NOTES}-3", ELSEWHERE.dump())
+    volume = next((site.archive / "volumes").iterdir()).name
+    tag = ["tag", "--session", "latest", "--add", "kept", volume]
+    _, err = run(site, *tag, capsys=capsys, expect=11)
+    assert "notes.json is in use by another run (nas, process 77" in err
+    site.backup()  # it changes none
+    capsys.readouterr()
+    run(site, "unlock", "--yes", capsys=capsys)
+    run(site, *tag, capsys=capsys)
+    assert locks.list() == {}
+
+
+@pytest.fixture
+def two_mounts(tmp_path: Path) -> Iterator[tuple[FaultFS, FaultFS]]:
+    """One folder, mounted twice, as on two machines: neither sees the other's flock."""
+    if missing():
+        cannot(missing())
+    folder = tmp_path / "nas"
+    mounts = [FaultFS(folder, "no_flock", path=folder / name) for name in ("one", "two")]
+    yield mounts[0], mounts[1]
+    for mount in mounts:
+        mount.close()
+
+
+def test_two_mounts_of_one_folder(site: Site, two_mounts: tuple[FaultFS, FaultFS]) -> None:
+    one, two = two_mounts
+    site.archive.rename(one.real / "archive")
+    rng = random.Random(1)
+    site.archive = one.path / "archive"
+    with site.open(writing=True):
+        with (
+            pytest.raises(LockedError, match=rf"in use by another run \(.*process {os.getpid()}"),
+            site.open(True, two.path / "archive"),
+        ):
+            pass
+        with site.open(False, two.path / "archive") as archive:
+            assert len(archive.sessions()) == 1, "readers need no lease"
+    for mount in (one, two, one):
+        site.archive = mount.path / "archive"
+        site.disturb(rng)
+        site.backup()
+    site.verify_all()
+
+
+def test_who_begin_at_once_do_no_harm(site: Site, two_mounts: tuple[FaultFS, FaultFS]) -> None:
+    """Writers on both mounts, over and over: each gets in or says why not, and all is whole in the end."""
+    site.archive.rename(two_mounts[0].real / "archive")
+    got, refused = [0, 0], [0, 0]
+
+    def write(number: int) -> None:
+        place = two_mounts[number].path / "archive"
+        for _ in range(12):
+            try:
+                with site.open(True, place) as archive:
+                    storage = archive.storage
+                    count = int(storage.read("counter")) if storage.exists("counter") else 0
+                    storage.write("counter", str(count + 1).encode())
+                    got[number] += 1
+            except LockedError:
+                refused[number] += 1
+                time.sleep(0.01)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert int((two_mounts[0].real / "archive/counter").read_text()) == sum(got) > 0
+    assert sum(got) + sum(refused) == 24
+
+
+@pytest.mark.parametrize("how", ["removed", "overtaken", "slept"])
+def test_a_run_that_loses_its_lease_ends_and_writes_nothing_more(
+    site: Site, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(leases, "RENEWAL", 0.02)
+    monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
+    fill(site.image(), 60 * GRAIN, 5)
+    original: Callable[..., object] = local_storage.LocalNewFile.finish
+    packs: list[str] = []
+    slept = [0.0]
+    monkeypatch.setattr(leases, "_boot_time", lambda: time.monotonic() + slept[0])
+    monkeypatch.setattr(
+        leases.Clocks.__init__, "__defaults__", (leases._boot_time, time.time, time.sleep)
+    )
+
+    def finish(self: object) -> object:
+        if len(packs) == 2:
+            locks = LocalStorage(site.archive).locks()
+            if how == "removed":
+                locks.remove("writer-1")
+            elif how == "overtaken":
+                locks.put("writer-2", ELSEWHERE.dump())
+            else:
+                slept[0] = STALE
+            time.sleep(0.2)
+        packs.append("")
+        return original(self)
+
+    monkeypatch.setattr(local_storage.LocalNewFile, "finish", finish)
+    before = sorted(site.archive.rglob("*.session"))
+    with pytest.raises(LockedError, match="is lost"):
+        site.backup()
+    assert sorted(site.archive.rglob("*.session")) == before
+    assert len(packs) <= 4
+    assert not [*site.archive.rglob("*.tmp")]
+    monkeypatch.undo()
+    LocalStorage(site.archive).locks().remove("writer-2")
+    site.backup()
+    site.verify_all()
+    assert site.scrubbed() == []

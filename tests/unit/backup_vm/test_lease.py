@@ -1,0 +1,419 @@
+"""Leases in a store: never two runs that both believe they hold one, whatever is slow, cut off, asleep or dead."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backup_vm.archive import holder
+from backup_vm.archive import lease as leases
+from backup_vm.archive.holder import Holder
+from backup_vm.archive.lease import FOLDER, STALE, Clocks, Lease
+from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
+from tests.faultfs import Fault, FaultFS
+
+
+class Store:
+    """A store in memory with a clock of its own, and boots and processes of machines that use it."""
+
+    def __init__(self, conditional: bool, removes: bool) -> None:
+        self.files: dict[str, tuple[bytes, float]] = {}
+        self.now = 0.0
+        self.conditional, self.removes = conditional, removes
+
+
+class Forgetful(set[str]):
+    """What one process has given back is not known to another."""
+
+    def add(self, element: str) -> None:
+        return
+
+
+class Died(BaseException):
+    """The process ends here, without another word."""
+
+
+class Machine:
+    """One machine with one process, which runs in a thread and stops before each request until it is let go on."""
+
+    def __init__(self, store: Store, number: int) -> None:
+        self.store, self.number = store, number
+        self.boot, self.skew = 0, 1000.0 * number
+        self.cut, self.died = False, False
+        self.lease: Lease | None = None
+        self.refused = False
+        self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread: threading.Thread | None = None
+
+    # The process
+
+    def begin(self, action: Callable[[], None]) -> None:
+        """Let the process do something, up to its first request."""
+
+        def run() -> None:
+            with contextlib.suppress(Died, SparsebakError, OSError):
+                action()
+            self._thread = None
+            self._back.release()
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+        self._back.acquire()
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None
+
+    def step(self) -> None:
+        """Let it do one request."""
+        if self.busy:
+            self._turn.release()
+            self._back.acquire()
+
+    def die(self) -> None:
+        """Its process ends: in the middle of what it does, or between."""
+        self.died = True
+        while self.busy:
+            self.step()
+        self.died, self.lease = False, None
+        self.boot += 1
+
+    def request(self) -> None:
+        self._back.release()
+        self._turn.acquire()
+        if self.died:
+            raise Died
+        if self.cut:
+            raise SparsebakError("cannot be reached")
+
+    # The store, as this machine sees it
+
+    def list(self) -> dict[str, float]:
+        self.request()
+        return {name: at for name, (_, at) in self.store.files.items()}
+
+    def create(self, name: str, raw: bytes) -> bool | None:
+        self.request()
+        if not self.store.conditional:
+            return None
+        if name in self.store.files:
+            return False
+        self.store.files[name] = raw, self.store.now
+        self.request()  # the answer may be a long time on its way, or be lost
+        return True
+
+    def put(self, name: str, raw: bytes) -> None:
+        self.request()
+        self.store.files[name] = raw, self.store.now
+        self.request()
+
+    renew = put
+
+    def read(self, name: str) -> bytes:
+        self.request()
+        try:
+            return self.store.files[name][0]
+        except KeyError:
+            raise FileNotFoundError(name) from None
+
+    def remove(self, name: str) -> None:
+        self.request()
+        if not self.store.removes:
+            raise ForbiddenError("no")
+        self.store.files.pop(name, None)
+
+    # What it does
+
+    def acquire(self) -> None:
+        clocks = Clocks(self.time, self.time, lambda _: None)
+        self.refused = True
+        self.lease = Lease.acquire(self, "the archive", "test", clocks)
+        self.refused = False
+
+    def time(self) -> float:
+        return self.store.now * (1 + self.number / 10) + self.skew
+
+    def believes(self) -> bool:
+        """Whether it would write now."""
+        if self.lease is None:
+            return False
+        lease = self.lease
+        lost = lease._lost
+        sure = lease.name and self.time() - lease._sure < STALE / 2
+        return not lost and bool(sure)
+
+
+ACTIONS = (
+    *("acquire", "acquire", "acquire", "renew", "release", "steps", "die", "cut", "wait"),
+    *("step",) * 9,
+)
+
+
+@pytest.mark.parametrize(("conditional", "removes"), [(True, True), (False, True), (True, False)])
+@settings(max_examples=100)
+@given(data=st.data())
+def test_never_two(conditional: bool, removes: bool, data: st.DataObject) -> None:
+    store = Store(conditional, removes)
+    machines = [Machine(store, number) for number in range(3)]
+    holders: dict[str, Machine] = {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Each machine has another id; what died is known to be gone on the same machine only.
+        def this(_: type[Holder], command: str) -> Holder:
+            me = next((m for m in machines if m._thread is threading.current_thread()), machines[0])
+            token = os.urandom(16).hex()
+            holders[token] = me
+            return Holder(
+                f"machine{me.number}", "boot", "space", 1 + me.boot, 1, "host", token=token
+            )
+
+        def started(process: int) -> int | None:
+            me = next((m for m in machines if m._thread is threading.current_thread()), machines[0])
+            return 1 if process == 1 + me.boot else None
+
+        patch.setattr(Holder, "this", classmethod(this))
+        patch.setattr(holder, "started", started)
+        patch.setattr(holder, "given_back", Forgetful())
+        patch.setattr(leases, "given_back", Forgetful())
+        try:
+            for _ in range(data.draw(st.integers(30, 80))):
+                me = machines[data.draw(st.integers(0, 2))]
+                action = data.draw(st.sampled_from(ACTIONS))
+                if action == "wait":
+                    store.now += data.draw(st.sampled_from([0.5, 60.0, 800.0, 1000.0, 2000.0]))
+                elif action == "die":
+                    me.die()
+                elif action == "cut":
+                    me.cut = not me.cut
+                elif action == "steps":
+                    for _ in range(20):
+                        me.step()
+                elif action == "step" or me.busy:
+                    me.step()
+                elif action == "acquire" and me.lease is None:
+                    me.begin(me.acquire)
+                elif action == "renew" and me.lease is not None:
+                    me.begin(me.lease.renew)
+                elif action == "release" and me.lease is not None:
+                    lease, me.lease = me.lease, None
+                    me.begin(lease.release)
+                assert sum(one.believes() for one in machines) <= 1
+            for one in machines:  # in the end, whatever was, somebody can have it
+                one.cut = False
+                one.die()
+            store.now += STALE + 1
+            machines[0].begin(machines[0].acquire)
+            while machines[0].busy:
+                machines[0].step()
+            assert machines[0].believes()
+        finally:
+            for one in machines:
+                one.die()
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    storage = LocalStorage(tmp_path / "archive")
+    storage.prepare()
+    return storage
+
+
+def held(storage: LocalStorage) -> list[str]:
+    return sorted(storage.locks().list())
+
+
+def test_one_at_a_time_and_the_next_one_after_it(storage: LocalStorage) -> None:
+    first = Lease.acquire(storage.locks(), "PLACE", "backup")
+    assert held(storage) == ["writer-1"]
+    with pytest.raises(LockedError, match=rf"PLACE is in use by .*process {os.getpid()}, since 20"):
+        Lease.acquire(storage.locks(), "PLACE", "prune")
+    assert held(storage) == ["writer-1"], "who is refused leaves nothing"
+    first.renew()
+    first.check()
+    first.release()
+    assert held(storage) == []
+    Lease.acquire(storage.locks(), "PLACE", "prune").release()
+
+
+def test_whose_process_is_gone_is_taken_over_at_once(storage: LocalStorage) -> None:
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from backup_vm.archive.lease import Lease\n"
+        "from backup_vm.archive.storage.local import LocalStorage\n"
+        "Lease.acquire(LocalStorage(Path(sys.argv[1])).locks(), 'P', 'backup'); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, storage.root]).returncode == 9
+    assert held(storage) == ["writer-1"]
+    lease = Lease.acquire(storage.locks(), "PLACE", "backup")
+    assert lease.name == "writer-2" and held(storage) == ["writer-2"]
+    lease.release()
+
+
+def test_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = Holder.this("backup")
+    assert me.machine and me.boot and me.space and me.started
+    assert not me.gone() and Holder.load(me.dump()) == me
+    assert replace(me, process=4_000_000_000).gone(), "no such process"
+    assert replace(me, started=me.started + 1).gone(), "its number is another one's by now"
+    assert replace(me, boot="another").gone(), "before this machine's last start"
+    assert replace(me, released=True).gone()
+    for other in (
+        replace(me, machine="another", process=4_000_000_000),
+        replace(me, machine="", process=4_000_000_000),
+        replace(me, space="a container's", process=4_000_000_000),
+        replace(me, boot="another", host="a clone"),
+    ):
+        assert not other.gone()
+
+
+@given(
+    st.binary(max_size=200)
+    | st.recursive(st.integers() | st.text(), st.lists).map(repr).map(str.encode)
+)
+def test_what_makes_no_sense_is_somebody_s(raw: bytes) -> None:
+    assert not Holder.load(raw).gone()
+    assert "\x1b" not in str(replace(Holder(), process=1, host="\x1b[2J", since=1 << 80))
+
+
+def test_a_lease_without_sense_is_held_until_it_is_old(storage: LocalStorage) -> None:
+    for raw in (b"", b"nonsense" * 10_000):
+        storage.write(f"{FOLDER}/writer-7", raw)
+        with pytest.raises(LockedError, match="in use"):
+            Lease.acquire(storage.locks(), "PLACE", "backup")
+        old = time.time() - STALE - 60
+        os.utime(storage.root / FOLDER / "writer-7", (old, old))
+        lease = Lease.acquire(storage.locks(), "PLACE", "backup")
+        assert lease.name == "writer-8"
+        lease.release()
+
+
+def test_the_store_s_clock_counts_not_ours(storage: LocalStorage) -> None:
+    """Times there are compared with those of files made there: here, one of a file that is far ahead of our clock."""
+    storage.write(f"{FOLDER}/writer-1", b"")
+    now = time.time()
+    os.utime(storage.root / FOLDER / "writer-1", (now + 9 * 3600, now + 9 * 3600))
+    with pytest.raises(LockedError):
+        Lease.acquire(storage.locks(), "PLACE", "backup")
+
+
+@pytest.mark.parametrize("how", ["removed", "overtaken", "replaced", "late"])
+def test_a_lease_that_is_lost_stops_what_is_written(storage: LocalStorage, how: str) -> None:
+    now = [0.0]
+    lease = Lease.acquire(
+        storage.locks(), "PLACE", "backup", Clocks(lambda: now[0], lambda: now[0], lambda _: None)
+    )
+    storage.check = lease.check
+    storage.write("archive.toml", b"old")
+    new = storage.create("packs/ab/x.pack")
+    new.write(b"x")
+    name = f"{FOLDER}/writer-1"
+    if how == "removed":
+        storage.locks().remove("writer-1")
+    elif how == "overtaken":
+        storage.locks().create("writer-2", b"")
+    elif how == "replaced":
+        storage.locks().put("writer-1", Holder.this("unlock").dump())
+    else:
+        now[0] += STALE / 2
+    with pytest.raises(LockedError, match="PLACE is lost"):
+        lease.renew()
+    for action in (
+        new.finish,
+        lambda: storage.write("archive.toml", b"new"),
+        lambda: storage.create("packs/ab/y.pack"),
+        lambda: storage.remove("archive.toml"),
+        lambda: storage.punch("archive.toml", []),
+    ):
+        with pytest.raises(LockedError, match="PLACE is lost"):
+            action()
+    new.abandon()
+    assert storage.read("archive.toml") == b"old" and storage.names("packs", "") == []
+    lease.release()
+    assert storage.exists(name) == (how == "replaced"), "what is another one's stays"
+
+
+def test_a_clock_that_was_set_loses_nothing(storage: LocalStorage) -> None:
+    wall = [0.0]
+    clocks = Clocks(lambda: 0.0, lambda: wall[0], lambda _: None)
+    lease = Lease.acquire(storage.locks(), "PLACE", "backup", clocks)
+    wall[0] = 1e9
+    lease.check()
+    wall[0] = 2e9  # or this machine was paused, and did not notice
+    storage.locks().create("writer-2", b"")
+    with pytest.raises(LockedError, match="taken it over"):
+        lease.check()
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(leases, "RENEWAL", 0.05)
+    monkeypatch.setattr(leases, "_RETRY", 0.02)
+    yield
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_it_is_renewed_in_the_background_also_after_errors(soon: None, faultfs: FaultFS) -> None:
+    storage = LocalStorage(faultfs.path / "archive")
+    storage.prepare()
+    lease = Lease.acquire(storage.locks(), "PLACE", "backup")
+    lease.keep()
+    path = faultfs.real / "archive" / FOLDER / "writer-1"
+    os.utime(path, (0, 0))
+    until(lambda: path.stat().st_mtime > 1)
+    faultfs.fail(Fault("*", "EIO", path="archive/locks*"))
+    until(lambda: faultfs.calls().get("open", 0) + faultfs.calls().get("getattr", 0) > 3)
+    lease.check()
+    faultfs.fail()
+    os.utime(path, (0, 0))
+    until(lambda: path.stat().st_mtime > 1)
+    path.unlink()
+    until(lambda: bool(lease._lost))
+    with pytest.raises(LockedError):
+        lease.check()
+    lease.release()
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT"])
+def test_on_a_full_disk_a_run_begins_all_the_same(faultfs: FaultFS, name: str) -> None:
+    storage = LocalStorage(faultfs.path / "archive")
+    storage.prepare()
+    faultfs.fail(Fault("create", name), Fault("mkdir", name))
+    lease = Lease.acquire(storage.locks(), "PLACE", "prune")
+    lease.keep()
+    lease.check()
+    lease.release()
+    faultfs.fail(Fault("write", name))
+    Lease.acquire(storage.locks(), "PLACE", "prune").release()
+    assert held(storage) == []
+    faultfs.fail()
+    other = Lease.acquire(storage.locks(), "PLACE", "backup")
+    faultfs.fail(Fault("create", name))
+    with pytest.raises((LockedError, OSError)):
+        Lease.acquire(storage.locks(), "PLACE", "prune")
+    other.release()
+
+
+def test_any_other_error_is_one(faultfs: FaultFS) -> None:
+    storage = LocalStorage(faultfs.path / "archive")
+    storage.prepare()
+    faultfs.fail(Fault("create", "EIO"))
+    with pytest.raises(OSError) as caught:
+        Lease.acquire(storage.locks(), "PLACE", "prune")
+    assert caught.value.errno == errno.EIO and held(storage) == []

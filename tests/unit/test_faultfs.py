@@ -1,0 +1,75 @@
+"""The file system that fails as told fails as told: what the kernel hands on is what a program meets."""
+
+import errno
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import fault_system
+from tests.faultfs import Fault, FaultFS
+
+
+def test_what_is_not_told_to_fail_goes_through(faultfs: FaultFS) -> None:
+    folder = faultfs.path / "a"
+    folder.mkdir()
+    (folder / "one").write_bytes(b"contents")
+    os.replace(folder / "one", folder / "two")
+    assert (faultfs.real / "a/two").read_bytes() == b"contents" == (folder / "two").read_bytes()
+    with open(folder / "two", "r+b") as file:
+        os.fsync(file.fileno())
+    (folder / "two").unlink()
+    assert os.listdir(folder) == []
+    assert faultfs.calls()["rename"] == 1
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EIO", "EROFS", "EINTR"])
+def test_the_third_write_fails_and_the_fourth_does_not(faultfs: FaultFS, name: str) -> None:
+    faultfs.fail(Fault("write", name, path="a/*", after=2, times=1))
+    (faultfs.path / "a").mkdir()
+    with open(faultfs.path / "a/file", "wb", buffering=0) as file:
+        outcomes = []
+        for _ in range(4):
+            try:
+                outcomes.append(os.write(file.fileno(), bytes(100)))
+            except OSError as error:
+                outcomes.append(-(error.errno or 0))
+    if name == "EINTR":  # Python itself tries again
+        assert outcomes == [100] * 4
+    else:
+        assert outcomes == [100, 100, -getattr(errno, name), 100]
+
+
+def test_short_writes_and_folders_that_cannot_be_synced(faultfs: FaultFS) -> None:
+    faultfs.fail(Fault("write", short=10), Fault("fsyncdir", "EINVAL"))
+    with open(faultfs.path / "file", "wb", buffering=0) as file:
+        assert os.write(file.fileno(), bytes(100)) == 10
+    fd = os.open(faultfs.path, os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(fd)
+    os.close(fd)
+
+
+def test_options_hold(tmp_path: Path) -> None:
+    with fault_system(tmp_path, "direct_io", "statfs_zero", "fixed_mode", "no_replace") as system:
+        for name in ("one", "two"):
+            (system.path / name).write_bytes(bytes(5000))
+        with (
+            open(system.path / "one", "r+b") as file,
+            pytest.raises(OSError, match="No such device"),
+        ):
+            mmap.mmap(file.fileno(), 0)
+        assert os.statvfs(system.path).f_blocks == 0
+        with pytest.raises(PermissionError):
+            (system.path / "one").chmod(0o600)
+        with pytest.raises(FileExistsError):
+            os.replace(system.path / "one", system.path / "two")
+
+
+def test_a_read_only_one_can_be_read(faultfs: FaultFS) -> None:
+    (faultfs.path / "one").write_bytes(b"contents")
+    faultfs.read_only()
+    assert (faultfs.path / "one").read_bytes() == b"contents"
+    with pytest.raises(OSError, match="Read-only"):
+        (faultfs.path / "two").write_bytes(b"")
