@@ -35,10 +35,12 @@ OPTIONS = ("direct_io", "statfs_zero", "no_flock", "no_punch", "fixed_mode", "no
 @dataclass(frozen=True)
 class Fault:
     """One fault. ``operation`` and ``path`` are patterns (``fnmatch``), ``path`` of the name within the mount: ``packs/*``.
+    Several patterns of operations are separated by commas.
 
     After ``after`` calls that go well, ``times`` calls fail (None: all). With ``short`` a write takes so many bytes instead;
-    with ``delay`` the call waits so many seconds first. Operations: those of FUSE, such as write, fsync, fsyncdir, create,
-    open, read, release, flush, unlink, rename, mkdir, readdir, getattr, statfs, truncate, fallocate.
+    with ``delay`` the call waits so many seconds first. ``then`` is the error of all calls after those. Operations: those of
+    FUSE, such as write, fsync, fsyncdir, create, open, read, release, flush (only of what was open for writing), unlink,
+    rename, mkdir, readdir, getattr, statfs, truncate, fallocate.
     """
 
     operation: str
@@ -48,6 +50,7 @@ class Fault:
     times: int | None = None
     short: int = 0
     delay: float = 0.0
+    then: str = ""
 
 
 class FaultFS:
@@ -78,6 +81,14 @@ class FaultFS:
     def calls(self) -> dict[str, int]:
         """How often each operation was called since ``fail``."""
         return {str(key): int(value) for key, value in self._ask({})["calls"].items()}
+
+    def seen(self) -> list[int]:
+        """For each fault, how many calls it counted since ``fail``."""
+        return [int(count) for count in self._ask({})["seen"]]
+
+    def failed(self) -> list[str]:
+        """The first calls that met a fault since ``fail``: operation and name within the mount."""
+        return [str(call) for call in self._ask({})["failed"]]
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as one:
@@ -114,6 +125,7 @@ class _Faults:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
         self._seen: list[int] = []
+        self._failed: list[str] = []
         self._calls: Counter[str] = Counter()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
@@ -129,8 +141,13 @@ class _Faults:
                     if "faults" in request:
                         self._faults = [Fault(**fields) for fields in request["faults"]]
                         self._seen = [0] * len(self._faults)
+                        self._failed = []
                         self._calls.clear()
-                    answer = {"calls": dict(self._calls)}
+                    answer = {
+                        "calls": dict(self._calls),
+                        "seen": self._seen,
+                        "failed": self._failed,
+                    }
                 print(json.dumps(answer), file=stream, flush=True)
 
     def met(self, operation: str, path: str) -> Fault | None:
@@ -138,15 +155,20 @@ class _Faults:
         with self._lock:
             self._calls[operation] += 1
             for number, fault in enumerate(self._faults):
-                if not fnmatch.fnmatchcase(operation, fault.operation):
+                patterns = fault.operation.split(",")
+                if not any(fnmatch.fnmatchcase(operation, pattern) for pattern in patterns):
                     continue
                 if not fnmatch.fnmatchcase(path.lstrip("/"), fault.path):
                     continue
                 seen = self._seen[number] = self._seen[number] + 1
-                if seen <= fault.after or (
-                    fault.times is not None and seen > fault.after + fault.times
-                ):
+                if seen <= fault.after:
                     continue
+                if fault.times is not None and seen > fault.after + fault.times:
+                    if not fault.then:
+                        continue
+                    fault = Fault(operation, fault.then)
+                if len(self._failed) < 20:
+                    self._failed.append(f"{operation} {path}")
                 return fault
         return None
 
@@ -164,6 +186,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
 
     class System(fuse.Operations):  # type: ignore[misc]
         use_ns = True
+        _written: set[int] = set()
+        """Descriptors that were opened for writing."""
 
         def access(self, path: str, amode: int) -> int:
             if not os.access(real + path, amode):
@@ -191,11 +215,16 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return answer | {"f_namemax": 255}
 
         def open(self, path: str, flags: int) -> int:
-            return os.open(real + path, flags & ~(os.O_DIRECT | os.O_NOFOLLOW))
+            fd = os.open(real + path, flags & ~(os.O_DIRECT | os.O_NOFOLLOW))
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                self._written.add(fd)
+            return fd
 
         def create(self, path: str, mode: int, fi: Any = None) -> int:
             # The kernel asks for this where it saw no such file; another mount may have made it meanwhile.
-            return os.open(real + path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            fd = os.open(real + path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            self._written.add(fd)
+            return fd
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
             return os.pread(fh, size, offset)
@@ -211,6 +240,7 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return 0
 
         def release(self, path: str, fh: int) -> int:
+            self._written.discard(fh)
             os.close(fh)
             return 0
 
@@ -275,6 +305,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
 
     def guarded(name: str, method: Any) -> Any:
         def call(self: System, path: str, *args: Any) -> Any:
+            if name == "flush" and args[0] not in self._written:
+                return 0
             fault = faults.met(name, path or "")
             if fault is not None and fault.delay:
                 time.sleep(fault.delay)
