@@ -85,7 +85,8 @@ install-dom0:
 	install -m 0755 qubes-rpc/sparsebak.* $(DESTDIR)/etc/qubes-rpc/
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/dom0/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
-	install -m 0664 policy/30-sparsebak.policy $(DESTDIR)/etc/qubes/policy.d/
+	install -m 0664 policy/80-sparsebak.policy $(DESTDIR)/etc/qubes/policy.d/
+	cd $(DESTDIR)/etc/qubes/policy.d && if [ -e 30-sparsebak.policy ]; then mv 30-sparsebak.policy 30-sparsebak.policy.old; fi
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.cli
 	cd share/sparsebak-dom0 && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import IO, TypeVar
 
 from backup_vm.errors import AgentError
@@ -27,7 +28,7 @@ from wire.frames import (
     VolumeEntry,
     largest_frame,
 )
-from wire.names import BadName, parse_volume_name, printable
+from wire.names import BadName, Restoring, parse_volume_name, printable
 from wire.status import Code
 from wire.stream import CutShort, read_exactly
 
@@ -58,11 +59,21 @@ _MEANINGS = {
     Code.DAMAGED: ("the agent's state is damaged", "see dom0's log"),
     Code.INTERNAL: ("the agent failed", "see dom0's log"),
     Code.NOT_HALTED: ("the qube is running", "shut it down, then try again"),
+    Code.OLDER: (
+        "dom0 does not know this session as the newest of its volume",
+        "to restore it all the same, name it with --session",
+    ),
+    Code.NOT_AS_ASKED: (
+        "what was sent is not what dom0 was asked for",
+        "use the same version in dom0 and here",
+    ),
 }
 Parsed = TypeVar("Parsed", bound=Layout)
 DOM0 = "dom0"
 ABSENT = "@default"
 """Target of a call about a qube that does not exist: policy knows it by this name, the argument has its own."""
+STALE = 60.0
+"""Seconds after which a call that was begun ahead is begun again: dom0 gives up those that stay silent."""
 _EXITS = {
     125: "the service is not executable in dom0",
     126: "dom0's policy refused the call",
@@ -143,6 +154,7 @@ class Agent:
         self._transport = transport
         self._archive, self._limit = bytes(16), 1 << 16
         self._prepared: dict[tuple[str, str | None, str], Connection] = {}
+        self._since: dict[tuple[str, str | None, str], float] = {}
         self._ending: list[Connection] = []
 
     def use(self, archive: bytes, chunk_size: int) -> None:
@@ -153,7 +165,7 @@ class Agent:
         """Begin a call that is about to be made: the service starts while we still do something else."""
         key = service, qube, volume
         if key not in self._prepared:
-            self._prepared[key] = self._start(*key)
+            self._prepared[key], self._since[key] = self._start(*key), monotonic()
 
     def _start(self, service: str, qube: str | None, volume: str) -> Connection:
         """dom0's own volumes are asked of dom0 itself, which is no qube to be a target."""
@@ -174,9 +186,13 @@ class Agent:
         qube: str | None = None,
         volume: str = "",
         feed: Callable[[IO[bytes]], None] | None = None,
+        what: str = "",
     ) -> Iterator[Reply]:
-        what = f"{service} {qube}/{volume}" if qube else service
+        what = what or (f"{service} {qube}/{volume}" if qube else service)
         prepared = self._prepared.pop((service, qube, volume), None)
+        if prepared is not None and monotonic() - self._since[service, qube, volume] > STALE:
+            prepared.close()
+            prepared = None
         connection = prepared or self._start(service, qube, volume)
         stdin = connection.process.stdin
         feeder: threading.Thread | None = None
@@ -307,10 +323,11 @@ class Agent:
             return reply.status or Status(Code.INTERNAL)
 
     def restore(
-        self, qube: str, volume: str, feed: Callable[[IO[bytes]], None], absent: bool = False
+        self, asked: Restoring, feed: Callable[[IO[bytes]], None], absent: bool = False
     ) -> Status:
-        """Have dom0 put a session in a volume's place; ``feed`` writes it. ``absent``: the qube is to be made anew."""
-        target, argument = (ABSENT, f"{qube}+{volume}") if absent else (qube, volume)
-        with self._call("Restore", Request(archive=self._archive), target, argument, feed) as reply:
+        """Have dom0 put a session in a volume's place; ``feed`` writes it. ``absent``: the qube is to be made again."""
+        target, request = ABSENT if absent else asked.qube, Request(archive=self._archive)
+        what = f"Restore {asked.qube}/{asked.volume}"
+        with self._call("Restore", request, target, asked.argument(), feed, what) as reply:
             reply.only()
             return reply.status or Status(Code.INTERNAL)

@@ -107,7 +107,7 @@ def main(side: str, file: str, *arguments: str) -> int:
     from dom0_agent import serving
     from dom0_agent.cli import main as agent
 
-    original = serving._call
+    original = serving._answer
 
     def call(*rest: Any) -> int:
         begun = time.time()
@@ -116,7 +116,7 @@ def main(side: str, file: str, *arguments: str) -> int:
         _tell(side, file, begun)
         return code
 
-    serving._call = call  # type: ignore[assignment]
+    serving._answer = call  # type: ignore[assignment]
     return agent(list(arguments))
 
 

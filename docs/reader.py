@@ -4,8 +4,9 @@
     python3 reader.py ARCHIVE assemble QUBE/VOLUME SESSION OUTPUT
 
 SESSION is a name as ``list`` shows it, or ``latest``. The passphrase or recovery key is asked for, or read from the first line
-of the file that SPARSEBAK_PASSPHRASE_FILE names. Needs Python 3.11, cryptography and zstandard. Every chunk is authenticated
-and compared with its id, every image with its root; nothing else is trusted.
+of the file that SPARSEBAK_PASSPHRASE_FILE names; an archive that says it is open then needs --open at the end. Needs Python
+3.11, cryptography and zstandard. Every chunk is authenticated and compared with its id, every image with its root; nothing else
+is trusted.
 """
 
 import base64
@@ -17,7 +18,9 @@ import struct
 import sys
 import time
 import tomllib
+import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import zstandard
@@ -84,19 +87,33 @@ def recovery_key(text: str) -> bytes:
     return base64.b32decode("".join(group[:4] for group in groups))
 
 
+def wrapping_key(slot: bytes, secret: str) -> bytes:
+    kind, log_n, r, p = slot[:4]
+    if kind == 2:
+        return derive(recovery_key(secret), b"sparsebak/1 recovery", slot[4:20])
+    if kind != 1 or log_n > 17 or not (1 <= r <= 8 and 1 <= p <= 4) or r * p << log_n > 1 << 21:
+        raise ValueError("a slot that nothing has made")
+    return Scrypt(slot[4:20], 32, 1 << log_n, r, p).derive(
+        secret.encode("utf-8", "surrogateescape")
+    )
+
+
 def master_key(parameters: dict[str, object], secret: str) -> bytes:
     archive = bytes.fromhex(str(parameters["archive"]))
     slots = parameters["slots"]
-    for slot in map(bytes.fromhex, slots if isinstance(slots, list) else []):
-        kind, log_n, r, p = slot[:4]
-        try:
-            if kind == 1:
-                wrapping = Scrypt(slot[4:20], 32, 1 << log_n, r, p).derive(secret.encode())
-            else:
-                wrapping = derive(recovery_key(secret), b"sparsebak/1 recovery", slot[4:20])
-            return short_open(wrapping, slot[20:], slot[:20] + archive)
-        except (InvalidTag, ValueError):
-            continue
+    secret = secret.removeprefix("\ufeff")
+    forms = dict.fromkeys(
+        [unicodedata.normalize("NFC", secret), secret, unicodedata.normalize("NFD", secret)]
+    )
+    for slot in map(bytes.fromhex, slots[:16] if isinstance(slots, list) else []):
+        for form in forms:
+            try:
+                wrapping = wrapping_key(slot, form)
+            except ValueError:
+                continue
+            for mode in (b"sealed", b""):  # none: by version 0.1.0
+                with suppress(InvalidTag):
+                    return short_open(wrapping, slot[20:], slot[:20] + archive + mode)
     raise Unreadable("this passphrase or recovery key does not open the archive")
 
 
@@ -109,19 +126,8 @@ class Session:
             raise Unreadable("a session file is damaged")
         self.inherit, self.count = struct.unpack_from("<QQ", raw, 8)
         clear, sealed = raw[24 : 24 + CLEAR.size], raw[24 + CLEAR.size : 24 + 336]
-        (
-            magic,
-            form,
-            suite,
-            _,
-            of,
-            self.volume_id,
-            self.id,
-            self.sequence,
-            self.time,
-            self.size,
-            self.chunk,
-        ) = CLEAR.unpack(clear)
+        magic, form, suite, _, of, *rest = CLEAR.unpack(clear)
+        self.volume_id, self.id, self.sequence, self.time, self.size, self.chunk = rest
         self.suite = suite
         text = short_open(keys.records, sealed, clear)
         if (magic, form, of) != (b"SBRC", 1, archive) or suite not in SUITES:
@@ -236,7 +242,8 @@ class Archive:
 def secret() -> str:
     path = os.environ.get("SPARSEBAK_PASSPHRASE_FILE")
     if path:
-        return Path(path).read_text().split("\n")[0]
+        line = Path(path).read_bytes().split(b"\n")[0].rstrip(b"\r")
+        return line.decode("utf-8", "surrogateescape")
     return getpass.getpass("Passphrase or recovery key: ")
 
 
@@ -247,12 +254,21 @@ def listing(archive: Archive) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
+    told_open = arguments[-1:] == ["--open"]
+    arguments = arguments[:-1] if told_open else arguments
     if (len(arguments), arguments[1:2]) not in ((2, ["list"]), (5, ["assemble"])):
         print(__doc__, file=sys.stderr)
         return 2
     folder = Path(arguments[0])
     try:
         sealed = "key" not in tomllib.loads((folder / "archive.toml").read_text())
+        if sealed and told_open:
+            raise Unreadable("the archive is sealed; leave --open out")
+        if not sealed and not told_open and "SPARSEBAK_PASSPHRASE_FILE" in os.environ:
+            raise Unreadable(
+                "the archive says that it is open and needs no passphrase: if you made it so, "
+                "add --open; if not, it is not yours"
+            )
         archive = Archive(folder, secret() if sealed else None)
         if arguments[1] == "list":
             print("\n".join(listing(archive)))

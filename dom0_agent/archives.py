@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from wire import CHUNK_SIZES
@@ -45,7 +46,11 @@ class Archive:
         return key
 
     def keys(self) -> Keys:
-        """The archive's keys."""
+        """The archive's keys; read once."""
+        return self._keys
+
+    @cached_property
+    def _keys(self) -> Keys:
         return Keys(self.master())
 
 

@@ -27,7 +27,8 @@ class ConfigError(Exception):
 class Pool:
     """A place that holds volumes: a directory, or with driver ``lvm_thin`` a thin pool in a volume group.
 
-    The limits, in percent, are how full the thin pool's data and metadata may be before snapshots are refused.
+    The limits, in percent, are how full the pool (of a thin pool its data, and its metadata) may be before snapshots are
+    refused.
     """
 
     name: str
@@ -201,12 +202,12 @@ def _pool(entry: dict[str, Any], base: Path) -> Pool:
     own = (
         {"volume_group", "thin_pool", "data_limit", "metadata_limit"}
         if driver == "lvm_thin"
-        else {"path"}
+        else {"path", "data_limit"}
     )
     if unknown := sorted(set(entry) - own - {"name", "driver"}):
         raise ValueError(f"pool {name}: a pool of driver {driver} has no setting {unknown[0]!r}")
     if driver != "lvm_thin":
-        return Pool(name, driver, base / _text(entry, "path"))
+        return Pool(name, driver, base / _text(entry, "path"), "", "", **_limits(entry))
     group, pool = _text(entry, "volume_group"), _text(entry, "thin_pool")
     if not (_lvm_name(group) and _lvm_name(pool)):
         raise ValueError(

@@ -6,12 +6,13 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dom0_agent.archives import Archive
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.config import Config
-from dom0_agent.ids import CommittedIds, Entry, KnownIds
+from dom0_agent.ids import CommittedIds, KnownIds
 from dom0_agent.pending_log import PendingLog
 from dom0_agent.rotation import grains_per_chunk
 from dom0_agent.sources import Range, Source
@@ -22,6 +23,7 @@ from wire.names import parse_volume_name
 from wire.pipeline import in_order
 from wire.records import Record
 from wire.sealing import ID_SIZE, ZERO_ID, ChunkIds, Sealer
+from wire.status import Code, Refused
 from wire.stream import Writer
 from wire.tree import PAGE_IDS, Tree, chunk_count
 
@@ -29,6 +31,8 @@ BATCH_BYTES = 1 << 20
 """Bytes read at a time, unless a chunk is larger."""
 IN_FLIGHT_BYTES = 24 << 20
 """Bytes read and not yet written out, at most, whatever the chunk size and the number of threads."""
+WATCH = 5.0
+"""Seconds between two looks at whether the session is still wanted."""
 REMEMBERED = 1 << 17
 """Ids remembered as sent in this call, so that a repeated chunk is compressed and sent once."""
 
@@ -91,14 +95,27 @@ class Extraction:
         self._sent: set[bytes] = set()
         self._buffers = threading.local()
 
-    def run(self, log: PendingLog, first: int, out: Writer, config: Config) -> bytes:
-        """Write the frames of chunks from ``first`` on, complete the log, return the root of the image."""
+    def run(
+        self,
+        log: PendingLog,
+        first: int,
+        out: Writer,
+        config: Config,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> bytes:
+        """Write the frames of chunks from ``first`` on, complete the log, return the root of the image.
+
+        ``wanted`` says whether the session is still pending; Refused soon after it is not.
+        """
         sealer = Sealer(self._keys, config.compression_level, config.chunk_padding)
         threads = min(config.threads, os.cpu_count() or 1) + 1  # while one waits for the disk
         log.rewind(first)
         batch_bytes = max(BATCH_BYTES, self._chunk_size)
         ahead = max(2, min(4 * threads + 4, IN_FLIGHT_BYTES // batch_bytes))
-        with closing_fd(self._source.open(self._pending.snapshot, direct=True)) as fd:
+        with (
+            closing_fd(self._source.open(self._pending.snapshot, direct=True)) as fd,
+            _held_while(wanted, fd),
+        ):
             work: Callable[[Batch], list[Result]] = lambda batch: self._extract(fd, batch, sealer)  # noqa: E731
             most = batch_bytes // self._chunk_size
             plan = _joined(self._plan(fd, log.position, most), most)
@@ -108,11 +125,8 @@ class Extraction:
         if log.position < self._chunks:
             log.append(self._chunks, [])
         log.sync()
-        return self._root(log.entries())
-
-    def _root(self, entries: Iterable[Entry]) -> bytes:
         tree = Tree(self._keys.sub_key("root"))
-        pages = self._ids.digests(entries, self._pending.full, self._chunks, tree)
+        pages = self._ids.digests(log.entries(), self._pending.full, self._chunks)
         return tree.root(self._pending.size, self._chunk_size, pages)
 
     def _emit(self, results: list[Result], first: int, out: Writer) -> None:
@@ -219,6 +233,41 @@ class Extraction:
             done += got
         if within < len(view):
             view[within:] = bytes(len(view) - within)
+
+
+@contextmanager
+def _held_while(wanted: Callable[[], bool], fd: int) -> Iterator[None]:
+    """Let go of an open snapshot as soon as it is not wanted any more, even while the caller takes what it is sent as
+    slowly as it can: as long as it is open, the storage keeps what it holds."""
+    over, gone = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH):
+            if not wanted():
+                gone.set()
+                _make_useless(fd)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except OSError:
+        if not gone.is_set():
+            raise
+    finally:
+        over.set()
+        watcher.join()
+    if gone.is_set():
+        raise Refused(Code.NO_SESSION, "the session was given up while it was extracted")
+
+
+def _make_useless(fd: int) -> None:
+    """Close what a descriptor stands for while others use its number: from now on they get errors."""
+    read_end, write_end = os.pipe()
+    os.dup2(read_end, fd, inheritable=False)
+    os.close(read_end)
+    os.close(write_end)
 
 
 def _joined(pieces: Iterable[Batch], most: int) -> Iterator[Batch]:

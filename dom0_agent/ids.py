@@ -1,8 +1,8 @@
 """The chunk ids of a volume's newest committed session, and the root of the next one. Flat memory at any size.
 
 The ids file holds 32 bytes a chunk; ``.pages`` beside it holds the digest of every 1,024 of them. Both are a cache of
-what was sent: without them the next session is a full one. They are written in place, from a log that can be applied
-again after a crash.
+what was sent, and are believed only as far as they give the root of the committed record: without them the next session is
+a full one. They are written in place, from a log that can be applied again after a crash.
 """
 
 import os
@@ -10,10 +10,12 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from wire.durable import write_synced
+from wire.durable import closing_fd, pwrite_all, write_synced
 from wire.sealing import ID_SIZE, ZERO_ID
-from wire.tree import DIGEST_SIZE, PAGE_BYTES, PAGE_IDS, Tree, page_count
+from wire.tree import DIGEST_SIZE, PAGE_BYTES, PAGE_IDS, Tree, chunk_count, page_count
 
 Entry = tuple[int, bytes]
 """A chunk number and its id."""
@@ -21,79 +23,139 @@ Entry = tuple[int, bytes]
 ENTRY = struct.Struct(f"<Q{ID_SIZE}s")
 
 
+class IdsDamaged(Exception):
+    """A page of the ids is not what was committed."""
+
+
 class CommittedIds:
-    """The ids file of one volume and archive. Missing parts read as zero ids."""
+    """The ids file of one volume and archive, for reading. Missing parts read as zero ids."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tree: Tree) -> None:
         self._path, self._pages = path, path.with_name(path.name + ".pages")
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.count = os.fstat(self._fd).st_size // ID_SIZE
+        self._tree, self._proven = tree, b""
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._fd = -1
+        self.count = os.fstat(self._fd).st_size // ID_SIZE if self._fd >= 0 else 0
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def prove(self, size: int, chunk_size: int, root: bytes) -> bool:
+        """Whether these are the ids of an image of ``size`` bytes with that root; pages are checked from then on.
+
+        The digests are read rather than the ids. Without them, or where they do not fit, all ids are.
+        """
+        chunks = chunk_count(size, chunk_size)
+        if self.count != chunks:
+            return False
+        for digests in (self._kept_digests, lambda: self.every_digest(chunks)):
+            try:
+                found = digests()
+            except (OSError, IdsDamaged):  # a bad sector: what cannot be read is not known
+                continue
+            if (
+                len(found) == page_count(chunks) * DIGEST_SIZE
+                and self._tree.root(size, chunk_size, [found]) == root
+            ):
+                self._proven = found
+                return True
+        return False
+
+    def _kept_digests(self) -> bytes:
+        return self._pages.read_bytes() if self._pages.exists() else b""
+
+    def every_digest(self, chunks: int) -> bytes:
+        """The page digests of the first ``chunks`` ids, made from them all."""
+        return b"".join(
+            self._digest(index, [], False, chunks) for index in range(page_count(chunks))
+        )
 
     def page(self, index: int) -> bytes:
-        """The ids of a page, 1,024 of them."""
-        return os.pread(self._fd, PAGE_BYTES, index * PAGE_BYTES).ljust(PAGE_BYTES, b"\x00")
+        """The ids of a page, 1,024 of them; IdsDamaged when they are not those that were proven."""
+        if self._fd < 0:
+            return bytes(PAGE_BYTES)
+        try:
+            ids = os.pread(self._fd, PAGE_BYTES, index * PAGE_BYTES).ljust(PAGE_BYTES, b"\x00")
+        except OSError as error:
+            raise IdsDamaged(f"{self._path}: {error}") from None
+        digest = self._proven[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
+        if digest and self._tree.page(ids) != digest:
+            raise IdsDamaged(f"{self._path}: page {index} is not what was committed")
+        return ids
 
-    def digests(
-        self, entries: Iterable[Entry], full: bool, chunks: int, tree: Tree
-    ) -> Iterator[bytes]:
+    def digests(self, entries: Iterable[Entry], full: bool, chunks: int) -> Iterator[bytes]:
         """Page digests of the image of ``chunks`` chunks that results from laying ``entries`` (in order) over this one.
 
-        With ``full`` they are laid over nothing.
+        With ``full`` they are laid over nothing; otherwise the ids have been proven.
         """
-        known = b"" if full or not self._pages.exists() else self._pages.read_bytes()
         usable = min(self.count, chunks) // PAGE_IDS  # beyond, the end of the volume may have moved
         changed = _by_page(entries)
         page, overlay = next(changed, (-1, []))
         for index in range(page_count(chunks)):
             if index != page:
-                digest = known[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
-                yield (
-                    digest
-                    if index < usable and len(digest) == DIGEST_SIZE
-                    else self._digest(index, [], full, chunks, tree)
-                )
+                digest = self._proven[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
+                known = not full and index < usable and len(digest) == DIGEST_SIZE
+                yield digest if known else self._digest(index, [], full, chunks)
                 continue
-            yield self._digest(index, overlay, full, chunks, tree)
+            yield self._digest(index, overlay, full, chunks)
             page, overlay = next(changed, (-1, []))
 
-    def _digest(
-        self, index: int, overlay: list[Entry], full: bool, chunks: int, tree: Tree
-    ) -> bytes:
+    def _digest(self, index: int, overlay: list[Entry], full: bool, chunks: int) -> bytes:
         if not overlay and (full or index * PAGE_IDS >= self.count):
-            return tree.zero_page
-        return tree.page(self._laid_over(index, overlay, full, chunks))
-
-    def _laid_over(self, index: int, overlay: list[Entry], full: bool, chunks: int) -> bytes:
-        ids = bytearray(PAGE_BYTES) if full else bytearray(self.page(index))
-        for number, chunk_id in overlay:
-            at = number % PAGE_IDS * ID_SIZE
-            ids[at : at + ID_SIZE] = chunk_id
-        within = min(PAGE_IDS, chunks - index * PAGE_IDS) * ID_SIZE
-        ids[within:] = bytes(PAGE_BYTES - within)
-        return bytes(ids)
+            return self._tree.zero_page
+        ids = bytes(PAGE_BYTES) if full else self.page(index)
+        return self._tree.page(_laid_over(ids, index, overlay, chunks))
 
     def apply(
-        self, entries: Iterable[Entry], full: bool, chunks: int, pages: Iterable[bytes]
-    ) -> None:
-        """Make this the ids of the newer session: the same arguments as for ``digests``, and what that returned.
+        self, entries: Iterable[Entry], full: bool, chunks: int, pages: bytes | None = None
+    ) -> bytes:
+        """Make the file that of the newer session: the same arguments as for ``digests``, and what that returned.
 
-        May be done again after a crash, for the same entries, with the same outcome.
+        Without ``pages``, after a crash, all ids are read for them: the same entries may have been
+        applied in part. Returns the page digests. Raises OSError; this object is of no use any more.
         """
         self._pages.unlink(missing_ok=True)
-        digests = b"".join(pages)
-        if full:
-            os.ftruncate(self._fd, 0)
-        os.ftruncate(self._fd, chunks * ID_SIZE)
-        for index, overlay in _by_page(entries):
-            os.pwrite(self._fd, self._laid_over(index, overlay, False, chunks), index * PAGE_BYTES)
-        os.ftruncate(self._fd, chunks * ID_SIZE)
-        os.fsync(self._fd)
-        self.count = chunks
-        write_synced(self._pages, digests)
+        with closing_fd(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as fd:
+            if full:
+                os.ftruncate(fd, 0)
+            os.ftruncate(fd, chunks * ID_SIZE)
+            for index, overlay in _by_page(entries):
+                ids = os.pread(fd, PAGE_BYTES, index * PAGE_BYTES).ljust(PAGE_BYTES, b"\x00")
+                laid = _laid_over(ids, index, overlay, chunks)
+                pwrite_all(fd, laid, index * PAGE_BYTES)
+            os.ftruncate(fd, chunks * ID_SIZE)
+            os.fsync(fd)
+        if pages is None:
+            with CommittedIds(self._path, self._tree) as applied:
+                pages = applied.every_digest(chunks)
+        write_synced(self._pages, pages)
+        return pages
+
+    def drop(self) -> None:
+        """Forget what was found to be damaged; the next session is a full one."""
+        for path in (self._path, self._pages):
+            path.unlink(missing_ok=True)
+
+
+def _laid_over(ids: bytes, index: int, overlay: list[Entry], chunks: int) -> bytes:
+    laid = bytearray(ids)
+    for number, chunk_id in overlay:
+        at = number % PAGE_IDS * ID_SIZE
+        laid[at : at + ID_SIZE] = chunk_id
+    within = min(PAGE_IDS, chunks - index * PAGE_IDS) * ID_SIZE
+    laid[within:] = bytes(PAGE_BYTES - within)
+    return bytes(laid)
 
 
 def _by_page(entries: Iterable[Entry]) -> Iterator[tuple[int, list[Entry]]]:

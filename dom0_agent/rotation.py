@@ -13,19 +13,20 @@ from pathlib import Path
 
 from dom0_agent.archives import Archive
 from dom0_agent.changed_map import GRAIN, ChangedMap
+from dom0_agent.committing import Work, apply, apply_again, opened_ids, prepare, prove
 from dom0_agent.config import Volume, remember
-from dom0_agent.ids import CommittedIds
 from dom0_agent.log import WARNING, log
-from dom0_agent.pending_log import PendingLog
+from dom0_agent.pending_log import in_use
 from dom0_agent.sources import Source, Sources, snapshot_name
 from dom0_agent.state import Committed, Follow, Pending, Redo, State, Store
 from wire.frames import Request
 from wire.status import Code, Refused
-from wire.tree import Tree, chunk_count
 
 CLOCK_SLACK = 600
 """Seconds by which the time that a caller proposes for its run may differ from dom0's clock."""
-MAX_SEQUENCE = 1 << 48
+MAX_SEQUENCE = 1 << 32
+"""Sequence number that an archive may claim for a session that dom0 does not know of, at most: from there on it would take
+thousands of millions of calls to come to a number that has not ten digits in a file's name."""
 
 
 class Rotation:
@@ -40,31 +41,37 @@ class Rotation:
             redo, follow.redo = follow.redo, None
             if redo is not None:
                 if key in archives:
-                    apply_ids(self.store, follow, archives[key], redo)
+                    apply_again(self.store, follow, archives[key], redo)
                 self.store.save(self.state)
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
         self.source.clean()
         self.store.tidy(self.state)
 
-    def give_way(self) -> None:
-        """Where the storage is nearly full, give up pending sessions that are not being extracted: their snapshots hold space.
+    def give_way(self) -> bool:
+        """Where the storage is nearly full, give up pending sessions: their snapshots hold space. Whether any state changed.
 
-        So a backup VM that begins sessions and never ends them cannot fill the pool. Not saved yet.
+        So a backup VM that begins sessions and never ends them, or reads them as slowly as it can, cannot fill the pool. One
+        that is being extracted has until the next time; its Extract lets go of the snapshot when it sees that. Not saved yet.
         """
         try:
             self.source.require_room()
         except Refused as full:
-            for key, follow in self.state.follows.items():
-                if follow.pending is not None and not self._is_extracting(follow.pending):
+            if full.code != Code.NO_SPACE:  # the pool is not there: others say so
+                return False
+            pending = [
+                (key, follow, follow.pending)
+                for key, follow in self.state.follows.items()
+                if follow.pending is not None
+            ]
+            for key, follow, session in pending:
+                if not session.crowded and in_use(self.store.directory / session.log):
+                    session.crowded = True
+                    log(WARNING, f"{self.store.name}: its session has to end soon, for {full}")
+                else:
                     log(WARNING, f"{self.store.name}: its pending session is given up, for {full}")
-                    self._give_up(key, follow)
-
-    def _is_extracting(self, pending: Pending) -> bool:
-        try:
-            PendingLog(self.store.directory / pending.log).close()
-        except Refused:
-            return True
+                    self.give_up(key, follow)
+            return bool(pending)
         return False
 
     def rotate(self) -> int:
@@ -125,7 +132,9 @@ class Rotation:
         follow.map = self.store.save_map(f"{key}.{snapshot_name(number)}.map", merged)
 
     def finish(self) -> None:
-        """The commit point, then the removal of what is no longer needed."""
+        """The commit point, then the removal of what is no longer needed: of the base, too, if no archive builds on it."""
+        if not self.followed:
+            self.state.base = None
         self.store.save(self.state)
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
@@ -149,6 +158,8 @@ class Rotation:
         """Begin a session, or return the one already pending (third value true)."""
         key = archive.id.hex()
         follow = self.state.follows.get(key)
+        if request.number > max(MAX_SEQUENCE, follow.mark if follow else 0):
+            raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
         if follow is None:
             volume_id = archive.keys().volume_id(volume.qube, volume.volume)
             follow = self.state.follows[key] = Follow(volume_id=volume_id.hex(), ids=f"{key}.ids")
@@ -159,7 +170,7 @@ class Rotation:
                 WARNING,
                 f"{self.store.name}: snapshot of the pending session is gone; it is given up",
             )
-            self._give_up(key, follow)
+            self.give_up(key, follow)
         self.source.require_room()
         self.rotate()
         follow.pending = self._begin(follow, archive, request, volume.domain)
@@ -169,32 +180,37 @@ class Rotation:
         return follow, follow.pending, False
 
     def _begin(self, follow: Follow, archive: Archive, request: Request, domain: bytes) -> Pending:
-        committed = follow.committed
-        full = True
-        if committed is not None:
-            ids = CommittedIds(self.store.directory / follow.ids)
-            complete = ids.count == chunk_count(committed.size, archive.chunk_size)
-            ids.close()
-            same = committed.session == request.session.hex() and committed.domain == domain.hex()
-            full = not (same and complete)
-            if full:
-                log(
-                    WARNING,
-                    f"{self.store.name}: the archive's newest session is not the one committed here; full session",
-                )
+        """The session that comes next. Its number and time go up with every session begun, whatever becomes of it."""
+        full = not self._builds_on(follow, archive, request, domain)
         session = os.urandom(16).hex()
+        follow.mark = max(follow.mark, request.number) + 1
+        follow.mark_time = _session_time(follow.mark_time, request.time)
         return Pending(
             session=session,
             snapshot=self.state.sequence,
-            sequence=max(committed.sequence if committed else 0, min(request.number, MAX_SEQUENCE))
-            + 1,
-            time=_session_time(committed, request.time),
+            sequence=follow.mark,
+            time=follow.mark_time,
             size=self.state.base_size,
             full=full,
             domain=domain.hex(),
             map=follow.map,
             log=f"{archive.id.hex()}.{session}.log",
         )
+
+    def _builds_on(self, follow: Follow, archive: Archive, request: Request, domain: bytes) -> bool:
+        """Whether a session can build on the committed one: both sides have it, and the ids are its."""
+        committed = follow.committed
+        if committed is None:
+            return False
+        if (committed.session, committed.domain) != (request.session.hex(), domain.hex()):
+            reason = "the archive's newest session is not the one committed here"
+        else:
+            with opened_ids(self.store, follow, archive) as ids:
+                if prove(ids, follow, archive):
+                    return True
+            reason = "the chunk ids kept here are not those of the session committed"
+        log(WARNING, f"{self.store.name}: {reason}; full session")
+        return False
 
     def commit(self, archive: Archive, session: bytes) -> None:
         """The caller holds the session durably: make it the one that later sessions build on."""
@@ -207,8 +223,7 @@ class Rotation:
                 Code.INCOMPLETE,
                 f"{self.store.name}: Commit of a session that was not wholly extracted",
             )
-        redo = Redo(log=pending.log, session=pending.session, full=pending.full, size=pending.size)
-        idle = _changes_nothing(self.store, follow, archive, redo)
+        work, pages = prepare(self.store, follow, archive, pending)
         follow.committed = Committed(
             session=pending.session,
             sequence=pending.sequence,
@@ -216,12 +231,15 @@ class Rotation:
             size=pending.size,
             domain=pending.domain,
             digest=pending.digest,
+            root=pending.root,
         )
         follow.pending = None
-        if not idle:
-            follow.redo = redo
+        if work is Work.APPLY:
+            follow.redo = Redo(
+                log=pending.log, session=pending.session, full=pending.full, size=pending.size
+            )
             self.store.save(self.state)
-            apply_ids(self.store, follow, archive, redo)
+            apply(self.store, follow, archive, follow.redo, pages)
             follow.redo = None
         self.finish()
 
@@ -229,11 +247,13 @@ class Rotation:
         """Give a pending session up: what it would have sent counts as changed again."""
         follow = self._follow(archive)
         pending = self._pending(follow, session)
-        PendingLog(self.store.directory / pending.log).close()  # refused while Extract goes on
-        self._give_up(archive.id.hex(), follow)
+        if in_use(self.store.directory / pending.log):
+            raise Refused(Code.BUSY, f"{self.store.name}: the session is being extracted")
+        self.give_up(archive.id.hex(), follow)
         self.finish()
 
-    def _give_up(self, key: str, follow: Follow) -> None:
+    def give_up(self, key: str, follow: Follow) -> None:
+        """Give a pending session up: what it would have sent counts as changed again. Not saved yet."""
         pending, follow.pending = follow.pending, None
         if pending is None or follow.committed is None:
             follow.map = None
@@ -261,44 +281,11 @@ class Rotation:
         return follow.pending
 
 
-def _session_time(committed: Committed | None, untrusted_time: int) -> int:
-    """Unix seconds: the run's time as the caller proposes it, if near to now, else now; never the last session's."""
+def _session_time(last: int, untrusted_time: int) -> int:
+    """Unix seconds: the run's time as the caller proposes it, if near to now, else now; never ``last``, an earlier one's."""
     now = int(clock.time())
     time = untrusted_time if abs(untrusted_time - now) <= CLOCK_SLACK else now
-    if committed is not None and 0 <= committed.time - time <= CLOCK_SLACK:
-        time = committed.time + 1  # session names stay distinct
-    return time
-
-
-def _changes_nothing(store: Store, follow: Follow, archive: Archive, redo: Redo) -> bool:
-    """Whether the ids are those of the session already. Refused while Extract goes on."""
-    session_log = PendingLog(store.directory / redo.log)
-    ids = CommittedIds(store.directory / follow.ids)
-    try:
-        chunks = chunk_count(redo.size, archive.chunk_size)
-        same = not redo.full and session_log.position == ids.count == chunks
-        return same and next(session_log.entries(), None) is None
-    finally:
-        ids.close()
-        session_log.close()
-
-
-def apply_ids(store: Store, follow: Follow, archive: Archive, redo: Redo) -> None:
-    """Bring the ids file up to a committed session, from its log. Without the log the next session is a full one."""
-    ids = CommittedIds(store.directory / follow.ids)
-    chunks = chunk_count(redo.size, archive.chunk_size)
-    session_log = PendingLog(store.directory / redo.log)
-    try:
-        if session_log.position < chunks:
-            log(WARNING, f"{store.name}: the log of session {redo.session} is damaged")
-            ids.apply([], True, 0, [])
-            return
-        tree = Tree(archive.keys().sub_key("root"))
-        pages = list(ids.digests(session_log.entries(), redo.full, chunks, tree))
-        ids.apply(session_log.entries(), redo.full, chunks, pages)
-    finally:
-        session_log.close()
-        ids.close()
+    return last + 1 if 0 <= last - time <= CLOCK_SLACK else time  # session names stay distinct
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Runs one RPC service: who calls, for which volume, and how the call ends. Every service module has one ``main(call)``."""
 
+import errno
 import importlib
 import os
 import resource
 import select
 import signal
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -14,11 +17,12 @@ from types import FrameType
 from dom0_agent.archives import Archive, Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load, recall
+from dom0_agent.limits import EVERY, FIRST_BYTE, HEAVY, HEAVY_SERVICES, slot
 from dom0_agent.log import ERROR, INFO, WARNING, log
 from dom0_agent.state import Store
-from wire.frames import REQUEST_KNOWN, Layout, Request, Status
+from wire.frames import Layout, Request, Status
 from wire.memory import keep_freed
-from wire.names import BadName, parse_name
+from wire.names import BadName, Restoring, parse_name, parse_restoring
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, Writer, read_exactly, send
 
@@ -28,6 +32,8 @@ IOV_MAX = 1024
 """Parts that writev takes at once, at most (Linux, UIO_MAXIOV)."""
 PATIENCE = 300.0
 """Seconds without a byte from the caller after which a call is given up."""
+LEAST = 1 << 20
+"""Bytes that have to come, or to be taken, for every PATIENCE seconds of waiting: a trickle holds as much as silence."""
 SERVICES = (
     "List",
     "Enroll",
@@ -40,10 +46,18 @@ SERVICES = (
     "Restore",
 )
 
+ABSENT = "@default"
+"""Target of a call about a qube that does not exist: qrexec knows it by this name."""
+_NOTHING = Request()
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 @dataclass(frozen=True)
 class Call:
-    """One call: the qube it comes from, the qube it is about (None: dom0 itself), the volume name, and its streams."""
+    """One call: the qube it comes from, the qube it is about (None: dom0 itself, ABSENT: none), the volume name, its streams.
+
+    ``asked``: what the argument of a Restore says.
+    """
 
     caller: str
     target: str | None
@@ -51,15 +65,22 @@ class Call:
     config: Config
     stdin: Reader
     stdout: Writer
+    asked: Restoring | None = None
 
-    def request(self) -> Request:
-        """Read the request every call begins with."""
+    def request(self, *used: str, flags: int = 0) -> Request:
+        """Read the request every call begins with.
+
+        Refused unless all is zero but the archive, the fields ``used`` and the ``flags`` that the service knows.
+        """
         try:
             request = Request.parse(read_exactly(self.stdin, Request.length()))
         except ValueError as error:
             raise Refused(Code.BAD_REQUEST, str(error)) from None
-        if request.flags & ~REQUEST_KNOWN:
+        if request.flags & ~flags:
             raise Refused(Code.BAD_REQUEST, f"flags {request.flags:#x} are not all known")
+        for name in {"session", "number", "time", "label"} - set(used):
+            if getattr(request, name) != getattr(_NOTHING, name):
+                raise Refused(Code.BAD_REQUEST, f"{name} means nothing here")
         return request
 
     def archives(self) -> Archives:
@@ -106,27 +127,58 @@ class Call:
         send(self.stdout, message)
 
 
+class _Waiting:
+    """Time spent waiting for the other side, and what came of it."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience, self._waited, self._moved = patience, 0.0, 0
+
+    def add(self, since: float, moved: int) -> bool:
+        """Note a wait since a monotonic time; whether the other side is too slow to be waited for any longer."""
+        self._waited += time.monotonic() - since
+        self._moved += moved
+        if self._waited <= self._patience:
+            return False
+        too_slow = self._moved < LEAST
+        self._waited, self._moved = 0.0, 0
+        return too_slow
+
+
 class PatientReader:
     """Standard input, given up when nothing comes for ``patience`` seconds: a silent caller must not hold a volume's lock.
 
-    For the first byte any time is taken: calls are started ahead, and nothing is held before the request is there.
+    The first byte may take ``first`` seconds: calls are started ahead, and nothing is held before the request is there.
     """
 
-    def __init__(self, fd: int, patience: float = PATIENCE) -> None:
-        self._fd, self._patience, self._begun = fd, patience, False
+    def __init__(self, fd: int, patience: float = PATIENCE, first: float = FIRST_BYTE) -> None:
+        self._fd, self._patience, self._first, self._begun = fd, patience, first, False
         self._held = memoryview(b"")
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
+        self._waiting = _Waiting(patience)
 
     def read(self, size: int, /) -> memoryview:
         """See Reader."""
         if not self._held:
-            if not self._poll.poll(self._patience * 1000 if self._begun else None):
-                raise CutShort(f"the caller sent nothing for {self._patience:g} seconds")
-            self._begun = True
+            begun, since = self._begun, time.monotonic()
+            self.wait()
             self._held = memoryview(os.read(self._fd, BLOCK))
+            if begun and self._waiting.add(since, len(self._held)):
+                raise CutShort(f"the caller sent next to nothing in {self._patience:g} seconds")
         data, self._held = self._held[:size], self._held[size:]
         return data
+
+    @property
+    def begun(self) -> bool:
+        """Whether the first byte has come."""
+        return self._begun
+
+    def wait(self) -> None:
+        """Wait for the next byte; CutShort when it does not come."""
+        patience = self._patience if self._begun else self._first
+        if not self._held and not self._poll.poll(patience * 1000):
+            raise CutShort(f"the caller sent nothing for {patience:g} seconds")
+        self._begun = True
 
 
 class PatientWriter:
@@ -137,6 +189,7 @@ class PatientWriter:
 
     def __init__(self, fd: int, patience: float = PATIENCE) -> None:
         self._fd, self._patience = fd, patience
+        self._waiting = _Waiting(patience)
         signal.signal(signal.SIGALRM, self._stalled)
 
     def _stalled(self, number: int, frame: FrameType | None) -> None:
@@ -152,7 +205,12 @@ class PatientWriter:
         try:
             while at < len(left):
                 signal.setitimer(signal.ITIMER_REAL, self._patience)
+                since = time.monotonic()
                 written = os.writev(self._fd, left[at : at + IOV_MAX])
+                if self._waiting.add(since, written):
+                    raise BrokenPipeError(
+                        f"the caller took next to nothing in {self._patience:g} seconds"
+                    )
                 while at < len(left) and written >= len(left[at]):
                     written -= len(left[at])
                     at += 1
@@ -165,25 +223,25 @@ class PatientWriter:
         """See Writer; nothing is kept back."""
 
 
-def _caller(service: str, environ: Mapping[str, str]) -> tuple[str, str | None, str]:
-    """Caller, target and argument as qrexec's environment gives them."""
+def _caller(
+    service: str, environ: Mapping[str, str]
+) -> tuple[str, str | None, str, Restoring | None]:
+    """Caller, target and volume as qrexec's environment gives them, and what a Restore asks for."""
     try:
         caller = parse_name(environ["QREXEC_REMOTE_DOMAIN"], "caller")
         argument = environ.get("QREXEC_SERVICE_ARGUMENT", "")
-        parts = (
-            argument.split("+", 1) if service == "Restore" else [argument]
-        )  # a qube that is gone is named there
-        for part in parts if argument else ():
-            parse_name(part, "volume")
+        asked = parse_restoring(argument) if service == "Restore" else None
+        if argument and asked is None:
+            parse_name(argument, "volume")
         target = None
-        if (
-            environ.get("QREXEC_REQUESTED_TARGET_TYPE") == "name"
-            and environ["QREXEC_REQUESTED_TARGET"] != "dom0"
-        ):
-            target = parse_name(environ["QREXEC_REQUESTED_TARGET"], "qube")
+        if environ.get("QREXEC_REQUESTED_TARGET_TYPE") == "name":
+            if environ["QREXEC_REQUESTED_TARGET"] != "dom0":
+                target = parse_name(environ["QREXEC_REQUESTED_TARGET"], "qube")
+        elif environ.get("QREXEC_REQUESTED_TARGET_KEYWORD") == "default":
+            target = ABSENT
     except (KeyError, BadName) as error:
         raise Refused(Code.BAD_REQUEST, f"qrexec's environment: {error}") from None
-    return caller, target, argument
+    return caller, target, asked.volume if asked else argument, asked
 
 
 def run(
@@ -193,9 +251,10 @@ def run(
     name = f"sparsebak.{service}"
     keep_freed()
     try:
-        caller, target, argument = _caller(service, environ)
-        call = Call(caller, target, argument, load(config_path), stdin, stdout)
-        name = f"{name}+{argument} from {caller} for {target or 'dom0'}"
+        caller, target, argument, asked = _caller(service, environ)
+        call = Call(caller, target, argument, load(config_path), stdin, stdout, asked)
+        named = asked.argument() if asked else argument
+        name = f"{name}+{named} from {caller} for {target or 'dom0'}"
         status = importlib.import_module(f"dom0_agent.services.{service.lower()}").main(
             call
         ) or Status(Code.OK)
@@ -212,12 +271,13 @@ def run(
     except ConfigError as error:
         status = Status(Code.INTERNAL)
         log(ERROR, f"{name}: {error}")
-    except Exception as error:  # the one place: nothing about dom0 may reach the caller but a code
+    except OSError as error:  # a disk that is full, broken or read-only, for one
+        status = Status(Code.NO_SPACE if error.errno in _FULL else Code.INTERNAL)
+        log(ERROR, f"{name}: {error}")
+    except Exception:  # the one place: nothing about dom0 may reach the caller but a code
         import traceback
 
-        status = Status(
-            Code.NO_SPACE if isinstance(error, OSError) and error.errno == 28 else Code.INTERNAL
-        )
+        status = Status(Code.INTERNAL)
         log(ERROR, f"{name}: {' '.join(traceback.format_exc().split())}")
     return _end(name, status, stdout)
 
@@ -245,4 +305,26 @@ def main(argv: list[str]) -> int:
         return 2
     confine()
     config = Path(os.environ.get("SPARSEBAK_AGENT_CONFIG", DEFAULT_PATH))
-    return run(argv[0], os.environ, config, PatientReader(0), PatientWriter(1))
+    return _as_a_process(argv[0], config, PatientReader(0), PatientWriter(1))
+
+
+def _as_a_process(service: str, config: Path, stdin: PatientReader, stdout: PatientWriter) -> int:
+    """A call that is a process of its own, if there is a place for it: what the resident agent does by counting."""
+    name = f"sparsebak.{service}"
+    with ExitStack() as stack:
+        try:
+            caller, folder = _caller(service, os.environ)[0], load(config).state_dir / "calls"
+            stack.enter_context(slot(folder, caller, "every", EVERY))
+            if service in HEAVY_SERVICES:
+                stdin.wait()  # one that is begun ahead keeps no other out
+                stack.enter_context(slot(folder, caller, "heavy", HEAVY))
+        except Refused as refused:
+            log(WARNING, f"{name}: refused ({refused.code.name}): {refused}")
+            return _end(name, Status(refused.code), stdout)
+        except CutShort as error:
+            log(WARNING, f"{name}: {error}")
+            return _end(name, Status(Code.BAD_REQUEST), stdout)
+        except (ConfigError, OSError) as error:
+            log(ERROR, f"{name}: {error}")
+            return _end(name, Status(Code.INTERNAL), stdout)
+        return run(service, os.environ, config, stdin, stdout)

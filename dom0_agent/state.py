@@ -2,9 +2,15 @@
 
 ``<state_dir>/volumes/<qube>/<volume>/`` holds ``state.json``, the changed maps, the committed chunk ids and the logs of
 pending sessions. A file that the state file does not mention is left over from a crash, and removed.
+
+A state file that is damaged is set aside as ``state.json.damaged``, and dom0 knows nothing of the volume any more: its next
+session compares everything, and until that is committed every session of it counts as an older one.
 """
 
+import errno
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,18 +18,38 @@ from pathlib import Path
 from typing import Any
 
 from dom0_agent.changed_map import ChangedMap
-from wire.durable import Busy, closing_fd, lock, make_directory, replace, write_synced
+from dom0_agent.log import ERROR, WARNING, log
+from wire.durable import (
+    Busy,
+    closing_fd,
+    lock,
+    make_directory,
+    replace,
+    sync_directory,
+    write_synced,
+)
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had no check, no marks and no root."""
 PATIENCE = 10.0
 """Seconds a call waits for the volume's lock before it answers "busy"."""
 
 
+DAMAGED = "state.json.damaged"
+
+
+class StateDamaged(Exception):
+    """The state file does not say what was written to it."""
+
+
 @dataclass
 class Committed:
-    """The newest session that the backup VM said it holds. Ids and digests in hexadecimal."""
+    """The newest session that the backup VM said it holds. Ids and digests in hexadecimal.
+
+    ``root`` is that of its record; without it the ids are not believed.
+    """
 
     session: str
     sequence: int
@@ -31,12 +57,13 @@ class Committed:
     size: int
     domain: str
     digest: str
+    root: str | None = None
 
 
 @dataclass
 class Pending:
     """A session begun and neither committed nor aborted. ``root`` and the record's ``digest`` are known once all of it
-    has been extracted."""
+    has been extracted. ``crowded``: the pool was found nearly full while it was."""
 
     session: str
     snapshot: int
@@ -49,6 +76,7 @@ class Pending:
     log: str
     root: str | None = None
     digest: str | None = None
+    crowded: bool = False
 
 
 @dataclass
@@ -63,7 +91,12 @@ class Redo:
 
 @dataclass
 class Follow:
-    """What is kept for one archive. ``map`` is a file name; None means nothing changed."""
+    """What is kept for one archive. ``map`` is a file name; None means nothing changed.
+
+    ``mark`` and ``mark_time`` are the highest sequence number of a session *begun* and the time it
+    was given: neither goes back when a session is aborted, so that no two records that dom0 sealed
+    say the same.
+    """
 
     volume_id: str
     ids: str
@@ -71,6 +104,8 @@ class Follow:
     committed: Committed | None = None
     pending: Pending | None = None
     redo: Redo | None = None
+    mark: int = 0
+    mark_time: int = 0
 
 
 @dataclass
@@ -114,52 +149,85 @@ class Store:
 
     @contextmanager
     def locked(self, patience: float = PATIENCE) -> Iterator[State]:
-        """Hold the volume's lock and yield its state; Refused when somebody else keeps it longer than ``patience`` seconds."""
+        """Hold the volume's lock and yield its state; Refused when somebody else keeps it longer than ``patience`` seconds.
+
+        A damaged state file is set aside here.
+        """
         make_directory(self.directory)
         try:
             fd = lock(self.directory / "lock", patience=patience)
         except Busy:
             raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
-        with closing_fd(fd):
-            yield self.load()
+        with closing_fd(fd), _counted(fd):
+            try:
+                state = self._read()
+            except StateDamaged as error:
+                os.replace(self._path, self._path.with_name(DAMAGED))
+                sync_directory(self.directory)
+                log(ERROR, f"{error}; set aside as {DAMAGED}: the volume is compared as a whole")
+                state = State()
+            yield state
+
+    @property
+    def _path(self) -> Path:
+        return self.directory / "state.json"
+
+    def uses(self) -> int:
+        """A number that goes up by one when the lock is taken, and when it is given back."""
+        try:
+            return os.stat(self.directory / "lock").st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def load(self) -> State:
-        """The state, empty for a volume not seen before."""
-        path = self.directory / "state.json"
+        """The state, empty for a volume not seen before, or whose state file is damaged."""
         try:
-            raw = json.loads(path.read_bytes())
+            return self._read()
+        except StateDamaged as error:
+            log(ERROR, f"{error}; nothing is known of the volume")
+            return State()
+
+    def _read(self) -> State:
+        try:
+            raw = json.loads(self._path.read_bytes())
         except FileNotFoundError:
             return State()
-        except ValueError as error:
-            raise Refused(
-                Code.INTERNAL, f"{path} is damaged: {error}; see docs/recovery.md"
-            ) from None
-        if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
-            raise Refused(Code.INTERNAL, f"{path} is of another version of sparsebak")
+        except (ValueError, RecursionError) as error:
+            raise StateDamaged(f"{self._path} is damaged: {error}") from None
+        except OSError as error:
+            if error.errno != errno.EIO:  # no right to read it, for one, is no damage
+                raise
+            raise StateDamaged(f"{self._path} cannot be read: {error.strerror}") from None
+        if not isinstance(raw, dict) or not isinstance(found := raw.pop("format", None), int):
+            raise StateDamaged(f"{self._path} is damaged: it has no format")
+        if found not in (1, FORMAT):
+            raise Refused(Code.INTERNAL, f"{self._path} is of another version of sparsebak")
+        if found == FORMAT and raw.pop("check", None) != _check(raw):
+            raise StateDamaged(f"{self._path} is damaged: its check does not fit")
         try:
             follows = {archive: _follow(fields) for archive, fields in raw.pop("follows").items()}
             return State(follows=follows, **raw)
         except (TypeError, KeyError, AttributeError) as error:
-            raise Refused(
-                Code.INTERNAL, f"{path} is damaged: {error}; see docs/recovery.md"
-            ) from None
+            raise StateDamaged(f"{self._path} is damaged: {error}") from None
 
     def save(self, state: State) -> None:
         """The commit point: replace the state file."""
-        replace(
-            self.directory / "state.json",
-            json.dumps({"format": FORMAT, **asdict(state)}, indent=1).encode(),
-        )
+        fields = asdict(state)
+        whole = {"format": FORMAT, "check": _check(fields), **fields}
+        replace(self._path, json.dumps(whole, indent=1).encode())
 
     def load_map(self, name: str | None, size: int) -> ChangedMap:
-        """A changed map; everything counts as changed when its file is missing or damaged."""
+        """A changed map; everything counts as changed when its file is missing, unreadable or damaged."""
         if name is None:
             return ChangedMap()
         try:
             found = ChangedMap.from_bytes((self.directory / name).read_bytes())
-        except FileNotFoundError:
+        except OSError:
             found = None
-        return ChangedMap.everything(size) if found is None else found
+        if found is None:
+            log(WARNING, f"{self.directory / name} is missing or damaged; all counts as changed")
+            return ChangedMap.everything(size)
+        return found
 
     def save_map(self, name: str, changed: ChangedMap) -> str:
         """Write a map under a name that no state file mentions yet."""
@@ -168,17 +236,42 @@ class Store:
 
     def tidy(self, state: State) -> None:
         """Remove every file that the state does not mention."""
-        needed = state.files() | {"state.json", "lock"}
+        needed = state.files() | {"state.json", DAMAGED, "lock"}
         for path in self.directory.iterdir():
             if path.name not in needed:
                 path.unlink(missing_ok=True)
+
+
+def _check(fields: dict[str, Any]) -> str:
+    """A checksum of the state, whatever way it is laid out in the file."""
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def _counted(fd: int) -> Iterator[None]:
+    """See Store.uses. The lock file's time is the counter, which takes no space."""
+    _count(fd)
+    try:
+        yield
+    finally:
+        _count(fd)
+
+
+def _count(fd: int) -> None:
+    status = os.fstat(fd)
+    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
 def _follow(raw: dict[str, Any]) -> Follow:
     for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
         if raw.get(key) is not None:
             raw[key] = kind(**raw[key])
-    return Follow(**raw)
+    follow = Follow(**raw)
+    for one in (follow.committed, follow.pending):  # format 1 had no marks
+        if one is not None:
+            follow.mark = max(follow.mark, one.sequence)
+            follow.mark_time = max(follow.mark_time, one.time)
+    return follow
 
 
 def known_volumes(state_dir: Path) -> Iterator[tuple[str, str]]:

@@ -153,8 +153,13 @@ def _remember(state_dir: Path, archive: Archive, record: Record, keys: Keys) -> 
             size=record.size,
             domain=record.domain.hex(),
             digest=record.digest(keys).hex(),
+            root=record.root.hex(),
         )
         state.follows[key] = Follow(
-            volume_id=record.volume_id.hex(), ids=f"{key}.ids", committed=committed
+            volume_id=record.volume_id.hex(),
+            ids=f"{key}.ids",
+            committed=committed,
+            mark=record.sequence,
+            mark_time=record.time,
         )
         store.save(state)

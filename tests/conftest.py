@@ -87,6 +87,13 @@ def btrfs_folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def compressed_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a real Btrfs that compresses everything."""
+    make, options = FILE_SYSTEMS["btrfs-zstd"]
+    yield from mounted(tmp_path / "fs.img", tmp_path / "fs", 400 << 20, make, options)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A small ext4 file system of its own, to be filled up."""
     yield from mounted(tmp_path / "small.img", tmp_path / "small", 48 << 20, ["mkfs.ext4", "-q"])

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from backup_vm.agent import Agent
 from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.image import Image
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archiver import Archiver, Report
 from backup_vm.names import stored_volumes
@@ -24,9 +25,11 @@ from dom0_agent.config import load
 from dom0_agent.monitoring import Outcome, monitor
 from wire import slots
 from wire.frames import MODE_OPEN, VolumeEntry
+from wire.names import Restoring, session_name
 from wire.sealing import SUITE_SHA256, Keys
 
 PASSPHRASE = b"tests only"
+Feed = Callable[[IO[bytes]], None]
 GRAIN = 64 * 1024
 
 
@@ -179,7 +182,7 @@ class Site:
         return report
 
     def keys(self, archive: Archive) -> Keys:
-        keys = archive.parameters.keys(PASSPHRASE)
+        keys = archive.parameters.keys(None if archive.parameters.master else PASSPHRASE)
         assert keys is not None
         return keys
 
@@ -223,9 +226,18 @@ class Site:
                 v for v in stored_volumes(archive, self.keys(archive), {}) if v.name == name
             )
             image = archive.image(list(named.sessions), named.sessions[session])
-            self.agent(archive, caller).restore(
-                qube, volume, feed(archive, image, name, Progress())
-            )
+            agent = self.agent(archive, caller)
+            self.restored(agent, image, f"{qube}/{volume}", feed(archive, image, name, Progress()))
+
+    def restored(
+        self, agent: Agent, image: Image, to: str, feed: Feed, absent: bool = False
+    ) -> None:
+        """Ask for a session as it is, older or not."""
+        clear = image.session.clear
+        qube, volume = to.split("/")
+        newest = {entry.session for entry in agent.list() if entry.volume_id == clear.volume_id}
+        asked = Restoring(qube, volume, session_name(clear.time), clear.session not in newest)
+        agent.restore(asked, feed, absent)
 
     def scrubbed(self) -> list[Any]:
         from backup_vm.archive.scrub import scrub

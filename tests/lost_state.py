@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tests.kit import Site
@@ -87,6 +88,56 @@ def ids_are_lost(site: Site) -> None:
     assert sent(site) == 0
 
 
+def ids_are_damaged(site: Site) -> None:
+    """A page of the ids is other than what was committed: found when it is read, and the next backup compares all."""
+    rng = random.Random(9)
+    two_sessions(site, rng)
+    site.backup()
+    (ids,) = volumes(site).rglob("*.ids")
+    raw = bytearray(ids.read_bytes())
+    raw[5] ^= 1
+    ids.write_bytes(raw)
+    site.disturb(rng)
+    with suppress(AssertionError):  # refused: its root could not be right
+        site.backup()
+    site.backup()
+    assert list(site.images().values())[-1] == site.contents()
+    site.disturb(rng)
+    assert not site.backup().done[0].full
+    assert list(site.images().values())[-1] == site.contents()
+
+
+def log_is_damaged_before_commit(site: Site) -> None:
+    """Between Extract and Commit: the session is good, the ids of it are not known."""
+    rng = random.Random(10)
+    two_sessions(site, rng)
+    agent = site.agent()
+    commit = agent.commit
+
+    def damage(qube: str, volume: str, session: bytes) -> None:
+        for log in volumes(site).rglob("*.log"):
+            log.write_bytes(log.read_bytes()[:-1])
+        commit(qube, volume, session)
+
+    agent.commit = damage  # type: ignore[method-assign]
+    site.backup(agent=agent)
+    assert list(site.images().values())[-1] == site.contents()
+    site.disturb(rng)
+    (done,) = site.backup().done
+    assert done.full and list(site.images().values())[-1] == site.contents()
+
+
+def state_is_damaged(site: Site) -> None:
+    rng = random.Random(11)
+    two_sessions(site, rng)
+    site.backup()
+    (state,) = volumes(site).rglob("state.json")
+    state.write_bytes(state.read_bytes()[:-9])
+    assert sent(site) == 0
+    site.disturb(rng)
+    assert sent(site) > 0
+
+
 def archive_is_an_old_copy(site: Site) -> None:
     rng, copy = random.Random(6), site.root / "copy"
     two_sessions(site, rng)
@@ -120,6 +171,9 @@ SCENARIOS: list[Callable[[Site], None]] = [
     state_of_another_life,
     changed_map_is_lost,
     ids_are_lost,
+    ids_are_damaged,
+    log_is_damaged_before_commit,
+    state_is_damaged,
     archive_is_an_old_copy,
     archive_is_newer_than_dom0_thinks,
 ]

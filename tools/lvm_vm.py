@@ -20,6 +20,9 @@ import threading
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import lvm_root
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "lvm"
 TOOLS = ("lvm", "dmsetup", "pdata_tools", "losetup", "blkdiscard", "mke2fs", "mount", "umount")
@@ -47,7 +50,7 @@ INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /dev/shm /run /var/lock /etc/lvm /scratch
 /bin/busybox mount -t tmpfs -o size=90% tmpfs /scratch
 for module in {modules}; do /bin/busybox modprobe $module; done
-echo 0 >/proc/sys/kernel/randomize_va_space
+{start}echo 0 >/proc/sys/kernel/randomize_va_space
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/scratch TMPDIR=/scratch LANG=C.UTF-8 SPARSEBAK_VM=1 PYTHONHASHSEED=0 {environ}
 cd {root}
 mkdir -p build/coverage
@@ -171,6 +174,8 @@ def _kernel() -> tuple[Path, Path]:
         (archive,) = BUILD.glob("linux-image-*.deb")
         subprocess.run(["dpkg", "-x", archive, tree.with_suffix(".new")], check=True)
         archive.unlink()
+        if not (tree.with_suffix(".new") / "lib").exists():  # as Debian 13 has it
+            (tree.with_suffix(".new") / "lib").symlink_to("usr/lib")
         (version,) = (path.name for path in (tree.with_suffix(".new") / "lib/modules").iterdir())
         subprocess.run(["depmod", "-b", tree.with_suffix(".new"), version], check=True)
         tree.with_suffix(".new").rename(tree)
@@ -188,6 +193,7 @@ def _base(modules: Path) -> Path:
         if e.name != HOOK
     )
     state = [sys.version, str(modules), *packages, Path(__file__).read_text()]
+    state.append(f"{lvm_root.given()} {Path(lvm_root.__file__).read_text()}")
     key = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     image = BUILD / f"base-{key}.cpio"
     if image.exists():
@@ -198,9 +204,12 @@ def _base(modules: Path) -> Path:
     shutil.rmtree(tree, ignore_errors=True)
     _copy(venv, tree)
     _copy(prefix / library, tree, top_only=prefix == Path("/usr"))
-    programs = [Path(found).resolve() for tool in TOOLS if (found := _which(tool))] + [
-        _python(tree)
-    ]
+    other = lvm_root.given()
+    tools = [tool for tool in TOOLS if other is None or tool not in lvm_root.PROGRAMS]
+    programs = [Path(found).resolve() for tool in tools if (found := _which(tool))]
+    programs.append(_python(tree))
+    if other is not None:
+        lvm_root.place(other, tree, LINKS)
     objects = [*programs, *(path for path in tree.rglob("*.so*") if path.is_file())]
     for path in [*programs, *_libraries(objects)]:
         _place(path, tree / str(path).lstrip("/"))
@@ -209,7 +218,7 @@ def _base(modules: Path) -> Path:
         link = tree / "bin" / name
         link.unlink(missing_ok=True)
         link.symlink_to("busybox")
-    for link, target in LINKS.items():
+    for link, target in LINKS.items() if other is None else ():
         if not (tree / "usr/sbin" / link).exists():
             (tree / "usr/sbin" / link).symlink_to(target)
     _modules(modules, tree)
@@ -271,7 +280,12 @@ def _project(image: Path, arguments: list[str]) -> None:
     init = tree / "init"
     init.write_text(
         INIT.format(
-            modules=" ".join(MODULES), root=ROOT, python=python, arguments=words, environ=environ
+            modules=" ".join(MODULES),
+            start=lvm_root.START if lvm_root.given() else "",
+            root=ROOT,
+            python=python,
+            arguments=words,
+            environ=environ,
         )
     )
     init.chmod(0o755)

@@ -6,9 +6,13 @@ need no changing are accepted.
 
 import re
 import time as _time
+from typing import NamedTuple
 
 NAME_LIMIT = 63
 """Longest name in bytes. Frames hold names in 64 bytes, padded with NUL."""
+
+OLDER = "older"
+"""Last part of the argument of a Restore of a session that is not the newest one dom0 knows."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
 _SESSION = re.compile(r"\d{8}-\d{6}", re.ASCII)
@@ -33,6 +37,32 @@ def parse_volume_name(untrusted_name: str) -> tuple[str, str]:
     if not slash:
         raise BadName(f"{untrusted_name[:80]!r}: a volume is written QUBE/VOLUME")
     return parse_name(untrusted_qube, "qube"), parse_name(untrusted_volume, "volume")
+
+
+class Restoring(NamedTuple):
+    """What a Restore call asks for: the volume that is overwritten, and the session, by name, that it then has.
+
+    ``older``: also if dom0 does not know that session as the volume's newest.
+    """
+
+    qube: str
+    volume: str
+    session: str
+    older: bool = False
+
+    def argument(self) -> str:
+        """As a service argument: ``QUBE+VOLUME+SESSION`` or ``QUBE+VOLUME+SESSION+older``; see parse_restoring."""
+        return "+".join([*self[:3], *([OLDER] if self.older else [])])
+
+
+def parse_restoring(untrusted_argument: str) -> Restoring:
+    """Undo Restoring.argument, or raise BadName. No name has a plus sign, so that there is one way to read it."""
+    untrusted_parts = untrusted_argument.split("+")
+    older = untrusted_parts[3:] == [OLDER]
+    if len(untrusted_parts) != 3 + older or not is_session_name(untrusted_parts[2]):
+        raise BadName(f"{untrusted_argument[:200]!r}: a restore is of QUBE+VOLUME+SESSION[+older]")
+    qube, volume, session = untrusted_parts[:3]
+    return Restoring(parse_name(qube, "qube"), parse_name(volume, "volume"), session, older)
 
 
 def printable(text: str) -> str:

@@ -1,9 +1,11 @@
 """Key slots: the master key wrapped by a passphrase (scrypt) or by the printed recovery key, as LUKS has them."""
 
 import base64
+import codecs
 import contextlib
 import os
 from collections.abc import Iterable
+from typing import Literal
 
 from wire.layout import U8, Fields, raw
 from wire.sealing import KEY_SIZE, NotAuthentic, derive, open_bytes, seal_bytes
@@ -12,13 +14,19 @@ KIND_PASSPHRASE, KIND_RECOVERY = 1, 2
 SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P = 16, 8, 4
 """64 MiB for half a second. Half the memory and twice the work of N = 2^17 with p = 1, so that memory times work, which is what
 a guess costs on hardware made for it, is the same."""
-SCRYPT_MEMORY = 1 << 30
-"""Bytes that opening a slot may take, at most: a slot from elsewhere must not be able to ask for more."""
+SCRYPT_MEMORY = 1 << 27
+SCRYPT_WORK = 1 << 21
+"""What opening a slot may cost: bytes of memory, and N times r times p. No version made slots that ask for more (the first
+made N = 2^17, r = 8, p = 1), and a slot from elsewhere must not be able to: 16 of these are tried in ten seconds."""
+SECRET_LIMIT = 1 << 12
+"""Bytes of a passphrase, at most; what a file holds beyond is not looked at."""
 _HEAD = Fields(kind=U8, log_n=U8, r=U8, p=U8, salt=raw(16))
 _HEAD_SIZE = _HEAD.size
 SLOT_SIZE = _HEAD_SIZE + 16 + 12 + KEY_SIZE + 16
 RECOVERY_BYTES = 20
 MAX_SLOTS = 16
+_SEALED = b"sealed"
+"""The mode, in the associated data of a slot: what a passphrase opens was made for a sealed archive."""
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
@@ -33,8 +41,9 @@ def _wrapping_key(raw_head: bytes, secret: bytes) -> bytes:
         return derive(secret, b"sparsebak/1 recovery", salt)
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-    sane = 10 <= log_n <= 22 and 1 <= r <= 16 and 1 <= p <= 4
-    if kind != KIND_PASSPHRASE or not sane or 128 * r << log_n > SCRYPT_MEMORY:
+    sane = 10 <= log_n <= 17 and 1 <= r <= SCRYPT_R and 1 <= p <= SCRYPT_P
+    dear = 128 * r << log_n > SCRYPT_MEMORY or r * p << log_n > SCRYPT_WORK
+    if kind != KIND_PASSPHRASE or not sane or dear:
         raise NotAuthentic("key slot of an unknown kind, or one that would cost too much to try")
     return Scrypt(salt=salt, length=KEY_SIZE, n=1 << log_n, r=r, p=p).derive(secret)
 
@@ -49,7 +58,7 @@ def make_slot(kind: int, secret: bytes, master: bytes, archive: bytes) -> bytes:
         "salt": os.urandom(16),
     }
     head = _HEAD.build(fields)
-    return head + seal_bytes(_wrapping_key(head, secret), master, head + archive)
+    return head + seal_bytes(_wrapping_key(head, secret), master, head + archive + _SEALED)
 
 
 def open_slot(untrusted_slot: bytes, kind: int, secret: bytes, archive: bytes) -> bytes | None:
@@ -58,9 +67,13 @@ def open_slot(untrusted_slot: bytes, kind: int, secret: bytes, archive: bytes) -
         return None
     head, wrapped = untrusted_slot[:_HEAD_SIZE], untrusted_slot[_HEAD_SIZE:]
     try:
-        return open_bytes(_wrapping_key(head, secret), wrapped, head + archive)
+        key = _wrapping_key(head, secret)
     except NotAuthentic:
         return None
+    for mode in (_SEALED, b""):  # none: by version 0.1.0, which made slots for sealed archives, too
+        with contextlib.suppress(NotAuthentic):
+            return open_bytes(key, wrapped, head + archive + mode)
+    return None
 
 
 def first_line(raw: bytes) -> bytes:
@@ -68,14 +81,52 @@ def first_line(raw: bytes) -> bytes:
     return raw.split(b"\n", 1)[0].rstrip(b"\r")
 
 
+def new_passphrase(raw: bytes) -> bytes:
+    """A passphrase to be kept, from a file's first line or a terminal: UTF-8, composed (NFC). ValueError says why not.
+
+    Two keyboards, or an editor and a terminal, give the same word as different bytes: composed or
+    decomposed letters, a byte order mark. What is kept is the one form that all lead to. Spaces count, at the end, too.
+    """
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw:
+        raise ValueError("the passphrase is not UTF-8 but UTF-16 or binary; save it as UTF-8")
+    try:
+        text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("the passphrase is not UTF-8; save it as UTF-8") from None
+    if not text:
+        raise ValueError("the passphrase is empty")
+    made = _normalized("NFC", text)
+    if len(made) > SECRET_LIMIT:
+        raise ValueError(f"the passphrase is longer than {SECRET_LIMIT} bytes")
+    return made
+
+
+def _normalized(form: Literal["NFC", "NFD"], text: str) -> bytes:
+    import unicodedata  # not needed by a call
+
+    return unicodedata.normalize(form, text).encode()
+
+
+def _forms(secret: bytes) -> list[bytes]:
+    """The bytes that a passphrase may have been when its slot was made: as kept now, as it is, decomposed. ASCII has one."""
+    forms = [secret]
+    with contextlib.suppress(UnicodeDecodeError):
+        text = secret.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        forms = [_normalized("NFC", text), _normalized("NFD", text)]
+        forms.insert(1, secret)
+    return list(dict.fromkeys(forms))
+
+
 def open_any(untrusted_slots: Iterable[bytes], secret: bytes, archive: bytes) -> bytes | None:
     """The master key from any of the slots, ``secret`` being a passphrase or a recovery key as printed; None if none opens."""
-    secrets = [(KIND_PASSPHRASE, secret)]
+    if not secret or len(secret) > SECRET_LIMIT:
+        return None
+    secrets = [(KIND_PASSPHRASE, form) for form in _forms(secret)]
     with contextlib.suppress(BadRecoveryKey):
-        secrets.append((KIND_RECOVERY, parse_recovery(secret.decode("utf-8", "replace"))))
-    tried = (
-        open_slot(slot, kind, one, archive) for kind, one in secrets for slot in untrusted_slots
-    )
+        text = secret.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
+        secrets.append((KIND_RECOVERY, parse_recovery(text)))
+    bounded = tuple(untrusted_slots)[:MAX_SLOTS]
+    tried = (open_slot(slot, kind, one, archive) for kind, one in secrets for slot in bounded)
     return next((master for master in tried if master is not None), None)
 
 

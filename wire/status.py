@@ -21,10 +21,14 @@ class Code(IntEnum):
     DAMAGED = 12
     INTERNAL = 13
     NOT_HALTED = 14
+    OLDER = 15
+    NOT_AS_ASKED = 16
 
 
 NOTE_OLDER = 1
-"""Note bit of a status: the record is older than the newest one dom0 knows for this volume and archive."""
+"""Note bit of a status: the record is not that of the newest session that dom0 knows of this volume in this archive."""
+NOTE_UNKNOWN = 2
+"""Note bit of a status, with NOTE_OLDER: dom0 knows no session of this volume in this archive at all."""
 
 
 class Refused(Exception):

@@ -11,7 +11,7 @@ from wire import CHUNK_SIZES, FORMAT
 from wire.layout import LAST_TIME
 from wire.names import parse_name
 from wire.sealing import KEY_SIZE, SUITES, Keys
-from wire.slots import SLOT_SIZE, open_any
+from wire.slots import MAX_SLOTS, SLOT_SIZE, open_any
 
 NAME = "archive.toml"
 _CHECK = "checksum = "
@@ -35,8 +35,17 @@ class Parameters:
         return "sealed" if self.master is None else "open"
 
     def keys(self, passphrase: bytes | None = None) -> Keys | None:
-        """The archive's keys: from a passphrase or recovery key if given, else in open mode only. Raise WrongKeyError."""
+        """The archive's keys: from a passphrase or recovery key if given, else in open mode only. Raise WrongKeyError.
+
+        A passphrase that an archive does not need is an error: whoever writes the store can put an open
+        archive with a key of his own in the place of a sealed one, and whoever gives a passphrase means a sealed one.
+        """
         if self.master is not None:
+            if passphrase is not None:
+                raise WrongKeyError(
+                    f"archive {self.label} says that it is open, so that it takes no passphrase",
+                    "if you made it with --open, give no passphrase; if not, somebody has put it in the place of yours",
+                )
             return Keys(self.master)
         if passphrase is None:
             return None
@@ -99,6 +108,10 @@ def _parse(storage: Storage, fields: dict[str, Any]) -> Parameters:
             f"{storage.describe(NAME)}: format {fields['format']}, suite {fields['suite']}, which this version does not know",
             "use the version of sparsebak that made the archive, or a newer one",
         )
+    if fields["mode"] != ("open" if "key" in fields else "sealed"):
+        raise ValueError("its mode and its keys do not go together")
+    if len(fields["slots"]) > MAX_SLOTS:
+        raise ValueError(f"more than {MAX_SLOTS} key slots")
     chunk_size = _number(fields, "chunk_size")
     if chunk_size not in CHUNK_SIZES:
         raise ValueError("impossible chunk size")

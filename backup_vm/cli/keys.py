@@ -76,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
 def _refresh(context: Context) -> int:
     from dataclasses import replace
 
-    from backup_vm.errors import AgentError
+    from backup_vm.errors import AgentError, DamagedError
+    from wire.frames import MODE_OPEN
 
     with context.open(writing=True) as archive:
         entry, slots = context.agent(archive).enroll(archive.parameters.label)
@@ -84,6 +85,11 @@ def _refresh(context: Context) -> int:
             raise AgentError(
                 f"dom0 knows another archive as {entry.label}",
                 "see in dom0: sparsebak-agent archive list",
+            )
+        if (entry.mode == MODE_OPEN) != (archive.parameters.master is not None):
+            raise DamagedError(
+                f"the archive says that it is {archive.parameters.mode}, dom0 knows it as the opposite",
+                "somebody has changed archive.toml; dom0 gives its contents again by: sparsebak init --repair",
             )
         replace(archive.parameters, slots=tuple(slots)).save(archive.storage)
     context.done(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.options import key_option, session_option, yes_option
+from wire.names import Restoring, session_name
 
 if TYPE_CHECKING:
     from backup_vm.agent import Agent
@@ -47,24 +48,50 @@ def run(options: argparse.Namespace) -> int:
     with context.open() as archive:
         chosen = select(context.volumes(archive, context.keys(archive)), [options.volume])
         chosen.sort(key=lambda volume: volume.volume != SETTINGS)
-        due = [
-            (
-                volume,
-                find_session(volume, options.session),
-                _target(volume, options.volume, options.to),
-            )
-            for volume in chosen
-        ]
         agent = context.agent(archive)
+        entries = agent.list()
+        due = []
+        for volume in chosen:
+            session = find_session(volume, options.session)
+            asked = Restoring(
+                *_target(volume, options.volume, options.to),
+                session.name,
+                _is_older(volume, session, entries, options.session == "latest"),
+            )
+            due.append((volume, session, asked))
         if not context.dom0_asks():
-            _ask(context, agent.list(), [target for _, _, target in due])
-        results = [_restore(context, archive, agent, *one) for one in due]
+            _ask(context, entries, [asked for _, _, asked in due])
+        results = [_restore(context, archive, agent, entries, *one) for one in due]
     if context.json:
         context.result({"restored": results}, "")
     return 0
 
 
-def _ask(context: Context, entries: "list[VolumeEntry]", targets: list[tuple[str, str]]) -> None:
+def _is_older(
+    volume: "Named", session: "Session", entries: "list[VolumeEntry]", latest: bool
+) -> bool:
+    """Whether dom0 must be told that an older session is meant, which only a user who names it can mean."""
+    from backup_vm.errors import SparsebakError
+
+    known = next((one for one in entries if one.volume_id.hex() == volume.id), None)
+    newest = known.session if known else bytes(16)
+    if newest == session.clear.session:
+        return False
+    if not latest:
+        return True
+    if known is None or not any(newest):
+        said = f"dom0 knows no session of {volume.name}, so that it cannot say which is the newest"
+    elif known.time < session.clear.time:
+        said = f"dom0 was not told that {session.name} of {volume.name} is stored; the next backup does"
+    else:
+        said = f"dom0 knows a newer session of {volume.name}, {session_name(known.time)}, than there is here"
+    raise SparsebakError(
+        f"{said}; nothing was restored",
+        f"to restore {session.name} all the same, name it: --session {session.name}",
+    )
+
+
+def _ask(context: Context, entries: "list[VolumeEntry]", due: list[Restoring]) -> None:
     """Ask before contents are replaced. Settings only come to dom0 and wait there; what is gone cannot be lost."""
     from wire.frames import VOLUME_GONE
 
@@ -74,9 +101,9 @@ def _ask(context: Context, entries: "list[VolumeEntry]", targets: list[tuple[str
         if entry.size and not entry.flags & VOLUME_GONE
     }
     lost = [
-        "/".join(target)
-        for target in targets
-        if target in there and target[1] != SETTINGS and target[0] != "dom0"
+        f"{asked.qube}/{asked.volume}"
+        for asked in due
+        if (asked.qube, asked.volume) in there and asked.volume != SETTINGS and asked.qube != "dom0"
     ]
     if lost:
         context.confirm(f"Replace the present contents of {', '.join(lost)}?")
@@ -101,9 +128,10 @@ def _restore(
     context: Context,
     archive: "Archive",
     agent: "Agent",
+    entries: "list[VolumeEntry]",
     volume: "Named",
     session: "Session",
-    target: tuple[str, str],
+    asked: Restoring,
 ) -> dict[str, Any]:
     from backup_vm.progress import progress_for
     from backup_vm.reading import feed, image_bytes
@@ -113,35 +141,36 @@ def _restore(
     progress = progress_for("restore", context.quiet)
     progress.start(image_bytes(image))
     try:
-        status = _call(agent, *target, lambda: feed(archive, image, volume.name, progress))
+        status = _call(agent, entries, asked, lambda: feed(archive, image, volume.name, progress))
     finally:
         progress.stop()
-    older, name = bool(status.notes & NOTE_OLDER), "/".join(target)
-    if older and session is volume.sessions[-1] and not context.json:
-        context.warn(
-            f"dom0 knows a newer session of {volume.name} than the newest one in this archive"
-        )
-    if target[1] == SETTINGS or target[0] == "dom0":
+    name = f"{asked.qube}/{asked.volume}"
+    if asked.volume == SETTINGS or asked.qube == "dom0":
         context.say(
-            f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings show {target[0]}"
+            f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings show {asked.qube}"
         )
     else:
         context.say(f"Restored {name} to session {session.name}.")
-    return {"qube": target[0], "volume": target[1], "session": session.name, "older": older}
+    return {
+        "qube": asked.qube,
+        "volume": asked.volume,
+        "session": session.name,
+        "older": bool(status.notes & NOTE_OLDER),
+    }
 
 
-def _call(agent: "Agent", qube: str, volume: str, feed: Any) -> "Status":
-    """Restore; the settings of a qube that dom0 does not list make it anew, unless it turns out to be there."""
+def _call(agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: Any) -> "Status":
+    """Restore; the settings of a qube that dom0 does not list make it again, unless it turns out to be there."""
     from backup_vm.agent import RefusedError
     from wire.frames import VOLUME_GONE
     from wire.status import Code
 
-    if volume == SETTINGS and not any(
-        entry.qube == qube and not entry.flags & VOLUME_GONE for entry in agent.list()
+    if asked.volume == SETTINGS and not any(
+        entry.qube == asked.qube and not entry.flags & VOLUME_GONE for entry in entries
     ):
         try:
-            return agent.restore(qube, volume, feed(), absent=True)
+            return agent.restore(asked, feed(), absent=True)
         except RefusedError as error:
             if error.refusal != Code.DENIED:
                 raise
-    return agent.restore(qube, volume, feed())
+    return agent.restore(asked, feed())

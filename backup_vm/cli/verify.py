@@ -71,7 +71,7 @@ def _verify(
 ) -> dict[str, Any]:
     from backup_vm.agent import RefusedError
     from backup_vm.reading import feed, image_bytes, read_image
-    from wire.status import Code
+    from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
 
     problem = None
     try:
@@ -81,7 +81,12 @@ def _verify(
         if keys is not None:
             read_image(archive, image, keys, volume.name, progress, None)
         else:
-            context.agent(archive).verify(feed(archive, image, volume.name, progress))
+            status = context.agent(archive).verify(feed(archive, image, volume.name, progress))
+            if status.notes & NOTE_OLDER and session is volume.sessions[-1]:
+                known = "no session" if status.notes & NOTE_UNKNOWN else "another session"
+                context.warn(
+                    f"{volume.name} {session.name}: the newest here; dom0 knows {known} as the newest"
+                )
     except DamagedError as error:
         problem = str(error)
     except RefusedError as error:

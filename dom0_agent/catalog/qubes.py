@@ -24,10 +24,10 @@ _KEEPS = {
     "AppVM": ("private",),
     "TemplateVM": ("root", "private"),
     "StandaloneVM": ("root", "private"),
+    "DispVM": (),  # of one with a name, such as sys-usb, the settings
 }
 """Volumes that may hold data worth keeping, by class; whether they do, save_on_stop says."""
 _WHY_NOT = {
-    "DispVM": "a disposable keeps nothing",
     "RemoteVM": "it is on another machine",
     "AdminVM": "its configuration is dom0/config",
 }
@@ -77,9 +77,16 @@ class QubesCatalog:
             found: list[Volume | Skipped] = (
                 [self._config_volume()] if self._options.dom0_config else []
             )
-            for domain in sorted(self._app.domains, key=lambda domain: str(domain.name)):
-                found += self._of(domain)
-            return found
+            domains = sorted(self._app.domains, key=lambda domain: str(domain.name))
+        for domain in domains:
+            try:
+                with asking():
+                    found += list(self._of(domain))
+            except (
+                Refused
+            ) as refused:  # it went meanwhile, or qubesd stumbles over it: the others are backed up
+                found.append(Skipped(str(domain.name), str(refused)))
+        return found
 
     def _of(self, domain: Any, restoring: bool = False) -> Iterator[Volume | Skipped]:
         """All volumes of a qube, or why there are none. What is restored need not be backed up any more."""
@@ -87,7 +94,7 @@ class QubesCatalog:
         if klass == "AdminVM":
             return
         reason = self._left_out(domain, name, klass)
-        if reason is not None and not (restoring and klass in _KEEPS):
+        if reason is not None and not (restoring and klass in _KEEPS and _lasts(domain, klass)):
             yield Skipped(name, reason)
             return
         running = domain.is_running()
@@ -102,6 +109,8 @@ class QubesCatalog:
             parse_name(name, "qube")
         except BadName as error:
             return str(error)
+        if not _lasts(domain, klass):
+            return "a disposable keeps nothing"
         if klass not in _KEEPS:
             return _WHY_NOT.get(klass, f"class {klass} is not known to keep anything")
         if self._matches(self._options.exclude, domain, name):
@@ -153,7 +162,8 @@ class QubesCatalog:
                 name, "lvm_thin", Path("/dev") / group, group, str(config["thin_pool"]), *limits
             )
         if driver == "file-reflink":
-            return Pool(name, "reflink", Path(str(config["dir_path"])))
+            limit = self._options.data_limit
+            return Pool(name, "reflink", Path(str(config["dir_path"])), data_limit=limit)
         return f"pool {name} has driver {driver}; lvm_thin and file-reflink are supported"
 
     def _config_volume(self) -> Volume:
@@ -172,6 +182,11 @@ class QubesCatalog:
             Pool(SETTINGS, "settings", self._config.state_dir / SETTINGS),
         )
         return Volume(qube, SETTINGS, pool, name, domain=_domain(name))
+
+
+def _lasts(domain: Any, klass: str) -> bool:
+    """Whether a qube outlives its being shut down: all but the disposables that go by themselves."""
+    return klass != "DispVM" or not getattr(domain, "auto_cleanup", True)
 
 
 def _domain(name: str) -> bytes:

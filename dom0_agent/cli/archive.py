@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dom0_agent.archives import Archives
-from dom0_agent.cli import UserError
+from dom0_agent.cli import UserError, confirm, yes_option
 from dom0_agent.config import load
-from wire import CHUNK_SIZES, DEFAULT_CHUNK_SIZE
+from dom0_agent.leftovers import drop_archive
+from wire import CHUNK_SIZES, DEFAULT_CHUNK_SIZE, slots
 from wire.frames import MODE_OPEN
 from wire.names import parse_name, session_name
 from wire.sealing import KEY_SIZE, SUITES, ChunkIds, Keys
@@ -66,7 +67,7 @@ def add_to(commands: Any) -> None:
         help="forget an archive and its key; its recovery key or passphrase still opens it",
     )
     remove.add_argument("label", metavar="LABEL")
-    remove.add_argument("--yes", action="store_true", help="do not ask")
+    yes_option(remove)
     remove.set_defaults(run=_remove)
 
 
@@ -123,17 +124,21 @@ def print_recovery(recovery: bytes) -> None:
 
 def new_passphrase(path: Path | None) -> bytes:
     """A new passphrase, from a file or typed twice."""
-    if path is not None:
-        return read_secret(path)
-    first = ask_secret("Passphrase for the archive: ")
-    if not first or first != ask_secret("The same again: "):
-        raise UserError("the two passphrases differ or are empty; nothing was created")
-    return first
+    try:
+        if path is not None:
+            return slots.new_passphrase(read_secret(path))
+        typed = ask_secret("Passphrase for the archive: ")
+        if not typed or typed != ask_secret("The same again: "):
+            raise UserError("the two passphrases differ or are empty; nothing was changed")
+        return slots.new_passphrase(typed)
+    except ValueError as error:
+        raise UserError(f"{f'{path}: ' if path else ''}{error}") from None
 
 
 def read_secret(path: Path) -> bytes:
     """A passphrase, the first line of a file."""
-    passphrase = first_line(path.read_bytes())
+    with open(path, "rb") as file:
+        passphrase = first_line(file.read(2 * slots.SECRET_LIMIT))  # /dev/zero has no end
     if not passphrase:
         raise UserError(f"{path}: the first line is empty; it must hold the passphrase")
     return passphrase
@@ -145,7 +150,7 @@ def ask_secret(question: str) -> bytes:
         raise UserError("no terminal to ask for the passphrase on; use --passphrase-file")
     from getpass import getpass
 
-    return getpass(question).encode()
+    return getpass(question).encode("utf-8", "surrogateescape")  # not always UTF-8
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -180,12 +185,7 @@ def _remove(options: argparse.Namespace) -> int:
         raise UserError(
             f"no archive is labelled {options.label}; see: sparsebak-agent archive list"
         )
-    if not options.yes:
-        if not sys.stdin.isatty():
-            raise UserError(
-                "removing an archive's key needs --yes when there is no terminal to ask on"
-            )
-        if input(f"Forget {options.label} and its key? Type its label to go on: ") != options.label:
-            raise UserError("nothing was removed")
+    confirm(options, f"Forget {options.label} and its key?", word=options.label)
+    drop_archive(load(options.config).state_dir, archive)
     archives.remove(archive)
     return 0

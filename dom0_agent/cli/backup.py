@@ -12,6 +12,8 @@ from dom0_agent.notify import notify
 from dom0_agent.qubesd import asking, connect
 from wire.names import parse_name
 
+SERVICE = "qubes.VMExec+sparsebak+backup+----all+--q"
+"""``sparsebak backup --all -q``, as VMExec wants it: parts by ``+``, each dash doubled."""
 _SHUTDOWN = 120.0
 """Seconds to wait for the backup VM to shut down; it then stays as it is."""
 
@@ -76,7 +78,7 @@ def _backup(domain: Any, user: str) -> int:
     from subprocess import DEVNULL
 
     process = domain.run_service(
-        "qubes.VMExec+sparsebak+backup+----all+--q",
+        SERVICE,
         user=user,
         stdin=DEVNULL,
         stdout=DEVNULL,

@@ -1,49 +1,53 @@
 """``sparsebak-agent forget``: stop following a volume, drop its snapshots and what dom0 remembers of it."""
 
 import argparse
-import shutil
+import sys
 from typing import Any
 
 from dom0_agent.catalog import open_catalog
-from dom0_agent.cli import UserError
-from dom0_agent.config import Config, Volume, load
-from dom0_agent.sources import Sources
-from dom0_agent.state import Store, known_volumes
-from wire.names import parse_volume_name
+from dom0_agent.cli import UserError, confirm, yes_option
+from dom0_agent.config import load
+from dom0_agent.leftovers import forget
+from dom0_agent.state import known_volumes
+from wire.names import parse_volume_name, printable
+from wire.status import Refused
 
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    forget = commands.add_parser(
+    command = commands.add_parser(
         "forget", help="drop a volume's snapshots and state; its next backup is a full one"
     )
-    forget.add_argument("volume", nargs="?", metavar="QUBE/VOLUME")
-    forget.add_argument("--all", action="store_true", help="every volume")
-    forget.set_defaults(run=_run)
+    command.add_argument("volume", nargs="?", metavar="QUBE/VOLUME", help="also one that is gone")
+    command.add_argument("--all", action="store_true", help="every volume")
+    yes_option(command)
+    command.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = load(options.config)
+    state_dir = load(options.config).state_dir
     if options.all == (options.volume is not None):
         raise UserError("name a volume, or give --all")
-    catalog = open_catalog(config)
-    known = set(known_volumes(config.state_dir))
-    names = known if options.all else {parse_volume_name(options.volume)}
+    known = set(known_volumes(state_dir))
+    catalog = open_catalog(load(options.config))
+    listed = {
+        (volume.qube, volume.volume) for volume in catalog.volumes()
+    }  # may have snapshots, too
+    names = known | listed if options.all else {parse_volume_name(options.volume)}
+    if unknown := [f"{qube}/{name}" for qube, name in names - known - listed]:
+        raise UserError(f"nothing is known of {unknown[0]}; see: sparsebak-agent status")
+    if not names:
+        print("Nothing is followed.")
+        return 0
+    what = f"{len(names)} volumes" if options.all else options.volume
+    confirm(options, f"Drop the snapshots of {what} and what is known of the last sessions?")
+    failures = 0
     for qube, name in sorted(names):
-        volume = catalog.find(qube, name, restoring=True)
-        if volume is None and (qube, name) not in known:
-            raise UserError(f"nothing is known of {qube}/{name}")
-        _forget(config, qube, name, volume)
-    return 0
-
-
-def _forget(config: Config, qube: str, name: str, volume: Volume | None) -> None:
-    store = Store(config.state_dir, qube, name)
-    with store.locked():
-        (store.directory / "state.json").unlink(missing_ok=True)
-        if volume is not None:
-            source = Sources(config.state_dir).open(volume)
-            with source.together():
-                for number in source.snapshots():
-                    source.drop(number)
-        shutil.rmtree(store.directory)
+        try:
+            forget(state_dir, qube, name, catalog.find(qube, name, restoring=True))
+        except (Refused, OSError) as error:  # the others go all the same
+            failures += 1
+            text = str(error)
+            text = text if f"{qube}/{name}" in text else f"{qube}/{name}: {text}"
+            print(f"sparsebak-agent: {printable(text)}", file=sys.stderr)
+    return 1 if failures else 0

@@ -7,15 +7,20 @@
 import argparse
 import configparser
 import json
+import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from dom0_agent.cli import UserError
-from dom0_agent.config import load
-from wire.names import BadName, parse_name
+from dom0_agent.config import ConfigError, load
+from wire.durable import make_directory, replace
+from wire.names import BadName, parse_name, printable
 
+LIMIT = 1 << 20
+"""Bytes of such a file, at most."""
 _QUBES = Path("/etc/qubes-release")
 _OF_A_QUBE = re.compile(r"vm-(.+)-(private|root)")
 
@@ -39,10 +44,15 @@ def _run(options: argparse.Namespace) -> int:
     ini = configparser.ConfigParser(interpolation=None)
     ini.optionxform = str  # type: ignore[assignment,method-assign]  # names of volumes are as they are written
     try:
-        with open(options.file, encoding="utf-8") as file:
-            ini.read_file(file)
+        with open(options.file, "rb") as file:
+            raw = file.read(LIMIT + 1)
+        if len(raw) > LIMIT:
+            raise UserError(f"{options.file} is too long to be a sparsebak.ini")
+        ini.read_string(raw.decode("utf-8-sig"), source=str(options.file))
         var, volumes = ini["var"], dict(ini["volumes"])
         group, pool = var["vgname"], var["poolname"]
+        if not (isinstance(group, str) and isinstance(pool, str)):
+            raise KeyError("vgname and poolname need values")
     except (configparser.Error, KeyError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
         raise UserError(
@@ -56,18 +66,29 @@ def _run(options: argparse.Namespace) -> int:
     on_qubes = options.catalog == "qubes" or (options.catalog is None and _QUBES.exists())
     text = _for_qubes(volumes) if on_qubes else _static(group, pool, volumes)
     _write(text, options.output)
-    print("\n".join(_next_steps(var)), file=sys.stderr)
+    for step in _next_steps(var):
+        print(printable(step), file=sys.stderr)
     return 0
 
 
 def _write(text: str, output: Path | None) -> None:
+    """Write the configuration, which must be one that can be read, and never over another."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / "agent.toml"
+        trial.write_text(text, encoding="utf-8")
+        try:
+            load(trial)
+        except ConfigError as error:
+            raise UserError(
+                f"the file gives no configuration: {str(error).removeprefix(f'{trial}: ')}"
+            ) from None
     if output is None:
         print(text, end="")
         return
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(f"{output} exists; name another file")
-    output.write_text(text)
-    load(output)  # what it says must be right; else it is told
+    make_directory(output.parent)
+    replace(output, text.encode())
 
 
 def _name_of(volume: str) -> tuple[str, str]:
@@ -94,6 +115,11 @@ def _for_qubes(volumes: dict[str, str]) -> str:
     )
 
 
+def _quoted(text: str) -> str:
+    """A text as TOML has it: as JSON, but for what JSON writes as two escapes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def _static(group: str, pool: str, volumes: dict[str, str]) -> str:
     lines = [
         'state_dir = "/var/lib/sparsebak"',
@@ -102,7 +128,7 @@ def _static(group: str, pool: str, volumes: dict[str, str]) -> str:
         'name = "pool"',
         'driver = "lvm_thin"',
     ]
-    lines += [f"volume_group = {json.dumps(group)}", f"thin_pool = {json.dumps(pool)}"]
+    lines += [f"volume_group = {_quoted(group)}", f"thin_pool = {_quoted(pool)}"]
     for name, word in volumes.items():
         qube, volume = _name_of(name)
         entry = [
@@ -110,7 +136,7 @@ def _static(group: str, pool: str, volumes: dict[str, str]) -> str:
             f'qube = "{qube}"',
             f'volume = "{volume}"',
             'pool = "pool"',
-            f"vid = {json.dumps(name)}",
+            f"vid = {_quoted(name)}",
         ]
         lines += ["", *(entry if word == "enable" else (f"# {line}" for line in entry))]
     return "\n".join([*lines, ""])

@@ -5,12 +5,13 @@ of the slots is brought up to date in the backup VM by ``sparsebak keys --refres
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from dom0_agent.archives import Archive, Archives
-from dom0_agent.cli import UserError
+from dom0_agent.cli import UserError, confirm, yes_option
 from dom0_agent.cli.archive import ask_secret, new_passphrase, print_recovery, read_secret
 from dom0_agent.config import load
 from dom0_agent.takeover import read, take_over, unlock
@@ -33,9 +34,9 @@ def add_to(commands: Any) -> None:
         ("change", _change, "another passphrase in the place of one"),
         ("remove", _remove, "remove a slot"),
         (
-            "show-recovery",
+            "new-recovery",
             _recovery,
-            "make a new recovery key in the place of the old one, and show it",
+            "make a new recovery key in the place of the old one, which opens nothing then, and show it",
         ),
     ):
         action = actions.add_parser(name, help=text)
@@ -55,7 +56,12 @@ def add_to(commands: Any) -> None:
                 metavar="F",
                 help="the new passphrase, in a file's first line",
             )
+        if name in ("remove", "new-recovery"):
+            yes_option(action)
         action.set_defaults(run=run)
+    old = actions.add_parser("show-recovery")  # its old name; no help: it is not to be found
+    old.add_argument("label", metavar="LABEL")
+    old.set_defaults(run=_show_recovery)
     take = actions.add_parser(
         "import",
         help="take over an archive, from a file that 'sparsebak keys' wrote in the backup VM",
@@ -70,6 +76,11 @@ def add_to(commands: Any) -> None:
         type=Path,
         metavar="F",
         help="passphrase or recovery key, in a file's first line",
+    )
+    take.add_argument(
+        "--open",
+        action="store_true",
+        help="the archive was made with --open; otherwise one that says so is refused",
     )
     take.set_defaults(run=_import)
 
@@ -90,8 +101,12 @@ def _sealed(options: argparse.Namespace) -> tuple[Archives, Archive]:
 
 
 def _list(options: argparse.Namespace) -> int:
-    for number, slot in enumerate(_sealed(options)[1].slots):
-        print(f"{number}: {_KINDS.get(slot[0], 'unknown')}")
+    kinds = [_KINDS.get(slot[0], "unknown") for slot in _sealed(options)[1].slots]
+    if options.json:
+        print(json.dumps({"slots": [{"slot": n, "kind": kind} for n, kind in enumerate(kinds)]}))
+        return 0
+    for number, kind in enumerate(kinds):
+        print(f"{number}: {kind}")
     return 0
 
 
@@ -147,6 +162,8 @@ def _remove(options: argparse.Namespace) -> int:
         raise UserError(
             "this is the last slot; without it nobody could open the archive if this machine were lost"
         )
+    kind = _KINDS.get(archive.slots[options.slot][0], "unknown slot")
+    confirm(options, f"Remove slot {options.slot} ({kind}) of {options.label}?")
     return _keep(
         options, archives, archive, [s for n, s in enumerate(archive.slots) if n != options.slot]
     )
@@ -154,6 +171,10 @@ def _remove(options: argparse.Namespace) -> int:
 
 def _recovery(options: argparse.Namespace) -> int:
     archives, archive = _sealed(options)
+    confirm(
+        options,
+        f"Replace the recovery key of {options.label}? The one written down opens nothing then.",
+    )
     secret = os.urandom(RECOVERY_BYTES)
     slot = make_slot(KIND_RECOVERY, secret, archive.master(), archive.id)
     _keep(options, archives, archive, [*(s for s in archive.slots if s[0] != KIND_RECOVERY), slot])
@@ -161,14 +182,36 @@ def _recovery(options: argparse.Namespace) -> int:
     return 0
 
 
+def _show_recovery(options: argparse.Namespace) -> int:
+    raise UserError(
+        "a recovery key is not kept, so that it cannot be shown; for another one in its place: "
+        f"sparsebak-agent keys new-recovery {parse_name(options.label, 'label')}"
+    )
+
+
 def _import(options: argparse.Namespace) -> int:
     state_dir = load(options.config).state_dir
     label, caller = parse_name(options.label, "label"), parse_name(options.caller, "caller")
+    introduction = read(options.file)
+    entry = introduction.untrusted_entry
+    known = Archives(state_dir).by_id().get(entry.archive.hex())
+    if known is not None:
+        raise UserError(_compared(known, introduction.untrusted_slots))
     if Archives(state_dir).by_label(label) is not None:
         raise UserError(f"there is an archive labelled {label} already; choose another label")
-    introduction = read(options.file)
+    if options.open != (entry.mode == MODE_OPEN):
+        raise UserError(
+            f"{options.file} says that the archive is {'sealed' if options.open else 'open'}; "
+            + (
+                "leave --open out"
+                if options.open
+                else "if it was made with --open, say so here, too; if not, somebody has put it in its place"
+            )
+        )
+    if options.open and options.passphrase_file:
+        raise UserError("an open archive takes no passphrase; leave --passphrase-file out")
     secret = b""
-    if introduction.untrusted_entry.mode != MODE_OPEN:
+    if not options.open:
         secret = (
             read_secret(options.passphrase_file)
             if options.passphrase_file
@@ -180,5 +223,23 @@ def _import(options: argparse.Namespace) -> int:
     print(f"Archive {label} ({archive.id.hex()}) is known here now, with {len(volumes)} volumes:")
     for name in sorted(volumes):
         print(f"    {name}")
+    if archive.slots:
+        words = ", ".join(_KINDS.get(slot[0], "unknown") for slot in archive.slots)
+        print(f"Key slots: {words}. Any that you removed since that file's time, or do not know:")
+        print(f"    sparsebak-agent keys remove {label} --slot N")
     print(f"In {caller}: sparsebak restore QUBE")
     return 0
+
+
+def _compared(known: Archive, untrusted_slots: tuple[bytes, ...]) -> str:
+    """What a file says of an archive that is known: an old copy must not bring back what was removed."""
+    more, less = (
+        len(set(untrusted_slots) - set(known.slots)),
+        len(set(known.slots) - set(untrusted_slots)),
+    )
+    differ = (
+        f"; the file has {more} key slots that it has not (removed since?), and lacks {less}"
+        if more or less
+        else ""
+    )
+    return f"the archive is known here already, as {known.label}{differ}; nothing was changed"

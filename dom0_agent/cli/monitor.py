@@ -8,9 +8,12 @@ from typing import Any
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import Catalog, open_catalog
 from dom0_agent.cli import UserError, mib
-from dom0_agent.config import Volume, load
+from dom0_agent.config import Config, Volume, load
+from dom0_agent.leftovers import let_go, orphans
+from dom0_agent.log import INFO, log
 from dom0_agent.monitoring import Outcome, monitor
 from wire.names import parse_name, parse_volume_name, printable
+from wire.status import Code, Refused
 
 
 def add_to(commands: Any) -> None:
@@ -30,19 +33,20 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     by_id = Archives(config.state_dir).by_id()
-    outcomes = []
-    for outcome in monitor(config.state_dir, select(open_catalog(config), options.volumes), by_id):
+    catalog, outcomes = open_catalog(config), []
+    for outcome in monitor(config.state_dir, select(catalog, options.volumes), by_id):
         outcomes.append(outcome)
         if outcome.error and not outcome.busy:
             print(f"sparsebak-agent: {printable(outcome.error)}", file=sys.stderr)
         elif options.verbose and not options.json:
             print(f"{outcome.name}: {_words(outcome)}")
+    gone = [] if options.volumes else _let_go(config, catalog)
     if options.json:
         fields = [
             {"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error}
             for o in outcomes
         ]
-        print(json.dumps({"volumes": fields}))
+        print(json.dumps({"volumes": fields, "let_go": gone}))
     elif not options.quiet:
         changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
         busy = sum(outcome.busy for outcome in outcomes)
@@ -51,6 +55,24 @@ def _run(options: argparse.Namespace) -> int:
             f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))} changed{skipped}"
         )
     return 1 if any(outcome.error and not outcome.busy for outcome in outcomes) else 0
+
+
+def _let_go(config: Config, catalog: Catalog) -> list[str]:
+    """Names of the volumes that are gone and had snapshots."""
+    gone = []
+    for orphan in orphans(config.state_dir, catalog):
+        try:
+            if let_go(config.state_dir, orphan):
+                gone.append(orphan.name)
+                log(
+                    INFO,
+                    f"{orphan.name} is not backed up any more; its snapshots are removed. What is known of its "
+                    f"sessions is kept; to drop that, too: sparsebak-agent forget {orphan.name}",
+                )
+        except (Refused, OSError) as error:
+            if not (isinstance(error, Refused) and error.code == Code.BUSY):
+                print(f"sparsebak-agent: {orphan.name}: {printable(str(error))}", file=sys.stderr)
+    return gone
 
 
 def _words(outcome: Outcome) -> str:

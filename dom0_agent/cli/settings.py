@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dom0_agent.cli import UserError
+from dom0_agent.cli import UserError, confirm, yes_option
 from dom0_agent.config import load as load_config
 from dom0_agent.qubesd import asking
 from dom0_agent.settings import config_tar, restored
@@ -37,7 +37,7 @@ def add_to(commands: Any) -> None:
         choices=GROUPS,
         help="this group too; may be given again",
     )
-    apply.add_argument("--yes", action="store_true", help="do not ask")
+    yes_option(apply)
     apply.set_defaults(run=_run, apply=True)
 
 
@@ -58,12 +58,9 @@ def _run(options: argparse.Namespace) -> int:
     for step in steps:
         print(_words(step, step.group in options.also))
     due = [step for step in steps if not step.group or step.group in options.also]
-    if (
-        not options.apply
-        or not due
-        or not _agreed(options, f"Apply {len(due)} of these to {qube}?")
-    ):
+    if not options.apply or not due:
         return 0
+    confirm(options, f"Apply {len(due)} of these to {qube}?")
     failures = 0
     for step, error in restored.apply(steps, frozenset(options.also)):
         if error is not None:
@@ -81,14 +78,6 @@ def _words(step: Step, named: bool) -> str:
     return printable(f"  {step.what}: {step.old or '-'} -> {step.new or '-'}") + only
 
 
-def _agreed(options: argparse.Namespace, question: str) -> bool:
-    if options.yes:
-        return True
-    if not sys.stdin.isatty():
-        raise UserError("applying needs --yes when there is no terminal to ask on")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-
-
 def _dom0(options: argparse.Namespace, archive: Path) -> int:
     if not archive.is_file():
         raise UserError(
@@ -102,7 +91,9 @@ def _dom0(options: argparse.Namespace, archive: Path) -> int:
             print(printable(f"  {name}: {'differs' if os.path.lexists(name) else 'is not here'}"))
         if not differing:
             print("dom0 has these files already.")
-        elif options.apply:
+        for line in config_tar.left_out(archive):
+            print(printable(f"  not in the backup: {line}"))
+        if differing and options.apply:
             raise UserError("name the files to put back; none is by itself")
         return 0
     files = {
@@ -116,8 +107,7 @@ def _dom0(options: argparse.Namespace, archive: Path) -> int:
         )
     for name in options.paths:
         _show_difference(name, files[name][1])
-    if not _agreed(options, f"Write {len(options.paths)} files?"):
-        return 0
+    confirm(options, f"Write {len(options.paths)} files?")
     for name in options.paths:
         member, new = files[name]
         Path(name).parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,9 @@ from wire.names import parse_name
 
 VM_TAG = "sparsebak-vm"
 """Tag of the backup VM."""
-POLICY = Path("/etc/qubes/policy.d/30-sparsebak.policy")
+POLICY = Path("/etc/qubes/policy.d/80-sparsebak.policy")
+OLD_POLICY = POLICY.with_name("30-sparsebak.policy")
+"""As it was named once: it came before an administrator's own rules in 30-user.policy."""
 _CONFIG = """# The agent of sparsebak. What may stand here: /usr/share/doc/sparsebak-dom0/README.md
 state_dir = "/var/lib/sparsebak"
 catalog = "qubes"
@@ -60,6 +62,11 @@ def _run(options: argparse.Namespace) -> int:
                 _tag(done, domain, TAG, str(domain.name) in wanted)
     if not POLICY.exists():
         print(f"{POLICY} is missing, so that every call is refused; install sparsebak-dom0 again")
+    if OLD_POLICY.exists():
+        print(
+            f"{OLD_POLICY} is of an older sparsebak, and decides before your own rules do: remove it; changes that you "
+            f"made in it belong into 30-user.policy"
+        )
     print(
         f"{len(wanted)} qubes can be backed up by {name}."
         if done.count

@@ -11,6 +11,7 @@ from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.cli import mib
 from dom0_agent.config import Config, Volume, load
+from dom0_agent.leftovers import orphans
 from dom0_agent.rotation import changed_since
 from dom0_agent.sources import Source, Sources
 from dom0_agent.state import Store, known_volumes
@@ -37,11 +38,22 @@ def _run(options: argparse.Namespace) -> int:
     labels = {archive.id.hex(): archive.label for archive in Archives(config.state_dir)}
     if options.head:
         return _heads(config, labels)
-    volumes, sources = list(open_catalog(config).volumes()), Sources(config.state_dir)
+    catalog, sources = open_catalog(config), Sources(config.state_dir)
+    volumes = list(catalog.volumes())
     with sources.together(volumes):
         found = [_volume(config, volume, sources.open(volume), labels) for volume in volumes]
+    left = [(one.name, len(one.state.snapshots())) for one in orphans(config.state_dir, catalog)]
     if options.json:
-        print(json.dumps({"volumes": found}))
+        print(
+            json.dumps(
+                {
+                    "volumes": found,
+                    "orphans": [
+                        dict(zip(("volume", "snapshots"), one, strict=True)) for one in left
+                    ],
+                }
+            )
+        )
         return 0
     for volume in found:
         print(
@@ -53,7 +65,14 @@ def _run(options: argparse.Namespace) -> int:
             print(
                 f"    {archive['label']}: {last}, changed since: {mib(archive['changed'])}{pending}"
             )
+    for name, snapshots in left:
+        print(f"{name}: not backed up any more{_held(snapshots)}; to drop what is kept of it:")
+        print(f"    sparsebak-agent forget {name}")
     return 0
+
+
+def _held(snapshots: int) -> str:
+    return f", {snapshots} snapshot{'s' if snapshots > 1 else ''}" if snapshots else ""
 
 
 def _heads(config: Config, labels: dict[str, str]) -> int:

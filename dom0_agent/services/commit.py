@@ -9,7 +9,7 @@ from dom0_agent.service import Call
 
 def main(call: Call) -> None:
     """Reply with nothing but the status."""
-    request = call.request()
+    request = call.request("session")
     archive = call.archive(request)
     with volume_rotation(
         call.config.state_dir, call.pending_volume(), call.archives().by_id()

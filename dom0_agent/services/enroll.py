@@ -15,7 +15,7 @@ from wire.stream import write_frame
 def main(call: Call) -> None:
     """Reply with an ArchiveEntry, then its key slots, then the agent's version."""
     try:
-        label = parse_name(call.request().label, "label")
+        label = parse_name(call.request("label").label, "label")
     except BadName as error:
         raise Refused(Code.BAD_REQUEST, str(error)) from None
     archive = call.archives().by_label(label)

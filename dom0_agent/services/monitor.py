@@ -3,9 +3,14 @@
 Takes and drops snapshots of the volume, writes its state. Reads no contents, except with the source ``file``.
 """
 
+import time
+
 from dom0_agent.rotation import changed_since, volume_rotation
 from dom0_agent.service import Call
 from wire.frames import Monitored
+
+EVERY = 10.0
+"""Seconds a base snapshot lasts, at least: a caller that asks again and again costs dom0 no snapshot each time."""
 
 
 def main(call: Call) -> None:
@@ -13,7 +18,8 @@ def main(call: Call) -> None:
     archive = call.archive(call.request())
     volume = call.volume()
     with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:
-        rotation.monitor()
+        if not 0 <= time.time() - rotation.state.base_time < EVERY:
+            rotation.monitor()
         size = rotation.source.live_size()
         follow = rotation.state.follows.get(archive.id.hex())
         call.reply(Monitored(changed_since(rotation.store, follow, size) if follow else size, size))

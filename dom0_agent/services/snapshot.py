@@ -15,7 +15,7 @@ from wire.tree import chunk_count
 
 def main(call: Call) -> None:
     """Reply with an Offer."""
-    request = call.request()
+    request = call.request("session", "number", "time")
     archive = call.archive(request)
     volume = call.volume()
     with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:

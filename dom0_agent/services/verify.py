@@ -10,12 +10,13 @@ from dom0_agent.receiving import read_record, receive
 from dom0_agent.service import Call
 from dom0_agent.state import Store
 from wire.frames import Status
+from wire.names import session_name
 from wire.records import Record
-from wire.status import NOTE_OLDER, Code
+from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
 
 
 def main(call: Call) -> Status:
-    """Reply with a status whose note says whether dom0 knows a newer session."""
+    """Reply with a status whose note says whether the session is the newest one that dom0 knows."""
     archive = call.archive(call.request())
     record = read_record(call.stdin, archive)
     receive(call.stdin, archive, record, None, call.config.threads)
@@ -23,15 +24,20 @@ def main(call: Call) -> Status:
 
 
 def age_note(config: Config, archive: Archive, record: Record) -> int:
-    """NOTE_OLDER when dom0 knows a newer session of the volume in this archive, else 0."""
+    """0 for the session that was committed last; NOTE_OLDER for any other, whatever its number says.
+
+    A backup VM can have a session sealed and then abort it. So it is the record's digest that
+    counts: where it is not the committed one, the session is an older one.
+    """
+    name, session = f"{record.qube}/{record.volume}", session_name(record.time)
     follow = (
         Store(config.state_dir, record.qube, record.volume).load().follows.get(archive.id.hex())
     )
     newest = follow.committed if follow else None
-    if newest is None or newest.sequence <= record.sequence:
+    if newest is None:
+        log(WARNING, f"{name}: no session of it is known here, so {session} counts as an older one")
+        return NOTE_OLDER | NOTE_UNKNOWN
+    if newest.digest == record.digest(archive.keys()).hex():
         return 0
-    log(
-        WARNING,
-        f"{record.qube}/{record.volume}: session {record.sequence} is older than the newest, {newest.sequence}",
-    )
+    log(WARNING, f"{name}: {session} is not the newest session, {session_name(newest.time)}")
     return NOTE_OLDER

@@ -51,6 +51,13 @@ _NOT_KEPT = frozenset(
 )
 """Properties that have a field of their own, or only say how things are just now."""
 
+TRANSIENT = frozenset(
+    {"updates-available", "last-update", "last-updates-check", "boot-mode.active"}
+    | {"deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed"}
+    | {"preload-dispvm-in-progress", "preload-dispvm-early-gui"}
+)
+"""Features by which qubesd and the updaters note how things are just now (core-admin, ``qubes/vm`` and ``qubes/ext``)."""
+
 Value = str | int | bool | None
 
 
@@ -108,7 +115,7 @@ def _check(settings: Settings) -> None:
 
 
 def collect(qube: str) -> bytes:
-    """The settings of a qube as they are now."""
+    """The settings of a qube as they are now. Refused when qubesd does not tell all of it: what is missing would be lost."""
     with asking():
         app = connect()
         domain = app.domains[qube]
@@ -120,7 +127,9 @@ def collect(qube: str) -> bytes:
             netvm=_name(getattr(domain, "netvm", None)),
             properties=_properties(domain),
             features={
-                str(name): str(domain.features[name] or "") for name in sorted(domain.features)
+                str(name): str(domain.features[name] or "")
+                for name in sorted(domain.features)
+                if str(name) not in TRANSIENT
             },
             tags=sorted(str(tag) for tag in domain.tags),
             firewall=firewall_rules(domain),
@@ -146,29 +155,40 @@ def _properties(domain: Any) -> dict[str, Value]:
 
 
 def firewall_rules(domain: Any) -> list[str]:
-    """The rules of a qube's firewall, as qubesd writes them; none where it has no firewall."""
-    with suppress(Exception):  # qubes without a firewall, such as templates in some versions
-        return [str(rule.rule) for rule in domain.firewall.rules]
-    return []
+    """The rules of a qube's firewall, as qubesd writes them; without those that are over (``expire=``)."""
+    return domain.qubesd_call(None, "admin.vm.firewall.Get").decode("ascii").splitlines()  # type: ignore[no-any-return]
 
 
 def _devices(app: Any, qube: str) -> dict[str, list[str]]:
     """Devices assigned for good, as lines of ``admin.vm.device.CLASS.Assigned`` (4.3) or ``.List`` (4.2)."""
     found: dict[str, list[str]] = {}
     for kind in sorted(app.qubesd_call("dom0", "admin.deviceclass.List").decode("ascii").split()):
-        for method in ("Assigned", "List"):
-            with suppress(Exception):
-                raw = app.qubesd_call(qube, f"admin.vm.device.{kind}.{method}").decode(
-                    "utf-8", "replace"
-                )
-                if lines := sorted(line for line in raw.split("\n") if line):
-                    found[kind] = lines
-                break
+        try:
+            raw = app.qubesd_call(qube, f"admin.vm.device.{kind}.Assigned")
+        except Exception as error:
+            if not _unknown(error):
+                raise
+            raw = app.qubesd_call(qube, f"admin.vm.device.{kind}.List")
+        if lines := sorted(line for line in raw.decode("utf-8", "replace").split("\n") if line):
+            found[kind] = lines
     return found
+
+
+def _unknown(error: Exception) -> bool:
+    """Whether qubesd's answer to a call is that of a version which has no such call: none at all."""
+    return type(error).__name__ in (
+        "QubesDaemonNoResponseError",
+        "QubesDaemonAccessError",
+    )  # 4.3's and older names
 
 
 def notes_of(domain: Any) -> str:
     """The notes on a qube, empty where qubesd knows none."""
-    with suppress(Exception):  # since 4.3
+    if not hasattr(domain, "get_notes"):  # before 4.3
+        return ""
+    try:
         return str(domain.get_notes())
-    return ""
+    except Exception as error:
+        if _unknown(error):
+            return ""
+        raise

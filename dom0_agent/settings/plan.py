@@ -5,13 +5,14 @@ All else (devices, services, tags, which policies go by, other features and prop
 template, firewall and network) is a group that must be asked for by name.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dom0_agent.settings.document import Settings, firewall_rules, notes_of
+from dom0_agent.settings.document import TRANSIENT, Settings, firewall_rules, notes_of
 
 GROUPS = ("network", "firewall", "properties", "features", "services", "tags", "devices")
 """What must be asked for by name."""
@@ -91,6 +92,8 @@ def _properties(domain: Any, settings: Settings) -> Iterator[Step]:
 
 def _features(domain: Any, settings: Settings) -> Iterator[Step]:
     for name, value in settings.features.items():
+        if name in TRANSIENT:
+            continue
         group = (
             ""
             if name in _SAFE_FEATURES
@@ -123,7 +126,7 @@ def _tags(domain: Any, settings: Settings) -> Iterator[Step]:
 
 def _firewall(domain: Any, settings: Settings, group: str) -> Iterator[Step]:
     if settings.firewall:
-        old, rules = firewall_rules(domain), settings.firewall
+        old, rules = firewall_rules(domain), unexpired(settings.firewall, time.time())
         yield Step(
             "firewall",
             "; ".join(old),
@@ -131,6 +134,19 @@ def _firewall(domain: Any, settings: Settings, group: str) -> Iterator[Step]:
             group,
             lambda: _set_firewall(domain, rules),
         )
+
+
+def unexpired(rules: list[str], now: float) -> list[str]:
+    """Without the rules whose time is over: qubesd drops them."""
+    words = (
+        (rule, rule.partition(" comment=")[0].split(" ")) for rule in rules
+    )  # the comment comes last
+    return [rule for rule, options in words if not any(_over(option, now) for option in options)]
+
+
+def _over(word: str, now: float) -> bool:
+    key, _, value = word.partition("=")
+    return key == "expire" and value.isascii() and value.isdigit() and int(value) <= now
 
 
 def _set_firewall(domain: Any, rules: list[str]) -> None:

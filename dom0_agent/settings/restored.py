@@ -4,13 +4,15 @@
 """
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from dom0_agent.log import INFO, WARNING, log
+from dom0_agent.notify import notify
 from dom0_agent.qubesd import asking, connect
-from dom0_agent.settings.document import LIMIT, Settings, from_bytes
-from dom0_agent.settings.plan import Step, plan
+from dom0_agent.settings.document import LIMIT, Settings, firewall_rules, from_bytes
+from dom0_agent.settings.plan import Step, plan, unexpired
 from wire.durable import make_directory, sync_directory
 from wire.image import ImageWriter
 from wire.status import Code, Refused
@@ -29,7 +31,10 @@ class SettingsReplacement:
 
     ordered = False
 
-    def __init__(self, state_dir: Path, qube: str, volume: str, size: int) -> None:
+    def __init__(
+        self, state_dir: Path, qube: str, volume: str, size: int, older: bool = False
+    ) -> None:
+        self._older = older
         self._path, self._qube, self._is_document = (
             place(state_dir, qube, volume),
             qube,
@@ -56,7 +61,7 @@ class SettingsReplacement:
         os.replace(self._beside, self._path)
         sync_directory(self._path.parent)
         if settings is not None:
-            create_if_gone(self._qube, settings)
+            create_if_gone(self._qube, settings, self._older)
 
     def discard(self) -> None:
         """See Replacement."""
@@ -70,8 +75,12 @@ class SettingsReplacement:
         path.with_name(path.name + ".new").unlink(missing_ok=True)
 
 
-def create_if_gone(qube: str, settings: Settings) -> None:
-    """Make a qube that does not exist from its settings, offline until they have been applied. Logs what could not be."""
+def create_if_gone(qube: str, settings: Settings, older: bool = False) -> None:
+    """Make a qube that does not exist from its settings. What could not be set is logged.
+
+    It has no network until its firewall is the one of its settings, as qubesd tells it; and none at all when the settings
+    are ``older`` than the newest known, which may give a network that was taken away since.
+    """
     with asking():
         app = connect()
         if qube in app.domains:
@@ -85,17 +94,73 @@ def create_if_gone(qube: str, settings: Settings) -> None:
                 Code.SOURCE_FAILED,
                 f"{qube}: its template {settings.template} is not there; install or restore it first",
             )
-        if settings.klass not in ("AppVM", "TemplateVM", "StandaloneVM"):
+        if settings.klass not in ("AppVM", "TemplateVM", "StandaloneVM", "DispVM"):
             raise Refused(
                 Code.SOURCE_FAILED, f"{qube}: a qube of class {settings.klass} cannot be made"
             )
-        domain = app.add_new_vm(settings.klass, qube, settings.label, template=settings.template)
-        domain.netvm = None
+        domain = _offline(app, qube, settings)
         domain.tags.add(TAG)
         log(INFO, f"{qube}: created, {settings.klass} with label {settings.label}")
-        for step, error in apply(plan(app, domain, settings, fresh=True), frozenset()):
+        steps = [step for step in plan(app, domain, settings, fresh=True) if step.what != "netvm"]
+        for step, error in apply(steps, frozenset()):
             if error is not None:
                 log(WARNING, f"{qube}: {step.what} could not be set: {error}")
+        if settings.netvm is not None:
+            why_not = (
+                "its settings are not the newest known"
+                if older
+                else _connect(app, domain, settings)
+            )
+            if why_not:
+                text = f"{qube} stays without network: {why_not}; see: sparsebak-agent settings show {qube}"
+                log(WARNING, text)
+                notify("Made without network", text, urgent=True)
+
+
+def _offline(app: Any, qube: str, settings: Settings) -> Any:
+    """A new qube without network, or none at all: qubesd gives a new one the default network."""
+    domain = app.add_new_vm(settings.klass, qube, settings.label, template=settings.template)
+    try:
+        domain.netvm = None
+        if _netvm(app, qube):
+            raise Refused(Code.SOURCE_FAILED, f"{qube}: qubesd did not take its network away")
+    except BaseException:
+        del app.domains[qube]  # a moment old, and empty
+        raise
+    return domain
+
+
+def _connect(app: Any, domain: Any, settings: Settings) -> str:
+    """Give a new qube its network, if its firewall stands; else why it has none, in words."""
+    qube, netvm = str(domain.name), settings.netvm
+    if netvm not in app.domains:
+        return f"there is no qube {netvm}"
+    if not settings.firewall:
+        return "no firewall is kept with its settings"
+    try:
+        if firewall_rules(domain) != unexpired(settings.firewall, time.time()):
+            return "its firewall is not that of its settings"
+        domain.netvm = netvm
+        if _netvm(app, qube) == netvm:
+            return ""
+        error = "qubesd did not set it"
+    except Exception as failed:  # whatever it was, the qube must not be left half connected
+        error = str(failed) or type(failed).__name__
+    try:
+        domain.netvm = None
+        return (
+            error
+            if not _netvm(app, qube)
+            else f"{error}; CHECK IT, it may have {netvm} all the same"
+        )
+    except Exception as failed:
+        return f"{error}; CHECK IT, it may have {netvm} all the same: {failed}"
+
+
+def _netvm(app: Any, qube: str) -> str:
+    """The network qube as qubesd has it now, past what qubesadmin remembers; empty for none."""
+    raw: str = app.qubesd_call(qube, "admin.vm.property.Get", "netvm").decode("ascii")
+    return raw.split(" ", 2)[2]
 
 
 def apply(steps: list[Step], groups: frozenset[str]) -> list[tuple[Step, str | None]]:

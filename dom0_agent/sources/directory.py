@@ -2,25 +2,18 @@
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range, snapshot_name, snapshot_number
+from dom0_agent.sources.file_replacement import FileReplacement, failed, open_regular
 from wire.durable import closing_fd, make_directory, sync_directory
-from wire.image import ImageWriter
 from wire.status import Code, Refused
 
 STORE = ".sparsebak"
 _SUFFIX = ".snap"
-
-
-def failed(text: str, error: OSError) -> Refused:
-    """The refusal for an error of the storage."""
-    code = Code.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Code.SOURCE_FAILED
-    return Refused(code, f"{text}: {error.strerror}")
 
 
 @contextmanager
@@ -29,17 +22,29 @@ def whole_or_absent(path: Path, text: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        path.unlink(missing_ok=True)
+        with suppress(
+            OSError
+        ):  # the first error is the one to tell of; what stays is dropped later
+            path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise failed(text, error) from None
         raise
+
+
+def remove(path: Path, text: str) -> None:
+    """Remove a file of ours; nothing happens when it is gone, even where nothing may be written."""
+    try:
+        if os.path.lexists(path):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise failed(text, error) from None
 
 
 class DirectorySource:
     """A volume that is an image file; see Source for the methods."""
 
     def __init__(self, volume: Volume) -> None:
-        self.name = volume.name
+        self.name, self._pool = volume.name, volume.pool
         self.image = volume.pool.path / volume.vid
         self._live_image = volume.pool.path / volume.live if volume.live else self.image
         self._store = volume.pool.path / STORE / volume.qube / volume.volume
@@ -49,22 +54,30 @@ class DirectorySource:
         return self._store / (snapshot_name(number) + _SUFFIX)
 
     def _open_image(self) -> int:
-        image = self._live_image if self._live_image.exists() else self.image
         try:
-            fd = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            image = self._live_image if self._live_image.exists() else self.image
+            return open_regular(image, self.name)
         except OSError as error:
             raise failed(f"{self.name}: cannot open {image}", error) from None
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise Refused(Code.SOURCE_FAILED, f"{self.name}: {image} is not a regular file")
-        return fd
 
     def together(self) -> AbstractContextManager[None]:
         """See Source. Image files have nothing to share."""
         return nullcontext()
 
     def require_room(self) -> None:
-        """See Source. A snapshot that does not fit fails by itself and leaves nothing."""
+        """See Source. What the file system does not tell is not held against it."""
+        try:
+            found = os.statvfs(self._pool.path)
+        except OSError as error:
+            raise failed(f"{self.name}: cannot ask {self._pool.path} for its room", error) from None
+        used = found.f_blocks - found.f_bfree
+        total = used + found.f_bavail  # as df(1) counts
+        if found.f_blocks and used * 100 >= self._pool.data_limit * total:
+            raise Refused(
+                Code.NO_SPACE,
+                f"pool {self._pool.path} is {100 * used // max(total, 1)} % full; make room in it, "
+                "or allow more with data_limit in agent.toml",
+            )
 
     def live_size(self) -> int:
         """See Source."""
@@ -75,17 +88,17 @@ class DirectorySource:
         """See Source."""
         if not self._store.is_dir():
             return set()
-        names = (path.name for path in self._store.iterdir() if path.name.endswith(_SUFFIX))
+        try:
+            names = [path.name for path in self._store.iterdir() if path.name.endswith(_SUFFIX)]
+        except OSError as error:
+            raise failed(f"{self.name}: cannot list its snapshots", error) from None
         numbers = (snapshot_number(name.removesuffix(_SUFFIX)) for name in names)
         return {number for number in numbers if number is not None}
 
     def snapshot(self, number: int) -> None:
         """See Source."""
-        path = self._path(number)
-        with (
-            closing_fd(self._open_image()) as image,
-            whole_or_absent(path, f"{self.name}: cannot take a snapshot"),
-        ):
+        path, text = self._path(number), f"{self.name}: cannot take a snapshot"
+        with closing_fd(self._open_image()) as image, whole_or_absent(path, text):
             make_directory(self._store)
             with closing_fd(
                 os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -103,11 +116,14 @@ class DirectorySource:
 
     def drop(self, number: int) -> None:
         """See Source."""
-        self._path(number).unlink(missing_ok=True)
+        remove(self._path(number), f"{self.name}: cannot remove a snapshot")
 
     def size(self, number: int) -> int:
         """See Source."""
-        return os.stat(self._path(number)).st_size
+        try:
+            return os.stat(self._path(number), follow_symlinks=False).st_size
+        except OSError as error:
+            raise failed(f"{self.name}: snapshot {number}", error) from None
 
     def open(self, number: int, direct: bool = False) -> int:
         """See Source."""
@@ -136,56 +152,15 @@ class DirectorySource:
 
     def replace(self, size: int) -> "FileReplacement":
         """See Source."""
-        return FileReplacement(self.image, self._beside, size)
+        return FileReplacement(self.image, self._beside, size, self.require_room)
 
     def clean(self) -> None:
         """See Source."""
-        self._beside.unlink(missing_ok=True)
+        remove(self._beside, f"{self.name}: cannot remove what a restore left")
 
     def held(self) -> int:
         """See Source."""
-        return sum(os.stat(self._path(number)).st_blocks * 512 for number in self.snapshots())
-
-
-class FileReplacement:
-    """New contents written to a file beside the image, then renamed over it; see Replacement."""
-
-    ordered = False
-
-    def __init__(self, image: Path, beside: Path, size: int) -> None:
-        self._image, self._beside = image, beside
         try:
-            beside.unlink(missing_ok=True)
-            self._file = ImageWriter(beside, size)
+            return sum(os.stat(self._path(number)).st_blocks * 512 for number in self.snapshots())
         except OSError as error:
-            raise failed(f"cannot write beside {image}", error) from None
-
-    def write(self, offset: int, parts: list[bytes]) -> None:
-        """See Replacement."""
-        try:
-            self._file.write(offset, parts)
-        except OSError as error:
-            raise failed(f"cannot write beside {self._image}", error) from None
-
-    def commit(self) -> None:
-        """See Replacement. The new file gets the old one's owner and mode."""
-        try:
-            try:
-                old = os.stat(self._image)
-                if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(self._file.fd, old.st_uid, old.st_gid)
-                os.fchmod(self._file.fd, stat.S_IMODE(old.st_mode))
-            except FileNotFoundError:
-                pass
-            self._file.sync()
-            os.replace(self._beside, self._image)
-            sync_directory(self._image.parent)
-        except OSError as error:
-            raise failed(f"cannot replace {self._image}", error) from None
-        finally:
-            self._file.close()
-
-    def discard(self) -> None:
-        """See Replacement."""
-        self._file.close()
-        self._beside.unlink(missing_ok=True)
+            raise failed(f"{self.name}: cannot look at its snapshots", error) from None

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from dom0_agent.sources import Range
 from dom0_agent.sources.directory import DirectorySource
-from wire.durable import closing_fd
+from dom0_agent.sources.file_replacement import CHECK_ROOM
+from wire.durable import closing_fd, pwrite_all
 
 _BLOCK = 1 << 20
 _GRAIN = 64 * 1024
@@ -16,14 +17,17 @@ class FileSource(DirectorySource):
     """See Source. Copies keep holes; on a file system with reflinks the kernel makes the copy a clone by itself."""
 
     def _copy(self, image: int, copy: int) -> None:
-        size = os.fstat(image).st_size
+        size, unchecked = os.fstat(image).st_size, 0
         os.truncate(copy, size)
         for start, end in self.data_ranges(image, 0, size):
             while start < end:
-                copied = _copy_range(image, copy, start, min(end - start, 1 << 30))
+                copied = _copy_range(image, copy, start, min(end - start, CHECK_ROOM))
                 if copied == 0:  # the image shrank meanwhile: the rest stays a hole
                     return
-                start += copied
+                start, unchecked = start + copied, unchecked + copied
+                if unchecked >= CHECK_ROOM:  # before the qubes whose images lie here find it full
+                    self.require_room()
+                    unchecked = 0
 
     def delta(self, old: int, new: int) -> Iterator[Range]:
         """See Source."""
@@ -41,7 +45,9 @@ def _copy_range(source: int, target: int, at: int, length: int) -> int:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
             raise
-        return os.pwrite(target, os.pread(source, min(length, _BLOCK), at), at)
+        data = os.pread(source, min(length, _BLOCK), at)
+        pwrite_all(target, data, at)
+        return len(data)
 
 
 def _compare(old: bytes, new: bytes, at: int) -> Iterator[Range]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 
+from dom0_agent.log import WARNING, log
 from wire.status import Code, Refused
 
 TAG = "sparsebak"
@@ -25,6 +26,10 @@ _NO_ARCHIVE = (
     "--config",
     "backup { archive = 0 }",
 )  # or /etc/lvm/archive gets a file for each snapshot
+
+
+_JSON = ("{", "}", "[", "]", '"', ",")
+"""What the lines of a report begin with."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,14 @@ def run(*command: str) -> str:
     """Run a command and return what it prints; Refused, with its last words, when it fails."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment(), check=False, timeout=TIMEOUT
+            command,
+            stdin=subprocess.DEVNULL,  # ours is the caller's data, and whoever asks is answered "no"
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment(),
+            check=False,
+            timeout=TIMEOUT,
         )
     except FileNotFoundError:
         raise Refused(Code.SOURCE_FAILED, f"{command[0]} is not installed") from None
@@ -87,9 +99,8 @@ def run(*command: str) -> str:
             Code.SOURCE_FAILED, f"{command[0]} did not end within {TIMEOUT} seconds; given up"
         ) from None
     if done.returncode:
-        words = "; ".join(
-            line.strip() for line in done.stderr.splitlines() if "WARNING" not in line
-        )
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        words = "; ".join([line for line in lines if "WARNING" not in line] or lines)
         full = "space" in words or "threshold" in words
         raise Refused(
             Code.NO_SPACE if full else Code.SOURCE_FAILED,
@@ -99,27 +110,37 @@ def run(*command: str) -> str:
 
 
 def report() -> dict[tuple[str, str], LogicalVolume]:
-    """All logical volumes by group and name."""
+    """All logical volumes by group and name. One that makes no sense is left out: it may be anybody's."""
     raw = run(
         "lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--binary", "-o", _FIELDS
     )
+    # Some versions say what they do ("Retrying metadata scan.") in the midst of the report.
+    lines = (line for line in raw.splitlines() if line.strip().startswith(_JSON))
     try:
-        found = [_parse(fields) for fields in json.loads(raw)["report"][0]["lv"]]
+        listed = [dict(fields) for fields in json.loads("\n".join(lines))["report"][0]["lv"]]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise Refused(Code.SOURCE_FAILED, f"lvs: a report that makes no sense: {error}") from None
-    return {(volume.group, volume.name): volume for volume in found}
+    found = {}
+    for fields in listed:
+        try:
+            volume = _parse(fields)
+        except (ValueError, KeyError, TypeError) as error:
+            log(WARNING, f"lvs: a volume that makes no sense is left out: {error}: {fields}")
+            continue
+        found[volume.group, volume.name] = volume
+    return found
 
 
 def _parse(fields: dict[str, str]) -> LogicalVolume:
     return LogicalVolume(
         group=fields["vg_name"],
-        name=fields["lv_name"],
-        pool=fields["pool_lv"],
+        name=fields["lv_name"].strip("[]"),  # of hidden volumes, if LVM's configuration lists them
+        pool=fields["pool_lv"].strip("[]"),
         thin_id=int(fields["thin_id"]) if fields["thin_id"] else None,
         size=int(fields["lv_size"]),
         attributes=fields["lv_attr"],
-        data_percent=float(fields["data_percent"] or 0),
-        metadata_percent=float(fields["metadata_percent"] or 0),
+        data_percent=_percent(fields["data_percent"]),
+        metadata_percent=_percent(fields["metadata_percent"]),
         block=int(fields["chunk_size"] or 0),
         zeroes=fields["zero"] == "1",
         discards=fields["discards"],
@@ -127,6 +148,12 @@ def _parse(fields: dict[str, str]) -> LogicalVolume:
     )
 
 
+def _percent(text: str) -> float:
+    """LVM writes nothing where there is nothing to tell, and a negative number for what it cannot tell: that is full."""
+    percent = float(text or 0)
+    return percent if percent >= 0 else 100.0
+
+
 def change(*command: str) -> None:
     """Run a command that changes LVM's metadata."""
-    run(command[0], "--quiet", *_NO_ARCHIVE, *command[1:])
+    run(command[0], *_NO_ARCHIVE, *command[1:])

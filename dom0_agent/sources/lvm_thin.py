@@ -220,37 +220,28 @@ class LvmReplacement:
             raise
 
     def _make(self, size: int) -> None:
-        pool, full = self._pool, f"{self._pool.group}/{self._beside}"
+        pool, whole = self._pool, self._pool.itself()
+        named = ("--addtag", lvm.TAG, "--name", self._beside)
+        device, discard = (
+            _device(pool.group, self._beside),
+            whole.zeroes and whole.discards != "ignore",
+        )
         if self._old is None:
-            pool.change(
-                "lvcreate",
-                "--virtualsize",
-                f"{size}b",
-                "--thin",
-                pool.title,
-                "--addtag",
-                lvm.TAG,
-                "--name",
-                self._beside,
-            )
-        else:
-            origin = f"{pool.group}/{self._name}"
-            pool.change(
-                "lvcreate",
-                "--snapshot",
-                "--setactivationskip",
-                "n",
-                "--addtag",
-                lvm.TAG,
-                "--name",
-                self._beside,
-                origin,
-            )
-            if -(-size // self._old.extent) * self._old.extent != self._old.size:
-                pool.change("lvresize", "--force", "--size", f"{size}b", full)
-        whole = pool.itself()
-        if self._old is not None or not whole.zeroes:
-            _empty(_device(pool.group, self._beside), whole.zeroes and whole.discards != "ignore")
+            pool.change("lvcreate", "--virtualsize", f"{size}b", "--thin", pool.title, *named)
+            if not whole.zeroes:
+                _empty(device, discard)
+            return
+        origin, old = f"{pool.group}/{self._name}", self._old
+        pool.change("lvcreate", "--snapshot", "--setactivationskip", "n", *named, origin)
+        wanted = -(-size // old.extent) * old.extent
+        if wanted < old.size:
+            # Emptied first: LVM from 2.03.17 on does not shrink a volume that it finds a file system in.
+            _empty(device, discard)
+        if wanted != old.size:
+            full = f"{pool.group}/{self._beside}"
+            pool.change("lvresize", "--force", "--size", f"{size}b", full)
+        if wanted >= old.size:  # with what a volume that once shrank has beyond its end
+            _empty(device, discard)
 
     def write(self, offset: int, parts: list[bytes]) -> None:
         """See Replacement. Looks at the pool's space every now and then: a full pool would harm every volume in it."""

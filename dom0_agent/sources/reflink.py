@@ -1,62 +1,124 @@
-"""Source ``reflink``: image files on Btrfs or XFS. A snapshot is a clone (FICLONE), a delta comes from FIEMAP.
+"""Source ``reflink``: image files on Btrfs or XFS. A snapshot is a clone (FICLONE), a delta compares where two clones lie.
 
-``FICLONE`` is from Linux, ``include/uapi/linux/fs.h``. The pool need not be a subvolume, and nothing is read but maps.
+On Btrfs that is read from its trees, where this process may (``btrfs``); else by FIEMAP (``fiemap``). ``FICLONE`` and the
+flags are from Linux, ``include/uapi/linux/fs.h``. The pool need not be a subvolume, and nothing is read but maps.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 
+from dom0_agent.changed_map import ChangedMap
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import Range
-from dom0_agent.sources.directory import DirectorySource, failed
-from dom0_agent.sources.fiemap import changed_ranges, exclusive, still_there
+from dom0_agent.sources import Range, attributes, btrfs, fiemap
+from dom0_agent.sources.directory import DirectorySource
+from dom0_agent.sources.extents import (
+    PIECES,
+    Reader,
+    TooManyPieces,
+    changed_ranges,
+    ranges,
+    still_there,
+)
+from dom0_agent.sources.file_replacement import failed
 from wire.durable import closing_fd
+from wire.status import Code, Refused
 
 _FICLONE = 0x40049409
 _ATTEMPTS = 10
-_ATTRIBUTE = "user.sparsebak.map"
+_MAP = "user.sparsebak.map"
 """Extended attribute of a snapshot: digest of its map up to its size."""
+_STAMP = "user.sparsebak.stamp"
+"""The same: which file it was cloned from, and when that had last changed, if that was long enough before."""
+_TICK = 1_000_000_000
+"""Nanoseconds; the file system's clock moves in steps of some milliseconds, within which two changes have one time."""
 
 
 class ReflinkSource(DirectorySource):
     """See Source."""
 
     def _copy(self, image: int, copy: int) -> None:
-        fcntl.ioctl(copy, _FICLONE, image)
+        # Btrfs clones a file into one that is as it is in this: with copy on write and checksums, or without.
+        attributes.match_nocow(image, copy)
+        made = os.fstat(copy).st_ctime_ns
+        try:
+            fcntl.ioctl(copy, _FICLONE, image)
+        except OSError as error:
+            raise self._cannot_clone(error) from None
+        stamp = os.fstat(image)
+        if stamp.st_ctime_ns < made - _TICK:
+            # Or a crash could take the image back to a time before the snapshot, with the same stamp.
+            os.fsync(image)
+            with suppress(OSError):  # only spares reading the maps
+                os.setxattr(copy, _STAMP, _stamp(stamp))
+
+    def _cannot_clone(self, error: OSError) -> OSError | Refused:
+        if error.errno == errno.EXDEV:
+            return Refused(
+                Code.SOURCE_FAILED,
+                f"{self.name}: {self.image} lies on another file system than its pool; "
+                f"list {self.image.parent} as a pool of its own",
+            )
+        if error.errno == errno.EOPNOTSUPP:
+            return Refused(
+                Code.SOURCE_FAILED,
+                f"{self.name}: the file system of {self.image} cannot clone files; "
+                "give its pool the driver file",
+            )
+        if error.errno == errno.ETXTBSY:
+            return Refused(Code.SOURCE_FAILED, f"{self.name}: {self.image} is in use as swap space")
+        return error
 
     def unchanged(self, number: int) -> bool:
-        """See Source. Both files lie at the same places, and writing would have moved the image's."""
+        """See Source. Either the image has the time of change that it had before the snapshot: whoever writes to it, maps it
+        to write or truncates it sets that, and cannot set it back. Or both files lie at the same places: writing would have
+        moved the image's."""
         with closing_fd(self._open_image()) as image, closing_fd(self.open(number)) as base:
             try:
-                size = os.fstat(base).st_size
-                return os.fstat(image).st_size == size and still_there(
-                    image, base, size, _remembered(base)
-                )
+                now, size = os.fstat(image), os.fstat(base).st_size
+                if now.st_size != size:
+                    return False
+                if _attribute(base, _STAMP) == _stamp(now):
+                    return True
+                read = _reader(base)
+                return still_there(read, image, base, size, _attribute(base, _MAP))
+            except TooManyPieces:
+                return False
             except OSError as error:
                 raise failed(f"{self.name}: cannot read the map of the image", error) from None
 
     def delta(self, old: int, new: int) -> Iterator[Range]:
-        """See Source. After a base that does not stop moving, everything counts as changed."""
+        """See Source. After a base that does not stop moving, or of a file in very many pieces, everything is changed."""
         with closing_fd(self.open(old)) as a, closing_fd(self.open(new)) as b:
-            try:
-                size = min(os.fstat(a).st_size, os.fstat(b).st_size)
-                whole = os.fstat(a).st_size == os.fstat(b).st_size == size
-                changed, digest = changed_ranges(
-                    a, b, size, _remembered(a) if whole else None, _ATTEMPTS
-                )
-            except OSError as error:
-                raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
-            if whole:
-                _remember(b, digest)
+            size = min(os.fstat(a).st_size, os.fstat(b).st_size)
+            changed = self._changed(a, b, size)
+        yield from ranges(ChangedMap.everything(size) if changed is None else changed, size)
+
+    def _changed(self, a: int, b: int, size: int) -> ChangedMap | None:
+        whole = os.fstat(a).st_size == os.fstat(b).st_size == size
+        try:
+            remembered = _attribute(a, _MAP) if whole else None
+            changed, digest = changed_ranges(_reader(a), a, b, size, remembered, _ATTEMPTS)
+        except TooManyPieces:
+            log(
+                WARNING,
+                f"{self.name}: the image is in more than {PIECES} pieces; taking everything as changed "
+                "(copied without reflinks, or defragmented, it is in fewer)",
+            )
+            return None
+        except OSError as error:
+            raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
         if changed is None:
             log(
                 WARNING,
                 f"{self.name}: the file system keeps moving blocks; taking everything as changed",
             )
-            changed = [(0, size)]
-        yield from changed
+        elif whole:
+            with suppress(OSError):  # only spares reading the map once more
+                os.setxattr(b, _MAP, digest)
+        return changed
 
     def held(self) -> int:
         """See Source."""
@@ -65,19 +127,22 @@ class ReflinkSource(DirectorySource):
     def _exclusive(self, number: int) -> int:
         with closing_fd(self.open(number)) as fd:
             try:
-                return exclusive(fd, os.fstat(fd).st_size)
+                return fiemap.exclusive(fd, os.fstat(fd).st_size)
             except OSError as error:
                 raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
 
 
-def _remembered(fd: int) -> bytes | None:
-    """The digest of a snapshot's map as it was read when the snapshot was new."""
+def _attribute(fd: int, name: str) -> bytes | None:
+    """What was noted of a snapshot when it was new."""
     try:
-        return os.getxattr(fd, _ATTRIBUTE)
+        return os.getxattr(fd, name)
     except OSError:
         return None
 
 
-def _remember(fd: int, digest: bytes) -> None:
-    with suppress(OSError):  # only spares reading the map once more
-        os.setxattr(fd, _ATTRIBUTE, digest)
+def _stamp(status: os.stat_result) -> bytes:
+    return f"{status.st_ino} {status.st_size} {status.st_ctime_ns}".encode()
+
+
+def _reader(fd: int) -> Reader:
+    return btrfs.rows if btrfs.readable(fd) else fiemap.rows

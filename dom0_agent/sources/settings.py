@@ -4,10 +4,21 @@ import os
 from pathlib import Path
 
 from dom0_agent.config import Volume
+from dom0_agent.log import WARNING, log
 from dom0_agent.settings.restored import SettingsReplacement
 from dom0_agent.sources.directory import whole_or_absent
 from dom0_agent.sources.file import FileSource
 from wire.durable import make_directory, sync_directory, write_synced
+
+_TOLD = 20
+"""Things left out that are named in the log; the archive lists them all."""
+
+
+def _tell(name: str, left_out: list[str]) -> None:
+    for line in left_out[:_TOLD]:
+        log(WARNING, f"{name}: left out: {line}")
+    if len(left_out) > _TOLD:
+        log(WARNING, f"{name}: {len(left_out) - _TOLD} more are left out; the archive lists them")
 
 
 class SettingsSource(FileSource):
@@ -22,6 +33,9 @@ class SettingsSource(FileSource):
         """See Source: as when it was last written down."""
         return max((self.size(number) for number in self.snapshots()), default=0)
 
+    def require_room(self) -> None:
+        """See Source. They are small, and lie with dom0's own state."""
+
     def snapshot(self, number: int) -> None:
         """See Source."""
         path = self._path(number)
@@ -30,8 +44,8 @@ class SettingsSource(FileSource):
             if self._volume.qube == "dom0":
                 from dom0_agent.settings import config_tar
 
-                with open(path, "xb") as out:
-                    config_tar.write(self._volume.files, out)
+                with open(path, "x+b") as out:
+                    _tell(self.name, config_tar.write(self._volume.files, out))
                     out.flush()
                     os.fsync(out.fileno())
             else:
@@ -40,9 +54,10 @@ class SettingsSource(FileSource):
                 write_synced(path, collect(self._volume.qube))
             sync_directory(self._store)
 
-    def replace(self, size: int) -> SettingsReplacement:  # type: ignore[override]
-        """See Source."""
-        return SettingsReplacement(self._state_dir, self._volume.qube, self._volume.volume, size)
+    def replace(self, size: int, older: bool = False) -> SettingsReplacement:  # type: ignore[override]
+        """See Source. ``older``: they are not the newest known, so a qube that is made of them gets no network."""
+        qube, volume = self._volume.qube, self._volume.volume
+        return SettingsReplacement(self._state_dir, qube, volume, size, older)
 
     def clean(self) -> None:
         """See Source."""

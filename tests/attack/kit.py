@@ -12,7 +12,9 @@ from dom0_agent.archives import Archives
 from dom0_agent.config import load
 from tests.kit import Site
 from wire.frames import END, HEADER, HEADER_SIZE, KIND_STATUS, LENGTH, Request, Status
-from wire.sealing import ID_SIZE, ZERO_ID
+from wire.names import session_name
+from wire.records import RECORD_SIZE, read_clear
+from wire.sealing import ID_SIZE, ZERO_ID, NotAuthentic
 from wire.status import Code
 from wire.stream import Reader
 from wire.tree import PAGE_IDS
@@ -56,6 +58,14 @@ class Stream:
         return [number for number, chunk_id in enumerate(self.ids) if chunk_id != ZERO_ID]
 
 
+def named(raw: bytes) -> str:
+    """The session that a record is of, or seems to be."""
+    try:
+        return session_name(read_clear(raw[:RECORD_SIZE]).time)
+    except NotAuthentic:
+        return "20260101-000000"
+
+
 class Attacker:
     """One that owns the archive, knows the format, and has no key."""
 
@@ -97,6 +107,20 @@ class Attacker:
         target: str | None = "work",
         argument: str = "private",
     ) -> Status:
+        """How a call ends; see frames."""
+        return Status.parse(self.frames(name, sent, target, argument)[-1][1])
+
+    def frames(
+        self,
+        name: str,
+        sent: bytes | Reader,
+        target: str | None = "work",
+        argument: str = "private",
+    ) -> list[tuple[int, bytes]]:
+        """Restore is asked for with the argument that what is sent needs, unless another is given."""
+        if (name, argument) == ("Restore", "private"):
+            head = sent[Request.length() :] if isinstance(sent, bytes) else self.stream().record
+            argument = f"{target or 'dom0'}+private+{named(head)}+older"
         environ = {"QREXEC_REMOTE_DOMAIN": "backup-vm", "QREXEC_SERVICE_ARGUMENT": argument}
         if target is None:
             environ |= {
@@ -110,13 +134,13 @@ class Attacker:
         start = time.monotonic()
         service.run(name, environ, self.site.config, stdin, out)
         assert time.monotonic() - start < PATIENCE
-        raw, status = out.getvalue(), None
+        raw, frames = out.getvalue(), []
         while raw:
             kind, length = HEADER.unpack(raw[:HEADER_SIZE])
-            payload, raw = raw[HEADER_SIZE : HEADER_SIZE + length], raw[HEADER_SIZE + length :]
-            status = Status.parse(payload) if kind == KIND_STATUS else None
-        assert status is not None and not raw
-        return status
+            frames.append((kind, raw[HEADER_SIZE : HEADER_SIZE + length]))
+            raw = raw[HEADER_SIZE + length :]
+        assert [kind for kind, _ in frames].index(KIND_STATUS) == len(frames) - 1
+        return frames
 
     def everything(self) -> dict[str, bytes]:
         """All that dom0 has: volumes, snapshots, state."""
@@ -137,9 +161,15 @@ class Attacker:
         return status
 
     def restore(
-        self, stream: Stream | bytes, target: str = "work", argument: str = "private"
+        self,
+        stream: Stream | bytes,
+        target: str = "work",
+        argument: str = "private",
+        older: bool = True,
     ) -> Status:
+        """With the very argument that the stream would need, if it can be told from it."""
         raw = stream if isinstance(stream, bytes) else stream.to_bytes()
+        argument = f"{target}+{argument}+{named(raw)}{'+older' if older else ''}"
         return self.call("Restore", self.request() + raw, target, argument)
 
     def verify(self, stream: Stream | bytes) -> Status:

@@ -11,10 +11,11 @@ import pytest
 
 from dom0_agent import service
 from dom0_agent.pending_log import PendingLog
+from dom0_agent.rotation import MAX_SEQUENCE
 from dom0_agent.sources.file import FileSource
 from dom0_agent.state import Store
 from tests.attack.kit import Attacker
-from tests.kit import GRAIN, in_child
+from tests.kit import GRAIN, change, in_child
 from wire.frames import Request
 from wire.layout import LAST_TIME
 from wire.status import Code, Refused
@@ -42,7 +43,7 @@ NAMES = [
 def test_names(attacker: Attacker, name: str) -> None:
     for called in service.SERVICES:
         request = attacker.request(bytes(16))
-        if name and (called != "Restore" or "+" not in name):
+        if name:
             attacker.refused(
                 lambda c=called, r=request: attacker.call(c, r, "work", name), Code.BAD_REQUEST
             )
@@ -76,12 +77,9 @@ def test_numbers_near_the_limits(attacker: Attacker, number: int) -> None:
         attacker.refused(
             lambda c=called, r=request: attacker.call(c, r), Code.NO_SESSION, Code.BAD_REQUEST
         )
-    assert (
-        attacker.call(
-            "Snapshot", Request(archive=attacker.archive_id(), number=number, time=at).build()
-        ).code
-        == Code.OK
-    )
+    assert attacker.call(
+        "Snapshot", Request(archive=attacker.archive_id(), number=number, time=at).build()
+    ).code == (Code.OK if number <= MAX_SEQUENCE else Code.BAD_REQUEST)
     site = attacker.site
     site.backup()  # a lie about sequence or time costs the liar a full session, and nobody anything else
     assert list(site.images().values())[-1] == site.contents()
@@ -126,6 +124,17 @@ def test_a_flood_of_snapshots_holds_one(attacker: Attacker) -> None:
     assert len(attacker.site.snapshots()) == 1
     attacker.site.backup()
     assert len(attacker.site.snapshots()) == 1
+
+
+def test_monitor_again_and_again_takes_no_snapshots(attacker: Attacker) -> None:
+    site, store = attacker.site, Store(attacker.site.state, "work", "private")
+    before = store.load().sequence >> 32
+    for _ in range(5):
+        change(site.image(), random.Random(1))
+        assert attacker.call("Monitor", attacker.request()).code == Code.OK
+    assert store.load().sequence >> 32 <= before + 1
+    site.backup()
+    assert list(site.images().values())[-1] == site.contents()
 
 
 def test_hundreds_of_calls_at_once(attacker: Attacker) -> None:
@@ -201,6 +210,54 @@ def test_a_sender_that_falls_silent_is_given_up(attacker: Attacker) -> None:
     finally:
         os.close(read)
         os.close(write)
+
+
+def test_a_sender_that_trickles_is_given_up(attacker: Attacker) -> None:
+    """A byte now and then would hold the volume for ever."""
+    read, write = os.pipe()
+    raw = attacker.request() + attacker.stream().to_bytes()
+    stop = threading.Event()
+
+    def send() -> None:
+        for at in range(len(raw)):
+            if stop.wait(0.02):
+                return
+            os.write(write, raw[at : at + 1])
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    start = time.monotonic()
+    try:
+        stdin = service.PatientReader(read, patience=0.3)
+        attacker.refused(lambda: attacker.call("Verify", stdin, None, ""), Code.BAD_REQUEST)
+        assert time.monotonic() - start < 3
+    finally:
+        stop.set()
+        thread.join()
+        os.close(read)
+        os.close(write)
+
+
+def test_a_reader_that_trickles_is_given_up(attacker: Attacker) -> None:
+    read, write = os.pipe()
+    stop = threading.Event()
+
+    def take() -> None:
+        while not stop.wait(0.02):
+            os.read(read, 1)
+
+    def run() -> None:
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        out = service.PatientWriter(write, 0.3)
+        with pytest.raises(BrokenPipeError, match="next to nothing|took nothing"):
+            for _ in range(100):
+                out.write(bytes(1 << 14))
+
+    start = time.monotonic()
+    assert in_child(run) == 0 and time.monotonic() - start < 5
+    os.close(read)
+    os.close(write)
 
 
 def test_a_slow_sender_is_waited_for(attacker: Attacker) -> None:

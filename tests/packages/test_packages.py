@@ -64,7 +64,7 @@ def test_what_dom0_gets(rpms: dict[str, Path]) -> None:
     assert len(services) == 9 and all(
         files[name] == ("-rwxr-xr-x", "root", "root") for name in services
     )
-    assert files["/etc/qubes/policy.d/30-sparsebak.policy"] == ("-rw-rw-r--", "root", "qubes")
+    assert files["/etc/qubes/policy.d/80-sparsebak.policy"] == ("-rw-rw-r--", "root", "qubes")
     for folder in ("/etc/sparsebak", "/var/lib/sparsebak"):
         assert files[folder] == ("drwx------", "root", "root")
     modules = [

@@ -2,6 +2,8 @@
 
 import os
 import pty
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 from tests.kit import GRAIN, Site, fill
 
 ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
 SERVICES = sorted((ROOT / "systemd").rglob("*.service"))
 EXPOSURE = 4.0
 """What systemd-analyze security may say at most; 9.6 is a unit with nothing set. Root, LVM and device nodes cost the rest."""
@@ -26,6 +29,66 @@ def test_a_unit_may_little(unit: Path) -> None:
         -1
     ]
     assert float(last.split(":")[1].split()[0]) <= EXPOSURE, last
+
+
+def setting(unit: Path, name: str) -> list[str]:
+    """What a unit says, one value for each line."""
+    lines = unit.read_text().splitlines()
+    return [line.partition("=")[2] for line in lines if line.startswith(f"{name}=")]
+
+
+def test_what_is_started_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the programs' own parsers: the units' command lines, and what dom0 has the backup VM run."""
+    from backup_vm import cli as vm
+    from dom0_agent import cli as dom0
+    from dom0_agent.cli.backup import SERVICE
+
+    parsers = {"sparsebak": vm.parser, "sparsebak-agent": dom0.parser}
+    started = [shlex.split(line) for unit in SERVICES for line in setting(unit, "ExecStart")]
+    service, _, argument = SERVICE.partition("+")
+    assert service == "qubes.VMExec" and len(started) == len(SERVICES)
+    started.append([from_vmexec(part) for part in argument.split("+")])
+    for program, *words in started:
+        name = program.rpartition("/")[2]
+        if name != "notify-send":
+            assert parsers[name](words).parse_args(words).command in words, capsys.readouterr().err
+    assert [words[0] for words in started].count("/usr/bin/sparsebak") == 1
+
+
+def from_vmexec(part: str) -> str:
+    """As core-agent-linux has it (``qubesagent/vmexec.py``): ``--`` is a dash, ``-HH`` any byte, no other dash is allowed."""
+    assert re.fullmatch(r"(?:[a-zA-Z0-9._]|--|-[A-F0-9]{2})*", part)
+    return re.sub(
+        "--|-([A-F0-9]{2})", lambda found: chr(int(found[1], 16)) if found[1] else "-", part
+    )
+
+
+def confined(unit: Path) -> list[str]:
+    """A command's beginning that leaves it no more privileges than a unit does; the rest of it needs systemd."""
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root, with setpriv, can give privileges away")
+    kept = ",".join(
+        "+" + name.lower().removeprefix("cap_")
+        for line in setting(unit, "CapabilityBoundingSet")
+        for name in line.split()
+    )
+    command = ["setpriv", f"--bounding-set=-all{',' * bool(kept)}{kept}", "--inh-caps=-all"]
+    return command + ["--no-new-privs"] * (setting(unit, "NoNewPrivileges") == ["yes"])
+
+
+@pytest.mark.parametrize("name", ["monitor", "check", "agent"])
+def test_each_runs_with_what_its_unit_leaves_it(site: Site, name: str) -> None:
+    unit = ROOT / f"systemd/dom0/sparsebak-{name}.service"
+    fill(site.image(), 10 * GRAIN)
+    site.backup()
+    ((program, *words),) = (shlex.split(line) for line in setting(unit, "ExecStart"))
+    command = [*confined(unit), str(BIN / program.rpartition("/")[2]), "--config", str(site.config)]
+    if name == "agent":
+        words += ["--listen", str(site.root / "sockets"), "--idle", "0.5"]
+    done = subprocess.run(
+        [*command, *words], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_monitor_yields_to_everything_else() -> None:

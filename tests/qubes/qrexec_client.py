@@ -31,7 +31,7 @@ def main(settings_path: str, target: str, call: str) -> int:
     if not target.startswith("@") and target not in tags:
         target = "@default"
     action = policy.decide(
-        policy.read(ROOT / "policy/30-sparsebak.policy"), tags, service, argument, SOURCE, target
+        policy.read(ROOT / "policy/80-sparsebak.policy"), tags, service, argument, SOURCE, target
     )
     with open(settings["log"], "a") as log:
         log.write(f"{action} {target} {call}\n")

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 IMPORT = """#!/bin/sh
-# Takes a volume's new contents as admin.vm.volume.ImportWithSize does: all of it or nothing.
+# Takes a volume's new contents as admin.vm.volume.ImportWithSize does: all of it or nothing, written by root through sudo.
 read -r size
 into=$(cat "{places}/$QREXEC_REQUESTED_TARGET+$1")
-dd of="$into.import" bs=64K iflag=fullblock conv=sparse 2>/dev/null
+if [ "$(id -u)" -eq 0 ] && command -v sudo >/dev/null; then sudo="sudo -n"; else sudo=; fi
+$sudo dd of="$into.import" bs=64K iflag=fullblock conv=sparse 2>/dev/null
 got=$(stat -c %s "$into.import")
 if [ "$got" -eq "$size" ]; then
     if [ -f "$into" ]; then mv "$into" "$into.revision"; fi
@@ -100,8 +101,10 @@ class Qubesd:
             "memory": (True, "int", "400"),
             "kernelopts": (True, "str", ""),
         }
-        if klass == "AppVM":
+        if klass in ("AppVM", "DispVM"):
             defaults["template"] = (False, "vm", "fedora")
+        if klass == "DispVM":  # one made by the way; those with a name have it off
+            defaults["auto_cleanup"] = (False, "bool", "True")
         qube = self.qubes[name] = Qube(klass, properties={**defaults, **properties})
         group = "templates" if klass == "TemplateVM" else "appvms"
         for volume, kept in (
@@ -164,6 +167,7 @@ class Qubesd:
             pool,
             label=(False, "label", given["label"]),
             netvm=(True, "vm", "sys-net"),
+            **({"auto_cleanup": (True, "bool", "False")} if klass == "DispVM" else {}),
         )
         qube.tags.add("created-by-dom0")
         if template:
@@ -180,6 +184,9 @@ class Qubesd:
             return "".join(f"{name} class={q.klass} state={q.state} uuid=0\n" for name, q in chosen)
         if verb == "CurrentState":
             return f"mem=0 mem_static_max=0 cputime=0 power_state={qube.state}"
+        if verb == "Remove":
+            self.qubes = {name: q for name, q in self.qubes.items() if q is not qube}
+            return ""
         if verb in ("Start", "Shutdown"):
             qube.state = "Running" if verb == "Start" else "Halted"
             return ""

@@ -1,17 +1,23 @@
 """Who may call what under the shipped policy: by the real parser where it can be imported, and by a plain reading of it."""
 
+import ast
+import asyncio
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.sax import saxutils
 
 import pytest
 
 from dom0_agent.service import SERVICES
 from tests.qubes import policy
 
-FILE = Path(__file__).parent.parent.parent / "policy/30-sparsebak.policy"
+FILE = Path(__file__).parent.parent.parent / "policy/80-sparsebak.policy"
 TAGS = {
     "keeper": {"sparsebak-vm"},
     "work": {"sparsebak"},
@@ -36,11 +42,11 @@ EXPECTED = [
         (service, "private", "keeper", "@adminvm", "deny")
         for service in ("Snapshot", "Extract", "Commit", "Abort")
     ),
-    ("Restore", "private", "keeper", "work", "ask"),
-    ("Restore", "config", "keeper", "@adminvm", "ask"),
-    ("Restore", "private", "keeper", "@adminvm", "deny"),
-    ("Restore", "gone+settings", "keeper", "@default", "ask"),
-    ("Restore", "private", "keeper", "gone", "ask"),
+    ("Restore", "work+private+20261123-061500", "keeper", "work", "ask"),
+    ("Restore", "work+private+20261123-061500+older", "keeper", "work", "ask"),
+    ("Restore", "dom0+config+20261123-061500", "keeper", "@adminvm", "ask"),
+    ("Restore", "gone+settings+20261123-061500", "keeper", "@default", "ask"),
+    ("Restore", "gone+settings+20261123-061500", "keeper", "gone", "ask"),
     *((service, "private", "keeper", "private", "deny") for service in SERVICES),  # not tagged
     *((service, "private", "keeper", "keeper", "deny") for service in SERVICES),
     *(
@@ -86,10 +92,27 @@ def real(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_by_the_real_parser(real: None) -> None:
-    parser, exc = (
-        importlib.import_module("qrexec.policy.parser"),
-        importlib.import_module("qrexec.exc"),
+    exc = importlib.import_module("qrexec.exc")
+    for service, argument, source, target, expected in EXPECTED:
+        try:
+            found = type(evaluated(service, argument, source, target)).__name__
+        except exc.AccessDenied:
+            found = "deny"
+        found = found.removesuffix("Resolution").lower()
+        assert found == expected, (service, argument, source, target)
+
+
+def evaluated(service: str, argument: str, source: str, target: str) -> Any:
+    """What the real parser makes of a call."""
+    parser = importlib.import_module("qrexec.policy.parser")
+    request = parser.Request(
+        f"sparsebak.{service}", f"+{argument}", source, target, system_info=system_info()
     )
+    return parser.StringPolicy(policy={"__main__": FILE.read_text()}).evaluate(request)
+
+
+def system_info() -> dict[str, Any]:
+    """The qubes of TAGS as qubesd describes them."""
     common = {
         "default_dispvm": None,
         "template_for_dispvms": False,
@@ -109,16 +132,59 @@ def test_by_the_real_parser(real: None) -> None:
         }
         for at, (name, tags) in enumerate(names.items())
     }
-    loaded = parser.StringPolicy(policy={"__main__": FILE.read_text()})
-    for service, argument, source, target, expected in EXPECTED:
+    return {"domains": domains}
+
+
+RESTORES = [
+    ("work+private+20261123-061500", "work", "work"),
+    ("work+private+20261123-061500+older", "work", "work"),
+    ("dom0+config+20261123-061500", "@adminvm", "@adminvm"),
+    ("gone+settings+20261123-061500", "@default", "@default"),
+    ("gone+settings+20261123-061500", "gone", "@default"),
+]
+
+
+@pytest.mark.parametrize(("argument", "target", "requested"), RESTORES)
+def test_what_the_real_prompt_shows_and_dom0_is_told(
+    real: None, argument: str, target: str, requested: str
+) -> None:
+    """The prompt: source, service, argument. The service: the target as it was requested."""
+    parser = importlib.import_module("qrexec.policy.parser")
+    agent = Path(parser.__file__).parent.parent / "tools/qrexec_policy_agent.py"
+    (shown,) = [
+        node
+        for node in ast.parse(agent.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "escape_and_format_rpc_text"
+    ]
+    glib = SimpleNamespace(markup_escape_text=saxutils.escape)  # all that the function asks of GTK
+    names: dict[str, Any] = {"GLib": glib}
+    exec(compile(ast.Module([shown], []), str(agent), "exec"), names)
+    text = names["escape_and_format_rpc_text"]("sparsebak.Restore", f"+{argument}")
+    assert text == f"sparsebak.<b>Restore</b>+{argument}"
+    asked = evaluated("Restore", argument, "keeper", target)
+    assert asked.default_target == "dom0" and asked.targets_for_ask == ["dom0"]
+    allowed = asked.handle_user_response(True, "dom0")
+    told = asyncio.run(allowed.execute()).splitlines()
+    assert "target=dom0" in told and f"requested_target={requested}" in told
+
+
+def test_an_administrators_rules_come_first(real: None, tmp_path: Path) -> None:
+    parser, exc = (
+        importlib.import_module("qrexec.policy.parser"),
+        importlib.import_module("qrexec.exc"),
+    )
+    shutil.copy(FILE, tmp_path)
+    (tmp_path / "30-user.policy").write_text("sparsebak.Extract * @anyvm @anyvm deny\n")
+    loaded = parser.FilePolicy(policy_path=tmp_path)
+    for service, refused in (("Extract", True), ("Snapshot", False)):
         request = parser.Request(
-            f"sparsebak.{service}", f"+{argument}", source, target, system_info={"domains": domains}
+            f"sparsebak.{service}", "+private", "keeper", "work", system_info=system_info()
         )
-        try:
-            found = type(loaded.evaluate(request)).__name__.removesuffix("Resolution").lower()
-        except exc.AccessDenied:
-            found = "deny"
-        assert found == expected, (service, argument, source, target)
+        if refused:
+            with pytest.raises(exc.AccessDenied):
+                loaded.evaluate(request)
+        else:
+            loaded.evaluate(request)
 
 
 def test_by_the_real_linter(real: None) -> None:

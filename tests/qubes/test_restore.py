@@ -1,6 +1,10 @@
 """Backup and restore on a Qubes machine: running and halted qubes, through the Admin API, back from nothing."""
 
 import random
+import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,8 +13,10 @@ from backup_vm.agent import Agent, RefusedError
 from backup_vm.names import stored_volumes
 from backup_vm.progress import Progress
 from backup_vm.reading import feed
+from tests.conftest import cannot
 from tests.kit import change
 from tests.qubes.kit import QubesSite
+from wire.names import Restoring
 
 
 def stored(site: QubesSite) -> list[str]:
@@ -78,9 +84,9 @@ def test_what_does_not_prove_authentic_never_takes_effect(qubes: QubesSite) -> N
         feed(archive, image, named.name, Progress())(whole)  # type: ignore[arg-type]
         for cut in (1, 4, len(whole.data) // 2):
             with pytest.raises(RefusedError):
-                _send(qubes.agent(archive), bytes(whole.data[:-cut]))
+                _send(qubes.agent(archive), image.session.name, bytes(whole.data[:-cut]))
             assert qubes.contents() == after
-        _send(qubes.agent(archive), bytes(whole.data))
+        _send(qubes.agent(archive), image.session.name, bytes(whole.data))
     assert qubes.contents() == before
     assert not list(qubes.pool.rglob("*.import"))
 
@@ -94,8 +100,9 @@ class _Collected:
         return len(part)
 
 
-def _send(agent: Agent, data: bytes) -> None:
-    agent.restore("work", "private", lambda stream: stream.write(data) and None)
+def _send(agent: Agent, session: str, data: bytes) -> None:
+    asked = Restoring("work", "private", session)
+    agent.restore(asked, lambda stream: stream.write(data) and None)
 
 
 def test_another_qubes_disk_is_refused(qubes: QubesSite) -> None:
@@ -132,11 +139,19 @@ def test_a_qube_that_is_gone_comes_back(qubes: QubesSite) -> None:
         )
         image = archive.image(list(named.sessions), named.sessions[-1])
         with pytest.raises(RefusedError):
-            qubes.agent(archive).restore(
-                "vault", "settings", feed(archive, image, named.name, Progress()), absent=True
+            qubes.restored(
+                qubes.agent(archive),
+                image,
+                "vault/settings",
+                feed(archive, image, named.name, Progress()),
+                absent=True,
             )
-        qubes.agent(archive).restore(
-            "work", "settings", feed(archive, image, named.name, Progress()), absent=True
+        qubes.restored(
+            qubes.agent(archive),
+            image,
+            "work/settings",
+            feed(archive, image, named.name, Progress()),
+            absent=True,
         )
     made = qubes.qubesd.qubes["work"]
     assert (made.klass, made.properties["label"][2], made.properties["memory"][2]) == (
@@ -155,6 +170,35 @@ def test_a_qube_that_is_gone_comes_back(qubes: QubesSite) -> None:
     assert qubes.contents() == before
 
 
+def test_older_settings_bring_no_network(qubes: QubesSite) -> None:
+    """A network that was taken away since the session does not come back with it."""
+    work = qubes.qubesd.qubes["work"]
+    for netvm in ("vault", ""):
+        work.properties["netvm"] = (False, "vm", netvm)
+        qubes.backup()
+    work.properties["netvm"] = (False, "vm", "vault")
+    for session, expected in ((0, ""), (-1, "")):
+        assert remade(qubes, session) == expected
+    qubes.backup()  # made again, it has none: with one it is the newest again
+    qubes.qubesd.qubes["work"].properties["netvm"] = (False, "vm", "vault")
+    qubes.backup()
+    assert remade(qubes, -1) == "vault"
+
+
+def remade(site: QubesSite, session: int) -> str:
+    """The network of a qube that was made again from a session of its settings."""
+    del site.qubesd.qubes["work"]
+    with site.open() as archive:
+        named = next(
+            v for v in stored_volumes(archive, site.keys(archive), {}) if v.name == "work/settings"
+        )
+        image = archive.image(list(named.sessions), named.sessions[session])
+        send = feed(archive, image, named.name, Progress())
+        site.restored(site.agent(archive), image, "work/settings", send, absent=True)
+    site.place("work", "private")
+    return str(site.qubesd.qubes["work"].properties["netvm"][2])
+
+
 def test_domains_go_with_the_record(qubes: QubesSite) -> None:
     """Equal chunks of two private volumes are stored twice, of two root volumes once."""
     qubes.add_qube("alone", "StandaloneVM")
@@ -163,3 +207,61 @@ def test_domains_go_with_the_record(qubes: QubesSite) -> None:
     done = {f"{d.qube}/{d.volume}": d.stored for d in qubes.backup().done}
     assert done["work/private"] > 0 and done["alone/private"] > 0
     assert min(done["alone/root"], done["fedora/root"]) == 0
+
+
+def test_restore_through_the_resident_agent_as_its_unit_confines_it(qubes: QubesSite) -> None:
+    """Qubes' import script writes through sudo, which changes users and groups: the unit must leave it that."""
+    from backup_vm.transport.unix import UnixTransport
+    from tests.packages.test_units import ROOT, confined
+
+    if shutil.which("sudo") is None:
+        cannot("sudo is not installed")
+    unit = ROOT / "systemd/dom0/sparsebak-agent.service"
+    qubes.backup()
+    before = qubes.contents()
+    qubes.image().write_bytes(bytes(len(before)))
+    import qubesadmin  # type: ignore[import-not-found,unused-ignore]
+
+    folder = Path(qubesadmin.__file__).parent.parent
+    run = (
+        "import sys; sys.path[:0] = sys.argv[1:3]; import qubesadmin, qubesadmin.config as c; "
+        "c.QUBESD_SOCKET, c.QREXEC_SERVICES_DIR = sys.argv[3:5]; "
+        "qubesadmin.Qubes = getattr(qubesadmin, 'app', qubesadmin).__dict__.get('QubesLocal', qubesadmin.Qubes); "
+        "from dom0_agent.cli import main; sys.exit(main(sys.argv[5:]))"
+    )
+    sockets = qubes.root / "sockets"
+    command = [
+        *confined(unit),
+        sys.executable,
+        "-c",
+        run,
+        str(ROOT),
+        str(folder),
+        str(qubes.qubesd.socket),
+    ]
+    command += [
+        str(qubes.qubesd.services),
+        "--config",
+        str(qubes.config),
+        "serve",
+        "--listen",
+        str(sockets),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None and "ready" in process.stderr.readline()
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        try:
+            with qubes.open() as archive:
+                named = next(
+                    v
+                    for v in stored_volumes(archive, qubes.keys(archive), {})
+                    if v.name == "work/private"
+                )
+                image = archive.image(list(named.sessions), named.sessions[-1])
+                agent = Agent(UnixTransport(sockets, "backup-vm"))
+                agent.use(archive.parameters.archive, archive.parameters.chunk_size)
+                asked = Restoring("work", "private", image.session.name)
+                agent.restore(asked, feed(archive, image, named.name, Progress()))
+        finally:
+            process.terminate()
+    assert qubes.contents() == before

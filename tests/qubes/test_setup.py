@@ -7,6 +7,7 @@ import pytest
 
 from dom0_agent import cli, notify
 from dom0_agent.cli import backup as backup_command
+from dom0_agent.cli import setup
 from tests.qubes.kit import BACKUP_VM, QubesSite
 from tests.qubes.qubesd import Qubesd
 
@@ -35,6 +36,21 @@ def test_setup_tags_and_does_nothing_twice(
     assert "take tag sparsebak from vault" in capsys.readouterr().out
     assert agent(qubes, "setup", BACKUP_VM) == 0
     assert "Nothing to do" in capsys.readouterr().out
+
+
+def test_setup_says_that_the_old_policy_decides_first(
+    qubes: QubesSite,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old = tmp_path / "30-sparsebak.policy"
+    monkeypatch.setattr(setup, "OLD_POLICY", old)
+    assert agent(qubes, "setup", BACKUP_VM) == 0
+    assert str(old) not in capsys.readouterr().out
+    old.touch()
+    assert agent(qubes, "setup", BACKUP_VM) == 0
+    assert f"{old} is of an older sparsebak" in capsys.readouterr().out
 
 
 def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(

@@ -15,6 +15,7 @@ from dom0_agent import cli as agent_cli
 from dom0_agent import takeover
 from tests.kit import PASSPHRASE, Site, change, fill
 from tests.qubes.kit import QubesSite
+from wire.names import Restoring
 from wire.status import Refused
 
 
@@ -31,8 +32,16 @@ def keys_file(site: Site) -> Path:
     return path
 
 
-def take_over(site: Site, file: Path, passphrase: bytes = PASSPHRASE, label: str = "again") -> int:
+def take_over(
+    site: Site,
+    file: Path,
+    passphrase: bytes = PASSPHRASE,
+    label: str = "again",
+    is_open: bool = False,
+) -> int:
     words = ["keys", "import", label, str(file), "--caller", "backup-vm"]
+    if is_open:
+        return agent_cli.main(["--config", str(site.config), *words, "--open"])
     return agent_cli.main(
         [
             "--config",
@@ -74,11 +83,9 @@ def test_a_new_dom0_goes_on_with_the_archive(
                 if v.name == f"work/{name}"
             )
             image = archive.image(list(named.sessions), named.sessions[-1])
+            asked = Restoring("work", name, image.session.name)  # the newest: the file told dom0
             qubes.agent(archive).restore(
-                "work",
-                name,
-                feed(archive, image, named.name, Progress()),
-                absent=name == "settings",
+                asked, feed(archive, image, named.name, Progress()), absent=name == "settings"
             )
     assert qubes.contents() == before
     done = {f"{one.qube}/{one.volume}": one.stored for one in qubes.backup().done}
@@ -100,7 +107,9 @@ def test_without_qubes_too(
     assert agent_cli.main(["--config", str(site.config), "status", "--head"]) == 0
     head = capsys.readouterr().out.split()[1]
     shutil.rmtree(site.state)
-    assert take_over(site, file) == 0
+    assert take_over(site, file, is_open=sealed) == 1  # it must be said, and said rightly
+    assert "says that the archive is " + ("sealed" if sealed else "open") in capsys.readouterr().err
+    assert take_over(site, file, is_open=not sealed) == 0
     capsys.readouterr()
     assert agent_cli.main(["--config", str(site.config), "status", "--head"]) == 0
     assert capsys.readouterr().out.split()[1] == head  # what was written down on the old machine
@@ -164,3 +173,21 @@ def test_a_file_that_is_not_what_it_should_be(
     bad.write_bytes(bytes(takeover.LIMIT + 1))
     with pytest.raises(Refused, match="too long"):
         takeover.read(bad)
+
+
+def test_an_old_copy_brings_no_slot_back(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(site.image(), 100_000)
+    site.backup()
+    old = keys_file(site)
+    words = ["--config", str(site.config), "keys"]
+    assert agent_cli.main([*words, "remove", "tests", "--slot", "1", "--yes"]) == 0
+    capsys.readouterr()
+    assert take_over(site, old) == 1
+    error = capsys.readouterr().err
+    assert "known here already, as tests" in error and "has 1 key slots that" in error
+    assert agent_cli.main([*words, "list", "tests"]) == 0
+    assert capsys.readouterr().out == "0: passphrase\n"
+    shutil.rmtree(site.state)
+    assert take_over(site, old) == 0
+    out = capsys.readouterr().out
+    assert "Key slots: passphrase, recovery key." in out and "keys remove again --slot N" in out

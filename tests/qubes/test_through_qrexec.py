@@ -94,7 +94,9 @@ def test_backup_and_back_from_nothing(machine: Machine, capsys: pytest.CaptureFi
     machine.answer(True)
     machine.calls()
     assert cli.main(["restore", "work/private"]) == 0
-    assert machine.calls()[-1] == "ask work sparsebak.Restore+private" and site.contents() == before
+    session = list(site.images())[-1]
+    assert machine.calls()[-1] == f"ask work sparsebak.Restore+work+private+{session}"
+    assert site.contents() == before
     # a qube that is gone
     del site.qubesd.qubes["work"]
     site.image().unlink()
@@ -104,8 +106,8 @@ def test_backup_and_back_from_nothing(machine: Machine, capsys: pytest.CaptureFi
     assert cli.main(["restore", "work", "--passphrase-file", str(key)]) == 0
     asked = [call for call in machine.calls() if call.startswith("ask")]
     assert asked == [
-        "ask @default sparsebak.Restore+work+settings",
-        "ask work sparsebak.Restore+private",
+        f"ask @default sparsebak.Restore+work+settings+{session}",
+        f"ask work sparsebak.Restore+work+private+{session}",
     ]
     assert site.contents() == before and site.qubesd.qubes["work"].tags >= {"sparsebak"}
     assert cli.main(["restore", "dom0/config"]) == 0

@@ -1,27 +1,23 @@
 """The delta of real Btrfs and XFS against the bytes, under all that may happen to a file."""
 
-import fcntl
 import mmap
 import os
 import random
-import struct
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from dom0_agent.config import Pool, Volume
-from dom0_agent.sources import fiemap, snapshot_name
+from dom0_agent.sources import attributes, btrfs, extents, fiemap, snapshot_name
 from dom0_agent.sources.reflink import ReflinkSource
 from tests.kit import GRAIN, fill, punch, some_bytes, truly_changed
-from wire.status import Refused
+from tests.reflink.histories import History, clone_range, dedupe
+from wire.durable import closing_fd
+from wire.status import Code, Refused
 
 SIZE = 64 * GRAIN
-FICLONERANGE = 0x4020940D
-
-
-def clone_range(fd: int, source: int, at: int, length: int, to: int) -> None:
-    fcntl.ioctl(fd, FICLONERANGE, struct.pack("=qQQQ", source, at, length, to))
 
 
 def disturb(image: Path, rng: random.Random, older: list[Path]) -> None:
@@ -105,6 +101,50 @@ def source_in(folder: Path) -> ReflinkSource:
     return ReflinkSource(Volume("work", "private", Pool("p", "reflink", folder), "work.img"))
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_no_change_is_missed_in_any_history(reflink_folder: Path, seed: int) -> None:
+    history = History(reflink_folder, seed)
+    for _ in range(25):
+        history.session()
+    assert history.wrong == []
+
+
+@pytest.mark.parametrize("how", ["reflink copy", "deduplication"])
+@pytest.mark.parametrize("root", [True, False])
+def test_another_part_of_a_compressed_extent_is_a_change(
+    compressed_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str, root: bool
+) -> None:
+    """The image has the first part of another file's extent, then the second, at the same place."""
+    if not root:
+        monkeypatch.setattr(btrfs, "readable", lambda fd: False)
+    source, image = source_in(compressed_folder), compressed_folder / "work.img"
+    other = compressed_folder / "other.img"
+    first, second = b"first ".ljust(GRAIN, b"1"), b"second ".ljust(GRAIN, b"2")
+    other.write_bytes(first + second)
+    image.write_bytes(os.urandom(SIZE))
+    os.sync()
+    with (
+        closing_fd(os.open(image, os.O_RDWR)) as fd,
+        closing_fd(os.open(other, os.O_RDONLY)) as there,
+    ):
+        clone_range(fd, there, 0, GRAIN, 0)
+        source.snapshot(1)
+        source.snapshot(2)
+        list(source.delta(1, 2))
+        assert source.unchanged(2) == root
+        if how == "reflink copy":
+            clone_range(fd, there, GRAIN, GRAIN, 0)
+        else:
+            os.pwrite(fd, second, 0)
+            os.fsync(fd)
+            assert dedupe(fd, 0, there, GRAIN, GRAIN) == 0
+    assert not source.unchanged(2)
+    source.snapshot(3)
+    assert 0 in named_by_delta(source, 2, 3)
+    if root:
+        assert named_by_delta(source, 2, 3) == {0} and named_by_delta(source, 1, 2) == set()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_no_change_is_ever_missed(reflink_folder: Path, seed: int) -> None:
     rng, source, image = random.Random(seed), source_in(reflink_folder), reflink_folder / "work.img"
@@ -150,6 +190,120 @@ def test_what_did_not_change_is_known_without_a_snapshot(reflink_folder: Path) -
         source.unchanged(3)
 
 
+def test_an_image_that_rests_is_known_by_its_time(
+    reflink_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, image = source_in(reflink_folder), reflink_folder / "work.img"
+    image.write_bytes(os.urandom(SIZE))
+    source.snapshot(1)
+    time.sleep(1.1)
+    source.snapshot(2)
+    monkeypatch.setattr(extents, "compare", None)  # no map is read
+    monkeypatch.setattr("dom0_agent.sources.reflink.still_there", lambda *_: False)
+    assert not source.unchanged(1), "it was written just before that snapshot"
+    assert source.unchanged(2)
+    os.utime(image, ns=(0, 0))
+    assert not source.unchanged(2)
+    source.snapshot(3)
+    assert not source.unchanged(3), "a change in the same tick could not be told"
+    os.replace(image, image.with_name("old"))
+    image.write_bytes(image.with_name("old").read_bytes())
+    assert not source.unchanged(2)
+
+
+@pytest.mark.parametrize("nocow", ["image", "pool"])
+def test_images_with_and_without_copy_on_write(btrfs_folder: Path, nocow: str) -> None:
+    source, image = source_in(btrfs_folder), btrfs_folder / "work.img"
+    if nocow == "pool":
+        image.touch()
+        (btrfs_folder / ".sparsebak").mkdir()
+        subprocess.run(["chattr", "+C", btrfs_folder / ".sparsebak"], check=True)
+    else:
+        image.touch()
+        subprocess.run(["chattr", "+C", image], check=True)
+    image.write_bytes(os.urandom(SIZE))
+    source.snapshot(1)
+    with open(image, "r+b") as file:
+        os.pwrite(file.fileno(), b"x", 5 * GRAIN)
+    assert not source.unchanged(1)
+    source.snapshot(2)
+    assert named_by_delta(source, 1, 2) == {5}
+    with closing_fd(source.open(2)) as fd:
+        assert os.pread(fd, SIZE, 0) == image.read_bytes()
+    target = source.replace(SIZE)
+    target.write(0, [b"restored"])
+    target.commit()
+    with closing_fd(os.open(image, os.O_RDONLY)) as fd:
+        assert bool(attributes.flags(fd) & 0x00800000) == (nocow == "image")
+
+
+def test_an_image_in_too_many_pieces_counts_as_changed(
+    btrfs_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, image = source_in(btrfs_folder), btrfs_folder / "work.img"
+    with open(image, "wb") as file:
+        for at in range(0, SIZE, 8192):
+            os.pwrite(file.fileno(), b"x", at)
+    source.snapshot(1)
+    source.snapshot(2)
+    assert named_by_delta(source, 1, 2) == set()
+    monkeypatch.setattr(extents, "PIECES", 100)
+    monkeypatch.setattr(extents, "CHUNK", 50)
+    assert named_by_delta(source, 1, 2) == set(range(SIZE // GRAIN)) and not source.unchanged(2)
+
+
+def test_a_pool_that_is_full_or_read_only_says_so(btrfs_folder: Path) -> None:
+    source, image = source_in(btrfs_folder), btrfs_folder / "work.img"
+    image.write_bytes(os.urandom(SIZE))
+    source.require_room()
+    source.snapshot(1)
+    with open(btrfs_folder / "filler", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, os.statvfs(btrfs_folder).f_bavail * 4096 * 98 // 100)
+        os.fsync(file.fileno())
+    with pytest.raises(Refused, match="% full") as caught:
+        source.require_room()
+    assert caught.value.code == Code.NO_SPACE
+    (btrfs_folder / "filler").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", btrfs_folder], check=True)
+    source.clean()
+    source.drop(7)
+    for action in (lambda: source.snapshot(2), lambda: source.drop(1), lambda: source.replace(1)):
+        with pytest.raises(Refused, match="the pool is read-only"):
+            action()
+
+
+def test_where_the_pool_lies(btrfs_folder: Path, small_disk: Path, tmp_path: Path) -> None:
+    """Subvolumes and bind mounts of its own file system are no obstacle, another file system is one that is named."""
+    pool, elsewhere = btrfs_folder / "pool", btrfs_folder / "elsewhere"
+    for folder in (pool / "bind", pool / "other", elsewhere):
+        folder.mkdir(parents=True)
+    subprocess.run(["btrfs", "subvolume", "create", pool / "sub"], check=True, capture_output=True)
+    (tmp_path / "link").symlink_to(pool)
+    mounts = [(elsewhere, pool / "bind"), (small_disk, pool / "other")]
+    for what, where in mounts:
+        subprocess.run(["mount", "--bind", what, where], check=True)
+    try:
+        for name in ("sub", "bind", "other"):
+            (pool / name / "a.img").write_bytes(os.urandom(4 * GRAIN))
+            at = Pool("p", "reflink", tmp_path / "link")
+            source = ReflinkSource(Volume(name, "private", at, f"{name}/a.img"))
+            if name == "other":
+                with pytest.raises(Refused, match="other file system"):
+                    source.snapshot(1)
+                continue
+            source.snapshot(1)
+            with open(pool / name / "a.img", "r+b") as file:
+                file.write(b"new")
+            source.snapshot(2)
+            assert named_by_delta(source, 1, 2) == {0}
+            target = source.replace(GRAIN)
+            target.commit()
+            assert (pool / name / "a.img").read_bytes() == bytes(GRAIN)
+    finally:
+        for _, where in mounts:
+            subprocess.run(["umount", where], check=True)
+
+
 def test_little_changed_means_little_named(reflink_folder: Path) -> None:
     source, image = source_in(reflink_folder), reflink_folder / "work.img"
     image.write_bytes(os.urandom(SIZE))
@@ -162,29 +316,6 @@ def test_little_changed_means_little_named(reflink_folder: Path) -> None:
             file.write(os.urandom(1000))
     source.snapshot(3)
     assert named_by_delta(source, 2, 3) == {3, 17, 40}
-
-
-def test_a_base_that_moves_is_read_again_then_given_up(
-    btrfs_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, image = source_in(btrfs_folder), btrfs_folder / "work.img"
-    image.write_bytes(os.urandom(SIZE))
-    source.snapshot(1)
-    source.snapshot(2)
-    real, calls = fiemap.records, 0
-
-    def moving(fd: int, size: int):  # type: ignore[no-untyped-def]
-        nonlocal calls
-        calls += 1
-        for words in real(fd, size):
-            words[1] += calls if calls < until else 0
-            yield words
-
-    monkeypatch.setattr(fiemap, "records", moving)
-    until = 9
-    assert named_by_delta(source, 1, 2) == set() and calls >= 9
-    until = 1 << 30
-    assert named_by_delta(source, 1, 2) == set(range(64))
 
 
 def test_a_snapshot_keeps_what_was_there(reflink_folder: Path) -> None:
@@ -209,9 +340,9 @@ def test_a_file_in_thousands_of_pieces(btrfs_folder: Path) -> None:
         for at in range(0, SIZE * 8, 8192):  # every other block: one extent each
             os.pwrite(file.fileno(), b"x" * 4096, at)
     source.snapshot(1)
-    fd = source.open(1)
-    assert len(fiemap.Map(fiemap.records(fd, SIZE * 8)).flags) == SIZE * 8 // 8192
-    os.close(fd)
+    with closing_fd(source.open(1)) as fd:
+        for read in (btrfs.rows, fiemap.rows):
+            assert sum(map(len, read(fd, SIZE * 8))) == SIZE * 8 // 8192
     with open(image, "r+b") as file:
         os.pwrite(file.fileno(), b"y", 5 * GRAIN + 8192)
     source.snapshot(2)

@@ -31,8 +31,12 @@ class Server:
     def url(self, name: str, port: int = 0) -> str:
         if self.kind == "s3":
             return f"s3://bucket/{name}"
-        user = pwd.getpwuid(os.getuid()).pw_name
-        return f"sftp://{user}@127.0.0.1:{port or self.port}{self.folder}/{name}"
+        return f"sftp://{self.user}@127.0.0.1:{port or self.port}{self.folder}/{name}"
+
+    @property
+    def user(self) -> str:
+        """Who logs in."""
+        return pwd.getpwuid(os.getuid()).pw_name
 
     def environment(self, port: int = 0) -> dict[str, str]:
         """What leads to it through a port."""
@@ -48,9 +52,13 @@ class Server:
     def know(self, port: int) -> None:
         """Let the SSH host be known by another port, too."""
         if self.kind == "sftp":
-            key = (self.folder / "host.pub").read_text().split()[:2]
-            with open(self.folder / "home/.ssh/known_hosts", "a") as file:
-                file.write(f"[127.0.0.1]:{port} {' '.join(key)}\n")
+            know(self.folder / "host.pub", self.folder / "home/.ssh/known_hosts", port)
+
+
+def know(key: Path, known: Path, port: int) -> None:
+    """Let a host's key be known for a port of loopback."""
+    with open(known, "a") as file:
+        file.write(f"[127.0.0.1]:{port} {' '.join(key.read_text().split()[:2])}\n")
 
 
 def free_port() -> int:
@@ -99,7 +107,7 @@ def ssh_server(folder: Path) -> Iterator[Server]:
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nPidFile none\n"
         "UsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nSubsystem sftp internal-sftp\n"
-        "MaxStartups 100\n"
+        "MaxStartups 100\nKexAlgorithms curve25519-sha256\n"  # the default takes five times as long
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)

@@ -52,8 +52,8 @@ def http_store(
             self.end_headers()
             self.wfile.write(body if self.command != "HEAD" else b"")
 
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
-
+    for method in ("GET", "PUT", "POST", "HEAD", "DELETE"):
+        setattr(Handler, f"do_{method}", Handler.answer)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     if tls is not None:

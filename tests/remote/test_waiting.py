@@ -46,6 +46,22 @@ def test_silence_is_given_up(
         assert 2 < time.monotonic() - begun < 8 and "network" not in raised.value.hint
 
 
+def test_a_store_that_was_given_up_is_not_waited_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(objects, "SILENCE_AFTER", 0.3)
+    monkeypatch.setattr(objects, "SILENCE", 1.2)
+    monkeypatch.setattr(objects, "PATIENCE", 2.0)
+    with raw_store(silent) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        storage = open_storage("s3://bucket/archive")
+        for limit in (8, 2):
+            begun = time.monotonic()
+            with pytest.raises(SparsebakError, match="does not answer"):
+                storage.remove("packs/ab/1.pack")
+            assert time.monotonic() - begun < limit
+
+
 def test_what_is_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "SILENCE", 1.2)
     monkeypatch.setattr(objects, "DELAYS", ())

@@ -30,6 +30,7 @@ class Shell:
         (root / "pw").write_text("correct horse\n")
         fill(self.image, SIZE)
         fill(root / "pool/vault.img", SIZE, 1)
+        self.key = [] if mode == "open" else ["--passphrase-file", "pw"]
         extra = ["--open"] if mode == "open" else ["--passphrase-file", "pw"]
         self.added = self.agent("archive", "add", "lab", "--caller", "some-vm", *extra).stdout
         self.ok("init", "archive", "--label", "lab")
@@ -102,8 +103,7 @@ def test_a_whole_life(shell: Shell) -> None:
             "work/private",
             "--session",
             name,
-            "--passphrase-file",
-            "pw",
+            *shell.key,
             "-o",
             "out.img",
             "--force",
@@ -230,7 +230,7 @@ def test_monitor_and_status_in_dom0(sealed: Shell) -> None:
         and volumes["vault"]["archives"][0]["changed"] == 0
     )
     assert "changed since" in sealed.agent("status").stdout
-    sealed.agent("forget", "work/private")
+    sealed.agent("forget", "work/private", "--yes")
     assert json.loads(sealed.ok("backup", "work", "--json"))["sessions"][0]["full"]
 
 

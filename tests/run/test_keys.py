@@ -54,9 +54,10 @@ def test_passphrases_come_and_go(made: Site, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     assert keys(made, "list", "tests") == 0
     assert capsys.readouterr().out == "0: passphrase\n1: recovery key\n2: passphrase\n"
-    assert keys(made, "remove", "tests", "--slot", "2") == 0
+    assert keys(made, "remove", "tests", "--slot", "2", "--yes") == 0
     assert not opens(made, b"second") and opens(made, b"third")
-    assert keys(made, "remove", "tests", "--slot", "1") == 0
+    assert keys(made, "remove", "tests", "--slot", "1") == 1  # nobody to ask
+    assert keys(made, "remove", "tests", "--slot", "1", "--yes") == 0
     assert keys(made, "remove", "tests", "--slot", "0") == 1  # the last one
     assert keys(made, "remove", "tests", "--slot", "7") == 1
     assert opens(made, b"third")
@@ -65,12 +66,16 @@ def test_passphrases_come_and_go(made: Site, capsys: pytest.CaptureFixture[str])
 
 def test_a_new_recovery_key(made: Site, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert keys(made, "show-recovery", "tests") == 0
+    assert keys(made, "new-recovery", "tests") == 1  # nobody to ask
+    assert "--yes" in capsys.readouterr().err
+    assert keys(made, "show-recovery", "tests") == 1  # which replaced it, unasked
+    assert "sparsebak-agent keys new-recovery tests" in capsys.readouterr().err
+    assert keys(made, "new-recovery", "tests", "--yes") == 0
     first = next(
         line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")
     )
     assert opens(made, first.encode())
-    assert keys(made, "show-recovery", "tests") == 0
+    assert keys(made, "new-recovery", "tests", "--yes") == 0
     second = next(
         line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")
     )
@@ -89,6 +94,38 @@ def test_what_cannot_be(made: Site, capsys: pytest.CaptureFixture[str]) -> None:
     made.add_archive("open", made.root / "open", sealed=False)
     assert keys(made, "add", "open", passphrase=b"seal it") == 1
     assert "is open: its key has lain in the archive" in capsys.readouterr().err
+
+
+def test_passphrases_however_they_are_written(
+    made: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    composed, apart = "caf\u00e9".encode(), "cafe\u0301".encode()
+    assert keys(made, "add", "tests", passphrase=apart) == 0
+    assert opens(made, composed) and opens(made, apart) and opens(made, b"\xef\xbb\xbf" + composed)
+    capsys.readouterr()
+    for bad in ("caf\u00e9".encode("utf-16"), b"a\0b", b"caf\xe9", b""):
+        assert keys(made, "add", "tests", passphrase=bad) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "passphrase" in error and str(made.root / "new") in error
+
+
+def test_a_sealed_archive_that_says_it_is_open(
+    made: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever writes the store puts an archive of his own in its place; nothing that has a passphrase takes it."""
+    secret = made.root / "secret"
+    secret.write_bytes(PASSPHRASE + b"\n")
+    forged = Site(made.root / "forged", sealed=False)
+    fill(forged.image(), 200_000)
+    forged.backup()
+    image = made.root / "image"
+    given = ["--passphrase-file", str(secret)]
+    for words in (["list"], ["verify"], ["assemble", "work/private", "-o", str(image)]):
+        assert cli.main(["--archive", str(forged.archive), *words, *given]) == 12, words
+        assert "says that it is open" in capsys.readouterr().err and not image.exists()
+        assert cli.main(["--archive", str(made.archive), *words, *given]) == 0
+        image.unlink(missing_ok=True)
+    assert cli.main(["--archive", str(forged.archive), "keys", "--refresh"]) != 0
 
 
 def test_keys_and_state_are_for_their_owner_alone(made: Site) -> None:

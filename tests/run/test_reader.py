@@ -22,7 +22,8 @@ def read(
     file = site.root / "secret"
     file.write_bytes(secret + b"\n")
     environment = {"SPARSEBAK_PASSPHRASE_FILE": str(file), "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, str(READER), str(folder), *words]
+    told = ["--open"] if "key = " in (folder / "archive.toml").read_text() else []
+    command = [sys.executable, str(READER), str(folder), *words, *told]
     return subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd="/", check=False
     )
@@ -98,6 +99,31 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(
             and "does not open" in done.stderr
             and "Traceback" not in done.stderr
         )
+
+
+def test_a_sealed_archive_never_turns_open(site: Site, tmp_path: Path) -> None:
+    """What somebody with the storage can do: an archive of his own, of the same label, that says it is open."""
+    forged = Site(tmp_path / "forged", sealed=False)
+    fill(forged.image(), 2 * GRAIN)
+    forged.backup()
+    secret = tmp_path / "secret"
+    secret.write_bytes(PASSPHRASE + b"\n")
+    environment = {"SPARSEBAK_PASSPHRASE_FILE": str(secret), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, str(READER), str(forged.archive), "list"]
+    for words, environ, code in (
+        ([], environment, 1),
+        (["--open"], environment, 0),
+        ([], {"PATH": "/usr/bin:/bin"}, 0),
+    ):
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, env=environ, check=False
+        )
+        assert done.returncode == code and ("says that it is open" in done.stderr) == bool(code)
+    done = subprocess.run(
+        [sys.executable, str(READER), str(site.archive), "list", "--open"],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "is sealed" in done.stderr
 
 
 def test_damage_is_noticed(site: Site) -> None:

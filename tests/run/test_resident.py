@@ -79,7 +79,9 @@ def test_a_whole_life(site: Site) -> None:
             agent = agent_of(site)
             agent.use(archive.parameters.archive, archive.parameters.chunk_size)
             agent.verify(feed(archive, image, volume.name, Progress()))
-            agent.restore("work", "private", feed(archive, image, volume.name, Progress()))
+            site.restored(
+                agent, image, "work/private", feed(archive, image, volume.name, Progress())
+            )
         assert site.contents() == contents[0]
         with pytest.raises(RefusedError, match="no such archive"):
             agent_of(site, "another-vm").enroll("tests")
@@ -216,3 +218,89 @@ def test_the_units_name_every_service() -> None:
     text = (ROOT / "systemd/dom0/sparsebak-agent.socket").read_text()
     assert re.findall(r"ListenStream=/run/qubes-rpc/sparsebak\.(\w+)", text) == list(SERVICES)
     assert "SocketMode=0660" in text and "SocketGroup=qubes" in text
+
+
+def connected(site: Site, service: str, caller: str, body: bytes = b"") -> socket.socket:
+    one = socket.socket(socket.AF_UNIX)
+    one.settimeout(20)
+    one.connect(str(site.root / "sockets" / f"sparsebak.{service}"))
+    one.sendall(f"sparsebak.{service}+ {caller} keyword adminvm".encode() + b"\0" + body)
+    return one
+
+
+def children(process: "subprocess.Popen[str]") -> list[str]:
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+@pytest.mark.parametrize("speaks", [b"", b"SB"])
+def test_one_caller_cannot_keep_the_others_out(site: Site, speaks: bytes) -> None:
+    """Neither by saying nothing, nor by beginning requests that it does not end."""
+    with site.open() as archive:
+        request = Request(archive=archive.parameters.archive).build()
+    with resident(site) as process:
+        hostile = [connected(site, "Verify", "evil-vm", speaks) for _ in range(200)]
+        time.sleep(0.3)
+        start = time.monotonic()
+        answer = connected(site, "List", "backup-vm", request)
+        assert len(answer.recv(1 << 16)) > 20 and time.monotonic() - start < 2
+        assert len(children(process)) <= 5  # of the other at most as many as hold chunks
+        site.backup(agent=agent_of(site))
+        for one in hostile:
+            one.close()
+        answer.close()
+
+
+def test_connections_without_a_beginning(site: Site) -> None:
+    """More than there are descriptors by default; half of a beginning does not make it spin."""
+    import resource
+
+    with site.open() as archive:
+        request = Request(archive=archive.parameters.archive).build()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    try:
+        with resident(site) as process:
+            silent = []
+            for _ in range(1100):
+                one = socket.socket(socket.AF_UNIX)
+                one.connect(str(site.root / "sockets/sparsebak.List"))
+                one.send(b"sparsebak.Li")
+                silent.append(one)
+            answer = connected(site, "List", "backup-vm", request)
+            assert len(answer.recv(1 << 16)) > 20
+            answer.close()
+            fds = len(os.listdir(f"/proc/{process.pid}/fd"))
+            assert fds < 300
+            used = [sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().split()[13:15]))]
+            time.sleep(0.5)
+            used.append(sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().split()[13:15])))
+            assert used[1] - used[0] < 20  # of 50 ticks
+            for one in silent:
+                one.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_silent_calls_do_not_keep_it_from_ending(site: Site) -> None:
+    with resident(site) as process:
+        silent = [connected(site, "Extract", f"vm{n}") for n in range(30)]
+        time.sleep(0.3)
+        process.terminate()
+        assert process.wait(timeout=6) == 0
+        for one in silent:
+            one.close()
+
+
+def test_a_call_that_is_killed_is_reported(site: Site) -> None:
+    command = [AGENT, "--config", site.config, "serve", "--listen", site.root / "sockets"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None and "ready" in process.stderr.readline()
+        one = connected(site, "List", "backup-vm")
+        deadline = time.monotonic() + 10
+        while not (found := children(process)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(int(found[0]), signal.SIGKILL)
+        assert "sparsebak.List from backup-vm was killed: SIGKILL" in process.stderr.readline()
+        assert one.recv(10) == b"" and children(process) == []
+        one.close()
+        process.terminate()

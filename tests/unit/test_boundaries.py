@@ -44,7 +44,7 @@ def test_every_service_has_its_file_and_its_module() -> None:
 
 
 def test_every_service_is_in_the_policy_and_denied_at_its_end() -> None:
-    lines = (ROOT / "policy/30-sparsebak.policy").read_text().splitlines()
+    lines = (ROOT / "policy/80-sparsebak.policy").read_text().splitlines()
     rules = [line.split() for line in lines if line and not line.startswith("#")]
     for service in SERVICES:
         mine = [rule for rule in rules if rule[0] == f"sparsebak.{service}"]

@@ -1,6 +1,7 @@
 """What a remote place must be able to do, and trying again when it cannot be reached for a while."""
 
 import random
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -16,9 +17,11 @@ DOUBT = 2.0
 """The same for a refusal that looks like a wrong address, while nothing has ever come from the place in this run."""
 SILENCE = 30.0
 """Seconds without a byte in either direction after which a request is given up."""
+_DEEPEST = 4
 _LONGEST = 200
 """Bytes of one part of a name, so that it can be one of a copy here, with a checksum."""
-_DEEPEST = 4
+SILENCE_AFTER = 5.0
+"""The same once a place has been given up."""
 Result = TypeVar("Result")
 
 
@@ -111,8 +114,21 @@ class Objects(Protocol):
         """Room there; None where nobody knows."""
 
 
+_GIVEN_UP: "weakref.WeakSet[Place]" = weakref.WeakSet()
+"""Places that could not be reached for too long, and have not answered since."""
+
+
+def silence() -> float:
+    """Seconds without a byte after which a request is given up now."""
+    return min(SILENCE, SILENCE_AFTER) if _GIVEN_UP else SILENCE
+
+
 class Place:
-    """Asks a remote place, again and again while it cannot be reached."""
+    """Asks a remote place, again and again while it cannot be reached.
+
+    Once it has been given up, each request has one short attempt until one succeeds: what a run tidies up at its end (a lease,
+    what is half done) must not take a minute more each.
+    """
 
     def __init__(self, url: str) -> None:
         self._url, self._reached = url, False
@@ -120,7 +136,7 @@ class Place:
     def ask(self, action: Callable[[], Result]) -> Result:
         """Do it; raise SparsebakError when the place cannot be reached for too long."""
         spent = 0.0
-        for delay in (*DELAYS, None):
+        for delay in (None,) if self in _GIVEN_UP else (*DELAYS, None):
             stopping.check()
             try:
                 result = action()
@@ -129,10 +145,12 @@ class Place:
                 patience = DOUBT if error.doubtful and not self._reached else PATIENCE
                 spent += error.waited + (delay or 0)
                 if delay is None or spent > patience:
+                    _GIVEN_UP.add(self)
                     text = error.says.format(place=self._url, error=error)
                     raise SparsebakError(text, _hint(error, patience)) from None
             else:
                 self._reached = True
+                _GIVEN_UP.discard(self)
                 return result
             stopping.sleep(delay * random.uniform(0.7, 1.3))  # noqa: S311
         raise AssertionError("not reached")

@@ -5,14 +5,14 @@ listing are the store's word: those that could not be names of files here are le
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
 from backup_vm.archive.storage import TEMPORARY, WHOLE, Reader
+from backup_vm.archive.storage.blocks import Blocks, RemoteReader
 from backup_vm.archive.storage.cache import Cache
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.locks import RemoteLocks
@@ -23,8 +23,6 @@ Result = TypeVar("Result")
 _OWN = (".partial", ".sqlite", ".sqlite-journal", ".lock", TEMPORARY)
 _KEPT = ".session"
 """Objects whose copies are kept."""
-_BLOCK = 2 << 20
-_BLOCKS = 16
 _THREADS = 6
 _LEFT = (".uploading", ".whole")
 """Ends of names that an upload which was cut leaves (see ``sftp``)."""
@@ -43,10 +41,11 @@ class RemoteStorage:
         self._cache = Cache(url)
         self._own = LocalStorage(self._cache.own)
         self._listing: dict[str, Entry] | None = None
-        self._changed: dict[str, Entry | None] = {}
-        """What this run has put (or, None, removed), for a store whose listings come late."""
+        self._written: dict[str, Entry] = {}
+        self._removed: dict[str, Entry] = {}
+        """What this run did, for a store whose listings come late."""
         self._lock = threading.RLock()
-        self._blocks = _Blocks(self._exact)
+        self._blocks = Blocks(self._exact)
 
     def _is_own(self, name: str) -> bool:
         return name.endswith(_OWN)
@@ -66,11 +65,11 @@ class RemoteStorage:
         """List anew: another machine may have added, moved and removed objects. What this run did is kept right."""
         listed = self._list()
         with self._lock:
-            before = self._listing or {}
-            for name, entry in self._changed.items():
-                if entry is None and name in listed and listed[name] == before.get(name):
+            for name, entry in self._removed.items():
+                if listed.get(name) == entry:
                     del listed[name]
-                elif entry is not None and name not in listed and self._is_there(name, entry):
+            for name, entry in self._written.items():
+                if name not in listed and self._is_there(name, entry):
                     listed[name] = entry
             self._listing = listed
 
@@ -246,7 +245,7 @@ class RemoteStorage:
 
     def reader(self, name: str) -> Reader:
         """See Storage."""
-        return _RemoteReader(self._blocks, name, self._entry(name))
+        return RemoteReader(self._blocks, name, self._entry(name))
 
     def create(self, name: str) -> "_Upload":
         """See Storage."""
@@ -267,7 +266,7 @@ class RemoteStorage:
         version = self._place.ask(lambda: self._objects.put(name, path))
         entry = Entry(size, version)
         with self._lock:
-            self._there()[name] = self._changed[name] = entry
+            self._there()[name] = self._written[name] = entry
         if name.endswith(_KEPT):
             self._cache.keep(path, name, entry)
         path.unlink(missing_ok=True)
@@ -281,8 +280,9 @@ class RemoteStorage:
             self.check()
             self._place.ask(lambda name=name: self._objects.delete(name))  # type: ignore[misc]
             with self._lock:
-                self._there().pop(name, None)
-                self._changed[name] = None
+                self._written.pop(name, None)
+                if (entry := self._there().pop(name, None)) is not None:
+                    self._removed[name] = entry
             self._cache.forget(name)
 
     def clean(self) -> None:
@@ -353,67 +353,3 @@ class _Upload:
         with suppress(OSError):  # what is still in memory need not be written
             self._file.close()
         self._path.unlink(missing_ok=True)
-
-
-class _Blocks:
-    """Blocks of remote files, the ones used last, and of those that are read from start to end also the next one."""
-
-    def __init__(self, fetch: Callable[[str, Entry, int, int], bytes]) -> None:
-        self.exact = fetch
-        self._blocks: OrderedDict[tuple[str, Entry, int], Future[bytes]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, name: str, entry: Entry, index: int) -> bytes:
-        """A block, with the next one on its way."""
-        wanted = self._begin(name, entry, index)
-        self._begin(name, entry, index + 1)
-        return wanted.result()
-
-    def _begin(self, name: str, entry: Entry, index: int) -> "Future[bytes]":
-        with self._lock:
-            key = name, entry, index
-            if key not in self._blocks:
-                future: Future[bytes] = Future()
-                self._blocks[key] = future
-                # A thread that nobody waits for at the end: what is read ahead may never be wanted.
-                threading.Thread(target=self._fill, args=(future, *key), daemon=True).start()
-                while len(self._blocks) > _BLOCKS:
-                    self._blocks.popitem(last=False)
-            self._blocks.move_to_end(key)
-            return self._blocks[key]
-
-    def _fill(self, future: "Future[bytes]", name: str, entry: Entry, index: int) -> None:
-        try:
-            future.set_result(self.exact(name, entry, index * _BLOCK, _BLOCK))
-        except BaseException as error:  # KeyboardInterrupt, too: for whoever waits
-            with self._lock:  # a failure is not kept
-                self._blocks.pop((name, entry, index), None)
-            future.set_exception(error)
-
-
-class _RemoteReader:
-    """See Reader. What is read on and on is fetched in blocks ahead; what is read here and there, exactly."""
-
-    def __init__(self, blocks: _Blocks, name: str, entry: Entry) -> None:
-        self._blocks, self._name, self._entry = blocks, name, entry
-        self._next = 0
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See Reader."""
-        end = min(offset + length, self._entry.size)
-        going_on = 0 <= offset - self._next < _BLOCK
-        self._next = end
-        if not going_on or length > _BLOCK:
-            return self._blocks.exact(self._name, self._entry, offset, end - offset)
-        parts = []
-        while offset < end:
-            index, within = divmod(offset, _BLOCK)
-            part = self._blocks.get(self._name, self._entry, index)[within : within + end - offset]
-            if not part:
-                break
-            parts.append(part)
-            offset += len(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        """See Reader."""

@@ -6,21 +6,19 @@ is replaced is first removed; NAME.whole is then, and only then, the whole new f
 """
 
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from backup_vm import stopping
 from backup_vm.archive.storage import sftp_protocol as protocol
+from backup_vm.archive.storage.connections import Connections
 from backup_vm.archive.storage.objects import Changed, Entry, Space, Unreachable
 from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
-from backup_vm.archive.storage.ssh import Channel, Host
+from backup_vm.archive.storage.ssh import Host
 from backup_vm.errors import ForbiddenError, SparsebakError, UsageError
 
 _UPLOADING, _WHOLE = ".uploading", ".whole"
-_CONNECTIONS = 4
 _DEPTH = 3
 _MOST = 20_000_000
 """Files in a listing beyond which it is taken for one without end."""
@@ -38,7 +36,7 @@ class SftpHost:
         if not path.strip("/") or "\0" in path:
             raise UsageError(f"{url}: write sftp://USER@HOST:PORT/PATH, with a path")
         self._root = (path.removeprefix("/~/") if path.startswith("/~/") else path).encode()
-        self._connections = _Connections(self._host)
+        self._connections = Connections(self._host)
         self._made: set[bytes] = set()
         self._elsewhere: frozenset[str] = frozenset()
         """Objects that are under NAME.whole only."""
@@ -336,64 +334,3 @@ def suppress_unsupported() -> Iterator[None]:
     except Refused as error:
         if error.code != protocol.UNSUPPORTED:
             raise
-
-
-class _Connections:
-    """A few connections to a host, each used by one thread at a time, made when they are needed."""
-
-    def __init__(self, host: Host) -> None:
-        self._host, self._idle = host, list[Client]()
-        self._there, self._most = 0, _CONNECTIONS
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def one(self) -> Iterator[Client]:
-        """A connection for oneself. After an error that leaves answers on their way it is closed."""
-        client = self._take()
-        try:
-            yield client
-        except BaseException as error:
-            if isinstance(error, Refused | SparsebakError) and not client.flying:
-                self._give(client)
-            else:
-                client.end()
-                self._give(None)
-            raise
-        self._give(client)
-
-    def _take(self) -> Client:
-        while True:
-            with self._changed:
-                while not self._idle and self._there >= self._most:
-                    stopping.check()
-                    self._changed.wait(stopping.STEP)
-                if self._idle:
-                    return self._idle.pop()
-                self._there += 1
-            try:
-                return self._connect()
-            except Unreachable:
-                with self._changed:
-                    self._there -= 1
-                    if not self._there:
-                        raise
-                    self._most = self._there  # a server that takes no more than those we have
-            except BaseException:
-                self._give(None)
-                raise
-
-    def _connect(self) -> Client:
-        channel = Channel(self._host)
-        try:
-            return Client(channel)
-        except BaseException:
-            channel.close()
-            raise
-
-    def _give(self, client: Client | None) -> None:
-        with self._changed:
-            if client is None:
-                self._there -= 1
-            else:
-                self._idle.append(client)
-            self._changed.notify()

@@ -149,7 +149,7 @@ class Channel:
         poll.register(fd, event)
         while not poll.poll(stopping.STEP * 1000):
             stopping.check()
-            if time.monotonic() - begun >= objects.SILENCE:
+            if time.monotonic() - begun >= objects.silence():
                 raise Silent(time.monotonic() - begun)
         stopping.check()
 
@@ -187,7 +187,8 @@ def _reason(host: str, said: str, last: str) -> Exception:
         if words in said:
             return ForbiddenError(f"{host}: {meaning} ({last})")
     if any(words in said for words in _MISCONFIGURED):
-        return SparsebakError(f"ssh's configuration for {host}: {last}", f"try: ssh {host}")
+        first = " ".join(said.splitlines()[0].split())
+        return SparsebakError(f"ssh's configuration for {host}: {first}", f"try: ssh {host}")
     if "banner exchange" in said and "timed out" in said:
         return Silent(_CONNECTING)
     doubtful = "Connection refused" in said or (

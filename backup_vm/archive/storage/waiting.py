@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from backup_vm import stopping
@@ -36,8 +37,10 @@ def traffic() -> int:
     A number that stands still means silence. The library tells nothing of an upload on its way, and a limit of time for it
     would give up whoever has a slow line.
     """
-    total = 0
-    for name in os.listdir("/proc/self/fd"):
+    total, names = 0, list[str]()
+    with suppress(OSError):  # without /proc, whatever takes longer than a silence may is given up
+        names = os.listdir("/proc/self/fd")
+    for name in names:
         try:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 continue
@@ -97,11 +100,11 @@ def _wait(future: "concurrent.futures.Future[Result]") -> Result:
                 raise
         stopping.check()
         now = time.monotonic()
-        if now - looked >= _LOOK:
+        if now - looked >= min(_LOOK, objects.silence() / 4):
             looked, seen = now, traffic()
             if seen != count:
                 moved, count = now, seen
-            elif now - moved >= objects.SILENCE:
+            elif now - moved >= objects.silence():
                 raise Silent(now - moved)
 
 

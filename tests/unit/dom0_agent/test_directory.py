@@ -1,6 +1,7 @@
 """Storage that fails: every error is a refusal with a code, and leaves nothing behind."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -180,9 +181,62 @@ def test_commands_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "out of space" in refused(
         lambda: lvm.run("sh", "-c", "echo out of space >&2; exit 5"), Code.NO_SPACE
     )
-    assert "sh failed: 3" in refused(lambda: lvm.run("sh", "-c", "echo WARNING: x >&2; exit 3"))
+    assert "sh failed: 3" in refused(lambda: lvm.run("sh", "-c", "exit 3"))
     monkeypatch.setattr(lvm, "TIMEOUT", 0.1)
     assert "did not end" in refused(lambda: lvm.run("sleep", "5"))
-    for nonsense in ("", "{}", '{"report": []}', '{"report": [{"lv": [{}]}]}'):
+    for nonsense in ("", "{}", '{"report": []}', '{"report": [{"lv": [7]}]}'):
         monkeypatch.setattr(lvm, "run", lambda *_, text=nonsense: text)
         assert "makes no sense" in refused(lvm.report)
+
+
+def test_an_lvm_report_with_chatter_and_foreign_volumes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a real lvs prints it, with a line in the midst of it, a hidden volume, and one that nobody can make sense of."""
+    thin = {"thin_id": "", "data_percent": "", "metadata_percent": "", "vg_extent_size": "4194304"}
+    thin |= {"vg_name": "dom0", "pool_lv": "", "chunk_size": "0", "zero": "unknown", "discards": ""}
+    pool = {"lv_name": "vm-pool", "lv_attr": "twi-aotz--", "lv_size": "629145600", "zero": "1"}
+    volumes: list[dict[str, str]] = [
+        {"vg_name": "other", "lv_name": "raid", "pool_lv": "", "lv_size": "unknown"},
+        thin | {"lv_name": "[vm-pool_tmeta]", "lv_size": "4194304", "lv_attr": "ewi-ao----"},
+        thin | pool | {"data_percent": "-1.00", "metadata_percent": "10.84"},
+        thin
+        | {"lv_name": "vm-work-private", "pool_lv": "[vm-pool]", "thin_id": "1"}
+        | {"lv_size": "12582912", "lv_attr": "Vwi-a-tz--", "data_percent": "0.00"},
+    ]
+    chatter = "  Retrying metadata scan.\n"
+    lines = (",\n" + chatter).join(f"                  {json.dumps(one)}" for one in volumes)
+    printed = f"""  WARNING: Device /dev/sdz not found.
+  {{
+{chatter}      "report": [
+          {{
+              "lv": [
+{lines}
+              ]
+          }}
+      ]
+      ,
+      "log": [
+      ]
+  }}
+"""
+    program = tmp_path / "lvs"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{printed}END\n")
+    program.chmod(0o755)
+    original = lvm.run
+    monkeypatch.setattr(lvm, "run", lambda *words: original(str(program), *words[1:]))
+    found = lvm.report()
+    assert set(found) == {
+        ("dom0", "vm-pool_tmeta"),
+        ("dom0", "vm-pool"),
+        ("dom0", "vm-work-private"),
+    }
+    assert found["dom0", "vm-work-private"].pool == "vm-pool"
+    assert found["dom0", "vm-pool"].data_percent == 100, "what is not known is not taken for room"
+
+
+def test_a_command_that_fails_says_what_it_wrote_and_asks_nobody(tmp_path: Path) -> None:
+    """Also when that was warnings alone; and its questions are not answered by the caller's data."""
+    text = refused(lambda: lvm.run("sh", "-c", "echo WARNING: only this >&2; exit 5"))
+    assert "only this" in text
+    assert lvm.run("sh", "-c", "read line || echo nobody") == "nobody\n"

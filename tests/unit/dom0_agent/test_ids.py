@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dom0_agent.ids import CommittedIds, KnownIds
+from dom0_agent.ids import CommittedIds, IdsDamaged, KnownIds
 from wire.sealing import ZERO_ID
 from wire.tree import PAGE_IDS, Tree
 
@@ -29,6 +30,7 @@ def test_roots_and_ids_follow_a_plain_model(
 ) -> None:
     folder: Path = tmp_path_factory.mktemp("ids")  # type: ignore[attr-defined]
     model: list[bytes] = []
+    length, root = 0, TREE.root(0, 1, [])
     for full, chunks, changes in steps:
         entries = sorted(
             (number, chunk_id) for number, chunk_id in changes.items() if number < chunks
@@ -38,28 +40,58 @@ def test_roots_and_ids_follow_a_plain_model(
         )
         for number, chunk_id in entries:
             model[number] = chunk_id
-        ids = CommittedIds(folder / "ids")
-        pages = list(ids.digests(entries, full, chunks, TREE))
-        assert TREE.root(chunks, 1, pages) == plain_root(model)
-        ids.apply(entries, full, chunks, pages)
-        ids.close()
-        for _ in range(2):  # once more, as after a crash
-            ids = CommittedIds(folder / "ids")
-            again = list(ids.digests(entries, full, chunks, TREE))
-            assert again == pages
-            ids.apply(entries, full, chunks, again)
-            ids.close()
-        ids = CommittedIds(folder / "ids")
-        known = KnownIds(ids.page)
-        assert ids.count == chunks and [known.of(number) for number in range(chunks)] == model
-        ids.close()
+        with CommittedIds(folder / "ids", TREE) as ids:
+            assert full or ids.prove(length, 1, root)
+            pages = b"".join(ids.digests(entries, full, chunks))
+            length, root = chunks, TREE.root(chunks, 1, [pages])
+            assert root == plain_root(model)
+            assert ids.apply(entries, full, chunks, pages) == pages
+        with CommittedIds(folder / "ids", TREE) as ids:  # once more, as after a crash
+            assert ids.apply(entries, full, chunks) == pages
+        with CommittedIds(folder / "ids", TREE) as ids:
+            assert ids.prove(length, 1, root)
+            known = KnownIds(ids.page)
+            assert ids.count == chunks and [known.of(number) for number in range(chunks)] == model
 
 
-def test_a_lost_page_file_is_made_anew(tmp_path: Path) -> None:
-    ids = CommittedIds(tmp_path / "ids")
-    entries = [(number, b"x" * 32) for number in range(PAGE_IDS + 7)]
-    pages = list(ids.digests(entries, True, PAGE_IDS + 7, TREE))
-    ids.apply(entries, True, PAGE_IDS + 7, pages)
+def made(path: Path, chunks: int) -> bytes:
+    """Ids of so many chunks; returns their root."""
+    entries = [(number, b"x" * 32) for number in range(chunks)]
+    with CommittedIds(path, TREE) as ids:
+        pages = b"".join(ids.digests(entries, True, chunks))
+        ids.apply(entries, True, chunks, pages)
+    return TREE.root(chunks, 1, [pages])
+
+
+def test_lost_or_damaged_pages_are_made_again_and_proven(tmp_path: Path) -> None:
+    chunks = 2 * PAGE_IDS + 7
+    root = made(tmp_path / "ids", chunks)
+    pages = tmp_path / "ids.pages"
+    whole = pages.read_bytes()
+    for damaged in (whole[:-1], whole + b"x", b"", bytes([whole[0] ^ 1]) + whole[1:], None):
+        pages.unlink() if damaged is None else pages.write_bytes(damaged)
+        with CommittedIds(tmp_path / "ids", TREE) as ids:
+            assert ids.prove(chunks, 1, root)
+            assert b"".join(ids.digests([], False, chunks)) == whole
+
+
+def test_ids_that_are_not_those_of_the_root_are_not_used(tmp_path: Path) -> None:
+    chunks = 2 * PAGE_IDS + 7
+    root = made(tmp_path / "ids", chunks)
+    with open(tmp_path / "ids", "r+b") as file:
+        file.seek(PAGE_IDS * 32 + 5)
+        file.write(bytes(32))
+    with CommittedIds(tmp_path / "ids", TREE) as ids:
+        assert ids.prove(
+            chunks, 1, root
+        )  # by the digests kept: each page is checked when it is read
+        ids.page(0)
+        with pytest.raises(IdsDamaged):
+            ids.page(1)
+        with pytest.raises(IdsDamaged):
+            list(ids.digests([(PAGE_IDS, b"y" * 32)], False, chunks))
     (tmp_path / "ids.pages").unlink()
-    assert list(ids.digests([], False, PAGE_IDS + 7, TREE)) == pages
-    ids.close()
+    (tmp_path / "ids.pages").mkdir()  # cannot be read, as a bad sector cannot
+    with CommittedIds(tmp_path / "ids", TREE) as ids:
+        assert not ids.prove(chunks, 1, root)
+        assert not ids.prove(chunks + 1, 1, root)

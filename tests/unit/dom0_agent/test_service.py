@@ -1,9 +1,11 @@
 """Calls as qrexec makes them: who may ask for what, and what a refused call leaves behind."""
 
+import errno
 import io
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,6 +30,8 @@ def call(
     target: str | None = "work",
     argument: str = "private",
 ) -> Code:
+    if (name, argument) == ("Restore", "private"):
+        argument = f"{target or 'dom0'}+private+20260101-000000"
     environ = {
         "QREXEC_REMOTE_DOMAIN": caller,
         "QREXEC_SERVICE_ARGUMENT": argument,
@@ -171,11 +175,43 @@ def test_a_broken_configuration_says_nothing_to_the_caller(ready: Site) -> None:
     assert call(ready, "List", Request(archive=bytes(16)).build()) == Code.INTERNAL
 
 
-def test_damaged_state_is_reported_not_overwritten(ready: Site) -> None:
-    state = next(ready.state.rglob("state.json"))
-    state.write_text("{")
-    assert call(ready, "Snapshot", Request(archive=archive_id(ready)).build()) == Code.INTERNAL
-    assert state.read_text() == "{"
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errno.ENOSPC, Code.NO_SPACE),
+        (errno.EDQUOT, Code.NO_SPACE),
+        (errno.EIO, Code.INTERNAL),
+        (errno.EROFS, Code.INTERNAL),
+    ],
+)
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "replace", "open"])
+def test_a_state_that_cannot_be_written_is_one_line_and_a_code(
+    ready: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    error: int,
+    code: Code,
+) -> None:
+    before, real = kept(ready), getattr(os, name)
+
+    def fail(first: Any, *rest: Any, **named: Any) -> Any:
+        path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
+        if path.startswith(str(ready.state)) and (name != "open" or rest[0] & os.O_CREAT):
+            raise OSError(error, os.strerror(error), path)
+        return real(first, *rest, **named)
+
+    capsys.readouterr()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, name, fail)
+        assert call(ready, "Snapshot", Request(archive=archive_id(ready)).build()) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "Traceback" not in last and os.strerror(error) in last
+    after = kept(ready)
+    state = next(path for path in before if path.endswith("state.json"))
+    assert after[state] == before[state]
+    ready.backup()
+    assert list(ready.images().values())[-1] == ready.contents()
 
 
 def test_a_vanished_image_leaves_no_snapshot(ready: Site) -> None:

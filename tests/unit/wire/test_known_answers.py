@@ -264,15 +264,21 @@ class FakeScrypt:
     [
         (10, 1, 1, True),
         (9, 8, 1, False),
-        (19, 16, 4, True),
-        (22, 2, 1, True),
-        (22, 1, 1, True),
+        (16, 8, 4, True),  # what is made
+        (17, 8, 1, True),  # what the first version made: just SCRYPT_MEMORY
+        (17, 8, 2, True),  # just SCRYPT_WORK
+        (17, 8, 3, False),
+        (16, 8, 5, False),
+        (16, 9, 1, False),
+        (18, 1, 1, False),
+        (19, 16, 4, False),
+        (22, 2, 1, False),
         (23, 1, 1, False),
         (17, 0, 1, False),
         (17, 17, 1, False),
         (17, 8, 0, False),
         (17, 8, 5, False),
-        (20, 8, 1, True),  # just SCRYPT_MEMORY
+        (20, 8, 1, False),
         (20, 9, 1, False),
         (21, 8, 1, False),
         (9, 17, 5, False),
@@ -285,7 +291,8 @@ def test_a_slot_may_cost_so_much_and_no_more(
     monkeypatch.setattr("cryptography.hazmat.primitives.kdf.scrypt.Scrypt", FakeScrypt)
     FakeScrypt.asked.clear()
     head = bytes((slots.KIND_PASSPHRASE, log_n, r, p)) + b"s" * 16
-    slot = head + seal_bytes(hashlib.sha256(b"secret").digest(), MASTER, head + b"a" * 16)
+    data = head + b"a" * 16 + b"sealed"
+    slot = head + seal_bytes(hashlib.sha256(b"secret").digest(), MASTER, data)
     assert slots.open_slot(slot, slots.KIND_PASSPHRASE, b"secret", b"a" * 16) == (
         MASTER if sane else None
     )
@@ -298,10 +305,14 @@ def test_slots_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     slot = slots.make_slot(slots.KIND_PASSPHRASE, b"secret", MASTER, b"a" * 16)
     assert slot[:4] == bytes((1, 10, 8, 4)) and len(slot) == slots.SLOT_SIZE == 96
     key = hashlib.scrypt(b"secret", salt=slot[4:20], n=1024, r=8, p=4, dklen=32)
-    assert open_bytes(key, slot[20:], slot[:20] + b"a" * 16) == MASTER
+    assert open_bytes(key, slot[20:], slot[:20] + b"a" * 16 + b"sealed") == MASTER
+    older = slot[:20] + seal_bytes(key, MASTER, slot[:20] + b"a" * 16)  # of version 0.1.0
+    assert slots.open_slot(older, slots.KIND_PASSPHRASE, b"secret", b"a" * 16) == MASTER
+    other = slot[:20] + seal_bytes(key, MASTER, slot[:20] + b"a" * 16 + b"open")
+    assert slots.open_slot(other, slots.KIND_PASSPHRASE, b"secret", b"a" * 16) is None
     slot = slots.make_slot(slots.KIND_RECOVERY, b"r" * 20, MASTER, b"a" * 16)
     key = hkdf(b"r" * 20, b"sparsebak/1 recovery", slot[4:20])
-    assert slot[0] == 2 and open_bytes(key, slot[20:], slot[:20] + b"a" * 16) == MASTER
+    assert slot[0] == 2 and open_bytes(key, slot[20:], slot[:20] + b"a" * 16 + b"sealed") == MASTER
 
 
 def test_a_slot_of_an_unknown_kind_opens_nothing() -> None:

@@ -83,3 +83,55 @@ def test_digits_that_look_like_letters_are_forgiven() -> None:
     text = recovery_text(secret)
     typed = text.translate(str.maketrans("OIB-", "018 ")).lower()
     assert {"0", "1", "8", " "} <= set(typed) and parse_recovery(f" {typed}\n") == secret
+
+
+WORD = "Gr\u00fc\u00dfe, s\u00e9jour"
+
+
+def decomposed(text: str) -> bytes:
+    import unicodedata
+
+    return unicodedata.normalize("NFD", text).encode()
+
+
+@pytest.mark.parametrize(
+    "made_from", [WORD.encode(), decomposed(WORD), b"\xef\xbb\xbf" + WORD.encode()]
+)
+@pytest.mark.parametrize(
+    "typed", [WORD.encode(), decomposed(WORD), b"\xef\xbb\xbf" + WORD.encode()]
+)
+def test_a_passphrase_opens_however_its_letters_are_encoded(made_from: bytes, typed: bytes) -> None:
+    slot = make_slot(KIND_PASSPHRASE, slots.new_passphrase(made_from), MASTER, ARCHIVE)
+    assert slots.open_any([slot], typed, ARCHIVE) == MASTER
+    as_it_was = make_slot(KIND_PASSPHRASE, typed, MASTER, ARCHIVE)  # version 0.1.0 took any bytes
+    assert slots.open_any([as_it_was], typed, ARCHIVE) == MASTER
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        ("word".encode("utf-16"), "UTF-16"),
+        ("word".encode("utf-16-le"), "UTF-16 or binary"),
+        (b"wo\0rd", "binary"),
+        (WORD.encode("latin-1"), "not UTF-8"),
+        (b"", "empty"),
+        (b"\xef\xbb\xbf", "empty"),
+        (b"x" * 5000, "longer"),
+    ],
+)
+def test_what_is_no_passphrase_is_refused_with_words(raw: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        slots.new_passphrase(raw)
+
+
+def test_spaces_count_and_a_carriage_return_does_not() -> None:
+    assert slots.new_passphrase(slots.first_line(b" two words \r\nmore")) == b" two words "
+
+
+def test_only_so_many_slots_are_tried() -> None:
+    one = make_slot(KIND_RECOVERY, b"r" * 20, MASTER, ARCHIVE)
+    text = recovery_text(b"r" * 20).encode()
+    wrong = make_slot(KIND_RECOVERY, b"x" * 20, MASTER, ARCHIVE)
+    assert slots.open_any([*[wrong] * 15, one], text, ARCHIVE) == MASTER
+    assert slots.open_any([*[wrong] * 16, one], text, ARCHIVE) is None
+    assert slots.open_any([one], b"\xef\xbb\xbf" + text, ARCHIVE) == MASTER

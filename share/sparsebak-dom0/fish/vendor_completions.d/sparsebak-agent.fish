@@ -50,16 +50,19 @@ function _shtab_sparsebak_agent_using
   test "$_shtab_sparsebak_agent_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys show-recovery' 'keys import' volumes monitor status backup check settings 'settings show' 'settings apply' forget serve import-ini
+set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings show' 'settings apply' forget serve import-ini
 set -g _shtab_sparsebak_agent_opts_with_value --also --caller --catalog --chunk-size --config --days --hash --idle --listen --output --passphrase-file --slot --user --vm -o
 
 complete -c sparsebak-agent -e
 complete -c sparsebak-agent -f
 
 complete -c sparsebak-agent -n _shtab_sparsebak_agent_using -s h -l help -d 'show this help message and exit'
+complete -c sparsebak-agent -n _shtab_sparsebak_agent_using -l version -d 'show program'"'"'s version number and exit'
 complete -c sparsebak-agent -n _shtab_sparsebak_agent_using -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
 complete -c sparsebak-agent -n _shtab_sparsebak_agent_using -s u -l unattended -d 'never ask; where an answer would be needed, fail'
-complete -c sparsebak-agent -n _shtab_sparsebak_agent_using -l version -d 'show program'"'"'s version number and exit'
+complete -c sparsebak-agent -n _shtab_sparsebak_agent_using -s q -l quiet -d 'print errors only'
+complete -c sparsebak-agent -n _shtab_sparsebak_agent_using -s v -l verbose -d 'print more'
+complete -c sparsebak-agent -n _shtab_sparsebak_agent_using -l json -d 'print data as JSON, where there is any'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a setup -d 'on Qubes OS: name the backup VM and let it back up the qubes of the catalog'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using setup' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using setup' -s n -l dry-run -d 'say what would be done'
@@ -93,12 +96,15 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys change' -l pas
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys; and test $_shtab_sparsebak_agent_npos -eq 0' -a remove -d 'remove a slot'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys remove' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys remove' -l slot -x -d 'as shown by: keys list'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys; and test $_shtab_sparsebak_agent_npos -eq 0' -a show-recovery -d 'make a new recovery key in the place of the old one, and show it'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys show-recovery' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys remove' -l yes -d 'do not ask'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys; and test $_shtab_sparsebak_agent_npos -eq 0' -a new-recovery -d 'make a new recovery key in the place of the old one, which opens nothing then, and show it'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys new-recovery' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys new-recovery' -l yes -d 'do not ask'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys; and test $_shtab_sparsebak_agent_npos -eq 0' -a import -d 'take over an archive, from a file that '"'"'sparsebak keys'"'"' wrote in the backup VM'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -l caller -x -d 'the backup VM that may use the archive'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -l open -d 'the archive was made with --open; otherwise one that says so is refused'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a volumes -d 'show what is backed up, and what is left out and why'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -l caller -x -d 'as it is for this backup VM'
@@ -135,6 +141,7 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings apply' -l 
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a forget -d 'drop a volume'"'"'s snapshots and state; its next backup is a full one'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -l all -d 'every volume'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -l yes -d 'do not ask'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a serve -d 'answer calls on sockets, for quicker calls; systemd starts it for the first one'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using serve' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using serve' -l listen -x -d 'make the sockets in this folder (default: those of systemd)'

@@ -64,5 +64,9 @@ class _Domains:
         known = self._known()[name]
         return vm.QubesVM(self._app, name, known["class"], known["state"])
 
+    def __delitem__(self, name):
+        self._app.qubesd_call(name, "admin.vm.Remove")
+        self.clear_cache()
+
     def __iter__(self):
         return iter([self[name] for name in self._known()])

@@ -1,0 +1,75 @@
+"""Reading objects here and there, and ahead where they are read on and on."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from backup_vm.archive.storage.objects import Entry
+
+_BLOCK = 2 << 20
+_BLOCKS = 16
+
+
+class Blocks:
+    """Blocks of remote files, the ones used last, and of those that are read from start to end also the next one."""
+
+    def __init__(self, fetch: Callable[[str, Entry, int, int], bytes]) -> None:
+        self.exact = fetch
+        self._blocks: OrderedDict[tuple[str, Entry, int], Future[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str, entry: Entry, index: int) -> bytes:
+        """A block, with the next one on its way."""
+        wanted = self._begin(name, entry, index)
+        self._begin(name, entry, index + 1)
+        return wanted.result()
+
+    def _begin(self, name: str, entry: Entry, index: int) -> "Future[bytes]":
+        with self._lock:
+            key = name, entry, index
+            if key not in self._blocks:
+                future: Future[bytes] = Future()
+                self._blocks[key] = future
+                # A thread that nobody waits for at the end: what is read ahead may never be wanted.
+                threading.Thread(target=self._fill, args=(future, *key), daemon=True).start()
+                while len(self._blocks) > _BLOCKS:
+                    self._blocks.popitem(last=False)
+            self._blocks.move_to_end(key)
+            return self._blocks[key]
+
+    def _fill(self, future: "Future[bytes]", name: str, entry: Entry, index: int) -> None:
+        try:
+            future.set_result(self.exact(name, entry, index * _BLOCK, _BLOCK))
+        except BaseException as error:  # KeyboardInterrupt, too: for whoever waits
+            with self._lock:  # a failure is not kept
+                self._blocks.pop((name, entry, index), None)
+            future.set_exception(error)
+
+
+class RemoteReader:
+    """See Reader. What is read on and on is fetched in blocks ahead; what is read here and there, exactly."""
+
+    def __init__(self, blocks: Blocks, name: str, entry: Entry) -> None:
+        self._blocks, self._name, self._entry = blocks, name, entry
+        self._next = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See Reader."""
+        end = min(offset + length, self._entry.size)
+        going_on = 0 <= offset - self._next < _BLOCK
+        self._next = end
+        if not going_on or length > _BLOCK:
+            return self._blocks.exact(self._name, self._entry, offset, end - offset)
+        parts = []
+        while offset < end:
+            index, within = divmod(offset, _BLOCK)
+            part = self._blocks.get(self._name, self._entry, index)[within : within + end - offset]
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """See Reader."""

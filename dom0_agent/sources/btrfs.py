@@ -1,0 +1,83 @@
+"""Btrfs' own records of where a file lies, read from its trees. Needs CAP_SYS_ADMIN.
+
+FIEMAP does not say from where within a compressed extent a file takes its bytes, and looks up for each extent who else has
+it, which takes a minute for half a million. The items themselves say all and cost a microsecond each. Structures: Linux,
+``include/uapi/linux/btrfs_tree.h`` (btrfs_file_extent_item) and ``btrfs.h`` (BTRFS_IOC_TREE_SEARCH_V2).
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+
+from dom0_agent.sources import fiemap
+from dom0_agent.sources.extents import UNSURE, WORD, Row, Rows, joined
+
+_TREE_SEARCH_V2 = 0xC0709411
+_KEY = struct.Struct("=7Q4I4Q")
+_ARGS = _KEY.size + 8
+_BUFFER = 1 << 18
+_HEADER = struct.Struct("=QQQII")
+_EXTENT = struct.Struct("=QQBBHB")
+_PLACE = struct.Struct("=QQQQ")
+_INODE_ITEM, _EXTENT_DATA = 1, 108
+_REGULAR, _PREALLOCATED = 1, 2
+
+
+def readable(fd: int) -> bool:
+    """Whether the file lies on Btrfs, and this process may read its trees. Raises OSError."""
+    try:
+        return next(_items(fd, _INODE_ITEM, 0), None) is not None
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
+            return False
+        raise
+
+
+def rows(fd: int, size: int) -> Rows:
+    """See Reader. What is on its way to disk is waited for: the trees have it only then."""
+    fiemap.flush(fd)
+    return joined(_rows(fd, size))
+
+
+def _rows(fd: int, size: int) -> Iterator[list[Row]]:
+    for items in _items(fd, _EXTENT_DATA, max(size, 1) - 1):
+        found: list[Row] = []
+        for logical, item in items:
+            generation, length, compression, encryption, other, kind = _EXTENT.unpack_from(item)
+            if kind not in (_REGULAR, _PREALLOCATED):  # the bytes themselves, in the tree
+                found.append((logical, length, 0, 0, UNSURE))
+                continue
+            place, _, offset, length = _PLACE.unpack_from(item, _EXTENT.size)
+            if kind == _PREALLOCATED or place == 0:
+                continue
+            # Compared as well: when the extent was written, which no other one at this place can have in common.
+            sort = generation << 8 | compression
+            if encryption or other or sort >= UNSURE:
+                sort = UNSURE
+            found.append((logical, length, place, (offset - logical) & WORD, sort))
+        yield found
+
+
+def _items(fd: int, kind: int, last: int) -> Iterator[list[tuple[int, memoryview]]]:
+    """Offset and bytes of the file's items of this kind up to offset ``last``, in order and some at a time."""
+    inode, first = os.fstat(fd).st_ino, 0
+    while first <= last:
+        buffer = bytearray(_ARGS + _BUFFER)
+        # Tree 0: the subvolume that the file lies in.
+        key = (0, inode, inode, first, last, 0, WORD, kind, kind, 0xFFFFFFFF, 0, 0, 0, 0, 0)
+        _KEY.pack_into(buffer, 0, *key)
+        struct.pack_into("=Q", buffer, _KEY.size, _BUFFER)
+        fcntl.ioctl(fd, _TREE_SEARCH_V2, buffer)
+        view, count, at = memoryview(buffer), _KEY.unpack_from(buffer)[9], _ARGS
+        items = []
+        for _ in range(count):
+            _, _, offset, _, length = _HEADER.unpack_from(buffer, at)
+            at += _HEADER.size
+            items.append((offset, view[at : at + length]))
+            at += length
+        if not items:
+            return
+        yield items
+        first = items[-1][0] + 1

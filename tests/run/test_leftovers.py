@@ -1,0 +1,142 @@
+"""Volumes that are gone, renamed or left out: nothing of them is held for ever, nothing forgotten that could not be removed."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from dom0_agent import cli
+from dom0_agent.sources.file import FileSource
+from dom0_agent.state import Store
+from tests.kit import GRAIN, Site, fill
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Site:
+    site = Site(tmp_path / "site", volumes=("work/private", "old/private"))
+    for name in site.volumes:
+        fill(site.image(name), 4 * GRAIN)
+    site.backup()
+    return site
+
+
+def agent(site: Site, *words: str) -> int:
+    return cli.main(["--config", str(site.config), *words])
+
+
+def take_out(site: Site, name: str = "old/private") -> None:
+    """What an administrator does whose qube is gone."""
+    blocks = site.config.read_text().split("[[volume]]")
+    qube = name.partition("/")[0]
+    site.config.write_text("[[volume]]".join(b for b in blocks if f'qube = "{qube}"' not in b))
+    site.image(name).unlink()
+
+
+def test_forget_finds_what_is_gone(two: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    take_out(two)
+    assert len(two.snapshots("old/private")) == 1
+    capsys.readouterr()
+    assert agent(two, "status") == 0
+    assert "old/private: not backed up any more, 1 snapshot" in capsys.readouterr().out
+    assert agent(two, "status", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["orphans"] == [
+        {"volume": "old/private", "snapshots": 1}
+    ]
+    assert agent(two, "forget", "old/private", "--yes") == 0
+    assert two.snapshots("old/private") == [] and not (two.state / "volumes/old").exists()
+    assert len(two.snapshots()) == 1  # the other's
+    for name in ("old/private", "nobody/private"):
+        assert agent(two, "forget", name, "--yes") == 1
+        assert f"nothing is known of {name}" in capsys.readouterr().err
+    assert agent(two, "status", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["orphans"] == []
+
+
+def test_a_volume_that_moved_is_forgotten_in_both_places(two: Site) -> None:
+    other = two.root / "other"
+    other.mkdir()
+    shutil.move(two.image(), other / "work-private.img")
+    text = two.config.read_text().replace(
+        'path = "pool"', 'path = "pool"\n[[pool]]\nname = "q"\ndriver = "file"\npath = "other"', 1
+    )
+    head, *rest = text.split("[[volume]]")
+    rest = [
+        block.replace('pool = "p"', 'pool = "q"') if '"work"' in block else block for block in rest
+    ]
+    two.config.write_text("[[volume]]".join([head, *rest]))
+    assert agent(two, "forget", "work/private", "--yes") == 0
+    assert two.snapshots() == []
+
+
+def test_what_cannot_be_removed_stays_known(
+    two: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take_out(two)
+    before = (two.state / "volumes/old/private/state.json").read_bytes()
+
+    def fail(self: FileSource, number: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(FileSource, "drop", fail)
+        assert agent(two, "forget", "old/private", "--yes") == 1
+        assert "old/private" in capsys.readouterr().err
+    os.rename(two.pool, two.root / "away")  # a disk that is not mounted
+    assert agent(two, "forget", "old/private", "--yes") == 1
+    assert "pool p is not there" in capsys.readouterr().err
+    assert agent(two, "monitor", "-q") == 1  # for the other volume
+    assert (two.state / "volumes/old/private/state.json").read_bytes() == before
+    os.rename(two.root / "away", two.pool)
+    assert agent(two, "forget", "old/private", "--yes") == 0 and two.snapshots("old/private") == []
+
+
+def test_monitor_lets_go_of_what_is_gone_and_says_so(
+    two: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed = Store(two.state, "old", "private").load().follows.popitem()[1].committed
+    take_out(two)
+    assert agent(two, "monitor", "work") == 0  # a volume by name: nothing else
+    assert len(two.snapshots("old/private")) == 1
+    capsys.readouterr()
+    assert agent(two, "monitor", "--json") == 0
+    out, err = capsys.readouterr()
+    assert (
+        json.loads(out)["let_go"] == ["old/private"]
+        and "old/private is not backed up any more" in err
+    )
+    assert two.snapshots("old/private") == [] and len(two.snapshots()) == 1
+    state = Store(two.state, "old", "private").load()
+    assert state.base is None and state.follows.popitem()[1].committed == committed
+    assert agent(two, "monitor") == 0
+    assert "old/private" not in capsys.readouterr().err  # once
+
+
+def test_one_that_comes_back_is_compared_as_a_whole(two: Site) -> None:
+    text, contents = two.config.read_text(), two.contents("old/private")
+    take_out(two)
+    assert agent(two, "monitor") == 0
+    two.config.write_text(text)
+    two.image("old/private").write_bytes(contents + b"more")
+    two.backup()
+    assert list(two.images("old/private").values()) == [contents, contents + b"more"]
+
+
+def test_a_damaged_state_can_be_forgotten(two: Site) -> None:
+    (two.state / "volumes/work/private/state.json").write_text("{")
+    assert agent(two, "forget", "work/private", "--yes") == 0
+    assert two.snapshots() == []
+    two.backup()
+
+
+def test_an_archive_that_is_removed_holds_nothing(two: Site) -> None:
+    fill(two.image(), 5 * GRAIN, 7)
+    with two.open(True) as archive:
+        made = two.agent(archive)
+        made.snapshot("work", "private", bytes(16), 0, int(time.time()))  # which nobody ends
+        made.close()
+    assert len(two.snapshots()) == 1 and len(two.snapshots("old/private")) == 1
+    assert agent(two, "archive", "remove", "tests", "--yes") == 0
+    assert two.snapshots() == [] and two.snapshots("old/private") == []
