@@ -186,8 +186,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
 
     class System(fuse.Operations):  # type: ignore[misc]
         use_ns = True
-        _written: set[int] = set()
-        """Descriptors that were opened for writing."""
+        _files: dict[int, bool] = {}  # noqa: RUF012 - there is one System
+        """Open files by descriptor, and whether they were opened for writing."""
 
         def access(self, path: str, amode: int) -> int:
             if not os.access(real + path, amode):
@@ -195,7 +195,7 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return 0
 
         def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
-            found = os.lstat(real + path)
+            found = os.fstat(fh) if fh in self._files else os.lstat(real + path)
             names = ("st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks", "st_ino")
             times = {f"st_{key}time": getattr(found, f"st_{key}time_ns") for key in "amc"}
             return {name: getattr(found, name) for name in names} | times
@@ -216,14 +216,13 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
 
         def open(self, path: str, flags: int) -> int:
             fd = os.open(real + path, flags & ~(os.O_DIRECT | os.O_NOFOLLOW))
-            if flags & os.O_ACCMODE != os.O_RDONLY:
-                self._written.add(fd)
+            self._files[fd] = flags & os.O_ACCMODE != os.O_RDONLY
             return fd
 
         def create(self, path: str, mode: int, fi: Any = None) -> int:
             # The kernel asks for this where it saw no such file; another mount may have made it meanwhile.
             fd = os.open(real + path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            self._written.add(fd)
+            self._files[fd] = True
             return fd
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
@@ -233,14 +232,14 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return os.pwrite(fh, data, offset)
 
         def truncate(self, path: str, length: int, fh: int | None = None) -> int:
-            os.truncate(real + path, length)
+            os.truncate(real + path if fh is None else fh, length)
             return 0
 
         def flush(self, path: str, fh: int) -> int:
             return 0
 
         def release(self, path: str, fh: int) -> int:
-            self._written.discard(fh)
+            del self._files[fh]
             os.close(fh)
             return 0
 
@@ -305,7 +304,7 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
 
     def guarded(name: str, method: Any) -> Any:
         def call(self: System, path: str, *args: Any) -> Any:
-            if name == "flush" and args[0] not in self._written:
+            if name == "flush" and not self._files.get(args[0]):
                 return 0
             fault = faults.met(name, path or "")
             if fault is not None and fault.delay:
@@ -323,7 +322,13 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             setattr(System, name, guarded(name, method))
     logging.disable()
     with contextlib.suppress(RuntimeError):  # it was asked to end
-        fuse.FUSE(System(), mount, foreground=True, direct_io="direct_io" in options)
+        # With hard_remove a file that is open can be removed, and its folder with it, as on a disk of this machine.
+        fuse.FUSE(
+            *(System(), mount),
+            foreground=True,
+            direct_io="direct_io" in options,
+            hard_remove=True,
+        )
 
 
 if __name__ == "__main__":

@@ -149,12 +149,14 @@ class Place:
 
 @dataclass
 class Bench:
-    """Copies of one site that commands are run on. ``known`` is what is in its archives at first."""
+    """Copies of one site that commands are run on. ``known`` is what is in its archives at first, ``volumes`` what
+    the volumes hold."""
 
     system: FaultFS
     base: Path
     names: dict[str, str] = field(default_factory=dict)
     known: dict[str, Images] = field(default_factory=dict)
+    volumes: dict[str, list[bytes]] = field(default_factory=dict)
     _count: int = 0
 
     def place(self) -> tuple[Place, Place]:
