@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dom0_agent.log import ERROR, log
 from wire import CHUNK_SIZES
 from wire.durable import make_directory, replace, sync_directory, write_synced
 from wire.frames import MODE_OPEN, MODE_SEALED
@@ -40,9 +41,14 @@ class Archive:
 
     def master(self) -> bytes:
         """The master key."""
-        key = (self.directory / "key").read_bytes()
+        try:
+            key = (self.directory / "key").read_bytes()
+        except FileNotFoundError:
+            key = b""
         if len(key) != KEY_SIZE:
-            raise Refused(Code.INTERNAL, f"{self.directory / 'key'} is damaged")
+            raise Refused(
+                Code.INTERNAL, f"{self.directory / 'key'} is damaged; see docs/recovery.md"
+            )
         return key
 
     def keys(self) -> Keys:
@@ -61,10 +67,21 @@ class Archives:
         self._directory = state_dir / "archives"
 
     def __iter__(self) -> Iterator[Archive]:
-        if self._directory.is_dir():
-            for path in sorted(self._directory.iterdir()):
-                if not path.name.startswith("."):
-                    yield _load(path)
+        for path in self._paths():
+            yield _load(path)
+
+    def _paths(self) -> list[Path]:
+        if not self._directory.is_dir():
+            return []
+        return sorted(p for p in self._directory.iterdir() if not p.name.startswith("."))
+
+    def readable(self) -> Iterator[Archive]:
+        """All that can be read; of one that is damaged the log says so, and the others do not suffer from it."""
+        for path in self._paths():
+            try:
+                yield _load(path)
+            except Refused as refused:
+                log(ERROR, str(refused))
 
     def for_caller(self, archive_id: bytes, caller: str) -> Archive:
         """The archive of that id if ``caller`` may use it. An unknown one and a forbidden one look the same."""
@@ -79,11 +96,11 @@ class Archives:
 
     def by_id(self) -> dict[str, Archive]:
         """All archives by id in hexadecimal, for recovery."""
-        return {archive.id.hex(): archive for archive in self}
+        return {archive.id.hex(): archive for archive in self.readable()}
 
     def by_label(self, label: str) -> Archive | None:
         """The archive with a label, or None."""
-        return next((archive for archive in self if archive.label == label), None)
+        return next((archive for archive in self.readable() if archive.label == label), None)
 
     def add(
         self, label: str, caller: str, suite: int, chunk_size: int, passphrase: bytes | None

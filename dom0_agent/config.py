@@ -93,13 +93,15 @@ class QubesOptions:
     """What catalog ``qubes`` takes. ``include`` and ``exclude`` hold names, and tags written ``@tag:NAME``.
 
     ``running``: of a running qube the ``live`` volume, or the ``committed`` one that it started from. ``settings``: whether
-    each qube's settings go along. ``dom0_config``: files and folders of dom0 for ``dom0/config``; none for no such volume.
+    each qube's settings go along. ``tag_new``: whether a qube made since setup may be backed up without another setup.
+    ``dom0_config``: files and folders of dom0 for ``dom0/config``; none for no such volume.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     running: str = "live"
     settings: bool = True
+    tag_new: bool = True
     dom0_config: tuple[str, ...] = ("/etc/qubes", "/srv/salt", "/srv/pillar", "/home")
     data_limit: int = Pool.data_limit
     metadata_limit: int = Pool.metadata_limit
@@ -176,8 +178,9 @@ def _qubes(entry: dict[str, Any]) -> QubesOptions:
             parse_name(name.removeprefix(TAG_PREFIX), f"[qubes] {key}")
     if entry.get("running", "live") not in ("live", "committed"):
         raise ValueError("[qubes] running must be 'live' or 'committed'")
-    if not isinstance(entry.get("settings", True), bool):
-        raise ValueError("[qubes] settings must be true or false")
+    for key in ("settings", "tag_new"):
+        if not isinstance(entry.get(key, True), bool):
+            raise ValueError(f"[qubes] {key} must be true or false")
     if relative := [
         text for text in _texts(entry, "dom0_config") if not PurePosixPath(text).is_absolute()
     ]:

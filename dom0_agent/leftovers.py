@@ -123,7 +123,10 @@ def drop_archive(state_dir: Path, archive: Archive) -> None:
     key = archive.id.hex()
     for qube, name in known_volumes(state_dir):
         store = Store(state_dir, qube, name)
-        if key not in store.load().follows:
+        try:
+            if key not in store.load().follows:
+                continue
+        except Refused:  # damaged, which its next session says
             continue
         with store.locked() as state:
             del state.follows[key]

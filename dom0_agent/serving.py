@@ -8,7 +8,6 @@ can stay behind in the parent: it accepts, reads that first line and no more, fo
 import gc
 import importlib
 import os
-import re
 import resource
 import select
 import signal
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dom0_agent.config import ConfigError, load
+from dom0_agent.heads import LONGEST, Call, parse_head
 from dom0_agent.limits import EVERY, FIRST_BYTE, HEAVY, HEAVY_SERVICES
 from dom0_agent.log import INFO, WARNING, log
 from dom0_agent.service import SERVICES, PatientReader, PatientWriter, confine, run
@@ -37,21 +37,8 @@ AHEAD = 3
 STOPPING = 3.0
 """Seconds after SIGTERM in which a request may still come."""
 DESCRIPTORS = 4096
-_LONGEST_HEAD = 1024
 _BACKLOG = 1024
-_HEAD = re.compile(
-    rb"sparsebak\.([A-Za-z]{1,16})(?:\+([A-Za-z0-9_.+-]{0,200}))? ([A-Za-z0-9_.-]{1,63}) (name|keyword) ([A-Za-z0-9_.-]{1,63})"
-)
 _FIRST_SYSTEMD_FD = 3  # sd_listen_fds(3)
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the beginning of a connection says."""
-
-    service: str
-    caller: str
-    environ: dict[str, str]
 
 
 def listening(folder: Path | None) -> list[socket.socket]:
@@ -212,9 +199,7 @@ class Resident:
     def _read(self, held: Held) -> None:
         """A connection has something to say: its beginning, or the first byte of its request, which stays for the call."""
         try:
-            untrusted_bytes = held.connection.recv(
-                _LONGEST_HEAD, socket.MSG_PEEK | socket.MSG_DONTWAIT
-            )
+            untrusted_bytes = held.connection.recv(LONGEST, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             if held.call is None:
                 end = untrusted_bytes.find(b"\0")
                 held.untrusted_head += held.connection.recv(
@@ -239,7 +224,7 @@ class Resident:
                 self._refuse(held)
             else:
                 self._make_room(held, SILENT)
-        elif len(held.untrusted_head) >= _LONGEST_HEAD:
+        elif len(held.untrusted_head) >= LONGEST:
             self._refuse(held)
 
     def _refuse(self, held: Held) -> None:
@@ -335,20 +320,3 @@ def _answer(connection: socket.socket, call: Call, config_path: Path) -> int:
     # The agent is asked to end: a call whose request never came does, without a word; any other is let end.
     signal.signal(signal.SIGUSR1, lambda *_: None if reader.begun else os._exit(1))
     return run(call.service, call.environ, config_path, reader, PatientWriter(fd))
-
-
-def parse_head(untrusted_head: bytes) -> Call | None:
-    """What the beginning of a connection says; None if it is none."""
-    head = _HEAD.fullmatch(untrusted_head)
-    if head is None or head[1].decode("ascii") not in SERVICES:
-        return None
-    service, argument, source, kind, target = (
-        part.decode("ascii") for part in (head[1], head[2] or b"", *head.groups()[2:])
-    )
-    environ = {
-        "QREXEC_REMOTE_DOMAIN": source,
-        "QREXEC_SERVICE_ARGUMENT": argument,
-        "QREXEC_REQUESTED_TARGET_TYPE": kind,
-        "QREXEC_REQUESTED_TARGET" + ("" if kind == "name" else "_KEYWORD"): target,
-    }
-    return Call(service, source, environ)

@@ -35,6 +35,8 @@ STALE = 1800.0
 """Seconds without a renewal, by the store's clock, after which a lease is free."""
 _HALF = STALE / 2
 _RETRY = 10.0
+_BEGINNING = 120.0
+"""Seconds after which an empty lease is free. Whoever made it has not yet looked for others, and will find them."""
 _TRIES = 4
 LONGEST = 4096
 """Bytes of a lease at most."""
@@ -118,10 +120,11 @@ def look(locks: Locks, kind: str = WRITER) -> Found:
                 locks.remove(probe)
         now = times.get(probe, max(times.values(), default=0.0))
         found = _judged(locks, kind, times, now)
-        for name, at in times.items():
-            if _PROBE.fullmatch(name) and now - at > STALE:  # its maker died
-                with suppress(ForbiddenError, OSError):
-                    locks.remove(name)
+    newest = max(times.values(), default=0.0)
+    for name, at in times.items():
+        if _PROBE.fullmatch(name) and newest - at > STALE:  # its maker died
+            with suppress(ForbiddenError, OSError):
+                locks.remove(name)
     return found
 
 
@@ -133,9 +136,11 @@ def _judged(locks: Locks, kind: str, times: dict[str, float], now: float) -> Fou
         holder = None
         if now - at <= STALE:
             try:
-                holder = Holder.load(locks.read(name))
+                raw = locks.read(name)
             except FileNotFoundError:
                 continue
+            if raw or now - at <= _BEGINNING:
+                holder = Holder.load(raw)
         found[name] = at, holder
     return found
 

@@ -154,7 +154,7 @@ def ask_secret(question: str) -> bytes:
 
 
 def _list(options: argparse.Namespace) -> int:
-    found = list(Archives(load(options.config).state_dir))
+    found = list(Archives(load(options.config).state_dir).readable())
     if options.json:
         fields = [
             {

@@ -5,8 +5,8 @@ import sys
 import time
 from typing import Any
 
+from dom0_agent.catalog.tags import VM_TAG, tag_new
 from dom0_agent.cli import UserError
-from dom0_agent.cli.setup import VM_TAG
 from dom0_agent.config import load
 from dom0_agent.notify import notify
 from dom0_agent.qubesd import asking, connect
@@ -34,7 +34,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    load(options.config)
+    tag_new(load(options.config))
     with asking():
         app = connect()
         app.cache_enabled = False  # states change while we wait

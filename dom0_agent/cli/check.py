@@ -8,10 +8,12 @@ from typing import Any
 
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
+from dom0_agent.catalog.tags import untagged
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.notify import notify
-from dom0_agent.state import Store
-from wire.names import session_name
+from dom0_agent.state import Follow, Store
+from wire.names import printable, session_name
+from wire.status import Refused
 
 
 def add_to(commands: Any) -> None:
@@ -43,7 +45,7 @@ def _expected(config: Config, caller: str) -> list[Volume]:
     callers = (
         [caller]
         if caller
-        else sorted({archive.caller for archive in Archives(config.state_dir)}) or [""]
+        else sorted({archive.caller for archive in Archives(config.state_dir).readable()}) or [""]
     )
     listed = [
         {volume.name: volume for volume in open_catalog(config, one).volumes()} for one in callers
@@ -55,18 +57,28 @@ def _expected(config: Config, caller: str) -> list[Volume]:
 
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
-    limit, late = time.time() - options.days * 86400, []
+    limit, late = time.time() - options.days * 86400, list[tuple[str, int]]()
     for volume in _expected(config, options.caller):
-        follows = Store(config.state_dir, volume.qube, volume.volume).load().follows.values()
+        try:
+            follows = Store(config.state_dir, volume.qube, volume.volume).load().follows.values()
+        except Refused as error:  # nobody knows of a backup of this one
+            print(f"sparsebak-agent: {printable(str(error))}", file=sys.stderr)
+            follows = dict[str, Follow]().values()
         newest = max((follow.committed.time for follow in follows if follow.committed), default=0)
         if newest < limit:
             late.append((volume.name, newest))
+    vm, new = untagged(config) if late else ("", [])
+    refused = {str(domain.name) for domain in new}
     if options.json:
         print(
             json.dumps(
                 {
                     "late": [
-                        {"volume": name, "newest": session_name(at) if at else None}
+                        {
+                            "volume": name,
+                            "newest": session_name(at) if at else None,
+                            "refused": name.partition("/")[0] in refused,
+                        }
                         for name, at in late
                     ]
                 }
@@ -76,6 +88,11 @@ def _run(options: argparse.Namespace) -> int:
         for name, at in late:
             print(
                 f"{name}: {f'last backup {session_name(at)}' if at else 'never backed up'}",
+                file=sys.stderr,
+            )
+        if refused:
+            print(
+                f"{', '.join(sorted(refused))}: new since setup, so that policy refuses {vm}; run: sparsebak-agent setup {vm}",
                 file=sys.stderr,
             )
     elif not options.quiet:

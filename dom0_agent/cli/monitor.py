@@ -7,6 +7,7 @@ from typing import Any
 
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import Catalog, open_catalog
+from dom0_agent.catalog.tags import tag_new
 from dom0_agent.cli import UserError, mib
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.leftovers import let_go, orphans
@@ -41,12 +42,13 @@ def _run(options: argparse.Namespace) -> int:
         elif options.verbose and not options.json:
             print(f"{outcome.name}: {_words(outcome)}")
     gone = [] if options.volumes else _let_go(config, catalog)
+    new = [] if options.volumes else tag_new(config)
     if options.json:
         fields = [
             {"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error}
             for o in outcomes
         ]
-        print(json.dumps({"volumes": fields, "let_go": gone}))
+        print(json.dumps({"volumes": fields, "let_go": gone, "new": new}))
     elif not options.quiet:
         changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
         busy = sum(outcome.busy for outcome in outcomes)

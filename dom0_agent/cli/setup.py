@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from dom0_agent.catalog import open_catalog
+from dom0_agent.catalog.tags import TAG, VM_TAG
 from dom0_agent.cli import UserError
 from dom0_agent.config import load
 from dom0_agent.qubesd import asking, connect
-from dom0_agent.settings.restored import TAG
 from wire.durable import make_directory, replace
 from wire.names import parse_name
 
-VM_TAG = "sparsebak-vm"
-"""Tag of the backup VM."""
 POLICY = Path("/etc/qubes/policy.d/80-sparsebak.policy")
 OLD_POLICY = POLICY.with_name("30-sparsebak.policy")
 """As it was named once: it came before an administrator's own rules in 30-user.policy."""

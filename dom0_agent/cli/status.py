@@ -14,7 +14,7 @@ from dom0_agent.config import Config, Volume, load
 from dom0_agent.leftovers import orphans
 from dom0_agent.rotation import changed_since
 from dom0_agent.sources import Source, Sources
-from dom0_agent.state import Store, known_volumes
+from dom0_agent.state import State, Store, known_volumes
 from wire.names import printable, session_name
 from wire.status import Refused
 
@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
-    labels = {archive.id.hex(): archive.label for archive in Archives(config.state_dir)}
+    labels = {archive.id.hex(): archive.label for archive in Archives(config.state_dir).readable()}
     if options.head:
         return _heads(config, labels)
     catalog, sources = open_catalog(config), Sources(config.state_dir)
@@ -117,7 +117,10 @@ def _volume(
         snapshots, held = len(source.snapshots()), source.held()
     except Refused as refused:
         error = str(refused)
-    state = store.load()
+    try:
+        state = store.load()
+    except Refused as refused:
+        error, state = error or str(refused), State()
     archives = [
         {
             "label": labels.get(key, key),

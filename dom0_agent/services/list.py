@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dom0_agent.archives import Archive
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config
+from dom0_agent.log import ERROR, log
 from dom0_agent.rotation import changed_since
 from dom0_agent.service import Call
 from dom0_agent.sources import Sources
@@ -33,18 +34,28 @@ def entries(config: Config, archive: Archive, caller: str) -> Iterator[VolumeEnt
             size = 0  # Snapshot will say what is wrong with it
         yield _entry(config, archive, volume.qube, volume.volume, size, 0)
     for qube, name in known_volumes(config.state_dir):
-        if (
-            catalog.find(qube, name) is None
-            and archive.id.hex() in Store(config.state_dir, qube, name).load().follows
-        ):
+        if catalog.find(qube, name) is None and _follows(config, archive, qube, name):
             yield _entry(config, archive, qube, name, 0, VOLUME_GONE)
+
+
+def _follows(config: Config, archive: Archive, qube: str, volume: str) -> bool:
+    try:
+        return archive.id.hex() in Store(config.state_dir, qube, volume).load().follows
+    except Refused:
+        return False
 
 
 def _entry(
     config: Config, archive: Archive, qube: str, volume: str, size: int, flags: int
 ) -> VolumeEntry:
     store = Store(config.state_dir, qube, volume)
-    follow = store.load().follows.get(archive.id.hex())
+    try:
+        follow = store.load().follows.get(archive.id.hex())
+    except (
+        Refused
+    ) as refused:  # damaged: Snapshot says so of this one, and the others are backed up
+        log(ERROR, str(refused))
+        follow = None
     if follow is None:
         volume_id = archive.keys().volume_id(qube, volume)
         return VolumeEntry(qube, volume, volume_id, size, size, bytes(16), 0, flags)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dom0_agent.catalog.tags import TAG
 from dom0_agent.log import INFO, WARNING, log
 from dom0_agent.notify import notify
 from dom0_agent.qubesd import asking, connect
@@ -16,9 +17,6 @@ from dom0_agent.settings.plan import Step, plan, unexpired
 from wire.durable import make_directory, sync_directory
 from wire.image import ImageWriter
 from wire.status import Code, Refused
-
-TAG = "sparsebak"
-"""Tag of the qubes that the backup VM may back up."""
 
 
 def place(state_dir: Path, qube: str, volume: str) -> Path:

@@ -24,7 +24,7 @@ from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import SparsebakError
 from backup_vm.progress import Progress
 from backup_vm.transport import Connection
-from dom0_agent import serving, takeover
+from dom0_agent import heads, takeover
 from dom0_agent.archives import Archives
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.config import load
@@ -197,7 +197,7 @@ def tags_and_notes(data: bytes) -> None:
 
 def connection(data: bytes) -> None:
     """The beginning of a connection to the resident agent."""
-    found = serving.parse_head(data.partition(b"\0")[0])
+    found = heads.parse_head(data.partition(b"\0")[0][: heads.LONGEST])
     assert found is None or found.service in SERVICES
 
 

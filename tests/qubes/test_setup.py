@@ -1,5 +1,6 @@
 """Setting a machine up, making backups from dom0's timer, and noticing that one is late."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -116,3 +117,30 @@ def test_a_notification_never_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "nobody/bus").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not notify.notify("title", "text")
+
+
+def test_a_qube_made_since_setup_is_picked_up(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert agent(qubes, "setup", BACKUP_VM) == 0
+    qubes.backup()
+    qubes.add_qube("fresh")
+    qubes.add_qube("private-one")
+    qubes.qubesd.qubes["private-one"].properties["include_in_backups"] = (False, "bool", "False")
+    qubes.qubesd.qubes["work"].tags.clear()  # taken by hand of one that has sessions: meant
+    capsys.readouterr()
+    assert agent(qubes, "check") == 1
+    error = capsys.readouterr().err
+    assert "fresh: new since setup" in error and f"sparsebak-agent setup {BACKUP_VM}" in error
+    assert agent(qubes, "monitor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["new"] == ["fresh"]
+    tags = {name: qube.tags for name, qube in qubes.qubesd.qubes.items()}
+    assert tags["fresh"] == {"sparsebak"} and not tags["private-one"] and not tags["work"]
+    assert tags[BACKUP_VM] == {"sparsebak-vm"}
+
+
+def test_a_new_qube_is_left_alone_where_that_is_wanted(qubes: QubesSite) -> None:
+    qubes.config.write_text(qubes.config.read_text() + "tag_new = false\n")
+    assert agent(qubes, "setup", BACKUP_VM) == 0
+    qubes.add_qube("fresh")
+    assert agent(qubes, "monitor") == 0 and not qubes.qubesd.qubes["fresh"].tags

@@ -140,3 +140,48 @@ def test_an_archive_that_is_removed_holds_nothing(two: Site) -> None:
     assert len(two.snapshots()) == 1 and len(two.snapshots("old/private")) == 1
     assert agent(two, "archive", "remove", "tests", "--yes") == 0
     assert two.snapshots() == [] and two.snapshots("old/private") == []
+
+
+def test_one_damaged_state_or_archive_does_not_hide_the_others(
+    two: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (two.state / "volumes/old/private/state.json").write_text("{")
+    two.add_archive("second", two.root / "second")
+    for folder in (two.state / "archives").iterdir():
+        if '"second"' in (folder / "archive.json").read_text():
+            (folder / "archive.json").write_text("[]")
+    capsys.readouterr()
+    assert agent(two, "archive", "list") == 0
+    out, err = capsys.readouterr()
+    assert "tests" in out and "is damaged" in err
+    assert agent(two, "status") == 0
+    out, err = capsys.readouterr()
+    assert "work/private: 0.2 MiB" in out and "state.json is damaged" in err
+    assert agent(two, "check") == 1
+    err = capsys.readouterr().err
+    assert "old/private: never backed up" in err and "work/private" not in err
+    assert agent(two, "monitor") == 0
+    two.backup()
+    assert len(two.images("work/private")) == len(two.images("old/private")) == 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "bytes", "missing", "lines"])
+def test_a_configuration_that_cannot_be_read(
+    two: Site, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two.config.unlink()
+    if kind == "folder":
+        two.config.mkdir()
+    elif kind != "missing":
+        two.config.write_bytes(b"\xff\xfe" if kind == "bytes" else b"x = [\n\n\n")
+    for words in (
+        ["status"],
+        ["monitor"],
+        ["check"],
+        ["archive", "list"],
+        ["forget", "--all", "--yes"],
+    ):
+        capsys.readouterr()
+        assert agent(two, *words) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"sparsebak-agent: {two.config}: ") and error.count("\n") == 1

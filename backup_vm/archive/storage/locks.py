@@ -1,5 +1,6 @@
 """The folder ``locks`` of an archive: see ``lease``, which says what is done with its files."""
 
+import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ from wire.durable import closing_fd, pwrite_all
 
 if TYPE_CHECKING:
     from backup_vm.archive.storage.objects import Objects, Place
+
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+"""What file systems without hard links answer."""
 
 
 class LocalLocks:
@@ -30,24 +34,44 @@ class LocalLocks:
 
     def create(self, name: str, raw: bytes) -> bool | None:
         """See Locks. Not brought to disk: after a crash of this machine nobody holds it."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        path = f"{FOLDER}/{name}"
+        path, beside = f"{FOLDER}/{name}", f"probe-{os.urandom(8).hex()}"
         with (
             self._beneath.telling(path, "write"),
             self._beneath.folder(path, make=True) as (fd, last),
         ):
             try:
-                made = os.open(last, flags, 0o644, dir_fd=fd)
+                # Whole at once, so that a process that dies here leaves nothing that is nobody's.
+                self._write(fd, beside, raw)
+                os.link(beside, last, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
             except FileExistsError:
                 return False
-            try:
-                with closing_fd(made):
-                    pwrite_all(made, raw, 0)
-            except OSError:
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return self._exclusively(fd, last, raw)
+            finally:
                 with suppress(OSError):
-                    os.unlink(last, dir_fd=fd)
-                raise
-            return True
+                    os.unlink(beside, dir_fd=fd)
+        return True
+
+    def _write(self, fd: int, name: str, raw: bytes) -> None:
+        with closing_fd(self._beneath.create(fd, name, 0o644)) as made:
+            pwrite_all(made, raw, 0)
+
+    def _exclusively(self, fd: int, name: str, raw: bytes) -> bool:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            made = os.open(name, flags, 0o644, dir_fd=fd)
+        except FileExistsError:
+            return False
+        try:
+            with closing_fd(made):
+                pwrite_all(made, raw, 0)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=fd)
+            raise
+        return True
 
     def put(self, name: str, raw: bytes) -> None:
         """See Locks."""
