@@ -60,9 +60,7 @@ def _build(bench: Bench) -> None:
     with site.open() as archive:
         (site.root / "archive-id").write_bytes(archive.parameters.archive)
         named = {v.name: v for v in stored_volumes(archive, site.keys(archive), {})}
-        for word, session in zip(
-            ("first", "second"), named["work/private"].sessions, strict=False
-        ):
+        for word, session in zip(("first", "second"), named["work/private"].sessions, strict=False):
             bench.names[word] = session.name
     done = place.command(
         *("export", "work/private", "-o", "{root}/export.sbx", "--passphrase-file", "{passphrase}")

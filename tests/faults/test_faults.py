@@ -158,5 +158,8 @@ def _whole(bench: Bench, scenario: Scenario, place: Place, when: str) -> Iterato
                     yield f"{when}: {name} {session} in {archive} is no image that ever was"
     if scenario.changes_volume:
         name = "work/private"
-        if now[name] not in (*bench.volumes[name], bench.known["site/archive"][name][place.names["first"]]):
+        if now[name] not in (
+            *bench.volumes[name],
+            bench.known["site/archive"][name][place.names["first"]],
+        ):
             yield f"{when}: {name} is a mixture"
