@@ -1,21 +1,20 @@
 """A backup run: interrupted sessions are finished first; then all volumes are snapshotted, then extracted, one by one."""
 
-import errno
 import sqlite3
 import time as clock
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import IO
 
 from backup_vm.agent import Agent
-from backup_vm.archive import sessions
-from backup_vm.archive.archive import Archive, rescan_key
-from backup_vm.archive.image import Image
-from backup_vm.archive.parameters import Parameters
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.image import Image, chain
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.store import Store
-from backup_vm.errors import AgentError, SparsebakError
+from backup_vm.errors import AgentError, DamagedError, SparsebakError
+from backup_vm.failing import check_record, explained
 from backup_vm.interrupts import Interrupted, Interrupts
 from backup_vm.progress import Progress
 from wire.frames import (
@@ -30,8 +29,7 @@ from wire.frames import (
     VolumeEntry,
 )
 from wire.names import session_name
-from wire.records import Clear, read_clear
-from wire.sealing import ID_SIZE, NotAuthentic
+from wire.sealing import ID_SIZE
 from wire.tree import chunk_count
 
 RESERVE = 1 << 20
@@ -65,6 +63,8 @@ class Report:
 
     done: list[Done] = field(default_factory=list)
     failed: list[tuple[str, SparsebakError]] = field(default_factory=list)
+    spoilt: list[str] = field(default_factory=list)
+    """Session files that this run found to be spoilt, and no run before it."""
 
 
 class Archiver:
@@ -82,25 +82,42 @@ class Archiver:
         self._ignore_free_space = ignore_free_space
         self._interrupts = Interrupts()
         self._partials: list[Partial] = []
-        self.report = Report()
+        self._newest: dict[bytes, Session | None] = {}
+        self.report = Report(spoilt=sorted(archive.found))
 
     def run(self, volumes: list[VolumeEntry]) -> Report:
         """Back up the volumes. A volume that fails does not keep the others from being backed up."""
-        store = Store(self._archive)
+        store, publish = Store(self._archive), False
         try:
             with self._interrupts:
                 self._run(store, volumes)
+            publish = True
         except Interrupted:
-            store.flush()  # keep what has come so far, to go on from there
+            store.flush()  # keep what has come so far, to resume from there
+            publish = True
             raise KeyboardInterrupt from None
-        except (OSError, sqlite3.OperationalError) as error:
-            raise _full_disk(error, self._archive) from None
+        except (OSError, sqlite3.Error) as error:
+            raise explained(error, self._archive) from None
         finally:
+            self._leave(store, publish)
+        return self.report
+
+    def _leave(self, store: Store, publish: bool) -> None:
+        """End in an orderly way, whatever happened; what has come of sessions that are not complete is kept.
+
+        ``publish``: in the store, too, which is no use to try when it was that which failed.
+        """
+        try:
             store.close()
             for partial in self._partials:
                 partial.close()
+            for partial in self._partials:
+                if publish and not partial.discarded:
+                    partial.publish()
+        except (OSError, SparsebakError) as error:  # the disk or network that made an end of it
+            self._warn(f"what came of sessions that are not complete could not be kept: {error}")
+        finally:
             self._progress.stop()
-        return self.report
 
     def _run(self, store: Store, volumes: list[VolumeEntry]) -> None:
         self._notice_rollback(volumes)
@@ -109,12 +126,18 @@ class Archiver:
         offers = self._snapshot_all(volumes, offers)
         self._check_space(volumes, offers)
         self._extract_all(store, volumes, offers)
-        self._archive.catalog.set_meta("sweep", None)
+        store.finish()
+
+    def _newest_of(self, volume: bytes) -> Session | None:
+        """The newest session of a volume; nobody else stores any meanwhile."""
+        if volume not in self._newest:
+            self._newest[volume] = self._archive.newest(volume.hex())
+        return self._newest[volume]
 
     def _notice_rollback(self, volumes: list[VolumeEntry]) -> None:
         """Say, before anything is written, of which volumes the archive lacks the newest session that dom0 knows."""
         for volume in volumes:
-            newest = self._archive.newest(volume.volume_id.hex())
+            newest = self._newest_of(volume.volume_id)
             if volume.session != bytes(16) and (newest is None or newest.clear.time < volume.time):
                 self._warn(
                     f"the archive lacks session {session_name(volume.time)} of {volume.qube}/{volume.volume}, which dom0 "
@@ -124,7 +147,7 @@ class Archiver:
     def _try(self, volume: VolumeEntry, action: Callable[[], None]) -> None:
         try:
             action()
-        except AgentError as error:
+        except (AgentError, DamagedError) as error:
             self.report.failed.append((f"{volume.qube}/{volume.volume}", error))
 
     def _finish_interrupted(self, store: Store, volumes: list[VolumeEntry]) -> dict[bytes, Offer]:
@@ -137,7 +160,7 @@ class Archiver:
             if volume.flags & VOLUME_PENDING:
                 self._try(volume, lambda v=volume, p=partial: self._finish_one(store, v, p, offers))  # type: ignore[misc]
             elif partial is not None:
-                self._drop(partial)
+                self._drop(store, partial)
         store.flush()
         return offers
 
@@ -146,35 +169,43 @@ class Archiver:
     ) -> None:
         offer = self._snapshot(volume, 0)
         if partial is not None and partial.offer.session != offer.session:
-            self._drop(partial)
+            self._drop(store, partial)
             partial = None
         if not offer.flags & OFFER_RESUMED:
             offers[volume.volume_id] = offer
             return
-        newest = self._archive.newest(volume.volume_id.hex())
+        newest = self._newest_of(volume.volume_id)
         if newest is not None and newest.clear.session == offer.session:
             self._agent.commit(volume.qube, volume.volume, offer.session)
             if partial is not None:
                 partial.discard()
-        elif partial is not None and (
-            offer.flags & OFFER_FULL or (newest and offer.previous == newest.clear.session)
-        ):
+        elif partial is not None and self._may_end_in(offer, newest):
             self._progress.start(offer.changed)
             self._extract(store, volume, offer, True, partial)
         else:
             self._agent.abort(volume.qube, volume.volume, offer.session)
             if partial is not None:
-                self._drop(partial)
+                self._drop(store, partial)
 
-    def _drop(self, partial: Partial) -> None:
+    def _may_end_in(self, offer: Offer, newest: Session | None) -> bool:
+        """Whether an interrupted session can be resumed: what it builds on is the newest there is, and whole."""
+        if offer.flags & OFFER_FULL:
+            return True
+        marked = self._archive.catalog.marks.must_compare(offer.volume_id.hex())
+        return newest is not None and offer.previous == newest.clear.session and not marked
+
+    def _drop(self, store: Store, partial: Partial) -> None:
         from backup_vm.archive.prune import drop_partial
 
+        store.flush()  # or what others have taken in would seem to be wanted by nobody
         drop_partial(self._archive, partial)
 
     def _snapshot(self, volume: VolumeEntry, time: int) -> Offer:
-        newest = self._archive.newest(volume.volume_id.hex())
+        newest = self._newest_of(volume.volume_id)
         session = (
-            newest.clear.session if newest and not self._must_rescan(newest.volume) else bytes(16)
+            newest.clear.session
+            if newest and not self._archive.catalog.marks.must_compare(newest.volume)
+            else bytes(16)
         )
         sequence = newest.clear.sequence if newest else 0
         offer = self._agent.snapshot(volume.qube, volume.volume, session, sequence, time)
@@ -192,10 +223,6 @@ class Archiver:
                 f"Snapshot {volume.qube}/{volume.volume}: the agent builds on a session that is not the newest"
             )
         return offer
-
-    def _must_rescan(self, volume_id: str) -> bool:
-        """Whether damage was found that later sessions of this volume must not build on."""
-        return self._archive.catalog.meta(rescan_key(volume_id)) is not None
 
     def _snapshot_all(
         self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]
@@ -222,7 +249,7 @@ class Archiver:
     def _new_time(self, volumes: list[VolumeEntry]) -> int:
         """Now, or the second after the newest session if that was just now, so that names stay distinct."""
         now = int(clock.time())
-        newest = (self._archive.newest(volume.volume_id.hex()) for volume in volumes)
+        newest = (self._newest_of(volume.volume_id) for volume in volumes)
         return max(
             [now, *(s.clear.time + 1 for s in newest if s and s.clear.time <= now + JUST_NOW)]
         )
@@ -249,7 +276,7 @@ class Archiver:
         compared = {
             key
             for key, offer in offers.items()
-            if offer.flags & OFFER_FULL and self._archive.newest(key.hex())
+            if offer.flags & OFFER_FULL and self._newest_of(key)
         }
         needed = sum(offer.changed for key, offer in offers.items() if key not in compared)
         needed += needed // 50 + RESERVE
@@ -259,7 +286,6 @@ class Archiver:
         for volume in volumes:
             if volume.volume_id in offers:
                 self._agent.abort(volume.qube, volume.volume, offers[volume.volume_id].session)
-        self._archive.catalog.set_meta("sweep", None)
         raise SparsebakError(
             f"{self._archive.storage.describe()} has {_size(free)} free, and this backup may need up to {_size(needed)}",
             "prune old sessions, or go on with --ignore-free-space if you expect it to compress",
@@ -275,7 +301,7 @@ class Archiver:
     ) -> None:
         """Take in one session; it is stored and committed as soon as its last pack is durable."""
         name = f"{volume.qube}/{volume.volume}"
-        newest = self._archive.newest(volume.volume_id.hex())
+        newest = self._newest_of(volume.volume_id)
         if partial is None:
             partial = Partial.create(self._archive.storage, offer)
             self._partials.append(partial)
@@ -305,7 +331,7 @@ class Archiver:
                 changed += 1
                 self._progress.advance(offer.chunk_size)
                 self._interrupts.check()
-        _check_record(name, record, offer, self._archive.parameters)
+        check_record(name, record, offer, self._archive.parameters)
         self._progress.finished(offer.changed)
         inherit = 0 if full or newest is None else min(newest.chunks, chunks)
         done = Done(
@@ -329,11 +355,11 @@ class Archiver:
     def _finish(
         self, volume: VolumeEntry, partial: Partial, record: bytes, inherit: int, done: Done
     ) -> None:
-        sessions.write(
-            self._archive.storage, record, inherit, partial.count, partial.numbers(), partial.ids()
+        self._newest[volume.volume_id] = self._archive.store_session(
+            partial, record, partial.offer.previous, inherit
         )
         if done.full:
-            self._archive.catalog.set_meta(rescan_key(volume.volume_id.hex()), None)
+            self._archive.catalog.marks.compared(volume.volume_id.hex())
 
         def commit() -> None:
             self._agent.commit(volume.qube, volume.volume, partial.offer.session)
@@ -345,15 +371,16 @@ class Archiver:
     def _known_ids(self, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:
         """Writes the ids that we hold for the volume, so that the agent sends only what differs."""
         series = self._archive.sessions(newest.volume)[newest.volume]
-        image = Image(
-            self._archive.storage, series
-        )  # damage does no harm here: the agent compares each id with the data
+        known, _ = chain(series, newest)
+        # a chain that breaks off does no harm here: the agent compares each id with the data
+        image = Image(self._archive.storage, known)
         spool = self._archive.storage.scratch()
-        for _, ids in image.windows():
-            places = self._archive.catalog.places(chunk_id for chunk_id in ids if any(chunk_id))
-            spool.write(
-                b"".join(chunk_id if chunk_id in places else bytes(ID_SIZE) for chunk_id in ids)
-            )
+        with suppress(DamagedError):  # what cannot be told is sent
+            for _, ids in image.windows():
+                places = self._archive.catalog.places(chunk_id for chunk_id in ids if any(chunk_id))
+                spool.write(
+                    b"".join(chunk_id if chunk_id in places else bytes(ID_SIZE) for chunk_id in ids)
+                )
         length = chunk_count(offer.size, offer.chunk_size) * ID_SIZE
         spool.truncate(length)
         spool.seek(0)
@@ -364,31 +391,6 @@ class Archiver:
                     stream.write(block)
 
         return write
-
-
-def _check_record(name: str, record: bytes, offer: Offer, archive: Parameters) -> None:
-    try:
-        clear = read_clear(record)
-    except NotAuthentic as error:
-        raise AgentError(f"Extract {name}: {error}") from None
-    offered = {
-        one.name: getattr(offer, one.name)
-        for one in fields(Clear)
-        if one.name not in ("suite", "archive")
-    }
-    if clear != Clear(suite=archive.suite, archive=archive.archive, **offered):
-        raise AgentError(f"Extract {name}: the record is not the one of the session offered")
-
-
-def _full_disk(error: OSError | sqlite3.OperationalError, archive: Archive) -> SparsebakError:
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT) or "full" in str(error):
-        return SparsebakError(
-            f"{archive.storage.describe()} is full; what was stored so far is kept",
-            "prune old sessions or free space, then run: sparsebak backup; it goes on from there",
-        )
-    hint = "nothing stored is lost; mend this and run: sparsebak backup"
-    return SparsebakError(f"{archive.storage.describe()}: {error}", hint)
 
 
 def _size(size: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import notes
-from backup_vm.archive.archive import Archive, rescan_key
+from backup_vm.archive.archive import Archive
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.retention import DAY
 from backup_vm.text import count_text, size_text
@@ -79,7 +79,7 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
         "the newest session is of", newest, LATE_BACKUP, "run: sparsebak backup", "no session yet"
     )
     for volume_id in series:
-        if archive.catalog.meta(rescan_key(volume_id)) is not None:
+        if archive.catalog.marks.must_compare(volume_id):
             yield Finding(
                 WARN,
                 f"damage was found in volume {volume_id}",

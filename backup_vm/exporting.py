@@ -11,6 +11,7 @@ from typing import IO
 
 from backup_vm.archive import parameters
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, runs
 from backup_vm.archive.incoming import Entry, Incoming
 from backup_vm.archive.store import Store
@@ -22,7 +23,7 @@ from wire.layout import U32, Fields, raw
 from wire.records import RECORD_SIZE, Clear, open_record, read_clear
 from wire.sealing import ID_SIZE, ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
 from wire.stream import CutShort, read_exactly
-from wire.tree import chunk_count
+from wire.tree import PAGE_IDS, Tree, chunk_count
 
 MAGIC = b"SBEXPT\x00\x01"
 HEAD = Fields(magic=MAGIC, archive=raw(16), parameters=U32)
@@ -102,17 +103,17 @@ def take_in(
     hashed, record, _ = read_head(stream, path)
     store = Store(archive)
     try:
-        incoming = Incoming(archive, store, record, 0, digest[:16])
+        incoming = Incoming(archive, store, record, NO_BASE, 0, digest[:16])
         try:
             for entry in _entries(archive, hashed, clear, progress):
                 if entry.number >= incoming.position:
                     incoming.take(entry)
             incoming.finish()
+            store.finish()
         finally:
             incoming.close()
     finally:
         store.close()
-    archive.catalog.set_meta("sweep", None)
     return clear
 
 
@@ -125,14 +126,14 @@ def prove(
     """
     hashed, record, clear = read_head(stream, path)
     try:
-        opened = None if keys is None else open_record(record, keys)
-        opener, ids = (
-            (Opener(keys), ChunkIds(keys, opened.domain, clear.chunk_size, clear.suite))
-            if keys and opened
-            else (None, None)
-        )
-        for entry in _entries(archive, hashed, clear, progress):
-            if opener is not None and ids is not None:
+        if keys is None:
+            for _ in _entries(archive, hashed, clear, progress):
+                pass
+        else:
+            opened = open_record(record, keys)
+            opener, tree = Opener(keys), Tree(keys.sub_key("root"))
+            ids = ChunkIds(keys, opened.domain, clear.chunk_size, clear.suite)
+            for entry in _entries(archive, hashed, clear, progress, (tree, opened.root)):
                 opener.open(entry.id, entry.sealed, ids, clear.chunk_size)
         if read_exactly(stream, DIGEST_SIZE) != hashed.digest() or stream.read(1):
             raise DamagedError(f"{path} is damaged: its checksum is wrong", "export it again")
@@ -147,12 +148,27 @@ def prove(
 
 
 def _entries(
-    archive: Archive, hashed: _Hashed, clear: Clear, progress: Progress
+    archive: Archive,
+    hashed: _Hashed,
+    clear: Clear,
+    progress: Progress,
+    root: tuple[Tree, bytes] | None = None,
 ) -> Iterator[Entry]:
-    chunks, step = chunk_count(clear.size, clear.chunk_size), 1 << 11
+    """The entries of a file whose head has been read. With a tree and its root the ids are compared with that first.
+
+    Raises DamagedError, CutShort, NotAuthentic.
+    """
+    chunks, pages = chunk_count(clear.size, clear.chunk_size), bytearray()
     with archive.storage.scratch() as ids:
-        for first in range(0, chunks, step):
-            ids.write(hashed.read(min(step, chunks - first) * ID_SIZE))
+        for first in range(0, chunks, PAGE_IDS):
+            page = hashed.read(min(PAGE_IDS, chunks - first) * ID_SIZE)
+            ids.write(page)
+            if root is not None:
+                pages += root[0].page(page)
+        if root is not None:
+            digests = (bytes(pages[at : at + 32]) for at in range(0, len(pages), 32))
+            if root[0].root(clear.size, clear.chunk_size, digests) != root[1]:
+                raise NotAuthentic("its chunk ids are not those of its record")
         ids.seek(0)
         for number in range(chunks):
             chunk_id = ids.read(ID_SIZE)
@@ -171,7 +187,8 @@ def export_tar(
     archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress
 ) -> None:
     """Write a session as a tar file with one sparse file in it (GNU's sparse format 1.0, as GNU tar and Python read it)."""
-    record, size = open_image(archive, image, keys, name), image.session.clear.chunk_size
+    proven, size = open_image(archive, image, keys, name), image.session.clear.chunk_size
+    record = proven.record
     data_runs = runs((first, (ids != 0).any(axis=1)) for first, ids in image.arrays())
     pieces = [(start * size, min(end * size, record.size)) for start, end in data_runs]
     numbers = [
@@ -192,9 +209,8 @@ def export_tar(
     read_chunks(
         archive,
         image,
-        record,
+        proven,
         keys,
-        name,
         progress,
         lambda _, parts: out.write(b"".join(parts)),
         ordered=True,

@@ -43,17 +43,27 @@ class ChunkCache:
 
 
 class LazyImage:
-    """One image, proven complete and authentic when it is made. Safe to share between threads."""
+    """One image, proven complete and authentic when it is made. Safe to share between threads.
+
+    ``reader`` is shared with other images: each keeps packs open.
+    """
 
     _PAGES = 64
 
     def __init__(
-        self, archive: Archive, image: Image, keys: Keys, name: str, cache: ChunkCache
+        self,
+        archive: Archive,
+        image: Image,
+        keys: Keys,
+        name: str,
+        cache: ChunkCache,
+        reader: PackReader | None = None,
     ) -> None:
-        self._record = open_image(archive, image, keys, name)
+        self._proven = open_image(archive, image, keys, name)
+        self._record = self._proven.record
         self._archive, self._image, self._name, self._cache = archive, image, name, cache
         self._ids = ChunkIds(keys, self._record.domain, self._record.chunk_size, self._record.suite)
-        self._opener, self._reader = Opener(keys), PackReader(archive.storage)
+        self._opener, self._reader = Opener(keys), reader or PackReader(archive.storage)
         self._pages: OrderedDict[int, list[bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self.size = self._record.size
@@ -86,24 +96,22 @@ class LazyImage:
         return chunk
 
     def _sealed(self, number: int, chunk_id: bytes) -> memoryview:
-        with self._lock:  # the catalog's connection and the open packs are for one at a time
-            place = self._archive.catalog.places([chunk_id]).get(chunk_id)
-            if place is None:
-                raise DamagedError(
-                    f"{self._name}: chunk {number} is missing from the archive",
-                    "run: sparsebak scrub",
-                )
-            return self._reader.read(place.pack, chunk_id, place.offset, place.length)
+        place = self._archive.catalog.places([chunk_id]).get(chunk_id)
+        if place is None:
+            raise DamagedError(
+                f"{self._name}: chunk {number} is missing from the archive", "run: sparsebak scrub"
+            )
+        return self._reader.read(place.pack, chunk_id, place.offset, place.length)
 
     def _id(self, number: int) -> bytes:
         index, at = divmod(number, PAGE_IDS)
-        with self._lock:
+        with self._lock:  # an image's columns are for one thread at a time
             page = self._pages.get(index)
             if page is None:
                 first = index * PAGE_IDS
-                page = self._pages[index] = split(
-                    self._image.ids(first, min(first + PAGE_IDS, self._image.chunks))
-                )
+                page = split(self._image.ids(first, min(first + PAGE_IDS, self._image.chunks)))
+                self._proven.check(first, page)
+                self._pages[index] = page
                 if len(self._pages) > self._PAGES:
                     self._pages.popitem(last=False)
         return page[at]

@@ -1,6 +1,7 @@
 """A volume's sessions as a folder of raw image files, by FUSE. Nothing is read before somebody reads it."""
 
 import errno
+import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -9,8 +10,9 @@ from typing import Any
 import mfusepy
 
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.packs import PackReader
 from backup_vm.archive.sessions import Session
-from backup_vm.errors import DamagedError
+from backup_vm.errors import SparsebakError
 from backup_vm.lazy import ChunkCache, LazyImage
 from backup_vm.names import Named
 from wire.sealing import Keys
@@ -35,6 +37,9 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
         self._sessions = {session.name + SUFFIX: session for session in sessions}
         self._images: dict[str, LazyImage] = {}
         self._cache, self._lock = ChunkCache(), threading.Lock()
+        self._reader = PackReader(archive.storage)
+        self.mounted = False
+        """Whether there was a mount."""
         archive.catalog.count()  # opened, and rebuilt if need be, before the first thread comes
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
@@ -66,14 +71,17 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
         """See fuse(4)."""
         try:
             return self._image(path).read(offset, size)
-        except (DamagedError, OSError) as error:
+        except (SparsebakError, OSError, sqlite3.Error) as error:
             self._warn(str(error))
             raise mfusepy.FuseOSError(errno.EIO) from None
 
     def destroy(self, path: str) -> None:
         """See fuse(4)."""
-        for image in self._images.values():
-            image.close()
+        self._reader.__exit__()
+
+    def init(self, path: str) -> None:
+        """See fuse(4)."""
+        self.mounted = True
 
     def _session(self, path: str) -> Session:
         try:
@@ -83,14 +91,21 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
 
     def _image(self, path: str) -> LazyImage:
         session = self._session(path)
+        if path in self._images:
+            return self._images[path]  # not waiting for another one to be proven
         with self._lock:
             if path not in self._images:
                 try:
                     image = self._archive.image(list(self._volume.sessions), session)
                     self._images[path] = LazyImage(
-                        self._archive, image, self._keys, self._volume.name, self._cache
+                        self._archive,
+                        image,
+                        self._keys,
+                        self._volume.name,
+                        self._cache,
+                        self._reader,
                     )
-                except DamagedError as error:
+                except (SparsebakError, OSError, sqlite3.Error) as error:
                     self._warn(str(error))
                     raise mfusepy.FuseOSError(errno.EIO) from None
             return self._images[path]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +18,7 @@ from wire.image import ImageWriter
 from wire.opening import ChunkNotAuthentic, SealedChunk, open_chunks
 from wire.records import Record, open_record
 from wire.sealing import ZERO_ID, Keys, NotAuthentic
-from wire.tree import PAGE_IDS, Tree, chunk_count
+from wire.tree import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count
 
 THREADS = min(os.cpu_count() or 1, 4)
 
@@ -85,7 +86,30 @@ def feed(
     return write
 
 
-def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Record:
+@dataclass(frozen=True)
+class Proven:
+    """An image whose record and ids have proven authentic. Safe to share between threads.
+
+    The ids are read a second time where its chunks are: they are compared again then, for what lies in the store may have
+    become something else meanwhile.
+    """
+
+    record: Record
+    name: str
+    tree: Tree
+    pages: bytes
+    """Digests of all pages of ids, 32 bytes each."""
+
+    def check(self, first: int, ids: list[bytes]) -> None:
+        """Raise DamagedError unless these are the ids of whole pages from chunk number ``first`` on."""
+        for at in range(0, len(ids), PAGE_IDS):
+            page = (first + at) // PAGE_IDS * DIGEST_SIZE
+            digest = self.tree.page(b"".join(ids[at : at + PAGE_IDS]))
+            if digest != self.pages[page : page + DIGEST_SIZE]:
+                raise DamagedError(f"{self.name}: the archive changed while it was read")
+
+
+def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
     """Check a session's record and ids with the key; raise DamagedError."""
     session = image.session
     path = archive.storage.describe(session.file)
@@ -94,20 +118,24 @@ def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Record:
     except NotAuthentic as error:
         raise DamagedError(f"{path}: {error}") from None
     tree = Tree(keys.sub_key("root"))
-    pages = (
-        tree.page(b"".join(ids[at : at + PAGE_IDS]))
-        for _, ids in image.windows()
-        for at in range(0, len(ids), PAGE_IDS)
-    )
+    pages = bytearray()
+
+    def digests() -> Iterator[bytes]:
+        for _, ids in image.windows():
+            for at in range(0, len(ids), PAGE_IDS):
+                digest = tree.page(b"".join(ids[at : at + PAGE_IDS]))
+                pages.extend(digest)
+                yield digest
+
     if record.archive != archive.parameters.archive:
         raise DamagedError(f"{path} belongs to another archive")
-    if tree.root(record.size, record.chunk_size, pages) != record.root:
+    if tree.root(record.size, record.chunk_size, digests()) != record.root:
         for part in image.sessions:
             sessions.check(archive.storage, part)
         raise DamagedError(
             f"{name}: session {session.name} is not complete or not authentic: its chunk ids do not match"
         )
-    return record
+    return Proven(record, name, tree, bytes(pages))
 
 
 def read_image(
@@ -122,17 +150,16 @@ def read_image(
 
     Without a sink this verifies. Raises DamagedError naming what is wrong.
     """
-    record = open_image(archive, image, keys, name)
-    read_chunks(archive, image, record, keys, name, progress, sink)
-    return record
+    proven = open_image(archive, image, keys, name)
+    read_chunks(archive, image, proven, keys, progress, sink)
+    return proven.record
 
 
 def read_chunks(
     archive: Archive,
     image: Image,
-    record: Record,
+    proven: Proven,
     keys: Keys,
-    name: str,
     progress: Progress,
     sink: Callable[[int, list[bytes]], object] | None,
     ordered: bool = False,
@@ -140,14 +167,17 @@ def read_chunks(
     """Open every chunk of an image whose record and ids have proven authentic; see read_image. ``ordered``: by offset."""
 
     def everything() -> Iterator[SealedChunk]:
-        for window, chunks in sealed_chunks(archive, image, name, in_file_order=not ordered):
+        first = 0
+        for window, chunks in sealed_chunks(archive, image, proven.name, in_file_order=not ordered):
+            proven.check(first, window)
+            first += len(window)
             yield from chunks
-            progress.advance(len(window) * record.chunk_size)
+            progress.advance(len(window) * proven.record.chunk_size)
 
     try:
-        open_chunks(everything(), record, keys, THREADS, sink, ordered)
+        open_chunks(everything(), proven.record, keys, THREADS, sink, ordered)
     except ChunkNotAuthentic as error:
-        raise DamagedError(f"{name}: {error}", "run: sparsebak scrub") from None
+        raise DamagedError(f"{proven.name}: {error}", "run: sparsebak scrub") from None
 
 
 def assemble(

@@ -45,7 +45,7 @@ STAGES = {
         "read packs": ["backup_vm.archive.packs:PackReader.read"],
         "index": [
             f"backup_vm.archive.catalog:Catalog.{name}"
-            for name in ("has", "add_all", "commit", "places", "free", "set_meta")
+            for name in ("has", "add_all", "commit", "places", "lacking", "set_meta")
         ],
         "fsync": ["backup_vm.archive.storage.files:LocalNewFile.finish"],
         "partial": ["backup_vm.archive.partial:Partial.append"],

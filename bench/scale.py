@@ -54,13 +54,14 @@ def build(folder: Path, chunks: int, count: int) -> None:
             ids = rng.integers(0, 256, (n, 32), dtype=np.uint8)
             record = Record(
                 suite=SUITE_BLAKE2B,
-                archive=bytes(16), volume_id=volume, session=number.to_bytes(16, "big"), sequence=number + 1,
+                archive=bytes(16), volume_id=volume, session=(number + 1).to_bytes(16, "big"), sequence=number + 1,
                 time=1_700_000_000 + number * DAY // 8, size=full * CHUNK, chunk_size=CHUNK, qube="big", volume="private",
                 domain=bytes(16), root=bytes(32), previous=bytes(32),
             ).seal(KEYS)  # fmt: skip
             inherit = 0 if number == 0 else full
+            base = number.to_bytes(16, "big")
             sessions.write(
-                archive.storage, record, inherit, n, [numbers.tobytes()], [ids.tobytes()]
+                archive.storage, record, base, inherit, n, [numbers.tobytes()], [ids.tobytes()]
             )
             pending.append(ids)
             if sum(len(part) for part in pending) >= IN_PACK:

@@ -119,13 +119,11 @@ def master_key(parameters: dict[str, object], secret: str) -> bytes:
 
 class Session:
     def __init__(self, raw: bytes, keys: Keys, archive: bytes) -> None:
-        if (
-            raw[:8] != b"SBSESS\0\1"
-            or hashlib.blake2b(raw[:-32], digest_size=32).digest() != raw[-32:]
-        ):
-            raise Unreadable("a session file is damaged")
-        self.inherit, self.count = struct.unpack_from("<QQ", raw, 8)
-        clear, sealed = raw[24 : 24 + CLEAR.size], raw[24 + CLEAR.size : 24 + 336]
+        digest = hashlib.blake2b(raw[:-32], digest_size=32).digest()
+        if raw[:8] != b"SBSESS\0\2" or digest != raw[-32:]:
+            raise Unreadable("its checksum is wrong")
+        self.inherit, self.count, self.base = struct.unpack_from("<QQ16s", raw, 8)
+        clear, sealed = raw[40 : 40 + CLEAR.size], raw[40 + CLEAR.size : 40 + 336]
         magic, form, suite, _, of, *rest = CLEAR.unpack(clear)
         self.volume_id, self.id, self.sequence, self.time, self.size, self.chunk = rest
         self.suite = suite
@@ -137,8 +135,10 @@ class Session:
             f"{qube.rstrip(bytes(1)).decode('ascii')}/{volume.rstrip(bytes(1)).decode('ascii')}"
         )
         self.name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.time))
-        numbers = struct.unpack_from(f"<{self.count}Q", raw, 360)
-        ids = raw[360 + 8 * self.count :]
+        if self.count > -(-self.size // self.chunk):
+            raise Unreadable("it has an impossible number of chunks")
+        numbers = struct.unpack_from(f"<{self.count}Q", raw, 376)
+        ids = raw[376 + 8 * self.count :]
         self.entries = {number: ids[32 * at : 32 * at + 32] for at, number in enumerate(numbers)}
 
 
@@ -155,8 +155,12 @@ class Archive:
 
     def volumes(self) -> dict[str, list[Session]]:
         found: dict[str, list[Session]] = {}
-        for path in sorted((self.folder / "volumes").glob("*/*.session")):
-            session = Session(path.read_bytes(), self.keys, self.id)
+        for path in regular(self.folder, "volumes/*/*.session"):
+            try:
+                session = Session(session_file(path), self.keys, self.id)
+            except (OSError, Unreadable, InvalidTag, ValueError, struct.error) as error:
+                print(f"reader: {path}: {error or type(error).__name__}", file=sys.stderr)
+                continue
             found.setdefault(session.volume, []).append(session)
         return {
             name: sorted(series, key=lambda session: session.sequence)
@@ -166,20 +170,28 @@ class Archive:
     def places(self, wanted: set[bytes]) -> dict[bytes, list[tuple[Path, int, int]]]:
         """Pack, offset and length of each chunk wanted, from the packs' indexes."""
         found: dict[bytes, list[tuple[Path, int, int]]] = {}
-        for path in sorted((self.folder / "packs").glob("*/*.pack")):
-            with open(path, "rb") as file:
-                file.seek(-36, os.SEEK_END)
-                start, count = struct.unpack("<QI", file.read(12))
-                file.seek(start)
-                for _ in range(count):
-                    offset, length, chunk_id, _ = struct.unpack("<QI32s16s", file.read(60))
+        for path in regular(self.folder, "packs/*/*.pack"):
+            try:
+                for offset, length, chunk_id in index(path):
                     if chunk_id in wanted:
                         found.setdefault(chunk_id, []).append((path, offset, length))
+            except (OSError, Unreadable, struct.error) as error:
+                print(f"reader: {path}: its index cannot be read: {error}", file=sys.stderr)
+        return found
+
+    def chain(self, series: list[Session], session: Session) -> list[Session]:
+        """The session and all that it builds on, the one that builds on nothing first."""
+        found = [session]
+        while found[0].base != bytes(16):
+            bases = [one for one in series if one.id == found[0].base]
+            if not bases or bases[0].sequence >= found[0].sequence:
+                raise Unreadable(f"{found[0].name} builds on a session that is missing")
+            found.insert(0, bases[0])
         return found
 
     def assemble(self, series: list[Session], session: Session, output: Path) -> None:
         image: dict[int, bytes] = {}
-        for older in series[: series.index(session) + 1]:
+        for older in self.chain(series, session):
             image = {
                 number: chunk_id for number, chunk_id in image.items() if number < older.inherit
             } | older.entries
@@ -220,13 +232,13 @@ class Archive:
     ) -> bytes:
         """The chunk from the first place where it proves to be what its id says."""
         for path, offset, length in places:
-            with open(path, "rb") as file:
-                file.seek(offset)
-                sealed = file.read(length)
             try:
+                with open(path, "rb") as file:
+                    file.seek(offset)
+                    sealed = file.read(length)
                 key = AESGCM(derive(self.keys.sealing, b"stream", sealed[1:17]))
                 data = key.decrypt(sealed[17:29], sealed[29:], sealed[:1] + chunk_id)
-            except (InvalidTag, ValueError):
+            except (InvalidTag, ValueError, OSError):
                 continue
             if sealed[0] == 2:  # padded: the frame's length, the frame, zeros
                 data = data[4 : 4 + struct.unpack_from("<I", data)[0]]
@@ -237,6 +249,38 @@ class Archive:
             if len(data) == session.chunk and chunk_hash(session.suite, id_key, data) == chunk_id:
                 return data
         raise Unreadable(f"chunk {chunk_id.hex()} is lost or damaged")
+
+
+def regular(folder: Path, pattern: str) -> list[Path]:
+    """Regular files, and no links: a FIFO would block, a link leads elsewhere."""
+    found = sorted(folder.glob(pattern))
+    return [path for path in found if path.is_file() and not path.is_symlink()]
+
+
+def session_file(path: Path) -> bytes:
+    """A session file, if it is as long as its head says."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(376)
+        if len(head) < 376 or size != 376 + 40 * struct.unpack_from("<Q", head, 16)[0] + 32:
+            raise Unreadable("it has another length than its head says")
+        return head + file.read(size - 376)
+
+
+def index(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Offset, length and id of each chunk in a pack."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(-36, os.SEEK_END)
+        start, count, _, magic = struct.unpack("<QI16s8s", file.read(36))
+        if magic != b"SBINDX\0\1" or start + 60 * count + 36 != size:
+            raise Unreadable("it is damaged")
+        file.seek(start)
+        for _ in range(count):
+            offset, length, chunk_id, _ = struct.unpack("<QI32s16s", file.read(60))
+            if not 0 < length <= 4 << 20 | 1 << 10:
+                raise Unreadable("it is damaged")
+            yield offset, length, chunk_id
 
 
 def secret() -> str:

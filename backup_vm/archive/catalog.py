@@ -1,47 +1,19 @@
 """``catalog.sqlite``: in which pack each chunk lies. A cache: deleted or damaged, it is rebuilt from packs and sessions.
 
-Only chunks that a session (or a partial one) refers to are in ``chunks``. What nothing refers to is in ``freed`` until
-its space has been given back, so that a chunk whose space is gone can never be found again.
+It says for which files it was made (``packs`` and ``files``, names and sizes): it is believed only where the store has just
+these (see reconcile.py). Only chunks that a session (or a partial one) refers to are in ``chunks``, and those of a run that
+is going on. What nothing refers to any more is in ``freed``, until its space has been given back: candidates, no more.
+``spoilt``: sessions known to lack chunks, or one that they build on. ``rotten``: where a pack does not hold what its index
+says. ``meta``: see marks.py.
 """
 
 import hashlib
-import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from tempfile import TemporaryDirectory
+from backup_vm.archive.catalog_base import BY_PACK, RANGES, CatalogBase
 
-NAME = "catalog.sqlite"
-VERSION = 1
-_BY_PACK = "CREATE INDEX chunks_by_pack ON chunks (pack)"
-_SCHEMA = f"""
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE packs (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)
-    WITHOUT ROWID;
-{_BY_PACK};
-CREATE TABLE freed (pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL);
-"""
-_INDEX = "CREATE INDEX IF NOT EXISTS freed_by_pack ON freed (pack)"
 _BATCH = 500
-_TABLES = {
-    "meta": ["key", "value"],
-    "packs": ["number", "name"],
-    "chunks": ["id", "pack", "offset", "length"],
-    "freed": ["pack", "offset", "length"],
-}
-
-
-def folder_aside() -> "TemporaryDirectory[str]":
-    """A folder for a catalog aside from the archive's: where SQLite puts its own large files, for /tmp is often memory."""
-    import tempfile
-
-    places = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp")  # noqa: S108  # the name in it is random
-    where = next((place for place in places if place and os.access(place, os.W_OK | os.X_OK)), None)
-    return tempfile.TemporaryDirectory(prefix="sparsebak-", dir=where)
 
 
 class Place(NamedTuple):
@@ -52,106 +24,29 @@ class Place(NamedTuple):
     length: int
 
 
-class Catalog:
+class Catalog(CatalogBase):
     """The open catalog. sqlite3.DatabaseError from any method means that it must be rebuilt."""
 
-    def __init__(self, path: Path, read_only: bool = False, alone: bool = False) -> None:
-        self.path, self._read_only = path, read_only
-        if read_only:
-            self._db = sqlite3.connect(
-                f"file:{path}?mode=ro&immutable=1",
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-        else:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=TRUNCATE")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA temp_store=FILE")
-        if alone:  # the archive's own lock sees to it, so that SQLite need not look for others at every statement
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        self._db.execute("PRAGMA cache_size=-16384")
-
-    @classmethod
-    def create(cls, path: Path, archive: bytes) -> "Catalog":
-        """Make an empty one."""
-        for suffix in ("", "-journal"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        catalog = cls(path)
-        catalog._db.execute("PRAGMA journal_mode=DELETE")
-        catalog._db.executescript(_SCHEMA)
-        catalog._db.execute(_INDEX)
-        catalog.set_meta("version", str(VERSION))
-        catalog.set_meta("archive", archive.hex())
-        return catalog
-
-    def sound_for(self, archive: bytes) -> bool:
-        """Whether this is a catalog of that archive, of this version, as far as a glance tells."""
-        for table, expected in _TABLES.items():
-            if [row[1] for row in self._db.execute(f"PRAGMA table_info({table})")] != expected:
-                return False
-        if self.meta("version") != str(VERSION) or self.meta("archive") != archive.hex():
-            return False
-        if not self._read_only:
-            self._db.execute(_INDEX)
-        return True
-
-    def whole(self) -> bool:
-        """Whether SQLite finds no damage in it."""
-        return [row[0] for row in self._db.execute("PRAGMA integrity_check(1)")] == ["ok"]
-
-    def close(self) -> None:
-        """Close it; what was begun and not committed is undone."""
-        self._db.close()
-
-    def begin(self) -> None:
-        """Begin a transaction, unless one is open."""
-        if not self._db.in_transaction:
-            self._db.execute("BEGIN")
-
-    def commit(self) -> None:
-        """Commit the open transaction, durably."""
-        if self._db.in_transaction:
-            self._db.execute("COMMIT")
-
-    def rollback(self) -> None:
-        """Undo the open transaction."""
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
-
-    def meta(self, key: str) -> str | None:
-        """A remembered value."""
-        row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
-        return None if row is None else str(row[0])
-
-    def set_meta(self, key: str, value: str | None) -> None:
-        """Remember a value, or forget it. Nothing is written to forget what is not remembered."""
-        if value is not None:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-        elif self.meta(key) is not None:
-            self._db.execute("DELETE FROM meta WHERE key=?", (key,))
-
-    def add_pack(self, name: str) -> int:
-        """Give a pack a number."""
-        return int(self._db.execute("INSERT INTO packs (name) VALUES (?)", (name,)).lastrowid or 0)
+    def add_pack(self, name: str, size: int) -> int:
+        """Give a pack of so many bytes a number."""
+        row = self._db.execute("INSERT INTO packs (name, size) VALUES (?, ?)", (name, size))
+        return int(row.lastrowid or 0)
 
     def packs(self) -> dict[int, str]:
         """All packs by number."""
         return dict(self._db.execute("SELECT number, name FROM packs"))
 
+    def number(self, name: str) -> int:
+        """The number of a pack."""
+        return int(self._db.execute("SELECT number FROM packs WHERE name=?", (name,)).fetchone()[0])
+
     def drop_pack(self, number: int) -> None:
         """Forget a pack and all that it holds."""
         for table in ("chunks", "freed"):
             self._db.execute(f"DELETE FROM {table} WHERE pack=?", (number,))  # noqa: S608 (names from the line above)
+        name = "(SELECT name FROM packs WHERE number=?)"
+        self._db.execute(f"DELETE FROM rotten WHERE pack={name}", (number,))  # noqa: S608
         self._db.execute("DELETE FROM packs WHERE number=?", (number,))
-
-    def add(self, chunk_id: bytes, pack: int, offset: int, length: int) -> bool:
-        """Add a chunk; False, and nothing done, when it is there already."""
-        row = (chunk_id, pack, offset, length)
-        return (
-            self._db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", row).rowcount == 1
-        )
 
     def add_all(self, pack: int, chunks: Sequence[tuple[bytes, int, int]]) -> list[bytes]:
         """Add chunks of a pack, given as id, offset and length; returns the ids that are there already, in whichever pack."""
@@ -195,7 +90,7 @@ class Catalog:
             "SELECT id, pack, offset, length FROM gathered ORDER BY id, pack, offset"
         )
         self._db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?)", once(rows))
-        self._db.execute(_BY_PACK)
+        self._db.execute(BY_PACK)
         self._db.execute("DROP TABLE gathered")
         return twice
 
@@ -205,9 +100,9 @@ class Catalog:
             "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?)", (chunk_id, pack, offset, length)
         )
 
-    def remove(self, chunk_id: bytes) -> None:
-        """Forget a chunk."""
-        self._db.execute("DELETE FROM chunks WHERE id=?", (chunk_id,))
+    def remove(self, *ids: bytes) -> None:
+        """Forget chunks."""
+        self._db.executemany("DELETE FROM chunks WHERE id=?", ((chunk_id,) for chunk_id in ids))
 
     def has(self, chunk_id: bytes) -> bool:
         """Whether a chunk is stored."""
@@ -215,14 +110,25 @@ class Catalog:
             self._db.execute("SELECT 1 FROM chunks WHERE id=?", (chunk_id,)).fetchone() is not None
         )
 
+    def lacking(self, ids: Iterable[bytes]) -> int:
+        """How many of the ids are not stored."""
+        wanted, found = list(set(ids)), 0
+        for at in range(0, len(wanted), _BATCH):
+            part = wanted[at : at + _BATCH]
+            query = f"SELECT count(*) FROM chunks WHERE id IN ({','.join('?' * len(part))})"  # noqa: S608
+            found += int(self._db.execute(query, part).fetchone()[0])
+        return len(wanted) - found
+
     def places(self, ids: Iterable[bytes]) -> dict[bytes, Place]:
-        """Where chunks lie; those not stored are missing from the answer."""
+        """Where chunks lie; those not stored are missing from the answer. May be called from several threads at once."""
         wanted, found = list(set(ids)), {}
         for at in range(0, len(wanted), _BATCH):
             part = wanted[at : at + _BATCH]
             marks = ",".join("?" * len(part))
             query = f"SELECT id, name, offset, length FROM chunks JOIN packs ON number = pack WHERE id IN ({marks})"  # noqa: S608
-            for chunk_id, name, offset, length in self._db.execute(query, part):
+            with self._lock:  # a connection keeps its statements, and two threads would share one
+                rows = self._db.execute(query, part).fetchall()
+            for chunk_id, name, offset, length in rows:
                 found[chunk_id] = Place(name, offset, length)
         return found
 
@@ -246,13 +152,6 @@ class Catalog:
             digest.update(chunk_id)
         return digest.digest()
 
-    def notes(self, prefix: str) -> dict[str, str]:
-        """Remembered values whose keys begin with ``prefix``."""
-        rows = self._db.execute(
-            "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)
-        )
-        return {str(key): str(value) for key, value in rows}
-
     def in_pack(self, number: int) -> dict[int, bytes]:
         """Ids of the chunks in a pack, by offset."""
         return dict(self._db.execute("SELECT offset, id FROM chunks WHERE pack=?", (number,)))
@@ -263,50 +162,55 @@ class Catalog:
             "SELECT id, offset, length FROM chunks WHERE pack=? ORDER BY offset", (number,)
         ).fetchall()
 
-    def free(self, ids: Iterable[bytes]) -> int:
-        """Move chunks to ``freed``: nothing refers to them any more. Returns how many were there."""
-        rows = [(chunk_id,) for chunk_id in ids]
+    def suspect(self, ids: Iterable[bytes]) -> None:
+        """Note, within a transaction, that perhaps nothing refers to these any more."""
+        self._db.execute(f"CREATE TEMP TABLE IF NOT EXISTS suspects {RANGES}")
+        rows = ((chunk_id,) for chunk_id in ids)
         self._db.executemany(
-            "INSERT INTO freed SELECT pack, offset, length FROM chunks WHERE id=?", rows
+            "INSERT INTO suspects SELECT pack, offset, length FROM chunks WHERE id=?", rows
         )
-        return self._db.executemany("DELETE FROM chunks WHERE id=?", rows).rowcount
+
+    def suspect_nothing(self) -> None:
+        """Forget that."""
+        self._db.execute("DROP TABLE IF EXISTS suspects")
+
+    def _freed(self) -> str:
+        here = "SELECT name FROM temp.sqlite_master WHERE name='suspects'"
+        both = "SELECT * FROM freed UNION ALL SELECT * FROM suspects"
+        return f"({both})" if self._db.execute(here).fetchone() else "freed"
 
     def packs_with_freed(self) -> list[int]:
-        """Numbers of the packs in which chunks are freed."""
-        return [row[0] for row in self._db.execute("SELECT DISTINCT pack FROM freed")]
+        """Numbers of the packs in which chunks are freed, or suspected to be."""
+        return [
+            row[0]
+            for row in self._db.execute(f"SELECT DISTINCT pack FROM {self._freed()} ORDER BY pack")  # noqa: S608
+        ]
 
-    def freed_in(self, number: int) -> tuple[str, list[tuple[int, int]]]:
-        """A pack's name, and offset and length of each freed chunk in it, by offset."""
-        (name,) = self._db.execute("SELECT name FROM packs WHERE number=?", (number,)).fetchone()
-        rows = self._db.execute(
-            "SELECT offset, length FROM freed WHERE pack=? ORDER BY offset", (number,)
-        ).fetchall()
-        return name, rows
+    def freed_in(self, number: int) -> list[tuple[int, int]]:
+        """Offset and length of each such chunk in a pack, by offset."""
+        query = f"SELECT DISTINCT offset, length FROM {self._freed()} WHERE pack=? ORDER BY offset"  # noqa: S608
+        return self._db.execute(query, (number,)).fetchall()
 
-    def forget_freed(self, pack: int) -> None:
-        """The freed space of a pack has been given back."""
+    def set_freed(self, pack: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Say what is freed in a pack, in place of what was said before."""
         self._db.execute("DELETE FROM freed WHERE pack=?", (pack,))
+        rows = ((pack, offset, length) for offset, length in ranges)
+        self._db.executemany("INSERT INTO freed VALUES (?, ?, ?)", rows)
 
-    def holds_any(self, pack: int) -> bool:
-        """Whether a pack holds a chunk that anything refers to."""
-        return (
-            self._db.execute("SELECT 1 FROM chunks WHERE pack=? LIMIT 1", (pack,)).fetchone()
-            is not None
-        )
-
-    def drop_unreferenced(self, references: Iterable[Iterable[bytes]], free: bool) -> int:
-        """Take every chunk that is not among the references out, to ``freed`` if so wanted; returns how many."""
+    def drop_unreferenced(self, references: Iterable[Iterable[bytes]]) -> int:
+        """Take every chunk that is not among the references out; returns how many."""
         self._db.execute("CREATE TEMP TABLE referenced (id BLOB PRIMARY KEY) WITHOUT ROWID")
         self._db.execute("CREATE TEMP TABLE listed (id BLOB)")
-        for ids in references:
-            self._db.executemany("INSERT INTO listed VALUES (?)", ((chunk_id,) for chunk_id in ids))
-        self._db.execute(
-            "INSERT OR IGNORE INTO referenced SELECT id FROM listed ORDER BY id"
-        )  # at random takes longer
-        self._db.execute("DROP TABLE listed")
-        dead = "FROM chunks WHERE id NOT IN (SELECT id FROM referenced)"
-        if free:
-            self._db.execute(f"INSERT INTO freed SELECT pack, offset, length {dead}")  # noqa: S608
-        dropped = self._db.execute(f"DELETE {dead}").rowcount  # noqa: S608
-        self._db.execute("DROP TABLE referenced")
-        return dropped
+        try:
+            for ids in references:
+                self._db.executemany(
+                    "INSERT INTO listed VALUES (?)", ((chunk_id,) for chunk_id in ids)
+                )
+            self._db.execute(
+                "INSERT OR IGNORE INTO referenced SELECT id FROM listed ORDER BY id"
+            )  # at random takes longer
+            dead = "DELETE FROM chunks WHERE id NOT IN (SELECT id FROM referenced)"
+            return self._db.execute(dead).rowcount
+        finally:
+            self._db.execute("DROP TABLE IF EXISTS listed")
+            self._db.execute("DROP TABLE IF EXISTS referenced")

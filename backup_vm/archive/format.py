@@ -8,7 +8,7 @@ from wire.sealing import ID_SIZE
 
 PACK_MAGIC = b"SBPACK\x00\x01"
 INDEX_MAGIC = b"SBINDX\x00\x01"
-SESSION_MAGIC = b"SBSESS\x00\x01"
+SESSION_MAGIC = b"SBSESS\x00\x02"
 CHECKSUM_SIZE = 16
 """XXH3-128 of sealed chunks and pack indexes, big-endian as the library gives it."""
 DIGEST_SIZE = 32
@@ -30,8 +30,15 @@ SESSION_HEAD = Fields(
     magic=SESSION_MAGIC,
     inherit=U64,
     count=U64,
+    base=raw(16),
     record=raw(RECORD_SIZE),
 )
-"""``inherit``: entries of earlier sessions at or beyond this chunk number do not count. ``count``: entries here."""
+"""``inherit``: entries of earlier sessions at or beyond this chunk number do not count. ``count``: entries here.
+
+``base``: id of the session that these entries build on, zero with ``inherit`` 0, so that it is noticed when that one is
+missing.
+"""
+NO_BASE = bytes(16)
+"""``base`` of a session that builds on nothing."""
 SESSION_HEAD_SIZE = SESSION_HEAD.size
 SESSION_ENTRY_SIZE = 8 + ID_SIZE

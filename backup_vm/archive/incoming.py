@@ -1,21 +1,17 @@
 """Taking in sessions that were made elsewhere: from an exported file, or from another copy of the archive.
 
-Entries come through a partial session, so that what is interrupted goes on where it stopped. A session that comes to lie
-between two others changes what the later one builds on, so that that one is first stored as a full one.
+Entries come through a partial session, so that what is interrupted resumes where it stopped.
 """
 
-from collections.abc import Collection
-from contextlib import closing
 from typing import NamedTuple
 
 from backup_vm.archive import sessions
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.merge import blocks
 from backup_vm.archive.partial import SUFFIX, Partial
 from backup_vm.archive.prune import drop_partial
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.store import Store
-from backup_vm.errors import SparsebakError
+from backup_vm.errors import DamagedError, SparsebakError
 from wire.frames import Offer
 from wire.records import read_clear
 
@@ -29,9 +25,10 @@ class Entry(NamedTuple):
 
 
 class Incoming:
-    """One session on its way in. ``fitting``: session files that are as they should be when it comes before them.
+    """One session on its way in. What it builds on (``base``) must be in the archive, complete.
 
-    ``fingerprint``: 16 bytes that are others when the entries are; what was begun with other entries is begun anew.
+    ``fingerprint``: 16 bytes that differ when the entries do; what was begun with others is begun
+    again. Raises SparsebakError for a session of another archive.
     """
 
     def __init__(
@@ -39,12 +36,12 @@ class Incoming:
         archive: Archive,
         store: Store,
         record: bytes,
+        base: bytes,
         inherit: int,
         fingerprint: bytes,
-        fitting: Collection[str] = frozenset(),
     ) -> None:
-        self._archive, self._store, self._record, self._inherit = archive, store, record, inherit
-        self._fitting = fitting
+        self._archive, self._store, self._record = archive, store, record
+        self._base, self._inherit = base, inherit
         clear = self.clear = read_clear(record)
         parameters = archive.parameters
         if clear.archive != parameters.archive or clear.chunk_size != parameters.chunk_size:
@@ -52,6 +49,8 @@ class Incoming:
                 f"this session belongs to archive {clear.archive.hex()}, not to {parameters.archive.hex()}",
                 "sessions go only into archives of the same key: copies of the archive that they come from",
             )
+        if clear.sequence > sessions.LAST_SEQUENCE:
+            raise DamagedError(f"this session claims an impossible number, {clear.sequence}")
         self._partial = self._begin(fingerprint)
 
     def _begin(self, fingerprint: bytes) -> Partial:
@@ -69,7 +68,10 @@ class Incoming:
             flags=0,
         )
         begun = Partial.load(storage, name) if storage.exists(name) else None
+        if begun is not None:
+            begun.keep_known(self._archive.catalog)
         if begun is not None and begun.offer != offer:
+            self._store.flush()  # or what came of others would seem to be wanted by nobody
             drop_partial(self._archive, begun)
             begun = None
         return begun or Partial.create(storage, offer)
@@ -86,36 +88,19 @@ class Incoming:
     def finish(self) -> Session:
         """Bring everything to disk and store the session."""
         self._store.flush()
-        self._make_room()
-        partial, storage = self._partial, self._archive.storage
-        stored = sessions.write(
-            storage, self._record, self._inherit, partial.count, partial.numbers(), partial.ids()
-        )
+        partial = self._partial
+        stored = self._archive.store_session(partial, self._record, self._base, self._inherit)
         partial.discard()
         return stored
 
-    def _make_room(self) -> None:
-        """If it comes to lie among others: let the one after it build on nothing, for it knows nothing of this one."""
-        volume, file = self.clear.volume_id.hex(), sessions.file_name(self.clear)
-        series = self._archive.sessions(volume).get(volume, [])
-        following = next((session for session in series if session.file > file), None)
-        if following is not None and following.inherit and following.file not in self._fitting:
-            make_full(self._archive, series, following)
+    def give_up(self) -> None:
+        """Forget what came; it cannot be made complete.
+
+        What waits for a pack to be on disk is written first: it belongs to this session, too.
+        """
+        self._store.flush()
+        drop_partial(self._archive, self._partial)
 
     def close(self) -> None:
-        """Leave off; what came is kept, to be gone on with."""
+        """Leave off; what came is kept, to be resumed."""
         self._partial.close()
-
-
-def make_full(archive: Archive, series: list[Session], session: Session) -> None:
-    """Store a session anew so that it builds on no other. Its image stays the same."""
-    import numpy as np
-
-    image, count = archive.image(series, session), 0
-    with closing(archive.storage.scratch()) as numbers, closing(archive.storage.scratch()) as ids:
-        for first, window in image.arrays():
-            held = np.flatnonzero(window.any(axis=1))
-            numbers.write((held + first).astype("<u8").tobytes())
-            ids.write(window[held].tobytes())
-            count += len(held)
-        sessions.write(archive.storage, session.record, 0, count, blocks(numbers), blocks(ids))

@@ -3,38 +3,57 @@
 Worked on in windows of chunk numbers, so that memory does not grow with the volume or with the number of sessions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import sessions
+from backup_vm.archive.columns import columns_of
+from backup_vm.archive.image import chain
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage
 from wire.sealing import ID_SIZE
 
 if TYPE_CHECKING:
-    from backup_vm.archive.sessions import Ids, Numbers
+    from backup_vm.archive.columns import Ids, Numbers
 
 WINDOW = 1 << 16
 """Chunk numbers looked at together."""
 _BLOCK = 1 << 20
 
 
+def groups(
+    series: list[Session], gone: Collection[str]
+) -> Iterator[tuple[list[Session], Session | None]]:
+    """How the sessions of a volume that go (file names) are folded into those that stay.
+
+    For each that stays and builds on some that go: these, oldest first, and it. At last those that
+    none builds on which stays, and None.
+    """
+    going = {session.clear.session: session for session in series if session.file in gone}
+    folded: set[str] = set()
+    for session in series:
+        run = [] if session.file in gone else chain(going.values(), session)[0][:-1]
+        if run:
+            folded.update(one.file for one in run)
+            yield run, session
+    left = [session for session in going.values() if session.file not in folded]
+    if left:
+        yield left, None
+
+
 class Merge:
-    """The entries of a run of sessions, oldest first, of which the last one stays. Its image stays the same."""
+    """The entries of sessions each of which builds on the one before; the last one stays, with its image."""
 
     def __init__(self, storage: Storage, series: list[Session]) -> None:
         self._storage, self._series = storage, series
-        self._columns = [sessions.columns(storage, session) for session in series]
-        self._end = max(
-            (int(one.numbers[-1]) + 1 for one in self._columns if len(one.numbers)), default=0
-        )
+        self._columns = columns_of(storage, series)
 
     def windows(self) -> "Iterator[tuple[Numbers, Ids, list[Ids]]]":
         """Of each window: chunk numbers and ids that are left, and the ids that were superseded."""
         import numpy as np
 
-        for first in sessions.windows(self._columns, self._end, WINDOW):
+        for first in self._firsts():
             ids, held = np.zeros((WINDOW, ID_SIZE), np.uint8), np.zeros(WINDOW, np.bool_)
             superseded: list[Ids] = []
             for session, columns in zip(self._series, self._columns, strict=True):
@@ -43,15 +62,23 @@ class Merge:
                     cut[: max(session.inherit - first, 0)] = False
                     superseded.append(ids[cut])
                     held &= ~cut
-                low, high = np.searchsorted(
-                    columns.numbers, [np.uint64(first), np.uint64(first + WINDOW)]
-                )
-                if low < high:
-                    at = (columns.numbers[low:high] - np.uint64(first)).astype(np.intp)
+                for numbers, new in columns.between(first, first + WINDOW):
+                    at = numbers - first
                     superseded.append(ids[at[held[at]]])
-                    ids[at], held[at] = columns.ids[low:high], True
+                    ids[at], held[at] = new, True
             left = np.flatnonzero(held)
             yield (left + first).astype("<u8"), ids[left], superseded
+
+    def _firsts(self) -> Iterator[int]:
+        """The first chunk number of each window in which anything is: a volume may be large, and its sessions small."""
+        at = 0
+        while (
+            low := min(
+                (n for one in self._columns if (n := one.next(at)) is not None), default=None
+            )
+        ) is not None:
+            yield low // WINDOW * WINDOW
+            at = (low // WINDOW + 1) * WINDOW
 
     def store(self, superseded: IO[bytes]) -> Session:
         """Store the last session with all that is left in it; ids that were superseded are appended to ``superseded``."""
@@ -65,7 +92,13 @@ class Merge:
                     superseded.write(part.tobytes())
             inherit = min(session.inherit for session in self._series)
             return sessions.write(
-                self._storage, last.record, inherit, count, blocks(numbers), blocks(ids)
+                self._storage,
+                last.record,
+                self._series[0].base,
+                inherit,
+                count,
+                blocks(numbers),
+                blocks(ids),
             )
 
 

@@ -7,6 +7,7 @@ all that keeps a session from being pruned.
 import contextlib
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 from backup_vm import stopping
 from backup_vm.archive.lease import NOTES, Lease
-from backup_vm.archive.storage import Storage
+from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from wire.durable import Busy, closing_fd, lock_fd
 from wire.layout import LAST_TIME
@@ -24,7 +25,10 @@ NAME = "notes.json"
 LOCK = "notes.lock"
 FORMAT = 1
 LONGEST_NOTE = 500
+_LONGEST = 32 << 20
+"""Bytes: notes of some hundred thousand sessions."""
 _PATIENCE = 10.0
+_PLACE = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,62}", re.ASCII)
 
 
@@ -51,6 +55,8 @@ class Notes:
     sessions: dict[str, Note] = field(default_factory=dict)
     verified: dict[str, Check] = field(default_factory=dict)
     scrubbed: Check | None = None
+    copies: set[str] = field(default_factory=set)
+    """Places at which there is, or was, a copy; see ``_place``."""
 
     def of(self, session: bytes) -> Note:
         """What is said of a session."""
@@ -84,7 +90,7 @@ def parse_note(text: str) -> str:
 def load(storage: Storage) -> Notes:
     """Read them; raise DamagedError."""
     try:
-        raw = storage.read(NAME)
+        raw = storage.read(NAME, _LONGEST)
     except FileNotFoundError:
         return Notes()
     body, _, check = raw.rstrip(b"\n").rpartition(b"\n")
@@ -114,6 +120,10 @@ def _parse(fields: dict[str, Any]) -> Notes:
         notes.verified[key] = _check(check)
     if fields["scrubbed"] is not None:
         notes.scrubbed = _check(fields["scrubbed"])
+    for copy in fields.get("copies", []):
+        if not isinstance(copy, str) or not _PLACE.fullmatch(copy):
+            raise ValueError("a copy is noted as 32 hexadecimal digits")
+        notes.copies.add(copy)
     return notes
 
 
@@ -135,6 +145,7 @@ def _dump(notes: Notes) -> bytes:
             key: [check.time, check.sound] for key, check in sorted(notes.verified.items())
         },
         "scrubbed": [notes.scrubbed.time, notes.scrubbed.sound] if notes.scrubbed else None,
+        "copies": sorted(notes.copies),
     }
     body = json.dumps(fields).encode()
     return body + b"\n" + _digest(body).encode() + b"\n"
@@ -161,6 +172,23 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
         if _dump(notes) != before:
             storage.write(NAME, _dump(notes))
         return notes
+
+
+def _place(location: str) -> str:
+    """A directory or URL, as it is noted: hashed, for where other copies lie is nobody's business."""
+    whole = location.rstrip("/") if is_remote(location) else os.path.realpath(location)
+    return hashlib.blake2b(whole.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+def remembers_copy(storage: Storage, location: str) -> bool:
+    """Whether a copy of this archive is known to be, or to have been, at a location. Raises DamagedError."""
+    return _place(location) in load(storage).copies
+
+
+def remember_copy(storage: Storage, location: str) -> None:
+    """Note that there is a copy at a location; nothing on a disk that is read-only."""
+    if storage.writable():
+        change(storage, lambda notes: notes.copies.add(_place(location)))
 
 
 @contextlib.contextmanager

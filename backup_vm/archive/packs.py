@@ -1,12 +1,14 @@
 """Packs: sealed chunks one after another, then an index of them. Written once; only ever shortened by holes."""
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import xxhash
 
+from backup_vm.archive.damage import damage
 from backup_vm.archive.format import (
     ENTRY,
     ENTRY_SIZE,
@@ -19,10 +21,17 @@ from backup_vm.archive.format import (
 )
 from backup_vm.archive.storage import Reader, Storage
 from backup_vm.errors import DamagedError
+from wire import CHUNK_SIZES
 from wire.frames import largest_frame
 
 SUFFIX = ".pack"
 _OPEN_FILES = 64
+_LARGEST = largest_frame(CHUNK_SIZES[-1])
+_END = 1 << 62
+_SALT = 16
+"""Bytes at the beginning of a sealed chunk, which are random."""
+_LARGEST_INDEX = INDEX_ENTRY_SIZE << 18
+"""Bytes; packs that are written have far less: see MAX_ENTRIES of a Store."""
 _TAIL = 1 << 16
 """Bytes read at a pack's end, in the hope that its index is in them."""
 
@@ -76,42 +85,54 @@ class NewPack:
 
 
 class PackReader:
-    """Reads sealed chunks out of packs, keeping a few of them open."""
+    """Reads sealed chunks out of packs, keeping a few of them open. Safe to share between threads."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._open: OrderedDict[str, Reader] = OrderedDict()
+        # one read at a time: a reader may be closed for another one, and a remote one remembers where it is
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "PackReader":
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._open:
-            self._open.popitem()[1].close()
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
 
     def _reader(self, name: str) -> Reader:
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
-        try:
-            reader = self._open[name] = self._storage.reader(name)
-        except FileNotFoundError:
-            raise DamagedError(
-                f"{self._storage.describe(name)} is missing", "run: sparsebak scrub"
-            ) from None
+        reader = self._open[name] = self._storage.reader(name)
         if len(self._open) > _OPEN_FILES:
             self._open.popitem(last=False)[1].close()
         return reader
 
     def read(self, name: str, chunk_id: bytes, offset: int, length: int) -> memoryview:
         """The sealed chunk of that id, which is known to lie there; raise DamagedError if it does not."""
-        raw = memoryview(self._reader(name).read(offset - ENTRY_SIZE, ENTRY_SIZE + length))
+        if not 0 < length <= _LARGEST or not ENTRY_SIZE <= offset < _END:
+            raise self._damaged(name, chunk_id, offset)
+        with self._lock, damage(self._storage, name):
+            raw = memoryview(self._reader(name).read(offset - ENTRY_SIZE, ENTRY_SIZE + length))
         sealed = raw[ENTRY_SIZE:]
         expected = ENTRY.pack(length, chunk_id, checksum(sealed))
         if len(sealed) != length or raw[:ENTRY_SIZE] != expected:
-            text = f"{self._storage.describe(name)} is damaged at byte {offset} (chunk {chunk_id.hex()[:16]})"
-            raise DamagedError(text, "run: sparsebak scrub")
+            raise self._damaged(name, chunk_id, offset)
         return sealed
+
+    def _damaged(self, name: str, chunk_id: bytes, offset: int) -> DamagedError:
+        where = f"{self._storage.describe(name)} is damaged at byte {offset}"
+        return DamagedError(f"{where} (chunk {chunk_id.hex()[:16]})", "run: sparsebak scrub")
+
+    def hollow(self, name: str, entry: Packed) -> bool:
+        """Whether there is a hole, or nothing that can be read, where an entry says."""
+        try:
+            with self._lock, damage(self._storage, name):
+                return not any(self._reader(name).read(entry.offset, min(_SALT, entry.length)))
+        except DamagedError:
+            return True
 
     def sound(self, name: str, entry: Packed) -> bool:
         """Whether a pack holds a chunk undamaged where an entry says."""
@@ -124,52 +145,73 @@ class PackReader:
 
 def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
     """The index of a pack, or raise DamagedError."""
-    size = storage.size(name)
-    reader = storage.reader(name)
-    try:
-        head = PACK_HEAD.parse(reader.read(0, PACK_HEAD_SIZE))
-        tail = reader.read(max(size - _TAIL, 0), _TAIL)
-        footer = FOOTER.parse(tail[-FOOTER_SIZE:])
-        if (
-            head["archive"] != archive
-            or footer["index"] + footer["count"] * INDEX_ENTRY_SIZE + FOOTER_SIZE != size
-        ):
+    path = storage.describe(name)
+    with damage(storage, name):
+        size, reader = storage.size(name), storage.reader(name)
+        try:
+            head = PACK_HEAD.parse(reader.read(0, PACK_HEAD_SIZE))
+            tail = reader.read(max(size - _TAIL, 0), _TAIL)
+            footer = FOOTER.parse(tail[-FOOTER_SIZE:])
+            length = footer["count"] * INDEX_ENTRY_SIZE
+            if head["archive"] != archive or footer["index"] + length + FOOTER_SIZE != size:
+                raise DamagedError(f"{path} is damaged: head and foot do not fit together")
+            if length > _LARGEST_INDEX:
+                raise DamagedError(f"{path} is damaged: an impossible number of chunks")
+            whole = tail
+            if length + FOOTER_SIZE > len(tail):
+                whole = reader.read(footer["index"], length + FOOTER_SIZE)
+            index = whole[len(whole) - FOOTER_SIZE - length : len(whole) - FOOTER_SIZE]
+        except ValueError:
             raise DamagedError(
-                f"{storage.describe(name)} is damaged: head and foot do not fit together"
-            )
-        length = footer["count"] * INDEX_ENTRY_SIZE
-        whole = (
-            tail
-            if length + FOOTER_SIZE <= len(tail)
-            else reader.read(footer["index"], length + FOOTER_SIZE)
-        )
-        index = whole[len(whole) - FOOTER_SIZE - length : len(whole) - FOOTER_SIZE]
-    except ValueError:
-        raise DamagedError(
-            f"{storage.describe(name)} is damaged: no pack head or foot where they belong"
-        ) from None
-    finally:
-        reader.close()
+                f"{path} is damaged: no pack head or foot where they belong"
+            ) from None
+        finally:
+            reader.close()
     if checksum(index) != footer["checksum"]:
-        raise DamagedError(f"{storage.describe(name)} is damaged: its index has another checksum")
-    return [
+        raise DamagedError(f"{path} is damaged: its index has another checksum")
+    found = [
         Packed(chunk_id, offset, length, digest)
         for offset, length, chunk_id, digest in INDEX_ENTRY.iter_unpack(index)
     ]
+    end = PACK_HEAD_SIZE
+    for entry in found:  # whoever can write to the disk can make a checksum
+        if entry.offset < end + ENTRY_SIZE or not 0 < entry.length <= _LARGEST:
+            raise DamagedError(f"{path} is damaged: its index cannot be")
+        end = entry.offset + entry.length
+    if end > footer["index"]:
+        raise DamagedError(f"{path} is damaged: its index cannot be")
+    return found
 
 
 def scan(storage: Storage, name: str, chunk_size: int) -> Iterator[Packed]:
-    """The chunks of a pack whose index is lost, found by the entries before them, as far as they go on soundly."""
-    size, at = storage.size(name), PACK_HEAD_SIZE
-    reader = storage.reader(name)
+    """The chunks of a pack whose index is lost, found by the entries before them, as far as these make sense.
+
+    What cannot be read is left out: a pack that cannot be opened has none.
+    """
     try:
-        while at + ENTRY_SIZE <= size:
-            length, chunk_id, digest = ENTRY.unpack(reader.read(at, ENTRY_SIZE))
+        with damage(storage, name):
+            size, reader = storage.size(name), storage.reader(name)
+    except DamagedError:
+        return
+    try:
+        at = PACK_HEAD_SIZE
+        while (
+            at + ENTRY_SIZE <= size
+            and len(head := read_or_nothing(reader, at, ENTRY_SIZE)) == ENTRY_SIZE
+        ):
+            length, chunk_id, digest = ENTRY.unpack(head)
             if not 0 < length <= largest_frame(chunk_size) or at + ENTRY_SIZE + length > size:
                 return
-            sealed = reader.read(at + ENTRY_SIZE, length)
-            if checksum(sealed) == digest:
+            if checksum(read_or_nothing(reader, at + ENTRY_SIZE, length)) == digest:
                 yield Packed(chunk_id, at + ENTRY_SIZE, length, digest)
             at += ENTRY_SIZE + length
     finally:
         reader.close()
+
+
+def read_or_nothing(reader: Reader, offset: int, length: int) -> bytes:
+    """What is there; nothing where it cannot be read."""
+    try:
+        return reader.read(offset, length)
+    except (OSError, DamagedError):
+        return b""

@@ -15,6 +15,8 @@ from wire.slots import MAX_SLOTS, SLOT_SIZE, open_any
 
 NAME = "archive.toml"
 _CHECK = "checksum = "
+_LONGEST = 1 << 20
+"""Bytes: some thousands of key slots."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _digest(body: bytes) -> str:
 def load(storage: Storage) -> Parameters:
     """Read archive.toml; raise NoArchiveError or DamagedError."""
     try:
-        raw = storage.read(NAME)
+        raw = storage.read(NAME, _LONGEST)
     except (FileNotFoundError, NotADirectoryError):
         hint = "name the archive with --archive or SPARSEBAK_ARCHIVE, or make one: sparsebak init DIR --label LABEL"
         raise NoArchiveError(f"there is no archive in {storage.describe()}", hint) from None

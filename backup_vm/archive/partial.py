@@ -1,22 +1,33 @@
-"""Partial sessions: what has arrived of a session that is not complete, so that the next run goes on from there.
+"""Partial sessions: what has arrived of a session that is not complete, so that the next run resumes from there.
 
 A file ``volumes/<volume id>/<session id>.partial``: the offer, then groups of entries, each with its own digest, added
-only after the packs that hold their chunks are durable. The first group that does not check out ends it.
+only after the packs that hold their chunks are durable. The first group that does not check out ends it. It belongs to this
+machine; of an archive elsewhere a run that ends without completing it leaves what it has in the store, too, as
+``<session id>-<8 digits>.unfinished`` (other programs ignore that name): whoever prunes there sees what is still wanted, and
+whichever machine backs up next resumes from it.
 """
 
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+from backup_vm.archive import naming
+from backup_vm.archive.damage import damage
 from backup_vm.archive.storage import Storage
-from wire.durable import closing_fd, make_directory
+from backup_vm.errors import DamagedError, ForbiddenError
+from wire.durable import closing_fd, pwrite_all
 from wire.frames import Offer
-from wire.sealing import ID_SIZE
+from wire.sealing import ID_SIZE, ZERO_ID
 
-SUFFIX = ".partial"
+if TYPE_CHECKING:
+    from backup_vm.archive.catalog import Catalog
+
+SUFFIX, UNFINISHED = ".partial", ".unfinished"
 _GROUP = struct.Struct("<QQ16s")
-_MAX_GROUP = 1 << 22
+_MAX_GROUP = 1 << 17
+"""Entries of one group; what is written has less than a tenth of that."""
 
 
 class Partial:
@@ -24,77 +35,104 @@ class Partial:
 
     def __init__(self, storage: Storage, name: str, offer: Offer) -> None:
         self._storage, self.name, self.offer = storage, name, offer
-        self._fd = os.open(storage.local(name), os.O_RDWR | os.O_CLOEXEC)
+        self.discarded = False
+        self._fd = storage.own(name)
         self.position = self.count = 0
-        end = Offer.length()
+        self._end = Offer.length()
         for upto, payload, after in self._groups():
-            self.position, end = upto, after
+            self.position, self._end = upto, after
             self.count += len(payload) // (8 + ID_SIZE)
-        os.ftruncate(self._fd, end)
+        os.ftruncate(self._fd, self._end)
 
     @classmethod
     def create(cls, storage: Storage, offer: Offer) -> "Partial":
         """Begin one. It is brought to disk when it is left; a run that finds none, or half of it, asks for its chunks again."""
-        name = f"volumes/{offer.volume_id.hex()}/{offer.session.hex()}{SUFFIX}"
-        path = storage.local(name)
-        make_directory(path.parent)
-        with closing_fd(
-            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        ) as fd:
-            os.pwrite(fd, offer.build(), 0)
+        name = _name(offer)
+        _write(storage, name, offer.build())
         return cls(storage, name, offer)
 
     @classmethod
     def load(cls, storage: Storage, name: str) -> "Partial | None":
         """Open one; None when not even its offer is sound."""
-        with open(storage.local(name), "rb") as file:
-            raw = file.read(Offer.length())
         try:
-            offer = Offer.parse(raw)
-        except ValueError:
+            with storage.open(name) as file:
+                offer = Offer.parse(file.read(Offer.length()))
+            return cls(storage, name, offer) if name == _name(offer) else None
+        except (ValueError, OSError, DamagedError):
             return None
-        sound = name == f"volumes/{offer.volume_id.hex()}/{offer.session.hex()}{SUFFIX}"
-        return cls(storage, name, offer) if sound else None
 
     def close(self) -> None:
         """Leave it for a later run, on disk; nothing happens when it is closed."""
         if self._fd >= 0:
-            os.fsync(self._fd)
-            self._close()
+            try:
+                os.fsync(self._fd)
+            finally:
+                self._close()
 
     def _close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
     def discard(self) -> None:
-        """Remove it, its session being stored. Should it be there again after a crash, the next run removes it."""
+        """Remove it, its session being stored, or not wanted any more."""
+        self.discarded = True
         if self._fd >= 0:
             self._close()
+        # nothing waits for the disk: should it be there again after a crash, the next run removes it
         self._storage.local(self.name).unlink(missing_ok=True)
+        self.withdraw()
+
+    def publish(self) -> None:
+        """Leave what there is in the store, for others to see. It must be closed. Raises OSError, SparsebakError."""
+        if self.count and self._storage.elsewhere:
+            stem = self.name.removesuffix(SUFFIX)
+            name = f"{stem}-{os.urandom(4).hex()}{UNFINISHED}"
+            raw = self._storage.read(self.name)
+            earlier = self._published()
+            self._storage.write(name, raw)
+            _remove(self._storage, earlier)
+
+    def withdraw(self) -> None:
+        """Take away what was left in the store for others to see."""
+        if self._storage.elsewhere:
+            _remove(self._storage, self._published())
+
+    def _published(self) -> list[str]:
+        names = self._storage.names("volumes", UNFINISHED)
+        mine = self.offer.session.hex()
+        return [n for n in names if naming.is_unfinished(n) and naming.session_of(n) == mine]
 
     def _groups(self) -> Iterator[tuple[int, bytes, int]]:
-        """For each sound group: first chunk number it does not cover, payload, file offset after it."""
-        at = Offer.length()
-        position = 0
-        while len(head := os.pread(self._fd, _GROUP.size, at)) == _GROUP.size:
-            upto, count, digest = _GROUP.unpack(head)
-            if count > _MAX_GROUP or upto < position:
-                return
-            payload = os.pread(self._fd, count * (8 + ID_SIZE), at + _GROUP.size)
-            if len(payload) != count * (8 + ID_SIZE) or _digest(upto, payload) != digest:
-                return
-            at += _GROUP.size + len(payload)
-            position = upto
-            yield upto, payload, at
+        return _groups(lambda offset, length: os.pread(self._fd, length, offset))
 
     def append(self, upto: int, entries: list[tuple[int, bytes]]) -> None:
-        """Add entries that cover the chunks up to ``upto``, not included; their packs are durable already."""
+        """Add entries that cover the chunks up to ``upto``, not included; their packs are durable already.
+
+        Raises OSError; then it is as it was before.
+        """
         numbers = struct.pack(f"<{len(entries)}Q", *(number for number, _ in entries))
         payload = numbers + b"".join(chunk_id for _, chunk_id in entries)
         group = _GROUP.pack(upto, len(entries), _digest(upto, payload)) + payload
-        os.pwrite(self._fd, group, os.fstat(self._fd).st_size)
+        try:
+            pwrite_all(self._fd, group, self._end)
+        except OSError:
+            os.ftruncate(self._fd, self._end)
+            raise
+        self._end += len(group)
         self.position = upto
         self.count += len(entries)
+
+    def keep_known(self, catalog: "Catalog") -> None:
+        """Go back to before the first group with a chunk that is not stored (any more): from there on it is sent again."""
+        position, count, end = 0, 0, Offer.length()
+        for upto, payload, after in self._groups():
+            if catalog.lacking(i for i in _ids(payload) if i != ZERO_ID):
+                break
+            position, end = upto, after
+            count += len(payload) // (8 + ID_SIZE)
+        if end != self._end:
+            os.ftruncate(self._fd, end)
+            self.position, self.count, self._end = position, count, end
 
     def numbers(self) -> Iterator[bytes]:
         """The column of chunk numbers, piece by piece."""
@@ -105,6 +143,75 @@ class Partial:
         """The column of chunk ids, piece by piece."""
         for _, payload, _ in self._groups():
             yield payload[len(payload) // (8 + ID_SIZE) * 8 :]
+
+
+def listed_ids(storage: Storage, name: str) -> Iterator[bytes]:
+    """The ids in a partial or unfinished session, piece by piece; nothing is written. Raises DamagedError."""
+    if naming.is_partial(name):
+        with damage(storage, name), storage.open(name) as file:
+            yield from _columns(lambda offset, length: os.pread(file.fileno(), length, offset))
+        return
+    with damage(storage, name):
+        reader = storage.reader(name)
+        try:
+            yield from _columns(reader.read)
+        finally:
+            reader.close()
+
+
+def _columns(read: Callable[[int, int], bytes]) -> Iterator[bytes]:
+    for _, payload, _ in _groups(read):
+        yield payload[len(payload) // (8 + ID_SIZE) * 8 :]
+
+
+def adopt(storage: Storage) -> None:
+    """Make partial sessions of this machine out of those in the store that this machine has none of, or less of."""
+    if not storage.elsewhere:
+        return
+    for name in storage.names("volumes", UNFINISHED):
+        if not naming.is_unfinished(name):
+            continue
+        here = f"volumes/{naming.volume_of(name)}/{naming.session_of(name)}{SUFFIX}"
+        if not storage.exists(here) or storage.size(here) < storage.size(name):
+            _write(storage, here, storage.read(name))
+
+
+def _write(storage: Storage, name: str, raw: bytes) -> None:
+    if storage.exists(name):
+        storage.remove(name)
+    with closing_fd(storage.own(name, create=True)) as fd:
+        pwrite_all(fd, raw, 0)
+
+
+def _remove(storage: Storage, names: list[str]) -> None:
+    try:
+        storage.remove(*names)
+    except ForbiddenError:  # whoever may only add leaves it to whoever may remove
+        return
+
+
+def _name(offer: Offer) -> str:
+    return f"volumes/{offer.volume_id.hex()}/{offer.session.hex()}{SUFFIX}"
+
+
+def _groups(read: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes, int]]:
+    """For each sound group: first chunk number it does not cover, payload, file offset after it."""
+    at, position = Offer.length(), 0
+    while len(head := read(at, _GROUP.size)) == _GROUP.size:
+        upto, count, digest = _GROUP.unpack(head)
+        if count > _MAX_GROUP or upto < position:
+            return
+        payload = read(at + _GROUP.size, count * (8 + ID_SIZE))
+        if len(payload) != count * (8 + ID_SIZE) or _digest(upto, payload) != digest:
+            return
+        at += _GROUP.size + len(payload)
+        position = upto
+        yield upto, payload, at
+
+
+def _ids(payload: bytes) -> Iterator[bytes]:
+    column = payload[len(payload) // (8 + ID_SIZE) * 8 :]
+    return (column[at : at + ID_SIZE] for at in range(0, len(column), ID_SIZE))
 
 
 def _digest(upto: int, payload: bytes) -> bytes:

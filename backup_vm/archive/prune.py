@@ -1,83 +1,111 @@
-"""Removing sessions: their entries go into the next session, and chunks that nothing refers to any more are freed.
+"""Removing sessions: their entries go into the next session, and what nothing refers to any more is given back.
 
-Order: note in the catalog that a sweep is due; store the merged successors; remove the session files, of each volume the
-newest first; free the chunks; give the space back. Dying anywhere between leaves every remaining session's image as it was.
+Order: mark that a reclaim is due; store the merged successors; remove the session files, of each volume the newest first;
+reclaim. Dying anywhere between leaves every remaining session's image as it was.
+
+A volume of which a session is missing or damaged does not keep others from being pruned, but while that is so nothing is
+given back, and what a session that is kept may need of it stays: see ``_may_go``.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from backup_vm.archive import notes, references, sessions
-from backup_vm.archive.archive import Archive, give_back
-from backup_vm.archive.merge import Merge
+from backup_vm.archive import merge, naming, notes, sessions
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
-from backup_vm.archive.repack import repack
+from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was removed: sessions, chunks, and bytes given back."""
+    """What was removed: sessions, chunks, and bytes given back. ``refused``: volumes left as they are, with the reason."""
 
     sessions: int
     chunks: int
     space: int
+    refused: tuple[str, ...] = ()
 
 
-def prune(archive: Archive, doomed: Iterable[Session]) -> Pruned:
-    """Remove sessions. The images of all others stay as they are."""
-    gone = frozenset(session.file for session in doomed)
-    if not gone and archive.catalog.meta("limbo") is None:
+def prune(
+    archive: Archive, doomed: Iterable[Session], entirely: Collection[str] = frozenset()
+) -> Pruned:
+    """Remove sessions. The images of all others stay as they are. Raises DamagedError if none of them can go.
+
+    ``entirely``: ids of volumes of which nothing is to stay, damaged sessions included.
+    """
+    asked = frozenset(session.file for session in doomed)
+    marks = archive.catalog.marks
+    if not asked and not marks.unclaimed:
         return Pruned(0, 0, 0)
     volumes = archive.sessions()
-    for error in archive.damaged.values():  # what it refers to is unknown, so nothing may be freed
-        raise DamagedError(f"nothing was pruned: {error}", "run: sparsebak scrub")
-    groups = [group for series in volumes.values() for group in _groups(series, gone)]
-    _check(archive, groups)
-    archive.catalog.set_meta("sweep", "prune")
+    gone, refused = set[str](), list[str]()
+    groups: list[tuple[list[Session], Session | None]] = []
+    for volume, series in volumes.items():
+        mine = asked.intersection(session.file for session in series)
+        if not mine:
+            continue
+        try:
+            if volume in entirely:
+                takes = {name for name in archive.damaged if naming.volume_of(name) == volume}
+            else:
+                takes = _may_go(archive, volume, series, mine)
+            found = list(merge.groups(series, mine))
+            _check(archive, found)
+        except DamagedError as error:
+            refused.append(str(error))
+            continue
+        groups += found
+        gone |= mine | takes
+    if refused and not gone:
+        raise DamagedError(f"nothing was pruned: {refused[0]}", "run: sparsebak scrub")
+    if gone:
+        marks.reclaiming = True
     with closing(archive.storage.scratch()) as candidates:
         for run, successor in groups:
             _merge(archive, run, successor, candidates)
-        archive.storage.remove(*sorted(gone, reverse=True))
-        _forget_notes(
-            archive,
-            (
-                session.clear.session
-                for series in volumes.values()
-                for session in series
-                if session.file not in gone
-            ),
-        )
-        pruned = _free(archive, candidates, len(gone))
-    archive.catalog.set_meta("sweep", None)
-    if archive.catalog.meta("limbo") is None:
-        return pruned
-    archive.rebuild_catalog(free=True)  # chunks that earlier damage left without a session
-    archive.catalog.set_meta("limbo", None)
-    return Pruned(pruned.sessions, pruned.chunks, pruned.space + give_back(archive))
+        archive.storage.remove(*naming.sessions_in(gone)[::-1])
+        for name in gone:
+            archive.damaged.pop(name, None)
+        kept = (s.clear.session for v in volumes.values() for s in v if s.file not in gone)
+        _forget_notes(archive, kept)
+        chunks, space = reclaim(archive, candidates)
+    return Pruned(len(gone), chunks, space, tuple(refused))
+
+
+def _may_go(
+    archive: Archive, volume: str, series: list[Session], doomed: frozenset[str]
+) -> set[str]:
+    """Whether sessions of a volume can go; returns damaged ones that go with them. Raises DamagedError if they must stay.
+
+    What is missing or damaged may be put back from a copy, and may then need any session since the last full one before
+    it. A damaged one goes with all that was before it when what comes after it builds on nothing.
+    """
+    damaged = {n: str(e) for n, e in archive.damaged.items() if naming.volume_of(n) == volume}
+    cut_off = archive.cut_off({volume: series})
+    oldest = next((session for session in series if session.file not in doomed), None)
+    # the oldest that stays takes over what it needs, and builds on nothing then
+    start = "" if oldest is None or oldest.file in cut_off else chain(series, oldest)[0][0].file
+    takes = set[str]()
+    for name, problem in (damaged | cut_off).items():
+        if name in damaged and name < start:
+            takes.add(name)
+            continue
+        full = max((s.file for s in series if s.full and s.file < name), default="")
+        if name not in doomed and any(full <= file < name for file in doomed):
+            raise DamagedError(
+                f"volume {volume} is left as it is: {problem}", "run: sparsebak backup"
+            )
+    return takes
 
 
 def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
     with suppress(DamagedError):  # told of whenever they are read
         notes.change(archive.storage, lambda every: every.keep_only(kept))
-
-
-def _groups(
-    series: list[Session], gone: frozenset[str]
-) -> Iterator[tuple[list[Session], Session | None]]:
-    """Each run of doomed sessions, and the session after it that takes their entries over; None if there is none."""
-    run: list[Session] = []
-    for session in series:
-        if session.file in gone:
-            run.append(session)
-        elif run:
-            yield run, session
-            run = []
-    if run:
-        yield run, None
 
 
 def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]]) -> None:
@@ -93,7 +121,7 @@ def _merge(
 ) -> None:
     """Fold a run of doomed sessions into its successor, in one pass; ids that it does not take over become candidates."""
     if successor is not None:
-        Merge(archive.storage, [*run, successor]).store(candidates)
+        merge.Merge(archive.storage, [*run, successor]).store(candidates)
         return
     for session in run:
         for _, ids in sessions.columns(archive.storage, session).slices():
@@ -101,25 +129,15 @@ def _merge(
 
 
 def drop_partial(archive: Archive, partial: Partial) -> None:
-    """Remove a partial session that will not be gone on with, and free what only it refers to."""
-    before = archive.catalog.meta("sweep")  # a run that stores chunks may be going on
-    archive.catalog.set_meta("sweep", "partial")
+    """Remove a partial session that will not be resumed, and give back what only it refers to.
+
+    Everything that a run has taken in so far must be durable: what only waits to be written refers to nothing yet.
+    """
+    storing = archive.catalog.marks.storing  # a run that stores chunks may be going on
+    archive.catalog.marks.storing = True
     with closing(archive.storage.scratch()) as candidates:
         for raw in partial.ids():
             candidates.write(raw)
-        partial.close()
-        archive.storage.remove(partial.name)
-        _free(archive, candidates, 0)
-    archive.catalog.set_meta("sweep", before)
-
-
-def _free(archive: Archive, candidates: IO[bytes], removed: int) -> Pruned:
-    catalog, freed = archive.catalog, 0
-    catalog.begin()
-    for dead in references.unreferenced(archive, candidates):
-        freed += catalog.free(dead)
-    catalog.commit()
-    space = give_back(archive)
-    if catalog.packs_with_freed():  # no holes can be punched there
-        space += repack(archive)
-    return Pruned(removed, freed, space)
+        partial.discard()
+        reclaim(archive, candidates)
+    archive.catalog.marks.storing = storing

@@ -1,68 +1,85 @@
 """What sessions refer to. Only this, never the catalog, decides what may be freed."""
 
+import hashlib
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from backup_vm.archive import sessions
-from backup_vm.archive.image import split
-from wire.sealing import ID_SIZE, ZERO_ID
+from backup_vm.archive import naming, sessions
+from backup_vm.archive.damage import damage
+from backup_vm.archive.format import DIGEST_SIZE, SESSION_HEAD_SIZE
+from backup_vm.archive.partial import SUFFIX, UNFINISHED, listed_ids
+from backup_vm.errors import DamagedError
+from wire.sealing import ID_SIZE
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from backup_vm.archive.archive import Archive
-    from backup_vm.archive.sessions import Ids, Numbers
+    from backup_vm.archive.columns import Ids
 
-_SLAB = 1 << 18
-"""Ids looked for together: about 25 MiB of memory."""
+    Keys = NDArray[np.uint64]
+
+_BLOCK = (1 << 15) * ID_SIZE
 
 
-def columns(archive: "Archive") -> "Iterator[Ids]":
-    """Every chunk id that a session or a partial session refers to, in slices: uint8[n, 32]. Raises DamagedError."""
+def files(archive: "Archive") -> list[str]:
+    """Names of all files that refer to chunks: sessions, partial ones of this machine, unfinished ones of any."""
+    left = archive.storage.names("volumes", SUFFIX), archive.storage.names("volumes", UNFINISHED)
+    return [
+        *archive.session_files(),
+        *filter(naming.is_partial, left[0]),
+        *filter(naming.is_unfinished, left[1]),
+    ]
+
+
+def ids(archive: "Archive", name: str) -> "Iterator[Ids]":
+    """The chunk ids in one of these files, in slices: uint8[n, 32]. Raises DamagedError, of a session's head and size only."""
+    if naming.is_session(name):
+        session = sessions.load(archive.storage, name)
+        for _, column in sessions.columns(archive.storage, session).slices():
+            yield column
+    else:
+        yield from _incomplete(archive, name)
+
+
+def proven_ids(archive: "Archive", name: str) -> "Iterator[Ids]":
+    """The same, and the file is compared with its digest on the way: one reading. Raises DamagedError at its end, too."""
+    if not naming.is_session(name):
+        yield from _incomplete(archive, name)
+        return
     import numpy as np
 
-    for name in archive.session_files():
-        for _, ids in sessions.columns(
-            archive.storage, sessions.load(archive.storage, name)
-        ).slices():
-            yield ids
-    for one in archive.partials():
-        for raw in one.ids():
-            yield np.frombuffer(raw, np.uint8).reshape(-1, ID_SIZE)
-        one.close()
+    session = sessions.load(archive.storage, name)
+    digest, column = hashlib.blake2b(digest_size=DIGEST_SIZE), session.count * ID_SIZE
+    with damage(archive.storage, name), archive.storage.open(name) as file:
+        left = SESSION_HEAD_SIZE + 8 * session.count
+        while left and (block := file.read(min(left, _BLOCK))):
+            digest.update(block)
+            left -= len(block)
+        while column and (block := file.read(min(column, _BLOCK))):
+            digest.update(block)
+            column -= len(block)
+            yield np.frombuffer(block[: len(block) // ID_SIZE * ID_SIZE], np.uint8).reshape(
+                -1, ID_SIZE
+            )
+        sound = not left and not column and file.read(DIGEST_SIZE) == digest.digest()
+    if not sound:
+        raise DamagedError(
+            f"{archive.storage.describe(name)} is damaged: its checksum is wrong",
+            "run: sparsebak scrub",
+        )
 
 
-def ids(archive: "Archive") -> Iterator[list[bytes]]:
-    """The same as lists."""
-    for column in columns(archive):
-        yield split(column)
+def _incomplete(archive: "Archive", name: str) -> "Iterator[Ids]":
+    import numpy as np
+
+    for raw in listed_ids(archive.storage, name):
+        yield np.frombuffer(raw, np.uint8).reshape(-1, ID_SIZE)
 
 
-def key(column: "Ids") -> "Numbers":
+def key(column: "Ids") -> "Keys":
     """First eight bytes of ids as a number: uint64[n]. Ids are keyed hashes, so that equal keys are all but equal ids."""
     import numpy as np
 
     return np.ascontiguousarray(column[:, :8]).view("<u8").ravel()
-
-
-def referenced(archive: "Archive", wanted: set[bytes]) -> set[bytes]:
-    """Those of the ids that a session or a partial session refers to."""
-    import numpy as np
-
-    if not wanted:
-        return set()
-    keys = np.sort(key(np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, ID_SIZE)))
-    found: set[bytes] = set()
-    for column in columns(archive):
-        these = key(column)
-        alike = keys[np.minimum(np.searchsorted(keys, these), len(keys) - 1)] == these
-        found.update(wanted.intersection(split(column[alike])))
-        if len(found) == len(wanted):
-            break
-    return found
-
-
-def unreferenced(archive: "Archive", candidates: IO[bytes]) -> Iterator[list[bytes]]:
-    """Those of the ids in a file, one after another, that nothing refers to, in lists of bounded length."""
-    candidates.seek(0)
-    while raw := candidates.read(_SLAB * ID_SIZE):
-        wanted = {raw[at : at + ID_SIZE] for at in range(0, len(raw), ID_SIZE)} - {ZERO_ID}
-        yield list(wanted - referenced(archive, wanted))

@@ -3,12 +3,12 @@
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import xxhash
 
-from backup_vm.archive import catalog as catalogs
-from backup_vm.archive import notes, packs, sessions
-from backup_vm.archive.archive import Archive, rescan_key
+from backup_vm.archive import catalog_file, naming, notes, packs, reconcile, references, sessions
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import ENTRY, ENTRY_SIZE, PACK_HEAD_SIZE
 from backup_vm.archive.image import split
 from backup_vm.archive.packs import Packed, checksum
@@ -16,6 +16,9 @@ from backup_vm.archive.storage import Reader
 from backup_vm.errors import DamagedError
 from backup_vm.progress import Progress
 from wire.sealing import ZERO_ID
+
+if TYPE_CHECKING:
+    from backup_vm.archive.columns import Ids
 
 
 @dataclass(frozen=True)
@@ -32,23 +35,25 @@ def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:
     yield from _catalog(archive)
     try:
         notes.load(archive.storage)
-    except DamagedError as error:
+    except (DamagedError, OSError) as error:
         yield Finding(notes.NAME, str(error))
-    spoilt: set[str] = set()
-    for name in archive.session_files():
-        try:
-            sessions.check(archive.storage, sessions.load(archive.storage, name))
-        except DamagedError as error:
-            spoilt.add(name)
-            _rescan(archive, name)
-            yield Finding(name, str(error), (name,))
-    names = archive.storage.names("packs", packs.SUFFIX)
-    progress.start(sum(archive.storage.size(name) for name in names))
+    yield from _sessions(archive)
+    names = archive.pack_files()
+    sizes = archive.storage.sizes("packs")
+    progress.start(sum(max(sizes[name], 0) for name in names))
     numbers = {name: number for number, name in archive.catalog.packs().items()}
     for name in names:
-        yield from _pack(archive, name, numbers.get(name), progress)
-    if not spoilt:
-        yield from _missing(archive)
+        try:
+            yield from _pack(archive, name, numbers.get(name), progress)
+        except (DamagedError, OSError) as error:
+            yield from _unreadable(archive, name, numbers.get(name), error)
+    yield from _missing(archive)
+
+
+def foreign(archive: Archive) -> Iterator[str]:
+    """A line for each file that is not ours, where ours are: no damage, for nothing reads it."""
+    for name in naming.foreign(archive.storage):
+        yield f"{archive.storage.describe(name)} is not a file of sparsebak's; it is ignored"
 
 
 def _catalog(archive: Archive) -> Iterator[Finding]:
@@ -60,16 +65,18 @@ def _catalog(archive: Archive) -> Iterator[Finding]:
             problem = "it was damaged"
         before = archive.catalog.digest()
     except sqlite3.DatabaseError as error:
+        if not catalog_file.is_damage(error):
+            raise
         problem = f"it was damaged ({error})"
-    if not problem and archive.true_catalog_digest() != before:
+    if not problem and reconcile.true_digest(archive) != before:
         problem = "it did not list the chunks that there are"
     if not problem and _misplaces(archive):
         problem = "it did not say where the chunks are"
     if problem:
         archive.rebuild_catalog()
         yield Finding(
-            catalogs.NAME,
-            f"{archive.storage.describe(catalogs.NAME)}: {problem}; it has been rebuilt",
+            catalog_file.NAME,
+            f"{archive.storage.describe(catalog_file.NAME)}: {problem}; it has been rebuilt",
         )
 
 
@@ -81,11 +88,45 @@ def _misplaces(archive: Archive) -> bool:
                 entry.offset: entry.id
                 for entry in packs.read_index(archive.storage, name, archive.parameters.archive)
             }
-        except (DamagedError, FileNotFoundError):
-            continue  # told of when the pack is looked at
+        except (DamagedError, OSError):
+            continue  # reported when the pack is looked at
         if not archive.catalog.in_pack(number).items() <= held.items():
             return True
     return False
+
+
+def _sessions(archive: Archive) -> Iterator[Finding]:
+    """Session files against their checksums, and whether what they build on is there."""
+    bad: dict[str, str] = {}
+    for name in archive.session_files():
+        try:
+            sessions.check(archive.storage, sessions.load(archive.storage, name))
+        except (DamagedError, OSError) as error:
+            archive.note_damage(name, error)
+            bad[name] = str(archive.damaged[name])
+    volumes = archive.sessions()
+    bad |= {name: reason for name, reason in archive.cut_off(volumes).items() if name not in bad}
+    reconcile.spoil(archive.catalog, bad, volumes)
+    for name, reason in bad.items():
+        yield Finding(name, reason, (name,))
+
+
+def _unreadable(
+    archive: Archive, name: str, number: int | None, error: Exception
+) -> Iterator[Finding]:
+    """A pack with a place that the disk does not give: what cannot be read there is lost."""
+    live = archive.catalog.in_pack(number) if number is not None else {}
+    lost = []
+    with packs.PackReader(archive.storage) as reader:
+        for _, offset, length in archive.catalog.chunks_in(number) if number is not None else ():
+            try:
+                reader.read(name, live[offset], offset, length)
+            except (DamagedError, OSError):
+                lost.append(offset)
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"{archive.storage.describe(name)} cannot be read: {error.strerror or error}"
+    yield Finding(name, text, _forget(archive, name, [(o, live[o]) for o in lost]))
 
 
 def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -> Iterator[Finding]:
@@ -115,18 +156,15 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
         reader.close()
     for entry in bad:
         spoils = entry.offset in live
-        if spoils:
-            _forget(archive, entry.id)
         text = f"{path} is damaged at byte {entry.offset} (chunk {entry.id.hex()[:16]})"
         yield Finding(
             name,
             text if spoils else f"{text}, which no session needs",
-            _users(archive, entry.id) if spoils else (),
+            _forget(archive, name, [(entry.offset, entry.id)]) if spoils else (),
         )
     for offset in wrong:
-        _forget(archive, live[offset])
         text = f"{path} does not hold chunk {live[offset].hex()[:16]} at byte {offset}"
-        yield Finding(name, text, _users(archive, live[offset]))
+        yield Finding(name, text, _forget(archive, name, [(offset, live[offset])]))
     progress.advance(storage.size(name))
 
 
@@ -141,45 +179,48 @@ def _sound(reader: Reader, entry: Packed, live: bool) -> bool:
     return digest == entry.checksum or (not live and digest == checksum(bytes(entry.length)))
 
 
-def _forget(archive: Archive, chunk_id: bytes) -> None:
-    """Take a damaged chunk out of the catalog, so that the next backup stores it again."""
-    archive.catalog.remove(chunk_id)
-    for name in _users(archive, chunk_id):
-        _rescan(archive, name)
+def _forget(archive: Archive, pack: str, chunks: list[tuple[int, bytes]]) -> tuple[str, ...]:
+    """Take damaged chunks (offset and id) out of the catalog, so that the next backup stores them again.
+
+    Returns the sessions that list them; their volumes get a full session next.
+    """
+    catalog, users = archive.catalog, tuple(_users(archive, {chunk_id for _, chunk_id in chunks}))
+    catalog.begin()
+    catalog.add_rotten((pack, offset) for offset, _ in chunks)
+    catalog.remove(*(chunk_id for _, chunk_id in chunks))
+    reconcile.spoil(catalog, users, archive.sessions())
+    catalog.marks.unclaimed = True
+    catalog.commit()
+    return users
 
 
-def _rescan(archive: Archive, session_file: str) -> None:
-    """Note that the next session of this volume must be a full one."""
-    archive.catalog.set_meta(rescan_key(session_file.split("/")[1]), "scrub")
-
-
-def _users(archive: Archive, chunk_id: bytes) -> tuple[str, ...]:
-    """Session files that list a chunk."""
-    import numpy as np
-
-    wanted, users = np.frombuffer(chunk_id, np.uint8), []
+def _users(archive: Archive, wanted: set[bytes]) -> Iterator[str]:
+    """Session files that list one of these chunks."""
     for name in archive.session_files():
-        try:
-            columns = sessions.columns(archive.storage, sessions.load(archive.storage, name))
-        except DamagedError:
-            continue
-        if any((ids == wanted).all(axis=1).any() for _, ids in columns.slices()):
-            users.append(name)
-    return tuple(users)
+        if any(not wanted.isdisjoint(split(ids)) for ids in _readable_ids(archive, name)):
+            yield name
 
 
 def _missing(archive: Archive) -> Iterator[Finding]:
     """Chunks that a session lists and no pack holds."""
     for name in archive.session_files():
-        session = sessions.load(archive.storage, name)
         lacking = 0
-        for _, ids in sessions.columns(archive.storage, session).slices():
-            wanted = set(split(ids)) - {ZERO_ID}
-            lacking += len(wanted - archive.catalog.places(wanted).keys())
+        for ids in _readable_ids(archive, name):
+            lacking += archive.catalog.lacking(set(split(ids)) - {ZERO_ID})
         if lacking:
-            _rescan(archive, name)
+            reconcile.spoil(archive.catalog, [name], archive.sessions(naming.volume_of(name)))
             yield Finding(
                 name,
                 f"{archive.storage.describe(name)}: {lacking} of its chunks are missing or damaged",
                 (name,),
             )
+
+
+def _readable_ids(archive: Archive, name: str) -> "Iterator[Ids]":
+    """The ids in a session file, none from where it cannot be read; that has been found already."""
+    if name in archive.damaged:
+        return
+    try:
+        yield from references.ids(archive, name)
+    except (DamagedError, OSError) as error:
+        archive.note_damage(name, error)

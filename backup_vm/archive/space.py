@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive import sessions
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.merge import Merge
+from backup_vm.archive.merge import Merge, groups
 from backup_vm.archive.references import key
 from backup_vm.archive.sessions import Session
+from backup_vm.errors import DamagedError
 from wire.sealing import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from backup_vm.archive.columns import Numbers
 
     Indexes = NDArray[np.int64]
 
@@ -73,10 +76,21 @@ class Account:
         self._by_session: dict[str, Indexes] = {}
         for series in volumes.values():
             for session in series:
-                at = self._by_session[session.file] = self._indexes(
-                    sessions.columns(self._storage, session).ids
-                )
+                at = self._by_session[session.file] = self._entries(archive, session)
                 np.add.at(self._uses, at, 1)
+
+    def _entries(self, archive: Archive, session: Session) -> "Indexes":
+        """Where the chunks of a session stand in the account; none of one that cannot be read."""
+        import numpy as np
+
+        found = [np.empty(0, np.int64)]
+        try:
+            for _, ids in sessions.columns(self._storage, session).slices():
+                found.append(self._indexes(ids))
+        except DamagedError as error:
+            archive.damaged[session.file] = error
+            return found[0]
+        return np.concatenate(found)
 
     def _indexes(self, ids: "NDArray[np.uint8]") -> "Indexes":
         """Where the chunks of an id column stand in the account; zeros and what is missing stand at the end."""
@@ -126,27 +140,29 @@ class Account:
 
         dropped = [np.empty(0, np.int64)]
         for volume in {file.split("/")[1] for file in doomed}:
-            series = self._volumes[volume]
-            run: list[Session] = []
-            for session in series:
-                if session.file in doomed:
-                    run.append(session)
-                elif run:
-                    dropped += self._superseded([*run, session])
-                    run = []
-            dropped += [self._by_session[session.file] for session in run]
+            for run, successor in groups(self._volumes[volume], doomed):
+                if successor is not None:
+                    dropped += self._superseded([*run, successor])
+                else:
+                    dropped += [self._by_session[session.file] for session in run]
         at, counts = np.unique(np.concatenate(dropped), return_counts=True)
         return self._sizes(at[self._uses[at] == counts])
 
     def _superseded(self, run: list[Session]) -> "list[Indexes]":
         import numpy as np
 
-        if len(run) > 2:
-            return [
-                self._indexes(part)
-                for *_, parts in Merge(self._storage, run).windows()
-                for part in parts
-            ]
-        old, new = (sessions.columns(self._storage, session).numbers for session in run)
-        gone = np.isin(old, new, assume_unique=True) | (old >= np.uint64(run[1].inherit))
+        try:
+            if len(run) > 2:
+                windows = Merge(self._storage, run).windows()
+                return [self._indexes(part) for *_, parts in windows for part in parts]
+            old, new = (self._numbers(session) for session in run)
+        except DamagedError:  # noted when its entries were looked at
+            return []
+        gone = np.isin(old, new, assume_unique=True) | (old >= run[1].inherit)
         return [self._by_session[run[0].file][gone]]
+
+    def _numbers(self, session: Session) -> "Numbers":
+        import numpy as np
+
+        slices = sessions.columns(self._storage, session).slices()
+        return np.concatenate([np.empty(0, np.int64), *(numbers for numbers, _ in slices)])

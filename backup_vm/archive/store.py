@@ -70,7 +70,7 @@ class Store:
                     "run: sparsebak scrub, then sparsebak backup",
                 )
             if filling.pack is None:
-                self._mark()
+                self._catalog.marks.storing = True
                 filling.pack = NewPack(self._archive.storage, self._archive.parameters.archive)
             filling.places[chunk_id] = (filling.pack.add(chunk_id, sealed), len(sealed))
             self.stored += len(sealed)
@@ -84,11 +84,6 @@ class Store:
             filling.pack is not None and filling.pack.size >= self._archive.storage.pack_size
         ):
             self._close_pack()
-
-    def _mark(self) -> None:
-        """Note that whoever finds the archive so must look for chunks without a session. A run that stores none need not."""
-        if self._catalog.meta("sweep") is None:
-            self._catalog.set_meta("sweep", "store")
 
     def holds(self, chunk_id: bytes) -> bool:
         """Whether a chunk is in the archive, or on its way there."""
@@ -146,7 +141,7 @@ class Store:
         self._catalog.begin()
         for filled in settled:
             if filled.pack is not None:
-                number = self._catalog.add_pack(filled.pack.name)
+                number = self._catalog.add_pack(filled.pack.name, filled.pack.size)
                 self._catalog.add_all(
                     number, [(chunk_id, *place) for chunk_id, place in filled.places.items()]
                 )
@@ -163,6 +158,11 @@ class Store:
         while self._flying:
             self._settle()
         self._record()
+
+    def finish(self) -> None:
+        """The same at the end of a run: all that was stored has a session, or a partial one, that refers to it."""
+        self.flush()
+        self._catalog.marks.storing = False
 
     def close(self) -> None:
         """End; what is not on disk yet is given up."""

@@ -131,6 +131,8 @@ def _prune(
 
 
 def _exit(report: "Report") -> int:
+    if report.spoilt:
+        return Exit.DAMAGED
     if not report.failed:
         return Exit.OK
     return Exit.INCOMPLETE if report.done else report.failed[0][1].code
@@ -168,7 +170,14 @@ def _preview(context: Context, chosen: "list[VolumeEntry]") -> int:
 def _tell(context: Context, report: "Report") -> None:
     if context.json:
         failed = [{"volume": name, "error": str(error)} for name, error in report.failed]
-        context.result({"sessions": [asdict(done) for done in report.done], "failed": failed}, "")
+        context.result(
+            {
+                "sessions": [asdict(done) for done in report.done],
+                "failed": failed,
+                "spoilt": report.spoilt,
+            },
+            "",
+        )
     elif context.talks and report.done:
         rows = [
             [

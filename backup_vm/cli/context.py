@@ -83,10 +83,9 @@ class Context:
                     for warning in archive.warnings:
                         self.warn(warning)
         except sqlite3.Error as error:
-            raise SparsebakError(
-                f"the catalog of {place}: {error}",
-                "make room on the disk, or remove catalog.sqlite",
-            ) from None
+            from backup_vm.archive.catalog_file import explain
+
+            raise explain(error, f"the catalog of {place}") from None
 
     def has_agent(self) -> bool:
         """Whether an agent was named, or is to be expected on this machine."""

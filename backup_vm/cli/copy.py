@@ -13,14 +13,20 @@ def add_to(commands: Any) -> None:
     copy = commands.add_parser(
         "copy",
         help="bring a second copy of the archive up to date; only what it lacks is sent",
-        description="Brings a copy of the archive up to date, or makes one. Needs no key. What is interrupted resumes where "
-        "it stopped. The copy is an archive of its own, to restore from, prune, or even back up into.",
+        description="Brings a copy of the archive up to date, or makes one. Needs no key. What is interrupted resumes where it "
+        "stopped. The copy is an archive of its own, to restore from, prune, or even back up into. What cannot be read here is "
+        "named, and all the rest is copied.",
     )
     copy.add_argument("target", metavar="DIR", help="the copy: a folder or a URL, as for --archive")
     copy.add_argument(
         "--delete",
         action="store_true",
         help="remove sessions from the copy that are not here any more",
+    )
+    copy.add_argument(
+        "--init",
+        action="store_true",
+        help="make a new copy where there was one before, and is none now",
     )
     copy.set_defaults(run=run)
 
@@ -35,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     target = expanded(options.target)
     with context.open() as archive:
         progress = progress_for("copy", context.quiet or context.json)
-        done = copy(archive, target, progress, options.delete)
+        done = copy(archive, target, progress, options.delete, options.init)
     for problem in done.failed:
         context.warn(problem)
     fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}

@@ -34,7 +34,5 @@ def run(options: argparse.Namespace) -> int:
         if not options.dry_run:
             sessions = count_text(len(volume.sessions), "session")
             context.confirm(f"Remove all of {volume.name}, {sessions}? They cannot be had back.")
-        remove(
-            context, archive, [(volume, session) for session in volume.sessions], options.dry_run
-        )
-    return 0
+        doomed = [(volume, session) for session in volume.sessions]
+        return remove(context, archive, doomed, options.dry_run, entirely=frozenset({volume.id}))

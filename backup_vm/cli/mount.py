@@ -2,6 +2,11 @@
 
 import argparse
 import ctypes.util
+import errno
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from backup_vm.cli.context import Context
@@ -33,7 +38,16 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.names import find_session, one
 
     context = Context(options)
-    if not options.folder.is_dir() or any(options.folder.iterdir()):
+    try:
+        empty = options.folder.is_dir() and not any(options.folder.iterdir())
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        raise SparsebakError(
+            f"{options.folder} is a mount whose program has died",
+            f"end it: fusermount3 -u {shlex.quote(str(options.folder))}",
+        ) from None
+    if not empty:
         raise UsageError(f"{options.folder} is not an empty folder")
     try:
         import mfusepy
@@ -62,18 +76,35 @@ def run(options: argparse.Namespace) -> int:
         )
         more = {"allow_other": True} if options.allow_other else {}
         try:
-            mfusepy.FUSE(
-                files,
-                str(options.folder),
-                foreground=True,
-                ro=True,
-                fsname="sparsebak",
-                subtype="sparsebak",
-                **more,
-            )
+            with _signals_to_libfuse():
+                mfusepy.FUSE(
+                    files,
+                    str(options.folder),
+                    foreground=True,
+                    ro=True,
+                    fsname="sparsebak",
+                    subtype="sparsebak",
+                    **more,
+                )
         except RuntimeError as error:
-            raise SparsebakError(
-                f"cannot mount on {options.folder}: libfuse ended with {error}",
-                "see its message above",
-            ) from None
+            if not files.mounted:  # else this is how it says that a signal ended it
+                raise SparsebakError(
+                    f"cannot mount on {options.folder}: libfuse ended with {error}",
+                    "see its message above",
+                ) from None
     return 0
+
+
+@contextmanager
+def _signals_to_libfuse() -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and SIGINT end the mount.
+
+    libfuse does so itself where nobody else handles them, and a handler of Python's would wait for libfuse to return.
+    """
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
+from backup_vm.errors import Exit
 from backup_vm.options import dry_run_option, key_option, yes_option
 from backup_vm.text import count_text, size_text, table
 
@@ -118,15 +119,13 @@ def run(options: argparse.Namespace) -> int:
                 for name in options.session
             ]
             _ask(context, doomed)
-            remove(context, archive, doomed, options.dry_run)
-            return 0
+            return remove(context, archive, doomed, options.dry_run)
         verdicts = judge(context, archive, volumes, chosen, rules, options.until_free)
         if options.dry_run and not context.json:
             context.result({}, _plan(verdicts))
         doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
         _ask(context, doomed)
-        remove(context, archive, doomed, options.dry_run, verdicts)
-    return 0
+        return remove(context, archive, doomed, options.dry_run, verdicts)
 
 
 def _ask(context: Context, doomed: "Sequence[tuple[Named, Session]]") -> None:
@@ -211,8 +210,12 @@ def remove(
     doomed: "Sequence[tuple[Named, Session]]",
     dry_run: bool,
     verdicts: "Sequence[Verdict]" = (),
-) -> None:
-    """Prune sessions and report what was done, or what would be."""
+    entirely: frozenset[str] = frozenset(),
+) -> int:
+    """Prune sessions and report what was done, or what would be; returns the exit code.
+
+    ``entirely``: ids of volumes of which nothing is to stay, damaged sessions included.
+    """
     from backup_vm.archive.prune import Pruned, prune
     from backup_vm.archive.space import Account
 
@@ -220,7 +223,10 @@ def remove(
         account = Account(archive, archive.sessions())
         done = Pruned(len(doomed), 0, account.comes_back({session.file for _, session in doomed}))
     else:
-        done = prune(archive, [session for _, session in doomed])
+        done = prune(archive, [session for _, session in doomed], entirely)
+    for reason in done.refused:
+        context.warn(reason)
+    code = Exit.DAMAGED if done.refused or archive.found else Exit.OK
     if context.json:
         names = [
             {"qube": v.qube, "volume": v.volume, "session": session.name} for v, session in doomed
@@ -237,7 +243,7 @@ def remove(
         ]
         data = {"removed": names, "dry_run": dry_run, "chunks": done.chunks, "freed": done.space}
         context.result(data | ({"plan": plan} if verdicts else {}), "")
-        return
+        return code
     if dry_run:
         if not verdicts:
             for volume, session in doomed:
@@ -246,9 +252,13 @@ def remove(
             {},
             f"{count_text(done.sessions, 'session')} would be removed, {size_text(done.space)} given back.",
         )
-        return
+        return code
+    left = set(archive.session_files())
+    left = set(archive.session_files())
     for volume, session in doomed:
-        context.say(f"removed {volume.name} {session.name}")
+        if session.file not in left:
+            context.say(f"removed {volume.name} {session.name}")
     context.say(
         f"{count_text(done.sessions, 'session')} removed, {size_text(done.space)} given back."
     )
+    return code

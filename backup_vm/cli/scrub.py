@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.notes import checked
-    from backup_vm.archive.scrub import scrub
+    from backup_vm.archive.scrub import foreign, scrub
     from backup_vm.progress import progress_for
 
     context = Context(options)
@@ -31,8 +31,10 @@ def run(options: argparse.Namespace) -> int:
             findings = list(scrub(archive, progress))
         finally:
             progress.stop()
-        warned = bool(archive.warnings)
-        checked(archive.storage, not findings and not warned)
+        sound = not findings and not archive.found
+        checked(archive.storage, sound)
+        for line in foreign(archive):
+            context.warn(line)
     for finding in findings:
         spoils = f"; spoils {', '.join(finding.sessions)}" if finding.sessions else ""
         context.warn(finding.problem + spoils)
@@ -40,7 +42,12 @@ def run(options: argparse.Namespace) -> int:
         data = [
             {"file": f.file, "problem": f.problem, "sessions": list(f.sessions)} for f in findings
         ]
-        context.result({"damaged": data, "ok": not findings and not warned}, "")
-    if not findings and not warned:
+        data += [
+            {"file": file, "problem": reason, "sessions": [file]}
+            for file, reason in archive.found.items()
+            if file not in {finding.file for finding in findings}
+        ]
+        context.result({"damaged": data, "ok": sound}, "")
+    if sound:
         context.say("No damage found.")
-    return Exit.DAMAGED if findings or warned else Exit.OK
+    return Exit.OK if sound else Exit.DAMAGED

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     with context.open() as archive:
         keys = context.keys(archive)
         chosen = select(context.volumes(archive, keys), [options.volume] if options.volume else [])
-        damaged = list(archive.damaged.values())
+        damaged = _damaged(archive, chosen, options)
         progress = progress_for("verify", context.quiet or context.json)
         try:
             for volume in chosen:
@@ -59,6 +59,20 @@ def run(options: argparse.Namespace) -> int:
         finally:
             progress.stop()
     return _tell(context, results, damaged)
+
+
+def _damaged(
+    archive: "Archive", chosen: "list[Named]", options: argparse.Namespace
+) -> list[DamagedError]:
+    """Session files that cannot be read, and may be among those that were asked for."""
+    if options.volume and options.session not in ("latest", "all"):
+        return []
+    ids = {volume.id for volume in chosen}
+    return [
+        error
+        for file, error in archive.damaged.items()
+        if not options.volume or file.split("/")[1] in ids
+    ]
 
 
 def _verify(

@@ -90,12 +90,18 @@ def test_a_cut_or_missing_file_is_found_and_named(built: Site, pattern: str) -> 
     assert built.scrubbed() == []
 
 
-def test_a_missing_session_is_found_by_verify(built: Site) -> None:
-    """Sessions that build on a lost one no longer prove complete."""
+def test_a_missing_session_is_named_by_what_builds_on_it(built: Site) -> None:
+    """Without any key."""
     volume = files(built, "*.session")[0].parent
     first = sorted(volume.glob("*.session"))[0]
     first.unlink()
-    with pytest.raises(DamagedError, match="not complete or not authentic"):
+    lost = first.stem.rpartition("-")[2]
+    with built.open() as archive:
+        series = archive.sessions(volume.name)[volume.name]
+        for session in series:
+            with pytest.raises(DamagedError, match=f"builds on session {lost}.*missing"):
+                archive.image(series, session)
+    with pytest.raises(DamagedError, match=lost):
         built.verify_all()
 
 

@@ -226,3 +226,76 @@ def test_a_host_that_is_not_known_or_does_not_know_us(
         error = commands.fails(1, "--archive", server.url("x"), "list")
         (home / name).write_text(kept)
         assert re.search(said, error), error
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_a_run_that_was_cut_and_a_prune_elsewhere(
+    remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never two at once: what the partial session of the first machine lists is checked when it is resumed."""
+    site = remote_site()
+    for seed in (1, 2):
+        site.image().write_bytes(random.Random(seed).randbytes(16 * GRAIN))
+        site.backup()
+    site.image().write_bytes(random.Random(3).randbytes(40 * GRAIN))
+    original, puts = ObjectStore.put, [0]
+
+    def put(self: ObjectStore, name: str, source: Path) -> str:
+        puts[0] += name.endswith(".pack")
+        if puts[0] > 5:
+            raise SparsebakError("cut here")
+        return original(self, name, source)
+
+    monkeypatch.setattr(ObjectStore, "put", put)
+    with pytest.raises(SparsebakError, match="cut here"):
+        site.backup()
+    monkeypatch.setattr(ObjectStore, "put", original)
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+        with site.open(True) as archive:
+            (series,) = archive.sessions().values()
+            prune(archive, series[:1])
+    assert site.backup().done[0].resumed
+    assert list(site.images().values())[-1] == site.contents() and site.scrubbed() == []
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
+    remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backup_vm.archive import store
+    from backup_vm.archiver import Archiver
+    from backup_vm.interrupts import Interrupted
+    from backup_vm.progress import Progress
+
+    class Cut(Progress):
+        left = 30
+
+        def advance(self, size: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise Interrupted
+
+    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    site = remote_site()
+    site.image().write_bytes(random.Random(1).randbytes(16 * GRAIN))
+    site.backup()
+    site.image().write_bytes(random.Random(3).randbytes(40 * GRAIN))
+    with site.open(True) as archive, pytest.raises(KeyboardInterrupt):
+        agent = site.agent(archive)
+        Archiver(archive, agent, Cut()).run(agent.list())
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+        with site.open(True) as archive:
+            assert len(archive.storage.names("volumes", ".unfinished")) == 1
+            (series,) = archive.sessions().values()
+            assert prune(archive, series[:-1]).chunks == 0
+        done = site.backup().done[0]
+        assert done.resumed and done.stored < 20 * GRAIN
+        assert list(site.images().values())[-1] == site.contents()
+    with site.open(True) as archive:
+        assert archive.storage.names("volumes", ".unfinished") == []
+        assert archive.partials() == []
+    assert not site.backup().done[0].full
+    site.verify_all()
+    assert site.scrubbed() == []

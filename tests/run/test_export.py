@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.incoming import Entry, Incoming
 from backup_vm.archive.prune import prune
 from backup_vm.archive.scrub import scrub
@@ -22,6 +23,7 @@ from backup_vm.progress import Progress
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, change, fill
 from tests.steps import deaths
+from wire.records import RECORD_SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +128,27 @@ def test_a_forged_chunk_is_noticed_with_the_key(
     assert {path: path.read_bytes() for path in built.archive.rglob("*.pack")} == before
 
 
+def test_chunks_in_other_places_are_noticed_with_the_key(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
+    """Each chunk is authentic, and the image is not the one of the record."""
+    commands, file = commands_for(built), built.root / "one"
+    commands.keyed("export", "work/private", "--session", list(built.images())[1], "-o", str(file))
+    drop(built, built.archive, 1)
+    raw = bytearray(file.read_bytes())[:-32]
+    with built.open() as archive:
+        first = 8 + 16 + 4 + len((archive.storage.local("archive.toml")).read_bytes()) + RECORD_SIZE
+    size = int.from_bytes(raw[first - RECORD_SIZE + 72 :][:8], "little")
+    data = first + 32 * -(-size // GRAIN)
+    number = next(n for n in range(99) if any(raw[first + 32 * n :][:32]))
+    raw[first + 32 * number : first + 32 * number + 32] = bytes(32)  # a chunk becomes zeros
+    del raw[data : data + 4 + int.from_bytes(raw[data : data + 4], "little")]
+    file.write_bytes(raw + hashlib.blake2b(raw, digest_size=32).digest())
+    assert "not authentic" in commands.fails(
+        4, "import", str(file), "--passphrase-file", str(commands.passphrase)
+    )
+
+
 def test_the_key_of_an_open_archive_does_not_go_along(
     tmp_path: Path, commands_for: Callable[[Site], Commands]
 ) -> None:
@@ -224,15 +247,15 @@ def test_what_was_begun_with_other_entries_is_begun_anew(built: Site) -> None:
     with built.open() as source, built.open(True, target) as archive:
         (series,) = source.sessions().values()
         store = Store(archive)
-        first = Incoming(archive, store, series[1].record, 0, b"1" * 16)
+        first = Incoming(archive, store, series[1].record, NO_BASE, 0, b"1" * 16)
         for number in range(3):
             first.take(Entry(number, bytes([number + 1]) * 32, b"sealed"))
         store.flush()
         first.close()
-        assert Incoming(archive, store, series[1].record, 0, b"1" * 16).position == 3, (
+        assert Incoming(archive, store, series[1].record, NO_BASE, 0, b"1" * 16).position == 3, (
             "gone on with"
         )
-        again = Incoming(archive, store, series[1].record, 0, b"2" * 16)
+        again = Incoming(archive, store, series[1].record, NO_BASE, 0, b"2" * 16)
         assert again.position == 0 and not store.holds(b"\x01" * 32)
         again.close()
         store.close()

@@ -8,15 +8,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backup_vm.archive import packs
+from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.cli.diff import changed_ranges
 from backup_vm.lazy import ChunkCache, LazyImage
+from backup_vm.mounting import SessionFiles
 from backup_vm.names import stored_volumes
 from tests.commands import Commands
 from tests.conftest import cannot
@@ -26,7 +30,7 @@ BIN = Path(sys.executable).parent
 
 
 @contextmanager
-def mounted(commands: Commands, *more: str) -> Iterator[Path]:
+def mounted(commands: Commands, *more: str, end: signal.Signals = signal.SIGINT) -> Iterator[Path]:
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         cannot("there is no /dev/fuse to use")
     folder = commands.site.root / "mounted"
@@ -50,8 +54,10 @@ def mounted(commands: Commands, *more: str) -> Iterator[Path]:
             time.sleep(0.02)
         yield folder
     finally:
-        process.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        process.send_signal(end)
         out, err = process.communicate(timeout=30)
+        assert time.monotonic() - begun < 2 and process.returncode == 0, err
         assert not os.path.ismount(folder) and "Traceback" not in err, err
         assert "2 sessions" in out or "1 sessions" in out
 
@@ -117,6 +123,70 @@ def test_damage_is_an_error_where_it_is_and_only_there(commands: Commands) -> No
                     errors += 1
                     readable += image[at : at + GRAIN]
         assert 1 <= errors <= 3 and readable == image, "read ahead may spoil the neighbours"
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it(commands: Commands, end: signal.Signals) -> None:
+    """Also while a file of it is open."""
+    site = commands.site
+    site.image().write_bytes(random.Random(1).randbytes(GRAIN))
+    site.backup()
+    with mounted(commands, end=end) as folder:
+        fd = os.open(next(folder.iterdir()), os.O_RDONLY)
+        assert os.read(fd, 9) == site.contents()[:9]
+    with suppress(OSError):  # there is nobody to tell of it
+        os.close(fd)
+
+
+def test_a_dead_mount_is_named_with_what_ends_it(commands: Commands) -> None:
+    site = commands.site
+    site.image().write_bytes(random.Random(1).randbytes(GRAIN))
+    site.backup()
+    with pytest.raises(AssertionError, match="-9"), mounted(commands, end=signal.SIGKILL) as folder:
+        pass
+    try:
+        words = ("mount", "work/private", str(folder))
+        key = ("--passphrase-file", str(commands.passphrase))
+        error = commands.fails(1, *words, *key)
+        assert f"fusermount3 -u {folder}" in error
+    finally:
+        subprocess.run(["fusermount3", "-u", folder], check=True)
+
+
+def test_sessions_are_read_by_several_threads(tmp_path: Path) -> None:
+    """They share the catalog's connection and the open packs, more of these than are kept open."""
+    site = Site(tmp_path / "site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalStorage, "pack_size", GRAIN)
+        patch.setattr(packs, "_OPEN_FILES", 2)
+        fill(site.image(), 40 * GRAIN)
+        for seed in range(3):
+            site.backup()
+            change(site.image(), random.Random(seed), resize=False)
+        contents = list(site.images().values())
+        with site.open() as archive:
+            (volume,) = stored_volumes(archive, site.keys(archive), {})
+            files = SessionFiles(
+                archive, volume, list(volume.sessions), site.keys(archive), lambda text: None
+            )
+            files._cache = ChunkCache(0)
+            names = [name for name in files.readdir("/", 0) if name.endswith(".img")]
+
+            def read(seed: int) -> None:
+                mine = random.Random(seed)
+                for _ in range(150):
+                    at, offset = mine.randrange(len(names)), mine.randrange(39) * GRAIN
+                    found = files.read("/" + names[at], GRAIN, offset, 0)
+                    assert found == contents[at][offset : offset + GRAIN]
+
+            before = sys.getswitchinterval()
+            sys.setswitchinterval(1e-6)
+            try:
+                with ThreadPoolExecutor(8) as pool:
+                    list(pool.map(read, range(8)))
+            finally:
+                sys.setswitchinterval(before)
+                files.destroy("/")
 
 
 def test_mistakes(commands: Commands) -> None:

@@ -1,5 +1,6 @@
 """The second reader, written from docs/format.md alone, on every kind of archive."""
 
+import os
 import random
 import subprocess
 import sys
@@ -137,9 +138,37 @@ def test_damage_is_noticed(site: Site) -> None:
     assert done.returncode == 1 and "lost or damaged" in done.stderr
 
 
+def test_damage_is_for_what_needs_it(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site", sealed=False, volumes=("work/private", "vault/root"))
+    for name in site.volumes:
+        fill(site.image(name), 5 * GRAIN)
+    for _ in range(2):
+        for name in site.volumes:
+            site.backup(name)
+            change(site.image(name), random.Random(1))
+    with site.open() as archive:
+        ours, theirs = (
+            archive.sessions(archive.parameters.keys().volume_id(*name.split("/")).hex())  # type: ignore[union-attr]
+            for name in site.volumes
+        )
+    (work,), (vault,) = ours.values(), theirs.values()
+    (site.archive / vault[0].file).unlink()
+    os.mkfifo(site.archive / vault[0].file)
+    (site.archive / vault[1].file).write_bytes(b"x" * 9999)
+    (site.archive / "packs/aa").mkdir(exist_ok=True)
+    (site.archive / f"packs/aa/{'a' * 32}.pack").write_bytes(b"x" * 99)
+    words = ("assemble", "work/private", work[1].name, str(tmp_path / "image"))
+    done = read(site, site.archive, *words)
+    assert done.returncode == 0 and vault[1].file in done.stderr and "a" * 32 in done.stderr
+    assert (tmp_path / "image").read_bytes() == site.images()[work[1].name]
+    (site.archive / work[0].file).unlink()
+    done = read(site, site.archive, *words[:-1], str(tmp_path / "other"))
+    assert done.returncode == 1 and "is missing" in done.stderr
+
+
 def test_it_shares_no_code_and_is_short() -> None:
     text = READER.read_text()
-    assert len(text.splitlines()) < 300
+    assert len(text.splitlines()) < 350
     packages = ("wire", "backup_vm", "dom0_agent")
     assert not any(
         f"{word} {package}" in text for word in ("import", "from") for package in packages

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backup_vm.archive import merge, sessions
-from backup_vm.archive.image import Image, split
+from backup_vm.archive.image import Image, chain, split
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
@@ -62,7 +62,15 @@ def build(
             now[number] = chunk_id
         numbers, ids = [n.to_bytes(8, "little") for n, _ in entries], [i for _, i in entries]
         series.append(
-            sessions.write(storage, record(sequence, chunks), inherit, len(entries), numbers, ids)
+            sessions.write(
+                storage,
+                record(sequence, chunks),
+                series[-1].clear.session if series else bytes(16),
+                inherit,
+                len(entries),
+                numbers,
+                ids,
+            )
         )
         images.append(now)
         before = now
@@ -70,13 +78,17 @@ def build(
 
 
 def ids_of(storage: LocalStorage, series: list[Session]) -> list[bytes]:
-    image = Image(storage, series)
+    found, missing = chain(series, series[-1])
+    assert missing == bytes(16)
+    image = Image(storage, found)
     return split(image.ids(0, image.chunks))
 
 
 def entries(storage: LocalStorage, session: Session) -> dict[int, bytes]:
-    columns = sessions.columns(storage, session)
-    return dict(zip(columns.numbers.tolist(), split(columns.ids), strict=True))
+    parts = sessions.columns(storage, session).slices(3)
+    return {
+        n: i for numbers, ids in parts for n, i in zip(numbers.tolist(), split(ids), strict=True)
+    }
 
 
 @given(st.lists(step, min_size=1, max_size=6), st.data())
@@ -104,6 +116,8 @@ def test_images_and_merges_follow_the_model(
             gone = Counter(iter(lambda: superseded.read(32), b""))
         assert gone + Counter(entries(storage, series[end]).values()) == before
         sessions.check(storage, series[end])
+        for still in range(end, len(series)):  # before what was merged is removed, too
+            assert ids_of(storage, series[: still + 1]) == images[still]
         del series[at:end], images[at:end]
         for still in range(len(series)):
             assert ids_of(storage, series[: still + 1]) == images[still]
@@ -115,7 +129,6 @@ def test_a_session_file_is_read_back(tmp_path: Path) -> None:
     assert sessions.load(storage, session.file) == session
     sessions.check(storage, session)
     columns = sessions.columns(storage, session)
-    assert columns.numbers.tolist() == [3, 7] and split(columns.ids) == [b"x" * 32, b"y" * 32]
     assert [(numbers.tolist(), split(ids)) for numbers, ids in columns.slices(1)] == [
         ([3], [b"x" * 32]),
         ([7], [b"y" * 32]),
@@ -129,3 +142,76 @@ def test_a_session_under_another_name_is_refused(tmp_path: Path) -> None:
     storage.local(session.file).rename(storage.local(other))
     with pytest.raises(DamagedError):
         sessions.load(storage, other)
+
+
+def test_a_missing_session_is_noticed_by_what_builds_on_it_alone(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    entry = {1: b"x" * 32}
+    series, images = build(storage, [(4, full, entry) for full in (True, False, False, True)])
+    del series[1], images[1]
+    assert chain(series, series[0]) == (series[:1], bytes(16))
+    assert chain(series, series[1]) == (series[1:2], (2).to_bytes(16, "big"))
+    assert chain(series, series[2]) == (series[2:], bytes(16))
+
+
+def test_a_chain_in_a_circle_ends(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    names = [(n).to_bytes(16, "big") for n in (1, 2)]
+    series = [sessions.write(storage, record(n, 4), names[2 - n], 4, 0, [], []) for n in (1, 2)]
+    assert chain(series, series[1])[1] == names[1]
+
+
+def test_a_base_without_inheritance_is_damage(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    (session,), _ = build(storage, [(12, True, {})])
+    path = storage.local(session.file)
+    raw = bytearray(path.read_bytes())
+    raw[24:40] = b"b" * 16
+    path.write_bytes(raw)
+    with pytest.raises(DamagedError):
+        sessions.load(storage, session.file)
+
+
+@given(st.lists(st.tuples(step, st.integers(0, 5)), min_size=2, max_size=6), st.data())
+def test_any_sessions_can_go_however_the_others_build_on_them(
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[tuple[tuple[int, bool, dict[int, bytes]], int]],
+    data: st.DataObject,
+) -> None:
+    """Also after prunes that died when they had merged, and not removed yet."""
+    storage = LocalStorage(tmp_path_factory.mktemp("sessions"))
+    series: list[Session] = []
+    images: dict[str, list[bytes]] = {}
+    for sequence, ((chunks, full, changed), back) in enumerate(steps, 1):
+        base = None if full or not series else series[-1 - back % len(series)]
+        inherit = min(base.chunks, chunks) if base else 0
+        now = (images[base.file][:inherit] if base else []) + [ZERO_ID] * (chunks - inherit)
+        new = sorted((number, i) for number, i in changed.items() if number < chunks)
+        for number, chunk_id in new:
+            now[number] = chunk_id
+        numbers, ids = [n.to_bytes(8, "little") for n, _ in new], [i for _, i in new]
+        id_of_base = base.clear.session if base else bytes(16)
+        made = record(sequence, chunks), id_of_base, inherit, len(new), numbers, ids
+        series.append(sessions.write(storage, *made))
+        images[series[-1].file] = now
+    while len(series) > 1:
+        gone = data.draw(st.sets(st.sampled_from([session.file for session in series]), min_size=1))
+        with storage.scratch() as superseded:
+            for run, successor in list(merge.groups(series, gone)):
+                if successor is not None:
+                    stored = merge.Merge(storage, [*run, successor]).store(superseded)
+                    series[series.index(successor)] = stored
+                    sessions.check(storage, stored)
+                for session in series:
+                    found, missing = chain(series, session)
+                    assert missing == bytes(16)
+                    image = Image(storage, found)
+                    assert split(image.ids(0, image.chunks)) == images[session.file]
+        if data.draw(st.booleans()):  # it lived on to remove them
+            series = [session for session in series if session.file not in gone]
+            for session in series:
+                assert chain(series, session)[1] == bytes(16)
+                image = Image(storage, chain(series, session)[0])
+                assert split(image.ids(0, image.chunks)) == images[session.file]
+        elif data.draw(st.booleans()):
+            break

@@ -1,0 +1,184 @@
+"""The catalog as a database: its schema, transactions, and what it remembers beside where chunks lie."""
+
+import functools
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Self
+
+from backup_vm.archive.marks import Marks
+
+VERSION = 2
+BY_PACK = "CREATE INDEX chunks_by_pack ON chunks (pack)"
+RANGES = "(pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)"
+_SCHEMA = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE packs (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL);
+CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE spoilt (file TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)
+    WITHOUT ROWID;
+{BY_PACK};
+CREATE TABLE rotten (pack TEXT NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (pack, offset)) WITHOUT ROWID;
+CREATE TABLE freed {RANGES};
+CREATE INDEX freed_by_pack ON freed (pack);
+"""
+
+
+@functools.cache
+def _expected() -> list[tuple[str, str, str, str]]:
+    """What a catalog's own table of contents must say, to the letter."""
+    with sqlite3.connect(":memory:") as database:
+        database.executescript(_SCHEMA)
+        found = _contents(database)
+    database.close()
+    return found
+
+
+def _contents(database: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
+    rows = database.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master")
+    return sorted(rows.fetchall())
+
+
+class CatalogBase:
+    """See catalog.py. sqlite3.DatabaseError from any method: see catalog_file.is_damage."""
+
+    def __init__(self, path: Path, read_only: bool = False, alone: bool = False) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self.marks = Marks(self)
+        if read_only:
+            # where nothing at all can be written SQLite cannot lock either, and need not
+            rest = "mode=ro" if os.access(path, os.W_OK) else "mode=ro&immutable=1"
+            self._db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?{rest}",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            self._db.execute("PRAGMA trusted_schema=OFF")
+        else:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA trusted_schema=OFF")
+            self._db.execute("PRAGMA journal_mode=TRUNCATE")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA temp_store=FILE")
+        if alone:  # the archive's own lock sees to it, so that SQLite need not look for others at every statement
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        self._db.execute("PRAGMA cache_size=-16384")
+
+    @classmethod
+    def create(cls, path: Path, archive: bytes) -> Self:
+        """Make an empty one, where there is nothing."""
+        catalog = cls(path)
+        catalog._db.execute("PRAGMA journal_mode=DELETE")
+        catalog._db.executescript(_SCHEMA)
+        catalog.set_meta("version", str(VERSION))
+        catalog.set_meta("archive", archive.hex())
+        return catalog
+
+    def sound_for(self, archive: bytes) -> bool:
+        """Whether this is a catalog of that archive and of this version, to the letter of its schema: nothing else is run."""
+        return (
+            _contents(self._db) == _expected()
+            and self.meta("version") == str(VERSION)
+            and self.meta("archive") == archive.hex()
+        )
+
+    @property
+    def written(self) -> bool:
+        """Whether anything in it was changed since it was opened."""
+        return self._db.total_changes > 0
+
+    def whole(self) -> bool:
+        """Whether SQLite finds no damage in it."""
+        return [row[0] for row in self._db.execute("PRAGMA integrity_check(1)")] == ["ok"]
+
+    def close(self) -> None:
+        """Close it; what was begun and not committed is undone."""
+        self._db.close()
+
+    def begin(self) -> None:
+        """Begin a transaction, unless one is open."""
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN")
+
+    def commit(self) -> None:
+        """Commit the open transaction, durably."""
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Undo the open transaction."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def savepoint(self) -> None:
+        """Remember, within a transaction, how it is now."""
+        self._db.execute("SAVEPOINT here")
+
+    def undo(self) -> None:
+        """Go back to how it was at the savepoint."""
+        self._db.execute("ROLLBACK TO here")
+
+    def meta(self, key: str) -> str | None:
+        """A remembered value."""
+        row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, key: str, value: str | None) -> None:
+        """Remember a value, or forget it. Nothing is written to forget what is not remembered."""
+        if value is not None:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        elif self.meta(key) is not None:
+            self._db.execute("DELETE FROM meta WHERE key=?", (key,))
+
+    def notes(self, prefix: str) -> dict[str, str]:
+        """Remembered values whose keys begin with ``prefix``."""
+        rows = self._db.execute(
+            "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)
+        )
+        return {str(key): str(value) for key, value in rows}
+
+    def pack_sizes(self) -> dict[str, int]:
+        """For which packs it was made: sizes by name."""
+        return dict(self._db.execute("SELECT name, size FROM packs"))
+
+    def files(self) -> dict[str, int]:
+        """For which sessions and partial sessions it was made: sizes by name."""
+        return dict(self._db.execute("SELECT name, size FROM files"))
+
+    def set_files(self, now: Mapping[str, int]) -> None:
+        """Say for which files it is made now."""
+        then = self.files()
+        gone, new = then.items() - now.items(), now.items() - then.items()
+        self._db.executemany("DELETE FROM files WHERE name=?", ((name,) for name, _ in gone))
+        self._db.executemany("INSERT INTO files VALUES (?, ?)", new)
+
+    def spoilt(self) -> set[str]:
+        """Session files that are known to be spoilt."""
+        return {file for (file,) in self._db.execute("SELECT file FROM spoilt")}
+
+    def set_spoilt(self, files: Iterable[str]) -> None:
+        """Say which session files are spoilt."""
+        self._db.execute("DELETE FROM spoilt")
+        self.add_spoilt(files)
+
+    def add_spoilt(self, files: Iterable[str]) -> None:
+        """Say of more session files that they are spoilt."""
+        self._db.executemany("INSERT OR IGNORE INTO spoilt VALUES (?)", ((file,) for file in files))
+
+    def rotten(self) -> list[tuple[str, int]]:
+        """Packs' names and offsets of chunks that are not what the packs' indexes say."""
+        return self._db.execute("SELECT pack, offset FROM rotten").fetchall()
+
+    def add_rotten(self, places: Iterable[tuple[str, int]]) -> None:
+        """Remember such places, and forget the chunks there."""
+        for name, offset in places:
+            self._db.execute("INSERT OR IGNORE INTO rotten VALUES (?, ?)", (name, offset))
+            self._db.execute(
+                "DELETE FROM chunks WHERE offset=? AND pack=(SELECT number FROM packs WHERE name=?)",
+                (offset, name),
+            )

@@ -1,0 +1,74 @@
+"""The file that the catalog lies in, and what SQLite says of it.
+
+Whoever can write to the store may have put anything there: ``Storage.database`` looks at it before SQLite may.
+"""
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backup_vm.archive.storage import Storage
+from backup_vm.errors import LockedError, SparsebakError
+
+if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
+
+NAME = "catalog.sqlite"
+_JOURNAL = "-journal"
+_NOT_DAMAGE = frozenset({"FULL", "READONLY", "BUSY", "LOCKED", "NOMEM", "PERM", "AUTH"})
+
+
+def folder_aside() -> "TemporaryDirectory[str]":
+    """A folder for a catalog aside from the archive's: where SQLite puts its own large files, for /tmp is often memory."""
+    import tempfile
+
+    places = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp")  # noqa: S108  # the name in it is random
+    where = next((place for place in places if place and os.access(place, os.W_OK | os.X_OK)), None)
+    return tempfile.TemporaryDirectory(prefix="sparsebak-", dir=where)
+
+
+def half_written(storage: Storage) -> bool:
+    """Whether a journal lies beside the catalog, that the next one who writes plays back."""
+    name = NAME + _JOURNAL
+    return storage.exists(name) and storage.size(name) > 0
+
+
+def copy(storage: Storage, folder: Path) -> Path:
+    """Copy the catalog, with its journal, into a folder; returns the copy."""
+    for name in (NAME, NAME + _JOURNAL):
+        if storage.exists(name):
+            with storage.open(name) as source, open(folder / name, "xb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    return folder / NAME
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the catalog is at fault, so that making it again helps; not a disk that is full or read-only."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    return isinstance(error, sqlite3.DatabaseError) and not any(
+        name.startswith(f"SQLITE_{one}") for one in _NOT_DAMAGE
+    )
+
+
+def explain(error: sqlite3.Error, place: str) -> SparsebakError:
+    """An error of SQLite's as what it is, for people. ``place``: of the catalog."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith("SQLITE_FULL"):
+        return SparsebakError(f"the disk of {place} is full", "make room there, then try again")
+    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM")):
+        return SparsebakError(
+            f"{place} cannot be written: it, or its disk, is read-only",
+            "reading works; to write, make it writable",
+        )
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return LockedError(f"{place} is in use by another program", "wait, then try again")
+    if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")):
+        return SparsebakError(
+            f"{place} cannot be read or written: {error}",
+            "check its disk, and whether it is full; nothing stored is lost: it is only a cache",
+        )
+    return SparsebakError(
+        f"{place}: {error}", "nothing stored is lost: remove this file, and it is made again"
+    )

@@ -1,0 +1,69 @@
+"""What files of an archive are called. What has not exactly such a name belongs to another program: it is left alone.
+
+Sync programs leave conflict copies beside files, macOS leaves ``._`` files, browsers ``name (1).pack``: none of these is
+damage, and none is ever read.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from backup_vm.archive.storage import TEMPORARY, Storage
+
+_VOLUME = r"volumes/[0-9a-f]{32}/"
+_SESSION = re.compile(_VOLUME + r"(?:[0-9]{10}|[1-9][0-9]{10,19})-[0-9a-f]{32}\.session")
+_PACK = re.compile(r"packs/([0-9a-f]{2})/\1[0-9a-f]{30}\.pack")
+_PARTIAL = re.compile(_VOLUME + r"[0-9a-f]{32}\.partial")
+_UNFINISHED = re.compile(_VOLUME + r"[0-9a-f]{32}-[0-9a-f]{8}\.unfinished")
+
+
+def is_session(name: str) -> bool:
+    """Whether a file is called as a session is."""
+    return _SESSION.fullmatch(name) is not None
+
+
+def is_pack(name: str) -> bool:
+    """Whether a file is called as a pack is."""
+    return _PACK.fullmatch(name) is not None
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file is called as a partial session of this machine is."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file is called as a partial session that is shown to other machines is."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def session_of(name: str) -> str:
+    """Id, in hexadecimal, of the session in a session file, a partial or an unfinished one."""
+    stem = name.rpartition("/")[2].partition(".")[0]
+    return stem.partition("-")[0] if is_unfinished(name) else stem.rpartition("-")[2]
+
+
+def volume_of(name: str) -> str:
+    """Id, in hexadecimal, of the volume that a file below ``volumes`` belongs to."""
+    return name.split("/")[1]
+
+
+def sessions_in(names: Iterable[str]) -> list[str]:
+    """Names of session files, in order of volume and sequence."""
+    return sorted(
+        filter(is_session, names),
+        key=lambda name: (volume_of(name), int(name[41:].partition("-")[0]), name),
+    )
+
+
+def packs_in(names: Iterable[str]) -> list[str]:
+    """Names of packs, sorted."""
+    return sorted(filter(is_pack, names))
+
+
+def foreign(storage: Storage) -> Iterator[str]:
+    """Files that have not a name of ours, where ours are."""
+    for folder in ("packs", "volumes"):
+        for name in sorted(storage.sizes(folder)):
+            ours = is_session(name) or is_pack(name) or is_partial(name) or is_unfinished(name)
+            if not ours and not name.endswith(TEMPORARY):
+                yield name

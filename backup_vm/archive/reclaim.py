@@ -1,0 +1,282 @@
+"""Giving space back. The catalog only says where to look: packs' own indexes and the session files decide.
+
+In one reading of all sessions and partial sessions, each compared with its digest on the way, it is found which chunks of the
+packs in question are referred to. Order: the catalog says durably what is freed and where the rest lies; then packs that hold
+nothing are removed, and holes are punched into the others, or, where that is impossible, those that are mostly dead are
+written again without what is dead. Dying anywhere between, it is done again by the next writer.
+
+While a session is missing or cannot be read, nobody knows what it refers to, and nothing is given back.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING
+
+from backup_vm.archive import packs, references
+from backup_vm.archive.packs import NewPack, Packed, PackReader
+from backup_vm.errors import DamagedError, ForbiddenError
+from wire.sealing import ID_SIZE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from backup_vm.archive.archive import Archive
+
+DEAD = 0.5
+"""Share of a pack's chunks, by bytes, that must be dead for it to be worth its writing again."""
+_AT_ONCE = 1 << 21
+"""Chunks of packs looked for in one reading of the sessions: about 100 MiB of memory."""
+
+
+@dataclass
+class _Pack:
+    """A pack in question: its number, name and own index; ``dead`` and ``live`` when that is known."""
+
+    number: int
+    name: str
+    entries: list[Packed]
+    whole: bool
+    """Whether all of its entries are looked for, not only those that the catalog calls freed."""
+    dead: list[Packed] = field(default_factory=list)
+    live: list[Packed] = field(default_factory=list)
+
+    @property
+    def mostly_dead(self) -> bool:
+        """Whether it is worth its writing again."""
+        dead = sum(entry.length for entry in self.dead)
+        return self.whole and dead >= DEAD * (dead + sum(entry.length for entry in self.live))
+
+
+def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[int, int]:
+    """Give back what nothing needs; returns chunks freed and bytes given back.
+
+    ``candidates``: a file of ids that sessions referred to which are gone.
+    """
+    catalog, marks = archive.catalog, archive.catalog.marks
+    doubts = archive.uncertain()
+    if doubts:
+        archive.warnings.append(f"no space is given back: {doubts[0]}")
+        marks.storing = marks.unclaimed = True  # to be looked at again when that has ended
+        return 0, 0
+    marks.reclaiming = True
+    catalog.begin()
+    try:
+        for part in _parts(candidates):
+            catalog.suspect(part)
+        chunks, found = 0, list[_Pack]()
+        for group in _groups(archive):
+            _judge(archive, group)
+            chunks += _settle(archive, group)
+            found += [pack for pack in group if pack.dead or pack.whole]
+        catalog.suspect_nothing()
+        marks.unclaimed = False
+        catalog.commit()
+    except DamagedError as error:
+        catalog.rollback()
+        archive.warnings.append(f"no space is given back: {error}")
+        marks.storing = marks.unclaimed = True
+        marks.reclaiming = False
+        return 0, 0
+    except BaseException:
+        catalog.rollback()
+        raise
+    space = _give_back(archive, found)
+    marks.reclaiming = False
+    return chunks, space
+
+
+def _parts(candidates: IO[bytes] | None) -> Iterator[list[bytes]]:
+    if candidates is None:
+        return
+    candidates.seek(0)
+    while raw := candidates.read((1 << 14) * ID_SIZE):
+        yield list({raw[at : at + ID_SIZE] for at in range(0, len(raw), ID_SIZE)})
+
+
+def _groups(archive: "Archive") -> Iterator[list[_Pack]]:
+    """The packs in question, so many at a time as one reading of the sessions can answer for."""
+    group: list[_Pack] = []
+    for pack in _in_question(archive):
+        group.append(pack)
+        if sum(len(one.entries) for one in group) >= _AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _in_question(archive: "Archive") -> Iterator[_Pack]:
+    catalog, names = archive.catalog, archive.catalog.packs()
+    wanted = list(names) if catalog.marks.unclaimed else catalog.packs_with_freed()
+    for number in wanted:
+        freed = dict(catalog.freed_in(number))
+        try:
+            index = packs.read_index(archive.storage, names[number], archive.parameters.archive)
+        except (DamagedError, FileNotFoundError) as error:
+            archive.warnings.append(f"{error}; nothing of it is given back")
+            continue
+        listed = catalog.in_pack(number)
+        if catalog.marks.unclaimed:
+            freed |= {e.offset: e.length for e in index if listed.get(e.offset) != e.id}
+        mine = [one for one in index if freed.get(one.offset) == one.length]
+        live = sum(
+            one.length
+            for one in index
+            if listed.get(one.offset) == one.id and one.offset not in freed
+        )
+        dead = sum(one.length for one in mine)
+        mostly = not listed or (dead > 0 and dead >= DEAD * (dead + live))
+        if mine or freed or not listed:
+            yield _Pack(number, names[number], index if mostly else mine, mostly)
+
+
+def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[bool]:
+    """Of each entry, whether its space was given back: a hole, where the random salt of a sealed chunk would be.
+
+    What cannot be read counts as a hole: it is of as little use.
+    """
+    storage = archive.storage
+    with packs.PackReader(storage) as reader:
+        with suppress(OSError, DamagedError):  # a FIFO in its place, say: it is not read either
+            if storage.allocated(name) >= storage.size(name):
+                yield from (False for _ in entries)
+                return
+        for one in entries:
+            yield reader.hollow(name, one)
+
+
+def _judge(archive: "Archive", group: list[_Pack]) -> None:
+    """Find out what is referred to. Raises DamagedError when a session is not what was written."""
+    import numpy as np
+
+    joined = b"".join(entry.id for pack in group for entry in pack.entries)
+    if not joined:
+        return
+    keys, where = np.unique(
+        references.key(np.frombuffer(joined, np.uint8).reshape(-1, ID_SIZE)), return_inverse=True
+    )
+    live = iter(_referred_to(archive, keys)[where.ravel()].tolist())
+    for pack in group:
+        for entry in pack.entries:
+            (pack.live if next(live) else pack.dead).append(entry)
+
+
+def _referred_to(archive: "Archive", keys: "NDArray[np.uint64]") -> "NDArray[np.bool_]":
+    import numpy as np
+
+    live = np.zeros(len(keys), np.bool_)
+    names = references.files(archive)
+    archive.storage.fetch([name for name in names if name.endswith(".session")])
+    for name in names:
+        for column in references.proven_ids(archive, name):
+            these = references.key(column)
+            at = np.minimum(np.searchsorted(keys, these), len(keys) - 1)
+            live[at[keys[at] == these]] = True
+    return live
+
+
+def _settle(archive: "Archive", group: list[_Pack]) -> int:
+    """Bring the catalog to what was found; returns how many chunks are freed."""
+    catalog, freed = archive.catalog, 0
+    numbers = {name: number for number, name in catalog.packs().items()}
+    with PackReader(archive.storage) as reader:
+        for pack in group:
+            places = catalog.places(entry.id for entry in pack.live)
+            kept = []
+            for entry in pack.live:
+                place = places.get(entry.id)
+                here = place is not None and numbers[place.pack] == pack.number
+                if here and place is not None and place.offset == entry.offset:
+                    kept.append(entry)
+                elif place is not None and reader.sound(
+                    place.pack, entry._replace(offset=place.offset, length=place.length)
+                ):
+                    pack.dead.append(entry)  # another copy is the one that counts
+                else:  # the catalog called it freed, or does not know of it, and a session needs it
+                    if reader.sound(pack.name, entry):
+                        catalog.put(entry.id, pack.number, entry.offset, entry.length)
+                    kept.append(entry)
+            pack.live = kept
+            listed = catalog.in_pack(pack.number)
+            wrong = [e.id for e in pack.dead if listed.get(e.offset) == e.id]
+            catalog.remove(*wrong)
+            freed += len(wrong)
+            catalog.set_freed(pack.number, ((e.offset, e.length) for e in pack.dead))
+    return freed
+
+
+def _give_back(archive: "Archive", found: list[_Pack]) -> int:
+    storage, catalog = archive.storage, archive.catalog
+    dead = [pack for pack in found if pack.whole and not pack.live]
+    space = _remove(archive, dead)
+    if space is None:
+        return 0
+    rest = [pack for pack in found if pack not in dead and pack.dead]
+    punched = []
+    for pack in rest:
+        left = [
+            (entry.offset, entry.length)
+            for entry, hole in zip(pack.dead, holes(archive, pack.name, pack.dead), strict=True)
+            if not hole
+        ]
+        if not storage.punch(pack.name, left):
+            break
+        space += sum(length for _, length in left)
+        punched.append(pack)
+    if punched:
+        storage.sync()  # before the catalog forgets; dying earlier punches them again
+        catalog.begin()
+        for pack in punched:
+            catalog.set_freed(pack.number, ())
+        catalog.commit()
+    return space + sum(_rewrite(archive, p) for p in rest if p not in punched and p.mostly_dead)
+
+
+def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
+    """Remove packs of which nothing is needed; returns bytes given back, None where that is not allowed."""
+    storage, catalog = archive.storage, archive.catalog
+    there = [pack for pack in dead if storage.exists(pack.name)]
+    space = sum(storage.allocated(pack.name) for pack in there)
+    if there:
+        try:
+            storage.remove(*(pack.name for pack in there))
+        except ForbiddenError as error:  # whoever may only add leaves it to whoever may remove
+            archive.warnings.append(
+                f"{error}; space is given back by a prune that may remove files"
+            )
+            return None
+    if dead:
+        catalog.begin()
+        for pack in dead:
+            catalog.drop_pack(pack.number)
+        catalog.commit()
+    return space
+
+
+def _rewrite(archive: "Archive", old: _Pack) -> int:
+    """Write what is live of a pack to a new one, and remove the old one; returns bytes given back.
+
+    The new pack is durable, and the catalog says what lies in it, before the old one goes. A damaged one stays, with a warning.
+    """
+    pack, places = NewPack(archive.storage, archive.parameters.archive), []
+    try:
+        with PackReader(archive.storage) as reader:
+            for entry in old.live:
+                sealed = reader.read(old.name, entry.id, entry.offset, entry.length)
+                places.append((entry.id, pack.add(entry.id, sealed), entry.length))
+        pack.finish()
+    except BaseException as error:
+        pack.abandon()
+        if not isinstance(error, DamagedError):
+            raise
+        archive.warnings.append(f"{error}; its pack was left as it is")
+        return 0
+    catalog = archive.catalog
+    catalog.begin()
+    new = catalog.add_pack(pack.name, pack.size)
+    for chunk_id, offset, length in places:
+        catalog.put(chunk_id, new, offset, length)
+    catalog.commit()
+    return (_remove(archive, [old]) or 0) - pack.size

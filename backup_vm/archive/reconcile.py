@@ -1,0 +1,297 @@
+"""The catalog is believed only for the files it was made for; where the store has others, it is brought to what there is.
+
+Packs and sessions never change under their names, so that names and sizes tell. Only holes in packs cannot be seen from that:
+but whoever punches them has removed session files first.
+
+==============================  ====================================================================================
+the store, against the catalog  what is done
+==============================  ====================================================================================
+equal                           nothing: the catalog is believed after one listing of the store
+has sessions more               those are looked through; nothing else unless a chunk of theirs is not listed
+has other packs                 packs that are gone (or have another size) leave it, new ones are read in
+lacks sessions it was made for  what no session refers to any more leaves it, and what may lie in a hole is looked at
+a chunk is listed nowhere       all of it is made again from the packs' own indexes
+==============================  ====================================================================================
+
+A chunk that is in no pack then is lost. The sessions that list it are spoilt; so are those that build on a session which is
+missing. They are named once, and a volume whose newest image needs what is lost gets a full session next. Readers do
+all this in a copy aside, and change nothing.
+"""
+
+import os
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backup_vm.archive import catalog_file, derive, naming, partial
+from backup_vm.archive.catalog import Catalog
+from backup_vm.archive.storage import TEMPORARY, Storage
+from backup_vm.errors import DamagedError
+
+if TYPE_CHECKING:
+    from backup_vm.archive.archive import Archive
+    from backup_vm.archive.sessions import Session
+
+_UNREADABLE = -2
+"""In place of its size: a session that could not be read is looked at again whenever the archive is opened."""
+_NAMED = 3
+UNRECORDED = 32
+"""Sessions up to which the catalog need not say that it is made for them, too: looked through, they are believed as well."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Names and sizes of packs; of sessions, unfinished ones and (with no size, they grow) partial ones."""
+
+    packs: dict[str, int]
+    files: dict[str, int]
+
+    @classmethod
+    def of(cls, storage: Storage) -> "Listing":
+        """As the store has them now."""
+        volumes = storage.sizes("volumes")
+        files = {
+            n: s for n, s in volumes.items() if naming.is_session(n) or naming.is_unfinished(n)
+        }
+        partials = storage.names("volumes", partial.SUFFIX) if storage.elsewhere else volumes
+        files |= dict.fromkeys(filter(naming.is_partial, partials), 0)
+        return cls({n: s for n, s in storage.sizes("packs").items() if naming.is_pack(n)}, files)
+
+
+def open_catalog(archive: "Archive", now: Listing) -> Catalog:
+    """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither be used nor made again."""
+    catalog = _opened(archive)
+    try:
+        if catalog is not None and archive.writing:
+            return _reconciled(archive, catalog, now)
+        if catalog is not None and _fits(archive, catalog, now):
+            return catalog
+        if catalog is not None:
+            catalog.close()
+        return _aside(archive, catalog is not None, now)
+    except sqlite3.DatabaseError as error:
+        if not catalog_file.is_damage(error):
+            raise
+        if catalog is not None:
+            catalog.close()
+        path = archive.storage.describe(catalog_file.NAME)
+        archive.warnings.append(f"{path} was damaged; it has been rebuilt")
+        return rebuild(archive, now)
+
+
+def _opened(archive: "Archive") -> Catalog | None:
+    """The catalog that is there, if it is one of ours; else None, with a warning."""
+    storage, catalog = archive.storage, None
+    where = storage.describe(catalog_file.NAME)
+    try:
+        path = storage.database(catalog_file.NAME)
+        if not storage.exists(catalog_file.NAME):
+            if archive.session_files():
+                archive.warnings.append(f"{where} was missing; it has been rebuilt")
+            return None
+        if archive.writing or not catalog_file.half_written(storage):
+            catalog = Catalog(path, read_only=not archive.writing, alone=archive.writing)
+            if catalog.sound_for(archive.parameters.archive):
+                return catalog
+    except DamagedError as error:  # not even SQLite is let near it
+        archive.warnings.append(f"{error}; the catalog has been rebuilt")
+        return None
+    except sqlite3.DatabaseError as error:
+        if not catalog_file.is_damage(error):
+            raise
+    if catalog is not None:
+        catalog.close()
+    archive.warnings.append(f"{where} was damaged; it has been rebuilt")
+    return None
+
+
+def _fits(archive: "Archive", catalog: Catalog, now: Listing) -> bool:
+    """Whether a reader can use the catalog as it lies there: sessions that are gone do not matter to it."""
+    return catalog.pack_sizes() == now.packs and _complete(archive, catalog, _more(catalog, now))
+
+
+def _more(catalog: Catalog, now: Listing) -> set[str]:
+    """Sessions that the catalog was not made for."""
+    new = now.files.items() - catalog.files().items()
+    return {name for name, _ in new if naming.is_session(name)}
+
+
+def _complete(archive: "Archive", catalog: Catalog, names: set[str]) -> bool:
+    """Whether nothing is missing of these sessions, or of what they build on."""
+    if any(derive.lacking_in(archive, catalog, sorted(names)).values()):
+        return False
+    volumes: dict[str, list[Session]] = {}
+    for volume in set(map(naming.volume_of, names)):
+        volumes |= archive.sessions(volume)
+    return not names & (archive.cut_off(volumes).keys() | archive.damaged.keys())
+
+
+def _aside(archive: "Archive", copied: bool, now: Listing) -> Catalog:
+    """For a reader: a catalog of its own, from a copy of the one there is, or made again."""
+    archive.temporary = catalog_file.folder_aside()
+    if not copied:
+        return rebuild(archive, now)
+    catalog = Catalog(catalog_file.copy(archive.storage, Path(archive.temporary.name)), alone=True)
+    return _reconciled(archive, catalog, now)
+
+
+def _reconciled(archive: "Archive", catalog: Catalog, now: Listing) -> Catalog:
+    """Bring a catalog to what there is; another one if it must be made again."""
+    then = Listing(catalog.pack_sizes(), catalog.files())
+    if now == then and not catalog.marks.storing:
+        return catalog
+    fewer = then.files.items() - now.files.items()
+    if now.packs == then.packs and not fewer and not catalog.marks.storing:
+        names = _more(catalog, now)
+        if _complete(archive, catalog, names):
+            if len(names) > UNRECORDED:
+                catalog.begin()
+                catalog.set_files(now.files)
+                catalog.commit()
+            else:
+                archive.unrecorded += len(names)
+            return catalog
+    catalog.begin()
+    gone, new = then.packs.items() - now.packs.items(), now.packs.items() - then.packs.items()
+    numbers = {name: number for number, name in catalog.packs().items()}
+    for name, _ in gone:
+        catalog.drop_pack(numbers[name])
+    for name, size in sorted(new):
+        derive.index_pack(archive, catalog, name, size)
+    found = derive.sweep(archive, catalog)
+    if fewer or new:
+        suspects = catalog.packs() if fewer else {catalog.number(n): n for n, _ in new}
+        if derive.forget_holes(archive, catalog, suspects):
+            found = derive.lacking_in(archive, catalog, archive.session_files())
+    lacking = {name for name, count in found.items() if count}
+    if lacking - catalog.spoilt():  # listed nowhere, or only in a pack that was thought to be dead
+        catalog.rollback()
+        known = Remembered.of(catalog)
+        catalog.close()
+        return rebuild(archive, now, known, [name for name, _ in gone])
+    _conclude(archive, catalog, now, lacking)
+    return catalog
+
+
+def rebuild(
+    archive: "Archive",
+    now: Listing,
+    known: "Remembered | None" = None,
+    gone: Iterable[str] = (),
+) -> Catalog:
+    """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
+    known = known or Remembered()
+    storage, name = archive.storage, catalog_file.NAME
+    if archive.writing:
+        storage.discard(name + TEMPORARY)
+        temporary = storage.database(name + TEMPORARY)
+    else:  # others may be reading too, or the disk may be read-only
+        archive.temporary = archive.temporary or catalog_file.folder_aside()
+        temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
+    catalog = derive.built(archive, temporary, now.packs)
+    derive.leave_out(archive, catalog, known.rotten)
+    lacking = {name for name, count in derive.sweep_whole(archive, catalog).items() if count}
+    catalog.set_spoilt(known.spoilt)
+    for volume in known.compare:
+        catalog.marks.compare(volume)
+    if lacking - known.spoilt:
+        archive.warnings += [
+            f"{archive.storage.describe(name)} is missing, or has another size than it had"
+            for name in sorted(gone)
+        ]
+    _conclude(archive, catalog, now, lacking)
+    if not archive.writing:
+        return catalog
+    catalog.close()
+    storage.discard(name)
+    os.replace(temporary, storage.database(name))
+    return Catalog(storage.database(name), alone=True)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a catalog knows that cannot be found out by making it again without reading every pack."""
+
+    spoilt: frozenset[str] = frozenset()
+    compare: tuple[str, ...] = ()
+    rotten: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, catalog: Catalog | None) -> "Remembered":
+        """As far as it can still be read."""
+        try:
+            if catalog is not None:
+                return cls(
+                    frozenset(catalog.spoilt()),
+                    tuple(catalog.marks.to_compare()),
+                    tuple(catalog.rotten()),
+                )
+        except sqlite3.DatabaseError:
+            pass
+        return cls()
+
+
+def true_digest(archive: "Archive") -> bytes:
+    """The digest that the catalog must have, from packs and sessions; made aside."""
+    known = Remembered.of(archive.catalog)
+    with catalog_file.folder_aside() as folder:
+        warnings, damaged = len(archive.warnings), dict(archive.damaged)
+        catalog = derive.built(
+            archive, Path(folder) / catalog_file.NAME, Listing.of(archive.storage).packs
+        )
+        try:
+            derive.leave_out(archive, catalog, known.rotten)
+            derive.sweep_whole(archive, catalog)
+            return catalog.digest()
+        finally:
+            catalog.close()
+            del archive.warnings[warnings:]
+            archive.damaged = damaged
+
+
+def spoil(
+    catalog: Catalog, files: Iterable[str], volumes: "Mapping[str, Sequence[Session]]"
+) -> None:
+    """Remember spoilt session files. ``volumes``: sessions by volume id, oldest first.
+
+    A volume of which one is spoilt since its last full session gets a full one next: earlier ones do not matter to it.
+    """
+    for name in files:
+        volume = naming.volume_of(name)
+        last = max((one.file for one in volumes.get(volume, ()) if one.full), default="")
+        catalog.add_spoilt([name])
+        if name >= last:
+            catalog.marks.compare(volume)
+
+
+def _conclude(archive: "Archive", catalog: Catalog, now: Listing, lacking: set[str]) -> None:
+    """Note what the catalog is made for now, and what is spoilt; commit. What was not known before is named."""
+    volumes = archive.sessions()
+    reasons = dict.fromkeys(lacking, "chunks of it are missing")
+    reasons |= {name: str(error) for name, error in archive.damaged.items()}
+    reasons |= archive.cut_off(volumes)
+    known = catalog.spoilt()
+    new = {name: reason for name, reason in reasons.items() if name not in known}
+    catalog.set_spoilt(known & reasons.keys())
+    spoil(catalog, new, volumes)
+    catalog.set_files(
+        {n: _UNREADABLE if n in archive.damaged else size for n, size in now.files.items()}
+    )
+    if not archive.damaged:
+        catalog.marks.storing = False
+    catalog.commit()
+    archive.found |= new
+    times = {one.file: one.name for series in volumes.values() for one in series}
+    by_volume: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(new):
+        by_volume[naming.volume_of(name)].append(name)
+    for volume, names in by_volume.items():
+        listed = ", ".join(times.get(name, name.rpartition("/")[2]) for name in names[:_NAMED])
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        archive.warnings.append(
+            f"volume {volume}: spoilt: {listed}{more} ({new[names[0]]}); "
+            "the next backup compares it in full and stores again what it can"
+        )

@@ -1,0 +1,218 @@
+"""What is not certain is not used: lost packs and sessions, old catalogs, lies in the catalog, files of other programs."""
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive import store
+from backup_vm.archive.prune import prune
+from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.errors import DamagedError
+from backup_vm.names import stored_volumes
+from tests.certainty import (
+    CHUNKS,
+    cut_off_after,
+    newest,
+    packs_take,
+    run,
+    session_files,
+    three_sessions,
+    write,
+)
+from tests.commands import Commands
+from tests.kit import GRAIN, Site
+
+Make = Callable[[Site], Commands]
+
+
+@pytest.fixture(autouse=True)
+def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
+    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Site:
+    return three_sessions(tmp_path)
+
+
+# Packs
+
+
+@pytest.mark.parametrize("harm", ["lost", "cut"])
+def test_a_lost_pack_is_named_once_and_healed(built: Site, commands_for: Make, harm: str) -> None:
+    pack = max(built.archive.rglob("*.pack"), key=lambda path: path.stat().st_size)
+    if harm == "lost":
+        pack.unlink()
+    else:
+        os.truncate(pack, 100)
+    commands = commands_for(built)
+    error = commands.run("backup", expect=4)[1]
+    assert pack.name in error and "spoilt" in error
+    commands.run("backup")
+    commands.run("verify", "--passphrase-file", str(commands.passphrase))
+    assert newest(built) == [built.contents()]
+
+
+def test_a_lost_pack_whose_chunks_come_back_heals_old_sessions_too(built: Site) -> None:
+    images = list(built.images().values())
+    for pack in built.archive.rglob("*.pack"):
+        pack.unlink()
+    built.image().write_bytes(images[0])
+    assert run(built).spoilt and not run(built).spoilt
+    for image in images[1:]:
+        built.image().write_bytes(image)
+        built.backup()
+    assert list(built.images().values())[:3] == images and built.scrubbed() == []
+
+
+def test_a_pack_that_is_put_back_is_believed_again(built: Site) -> None:
+    images = built.images()
+    pack = next(built.archive.rglob("*.pack"))
+    pack.rename(built.root / "aside")
+    with built.open() as archive:
+        archive.catalog.count()
+        assert archive.found, "readers find it, too"
+    (built.root / "aside").rename(pack)
+    assert built.images() == images and built.scrubbed() == []
+
+
+# Interrupted runs
+
+
+@pytest.mark.parametrize("harm", ["rot", "lost"])
+def test_what_a_partial_session_lists_is_checked_when_it_is_resumed(built: Site, harm: str) -> None:
+    write(built, 9, 0, CHUNKS)
+    cut_off_after(built, 12)
+    with built.open() as archive:
+        (partial,) = archive.partials()
+        ids = {raw[at : at + 32] for raw in partial.ids() for at in range(0, len(raw), 32)}
+        partial.close()
+        place = min(archive.catalog.places(ids).values())
+    pack = built.archive / place.pack
+    if harm == "lost":
+        pack.unlink()
+    else:
+        with open(pack, "r+b") as file:
+            file.seek(place.offset + 40)
+            file.write(b"rot" * 5)
+        assert built.scrubbed()
+    assert run(built).done[0].resumed
+    built.verify_all()
+    assert newest(built) == [built.contents()]
+
+
+# Session files
+
+
+def test_a_missing_session_is_found_and_healed_and_nothing_freed_meanwhile(
+    built: Site, commands_for: Make
+) -> None:
+    images, commands = built.images(), commands_for(built)
+    victim, kept = session_files(built)[1], built.root / "kept"
+    victim.rename(kept)
+    before = packs_take(built)
+    assert victim.name.partition("-")[2][:32] in commands.run("scrub", expect=4)[1]
+    write(built, 7, 0)
+    commands.run("backup")  # scrub has said it; this run heals
+    assert newest(built) == [built.contents()]
+    commands.fails(4, "prune", "work", "--session", next(iter(images)))
+    assert packs_take(built) >= before
+    kept.rename(victim)
+    found = built.images()
+    assert {name: found[name] for name in images} == images
+    built.verify_all()
+    commands.run("prune", "--keep-last", "1")
+    assert packs_take(built) < before and built.scrubbed() == []
+
+
+def test_the_first_to_notice_a_missing_session_is_backup(built: Site, commands_for: Make) -> None:
+    session_files(built)[1].unlink()
+    commands = commands_for(built)
+    error = commands.run("backup", expect=4)[1]
+    assert "builds on" in error
+    commands.run("backup")
+    assert newest(built) == [built.contents()]
+    assert commands.run("scrub", expect=4)[1], "what stays spoilt is named until it is pruned"
+    commands.run("prune", "--keep-last", "1")
+    commands.run("scrub")
+
+
+def test_a_missing_session_and_a_run_that_died(built: Site) -> None:
+    """Chunks without a session are dropped from the catalog then; those of the missing one's successors stay."""
+    write(built, 9, 0, CHUNKS)
+    cut_off_after(built, 6)
+    images, victim, kept = built.images(), session_files(built)[1], built.root / "kept"
+    victim.rename(kept)
+    run(built)
+    kept.rename(victim)
+    found = built.images()
+    assert {name: found[name] for name in images} == images
+
+
+def test_damage_to_one_volume_leaves_the_others_alone(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site", volumes=("work/private", "other/private"))
+    for turn in range(3):
+        for at, name in enumerate(site.volumes):
+            if turn == 0:
+                site.image(name).write_bytes(random.Random(at).randbytes(CHUNKS * GRAIN))
+            write(site, 10 * turn + at, turn, name=name)
+        site.backup()
+    with site.open() as archive:
+        keys = site.keys(archive)
+        ids = {volume.name: volume.id for volume in stored_volumes(archive, keys, {})}
+    damaged = sorted((site.archive / "volumes" / ids["other/private"]).iterdir())[1]
+    damaged.write_bytes(b"not a session")
+    before = packs_take(site)
+    with site.open(True) as archive:
+        series = archive.sessions(ids["work/private"])[ids["work/private"]]
+        done = prune(archive, series[:1])
+        assert (
+            done.sessions == 1
+            and done.space == 0
+            and "no space is given back" in str(archive.warnings)
+        )
+        theirs = archive.sessions(ids["other/private"])[ids["other/private"]]
+        with pytest.raises(DamagedError, match="left as it is"):
+            prune(archive, theirs[:1])
+    assert packs_take(site) == before
+    run(site)
+    run(site)
+    assert newest(site) == [site.contents(name) for name in site.volumes]
+    with site.open(True) as archive:
+        doomed = [s for series in archive.sessions().values() for s in series[:-1]]
+        assert prune(archive, doomed).space > 0
+        assert not archive.damaged and not damaged.exists()
+    assert site.scrubbed() == []
+
+
+# Files of other programs
+
+
+def test_what_has_not_exactly_our_names_is_ignored(built: Site, commands_for: Make) -> None:
+    images, commands = built.images(), commands_for(built)
+    session, pack = session_files(built)[1], next(built.archive.rglob("*.pack"))
+    foreign = [
+        session.with_name(f"{session.stem} (conflicted copy 2026-11-01).session"),
+        session.with_name(f"{session.stem}.sync-conflict-20261101-120000-ABCDEFG.session"),
+        session.with_name("._" + session.name),
+        session.with_name(session.name.upper()),
+        session.with_name("0" + session.name),
+        pack.with_name(f"{pack.stem} (1).pack"),
+        pack.parent.with_name("zz") / pack.name,
+        pack.with_name("00" + pack.name[2:] if pack.name[:2] != "00" else "01" + pack.name[2:]),
+    ]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(session if path.suffix == ".session" else pack, path)
+    assert built.images() == images
+    error = commands.run("scrub")[1]
+    assert all(path.name in error for path in foreign)
+    commands.run("verify", "--passphrase-file", str(commands.passphrase))
+    commands.run("prune", "--keep-last", "2")
+    assert not run(built).done[0].full
+    assert all(path.exists() for path in foreign)

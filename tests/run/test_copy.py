@@ -1,0 +1,138 @@
+"""Copies of an archive that is not all well: what can be read is copied, whole; the rest is named, and nothing else is lost."""
+
+import dataclasses
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive import sessions
+from backup_vm.archive.storage.local import LocalStorage
+from tests.commands import Commands
+from tests.kit import GRAIN, Site, fill
+
+
+@pytest.fixture
+def built(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Four sessions; the second changes chunks 3 and 5, the third 3 again, the fourth 7."""
+    monkeypatch.setattr(LocalStorage, "pack_size", 4 * GRAIN)
+    fill(site.image(), 16 * GRAIN)
+    rng = random.Random(5)
+    for numbers in ((3, 5), (3,), (7,), ()):
+        site.backup()
+        for number in numbers:
+            with open(site.image(), "r+b") as file:
+                file.seek(number * GRAIN)
+                file.write(rng.randbytes(GRAIN))
+    return site
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.session"))
+
+
+def spoil_chunk(site: Site, session: int, number: int) -> None:
+    with site.open() as archive:
+        (series,) = archive.sessions().values()
+        for numbers, ids in sessions.columns(archive.storage, series[session]).slices():
+            chunk_id = ids[numbers.tolist().index(number)].tobytes()
+        place = archive.catalog.places([chunk_id])[chunk_id]
+    with open(site.archive / place.pack, "r+b") as file:
+        file.seek(place.offset + 99)
+        byte = file.read(1)[0]
+        file.seek(place.offset + 99)
+        file.write(bytes([byte ^ 4]))
+
+
+def lose(site: Site, session: int, folder: bool = False) -> None:
+    path = files(site.archive)[session]
+    path.unlink()
+    if folder:
+        path.mkdir()
+
+
+HARMS: dict[str, tuple[Callable[[Site], None], list[int]]] = {
+    "a chunk that only the second session has": (lambda s: spoil_chunk(s, 1, 3), [1]),
+    "a chunk of the second session that stays": (lambda s: spoil_chunk(s, 1, 5), [1, 2, 3]),
+    "a chunk of the first session": (lambda s: spoil_chunk(s, 0, 9), [0, 1, 2, 3]),
+    "the first session's file is lost": (lambda s: lose(s, 0), [0, 1, 2, 3]),
+    "the third session's file is a folder": (lambda s: lose(s, 2, folder=True), [2, 3]),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_cannot_be_read_is_named_and_all_others_are_copied(
+    built: Site, commands_for: Callable[[Site], Commands], harm: str
+) -> None:
+    commands, target = commands_for(built), built.root / "copy"
+    before = built.images()
+    action, spoilt = HARMS[harm]
+    action(built)
+    whole = {name: image for at, (name, image) in enumerate(before.items()) if at not in spoilt}
+    for _ in range(2):
+        data = commands.json("copy", str(target), expect=4)
+        said = " ".join(data["failed"])
+        lost = [name for at, name in enumerate(before) if at in spoilt]
+        assert sum(name in said for name in lost) >= max(len(lost) - 1, 1)
+        assert built.images(folder=target) == whole
+        assert commands.json("--archive", str(target), "scrub")["ok"]
+    built.backup(folder=target)
+    assert list(built.images(folder=target).values())[-1] == built.contents()
+    assert commands.json("--archive", str(target), "scrub")["ok"]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_was_copied_before_stays(
+    built: Site, commands_for: Callable[[Site], Commands], harm: str
+) -> None:
+    commands, target = commands_for(built), built.root / "copy"
+    before = built.images()
+    assert commands.json("copy", str(target))["sessions"] == 4
+    HARMS[harm][0](built)
+    session = files(built.archive)[-1].name
+    code = 4 if "file" in harm else 0
+    assert commands.json("copy", str(target), "--delete", expect=code)["removed"] == 0
+    assert built.images(folder=target) == before
+    assert session in {path.name for path in files(target)}
+
+
+def test_a_copy_that_lost_something_gets_it_again(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
+    commands, target = commands_for(built), built.root / "copy"
+    before = built.images()
+    commands.run("copy", str(target))
+    files(target)[0].unlink()
+    files(target)[2].write_bytes(files(target)[2].read_bytes()[:-1] + b"x")
+    packs = sorted(target.rglob("*.pack"))
+    packs[1].unlink()
+    commands.json("copy", str(target))
+    assert built.images(folder=target) == before
+    assert commands.json("--archive", str(target), "scrub")["ok"]
+
+
+def test_none_is_made_where_one_was(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+    """The disk of the copy is not mounted: what is written there fills the wrong one."""
+    commands, target = commands_for(built), built.root / "mount/copy"
+    commands.run("copy", str(target))
+    shutil.rmtree(target.parent)
+    target.parent.mkdir()
+    for name in (target, target.parent / "../mount/copy"):
+        assert "mount its disk" in commands.fails(10, "copy", str(name))
+        assert not list(target.parent.iterdir())
+    commands.run("copy", str(target), "--init")
+    assert built.images(folder=target) == built.images()
+
+
+def test_a_copy_does_not_turn_open(built: Site, commands_for: Callable[[Site], Commands]) -> None:
+    commands, target = commands_for(built), built.root / "copy"
+    commands.run("copy", str(target))
+    with built.open() as archive:
+        text = (built.archive / "archive.toml").read_text()
+        forged = dataclasses.replace(archive.parameters, master=bytes(32))
+        forged.save(archive.storage)
+    assert text != (built.archive / "archive.toml").read_text()
+    assert "open" in commands.fails(1, "copy", str(target))
+    assert (target / "archive.toml").read_text() == text
