@@ -38,7 +38,7 @@ SKIPPED = re.compile(
     r"/(tests?|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pip|mypy|mypyc|setuptools|pkg_resources|_distutils_hack|wheel|atheris|numpy/f2py"
     r"|config-\d[^/]*|site-packages/[^/]*mypyc[^/]*\.so|ruff[^/]*|torch[^/]*|[^/]*_with_fuzzer\.so|libclang_rt[^/]*|sparsebak-coverage.pth)(/|$)|\.(a|pyi|h|exe)$"
 )
-MEMORY, CPUS, LIMIT = "6G", "2", 900.0
+MEMORY, CPUS, LIMIT = "6G", "2", float(os.environ.get("LVM_LIMIT", "900"))
 DONE = re.compile(r"sparsebak-vm: ended with (\d+)")
 MEASURED = re.compile(r"sparsebak-vm: measured (\S+)")
 HOOK = "sparsebak-coverage.pth"

@@ -15,9 +15,12 @@ from wire.status import Code, Refused
 
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
-_IMMUTABLE, _APPEND, _NOCOW = 0x10, 0x20, 0x00800000
-_KEPT = _NOCOW | 0x4 | 0x8 | 0x40 | 0x80 | 0x400
+_COMPRESSED, _IMMUTABLE, _APPEND, _NOCOW = 0x4, 0x10, 0x20, 0x00800000
+_COPYING = _NOCOW | _COMPRESSED | 0x400
+_KEPT = _COPYING | 0x8 | 0x40 | 0x80
 """Kept by a restore: no copy on write; compressed, synchronous, not dumped, no access times, not compressed."""
+_OF_CONTENTS = frozenset({"security.ima", "security.evm"})
+"""Attributes that are digests of a file: wrong for another's contents."""
 _PROJECT = struct.Struct("=IIIII8x")
 _NOT_HERE = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
@@ -38,11 +41,19 @@ def _set_flags(fd: int, wanted: int) -> None:
     fcntl.ioctl(fd, _SETFLAGS, wanted.to_bytes(8, "little"))
 
 
+def _change_flags(fd: int, wanted: int) -> None:
+    """In two steps: Btrfs takes no copy on write instead of compression, which a folder may have given, only from neither."""
+    has = flags(fd)
+    if has & _COPYING and has != wanted:
+        _set_flags(fd, has & ~_COPYING)
+    _set_flags(fd, wanted)
+
+
 def match_nocow(like: int, empty: int) -> None:
     """Make an empty file with copy on write, or without, as another is: later Btrfs does not let it be changed."""
     wanted, has = flags(like), flags(empty)
     if (wanted ^ has) & _NOCOW:
-        _set_flags(empty, has ^ _NOCOW)
+        _change_flags(empty, (has & ~_COPYING) | (wanted & _NOCOW))
 
 
 def require_replaceable(name: str, fd: int) -> None:
@@ -93,7 +104,7 @@ def keep(old: int, new: int) -> None:
     found = os.fstat(old)
     wanted, has = flags(old) & _KEPT, flags(new)
     if has & _KEPT != wanted:
-        _set_flags(new, has & ~_KEPT | wanted)
+        _change_flags(new, has & ~_KEPT | wanted)
     if (found.st_uid, found.st_gid) != (os.fstat(new).st_uid, os.fstat(new).st_gid):
         os.fchown(new, found.st_uid, found.st_gid)
     os.fchmod(new, stat.S_IMODE(found.st_mode))
@@ -113,7 +124,7 @@ def _keep_extended(old: int, new: int) -> None:
 
 def _names(fd: int) -> list[str]:
     try:
-        return os.listxattr(fd)
+        return [name for name in os.listxattr(fd) if name not in _OF_CONTENTS]
     except OSError as error:
         if error.errno in _NOT_HERE:
             return []

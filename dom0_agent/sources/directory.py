@@ -54,8 +54,10 @@ class DirectorySource:
         return self._store / (snapshot_name(number) + _SUFFIX)
 
     def _open_image(self) -> int:
+        image = self.image
         try:
-            image = self._live_image if self._live_image.exists() else self.image
+            if self._live_image.exists():
+                image = self._live_image
             return open_regular(image, self.name)
         except OSError as error:
             raise failed(f"{self.name}: cannot open {image}", error) from None
@@ -65,11 +67,15 @@ class DirectorySource:
         return nullcontext()
 
     def require_room(self) -> None:
-        """See Source. What the file system does not tell is not held against it."""
+        """See Source. What the file system does not tell is not held against it; that nothing can be written is."""
         try:
             found = os.statvfs(self._pool.path)
         except OSError as error:
             raise failed(f"{self.name}: cannot ask {self._pool.path} for its room", error) from None
+        if (
+            found.f_flag & os.ST_RDONLY
+        ):  # after an error of its disk, say: that is told, not overlooked
+            raise Refused(Code.SOURCE_FAILED, f"{self.name}: the pool is read-only")
         used = found.f_blocks - found.f_bfree
         total = used + found.f_bavail  # as df(1) counts
         if found.f_blocks and used * 100 >= self._pool.data_limit * total:

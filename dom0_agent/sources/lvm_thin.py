@@ -166,8 +166,9 @@ class LvmThinSource:
         number = self._opened[fd]
         if number not in self._mapped:
             mapped = self._mapped[number] = ChangedMap()  # a pool's blocks are whole grains
-            for first, last in self.pool.mapped(self._snapshot(number)):
-                mapped.mark(first, last)
+            snapshot = self._snapshot(number)
+            for first, last in self.pool.mapped(snapshot):  # also past the end, after a shrink
+                mapped.mark(first, min(last, snapshot.size))
         for first, last in self._mapped[number].runs(1, -(-end // GRAIN)):
             if last * GRAIN > start:
                 yield max(first * GRAIN, start), min(last * GRAIN, end)
@@ -233,15 +234,21 @@ class LvmReplacement:
             return
         origin, old = f"{pool.group}/{self._name}", self._old
         pool.change("lvcreate", "--snapshot", "--setactivationskip", "n", *named, origin)
-        wanted = -(-size // old.extent) * old.extent
-        if wanted < old.size:
-            # Emptied first: LVM from 2.03.17 on does not shrink a volume that it finds a file system in.
-            _empty(device, discard)
-        if wanted != old.size:
-            full = f"{pool.group}/{self._beside}"
-            pool.change("lvresize", "--force", "--size", f"{size}b", full)
-        if wanted >= old.size:  # with what a volume that once shrank has beyond its end
-            _empty(device, discard)
+        if -(-size // old.extent) * old.extent != old.size:
+            self._resize(size)
+        _empty(device, discard)  # with what a volume that once shrank has beyond its end
+
+    def _resize(self, size: int) -> None:
+        """Nothing of it is a file system that anybody uses; LVM from 2.03.17 on wants to be told so, earlier ones take no
+        such option."""
+        words = ("--size", f"{size}b", f"{self._pool.group}/{self._beside}")
+        try:
+            self._pool.change("lvresize", "--force", *words)
+        except Refused as first:
+            try:
+                self._pool.change("lvresize", "--force", "--fs", "ignore", *words)
+            except Refused:
+                raise first from None
 
     def write(self, offset: int, parts: list[bytes]) -> None:
         """See Replacement. Looks at the pool's space every now and then: a full pool would harm every volume in it."""

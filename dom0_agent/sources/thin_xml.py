@@ -12,6 +12,7 @@ from wire.status import Code, Refused
 
 _READ = 1 << 16
 _CHANGED = frozenset({"different", "left_only", "right_only"})
+_FRAME = frozenset({"diff", "same", "device", "def", "ref"})
 
 
 class _Elements:
@@ -30,8 +31,12 @@ class _Elements:
             self._add(int(attributes["origin_block"]), 1)
         elif name == "superblock":
             self.block = int(attributes["data_block_size"]) * 512
+        elif name not in _FRAME:  # it might stand for a change
+            raise ValueError(f"unknown element {name}")
 
     def _add(self, begin: int, length: int) -> None:
+        if self.block <= 0 or begin < 0 or length <= 0:
+            raise ValueError("a range of nothing")
         if self.found and self.found[-1][1] == begin:
             self.found[-1] = (self.found[-1][0], begin + length)
         else:
@@ -46,15 +51,9 @@ def ranges(pipe: int, what: str) -> Iterator[tuple[int, int]]:
     try:
         while data := os.read(pipe, _READ):
             parser.Parse(data, False)
-            whole, elements.found = (
-                elements.found[:-1],
-                elements.found[-1:],
-            )  # the last may go on in what is read next
-            yield from (
-                (begin * elements.block, end * elements.block)
-                for begin, end in whole
-                if elements.block
-            )
+            # The last may go on in what is read next.
+            whole, elements.found = elements.found[:-1], elements.found[-1:]
+            yield from ((begin * elements.block, end * elements.block) for begin, end in whole)
         parser.Parse(b"", True)
     except (ExpatError, KeyError, ValueError) as error:
         raise Refused(Code.SOURCE_FAILED, f"{what} printed what makes no sense: {error}") from None

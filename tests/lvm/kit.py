@@ -63,7 +63,13 @@ class Group:
         return Path("/dev") / self.name / name
 
     def resize(self, name: str, size: int) -> None:
-        self.lvm("lvresize", "--force", "--size", f"{size}b", f"{self.name}/{name}")
+        words = ("--force", "--size", f"{size}b", f"{self.name}/{name}")
+        try:
+            self.lvm("lvresize", *words)
+        except (
+            AssertionError
+        ):  # from 2.03.17 on, where a volume without a known file system shrinks
+            self.lvm("lvresize", "--fs", "ignore", *words)
 
     def volumes(self) -> dict[str, dict[str, str]]:
         """Thin volumes by name."""

@@ -211,7 +211,7 @@ def test_an_image_that_rests_is_known_by_its_time(
     assert not source.unchanged(2)
 
 
-@pytest.mark.parametrize("nocow", ["image", "pool"])
+@pytest.mark.parametrize("nocow", ["image", "pool", "image in a compressed pool"])
 def test_images_with_and_without_copy_on_write(btrfs_folder: Path, nocow: str) -> None:
     source, image = source_in(btrfs_folder), btrfs_folder / "work.img"
     if nocow == "pool":
@@ -221,6 +221,11 @@ def test_images_with_and_without_copy_on_write(btrfs_folder: Path, nocow: str) -
     else:
         image.touch()
         subprocess.run(["chattr", "+C", image], check=True)
+        if nocow != "image":
+            (btrfs_folder / ".sparsebak").mkdir()
+            for folder in (btrfs_folder, btrfs_folder / ".sparsebak"):
+                property_ = ["btrfs", "property", "set", folder, "compression", "zstd"]
+                subprocess.run(property_, check=True)
     image.write_bytes(os.urandom(SIZE))
     source.snapshot(1)
     with open(image, "r+b") as file:
@@ -234,7 +239,7 @@ def test_images_with_and_without_copy_on_write(btrfs_folder: Path, nocow: str) -
     target.write(0, [b"restored"])
     target.commit()
     with closing_fd(os.open(image, os.O_RDONLY)) as fd:
-        assert bool(attributes.flags(fd) & 0x00800000) == (nocow == "image")
+        assert bool(attributes.flags(fd) & 0x00800000) == (nocow != "pool")
 
 
 def test_an_image_in_too_many_pieces_counts_as_changed(
@@ -267,7 +272,8 @@ def test_a_pool_that_is_full_or_read_only_says_so(btrfs_folder: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", btrfs_folder], check=True)
     source.clean()
     source.drop(7)
-    for action in (lambda: source.snapshot(2), lambda: source.drop(1), lambda: source.replace(1)):
+    actions = [source.require_room, lambda: source.snapshot(2), lambda: source.drop(1)]
+    for action in (*actions, lambda: source.replace(1)):
         with pytest.raises(Refused, match="the pool is read-only"):
             action()
 

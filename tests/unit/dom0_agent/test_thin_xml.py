@@ -85,6 +85,11 @@ def test_a_dump_names_what_is_mapped() -> None:
         "nonsense",
         HEAD + '<different begin="x" length="1"/>' + TAIL,
         HEAD + "<different/>" + TAIL,
+        HEAD + '<different begin="1" length="0"/>' + TAIL,
+        HEAD + '<different begin="-1" length="2"/>' + TAIL,
+        HEAD + '<reshaped begin="1" length="2"/>' + TAIL,
+        '<diff><different begin="1" length="2"/></diff>',
+        HEAD.replace('"128"', '"0"') + '<different begin="1" length="2"/>' + TAIL,
     ],
 )
 def test_what_is_cut_short_or_makes_no_sense_is_refused(text: str) -> None:
