@@ -232,7 +232,7 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return os.pwrite(fh, data, offset)
 
         def truncate(self, path: str, length: int, fh: int | None = None) -> int:
-            os.truncate(real + path if fh is None else fh, length)
+            os.truncate(fh if fh in self._files else real + path, length)
             return 0
 
         def flush(self, path: str, fh: int) -> int:
@@ -317,13 +317,20 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
 
         return call
 
+    class System3(fuse.FUSE):  # type: ignore[misc]
+        def truncate_fuse_3(self, path: bytes | None, length: int, info: Any) -> int:
+            """The library's own forgets the open file, which may have no name any more."""
+            fh = info.contents.fh if info else None
+            answer: int = self.operations.truncate(os.fsdecode(path or b""), length, fh)
+            return answer
+
     for name, method in list(vars(System).items()):
         if callable(method) and not name.startswith("_"):
             setattr(System, name, guarded(name, method))
     logging.disable()
     with contextlib.suppress(RuntimeError):  # it was asked to end
         # With hard_remove a file that is open can be removed, and its folder with it, as on a disk of this machine.
-        fuse.FUSE(
+        System3(
             *(System(), mount),
             foreground=True,
             direct_io="direct_io" in options,

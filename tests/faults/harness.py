@@ -5,6 +5,7 @@ the fault runs on the folder below the mount, where nothing fails.
 """
 
 import contextlib
+import faulthandler
 import os
 import select
 import shutil
@@ -22,7 +23,7 @@ from tests.faultfs import FaultFS
 from tests.kit import PASSPHRASE, InProcess, Site
 
 VOLUMES = ("work/private", "other/private")
-LONGEST = 60.0
+LONGEST = 40.0
 """Seconds that a run may take; what takes longer hangs."""
 LEFTOVERS = (".tmp", ".partial", "-restore", ".log", ".part", ".uploading", ".new", ".old")
 Images = dict[str, dict[str, bytes]]
@@ -39,7 +40,7 @@ class Outcome:
     def problems(self) -> Iterator[str]:
         """What is wrong with it, whatever else came of it."""
         if self.code < 0:
-            yield f"hung or was killed: {self.text[-1500:]}"
+            yield f"hung or was killed: {self.text[-9000:]}"
         if "Traceback" in self.text:
             yield f"a traceback: {self.text[-1500:]}"
         if self.code > 0 and not [
@@ -59,6 +60,7 @@ def run(action: Callable[[], int]) -> Outcome:
                 os.dup2(null, 0)
                 for number in (1, 2):
                     os.dup2(output.fileno(), number)
+                faulthandler.dump_traceback_later(LONGEST - 5, file=2)
                 sys.stdin = open(0, closefd=False)
                 sys.stdout = open(1, "w", buffering=1, closefd=False)
                 sys.stderr = open(2, "w", buffering=1, closefd=False)

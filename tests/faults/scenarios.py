@@ -82,6 +82,7 @@ def cut_off(place: Place) -> None:
         return 0
 
     assert run(die).code == DIED
+    note_pending(place)
 
 
 def died_at(method: str) -> Step:
@@ -94,6 +95,7 @@ def died_at(method: str) -> Step:
 
         outcome = run(die)
         assert outcome.code == DIED, outcome
+        note_pending(place)
 
     return prepare
 
@@ -111,8 +113,8 @@ def with_a_damaged_chunk(place: Place) -> None:
     site = place.site
     with site.open() as archive:
         (series, *_) = archive.sessions().values()
-        stored = columns(archive.storage, series[0])
-        (chunk,) = archive.catalog.places([bytes(stored.ids[UNTOUCHED])]).values()
+        ((_, ids),) = columns(archive.storage, series[0]).between(UNTOUCHED, UNTOUCHED + 1)
+        (chunk,) = archive.catalog.places([ids[0].tobytes()]).values()
         pack, at = chunk.pack, chunk.offset + 40
     with open(site.archive / pack, "r+b") as file:
         file.seek(at)
@@ -243,13 +245,16 @@ def no_lease(place: Place) -> None:
 # --- calls
 
 
-def pending(place: Place) -> tuple[bytes, bytes]:
-    """Archive and session of what dom0 has of work/private that is neither committed nor aborted."""
+def note_pending(place: Place) -> None:
+    """Write down what dom0 has of work/private that is neither committed nor aborted."""
     state = Store(place.site.state, "work", "private").load()
-    for archive, follow in state.follows.items():
-        if follow.pending:
-            return bytes.fromhex(archive), bytes.fromhex(follow.pending.session)
-    raise AssertionError("nothing is pending")
+    (session,) = [follow.pending.session for follow in state.follows.values() if follow.pending]
+    (place.root / "pending").write_text(session)
+
+
+def pending(place: Place) -> bytes:
+    """Its session."""
+    return bytes.fromhex((place.root / "pending").read_text())
 
 
 def asked(place: Place, call: Callable[[Agent], object]) -> int:
@@ -282,7 +287,7 @@ def snapshot(place: Place) -> int:
 
 
 def extract(place: Place) -> int:
-    session = pending(place)[1]
+    session = pending(place)
 
     def call(agent: Agent) -> None:
         with agent.extract("work", "private", session, 0) as reply:
@@ -293,12 +298,12 @@ def extract(place: Place) -> int:
 
 
 def commit(place: Place) -> int:
-    session = pending(place)[1]
+    session = pending(place)
     return asked(place, lambda agent: agent.commit("work", "private", session))
 
 
 def abort(place: Place) -> int:
-    session = pending(place)[1]
+    session = pending(place)
     return asked(place, lambda agent: agent.abort("work", "private", session))
 
 
