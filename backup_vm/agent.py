@@ -81,6 +81,10 @@ _EXITS = {
 }
 
 
+ENDING = 8
+"""Calls that have said their last and are not waited for yet: each has a descriptor and a process."""
+
+
 class RefusedError(AgentError):
     """The agent ended a call with a code other than OK."""
 
@@ -224,6 +228,8 @@ class Agent:
             yield reply
             if reply.status is not None and feeder is None:
                 self._ending.append(connection)
+                while len(self._ending) > ENDING:
+                    self._ending.pop(0).close()
         except AgentError:
             if feeder is not None:
                 feeder.join(timeout=5)

@@ -173,6 +173,10 @@ class Archive:
             self._catalog = reconcile.open_catalog(self, reconcile.Listing.of(self.storage))
         return self._catalog
 
+    def work_aside(self) -> None:
+        """Where the archive cannot be written to: note what is found in a copy of the catalog, which goes at the end."""
+        self._catalog = reconcile.open_catalog(self, reconcile.Listing.of(self.storage), aside=True)
+
     def rebuild_catalog(self) -> None:
         """Make the catalog again from packs and sessions; what is marked in it is kept."""
         known = reconcile.Remembered.of(self._catalog)
@@ -225,19 +229,25 @@ class Archive:
 
 
 @contextmanager
-def open_archive(location: str | Path, writing: bool, command: str = "") -> Iterator[Archive]:
+def open_archive(
+    location: str | Path, writing: bool | None, command: str = ""
+) -> Iterator[Archive]:
     """Open and lock the archive in a directory or at a URL: alone for writing, together with other readers otherwise.
 
+    ``writing``: None for what notes its findings where it can, and reads all the same where not.
     ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later, when a lease is lost.
     """
     storage = open_storage(location)
     with closing(storage):
         settings = parameters.load(storage)
-        with _locked(storage, writing, command):
-            archive = Archive(storage, settings, writing)
+        alone = storage.writable() if writing is None else writing
+        with _locked(storage, alone, command):
+            archive = Archive(storage, settings, alone)
             try:
-                if writing:
+                if alone:
                     archive.recover()
+                elif writing is None:
+                    archive.work_aside()
                 yield archive
                 archive.record()
             finally:

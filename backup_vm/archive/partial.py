@@ -11,6 +11,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import naming
@@ -31,18 +32,24 @@ _MAX_GROUP = 1 << 17
 
 
 class Partial:
-    """One partial session. ``position``: the first chunk number not yet stored; ``count``: entries stored."""
+    """One partial session. ``position``: the first chunk number not yet stored; ``count``: entries stored.
+
+    Its file is open only while something is read or written: a run may have hundreds of them.
+    """
 
     def __init__(self, storage: Storage, name: str, offer: Offer) -> None:
         self._storage, self.name, self.offer = storage, name, offer
-        self.discarded = False
-        self._fd = storage.own(name)
+        self.discarded = self._left = False
         self.position = self.count = 0
         self._end = Offer.length()
         for upto, payload, after in self._groups():
             self.position, self._end = upto, after
             self.count += len(payload) // (8 + ID_SIZE)
-        os.ftruncate(self._fd, self._end)
+        with self._file() as fd:
+            os.ftruncate(fd, self._end)
+
+    def _file(self) -> AbstractContextManager[int]:
+        return closing_fd(self._storage.own(self.name))
 
     @classmethod
     def create(cls, storage: Storage, offer: Offer) -> "Partial":
@@ -62,22 +69,15 @@ class Partial:
             return None
 
     def close(self) -> None:
-        """Leave it for a later run, on disk; nothing happens when it is closed."""
-        if self._fd >= 0:
-            try:
-                os.fsync(self._fd)
-            finally:
-                self._close()
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        os.close(fd)
+        """Leave it for a later run, on disk; nothing happens when that was done, or it is gone."""
+        if not self._left:
+            self._left = True
+            with self._file() as fd:
+                os.fsync(fd)
 
     def discard(self) -> None:
         """Remove it, its session being stored, or not wanted any more."""
-        self.discarded = True
-        if self._fd >= 0:
-            self._close()
+        self.discarded = self._left = True
         # nothing waits for the disk: should it be there again after a crash, the next run removes it
         self._storage.local(self.name).unlink(missing_ok=True)
         self.withdraw()
@@ -103,7 +103,8 @@ class Partial:
         return [n for n in names if naming.is_unfinished(n) and naming.session_of(n) == mine]
 
     def _groups(self) -> Iterator[tuple[int, bytes, int]]:
-        return _groups(lambda offset, length: os.pread(self._fd, length, offset))
+        with self._file() as fd:
+            yield from _groups(lambda offset, length: os.pread(fd, length, offset))
 
     def append(self, upto: int, entries: list[tuple[int, bytes]]) -> None:
         """Add entries that cover the chunks up to ``upto``, not included; their packs are durable already.
@@ -113,11 +114,12 @@ class Partial:
         numbers = struct.pack(f"<{len(entries)}Q", *(number for number, _ in entries))
         payload = numbers + b"".join(chunk_id for _, chunk_id in entries)
         group = _GROUP.pack(upto, len(entries), _digest(upto, payload)) + payload
-        try:
-            pwrite_all(self._fd, group, self._end)
-        except OSError:
-            os.ftruncate(self._fd, self._end)
-            raise
+        with self._file() as fd:
+            try:
+                pwrite_all(fd, group, self._end)
+            except OSError:
+                os.ftruncate(fd, self._end)
+                raise
         self._end += len(group)
         self.position = upto
         self.count += len(entries)
@@ -131,7 +133,8 @@ class Partial:
             position, end = upto, after
             count += len(payload) // (8 + ID_SIZE)
         if end != self._end:
-            os.ftruncate(self._fd, end)
+            with self._file() as fd:
+                os.ftruncate(fd, end)
             self.position, self.count, self._end = position, count, end
 
     def numbers(self) -> Iterator[bytes]:

@@ -61,13 +61,16 @@ class Listing:
         return cls({n: s for n, s in storage.sizes("packs").items() if naming.is_pack(n)}, files)
 
 
-def open_catalog(archive: "Archive", now: Listing) -> Catalog:
-    """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither be used nor made again."""
+def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Catalog:
+    """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither be used nor made again.
+
+    ``aside``: a reader that notes something in it, and so needs a copy of its own.
+    """
     catalog = _opened(archive)
     try:
         if catalog is not None and archive.writing:
             return _reconciled(archive, catalog, now)
-        if catalog is not None and _fits(archive, catalog, now):
+        if catalog is not None and not aside and _fits(archive, catalog, now):
             return catalog
         if catalog is not None:
             catalog.close()

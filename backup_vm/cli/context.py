@@ -68,8 +68,8 @@ class Context:
         return path
 
     @contextmanager
-    def open(self, writing: bool = False) -> Iterator["Archive"]:
-        """The archive, locked; what was mended on the way is told at the end."""
+    def open(self, writing: bool | None = False) -> Iterator["Archive"]:
+        """The archive, locked, see open_archive; what was mended on the way is reported at the end."""
         import sqlite3
 
         from backup_vm.archive.archive import open_archive

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.progress import progress_for
 
     context = Context(options)
-    with context.open(writing=True) as archive:
+    with context.open(writing=None) as archive:
         progress = progress_for("scrub", context.quiet or context.json)
         try:
             findings = list(scrub(archive, progress))
@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
         checked(archive.storage, sound)
         for line in foreign(archive):
             context.warn(line)
+        if not archive.writing and not sound:
+            context.warn("the archive cannot be written to: the next backup does not know of this")
     for finding in findings:
         spoils = f"; spoils {', '.join(finding.sessions)}" if finding.sessions else ""
         context.warn(finding.problem + spoils)

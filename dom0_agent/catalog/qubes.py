@@ -143,7 +143,8 @@ class QubesCatalog:
             places = vid, f"{vid}-snap" if live else ""
         else:
             places = f"{info['vid']}.img", f"{info['vid']}-dirty.img" if live else ""
-        shared = "root" if volume == "root" else f"{qube}/{volume}"
+        # a standalone's root is what runs in it: to share chunks with it would let another learn them
+        shared = "root" if volume == "root" and klass == "TemplateVM" else f"{qube}/{volume}"
         return Volume(qube, volume, pool, *places, domain=_domain(shared), managed=True)
 
     def _pool(self, name: str) -> Pool | str:
@@ -190,5 +191,5 @@ def _lasts(domain: Any, klass: str) -> bool:
 
 
 def _domain(name: str) -> bytes:
-    """A deduplication domain: each private volume is one, and all root volumes are one."""
+    """A deduplication domain: the roots of all templates are one, each other volume is one."""
     return hashlib.blake2b(name.encode(), digest_size=16, person=b"sparsebak domain").digest()

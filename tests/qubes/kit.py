@@ -49,7 +49,7 @@ class QubesSite(Site):
 
     def image(self, name: str = "work/private") -> Path:
         qube, volume = name.split("/")
-        group = "templates" if qube == "fedora" else "appvms"
+        group = "templates" if qube in ("fedora", "debian") else "appvms"
         return self.pool / group / qube / f"{volume}.img"
 
     def dirty(self, name: str = "work/private") -> Path:

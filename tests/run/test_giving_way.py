@@ -194,5 +194,7 @@ def test_hundreds_of_volumes_with_few_descriptors(tmp_path: Path) -> None:
             site.image(name).write_bytes(name.encode() * 2)
         assert all(outcome.changed for outcome in site.monitor())
         assert cli.main(["--config", str(site.config), "status"]) == 0
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, limits[1]))
+        site.backup()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
