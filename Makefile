@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm demo fuzz audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-vm clean
+.PHONY: test test-lvm demo fuzz faults powercut audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-vm clean
 
 test: setup packages
 	$(VENV)/bin/ruff check .
@@ -45,6 +45,22 @@ bench-lvm: setup packages
 # Fuzzes every parser for ten minutes each; FUZZ="TARGET --seconds N" for one.
 fuzz: setup
 	$(VENV)/bin/python -m tests.fuzz $(FUZZ)
+
+# Every call of every command meets every kind of fault of a disk: hours. FAULTS=N for N calls of each kind.
+FAULTS ?= all
+faults: setup packages
+	SPARSEBAK_FAULTS=$(FAULTS) $(VENV)/bin/pytest tests/faults -n auto --timeout 0
+
+# Power cuts by the hundred, on three file systems; POWERCUT="xfs btrfs reflink --cuts 1000" for one pair.
+POWERCUT ?=
+powercut: setup packages
+ifeq ($(POWERCUT),)
+	$(VENV)/bin/python -m tests.powercut ext4 ext4
+	$(VENV)/bin/python -m tests.powercut xfs btrfs reflink
+	$(VENV)/bin/python -m tests.powercut btrfs xfs reflink
+else
+	$(VENV)/bin/python -m tests.powercut $(POWERCUT)
+endif
 
 # What runs in dom0, in lines of code by module.
 audit: setup

@@ -32,7 +32,8 @@ class Scenario:
     ``where`` is what fails, below the copy of the site; ``prepare`` what is done before; ``promised`` raises
     AssertionError unless all is there that an exit code of 0 promises. ``doomed`` are names of sessions that
     may go, ``code`` the exit code without a fault, ``again`` those of the same command afterwards; ``once``: it is not
-    run again. ``changes_volume``: the volume is the old one or the restored one.
+    run again. ``changes_volume``: the volume is the old one or the restored one. ``damaged``: what was stored
+    before is whole only after a backup.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Scenario:
     action: Callable[[Place], int] | None = None
     changes_volume: bool = False
     once: bool = False
+    damaged: bool = False
 
     def started(self, place: Place) -> int:
         """Run it in this process."""
@@ -349,9 +351,9 @@ SCENARIOS = (
              doomed=("other/private",), again=(0, 1)),
     Scenario("scrub", ("scrub",)),
     Scenario("scrub without a catalog", ("scrub",), prepare=without_catalog),
-    Scenario("scrub, damage", ("scrub",), prepare=with_a_damaged_chunk, code=4, again=(4,)),
+    Scenario("scrub, damage", ("scrub",), prepare=with_a_damaged_chunk, code=4, again=(4,), damaged=True),
     Scenario("backup that heals", ("backup",), prepare=lambda place: (
-        with_a_damaged_chunk(place), place.command("scrub")), promised=backed_up),
+        with_a_damaged_chunk(place), place.command("scrub")), promised=backed_up, damaged=True),
     Scenario("copy", ("copy", "{root}/copy"), where=COPY, promised=copied),
     Scenario("copy, first", ("copy", "{root}/copy"), where="copy*", prepare=without_copy,
              promised=copied),

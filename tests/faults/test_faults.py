@@ -85,7 +85,7 @@ def _found(
         yield from _kept(place, scenario, "though the exit code says that it is done")
     elif harmless:
         yield f"exit {outcome.code}, though nothing failed: {outcome.text[-500:]}"
-    if scenario.code == 0:
+    if not scenario.damaged:
         yield from _whole(bench, scenario, place, "after it")
     if not scenario.once:
         again = run(lambda: scenario.started(place))
@@ -96,6 +96,7 @@ def _found(
     backup = place.command("backup")
     if backup.code:
         yield f"the next backup: exit {backup.code}: {backup.text[-700:]}"
+    yield from (f"the next backup: {problem}" for problem in backup.problems())
     yield from _whole(bench, scenario, place, "after the next backup")
     now, images = place.now(), _images(place)
     if isinstance(images, str):
