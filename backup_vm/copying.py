@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from backup_vm.archive import notes, packs, parameters, sessions
+from backup_vm.archive import lookup, notes, packs, parameters, sessions
 from backup_vm.archive.archive import Archive, create_archive, open_archive
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.format import NO_BASE
@@ -204,7 +204,7 @@ class _Run:
     def _places(self, store: Store, part: list[tuple[int, bytes]]) -> dict[bytes, Place]:
         """Where the chunks are here that the copy lacks; raise DamagedError if one cannot be had."""
         lacking = {one for _, one in part if one != ZERO_ID and not store.holds(one)}
-        places = self._source.catalog.places(lacking)
+        places = lookup.places(self._source, lacking)
         for number, chunk_id in part:
             if chunk_id in lacking and (chunk_id not in places or chunk_id in self._lost):
                 where = self._source.storage.describe()
@@ -221,7 +221,7 @@ class _Run:
             if chunk_id in places and not store.holds(chunk_id):
                 place = places[chunk_id]
                 try:
-                    sealed = reader.read(place.pack, chunk_id, place.offset, place.length)
+                    sealed = lookup.read(self._source, reader, chunk_id, place)
                 except DamagedError:
                     self._lost.add(chunk_id)
                     raise
@@ -251,6 +251,11 @@ class _Run:
 
     def remove(self) -> None:
         """Remove from the copy what the source has not; nothing if it may only be lost there."""
+        if not self._ours and self._theirs:
+            self.done.failed.append(f"{self._source.storage.describe()} is empty; the copy is not")
+        _ = self._source.catalog  # which knows what there was
+        for name in self._source.lost:
+            self.done.failed.append(f"{self._source.storage.describe(name)} is missing")
         for series in self._ours.values():
             here = {NO_BASE, *(session.clear.session for session in series)}
             for session in series:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from backup_vm.archive import parameters
+from backup_vm.archive import parameters, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, runs
@@ -51,8 +51,19 @@ class _Hashed:
         return self._digest.digest()
 
 
-def export(archive: Archive, image: Image, name: str, out: IO[bytes], progress: Progress) -> None:
-    """Write a session as one sealed file. Raises DamagedError."""
+def export(
+    archive: Archive,
+    image: Image,
+    name: str,
+    out: IO[bytes],
+    progress: Progress,
+    keys: Keys | None = None,
+) -> None:
+    """Write a session as one sealed file; with the archive's keys only if its ids prove right. Raises DamagedError."""
+    for session in image.sessions:
+        sessions.check(archive.storage, session)
+    if keys is not None:
+        open_image(archive, image, keys, name)
     sealed = (
         archive.parameters.master is None
     )  # else the key lies in archive.toml, and must not go along

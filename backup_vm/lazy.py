@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 
+from backup_vm.archive import lookup
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image, split
 from backup_vm.archive.packs import PackReader
@@ -96,12 +97,12 @@ class LazyImage:
         return chunk
 
     def _sealed(self, number: int, chunk_id: bytes) -> memoryview:
-        place = self._archive.catalog.places([chunk_id]).get(chunk_id)
+        place = lookup.places(self._archive, [chunk_id]).get(chunk_id)
         if place is None:
             raise DamagedError(
                 f"{self._name}: chunk {number} is missing from the archive", "run: sparsebak scrub"
             )
-        return self._reader.read(place.pack, chunk_id, place.offset, place.length)
+        return lookup.read(self._archive, self._reader, chunk_id, place)
 
     def _id(self, number: int) -> bytes:
         index, at = divmod(number, PAGE_IDS)

@@ -1,5 +1,6 @@
 """Which volume is which: in a sealed archive names are known to dom0 and to whoever has the key, and to nobody else."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from backup_vm.archive.archive import Archive
@@ -46,19 +47,20 @@ def stored_volumes(
         damaged = error
         archive.warnings.append(str(error))
     for volume_id, series in archive.sessions().items():
-        qube, volume = known.get(volume_id) or _from_record(series[-1], keys) or ("", volume_id)
+        qube, volume = known.get(volume_id) or _from_records(series, keys) or ("", volume_id)
         found.append(Named(qube, volume, volume_id, tuple(series), notes, damaged))
     return sorted(found, key=lambda named: (named.qube, named.volume))
 
 
-def _from_record(session: Session, keys: Keys | None) -> tuple[str, str] | None:
+def _from_records(series: list[Session], keys: Keys | None) -> tuple[str, str] | None:
+    """What the newest record that is authentic says: one that is not takes no name from the others."""
     if keys is None:
         return None
-    try:
-        record = open_record(session.record, keys)
-    except NotAuthentic:
-        return None
-    return record.qube, record.volume
+    for session in reversed(series):
+        with suppress(NotAuthentic):
+            record = open_record(session.record, keys)
+            return record.qube, record.volume
+    return None
 
 
 def select(volumes: list[Named], names: list[str], what: str = "the archive") -> list[Named]:
@@ -118,6 +120,9 @@ def find_session(volume: Named, wanted: str) -> Session:
         )
     if len(found) > 1:
         raise SparsebakError(
-            f"{wanted} could be {len(found)} sessions of {volume.name}", "give its whole name"
+            f"{wanted} could be {len(found)} sessions of {volume.name}",
+            "give its whole name"
+            if found[0].name != found[1].name  # which takes damage, or a clock that went back
+            else f"name one by its id: {', '.join(s.clear.session.hex() for s in found[:4])}",
         )
     return found[0]

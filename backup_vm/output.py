@@ -93,27 +93,42 @@ def complain(line: str) -> None:
 
 
 @contextmanager
-def replacing(target: Path, force: bool = True) -> Iterator[Path]:
-    """A file beside ``target`` to write to, which becomes it at the end; removed if anything fails.
+def replacing(target: Path, force: bool = True, public: bool = False) -> Iterator[Path]:
+    """An empty file beside ``target`` to write to, which becomes it at the end; removed if anything fails.
 
     ``target`` is named as the user did: a link is followed. Raises SparsebakError where there is
     something that is not a regular file, a device such as /dev/null, say, which must not be replaced;
-    without ``force`` where there is anything.
+    without ``force`` where there is anything. ``public``: others may read it, as the umask says.
     """
+    import tempfile  # here, for few commands write a file
+
     target = Path(os.path.realpath(target))
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.stat(target).st_mode):
             raise SparsebakError(f"{target} is not a regular file", "choose another name")
         if not force:
             raise SparsebakError(f"{target} exists", "choose another name, or remove it first")
-    beside = target.with_name(target.name + ".part")
+    try:  # a name of its own: whatever else is called .part is somebody's
+        fd, name = tempfile.mkstemp(".part", f"{target.name}.", target.parent)
+    except OSError as error:
+        raise SparsebakError(f"cannot write {target}: {error.strerror}") from None
+    beside = Path(name)
     try:
+        with open(fd, "wb"):
+            if public:
+                os.fchmod(fd, 0o666 & ~_umask())
         yield beside
         os.replace(beside, target)
     except BaseException:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def ask(question: str) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from backup_vm.archive import sessions
+from backup_vm import output
+from backup_vm.archive import lookup, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.image import Image
@@ -37,13 +38,13 @@ def sealed_chunks(
     """For each page of 1,024 chunks (or, in file order, each larger window): its ids, and the chunks with data."""
     with PackReader(archive.storage) as reader:
         for first, ids in image.windows():
-            places = archive.catalog.places(chunk_id for chunk_id in ids if chunk_id != ZERO_ID)
+            places = lookup.places(archive, (i for i in ids if i != ZERO_ID))
             step = len(ids) if in_file_order else PAGE_IDS
             for at in range(0, len(ids), step):
                 wanted = _wanted(ids[at : at + step], first + at, places, name)
                 if in_file_order:
                     wanted.sort(key=lambda item: item[2])
-                yield ids[at : at + step], _read(reader, wanted)
+                yield ids[at : at + step], _read(archive, reader, wanted)
 
 
 def _wanted(
@@ -59,11 +60,11 @@ def _wanted(
     return wanted
 
 
-def _read(reader: PackReader, wanted: list[tuple[int, bytes, Place]]) -> Iterator[SealedChunk]:
+def _read(
+    archive: Archive, reader: PackReader, wanted: list[tuple[int, bytes, Place]]
+) -> Iterator[SealedChunk]:
     for number, chunk_id, place in wanted:
-        yield SealedChunk(
-            number, chunk_id, reader.read(place.pack, chunk_id, place.offset, place.length)
-        )
+        yield SealedChunk(number, chunk_id, lookup.read(archive, reader, chunk_id, place))
 
 
 def feed(
@@ -184,20 +185,16 @@ def assemble(
     archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress
 ) -> Record:
     """Write a session as a sparse raw image, beside the target first, so that a failure leaves no half of one."""
-    beside = target.with_name(target.name + ".part")
-    try:
-        file = ImageWriter(beside, image.session.clear.size)
-    except OSError as error:
-        raise SparsebakError(f"cannot write {beside}: {error.strerror}") from None
-    try:
-        record = read_image(archive, image, keys, name, progress, file.write)
-        file.sync()
-        os.replace(beside, target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    finally:
-        file.close()
+    with output.replacing(target) as beside:
+        try:
+            file = ImageWriter(beside, image.session.clear.size)
+        except OSError as error:
+            raise SparsebakError(f"cannot write {beside}: {error.strerror}") from None
+        try:
+            record = read_image(archive, image, keys, name, progress, file.write)
+            file.sync()
+        finally:
+            file.close()
     return record
 
 

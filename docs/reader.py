@@ -329,6 +329,9 @@ def main(arguments: list[str]) -> int:
         InvalidTag,
         tomllib.TOMLDecodeError,
         KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
         ValueError,
         struct.error,
     ) as error:

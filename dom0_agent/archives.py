@@ -1,9 +1,11 @@
 """The archives dom0 knows: label, who may use it, parameters, key slots and the master key.
 
-``<state_dir>/archives/<archive id>/`` holds ``archive.json`` and ``key``, owner only.
+``<state_dir>/archives/<archive id>/`` holds ``archive.json`` and ``key``, owner only. Both are checked when they are read: a
+key with one wrong bit seals as well as the right one, and no passphrase would ever open what it sealed.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -12,13 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from dom0_agent.log import ERROR, log
+from dom0_agent.log import ERROR, WARNING, log
 from wire import CHUNK_SIZES
 from wire.durable import make_directory, replace, sync_directory, write_synced
 from wire.frames import MODE_OPEN, MODE_SEALED
+from wire.names import parse_name
 from wire.sealing import KEY_SIZE, SUITE_BLAKE2B, SUITES, Keys
-from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, make_slot
+from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, SLOT_SIZE, make_slot
 from wire.status import Code, Refused
 
 ADMIN = "dom0"
@@ -27,7 +31,10 @@ ADMIN = "dom0"
 
 @dataclass(frozen=True)
 class Archive:
-    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.frames' MODE_ numbers, ``suite`` one of wire.sealing's."""
+    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.frames' MODE_ numbers, ``suite`` one of wire.sealing's.
+
+    ``key_check``: digest of the master key, by which a damaged one is noticed; empty where an earlier version kept none.
+    """
 
     directory: Path
     id: bytes
@@ -38,14 +45,15 @@ class Archive:
     created: int
     slots: tuple[bytes, ...]
     suite: int = SUITE_BLAKE2B
+    key_check: str = ""
 
     def master(self) -> bytes:
-        """The master key."""
+        """The master key; Refused when it is not the one that was kept."""
         try:
             key = (self.directory / "key").read_bytes()
         except FileNotFoundError:
             key = b""
-        if len(key) != KEY_SIZE:
+        if len(key) != KEY_SIZE or self.key_check not in ("", _digest(key)):
             raise Refused(
                 Code.INTERNAL, f"{self.directory / 'key'} is damaged; see docs/recovery.md"
             )
@@ -139,19 +147,30 @@ class Archives:
         """Keep an archive, whose directory is its ``place``, and its key; Refused when it is here already."""
         make_directory(self._directory)
         if archive.directory.exists():
-            raise Refused(
-                Code.BUSY,
-                f"archive {archive.id.hex()} is known here already; see: sparsebak-agent archive list",
-            )
+            if is_sound(archive.directory):
+                raise Refused(
+                    Code.BUSY,
+                    f"archive {archive.id.hex()} is known here already; see: sparsebak-agent archive list",
+                )
+            self._set_aside(archive.directory)
         temporary = self._directory / f".{archive.directory.name}.tmp"
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(mode=0o700)
         write_synced(temporary / "key", master)
-        write_synced(temporary / "archive.json", _dump(archive))
+        kept = dataclasses.replace(archive, key_check=_digest(master))
+        write_synced(temporary / "archive.json", _dump(kept))
         sync_directory(temporary)
         os.rename(temporary, archive.directory)
         sync_directory(self._directory)
+
+    def _set_aside(self, damaged: Path) -> None:
+        """Make place for an archive that is damaged here; what is left of it stays, under another name."""
+        aside = self._directory / f".{damaged.name}.damaged"
+        if aside.exists():
+            shutil.rmtree(aside)
+        os.rename(damaged, aside)
+        log(WARNING, f"{damaged} is damaged; set aside as {aside.name}")
 
     def set_slots(self, archive: Archive, slots: tuple[bytes, ...]) -> None:
         """Keep other key slots for an archive; the file's replacement is the commit point."""
@@ -162,6 +181,8 @@ class Archives:
     def remove(self, archive: Archive) -> None:
         """Forget an archive and its key."""
         gone = self._directory / f".{archive.id.hex()}.gone"
+        if gone.exists():  # of a removal that was interrupted
+            shutil.rmtree(gone)
         os.rename(archive.directory, gone)
         sync_directory(self._directory)
         shutil.rmtree(gone)
@@ -176,14 +197,47 @@ def _dump(archive: Archive) -> bytes:
         "chunk_size": archive.chunk_size,
         "created": archive.created,
         "slots": [slot.hex() for slot in archive.slots],
+        "key_check": archive.key_check,
     }
-    return json.dumps(fields, indent=1).encode()
+    return json.dumps({"check": _check(fields), **fields}, indent=1).encode()
+
+
+def _check(fields: dict[str, Any]) -> str:
+    return _digest(json.dumps(fields, sort_keys=True).encode())
+
+
+def _digest(data: bytes) -> str:
+    """Of a key it tells nothing: nobody guesses 256 random bits."""
+    return hashlib.blake2b(data, digest_size=16, person=b"sparsebak kept").hexdigest()
+
+
+def is_sound(directory: Path) -> bool:
+    """Whether an archive can be read, and its key."""
+    try:
+        _load(directory).master()
+    except Refused:
+        return False
+    return True
 
 
 def _load(directory: Path) -> Archive:
+    """An archive as it was written; Refused when it is damaged. Earlier versions wrote no check."""
     try:
         raw = json.loads((directory / "archive.json").read_bytes())
+        if "check" in raw and raw.pop("check") != _check(raw):  # version 0.1.0 wrote none
+            raise ValueError("its check does not fit")
         slots = tuple(bytes.fromhex(slot) for slot in raw.pop("slots"))
-        return Archive(directory=directory, id=bytes.fromhex(directory.name), slots=slots, **raw)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        found = Archive(directory=directory, id=bytes.fromhex(directory.name), slots=slots, **raw)
+        parse_name(found.label, "label")
+        if (
+            type(found.caller) is not str
+            or type(found.created) is not int
+            or found.mode not in (MODE_OPEN, MODE_SEALED)
+            or found.suite not in SUITES
+            or found.chunk_size not in CHUNK_SIZES
+            or any(len(slot) != SLOT_SIZE for slot in slots)
+        ):
+            raise ValueError("a value in it is impossible")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Refused(Code.INTERNAL, f"{directory} is damaged: {error}") from None
+    return found

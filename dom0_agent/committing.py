@@ -12,6 +12,7 @@ from dom0_agent.ids import CommittedIds, IdsDamaged
 from dom0_agent.log import WARNING, log
 from dom0_agent.pending_log import LogDamaged, PendingLog
 from dom0_agent.state import Follow, Pending, Redo, Store
+from wire.status import Refused
 from wire.tree import Tree, chunk_count
 
 
@@ -82,5 +83,5 @@ def apply_again(store: Store, follow: Follow, archive: Archive, redo: Redo) -> N
     """Finish what a crash or a failed write interrupted; what fails again leaves ids that do not prove."""
     try:
         apply(store, follow, archive, redo)
-    except (LogDamaged, OSError) as error:
+    except (Refused, OSError) as error:  # the archive's key may be damaged, too
         log(WARNING, f"{store.name}: {error}; its next session compares everything")

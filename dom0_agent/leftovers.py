@@ -15,7 +15,7 @@ from dom0_agent.catalog import Catalog
 from dom0_agent.config import Volume, recall
 from dom0_agent.pending_log import in_use
 from dom0_agent.rotation import Rotation
-from dom0_agent.sources import Sources
+from dom0_agent.sources import Source, Sources
 from dom0_agent.state import PATIENCE, State, Store, known_volumes
 from wire.durable import Busy, closing_fd, lock, make_directory
 from wire.status import Code, Refused
@@ -55,28 +55,41 @@ def remembered(state: State) -> Volume | None:
         return None
 
 
-def let_go(state_dir: Path, orphan: Orphan) -> bool:
+def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
     """Drop the snapshots of a volume that is gone; whether there were any. What is known of its sessions is kept.
 
     Not while one of them is being sent, and not where its pool is away (a disk that is not mounted): they would stay
     for ever if nothing remembered them. Refused when somebody else works on it, or its storage fails.
     """
-    if not orphan.state.snapshots() or orphan.place is None or not _is_there(orphan.place):
+    if orphan.place is None or not _is_there(orphan.place):
+        return False
+    source = sources.open(orphan.place)
+    # Not what the state mentions: a snapshot that could not be removed the last time is in none any more.
+    if not source.snapshots():
         return False
     store = Store(state_dir, orphan.qube, orphan.volume)
     with store.locked(patience=0) as state:
-        rotation = Rotation(store, state, Sources(state_dir).open(orphan.place))
+        rotation = Rotation(store, state, source)
         pending = [follow.pending for follow in state.follows.values() if follow.pending]
         if any(in_use(store.directory / one.log) for one in pending):
-            return False
-        if not state.snapshots() <= rotation.source.snapshots():
+            if rotation.give_way():  # read as slowly as can be, it must not fill the pool
+                rotation.finish()
             return False
         for follow in state.follows.values():
             follow.pending = follow.map = None  # without a base all counts as changed
         state.base = None
-        with rotation.source.together():
+        with source.together():
             rotation.finish()
+        _require_gone(orphan.name, source)
     return True
+
+
+def _require_gone(name: str, source: Source) -> None:
+    """LVM's volumes are removed together, and what cannot go only gets a warning in the log."""
+    if left := source.snapshots():
+        raise Refused(
+            Code.SOURCE_FAILED, f"{name}: {len(left)} of its snapshots cannot be removed yet"
+        )
 
 
 def forget(state_dir: Path, qube: str, name: str, volume: Volume | None) -> None:
@@ -113,6 +126,7 @@ def forget(state_dir: Path, qube: str, name: str, volume: Volume | None) -> None
             with source.together():
                 for number in source.snapshots():
                     source.drop(number)
+            _require_gone(f"{qube}/{name}", source)
         shutil.rmtree(store.directory)
     with suppress(OSError):  # other volumes of the qube
         store.directory.parent.rmdir()

@@ -1,6 +1,7 @@
 """dom0's log: lines on standard error, which qrexec and systemd hand to the journal. Never sent to a caller."""
 
 import sys
+from contextlib import suppress
 from typing import Final
 
 from wire.names import printable
@@ -12,5 +13,8 @@ INFO: Final = 6
 
 def log(level: int, text: str) -> None:
     """Write one line with a syslog priority; control characters are escaped."""
-    prefix = "" if sys.stderr.isatty() else f"<{level}>"
-    print(f"{prefix}sparsebak-agent: {printable(text)}", file=sys.stderr, flush=True)
+    with suppress(
+        OSError
+    ):  # a full disk, a reader that is gone: what is done does not depend on it
+        prefix = "" if sys.stderr.isatty() else f"<{level}>"
+        print(f"{prefix}sparsebak-agent: {printable(text)}", file=sys.stderr, flush=True)

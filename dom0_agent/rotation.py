@@ -19,6 +19,7 @@ from dom0_agent.log import WARNING, log
 from dom0_agent.pending_log import in_use
 from dom0_agent.sources import Source, Sources, snapshot_name
 from dom0_agent.state import Committed, Follow, Pending, Redo, State, Store
+from wire import MAX_VOLUME_SIZE
 from wire.frames import Request
 from wire.status import Code, Refused
 
@@ -108,6 +109,11 @@ class Rotation:
 
     def _changed(self, number: int) -> tuple[ChangedMap, int]:
         size, base, before = self.source.size(number), self.state.base, self.state.base_size
+        if size > MAX_VOLUME_SIZE:  # nobody would open its record
+            raise Refused(
+                Code.SOURCE_FAILED,
+                f"{self.store.name} has {size} bytes, and volumes can have {MAX_VOLUME_SIZE >> 40} TiB",
+            )
         if base is None or base not in self.source.snapshots():
             if base is not None:
                 log(
@@ -160,9 +166,14 @@ class Rotation:
         follow = self.state.follows.get(key)
         if request.number > max(MAX_SEQUENCE, follow.mark if follow else 0):
             raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
+        volume_id = archive.keys().volume_id(volume.qube, volume.volume).hex()
         if follow is None:
-            volume_id = archive.keys().volume_id(volume.qube, volume.volume)
-            follow = self.state.follows[key] = Follow(volume_id=volume_id.hex(), ids=f"{key}.ids")
+            follow = self.state.follows[key] = Follow(volume_id=volume_id, ids=f"{key}.ids")
+        elif follow.volume_id != volume_id:
+            raise Refused(
+                Code.INTERNAL,
+                f"{self.store.name}: the key of archive {archive.label} is not the one that it was",
+            )
         if follow.pending:
             if follow.pending.snapshot in self.source.snapshots():
                 return follow, follow.pending, True
@@ -282,10 +293,14 @@ class Rotation:
 
 
 def _session_time(last: int, untrusted_time: int) -> int:
-    """Unix seconds: the run's time as the caller proposes it, if near to now, else now; never ``last``, an earlier one's."""
+    """Unix seconds: the run's time as the caller proposes it, if near to now, else now; never ``last``, an earlier one's.
+
+    Later than that, for sessions are named by their times: a caller must not get two of one name sealed. Only where the
+    earlier one lies further ahead than callers get (dom0's clock was wrong), time goes back.
+    """
     now = int(clock.time())
     time = untrusted_time if abs(untrusted_time - now) <= CLOCK_SLACK else now
-    return last + 1 if 0 <= last - time <= CLOCK_SLACK else time  # session names stay distinct
+    return last + 1 if time <= last <= now + 2 * CLOCK_SLACK else time
 
 
 @contextmanager

@@ -277,6 +277,8 @@ def _follow(raw: dict[str, Any]) -> Follow:
 def known_volumes(state_dir: Path) -> Iterator[tuple[str, str]]:
     """Qube and volume names that dom0 remembers anything of, in order."""
     for path in sorted((state_dir / "volumes").glob("*/*")):
+        if not path.is_dir():  # nothing of ours
+            continue
         try:
             yield parse_name(path.parent.name, "qube"), parse_name(path.name, "volume")
         except BadName:

@@ -116,9 +116,9 @@ def take_over(
         slots=introduction.untrusted_slots,
         suite=entry.suite,
     )
-    archives.adopt(archive, master)
     for record in records:
         _remember(state_dir, archive, record, keys)
+    archives.adopt(archive, master)  # the commit point: before it, the same can be done again
     return archive, [f"{record.qube}/{record.volume}" for record in records]
 
 
@@ -144,7 +144,8 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
 def _remember(state_dir: Path, archive: Archive, record: Record, keys: Keys) -> None:
     store, key = Store(state_dir, record.qube, record.volume), archive.id.hex()
     with store.locked() as state:
-        if key in state.follows:
+        follow = state.follows.get(key)
+        if follow is not None and (follow.pending or follow.mark >= record.sequence):
             return
         committed = Committed(
             session=record.session.hex(),

@@ -4,9 +4,11 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -28,11 +30,58 @@ if (
     settings.load_profile("project")
 
 
-def cannot(reason: str) -> None:
-    """What a test needs is not here: skipped on a user's machine, a failure in CI."""
-    if CI:
-        pytest.fail(f"CI must be able to run this: {reason}")
+SKIPS = os.environ.get("SPARSEBAK_SKIPS")
+"""A file to which a line is added for each reason why tests were skipped; ``make test`` ends with them."""
+
+
+class Elsewhere(pytest.skip.Exception):
+    """What a test needs can be had on some machines only: skipped in CI, too."""
+
+
+def elsewhere(reason: str) -> NoReturn:
+    """Skip a test that CI's machines need not be able to run."""
+    raise Elsewhere(reason)
+
+
+def cannot(reason: str) -> NoReturn:
+    """What a test needs is not here: skipped on a user's machine, a failure in CI, as any other skip."""
     pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    expected = hasattr(report, "wasxfail") or (
+        call.excinfo and call.excinfo.errisinstance(Elsewhere)
+    )
+    if CI and report.skipped and call.excinfo and not expected:
+        report.outcome = "failed"
+        report.longrepr = f"CI must be able to run this: {call.excinfo.value}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if CI and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"CI must be able to run this: {report.longrepr}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = Counter(
+        str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        for report in terminalreporter.stats.get("skipped", ())
+    )
+    if SKIPS and reasons:
+        with open(SKIPS, "a") as file:
+            for reason, count in reasons.items():
+                for named in ("Skipped: ", f"{__name__}.{Elsewhere.__name__}: "):
+                    reason = reason.removeprefix(named)
+                print(f"{reason} ({count})", file=file)
 
 
 def mounted(
@@ -64,6 +113,23 @@ def in_memory(image: Path) -> Path:
     if not memory.is_dir() or shutil.disk_usage(memory).free < 4 << 30:
         return image
     return memory / f"sparsebak-{os.getpid()}-{image.parent.name}-{image.name}"
+
+
+def folder_in_memory(name: str) -> Iterator[Path]:
+    """A folder whose files are in memory where there is room: what is synced thousands of times does not wait for a disk."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2 << 30
+    folder = Path(tempfile.mkdtemp(prefix=f"sparsebak-{name}-", dir=memory if roomy else None))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def quick_folder() -> Iterator[Path]:
+    """Such a folder, for one test."""
+    yield from folder_in_memory("test")
 
 
 FILE_SYSTEMS = {

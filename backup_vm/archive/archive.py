@@ -1,6 +1,7 @@
 """An archive that is open: its parameters, sessions and catalog, under its lock."""
 
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backup_vm import stopping
-from backup_vm.archive import naming, parameters, partial, reconcile, sessions
+from backup_vm.archive import catalog_file, naming, parameters, partial, reconcile, sessions
 from backup_vm.archive.catalog import Catalog
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, chain
@@ -38,6 +39,12 @@ class Archive:
         """Session files whose head cannot be read, found so far; the sessions that build on them cannot be had."""
         self.found: dict[str, str] = {}
         """Session files that were found to be spoilt at this opening, and not before, with the reason."""
+        self.lost: list[str] = []
+        """Session files, the newest of their volumes, that no prune removed and that are not there any more."""
+        self.derived = False
+        """Whether the catalog was made from packs and sessions in this run."""
+        self._doubted: Catalog | None = None
+        self._doubting = threading.Lock()
         self.unrecorded = 0
         """Sessions that the catalog does not say it was made for, although they are whole."""
 
@@ -110,7 +117,8 @@ class Archive:
     def uncertain(self) -> list[str]:
         """Why it is not known what all sessions refer to; then nothing may be freed."""
         volumes = self.sessions()
-        return [*map(str, self.damaged.values()), *self.cut_off(volumes).values()]
+        lost = [f"{self.storage.describe(name)} is missing" for name in self.lost]
+        return [*lost, *map(str, self.damaged.values()), *self.cut_off(volumes).values()]
 
     def partials(self) -> list[Partial]:
         """Partial sessions to be resumed, from where not all of their chunks are stored; when writing, others are removed."""
@@ -185,6 +193,22 @@ class Archive:
             self._catalog = None
         self._catalog = reconcile.rebuild(self, reconcile.Listing.of(self.storage), known)
 
+    def doubt_catalog(self) -> bool:
+        """A reader found the catalog to lie: make another, aside, once. Whether that was done, now or before.
+
+        The one that lies stays open until the end, for other threads may be at it.
+        """
+        with self._doubting:
+            if self._doubted is None and not self.writing and not self.derived:
+                where = self.storage.describe(catalog_file.NAME)
+                self.warnings.append(f"{where} does not say where chunks are; run: sparsebak scrub")
+                now = reconcile.Listing.of(self.storage)
+                self._doubted, self._catalog = (
+                    self._catalog,
+                    reconcile.rebuild(self, now, reconcile.Remembered.of(self._catalog)),
+                )
+            return self._doubted is not None
+
     def recover(self) -> None:
         """When writing begins: finish what a run that died left half done."""
         from backup_vm.archive.reclaim import reclaim
@@ -220,9 +244,10 @@ class Archive:
 
     def close(self) -> None:
         """Close the catalog."""
-        if self._catalog is not None:
-            self._catalog.close()
-            self._catalog = None
+        for catalog in (self._catalog, self._doubted):
+            if catalog is not None:
+                catalog.close()
+        self._catalog = self._doubted = None
         if self.temporary is not None:
             self.temporary.cleanup()
             self.temporary = None

@@ -8,12 +8,24 @@ says. ``meta``: see marks.py.
 """
 
 import hashlib
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from backup_vm.archive.catalog_base import BY_PACK, RANGES, CatalogBase
 
 _BATCH = 500
+
+
+_Rows = list[tuple[Any, ...]]
+
+
+def _typed(rows: _Rows, *kinds: type) -> _Rows:
+    """The rows, all of whose columns are of these types: SQLite keeps whatever was written. Raises sqlite3.DatabaseError."""
+    for kind, column in zip(kinds, zip(*rows, strict=True), strict=False):
+        if set(map(type, column)) - {kind}:
+            raise sqlite3.DatabaseError("a value is of another type than its column's")
+    return rows
 
 
 class Place(NamedTuple):
@@ -128,7 +140,7 @@ class Catalog(CatalogBase):
             query = f"SELECT id, name, offset, length FROM chunks JOIN packs ON number = pack WHERE id IN ({marks})"  # noqa: S608
             with self._lock:  # a connection keeps its statements, and two threads would share one
                 rows = self._db.execute(query, part).fetchall()
-            for chunk_id, name, offset, length in rows:
+            for chunk_id, name, offset, length in _typed(rows, bytes, str, int, int):
                 found[chunk_id] = Place(name, offset, length)
         return found
 
@@ -142,25 +154,28 @@ class Catalog(CatalogBase):
     def lengths(self) -> Iterator[tuple[bytes, list[int]]]:
         """Ids of all chunks, one after another, and the length of each, in parts of bounded size."""
         rows = self._db.execute("SELECT id, length FROM chunks")
-        while part := rows.fetchmany(1 << 14):
+        while part := _typed(rows.fetchmany(1 << 14), bytes, int):
             yield b"".join(chunk_id for chunk_id, _ in part), [length for _, length in part]
 
     def digest(self) -> bytes:
         """Digest of the ids of all chunks; does not depend on which of several copies the catalog names."""
         digest = hashlib.blake2b(digest_size=16)
-        for (chunk_id,) in self._db.execute("SELECT id FROM chunks ORDER BY id"):
-            digest.update(chunk_id)
+        rows = self._db.execute("SELECT id FROM chunks ORDER BY id")
+        while part := _typed(rows.fetchmany(1 << 14), bytes):
+            digest.update(b"".join(chunk_id for (chunk_id,) in part))
         return digest.digest()
 
     def in_pack(self, number: int) -> dict[int, bytes]:
         """Ids of the chunks in a pack, by offset."""
-        return dict(self._db.execute("SELECT offset, id FROM chunks WHERE pack=?", (number,)))
+        rows = self._db.execute("SELECT offset, id FROM chunks WHERE pack=?", (number,))
+        return dict(_typed(rows.fetchall(), int, bytes))
 
     def chunks_in(self, number: int) -> list[tuple[bytes, int, int]]:
         """Id, offset and length of each chunk in a pack, by offset."""
-        return self._db.execute(
+        rows = self._db.execute(
             "SELECT id, offset, length FROM chunks WHERE pack=? ORDER BY offset", (number,)
-        ).fetchall()
+        )
+        return _typed(rows.fetchall(), bytes, int, int)
 
     def suspect(self, ids: Iterable[bytes]) -> None:
         """Note, within a transaction, that perhaps nothing refers to these any more."""
@@ -181,15 +196,14 @@ class Catalog(CatalogBase):
 
     def packs_with_freed(self) -> list[int]:
         """Numbers of the packs in which chunks are freed, or suspected to be."""
-        return [
-            row[0]
-            for row in self._db.execute(f"SELECT DISTINCT pack FROM {self._freed()} ORDER BY pack")  # noqa: S608
-        ]
+        there = "pack IN (SELECT number FROM packs)"
+        query = f"SELECT DISTINCT pack FROM {self._freed()} WHERE {there} ORDER BY pack"  # noqa: S608
+        return [row[0] for row in self._db.execute(query)]
 
     def freed_in(self, number: int) -> list[tuple[int, int]]:
         """Offset and length of each such chunk in a pack, by offset."""
         query = f"SELECT DISTINCT offset, length FROM {self._freed()} WHERE pack=? ORDER BY offset"  # noqa: S608
-        return self._db.execute(query, (number,)).fetchall()
+        return _typed(self._db.execute(query, (number,)).fetchall(), int, int)
 
     def set_freed(self, pack: int, ranges: Iterable[tuple[int, int]]) -> None:
         """Say what is freed in a pack, in place of what was said before."""

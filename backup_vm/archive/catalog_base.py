@@ -27,6 +27,22 @@ CREATE INDEX freed_by_pack ON freed (pack);
 """
 
 
+_TEXT, _NUMBER = "typeof({}) != 'text'", "typeof({}) != 'integer'"
+_ODD = tuple(
+    f"SELECT count(*) FROM {table} WHERE "  # noqa: S608 (names from the lines below)
+    + " OR ".join(kind.format(column) for column, kind in columns.items())
+    for table, columns in {
+        "meta": {"key": _TEXT, "value": _TEXT},
+        "packs": {"number": _NUMBER, "name": _TEXT, "size": _NUMBER},
+        "files": {"name": _TEXT, "size": _NUMBER},
+        "spoilt": {"file": _TEXT},
+        "rotten": {"pack": _TEXT, "offset": _NUMBER},
+    }.items()
+)
+"""How many values are of other types than the schema says, which SQLite leaves to whoever writes. Of the large tables' rows
+it is looked at when they are read: see catalog.py."""
+
+
 @functools.cache
 def _expected() -> list[tuple[str, str, str, str]]:
     """What a catalog's own table of contents must say, to the letter."""
@@ -83,6 +99,7 @@ class CatalogBase:
         """Whether this is a catalog of that archive and of this version, to the letter of its schema: nothing else is run."""
         return (
             _contents(self._db) == _expected()
+            and not any(self._db.execute(query).fetchone()[0] for query in _ODD)
             and self.meta("version") == str(VERSION)
             and self.meta("archive") == archive.hex()
         )
@@ -157,9 +174,16 @@ class CatalogBase:
         self._db.executemany("DELETE FROM files WHERE name=?", ((name,) for name, _ in gone))
         self._db.executemany("INSERT INTO files VALUES (?, ?)", new)
 
+    def forget_files(self, names: Iterable[str]) -> None:
+        """It is not made for these files any more, durably: they are about to be removed."""
+        self.begin()
+        self._db.executemany("DELETE FROM files WHERE name=?", ((name,) for name in names))
+        self.commit()
+
     def spoilt(self) -> set[str]:
         """Session files that are known to be spoilt."""
-        return {file for (file,) in self._db.execute("SELECT file FROM spoilt")}
+        with self._lock:
+            return {file for (file,) in self._db.execute("SELECT file FROM spoilt").fetchall()}
 
     def set_spoilt(self, files: Iterable[str]) -> None:
         """Say which session files are spoilt."""

@@ -105,9 +105,10 @@ def _entries(archive: "Archive", name: str) -> list[packs.Packed]:
 def _choose(catalog: Catalog, reader: packs.PackReader, entry: packs.Packed, number: int) -> None:
     """Two packs have this chunk, and one of the two may be a hole or damaged: keep a sound one."""
     names = catalog.packs()
-    other = catalog.places([entry.id])[entry.id]
-    if reader.sound(names[number], entry) and not reader.sound(
-        other.pack, entry._replace(offset=other.offset, length=other.length)
+    other = catalog.places([entry.id]).get(entry.id)  # in no pack that there is, at times
+    if other is None or (
+        reader.sound(names[number], entry)
+        and not reader.sound(other.pack, entry._replace(offset=other.offset, length=other.length))
     ):
         catalog.put(entry.id, number, entry.offset, entry.length)
 

@@ -8,6 +8,7 @@ whichever machine backs up next resumes from it.
 """
 
 import hashlib
+import operator
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from backup_vm.errors import DamagedError, ForbiddenError
 from wire.durable import closing_fd, pwrite_all
 from wire.frames import Offer
 from wire.sealing import ID_SIZE, ZERO_ID
+from wire.tree import chunk_count
 
 if TYPE_CHECKING:
     from backup_vm.archive.catalog import Catalog
@@ -42,9 +44,13 @@ class Partial:
         self.discarded = self._left = False
         self.position = self.count = 0
         self._end = Offer.length()
+        chunks = chunk_count(offer.size, offer.chunk_size) if offer.chunk_size else 0
         for upto, payload, after in self._groups():
+            count = len(payload) // (8 + ID_SIZE)
+            if upto > chunks or not _rising(payload[: 8 * count], self.position, upto):
+                break  # whoever can write to the disk can make a digest
             self.position, self._end = upto, after
-            self.count += len(payload) // (8 + ID_SIZE)
+            self.count += count
         with self._file() as fd:
             os.ftruncate(fd, self._end)
 
@@ -210,6 +216,12 @@ def _groups(read: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes, int
         at += _GROUP.size + len(payload)
         position = upto
         yield upto, payload, at
+
+
+def _rising(numbers: bytes, position: int, upto: int) -> bool:
+    """Whether chunk numbers rise, from ``position`` on, and stay below ``upto``."""
+    column = position - 1, *struct.unpack(f"<{len(numbers) // 8}Q", numbers), upto
+    return all(map(operator.lt, column, column[1:]))
 
 
 def _ids(payload: bytes) -> Iterator[bytes]:

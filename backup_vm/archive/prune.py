@@ -68,6 +68,7 @@ def prune(
     with closing(archive.storage.scratch()) as candidates:
         for run, successor in groups:
             _merge(archive, run, successor, candidates)
+        archive.catalog.forget_files(gone)  # first, or they would be called lost after a crash
         archive.storage.remove(*naming.sessions_in(gone)[::-1])
         for name in gone:
             archive.damaged.pop(name, None)

@@ -59,6 +59,8 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
     if doubts:
         archive.warnings.append(f"no space is given back: {doubts[0]}")
         marks.storing = marks.unclaimed = True  # to be looked at again when that has ended
+        if archive.lost:  # named in this run alone: what they need is given back by another prune, not by any next writer
+            marks.reclaiming = False
         return 0, 0
     marks.reclaiming = True
     catalog.begin()

@@ -68,6 +68,8 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Catal
     """
     catalog = _opened(archive)
     try:
+        if catalog is not None:
+            _name_lost(archive, catalog.files(), now.files)
         if catalog is not None and archive.writing:
             return _reconciled(archive, catalog, now)
         if catalog is not None and not aside and _fits(archive, catalog, now):
@@ -111,6 +113,27 @@ def _opened(archive: "Archive") -> Catalog | None:
     return None
 
 
+def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, int]) -> None:
+    """Note and name sessions that have got lost although nothing that is there builds on them.
+
+    Rules never remove the newest session of a volume, and whoever does so by name tells the catalog first. Of earlier ones
+    that are gone an old catalog cannot tell whether they were pruned since; if they were not, what builds on them is cut off.
+    """
+    newest = {naming.volume_of(name): name for name in naming.sessions_in(now)}
+    gone = [n for n in naming.sessions_in(then) if n not in now and then[n] != _UNREADABLE]
+    for name in gone:
+        last = newest.get(naming.volume_of(name))
+        if last is None or naming.sessions_in([name, last])[1] == name:
+            archive.lost.append(name)
+            archive.found[name] = "it was there at the last run and is missing"
+    if archive.lost:
+        more = f" (and {len(archive.lost) - 1} more)" if len(archive.lost) > 1 else ""
+        archive.warnings.append(
+            f"{archive.storage.describe(archive.lost[-1])} is missing{more}, the newest session of its volume at the last "
+            "run: put it back from a copy, before another prune gives its space back"
+        )
+
+
 def _fits(archive: "Archive", catalog: Catalog, now: Listing) -> bool:
     """Whether a reader can use the catalog as it lies there: sessions that are gone do not matter to it."""
     return catalog.pack_sizes() == now.packs and _complete(archive, catalog, _more(catalog, now))
@@ -144,10 +167,12 @@ def _aside(archive: "Archive", copied: bool, now: Listing) -> Catalog:
 def _reconciled(archive: "Archive", catalog: Catalog, now: Listing) -> Catalog:
     """Bring a catalog to what there is; another one if it must be made again."""
     then = Listing(catalog.pack_sizes(), catalog.files())
-    if now == then and not catalog.marks.storing:
+    # a run died, or this is a copy from its midst: what a prune has begun to give back cannot be seen from names and sizes
+    amidst = catalog.marks.storing or catalog.marks.reclaiming
+    if now == then and not amidst:
         return catalog
     fewer = then.files.items() - now.files.items()
-    if now.packs == then.packs and not fewer and not catalog.marks.storing:
+    if now.packs == then.packs and not fewer and not amidst:
         names = _more(catalog, now)
         if _complete(archive, catalog, names):
             if len(names) > UNRECORDED:
@@ -165,8 +190,9 @@ def _reconciled(archive: "Archive", catalog: Catalog, now: Listing) -> Catalog:
     for name, size in sorted(new):
         derive.index_pack(archive, catalog, name, size)
     found = derive.sweep(archive, catalog)
-    if fewer or new:
-        suspects = catalog.packs() if fewer else {catalog.number(n): n for n, _ in new}
+    if fewer or new or amidst:
+        everything = fewer or amidst
+        suspects = catalog.packs() if everything else {catalog.number(n): n for n, _ in new}
         if derive.forget_holes(archive, catalog, suspects):
             found = derive.lacking_in(archive, catalog, archive.session_files())
     lacking = {name for name, count in found.items() if count}
@@ -186,7 +212,7 @@ def rebuild(
     gone: Iterable[str] = (),
 ) -> Catalog:
     """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
-    known = known or Remembered()
+    known, archive.derived = known or Remembered(), True
     storage, name = archive.storage, catalog_file.NAME
     if archive.writing:
         storage.discard(name + TEMPORARY)

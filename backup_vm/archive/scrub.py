@@ -64,14 +64,14 @@ def _catalog(archive: Archive) -> Iterator[Finding]:
         if not archive.catalog.whole():
             problem = "it was damaged"
         before = archive.catalog.digest()
+        if not problem and reconcile.true_digest(archive) != before:
+            problem = "it did not list the chunks that there are"
+        if not problem and _misplaces(archive):
+            problem = "it did not say where the chunks are"
     except sqlite3.DatabaseError as error:
         if not catalog_file.is_damage(error):
             raise
         problem = f"it was damaged ({error})"
-    if not problem and reconcile.true_digest(archive) != before:
-        problem = "it did not list the chunks that there are"
-    if not problem and _misplaces(archive):
-        problem = "it did not say where the chunks are"
     if problem:
         archive.rebuild_catalog()
         yield Finding(
@@ -81,18 +81,18 @@ def _catalog(archive: Archive) -> Iterator[Finding]:
 
 
 def _misplaces(archive: Archive) -> bool:
-    """Whether the catalog puts a chunk where its pack's index has none."""
+    """Whether the catalog puts a chunk where its pack's index has none, or into a pack that it does not list."""
+    listed = 0
     for number, name in archive.catalog.packs().items():
+        rows = archive.catalog.chunks_in(number)
+        listed += len(rows)
         try:
-            held = {
-                entry.offset: entry.id
-                for entry in packs.read_index(archive.storage, name, archive.parameters.archive)
-            }
+            entries = packs.read_index(archive.storage, name, archive.parameters.archive)
         except (DamagedError, OSError):
             continue  # reported when the pack is looked at
-        if not archive.catalog.in_pack(number).items() <= held.items():
+        if not {(entry.id, entry.offset, entry.length) for entry in entries}.issuperset(rows):
             return True
-    return False
+    return listed != archive.catalog.count()[0]
 
 
 def _sessions(archive: Archive) -> Iterator[Finding]:

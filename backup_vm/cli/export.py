@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.errors import SparsebakError
     from backup_vm.exporting import export, export_tar
     from backup_vm.names import find_session, one
+    from backup_vm.output import replacing
     from backup_vm.progress import progress_for
     from backup_vm.reading import assemble, image_bytes
 
@@ -46,7 +47,6 @@ def run(options: argparse.Namespace) -> int:
     target: Path = options.output
     if target.exists() and not options.force:
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
-    beside = target.with_name(target.name + ".part")
     with context.open() as archive:
         keys = context.keys(archive) if options.format == "sealed" else context.needed_keys(archive)
         volume = one(context.volumes(archive, keys), options.volume)
@@ -58,16 +58,17 @@ def run(options: argparse.Namespace) -> int:
             if options.format == "raw" and keys is not None:
                 assemble(archive, image, keys, volume.name, target, progress)
             else:
-                with open(beside, "wb") as out:
+                with (
+                    replacing(target, public=options.format == "sealed") as beside,
+                    open(beside, "wb") as out,
+                ):
                     if keys is not None and options.format == "tar":
                         export_tar(archive, image, keys, volume.name, out, progress)
                     else:
-                        export(archive, image, volume.name, out, progress)
+                        export(archive, image, volume.name, out, progress, keys)
                     out.flush()
                     os.fsync(out.fileno())
-                os.replace(beside, target)
         finally:
-            beside.unlink(missing_ok=True)
             progress.stop()
     size = target.stat().st_size
     if context.json:

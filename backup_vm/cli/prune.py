@@ -172,7 +172,7 @@ def judge(
     def rules_for(volume: Named) -> "Rules":
         return rules if rules.any() else retention.rules_for(volume.qube, volume.volume)
 
-    if not until_free and not any(rules_for(volume).any() for volume in chosen):
+    if not until_free and not rules.any() and not any(rules_for(one).any() for one in chosen):
         raise UsageError(
             "nothing says which sessions to keep",
             "give --keep-daily 7 or the like, --keep-default, or --session",

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         data = [seen.volume_data(volume) for volume in seen.volumes]
         points = seen.account.growth() if seen.account else []
     text = page(status, data, points, int(time.time()))
-    with replacing(options.output) as beside:
-        write_synced(beside, text.encode(), mode=0o666)  # as the umask says
+    with replacing(options.output, public=True) as beside:
+        write_synced(beside, text.encode())
     context.done({"page": str(options.output)}, f"{options.output} is written.")
     return 0

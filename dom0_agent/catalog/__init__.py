@@ -8,10 +8,11 @@ from dom0_agent.config import Config, Volume
 
 @dataclass(frozen=True)
 class Skipped:
-    """A qube, or one volume of it, that is not backed up, and why in words."""
+    """A qube, or one volume of it, that is not backed up, and why. ``failed``: nobody could tell whether it is to be."""
 
     name: str
     reason: str
+    failed: bool = False
 
 
 class Catalog(Protocol):

@@ -82,10 +82,9 @@ class QubesCatalog:
             try:
                 with asking():
                     found += list(self._of(domain))
-            except (
-                Refused
-            ) as refused:  # it went meanwhile, or qubesd stumbles over it: the others are backed up
-                found.append(Skipped(str(domain.name), str(refused)))
+            except (Refused, KeyError, ValueError) as error:  # the others are backed up
+                if _is_there(str(domain.name)):  # it may have gone meanwhile, as disposables do
+                    found.append(Skipped(str(domain.name), str(error), failed=True))
         return found
 
     def _of(self, domain: Any, restoring: bool = False) -> Iterator[Volume | Skipped]:
@@ -183,6 +182,15 @@ class QubesCatalog:
             Pool(SETTINGS, "settings", self._config.state_dir / SETTINGS),
         )
         return Volume(qube, SETTINGS, pool, name, domain=_domain(name))
+
+
+def _is_there(qube: str) -> bool:
+    """Whether a qube exists now, past what is remembered; yes if that cannot be told."""
+    try:
+        with asking():
+            return qube in connect().domains
+    except Refused:
+        return True
 
 
 def _lasts(domain: Any, klass: str) -> bool:

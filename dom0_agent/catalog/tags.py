@@ -3,12 +3,14 @@
 ``sparsebak-agent setup`` puts them right once; a qube that was made since then is picked up here.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config
-from dom0_agent.log import INFO, log
+from dom0_agent.log import INFO, WARNING, log
 from dom0_agent.qubesd import asking, connect
+from wire.status import Refused
 
 TAG = "sparsebak"
 """Tag of the qubes that the backup VM may back up."""
@@ -26,16 +28,29 @@ def untagged(config: Config) -> tuple[str, list[Any]]:
         return "", []
     with asking():
         app = connect()
-        vms = [str(domain.name) for domain in app.domains if VM_TAG in domain.tags]
+        vms = [str(domain.name) for domain in tagged(app.domains, VM_TAG)]
         if len(vms) != 1:
             return "", []
         qubes = {volume.qube for volume in open_catalog(config, vms[0]).volumes()} - {"dom0"}
-        new = sorted(q for q in qubes if not (config.state_dir / "volumes" / q).is_dir())
-        return vms[0], [
+        new = [
             app.domains[qube]
-            for qube in new
-            if qube in app.domains and TAG not in app.domains[qube].tags
+            for qube in sorted(qubes)
+            if not (config.state_dir / "volumes" / qube).is_dir() and qube in app.domains
         ]
+    return vms[0], tagged(new, TAG, False)
+
+
+def tagged(domains: Iterable[Any], tag: str, wanted: bool = True) -> list[Any]:
+    """The qubes that have a tag, or have it not; one that qubesd cannot tell of is left out."""
+    found = []
+    for domain in domains:
+        try:
+            with asking():
+                if (tag in domain.tags) == wanted:
+                    found.append(domain)
+        except Refused as refused:
+            log(WARNING, f"{domain.name}: its tags are not known: {refused}")
+    return found
 
 
 def tag_new(config: Config) -> list[str]:
@@ -43,8 +58,14 @@ def tag_new(config: Config) -> list[str]:
     if not config.qubes.tag_new:
         return []
     vm, new = untagged(config)
-    with asking():
-        for domain in new:
-            domain.tags.add(TAG)
-            log(INFO, f"{domain.name} is new, and in the catalog: {vm} may back it up now")
-    return [str(domain.name) for domain in new]
+    done = []
+    for domain in new:
+        try:
+            with asking():
+                domain.tags.add(TAG)
+        except Refused as refused:  # the next time
+            log(WARNING, f"{domain.name} is new, and cannot be tagged: {refused}")
+            continue
+        done.append(str(domain.name))
+        log(INFO, f"{domain.name} is new, and in the catalog: {vm} may back it up now")
+    return done

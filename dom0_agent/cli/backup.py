@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from dom0_agent.catalog.tags import VM_TAG, tag_new
+from dom0_agent.catalog.tags import VM_TAG, tag_new, tagged
 from dom0_agent.cli import UserError
 from dom0_agent.config import load
 from dom0_agent.notify import notify
@@ -67,7 +67,7 @@ def _backup_vm(app: Any, name: str | None) -> Any:
         if parse_name(name, "qube") not in app.domains:
             raise UserError(f"there is no qube {name}")
         return app.domains[name]
-    found = [domain for domain in app.domains if VM_TAG in domain.tags]
+    found = tagged(app.domains, VM_TAG)
     if len(found) != 1:
         raise UserError("no backup VM is set up; run: sparsebak-agent setup BACKUP-VM")
     return found[0]

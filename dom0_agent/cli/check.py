@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from dom0_agent.archives import Archives
-from dom0_agent.catalog import open_catalog
+from dom0_agent.catalog import Skipped, open_catalog
 from dom0_agent.catalog.tags import untagged
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.notify import notify
@@ -23,7 +23,7 @@ def add_to(commands: Any) -> None:
     )
     check.add_argument(
         "--days",
-        type=float,
+        type=_days,
         default=7.0,
         metavar="N",
         help="how old a backup may be (default: %(default)g)",
@@ -40,32 +40,45 @@ def add_to(commands: Any) -> None:
     check.set_defaults(run=_run)
 
 
-def _expected(config: Config, caller: str) -> list[Volume]:
-    """The volumes that every backup VM is to back up: all but the backup VMs' own."""
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 < days < 36500:  # nothing is older than "nan", or "inf"
+        raise ValueError(text)
+    return days
+
+
+def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]:
+    """The volumes that every backup VM is to back up, all but the backup VMs' own, and those that nobody can tell of."""
     callers = (
         [caller]
         if caller
         else sorted({archive.caller for archive in Archives(config.state_dir).readable()}) or [""]
     )
-    listed = [
-        {volume.name: volume for volume in open_catalog(config, one).volumes()} for one in callers
-    ]
-    return [
+    catalogs = [open_catalog(config, one) for one in callers]
+    listed = [{volume.name: volume for volume in catalog.volumes()} for catalog in catalogs]
+    expected = [
         volume for name, volume in listed[0].items() if all(name in others for others in listed)
     ]
+    return expected, [skipped for skipped in catalogs[0].skipped() if skipped.failed]
 
 
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
-    limit, late = time.time() - options.days * 86400, list[tuple[str, int]]()
-    for volume in _expected(config, options.caller):
+    now, late = time.time(), list[tuple[str, int]]()
+    expected, failed = _expected(config, options.caller)
+    untold = {one.name for one in failed}
+    for one in failed:
+        print(f"sparsebak-agent: {printable(f'{one.name}: {one.reason}')}", file=sys.stderr)
+        late.append((one.name, 0))
+    for volume in expected:
         try:
             follows = Store(config.state_dir, volume.qube, volume.volume).load().follows.values()
         except Refused as error:  # nobody knows of a backup of this one
             print(f"sparsebak-agent: {printable(str(error))}", file=sys.stderr)
             follows = dict[str, Follow]().values()
         newest = max((follow.committed.time for follow in follows if follow.committed), default=0)
-        if newest < limit:
+        # One of a day to come was made while the clock was wrong, nobody knows when.
+        if not now - options.days * 86400 <= newest <= now + 86400:
             late.append((volume.name, newest))
     vm, new = untagged(config) if late else ("", [])
     refused = {str(domain.name) for domain in new}
@@ -86,6 +99,8 @@ def _run(options: argparse.Namespace) -> int:
         )
     elif late:
         for name, at in late:
+            if name in untold:
+                continue
             print(
                 f"{name}: {f'last backup {session_name(at)}' if at else 'never backed up'}",
                 file=sys.stderr,

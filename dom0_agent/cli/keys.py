@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dom0_agent.archives import Archive, Archives
+from dom0_agent.archives import Archive, Archives, is_sound
 from dom0_agent.cli import UserError, confirm, yes_option
 from dom0_agent.cli.archive import ask_secret, new_passphrase, print_recovery, read_secret
 from dom0_agent.config import load
@@ -195,9 +195,10 @@ def _import(options: argparse.Namespace) -> int:
     introduction = read(options.file)
     entry = introduction.untrusted_entry
     known = Archives(state_dir).by_id().get(entry.archive.hex())
-    if known is not None:
+    if known is not None and is_sound(known.directory):
         raise UserError(_compared(known, introduction.untrusted_slots))
-    if Archives(state_dir).by_label(label) is not None:
+    same = Archives(state_dir).by_label(label)
+    if same is not None and same.id != entry.archive:
         raise UserError(f"there is an archive labelled {label} already; choose another label")
     if options.open != (entry.mode == MODE_OPEN):
         raise UserError(

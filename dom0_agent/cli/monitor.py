@@ -13,6 +13,7 @@ from dom0_agent.config import Config, Volume, load
 from dom0_agent.leftovers import let_go, orphans
 from dom0_agent.log import INFO, log
 from dom0_agent.monitoring import Outcome, monitor
+from dom0_agent.sources import Sources
 from wire.names import parse_name, parse_volume_name, printable
 from wire.status import Code, Refused
 
@@ -61,10 +62,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _let_go(config: Config, catalog: Catalog) -> list[str]:
     """Names of the volumes that are gone and had snapshots."""
-    gone = []
+    gone, sources = [], Sources(config.state_dir)
     for orphan in orphans(config.state_dir, catalog):
         try:
-            if let_go(config.state_dir, orphan):
+            if let_go(config.state_dir, orphan, sources):
                 gone.append(orphan.name)
                 log(
                     INFO,

@@ -4,7 +4,10 @@ import argparse
 import difflib
 import os
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+from tarfile import TarInfo
 from typing import Any
 
 from dom0_agent.cli import UserError, confirm, yes_option
@@ -12,7 +15,7 @@ from dom0_agent.config import load as load_config
 from dom0_agent.qubesd import asking
 from dom0_agent.settings import config_tar, restored
 from dom0_agent.settings.plan import GROUPS, Step, plan
-from wire.durable import replace
+from wire.durable import closing_fd, pwrite_all, sync_directory
 from wire.names import parse_name, printable
 
 
@@ -110,12 +113,27 @@ def _dom0(options: argparse.Namespace, archive: Path) -> int:
     confirm(options, f"Write {len(options.paths)} files?")
     for name in options.paths:
         member, new = files[name]
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        replace(Path(name), new, mode=member.mode & 0o777)
-        os.chmod(name, member.mode & 0o777)
-        os.chown(name, member.uid, member.gid)
+        _put_back(Path(name), member, new)
     print(f"{len(options.paths)} files written.")
     return 0
+
+
+def _put_back(path: Path, member: TarInfo, contents: bytes) -> None:
+    """Replace a file, with its owner and mode. What is written beside it first has a name that nothing else has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, beside = tempfile.mkstemp(prefix=f".{path.name[:99]}.", dir=path.parent)
+    try:
+        with closing_fd(fd):
+            pwrite_all(fd, contents, 0)
+            os.fchown(fd, member.uid, member.gid)
+            os.fchmod(fd, member.mode & 0o777)
+            os.fsync(fd)
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
+    sync_directory(path.parent)
 
 
 def _current(name: str) -> bytes | None:

@@ -10,7 +10,7 @@ from dom0_agent.cli import UserError
 from dom0_agent.config import load
 from dom0_agent.qubesd import asking, connect
 from wire.durable import make_directory, replace
-from wire.names import parse_name
+from wire.names import parse_name, printable
 
 POLICY = Path("/etc/qubes/policy.d/80-sparsebak.policy")
 OLD_POLICY = POLICY.with_name("30-sparsebak.policy")
@@ -51,13 +51,16 @@ def _run(options: argparse.Namespace) -> int:
                     "the tags of qubes depend on it; run again without --dry-run, or write it first"
                 )
                 return 0
-        wanted = {volume.qube for volume in open_catalog(load(options.config), name).volumes()} - {
-            "dom0"
-        }
+        catalog = open_catalog(load(options.config), name)
+        wanted = {volume.qube for volume in catalog.volumes()} - {"dom0"}
+        unsure = {skipped.name: skipped.reason for skipped in catalog.skipped() if skipped.failed}
         for domain in sorted(app.domains, key=lambda domain: str(domain.name)):
             if str(domain.klass) != "AdminVM":
                 _tag(done, domain, VM_TAG, str(domain.name) == name)
-                _tag(done, domain, TAG, str(domain.name) in wanted)
+                if str(domain.name) not in unsure:
+                    _tag(done, domain, TAG, str(domain.name) in wanted)
+    for qube, reason in unsure.items():
+        print(printable(f"{qube}: {reason}; its tag stays as it is, run this again"))
     if not POLICY.exists():
         print(f"{POLICY} is missing, so that every call is refused; install sparsebak-dom0 again")
     if OLD_POLICY.exists():

@@ -6,7 +6,7 @@ Reads the catalog and the state files. Changes nothing.
 from collections.abc import Iterator
 
 from dom0_agent.archives import Archive
-from dom0_agent.catalog import open_catalog
+from dom0_agent.catalog import Catalog, open_catalog
 from dom0_agent.config import Config
 from dom0_agent.log import ERROR, log
 from dom0_agent.rotation import changed_since
@@ -25,7 +25,7 @@ def main(call: Call) -> None:
 
 
 def entries(config: Config, archive: Archive, caller: str) -> Iterator[VolumeEntry]:
-    """The volumes of the catalog, then those of which only sessions are left."""
+    """The volumes of the catalog, those that nobody could tell of, then those of which only sessions are left."""
     catalog, sources = open_catalog(config, caller), Sources(config.state_dir)
     for volume in catalog.volumes():
         try:
@@ -33,9 +33,25 @@ def entries(config: Config, archive: Archive, caller: str) -> Iterator[VolumeEnt
         except Refused:
             size = 0  # Snapshot will say what is wrong with it
         yield _entry(config, archive, volume.qube, volume.volume, size, 0)
-    for qube, name in known_volumes(config.state_dir):
-        if catalog.find(qube, name) is None and _follows(config, archive, qube, name):
+    known = list(known_volumes(config.state_dir))
+    failed = {skipped.name for skipped in catalog.skipped() if skipped.failed}
+    for qube in sorted(failed):  # Snapshot will say so of these, too: a run without them is no good
+        for name in [name for one, name in known if one == qube] or ["private"]:
+            yield _entry(config, archive, qube, name, 0, 0)
+    for qube, name in known:
+        if (
+            qube not in failed
+            and _is_gone(catalog, qube, name)
+            and _follows(config, archive, qube, name)
+        ):
             yield _entry(config, archive, qube, name, 0, VOLUME_GONE)
+
+
+def _is_gone(catalog: Catalog, qube: str, volume: str) -> bool:
+    try:
+        return catalog.find(qube, volume) is None
+    except Refused:  # nobody could tell just now
+        return False
 
 
 def _follows(config: Config, archive: Archive, qube: str, volume: str) -> bool:

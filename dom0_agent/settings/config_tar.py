@@ -7,7 +7,7 @@ concerns that file alone. What is left out is listed in the archive itself, as i
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,6 +21,8 @@ _CACHE, _TRASH = ".cache", (".local", "share", "Trash")
 _LARGEST = 256 << 20
 """Bytes; larger files in dom0's home are not configuration."""
 _BLOCK = 1 << 20
+_CHECK_ROOM = 64 << 20
+"""Bytes written between two looks at the room there is: dom0's root is no place for what somebody mounted below /home."""
 _STRANGE = (
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -29,16 +31,22 @@ _STRANGE = (
 )
 
 
-def write(paths: tuple[str, ...], out: IO[bytes]) -> list[str]:
+def write(
+    paths: tuple[str, ...], out: IO[bytes], require_room: Callable[[], None] = lambda: None
+) -> list[str]:
     """Write all that is there of ``paths``: regular files, folders and links; owners and modes go along.
 
     Returns what was left out, in lines. ``out`` can be read, too: the archive is read back once. Refused when it
-    is not all there, OSError when it cannot be written.
+    is not all there, or by ``require_room``, which is asked every now and then; OSError when it cannot be written.
     """
     left_out: list[str] = []
     names: list[str] = []
+    looked = 0
     for path in _below(paths, left_out):
         name = str(path).lstrip("/")
+        if out.tell() - looked >= _CHECK_ROOM:
+            looked = out.tell()
+            require_room()
         try:
             _add(name, path, out)
             names.append(name)
@@ -69,16 +77,24 @@ def _below(paths: tuple[str, ...], left_out: list[str]) -> Iterator[Path]:
     waiting = [Path(path) for path in reversed(paths)]
     while waiting:
         path = waiting.pop()
-        if path in seen or not os.path.lexists(path):
+        if path in seen:
             continue
         seen.add(path)
+        try:
+            with _reading():
+                mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            continue
+        except _Unreadable as error:  # where a dead or another user's file system is mounted, say
+            left_out.append(f"{path}: {error}")
+            continue
         if path.name == _CACHE or path.parts[-3:] == _TRASH:
             left_out.append(
                 f"{path}: a folder of things that can be made again or were thrown away"
             )
             continue
         yield path
-        if path.is_dir() and not path.is_symlink():
+        if stat.S_ISDIR(mode):
             try:
                 waiting += sorted(path.iterdir(), reverse=True)
             except FileNotFoundError:

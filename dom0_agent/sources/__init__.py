@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from dom0_agent.config import Volume
+from dom0_agent.config import Pool, Volume
 
 if TYPE_CHECKING:
     from dom0_agent.sources.thin_pool import ThinPool
@@ -104,7 +104,7 @@ class Sources:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._pools: dict[str, ThinPool] = {}
+        self._pools: dict[Pool, ThinPool] = {}  # a name may have meant another one once
 
     def open(self, volume: Volume) -> Source:
         """The source of a volume, by its pool's driver."""
@@ -127,17 +127,17 @@ class Sources:
     def _pool(self, volume: Volume) -> "ThinPool":
         from dom0_agent.sources.thin_pool import Report, ThinPool
 
-        if volume.pool.name not in self._pools:
+        if volume.pool not in self._pools:
             known = next(iter(self._pools.values()), None)
-            self._pools[volume.pool.name] = ThinPool(
+            self._pools[volume.pool] = ThinPool(
                 volume.pool, self._state_dir, known.report if known else Report()
             )
-        return self._pools[volume.pool.name]
+        return self._pools[volume.pool]
 
     @contextmanager
     def together(self, volumes: list[Volume]) -> Iterator[None]:
         """See Source, for volumes of any number of pools."""
         with ExitStack() as stack:
-            for volume in {volume.pool.name: volume for volume in volumes}.values():
+            for volume in {volume.pool: volume for volume in volumes}.values():
                 stack.enter_context(self.open(volume).together())
             yield

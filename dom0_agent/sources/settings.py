@@ -45,7 +45,8 @@ class SettingsSource(FileSource):
                 from dom0_agent.settings import config_tar
 
                 with open(path, "x+b") as out:
-                    _tell(self.name, config_tar.write(self._volume.files, out))
+                    room = super().require_room
+                    _tell(self.name, config_tar.write(self._volume.files, out, room))
                     out.flush()
                     os.fsync(out.fileno())
             else:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 
 import pytest
 
@@ -75,6 +76,17 @@ def test_numbers_go_up_with_every_session_begun(attacker: Attacker) -> None:
         )
     attacker.site.backup()
     assert list(attacker.site.images().values())[-1] == attacker.site.contents()
+
+
+def test_no_two_sessions_have_one_name(attacker: Attacker) -> None:
+    """Sessions are asked for by their times, aborted ones, too."""
+    now, times = int(time.time()), list[int]()
+    for proposed in (now + 300, now - 400, now + 300, now + 590, now - 590, now + 300):
+        frames = attacker.frames("Snapshot", attacker.request(time=proposed))
+        offer = Offer.parse(next(payload for kind, payload in frames if kind == KIND_OFFER))
+        assert attacker.call("Abort", attacker.request(offer.session)).code == Code.OK
+        times.append(offer.time)
+    assert times == sorted(set(times)) and abs(times[-1] - now) < 700
 
 
 def test_without_dom0s_memory_every_session_needs_the_word(attacker: Attacker) -> None:

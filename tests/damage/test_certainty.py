@@ -154,6 +154,53 @@ def test_a_missing_session_and_a_run_that_died(built: Site) -> None:
     assert {name: found[name] for name in images} == images
 
 
+@pytest.mark.parametrize("which", [slice(2, 3), slice(0, 3)], ids=["newest", "all"])
+def test_the_newest_session_is_missed_and_can_be_put_back(
+    built: Site, commands_for: Make, which: slice
+) -> None:
+    """Nothing that is there builds on it: only the catalog knows."""
+    images, commands, kept = built.images(), commands_for(built), built.root / "kept"
+    copy = built.root / "copy"
+    commands.run("copy", str(copy))
+    kept.mkdir()
+    gone = session_files(built)[which]
+    for path in gone:
+        path.rename(kept / path.name)
+    error = commands.run("copy", str(copy), "--delete", expect=4)[1]
+    assert gone[-1].name in error and built.images(folder=copy) == images
+    assert gone[-1].name in commands.run("list", "--passphrase-file", str(commands.passphrase))[1]
+    before = packs_take(built)
+    words = ["prune", "--keep-last", "1", "--passphrase-file", str(commands.passphrase)]
+    error = commands.run(*words, expect=4)[1]
+    assert gone[-1].name in error and "no space is given back" in error
+    commands.run("scrub")
+    assert packs_take(built) == before
+    for path in gone:
+        (kept / path.name).rename(path)
+    assert newest(built) == [list(images.values())[-1]] and built.scrubbed() == []
+
+
+@pytest.mark.parametrize("words", [("delete", "work/private", "--yes"), ("prune", "--session")])
+def test_what_was_removed_by_name_is_not_missed(
+    built: Site, commands_for: Make, words: tuple[str, ...]
+) -> None:
+    """Not even when the run that removed it died before its end."""
+    commands, before = commands_for(built), packs_take(built)
+    if words[0] == "prune":
+        words = ("prune", "work", "--session", list(built.images())[-1])
+    key = ("--passphrase-file", str(commands.passphrase))
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backup_vm.archive.prune.reclaim", dies)
+        commands.run(*words, *key, expect=None)
+    assert len(session_files(built)) < 3
+    assert "missing" not in commands.run("list", *key)[1]
+    assert "missing" not in commands.run("scrub")[1] and packs_take(built) < before
+
+
 def test_damage_to_one_volume_leaves_the_others_alone(tmp_path: Path) -> None:
     site = Site(tmp_path / "site", volumes=("work/private", "other/private"))
     for turn in range(3):

@@ -14,6 +14,8 @@ from tests.qubes.qubesd import Qubesd
 
 REAL = os.environ.get("QUBESADMIN", "")
 """A folder that holds the real qubesadmin, if it is not installed."""
+CORE_ADMIN = os.environ.get("COREADMIN", "")
+"""A folder of core-admin's sources: the import script and qubesd-query are the real ones then."""
 
 
 @pytest.fixture
@@ -23,7 +25,8 @@ def qubesd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubesd]:
         monkeypatch.syspath_prepend(REAL)
     elif importlib.util.find_spec("qubesadmin") is None:
         monkeypatch.syspath_prepend(str(Path(__file__).parent / "standin"))
-    server = Qubesd(tmp_path / "qubesd")
+    server = Qubesd(tmp_path / "qubesd", Path(CORE_ADMIN) if CORE_ADMIN else None)
+    monkeypatch.setenv("PATH", str(server.programs), prepend=os.pathsep)
     module = importlib.import_module("qubesadmin")
     config = importlib.import_module("qubesadmin.config")
     monkeypatch.setattr(config, "QUBESD_SOCKET", str(server.socket))

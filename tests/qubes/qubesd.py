@@ -3,7 +3,9 @@
 Requests are ``METHOD+ARG dom0 name DEST\\0PAYLOAD``, replies ``0\\0DATA`` or ``2\\0EXCEPTION\\0\\0FORMAT\\0``.
 """
 
+import shutil
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +26,16 @@ else
     rm -f "$into.import"
     printf '2\\0QubesException\\0\\0not enough data (copied %s bytes, expected %s bytes)\\0' "$got" "$size"
 fi
+"""
+
+QUERY = """#!/bin/sh
+# The real qubesd-query, whose socket the real import script names by its place on Qubes.
+for word do
+    shift
+    [ "$word" != /var/run/qubesd.internal.sock ] || word={socket}
+    set -- "$@" "$word"
+done
+exec {python} -P {tool} "$@"
 """
 
 
@@ -61,21 +73,28 @@ class Qube:
 
 
 class Qubesd:
-    """The server. ``calls`` lists the methods called; ``places`` is where the import script finds a volume's file."""
+    """The server. ``calls`` lists the methods called; ``places`` is where the import script finds a volume's file.
 
-    def __init__(self, folder: Path) -> None:
+    With ``sources``, a folder of core-admin's, the import script and qubesd-query are the real ones; ``programs`` has
+    to be on PATH then.
+    """
+
+    def __init__(self, folder: Path, sources: Path | None = None) -> None:
         self.qubes: dict[str, Qube] = {"dom0": Qube("AdminVM", "Running")}
         self.pools: dict[str, dict[str, str]] = {}
         self.calls: list[str] = []
-        self.socket, self.places, self.services = (
-            folder / "qubesd.sock",
-            folder / "places",
-            folder / "qubes-rpc",
-        )
-        self.places.mkdir(parents=True)
-        self.services.mkdir()
+        self.socket, self.places = folder / "qubesd.sock", folder / "places"
+        self.services, self.programs = folder / "qubes-rpc", folder / "bin"
+        for made in (self.places, self.services, self.programs):
+            made.mkdir(parents=True)
         script = self.services / "admin.vm.volume.ImportWithSize"
-        script.write_text(IMPORT.format(places=self.places))
+        if sources is None:
+            script.write_text(IMPORT.format(places=self.places))
+        else:
+            shutil.copy(sources / "qubes-rpc/admin.vm.volume.Import", script)
+            query, tool = self.programs / "qubesd-query", sources / "qubes/tools/qubesd_query.py"
+            query.write_text(QUERY.format(socket=self.socket, python=sys.executable, tool=tool))
+            query.chmod(0o755)
         script.chmod(0o755)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(self.socket))
@@ -235,6 +254,25 @@ class Qubesd:
             f"pool={disk.pool}\nvid={disk.vid}\nsize={disk.size}\nusage=0\nrw=True\nsource=\nsave_on_stop={disk.save_on_stop}\n"
             "snap_on_start=False\nrevisions_to_keep=1\nis_outdated=False\nephemeral=False\n"
         )
+
+    def _internal_vm_volume(self, qube: Qube, verb: str, volume: str, payload: str) -> str:
+        """What the real import script asks: where to write, and to take what was written, or not."""
+        name = next(name for name, one in self.qubes.items() if one is qube)
+        path = Path((self.places / f"{name}+{volume}").read_text())
+        into = path.with_name(path.name + ".import")
+        if verb == "ImportBegin":
+            if qube.state != "Halted":
+                raise Refusal("QubesVMNotHaltedError", f"{name} is not halted")
+            with open(into, "wb") as file:
+                file.truncate(int(payload))
+            return f"{payload} {into}"
+        if payload != "ok":
+            into.unlink()
+            raise Refusal("QubesException", f"Data import failed: {payload.partition(chr(10))[2]}")
+        if path.exists():
+            path.rename(f"{path}.revision")
+        into.rename(path)
+        return ""
 
     def _vm_firewall(self, qube: Qube, verb: str, argument: str, payload: str) -> str:
         if verb == "Set":

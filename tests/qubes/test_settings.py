@@ -166,7 +166,11 @@ def test_dom0s_own_configuration(
     assert agent(qubes, "settings", "apply", "dom0", str(policy)) == 1  # no terminal to ask on
     assert "-my.Service * work vault allow" in capsys.readouterr().out
     assert agent(qubes, "settings", "apply", "dom0", "/etc/shadow", "--yes") == 1
+    beside = policy.with_name(policy.name + ".tmp")
+    beside.write_text("somebody's own\n")
     assert agent(qubes, "settings", "apply", "dom0", str(policy), "--yes") == 0
+    assert beside.read_text() == "somebody's own\n"
+    assert sorted(policy.parent.iterdir()) == [policy, beside]
     assert (
         policy.read_text().endswith("ask\n")
         and policy.stat().st_mode & 0o777 == 0o640

@@ -1,5 +1,6 @@
 """A dead laptop, and the way back on a new one: from the archive and the passphrase alone."""
 
+import errno
 import random
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ from backup_vm.progress import Progress
 from backup_vm.reading import feed
 from dom0_agent import cli as agent_cli
 from dom0_agent import takeover
+from dom0_agent.state import State, Store
 from tests.kit import PASSPHRASE, Site, change, fill
 from tests.qubes.kit import QubesSite
 from wire.names import Restoring
@@ -115,6 +117,36 @@ def test_without_qubes_too(
     assert capsys.readouterr().out.split()[1] == head  # what was written down on the old machine
     assert site.backup().done[0].stored == 0
     site.verify_all()
+
+
+def test_one_that_was_cut_off_can_be_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive is known once all of its volumes are: else sessions of the others would be older ones for ever."""
+    site = Site(tmp_path / "site", volumes=("vault/private", "work/private"))
+    for name in site.volumes:
+        fill(site.image(name), 300_000)
+    site.backup()
+    older, kept = keys_file(site), site.root / "older.keys"
+    older.rename(kept)
+    site.backup()
+    file, save, calls = keys_file(site), Store.save, list[Store]()
+    shutil.rmtree(site.state)
+
+    def fail(self: Store, state: State) -> None:
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, state)
+
+    with monkeypatch.context() as full:
+        full.setattr(Store, "save", fail)
+        assert take_over(site, kept) == 1
+    assert take_over(site, file) == 0
+    for name in site.volumes:
+        (follow,) = Store(site.state, *name.split("/")).load().follows.values()
+        assert follow.committed is not None and follow.committed.sequence == 2
+    assert [done.stored for done in site.backup().done] == [0, 0]
 
 
 def test_a_file_that_is_not_what_it_should_be(

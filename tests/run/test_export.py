@@ -192,6 +192,26 @@ def test_raw_and_tar(built: Site, commands_for: Callable[[Site], Commands]) -> N
     assert "sealed" in commands.fails(12, *words, str(built.root / "tar"), "--format", "tar")
 
 
+def test_an_export_replaces_nothing_but_a_file_that_it_may(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
+    commands, name = commands_for(built), list(built.images())[-1]
+    words = ["export", "work/private", "--session", name, "--force", "-o"]
+    fifo, link, real = (built.root / one for one in ("fifo", "link", "real"))
+    other = built.root / "real.part"
+    os.mkfifo(fifo)  # as /dev/null is: root could put a file in its place
+    link.symlink_to(real)
+    other.write_text("somebody's")
+    for kind in ("sealed", "raw", "tar"):
+        key = ["--passphrase-file", str(commands.passphrase)]
+        error = commands.fails(1, *words, str(fifo), "--format", kind, *key)
+        assert "not a regular file" in error and fifo.is_fifo()
+        commands.keyed(*words, str(link), "--format", kind)
+        assert link.is_symlink() and (kind == "sealed" or not real.stat().st_mode & 0o077)
+    commands.keyed("assemble", "work/private", "--force", "-o", str(link))
+    assert link.is_symlink() and other.read_text() == "somebody's"
+
+
 def test_a_copy_is_brought_up_to_date(
     built: Site, commands_for: Callable[[Site], Commands]
 ) -> None:

@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 
 from dom0_agent import cli
+from dom0_agent.config import Pool, Volume
+from dom0_agent.pending_log import PendingLog
+from dom0_agent.sources import Sources
 from dom0_agent.sources.file import FileSource
+from dom0_agent.sources.lvm_thin import LvmThinSource
 from dom0_agent.state import Store
 from tests.kit import GRAIN, Site, fill
+from wire.status import Code, Refused
 
 
 @pytest.fixture
@@ -112,6 +117,78 @@ def test_monitor_lets_go_of_what_is_gone_and_says_so(
     assert state.base is None and state.follows.popitem()[1].committed == committed
     assert agent(two, "monitor") == 0
     assert "old/private" not in capsys.readouterr().err  # once
+
+
+def test_monitor_tries_again_what_it_could_not_remove(
+    two: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take_out(two)
+    for drop in (refuse, lambda self, number: None):  # as images in folders do; as LVM's volumes do
+        with monkeypatch.context() as broken:
+            broken.setattr(FileSource, "drop", drop)
+            agent(two, "monitor")
+            assert "old/private: " in capsys.readouterr().err
+        assert len(two.snapshots("old/private")) == 1
+    assert agent(two, "monitor") == 0 and two.snapshots("old/private") == []
+
+
+def refuse(self: FileSource, number: int) -> None:
+    raise Refused(Code.SOURCE_FAILED, f"{self.name}: cannot remove a snapshot")
+
+
+def test_nothing_is_forgotten_whose_snapshots_stay_without_a_word(
+    two: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LVM's volumes are removed together, and what cannot go is only logged."""
+    with monkeypatch.context() as broken:
+        broken.setattr(FileSource, "drop", lambda self, number: None)
+        assert agent(two, "forget", "old/private", "--yes") == 1
+    assert (two.state / "volumes/old/private/state.json").exists()
+    assert agent(two, "forget", "old/private", "--yes") == 0
+    assert two.snapshots("old/private") == []
+
+
+def test_what_is_gone_gives_way_even_while_it_is_read(
+    two: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(two.image("old/private"), 5 * GRAIN, 7)
+    with two.open(True) as archive:
+        made = two.agent(archive)
+        made.snapshot("old", "private", bytes(16), 0, int(time.time()))
+        made.close()
+    take_out(two)
+    (pending,) = [f.pending for f in Store(two.state, "old", "private").load().follows.values()]
+    assert pending is not None
+    session_log = PendingLog(two.state / "volumes/old/private" / pending.log)  # Extract goes on
+    agent(two, "monitor")
+    assert len(two.snapshots("old/private")) == 1
+
+    def full(self: FileSource) -> None:
+        raise Refused(Code.NO_SPACE, "the pool is full")
+
+    monkeypatch.setattr(FileSource, "require_room", full)
+    for _ in range(3):  # noted, given up, removed
+        agent(two, "monitor")
+    session_log.close()
+    assert two.snapshots("old/private") == []
+
+
+def test_a_pool_of_a_name_that_meant_another_is_that_other(tmp_path: Path) -> None:
+    now, then = (Pool("p", "lvm_thin", Path(), group, "thin") for group in ("vg1", "vg2"))
+    sources = Sources(tmp_path)
+    opened = [sources.open(Volume("work", "private", pool, "x")) for pool in (now, then)]
+    assert [one.pool.title for one in opened if isinstance(one, LvmThinSource)] == [
+        "vg1/thin",
+        "vg2/thin",
+    ]
+
+
+def test_files_of_others_among_the_state_are_no_volumes(two: Site) -> None:
+    for stray in ("work/notes.txt", "notes.txt", "old/private~"):
+        (two.state / "volumes" / stray).touch()
+    two.backup()
+    for command in ("status", "monitor", "check"):
+        assert agent(two, command) == 0
 
 
 def test_one_that_comes_back_is_compared_as_a_whole(two: Site) -> None:

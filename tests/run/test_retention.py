@@ -289,3 +289,8 @@ def test_status_tells_of_space_and_health(commands: Commands) -> None:
         and status["volumes"][0]["own"] is None
     )
     assert "damage found" in commands.run("status")[0]
+
+
+def test_rules_for_an_archive_without_sessions_are_rules(commands: Commands) -> None:
+    assert commands.keyed("prune", "--keep-last", "1")["removed"] == []
+    assert "nothing says" in commands.fails(2, "prune")

@@ -28,6 +28,20 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
             raise AssertionError
 
 
+def test_nobody_elses_file_is_written_to(tmp_path: Path) -> None:
+    mine = tmp_path / "page.part"
+    mine.write_text("mine")
+    with replacing(tmp_path / "page") as beside:
+        assert beside.stat().st_mode & 0o077 == 0
+        beside.write_text("one")
+    with replacing(tmp_path / "open", public=True) as beside:
+        pass
+    assert mine.read_text() == "mine" and (tmp_path / "page").read_text() == "one"
+    mask = os.umask(0o077)
+    os.umask(mask)
+    assert (tmp_path / "open").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
 def test_a_terminal_that_is_gone() -> None:
     class Gone:
         encoding = "utf-8"

@@ -11,7 +11,7 @@ from backup_vm.archive.partial import Partial
 from backup_vm.archive.storage.local import LocalStorage
 from wire.frames import Offer
 
-OFFER = Offer(b"v" * 16, b"s" * 16, bytes(16), 1, 2, 3, 65536, 4, 1)
+OFFER = Offer(b"v" * 16, b"s" * 16, bytes(16), 1, 2, 1 << 40, 65536, 4, 1)
 groups = st.lists(st.lists(st.integers(0, 9), unique=True).map(sorted), max_size=5)
 
 

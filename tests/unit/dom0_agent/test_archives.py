@@ -10,12 +10,14 @@ from dataclasses import replace
 
 import pytest
 
+from backup_vm import cli as vm_cli
+from backup_vm.agent import RefusedError
 from dom0_agent import cli
-from dom0_agent.archives import Archives
+from dom0_agent.archives import Archives, _dump
 from dom0_agent.cli import archive as command
 from dom0_agent.config import load
 from dom0_agent.state import Store, known_volumes
-from tests.kit import GRAIN, Site, fill
+from tests.kit import GRAIN, PASSPHRASE, Site, fill
 from wire.sealing import SUITES, ChunkIds
 from wire.status import Code, Refused
 
@@ -42,6 +44,52 @@ def test_a_damaged_archive_is_told(archives: Archives) -> None:
         archives.add("x", "y", 1, 12345, None)
     with pytest.raises(ValueError, match="suite"):
         archives.add("x", "y", 3, 1 << 17, None)
+
+
+@pytest.mark.parametrize("bit", [0, 255])
+def test_a_key_with_one_wrong_bit_seals_nothing(site: Site, bit: int) -> None:
+    """It would seal as well as the right one, and no passphrase would open that."""
+    fill(site.image(), 3 * GRAIN)
+    site.backup()
+    (one,) = Archives(load(site.config).state_dir)
+    key = bytearray((one.directory / "key").read_bytes())
+    key[bit // 8] ^= 1 << bit % 8
+    (one.directory / "key").write_bytes(key)
+    fill(site.image(), 3 * GRAIN, 1)
+    with pytest.raises(AssertionError, match="the agent failed"):
+        site.backup()
+    without_check = replace(one, key_check="")  # as version 0.1.0 kept it
+    (one.directory / "archive.json").write_bytes(_dump(without_check))
+    with pytest.raises(AssertionError, match="the agent failed"):
+        site.backup()
+    assert len(site.images()) == 1
+
+
+def test_a_sealed_archive_is_not_open_by_one_wrong_digit(site: Site) -> None:
+    (one,) = Archives(load(site.config).state_dir)
+    path = one.directory / "archive.json"
+    path.write_text(path.read_text().replace('"mode": 0', '"mode": 1'))
+    with pytest.raises(RefusedError):
+        site.agent().enroll("tests")
+
+
+@pytest.mark.parametrize("name", ["key", "archive.json"])
+def test_a_damaged_archive_can_be_taken_over_again(
+    site: Site, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(site.image(), 3 * GRAIN)
+    site.backup()
+    (one,) = Archives(load(site.config).state_dir)
+    told, secret = site.root / "told.keys", site.root / "secret"
+    secret.write_bytes(PASSPHRASE)
+    assert vm_cli.main(["--archive", str(site.archive), "keys", "-o", str(told)]) == 0
+    (one.directory / name).write_bytes(bytes(32))
+    words = ["keys", "import", "tests", str(told), "--caller", "backup-vm", "--passphrase-file"]
+    assert cli.main(["--config", str(site.config), *words, str(secret)]) == 0
+    assert one.directory.with_name(f".{one.id.hex()}.damaged").is_dir()
+    fill(site.image(), 3 * GRAIN, 1)
+    site.backup()
+    assert len(site.images()) == 2
 
 
 def test_an_archive_is_adopted_once(archives: Archives) -> None:
@@ -224,6 +272,36 @@ def test_an_archive_from_before_there_was_a_choice_has_blake2b(archives: Archive
     (one,) = archives
     file = one.directory / "archive.json"
     fields = json.loads(file.read_text())
-    del fields["suite"]
+    for name in ("suite", "check", "key_check"):
+        del fields[name]
     file.write_text(json.dumps(fields))
     assert [archive.suite for archive in archives] == [1]
+
+
+def test_a_key_that_is_not_the_archives_seals_nothing(archives: Archives) -> None:
+    (one,) = archives
+    key = one.directory / "key"
+    raw = key.read_bytes()
+    key.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    (one,) = archives
+    with pytest.raises(Refused, match="key is damaged"):
+        one.keys()
+    key.write_bytes(raw)
+    (one,) = archives
+    assert one.master() == raw
+
+
+@pytest.mark.parametrize("name", ["label", "caller", "mode", "chunk_size", "created", "slots"])
+def test_an_archive_whose_file_was_changed_is_damaged(archives: Archives, name: str) -> None:
+    (one,) = archives
+    file = one.directory / "archive.json"
+    fields = json.loads(file.read_text())
+    fields[name] = {"slots": ["00"], "created": "3"}.get(name, 3)
+    file.write_text(json.dumps(fields))
+    with pytest.raises(Refused, match="check does not fit"):
+        list(archives)
+    del fields["check"]  # as by an earlier version
+    file.write_text(json.dumps(fields))
+    with pytest.raises(Refused, match="is damaged"):
+        list(archives)
+    assert list(archives.readable()) == []

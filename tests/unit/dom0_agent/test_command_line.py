@@ -205,3 +205,37 @@ def test_an_ini_without_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     for path in ("/dev/zero", "/nonexistent", str(tmp_path)):
         assert cli.main(["import-ini", path]) == 1
         assert capsys.readouterr().err.count("\n") == 1
+
+
+CLOSED = [("<&-", 0), (">&-", 1), ("2>&-", 0), ("<&- >&- 2>&-", 1), (">/dev/full", 1), ("2>/dev/full", 0)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "code"), CLOSED, ids=[how for how, _ in CLOSED])
+def test_without_one_of_the_three_streams(site: Site, how: str, code: int) -> None:
+    fill(site.image(), 100_000)
+    site.backup()
+    command = f"{AGENT} --config {site.config} monitor {how}"
+    (site.state / "volumes/work/private/state.json").write_text("{")  # something to be logged
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    assert (site.state / "volumes/work/private/state.json.damaged").read_text() == "{"
+    done = subprocess.run(
+        ["sh", "-c", f"{AGENT} --config {site.config} forget --all {how}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_check_is_not_content_with_any_number(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(site.image(), 100_000)
+    site.backup()
+    for days in ("nan", "inf", "-1", "0"):
+        with pytest.raises(SystemExit):
+            cli.main(["--config", str(site.config), "check", "--days", days])
+    assert cli.main(["--config", str(site.config), "check"]) == 0
+    then = time.time() - 2 * 86400  # the clock was ahead when the backup was made
+    monkeypatch.setattr(time, "time", lambda: then)
+    assert cli.main(["--config", str(site.config), "check"]) == 1
+    assert "work/private: last backup" in capsys.readouterr().err

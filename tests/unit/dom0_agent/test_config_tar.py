@@ -12,6 +12,7 @@ import pytest
 from dom0_agent.config import Pool, Volume
 from dom0_agent.settings import config_tar
 from dom0_agent.sources.settings import SettingsSource
+from tests.faultfs import Fault, FaultFS
 from wire.status import Code, Refused
 
 
@@ -155,3 +156,30 @@ def test_one_that_is_not_whole_is_refused(
     monkeypatch.setattr(config_tar, "_header", lambda info: bytes(512))
     with pytest.raises((Refused, tarfile.ReadError)):
         taken(tmp_path, home)
+
+
+def test_what_cannot_even_be_looked_at_is_listed(
+    home: Path, tmp_path: Path, faultfs: FaultFS
+) -> None:
+    """Where a file system of another user is mounted, or one whose process has died."""
+    (faultfs.real / "there.conf").write_text("there\n")
+    (faultfs.real / "mnt").mkdir()
+    faultfs.fail(Fault("getattr", "ENOTCONN", path="mnt*"))
+    found, left_out = taken(tmp_path, home, faultfs.path)
+    assert set(found) == {"a.conf", "z.conf", "there.conf"}
+    assert left_out == [f"{faultfs.path}/mnt: Transport endpoint is not connected"]
+
+
+def test_it_does_not_fill_the_disk_of_dom0(
+    home: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(48):
+        (home / f"{number}").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(config_tar, "_CHECK_ROOM", 1 << 20)
+    pool = Pool("settings", "settings", small_disk, data_limit=70)
+    volume = Volume("dom0", "config", pool, "dom0/config", files=(str(home),))
+    with pytest.raises(Refused) as caught:
+        SettingsSource(volume, small_disk).snapshot(1 << 32)
+    assert caught.value.code == Code.NO_SPACE
+    used = os.statvfs(small_disk)
+    assert used.f_bfree > used.f_blocks // 2 and not SettingsSource(volume, small_disk).snapshots()

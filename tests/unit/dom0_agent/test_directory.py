@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from dom0_agent import rotation
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import file as file_source
 from dom0_agent.sources import lvm
 from dom0_agent.sources.file import FileSource
+from tests.kit import GRAIN, Site, fill
 from wire import image as images
 from wire.status import Code, Refused
 
@@ -240,3 +242,16 @@ def test_a_command_that_fails_says_what_it_wrote_and_asks_nobody(tmp_path: Path)
     text = refused(lambda: lvm.run("sh", "-c", "echo WARNING: only this >&2; exit 5"))
     assert "only this" in text
     assert lvm.run("sh", "-c", "read line || echo nobody") == "nobody\n"
+
+
+def test_a_volume_too_large_for_its_record_is_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be stored, and every reader would refuse it."""
+    monkeypatch.setattr(rotation, "MAX_VOLUME_SIZE", 5 * GRAIN)
+    fill(site.image(), 5 * GRAIN)
+    site.backup()
+    fill(site.image(), 5 * GRAIN + 1)
+    with pytest.raises(AssertionError, match="work/private"):
+        site.backup()
+    assert len(site.snapshots()) == 1

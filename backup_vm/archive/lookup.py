@@ -1,0 +1,59 @@
+"""Sealed chunks by id: where the catalog says or, when it is found to lie, where the packs themselves say.
+
+The catalog lies beside the files that it describes: whoever can write to these can write to it, and a bad bit in it is as
+likely as in them. What it says is checked where it is used, and damage to it is never damage to a session.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from backup_vm.archive import catalog_file, packs
+from backup_vm.errors import DamagedError
+
+if TYPE_CHECKING:
+    from backup_vm.archive.archive import Archive
+    from backup_vm.archive.catalog import Place
+
+
+def places(archive: "Archive", ids: Iterable[bytes]) -> "dict[bytes, Place]":
+    """Where chunks lie; those not stored are missing from the answer.
+
+    Where nothing is known to be spoilt nothing can be missing, and a catalog that says so is made again first.
+    """
+    wanted = set(ids)
+    try:
+        found = archive.catalog.places(wanted)
+        if len(found) == len(wanted) or archive.catalog.spoilt():
+            return found
+    except sqlite3.DatabaseError as error:
+        if not catalog_file.is_damage(error) or not archive.doubt_catalog():
+            raise
+    else:
+        if not archive.doubt_catalog():
+            return found
+    return archive.catalog.places(wanted)
+
+
+def read(
+    archive: "Archive", reader: packs.PackReader, chunk_id: bytes, place: "Place"
+) -> memoryview:
+    """The sealed chunk that lies at a place, as ``places`` gave it; raise DamagedError."""
+    try:
+        return reader.read(place.pack, chunk_id, place.offset, place.length)
+    except DamagedError:
+        if _is_there(archive, chunk_id, place) or not archive.doubt_catalog():
+            raise
+        other = archive.catalog.places([chunk_id]).get(chunk_id)
+        if other is None or other == place:
+            raise
+    return reader.read(other.pack, chunk_id, other.offset, other.length)
+
+
+def _is_there(archive: "Archive", chunk_id: bytes, place: "Place") -> bool:
+    """Whether the pack's own index has the chunk there, or cannot be read: then it is the pack that is damaged."""
+    try:
+        entries = packs.read_index(archive.storage, place.pack, archive.parameters.archive)
+    except DamagedError:
+        return True
+    return any((e.id, e.offset, e.length) == (chunk_id, *place[1:]) for e in entries)
