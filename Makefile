@@ -70,6 +70,7 @@ ifeq ($(POWERCUT),)
 else
 	$(VENV)/bin/python -m tests.powercut $(POWERCUT)
 endif
+
 # What make test tries in small, for as long as it takes: every change of every file of an archive and of dom0's state; all
 # pairs of commands and calls at once (ROUNDS=2 times each); two years; three machines for hundreds of steps (SEED=7).
 mutate together longlife machines: setup

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.names import stored_volumes
 from tests.conftest import cannot, in_memory
 from tests.faultfs import FaultFS, missing
-from tests.faults.harness import VOLUMES, Bench, Place, write_passphrase
+from tests.faults.harness import VOLUMES, Bench, Place, computed, write_passphrase
 from tests.faults.scenarios import SIZE, write_here_and_there
 from tests.kit import GRAIN, Site
 from wire import slots
@@ -37,8 +38,6 @@ def bench() -> Iterator[Bench]:
             yield bench
         finally:
             system.close()
-            import shutil
-
             shutil.rmtree(root, ignore_errors=True)
 
 
@@ -52,11 +51,11 @@ def _build(bench: Bench) -> None:
         site.image(name).write_bytes(random.Random(seed).randbytes(SIZE))
     times = itertools.count()
     for _ in range(2):
-        site.backup()
+        backup(site)
         write_here_and_there(place, next(times))
     done = place.command("copy", "{root}/copy")
     assert done.code == 0, done.text
-    site.backup()
+    backup(site)
     with site.open() as archive:
         (site.root / "archive-id").write_bytes(archive.parameters.archive)
         named = {v.name: v for v in stored_volumes(archive, site.keys(archive), {})}
@@ -73,15 +72,17 @@ def _build(bench: Bench) -> None:
     bench.known = {archive: place.images(archive) for archive in ("site/archive", "copy")}
 
 
+def backup(site: Site) -> None:
+    computed(lambda: site.backup() and None)
+
+
 def _build_another(base: Path) -> None:
     """``taken.keys``: what another dom0's archive can be taken over with."""
     place = Place(base / "another", {})
     Site(place.root / "site", volumes=VOLUMES)
     for name in VOLUMES:
         place.site.image(name).write_bytes(random.Random(name).randbytes(GRAIN))
-    place.site.backup()
+    backup(place.site)
     done = place.command("keys", "-o", str(base / "taken.keys"))
     assert done.code == 0, done.text
-    import shutil
-
     shutil.rmtree(place.root)

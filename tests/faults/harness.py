@@ -7,6 +7,7 @@ the fault runs on the folder below the mount, where nothing fails.
 import contextlib
 import faulthandler
 import os
+import pickle
 import select
 import shutil
 import signal
@@ -16,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from backup_vm import cli, transport
 from backup_vm.errors import SparsebakError
@@ -88,6 +90,33 @@ def run(action: Callable[[], int]) -> Outcome:
         return Outcome(code, output.read().decode(errors="replace"))
 
 
+def computed(action: Callable[[], Any]) -> Any:
+    """What an action returns, or raises, in a child process.
+
+    The process that forks must have no other threads: one that holds a lock of OpenSSL's at that moment leaves it
+    locked in the child for ever. Reading an archive takes threads, so it is done aside.
+    """
+    with tempfile.TemporaryFile() as answer:
+
+        def work() -> int:
+            found: tuple[Any, BaseException | None] = (None, None)
+            try:
+                found = action(), None
+            except Exception as error:
+                found = None, AssertionError(f"{type(error).__name__}: {error}")
+            pickle.dump(found, answer)
+            answer.flush()
+            return 0
+
+        outcome = run(work)
+        assert outcome.code == 0, outcome.text
+        answer.seek(0)
+        value, error = pickle.load(answer)
+    if error is not None:
+        raise error
+    return value
+
+
 @dataclass
 class Place:
     """One copy of the site: ``root`` is where commands find it, ``site`` is it as they do."""
@@ -129,7 +158,10 @@ class Place:
 
     def images(self, archive: str = "site/archive") -> Images:
         """All that is in an archive."""
-        return {name: self.site.images(name, folder=self.root / archive) for name in VOLUMES}
+        found: Images = computed(
+            lambda: {name: self.site.images(name, folder=self.root / archive) for name in VOLUMES}
+        )
+        return found
 
     def now(self) -> dict[str, bytes]:
         """The volumes as they are."""

@@ -13,7 +13,7 @@ from tests.faults.scenarios import SCENARIOS, Scenario
 
 EVERY = os.environ.get("SPARSEBAK_FAULTS", "")
 """``all``: each call that can fail does; a number: so many calls of each kind of fault. Otherwise a sample."""
-SAMPLE = 4
+SAMPLE = 2
 """Faults of one command in a sample."""
 
 
@@ -43,7 +43,7 @@ def _chosen(scenario: Scenario, counts: list[int]) -> Iterator[tuple[Kind, int]]
             turn = zlib.crc32(scenario.name.encode()) + at
             if turn % len(able) < SAMPLE:
                 spread = (1, count, (count + 1) // 2, 1 + turn * 7919 % count)
-                yield kind, spread[turn % SAMPLE]
+                yield kind, spread[zlib.crc32(kind.name.encode()) % len(spread)]
 
 
 def _without_a_fault(bench: Bench, scenario: Scenario, problems: list[str]) -> list[int]:
