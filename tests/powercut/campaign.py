@@ -11,7 +11,7 @@ from pathlib import Path
 
 from backup_vm.archive import lease, store
 from backup_vm.archive.storage.local import LocalStorage
-from tests.faults.harness import VOLUMES, Images, Place, run, write_passphrase
+from tests.faults.harness import VOLUMES, Images, Place, computed, run, write_passphrase
 from tests.faults.scenarios import cut_off
 from tests.kit import GRAIN, Site
 from tests.powercut.disks import FLUSH, MARK, Record, Recorder, Replay, records
@@ -40,12 +40,13 @@ class Fact:
 class _TwoDisks(Site):
     """A site whose archive lies on another disk."""
 
-    def __init__(self, root: Path, archive: Path, driver: str, make: bool) -> None:
+    def __init__(self, root: Path, archive: Path, driver: str) -> None:
         super().__init__(root, driver=driver, volumes=VOLUMES, make=False)
         self.archive = archive
-        if make:
-            self._make()
-            self.add_archive("tests", archive)
+
+    def make(self) -> None:
+        self._make()
+        self.add_archive("tests", self.archive)
 
 
 @dataclass
@@ -80,12 +81,13 @@ class Campaign:
             )
 
     def unmount(self) -> None:
-        """Unmount what is mounted."""
+        """Unmount what is mounted; an image that is copied while it is mounted is none of a disk that was left in order."""
         for mount in self.mounts:
-            for _ in range(50):
-                if not os.path.ismount(mount):
-                    break
-                if subprocess.run(["umount", mount], capture_output=True).returncode:
+            deadline = time.monotonic() + 30
+            while os.path.ismount(mount):
+                done = subprocess.run(["umount", mount], capture_output=True, text=True)
+                assert time.monotonic() < deadline, done.stderr
+                if done.returncode:
                     time.sleep(0.1)
 
     # --- recording
@@ -118,7 +120,8 @@ class Campaign:
         self.log = records(log)
 
     def _build(self) -> None:
-        site = _TwoDisks(self.place.root / "site", Path(self.archive), self.driver, make=True)
+        site = _TwoDisks(self.place.root / "site", Path(self.archive), self.driver)
+        computed(site.make)
         write_passphrase(self.place.root)
         (self.place.root / "home").mkdir()
         rng = random.Random(self.seed)
