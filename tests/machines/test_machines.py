@@ -194,7 +194,9 @@ class World:
         for machine in self.machines:
             machine.off = 0.0
             self.disturb()
-            self.judge(machine, machine.run("backup", "--ignore-free-space"))
+            done = machine.run("backup", "--ignore-free-space")
+            if not self.judge(machine, done):
+                self.fault(f"{machine.name}: the backup at the end: {done}")
             out = self.site.root / "out.img"
             for name in VOLUMES:
                 self.judge(machine, machine.run("assemble", name, "-o", str(out), *self.key))
