@@ -12,7 +12,7 @@ from typing import IO
 from backup_vm.archive import parameters, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import NO_BASE
-from backup_vm.archive.image import Image, runs
+from backup_vm.archive.image import Image, chain, runs
 from backup_vm.archive.incoming import Entry, Incoming
 from backup_vm.archive.store import Store
 from backup_vm.errors import DamagedError, SparsebakError
@@ -105,10 +105,7 @@ def take_in(
     later verify. Raises DamagedError, SparsebakError.
     """
     clear, digest = prove(archive, stream, path, progress, keys)
-    if any(
-        s.clear.session == clear.session
-        for s in archive.sessions(clear.volume_id.hex()).get(clear.volume_id.hex(), [])
-    ):
+    if _is_whole(archive, clear):
         raise SparsebakError(f"this session is in {archive.storage.describe()} already")
     stream.seek(0)
     hashed, record, _ = read_head(stream, path)
@@ -119,13 +116,34 @@ def take_in(
             for entry in _entries(archive, hashed, clear, progress):
                 if entry.number >= incoming.position:
                     incoming.take(entry)
-            incoming.finish()
+            stored = incoming.finish()
             store.finish()
+            archive.damaged.pop(stored.file, None)
+            spoilt = archive.catalog.spoilt()
+            if stored.file in spoilt:
+                archive.catalog.set_spoilt(spoilt - {stored.file})
         finally:
             incoming.close()
     finally:
         store.close()
     return clear
+
+
+def _is_whole(archive: Archive, clear: Clear) -> bool:
+    """Whether the archive has a session with all that it needs; one that is spoilt is put right by what is taken in."""
+    series = archive.sessions(clear.volume_id.hex()).get(clear.volume_id.hex(), [])
+    for session in series:
+        if session.clear.session != clear.session:
+            continue
+        found, missing = chain(series, session)
+        try:
+            for one in found:
+                sessions.check(archive.storage, one)
+        except DamagedError:
+            return False
+        files = {one.file for one in found}
+        return missing == NO_BASE and files.isdisjoint(archive.catalog.spoilt())
+    return False
 
 
 def prove(

@@ -64,7 +64,14 @@ def wanted_room(archive: Archive, text: str) -> int:
         raise UsageError(
             f"--until-free {text}: give a share of the disk such as 10%, or a size such as 20G"
         )
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+    wanted = int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+    capacity = archive.storage.capacity()
+    if capacity is not None and wanted > capacity:  # all would go, and it would not be enough
+        raise UsageError(
+            f"--until-free {text}: the disk of {archive.storage.describe()} has less in all",
+            "give a size that it can have free",
+        )
+    return wanted
 
 
 def _unknown(archive: Archive) -> UsageError:

@@ -42,3 +42,9 @@ NO_BASE = bytes(16)
 """``base`` of a session that builds on nothing."""
 SESSION_HEAD_SIZE = SESSION_HEAD.size
 SESSION_ENTRY_SIZE = 8 + ID_SIZE
+
+
+def session_size(head: bytes) -> int:
+    """Bytes of the session file that begins with this head; raise ValueError where it is none."""
+    count = int(SESSION_HEAD.parse(head)["count"])
+    return SESSION_HEAD_SIZE + count * SESSION_ENTRY_SIZE + DIGEST_SIZE

@@ -12,12 +12,12 @@ import operator
 import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import naming
 from backup_vm.archive.damage import damage
-from backup_vm.archive.storage import Storage
+from backup_vm.archive.storage import WHOLE, Storage
 from backup_vm.errors import DamagedError, ForbiddenError
 from wire.durable import closing_fd, pwrite_all
 from wire.frames import Offer
@@ -90,7 +90,7 @@ class Partial:
 
     def publish(self) -> None:
         """Leave what there is in the store, for others to see. It must be closed. Raises OSError, SparsebakError."""
-        if self.count and self._storage.elsewhere:
+        if self.count and self._storage.elsewhere and self._end <= WHOLE:
             stem = self.name.removesuffix(SUFFIX)
             name = f"{stem}-{os.urandom(4).hex()}{UNFINISHED}"
             raw = self._storage.read(self.name)
@@ -181,8 +181,11 @@ def adopt(storage: Storage) -> None:
         if not naming.is_unfinished(name):
             continue
         here = f"volumes/{naming.volume_of(name)}/{naming.session_of(name)}{SUFFIX}"
-        if not storage.exists(here) or storage.size(here) < storage.size(name):
-            _write(storage, here, storage.read(name))
+        if storage.size(name) <= WHOLE and (
+            not storage.exists(here) or storage.size(here) < storage.size(name)
+        ):  # what is larger, or cannot be had, is sent again
+            with suppress(DamagedError, FileNotFoundError):
+                _write(storage, here, storage.read(name))
 
 
 def _write(storage: Storage, name: str, raw: bytes) -> None:

@@ -14,9 +14,9 @@ from backup_vm.archive.damage import opened
 from backup_vm.archive.format import (
     DIGEST_SIZE,
     NO_BASE,
-    SESSION_ENTRY_SIZE,
     SESSION_HEAD,
     SESSION_HEAD_SIZE,
+    session_size,
 )
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
@@ -80,7 +80,7 @@ def load(storage: Storage, name: str) -> Session:
     except (ValueError, NotAuthentic) as error:
         raise DamagedError(f"{path} is damaged: {error}") from None
     session = Session(name, clear, head["record"], head["base"], head["inherit"], head["count"])
-    if size != SESSION_HEAD_SIZE + session.count * SESSION_ENTRY_SIZE + DIGEST_SIZE:
+    if size != session_size(raw):
         raise DamagedError(f"{path} is damaged: it has another length than its head says")
     if file_name(clear) != name or clear.sequence > LAST_SEQUENCE:
         raise DamagedError(f"{path} is damaged: its record is not the one its name says")

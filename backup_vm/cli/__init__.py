@@ -1,6 +1,7 @@
 """``sparsebak``: one module for each command, each with ``add_to(commands)`` that declares it and a ``run(options)``."""
 
 import argparse
+import atexit
 import importlib
 import os
 import sys
@@ -48,10 +49,15 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed()
     with interrupts.handled(process=argv is None):
         try:
-            return _run(sys.argv[1:] if argv is None else argv)
+            code = _run(sys.argv[1:] if argv is None else argv)
         except KeyboardInterrupt:
             output.complain(f"{journal_prefix(4)}{interrupts.MESSAGE}")
-            return interrupts.exit_code()
+            code = interrupts.exit_code()
+    if argv is None and "obstore" in sys.modules:
+        # Its threads may come back to a Python that is half gone, and abort: one run in fifty.
+        atexit._run_exitfuncs()
+        os._exit(code)
+    return code
 
 
 def _run(words: list[str]) -> int:

@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive import lease, parameters
     from backup_vm.archive.storage import open_storage
+    from backup_vm.errors import LockedError
 
     context = Context(options)
     with closing(open_storage(context.location())) as storage:
@@ -42,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
             locks.remove(name)
         for name, holder in held.items():
             if not options.yes and not context.may_ask:
-                raise lease.in_use(storage.describe(), holder)
+                error = lease.in_use(storage.describe(), holder)
+                raise LockedError(str(error), "if that run is over: sparsebak unlock --yes")
             context.confirm(f"Remove the lease of a run that may not be over ({holder})?")
             locks.remove(name)
             removed.append(name)

@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -299,3 +300,24 @@ def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
     assert not site.backup().done[0].full
     site.verify_all()
     assert site.scrubbed() == []
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_a_name_that_obstore_cannot_read_is_passed_over(remote_site: Make, server: Server) -> None:
+    """One object of another program's must not make the archive one that cannot be had."""
+    site = remote_site()
+    fill(site.image(), 8 * GRAIN)
+    site.backup()
+    bucket, _, path = str(site.archive).removeprefix("s3://").partition("/")
+
+    def put(name: str) -> None:
+        url = f"http://127.0.0.1:{server.port}/{bucket}/{path}/{name}"
+        urllib.request.urlopen(urllib.request.Request(url, b"x", method="PUT"))  # noqa: S310
+
+    put("/x")
+    put("notes//x")
+    assert not site.backup().done[0].full and site.scrubbed() == []
+    assert list(site.images().values())[-1] == site.contents()
+    put("packs//x")
+    with pytest.raises(SparsebakError, match="packs//x.*cannot be read"):
+        site.backup()

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive.storage import objects
+from backup_vm.archive import partial
+from backup_vm.archive.storage import WHOLE, objects
 from backup_vm.archive.storage.cache import Cache
 from backup_vm.archive.storage.objects import Entry, Unreachable
 from backup_vm.archive.storage.remote import RemoteStorage
-from backup_vm.errors import SparsebakError
+from backup_vm.errors import DamagedError, SparsebakError
 from tests.remote.stores import Lying
 
 NAME, TEXT = "volumes/cd/0000000001-ab.session", b"a session of some length"
@@ -101,6 +102,35 @@ def test_what_is_cut_in_the_middle_is_no_copy(
     files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not any(path.stat().st_size == 9 for path in files)
     assert RemoteStorage(URL, lying).local(NAME).read_bytes() == TEXT
+
+
+def test_a_large_file_that_is_no_session_is_not_fetched(lying: Lying, tmp_path: Path) -> None:
+    """As large as somebody likes: it would fill this machine's disk, and keep every command waiting."""
+    for number in (2, 3):
+        path = lying.folder / f"volumes/cd/000000000{number}-ab.session"
+        path.touch()
+        os.truncate(path, 3 << 20)
+    storage = RemoteStorage(URL, lying)
+    storage.fetch(storage.names("volumes", ".session"))
+    assert lying.gets == 0
+    with pytest.raises(DamagedError, match="damaged"):
+        storage.local("volumes/cd/0000000002-ab.session")
+    assert storage.local(NAME).read_bytes() == TEXT
+
+
+def test_an_unfinished_session_that_cannot_be_had_is_left_alone(lying: Lying) -> None:
+    volume, names = f"volumes/{'ab' * 16}", [f"{n:032x}-{n:08x}.unfinished" for n in (1, 2, 3)]
+    for name in names:
+        RemoteStorage(URL, lying).write(f"{volume}/{name}", name.encode())
+    storage = RemoteStorage(URL, lying)
+    os.truncate(lying.folder / volume / names[0], WHOLE + 1)
+    (lying.folder / volume / names[1]).unlink()
+    for fresh in (True, False):  # as it was listed, and as it is
+        if not fresh:
+            storage.refresh()
+        partial.adopt(storage)
+    (found,) = storage.names("volumes", ".partial")
+    assert storage.read(found) == names[2].encode()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])

@@ -170,3 +170,19 @@ def test_a_second_signal_leaves_no_grace() -> None:
             stopping.check()
     finally:
         stopping.forget()
+
+
+def test_a_process_ends_without_the_library_coming_back(tmp_path: Path) -> None:
+    """Its threads abort the process when they meet a Python that is half gone; here one only keeps it from going."""
+    program = (
+        "import atexit, sys, threading, time, obstore\n"
+        "from backup_vm.cli import main\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "atexit.register(print, 'tidied up')\n"
+        f"sys.argv[1:] = ['list', '--archive', {str(tmp_path / 'none')!r}]\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (10, "tidied up\n"), done

@@ -83,6 +83,29 @@ def test_an_archive_that_lost_all_its_sessions_gets_one_back(
     assert built.images() == {name: before[name]}
 
 
+@pytest.mark.parametrize("harm", ["pack", "body", "head"])
+def test_an_export_heals_the_session_it_was_made_of(
+    built: Site, commands_for: Callable[[Site], Commands], harm: str
+) -> None:
+    commands, before = commands_for(built), built.images()
+    name, file = list(before)[-1], built.root / "one.sbx"
+    commands.keyed("export", "work/private", "--session", name, "-o", str(file))
+    assert "already" in commands.fails(1, "import", str(file))
+    if harm == "pack":
+        max(built.archive.rglob("*.pack"), key=lambda path: path.stat().st_mtime_ns).unlink()
+    else:
+        victim = sorted(built.archive.rglob("*.session"))[-1]
+        raw = bytearray(victim.read_bytes())
+        raw[-1 if harm == "body" else 0] ^= 1
+        victim.write_bytes(raw)
+    commands.run("scrub", expect=4)
+    commands.keyed("import", str(file))
+    with built.open() as archive:
+        (series,) = archive.sessions().values()
+        assert series[-1].file not in archive.catalog.spoilt()
+    assert built.images() == before
+
+
 def test_files_that_are_damaged_or_none_change_nothing(
     built: Site, commands_for: Callable[[Site], Commands]
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_run_elsewhere_is_named_and_unlock_ends_it(
         assert f"{site.archive} is in use by another run (nas, process 77, since 1970-" in err
     run(site, "list", capsys=capsys)
     _, err = run(site, "unlock", capsys=capsys, expect=11)
+    assert "unlock --yes" in err
     assert "nas, process 77" in err and list(locks.list()) == ["writer-3"]
     out, _ = run(site, "unlock", "--yes", "--json", capsys=capsys)
     assert json.loads(out) == {"removed": ["writer-3"]} and locks.list() == {}

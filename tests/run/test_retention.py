@@ -231,6 +231,9 @@ def test_until_there_is_room(commands: Commands, monkeypatch: pytest.MonkeyPatch
     assert [e["why"] for e in plan["plan"] if not e["keep"]] == [["makes room"]] * len(gone)
     assert commands.keyed(*words)["removed"] == plan["removed"]
     assert free(LocalStorage(site.archive)) >= start + 90_000, "holes are punched in whole blocks"
+    key = ("--passphrase-file", str(commands.passphrase))
+    assert "less in all" in commands.fails(2, "prune", "--until-free", "1G", *key)
+    assert commands.names()[-2:] == names[-2:], "what cannot be had costs nothing"
     commands.keyed("prune", "--until-free", "99%", "--keep-tag", "gold")
     assert commands.names() == [names[1], names[-1]], "as far as it goes, and never the newest"
     assert site.scrubbed() == []

@@ -47,7 +47,14 @@ _CERTIFICATE = re.compile(
     r"|UnknownIssuer|InvalidContentType|AlertReceived\(\w+\)|NotValidForName)"
 )
 _CAUSE = re.compile(r'(?:message|error): "([^"]{1,200})"')
+_ODD_NAME = re.compile(
+    r'Encountered object with invalid path: (?:Path|.{0,40}?) ?"([^"\n]{1,300})"'
+)
 _NAME_UNKNOWN = ("Name or service not known", "No address associated", "nodename nor servname")
+
+
+class UnreadableName(SparsebakError):
+    """Another program's object has a name that obstore takes for impossible."""
 
 
 class Said(NamedTuple):
@@ -109,6 +116,11 @@ def _not_reached(text: str) -> Exception:
         return SparsebakError(
             f"no secure connection to the object store: {what}",
             "AWS_CA_BUNDLE names a file with the certificate of an authority of your own",
+        )
+    if odd := _ODD_NAME.search(text):
+        return UnreadableName(
+            f"the store lists an object of another program's, {odd[1]!r}, whose name cannot be read",
+            "remove it; an archive is best kept under a path of its own",
         )
     cause = _CAUSE.search(text)
     what = cause[1] if cause else _first_line(text)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
+from backup_vm.archive.format import SESSION_HEAD_SIZE, session_size
 from backup_vm.archive.storage import TEMPORARY, WHOLE, Reader
 from backup_vm.archive.storage.blocks import Blocks, RemoteReader
 from backup_vm.archive.storage.cache import Cache
@@ -23,6 +24,8 @@ Result = TypeVar("Result")
 _OWN = (".partial", ".sqlite", ".sqlite-journal", ".lock", TEMPORARY)
 _KEPT = ".session"
 """Objects whose copies are kept."""
+_LOOKED_AT = 1 << 20
+"""Bytes of one from which on its head is read first: what is no session must not fill this machine's disk."""
 _THREADS = 6
 _LEFT = (".uploading", ".whole")
 """Ends of names that an upload which was cut leaves (see ``sftp``)."""
@@ -223,11 +226,25 @@ class RemoteStorage:
             found = self._cache.find(name, entry)
             if found is not None:
                 return found
+            self._must_be_session(name, entry)
             return self._cache.fetch(
                 name, entry, lambda target: self._objects.get(name, entry, target)
             )
 
         return self._with(name, get)
+
+    def _must_be_session(self, name: str, entry: Entry) -> None:
+        """Raise DamagedError where a large file is not one by its head."""
+        if not name.endswith(_KEPT) or entry.size <= _LOOKED_AT:
+            return
+        try:
+            size = session_size(self._objects.get_range(name, entry, 0, SESSION_HEAD_SIZE))
+        except ValueError as error:
+            raise DamagedError(f"{self.describe(name)} is damaged: {error}") from None
+        if size != entry.size:
+            raise DamagedError(
+                f"{self.describe(name)} is damaged: it has another length than its head says"
+            )
 
     def fetch(self, names: list[str]) -> None:
         """See Storage."""
@@ -237,7 +254,7 @@ class RemoteStorage:
                 for done in [pool.submit(self.local, name) for name in lacking]:
                     try:
                         done.result()
-                    except FileNotFoundError:  # for whoever needs it to find
+                    except (FileNotFoundError, DamagedError):  # for whoever needs it to find
                         continue
                     except BaseException:
                         pool.shutdown(wait=False, cancel_futures=True)

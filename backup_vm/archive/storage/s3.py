@@ -22,6 +22,8 @@ Result = TypeVar("Result")
 _PART = 8 << 20
 """Bytes of one part of an upload."""
 _STREAM = 1 << 20
+Listed = list[tuple[str, Entry]]
+_FOLDERS, _FILES = ("packs", "volumes", "locks"), ("archive.toml", "notes.json")
 _MOST = 20_000_000
 """Objects in a listing beyond which it is taken for one without end: 64 MiB each would be 1.2 PiB."""
 ASKED = "SPARSEBAK_INSTANCE_CREDENTIALS"
@@ -108,16 +110,26 @@ class ObjectStore:
 
     def list(self) -> list[tuple[str, Entry]]:
         """See Objects."""
+        try:
+            return self._run(self._listed(None))
+        except refusals.UnreadableName:  # obstore gives up a listing with such a name, all of it
+            return self._run(self._ours())
 
-        async def ask() -> list[tuple[str, Entry]]:
-            found: list[tuple[str, Entry]] = []
-            async for batch in self._obstore.list(self._store):
-                found += [(str(item["path"]), _entry(item)) for item in batch]
-                if len(found) > _MOST:
-                    raise SparsebakError(f"{self._url} lists more than {_MOST} objects")
-            return found
+    async def _listed(self, folder: str | None) -> Listed:
+        found: Listed = []
+        async for batch in self._obstore.list(self._store, prefix=folder):
+            found += [(str(item["path"]), _entry(item)) for item in batch]
+            if len(found) > _MOST:
+                raise SparsebakError(f"{self._url} lists more than {_MOST} objects")
+        return found
 
-        return self._run(ask())
+    async def _ours(self) -> Listed:
+        """What lies where our objects do."""
+        found = [one for folder in _FOLDERS for one in await self._listed(folder)]
+        for name in _FILES:
+            with suppress(FileNotFoundError):
+                found.append((name, _entry(await self._obstore.head_async(self._store, name))))
+        return found
 
     def get(self, name: str, entry: Entry, target: Path) -> None:
         """See Objects."""
