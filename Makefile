@@ -5,7 +5,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm test-roots demo fuzz mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-vm clean
+.PHONY: test test-lvm test-roots demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -54,6 +54,22 @@ bench-lvm: setup packages
 # Fuzzes every parser for ten minutes each; FUZZ="TARGET --seconds N" for one.
 fuzz: setup
 	$(VENV)/bin/python -m tests.fuzz $(FUZZ)
+
+# Every call of every command meets every kind of fault of a disk: hours. FAULTS=N for N calls of each kind.
+FAULTS ?= all
+faults: setup packages
+	SPARSEBAK_FAULTS=$(FAULTS) $(VENV)/bin/pytest tests/faults -n auto --timeout 0
+
+# Power cuts by the hundred, on three file systems; POWERCUT="xfs btrfs reflink --cuts 1000" for one pair.
+POWERCUT ?=
+powercut: setup packages
+ifeq ($(POWERCUT),)
+	$(VENV)/bin/python -m tests.powercut ext4 ext4
+	$(VENV)/bin/python -m tests.powercut xfs btrfs reflink
+	$(VENV)/bin/python -m tests.powercut btrfs xfs reflink
+else
+	$(VENV)/bin/python -m tests.powercut $(POWERCUT)
+endif
 
 # What make test tries in small, for as long as it takes: every change of every file of an archive and of dom0's state; all
 # pairs of commands and calls at once (ROUNDS=2 times each); two years; three machines for hundreds of steps (SEED=7).

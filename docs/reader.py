@@ -22,6 +22,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import zstandard
 from cryptography.exceptions import InvalidTag
@@ -34,9 +35,11 @@ ZERO = bytes(32)
 CLEAR = struct.Struct("<4sHBB16s16s16sQQQI")
 PAGE = 1024
 SUITES = {1: b"chunk ids", 2: b"chunk ids 2"}
+BROKEN = (OSError, ValueError, InvalidTag, KeyError, TypeError, AttributeError)
+BROKEN += (RecursionError, struct.error)
 
 
-class Unreadable(Exception):
+class Unreadable(ValueError):
     """The archive, or the key, is not what it should be."""
 
 
@@ -135,8 +138,6 @@ class Session:
             f"{qube.rstrip(bytes(1)).decode('ascii')}/{volume.rstrip(bytes(1)).decode('ascii')}"
         )
         self.name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.time))
-        if self.count > -(-self.size // self.chunk):
-            raise Unreadable("it has an impossible number of chunks")
         numbers = struct.unpack_from(f"<{self.count}Q", raw, 376)
         ids = raw[376 + 8 * self.count :]
         self.entries = {number: ids[32 * at : 32 * at + 32] for at, number in enumerate(numbers)}
@@ -144,7 +145,7 @@ class Session:
 
 class Archive:
     def __init__(self, folder: Path, secret: str | None) -> None:
-        self.folder, self.parameters = folder, tomllib.loads((folder / "archive.toml").read_text())
+        self.folder, self.parameters = folder, parameters(folder)
         if self.parameters["format"] != 1 or self.parameters["suite"] not in SUITES:
             raise Unreadable("a format that this reader does not know")
         self.id = bytes.fromhex(self.parameters["archive"])
@@ -257,13 +258,26 @@ def regular(folder: Path, pattern: str) -> list[Path]:
     return [path for path in found if path.is_file() and not path.is_symlink()]
 
 
+def parameters(folder: Path) -> dict[str, Any]:
+    """What archive.toml says: a regular file, and none that never ends."""
+    path = folder / "archive.toml"
+    if not regular(folder, path.name):
+        raise Unreadable(f"{path} is missing, or no regular file")
+    if path.stat().st_size > 1 << 20:
+        raise Unreadable(f"{path} is too large to be one")
+    return tomllib.loads(path.read_text())
+
+
 def session_file(path: Path) -> bytes:
-    """A session file, if it is as long as its head says."""
+    """A session file, if it is as long as its head says, and lists no more chunks than its volume has."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(376)
         if len(head) < 376 or size != 376 + 40 * struct.unpack_from("<Q", head, 16)[0] + 32:
             raise Unreadable("it has another length than its head says")
+        *_, volume, chunk = CLEAR.unpack_from(head, 40)
+        if not chunk or (size - 408) // 40 > -(-volume // chunk):
+            raise Unreadable("it has an impossible number of chunks")
         return head + file.read(size - 376)
 
 
@@ -305,7 +319,7 @@ def main(arguments: list[str]) -> int:
         return 2
     folder = Path(arguments[0])
     try:
-        sealed = "key" not in tomllib.loads((folder / "archive.toml").read_text())
+        sealed = "key" not in parameters(folder)
         if sealed and told_open:
             raise Unreadable("the archive is sealed; leave --open out")
         if not sealed and not told_open and "SPARSEBAK_PASSPHRASE_FILE" in os.environ:
@@ -323,18 +337,7 @@ def main(arguments: list[str]) -> int:
         if session is None:
             raise Unreadable(f"{name} has no session {wanted}; see: list")
         archive.assemble(series, session, Path(output))
-    except (
-        OSError,
-        Unreadable,
-        InvalidTag,
-        tomllib.TOMLDecodeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        ValueError,
-        struct.error,
-    ) as error:
+    except BROKEN as error:
         print(f"reader: {error or type(error).__name__}", file=sys.stderr)
         return 1
     return 0

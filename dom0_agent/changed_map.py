@@ -48,7 +48,9 @@ class ChangedMap:
 
     def changed(self, size: int) -> int:
         """Bytes marked in a volume of ``size`` bytes, counted in whole grains."""
-        return min(sum(end - start for start, end in self.runs(1, -(-size // GRAIN))) * GRAIN, size)
+        grains = -(-size // GRAIN)
+        within = int.from_bytes(self._bits[: -(-grains // 8)], "little") & (1 << grains) - 1
+        return min(within.bit_count() * GRAIN, size)
 
     def runs(self, grains: int, units: int) -> Iterator[tuple[int, int]]:
         """Runs of units of ``grains`` grains each in which anything is marked: (first, end), in order, below ``units``."""

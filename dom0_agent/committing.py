@@ -83,5 +83,5 @@ def apply_again(store: Store, follow: Follow, archive: Archive, redo: Redo) -> N
     """Finish what a crash or a failed write interrupted; what fails again leaves ids that do not prove."""
     try:
         apply(store, follow, archive, redo)
-    except (Refused, OSError) as error:  # the archive's key may be damaged, too
+    except (Refused, IdsDamaged, OSError) as error:  # the archive's key may be damaged, too
         log(WARNING, f"{store.name}: {error}; its next session compares everything")

@@ -5,6 +5,7 @@ what was sent, and are believed only as far as they give the root of the committ
 a full one. They are written in place, from a log that can be applied again after a crash.
 """
 
+import errno
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from wire.durable import closing_fd, pwrite_all, write_synced
+from wire.durable import UNREADABLE, closing_fd, pwrite_all, write_synced
 from wire.sealing import ID_SIZE, ZERO_ID
 from wire.tree import DIGEST_SIZE, PAGE_BYTES, PAGE_IDS, Tree, chunk_count, page_count
 
@@ -35,8 +36,10 @@ class CommittedIds:
         self._tree, self._proven = tree, b""
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            self._fd = -1
+        except OSError as error:
+            if error.errno != errno.ENOENT and error.errno not in UNREADABLE:
+                raise
+            self._fd = -1  # lost is as good as not there: a cache
         self.count = os.fstat(self._fd).st_size // ID_SIZE if self._fd >= 0 else 0
 
     def __enter__(self) -> Self:
@@ -126,9 +129,9 @@ class CommittedIds:
         applied in part. Returns the page digests. Raises OSError; this object is of no use any more.
         """
         self._pages.unlink(missing_ok=True)
+        if full:  # another file, whatever was wrong with the old one
+            self._path.unlink(missing_ok=True)
         with closing_fd(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as fd:
-            if full:
-                os.ftruncate(fd, 0)
             os.ftruncate(fd, chunks * ID_SIZE)
             for index, overlay in _by_page(entries):
                 ids = os.pread(fd, PAGE_BYTES, index * PAGE_BYTES).ljust(PAGE_BYTES, b"\x00")

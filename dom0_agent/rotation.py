@@ -28,6 +28,9 @@ CLOCK_SLACK = 600
 MAX_SEQUENCE = 1 << 32
 """Sequence number that an archive may claim for a session that dom0 does not know of, at most: from there on it would take
 thousands of millions of calls to come to a number that has not ten digits in a file's name."""
+FORGOTTEN = 1 << 20
+"""Sessions beyond that, and beyond those that dom0 knows of, that an archive may have: dom0's state may have been lost, or be
+an old copy, after a caller had claimed the most it could. Refused, such a volume would never be backed up again."""
 
 
 class Rotation:
@@ -164,7 +167,7 @@ class Rotation:
         """Begin a session, or return the one already pending (third value true)."""
         key = archive.id.hex()
         follow = self.state.follows.get(key)
-        if request.number > max(MAX_SEQUENCE, follow.mark if follow else 0):
+        if request.number > max(MAX_SEQUENCE, follow.mark if follow else 0) + FORGOTTEN:
             raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
         volume_id = archive.keys().volume_id(volume.qube, volume.volume).hex()
         if follow is None:

@@ -20,6 +20,7 @@ from typing import Any
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.log import ERROR, WARNING, log
 from wire.durable import (
+    UNREADABLE,
     Busy,
     closing_fd,
     lock,
@@ -195,8 +196,12 @@ class Store:
         except (ValueError, RecursionError) as error:
             raise StateDamaged(f"{self._path} is damaged: {error}") from None
         except OSError as error:
-            if error.errno != errno.EIO:  # no right to read it, for one, is no damage
+            if error.errno in (errno.EACCES, errno.EPERM):
                 raise
+            if error.errno not in UNREADABLE:  # no damage, and not to be set aside
+                raise Refused(
+                    Code.INTERNAL, f"{self._path} cannot be read: {error.strerror}"
+                ) from None
             raise StateDamaged(f"{self._path} cannot be read: {error.strerror}") from None
         if not isinstance(raw, dict) or not isinstance(found := raw.pop("format", None), int):
             raise StateDamaged(f"{self._path} is damaged: it has no format")

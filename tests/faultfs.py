@@ -35,10 +35,12 @@ OPTIONS = ("direct_io", "statfs_zero", "no_flock", "no_punch", "fixed_mode", "no
 @dataclass(frozen=True)
 class Fault:
     """One fault. ``operation`` and ``path`` are patterns (``fnmatch``), ``path`` of the name within the mount: ``packs/*``.
+    Several patterns of operations are separated by commas.
 
     After ``after`` calls that go well, ``times`` calls fail (None: all). With ``short`` a write takes so many bytes instead;
-    with ``delay`` the call waits so many seconds first. Operations: those of FUSE, such as write, fsync, fsyncdir, create,
-    open, read, release, flush, unlink, rename, mkdir, readdir, getattr, statfs, truncate, fallocate.
+    with ``delay`` the call waits so many seconds first. ``then`` is the error of all calls after those. Operations: those of
+    FUSE, such as write, fsync, fsyncdir, create, open, read, release, flush (only of what was open for writing), unlink,
+    rename, mkdir, readdir, getattr, statfs, truncate, fallocate.
     """
 
     operation: str
@@ -48,6 +50,7 @@ class Fault:
     times: int | None = None
     short: int = 0
     delay: float = 0.0
+    then: str = ""
 
 
 class FaultFS:
@@ -78,6 +81,14 @@ class FaultFS:
     def calls(self) -> dict[str, int]:
         """How often each operation was called since ``fail``."""
         return {str(key): int(value) for key, value in self._ask({})["calls"].items()}
+
+    def seen(self) -> list[int]:
+        """For each fault, how many calls it counted since ``fail``."""
+        return [int(count) for count in self._ask({})["seen"]]
+
+    def failed(self) -> list[str]:
+        """The first calls that met a fault since ``fail``: operation and name within the mount."""
+        return [str(call) for call in self._ask({})["failed"]]
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as one:
@@ -114,6 +125,7 @@ class _Faults:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
         self._seen: list[int] = []
+        self._failed: list[str] = []
         self._calls: Counter[str] = Counter()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
@@ -129,8 +141,13 @@ class _Faults:
                     if "faults" in request:
                         self._faults = [Fault(**fields) for fields in request["faults"]]
                         self._seen = [0] * len(self._faults)
+                        self._failed = []
                         self._calls.clear()
-                    answer = {"calls": dict(self._calls)}
+                    answer = {
+                        "calls": dict(self._calls),
+                        "seen": self._seen,
+                        "failed": self._failed,
+                    }
                 print(json.dumps(answer), file=stream, flush=True)
 
     def met(self, operation: str, path: str) -> Fault | None:
@@ -138,15 +155,20 @@ class _Faults:
         with self._lock:
             self._calls[operation] += 1
             for number, fault in enumerate(self._faults):
-                if not fnmatch.fnmatchcase(operation, fault.operation):
+                patterns = fault.operation.split(",")
+                if not any(fnmatch.fnmatchcase(operation, pattern) for pattern in patterns):
                     continue
                 if not fnmatch.fnmatchcase(path.lstrip("/"), fault.path):
                     continue
                 seen = self._seen[number] = self._seen[number] + 1
-                if seen <= fault.after or (
-                    fault.times is not None and seen > fault.after + fault.times
-                ):
+                if seen <= fault.after:
                     continue
+                if fault.times is not None and seen > fault.after + fault.times:
+                    if not fault.then:
+                        continue
+                    fault = Fault(operation, fault.then)
+                if len(self._failed) < 20:
+                    self._failed.append(f"{operation} {path}")
                 return fault
         return None
 
@@ -164,6 +186,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
 
     class System(fuse.Operations):  # type: ignore[misc]
         use_ns = True
+        _files: dict[int, bool] = {}  # noqa: RUF012 - there is one System
+        """Open files by descriptor, and whether they were opened for writing."""
 
         def access(self, path: str, amode: int) -> int:
             if not os.access(real + path, amode):
@@ -171,7 +195,7 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return 0
 
         def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
-            found = os.lstat(real + path)
+            found = os.fstat(fh) if fh in self._files else os.lstat(real + path)
             names = ("st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks", "st_ino")
             times = {f"st_{key}time": getattr(found, f"st_{key}time_ns") for key in "amc"}
             return {name: getattr(found, name) for name in names} | times
@@ -191,11 +215,15 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return answer | {"f_namemax": 255}
 
         def open(self, path: str, flags: int) -> int:
-            return os.open(real + path, flags & ~(os.O_DIRECT | os.O_NOFOLLOW))
+            fd = os.open(real + path, flags & ~(os.O_DIRECT | os.O_NOFOLLOW))
+            self._files[fd] = flags & os.O_ACCMODE != os.O_RDONLY
+            return fd
 
         def create(self, path: str, mode: int, fi: Any = None) -> int:
             # The kernel asks for this where it saw no such file; another mount may have made it meanwhile.
-            return os.open(real + path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            fd = os.open(real + path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            self._files[fd] = True
+            return fd
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
             return os.pread(fh, size, offset)
@@ -204,13 +232,14 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return os.pwrite(fh, data, offset)
 
         def truncate(self, path: str, length: int, fh: int | None = None) -> int:
-            os.truncate(real + path, length)
+            os.truncate(fh if fh in self._files else real + path, length)
             return 0
 
         def flush(self, path: str, fh: int) -> int:
             return 0
 
         def release(self, path: str, fh: int) -> int:
+            del self._files[fh]
             os.close(fh)
             return 0
 
@@ -275,6 +304,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
 
     def guarded(name: str, method: Any) -> Any:
         def call(self: System, path: str, *args: Any) -> Any:
+            if name == "flush" and not self._files.get(args[0]):
+                return 0
             fault = faults.met(name, path or "")
             if fault is not None and fault.delay:
                 time.sleep(fault.delay)
@@ -286,12 +317,25 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
 
         return call
 
+    class System3(fuse.FUSE):  # type: ignore[misc]
+        def truncate_fuse_3(self, path: bytes | None, length: int, info: Any) -> int:
+            """The library's own forgets the open file, which may have no name any more."""
+            fh = info.contents.fh if info else None
+            answer: int = self.operations.truncate(os.fsdecode(path or b""), length, fh)
+            return answer
+
     for name, method in list(vars(System).items()):
         if callable(method) and not name.startswith("_"):
             setattr(System, name, guarded(name, method))
     logging.disable()
     with contextlib.suppress(RuntimeError):  # it was asked to end
-        fuse.FUSE(System(), mount, foreground=True, direct_io="direct_io" in options)
+        # With hard_remove a file that is open can be removed, and its folder with it, as on a disk of this machine.
+        System3(
+            *(System(), mount),
+            foreground=True,
+            direct_io="direct_io" in options,
+            hard_remove=True,
+        )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ def closing_fd(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
+"""What opening or reading a file answers when the disk has lost it: a bad sector; damage to what XFS or ext4 keep of it."""
 _NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 

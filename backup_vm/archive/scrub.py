@@ -154,8 +154,13 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
             expected = entry.offset + entry.length
     finally:
         reader.close()
+    known = {offset for pack, offset in catalog.rotten() if pack == name}
     for entry in bad:
         spoils = entry.offset in live
+        if not spoils:  # reported once: it stays where it is until its room is given back
+            if entry.offset in known:
+                continue
+            _note_rotten(archive, name, entry.offset)
         text = f"{path} is damaged at byte {entry.offset} (chunk {entry.id.hex()[:16]})"
         yield Finding(
             name,
@@ -192,6 +197,13 @@ def _forget(archive: Archive, pack: str, chunks: list[tuple[int, bytes]]) -> tup
     catalog.marks.unclaimed = True
     catalog.commit()
     return users
+
+
+def _note_rotten(archive: Archive, pack: str, offset: int) -> None:
+    """Remember that what no session needs is damaged."""
+    archive.catalog.begin()
+    archive.catalog.add_rotten([(pack, offset)])
+    archive.catalog.commit()
 
 
 def _users(archive: Archive, wanted: set[bytes]) -> Iterator[str]:

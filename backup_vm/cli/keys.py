@@ -89,7 +89,8 @@ def _refresh(context: Context) -> int:
         if (entry.mode == MODE_OPEN) != (archive.parameters.master is not None):
             raise DamagedError(
                 f"the archive says that it is {archive.parameters.mode}, dom0 knows it as the opposite",
-                "somebody has changed archive.toml; dom0 gives its contents again by: sparsebak init --repair",
+                "somebody has changed archive.toml; dom0 gives its contents again by: sparsebak init DIR "
+                f"--label {entry.label} --repair",
             )
         replace(archive.parameters, slots=tuple(slots)).save(archive.storage)
     context.done(

@@ -7,10 +7,12 @@ from typing import Any
 
 from dom0_agent.catalog.tags import VM_TAG, tag_new, tagged
 from dom0_agent.cli import UserError
-from dom0_agent.config import load
+from dom0_agent.config import ConfigError, load
+from dom0_agent.log import WARNING, log
 from dom0_agent.notify import notify
 from dom0_agent.qubesd import asking, connect
-from wire.names import parse_name
+from wire.names import parse_name, printable
+from wire.status import Refused
 
 SERVICE = "qubes.VMExec+sparsebak+backup+----all+--q"
 """``sparsebak backup --all -q``, as VMExec wants it: parts by ``+``, each dash doubled."""
@@ -34,19 +36,11 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    tag_new(load(options.config))
-    with asking():
-        app = connect()
-        app.cache_enabled = False  # states change while we wait
-        domain = _backup_vm(app, options.vm)
-        was_off = domain.is_halted()
-        if was_off:
-            domain.start()
-        try:
-            code = _backup(domain, options.user)
-        finally:
-            if was_off:
-                _shut_down(domain)
+    try:
+        domain, code = _in_the_vm(options)
+    except (ConfigError, OSError, Refused, UserError) as error:  # every night, and nobody looks
+        notify("Backup failed", f"It was not made: {printable(str(error))}", urgent=True)
+        raise
     if code:
         notify(
             "Backup failed",
@@ -60,6 +54,24 @@ def _run(options: argparse.Namespace) -> int:
     if not options.quiet:
         print(f"{domain.name} has made a backup.")
     return 0
+
+
+def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int]:
+    """Have the backup made; the backup VM, and its command's exit code."""
+    tag_new(load(options.config))
+    with asking():
+        app = connect()
+        app.cache_enabled = False  # states change while we wait
+        domain = _backup_vm(app, options.vm)
+        was_off = domain.is_halted()
+        if was_off:
+            domain.start()
+        try:
+            code = _backup(domain, options.user)
+        finally:
+            if was_off:
+                _shut_down(domain)
+    return domain, code
 
 
 def _backup_vm(app: Any, name: str | None) -> Any:
@@ -88,7 +100,11 @@ def _backup(domain: Any, user: str) -> int:
 
 
 def _shut_down(domain: Any) -> None:
-    domain.shutdown()
-    deadline = time.monotonic() + _SHUTDOWN
-    while not domain.is_halted() and time.monotonic() < deadline:
-        time.sleep(1)
+    try:
+        with asking():
+            domain.shutdown()
+            deadline = time.monotonic() + _SHUTDOWN
+            while not domain.is_halted() and time.monotonic() < deadline:
+                time.sleep(1)
+    except Refused as refused:  # what became of the backup is said all the same
+        log(WARNING, f"{domain.name} stays as it is: {refused}")

@@ -9,7 +9,7 @@ from typing import Any
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import Skipped, open_catalog
 from dom0_agent.catalog.tags import untagged
-from dom0_agent.config import Config, Volume, load
+from dom0_agent.config import Config, ConfigError, Volume, load
 from dom0_agent.notify import notify
 from dom0_agent.state import Follow, Store
 from wire.names import printable, session_name
@@ -63,7 +63,15 @@ def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = load(options.config)
+    try:
+        return _check(options, load(options.config))
+    except (ConfigError, OSError, Refused) as error:
+        if options.notify:  # that nobody can tell is no good news
+            notify("Backups cannot be checked", printable(str(error)), urgent=True)
+        raise
+
+
+def _check(options: argparse.Namespace, config: Config) -> int:
     now, late = time.time(), list[tuple[str, int]]()
     expected, failed = _expected(config, options.caller)
     untold = {one.name for one in failed}

@@ -43,6 +43,9 @@ def remove(path: Path, text: str) -> None:
 class DirectorySource:
     """A volume that is an image file; see Source for the methods."""
 
+    _grain = 1
+    """Bytes in which holes are looked for: a smaller one that is none at its begin counts as data."""
+
     def __init__(self, volume: Volume) -> None:
         self.name, self._pool = volume.name, volume.pool
         self.image = volume.pool.path / volume.vid
@@ -152,12 +155,14 @@ class DirectorySource:
                 raise
             if data >= end:
                 return
-            hole = min(os.lseek(fd, data, os.SEEK_HOLE), end)
+            whole = (data // self._grain + 1) * self._grain
+            hole = min(max(os.lseek(fd, data, os.SEEK_HOLE), whole), end)
             yield data, hole
             start = hole
 
     def replace(self, size: int) -> "FileReplacement":
         """See Source."""
+        self.require_room()  # a small one is not looked after again
         return FileReplacement(self.image, self._beside, size, self.require_room)
 
     def clean(self) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from dom0_agent.changed_map import ChangedMap
+from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Range, attributes, btrfs, fiemap
 from dom0_agent.sources.directory import DirectorySource
@@ -32,12 +32,16 @@ _MAP = "user.sparsebak.map"
 """Extended attribute of a snapshot: digest of its map up to its size."""
 _STAMP = "user.sparsebak.stamp"
 """The same: which file it was cloned from, and when that had last changed, if that was long enough before."""
+HOLES = 1 << 20
+"""Holes asked for at most: ten seconds; 64 GiB at the least have been looked through then."""
 _TICK = 1_000_000_000
 """Nanoseconds; the file system's clock moves in steps of some milliseconds, within which two changes have one time."""
 
 
 class ReflinkSource(DirectorySource):
     """See Source."""
+
+    _grain = GRAIN
 
     def _copy(self, image: int, copy: int) -> None:
         # Btrfs clones a file into one that is as it is in this: with copy on write and checksums, or without.
@@ -119,6 +123,14 @@ class ReflinkSource(DirectorySource):
             with suppress(OSError):  # only spares reading the map once more
                 os.setxattr(b, _MAP, digest)
         return changed
+
+    def data_ranges(self, fd: int, start: int, end: int) -> Iterator[Range]:
+        """See Source. A qube can tear its image into any number of pieces: where there are very many, the rest is data."""
+        for count, (data, hole) in enumerate(super().data_ranges(fd, start, end)):
+            if count == HOLES:
+                yield data, end
+                return
+            yield data, hole
 
     def held(self) -> int:
         """See Source."""

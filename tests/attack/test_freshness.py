@@ -2,12 +2,13 @@
 
 import os
 import random
+import shutil
 import time
 
 import pytest
 
 from dom0_agent import notify
-from dom0_agent.rotation import MAX_SEQUENCE
+from dom0_agent.rotation import FORGOTTEN, MAX_SEQUENCE
 from dom0_agent.services import restore
 from tests.attack.kit import Attacker, Stream, named
 from tests.kit import change
@@ -69,11 +70,16 @@ def test_an_aborted_session_is_an_older_one(attacker: Attacker, number: int) -> 
 def test_numbers_go_up_with_every_session_begun(attacker: Attacker) -> None:
     numbers = [hidden(attacker, number)[1].sequence for number in (0, 5, 0, MAX_SEQUENCE, 3)]
     assert numbers == sorted(set(numbers)) and numbers[-1] == MAX_SEQUENCE + 2
-    for impossible in (MAX_SEQUENCE + 3, (1 << 63) - 1, (1 << 64) - 1):
+    for impossible in (MAX_SEQUENCE + FORGOTTEN + 3, (1 << 63) - 1, (1 << 64) - 1):
         attacker.refused(
             lambda n=impossible: attacker.call("Snapshot", attacker.request(number=n)),
             Code.BAD_REQUEST,
         )
+    attacker.site.backup()
+    assert list(attacker.site.images().values())[-1] == attacker.site.contents()
+    shutil.rmtree(
+        attacker.site.state / "volumes"
+    )  # what was claimed must not outlive dom0's memory
     attacker.site.backup()
     assert list(attacker.site.images().values())[-1] == attacker.site.contents()
 

@@ -90,6 +90,23 @@ def test_a_cut_or_missing_file_is_found_and_named(built: Site, pattern: str) -> 
     assert built.scrubbed() == []
 
 
+def test_damage_that_no_session_needs_any_more_is_reported_once(built: Site) -> None:
+    """The chunk was sent again; what is left of it lies in its pack until that is emptied."""
+    built.backup()
+    with built.open() as archive:
+        (series, *_) = archive.sessions().values()
+        image = archive.image(series, series[-1])
+        ids = [chunk for _, part in image.windows() for chunk in part if any(chunk)]
+        place = min(archive.catalog.places(ids).values())
+    flip(built.archive / place.pack, place.offset + 40)
+    assert built.scrubbed() != []
+    built.backup()
+    built.scrubbed()
+    assert built.scrubbed() == []
+    flip(built.archive / place.pack, place.offset + 40)
+    assert built.scrubbed() == []
+
+
 def test_a_missing_session_is_named_by_what_builds_on_it(built: Site) -> None:
     """Without any key."""
     volume = files(built, "*.session")[0].parent

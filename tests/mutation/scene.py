@@ -221,6 +221,11 @@ class Trial:
             self.faults.append(f"verify: exit code 0, but {sorted(lost)} cannot be assembled")
         if verified.code and not lost and not self.affected:
             self.faults.append(f"verify: exit code {verified.code}: {verified.err}")
+        (by_dom0,) = self.run(("verify", "--session", "all"))
+        if by_dom0.code == 0 and lost:
+            self.faults.append(f"verify in dom0: exit code 0, but {sorted(lost)} are lost")
+        if by_dom0.code and not lost and not self.affected:
+            self.faults.append(f"verify in dom0: exit code {by_dom0.code}: {by_dom0.err}")
         if exported.code == 0 and self.run(self._prove)[0].code:
             self.faults.append("export: exit code 0, but what it wrote does not prove right")
         self.lost = lost

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import folder_in_memory
+from tests.kit import Site
 from tests.mutation import forms
 from tests.mutation.forms import Change
-from tests.mutation.scene import Scene, Trial, build
+from tests.mutation.scene import VOLUMES, Scene, Trial, build
 
 LONG = os.environ.get("SPARSEBAK_LONG") == "1"
 SAMPLE = int(os.environ.get("SPARSEBAK_SAMPLE", "2"))
@@ -97,6 +98,8 @@ def test_a_file_with_other_contents(scene: Scene, folder: Path, kind: str) -> No
         site = scene.copy(folder)
         (site.archive / file).write_bytes(change.raw)
         certain = not (change.forged and "pack" in kind)
+        if "pack" in kind and len(change.raw) == len(raw):
+            number = 1
         faults += tried(scene, folder, (file,), change.name, change.forged, number, certain)
     check(faults)
 
@@ -110,9 +113,10 @@ def tried(
     number: int,
     certain: bool = True,
 ) -> list[str]:
-    """What was wrong with all that the commands did with a changed file."""
-    from tests.mutation.scene import VOLUMES, Site
+    """What was wrong with all that the commands did with a changed file.
 
+    ``number``: with an odd one it is scrubbed before it is backed up, as what kept its size only shows when it is read.
+    """
     trial = Trial(scene, Site(folder, volumes=VOLUMES, make=False), files, forged)
     trial.read()
     if number % 2:
@@ -124,6 +128,11 @@ def tried(
     if certain:
         trial.thin()
     return [f"{' and '.join(files)}: {name}: {fault}" for fault in trial.faults]
+
+
+def _size(site: Site, name: str) -> int:
+    path = site.archive / name
+    return path.lstat().st_size if path.exists() else -1
 
 
 def gone(path: Path, other: Path) -> None:
@@ -169,18 +178,25 @@ HARMS = (gone, swapped, replaced, twice, fifo, directory, link_out)
 Harm = Callable[[Path, Path], None]
 
 
-@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: str(harm.__name__))
-@pytest.mark.parametrize("kind", ["session", "pack", "partial", "notes", "catalog"])
+PLACES = [
+    (kind, harm) for kind in ("session", "pack", "partial", "notes", "catalog") for harm in HARMS
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "harm"),
+    PLACES if LONG else random.Random(1).sample(PLACES, 6),
+    ids=lambda one: one if isinstance(one, str) else str(one.__name__),
+)
 def test_a_file_in_another_place(scene: Scene, folder: Path, kind: str, harm: Harm) -> None:
-    if not LONG and random.Random(f"{kind}{harm.__name__}").randrange(4):
-        pytest.skip("in a long run only: make mutate")
     file = file_of(scene, kind)
     site = scene.copy(folder)
     others = {"session": "last session", "pack": "shared pack"}
     other = site.archive / file_of(scene, others.get(kind, "first session"))
     harm(site.archive / file, other)
     files = (file, str(other.relative_to(site.archive)))[: 1 + (harm is swapped)]
-    faults = tried(scene, folder, files, harm.__name__, False, len(harm.__name__))
+    same_size = all(_size(site, name) == _size(scene.site, name) for name in files)
+    faults = tried(scene, folder, files, harm.__name__, False, int(same_size))
     if harm is directory:  # nothing of ours is in the way of removing it, and it is named
         faults = [fault for fault in faults if "is not a regular file" not in fault]
     check(faults)

@@ -10,7 +10,7 @@ from dom0_agent import cli, notify
 from dom0_agent.cli import backup as backup_command
 from dom0_agent.cli import setup
 from tests.qubes.kit import BACKUP_VM, QubesSite
-from tests.qubes.qubesd import Qubesd
+from tests.qubes.qubesd import Qube, Qubesd, Refusal
 
 
 def agent(site: QubesSite, *words: str) -> int:
@@ -88,6 +88,38 @@ def test_a_backup_from_dom0(
     assert agent(qubes, "backup", "--quiet") == (1 if code else 0)
     assert seen == [("qubes.VMExec+sparsebak+backup+----all+--q", "user", "Running")]
     assert keeper.state == state and bool(told) == bool(code)
+
+
+@pytest.mark.parametrize(("broken", "result"), [("Start", 1), ("Shutdown", 0), ("List", 1)])
+def test_a_backup_that_is_not_made_is_told_on_the_desktop(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, broken: str, result: int
+) -> None:
+    """It is a timer's, every night. A backup VM that does not shut down is no failed backup."""
+    from dom0_agent.cli import check
+
+    agent(qubes, "setup", BACKUP_VM)
+    real, told = qubes.qubesd._vm, list[tuple[str, ...]]()
+
+    def stumble(qube: Qube, verb: str, argument: str, payload: str) -> str:
+        if verb == broken:
+            raise Refusal("QubesException", "not enough memory")
+        return real(qube, verb, argument, payload)
+
+    import qubesadmin.vm  # type: ignore[import-not-found,unused-ignore]
+
+    monkeypatch.setattr(
+        qubesadmin.vm.QubesVM,
+        "run_service",
+        lambda *_, **__: subprocess.Popen(["true"]),
+        raising=False,
+    )
+    monkeypatch.setattr(qubes.qubesd, "_vm", stumble)
+    for module in (backup_command, check):
+        monkeypatch.setattr(module, "notify", lambda *words, **named: told.append(words))
+    assert agent(qubes, "backup", "--quiet") == result
+    assert len(told) == result and all("not enough memory" in text for _, text in told)
+    if broken == "List":
+        assert agent(qubes, "check", "--notify") == 1 and len(told) == 2
 
 
 def test_a_late_backup_is_noticed(

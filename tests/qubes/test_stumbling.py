@@ -6,7 +6,7 @@ import pytest
 
 from backup_vm.archiver import Archiver, Report
 from backup_vm.progress import Progress
-from dom0_agent import cli
+from dom0_agent import cli, notify
 from dom0_agent.catalog.tags import TAG
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Refusal
@@ -76,8 +76,12 @@ def test_one_that_went_meanwhile_is_no_failure(qubes: QubesSite, stumbles: Break
 
 
 def test_commands_of_dom0_go_on_without_its_tags(
-    qubes: QubesSite, stumbles: Break, capsys: pytest.CaptureFixture[str]
+    qubes: QubesSite,
+    stumbles: Break,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(notify, "RUN", qubes.root)  # no desktop
     qubes.qubesd.qubes["work"].tags.add(TAG)
     stumbles("admin.vm.tag.")
     for words in (["monitor"], ["backup"]):

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from backup_vm.archive.prune import prune
+from dom0_agent.sources import reflink
 from tests.kit import GRAIN, Site, change, fill
 
 SIZE = 50 * GRAIN + 999
@@ -69,3 +70,32 @@ def test_backups_while_the_volume_is_written_to(reflink_site: Site) -> None:
     site.backup()
     assert list(site.images().values())[-1] == site.image().read_bytes()
     site.verify_all()
+
+
+def test_a_torn_image_costs_no_more_than_its_size(
+    reflink_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each hole is asked for while the volume's lock is held, and a qube makes as many as it likes."""
+    site, asked, lseek = reflink_site, 0, os.lseek
+
+    def count(fd: int, at: int, how: int) -> int:
+        nonlocal asked
+        asked += 1
+        return lseek(fd, at, how)
+
+    with open(site.image(), "wb") as file:
+        for at in range(0, 40 * GRAIN, 8192):
+            os.pwrite(file.fileno(), os.urandom(4096), at)
+        file.truncate(60 * GRAIN)
+    contents = [site.contents()]
+    monkeypatch.setattr(os, "lseek", count)
+    site.backup()
+    assert asked < 300  # for the offer, and again for reading; it is torn into 320 pieces
+    monkeypatch.setattr(reflink, "HOLES", 3)
+    site.add_archive("second", site.root / "second")
+    site.backup(folder=site.root / "second")
+    change(site.image(), random.Random(1))
+    contents.append(site.contents())
+    site.backup()
+    assert list(site.images().values()) == contents
+    assert list(site.images(folder=site.root / "second").values()) == contents[:1]

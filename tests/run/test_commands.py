@@ -193,6 +193,11 @@ def test_mistakes_get_one_line_and_a_code(sealed: Shell) -> None:
     assert "not empty" in sealed.fails(1, "init", "pool", "--label", "lab")
     assert "no such archive" in sealed.fails(5, "init", "other", "--label", "nothing")
     assert not (sealed.root / "other").exists()
+    # An init whose disk went read-only half way leaves this, and is to be had again.
+    (sealed.root / "again").mkdir()
+    (sealed.root / "again" / "archive.toml.tmp").write_bytes(b"format")
+    sealed.ok("init", "again", "--label", "lab")
+    assert not (sealed.root / "again" / "archive.toml.tmp").exists()
     assert "no such archive" in sealed.fails(5, "--caller", "evil", "backup")
     assert (
         sealed._run(str(BIN / "sparsebak"), "prune", "work", "--keep-last", "0", expect=2).stdout

@@ -166,6 +166,31 @@ def test_damage_is_for_what_needs_it(tmp_path: Path) -> None:
     assert done.returncode == 1 and "is missing" in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["fifo", "endless", "huge", "folder"])
+def test_parameters_that_are_no_small_regular_file(site: Site, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    path = folder / "archive.toml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    elif kind == "huge":
+        with open(path, "wb") as file:
+            file.truncate(8 << 30)
+    else:
+        path.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(READER), str(folder), "list"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr and "archive.toml" in done.stderr
+
+
 def test_it_shares_no_code_and_is_short() -> None:
     text = READER.read_text()
     assert len(text.splitlines()) < 350

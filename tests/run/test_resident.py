@@ -304,3 +304,16 @@ def test_a_call_that_is_killed_is_reported(site: Site) -> None:
         assert one.recv(10) == b"" and children(process) == []
         one.close()
         process.terminate()
+
+
+def test_sockets_are_the_owners_in_any_folder(site: Site) -> None:
+    """Whoever can connect can say that it is dom0."""
+    (site.root / "sockets").mkdir()
+    (site.root / "sockets").chmod(0o777)
+    before = os.umask(0)
+    try:
+        with resident(site):
+            for path in (site.root / "sockets").iterdir():
+                assert path.stat().st_mode & 0o077 == 0
+    finally:
+        os.umask(before)

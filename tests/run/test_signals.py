@@ -33,6 +33,12 @@ def environment(site: Site) -> dict[str, str]:
     }
 
 
+def signals_as_usual() -> None:
+    """In the command, before it starts: what nohup, or a shell that runs the tests behind itself, has it ignore."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def begun(process: "subprocess.Popen[str]") -> None:
     """Wait until the command is there to take signals: before, they do what they do to any program that starts."""
     caught = 1 << (signal.SIGHUP - 1)
@@ -41,7 +47,8 @@ def begun(process: "subprocess.Popen[str]") -> None:
             status = Path(f"/proc/{process.pid}/status").read_text()
         except OSError:
             return
-        if "SigCgt" not in status or int(status.split("SigCgt:")[1].split()[0], 16) & caught:
+        ended = "State:\tZ" in status
+        if ended or int(status.split("SigCgt:")[1].split()[0], 16) & caught:
             return
         time.sleep(0.01)
 
@@ -69,6 +76,7 @@ def test_a_signal_ends_a_command_clean(big: Site, command: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=signals_as_usual,
         )
         begun(process)
         time.sleep(delay)
@@ -101,6 +109,7 @@ def test_a_run_that_waits_for_a_silent_service_ends(site: Site, tmp_path: Path) 
                 env=environment(site),
                 stderr=subprocess.PIPE,
                 text=True,
+                preexec_fn=signals_as_usual,
             )
             accepted, _ = silent.accept()
             with accepted:
@@ -118,6 +127,7 @@ def test_a_terminal_that_is_closed(big: Site) -> None:
     import termios
 
     def take_terminal() -> None:
+        signals_as_usual()
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
@@ -146,6 +156,7 @@ def answered(site: Site, answer: bytes | signal.Signals, *words: object) -> tupl
         stdout=theirs,
         stderr=theirs,
         env=environment(site),
+        preexec_fn=signals_as_usual,
     )
     os.close(theirs)
     shown = b""

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from backup_vm.errors import Exit
+from dom0_agent.archives import Archives
+from dom0_agent.catalog import open_catalog
+from dom0_agent.config import load
+from dom0_agent.monitoring import monitor
 from tests.children import Child, Outcome, Step
 from tests.conftest import folder_in_memory
 from tests.kit import GRAIN, PASSPHRASE, Site
@@ -121,7 +125,7 @@ def calls(site: Site) -> dict[str, Callable[[], object]]:
             agent.close()
 
     return {
-        "monitor": site.monitor,
+        "monitor": lambda: monitored(site),
         "backup": lambda: site.backup("a/private"),
         "both backed up": lambda: site.backup(),
         "begun and aborted": lambda: snapshot(0),
@@ -133,6 +137,14 @@ def calls(site: Site) -> dict[str, Callable[[], object]]:
     }
 
 
+def monitored(site: Site) -> None:
+    """Walk the snapshots on; what another call works on is left for the next time."""
+    config = load(site.config)
+    archives = Archives(config.state_dir).by_id()
+    outcomes = list(monitor(config.state_dir, list(open_catalog(config).volumes()), archives))
+    assert not [one.error for one in outcomes if one.error and not one.busy]
+
+
 def _id_of(site: Site, name: str) -> bytes:
     with site.open() as archive:
         return site.keys(archive).volume_id(*name.split("/"))
@@ -141,6 +153,10 @@ def _id_of(site: Site, name: str) -> bytes:
 def accepted(name: str, outcome: Outcome) -> bool:
     """Done, or told that somebody else is at it."""
     if outcome.code == 0:
+        return True
+    if name == "doctor" and outcome.code == Exit.FAILED:  # it says that the archive is in use
+        return True
+    if name.startswith("import") and "already" in outcome.err:
         return True
     if outcome.code == Exit.LOCKED:
         return "in use" in outcome.err or "held by" in outcome.err

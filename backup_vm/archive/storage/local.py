@@ -59,7 +59,9 @@ class LocalStorage:
 
     def prepare(self) -> None:
         """See Storage."""
-        if self.root.exists() and any(entry.name != "lost+found" for entry in self.root.iterdir()):
+        # What is left of an init that failed half way does not keep the next one from beginning.
+        mine = {"lost+found", "archive.toml" + TEMPORARY}
+        if self.root.exists() and any(entry.name not in mine for entry in self.root.iterdir()):
             raise SparsebakError(
                 f"{self.root} is not empty",
                 "choose an empty directory, or one that does not exist yet",

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from dom0_agent.archives import Archives, _dump
 from dom0_agent.cli import archive as command
 from dom0_agent.config import load
 from dom0_agent.state import Store, known_volumes
+from tests.faultfs import Fault, FaultFS
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
 from wire.sealing import SUITES, ChunkIds
 from wire.status import Code, Refused
@@ -276,6 +278,44 @@ def test_an_archive_from_before_there_was_a_choice_has_blake2b(archives: Archive
         del fields[name]
     file.write_text(json.dumps(fields))
     assert [archive.suite for archive in archives] == [1]
+
+
+@pytest.mark.parametrize("error", ["EIO", "EUCLEAN", "EBADMSG"])
+def test_a_state_disk_that_lost_a_file(tmp_path: Path, faultfs: FaultFS, error: str) -> None:
+    """What btrfs, XFS and ext4 answer. The volume is compared as a whole, and the others are backed up."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/dom0").symlink_to(faultfs.path)
+    site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))
+    for seed, name in enumerate(site.volumes):
+        fill(site.image(name), 5 * GRAIN, seed)
+    site.backup()
+    faultfs.fail(Fault("open", error, path="volumes/work/private/*.ids"))
+    for seed in range(2, 4):
+        fill(site.image(), 5 * GRAIN, seed)
+        done = {one.qube: one.full for one in site.backup().done}
+        assert done == {"work": True, "vault": False}
+    faultfs.fail()
+    assert not site.backup().done[0].full  # it was written as another file
+    faultfs.fail(Fault("open", error, path="volumes/work/private/state.json", times=2))
+    assert {one.qube: one.full for one in site.backup().done} == {"work": True, "vault": False}
+    assert (faultfs.real / "volumes/work/private/state.json.damaged").exists()
+    site.verify_all()
+
+
+def test_a_state_that_cannot_be_read_is_no_reason_to_back_up_nothing(
+    tmp_path: Path, faultfs: FaultFS
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/dom0").symlink_to(faultfs.path)
+    site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))
+    site.backup()
+    faultfs.fail(Fault("open", "ETIMEDOUT", path="volumes/work/private/state.json"))
+    with pytest.raises(AssertionError) as caught:
+        site.backup()
+    assert "work/private" in str(caught.value) and "vault" not in str(caught.value)
+    faultfs.fail()
+    assert len(site.images("vault/private")) == 2
+    site.backup()
 
 
 def test_a_key_that_is_not_the_archives_seals_nothing(archives: Archives) -> None:

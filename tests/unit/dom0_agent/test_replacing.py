@@ -247,6 +247,7 @@ def test_a_pool_is_not_filled_up(source: FileSource, monkeypatch: pytest.MonkeyP
     refused(lambda: source.snapshot(2), Code.NO_SPACE)
     refused(lambda: target.write(0, [bytes(8192)]), Code.NO_SPACE)
     target.discard()
+    refused(lambda: source.replace(10), Code.NO_SPACE)
     assert source.snapshots() == {1} and len(os.listdir(source.image.parent)) == 2
     blocks = 0
     room(0)

@@ -1,0 +1,220 @@
+"""Commands run on a file system that fails, and what is to be found afterwards.
+
+Every run is a child of the test's process, on a copy of one site of its own below the mount of ``FaultFS``. What comes after
+the fault runs on the folder below the mount, where nothing fails.
+"""
+
+import contextlib
+import faulthandler
+import os
+import pickle
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backup_vm import cli, transport
+from backup_vm.errors import SparsebakError
+from tests.faultfs import FaultFS
+from tests.kit import PASSPHRASE, InProcess, Site
+
+VOLUMES = ("work/private", "other/private")
+LONGEST = 40.0
+"""Seconds that a run may take; what takes longer hangs."""
+LEFTOVERS = (".tmp", ".partial", "-restore", ".log", ".part", ".uploading", ".new", ".old")
+Images = dict[str, dict[str, bytes]]
+"""Contents by volume and session."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its exit code (-1: it hung or died), and what it wrote."""
+
+    code: int
+    text: str
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with it, whatever else came of it."""
+        if self.code < 0:
+            yield f"hung or was killed: {self.text[-9000:]}"
+        if "Traceback" in self.text:
+            yield f"a traceback: {self.text[-1500:]}"
+        if self.code > 0 and not [
+            line for line in self.text.splitlines() if line.split(">")[-1].startswith("sparsebak")
+        ]:
+            yield f"exit {self.code} without a message: {self.text!r}"
+
+
+def run(action: Callable[[], int]) -> Outcome:
+    """Do something in a child process, with no terminal."""
+    with tempfile.TemporaryFile() as output:
+        pid = os.fork()
+        if pid == 0:
+            code = 97
+            try:
+                null = os.open(os.devnull, os.O_RDONLY)
+                os.dup2(null, 0)
+                for number in (1, 2):
+                    os.dup2(output.fileno(), number)
+                faulthandler.dump_traceback_later(LONGEST - 5, file=2)
+                sys.stdin = open(0, closefd=False)
+                sys.stdout = open(1, "w", buffering=1, closefd=False)
+                sys.stderr = open(2, "w", buffering=1, closefd=False)
+                code = action()
+            except SparsebakError as error:
+                print(f"sparsebak: {error}", file=sys.stderr)
+                code = int(error.code)
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                with contextlib.suppress(BaseException):
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                os._exit(code)
+        ended = os.pidfd_open(pid)
+        try:
+            if not select.select([ended], [], [], LONGEST)[0]:
+                os.kill(pid, signal.SIGKILL)
+        finally:
+            os.close(ended)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        output.seek(0)
+        return Outcome(code, output.read().decode(errors="replace"))
+
+
+def computed(action: Callable[[], Any]) -> Any:
+    """What an action returns, or raises, in a child process.
+
+    The process that forks must have no other threads: one that holds a lock of OpenSSL's at that moment leaves it
+    locked in the child for ever. Reading an archive takes threads, so it is done aside.
+    """
+    with tempfile.TemporaryFile() as answer:
+
+        def work() -> int:
+            found: tuple[Any, BaseException | None] = (None, None)
+            try:
+                found = action(), None
+            except Exception as error:
+                found = None, AssertionError(f"{type(error).__name__}: {error}")
+            pickle.dump(found, answer)
+            answer.flush()
+            return 0
+
+        outcome = run(work)
+        assert outcome.code == 0, outcome.text
+        answer.seek(0)
+        value, error = pickle.load(answer)
+    if error is not None:
+        raise error
+    return value
+
+
+@dataclass
+class Place:
+    """One copy of the site: ``root`` is where commands find it, ``site`` is it as they do."""
+
+    root: Path
+    names: dict[str, str]
+    site: Site = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.site = Site(self.root / "site", volumes=VOLUMES, make=False)
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What stands for {root}, and for sessions, in command lines."""
+        return {"root": str(self.root), "passphrase": str(self.root / "passphrase"), **self.names}
+
+    def command(self, *words: str, archive: str = "site/archive") -> Outcome:
+        """Run ``sparsebak``."""
+        return run(lambda: self.called(*words, archive=archive))
+
+    def called(self, *words: str, archive: str = "site/archive") -> int:
+        """The same in this process."""
+        os.environ |= {
+            "SPARSEBAK_ARCHIVE": str(self.root / archive),
+            "SPARSEBAK_AGENT": "unix:stands-for-the-services-in-this-process",
+            "HOME": str(self.root / "home"),
+        }
+        config = self.site.config
+        transport.open_transport = lambda name, caller: InProcess(config)
+        given = [word.format(**self.words) for word in words]
+        return cli.main(["-u", "--caller", "backup-vm", *given])
+
+    def agent_called(self, *words: str) -> int:
+        """Run ``sparsebak-agent`` in this process."""
+        from dom0_agent.cli import main
+
+        given = [word.format(**self.words) for word in words]
+        return int(main(["--config", str(self.site.config), *given]) or 0)
+
+    def images(self, archive: str = "site/archive") -> Images:
+        """All that is in an archive."""
+        found: Images = computed(
+            lambda: {name: self.site.images(name, folder=self.root / archive) for name in VOLUMES}
+        )
+        return found
+
+    def now(self) -> dict[str, bytes]:
+        """The volumes as they are."""
+        return {name: self.site.contents(name) for name in VOLUMES}
+
+    def leftovers(self) -> list[str]:
+        """What should not be there when no command runs."""
+        found = [
+            str(path.relative_to(self.root))
+            for path in self.root.rglob("*")
+            if path.name.endswith(LEFTOVERS) or path.parent.name == "locks"
+        ]
+        return found + [
+            f"snapshot {snapshot}"
+            for name in VOLUMES
+            for snapshot in self.site.snapshots(name)[:-1]
+        ]
+
+
+@dataclass
+class Bench:
+    """Copies of one site that commands are run on. ``known`` is what is in its archives at first, ``volumes`` what
+    the volumes hold."""
+
+    system: FaultFS
+    base: Path
+    names: dict[str, str] = field(default_factory=dict)
+    known: dict[str, Images] = field(default_factory=dict)
+    volumes: dict[str, list[bytes]] = field(default_factory=dict)
+    _count: int = 0
+
+    def place(self) -> tuple[Place, Place]:
+        """A new copy: as it is seen through the mount, and as it is.
+
+        Under a name of its own, since the kernel remembers what it saw under another's.
+        """
+        self.remove()
+        self._count += 1
+        name = f"n{self._count}"
+        shutil.copytree(self.base, self.system.real / name, symlinks=True)
+        return Place(self.system.path / name, self.names), Place(
+            self.system.real / name, self.names
+        )
+
+    def pattern(self, where: str) -> str:
+        """Names within the mount of what lies at ``where`` in the present copy, for faults."""
+        return f"n{self._count}/{where}"
+
+    def remove(self) -> None:
+        """Remove the present copy."""
+        self.system.fail()
+        shutil.rmtree(self.system.real / f"n{self._count}", ignore_errors=True)
+
+
+def write_passphrase(root: Path) -> None:
+    (root / "passphrase").write_bytes(PASSPHRASE + b"\n")
