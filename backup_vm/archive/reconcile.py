@@ -68,7 +68,7 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Catal
     """
     catalog = _opened(archive)
     try:
-        if catalog is not None:
+        if catalog is not None and not archive.storage.elsewhere:
             _name_lost(archive, catalog.files(), now.files)
         if catalog is not None and archive.writing:
             return _reconciled(archive, catalog, now)
@@ -118,6 +118,7 @@ def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, in
 
     Rules never remove the newest session of a volume, and whoever does so by name tells the catalog first. Of earlier ones
     that are gone an old catalog cannot tell whether they were pruned since; if they were not, what builds on them is cut off.
+    Not of an archive elsewhere: its catalog is this machine's, and another machine may have removed any.
     """
     newest = {naming.volume_of(name): name for name in naming.sessions_in(now)}
     gone = [n for n in naming.sessions_in(then) if n not in now and then[n] != _UNREADABLE]

@@ -1,17 +1,22 @@
 """A catalog that is old, lies, or is no file of ours is no reason to do anything."""
 
 import os
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from backup_vm.archive import catalog_file, store
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.prune import prune
+from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.storage.files import LocalReader
 from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.names import stored_volumes
 from tests.certainty import (
     newest,
     run,
@@ -51,6 +56,38 @@ def test_an_old_catalog_beside_newer_files_is_not_believed(built: Site) -> None:
     assert run(built).done[0].stored > 0
     assert newest(built) == [first]
     built.verify_all()
+
+
+def test_a_catalog_from_the_midst_of_a_prune_is_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lists the same files as there are: the session was gone, and the holes were not there yet."""
+    monkeypatch.setattr(LocalStorage, "pack_size", 64 * GRAIN)  # one pack of both volumes
+    built, old = (
+        Site(tmp_path / "site", volumes=("work/private", "other/private")),
+        tmp_path / "old",
+    )
+    for turn in range(2):
+        for at, name in enumerate(built.volumes):
+            write(built, 10 * turn + at, 0, 8, name) if turn else built.image(name).write_bytes(
+                random.Random(at).randbytes(8 * GRAIN)
+            )
+        built.backup()
+
+    def copied(archive: Archive, candidates: IO[bytes] | None = None) -> tuple[int, int]:
+        shutil.copy(built.archive / "catalog.sqlite", old)
+        return reclaim(archive, candidates)
+
+    monkeypatch.setattr("backup_vm.archive.prune.reclaim", copied)
+    with built.open(True) as archive:
+        (volume,) = (
+            v for v in stored_volumes(archive, built.keys(archive), {}) if v.qube == "work"
+        )
+        assert prune(archive, volume.sessions[-1:]).space > 0
+    shutil.copy(old, built.archive / "catalog.sqlite")
+    run(built)
+    assert newest(built) == [built.contents(name) for name in built.volumes]
+    assert built.scrubbed() == []
 
 
 def test_an_old_catalog_is_no_reason_to_free_or_to_deduplicate(built: Site) -> None:

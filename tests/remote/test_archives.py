@@ -303,6 +303,23 @@ def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
 
 
 @pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_a_newest_session_that_another_machine_removed_is_not_missed(
+    remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = remote_site()
+    for seed in (1, 2):
+        site.image().write_bytes(random.Random(seed).randbytes(8 * GRAIN))
+        site.backup()
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+        with site.open(True) as archive:
+            (series,) = archive.sessions().values()
+            prune(archive, series[-1:])
+    with site.open(True) as archive:
+        assert not archive.found and not archive.lost and not archive.warnings
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
 def test_a_name_that_obstore_cannot_read_is_passed_over(remote_site: Make, server: Server) -> None:
     """One object of another program's must not make the archive one that cannot be had."""
     site = remote_site()
