@@ -3,14 +3,13 @@
 import os
 import random
 import shutil
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import naming, store
+from backup_vm.archive import store
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archiver import Archiver
@@ -20,7 +19,6 @@ from backup_vm.progress import Progress
 from docs import reader
 from tests.children import Outcome, Step, run
 from tests.kit import GRAIN, PASSPHRASE, Site
-from wire import slots
 
 VOLUMES = ("a/private", "b/private")
 CHUNKS = 9
@@ -301,24 +299,3 @@ class Trial:
             (verified,) = self.run(("verify", name, *self._key))
             if verified.code:
                 self.faults.append(f"verify {name} after prune: {verified.err.strip()}")
-
-
-def cheap_slots() -> Callable[[], None]:
-    """Slots that take no time to make; returns what puts it back."""
-    before = slots.SCRYPT_LOG_N
-    slots.SCRYPT_LOG_N = 10
-
-    def back() -> None:
-        slots.SCRYPT_LOG_N = before
-
-    return back
-
-
-def sessions_of(site: Site, volume: str) -> Sequence[str]:
-    """Names of all session files below the archive."""
-    return naming.sessions_in(
-        str(path.relative_to(site.archive)) for path in site.archive.rglob("*.session")
-    )
-
-
-U64 = struct.Struct("<Q")

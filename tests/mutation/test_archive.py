@@ -87,7 +87,6 @@ KINDS = (
     *("first session", "session", "last session", "pack", "shared pack"),
     *("partial", "parameters", "notes", "catalog"),
 )
-FORGED_CHUNKS = ("method", "salt", "nonce", "tag", "id")
 
 
 @pytest.mark.parametrize("kind", KINDS)
