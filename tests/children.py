@@ -92,7 +92,9 @@ class Child:
                 self._done += 1
                 deadline = time.monotonic() + seconds
                 continue
-            ready, _, _ = select.select([self._pipe], [], [], max(0.0, deadline - time.monotonic()))
+            waiting = select.poll()  # select() knows no descriptor beyond 1,023
+            waiting.register(self._pipe, select.POLLIN)
+            ready = waiting.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if ready and (data := os.read(self._pipe, 1 << 16)):
                 self._rest += data
                 continue
