@@ -102,6 +102,8 @@ def _make(name: str, log: int) -> None:
         command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", name, str(new)]
         subprocess.run(command, check=True, stdout=log, stderr=log)
         new.rename(root)
+    for left in (root / "tmp").iterdir():  # by tests of the run before
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     (root / "etc/apt/apt.conf.d/99sparsebak").write_text(SETTINGS)
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     shutil.copytree(Path("/") / AUTHORITIES, root / AUTHORITIES, dirs_exist_ok=True)
