@@ -3,13 +3,11 @@
 import sqlite3
 import time as clock
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO
 
 from backup_vm.agent import Agent
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.image import Image, chain
+from backup_vm.archive.known import known_ids
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.store import Store
@@ -29,7 +27,6 @@ from wire.frames import (
     VolumeEntry,
 )
 from wire.names import session_name
-from wire.sealing import ID_SIZE
 from wire.tree import chunk_count
 
 RESERVE = 1 << 20
@@ -127,6 +124,19 @@ class Archiver:
         self._check_space(volumes, offers)
         self._extract_all(store, volumes, offers)
         store.finish()
+        self._account_for(volumes)
+
+    def _account_for(self, volumes: list[VolumeEntry]) -> None:
+        """A volume of which nothing says that it was backed up now was not, whatever the way by which it was left out."""
+        new = {(done.qube, done.volume) for done in self.report.done if not done.resumed}
+        failed = {name for name, _ in self.report.failed}
+        for volume in volumes:
+            name = f"{volume.qube}/{volume.volume}"
+            if (volume.qube, volume.volume) not in new and name not in failed:
+                error = SparsebakError(
+                    "this run stored no new session of it", "run: sparsebak backup"
+                )
+                self.report.failed.append((name, error))
 
     def _newest_of(self, volume: bytes) -> Session | None:
         """The newest session of a volume; nobody else stores any meanwhile."""
@@ -238,13 +248,29 @@ class Archiver:
             self._ahead("Snapshot" if following else "Extract", following or volumes[0])
 
             def take(volume: VolumeEntry = volume, time: int = time) -> None:
-                offers[volume.volume_id] = self._snapshot(volume, time)
+                offers[volume.volume_id] = self._snapshot_now(volume, time)
 
             self._interrupts.check()
             self._try(volume, take)
             if volume.volume_id in offers and len(offers) == 1:
                 time = offers[volume.volume_id].time  # as dom0's clock has it
         return offers
+
+    def _snapshot_now(self, volume: VolumeEntry, time: int) -> Offer:
+        """An offer of the volume as it is now.
+
+        A call of a run that was killed may still have begun a session in dom0 after its list was made. That one is of an
+        earlier moment: stored under this run's name, it would pass for what was changed since.
+        """
+        offer = self._snapshot(volume, time)
+        if offer.flags & OFFER_RESUMED:
+            self._agent.abort(volume.qube, volume.volume, offer.session)
+            offer = self._snapshot(volume, time)
+        if offer.flags & OFFER_RESUMED:
+            raise AgentError(
+                f"Snapshot {volume.qube}/{volume.volume}: the agent offers a session that was given up"
+            )
+        return offer
 
     def _new_time(self, volumes: list[VolumeEntry]) -> int:
         """Now, or the second after the newest session if that was just now, so that names stay distinct."""
@@ -306,7 +332,7 @@ class Archiver:
             partial = Partial.create(self._archive.storage, offer)
             self._partials.append(partial)
         full = bool(offer.flags & OFFER_FULL)
-        known = self._known_ids(newest, offer) if full and newest is not None else None
+        known = known_ids(self._archive, newest, offer) if full and newest is not None else None
         stored, chunks = store.stored, chunk_count(offer.size, offer.chunk_size)
         changed, following, record = 0, partial.position, b""
         self._progress.volume(name)
@@ -350,7 +376,8 @@ class Archiver:
         def finish() -> None:
             self._finish(volume, complete, record, inherit, done)
 
-        store.then(finish)
+        # It may come while another volume is being extracted: what fails then is this one's failure, and no other's.
+        store.then(lambda: self._try(volume, finish))
 
     def _finish(
         self, volume: VolumeEntry, partial: Partial, record: bytes, inherit: int, done: Done
@@ -360,37 +387,9 @@ class Archiver:
         )
         if done.full:
             self._archive.catalog.marks.compared(volume.volume_id.hex())
-
-        def commit() -> None:
-            self._agent.commit(volume.qube, volume.volume, partial.offer.session)
-            partial.discard()
-            self.report.done.append(done)
-
-        self._try(volume, commit)
-
-    def _known_ids(self, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:
-        """Writes the ids that we hold for the volume, so that the agent sends only what differs."""
-        series = self._archive.sessions(newest.volume)[newest.volume]
-        known, _ = chain(series, newest)
-        # a chain that breaks off does no harm here: the agent compares each id with the data
-        image = Image(self._archive.storage, known)
-        spool = self._archive.storage.scratch()
-        with suppress(DamagedError):  # what cannot be told is sent
-            for _, ids in image.windows():
-                places = self._archive.catalog.places(chunk_id for chunk_id in ids if any(chunk_id))
-                spool.write(
-                    b"".join(chunk_id if chunk_id in places else bytes(ID_SIZE) for chunk_id in ids)
-                )
-        length = chunk_count(offer.size, offer.chunk_size) * ID_SIZE
-        spool.truncate(length)
-        spool.seek(0)
-
-        def write(stream: IO[bytes]) -> None:
-            with spool:
-                while block := spool.read(1 << 16):
-                    stream.write(block)
-
-        return write
+        self._agent.commit(volume.qube, volume.volume, partial.offer.session)
+        partial.discard()
+        self.report.done.append(done)
 
 
 def _size(size: int) -> str:

@@ -3,14 +3,18 @@
 import os
 import random
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backup_vm.agent import Agent
 from backup_vm.archive import store
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archiver import Archiver, Report
-from backup_vm.errors import SparsebakError
+from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.interrupts import Interrupted
 from backup_vm.progress import Progress
 from tests.kit import GRAIN, Site, change, fill, in_child
@@ -123,6 +127,56 @@ def test_a_pending_session_the_archive_lost_is_given_up(site: Site) -> None:
     assert len(site.snapshots()) == 1
 
 
+def test_a_session_that_dom0_began_meanwhile_does_not_pass_for_this_run_s(site: Site) -> None:
+    """A call of a run that was killed is still being answered while the next run asks for the list."""
+    site.image().write_bytes(os.urandom(SIZE))
+    with site.open(True) as archive:
+        agent = site.agent(archive)
+        listed = agent.list()
+        agent.snapshot("work", "private", bytes(16), 0, 0)
+        site.image().write_bytes(os.urandom(SIZE))
+        report = Archiver(archive, agent, Progress()).run(listed)
+        agent.close()
+    assert not report.failed and [done.resumed for done in report.done] == [False]
+    assert list(site.images().values()) == [site.image().read_bytes()]
+
+
+def test_a_volume_that_gets_lost_on_the_way_is_a_failure(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever leaves a volume without a session: no run ends as if it had one."""
+    fill(site.image(), SIZE)
+    monkeypatch.setattr(store.Store, "then", lambda *_: None)
+    report = run(site, Progress())
+    assert not report.done and [name for name, _ in report.failed] == ["work/private"]
+
+
+def test_a_failure_belongs_to_the_volume_that_it_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One session is stored while the next one arrives; that it cannot be is no failure of the next one."""
+    site = Site(tmp_path / "site", volumes=("a/private", "b/private", "c/private"))
+    for name in site.volumes:
+        site.image(name).write_bytes(os.urandom(SIZE))
+    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    really, left = Archive.store_session, [1]
+
+    def store_session(*args: Any) -> Session:
+        if left:
+            left.pop()
+            raise DamagedError("chunks of it are not stored")
+        return really(*args)
+
+    monkeypatch.setattr(Archive, "store_session", store_session)
+    report = run(site, Progress())
+    assert [name for name, _ in report.failed] == ["a/private"]
+    assert [done.qube for done in report.done] == ["b", "c"]
+    report = run(site, Progress())
+    assert not report.failed
+    assert [(done.qube, done.resumed) for done in report.done][:2] == [("a", True), ("a", False)]
+    assert site.scrubbed() == []
+
+
 def test_two_runs_keep_apart(site: Site) -> None:
     with site.open(True), pytest.raises(SparsebakError, match="in use"), site.open(True):
         pass
@@ -165,9 +219,6 @@ def test_an_agent_that_dies_is_told_and_costs_nothing(
 
 
 def test_the_disk_fills_up_during_a_run(site: Site, small_disk: "os.PathLike[str]") -> None:
-    import shutil
-    from pathlib import Path
-
     archive = Path(small_disk) / "archive"
     shutil.copytree(site.archive, archive)
     site.archive = archive

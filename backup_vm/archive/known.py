@@ -1,0 +1,38 @@
+"""What an archive holds of a volume, as the agent is told it, so that it sends only what differs."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import IO
+
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.image import Image, chain
+from backup_vm.archive.sessions import Session
+from backup_vm.errors import DamagedError
+from wire.frames import Offer
+from wire.sealing import ID_SIZE
+from wire.tree import chunk_count
+
+
+def known_ids(archive: Archive, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:
+    """Writes the ids of the volume's chunks at its newest session, in order; zeros for what is not held."""
+    series = archive.sessions(newest.volume)[newest.volume]
+    known, _ = chain(series, newest)
+    # a chain that breaks off does no harm here: the agent compares each id with the data
+    image = Image(archive.storage, known)
+    spool = archive.storage.scratch()
+    with suppress(DamagedError):  # what cannot be told is sent
+        for _, ids in image.windows():
+            places = archive.catalog.places(chunk_id for chunk_id in ids if any(chunk_id))
+            spool.write(
+                b"".join(chunk_id if chunk_id in places else bytes(ID_SIZE) for chunk_id in ids)
+            )
+    length = chunk_count(offer.size, offer.chunk_size) * ID_SIZE
+    spool.truncate(length)
+    spool.seek(0)
+
+    def write(stream: IO[bytes]) -> None:
+        with spool:
+            while block := spool.read(1 << 16):
+                stream.write(block)
+
+    return write
