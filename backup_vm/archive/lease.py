@@ -31,12 +31,18 @@ from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
 FOLDER = "locks"
 RENEWAL = 60.0
 """Seconds between two renewals."""
+_FIRST = 2.0
+"""Seconds until the first one, which brings the lease to disk: after a power cut it still says whose it was."""
 STALE = 1800.0
 """Seconds without a renewal, by the store's clock, after which a lease is free."""
 _HALF = STALE / 2
 _RETRY = 10.0
 _BEGINNING = 120.0
-"""Seconds after which an empty lease is free. Whoever made it has not yet looked for others, and will find them."""
+"""Seconds after which a lease that says nothing is free: that of a run which died while it made it, or whose contents a power
+cut took. The one has not yet looked for others, and would find them; the other, should it still run, finds out at its next
+renewal. So this must be longer than RENEWAL, whatever else is known, of a machine's last start for instance: the folder may
+be another machine's, by NFS or SFTP, and clocks may have been set since.
+"""
 _TRIES = 4
 LONGEST = 4096
 """Bytes of a lease at most."""
@@ -139,7 +145,8 @@ def _judged(locks: Locks, kind: str, times: dict[str, float], now: float) -> Fou
                 raw = locks.read(name)
             except FileNotFoundError:
                 continue
-            if raw or now - at <= _BEGINNING:
+            # some file systems have zeros where a power cut took what was written
+            if raw.strip(b"\0") or now - at <= _BEGINNING:
                 holder = Holder.load(raw)
         found[name] = at, holder
     return found
@@ -252,7 +259,7 @@ class Lease:
             self._thread.start()
 
     def _keep(self) -> None:
-        pause = RENEWAL
+        pause = min(_FIRST, RENEWAL)
         while not self._end.wait(pause) and not self._lost:
             try:
                 self.renew()

@@ -195,10 +195,6 @@ class World:
             machine.off = 0.0
             self.disturb()
             done = machine.run("backup", "--ignore-free-space")
-            if done.code == Exit.LOCKED:
-                # Whoever is killed between making a lease and writing it leaves one that is nobody's for two minutes.
-                self.judge(machine, machine.run("unlock", "--yes"))
-                done = machine.run("backup", "--ignore-free-space")
             if not self.judge(machine, done):
                 self.fault(f"{machine.name}: the backup at the end: {done}")
             out = self.site.root / "out.img"

@@ -1,6 +1,10 @@
 """A lease when the network fails: who is cut off has given up before another one begins."""
 
+import itertools
+import os
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,10 @@ from backup_vm.archive import lease as leases
 from backup_vm.archive import notes
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.storage import open_storage
+from backup_vm.archive.storage.objects import Unreachable
+from backup_vm.archive.storage.sftp_protocol import PERMISSION_DENIED, Client, Refused
 from backup_vm.errors import LockedError
+from tests.kit import in_child
 from tests.remote.kit import Network, Server
 
 STALE = 4.0
@@ -58,6 +65,53 @@ def test_who_is_cut_off_gives_up_before_another_one_begins(
     second.renew()
     second.release()
     assert other.locks().list() == {}
+
+
+def test_whoever_dies_while_it_makes_a_lease_keeps_nobody_away(
+    sftp: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process after another dies at one request after another: the next one takes over at once."""
+    for key, value in sftp.environment().items():
+        monkeypatch.setenv(key, value)
+    url = sftp.url(f"lease-{time.monotonic_ns()}")
+    send, locks = Client.send, open_storage(url).locks()
+
+    def dies_at(last: int) -> None:
+        sent = itertools.count(1)
+
+        def counted(self: Client, kind: int, body: bytes) -> int:
+            number = send(self, kind, body)
+            if next(sent) == last:
+                with suppress(Refused, Unreachable):
+                    self.answer(number)
+                os._exit(9)
+            return number
+
+        monkeypatch.setattr(Client, "send", counted)
+        Lease.acquire(open_storage(url).locks(), "PLACE", "backup")
+        os._exit(0)
+
+    for died in itertools.count(1):
+        code = in_child(partial(dies_at, died))
+        if code != 9:
+            break
+        Lease.acquire(locks, "PLACE", "backup").release()
+    assert code == 0 and died > 10
+
+
+def test_a_server_whose_disk_has_no_hard_links(
+    sftp: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in sftp.environment().items():
+        monkeypatch.setenv(key, value)
+
+    def extended(self: Client, name: bytes, *_: object) -> None:
+        raise Refused(PERMISSION_DENIED, name.decode())
+
+    monkeypatch.setattr(Client, "extended", extended)
+    locks = open_storage(sftp.url(f"lease-{time.monotonic_ns()}")).locks()
+    assert locks.create("writer-1", b"first") and locks.create("writer-1", b"second") is False
+    assert locks.read("writer-1") == b"first" and list(locks.list()) == ["writer-1"]
 
 
 def test_notes_of_two_machines(

@@ -5,6 +5,7 @@ server can (fsync@openssh.com), and renamed. Where the server cannot rename over
 is replaced is first removed; NAME.whole is then, and only then, the whole new file, and is read as NAME until it has its name.
 """
 
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ _MOST = 20_000_000
 """Files in a listing beyond which it is taken for one without end."""
 _ROOM = 1 << 20
 _RENAME, _SYNC = b"posix-rename@openssh.com", b"fsync@openssh.com"
-_SPACE = b"statvfs@openssh.com"
+_SPACE, _LINK = b"statvfs@openssh.com", b"hardlink@openssh.com"
 
 
 class SftpHost:
@@ -254,6 +255,8 @@ class SftpHost:
         path = self._path(name)
         with self._asking(name) as client:
             self._make(client, path.rpartition(b"/")[0])
+            if _LINK in client.extensions and self._link(client, path, raw):
+                return True
             try:
                 handle = client.open(path, protocol.EXCLUSIVE)
             except Refused as error:
@@ -263,6 +266,21 @@ class SftpHost:
                 client.ask(protocol.STAT, text(path), protocol.ATTRS)
                 return False
             self._fill(client, handle, raw)
+        return True
+
+    def _link(self, client: Client, path: bytes, raw: bytes) -> bool:
+        """Make a file whole at once, so that whoever dies here leaves nothing that is nobody's; False where that cannot be."""
+        beside = path.rpartition(b"/")[0] + b"/probe-" + os.urandom(8).hex().encode()
+        handle = client.open(beside, protocol.EXCLUSIVE)
+        try:
+            self._fill(client, handle, raw)
+            client.extended(_LINK, text(beside, path))
+        except Refused:  # the name exists, or there are no hard links there
+            return False
+        finally:
+            if not client.flying:  # else the connection is lost: it goes when it is old
+                with suppress(Refused):
+                    client.ask(protocol.REMOVE, text(beside))
         return True
 
     def _fill(self, client: Client, handle: bytes, raw: bytes) -> None:

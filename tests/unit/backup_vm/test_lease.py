@@ -106,8 +106,12 @@ def test_the_store_s_clock_counts_not_ours(storage: LocalStorage) -> None:
         Lease.acquire(storage.locks(), "PLACE", "backup")
 
 
-def test_an_empty_lease_of_one_that_died_early_is_free_soon(storage: LocalStorage) -> None:
-    storage.write(f"{FOLDER}/writer-7", b"")
+@pytest.mark.parametrize("raw", [b"", bytes(300)])
+def test_a_lease_that_says_nothing_is_free_soon(storage: LocalStorage, raw: bytes) -> None:
+    """Its maker died early, or a power cut took its contents: all of them, or all but their length."""
+    storage.write(f"{FOLDER}/writer-7", raw)
+    with pytest.raises(LockedError):
+        Lease.acquire(storage.locks(), "PLACE", "backup")
     old = time.time() - 200
     os.utime(storage.root / FOLDER / "writer-7", (old, old))
     Lease.acquire(storage.locks(), "PLACE", "backup").release()
@@ -205,6 +209,19 @@ def test_it_is_renewed_in_the_background_also_after_errors(soon: None, faultfs: 
     until(lambda: bool(lease._lost))
     with pytest.raises(LockedError):
         lease.check()
+    lease.release()
+
+
+def test_it_is_brought_to_disk_soon(monkeypatch: pytest.MonkeyPatch, faultfs: FaultFS) -> None:
+    """So that after a power cut it says whose it was, and is known to be nobody's at once."""
+    monkeypatch.setattr(leases, "_FIRST", 0.05)
+    storage = LocalStorage(faultfs.path / "archive")
+    storage.prepare()
+    lease = Lease.acquire(storage.locks(), "PLACE", "backup")
+    assert not faultfs.calls().get("fsync"), "no run waits for that"
+    lease.keep()
+    until(lambda: bool(faultfs.calls().get("fsync")))
+    lease.check()
     lease.release()
 
 
