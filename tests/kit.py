@@ -5,6 +5,7 @@ import io
 import os
 import random
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -335,6 +336,8 @@ def in_child(action: Callable[[], object]) -> int:
         try:
             action()
             code = 0
+        except BaseException:  # the parent sees no more than the code
+            traceback.print_exc()
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -76,12 +76,14 @@ class Holder:
         if self.released or (self.token and self.token in given_back):
             return True
         here = Holder.this("")
-        if not self.machine or self.machine != here.machine or not self.boot:
+        if self.machine != here.machine or not self.boot:
             return False
-        if self.boot != here.boot:
-            return self.host == here.host
-        if not self.space or self.space != here.space:
-            return False
+        if self.boot == here.boot:  # the same kernel, also where the machine has no id
+            return bool(self.space) and self.space == here.space and self._ended()
+        return bool(self.machine) and self.host == here.host
+
+    def _ended(self) -> bool:
+        """Whether no process of this kernel and name space is the one that it names."""
         return started(self.process) != self.started
 
     def __str__(self) -> str:

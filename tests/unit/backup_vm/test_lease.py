@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backup_vm.archive import holder
 from backup_vm.archive import lease as leases
 from backup_vm.archive.holder import Holder
 from backup_vm.archive.lease import FOLDER, STALE, Clocks, Lease
@@ -74,6 +75,15 @@ def test_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
         replace(me, boot="another", host="a clone"),
     ):
         assert not other.gone()
+
+
+def test_who_is_gone_on_a_machine_without_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = holder._text
+    monkeypatch.setattr(holder, "_text", lambda path: "" if "machine-id" in path else text(path))
+    me = Holder.this("backup")
+    assert me.machine == "" and not me.gone()
+    assert replace(me, process=4_000_000_000).gone()
+    assert not replace(me, boot="another").gone(), "that may be any machine without an id"
 
 
 @given(
