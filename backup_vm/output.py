@@ -1,6 +1,7 @@
 """What commands write: standard output, which can be closed, full or of few letters; and files, whole or not at all."""
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -10,7 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from backup_vm import stopping
 from backup_vm.errors import SparsebakError
+
+_HANGUP = 1.0
+"""Seconds that the signal of a closed terminal has to come; more than the grace after one that has come."""
 
 
 class ReaderGone(Exception):
@@ -62,6 +67,10 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            # A terminal that is closed fails first and sends its SIGHUP then (Linux,
+            # drivers/tty/tty_io.c, __tty_hangup): that is what ends the command, if it comes.
+            stopping.sleep(_HANGUP)
         _give_up(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise ReaderGone from None
