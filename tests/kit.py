@@ -261,7 +261,8 @@ class Site:
         config = load(self.config)
         archives = Archives(config.state_dir).by_id()
         outcomes = list(monitor(config.state_dir, list(open_catalog(config).volumes()), archives))
-        assert not [outcome.error for outcome in outcomes if outcome.error]
+        errors = [outcome.error for outcome in outcomes if outcome.error]
+        assert not errors, errors
         return outcomes
 
     def snapshots(self, name: str = "work/private") -> list[str]:
