@@ -23,13 +23,13 @@ from backup_vm.archive.archive import Archive, create_archive, open_archive
 from backup_vm.archive.format import FOOTER, INDEX_ENTRY_SIZE, PACK_HEAD
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.prune import prune
-from backup_vm.names import stored_volumes
-from backup_vm.retention import DEFAULT
-from backup_vm.thinning import by_rules
-from backup_vm.view import view
+from backup_vm.jobs.retention import DEFAULT
+from backup_vm.jobs.thinning import by_rules
+from backup_vm.reporting.view import view
+from backup_vm.volumes import stored_volumes
 from bench.__main__ import machine
+from wire.chunks import SUITE_BLAKE2B, Keys
 from wire.records import Record
-from wire.sealing import SUITE_BLAKE2B, Keys
 
 CHUNK, SEALED, IN_PACK = 128 << 10, 60_000, 540
 DAY = 86400

@@ -16,12 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.durable import make_directory, replace, sync_directory, write_synced
 from dom0_agent.log import ERROR, WARNING, log
 from wire import CHUNK_SIZES
-from wire.durable import make_directory, replace, sync_directory, write_synced
-from wire.frames import MODE_OPEN, MODE_SEALED
+from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, Keys
+from wire.messages import MODE_OPEN, MODE_SEALED
 from wire.names import parse_name
-from wire.sealing import KEY_SIZE, SUITE_BLAKE2B, SUITES, Keys
 from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, SLOT_SIZE, make_slot
 from wire.status import Code, Refused
 
@@ -31,7 +31,7 @@ ADMIN = "dom0"
 
 @dataclass(frozen=True)
 class Archive:
-    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.frames' MODE_ numbers, ``suite`` one of wire.sealing's.
+    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.messages' MODE_ numbers, ``suite`` one of wire.chunks's.
 
     ``key_check``: digest of the master key, by which a damaged one is noticed; empty where an earlier version kept none.
     """

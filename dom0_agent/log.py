@@ -4,7 +4,7 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-from wire.names import printable
+from common.text import printable
 
 ERROR: Final = 3
 WARNING: Final = 4

@@ -10,24 +10,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from backup_vm.agent import Agent
+from backup_vm.agent.client import Agent
+from backup_vm.agent.transport import Connection
 from backup_vm.archive.archive import Archive, create_archive, open_archive
 from backup_vm.archive.image import Image
 from backup_vm.archive.parameters import Parameters
-from backup_vm.archiver import Archiver, Report
-from backup_vm.names import stored_volumes
-from backup_vm.progress import Progress
-from backup_vm.reading import assemble, feed, read_image
-from backup_vm.transport import Connection
-from dom0_agent import service
+from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.jobs.reading import assemble, feed, read_image
+from backup_vm.terminal.progress import Progress
+from backup_vm.volumes import stored_volumes
+from common.text import session_name
+from dom0_agent.admin.monitoring import Outcome, monitor
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
-from dom0_agent.monitoring import Outcome, monitor
+from dom0_agent.rpc import dispatch
 from wire import slots
-from wire.frames import MODE_OPEN, VolumeEntry
-from wire.names import Restoring, session_name
-from wire.sealing import SUITE_SHA256, Keys
+from wire.chunks import SUITE_SHA256, Keys
+from wire.messages import MODE_OPEN, VolumeEntry
+from wire.names import Restoring
 
 PASSPHRASE = b"tests only"
 Feed = Callable[[IO[bytes]], None]
@@ -69,7 +70,7 @@ class ThreadProcess:
                 contextlib.suppress(BrokenPipeError),
                 open(to_write[1], "wb") as stdout,
             ):
-                self.code = service.run(name, environ, config, stdin, stdout)
+                self.code = dispatch.run(name, environ, config, stdin, stdout)
 
         self.thread = threading.Thread(target=work, daemon=True)
         self.thread.start()

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"wire", "dom0_agent"}
+OURS = {"common", "wire", "dom0_agent"}
 _NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -20,11 +20,11 @@ _NO_CODE = {
 GROUPS = {
     "wire": "what crosses between the two sides",
     "dom0_agent": "rotation, extraction, restore, state",
-    "dom0_agent/services": "one module a service: what a backup VM can reach",
+    "dom0_agent/rpc/services": "one module a service: what a backup VM can reach",
     "dom0_agent/sources": "kinds of storage",
     "dom0_agent/catalog": "which volumes there are",
-    "dom0_agent/settings": "settings of qubes and of dom0; only on Qubes OS",
-    "dom0_agent/cli": "the administrator's commands; no backup VM can reach them",
+    "dom0_agent/admin/settings": "settings of qubes and of dom0; only on Qubes OS",
+    "dom0_agent/admin/cli": "the administrator's commands; no backup VM can reach them",
 }
 
 

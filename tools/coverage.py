@@ -45,7 +45,9 @@ def main(arguments: list[str]) -> int:
         HOOK.unlink()
     subprocess.run([python, "-m", "coverage", "combine", "-q"], cwd=ROOT, check=True)
     return subprocess.run(
-        [python, "-m", "coverage", "report", "--include=dom0_agent/*,wire/*"], cwd=ROOT, check=False
+        [python, "-m", "coverage", "report", "--include=dom0_agent/*,wire/*,common/*"],
+        cwd=ROOT,
+        check=False,
     ).returncode or bool(failed)
 
 

@@ -15,8 +15,8 @@ import shtab
 from argparse_manpage.manpage import Manpage
 
 from backup_vm import cli as vm
-from backup_vm.options import GENERAL
-from dom0_agent import cli as dom0
+from backup_vm.cli.options import GENERAL
+from dom0_agent.admin import cli as dom0
 from wire import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent

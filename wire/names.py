@@ -5,8 +5,9 @@ need no changing are accepted.
 """
 
 import re
-import time as _time
 from typing import NamedTuple
+
+from common.text import is_session_name
 
 NAME_LIMIT = 63
 """Longest name in bytes. Frames hold names in 64 bytes, padded with NUL."""
@@ -15,7 +16,6 @@ OLDER = "older"
 """Last part of the argument of a Restore of a session that is not the newest one dom0 knows."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
-_SESSION = re.compile(r"\d{8}-\d{6}", re.ASCII)
 
 
 class BadName(ValueError):
@@ -63,18 +63,3 @@ def parse_restoring(untrusted_argument: str) -> Restoring:
         raise BadName(f"{untrusted_argument[:200]!r}: a restore is of QUBE+VOLUME+SESSION[+older]")
     qube, volume, session = untrusted_parts[:3]
     return Restoring(parse_name(qube, "qube"), parse_name(volume, "volume"), session, older)
-
-
-def printable(text: str) -> str:
-    """The text with all that a terminal might obey (escapes, marks that turn the direction of writing) written out."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
-def session_name(time: int) -> str:
-    """Name of the session taken at ``time`` (Unix seconds): UTC, ``20261123-061500``."""
-    return _time.strftime("%Y%m%d-%H%M%S", _time.gmtime(time))
-
-
-def is_session_name(text: str) -> bool:
-    """Whether ``text`` has the form that session_name gives."""
-    return _SESSION.fullmatch(text) is not None

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from wire import CHUNK_SIZES, FORMAT, MAX_VOLUME_SIZE
+from wire.chunks import SUITES, Keys, NotAuthentic, open_bytes, seal_bytes
 from wire.layout import TIME, U8, U16, U32, U64, Fields, raw, text
 from wire.names import BadName, parse_name
-from wire.sealing import SUITES, Keys, NotAuthentic, open_bytes, seal_bytes
 
 MAGIC = b"SBRC"
 CLEAR = Fields(
@@ -36,7 +36,7 @@ RECORD_SIZE = CLEAR_SIZE + 16 + 12 + SECRET.size + 16
 
 @dataclass(frozen=True)
 class Clear:
-    """What a record says without the key; to be believed only once the record has been opened. ``suite``: see wire.sealing."""
+    """What a record says without the key; to be believed only once the record has been opened. ``suite``: see wire.chunks."""
 
     suite: int
     archive: bytes

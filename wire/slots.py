@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable
 from typing import Literal
 
+from wire.chunks import KEY_SIZE, NotAuthentic, derive, open_bytes, seal_bytes
 from wire.layout import U8, Fields, raw
-from wire.sealing import KEY_SIZE, NotAuthentic, derive, open_bytes, seal_bytes
 
 KIND_PASSPHRASE, KIND_RECOVERY = 1, 2
 SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P = 16, 8, 4

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from backup_vm import stopping
 from backup_vm.archive import catalog_file, naming, parameters, partial, reconcile, sessions
-from backup_vm.archive.catalog import Catalog
+from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, chain
 from backup_vm.archive.lease import Lease
@@ -19,7 +19,7 @@ from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage, open_storage
 from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
-from wire.sealing import ID_SIZE, ZERO_ID
+from wire.chunks import ID_SIZE, ZERO_ID
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
@@ -30,7 +30,7 @@ class Archive:
 
     def __init__(self, storage: Storage, settings: Parameters, writing: bool) -> None:
         self.storage, self.parameters, self.writing = storage, settings, writing
-        self._catalog: Catalog | None = None
+        self._catalog: ChunkCatalog | None = None
         self.temporary: TemporaryDirectory[str] | None = None
         """Where a reader has a catalog of its own."""
         self.warnings: list[str] = []
@@ -43,7 +43,7 @@ class Archive:
         """Session files, the newest of their volumes, that no prune removed and that are not there any more."""
         self.derived = False
         """Whether the catalog was made from packs and sessions in this run."""
-        self._doubted: Catalog | None = None
+        self._doubted: ChunkCatalog | None = None
         self._doubting = threading.Lock()
         self.unrecorded = 0
         """Sessions that the catalog does not say it was made for, although they are whole."""
@@ -175,7 +175,7 @@ class Archive:
     # Catalog
 
     @property
-    def catalog(self) -> Catalog:
+    def catalog(self) -> ChunkCatalog:
         """The catalog, brought to what there is in the store; made again if it is missing or damaged."""
         if self._catalog is None:
             self._catalog = reconcile.open_catalog(self, reconcile.Listing.of(self.storage))

@@ -36,7 +36,7 @@ class Place(NamedTuple):
     length: int
 
 
-class Catalog(CatalogBase):
+class ChunkCatalog(CatalogBase):
     """The open catalog. sqlite3.DatabaseError from any method means that it must be rebuilt."""
 
     def add_pack(self, name: str, size: int) -> int:

@@ -12,7 +12,7 @@ from backup_vm.archive.damage import opened
 from backup_vm.archive.format import SESSION_HEAD_SIZE
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np

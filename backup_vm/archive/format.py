@@ -2,9 +2,9 @@
 
 import struct
 
+from wire.chunks import ID_SIZE
 from wire.layout import U32, U64, Fields, raw
 from wire.records import RECORD_SIZE
-from wire.sealing import ID_SIZE
 
 PACK_MAGIC = b"SBPACK\x00\x01"
 INDEX_MAGIC = b"SBINDX\x00\x01"

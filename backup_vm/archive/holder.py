@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from wire.names import printable
+from common.text import printable
 
 given_back: set[str] = set()
 """Tokens of leases that this process has had: one may still be there, when the store could not be reached at the end."""

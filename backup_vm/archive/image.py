@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from backup_vm.archive.columns import columns_of
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np

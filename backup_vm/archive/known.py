@@ -8,9 +8,9 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image, chain
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
-from wire.frames import Offer
-from wire.sealing import ID_SIZE
-from wire.tree import chunk_count
+from wire.chunks import ID_SIZE
+from wire.merkle import chunk_count
+from wire.messages import Offer
 
 
 def known_ids(archive: Archive, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:

@@ -18,7 +18,7 @@ from backup_vm import stopping
 from backup_vm.archive.lease import NOTES, Lease
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
-from wire.durable import Busy, closing_fd, lock_fd
+from common.durable import Busy, closing_fd, lock_fd
 from wire.layout import LAST_TIME
 
 NAME = "notes.json"

@@ -22,7 +22,7 @@ from backup_vm.archive.format import (
 from backup_vm.archive.storage import Reader, Storage
 from backup_vm.errors import DamagedError
 from wire import CHUNK_SIZES
-from wire.frames import largest_frame
+from wire.messages import largest_frame
 
 SUFFIX = ".pack"
 _OPEN_FILES = 64

@@ -8,9 +8,9 @@ from typing import Any
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
 from wire import CHUNK_SIZES, FORMAT
+from wire.chunks import KEY_SIZE, SUITES, Keys
 from wire.layout import LAST_TIME
 from wire.names import parse_name
-from wire.sealing import KEY_SIZE, SUITES, Keys
 from wire.slots import MAX_SLOTS, SLOT_SIZE, open_any
 
 NAME = "archive.toml"

@@ -19,13 +19,13 @@ from backup_vm.archive import naming
 from backup_vm.archive.damage import damage
 from backup_vm.archive.storage import WHOLE, Storage
 from backup_vm.errors import DamagedError, ForbiddenError
-from wire.durable import closing_fd, pwrite_all
-from wire.frames import Offer
-from wire.sealing import ID_SIZE, ZERO_ID
-from wire.tree import chunk_count
+from common.durable import closing_fd, pwrite_all
+from wire.chunks import ID_SIZE, ZERO_ID
+from wire.merkle import chunk_count
+from wire.messages import Offer
 
 if TYPE_CHECKING:
-    from backup_vm.archive.catalog import Catalog
+    from backup_vm.archive.catalog import ChunkCatalog
 
 SUFFIX, UNFINISHED = ".partial", ".unfinished"
 _GROUP = struct.Struct("<QQ16s")
@@ -130,7 +130,7 @@ class Partial:
         self.position = upto
         self.count += len(entries)
 
-    def keep_known(self, catalog: "Catalog") -> None:
+    def keep_known(self, catalog: "ChunkCatalog") -> None:
         """Go back to before the first group with a chunk that is not stored (any more): from there on it is sent again."""
         position, count, end = 0, 0, Offer.length()
         for upto, payload, after in self._groups():

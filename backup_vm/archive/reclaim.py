@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 from backup_vm.archive import packs, references
 from backup_vm.archive.packs import NewPack, Packed, PackReader
 from backup_vm.errors import DamagedError, ForbiddenError
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np

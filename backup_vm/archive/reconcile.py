@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import catalog_file, derive, naming, partial
-from backup_vm.archive.catalog import Catalog
+from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.storage import TEMPORARY, Storage
 from backup_vm.errors import DamagedError
 
@@ -61,7 +61,7 @@ class Listing:
         return cls({n: s for n, s in storage.sizes("packs").items() if naming.is_pack(n)}, files)
 
 
-def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Catalog:
+def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> ChunkCatalog:
     """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither be used nor made again.
 
     ``aside``: a reader that notes something in it, and so needs a copy of its own.
@@ -87,7 +87,7 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Catal
         return rebuild(archive, now)
 
 
-def _opened(archive: "Archive") -> Catalog | None:
+def _opened(archive: "Archive") -> ChunkCatalog | None:
     """The catalog that is there, if it is one of ours; else None, with a warning."""
     storage, catalog = archive.storage, None
     where = storage.describe(catalog_file.NAME)
@@ -98,7 +98,7 @@ def _opened(archive: "Archive") -> Catalog | None:
                 archive.warnings.append(f"{where} was missing; it has been rebuilt")
             return None
         if archive.writing or not catalog_file.half_written(storage):
-            catalog = Catalog(path, read_only=not archive.writing, alone=archive.writing)
+            catalog = ChunkCatalog(path, read_only=not archive.writing, alone=archive.writing)
             if catalog.sound_for(archive.parameters.archive):
                 return catalog
     except DamagedError as error:  # not even SQLite is let near it
@@ -135,18 +135,18 @@ def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, in
         )
 
 
-def _fits(archive: "Archive", catalog: Catalog, now: Listing) -> bool:
+def _fits(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> bool:
     """Whether a reader can use the catalog as it lies there: sessions that are gone do not matter to it."""
     return catalog.pack_sizes() == now.packs and _complete(archive, catalog, _more(catalog, now))
 
 
-def _more(catalog: Catalog, now: Listing) -> set[str]:
+def _more(catalog: ChunkCatalog, now: Listing) -> set[str]:
     """Sessions that the catalog was not made for."""
     new = now.files.items() - catalog.files().items()
     return {name for name, _ in new if naming.is_session(name)}
 
 
-def _complete(archive: "Archive", catalog: Catalog, names: set[str]) -> bool:
+def _complete(archive: "Archive", catalog: ChunkCatalog, names: set[str]) -> bool:
     """Whether nothing is missing of these sessions, or of what they build on."""
     if any(derive.lacking_in(archive, catalog, sorted(names)).values()):
         return False
@@ -156,16 +156,18 @@ def _complete(archive: "Archive", catalog: Catalog, names: set[str]) -> bool:
     return not names & (archive.cut_off(volumes).keys() | archive.damaged.keys())
 
 
-def _aside(archive: "Archive", copied: bool, now: Listing) -> Catalog:
+def _aside(archive: "Archive", copied: bool, now: Listing) -> ChunkCatalog:
     """For a reader: a catalog of its own, from a copy of the one there is, or made again."""
     archive.temporary = catalog_file.folder_aside()
     if not copied:
         return rebuild(archive, now)
-    catalog = Catalog(catalog_file.copy(archive.storage, Path(archive.temporary.name)), alone=True)
+    catalog = ChunkCatalog(
+        catalog_file.copy(archive.storage, Path(archive.temporary.name)), alone=True
+    )
     return _reconciled(archive, catalog, now)
 
 
-def _reconciled(archive: "Archive", catalog: Catalog, now: Listing) -> Catalog:
+def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> ChunkCatalog:
     """Bring a catalog to what there is; another one if it must be made again."""
     then = Listing(catalog.pack_sizes(), catalog.files())
     # a run died, or this is a copy from its midst: what a prune has begun to give back cannot be seen from names and sizes
@@ -211,7 +213,7 @@ def rebuild(
     now: Listing,
     known: "Remembered | None" = None,
     gone: Iterable[str] = (),
-) -> Catalog:
+) -> ChunkCatalog:
     """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
     known, archive.derived = known or Remembered(), True
     storage, name = archive.storage, catalog_file.NAME
@@ -238,7 +240,7 @@ def rebuild(
     catalog.close()
     storage.discard(name)
     os.replace(temporary, storage.database(name))
-    return Catalog(storage.database(name), alone=True)
+    return ChunkCatalog(storage.database(name), alone=True)
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ class Remembered:
     rotten: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, catalog: Catalog | None) -> "Remembered":
+    def of(cls, catalog: ChunkCatalog | None) -> "Remembered":
         """As far as it can still be read."""
         try:
             if catalog is not None:
@@ -283,7 +285,7 @@ def true_digest(archive: "Archive") -> bytes:
 
 
 def spoil(
-    catalog: Catalog, files: Iterable[str], volumes: "Mapping[str, Sequence[Session]]"
+    catalog: ChunkCatalog, files: Iterable[str], volumes: "Mapping[str, Sequence[Session]]"
 ) -> None:
     """Remember spoilt session files. ``volumes``: sessions by volume id, oldest first.
 
@@ -297,7 +299,7 @@ def spoil(
             catalog.marks.compare(volume)
 
 
-def _conclude(archive: "Archive", catalog: Catalog, now: Listing, lacking: set[str]) -> None:
+def _conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: set[str]) -> None:
     """Note what the catalog is made for now, and what is spoilt; commit. What was not known before is named."""
     volumes = archive.sessions()
     reasons = dict.fromkeys(lacking, "chunks of it are missing")

@@ -9,7 +9,7 @@ from backup_vm.archive.damage import damage
 from backup_vm.archive.format import DIGEST_SIZE, SESSION_HEAD_SIZE
 from backup_vm.archive.partial import SUFFIX, UNFINISHED, listed_ids
 from backup_vm.errors import DamagedError
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np

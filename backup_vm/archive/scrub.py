@@ -14,8 +14,8 @@ from backup_vm.archive.image import split
 from backup_vm.archive.packs import Packed, checksum
 from backup_vm.archive.storage import Reader
 from backup_vm.errors import DamagedError
-from backup_vm.progress import Progress
-from wire.sealing import ZERO_ID
+from backup_vm.terminal.progress import Progress
+from wire.chunks import ZERO_ID
 
 if TYPE_CHECKING:
     from backup_vm.archive.columns import Ids

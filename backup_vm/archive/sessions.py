@@ -20,10 +20,10 @@ from backup_vm.archive.format import (
 )
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
-from wire.names import session_name
+from common.text import session_name
+from wire.chunks import NotAuthentic
+from wire.merkle import chunk_count
 from wire.records import Clear, read_clear
-from wire.sealing import NotAuthentic
-from wire.tree import chunk_count
 
 SUFFIX = ".session"
 LAST_SEQUENCE = 10**10 - 1

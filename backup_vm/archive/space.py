@@ -14,7 +14,7 @@ from backup_vm.archive.merge import Merge, groups
 from backup_vm.archive.references import key
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np

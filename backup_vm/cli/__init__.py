@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Collection
 
-from backup_vm import interrupts, output
+from backup_vm.cli.options import Parser, add_common
 from backup_vm.errors import Exit, SparsebakError
-from backup_vm.options import Parser, add_common
-from backup_vm.text import journal_prefix
+from backup_vm.terminal import interrupts, output
+from backup_vm.terminal.text import journal_prefix
+from common.memory import collect_rarely, keep_freed
+from common.text import printable
 from wire import VERSION
-from wire.memory import collect_rarely, keep_freed
-from wire.names import printable
 
 COMMANDS = (
     *("init", "backup", "list", "status", "report", "diff", "restore", "assemble", "mount"),

@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backup_vm import output
+from backup_vm.config import load as load_settings
+from backup_vm.config import settings_file
 from backup_vm.errors import AgentError, NoArchiveError, SparsebakError, UsageError, WrongKeyError
 from backup_vm.paths import expanded, read_small
-from backup_vm.settings import load as load_settings
-from backup_vm.settings import settings_file
-from backup_vm.text import journal_prefix
-from wire.names import printable
+from backup_vm.terminal import output
+from backup_vm.terminal.text import journal_prefix
+from common.text import printable
 
 if TYPE_CHECKING:
-    from backup_vm.agent import Agent
+    from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
-    from backup_vm.names import Named
-    from wire.sealing import Keys
+    from backup_vm.volumes import Named
+    from wire.chunks import Keys
 
 LONGEST_PASSPHRASE = 1 << 16
 """Bytes that a passphrase's file can have."""
@@ -97,8 +97,8 @@ class Context:
 
     def agent(self, archive: "Archive | None" = None) -> "Agent":
         """The agent, for an archive."""
-        from backup_vm.agent import Agent
-        from backup_vm.transport import open_transport
+        from backup_vm.agent.client import Agent
+        from backup_vm.agent.transport import open_transport
 
         if not self.has_agent():
             raise AgentError(
@@ -132,7 +132,7 @@ class Context:
 
     def volumes(self, archive: "Archive", keys: "Keys | None") -> "list[Named]":
         """The volumes in the archive, with their names if the key or the agent tells them."""
-        from backup_vm.names import stored_volumes
+        from backup_vm.volumes import stored_volumes
 
         return stored_volumes(archive, keys, {} if keys is not None else self._told_names(archive))
 

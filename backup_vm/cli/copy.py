@@ -5,7 +5,7 @@ from typing import Any
 
 from backup_vm.cli.context import Context
 from backup_vm.errors import Exit
-from backup_vm.text import count_text, size_text
+from backup_vm.terminal.text import count_text, size_text
 
 
 def add_to(commands: Any) -> None:
@@ -33,9 +33,9 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.copying import copy
+    from backup_vm.jobs.copy import copy
     from backup_vm.paths import expanded
-    from backup_vm.progress import progress_for
+    from backup_vm.terminal.progress import progress_for
 
     context = Context(options)
     target = expanded(options.target)

@@ -4,9 +4,9 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import dry_run_option, key_option, yes_option
 from backup_vm.cli.prune import remove
-from backup_vm.options import dry_run_option, key_option, yes_option
-from backup_vm.text import count_text
+from backup_vm.terminal.text import count_text
 
 
 def add_to(commands: Any) -> None:
@@ -26,7 +26,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.names import one
+    from backup_vm.volumes import one
 
     context = Context(options)
     with context.open(writing=True) as archive:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option
-from backup_vm.text import size_text, table
+from backup_vm.cli.options import key_option
+from backup_vm.terminal.text import size_text, table
 
 if TYPE_CHECKING:
     from backup_vm.archive.image import Image
@@ -30,7 +30,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.names import find_session, one
+    from backup_vm.volumes import find_session, one
 
     context = Context(options)
     with context.open() as archive:

@@ -9,7 +9,7 @@ from backup_vm.errors import Exit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backup_vm.doctor import Finding
+    from backup_vm.jobs.doctor import Finding
 
 _MARKS = {"ok": "ok  ", "warn": "note", "bad": "BAD "}
 
@@ -42,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _look(context: Context) -> "Iterator[Finding]":
-    from backup_vm import doctor
     from backup_vm.errors import SparsebakError
+    from backup_vm.jobs import doctor
 
     file = context.settings_file()
     known = file is not None and file.exists()

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, path
+from backup_vm.cli.options import key_option, path
 
 
 def add_to(commands: Any) -> None:
@@ -22,10 +22,10 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.exporting import read_head, take_in
-    from backup_vm.progress import progress_for
-    from wire.names import session_name
-    from wire.tree import chunk_count
+    from backup_vm.jobs.export import read_head, take_in
+    from backup_vm.terminal.progress import progress_for
+    from common.text import session_name
+    from wire.merkle import chunk_count
 
     context = Context(options)
     with context.open(writing=True) as archive, open(options.file, "rb") as stream:

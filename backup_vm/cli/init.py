@@ -8,9 +8,9 @@ from typing import Any
 from backup_vm.cli.context import Context
 from backup_vm.errors import AgentError
 from wire import CHUNK_SIZES
-from wire.frames import MODE_OPEN
+from wire.chunks import SUITES
+from wire.messages import MODE_OPEN
 from wire.names import BadName, parse_name
-from wire.sealing import SUITES
 
 
 def add_to(commands: Any) -> None:
@@ -91,8 +91,8 @@ def run(options: argparse.Namespace) -> int:
 def _make_default(context: Context, place: str) -> Path:
     """Name the archive in the settings file, and the disk it lies on as one that must be mounted."""
     from backup_vm.archive.storage import is_remote
-    from backup_vm.output import replacing
-    from wire.durable import write_synced
+    from backup_vm.terminal.output import replacing
+    from common.durable import write_synced
 
     file, place = _settings_to_make(context, place)
     lines = [f"archive = {json.dumps(place)}"]

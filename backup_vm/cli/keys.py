@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import path
-from backup_vm.text import count_text
+from backup_vm.cli.options import path
+from backup_vm.terminal.text import count_text
 
 
 def add_to(commands: Any) -> None:
@@ -32,9 +32,9 @@ def run(options: argparse.Namespace) -> int:
     import io
 
     from backup_vm.errors import UsageError
-    from backup_vm.output import put_bytes, replacing
-    from wire.durable import write_synced
-    from wire.frames import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
+    from backup_vm.terminal.output import put_bytes, replacing
+    from common.durable import write_synced
+    from wire.messages import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
     from wire.stream import send, write_frame
 
     context = Context(options)
@@ -77,7 +77,7 @@ def _refresh(context: Context) -> int:
     from dataclasses import replace
 
     from backup_vm.errors import AgentError, DamagedError
-    from wire.frames import MODE_OPEN
+    from wire.messages import MODE_OPEN
 
     with context.open(writing=True) as archive:
         entry, slots = context.agent(archive).enroll(archive.parameters.label)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, path, session_option
+from backup_vm.cli.options import key_option, path, session_option
 
 
 def add_to(commands: Any) -> None:
@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.errors import SparsebakError, UsageError
-    from backup_vm.names import find_session, one
+    from backup_vm.volumes import find_session, one
 
     context = Context(options)
     try:
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         raise SparsebakError(
             f"{missing} is not installed", "install it, or use: sparsebak assemble"
         ) from None
-    from backup_vm.mounting import SessionFiles
+    from backup_vm.jobs.mount import SessionFiles
 
     with context.open() as archive:
         keys = context.needed_keys(archive)

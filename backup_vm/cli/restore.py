@@ -4,15 +4,16 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, session_option, yes_option
-from wire.names import Restoring, session_name
+from backup_vm.cli.options import key_option, session_option, yes_option
+from common.text import session_name
+from wire.names import Restoring
 
 if TYPE_CHECKING:
-    from backup_vm.agent import Agent
+    from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
-    from backup_vm.names import Named
-    from wire.frames import Status, VolumeEntry
+    from backup_vm.volumes import Named
+    from wire.messages import Status, VolumeEntry
 
 SETTINGS = "settings"
 """The volume of a qube's settings, by which a qube that is gone is made anew: it comes first."""
@@ -42,7 +43,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.names import find_session, select
+    from backup_vm.volumes import find_session, select
 
     context = Context(options)
     with context.open() as archive:
@@ -93,7 +94,7 @@ def _is_older(
 
 def _ask(context: Context, entries: "list[VolumeEntry]", due: list[Restoring]) -> None:
     """Ask before contents are replaced. Settings only come to dom0 and wait there; what is gone cannot be lost."""
-    from wire.frames import VOLUME_GONE
+    from wire.messages import VOLUME_GONE
 
     there = {
         (entry.qube, entry.volume)
@@ -133,8 +134,8 @@ def _restore(
     session: "Session",
     asked: Restoring,
 ) -> dict[str, Any]:
-    from backup_vm.progress import progress_for
-    from backup_vm.reading import feed, image_bytes
+    from backup_vm.jobs.reading import feed, image_bytes
+    from backup_vm.terminal.progress import progress_for
     from wire.status import NOTE_OLDER
 
     image = archive.image(list(volume.sessions), session)
@@ -161,8 +162,8 @@ def _restore(
 
 def _call(agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: Any) -> "Status":
     """Restore; the settings of a qube that dom0 does not list make it again, unless it turns out to be there."""
-    from backup_vm.agent import RefusedError
-    from wire.frames import VOLUME_GONE
+    from backup_vm.agent.client import RefusedError
+    from wire.messages import VOLUME_GONE
     from wire.status import Code
 
     if asked.volume == SETTINGS and not any(

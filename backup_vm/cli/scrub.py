@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.notes import checked
     from backup_vm.archive.scrub import foreign, scrub
-    from backup_vm.progress import progress_for
+    from backup_vm.terminal.progress import progress_for
 
     context = Context(options)
     with context.open(writing=None) as archive:

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.list import space_option
+from backup_vm.cli.options import key_option
 from backup_vm.errors import AgentError
-from backup_vm.options import key_option
-from backup_vm.text import ratio_text, size_text, table
+from backup_vm.terminal.text import ratio_text, size_text, table
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
-    from backup_vm.names import Named
-    from backup_vm.view import View
-    from wire.frames import VolumeEntry
+    from backup_vm.reporting.view import View
+    from backup_vm.volumes import Named
+    from wire.messages import VolumeEntry
 
 
 def add_to(commands: Any) -> None:
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _text(data: dict[str, Any]) -> str:
     from backup_vm.archive.notes import Check
-    from backup_vm.view import check_text
+    from backup_vm.reporting.view import check_text
 
     rows = [
         [
@@ -85,8 +85,8 @@ def gather(context: Context, archive: "Archive") -> "tuple[dict[str, Any], View]
     """All that ``status`` tells, as data, and the look at the archive that it was taken from."""
     from backup_vm.archive import notes
     from backup_vm.errors import DamagedError
-    from backup_vm.names import stored_volumes
-    from backup_vm.view import check_data, next_run, view
+    from backup_vm.reporting.view import check_data, next_run, view
+    from backup_vm.volumes import stored_volumes
 
     listed: list[VolumeEntry] = []
     problems: list[str] = []
@@ -137,8 +137,8 @@ def _volumes(seen: "View", listed: "list[VolumeEntry]") -> list[dict[str, Any]]:
 def _volume(
     seen: "View", volume_id: str, named: "Named | None", entry: "VolumeEntry | None", agent: bool
 ) -> dict[str, Any]:
-    from backup_vm.view import check_data, last_verified
-    from wire.frames import VOLUME_GONE, VOLUME_PENDING
+    from backup_vm.reporting.view import check_data, last_verified
+    from wire.messages import VOLUME_GONE, VOLUME_PENDING
 
     flags = entry.flags if entry else VOLUME_GONE
     words = [

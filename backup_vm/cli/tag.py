@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, session_option
+from backup_vm.cli.options import key_option, session_option
 
 
 def add_to(commands: Any) -> None:
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive import notes
     from backup_vm.errors import UsageError
-    from backup_vm.names import find_session, select
+    from backup_vm.volumes import find_session, select
 
     context = Context(options)
     added, removed = (

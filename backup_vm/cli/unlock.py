@@ -5,8 +5,8 @@ from contextlib import closing
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import yes_option
-from backup_vm.text import count_text
+from backup_vm.cli.options import yes_option
+from backup_vm.terminal.text import count_text
 
 
 def add_to(commands: Any) -> None:

@@ -4,15 +4,15 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import key_option
 from backup_vm.errors import DamagedError, Exit
-from backup_vm.options import key_option
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
-    from backup_vm.names import Named
-    from backup_vm.progress import Progress
-    from wire.sealing import Keys
+    from backup_vm.terminal.progress import Progress
+    from backup_vm.volumes import Named
+    from wire.chunks import Keys
 
 
 def add_to(commands: Any) -> None:
@@ -35,8 +35,8 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.notes import checked
-    from backup_vm.names import find_session, select
-    from backup_vm.progress import progress_for
+    from backup_vm.terminal.progress import progress_for
+    from backup_vm.volumes import find_session, select
 
     context = Context(options)
     results: list[dict[str, Any]] = []
@@ -83,8 +83,8 @@ def _verify(
     session: "Session",
     progress: "Progress",
 ) -> dict[str, Any]:
-    from backup_vm.agent import RefusedError
-    from backup_vm.reading import feed, image_bytes, read_image
+    from backup_vm.agent.client import RefusedError
+    from backup_vm.jobs.reading import feed, image_bytes, read_image
     from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
 
     problem = None

@@ -4,7 +4,7 @@ import datetime
 import math
 from collections.abc import Sequence
 
-from backup_vm.text import size_text
+from backup_vm.terminal.text import size_text
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 800, 240, 74, 14, 12, 26
 _LINES = 4

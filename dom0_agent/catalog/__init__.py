@@ -15,7 +15,7 @@ class Skipped:
     failed: bool = False
 
 
-class Catalog(Protocol):
+class VolumeCatalog(Protocol):
     """A list of volumes."""
 
     def volumes(self) -> tuple[Volume, ...]:
@@ -31,7 +31,7 @@ class Catalog(Protocol):
         """The settings of a qube that does not exist, for it to be made anew; Refused when it does, or cannot be."""
 
 
-def open_catalog(config: Config, caller: str = "") -> Catalog:
+def open_catalog(config: Config, caller: str = "") -> VolumeCatalog:
     """The catalog that the configuration asks for, as it is for a caller: its own volumes are left out unless named."""
     if config.catalog == "qubes":
         from dom0_agent.catalog.qubes import QubesCatalog

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from common.durable import closing_fd, make_directory, sync_directory
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range, snapshot_name, snapshot_number
-from dom0_agent.sources.file_replacement import FileReplacement, failed, open_regular
-from wire.durable import closing_fd, make_directory, sync_directory
+from dom0_agent.targets.file import FileReplacement, failed, open_regular
 from wire.status import Code, Refused
 
 STORE = ".sparsebak"

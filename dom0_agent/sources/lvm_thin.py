@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from common.durable import closing_fd
+from common.image_writer import ImageWriter
 from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range, lvm, snapshot_name, snapshot_number
 from dom0_agent.sources.thin_pool import ThinPool
-from wire.durable import closing_fd
-from wire.image import ImageWriter
 from wire.status import Code, Refused
 
 _NEW = "new"

@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
+from common.durable import closing_fd
 from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import Range, attributes, btrfs, fiemap
+from dom0_agent.sources import Range, btrfs, fiemap
 from dom0_agent.sources.directory import DirectorySource
 from dom0_agent.sources.extents import (
     PIECES,
@@ -22,8 +23,8 @@ from dom0_agent.sources.extents import (
     ranges,
     still_there,
 )
-from dom0_agent.sources.file_replacement import failed
-from wire.durable import closing_fd
+from dom0_agent.targets import attributes
+from dom0_agent.targets.file import failed
 from wire.status import Code, Refused
 
 _FICLONE = 0x40049409

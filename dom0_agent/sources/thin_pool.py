@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.durable import Busy, closing_fd, lock, make_directory
 from dom0_agent.config import Pool
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import lvm, thin_xml
-from wire.durable import Busy, closing_fd, lock, make_directory
 from wire.status import Code, Refused
 
 Range = tuple[int, int]

@@ -5,19 +5,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from backup_vm.names import stored_volumes
-from backup_vm.reading import sealed_chunks
-from dom0_agent import service
+from backup_vm.jobs.reading import sealed_chunks
+from backup_vm.volumes import stored_volumes
+from common.text import session_name
 from dom0_agent.archives import Archives
 from dom0_agent.config import load
+from dom0_agent.rpc import dispatch
 from tests.kit import Site
-from wire.frames import END, HEADER, HEADER_SIZE, KIND_STATUS, LENGTH, Request, Status
-from wire.names import session_name
+from wire.chunks import ID_SIZE, ZERO_ID, NotAuthentic
+from wire.merkle import PAGE_IDS
+from wire.messages import END, HEADER, HEADER_SIZE, KIND_STATUS, LENGTH, Request, Status
 from wire.records import RECORD_SIZE, read_clear
-from wire.sealing import ID_SIZE, ZERO_ID, NotAuthentic
 from wire.status import Code
 from wire.stream import Reader
-from wire.tree import PAGE_IDS
 
 PATIENCE = 20.0
 """Seconds that no refused call may take."""
@@ -132,7 +132,7 @@ class Attacker:
         out = io.BytesIO()
         stdin = io.BytesIO(sent) if isinstance(sent, bytes) else sent
         start = time.monotonic()
-        service.run(name, environ, self.site.config, stdin, out)
+        dispatch.run(name, environ, self.site.config, stdin, out)
         assert time.monotonic() - start < PATIENCE
         raw, frames = out.getvalue(), []
         while raw:

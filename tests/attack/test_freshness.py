@@ -8,15 +8,15 @@ import time
 import pytest
 
 from dom0_agent import notify
-from dom0_agent.rotation import FORGOTTEN, MAX_SEQUENCE
-from dom0_agent.services import restore
+from dom0_agent.rpc.services import restore
+from dom0_agent.tracking.rotation import FORGOTTEN, MAX_SEQUENCE
 from tests.attack.kit import Attacker, Stream, named
 from tests.kit import change
-from wire.frames import CHUNK_HEAD, KIND_CHUNK, KIND_OFFER, KIND_RECORD, Offer, Request
+from wire.chunks import ZERO_ID
+from wire.merkle import chunk_count
+from wire.messages import CHUNK_HEAD, KIND_CHUNK, KIND_OFFER, KIND_RECORD, Offer, Request
 from wire.names import BadName, Restoring, parse_restoring
-from wire.sealing import ZERO_ID
 from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
-from wire.tree import chunk_count
 
 
 @pytest.fixture

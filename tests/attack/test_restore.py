@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.attack.kit import Attacker, Stream
 from tests.kit import GRAIN, Site, fill
-from wire.frames import LENGTH
+from wire.chunks import OVERHEAD, ZERO_ID, Keys, Sealer, derive
+from wire.messages import LENGTH
 from wire.records import RECORD_SIZE, open_record
-from wire.sealing import OVERHEAD, ZERO_ID, Keys, Sealer, derive
 from wire.status import NOTE_OLDER, Code
 
 REFUSED = (Code.NOT_AUTHENTIC, Code.BAD_REQUEST)

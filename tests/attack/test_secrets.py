@@ -10,9 +10,9 @@ import pytest
 from dom0_agent import log
 from tests.attack.kit import Attacker
 from tests.kit import GRAIN, Site
-from wire.frames import REQUEST_KNOWN
+from wire.chunks import ID_SIZE
 from wire.layout import LAST_TIME
-from wire.sealing import ID_SIZE
+from wire.messages import REQUEST_KNOWN
 from wire.status import Code
 
 

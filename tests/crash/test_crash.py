@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
+from backup_vm.archive import pack_writer
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.local import LocalStorage
 from tests.kit import GRAIN, Site, change, fill
@@ -20,7 +20,7 @@ SIZE = 20 * GRAIN + 777
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
 
 
 @pytest.fixture(params=["file", "reflink"])
@@ -93,7 +93,7 @@ def test_backup(built: Site) -> None:
 @pytest.mark.parametrize("recorded", [0, 60])
 def test_first_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int) -> None:
     """Each pack recorded by itself, or all of them together."""
-    monkeypatch.setattr(store, "RECORD_SECONDS", recorded)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", recorded)
     site = Site(tmp_path / "site")
     fill(site.image(), SIZE)
     every_death(site, lambda site: site.backup(), next_backup_is_right)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
+from backup_vm.archive import pack_writer
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
-from backup_vm.names import stored_volumes
+from backup_vm.volumes import stored_volumes
 from tests.certainty import (
     CHUNKS,
     cut_off_after,
@@ -32,7 +32,7 @@ Make = Callable[[Site], Commands]
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
 
 
 @pytest.fixture

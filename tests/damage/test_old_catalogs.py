@@ -10,13 +10,13 @@ from typing import IO
 
 import pytest
 
-from backup_vm.archive import catalog_file, store
+from backup_vm.archive import catalog_file, pack_writer
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.prune import prune
 from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.storage.files import LocalReader
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.names import stored_volumes
+from backup_vm.volumes import stored_volumes
 from tests.certainty import (
     newest,
     run,
@@ -32,7 +32,7 @@ Make = Callable[[Site], Commands]
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backup_vm import cli, transport
+from backup_vm import cli
+from backup_vm.agent.client import transport
 from backup_vm.errors import SparsebakError
 from tests.faultfs import FaultFS
 from tests.kit import PASSPHRASE, InProcess, Site
@@ -151,7 +152,7 @@ class Place:
 
     def agent_called(self, *words: str) -> int:
         """Run ``sparsebak-agent`` in this process."""
-        from dom0_agent.cli import main
+        from dom0_agent.admin.cli import main
 
         given = [word.format(**self.words) for word in words]
         return int(main(["--config", str(self.site.config), *given]) or 0)

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backup_vm.agent import Agent
+from backup_vm.agent.client import Agent
 from backup_vm.archive.sessions import columns
-from dom0_agent.state import Store
+from dom0_agent.tracking.state import VolumeState
 from tests.faults.harness import VOLUMES, Place, run
 from tests.faults.promises import (
     ARCHIVE,
@@ -35,7 +35,7 @@ from tests.faults.promises import (
     unknown_in_dom0,
 )
 from tests.kit import GRAIN
-from wire.frames import Request
+from wire.messages import Request
 
 DIED = 86
 SIZE = 12 * GRAIN + 777
@@ -87,7 +87,7 @@ class Scenario:
 
 def cut_off(place: Place) -> None:
     """A backup that died after some packs: dom0 has a pending session, the archive a partial one."""
-    from backup_vm.progress import Progress
+    from backup_vm.terminal.progress import Progress
 
     class CutOff(Progress):
         left = 7
@@ -98,7 +98,7 @@ def cut_off(place: Place) -> None:
                 os._exit(DIED)
 
     def die() -> int:
-        from backup_vm.archiver import Archiver
+        from backup_vm.jobs.backup import Archiver
 
         with place.site.open(True) as archive:
             agent = place.site.agent(archive)
@@ -162,7 +162,7 @@ def with_a_lease(place: Place) -> None:
 
 def note_pending(place: Place) -> None:
     """Write down what dom0 has of work/private that is neither committed nor aborted."""
-    state = Store(place.site.state, "work", "private").load()
+    state = VolumeState(place.site.state, "work", "private").load()
     (session,) = [follow.pending.session for follow in state.follows.values() if follow.pending]
     (place.root / "pending").write_text(session)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["wire", "dom0_agent", "backup_vm"]):
+with atheris.instrument_imports(include=["common", "wire", "dom0_agent", "backup_vm"]):
     from tests.fuzz import targets
 
 MEMORY = 700

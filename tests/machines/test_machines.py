@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
+from backup_vm.archive import pack_writer
 from backup_vm.archive.storage import objects
 from backup_vm.archive.storage.remote import RemoteStorage
 from backup_vm.errors import Exit
@@ -37,7 +37,7 @@ CUT_CODES = {Exit.FAILED, Exit.INCOMPLETE, Exit.AGENT}
 
 @dataclass
 class Machine:
-    """One machine: its way to the store, its cache, and how many seconds its clock is off."""
+    """One machine: its way to the pack_writer, its cache, and how many seconds its clock is off."""
 
     name: str
     network: Network
@@ -223,7 +223,7 @@ def store_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ser
 def test_three_machines(store_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "DELAYS", (0.05, 0.1, 0.1))
     monkeypatch.setattr(RemoteStorage, "pack_size", 4 * GRAIN)
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0.1)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0.1)
     for name, value in store_server.environment().items():
         monkeypatch.setenv(name, value)
     for folder in folder_in_memory("machines"):

@@ -16,7 +16,7 @@ from backup_vm.archive.format import (
     PACK_HEAD_SIZE,
     SESSION_HEAD_SIZE,
 )
-from wire.frames import Offer
+from wire.messages import Offer
 
 Seal = Callable[[bytes], bytes]
 """Makes all checksums of a file right again, as whoever writes a disk can."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent import cli as agent_cli
+from dom0_agent.admin import cli as agent_cli
 from tests.children import Outcome, run
 from tests.conftest import folder_in_memory
 from tests.kit import Site

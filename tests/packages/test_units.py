@@ -40,8 +40,8 @@ def setting(unit: Path, name: str) -> list[str]:
 def test_what_is_started_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
     """By the programs' own parsers: the units' command lines, and what dom0 has the backup VM run."""
     from backup_vm import cli as vm
-    from dom0_agent import cli as dom0
-    from dom0_agent.cli.backup import SERVICE
+    from dom0_agent.admin import cli as dom0
+    from dom0_agent.admin.cli.backup import SERVICE
 
     parsers = {"sparsebak": vm.parser, "sparsebak-agent": dom0.parser}
     started = [shlex.split(line) for unit in SERVICES for line in setting(unit, "ExecStart")]
@@ -101,7 +101,7 @@ def test_the_monitor_yields_to_everything_else() -> None:
 
 def remove(site: Site, terminal: str) -> subprocess.CompletedProcess[str]:
     agent = site.root / "agent"
-    code = "from dom0_agent.cli import main; raise SystemExit(main())"
+    code = "from dom0_agent.admin.cli import main; raise SystemExit(main())"
     agent.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
     agent.chmod(0o755)
     environment = {
@@ -110,7 +110,7 @@ def remove(site: Site, terminal: str) -> subprocess.CompletedProcess[str]:
         "SPARSEBAK_AGENT_CONFIG": str(site.config),
     }
     environment |= {"SPARSEBAK_TERMINAL": terminal, "PYTHONPATH": str(ROOT)}
-    command = [str(ROOT / "dom0_agent/on-removal")]
+    command = [str(ROOT / "dom0_agent/admin/on-removal")]
     return subprocess.run(
         command,
         env=environment,

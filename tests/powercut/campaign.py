@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backup_vm.archive import lease, store
+from backup_vm.archive import lease, pack_writer
 from backup_vm.archive.storage.local import LocalStorage
 from tests.faults.harness import VOLUMES, Images, Place, computed, run, write_passphrase
 from tests.faults.scenarios import cut_off
@@ -338,7 +338,7 @@ def more_operations(campaign: Campaign) -> Iterator[Operation]:
 def small() -> None:
     """Packs and costs as tests have them; in a process that does nothing else, or under a patch."""
     LocalStorage.pack_size = 3 * GRAIN
-    store.RECORD_SECONDS = 0
+    pack_writer.RECORD_SECONDS = 0
     slots.SCRYPT_LOG_N = 10
 
 

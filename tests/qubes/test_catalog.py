@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent import cli
+from dom0_agent.admin import cli
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config, load
 from tests.qubes.kit import QubesSite

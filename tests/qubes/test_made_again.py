@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from dom0_agent.admin.settings import restored
+from dom0_agent.admin.settings.document import QubeSettings, collect, from_bytes
+from dom0_agent.admin.settings.plan import unexpired
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
-from dom0_agent.settings import restored
-from dom0_agent.settings.document import Settings, collect, from_bytes
-from dom0_agent.settings.plan import unexpired
 from tests.qubes.qubesd import Qube, Qubesd, Refusal
 from wire.status import Refused
 
 RULES = ["action=accept dsthost=example.org proto=tcp dstports=443-443", "action=drop"]
-KEPT = Settings("gone", "AppVM", "red", "fedora", "sys-net", firewall=RULES)
+KEPT = QubeSettings("gone", "AppVM", "red", "fedora", "sys-net", firewall=RULES)
 
 
 @pytest.fixture
@@ -91,7 +91,9 @@ def test_a_firewall_that_is_not_taken_as_it_was_given(
         (replace(KEPT, netvm=None), False),
     ],
 )
-def test_no_network_where_it_is_not_sure(machine: Qubesd, settings: Settings, older: bool) -> None:
+def test_no_network_where_it_is_not_sure(
+    machine: Qubesd, settings: QubeSettings, older: bool
+) -> None:
     restored.create_if_gone("gone", settings, older)
     assert netvm(machine) == "" and "gone" in machine.qubes
     assert len(machine.told) == (settings.netvm is not None)  # type: ignore[attr-defined]

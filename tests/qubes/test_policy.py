@@ -15,7 +15,7 @@ from xml.sax import saxutils
 
 import pytest
 
-from dom0_agent.service import SERVICES
+from dom0_agent.rpc.dispatch import SERVICES
 from tests.conftest import elsewhere
 from tests.qubes import policy
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli
-from backup_vm.transport import qrexec
-from dom0_agent import cli as agent_cli
+from backup_vm.agent.transport import qrexec
+from dom0_agent.admin import cli as agent_cli
 from tests.kit import PASSPHRASE, change
 from tests.qubes.conftest import REAL
 from tests.qubes.kit import BACKUP_VM, QubesSite

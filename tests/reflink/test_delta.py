@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from common.durable import closing_fd
 from dom0_agent.config import Pool, Volume
-from dom0_agent.sources import attributes, btrfs, extents, fiemap, snapshot_name
+from dom0_agent.sources import btrfs, extents, fiemap, snapshot_name
 from dom0_agent.sources.reflink import ReflinkSource
+from dom0_agent.targets import attributes
 from tests.kit import GRAIN, fill, punch, some_bytes, truly_changed
 from tests.reflink.histories import History, clone_range, dedupe
-from wire.durable import closing_fd
 from wire.status import Code, Refused
 
 SIZE = 64 * GRAIN

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli as vm
-from backup_vm import spbk_assemble
-from dom0_agent import cli as dom0
+from backup_vm.cli import spbk_assemble
+from dom0_agent.admin import cli as dom0
 from dom0_agent.config import load
 from tests.commands import Commands
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
@@ -149,7 +149,7 @@ def test_doctor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no archive" in commands.run("--archive", "/nowhere", "doctor", expect=1)[0]
     assert "not mounted" in commands.run("--require-mount", str(site.root), "doctor", expect=1)[0]
     monkeypatch.setattr("wire.VERSION", "9.9")
-    monkeypatch.setattr("backup_vm.doctor.VERSION", "9.9")
+    monkeypatch.setattr("backup_vm.jobs.doctor.VERSION", "9.9")
     assert "install the same version" in commands.run("doctor")[0]
     session = next(site.archive.rglob("*.session"))
     session.write_bytes(session.read_bytes()[:-1])

@@ -7,7 +7,7 @@ import pytest
 from backup_vm import cli
 from backup_vm.archive.parameters import Parameters
 from backup_vm.errors import WrongKeyError
-from dom0_agent import cli as agent_cli
+from dom0_agent.admin import cli as agent_cli
 from dom0_agent.archives import Archives
 from dom0_agent.config import load
 from tests.kit import PASSPHRASE, Site, fill

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli
-from backup_vm.transport import qrexec
+from backup_vm.agent.transport import qrexec
 from tests.kit import GRAIN, Site, fill
 
 ROOT = Path(__file__).parent.parent.parent

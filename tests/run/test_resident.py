@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.agent import Agent, RefusedError
-from backup_vm.transport.unix import UnixTransport
-from dom0_agent.service import SERVICES
+from backup_vm.agent.client import Agent, RefusedError
+from backup_vm.agent.transport.unix import UnixTransport
+from dom0_agent.rpc.dispatch import SERVICES
 from tests.kit import GRAIN, Site, change, fill
-from wire.frames import HEADER, HEADER_SIZE, Request, Status
+from wire.messages import HEADER, HEADER_SIZE, Request, Status
 from wire.status import Code
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,9 +70,9 @@ def test_a_whole_life(site: Site) -> None:
             change(site.image(), rng)
         assert list(site.images().values()) == contents
         with site.open() as archive:
-            from backup_vm.names import stored_volumes
-            from backup_vm.progress import Progress
-            from backup_vm.reading import feed
+            from backup_vm.jobs.reading import feed
+            from backup_vm.terminal.progress import Progress
+            from backup_vm.volumes import stored_volumes
 
             (volume,) = stored_volumes(archive, site.keys(archive), {})
             image = archive.image(list(volume.sessions), volume.sessions[0])

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from backup_vm.archive.prune import prune
 from backup_vm.archive.space import Account
 from backup_vm.archive.storage.local import LocalStorage
+from common.text import session_name
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, change, fill, some_bytes
-from wire.names import session_name
 
 HOUR, DAY = 3600, 86400
 NOW = 1_790_000_000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm import interrupts
+from backup_vm.terminal import interrupts
 from tests.kit import Site, fill
 
 SPARSEBAK = Path(sys.executable).parent / "sparsebak"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from backup_vm.errors import Exit
+from dom0_agent.admin.monitoring import monitor
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
-from dom0_agent.monitoring import monitor
 from tests.children import Child, Outcome, Step
 from tests.conftest import folder_in_memory
 from tests.kit import GRAIN, PASSPHRASE, Site

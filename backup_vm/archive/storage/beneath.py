@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from backup_vm.errors import DamagedError
-from wire.durable import sync_directory_fd
+from common.durable import sync_directory_fd
 
 _FOREIGN = frozenset({errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENOTDIR, errno.ENODEV})
 """What open(2) says of a link, a socket or device, a folder, and a file that is no folder."""

@@ -21,7 +21,7 @@ from typing import IO
 
 from backup_vm.archive.storage.objects import Entry
 from backup_vm.errors import SparsebakError
-from wire.durable import make_directory
+from common.durable import make_directory
 
 _COPY = re.compile(r"(?P<of>.+@[0-9a-f]{16})-(?P<checksum>[0-9a-f]{16})", re.DOTALL)
 _NO_PLACE = frozenset(

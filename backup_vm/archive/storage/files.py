@@ -7,7 +7,7 @@ from contextlib import suppress
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.archive.storage.writing import BackgroundFile, Blocks
-from wire.durable import sync_directory_fd
+from common.durable import sync_directory_fd
 
 ASIDE = ".old"
 """After the name of a file that is being replaced where nothing can be replaced at once."""

@@ -18,7 +18,7 @@ from backup_vm.archive.storage.beneath import Beneath, GuardedFile
 from backup_vm.archive.storage.files import ASIDE, LocalNewFile, LocalReader, rename
 from backup_vm.archive.storage.writing import Blocks
 from backup_vm.errors import DamagedError, ForbiddenError, LockedError, SparsebakError
-from wire.durable import Busy, closing_fd, lock_fd, pwrite_all, sync_directory_fd
+from common.durable import Busy, closing_fd, lock_fd, pwrite_all, sync_directory_fd
 
 if TYPE_CHECKING:
     from backup_vm.archive.lease import Locks

@@ -8,7 +8,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING
 
-from wire.durable import pwrite_all
+from common.durable import pwrite_all
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor

@@ -16,9 +16,7 @@ import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from wire import FORMAT, MAX_VOLUME_SIZE, slots
-from wire.frames import CHUNK_HEAD_SIZE, largest_frame
-from wire.records import CLEAR_SIZE, RECORD_SIZE, Record, open_record, read_clear
-from wire.sealing import (
+from wire.chunks import (
     ZERO_ID,
     ChunkIds,
     Keys,
@@ -29,8 +27,10 @@ from wire.sealing import (
     open_bytes,
     seal_bytes,
 )
+from wire.merkle import Tree
+from wire.messages import CHUNK_HEAD_SIZE, largest_frame
+from wire.records import CLEAR_SIZE, RECORD_SIZE, Record, open_record, read_clear
 from wire.stream import CutShort, read_exactly
-from wire.tree import Tree
 
 MASTER = bytes(range(32))
 KEYS = Keys(MASTER)
