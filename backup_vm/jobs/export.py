@@ -1,4 +1,5 @@
-"""One session in one portable file: sealed as it is (``sparsebak import`` takes it in elsewhere), or opened as a tar file.
+"""One session in one portable file: sealed as it is (``sparsebak import`` takes it in elsewhere),
+or opened as a tar file.
 
 The sealed file is specified in docs/format.md, "Exported sessions".
 """
@@ -59,7 +60,9 @@ def export(
     progress: Progress,
     keys: Keys | None = None,
 ) -> None:
-    """Write a session as one sealed file; with the archive's keys only if its ids prove right. Raises DamagedError."""
+    """Write a session as one sealed file; with the archive's keys only if its ids prove right.
+    Raises DamagedError.
+    """
     for session in image.sessions:
         sessions.check(archive.storage, session)
     if keys is not None:
@@ -99,10 +102,11 @@ def read_head(stream: IO[bytes], path: Path) -> tuple[_Hashed, bytes, Clear]:
 def take_in(
     archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None = None
 ) -> Clear:
-    """Store an exported session. The file is read twice: nothing of it is stored before it has proven undamaged.
+    """Store an exported session. The file is read twice: nothing of it is stored before it has
+    proven undamaged.
 
-    With the archive's keys also that it is authentic. Without them a chunk that somebody forged would be noticed only by a
-    later verify. Raises DamagedError, SparsebakError.
+    With the archive's keys also that it is authentic. Without them a chunk that somebody forged
+    would be noticed only by a later verify. Raises DamagedError, SparsebakError.
     """
     clear, digest = prove(archive, stream, path, progress, keys)
     if _is_whole(archive, clear):
@@ -130,7 +134,9 @@ def take_in(
 
 
 def _is_whole(archive: Archive, clear: Clear) -> bool:
-    """Whether the archive has a session with all that it needs; one that is spoilt is put right by what is taken in."""
+    """Whether the archive has a session with all that it needs; one that is spoilt is put right by
+    what is taken in.
+    """
     series = archive.sessions(clear.volume_id.hex()).get(clear.volume_id.hex(), [])
     for session in series:
         if session.clear.session != clear.session:
@@ -149,7 +155,8 @@ def _is_whole(archive: Archive, clear: Clear) -> bool:
 def prove(
     archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None
 ) -> tuple[Clear, bytes]:
-    """Read an exported file to its end; raise DamagedError if it is not what was written or, with keys, not authentic.
+    """Read an exported file to its end; raise DamagedError if it is not what was written or, with
+    keys, not authentic.
 
     Returns what its record says, and its digest.
     """
@@ -183,7 +190,8 @@ def _entries(
     progress: Progress,
     root: tuple[Tree, bytes] | None = None,
 ) -> Iterator[Entry]:
-    """The entries of a file whose head has been read. With a tree and its root the ids are compared with that first.
+    """The entries of a file whose head has been read. With a tree and its root the ids are compared
+    with that first.
 
     Raises DamagedError, CutShort, NotAuthentic.
     """
@@ -215,7 +223,9 @@ def _entries(
 def export_tar(
     archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress
 ) -> None:
-    """Write a session as a tar file with one sparse file in it (GNU's sparse format 1.0, as GNU tar and Python read it)."""
+    """Write a session as a tar file with one sparse file in it (GNU's sparse format 1.0, as GNU tar
+    and Python read it).
+    """
     proven, size = open_image(archive, image, keys, name), image.session.clear.chunk_size
     record = proven.record
     data_runs = runs((first, (ids != 0).any(axis=1)) for first, ids in image.arrays())
