@@ -191,6 +191,16 @@ def test_questions_on_a_terminal(tmp_path: Path) -> None:
             code, shown = answered(site, no, *words)
             assert code == 1 and asked in shown and "nothing was changed" in shown, shown
     assert len(site.images()) == 1 and site.contents() != contents
+    copy = ("copy", str(site.root / "copy"), "--delete")
+    assert answered(site, b"", *copy)[0] == 0, "there is nothing to ask for"
+    site.backup()
+    site.backup(folder=site.root / "copy")
+    for answer, left, code in ((b"n\n", 2, 1), (b"y\n", 2, 0)):
+        ended, shown = answered(site, answer, *copy)
+        assert ended == code and "Remove 1 session that is not here from" in shown, shown
+        found = len(site.images(folder=site.root / "copy"))
+        assert found == left, "one was removed, and one sent"
+    assert site.images(folder=site.root / "copy") == site.images()
     assert answered(site, signal.SIGINT, "delete", "work/private")[0] == 130
     assert answered(site, b"y\n", "restore", "work/private")[0] == 0
     assert site.contents() == contents
