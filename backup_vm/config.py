@@ -1,4 +1,6 @@
-"""The settings file, ``~/.config/sparsebak/config.toml``. Every option of it stands in docs/config.toml with its meaning."""
+"""The settings file, ``~/.config/sparsebak/config.toml``. Every option of it stands in
+docs/config.toml with its meaning.
+"""
 
 import os
 from dataclasses import dataclass, field
@@ -18,7 +20,9 @@ _DEFAULT, _AFTER, _FREE, _QUBES = "keep_default", "after_backup", "until_free", 
 
 @dataclass(frozen=True)
 class Retention:
-    """What prune does by itself. ``by_name``: rules for qubes and for volumes that have their own."""
+    """What prune does by itself. ``by_name``: rules for qubes and for volumes that have
+    their own.
+    """
 
     rules: Rules = field(default_factory=Rules)
     by_name: dict[str, Rules] = field(default_factory=dict)

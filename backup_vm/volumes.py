@@ -1,4 +1,6 @@
-"""Which volume is which: in a sealed archive names are known to dom0 and to whoever has the key, and to nobody else."""
+"""Which volume is which: in a sealed archive names are known to dom0 and to whoever has the key,
+and to nobody else.
+"""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +18,9 @@ from wire.records import open_record
 
 @dataclass(frozen=True)
 class Named:
-    """A volume of the archive. Without dom0 and without the key, ``qube`` is empty and ``volume`` the volume's id."""
+    """A volume of the archive. Without dom0 and without the key, ``qube`` is empty and ``volume``
+    the volume's id.
+    """
 
     qube: str
     volume: str
@@ -39,7 +43,9 @@ class Named:
 def stored_volumes(
     archive: Archive, keys: Keys | None, known: dict[str, tuple[str, str]]
 ) -> list[Named]:
-    """The volumes that have sessions, by name. ``known``: qube and volume by id, as dom0 tells them."""
+    """The volumes that have sessions, by name. ``known``: qube and volume by id, as dom0 tells
+    them.
+    """
     found = []
     notes, damaged = Notes(), None
     try:
@@ -54,7 +60,9 @@ def stored_volumes(
 
 
 def _from_records(series: list[Session], keys: Keys | None) -> tuple[str, str] | None:
-    """What the newest record that is authentic says: one that is not takes no name from the others."""
+    """What the newest record that is authentic says: one that is not takes no name from the
+    others.
+    """
     if keys is None:
         return None
     for session in reversed(series):
@@ -65,7 +73,9 @@ def _from_records(series: list[Session], keys: Keys | None) -> tuple[str, str] |
 
 
 def select(volumes: list[Named], names: list[str], what: str = "the archive") -> list[Named]:
-    """The volumes that ``QUBE``, ``QUBE/VOLUME`` or a volume id stand for; all when there are no names."""
+    """The volumes that ``QUBE``, ``QUBE/VOLUME`` or a volume id stand for; all when there are no
+    names.
+    """
     if not names:
         return volumes
     chosen: list[Named] = []
@@ -74,14 +84,19 @@ def select(volumes: list[Named], names: list[str], what: str = "the archive") ->
         if not found:
             hint = "see: sparsebak list"
             if any(not v.qube for v in volumes):
-                hint = "names are sealed: give --passphrase-file or --agent, or name a volume by its id from: sparsebak list"
+                hint = (
+                    "names are sealed: give --passphrase-file or --agent, or name a volume by its"
+                    " id from: sparsebak list"
+                )
             raise SparsebakError(f"there is no volume {name} in {what}", hint)
         chosen += [v for v in found if v not in chosen]
     return chosen
 
 
 def matches(name: str, qube: str, volume: str) -> bool:
-    """Whether ``QUBE`` or ``QUBE/VOLUME`` means this volume; raise UsageError for a name that nothing can have."""
+    """Whether ``QUBE`` or ``QUBE/VOLUME`` means this volume; raise UsageError for a name that
+    nothing can have.
+    """
     try:
         if "/" in name:
             return parse_volume_name(name) == (qube, volume)
@@ -101,7 +116,9 @@ def one(volumes: list[Named], name: str) -> Named:
 
 
 def find_session(volume: Named, wanted: str) -> Session:
-    """A session by its time (or the beginning of it, if that is enough), by a tag (the newest that has it), or ``latest``."""
+    """A session by its time (or the beginning of it, if that is enough), by a tag (the newest that
+    has it), or ``latest``.
+    """
     if wanted == "latest":
         return volume.sessions[-1]
     found = [session for session in volume.sessions if session.name == wanted]
@@ -122,8 +139,10 @@ def find_session(volume: Named, wanted: str) -> Session:
     if len(found) > 1:
         raise SparsebakError(
             f"{wanted} could be {len(found)} sessions of {volume.name}",
-            "give its whole name"
-            if found[0].name != found[1].name  # which takes damage, or a clock that went back
-            else f"name one by its id: {', '.join(s.clear.session.hex() for s in found[:4])}",
+            (
+                "give its whole name"
+                if found[0].name != found[1].name  # which takes damage, or a clock that went back
+                else f"name one by its id: {', '.join(s.clear.session.hex() for s in found[:4])}"
+            ),
         )
     return found[0]

@@ -1,8 +1,11 @@
-"""Runs a side with a clock around each stage: ``python -m bench.profiled SIDE FILE ARGUMENT...``; adds JSON to FILE.
+"""Runs a side with a clock around each stage: ``python -m bench.profiled SIDE FILE ARGUMENT...``;
+adds JSON to FILE.
 
-A side is ``agent`` (a resident one, each call by itself), ``monitor`` (a command of dom0's administrator) or ``vm``.
+A side is ``agent`` (a resident one, each call by itself), ``monitor`` (a command of dom0's
+administrator) or ``vm``.
 
-Seconds are those of all threads together; what one stage spends within another is counted in the inner one only.
+Seconds are those of all threads together; what one stage spends within another is counted in the
+inner one only.
 """
 
 import functools

@@ -23,7 +23,9 @@ def closing_fd(fd: int) -> Iterator[int]:
 
 
 UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
-"""What opening or reading a file answers when the disk has lost it: a bad sector; damage to what XFS or ext4 keep of it."""
+"""What opening or reading a file answers when the disk has lost it: a bad sector; damage to what
+XFS or ext4 keep of it.
+"""
 _NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -70,7 +72,9 @@ def make_directory(directory: Path, mode: int = 0o700) -> None:
 
 
 def write_synced(path: Path, *parts: bytes, mode: int = 0o600) -> None:
-    """Write a file and its contents to disk. Its directory entry is durable after sync_directory only."""
+    """Write a file and its contents to disk. Its directory entry is durable after sync_directory
+    only.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with closing_fd(fd):
         at = 0
@@ -94,7 +98,8 @@ def replace(path: Path, *parts: bytes, mode: int = 0o600) -> None:
 
 
 def lock(path: Path, shared: bool = False, patience: float = 0.0) -> int:
-    """Take an advisory lock (flock) on a file, made if missing; return its descriptor, to be closed to unlock.
+    """Take an advisory lock (flock) on a file, made if missing; return its descriptor, to be closed
+    to unlock.
 
     Waits up to ``patience`` seconds, then raises Busy.
     """

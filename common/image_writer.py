@@ -1,6 +1,7 @@
 """Writing an image from several threads, past the page cache where the file system can.
 
-A restored image is written once; in the page cache it would cost twice the work and push out what others need.
+A restored image is written once; in the page cache it would cost twice the work and push out what
+others need.
 """
 
 import errno

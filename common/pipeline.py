@@ -1,4 +1,6 @@
-"""Work on a few threads, results in order, memory bounded. The libraries that do the work release the GIL."""
+"""Work on a few threads, results in order, memory bounded. The libraries that do the work release
+the GIL.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +22,9 @@ Chunk = TypeVar("Chunk", bound=Numbered)
 
 
 def neighbours(chunks: Iterable[Chunk], most: int) -> Iterator[list[Chunk]]:
-    """Group chunks whose numbers follow each other, at most ``most`` together: they are worked on and written at once."""
+    """Group chunks whose numbers follow each other, at most ``most`` together: they are worked on
+    and written at once.
+    """
     group: list[Chunk] = []
     for chunk in chunks:
         if group and (chunk.number != group[-1].number + 1 or len(group) == most):
@@ -34,10 +38,12 @@ def neighbours(chunks: Iterable[Chunk], most: int) -> Iterator[list[Chunk]]:
 def in_order(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
 ) -> Iterator[Result]:
-    """Yield ``work(item)`` for each item in order, with at most ``ahead`` items begun and not yet yielded.
+    """Yield ``work(item)`` for each item in order, with at most ``ahead`` items begun and not yet
+    yielded.
 
-    ``items`` is drawn in the calling thread. An exception in ``work`` or ``items`` is raised here, after which no
-    further item is begun. One item or one thread is done in the calling thread, without starting any.
+    ``items`` is drawn in the calling thread. An exception in ``work`` or ``items`` is raised here,
+    after which no further item is begun. One item or one thread is done in the calling thread,
+    without starting any.
     """
     from itertools import chain, islice
 

@@ -7,7 +7,9 @@ _SESSION = re.compile(r"\d{8}-\d{6}", re.ASCII)
 
 
 def printable(text: str) -> str:
-    """The text with all that a terminal might obey (escapes, marks that turn the direction of writing) written out."""
+    """The text with all that a terminal might obey (escapes, marks that turn the direction of
+    writing) written out.
+    """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

@@ -1,4 +1,6 @@
-"""dom0's log: lines on standard error, which qrexec and systemd hand to the journal. Never sent to a caller."""
+"""dom0's log: lines on standard error, which qrexec and systemd hand to the journal. Never sent to
+a caller.
+"""
 
 import sys
 from contextlib import suppress

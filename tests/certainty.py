@@ -1,4 +1,6 @@
-"""What tests of damage share: a site with three sessions, and what is to be seen of it afterwards."""
+"""What tests of damage share: a site with three sessions, and what is to be seen of it
+afterwards.
+"""
 
 import random
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""What tests are made of: a site with agent and archive, a transport within the process, images that change at random."""
+"""What tests are made of: a site with agent and archive, a transport within the process, images
+that change at random.
+"""
 
 import contextlib
 import io
@@ -36,7 +38,9 @@ GRAIN = 64 * 1024
 
 
 class InProcess:
-    """A transport that runs the services in threads of this process, with pipes for streams and qrexec's environment."""
+    """A transport that runs the services in threads of this process, with pipes for streams and
+    qrexec's environment.
+    """
 
     def __init__(self, config: Path, caller: str = "backup-vm") -> None:
         self.config, self.caller = config, caller
@@ -120,7 +124,8 @@ class Site:
         for name in self.volumes:
             qube, volume = name.split("/")
             lines.append(
-                f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{qube}-{volume}.img"'
+                f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid ='
+                f' "{qube}-{volume}.img"'
             )
             self.image(name).touch()
         self.config.write_text("\n".join(lines) + "\n")
@@ -189,7 +194,9 @@ class Site:
         return keys
 
     def images(self, name: str = "work/private", folder: Path | None = None) -> dict[str, bytes]:
-        """Every session of a volume, assembled and proven: contents by session name, oldest first."""
+        """Every session of a volume, assembled and proven: contents by session name, oldest
+        first.
+        """
         found = {}
         with self.open(folder=folder) as archive:
             keys = self.keys(archive)
@@ -331,7 +338,9 @@ def punch(fd: int, at: int, length: int) -> None:
 
 
 def in_child(action: Callable[[], object]) -> int:
-    """Do something in a child process that ends with it, whatever happens; returns its exit code (0, or 1 for an error)."""
+    """Do something in a child process that ends with it, whatever happens; returns its exit code
+    (0, or 1 for an error).
+    """
     pid = os.fork()
     if pid == 0:
         code = 1

@@ -1,4 +1,6 @@
-"""What runs in dom0: lines of code by module, without blank lines, comments and docstrings: ``make audit``."""
+"""What runs in dom0: lines of code by module, without blank lines, comments and docstrings: ``make
+audit``.
+"""
 
 import ast
 import io
@@ -72,7 +74,8 @@ def main() -> None:
 
     print(f"\nIn all {sum(sum(group.values()) for group in sizes.values())} lines.")
     print(
-        f"Beside the standard library: {', '.join(sorted(set(libraries) - set(sys.stdlib_module_names)))}."
+        "Beside the standard library:"
+        f" {', '.join(sorted(set(libraries) - set(sys.stdlib_module_names)))}."
     )
 
 

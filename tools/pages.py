@@ -1,6 +1,8 @@
-"""Man pages and shell completion, made from the command lines' own parsers: ``make pages`` writes them to ``share/``.
+"""Man pages and shell completion, made from the command lines' own parsers: ``make pages`` writes
+them to ``share/``.
 
-They are kept in the tree so that packages need nothing but make to be built; a test says when they are out of date.
+They are kept in the tree so that packages need nothing but make to be built; a test says when they
+are out of date.
 """
 
 import argparse
@@ -52,7 +54,9 @@ def _plain(parser: Any) -> Any:
 
 
 def _once(parser: Any) -> Any:
-    """The same without the options that every command repeats: a manual says once what holds for all."""
+    """The same without the options that every command repeats: a manual says once what holds for
+    all.
+    """
     for action in parser._actions:
         if not isinstance(action, argparse._SubParsersAction):
             continue

@@ -1,6 +1,8 @@
-"""Keys, chunk ids and sealed chunks. Byte by byte in docs/format.md; every primitive is a library's.
+"""Keys, chunk ids and sealed chunks. Byte by byte in docs/format.md; every primitive is a
+library's.
 
-``cryptography`` and ``zstandard`` are imported where they are used, for a call to dom0 that needs neither is short.
+``cryptography`` and ``zstandard`` are imported where they are used, for a call to dom0 that needs
+neither is short.
 """
 
 import hashlib
@@ -14,8 +16,9 @@ if TYPE_CHECKING:
 
 SUITE_BLAKE2B, SUITE_SHA256 = 1, 2
 SUITES = {SUITE_BLAKE2B: "blake2b", SUITE_SHA256: "hmac-sha256"}
-"""What chunk ids are made with, by the number of the suite; an archive has one for life. All else is the same in both:
-AES-256-GCM, HKDF-SHA256, zstd, BLAKE2b for roots and records. A reader refuses any other number."""
+"""What chunk ids are made with, by the number of the suite; an archive has one for life. All else
+is the same in both: AES-256-GCM, HKDF-SHA256, zstd, BLAKE2b for roots and records. A reader refuses
+any other number."""
 
 KEY_SIZE = ID_SIZE = 32
 ZERO_ID = bytes(ID_SIZE)
@@ -52,8 +55,8 @@ class Keys:
         self._master = master
 
     def sub_key(self, label: str, context: bytes = b"") -> bytes:
-        """32-byte sub-key for a purpose: "chunk ids" or "chunk ids 2" (with the domain), "sealing", "records", "root",
-        "volume ids"."""
+        """32-byte sub-key for a purpose: "chunk ids" or "chunk ids 2" (with the domain), "sealing",
+        "records", "root", "volume ids"."""
         return derive(self._master, b"sparsebak/1 " + label.encode("ascii") + b"\x00" + context)
 
     def volume_id(self, qube: str, volume: str) -> bytes:
@@ -81,15 +84,19 @@ class ChunkIds:
         return hmac.digest(self._key, chunk, "sha256")
 
     def of(self, chunk: bytes | memoryview) -> bytes:
-        """Id of a chunk of exactly the archive's chunk size (the last one of a volume padded with zeros)."""
+        """Id of a chunk of exactly the archive's chunk size (the last one of a volume padded with
+        zeros).
+        """
         chunk_id = self._hash(chunk)
         return ZERO_ID if chunk_id == self._zeros else chunk_id
 
 
 class Sealer:
-    """Seals chunks under one fresh random salt; made anew for every Extract call. Safe to share between threads.
+    """Seals chunks under one fresh random salt; made anew for every Extract call. Safe to share
+    between threads.
 
-    ``padding``: compressed chunks are filled up to a multiple of so many bytes, so that their sizes tell less; 0 for none.
+    ``padding``: compressed chunks are filled up to a multiple of so many bytes, so that their sizes
+    tell less; 0 for none.
     """
 
     def __init__(self, keys: Keys, level: int, padding: int = 0) -> None:
@@ -98,7 +105,9 @@ class Sealer:
         self._level, self._padding = level, padding
 
     def seal(self, counter: int, chunk_id: bytes, chunk: bytes | memoryview) -> bytes:
-        """Compress and seal a chunk. ``counter`` must differ for every chunk sealed by this object."""
+        """Compress and seal a chunk. ``counter`` must differ for every chunk sealed by this
+        object.
+        """
         import zstandard
 
         compressor = getattr(_THREAD, "compressor", None)
@@ -133,7 +142,9 @@ class Opener:
     def open(
         self, chunk_id: bytes, untrusted_sealed: bytes | memoryview, ids: ChunkIds, chunk_size: int
     ) -> bytes:
-        """Authenticate, decompress to at most ``chunk_size`` bytes, check the id. Raise NotAuthentic."""
+        """Authenticate, decompress to at most ``chunk_size`` bytes, check the id. Raise
+        NotAuthentic.
+        """
         if not OVERHEAD <= len(untrusted_sealed) <= chunk_size + OVERHEAD:
             raise NotAuthentic("sealed chunk has an impossible length")
         salt = bytes(untrusted_sealed[1 : 1 + SALT_SIZE])
@@ -205,7 +216,9 @@ def _decrypt(aead: Any, nonce: bytes, data: bytes | memoryview, associated: byte
 
 
 def seal_bytes(key: bytes, plain: bytes, associated: bytes) -> bytes:
-    """Seal a short text: salt, nonce, AES-256-GCM, under a key derived from ``key`` and the random salt."""
+    """Seal a short text: salt, nonce, AES-256-GCM, under a key derived from ``key`` and the random
+    salt.
+    """
     salt, nonce = os.urandom(SALT_SIZE), bytes(NONCE_SIZE)
     return (
         salt + nonce + bytes(_aead(derive(key, b"stream", salt)).encrypt(nonce, plain, associated))

@@ -1,6 +1,8 @@
-"""The root of an image: a keyed hash over page digests, each a keyed hash over 1,024 chunk ids in order.
+"""The root of an image: a keyed hash over page digests, each a keyed hash over 1,024 chunk ids in
+order.
 
-A small change to a huge volume rehashes a few pages; a restore or verify checks page by page in flat memory.
+A small change to a huge volume rehashes a few pages; a restore or verify checks page by page in
+flat memory.
 """
 
 import hashlib
@@ -38,7 +40,9 @@ class Tree:
         ).digest()
 
     def page(self, ids: bytes) -> bytes:
-        """Digest of up to 1,024 ids (32 bytes each); a shorter page counts as filled up with zero ids."""
+        """Digest of up to 1,024 ids (32 bytes each); a shorter page counts as filled up with zero
+        ids.
+        """
         ids = ids.ljust(PAGE_BYTES, b"\x00")
         return self.zero_page if ids == ZERO_PAGE else self._page(ids)
 

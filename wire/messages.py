@@ -1,7 +1,9 @@
-"""Every fixed-size structure that crosses between dom0 and the backup VM, declared once. Numbers are little-endian.
+"""Every fixed-size structure that crosses between dom0 and the backup VM, declared once. Numbers
+are little-endian.
 
-A reply is a series of frames, each a HEADER (kind, length) and its payload; the last frame is a Status. A stream
-without a Status has failed, whatever the exit code says. Requests have no header: their size is fixed.
+A reply is a series of frames, each a HEADER (kind, length) and its payload; the last frame is a
+Status. A stream without a Status has failed, whatever the exit code says. Requests have no header:
+their size is fixed.
 """
 
 import struct
@@ -16,8 +18,8 @@ HEADER = struct.Struct("<BI")
 HEADER_SIZE = HEADER.size
 
 CHUNK_HEAD = struct.Struct("<Q32s")
-"""First part of the payload of a CHUNK frame: chunk number and id. The sealed chunk follows; nothing follows for the
-all-zero id, and where the caller holds the chunk already."""
+"""First part of the payload of a CHUNK frame: chunk number and id. The sealed chunk follows;
+nothing follows for the all-zero id, and where the caller holds the chunk already."""
 CHUNK_HEAD_SIZE = CHUNK_HEAD.size
 """Bytes of the payload before the sealed chunk."""
 CHUNK_FRAME = struct.Struct(HEADER.format + CHUNK_HEAD.format.removeprefix("<"))
@@ -43,7 +45,9 @@ END = b"SBEND\n\x00\x01"
 
 REQUEST_MAGIC = b"SBRQ"
 REQUEST_KNOWN = 1
-"""Request flag of Extract: the caller's 32-byte chunk id for every chunk of the volume, in order, follow the request."""
+"""Request flag of Extract: the caller's 32-byte chunk id for every chunk of the volume, in order,
+follow the request.
+"""
 
 OFFER_FULL = 1
 """The session lists every chunk that is not zero: it builds on no earlier session."""
@@ -80,7 +84,9 @@ class Layout:
 
     @classmethod
     def parse(cls, untrusted_raw: bytes) -> Self:
-        """Read exactly ``length()`` bytes; raise ValueError for another length or a value no field can have."""
+        """Read exactly ``length()`` bytes; raise ValueError for another length or a value no field
+        can have.
+        """
         try:
             return cls(**cls.LAYOUT.parse(untrusted_raw))
         except ValueError as error:
@@ -89,7 +95,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Request(Layout):
-    """What every service reads first. ``number`` and ``session`` mean what the service's own page says."""
+    """What every service reads first. ``number`` and ``session`` mean what the service's own page
+    says.
+    """
 
     archive: bytes = bytes(16)
     session: bytes = bytes(16)
@@ -112,7 +120,9 @@ class Request(Layout):
 
 @dataclass(frozen=True)
 class Status(Layout):
-    """Last frame of every reply: see wire.status. ``detail`` is the chunk number concerned, or 0."""
+    """Last frame of every reply: see wire.status. ``detail`` is the chunk number concerned,
+    or 0.
+    """
 
     code: int
     notes: int = 0
@@ -124,7 +134,9 @@ class Status(Layout):
 
 @dataclass(frozen=True)
 class VolumeEntry(Layout):
-    """One volume the caller may back up. Sizes in bytes; ``session`` and ``time`` of the newest committed session."""
+    """One volume the caller may back up. Sizes in bytes; ``session`` and ``time`` of the newest
+    committed session.
+    """
 
     qube: str
     volume: str
@@ -150,7 +162,9 @@ class VolumeEntry(Layout):
 
 @dataclass(frozen=True)
 class ArchiveEntry(Layout):
-    """What Enroll tells of an archive. ``key`` is the master key in open mode, zero in sealed mode."""
+    """What Enroll tells of an archive. ``key`` is the master key in open mode, zero in
+    sealed mode.
+    """
 
     archive: bytes
     label: str
@@ -176,7 +190,9 @@ class ArchiveEntry(Layout):
 
 @dataclass(frozen=True)
 class Offer(Layout):
-    """A pending session. ``changed``: how many bytes may have changed, at most; ``previous``: the session it builds on."""
+    """A pending session. ``changed``: how many bytes may have changed, at most; ``previous``: the
+    session it builds on.
+    """
 
     volume_id: bytes
     session: bytes

@@ -1,7 +1,8 @@
-"""Names of qubes, volumes, archives and sessions: allow-lists, because every one of them ends up in a path or a policy.
+"""Names of qubes, volumes, archives and sessions: allow-lists, because every one of them ends up in
+a path or a policy.
 
-qrexec turns any other character of a service argument into ``_``, so that two names could collide: only names that
-need no changing are accepted.
+qrexec turns any other character of a service argument into ``_``, so that two names could collide:
+only names that need no changing are accepted.
 """
 
 import re
@@ -26,7 +27,8 @@ def parse_name(untrusted_name: str, what: str = "name") -> str:
     """Return the name of a qube, a volume or an archive unchanged, or raise BadName."""
     if not _NAME.fullmatch(untrusted_name):
         raise BadName(
-            f"{what} {untrusted_name[:80]!r}: use 1 to 63 of A-Z a-z 0-9 _ . - starting with a letter or digit"
+            f"{what} {untrusted_name[:80]!r}: use 1 to 63 of A-Z a-z 0-9 _ . - starting with a"
+            " letter or digit"
         )
     return untrusted_name
 
@@ -40,7 +42,8 @@ def parse_volume_name(untrusted_name: str) -> tuple[str, str]:
 
 
 class Restoring(NamedTuple):
-    """What a Restore call asks for: the volume that is overwritten, and the session, by name, that it then has.
+    """What a Restore call asks for: the volume that is overwritten, and the session, by name, that
+    it then has.
 
     ``older``: also if dom0 does not know that session as the volume's newest.
     """
@@ -51,12 +54,16 @@ class Restoring(NamedTuple):
     older: bool = False
 
     def argument(self) -> str:
-        """As a service argument: ``QUBE+VOLUME+SESSION`` or ``QUBE+VOLUME+SESSION+older``; see parse_restoring."""
+        """As a service argument: ``QUBE+VOLUME+SESSION`` or ``QUBE+VOLUME+SESSION+older``; see
+        parse_restoring.
+        """
         return "+".join([*self[:3], *([OLDER] if self.older else [])])
 
 
 def parse_restoring(untrusted_argument: str) -> Restoring:
-    """Undo Restoring.argument, or raise BadName. No name has a plus sign, so that there is one way to read it."""
+    """Undo Restoring.argument, or raise BadName. No name has a plus sign, so that there is one way
+    to read it.
+    """
     untrusted_parts = untrusted_argument.split("+")
     older = untrusted_parts[3:] == [OLDER]
     if len(untrusted_parts) != 3 + older or not is_session_name(untrusted_parts[2]):

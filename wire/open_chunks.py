@@ -1,4 +1,6 @@
-"""Opening the chunks of an image on a few threads, neighbours together: what dom0 and a holder of the key both do."""
+"""Opening the chunks of an image on a few threads, neighbours together: what dom0 and a holder of
+the key both do.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -51,9 +53,11 @@ def open_chunks(
     sink: Callable[[int, list[bytes]], object] | None,
     ordered: bool = False,
 ) -> None:
-    """Open every chunk and hand offset and contents to ``sink``, if there is one: from several threads, or ``ordered``.
+    """Open every chunk and hand offset and contents to ``sink``, if there is one: from several
+    threads, or ``ordered``.
 
-    The last chunk is cut at the record's size. Raises ChunkNotAuthentic, and whatever ``chunks`` and ``sink`` raise.
+    The last chunk is cut at the record's size. Raises ChunkNotAuthentic, and whatever ``chunks``
+    and ``sink`` raise.
     """
     opener, size = ChunkOpener(record, keys), record.chunk_size
 

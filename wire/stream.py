@@ -5,8 +5,9 @@ from typing import Protocol
 from wire.messages import HEADER, Layout
 
 SEND_BUFFER = 1 << 20
-"""Bytes on their way that a local socket is asked to hold. The kernel gives what it may, with its own settings twice what
-a socket has otherwise (socket(7), SO_SNDBUF): either side waits for the other half as often."""
+"""Bytes on their way that a local socket is asked to hold. The kernel gives what it may, with its
+own settings twice what a socket has otherwise (socket(7), SO_SNDBUF): either side waits for the
+other half as often."""
 
 
 class Reader(Protocol):

@@ -1,5 +1,5 @@
-"""The agent's services as methods. What comes back is checked for length before it is read; a call without a final status
-has failed, whatever its exit code."""
+"""The agent's services as methods. What comes back is checked for length before it is read; a call
+without a final status has failed, whatever its exit code."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -72,9 +72,13 @@ _MEANINGS = {
 Parsed = TypeVar("Parsed", bound=Layout)
 DOM0 = "dom0"
 ABSENT = "@default"
-"""Target of a call about a qube that does not exist: policy knows it by this name, the argument has its own."""
+"""Target of a call about a qube that does not exist: policy knows it by this name, the argument has
+its own.
+"""
 STALE = 60.0
-"""Seconds after which a call that was begun ahead is begun again: dom0 gives up those that stay silent."""
+"""Seconds after which a call that was begun ahead is begun again: dom0 gives up those that stay
+silent.
+"""
 _EXITS = {
     125: "the service is not executable in dom0",
     126: "dom0's policy refused the call",
@@ -83,7 +87,8 @@ _EXITS = {
 
 
 ENDING = 8
-"""Calls that have said their last and are not waited for yet: each has a descriptor and a process."""
+"""Calls that have said their last and are not waited for yet: each has a descriptor and a process.
+"""
 
 
 class RefusedError(AgentError):
@@ -167,7 +172,9 @@ class Agent:
         self._archive, self._limit = archive, max(1 << 16, largest_frame(chunk_size))
 
     def prepare(self, service: str, qube: str | None = None, volume: str = "") -> None:
-        """Begin a call that is about to be made: the service starts while we still do something else."""
+        """Begin a call that is about to be made: the service starts while we still do something
+        else.
+        """
         key = service, qube, volume
         if key not in self._prepared:
             self._prepared[key], self._since[key] = self._start(*key), monotonic()
@@ -286,7 +293,9 @@ class Agent:
         return entries
 
     def snapshot(self, qube: str, volume: str, newest: bytes, sequence: int, time: int) -> Offer:
-        """Begin a session. ``newest`` and ``sequence``: the archive's newest session; ``time``: the run's, 0 for now."""
+        """Begin a session. ``newest`` and ``sequence``: the archive's newest session; ``time``: the
+        run's, 0 for now.
+        """
         request = Request(archive=self._archive, session=newest, number=sequence, time=time)
         with self._call("Snapshot", request, qube, volume) as reply:
             frames = reply.only()
@@ -303,7 +312,9 @@ class Agent:
         first: int,
         known: Callable[[IO[bytes]], None] | None = None,
     ) -> Iterator[Reply]:
-        """The frames of a session from chunk ``first`` on; ``known`` writes the ids that we hold."""
+        """The frames of a session from chunk ``first`` on; ``known`` writes the ids that we
+        hold.
+        """
         flags = REQUEST_KNOWN if known else 0
         request = Request(archive=self._archive, session=session, number=first, flags=flags)
         with self._call("Extract", request, qube, volume, known) as reply:
@@ -332,7 +343,9 @@ class Agent:
     def restore(
         self, asked: Restoring, feed: Callable[[IO[bytes]], None], absent: bool = False
     ) -> Status:
-        """Have dom0 put a session in a volume's place; ``feed`` writes it. ``absent``: the qube is to be made again."""
+        """Have dom0 put a session in a volume's place; ``feed`` writes it. ``absent``: the qube is
+        to be made again.
+        """
         target, request = ABSENT if absent else asked.qube, Request(archive=self._archive)
         what = f"Restore {asked.qube}/{asked.volume}"
         with self._call("Restore", request, target, asked.argument(), feed, what) as reply:

@@ -1,4 +1,6 @@
-"""What the catalog must hold, from the packs' own indexes and the sessions: parts of what reconcile.py does."""
+"""What the catalog must hold, from the packs' own indexes and the sessions: parts of what
+reconcile.py does.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -34,7 +36,9 @@ def built(archive: "Archive", path: Path, names: Mapping[str, int]) -> ChunkCata
 
 
 def sweep_whole(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
-    """``sweep``, and what lies in holes is taken out; returns how many chunks each session lacks."""
+    """``sweep``, and what lies in holes is taken out; returns how many chunks each session
+    lacks.
+    """
     found = sweep(archive, catalog)
     if forget_holes(archive, catalog, catalog.packs()):
         return lacking_in(archive, catalog, archive.session_files())
@@ -42,7 +46,8 @@ def sweep_whole(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
 
 
 def sweep(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
-    """Take out what nothing refers to, in one reading of all sessions; returns how many chunks each session lacks.
+    """Take out what nothing refers to, in one reading of all sessions; returns how many chunks each
+    session lacks.
 
     Nothing is taken out while it is not known what all of them refer to.
     """
@@ -116,7 +121,9 @@ def _choose(
 
 
 def leave_out(archive: "Archive", catalog: ChunkCatalog, rotten: Iterable[tuple[str, int]]) -> None:
-    """Take out what was found rotten, unless it is sound now: packs may have been put back from a copy."""
+    """Take out what was found rotten, unless it is sound now: packs may have been put back from a
+    copy.
+    """
     numbers = {name: number for number, name in catalog.packs().items()}
     with packs.PackReader(archive.storage) as reader:
         for name, offset in rotten:

@@ -1,4 +1,5 @@
-"""Taking in sessions that were made elsewhere: from an exported file, or from another copy of the archive.
+"""Taking in sessions that were made elsewhere: from an exported file, or from another copy of the
+archive.
 
 Entries come through a partial session, so that what is interrupted resumes where it stopped.
 """
@@ -17,7 +18,9 @@ from wire.records import read_clear
 
 
 class Entry(NamedTuple):
-    """One entry of a session: ``sealed`` is empty for zeros, and where the archive holds the chunk."""
+    """One entry of a session: ``sealed`` is empty for zeros, and where the archive holds
+    the chunk.
+    """
 
     number: int
     id: bytes
@@ -46,8 +49,10 @@ class Incoming:
         parameters = archive.parameters
         if clear.archive != parameters.archive or clear.chunk_size != parameters.chunk_size:
             raise SparsebakError(
-                f"this session belongs to archive {clear.archive.hex()}, not to {parameters.archive.hex()}",
-                "sessions go only into archives of the same key: copies of the archive that they come from",
+                f"this session belongs to archive {clear.archive.hex()}, not to"
+                f" {parameters.archive.hex()}",
+                "sessions go only into archives of the same key: copies of the archive that they"
+                " come from",
             )
         if clear.sequence > sessions.LAST_SEQUENCE:
             raise DamagedError(f"this session claims an impossible number, {clear.sequence}")

@@ -1,4 +1,6 @@
-"""What an archive holds of a volume, as the agent is told it, so that it sends only what differs."""
+"""What an archive holds of a volume, as the agent is told it, so that it sends only what
+differs.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +16,9 @@ from wire.messages import Offer
 
 
 def known_ids(archive: Archive, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:
-    """Writes the ids of the volume's chunks at its newest session, in order; zeros for what is not held."""
+    """Writes the ids of the volume's chunks at its newest session, in order; zeros for what is not
+    held.
+    """
     series = archive.sessions(newest.volume)[newest.volume]
     known, _ = chain(series, newest)
     # a chain that breaks off does no harm here: the agent compares each id with the data

@@ -1,7 +1,9 @@
-"""Storing what arrives: chunks into packs, entries into partial sessions, complete sessions into session files.
+"""Storing what arrives: chunks into packs, entries into partial sessions, complete sessions into
+session files.
 
-Packs are brought to disk, or elsewhere, in the background while the next one fills. Only when some are there do their chunks
-enter the catalog and their entries the partial session, and only then are sessions that end in them stored.
+Packs are brought to disk, or elsewhere, in the background while the next one fills. Only when some
+are there do their chunks enter the catalog and their entries the partial session, and only then are
+sessions that end in them stored.
 """
 
 import sqlite3
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 MAX_ENTRIES = 1 << 14
 """Entries after which a pack is closed, however small, so that memory stays bounded."""
 RECORD_SECONDS, RECORD_ENTRIES = 1.0, 1 << 16
-"""Time and entries after which packs that are on disk are recorded: what a run that is killed must send again."""
+"""Time and entries after which packs that are on disk are recorded: what a run that is killed must
+send again.
+"""
 
 
 @dataclass
@@ -61,12 +65,15 @@ class PackWriter:
     def chunk(
         self, partial: Partial, number: int, chunk_id: bytes, sealed: bytes | memoryview
     ) -> None:
-        """Take a chunk: ``sealed`` is empty for zeros, and for what the archive must hold already."""
+        """Take a chunk: ``sealed`` is empty for zeros, and for what the archive must hold
+        already.
+        """
         filling = self._filling
         if chunk_id != ZERO_ID and not self.holds(chunk_id):
             if not sealed:
                 raise DamagedError(
-                    f"the agent took it that the archive holds chunk {chunk_id.hex()[:16]}, but it does not",
+                    f"the agent took it that the archive holds chunk {chunk_id.hex()[:16]}, but it"
+                    " does not",
                     "run: sparsebak scrub, then sparsebak backup",
                 )
             if filling.pack is None:
@@ -136,7 +143,9 @@ class PackWriter:
         self._recorded = time.monotonic()
 
     def _note(self) -> list[Filling]:
-        """Bring the packs that are on disk into the catalog, and their entries into the partial sessions."""
+        """Bring the packs that are on disk into the catalog, and their entries into the partial
+        sessions.
+        """
         settled, self._settled = self._settled, []
         self._catalog.begin()
         for filled in settled:
@@ -160,7 +169,9 @@ class PackWriter:
         self._record()
 
     def finish(self) -> None:
-        """The same at the end of a run: all that was stored has a session, or a partial one, that refers to it."""
+        """The same at the end of a run: all that was stored has a session, or a partial one, that
+        refers to it.
+        """
         self.flush()
         self._catalog.marks.storing = False
 

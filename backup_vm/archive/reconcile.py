@@ -1,21 +1,24 @@
-"""The catalog is believed only for the files it was made for; where the store has others, it is brought to what there is.
+"""The catalog is believed only for the files it was made for; where the store has others, it is
+brought to what there is.
 
-Packs and sessions never change under their names, so that names and sizes tell. Only holes in packs cannot be seen from that:
-but whoever punches them has removed session files first.
+Packs and sessions never change under their names, so that names and sizes tell. Only holes in packs
+cannot be seen from that: but whoever punches them has removed session files first.
 
-==============================  ====================================================================================
-the store, against the catalog  what is done
-==============================  ====================================================================================
-equal                           nothing: the catalog is believed after one listing of the store
-has sessions more               those are looked through; nothing else unless a chunk of theirs is not listed
-has other packs                 packs that are gone (or have another size) leave it, new ones are read in
-lacks sessions it was made for  what no session refers to any more leaves it, and what may lie in a hole is looked at
-a chunk is listed nowhere       all of it is made again from the packs' own indexes
-==============================  ====================================================================================
+==============================
+==================================================================================== the store,
+against the catalog  what is done ==============================
+==================================================================================== equal
+nothing: the catalog is believed after one listing of the store has sessions more
+those are looked through; nothing else unless a chunk of theirs is not listed has other packs
+packs that are gone (or have another size) leave it, new ones are read in lacks sessions it was made
+for  what no session refers to any more leaves it, and what may lie in a hole is looked at a chunk
+is listed nowhere       all of it is made again from the packs' own indexes
+==============================
+====================================================================================
 
-A chunk that is in no pack then is lost. The sessions that list it are spoilt; so are those that build on a session which is
-missing. They are named once, and a volume whose newest image needs what is lost gets a full session next. Readers do
-all this in a copy aside, and change nothing.
+A chunk that is in no pack then is lost. The sessions that list it are spoilt; so are those that
+build on a session which is missing. They are named once, and a volume whose newest image needs what
+is lost gets a full session next. Readers do all this in a copy aside, and change nothing.
 """
 
 import os
@@ -36,15 +39,21 @@ if TYPE_CHECKING:
     from backup_vm.archive.sessions import Session
 
 _UNREADABLE = -2
-"""In place of its size: a session that could not be read is looked at again whenever the archive is opened."""
+"""In place of its size: a session that could not be read is looked at again whenever the archive is
+opened.
+"""
 _NAMED = 3
 UNRECORDED = 32
-"""Sessions up to which the catalog need not say that it is made for them, too: looked through, they are believed as well."""
+"""Sessions up to which the catalog need not say that it is made for them, too: looked through, they
+are believed as well.
+"""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Names and sizes of packs; of sessions, unfinished ones and (with no size, they grow) partial ones."""
+    """Names and sizes of packs; of sessions, unfinished ones and (with no size, they grow) partial
+    ones.
+    """
 
     packs: dict[str, int]
     files: dict[str, int]
@@ -62,7 +71,8 @@ class Listing:
 
 
 def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> ChunkCatalog:
-    """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither be used nor made again.
+    """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither
+    be used nor made again.
 
     ``aside``: a reader that notes something in it, and so needs a copy of its own.
     """
@@ -116,9 +126,10 @@ def _opened(archive: "Archive") -> ChunkCatalog | None:
 def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, int]) -> None:
     """Note and name sessions that have got lost although nothing that is there builds on them.
 
-    Rules never remove the newest session of a volume, and whoever does so by name tells the catalog first. Of earlier ones
-    that are gone an old catalog cannot tell whether they were pruned since; if they were not, what builds on them is cut off.
-    Not of an archive elsewhere: its catalog is this machine's, and another machine may have removed any.
+    Rules never remove the newest session of a volume, and whoever does so by name tells the catalog
+    first. Of earlier ones that are gone an old catalog cannot tell whether they were pruned since;
+    if they were not, what builds on them is cut off. Not of an archive elsewhere: its catalog is
+    this machine's, and another machine may have removed any.
     """
     newest = {naming.volume_of(name): name for name in naming.sessions_in(now)}
     gone = [n for n in naming.sessions_in(then) if n not in now and then[n] != _UNREADABLE]
@@ -130,13 +141,16 @@ def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, in
     if archive.lost:
         more = f" (and {len(archive.lost) - 1} more)" if len(archive.lost) > 1 else ""
         archive.warnings.append(
-            f"{archive.storage.describe(archive.lost[-1])} is missing{more}, the newest session of its volume at the last "
-            "run: put it back from a copy, before another prune gives its space back"
+            f"{archive.storage.describe(archive.lost[-1])} is missing{more}, the newest session of"
+            " its volume at the last run: put it back from a copy, before another prune gives its"
+            " space back"
         )
 
 
 def _fits(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> bool:
-    """Whether a reader can use the catalog as it lies there: sessions that are gone do not matter to it."""
+    """Whether a reader can use the catalog as it lies there: sessions that are gone do not matter
+    to it.
+    """
     return catalog.pack_sizes() == now.packs and _complete(archive, catalog, _more(catalog, now))
 
 
@@ -170,7 +184,8 @@ def _aside(archive: "Archive", copied: bool, now: Listing) -> ChunkCatalog:
 def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> ChunkCatalog:
     """Bring a catalog to what there is; another one if it must be made again."""
     then = Listing(catalog.pack_sizes(), catalog.files())
-    # a run died, or this is a copy from its midst: what a prune has begun to give back cannot be seen from names and sizes
+    # a run died, or this is a copy from its midst: what a prune has begun to give back cannot be
+    # seen from names and sizes
     amidst = catalog.marks.storing or catalog.marks.reclaiming
     if now == then and not amidst:
         return catalog
@@ -245,7 +260,9 @@ def rebuild(
 
 @dataclass(frozen=True)
 class Remembered:
-    """What a catalog knows that cannot be found out by making it again without reading every pack."""
+    """What a catalog knows that cannot be found out by making it again without reading
+    every pack.
+    """
 
     spoilt: frozenset[str] = frozenset()
     compare: tuple[str, ...] = ()
@@ -289,7 +306,8 @@ def spoil(
 ) -> None:
     """Remember spoilt session files. ``volumes``: sessions by volume id, oldest first.
 
-    A volume of which one is spoilt since its last full session gets a full one next: earlier ones do not matter to it.
+    A volume of which one is spoilt since its last full session gets a full one next: earlier ones
+    do not matter to it.
     """
     for name in files:
         volume = naming.volume_of(name)
@@ -300,7 +318,9 @@ def spoil(
 
 
 def _conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: set[str]) -> None:
-    """Note what the catalog is made for now, and what is spoilt; commit. What was not known before is named."""
+    """Note what the catalog is made for now, and what is spoilt; commit. What was not known before
+    is named.
+    """
     volumes = archive.sessions()
     reasons = dict.fromkeys(lacking, "chunks of it are missing")
     reasons |= {name: str(error) for name, error in archive.damaged.items()}

@@ -1,4 +1,6 @@
-"""``sparsebak``: one module for each command, each with ``add_to(commands)`` that declares it and a ``run(options)``."""
+"""``sparsebak``: one module for each command, each with ``add_to(commands)`` that declares it and a
+``run(options)``.
+"""
 
 import argparse
 import atexit
@@ -20,14 +22,17 @@ COMMANDS = (
     *("verify", "scrub", "prune", "delete", "tag", "export", "import", "copy", "keys", "doctor"),
     "unlock",
 )
-_EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found; 5 the agent refused or
-cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no key; 130 interrupted (128 and the number of any
-other signal). The environment variables SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE stand in for --agent and --archive.
-General options can be given before or after COMMAND; of two that contradict each other the last one counts."""
+_EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found;
+5 the agent refused or cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no
+key; 130 interrupted (128 and the number of any other signal). The environment variables
+SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE stand in for --agent and --archive. General options can be
+given before or after COMMAND; of two that contradict each other the last one counts."""
 
 
 def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
-    """The command line. Of the commands only those among ``words``, if any is: to import the others takes time."""
+    """The command line. Of the commands only those among ``words``, if any is: to import the others
+    takes time.
+    """
     top = Parser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
     add_common(top)
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")

@@ -14,8 +14,10 @@ def add_to(commands: Any) -> None:
     assemble = commands.add_parser(
         "assemble",
         help="write a session as a raw disk image; needs the key, but no agent",
-        description="Writes a session as a raw, sparse disk image, every piece of it authenticated. Needs the key, but no "
-        "agent.",
+        description=(
+            "Writes a session as a raw, sparse disk image, every piece of it authenticated. Needs"
+            " the key, but no agent."
+        ),
     )
     assemble.add_argument("volume", metavar="QUBE/VOLUME", help="the volume")
     session_option(assemble)

@@ -22,8 +22,10 @@ def add_to(commands: Any) -> None:
     backup = commands.add_parser(
         "backup",
         help="store a new session of each volume",
-        description="Stores a new session of each volume named, or of all that dom0 lists. An interrupted session is "
-        "resumed first.",
+        description=(
+            "Stores a new session of each volume named, or of all that dom0 lists. An interrupted"
+            " session is resumed first."
+        ),
     )
     backup.add_argument(
         "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="what to back up (default: all)"
@@ -126,7 +128,8 @@ def _prune(
     pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
     if pruned.sessions:
         context.say(
-            f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)} given back."
+            f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)} given"
+            " back."
         )
 
 

@@ -1,4 +1,6 @@
-"""What the commands share: settings, the archive, the agent, keys, questions, and how results are printed."""
+"""What the commands share: settings, the archive, the agent, keys, questions, and how results are
+printed.
+"""
 
 import argparse
 import os
@@ -28,7 +30,9 @@ _QREXEC = Path("/usr/bin/qrexec-client-vm")
 
 
 class Context:
-    """One command's surroundings, from options, environment and settings, in this order of precedence."""
+    """One command's surroundings, from options, environment and settings, in this order of
+    precedence.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -69,7 +73,9 @@ class Context:
 
     @contextmanager
     def open(self, writing: bool | None = False) -> Iterator["Archive"]:
-        """The archive, locked, see open_archive; what was mended on the way is reported at the end."""
+        """The archive, locked, see open_archive; what was mended on the way is reported at
+        the end.
+        """
         import sqlite3
 
         from backup_vm.archive.archive import open_archive
@@ -92,7 +98,9 @@ class Context:
         return self._setting("agent", "SPARSEBAK_AGENT") is not None or _QREXEC.exists()
 
     def dom0_asks(self) -> bool:
-        """Whether qrexec's policy lies between here and the agent: then dom0 asks before anything is overwritten."""
+        """Whether qrexec's policy lies between here and the agent: then dom0 asks before anything
+        is overwritten.
+        """
         return (self._setting("agent", "SPARSEBAK_AGENT") or "qrexec") == "qrexec"
 
     def agent(self, archive: "Archive | None" = None) -> "Agent":
@@ -114,7 +122,9 @@ class Context:
         return agent
 
     def keys(self, archive: "Archive") -> "Keys | None":
-        """The archive's keys: in open mode, or with --passphrase-file; None in a sealed archive without one."""
+        """The archive's keys: in open mode, or with --passphrase-file; None in a sealed archive
+        without one.
+        """
         file: Path | None = getattr(self.options, "passphrase_file", None)
         return archive.parameters.keys(None if file is None else read_passphrase(file))
 
@@ -157,14 +167,18 @@ class Context:
             self._ask(question)
 
     def must_have_word(self, question: str) -> None:
-        """Raise SparsebakError at once where ``confirm`` would have neither --yes nor anybody to ask."""
+        """Raise SparsebakError at once where ``confirm`` would have neither --yes nor anybody to
+        ask.
+        """
         if not self.options.yes and not self.may_ask:
             raise SparsebakError(
                 f"nobody is here to be asked: {question}", "give --yes to do it without a question"
             )
 
     def confirm_by_hand(self, question: str) -> None:
-        """The same for what was described by rules, which say enough where nobody is there: ask only a person."""
+        """The same for what was described by rules, which say enough where nobody is there: ask
+        only a person.
+        """
         if self.may_ask and not self.options.yes:
             self._ask(question)
 

@@ -1,4 +1,6 @@
-"""``sparsebak copy``: bring a second copy of the archive up to date, on another disk or at a URL."""
+"""``sparsebak copy``: bring a second copy of the archive up to date, on another disk or at
+a URL.
+"""
 
 import argparse
 from typing import Any
@@ -14,10 +16,12 @@ def add_to(commands: Any) -> None:
     copy = commands.add_parser(
         "copy",
         help="bring a second copy of the archive up to date; only what it lacks is sent",
-        description="Brings a copy of the archive up to date, or makes one. Needs no key; with one, or in an open "
-        "archive, only what proves authentic is sent. What is interrupted resumes where it "
-        "stopped. The copy is an archive of its own, to restore from, prune, or even back up into. What cannot be read here is "
-        "named, and all the rest is copied.",
+        description=(
+            "Brings a copy of the archive up to date, or makes one. Needs no key; with one, or in"
+            " an open archive, only what proves authentic is sent. What is interrupted resumes"
+            " where it stopped. The copy is an archive of its own, to restore from, prune, or even"
+            " back up into. What cannot be read here is named, and all the rest is copied."
+        ),
     )
     copy.add_argument("target", metavar="DIR", help="the copy: a folder or a URL, as for --archive")
     copy.add_argument(

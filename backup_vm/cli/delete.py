@@ -14,8 +14,10 @@ def add_to(commands: Any) -> None:
     delete = commands.add_parser(
         "delete",
         help="remove all sessions of a volume",
-        description="Removes all sessions of a volume from the archive. Asks first; where nobody can be asked, it fails "
-        "without --yes.",
+        description=(
+            "Removes all sessions of a volume from the archive. Asks first; where nobody can be"
+            " asked, it fails without --yes."
+        ),
     )
     delete.add_argument("volume", metavar="QUBE/VOLUME", help="the volume to remove")
     dry_run_option(delete, "only show what would be removed")

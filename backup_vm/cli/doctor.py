@@ -19,7 +19,10 @@ def add_to(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="check settings, mount, archive, keys, policy, agent and timer; say what to do",
-        description="Looks at the whole chain from this machine to dom0, and says what to do about what it finds.",
+        description=(
+            "Looks at the whole chain from this machine to dom0, and says what to do about what it"
+            " finds."
+        ),
     )
     doctor.set_defaults(run=run)
 

@@ -1,4 +1,6 @@
-"""``sparsebak export``: one session as one file, sealed as it is, or opened as a raw image or a tar file."""
+"""``sparsebak export``: one session as one file, sealed as it is, or opened as a raw image or a tar
+file.
+"""
 
 import argparse
 import os
@@ -15,8 +17,10 @@ def add_to(commands: Any) -> None:
     export = commands.add_parser(
         "export",
         help="write a session as one portable file",
-        description="Writes a session as one file: sealed as it is, for sparsebak import, or opened with the key as a raw "
-        "disk image or a tar file.",
+        description=(
+            "Writes a session as one file: sealed as it is, for sparsebak import, or opened with"
+            " the key as a raw disk image or a tar file."
+        ),
     )
     export.add_argument("volume", metavar="QUBE/VOLUME", help="the volume")
     session_option(export)

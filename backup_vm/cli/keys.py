@@ -1,4 +1,6 @@
-"""``sparsebak keys``: write down what a new dom0 needs to take the archive over, or take in key slots that dom0 changed."""
+"""``sparsebak keys``: write down what a new dom0 needs to take the archive over, or take in key
+slots that dom0 changed.
+"""
 
 import argparse
 from typing import Any
@@ -13,8 +15,10 @@ def add_to(commands: Any) -> None:
     keys = commands.add_parser(
         "keys",
         help="write down what a new dom0 needs to take the archive over",
-        description="Writes key slots and newest records, all sealed, for: "
-        "sparsebak-agent keys import LABEL FILE --caller QUBE",
+        description=(
+            "Writes key slots and newest records, all sealed, for: "
+            "sparsebak-agent keys import LABEL FILE --caller QUBE"
+        ),
     )
     keys.add_argument(
         "--refresh",
@@ -88,9 +92,10 @@ def _refresh(context: Context) -> int:
             )
         if (entry.mode == MODE_OPEN) != (archive.parameters.master is not None):
             raise DamagedError(
-                f"the archive says that it is {archive.parameters.mode}, dom0 knows it as the opposite",
-                "somebody has changed archive.toml; dom0 gives its contents again by: sparsebak init DIR "
-                f"--label {entry.label} --repair",
+                f"the archive says that it is {archive.parameters.mode}, dom0 knows it as the"
+                " opposite",
+                "somebody has changed archive.toml; dom0 gives its contents again by: sparsebak"
+                f" init DIR --label {entry.label} --repair",
             )
         replace(archive.parameters, slots=tuple(slots)).save(archive.storage)
     context.done(

@@ -17,7 +17,10 @@ def add_to(commands: Any) -> None:
     show = commands.add_parser(
         "list",
         help="show volumes, or the sessions of one, and the space they take up",
-        description="Shows the volumes in the archive; of a qube or volume that is named, or with --tag, its sessions.",
+        description=(
+            "Shows the volumes in the archive; of a qube or volume that is named, or with --tag,"
+            " its sessions."
+        ),
     )
     show.add_argument(
         "volume",

@@ -1,4 +1,6 @@
-"""Options that every command has, and that may stand before it or after it; and pieces that several commands declare."""
+"""Options that every command has, and that may stand before it or after it; and pieces that several
+commands declare.
+"""
 
 import argparse
 import sys
@@ -13,7 +15,9 @@ GENERAL = "general options"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose --help and --version fail where they cannot be printed; argparse ignores that."""
+    """A parser whose --help and --version fail where they cannot be printed; argparse
+    ignores that.
+    """
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stderr:  # None is a standard output that is closed
@@ -23,8 +27,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
-    """Declare the options of every command. ``again``: after the command, where they must have no default, which
-    would undo what was given before it."""
+    """Declare the options of every command. ``again``: after the command, where they must have no
+    default, which would undo what was given before it."""
 
     def option(*names: str, **settings: Any) -> None:
         # With a name already taken, a command has a meaning of its own for it.

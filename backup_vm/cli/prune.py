@@ -1,4 +1,6 @@
-"""``sparsebak prune``: remove sessions by name, by rules, or until there is room; all others stay whole."""
+"""``sparsebak prune``: remove sessions by name, by rules, or until there is room; all others stay
+whole.
+"""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -25,9 +27,11 @@ def add_to(commands: Any) -> None:
     prune = commands.add_parser(
         "prune",
         help="remove sessions and give their space back",
-        description="Removes sessions: those named, or all that no rule keeps. Without either the rules of the settings file "
-        "count. A session is kept if any rule keeps it; the newest of a volume always is. On a terminal it asks before "
-        "anything is removed.",
+        description=(
+            "Removes sessions: those named, or all that no rule keeps. Without either the rules of"
+            " the settings file count. A session is kept if any rule keeps it; the newest of a"
+            " volume always is. On a terminal it asks before anything is removed."
+        ),
     )
     prune.add_argument(
         "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="of which volumes (default: all)"
@@ -161,7 +165,9 @@ def judge(
     rules: "Rules",
     until_free: str | None,
 ) -> "list[Verdict]":
-    """A verdict on every session of the volumes chosen, by the rules given, else by those of the settings."""
+    """A verdict on every session of the volumes chosen, by the rules given, else by those of the
+    settings.
+    """
     from backup_vm.errors import UsageError
     from backup_vm.jobs.thinning import by_rules, for_room, wanted_room
     from backup_vm.volumes import Named
@@ -250,7 +256,8 @@ def remove(
                 context.result({}, f"would remove {volume.name} {session.name}")
         context.result(
             {},
-            f"{count_text(done.sessions, 'session')} would be removed, {size_text(done.space)} given back.",
+            f"{count_text(done.sessions, 'session')} would be removed, {size_text(done.space)}"
+            " given back.",
         )
         return code
     left = set(archive.session_files())

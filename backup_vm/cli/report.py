@@ -12,7 +12,10 @@ def add_to(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="write a page of HTML: sessions by day, growth, health",
-        description="Writes one page of HTML that needs no network and no script. It names qubes: keep it where names may be.",
+        description=(
+            "Writes one page of HTML that needs no network and no script. It names qubes: keep it"
+            " where names may be."
+        ),
     )
     report.add_argument(
         "-o", "--output", required=True, type=path, metavar="FILE", help="the page to write"

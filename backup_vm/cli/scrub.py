@@ -1,4 +1,6 @@
-"""``sparsebak scrub``: check every file of the archive against its checksums. Needs no key and no agent."""
+"""``sparsebak scrub``: check every file of the archive against its checksums. Needs no key and no
+agent.
+"""
 
 import argparse
 from typing import Any
@@ -12,8 +14,10 @@ def add_to(commands: Any) -> None:
     scrub = commands.add_parser(
         "scrub",
         help="check the archive's files against their checksums",
-        description="Checks every file of the archive. Reports damage; damaged chunks are sent again by the next backup. "
-        "Needs no key and no agent.",
+        description=(
+            "Checks every file of the archive. Reports damage; damaged chunks are sent again by the"
+            " next backup. Needs no key and no agent."
+        ),
     )
     scrub.set_defaults(run=run)
 

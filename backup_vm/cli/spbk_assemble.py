@@ -1,7 +1,9 @@
-"""``spbk-assemble``: the original sparsebak's way to make an image of a volume's folder, on archives of today.
+"""``spbk-assemble``: the original sparsebak's way to make an image of a volume's folder, on
+archives of today.
 
-``spbk-assemble [-c] PATH``, where PATH is a volume's folder in an archive, ``ARCHIVE/volumes/ID``, or
-``ARCHIVE/QUBE/VOLUME``, or an archive with one volume. With ``-c`` everything is checked and nothing is written.
+``spbk-assemble [-c] PATH``, where PATH is a volume's folder in an archive, ``ARCHIVE/volumes/ID``,
+or ``ARCHIVE/QUBE/VOLUME``, or an archive with one volume. With ``-c`` everything is checked and
+nothing is written.
 """
 
 import argparse
@@ -59,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         if len(known) != 1:
             output.complain(
-                f"spbk-assemble: {printable(str(archive))} has {len(known)} volumes; name one of them: ARCHIVE/QUBE/VOLUME"
+                f"spbk-assemble: {printable(str(archive))} has {len(known)} volumes; name one of"
+                " them: ARCHIVE/QUBE/VOLUME"
             )
             return Exit.USAGE
         volume = known[0]

@@ -1,4 +1,6 @@
-"""``sparsebak status``: the archive at a glance, what has changed since in each volume, and whether all is well."""
+"""``sparsebak status``: the archive at a glance, what has changed since in each volume, and whether
+all is well.
+"""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -21,8 +23,10 @@ def add_to(commands: Any) -> None:
     status = commands.add_parser(
         "status",
         help="show the archive, what changed since the last backup, and its health",
-        description="Shows the archive at a glance: space, last checks, and of each volume its newest session and how much "
-        "has changed since.",
+        description=(
+            "Shows the archive at a glance: space, last checks, and of each volume its newest"
+            " session and how much has changed since."
+        ),
     )
     space_option(status)
     key_option(status)
@@ -73,7 +77,10 @@ def _text(data: dict[str, Any]) -> str:
     )
     free = "?" if data["free"] is None else size_text(data["free"])
     head = [
-        f"Archive {data['label']} in {data['path']}, {data['mode']}, chunks of {data['chunk_size'] >> 10} KiB",
+        (
+            f"Archive {data['label']} in {data['path']}, {data['mode']}, chunks of"
+            f" {data['chunk_size'] >> 10} KiB"
+        ),
         f"{data['chunks']} chunks, {size_text(data['stored'])} stored, {free} free on the disk",
         f"Last scrub: {scrubbed}."
         + (f" Next backup: {data['next_run']}." if data["next_run"] else ""),
@@ -153,11 +160,9 @@ def _volume(
         "id": volume_id,
         "latest": latest.name if latest else None,
         "sessions": len(named.sessions) if named else 0,
-        "size": entry.size
-        if entry and not flags & VOLUME_GONE
-        else latest.clear.size
-        if latest
-        else 0,
+        "size": (
+            entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0
+        ),
         "own": use.own if use else None,
         "shared": use.shared if use else None,
         "compression": round(use.compression, 3) if use else None,

@@ -12,7 +12,9 @@ def add_to(commands: Any) -> None:
     tag = commands.add_parser(
         "tag",
         help="put tags and a note on a session; they are stored in clear",
-        description="Puts tags and a note on a session, or takes them off. They are stored in clear.",
+        description=(
+            "Puts tags and a note on a session, or takes them off. They are stored in clear."
+        ),
     )
     tag.add_argument("volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube")
     session_option(tag)
@@ -66,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
             | note_data(note)
         )
         context.say(
-            f"{volume.name} {session.name}: {', '.join(sorted(note.tags)) or 'no tags'}{note.text and f'; {note.text}'}"
+            f"{volume.name} {session.name}:"
+            f" {', '.join(sorted(note.tags)) or 'no tags'}{note.text and f'; {note.text}'}"
         )
     if context.json:
         context.result({"sessions": data}, "")

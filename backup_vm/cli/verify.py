@@ -1,4 +1,6 @@
-"""``sparsebak verify``: prove sessions authentic and complete, with the key if it is here, through the agent otherwise."""
+"""``sparsebak verify``: prove sessions authentic and complete, with the key if it is here, through
+the agent otherwise.
+"""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,10 @@ def add_to(commands: Any) -> None:
     verify = commands.add_parser(
         "verify",
         help="prove sessions authentic and complete",
-        description="Proves that sessions are what dom0 sealed, and complete: here with the key, else through dom0.",
+        description=(
+            "Proves that sessions are what dom0 sealed, and complete: here with the key, else"
+            " through dom0."
+        ),
     )
     verify.add_argument(
         "volume", nargs="?", metavar="QUBE/VOLUME", help="whose sessions (default: all volumes)"
@@ -99,7 +104,8 @@ def _verify(
             if status.notes & NOTE_OLDER and session is volume.sessions[-1]:
                 known = "no session" if status.notes & NOTE_UNKNOWN else "another session"
                 context.warn(
-                    f"{volume.name} {session.name}: the newest here; dom0 knows {known} as the newest"
+                    f"{volume.name} {session.name}: the newest here; dom0 knows {known} as the"
+                    " newest"
                 )
     except DamagedError as error:
         problem = str(error)

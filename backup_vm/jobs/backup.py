@@ -1,4 +1,6 @@
-"""A backup run: interrupted sessions are finished first; then all volumes are snapshotted, then extracted, one by one."""
+"""A backup run: interrupted sessions are finished first; then all volumes are snapshotted, then
+extracted, one by one.
+"""
 
 import sqlite3
 import time as clock
@@ -31,7 +33,9 @@ from wire.messages import (
 
 RESERVE = 1 << 20
 JUST_NOW = 60
-"""Seconds by which the newest session's time may lie ahead of our clock without a doubt about either."""
+"""Seconds by which the newest session's time may lie ahead of our clock without a doubt about
+either.
+"""
 SOON = 64 << 20
 """Bytes of changes up to which the call that ends a run is begun before they are there."""
 
@@ -83,7 +87,9 @@ class Archiver:
         self.report = Report(spoilt=sorted(archive.found))
 
     def run(self, volumes: list[VolumeEntry]) -> Report:
-        """Back up the volumes. A volume that fails does not keep the others from being backed up."""
+        """Back up the volumes. A volume that fails does not keep the others from being
+        backed up.
+        """
         store, publish = PackWriter(self._archive), False
         try:
             with self._interrupts:
@@ -100,7 +106,8 @@ class Archiver:
         return self.report
 
     def _leave(self, store: PackWriter, publish: bool) -> None:
-        """End in an orderly way, whatever happened; what has come of sessions that are not complete is kept.
+        """End in an orderly way, whatever happened; what has come of sessions that are not complete
+        is kept.
 
         ``publish``: in the store, too, which is no use to try when it was that which failed.
         """
@@ -127,7 +134,9 @@ class Archiver:
         self._account_for(volumes)
 
     def _account_for(self, volumes: list[VolumeEntry]) -> None:
-        """A volume of which nothing says that it was backed up now was not, whatever the way by which it was left out."""
+        """A volume of which nothing says that it was backed up now was not, whatever the way by
+        which it was left out.
+        """
         new = {(done.qube, done.volume) for done in self.report.done if not done.resumed}
         failed = {name for name, _ in self.report.failed}
         for volume in volumes:
@@ -145,13 +154,16 @@ class Archiver:
         return self._newest[volume]
 
     def _notice_rollback(self, volumes: list[VolumeEntry]) -> None:
-        """Say, before anything is written, of which volumes the archive lacks the newest session that dom0 knows."""
+        """Say, before anything is written, of which volumes the archive lacks the newest session
+        that dom0 knows.
+        """
         for volume in volumes:
             newest = self._newest_of(volume.volume_id)
             if volume.session != bytes(16) and (newest is None or newest.clear.time < volume.time):
                 self._warn(
-                    f"the archive lacks session {session_name(volume.time)} of {volume.qube}/{volume.volume}, which dom0 "
-                    "knows: it was removed, or an old copy of the archive was put back; everything is compared anew"
+                    f"the archive lacks session {session_name(volume.time)} of"
+                    f" {volume.qube}/{volume.volume}, which dom0 knows: it was removed, or an old"
+                    " copy of the archive was put back; everything is compared anew"
                 )
 
     def _try(self, volume: VolumeEntry, action: Callable[[], None]) -> None:
@@ -163,7 +175,9 @@ class Archiver:
     def _finish_interrupted(
         self, store: PackWriter, volumes: list[VolumeEntry]
     ) -> dict[bytes, Offer]:
-        """Commit, go on with, or give up what earlier runs left. Returns offers that turned out to be new ones."""
+        """Commit, go on with, or give up what earlier runs left. Returns offers that turned out to
+        be new ones.
+        """
         self._partials = self._archive.partials()
         partials = {one.offer.volume_id: one for one in self._partials}
         offers: dict[bytes, Offer] = {}
@@ -204,7 +218,9 @@ class Archiver:
                 self._drop(store, partial)
 
     def _may_end_in(self, offer: Offer, newest: Session | None) -> bool:
-        """Whether an interrupted session can be resumed: what it builds on is the newest there is, and whole."""
+        """Whether an interrupted session can be resumed: what it builds on is the newest there is,
+        and whole.
+        """
         if offer.flags & OFFER_FULL:
             return True
         marked = self._archive.catalog.marks.must_compare(offer.volume_id.hex())
@@ -236,14 +252,17 @@ class Archiver:
             newest is None or offer.previous != newest.clear.session
         ):
             raise AgentError(
-                f"Snapshot {volume.qube}/{volume.volume}: the agent builds on a session that is not the newest"
+                f"Snapshot {volume.qube}/{volume.volume}: the agent builds on a session that is not"
+                " the newest"
             )
         return offer
 
     def _snapshot_all(
         self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]
     ) -> dict[bytes, Offer]:
-        """One offer for each volume, all under one time, so that the run is one moment and has one name."""
+        """One offer for each volume, all under one time, so that the run is one moment and has one
+        name.
+        """
         time = max((offer.time for offer in offers.values()), default=self._new_time(volumes))
         failed = {name for name, _ in self.report.failed}
         due = [
@@ -265,8 +284,9 @@ class Archiver:
     def _snapshot_now(self, volume: VolumeEntry, time: int) -> Offer:
         """An offer of the volume as it is now.
 
-        A call of a run that was killed may still have begun a session in dom0 after its list was made. That one is of an
-        earlier moment: stored under this run's name, it would pass for what was changed since.
+        A call of a run that was killed may still have begun a session in dom0 after its list was
+        made. That one is of an earlier moment: stored under this run's name, it would pass for what
+        was changed since.
         """
         offer = self._snapshot(volume, time)
         if offer.flags & OFFER_RESUMED:
@@ -274,12 +294,15 @@ class Archiver:
             offer = self._snapshot(volume, time)
         if offer.flags & OFFER_RESUMED:
             raise AgentError(
-                f"Snapshot {volume.qube}/{volume.volume}: the agent offers a session that was given up"
+                f"Snapshot {volume.qube}/{volume.volume}: the agent offers a session that was"
+                " given up"
             )
         return offer
 
     def _new_time(self, volumes: list[VolumeEntry]) -> int:
-        """Now, or the second after the newest session if that was just now, so that names stay distinct."""
+        """Now, or the second after the newest session if that was just now, so that names stay
+        distinct.
+        """
         now = int(clock.time())
         newest = (self._newest_of(volume.volume_id) for volume in volumes)
         return max(
@@ -304,7 +327,9 @@ class Archiver:
         self._agent.prepare(service, volume.qube, volume.volume)
 
     def _check_space(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
-        """Refuse before anything is sent when the disk could not hold it all, even if nothing compressed."""
+        """Refuse before anything is sent when the disk could not hold it all, even if nothing
+        compressed.
+        """
         compared = {
             key
             for key, offer in offers.items()
@@ -319,7 +344,8 @@ class Archiver:
             if volume.volume_id in offers:
                 self._agent.abort(volume.qube, volume.volume, offers[volume.volume_id].session)
         raise SparsebakError(
-            f"{self._archive.storage.describe()} has {_size(free)} free, and this backup may need up to {_size(needed)}",
+            f"{self._archive.storage.describe()} has {_size(free)} free, and this backup may need"
+            f" up to {_size(needed)}",
             "prune old sessions, or go on with --ignore-free-space if you expect it to compress",
         )
 
@@ -382,7 +408,8 @@ class Archiver:
         def finish() -> None:
             self._finish(volume, complete, record, inherit, done)
 
-        # It may come while another volume is being extracted: what fails then is this one's failure, and no other's.
+        # It may come while another volume is being extracted: what fails then is this one's
+        # failure, and no other's.
         store.then(lambda: self._try(volume, finish))
 
     def _finish(

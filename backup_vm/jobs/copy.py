@@ -1,7 +1,9 @@
-"""Bringing a second copy of an archive up to date: what it lacks is sent, and each chunk is checked on both sides.
+"""Bringing a second copy of an archive up to date: what it lacks is sent, and each chunk is checked
+on both sides.
 
-A session is stored in the copy when all its chunks are there, or not at all. One that cannot be read here (a damaged chunk, a
-session file that is lost) is named, and keeps none of the others from being copied: what builds on it is stored as a full one.
+A session is stored in the copy when all its chunks are there, or not at all. One that cannot be
+read here (a damaged chunk, a session file that is lost) is named, and keeps none of the others from
+being copied: what builds on it is stored as a full one.
 """
 
 import hashlib
@@ -31,7 +33,9 @@ _SLICE = 1 << 12
 
 @dataclass
 class Copied:
-    """What was done: sessions stored, bytes of chunks sent, sessions removed, and what could not be copied."""
+    """What was done: sessions stored, bytes of chunks sent, sessions removed, and what could not be
+    copied.
+    """
 
     sessions: int = 0
     stored: int = 0
@@ -49,11 +53,12 @@ def copy(
 ) -> Copied:
     """Bring the copy in a directory or at a URL up to date.
 
-    It is made if there is none and never was one, as far as the source's notes know: where one was, a disk is more likely
-    not mounted. ``init`` makes it there, too. With ``delete`` sessions go that the source does not have, unless anything
-    failed; otherwise the copy may hold more. It is asked first, with their number, if there are any, and raises to keep
-    them. With the archive's ``keys`` the records, ids and chunks that are sent have proven authentic. Dying anywhere
-    leaves a copy that is whole as far as it goes, and the next run resumes.
+    It is made if there is none and never was one, as far as the source's notes know: where one was,
+    a disk is more likely not mounted. ``init`` makes it there, too. With ``delete`` sessions go
+    that the source does not have, unless anything failed; otherwise the copy may hold more. It is
+    asked first, with their number, if there are any, and raises to keep them. With the archive's
+    ``keys`` the records, ids and chunks that are sent have proven authentic. Dying anywhere leaves
+    a copy that is whole as far as it goes, and the next run resumes.
     """
     _prepare(source, location, init)
     with open_archive(location, writing=True, command="copy") as target:
@@ -89,7 +94,9 @@ def _prepare(source: Archive, location: str, init: bool) -> None:
 
 
 def _same_archive(source: Archive, target: Archive) -> None:
-    """Raise SparsebakError if this is no copy of the source; take over key slots that have changed."""
+    """Raise SparsebakError if this is no copy of the source; take over key slots that have
+    changed.
+    """
     ours, theirs = source.parameters, target.parameters
     place = target.storage.describe()
     if theirs.archive != ours.archive:
@@ -129,9 +136,11 @@ class _Run:
         self._sent: list[Session] = []
 
     def _complete(self) -> set[str]:
-        """Which sessions the copy has as they should be: not damaged, with all that they build on, and their chunks.
+        """Which sessions the copy has as they should be: not damaged, with all that they build on,
+        and their chunks.
 
-        An image never changes, so that one that is there is the same, however its entries are divided up.
+        An image never changes, so that one that is there is the same, however its entries are
+        divided up.
         """
         target, whole = self._target, set()
         spoilt = target.catalog.spoilt()
@@ -218,7 +227,9 @@ class _Run:
     def _opened(
         self, entries: Iterator[Entry], part: list[tuple[int, bytes]], proven: Proven | None
     ) -> Iterator[Entry]:
-        """The entries of a part; with the key each after its chunk has opened, so that none that was forged is stored."""
+        """The entries of a part; with the key each after its chunk has opened, so that none that
+        was forged is stored.
+        """
         if proven is None or self._keys is None:
             yield from entries
             return
@@ -229,7 +240,9 @@ class _Run:
             raise DamagedError(f"{error} ({self._source.storage.describe()})") from None
 
     def _parts(self, session: Session, base: bytes) -> Iterator[list[tuple[int, bytes]]]:
-        """The entries of a session, in parts: as they are, or those it has when it builds on nothing."""
+        """The entries of a session, in parts: as they are, or those it has when it builds on
+        nothing.
+        """
         source = self._source
         if base == session.base:
             for numbers, column in sessions.columns(source.storage, session).slices(_SLICE):
@@ -239,7 +252,9 @@ class _Run:
             yield [(first + at, i) for at, i in enumerate(ids) if i != ZERO_ID]
 
     def _places(self, store: PackWriter, part: list[tuple[int, bytes]]) -> dict[bytes, Place]:
-        """Where the chunks are here that the copy lacks; raise DamagedError if one cannot be had."""
+        """Where the chunks are here that the copy lacks; raise DamagedError if one cannot
+        be had.
+        """
         lacking = {one for _, one in part if one != ZERO_ID and not store.holds(one)}
         places = lookup.places(self._source, lacking)
         for number, chunk_id in part:
@@ -265,7 +280,9 @@ class _Run:
             yield Entry(number, chunk_id, sealed)
 
     def _read_back(self, before: set[str]) -> None:
-        """Read what was written; what is damaged is to be sent again, and no later session builds on it."""
+        """Read what was written; what is damaged is to be sent again, and no later session builds
+        on it.
+        """
         target, bad = self._target, list[tuple[str, int]]()
         with PackReader(target.storage) as reader:
             for name in sorted(set(target.pack_files()) - before):
@@ -297,7 +314,10 @@ class _Run:
             here = {NO_BASE, *(session.clear.session for session in series)}
             for session in series:
                 if session.base not in here:
-                    lost = f"{session.name} of volume {session.volume} builds on a session that is missing here"
+                    lost = (
+                        f"{session.name} of volume {session.volume} builds on a session that is"
+                        " missing here"
+                    )
                     self.done.failed.append(lost)
         if self.done.failed:
             self.done.failed.append("nothing was removed from the copy, for not all is well here")

@@ -64,7 +64,10 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
     if parameters.mode == "sealed":
         recovery = any(slot[:1] == bytes((KIND_RECOVERY,)) for slot in parameters.slots)
         state = GOOD if recovery and len(parameters.slots) > 1 else WARN
-        remedy = f"in dom0: sparsebak-agent keys show-recovery {parameters.label}; then: sparsebak keys --refresh"
+        remedy = (
+            f"in dom0: sparsebak-agent keys show-recovery {parameters.label}; then: sparsebak keys"
+            " --refresh"
+        )
         slots = count_text(len(parameters.slots), "key slot")
         yield Finding(
             state,
@@ -184,5 +187,8 @@ def of_timer() -> Iterator[Finding]:
     if done.stdout.strip() == "enabled":
         yield Finding(GOOD, f"{TIMER} is enabled")
     else:
-        remedy = f"here: systemctl enable --now {TIMER}; or in dom0: systemctl enable --now sparsebak-backup-vm.timer"
+        remedy = (
+            f"here: systemctl enable --now {TIMER}; or in dom0: systemctl enable --now"
+            " sparsebak-backup-vm.timer"
+        )
         yield Finding(WARN, f"{TIMER} is not enabled here", remedy)

@@ -1,4 +1,5 @@
-"""One session in one portable file: sealed as it is (``sparsebak import`` takes it in elsewhere), or opened as a tar file.
+"""One session in one portable file: sealed as it is (``sparsebak import`` takes it in elsewhere),
+or opened as a tar file.
 
 The sealed file is specified in docs/format.md, "Exported sessions".
 """
@@ -126,7 +127,8 @@ def read_head(stream: IO[bytes], path: Path) -> tuple[_Hashed, bytes, Clear]:
 def take_in(
     archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None = None
 ) -> Clear:
-    """Store an exported session. The file is read twice: nothing of it is stored before it has proven undamaged.
+    """Store an exported session. The file is read twice: nothing of it is stored before it has
+    proven undamaged.
 
     With the archive's keys also that it is authentic. Without them a chunk that somebody forged
     would be noticed only by a later verify. A file that is another one when it is read again
@@ -167,7 +169,9 @@ def _take_all(incoming: Incoming, entries: Iterator[Entry]) -> None:
 
 
 def _is_whole(archive: Archive, clear: Clear) -> bool:
-    """Whether the archive has a session with all that it needs; one that is spoilt is put right by what is taken in."""
+    """Whether the archive has a session with all that it needs; one that is spoilt is put right by
+    what is taken in.
+    """
     series = archive.sessions(clear.volume_id.hex()).get(clear.volume_id.hex(), [])
     for session in series:
         if session.clear.session != clear.session:
@@ -186,7 +190,8 @@ def _is_whole(archive: Archive, clear: Clear) -> bool:
 def prove(
     archive: Archive, stream: IO[bytes], path: Path, progress: Progress, keys: Keys | None
 ) -> tuple[Clear, bytes]:
-    """Read an exported file to its end; raise DamagedError if it is not what was written or, with keys, not authentic.
+    """Read an exported file to its end; raise DamagedError if it is not what was written or, with
+    keys, not authentic.
 
     Returns what its record says, and its digest.
     """
@@ -219,7 +224,8 @@ def _entries(
     progress: Progress,
     root: tuple[Tree, bytes] | None = None,
 ) -> Iterator[Entry]:
-    """The entries of a file whose head has been read. With a tree and its root the ids are compared with that first.
+    """The entries of a file whose head has been read. With a tree and its root the ids are compared
+    with that first.
 
     Raises DamagedError, CutShort, NotAuthentic.
     """
@@ -251,7 +257,9 @@ def _entries(
 def export_tar(
     archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress
 ) -> None:
-    """Write a session as a tar file with one sparse file in it (GNU's sparse format 1.0, as GNU tar and Python read it)."""
+    """Write a session as a tar file with one sparse file in it (GNU's sparse format 1.0, as GNU tar
+    and Python read it).
+    """
     proven, size = open_image(archive, image, keys, name), image.session.clear.chunk_size
     record = proven.record
     data_runs = runs((first, (ids != 0).any(axis=1)) for first, ids in image.arrays())

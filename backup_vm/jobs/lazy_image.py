@@ -1,4 +1,6 @@
-"""Reading here and there in a session's image, with the key: chunks are opened when they are wanted, and the last ones kept."""
+"""Reading here and there in a session's image, with the key: chunks are opened when they are
+wanted, and the last ones kept.
+"""
 
 import threading
 from collections import OrderedDict
@@ -17,7 +19,9 @@ CACHE_BYTES = 64 << 20
 
 
 class ChunkCache:
-    """Opened chunks by id, the ones used last. Sessions of a volume share most of theirs. Safe to share between threads."""
+    """Opened chunks by id, the ones used last. Sessions of a volume share most of theirs. Safe to
+    share between threads.
+    """
 
     def __init__(self, size: int = CACHE_BYTES) -> None:
         self._left = size
@@ -70,7 +74,9 @@ class LazyImage:
         self.size = self._record.size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Up to ``length`` bytes from ``offset`` on, fewer at the image's end. Raises DamagedError."""
+        """Up to ``length`` bytes from ``offset`` on, fewer at the image's end. Raises
+        DamagedError.
+        """
         end, size, parts = min(offset + length, self.size), self._record.chunk_size, []
         while offset < end:
             number, within = divmod(offset, size)

@@ -1,4 +1,6 @@
-"""A volume's sessions as a folder of raw image files, by FUSE. Nothing is read before somebody reads it."""
+"""A volume's sessions as a folder of raw image files, by FUSE. Nothing is read before somebody
+reads it.
+"""
 
 import errno
 import sqlite3
@@ -21,7 +23,9 @@ SUFFIX = ".img"
 
 
 class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
-    """The file system. A session whose image is damaged is there, and gives an error where it is read."""
+    """The file system. A session whose image is damaged is there, and gives an error where it is
+    read.
+    """
 
     use_ns = True
 

@@ -1,4 +1,6 @@
-"""Getting a session's image out of the archive: to the agent, still sealed, or opened here with the key."""
+"""Getting a session's image out of the archive: to the agent, still sealed, or opened here with the
+key.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -46,7 +48,9 @@ class _Missing(DamagedError):
 def sealed_chunks(
     archive: Archive, image: Image, name: str, in_file_order: bool = False
 ) -> Iterator[tuple[list[bytes], Iterator[SealedChunk]]]:
-    """For each page of 1,024 chunks (or, in file order, each larger window): its ids, and the chunks with data."""
+    """For each page of 1,024 chunks (or, in file order, each larger window): its ids, and the
+    chunks with data.
+    """
     with PackReader(archive.storage) as reader:
         for first, ids in image.windows():
             places = lookup.places(archive, (i for i in ids if i != ZERO_ID))
@@ -81,7 +85,9 @@ def _read(
 def feed(
     archive: Archive, image: Image, name: str, progress: Progress
 ) -> Callable[[IO[bytes]], None]:
-    """Writes a session as Restore and Verify take it: record, all ids, then each page's ids and sealed chunks, END."""
+    """Writes a session as Restore and Verify take it: record, all ids, then each page's ids and
+    sealed chunks, END.
+    """
 
     def write(stream: IO[bytes]) -> None:
         stream.write(image.session.record)
@@ -102,8 +108,8 @@ def feed(
 class Proven:
     """An image whose record and ids have proven authentic. Safe to share between threads.
 
-    The ids are read a second time where its chunks are: they are compared again then, for what lies in the store may have
-    become something else meanwhile.
+    The ids are read a second time where its chunks are: they are compared again then, for what lies
+    in the store may have become something else meanwhile.
     """
 
     record: Record
@@ -113,7 +119,9 @@ class Proven:
     """Digests of all pages of ids, 32 bytes each."""
 
     def check(self, first: int, ids: list[bytes]) -> None:
-        """Raise DamagedError unless these are the ids of whole pages from chunk number ``first`` on."""
+        """Raise DamagedError unless these are the ids of whole pages from chunk number ``first``
+        on.
+        """
         for at in range(0, len(ids), PAGE_IDS):
             page = (first + at) // PAGE_IDS * DIGEST_SIZE
             digest = self.tree.page(b"".join(ids[at : at + PAGE_IDS]))
@@ -145,7 +153,8 @@ def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
         for part in image.sessions:
             sessions.check(archive.storage, part)
         raise DamagedError(
-            f"{name}: session {session.name} is not complete or not authentic: its chunk ids do not match"
+            f"{name}: session {session.name} is not complete or not authentic: its chunk ids do not"
+            " match"
         )
     return Proven(record, name, tree, bytes(pages))
 
@@ -158,7 +167,8 @@ def read_image(
     progress: Progress,
     sink: Callable[[int, list[bytes]], None] | None,
 ) -> Record:
-    """Open every chunk of a session with the key and hand offset and chunks to ``sink``, in no particular order.
+    """Open every chunk of a session with the key and hand offset and chunks to ``sink``, in no
+    particular order.
 
     Without a sink this verifies. Raises DamagedError naming what is wrong.
     """
@@ -199,7 +209,8 @@ def open_all(
     sink: Callable[[int, list[bytes]], object] | None = None,
     ordered: bool = False,
 ) -> None:
-    """Open chunks of a proven image, which are drawn in order in the calling thread; see open_chunks.
+    """Open chunks of a proven image, which are drawn in order in the calling thread; see
+    open_chunks.
 
     Raises DamagedError for one that is not authentic.
     """
@@ -239,7 +250,9 @@ def not_authentic(name: str, error: ChunkNotAuthentic) -> DamagedError:
 def assemble(
     archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress
 ) -> Record:
-    """Write a session as a sparse raw image, beside the target first, so that a failure leaves no half of one."""
+    """Write a session as a sparse raw image, beside the target first, so that a failure leaves no
+    half of one.
+    """
     with output.replacing(target) as beside:
         try:
             file = ImageWriter(beside, image.session.clear.size)

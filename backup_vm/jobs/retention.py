@@ -1,7 +1,9 @@
-"""Which sessions of a volume to keep, and why: the rules of restic and borg, which a wrong clock cannot turn against you.
+"""Which sessions of a volume to keep, and why: the rules of restic and borg, which a wrong clock
+cannot turn against you.
 
-Each rule of a number keeps the newest session of each of so many periods, newest first; periods without a session do not
-count. Periods are those of UTC, as the sessions' names are. A session is kept if any rule keeps it, and the newest one always.
+Each rule of a number keeps the newest session of each of so many periods, newest first; periods
+without a session do not count. Periods are those of UTC, as the sessions' names are. A session is
+kept if any rule keeps it, and the newest one always.
 """
 
 import re
@@ -12,9 +14,13 @@ from typing import Any
 
 DAY = 86400
 AHEAD = DAY
-"""Seconds by which a session may lie ahead of our clock; further ahead, one of the two clocks is wrong, and it is kept."""
+"""Seconds by which a session may lie ahead of our clock; further ahead, one of the two clocks is
+wrong, and it is kept.
+"""
 PAUSE = 90 * DAY
-"""Seconds without a session after which ``within`` counts anew: a clock set far ahead must not make all before it old."""
+"""Seconds without a session after which ``within`` counts anew: a clock set far ahead must not make
+all before it old.
+"""
 UNLIMITED = 1 << 62
 _UNITS = {"h": 3600, "d": DAY, "w": 7 * DAY, "m": 30 * DAY, "y": 365 * DAY}
 _DURATION = re.compile(r"(\d+[hdwmy])+", re.ASCII)
@@ -31,7 +37,9 @@ _PERIODS: dict[str, Callable[[int], tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class Rules:
-    """How many to keep of each kind, ``within`` in seconds, ``tag``: those with one of these. Zero or empty: no such rule."""
+    """How many to keep of each kind, ``within`` in seconds, ``tag``: those with one of these. Zero
+    or empty: no such rule.
+    """
 
     last: int = 0
     hourly: int = 0
@@ -60,7 +68,9 @@ class Candidate:
 
 
 def reasons(sessions: Sequence[Candidate], rules: Rules, now: int) -> list[list[str]]:
-    """For each session of one volume, in the order in which they were made, why it is kept; nothing: it is to go."""
+    """For each session of one volume, in the order in which they were made, why it is kept;
+    nothing: it is to go.
+    """
     why: list[list[str]] = [[] for _ in sessions]
     if not sessions:
         return why
@@ -103,7 +113,9 @@ def _periods(
 
 
 def _within(times: Sequence[int], span: int) -> Iterable[int]:
-    """Indexes of the times, newest first, that lie within ``span`` of the newest, or of the newest before a long pause."""
+    """Indexes of the times, newest first, that lie within ``span`` of the newest, or of the newest
+    before a long pause.
+    """
     reference = times[0] if times else 0
     for at, one in enumerate(times):
         if at and times[at - 1] - one > PAUSE:
@@ -119,7 +131,8 @@ def parse_count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise ValueError(
-            "must be 1 or more, or 'unlimited'; to remove all sessions of a volume use: sparsebak delete"
+            "must be 1 or more, or 'unlimited'; to remove all sessions of a volume use: sparsebak"
+            " delete"
         )
     return number
 

@@ -19,7 +19,9 @@ _SHARE = re.compile(r"[1-9]\d?%", re.ASCII)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to become of a session. ``why`` it is kept; for one that goes, why that is, if there is more to it."""
+    """What is to become of a session. ``why`` it is kept; for one that goes, why that is, if there
+    is more to it.
+    """
 
     volume: Named
     session: Session
@@ -88,9 +90,11 @@ def for_room(
     keep_tags: frozenset[str],
     all_volumes: Sequence[Named],
 ) -> list[Verdict]:
-    """The same verdicts, and beyond them the oldest sessions that go until ``wanted`` bytes are free, as far as they help.
+    """The same verdicts, and beyond them the oldest sessions that go until ``wanted`` bytes are
+    free, as far as they help.
 
-    The newest session of a volume stays, and those with a tag that rules keep; and those that lie ahead of our clock.
+    The newest session of a volume stays, and those with a tag that rules keep; and those that lie
+    ahead of our clock.
     """
     account = Account(archive, {volume.id: list(volume.sessions) for volume in all_volumes})
     free, now = archive.storage.free(), time.time()

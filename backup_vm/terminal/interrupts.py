@@ -17,7 +17,9 @@ PATIENCE = 0.8
 """Seconds that a run has to come to a point where nothing is half done."""
 
 LIMIT = 1.8
-"""Seconds from a signal to the process's end, whatever it waits for: a disk or a service that is stuck."""
+"""Seconds from a signal to the process's end, whatever it waits for: a disk or a service that is
+stuck.
+"""
 
 MESSAGE = "sparsebak: interrupted; what was stored is kept"
 
@@ -60,7 +62,8 @@ def handled(process: bool = True) -> Iterator[None]:
         if _limit is not None and not process:
             _limit.cancel()
         for number, handler in before.items():
-            # The exit code stands when the command is done: nothing may change it while Python shuts down.
+            # The exit code stands when the command is done: nothing may change it while Python
+            # shuts down.
             signal.signal(number, signal.SIG_IGN if process else handler)
 
 
@@ -84,7 +87,9 @@ def _note(number: int) -> bool:
 
 
 def _end() -> None:
-    """End the process as it is. That is as safe as a power cut: what counts has one commit point each."""
+    """End the process as it is. That is as safe as a power cut: what counts has one commit point
+    each.
+    """
     with suppress(OSError):
         os.write(2, f"{MESSAGE}\n".encode())
     os._exit(exit_code())
@@ -93,8 +98,8 @@ def _end() -> None:
 class Interrupts:
     """While entered, a signal is only noted, for ``check`` to raise.
 
-    A run that waits for somebody may not come to a check: after PATIENCE, or at a second signal, Stop is
-    raised wherever it is. What came since the last pack is sent again then.
+    A run that waits for somebody may not come to a check: after PATIENCE, or at a second signal,
+    Stop is raised wherever it is. What came since the last pack is sent again then.
     """
 
     def __init__(self) -> None:

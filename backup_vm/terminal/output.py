@@ -1,4 +1,6 @@
-"""What commands write: standard output, which can be closed, full or of few letters; and files, whole or not at all."""
+"""What commands write: standard output, which can be closed, full or of few letters; and files,
+whole or not at all.
+"""
 
 import contextlib
 import errno
@@ -15,7 +17,9 @@ from backup_vm import stopping
 from backup_vm.errors import SparsebakError
 
 _HANGUP = 1.0
-"""Seconds that the signal of a closed terminal has to come; more than the grace after one that has come."""
+"""Seconds that the signal of a closed terminal has to come; more than the grace after one that has
+come.
+"""
 
 
 class ReaderGone(Exception):
@@ -25,8 +29,9 @@ class ReaderGone(Exception):
 def prepare() -> None:
     """Make standard streams safe to use, before any file is opened.
 
-    A file that is opened while one of the first three descriptors is closed takes its number, and what is
-    meant for people would be written into it. Letters that the terminal does not have are written out.
+    A file that is opened while one of the first three descriptors is closed takes its number, and
+    what is meant for people would be written into it. Letters that the terminal does not have are
+    written out.
     """
     for number in range(3):
         try:
@@ -79,7 +84,9 @@ def _failing() -> Iterator[None]:
 
 
 def _give_up(stream: Any) -> None:
-    """What is still buffered cannot be written; Python would try once more at its end, and change the exit code."""
+    """What is still buffered cannot be written; Python would try once more at its end, and change
+    the exit code.
+    """
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -95,7 +102,9 @@ def _forgiving(stream: Any) -> Iterator[None]:
 
 
 def complain(line: str) -> None:
-    """Write a line to standard error. If that cannot be written either, only the exit code tells."""
+    """Write a line to standard error. If that cannot be written either, only the exit code
+    tells.
+    """
     if sys.stderr is not None:
         with _forgiving(sys.stderr):
             print(line, file=sys.stderr, flush=True)
@@ -103,11 +112,13 @@ def complain(line: str) -> None:
 
 @contextmanager
 def replacing(target: Path, force: bool = True, public: bool = False) -> Iterator[Path]:
-    """An empty file beside ``target`` to write to, which becomes it at the end; removed if anything fails.
+    """An empty file beside ``target`` to write to, which becomes it at the end; removed if anything
+    fails.
 
     ``target`` is named as the user did: a link is followed. Raises SparsebakError where there is
-    something that is not a regular file, a device such as /dev/null, say, which must not be replaced;
-    without ``force`` where there is anything. ``public``: others may read it, as the umask says.
+    something that is not a regular file, a device such as /dev/null, say, which must not be
+    replaced; without ``force`` where there is anything. ``public``: others may read it, as the
+    umask says.
     """
     import tempfile  # here, for few commands write a file
 
@@ -141,7 +152,9 @@ def _umask() -> int:
 
 
 def ask(question: str) -> None:
-    """Print a question, to be answered on the same line, where it is seen: the other stream may go to a file."""
+    """Print a question, to be answered on the same line, where it is seen: the other stream may go
+    to a file.
+    """
     stream = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else sys.stdout
     with _forgiving(stream):
         print(question, end="", file=stream, flush=True)

@@ -8,7 +8,9 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def journal_prefix(level: int) -> str:
-    """What the journal takes a line's priority from (sd-daemon(3)); empty where standard error does not go there."""
+    """What the journal takes a line's priority from (sd-daemon(3)); empty where standard error does
+    not go there.
+    """
     return (
         f"<{level}>"
         if "JOURNAL_STREAM" in os.environ and not (sys.stderr and sys.stderr.isatty())

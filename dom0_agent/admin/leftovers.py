@@ -1,7 +1,8 @@
-"""Volumes that dom0 remembers and that are not backed up any more: their snapshots go, wherever they lie.
+"""Volumes that dom0 remembers and that are not backed up any more: their snapshots go, wherever
+they lie.
 
-A state file remembers the volume as its last session found it (``State.place``), so that neither qubesd nor the
-configuration has to know it still.
+A state file remembers the volume as its last session found it (``State.place``), so that neither
+qubesd nor the configuration has to know it still.
 """
 
 import shutil
@@ -23,7 +24,9 @@ from wire.status import Code, Refused
 
 @dataclass(frozen=True)
 class Orphan:
-    """A volume that is followed and not in the catalog. ``place`` is None where nothing remembers it."""
+    """A volume that is followed and not in the catalog. ``place`` is None where nothing remembers
+    it.
+    """
 
     qube: str
     volume: str
@@ -56,15 +59,18 @@ def remembered(state: State) -> Volume | None:
 
 
 def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
-    """Drop the snapshots of a volume that is gone; whether there were any. What is known of its sessions is kept.
+    """Drop the snapshots of a volume that is gone; whether there were any. What is known of its
+    sessions is kept.
 
-    Not while one of them is being sent, and not where its pool is away (a disk that is not mounted): they would stay
-    for ever if nothing remembered them. Refused when somebody else works on it, or its storage fails.
+    Not while one of them is being sent, and not where its pool is away (a disk that is not
+    mounted): they would stay for ever if nothing remembered them. Refused when somebody else works
+    on it, or its storage fails.
     """
     if orphan.place is None or not _is_there(orphan.place):
         return False
     source = sources.open(orphan.place)
-    # Not what the state mentions: a snapshot that could not be removed the last time is in none any more.
+    # Not what the state mentions: a snapshot that could not be removed the last time is in none any
+    # more.
     if not source.snapshots():
         return False
     store = VolumeState(state_dir, orphan.qube, orphan.volume)
@@ -93,9 +99,11 @@ def _require_gone(name: str, source: Source) -> None:
 
 
 def forget(state_dir: Path, qube: str, name: str, volume: Volume | None) -> None:
-    """Drop all that is held and known of a volume: of ``volume``, if the catalog has it, and where it was before.
+    """Drop all that is held and known of a volume: of ``volume``, if the catalog has it, and where
+    it was before.
 
-    Refused, with the record kept, when a snapshot cannot be removed, or nobody knows where to look for it.
+    Refused, with the record kept, when a snapshot cannot be removed, or nobody knows where to look
+    for it.
     """
     store = VolumeState(state_dir, qube, name)
     make_directory(store.directory)
@@ -119,8 +127,8 @@ def forget(state_dir: Path, qube: str, name: str, volume: Volume | None) -> None
             if not _is_there(one):
                 raise Refused(
                     Code.SOURCE_FAILED,
-                    f"{qube}/{name}: its pool {one.pool.name} is not there, so that its snapshots stay; make it "
-                    f"available, or remove {store.directory} if it is lost",
+                    f"{qube}/{name}: its pool {one.pool.name} is not there, so that its snapshots"
+                    f" stay; make it available, or remove {store.directory} if it is lost",
                 )
             source = sources.open(one)
             with source.together():
@@ -133,7 +141,9 @@ def forget(state_dir: Path, qube: str, name: str, volume: Volume | None) -> None
 
 
 def drop_archive(state_dir: Path, archive: Archive) -> None:
-    """Let go of what volumes hold for an archive that is removed: else a session that was begun would hold its snapshot."""
+    """Let go of what volumes hold for an archive that is removed: else a session that was begun
+    would hold its snapshot.
+    """
     key = archive.id.hex()
     for qube, name in known_volumes(state_dir):
         store = VolumeState(state_dir, qube, name)

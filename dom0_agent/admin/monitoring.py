@@ -1,9 +1,11 @@
-"""Walking snapshots of many volumes in one go: each under its own lock, held no longer than for its own work.
+"""Walking snapshots of many volumes in one go: each under its own lock, held no longer than for its
+own work.
 
-Images in folders go one by one. Volumes of thin pools share what LVM's commands cost, a batch at a time: which did not change
-at all; of the others all snapshots; one metadata snapshot and all deltas, each volume's state, which is its commit point, with
-its own; the old snapshots, in one command. Between these steps no lock is held; a volume that somebody else worked on
-meanwhile is left for the next time. Dying in between leaves each volume as it was or walked on.
+Images in folders go one by one. Volumes of thin pools share what LVM's commands cost, a batch at a
+time: which did not change at all; of the others all snapshots; one metadata snapshot and all
+deltas, each volume's state, which is its commit point, with its own; the old snapshots, in one
+command. Between these steps no lock is held; a volume that somebody else worked on meanwhile is
+left for the next time. Dying in between leaves each volume as it was or walked on.
 """
 
 import time
@@ -24,12 +26,16 @@ from wire.status import Code, Refused
 BATCH = 32
 """Volumes of thin pools that go together."""
 SHARE = 5.0
-"""Seconds after which a pool's metadata snapshot is given back between two volumes: other calls wait for it, too."""
+"""Seconds after which a pool's metadata snapshot is given back between two volumes: other calls
+wait for it, too.
+"""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a volume: ``changed`` bytes since the last time; None when there was nothing to do or it failed."""
+    """What became of a volume: ``changed`` bytes since the last time; None when there was nothing
+    to do or it failed.
+    """
 
     name: str
     changed: int | None = None
@@ -52,7 +58,9 @@ def monitor(
 
 
 class _Turn:
-    """One volume's turn. ``uses``: what VolumeState.uses will be if nobody but this batch takes the lock."""
+    """One volume's turn. ``uses``: what VolumeState.uses will be if nobody but this batch takes the
+    lock.
+    """
 
     def __init__(self, state_dir: Path, volume: Volume) -> None:
         self.volume = volume
@@ -62,7 +70,9 @@ class _Turn:
 
     @contextmanager
     def held(self, sources: Sources) -> Iterator[Rotation]:
-        """The volume under its lock, as this batch left it; Refused as busy when others work on it, or did."""
+        """The volume under its lock, as this batch left it; Refused as busy when others work on it,
+        or did.
+        """
         with self.store.locked(patience=0) as state:
             if self.store.uses() != self.uses + 1:
                 raise Refused(Code.BUSY, f"{self.volume.name} was just worked on")
@@ -76,7 +86,8 @@ class _Batch:
     ) -> None:
         self._volumes, self._archives = volumes, archives
         self._sources, self._outcomes = Sources(state_dir), dict[str, Outcome]()
-        # Before storage is asked about anything: what it says is then no older than what the locks protect.
+        # Before storage is asked about anything: what it says is then no older than what the locks
+        # protect.
         self._turns = [
             _Turn(state_dir, volume)
             for volume in volumes
@@ -118,7 +129,9 @@ class _Batch:
         return False
 
     def _begin(self, turn: _Turn) -> bool:
-        """Take the snapshot. No state mentions it yet: whoever works on the volume before ``_fold`` does removes it."""
+        """Take the snapshot. No state mentions it yet: whoever works on the volume before ``_fold``
+        does removes it.
+        """
         with self._noting(turn), turn.held(self._sources) as rotation:
             turn.number = rotation.begin()
             return True

@@ -1,7 +1,9 @@
-"""Taking an archive over in a new dom0: from a file that the backup VM wrote, and the passphrase or recovery key.
+"""Taking an archive over in a new dom0: from a file that the backup VM wrote, and the passphrase or
+recovery key.
 
-The file holds an ArchiveEntry, its key slots and each volume's newest record, as frames of fixed sizes. Nothing in it is
-believed before a slot opens, and of the records nothing but what the key proves.
+The file holds an ArchiveEntry, its key slots and each volume's newest record, as frames of fixed
+sizes. Nothing in it is believed before a slot opens, and of the records nothing but what the key
+proves.
 """
 
 from collections.abc import Iterator
@@ -79,7 +81,9 @@ def _frames(untrusted_raw: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def unlock(introduction: Introduction, secret: bytes) -> bytes:
-    """The master key: by passphrase or recovery key, or in open mode as it stands. Refused when it does not open."""
+    """The master key: by passphrase or recovery key, or in open mode as it stands. Refused when it
+    does not open.
+    """
     entry = introduction.untrusted_entry
     if entry.mode == MODE_OPEN:
         return entry.key
@@ -95,10 +99,11 @@ def unlock(introduction: Introduction, secret: bytes) -> bytes:
 def take_over(
     state_dir: Path, introduction: Introduction, label: str, caller: str, master: bytes
 ) -> tuple[Archive, list[str]]:
-    """Add the archive, and what its records tell of its volumes. Returns it and the names of the volumes.
+    """Add the archive, and what its records tell of its volumes. Returns it and the names of the
+    volumes.
 
-    What dom0 then knows of a volume is its newest session and no chunk ids, so that its next backup looks at everything and
-    sends what differs.
+    What dom0 then knows of a volume is its newest session and no chunk ids, so that its next backup
+    looks at everything and sends what differs.
     """
     entry, keys = introduction.untrusted_entry, Keys(master)
     records = [

@@ -1,4 +1,6 @@
-"""Starts a service: ``python3 -I dom0_agent/rpc SERVICE``, from the tree or from the package's own directory."""
+"""Starts a service: ``python3 -I dom0_agent/rpc SERVICE``, from the tree or from the package's own
+directory.
+"""
 
 import sys
 from pathlib import Path

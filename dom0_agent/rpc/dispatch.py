@@ -1,4 +1,6 @@
-"""Runs one RPC service: who calls, for which volume, and how the call ends. Every service module has one ``main(call)``."""
+"""Runs one RPC service: who calls, for which volume, and how the call ends. Every service module
+has one ``main(call)``.
+"""
 
 import errno
 import importlib
@@ -33,7 +35,9 @@ IOV_MAX = 1024
 PATIENCE = 300.0
 """Seconds without a byte from the caller after which a call is given up."""
 LEAST = 1 << 20
-"""Bytes that have to come, or to be taken, for every PATIENCE seconds of waiting: a trickle holds as much as silence."""
+"""Bytes that have to come, or to be taken, for every PATIENCE seconds of waiting: a trickle holds
+as much as silence.
+"""
 SERVICES = (
     "List",
     "Enroll",
@@ -54,7 +58,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 @dataclass(frozen=True)
 class Call:
-    """One call: the qube it comes from, the qube it is about (None: dom0 itself, ABSENT: none), the volume name, its streams.
+    """One call: the qube it comes from, the qube it is about (None: dom0 itself, ABSENT: none), the
+    volume name, its streams.
 
     ``asked``: what the argument of a Restore says.
     """
@@ -70,7 +75,8 @@ class Call:
     def request(self, *used: str, flags: int = 0) -> Request:
         """Read the request every call begins with.
 
-        Refused unless all is zero but the archive, the fields ``used`` and the ``flags`` that the service knows.
+        Refused unless all is zero but the archive, the fields ``used`` and the ``flags`` that the
+        service knows.
         """
         try:
             request = Request.parse(read_exactly(self.stdin, Request.length()))
@@ -104,7 +110,9 @@ class Call:
         return volume
 
     def pending_volume(self) -> Volume:
-        """The same, as Snapshot found it: to end a session, a volume need not be there any more, nor qubesd be asked."""
+        """The same, as Snapshot found it: to end a session, a volume need not be there any more,
+        nor qubesd be asked.
+        """
         try:
             place = (
                 VolumeState(
@@ -134,7 +142,9 @@ class _Waiting:
         self._patience, self._waited, self._moved = patience, 0.0, 0
 
     def add(self, since: float, moved: int) -> bool:
-        """Note a wait since a monotonic time; whether the other side is too slow to be waited for any longer."""
+        """Note a wait since a monotonic time; whether the other side is too slow to be waited for
+        any longer.
+        """
         self._waited += time.monotonic() - since
         self._moved += moved
         if self._waited <= self._patience:
@@ -145,9 +155,11 @@ class _Waiting:
 
 
 class PatientReader:
-    """Standard input, given up when nothing comes for ``patience`` seconds: a silent caller must not hold a volume's lock.
+    """Standard input, given up when nothing comes for ``patience`` seconds: a silent caller must
+    not hold a volume's lock.
 
-    The first byte may take ``first`` seconds: calls are started ahead, and nothing is held before the request is there.
+    The first byte may take ``first`` seconds: calls are started ahead, and nothing is held before
+    the request is there.
     """
 
     def __init__(self, fd: int, patience: float = PATIENCE, first: float = FIRST_BYTE) -> None:
@@ -182,7 +194,8 @@ class PatientReader:
 
 
 class PatientWriter:
-    """Standard output, given up when the caller takes nothing for ``patience`` seconds: it must not hold a session for ever.
+    """Standard output, given up when the caller takes nothing for ``patience`` seconds: it must not
+    hold a session for ever.
 
     For the main thread only; the alarm is what ends a write that blocks.
     """
@@ -247,7 +260,9 @@ def _caller(
 def run(
     service: str, environ: Mapping[str, str], config_path: Path, stdin: Reader, stdout: Writer
 ) -> int:
-    """Serve one call and end it with a status frame. Returns the exit code: 0, or 1 when it was refused."""
+    """Serve one call and end it with a status frame. Returns the exit code: 0, or 1 when it was
+    refused.
+    """
     name = f"sparsebak.{service}"
     keep_freed()
     try:
@@ -309,7 +324,9 @@ def main(argv: list[str]) -> int:
 
 
 def _as_a_process(service: str, config: Path, stdin: PatientReader, stdout: PatientWriter) -> int:
-    """A call that is a process of its own, if there is a place for it: what the resident agent does by counting."""
+    """A call that is a process of its own, if there is a place for it: what the resident agent does
+    by counting.
+    """
     name = f"sparsebak.{service}"
     with ExitStack() as stack:
         try:

@@ -1,4 +1,6 @@
-"""Extract: read what may have changed, hash, compare, compress and seal it on a few threads, in order, in flat memory."""
+"""Extract: read what may have changed, hash, compare, compress and seal it on a few threads, in
+order, in flat memory.
+"""
 
 import errno
 import fcntl
@@ -30,7 +32,8 @@ from wire.stream import Writer
 BATCH_BYTES = 1 << 20
 """Bytes read at a time, unless a chunk is larger."""
 IN_FLIGHT_BYTES = 24 << 20
-"""Bytes read and not yet written out, at most, whatever the chunk size and the number of threads."""
+"""Bytes read and not yet written out, at most, whatever the chunk size and the number of threads.
+"""
 WATCH = 5.0
 """Seconds between two looks at whether the session is still wanted."""
 REMEMBERED = 1 << 17
@@ -39,8 +42,8 @@ REMEMBERED = 1 << 17
 
 @dataclass(frozen=True)
 class Batch:
-    """Runs of chunks, each from a first to an end not included, and the ids known for them all, one after another. Without
-    ``data`` all of them are zeros."""
+    """Runs of chunks, each from a first to an end not included, and the ids known for them all, one
+    after another. Without ``data`` all of them are zeros."""
 
     runs: tuple[Range, ...]
     known: bytes
@@ -64,7 +67,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a chunk: ``sealed`` is empty for zeros and for what the caller holds already."""
+    """What became of a chunk: ``sealed`` is empty for zeros and for what the caller holds
+    already.
+    """
 
     number: int
     id: bytes
@@ -72,7 +77,9 @@ class Result:
 
 
 class Extraction:
-    """One Extract call for a pending session. ``known_page`` gives the ids the caller holds, for a full session."""
+    """One Extract call for a pending session. ``known_page`` gives the ids the caller holds, for a
+    full session.
+    """
 
     def __init__(
         self,
@@ -103,7 +110,8 @@ class Extraction:
         config: Config,
         wanted: Callable[[], bool] = lambda: True,
     ) -> bytes:
-        """Write the frames of chunks from ``first`` on, complete the log, return the root of the image.
+        """Write the frames of chunks from ``first`` on, complete the log, return the root of the
+        image.
 
         ``wanted`` says whether the session is still pending; Refused soon after it is not.
         """
@@ -211,7 +219,9 @@ class Extraction:
         return results
 
     def _read(self, fd: int, batch: Batch) -> memoryview:
-        """The bytes of a batch, padded with zeros at the volume's end, in this thread's (page-aligned) buffer."""
+        """The bytes of a batch, padded with zeros at the volume's end, in this thread's
+        (page-aligned) buffer.
+        """
         buffer: mmap.mmap | None = getattr(self._buffers, "buffer", None)
         if buffer is None:
             buffer = self._buffers.buffer = mmap.mmap(-1, max(BATCH_BYTES, self._chunk_size))
@@ -237,8 +247,8 @@ class Extraction:
 
 @contextmanager
 def _held_while(wanted: Callable[[], bool], fd: int) -> Iterator[None]:
-    """Let go of an open snapshot as soon as it is not wanted any more, even while the caller takes what it is sent as
-    slowly as it can: as long as it is open, the storage keeps what it holds."""
+    """Let go of an open snapshot as soon as it is not wanted any more, even while the caller takes
+    what it is sent as slowly as it can: as long as it is open, the storage keeps what it holds."""
     over, gone = threading.Event(), threading.Event()
 
     def watch() -> None:
@@ -263,7 +273,9 @@ def _held_while(wanted: Callable[[], bool], fd: int) -> Iterator[None]:
 
 
 def _make_useless(fd: int) -> None:
-    """Close what a descriptor stands for while others use its number: from now on they get errors."""
+    """Close what a descriptor stands for while others use its number: from now on they get
+    errors.
+    """
     read_end, write_end = os.pipe()
     os.dup2(read_end, fd, inheritable=False)
     os.close(read_end)
@@ -271,7 +283,9 @@ def _make_useless(fd: int) -> None:
 
 
 def _joined(pieces: Iterable[Batch], most: int) -> Iterator[Batch]:
-    """Pieces with data together, as long as they have no more than ``most`` chunks: what is scattered is done at once, too."""
+    """Pieces with data together, as long as they have no more than ``most`` chunks: what is
+    scattered is done at once, too.
+    """
     held: Batch | None = None
     for piece in pieces:
         if held is not None and held.data and piece.data and held.count + piece.count <= most:

@@ -1,4 +1,6 @@
-"""The beginning of a connection to the resident agent: what qrexec says of a call before its caller's first byte."""
+"""The beginning of a connection to the resident agent: what qrexec says of a call before its
+caller's first byte.
+"""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +10,8 @@ from dom0_agent.rpc.dispatch import SERVICES
 LONGEST = 1024
 """Bytes that it has, at most."""
 _HEAD = re.compile(
-    rb"sparsebak\.([A-Za-z]{1,16})(?:\+([A-Za-z0-9_.+-]{0,200}))? ([A-Za-z0-9_.-]{1,63}) (name|keyword) ([A-Za-z0-9_.-]{1,63})"
+    rb"sparsebak\.([A-Za-z]{1,16})(?:\+([A-Za-z0-9_.+-]{0,200}))? ([A-Za-z0-9_.-]{1,63})"
+    rb" (name|keyword) ([A-Za-z0-9_.-]{1,63})"
 )
 
 

@@ -1,4 +1,5 @@
-"""How many calls there may be at once: of one caller, so that none can keep the others out, and of all, so that dom0 bears it.
+"""How many calls there may be at once: of one caller, so that none can keep the others out, and of
+all, so that dom0 bears it.
 
 The resident agent counts; where each call is a process of its own, locked files do.
 """
@@ -27,7 +28,9 @@ HEAVY = Limit(4, 12)
 """Calls that hold chunks: 20 to 55 MiB each were measured."""
 HEAVY_SERVICES = frozenset({"Extract", "Verify", "Restore"})
 FIRST_BYTE = 300.0
-"""Seconds that a caller may take before the first byte of its request: calls are begun a little ahead."""
+"""Seconds that a caller may take before the first byte of its request: calls are begun a little
+ahead.
+"""
 PATIENCE = 20.0
 """Seconds that a call waits for others to end before it is answered "busy"."""
 
@@ -36,9 +39,11 @@ PATIENCE = 20.0
 def slot(
     folder: Path, caller: str, kind: str, limit: Limit, patience: float = PATIENCE
 ) -> Iterator[None]:
-    """Hold one of the caller's places and one of all, which go with the process; Refused when there is none.
+    """Hold one of the caller's places and one of all, which go with the process; Refused when there
+    is none.
 
-    ``caller`` and ``kind`` are checked names. Nothing waits for a lock while it holds another: both are had, or neither.
+    ``caller`` and ``kind`` are checked names. Nothing waits for a lock while it holds another: both
+    are had, or neither.
     """
     make_directory(folder)
     deadline = time.monotonic() + patience

@@ -1,8 +1,10 @@
-"""Restore and Verify: take a session from the backup VM and believe nothing that the archive's key does not prove.
+"""Restore and Verify: take a session from the backup VM and believe nothing that the archive's key
+does not prove.
 
-Order on the wire: record; all chunk ids; then page by page the same 1,024 ids again and, for each that is not zero, length
-and sealed chunk; END. How much of each there is follows from the record, which is authenticated before anything else is
-read. The ids come twice so that they are proven against the root before any chunk is taken, in flat memory.
+Order on the wire: record; all chunk ids; then page by page the same 1,024 ids again and, for each
+that is not zero, length and sealed chunk; END. How much of each there is follows from the record,
+which is authenticated before anything else is read. The ids come twice so that they are proven
+against the root before any chunk is taken, in flat memory.
 """
 
 from collections.abc import Iterator
@@ -32,7 +34,9 @@ def read_record(stream: Reader, archive: Archive) -> Record:
 def receive(
     stream: Reader, archive: Archive, record: Record, target: Replacement | None, threads: int
 ) -> None:
-    """Check a whole session as it comes in, and write it to ``target`` if there is one. Raise Refused."""
+    """Check a whole session as it comes in, and write it to ``target`` if there is one. Raise
+    Refused.
+    """
     keys = archive.keys()
     try:
         arriving = _arriving(stream, Tree(keys.sub_key("root")), record)

@@ -1,8 +1,10 @@
-"""The resident agent: everything is imported once, and each call is a forked process of its own, as it would be without it.
+"""The resident agent: everything is imported once, and each call is a forked process of its own, as
+it would be without it.
 
-qrexec hands a call to a service that is a socket as a connection, which first says ``SERVICE+ARGUMENT SOURCE TYPE TARGET``
-and a NUL byte (core-qrexec, ``libqrexec/exec.c``, "socket services"); then come the caller's bytes. Nothing that a call does
-can stay behind in the parent: it accepts, reads that first line and no more, forks, and reaps.
+qrexec hands a call to a service that is a socket as a connection, which first says
+``SERVICE+ARGUMENT SOURCE TYPE TARGET`` and a NUL byte (core-qrexec, ``libqrexec/exec.c``, "socket
+services"); then come the caller's bytes. Nothing that a call does can stay behind in the parent: it
+accepts, reads that first line and no more, forks, and reaps.
 """
 
 import gc
@@ -26,12 +28,15 @@ from dom0_agent.rpc.limits import EVERY, FIRST_BYTE, HEAVY, HEAVY_SERVICES
 from wire.stream import SEND_BUFFER
 
 IDLE = 120.0
-"""Seconds without a call after which the agent ends; its sockets stay with systemd, which starts it again."""
+"""Seconds without a call after which the agent ends; its sockets stay with systemd, which starts it
+again.
+"""
 HEAD_PATIENCE = 10.0
 """Seconds that the beginning of a connection may take: qrexec sends it at once."""
 NAMELESS, SILENT, QUEUED = 256, 32, 512
-"""Connections held whose beginning has not come; of each caller, those whose request has not, and those that have no place
-yet. Of the silent the oldest gives way: a caller that begins many loses its own."""
+"""Connections held whose beginning has not come; of each caller, those whose request has not, and
+those that have no place yet. Of the silent the oldest gives way: a caller that begins many loses
+its own."""
 AHEAD = 3
 """Calls of a caller that are begun before their request comes, so that they are ready for it."""
 STOPPING = 3.0
@@ -42,7 +47,9 @@ _FIRST_SYSTEMD_FD = 3  # sd_listen_fds(3)
 
 
 def listening(folder: Path | None) -> list[socket.socket]:
-    """The sockets that systemd holds for us, or new ones in a folder, one for each service, for its owner alone."""
+    """The sockets that systemd holds for us, or new ones in a folder, one for each service, for its
+    owner alone.
+    """
     if folder is None:
         count = (
             int(os.environ.get("LISTEN_FDS", "0"))
@@ -93,14 +100,17 @@ def preload(config_path: Path) -> None:
 def serve(sockets: list[socket.socket], config_path: Path, idle: float | None) -> None:
     """Accept calls until none has come for ``idle`` seconds and none is running; None: for ever.
 
-    SIGTERM lets the calls that run, and those whose request is there, come to their end, and accepts no more.
+    SIGTERM lets the calls that run, and those whose request is there, come to their end, and
+    accepts no more.
     """
     _more_descriptors()
     Resident(sockets, config_path).run(idle)
 
 
 def _more_descriptors() -> None:
-    """Room for every connection that may be held; what a service may have by default (1,024) is not enough."""
+    """Room for every connection that may be held; what a service may have by default (1,024) is not
+    enough.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
@@ -123,9 +133,11 @@ class Held:
 
 
 class Resident:
-    """The parent: it holds connections until their request comes, for a silent one costs no more than a descriptor then.
+    """The parent: it holds connections until their request comes, for a silent one costs no more
+    than a descriptor then.
 
-    It never waits for one caller: beginnings are read as they come, and a caller that has all its places waits alone.
+    It never waits for one caller: beginnings are read as they come, and a caller that has all its
+    places waits alone.
     """
 
     def __init__(self, sockets: list[socket.socket], config_path: Path) -> None:
@@ -200,7 +212,9 @@ class Resident:
             self._drop(min(silent, key=lambda held: held.deadline))
 
     def _read(self, held: Held) -> None:
-        """A connection has something to say: its beginning, or the first byte of its request, which stays for the call."""
+        """A connection has something to say: its beginning, or the first byte of its request, which
+        stays for the call.
+        """
         try:
             untrusted_bytes = held.connection.recv(LONGEST, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             if held.call is None:
@@ -254,7 +268,9 @@ class Resident:
                 self._drop(held)
 
     def _start_ready(self) -> None:
-        """Begin the calls for which there is a place, in the order in which they came; a few of each caller ahead."""
+        """Begin the calls for which there is a place, in the order in which they came; a few of
+        each caller ahead.
+        """
         for held in list(self._held.values()):
             if held.call is not None and self._has_place(held):
                 try:
@@ -320,6 +336,7 @@ def _answer(connection: socket.socket, call: Call, config_path: Path) -> int:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     fd = connection.detach()
     reader = PatientReader(fd)
-    # The agent is asked to end: a call whose request never came does, without a word; any other is let end.
+    # The agent is asked to end: a call whose request never came does, without a word; any other is
+    # let end.
     signal.signal(signal.SIGUSR1, lambda *_: None if reader.begun else os._exit(1))
     return run(call.service, call.environ, config_path, reader, PatientWriter(fd))

@@ -1,4 +1,6 @@
-"""Source ``file``: image files on any file system. A snapshot is a copy, a delta a comparison. Needs no root."""
+"""Source ``file``: image files on any file system. A snapshot is a copy, a delta a comparison.
+Needs no root.
+"""
 
 import errno
 import os
@@ -14,7 +16,9 @@ _GRAIN = 64 * 1024
 
 
 class FileSource(DirectorySource):
-    """See Source. Copies keep holes; on a file system with reflinks the kernel makes the copy a clone by itself."""
+    """See Source. Copies keep holes; on a file system with reflinks the kernel makes the copy a
+    clone by itself.
+    """
 
     def _copy(self, image: int, copy: int) -> None:
         size, unchecked = os.fstat(image).st_size, 0

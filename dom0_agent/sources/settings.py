@@ -1,4 +1,6 @@
-"""Source ``settings``: a volume that is written down when a snapshot is taken: a qube's settings, or dom0's configuration."""
+"""Source ``settings``: a volume that is written down when a snapshot is taken: a qube's settings,
+or dom0's configuration.
+"""
 
 import os
 from pathlib import Path
@@ -56,7 +58,9 @@ class SettingsSource(FileSource):
             sync_directory(self._store)
 
     def replace(self, size: int, older: bool = False) -> SettingsReplacement:  # type: ignore[override]
-        """See Source. ``older``: they are not the newest known, so a qube that is made of them gets no network."""
+        """See Source. ``older``: they are not the newest known, so a qube that is made of them gets
+        no network.
+        """
         qube, volume = self._volume.qube, self._volume.volume
         return SettingsReplacement(self._state_dir, qube, volume, size, older)
 

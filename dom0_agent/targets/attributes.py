@@ -1,6 +1,8 @@
-"""What a file has besides its bytes: what a clone must have in common with it, and what a restored image keeps of it.
+"""What a file has besides its bytes: what a clone must have in common with it, and what a restored
+image keeps of it.
 
-Flags and numbers: Linux, ``include/uapi/linux/fs.h`` (FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR); chattr(1) describes the flags.
+Flags and numbers: Linux, ``include/uapi/linux/fs.h`` (FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR);
+chattr(1) describes the flags.
 """
 
 import errno
@@ -18,7 +20,9 @@ _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
 _COMPRESSED, _IMMUTABLE, _APPEND, _NOCOW = 0x4, 0x10, 0x20, 0x00800000
 _COPYING = _NOCOW | _COMPRESSED | 0x400
 _KEPT = _COPYING | 0x8 | 0x40 | 0x80
-"""Kept by a restore: no copy on write; compressed, synchronous, not dumped, no access times, not compressed."""
+"""Kept by a restore: no copy on write; compressed, synchronous, not dumped, no access times, not
+compressed.
+"""
 _OF_CONTENTS = frozenset({"security.ima", "security.evm"})
 """Attributes that are digests of a file: wrong for another's contents."""
 _PROJECT = struct.Struct("=IIIII8x")
@@ -42,7 +46,9 @@ def _set_flags(fd: int, wanted: int) -> None:
 
 
 def _change_flags(fd: int, wanted: int) -> None:
-    """In two steps: Btrfs takes no copy on write instead of compression, which a folder may have given, only from neither."""
+    """In two steps: Btrfs takes no copy on write instead of compression, which a folder may have
+    given, only from neither.
+    """
     has = flags(fd)
     if has & _COPYING and has != wanted:
         _set_flags(fd, has & ~_COPYING)
@@ -50,14 +56,18 @@ def _change_flags(fd: int, wanted: int) -> None:
 
 
 def match_nocow(like: int, empty: int) -> None:
-    """Make an empty file with copy on write, or without, as another is: later Btrfs does not let it be changed."""
+    """Make an empty file with copy on write, or without, as another is: later Btrfs does not let it
+    be changed.
+    """
     wanted, has = flags(like), flags(empty)
     if (wanted ^ has) & _NOCOW:
         _change_flags(empty, (has & ~_COPYING) | (wanted & _NOCOW))
 
 
 def require_replaceable(name: str, fd: int) -> None:
-    """Refused when another file in this one's place would not be the same to everybody, or somebody has it open."""
+    """Refused when another file in this one's place would not be the same to everybody, or somebody
+    has it open.
+    """
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
         raise Refused(Code.SOURCE_FAILED, f"{name} is not a regular file")
@@ -69,8 +79,8 @@ def require_replaceable(name: str, fd: int) -> None:
     if found.st_nlink > 1:
         raise Refused(
             Code.SOURCE_FAILED,
-            f"{name} has {found.st_nlink} names (hard links), of which the others would keep the old contents; "
-            "remove them first",
+            f"{name} has {found.st_nlink} names (hard links), of which the others would keep the"
+            " old contents; remove them first",
         )
     require_unused(name, fd)
 
@@ -78,7 +88,8 @@ def require_replaceable(name: str, fd: int) -> None:
 def require_unused(name: str, fd: int) -> None:
     """Refused when anybody but ``fd`` has the file open or mapped, loop devices included.
 
-    The kernel gives a write lease to nobody else (fcntl(2)). It is given back at once: who opens the file must not wait.
+    The kernel gives a write lease to nobody else (fcntl(2)). It is given back at once: who opens
+    the file must not wait.
     """
     fcntl.fcntl(
         fd, fcntl.F_SETSIG, signal.SIGURG
@@ -97,7 +108,8 @@ def require_unused(name: str, fd: int) -> None:
 
 
 def keep(old: int, new: int) -> None:
-    """Give an empty new file what the old one has: owner, mode, ACL and other extended attributes, flags, project.
+    """Give an empty new file what the old one has: owner, mode, ACL and other extended attributes,
+    flags, project.
 
     Raises OSError where that cannot be, rather than lose any of it.
     """

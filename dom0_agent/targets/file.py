@@ -1,4 +1,6 @@
-"""Files of a pool in dom0: opening an image as nothing but a regular file, and putting a new one in its place."""
+"""Files of a pool in dom0: opening an image as nothing but a regular file, and putting a new one in
+its place.
+"""
 
 import errno
 import os
@@ -26,7 +28,8 @@ def failed(text: str, error: OSError) -> Refused:
 def open_regular(path: Path, whose: str) -> int:
     """A descriptor to read a regular file, the image of ``whose``. Raises OSError.
 
-    Refused for anything else, which is not even opened: a FIFO would wait for its writer, a tape would be wound.
+    Refused for anything else, which is not even opened: a FIFO would wait for its writer, a tape
+    would be wound.
     """
     with closing_fd(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as found:
         mode = os.fstat(found).st_mode
@@ -40,7 +43,8 @@ def open_regular(path: Path, whose: str) -> int:
 
 
 class FileReplacement:
-    """New contents written to a file without a name, which then takes the image's place; see Replacement.
+    """New contents written to a file without a name, which then takes the image's place; see
+    Replacement.
 
     A crash leaves nothing of it, but between getting the name ``beside`` and the image's.
     """
@@ -86,7 +90,9 @@ class FileReplacement:
         return os.open(self._beside, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
     def write(self, offset: int, parts: list[bytes]) -> None:
-        """See Replacement. Looks at the pool's room every now and then: a full one would harm every qube that writes."""
+        """See Replacement. Looks at the pool's room every now and then: a full one would harm every
+        qube that writes.
+        """
         self._unchecked += sum(map(len, parts))
         if self._unchecked >= CHECK_ROOM:
             self._unchecked = 0
@@ -97,7 +103,9 @@ class FileReplacement:
             raise failed(f"cannot write beside {self._image}", error) from None
 
     def commit(self) -> None:
-        """See Replacement. Refused when somebody opened the image meanwhile, or another took its place."""
+        """See Replacement. Refused when somebody opened the image meanwhile, or another took its
+        place.
+        """
         try:
             self._file.sync()
             self._require_the_same()

@@ -1,7 +1,9 @@
-"""Restore on Qubes OS: contents go to qubesd as one stream, so that it keeps the old ones as a revision (qvm-volume revert).
+"""Restore on Qubes OS: contents go to qubesd as one stream, so that it keeps the old ones as a
+revision (qvm-volume revert).
 
-The Admin API takes a volume only whole: a stream that ends early is refused and leaves the volume as it was
-(core-admin, ``qubes-rpc/admin.vm.volume.Import``). So nothing takes effect before the last byte is proven.
+The Admin API takes a volume only whole: a stream that ends early is refused and leaves the volume
+as it was (core-admin, ``qubes-rpc/admin.vm.volume.Import``). So nothing takes effect before the
+last byte is proven.
 """
 
 import os

@@ -1,8 +1,10 @@
-"""The chunk ids of a volume's newest committed session, and the root of the next one. Flat memory at any size.
+"""The chunk ids of a volume's newest committed session, and the root of the next one. Flat memory
+at any size.
 
-The ids file holds 32 bytes a chunk; ``.pages`` beside it holds the digest of every 1,024 of them. Both are a cache of
-what was sent, and are believed only as far as they give the root of the committed record: without them the next session is
-a full one. They are written in place, from a log that can be applied again after a crash.
+The ids file holds 32 bytes a chunk; ``.pages`` beside it holds the digest of every 1,024 of them.
+Both are a cache of what was sent, and are believed only as far as they give the root of the
+committed record: without them the next session is a full one. They are written in place, from a log
+that can be applied again after a crash.
 """
 
 import errno
@@ -55,9 +57,11 @@ class CommittedIds:
             os.close(self._fd)
 
     def prove(self, size: int, chunk_size: int, root: bytes) -> bool:
-        """Whether these are the ids of an image of ``size`` bytes with that root; pages are checked from then on.
+        """Whether these are the ids of an image of ``size`` bytes with that root; pages are checked
+        from then on.
 
-        The digests are read rather than the ids. Without them, or where they do not fit, all ids are.
+        The digests are read rather than the ids. Without them, or where they do not fit, all ids
+        are.
         """
         chunks = chunk_count(size, chunk_size)
         if self.count != chunks:
@@ -98,7 +102,8 @@ class CommittedIds:
         return ids
 
     def digests(self, entries: Iterable[Entry], full: bool, chunks: int) -> Iterator[bytes]:
-        """Page digests of the image of ``chunks`` chunks that results from laying ``entries`` (in order) over this one.
+        """Page digests of the image of ``chunks`` chunks that results from laying ``entries`` (in
+        order) over this one.
 
         With ``full`` they are laid over nothing; otherwise the ids have been proven.
         """
@@ -123,10 +128,12 @@ class CommittedIds:
     def apply(
         self, entries: Iterable[Entry], full: bool, chunks: int, pages: bytes | None = None
     ) -> bytes:
-        """Make the file that of the newer session: the same arguments as for ``digests``, and what that returned.
+        """Make the file that of the newer session: the same arguments as for ``digests``, and what
+        that returned.
 
         Without ``pages``, after a crash, all ids are read for them: the same entries may have been
-        applied in part. Returns the page digests. Raises OSError; this object is of no use any more.
+        applied in part. Returns the page digests. Raises OSError; this object is of no use any
+        more.
         """
         self._pages.unlink(missing_ok=True)
         if full:  # another file, whatever was wrong with the old one
@@ -168,9 +175,11 @@ def _by_page(entries: Iterable[Entry]) -> Iterator[tuple[int, list[Entry]]]:
 
 
 class KnownIds:
-    """Ids to compare with, chunk by chunk in rising order: those committed, or those the caller says it holds.
+    """Ids to compare with, chunk by chunk in rising order: those committed, or those the caller
+    says it holds.
 
-    ``page(index)`` gives the ids of a page; it is asked in rising order. What it does not give is the zero id.
+    ``page(index)`` gives the ids of a page; it is asked in rising order. What it does not give is
+    the zero id.
     """
 
     def __init__(self, page: Callable[[int], bytes]) -> None:

@@ -1,8 +1,10 @@
-"""What Commit does to the chunk ids that dom0 keeps: they follow the session's log, or are not used any more.
+"""What Commit does to the chunk ids that dom0 keeps: they follow the session's log, or are not used
+any more.
 
-The record that dom0 sealed and the ids that it keeps must come from the same bytes. So ids are believed only while they
-give the root of the committed record, and a log only when, laid over them, it gives the root of the session's. What does
-not is left where it is: it never proves, and the next session compares the whole volume.
+The record that dom0 sealed and the ids that it keeps must come from the same bytes. So ids are
+believed only while they give the root of the committed record, and a log only when, laid over them,
+it gives the root of the session's. What does not is left where it is: it never proves, and the next
+session compares the whole volume.
 """
 
 from enum import Enum, auto
@@ -17,7 +19,9 @@ from wire.status import Refused
 
 
 class Work(Enum):
-    """What is to be done to the ids: nothing, follow the log, or nothing because they are of no use any more."""
+    """What is to be done to the ids: nothing, follow the log, or nothing because they are of no use
+    any more.
+    """
 
     IDLE = auto()
     APPLY = auto()
@@ -73,7 +77,9 @@ def apply(
     redo: Redo,
     pages: bytes | None = None,
 ) -> None:
-    """Bring the ids up to the committed session, from its log. Without ``pages``: again, after a crash. Raise OSError."""
+    """Bring the ids up to the committed session, from its log. Without ``pages``: again, after a
+    crash. Raise OSError.
+    """
     chunks = chunk_count(redo.size, archive.chunk_size)
     session_log = PendingLog(store.directory / redo.log)
     try:
@@ -86,7 +92,9 @@ def apply(
 
 
 def apply_again(store: VolumeState, follow: ArchiveProgress, archive: Archive, redo: Redo) -> None:
-    """Finish what a crash or a failed write interrupted; what fails again leaves ids that do not prove."""
+    """Finish what a crash or a failed write interrupted; what fails again leaves ids that do not
+    prove.
+    """
     try:
         apply(store, follow, archive, redo)
     except (Refused, IdsDamaged, OSError) as error:  # the archive's key may be damaged, too

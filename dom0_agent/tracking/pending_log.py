@@ -1,8 +1,10 @@
-"""The ids of a pending session as they are extracted, so that an interrupted transfer resumes where it stopped.
+"""The ids of a pending session as they are extracted, so that an interrupted transfer resumes where
+it stopped.
 
-A file of groups, each with its own digest; the first that does not check out ends the log. The log ends where the last
-group ends that was written whole: entries leave memory only then, so that a write that fails, or is short, loses none and
-can be tried again. Holding the log's lock is what being "in the middle of Extract" means.
+A file of groups, each with its own digest; the first that does not check out ends the log. The log
+ends where the last group ends that was written whole: entries leave memory only then, so that a
+write that fails, or is short, loses none and can be tried again. Holding the log's lock is what
+being "in the middle of Extract" means.
 """
 
 import hashlib
@@ -35,7 +37,9 @@ class LogDamaged(Refused):
 
 
 class PendingLog:
-    """The log of one pending session. ``position`` is the first chunk number it does not cover. Methods raise OSError."""
+    """The log of one pending session. ``position`` is the first chunk number it does not cover.
+    Methods raise OSError.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -55,11 +59,15 @@ class PendingLog:
         self._written = self.position
 
     def close(self) -> None:
-        """Release the log. What was not written by ``flush`` or ``sync`` is extracted again by the next call."""
+        """Release the log. What was not written by ``flush`` or ``sync`` is extracted again by the
+        next call.
+        """
         os.close(self._fd)
 
     def _groups(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """File offset, first chunk number covered, first not covered, and payload of each sound group."""
+        """File offset, first chunk number covered, first not covered, and payload of each sound
+        group.
+        """
         at = expected = 0
         while len(head := self._read(_GROUP.size, at)) == _GROUP.size:
             first, end, count, digest = _GROUP.unpack(head)
@@ -72,14 +80,17 @@ class PendingLog:
             at, expected = at + _GROUP.size + len(payload), end
 
     def _read(self, length: int, at: int) -> bytes:
-        """Nothing where a sector is bad: the log ends there, and what comes after is extracted again."""
+        """Nothing where a sector is bad: the log ends there, and what comes after is extracted
+        again.
+        """
         try:
             return os.pread(self._fd, length, at)
         except OSError:
             return b""
 
     def entries(self) -> Iterator[Entry]:
-        """Every entry, in order of chunk number; LogDamaged unless all up to ``position`` can be read back.
+        """Every entry, in order of chunk number; LogDamaged unless all up to ``position`` can be
+        read back.
 
         What a root is made of must be what the log keeps: a log that reads back shorter than it
         was written would give the root of another image.
@@ -110,7 +121,9 @@ class PendingLog:
                 return
 
     def append(self, end: int, entries: list[Entry]) -> None:
-        """Add the entries of the chunks from ``position`` up to ``end``, in order. Not durable before ``sync``."""
+        """Add the entries of the chunks from ``position`` up to ``end``, in order. Not durable
+        before ``sync``.
+        """
         self._entries += entries
         self.position = end
         if len(self._entries) >= _FULL_GROUP:
@@ -130,7 +143,9 @@ class PendingLog:
             del self._entries[: len(part)]
 
     def sync(self) -> None:
-        """Make the log durable. After a failure it is emptied: the kernel calls pages clean that it could not write."""
+        """Make the log durable. After a failure it is emptied: the kernel calls pages clean that it
+        could not write.
+        """
         self.flush()
         try:
             os.fsync(self._fd)

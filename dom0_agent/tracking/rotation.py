@@ -1,8 +1,10 @@
-"""Rotation of snapshots: Monitor, Snapshot, Commit, Abort, and recovery from a crash at any point of them.
+"""Rotation of snapshots: Monitor, Snapshot, Commit, Abort, and recovery from a crash at any point
+of them.
 
-Order within each: new snapshot and new map files first, under names that no state file mentions; then the state file is
-replaced, which is the commit point; then what is no longer mentioned is removed. ``recover`` does that last part again,
-so that dying anywhere leaves the old state or the new one.
+Order within each: new snapshot and new map files first, under names that no state file mentions;
+then the state file is replaced, which is the commit point; then what is no longer mentioned is
+removed. ``recover`` does that last part again, so that dying anywhere leaves the old state or the
+new one.
 """
 
 import os
@@ -26,11 +28,13 @@ from wire.status import Code, Refused
 CLOCK_SLACK = 600
 """Seconds by which the time that a caller proposes for its run may differ from dom0's clock."""
 MAX_SEQUENCE = 1 << 32
-"""Sequence number that an archive may claim for a session that dom0 does not know of, at most: from there on it would take
-thousands of millions of calls to come to a number that has not ten digits in a file's name."""
+"""Sequence number that an archive may claim for a session that dom0 does not know of, at most: from
+there on it would take thousands of millions of calls to come to a number that has not ten digits in
+a file's name."""
 FORGOTTEN = 1 << 20
-"""Sessions beyond that, and beyond those that dom0 knows of, that an archive may have: dom0's state may have been lost, or be
-an old copy, after a caller had claimed the most it could. Refused, such a volume would never be backed up again."""
+"""Sessions beyond that, and beyond those that dom0 knows of, that an archive may have: dom0's state
+may have been lost, or be an old copy, after a caller had claimed the most it could. Refused, such a
+volume would never be backed up again."""
 
 
 class Rotation:
@@ -40,7 +44,9 @@ class Rotation:
         self.store, self.state, self.source = store, state, source
 
     def recover(self, archives: dict[str, Archive]) -> None:
-        """Finish what a crash interrupted: ids still to be applied, snapshots and files that nothing mentions."""
+        """Finish what a crash interrupted: ids still to be applied, snapshots and files that
+        nothing mentions.
+        """
         for key, follow in self.state.follows.items():
             redo, follow.redo = follow.redo, None
             if redo is not None:
@@ -53,10 +59,12 @@ class Rotation:
         self.store.tidy(self.state)
 
     def give_way(self) -> bool:
-        """Where the storage is nearly full, give up pending sessions: their snapshots hold space. Whether any state changed.
+        """Where the storage is nearly full, give up pending sessions: their snapshots hold space.
+        Whether any state changed.
 
-        So a backup VM that begins sessions and never ends them, or reads them as slowly as it can, cannot fill the pool. One
-        that is being extracted has until the next time; its Extract lets go of the snapshot when it sees that. Not saved yet.
+        So a backup VM that begins sessions and never ends them, or reads them as slowly as it can,
+        cannot fill the pool. One that is being extracted has until the next time; its Extract lets
+        go of the snapshot when it sees that. Not saved yet.
         """
         try:
             self.source.require_room()
@@ -79,7 +87,9 @@ class Rotation:
         return False
 
     def rotate(self) -> int:
-        """Take a new base and fold what changed since the old one into every archive's map. Not saved yet."""
+        """Take a new base and fold what changed since the old one into every archive's map. Not
+        saved yet.
+        """
         return 0 if self.unchanged() else self.fold(self.begin())
 
     def unchanged(self) -> bool:
@@ -97,7 +107,9 @@ class Rotation:
         return number
 
     def fold(self, number: int) -> int:
-        """Make a snapshot taken by ``begin`` the base; return how many bytes changed since the last. Not saved yet."""
+        """Make a snapshot taken by ``begin`` the base; return how many bytes changed since the
+        last. Not saved yet.
+        """
         try:
             changed, size = self._changed(number)
             for key, follow in self.state.follows.items():
@@ -115,13 +127,15 @@ class Rotation:
         if size > MAX_VOLUME_SIZE:  # nobody would open its record
             raise Refused(
                 Code.SOURCE_FAILED,
-                f"{self.store.name} has {size} bytes, and volumes can have {MAX_VOLUME_SIZE >> 40} TiB",
+                f"{self.store.name} has {size} bytes, and volumes can have"
+                f" {MAX_VOLUME_SIZE >> 40} TiB",
             )
         if base is None or base not in self.source.snapshots():
             if base is not None:
                 log(
                     WARNING,
-                    f"{self.store.name}: base snapshot {base} is gone; taking everything as changed",
+                    f"{self.store.name}: base snapshot {base} is gone; taking everything as"
+                    " changed",
                 )
             return ChangedMap.everything(size), size
         changed = ChangedMap()
@@ -143,7 +157,9 @@ class Rotation:
         follow.map = self.store.save_map(f"{key}.{snapshot_name(number)}.map", merged)
 
     def finish(self) -> None:
-        """The commit point, then the removal of what is no longer needed: of the base, too, if no archive builds on it."""
+        """The commit point, then the removal of what is no longer needed: of the base, too, if no
+        archive builds on it.
+        """
         if not self.followed:
             self.state.base = None
         self.store.save(self.state)
@@ -153,7 +169,9 @@ class Rotation:
 
     @property
     def followed(self) -> bool:
-        """Whether any archive holds a session of the volume, or is about to: only then is there anything to monitor."""
+        """Whether any archive holds a session of the volume, or is about to: only then is there
+        anything to monitor.
+        """
         return any(follow.committed or follow.pending for follow in self.state.follows.values())
 
     def monitor(self) -> None:
@@ -200,7 +218,9 @@ class Rotation:
     def _begin(
         self, follow: ArchiveProgress, archive: Archive, request: Request, domain: bytes
     ) -> Pending:
-        """The session that comes next. Its number and time go up with every session begun, whatever becomes of it."""
+        """The session that comes next. Its number and time go up with every session begun, whatever
+        becomes of it.
+        """
         full = not self._builds_on(follow, archive, request, domain)
         session = os.urandom(16).hex()
         follow.mark = max(follow.mark, request.number) + 1
@@ -220,7 +240,9 @@ class Rotation:
     def _builds_on(
         self, follow: ArchiveProgress, archive: Archive, request: Request, domain: bytes
     ) -> bool:
-        """Whether a session can build on the committed one: both sides have it, and the ids are its."""
+        """Whether a session can build on the committed one: both sides have it, and the ids are
+        its.
+        """
         committed = follow.committed
         if committed is None:
             return False
@@ -275,7 +297,9 @@ class Rotation:
         self.finish()
 
     def give_up(self, key: str, follow: ArchiveProgress) -> None:
-        """Give a pending session up: what it would have sent counts as changed again. Not saved yet."""
+        """Give a pending session up: what it would have sent counts as changed again. Not saved
+        yet.
+        """
         pending, follow.pending = follow.pending, None
         if pending is None or follow.committed is None:
             follow.map = None
@@ -304,10 +328,12 @@ class Rotation:
 
 
 def _session_time(last: int, untrusted_time: int) -> int:
-    """Unix seconds: the run's time as the caller proposes it, if near to now, else now; never ``last``, an earlier one's.
+    """Unix seconds: the run's time as the caller proposes it, if near to now, else now; never
+    ``last``, an earlier one's.
 
-    Later than that, for sessions are named by their times: a caller must not get two of one name sealed. Only where the
-    earlier one lies further ahead than callers get (dom0's clock was wrong), time goes back.
+    Later than that, for sessions are named by their times: a caller must not get two of one name
+    sealed. Only where the earlier one lies further ahead than callers get (dom0's clock was wrong),
+    time goes back.
     """
     now = int(clock.time())
     time = untrusted_time if abs(untrusted_time - now) <= CLOCK_SLACK else now
@@ -318,7 +344,9 @@ def _session_time(last: int, untrusted_time: int) -> int:
 def volume_rotation(
     state_dir: Path, volume: Volume, archives: dict[str, Archive]
 ) -> Iterator[Rotation]:
-    """Lock a volume, recover it, and yield the operations on it. ``archives`` by id in hexadecimal."""
+    """Lock a volume, recover it, and yield the operations on it. ``archives`` by id in
+    hexadecimal.
+    """
     store = VolumeState(state_dir, volume.qube, volume.volume)
     with store.locked() as state:
         rotation = Rotation(store, state, Sources(state_dir).open(volume))
@@ -327,7 +355,9 @@ def volume_rotation(
 
 
 def changed_since(store: VolumeState, follow: ArchiveProgress, size: int) -> int:
-    """Bytes that may have changed since the archive's last committed session, as of the base snapshot."""
+    """Bytes that may have changed since the archive's last committed session, as of the base
+    snapshot.
+    """
     if follow.committed is None:
         return size
     changed = store.load_map(follow.map, size)

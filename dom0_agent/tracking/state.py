@@ -1,10 +1,13 @@
-"""What dom0 remembers of a volume: one directory, one lock, one small state file whose replacement is the commit point.
+"""What dom0 remembers of a volume: one directory, one lock, one small state file whose replacement
+is the commit point.
 
-``<state_dir>/volumes/<qube>/<volume>/`` holds ``state.json``, the changed maps, the committed chunk ids and the logs of
-pending sessions. A file that the state file does not mention is left over from a crash, and removed.
+``<state_dir>/volumes/<qube>/<volume>/`` holds ``state.json``, the changed maps, the committed chunk
+ids and the logs of pending sessions. A file that the state file does not mention is left over from
+a crash, and removed.
 
-A state file that is damaged is set aside as ``state.json.damaged``, and dom0 knows nothing of the volume any more: its next
-session compares everything, and until that is committed every session of it counts as an older one.
+A state file that is damaged is set aside as ``state.json.damaged``, and dom0 knows nothing of the
+volume any more: its next session compares everything, and until that is committed every session of
+it counts as an older one.
 """
 
 import errno
@@ -63,8 +66,9 @@ class Committed:
 
 @dataclass
 class Pending:
-    """A session begun and neither committed nor aborted. ``root`` and the record's ``digest`` are known once all of it
-    has been extracted. ``crowded``: the pool was found nearly full while it was."""
+    """A session begun and neither committed nor aborted. ``root`` and the record's ``digest`` are
+    known once all of it has been extracted. ``crowded``: the pool was found nearly full while it
+    was."""
 
     session: str
     snapshot: int
@@ -111,10 +115,12 @@ class ArchiveProgress:
 
 @dataclass
 class State:
-    """The state file. ``sequence`` is the last snapshot number given out, ``base`` the snapshot last folded in.
+    """The state file. ``sequence`` is the last snapshot number given out, ``base`` the snapshot
+    last folded in.
 
-    A number counts up in its high bits and is random in its low 32: a state put back from an old copy never takes another
-    snapshot for the one it remembers. ``place`` is the volume as the last Snapshot found it (dom0_agent.config.remember).
+    A number counts up in its high bits and is random in its low 32: a state put back from an old
+    copy never takes another snapshot for the one it remembers. ``place`` is the volume as the last
+    Snapshot found it (dom0_agent.config.remember).
     """
 
     sequence: int = 0
@@ -150,7 +156,8 @@ class VolumeState:
 
     @contextmanager
     def locked(self, patience: float = PATIENCE) -> Iterator[State]:
-        """Hold the volume's lock and yield its state; Refused when somebody else keeps it longer than ``patience`` seconds.
+        """Hold the volume's lock and yield its state; Refused when somebody else keeps it longer
+        than ``patience`` seconds.
 
         A damaged state file is set aside here.
         """
@@ -222,7 +229,9 @@ class VolumeState:
         replace(self._path, json.dumps(whole, indent=1).encode())
 
     def load_map(self, name: str | None, size: int) -> ChangedMap:
-        """A changed map; everything counts as changed when its file is missing, unreadable or damaged."""
+        """A changed map; everything counts as changed when its file is missing, unreadable or
+        damaged.
+        """
         if name is None:
             return ChangedMap()
         try:

@@ -1,4 +1,6 @@
-"""A malicious backup VM: speaks every service in raw bytes, and looks afterwards whether anything in dom0 has changed."""
+"""A malicious backup VM: speaks every service in raw bytes, and looks afterwards whether anything
+in dom0 has changed.
+"""
 
 import io
 import time
@@ -33,7 +35,9 @@ class Stream:
     end: bytes = END
 
     def parts(self) -> list[bytes]:
-        """The parts in order: record, all ids, then page by page ids, lengths and chunks, and the end mark."""
+        """The parts in order: record, all ids, then page by page ids, lengths and chunks, and the
+        end mark.
+        """
         out = [self.record, *self._pages()]
         for first, page in zip(range(0, len(self.ids), PAGE_IDS), self._pages(), strict=True):
             out.append(page)
@@ -117,7 +121,9 @@ class Attacker:
         target: str | None = "work",
         argument: str = "private",
     ) -> list[tuple[int, bytes]]:
-        """Restore is asked for with the argument that what is sent needs, unless another is given."""
+        """Restore is asked for with the argument that what is sent needs, unless another is
+        given.
+        """
         if (name, argument) == ("Restore", "private"):
             head = sent[Request.length() :] if isinstance(sent, bytes) else self.stream().record
             argument = f"{target or 'dom0'}+private+{named(head)}+older"

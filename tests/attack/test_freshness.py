@@ -1,4 +1,6 @@
-"""What a backup VM can pass off as the newest session, and what it can have restored that nobody asked for."""
+"""What a backup VM can pass off as the newest session, and what it can have restored that nobody
+asked for.
+"""
 
 import os
 import random
@@ -33,7 +35,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def hidden(attacker: Attacker, number: int) -> tuple[Stream, Offer]:
-    """A whole session that was begun with a number, extracted, and aborted, so that dom0 forgets it."""
+    """A whole session that was begun with a number, extracted, and aborted, so that dom0 forgets
+    it.
+    """
     frames = attacker.frames("Snapshot", attacker.request(bytes(16), number))
     offer = Offer.parse(next(payload for kind, payload in frames if kind == KIND_OFFER))
     ids, sealed, record = [ZERO_ID] * chunk_count(offer.size, offer.chunk_size), {}, b""

@@ -1,4 +1,6 @@
-"""Terminal escapes and marks that turn the direction of writing, in every name that somebody else chose."""
+"""Terminal escapes and marks that turn the direction of writing, in every name that somebody else
+chose.
+"""
 
 import hashlib
 import shutil

@@ -81,7 +81,8 @@ def test_numbers_near_the_limits(attacker: Attacker, number: int) -> None:
         "Snapshot", Request(archive=attacker.archive_id(), number=number, time=at).build()
     ).code == (Code.OK if number <= MAX_SEQUENCE + FORGOTTEN else Code.BAD_REQUEST)
     site = attacker.site
-    site.backup()  # a lie about sequence or time costs the liar a full session, and nobody anything else
+    # a lie about sequence or time costs the liar a full session, and nobody anything else
+    site.backup()
     assert list(site.images().values())[-1] == site.contents()
     site.verify_all()
 

@@ -1,4 +1,6 @@
-"""Agent and archive operations killed at every durable step: nothing stored is lost, and the next backup is right."""
+"""Agent and archive operations killed at every durable step: nothing stored is lost, and the next
+backup is right.
+"""
 
 import os
 import random
@@ -50,7 +52,9 @@ def every_death(
     operation: Callable[[Site], object],
     check: Callable[[Site, dict[str, bytes]], None],
 ) -> None:
-    """Kill ``operation`` at each of its steps on a fresh copy, then check what a user finds afterwards."""
+    """Kill ``operation`` at each of its steps on a fresh copy, then check what a user finds
+    afterwards.
+    """
     before = built.images()
     fresh = copies(built)
     site = next(fresh)
@@ -169,7 +173,9 @@ def test_catalog_rebuild(built: Site) -> None:
 
 
 def test_the_space_of_pruned_sessions_comes_back_after_a_crash(built: Site) -> None:
-    """Dying between removing sessions and freeing their chunks leaves a sweep that is done by the next run."""
+    """Dying between removing sessions and freeing their chunks leaves a sweep that is done by the
+    next run.
+    """
 
     def run(site: Site) -> None:
         with site.open(True) as archive:

@@ -1,4 +1,6 @@
-"""What is not certain is not used: lost packs and sessions, old catalogs, lies in the catalog, files of other programs."""
+"""What is not certain is not used: lost packs and sessions, old catalogs, lies in the catalog,
+files of other programs.
+"""
 
 import os
 import random
@@ -143,7 +145,9 @@ def test_the_first_to_notice_a_missing_session_is_backup(built: Site, commands_f
 
 
 def test_a_missing_session_and_a_run_that_died(built: Site) -> None:
-    """Chunks without a session are dropped from the catalog then; those of the missing one's successors stay."""
+    """Chunks without a session are dropped from the catalog then; those of the missing one's
+    successors stay.
+    """
     write(built, 9, 0, CHUNKS)
     cut_off_after(built, 6)
     images, victim, kept = built.images(), session_files(built)[1], built.root / "kept"

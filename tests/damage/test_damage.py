@@ -1,4 +1,6 @@
-"""Damage to an archive is found and named, what is intact can be restored, and the next backup heals what it can."""
+"""Damage to an archive is found and named, what is intact can be restored, and the next backup
+heals what it can.
+"""
 
 import hashlib
 import random

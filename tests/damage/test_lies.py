@@ -1,4 +1,6 @@
-"""What is written where anybody can write who has the disk: a catalog that lies, forged partial sessions and session files."""
+"""What is written where anybody can write who has the disk: a catalog that lies, forged partial
+sessions and session files.
+"""
 
 import os
 import random

@@ -41,7 +41,9 @@ def built(tmp_path: Path) -> Site:
 
 
 def test_an_old_catalog_beside_newer_files_is_not_believed(built: Site) -> None:
-    """As when the folder is copied while a prune goes on: the holes cannot be seen from names and sizes."""
+    """As when the folder is copied while a prune goes on: the holes cannot be seen from names and
+    sizes.
+    """
     first, copy = next(iter(built.images().values())), built.root / "copy"
     copy.mkdir()
     for name in ("archive.toml", "catalog.sqlite"):
@@ -61,7 +63,9 @@ def test_an_old_catalog_beside_newer_files_is_not_believed(built: Site) -> None:
 def test_a_catalog_from_the_midst_of_a_prune_is_looked_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lists the same files as there are: the session was gone, and the holes were not there yet."""
+    """It lists the same files as there are: the session was gone, and the holes were not
+    there yet.
+    """
     monkeypatch.setattr(LocalStorage, "pack_size", 64 * GRAIN)  # one pack of both volumes
     built, old = (
         Site(tmp_path / "site", volumes=("work/private", "other/private")),
@@ -69,8 +73,10 @@ def test_a_catalog_from_the_midst_of_a_prune_is_looked_through(
     )
     for turn in range(2):
         for at, name in enumerate(built.volumes):
-            write(built, 10 * turn + at, 0, 8, name) if turn else built.image(name).write_bytes(
-                random.Random(at).randbytes(8 * GRAIN)
+            (
+                write(built, 10 * turn + at, 0, 8, name)
+                if turn
+                else built.image(name).write_bytes(random.Random(at).randbytes(8 * GRAIN))
             )
         built.backup()
 

@@ -1,4 +1,6 @@
-"""The site that is copied for each fault: three sessions of two volumes, changes since, and a copy with two of them."""
+"""The site that is copied for each fault: three sessions of two volumes, changes since, and a copy
+with two of them.
+"""
 
 import itertools
 import random

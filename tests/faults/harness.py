@@ -1,7 +1,7 @@
 """Commands run on a file system that fails, and what is to be found afterwards.
 
-Every run is a child of the test's process, on a copy of one site of its own below the mount of ``FaultFS``. What comes after
-the fault runs on the folder below the mount, where nothing fails.
+Every run is a child of the test's process, on a copy of one site of its own below the mount of
+``FaultFS``. What comes after the fault runs on the folder below the mount, where nothing fails.
 """
 
 import contextlib
@@ -94,8 +94,9 @@ def run(action: Callable[[], int]) -> Outcome:
 def computed(action: Callable[[], Any]) -> Any:
     """What an action returns, or raises, in a child process.
 
-    The process that forks must have no other threads: one that holds a lock of OpenSSL's at that moment leaves it
-    locked in the child for ever. Reading an archive takes threads, so it is done aside.
+    The process that forks must have no other threads: one that holds a lock of OpenSSL's at that
+    moment leaves it locked in the child for ever. Reading an archive takes threads, so it is done
+    aside.
     """
     with tempfile.TemporaryFile() as answer:
 
@@ -184,8 +185,8 @@ class Place:
 
 @dataclass
 class Bench:
-    """Copies of one site that commands are run on. ``known`` is what is in its archives at first, ``volumes`` what
-    the volumes hold."""
+    """Copies of one site that commands are run on. ``known`` is what is in its archives at first,
+    ``volumes`` what the volumes hold."""
 
     system: FaultFS
     base: Path

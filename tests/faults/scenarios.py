@@ -1,4 +1,6 @@
-"""What is run on a file system that fails: every command that touches archive, volumes or dom0's state, and every call."""
+"""What is run on a file system that fails: every command that touches archive, volumes or dom0's
+state, and every call.
+"""
 
 import os
 import random
@@ -49,13 +51,15 @@ def nothing(place: Place) -> None:
 
 @dataclass(frozen=True)
 class Scenario:
-    """``words`` are those of ``sparsebak``, or of ``sparsebak-agent``, or ``action`` is run in their stead.
+    """``words`` are those of ``sparsebak``, or of ``sparsebak-agent``, or ``action`` is run in
+    their stead.
 
-    ``where`` is what fails, below the copy of the site; ``prepare`` what is done before; ``promised`` raises
-    AssertionError unless all is there that an exit code of 0 promises. ``doomed`` are names of sessions that
-    may go, ``code`` the exit code without a fault, ``again`` those of the same command afterwards; ``once``: it is not
-    run again. ``changes_volume``: the volume is the old one or the restored one. ``damaged``: what was stored
-    before is whole only after a backup.
+    ``where`` is what fails, below the copy of the site; ``prepare`` what is done before;
+    ``promised`` raises AssertionError unless all is there that an exit code of 0 promises.
+    ``doomed`` are names of sessions that may go, ``code`` the exit code without a fault, ``again``
+    those of the same command afterwards; ``once``: it is not run again. ``changes_volume``: the
+    volume is the old one or the restored one. ``damaged``: what was stored before is whole only
+    after a backup.
     """
 
     name: str
@@ -86,7 +90,9 @@ class Scenario:
 
 
 def cut_off(place: Place) -> None:
-    """A backup that died after some packs: dom0 has a pending session, the archive a partial one."""
+    """A backup that died after some packs: dom0 has a pending session, the archive a
+    partial one.
+    """
     from backup_vm.terminal.progress import Progress
 
     class CutOff(Progress):
@@ -136,7 +142,7 @@ def with_a_damaged_chunk(place: Place) -> None:
     """A chunk that is in the volume still, and so can be had again."""
     site = place.site
     with site.open() as archive:
-        (series, *_) = archive.sessions().values()
+        series, *_ = archive.sessions().values()
         ((_, ids),) = columns(archive.storage, series[0]).between(UNTOUCHED, UNTOUCHED + 1)
         (chunk,) = archive.catalog.places([ids[0].tobytes()]).values()
         pack, at = chunk.pack, chunk.offset + 40
@@ -264,7 +270,9 @@ SCENARIOS = (
              doomed=("other/private",), again=(0, 1)),
     Scenario("scrub", ("scrub",)),
     Scenario("scrub without a catalog", ("scrub",), prepare=without_catalog),
-    Scenario("scrub, damage", ("scrub",), prepare=with_a_damaged_chunk, code=4, again=(4,), damaged=True),
+    Scenario(
+        "scrub, damage", ("scrub",), prepare=with_a_damaged_chunk, code=4, again=(4,), damaged=True
+    ),
     Scenario("backup that heals", ("backup",), prepare=lambda place: (
         with_a_damaged_chunk(place), place.command("scrub")), promised=backed_up, damaged=True),
     Scenario("copy", ("copy", "{root}/copy"), where=COPY, promised=copied),

@@ -1,4 +1,6 @@
-"""``make fuzz``, or ``python -m tests.fuzz TARGET --seconds N``: coverage-guided fuzzing of one target, or of all in turn."""
+"""``make fuzz``, or ``python -m tests.fuzz TARGET --seconds N``: coverage-guided fuzzing of one
+target, or of all in turn.
+"""
 
 import argparse
 import subprocess

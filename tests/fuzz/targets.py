@@ -1,7 +1,9 @@
-"""What is fuzzed: every parser of bytes from the other side, in dom0 and in the archive's readers. One function a target.
+"""What is fuzzed: every parser of bytes from the other side, in dom0 and in the archive's readers.
+One function a target.
 
-A target takes bytes and raises nothing, except an error that its parser is documented to raise, which it swallows here.
-Seeds are real: a site is made, and what crosses and what is stored is taken from it.
+A target takes bytes and raises nothing, except an error that its parser is documented to raise,
+which it swallows here. Seeds are real: a site is made, and what crosses and what is stored is taken
+from it.
 """
 
 import atexit
@@ -230,10 +232,15 @@ def seeds(name: str) -> Iterable[bytes]:
         ],
         "changed_map": lambda: [ChangedMap.everything(1 << 24).to_bytes()],
         "thin_delta": lambda: [
-            b'<superblock data_block_size="128"><diff left="1" right="2"><same begin="0" length="9"/>'
-            b'<different begin="9" length="3"/></diff></superblock>',
-            b'<superblock data_block_size="128"><device dev_id="1"><single_mapping origin_block="3" data_block="9" time="0"/>'
-            b'<range_mapping origin_begin="4" data_begin="1" length="4" time="0"/></device></superblock>',
+            (
+                b'<superblock data_block_size="128"><diff left="1" right="2"><same begin="0"'
+                b' length="9"/><different begin="9" length="3"/></diff></superblock>'
+            ),
+            (
+                b'<superblock data_block_size="128"><device dev_id="1"><single_mapping'
+                b' origin_block="3" data_block="9" time="0"/><range_mapping origin_begin="4"'
+                b' data_begin="1" length="4" time="0"/></device></superblock>'
+            ),
         ],
         "names": lambda: [b"work/private", b"AAAAA-BBBBB", PASSPHRASE],
         "reply": lambda: [_reply(attacker)],
@@ -242,7 +249,8 @@ def seeds(name: str) -> Iterable[bytes]:
         "pack": lambda: [path.read_bytes() for path in site.archive.rglob("*.pack")],
         "exported": lambda: [_exported()],
         "tags_and_notes": lambda: [
-            b'{"format": 1, "sessions": {"00": {"tags": ["a"], "note": "b"}}, "verified": {}, "scrubbed": [1, true]}'
+            b'{"format": 1, "sessions": {"00": {"tags": ["a"], "note": "b"}}, "verified": {},'
+            b' "scrubbed": [1, true]}'
         ],
         "connection": lambda: [
             b"sparsebak.Snapshot+private backup-vm name work\0rest",

@@ -1,6 +1,8 @@
-"""Years of an archive on two disks in turns: hourly backups, retention, kills, volumes that come and go, old copies put back.
+"""Years of an archive on two disks in turns: hourly backups, retention, kills, volumes that come
+and go, old copies put back.
 
-Time is given, not slept. A short life has as many events in fewer days; ``make longlife`` lives the whole.
+Time is given, not slept. A short life has as many events in fewer days; ``make longlife`` lives the
+whole.
 """
 
 import hashlib
@@ -40,7 +42,9 @@ RULES = ("--keep-hourly", "12", "--keep-daily", "7", "--keep-weekly", "4", "--ke
 
 
 class Life:
-    """One life. ``truth``: what each session must hold, by archive and id; ``tried``: what a run that died may have seen."""
+    """One life. ``truth``: what each session must hold, by archive and id; ``tried``: what a run
+    that died may have seen.
+    """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
         self.folder, self.patch, self.capsys = folder, monkeypatch, capsys

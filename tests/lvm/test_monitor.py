@@ -1,4 +1,6 @@
-"""Walking snapshots over many volumes: few commands, one metadata snapshot a pool, nothing left behind."""
+"""Walking snapshots over many volumes: few commands, one metadata snapshot a pool, nothing left
+behind.
+"""
 
 import json
 import os
@@ -46,10 +48,12 @@ def two_pools(lvm_site: Make) -> LvmSite:
     site.group.volume("pool-512k", "vm-untrusted-private", site.size)
     with open(site.config, "a") as config:
         config.write(
-            f'[[pool]]\nname = "q"\ndriver = "lvm_thin"\nvolume_group = "{site.group.name}"\nthin_pool = "pool-512k"\n'
+            '[[pool]]\nname = "q"\ndriver = "lvm_thin"\nvolume_group ='
+            f' "{site.group.name}"\nthin_pool = "pool-512k"\n'
         )
         config.write(
-            '[[volume]]\nqube = "untrusted"\nvolume = "private"\npool = "q"\nvid = "vm-untrusted-private"\n'
+            '[[volume]]\nqube = "untrusted"\nvolume = "private"\npool = "q"\nvid ='
+            ' "vm-untrusted-private"\n'
         )
     site.volumes = (*site.volumes, "untrusted/private")
     return site
@@ -172,7 +176,9 @@ def test_a_pool_nearly_full_is_left_alone(
 def test_a_flood_of_snapshots_cannot_fill_the_pool(
     group_with_small_pool: Callable[[], LvmSite], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A backup VM begins sessions and never ends them, while the qube writes its whole volume anew, again and again."""
+    """A backup VM begins sessions and never ends them, while the qube writes its whole volume anew,
+    again and again.
+    """
     site = group_with_small_pool()
     site.config.write_text(
         site.config.read_text().replace("thin_pool =", "data_limit = 70\nthin_pool =")

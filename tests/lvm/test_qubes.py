@@ -1,4 +1,6 @@
-"""A Qubes machine whose volumes lie in a thin pool: running and halted qubes, restore through the Admin API."""
+"""A Qubes machine whose volumes lie in a thin pool: running and halted qubes, restore through the
+Admin API.
+"""
 
 import importlib
 import importlib.util

@@ -1,7 +1,9 @@
-"""Three machines on one archive elsewhere, each with a cache of its own: random steps against a model.
+"""Three machines on one archive elsewhere, each with a cache of its own: random steps against a
+model.
 
-Backups, prunes, scrubs and copies, two at once at times, killed at times, over a network that is cut, with clocks that are
-hours off. A model knows what each session holds: nothing is lost, one writes at a time, all machines see the same.
+Backups, prunes, scrubs and copies, two at once at times, killed at times, over a network that is
+cut, with clocks that are hours off. A model knows what each session holds: nothing is lost, one
+writes at a time, all machines see the same.
 """
 
 import hashlib
@@ -58,7 +60,9 @@ class Machine:
 
 @dataclass
 class World:
-    """All of it. ``tried``: contents of each volume that a backup may have stored; ``known``: what a session was seen to be."""
+    """All of it. ``tried``: contents of each volume that a backup may have stored; ``known``: what
+    a session was seen to be.
+    """
 
     site: Site
     machines: list[Machine]
@@ -254,9 +258,8 @@ def made(folder: Path, server: Server) -> World:
         site.image(name).write_bytes(rng.randbytes(CHUNKS * GRAIN))
     url = server.url("three")
 
-    def add() -> (
-        None
-    ):  # in a child: what the S3 library begins in this process does not live on in those forked from it
+    # in a child: what the S3 library begins in this process is not there in those forked from it
+    def add() -> None:
         site.add_archive("three", url)  # type: ignore[arg-type]
 
     (added,) = run([add], server.environment(), SECONDS, memory=0)

@@ -1,4 +1,6 @@
-"""An archive of two volumes to be damaged, every command that is run on it then, and what they may say."""
+"""An archive of two volumes to be damaged, every command that is run on it then, and what they may
+say.
+"""
 
 import os
 import random
@@ -29,7 +31,9 @@ EVERYTHING = frozenset({""})
 
 @dataclass(frozen=True)
 class Kept:
-    """A session as it was stored: its volume, name, file, contents, and the packs that its image needs."""
+    """A session as it was stored: its volume, name, file, contents, and the packs that its image
+    needs.
+    """
 
     volume: str
     name: str
@@ -62,7 +66,9 @@ class Scene:
 
 
 def build(folder: Path, sealed: bool = True) -> Scene:
-    """Three sessions of each of two volumes, a partial one of a; chunks that take little space, a few to a pack."""
+    """Three sessions of each of two volumes, a partial one of a; chunks that take little space, a
+    few to a pack.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalStorage, "pack_size", 1000)
         patch.setattr(pack_writer, "RECORD_SECONDS", 0)

@@ -1,4 +1,6 @@
-"""Each file of dom0's state made wrong in every way: no call hangs or shows a traceback, and no session is wrong for it."""
+"""Each file of dom0's state made wrong in every way: no call hangs or shows a traceback, and no
+session is wrong for it.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,6 @@
-"""The power is cut while commands run: archive and dom0 recover, and the next backup is exact. ``make powercut`` has more."""
+"""The power is cut while commands run: archive and dom0 recover, and the next backup is exact.
+``make powercut`` has more.
+"""
 
 import os
 from pathlib import Path

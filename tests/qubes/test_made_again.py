@@ -1,4 +1,6 @@
-"""A qube that is gone is made from its settings, and has no network before its firewall stands; whatever fails on the way."""
+"""A qube that is gone is made from its settings, and has no network before its firewall stands;
+whatever fails on the way.
+"""
 
 import json
 from collections.abc import Callable
@@ -133,10 +135,12 @@ def test_what_qubesd_does_not_tell_is_not_recorded_as_nothing(
     machine: Qubesd, monkeypatch: pytest.MonkeyPatch, handler: str
 ) -> None:
     assert collect("work")
-    breaks(
-        machine, monkeypatch, handler, lambda *_: True
-    ) if handler != "_device" else monkeypatch.setattr(
-        machine, "_device", lambda *_: (_ for _ in ()).throw(Refusal("QubesException", "no"))
+    (
+        breaks(machine, monkeypatch, handler, lambda *_: True)
+        if handler != "_device"
+        else monkeypatch.setattr(
+            machine, "_device", lambda *_: (_ for _ in ()).throw(Refusal("QubesException", "no"))
+        )
     )
     with pytest.raises(Refused):
         collect("work")
@@ -164,7 +168,8 @@ def test_named_disposables_are_kept_and_made_again(machine: Qubesd, tmp_path: Pa
 
 def test_features_of_the_moment_are_left_out(machine: Qubesd) -> None:
     machine.qubes["work"].features |= {
-        "updates-available": "1", "deferred-netvm-original": "sys-net", "menu-items": "a.desktop", "service.cups": "1",
+        "updates-available": "1", "deferred-netvm-original": "sys-net", "menu-items": "a.desktop",
+        "service.cups": "1",
     }  # fmt: skip
     assert from_bytes(collect("work")).features == {"menu-items": "a.desktop", "service.cups": "1"}
     assert "updates" not in json.dumps(collect("work").decode())

@@ -1,4 +1,6 @@
-"""Who may call what under the shipped policy: by the real parser where it can be imported, and by a plain reading of it."""
+"""Who may call what under the shipped policy: by the real parser where it can be imported, and by a
+plain reading of it.
+"""
 
 import ast
 import asyncio

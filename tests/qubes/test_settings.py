@@ -1,4 +1,6 @@
-"""Settings and dom0's configuration: taken down, brought back, shown, and applied only as far as was asked for."""
+"""Settings and dom0's configuration: taken down, brought back, shown, and applied only as far as
+was asked for.
+"""
 
 from pathlib import Path
 
@@ -38,14 +40,17 @@ def test_a_document_comes_back(settings: QubeSettings) -> None:
     assert from_bytes(settings.to_bytes()) == settings
 
 
+DOCUMENT = QubeSettings("work", "AppVM", "red", None, None).to_bytes()
+
+
 @pytest.mark.parametrize(
     "raw",
     [
         b"", b"[]", b"{}", b'{"format": 2}', b"\xff", b"1", b"[" * 200_000,
-        QubeSettings("work", "AppVM", "red", None, None).to_bytes().replace(b'"work"', b'"../work"'),
-        QubeSettings("work", "AppVM", "red", None, None).to_bytes().replace(b'"tags": []', b'"tags": [3]'),
-        QubeSettings("work", "AppVM", "red", None, None).to_bytes().replace(b'"notes": ""', b'"notes": null'),
-        QubeSettings("work", "AppVM", "red", None, None).to_bytes().replace(b'"red"', b'"red", "more": 1'),
+        DOCUMENT.replace(b'"work"', b'"../work"'),
+        DOCUMENT.replace(b'"tags": []', b'"tags": [3]'),
+        DOCUMENT.replace(b'"notes": ""', b'"notes": null'),
+        DOCUMENT.replace(b'"red"', b'"red", "more": 1'),
     ],
 )  # fmt: skip
 def test_what_is_no_document_is_refused(raw: bytes) -> None:

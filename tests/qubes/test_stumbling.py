@@ -1,4 +1,6 @@
-"""qubesd cannot tell all of one qube: the others are backed up and followed, and that one is told as failed, never left out."""
+"""qubesd cannot tell all of one qube: the others are backed up and followed, and that one is told
+as failed, never left out.
+"""
 
 from collections.abc import Callable
 

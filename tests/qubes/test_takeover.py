@@ -122,7 +122,9 @@ def test_without_qubes_too(
 def test_one_that_was_cut_off_can_be_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive is known once all of its volumes are: else sessions of the others would be older ones for ever."""
+    """The archive is known once all of its volumes are: else sessions of the others would be older
+    ones for ever.
+    """
     site = Site(tmp_path / "site", volumes=("vault/private", "work/private"))
     for name in site.volumes:
         fill(site.image(name), 300_000)

@@ -1,4 +1,6 @@
-"""The whole way on Qubes OS, as a user goes it: agent and manager as processes, between them qrexec, its policy and qubesd."""
+"""The whole way on Qubes OS, as a user goes it: agent and manager as processes, between them
+qrexec, its policy and qubesd.
+"""
 
 import json
 import random

@@ -280,7 +280,9 @@ def test_a_pool_that_is_full_or_read_only_says_so(btrfs_folder: Path) -> None:
 
 
 def test_where_the_pool_lies(btrfs_folder: Path, small_disk: Path, tmp_path: Path) -> None:
-    """Subvolumes and bind mounts of its own file system are no obstacle, another file system is one that is named."""
+    """Subvolumes and bind mounts of its own file system are no obstacle, another file system is one
+    that is named.
+    """
     pool, elsewhere = btrfs_folder / "pool", btrfs_folder / "elsewhere"
     for folder in (pool / "bind", pool / "other", elsewhere):
         folder.mkdir(parents=True)

@@ -1,4 +1,6 @@
-"""Whole archives on an S3-compatible store and over SFTP, with networks that fail and keys that may only add."""
+"""Whole archives on an S3-compatible store and over SFTP, with networks that fail and keys that may
+only add.
+"""
 
 import random
 import re
@@ -233,7 +235,9 @@ def test_a_host_that_is_not_known_or_does_not_know_us(
 def test_a_run_that_was_cut_and_a_prune_elsewhere(
     remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Never two at once: what the partial session of the first machine lists is checked when it is resumed."""
+    """Never two at once: what the partial session of the first machine lists is checked when it is
+    resumed.
+    """
     site = remote_site()
     for seed in (1, 2):
         site.image().write_bytes(random.Random(seed).randbytes(16 * GRAIN))

@@ -1,4 +1,6 @@
-"""What people expect of commands: completion, manuals, no questions when nobody is there, the journal, doctor, the old ways."""
+"""What people expect of commands: completion, manuals, no questions when nobody is there, the
+journal, doctor, the old ways.
+"""
 
 import json
 import os
@@ -58,7 +60,10 @@ def test_shells_take_the_completion(shell: str, path: str) -> None:
     for file in files:
         subprocess.run([shell, "-n", file], check=True)
     if shell == "bash":
-        script = f"source {files[0]}; COMP_WORDS=(sparsebak pr); COMP_CWORD=1; _shtab_sparsebak; echo ${{COMPREPLY[@]}}"
+        script = (
+            f"source {files[0]}; COMP_WORDS=(sparsebak pr); COMP_CWORD=1; _shtab_sparsebak; echo"
+            " ${COMPREPLY[@]}"
+        )
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
         assert "prune" in done.stdout, done.stderr
 

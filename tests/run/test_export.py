@@ -1,4 +1,6 @@
-"""Sessions in single files, copies of whole archives: the same images everywhere, whatever is missing, cut off or damaged."""
+"""Sessions in single files, copies of whole archives: the same images everywhere, whatever is
+missing, cut off or damaged.
+"""
 
 import hashlib
 import io
@@ -138,7 +140,9 @@ def test_files_that_are_damaged_or_none_change_nothing(
 def test_a_forged_chunk_is_noticed_with_the_key(
     built: Site, commands_for: Callable[[Site], Commands]
 ) -> None:
-    """A file whose checksum is right, and a chunk in it wrong: whoever can write a file can write a checksum."""
+    """A file whose checksum is right, and a chunk in it wrong: whoever can write a file can write a
+    checksum.
+    """
     commands, file = commands_for(built), built.root / "one"
     commands.keyed("export", "work/private", "--session", list(built.images())[1], "-o", str(file))
     drop(built, built.archive, 1)

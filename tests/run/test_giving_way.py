@@ -1,4 +1,6 @@
-"""The qubes come first: locks, descriptors and room that monitoring and slow callers may take of dom0."""
+"""The qubes come first: locks, descriptors and room that monitoring and slow callers may take of
+dom0.
+"""
 
 import contextlib
 import io
@@ -50,7 +52,9 @@ def full(self: FileSource) -> None:
 def test_a_slow_extract_gives_way_to_a_full_pool(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second time the snapshot goes, and soon nobody has it open, though the caller takes a byte only now and then."""
+    """The second time the snapshot goes, and soon nobody has it open, though the caller takes a
+    byte only now and then.
+    """
     monkeypatch.setattr(extraction, "WATCH", 0.05)
     site.image().write_bytes(os.urandom(8 << 20))
     attacker = Attacker(site)
@@ -116,7 +120,9 @@ def test_a_pool_that_is_gone_makes_nobody_give_way(
 def test_a_volume_waits_for_its_own_delta_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one volume's delta takes its time, every other volume can be locked, and no lock is left."""
+    """While one volume's delta takes its time, every other volume can be locked, and no lock is
+    left.
+    """
     names = tuple(f"q{number}/private" for number in range(6))
     site = Site(tmp_path / "site", volumes=names)
     for name in names:
@@ -151,7 +157,9 @@ def test_a_volume_waits_for_its_own_delta_only(
 def test_what_another_call_did_between_two_steps_is_kept(
     site: Site, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """A backup that runs wholly between two locks of one monitor: the volume is left to the next one."""
+    """A backup that runs wholly between two locks of one monitor: the volume is left to the next
+    one.
+    """
     fill(site.image(), 1 << 20)
     site.backup()
     fill(site.image(), 1 << 20, 2)

@@ -103,7 +103,9 @@ def test_a_dead_archiver_leaves_nothing_behind(
 
 
 def test_what_dom0_forgot_is_sent_again(site: Site) -> None:
-    """dom0 lost the log of the session while the archive kept what it had: the rest is hashed, not sent."""
+    """dom0 lost the log of the session while the archive kept what it had: the rest is hashed, not
+    sent.
+    """
     site.image().write_bytes(os.urandom(SIZE))
     first = site.image().read_bytes()
     with pytest.raises(KeyboardInterrupt):
@@ -128,7 +130,9 @@ def test_a_pending_session_the_archive_lost_is_given_up(site: Site) -> None:
 
 
 def test_a_session_that_dom0_began_meanwhile_does_not_pass_for_this_run_s(site: Site) -> None:
-    """A call of a run that was killed is still being answered while the next run asks for the list."""
+    """A call of a run that was killed is still being answered while the next run asks for
+    the list.
+    """
     site.image().write_bytes(os.urandom(SIZE))
     with site.open(True) as archive:
         agent = site.agent(archive)
@@ -154,7 +158,9 @@ def test_a_volume_that_gets_lost_on_the_way_is_a_failure(
 def test_a_failure_belongs_to_the_volume_that_it_is_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One session is stored while the next one arrives; that it cannot be is no failure of the next one."""
+    """One session is stored while the next one arrives; that it cannot be is no failure of the next
+    one.
+    """
     site = Site(tmp_path / "site", volumes=("a/private", "b/private", "c/private"))
     for name in site.volumes:
         site.image(name).write_bytes(os.urandom(SIZE))

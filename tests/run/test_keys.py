@@ -112,7 +112,9 @@ def test_passphrases_however_they_are_written(
 def test_a_sealed_archive_that_says_it_is_open(
     made: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever writes the store puts an archive of his own in its place; nothing that has a passphrase takes it."""
+    """Whoever writes the store puts an archive of his own in its place; nothing that has a
+    passphrase takes it.
+    """
     secret = made.root / "secret"
     secret.write_bytes(PASSPHRASE + b"\n")
     forged = Site(made.root / "forged", sealed=False)

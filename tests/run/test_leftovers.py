@@ -1,4 +1,6 @@
-"""Volumes that are gone, renamed or left out: nothing of them is held for ever, nothing forgotten that could not be removed."""
+"""Volumes that are gone, renamed or left out: nothing of them is held for ever, nothing forgotten
+that could not be removed.
+"""
 
 import json
 import os

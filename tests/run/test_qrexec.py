@@ -1,4 +1,6 @@
-"""The transport ``qrexec`` against a stand-in for qrexec-client-vm that gives the service qrexec's environment."""
+"""The transport ``qrexec`` against a stand-in for qrexec-client-vm that gives the service qrexec's
+environment.
+"""
 
 import json
 import os

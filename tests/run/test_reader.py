@@ -103,7 +103,9 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(
 
 
 def test_a_sealed_archive_never_turns_open(site: Site, tmp_path: Path) -> None:
-    """What somebody with the storage can do: an archive of his own, of the same label, that says it is open."""
+    """What somebody with the storage can do: an archive of his own, of the same label, that says it
+    is open.
+    """
     forged = Site(tmp_path / "forged", sealed=False)
     fill(forged.image(), 2 * GRAIN)
     forged.backup()
@@ -201,7 +203,9 @@ def test_it_shares_no_code_and_is_short() -> None:
 
 
 def test_the_emergency_page_can_be_followed(site: Site, tmp_path: Path) -> None:
-    """The commands of docs/emergency.md as they stand, but for the archive's place and what needs root."""
+    """The commands of docs/emergency.md as they stand, but for the archive's place and what needs
+    root.
+    """
     fill(site.image(), 10 * GRAIN)
     site.backup()
     page = (READER.parent / "emergency.md").read_text()

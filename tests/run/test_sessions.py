@@ -1,4 +1,6 @@
-"""Whole runs with agent and archive in one process: what is restored is what was there, for every session."""
+"""Whole runs with agent and archive in one process: what is restored is what was there, for every
+session.
+"""
 
 import errno
 import fcntl

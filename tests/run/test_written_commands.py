@@ -1,5 +1,5 @@
-"""Every command line that stands anywhere is one that the product's own parsers take: in docs and man pages, in units and
-packages, and in what the code prints as a remedy."""
+"""Every command line that stands anywhere is one that the product's own parsers take: in docs and
+man pages, in units and packages, and in what the code prints as a remedy."""
 
 import ast
 import re
@@ -41,7 +41,9 @@ def filled(text: str) -> list[str]:
 
 
 def problem(text: str, whole: bool, capsys: pytest.CaptureFixture[str]) -> str | None:
-    """What the parser says against a command line. Not ``whole``: a command's name alone may stand for it."""
+    """What the parser says against a command line. Not ``whole``: a command's name alone may stand
+    for it.
+    """
     program, *words = filled(text)
     try:
         PROGRAMS[program]().parse_args(words)

@@ -1,4 +1,6 @@
-"""Two of everything at once on one archive and one agent, one of them killed at times: afterwards all is whole."""
+"""Two of everything at once on one archive and one agent, one of them killed at times: afterwards
+all is whole.
+"""
 
 import itertools
 import os

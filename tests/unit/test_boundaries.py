@@ -1,4 +1,6 @@
-"""The house rules that a machine can check: who may import whom, one file for each service and command, sizes."""
+"""The house rules that a machine can check: who may import whom, one file for each service and
+command, sizes.
+"""
 
 import stat
 import subprocess

@@ -1,4 +1,6 @@
-"""How the services are reached: one module for each way. All give a process with qrexec's streams."""
+"""How the services are reached: one module for each way. All give a process with qrexec's
+streams.
+"""
 
 import contextlib
 from dataclasses import dataclass
@@ -28,7 +30,9 @@ class Process(Protocol):
 
 @dataclass
 class Connection:
-    """A service that is running. ``log`` holds what it wrote to standard error, as far as that comes across."""
+    """A service that is running. ``log`` holds what it wrote to standard error, as far as that
+    comes across.
+    """
 
     process: Process
     log: IO[bytes]
@@ -40,7 +44,9 @@ class Connection:
         return next((line for line in reversed(lines) if line.strip()), "").strip()
 
     def hang_up(self) -> None:
-        """Close the streams; a service that has sent its status ends by itself then, and need not be waited for."""
+        """Close the streams; a service that has sent its status ends by itself then, and need not
+        be waited for.
+        """
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -59,7 +65,9 @@ class Transport(Protocol):
     def start(
         self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
     ) -> Connection:
-        """Start ``sparsebak.SERVICE+VOLUME`` for a qube (None: dom0). ``stdin`` is a file to be read in a pipe's place."""
+        """Start ``sparsebak.SERVICE+VOLUME`` for a qube (None: dom0). ``stdin`` is a file to be
+        read in a pipe's place.
+        """
 
 
 def open_transport(agent: str, caller: str) -> Transport:

@@ -1,7 +1,8 @@
-"""Transport ``local``: runs the very service files as child processes, in the environment that qrexec would give them.
+"""Transport ``local``: runs the very service files as child processes, in the environment that
+qrexec would give them.
 
-For Linux without Qubes, where the agent and the archive are on one machine. The caller is ``dom0``, which may use every
-archive, unless another name is given.
+For Linux without Qubes, where the agent and the archive are on one machine. The caller is ``dom0``,
+which may use every archive, unless another name is given.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""Transport ``qrexec``: from a qube, through ``qrexec-client-vm``. dom0's policy decides what is allowed."""
+"""Transport ``qrexec``: from a qube, through ``qrexec-client-vm``. dom0's policy decides what is
+allowed.
+"""
 
 from typing import IO
 

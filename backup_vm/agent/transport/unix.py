@@ -1,4 +1,6 @@
-"""Transport ``unix``: a resident agent on this machine, by its sockets. The caller is dom0 unless another is named."""
+"""Transport ``unix``: a resident agent on this machine, by its sockets. The caller is dom0 unless
+another is named.
+"""
 
 import contextlib
 import io

@@ -1,4 +1,6 @@
-"""One file of an archive in a directory: being written, under a temporary name until it is on disk, or being read."""
+"""One file of an archive in a directory: being written, under a temporary name until it is on disk,
+or being read.
+"""
 
 import os
 from collections.abc import Callable

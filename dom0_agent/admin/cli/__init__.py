@@ -45,7 +45,8 @@ def mib(size: int) -> str:
 
 
 def confirm(options: argparse.Namespace, question: str, word: str = "") -> None:
-    """Ask before something is destroyed; UserError when the answer is not yes, or nobody is there to ask.
+    """Ask before something is destroyed; UserError when the answer is not yes, or nobody is there
+    to ask.
 
     With ``word`` that has to be typed, where a yes comes too easily.
     """
@@ -64,10 +65,14 @@ def yes_option(command: argparse.ArgumentParser) -> None:
 
 
 def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
-    """The command line. Of the commands only those among ``words``, if any is: to import the others takes time."""
+    """The command line. Of the commands only those among ``words``, if any is: to import the others
+    takes time.
+    """
     top = argparse.ArgumentParser(
         prog="sparsebak-agent",
-        description="The dom0 side of sparsebak: archives and their keys, walking snapshots, status.",
+        description=(
+            "The dom0 side of sparsebak: archives and their keys, walking snapshots, status."
+        ),
         epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
@@ -81,7 +86,8 @@ def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
 def _common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Declare what every command takes, before its name and after it.
 
-    A command's own parser sets nothing that was not typed there (SUPPRESS): it would undo what stands before the name.
+    A command's own parser sets nothing that was not typed there (SUPPRESS): it would undo what
+    stands before the name.
     """
     declared = {action.dest: action for action in parser._actions}
     for flags, named in _COMMON:
@@ -144,7 +150,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _as_a_process() -> None:
-    """What a command is for the system: it ends cleanly when it is told to, and prints whatever the locale is."""
+    """What a command is for the system: it ends cleanly when it is told to, and prints whatever the
+    locale is.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _end)
@@ -162,13 +170,17 @@ def _as_a_process() -> None:
 
 
 def _print_no_more() -> None:
-    """Standard output cannot be written, and what it still holds would be tried again at the end of Python."""
+    """Standard output cannot be written, and what it still holds would be tried again at the end of
+    Python.
+    """
     with suppress(OSError):  # no descriptor, where it is not a process
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Let what was begun be put right on the way out, as after an error; a second signal ends it at once."""
+    """Let what was begun be put right on the way out, as after an error; a second signal ends it at
+    once.
+    """
     signal.signal(number, signal.SIG_DFL)
     raise SystemExit(128 + number)
 

@@ -1,4 +1,6 @@
-"""``sparsebak-agent archive add|list|remove``: make an archive's key in dom0 and say who may use it."""
+"""``sparsebak-agent archive add|list|remove``: make an archive's key in dom0 and say who may use
+it.
+"""
 
 import argparse
 import json
@@ -79,7 +81,8 @@ def _add(options: argparse.Namespace) -> int:
         raise UserError(f"there is an archive labelled {label} already; choose another label")
     if options.open and options.passphrase_file:
         raise UserError(
-            "an open archive has its key beside it and takes no passphrase; leave --open or --passphrase-file out"
+            "an open archive has its key beside it and takes no passphrase; leave --open or"
+            " --passphrase-file out"
         )
     passphrase = None if options.open else new_passphrase(options.passphrase_file)
     suite = (
@@ -92,7 +95,8 @@ def _add(options: argparse.Namespace) -> int:
         print(json.dumps({"label": label, "id": archive.id.hex(), "recovery_key": printed}))
         return 0
     print(
-        f"Archive {label} ({archive.id.hex()}), {'sealed' if recovery else 'open'}, ids by {SUITES[suite]}, for {caller}."
+        f"Archive {label} ({archive.id.hex()}), {'sealed' if recovery else 'open'}, ids by"
+        f" {SUITES[suite]}, for {caller}."
     )
     if recovery:
         print_recovery(recovery)
@@ -101,7 +105,9 @@ def _add(options: argparse.Namespace) -> int:
 
 
 def fastest_suite() -> int:
-    """The suite whose chunk ids this processor makes faster: SHA-256 where it has instructions for it, else BLAKE2b."""
+    """The suite whose chunk ids this processor makes faster: SHA-256 where it has instructions for
+    it, else BLAKE2b.
+    """
     chunk = bytes(DEFAULT_CHUNK_SIZE)
 
     def seconds(suite: int) -> float:
@@ -118,7 +124,8 @@ def fastest_suite() -> int:
 def print_recovery(recovery: bytes) -> None:
     """Show a recovery key, once."""
     print(
-        "\nRecovery key. Write it down and keep it away from this machine; it opens the archive without the"
+        "\nRecovery key. Write it down and keep it away from this machine; it opens the archive"
+        " without the"
     )
     print(f"passphrase, and is not shown again:\n\n    {recovery_text(recovery)}\n")
 

@@ -1,4 +1,6 @@
-"""``sparsebak-agent backup``: start the backup VM if it is off, let it back everything up, and shut it down again."""
+"""``sparsebak-agent backup``: start the backup VM if it is off, let it back everything up, and shut
+it down again.
+"""
 
 import argparse
 import sys

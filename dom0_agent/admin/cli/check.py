@@ -1,4 +1,6 @@
-"""``sparsebak-agent check``: whether every volume has a session that is young enough; for a timer, with a notification."""
+"""``sparsebak-agent check``: whether every volume has a session that is young enough; for a timer,
+with a notification.
+"""
 
 import argparse
 import json
@@ -48,7 +50,9 @@ def _days(text: str) -> float:
 
 
 def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]:
-    """The volumes that every backup VM is to back up, all but the backup VMs' own, and those that nobody can tell of."""
+    """The volumes that every backup VM is to back up, all but the backup VMs' own, and those that
+    nobody can tell of.
+    """
     callers = (
         [caller]
         if caller
@@ -117,7 +121,8 @@ def _check(options: argparse.Namespace, config: Config) -> int:
             )
         if refused:
             print(
-                f"{', '.join(sorted(refused))}: new since setup, so that policy refuses {vm}; run: sparsebak-agent setup {vm}",
+                f"{', '.join(sorted(refused))}: new since setup, so that policy refuses {vm}; run:"
+                f" sparsebak-agent setup {vm}",
                 file=sys.stderr,
             )
     elif not options.quiet:

@@ -1,4 +1,6 @@
-"""``sparsebak-agent forget``: stop following a volume, drop its snapshots and what dom0 remembers of it."""
+"""``sparsebak-agent forget``: stop following a volume, drop its snapshots and what dom0 remembers
+of it.
+"""
 
 import argparse
 import sys

@@ -1,7 +1,8 @@
-"""``sparsebak-agent import-ini FILE``: a configuration for the original sparsebak's ``sparsebak.ini``.
+"""``sparsebak-agent import-ini FILE``: a configuration for the original sparsebak's
+``sparsebak.ini``.
 
-``[var]`` has vgname, poolname, destvm (``qubes://VM``, ``ssh://USER@HOST`` or ``internal:``), destmountpoint, destdir;
-``[volumes]`` lines such as ``vm-work-private = enable``.
+``[var]`` has vgname, poolname, destvm (``qubes://VM``, ``ssh://USER@HOST`` or ``internal:``),
+destmountpoint, destdir; ``[volumes]`` lines such as ``vm-work-private = enable``.
 """
 
 import argparse
@@ -57,7 +58,8 @@ def _run(options: argparse.Namespace) -> int:
     except (configparser.Error, KeyError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
         raise UserError(
-            f"{options.file} is no sparsebak.ini: {text}; it needs [var] vgname, poolname and [volumes]"
+            f"{options.file} is no sparsebak.ini: {text}; it needs [var] vgname, poolname and"
+            " [volumes]"
         ) from None
     for name, word in volumes.items():
         if word not in ("enable", "disable"):
@@ -93,7 +95,9 @@ def _write(text: str, output: Path | None) -> None:
 
 
 def _name_of(volume: str) -> tuple[str, str]:
-    """Qube and volume of a logical volume: ``vm-work-private`` is work's private one; any other is one of dom0's."""
+    """Qube and volume of a logical volume: ``vm-work-private`` is work's private one; any other is
+    one of dom0's.
+    """
     found = _OF_A_QUBE.fullmatch(volume)
     qube, name = (found[1], found[2]) if found else ("dom0", volume)
     try:

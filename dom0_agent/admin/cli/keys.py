@@ -1,7 +1,9 @@
-"""``sparsebak-agent keys``: passphrases and recovery key of an archive, and taking one over that another dom0 made.
+"""``sparsebak-agent keys``: passphrases and recovery key of an archive, and taking one over that
+another dom0 made.
 
-The master key lies in dom0, so that no old passphrase is needed; changing a slot rewrites no data. The archive's own copy
-of the slots is brought up to date in the backup VM by ``sparsebak keys --refresh``.
+The master key lies in dom0, so that no old passphrase is needed; changing a slot rewrites no data.
+The archive's own copy of the slots is brought up to date in the backup VM by ``sparsebak keys
+--refresh``.
 """
 
 import argparse
@@ -36,7 +38,10 @@ def add_to(commands: Any) -> None:
         (
             "new-recovery",
             _recovery,
-            "make a new recovery key in the place of the old one, which opens nothing then, and show it",
+            (
+                "make a new recovery key in the place of the old one, which opens nothing then, and"
+                " show it"
+            ),
         ),
     ):
         action = actions.add_parser(name, help=text)
@@ -94,8 +99,8 @@ def _sealed(options: argparse.Namespace) -> tuple[Archives, Archive]:
         )
     if archive.mode == MODE_OPEN:
         raise UserError(
-            f"{options.label} is open: its key has lain in the archive, readable, and sealing it now would not call it back; "
-            "make a new archive without --open"
+            f"{options.label} is open: its key has lain in the archive, readable, and sealing it"
+            " now would not call it back; make a new archive without --open"
         )
     return archives, archive
 
@@ -117,7 +122,8 @@ def _keep(
         raise UserError(f"an archive has at most {MAX_SLOTS} key slots; remove one first")
     archives.set_slots(archive, tuple(slots))
     print(
-        f"Key slots of {options.label}: {len(slots)}. In {archive.caller}, run: sparsebak keys --refresh"
+        f"Key slots of {options.label}: {len(slots)}. In {archive.caller}, run: sparsebak keys"
+        " --refresh"
     )
     return 0
 
@@ -140,12 +146,14 @@ def _change(options: argparse.Namespace) -> int:
     ]
     if options.slot is None and len(passphrases) > 1:
         raise UserError(
-            f"{options.label} has {len(passphrases)} passphrases; say which with --slot N, see: keys list"
+            f"{options.label} has {len(passphrases)} passphrases; say which with --slot N, see:"
+            " keys list"
         )
     number = options.slot if options.slot is not None else next(iter(passphrases), -1)
     if number not in passphrases:
         raise UserError(
-            f"slot {number} of {options.label} is no passphrase; see: sparsebak-agent keys list {options.label}"
+            f"slot {number} of {options.label} is no passphrase; see: sparsebak-agent keys list"
+            f" {options.label}"
         )
     slots = list(archive.slots)
     slots[number] = _new(options, archive)
@@ -156,11 +164,13 @@ def _remove(options: argparse.Namespace) -> int:
     archives, archive = _sealed(options)
     if not 0 <= options.slot < len(archive.slots):
         raise UserError(
-            f"{options.label} has no slot {options.slot}; see: sparsebak-agent keys list {options.label}"
+            f"{options.label} has no slot {options.slot}; see: sparsebak-agent keys list"
+            f" {options.label}"
         )
     if len(archive.slots) == 1:
         raise UserError(
-            "this is the last slot; without it nobody could open the archive if this machine were lost"
+            "this is the last slot; without it nobody could open the archive if this machine were"
+            " lost"
         )
     kind = _KINDS.get(archive.slots[options.slot][0], "unknown slot")
     confirm(options, f"Remove slot {options.slot} ({kind}) of {options.label}?")
@@ -206,7 +216,10 @@ def _import(options: argparse.Namespace) -> int:
             + (
                 "leave --open out"
                 if options.open
-                else "if it was made with --open, say so here, too; if not, somebody has put it in its place"
+                else (
+                    "if it was made with --open, say so here, too; if not, somebody has put it in"
+                    " its place"
+                )
             )
         )
     if options.open and options.passphrase_file:
@@ -233,7 +246,9 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _compared(known: Archive, untrusted_slots: tuple[bytes, ...]) -> str:
-    """What a file says of an archive that is known: an old copy must not bring back what was removed."""
+    """What a file says of an archive that is known: an old copy must not bring back what was
+    removed.
+    """
     more, less = (
         len(set(untrusted_slots) - set(known.slots)),
         len(set(known.slots) - set(untrusted_slots)),

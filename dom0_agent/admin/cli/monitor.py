@@ -56,7 +56,8 @@ def _run(options: argparse.Namespace) -> int:
         busy = sum(outcome.busy for outcome in outcomes)
         skipped = f", {busy} busy and left for the next time" if busy else ""
         print(
-            f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))} changed{skipped}"
+            f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))}"
+            f" changed{skipped}"
         )
     return 1 if any(outcome.error and not outcome.busy for outcome in outcomes) else 0
 
@@ -70,8 +71,9 @@ def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
                 gone.append(orphan.name)
                 log(
                     INFO,
-                    f"{orphan.name} is not backed up any more; its snapshots are removed. What is known of its "
-                    f"sessions is kept; to drop that, too: sparsebak-agent forget {orphan.name}",
+                    f"{orphan.name} is not backed up any more; its snapshots are removed. What is"
+                    " known of its sessions is kept; to drop that, too: sparsebak-agent forget"
+                    f" {orphan.name}",
                 )
         except (Refused, OSError) as error:
             if not (isinstance(error, Refused) and error.code == Code.BUSY):

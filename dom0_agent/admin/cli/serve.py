@@ -1,4 +1,6 @@
-"""``sparsebak-agent serve``: the resident agent, so that a call costs milliseconds; started by systemd for the first call."""
+"""``sparsebak-agent serve``: the resident agent, so that a call costs milliseconds; started by
+systemd for the first call.
+"""
 
 import argparse
 from pathlib import Path

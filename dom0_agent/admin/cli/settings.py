@@ -1,4 +1,6 @@
-"""``sparsebak-agent settings show|apply QUBE``: look at restored settings, then apply them, the safe ones and those named."""
+"""``sparsebak-agent settings show|apply QUBE``: look at restored settings, then apply them, the
+safe ones and those named.
+"""
 
 import argparse
 import difflib
@@ -85,7 +87,8 @@ def _words(step: Step, named: bool) -> str:
 def _dom0(options: argparse.Namespace, archive: Path) -> int:
     if not archive.is_file():
         raise UserError(
-            "no configuration of dom0 was restored; in the backup qube: sparsebak restore dom0/config"
+            "no configuration of dom0 was restored; in the backup qube: sparsebak restore"
+            " dom0/config"
         )
     if not options.paths:
         differing = dict.fromkeys(
@@ -120,7 +123,9 @@ def _dom0(options: argparse.Namespace, archive: Path) -> int:
 
 
 def _put_back(path: Path, member: TarInfo, contents: bytes) -> None:
-    """Replace a file, with its owner and mode. What is written beside it first has a name that nothing else has."""
+    """Replace a file, with its owner and mode. What is written beside it first has a name that
+    nothing else has.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, beside = tempfile.mkstemp(prefix=f".{path.name[:99]}.", dir=path.parent)
     try:

@@ -1,4 +1,6 @@
-"""``sparsebak-agent setup BACKUP-VM``: make a Qubes machine ready: configuration, and the tags that the policy goes by."""
+"""``sparsebak-agent setup BACKUP-VM``: make a Qubes machine ready: configuration, and the tags that
+the policy goes by.
+"""
 
 import argparse
 from pathlib import Path
@@ -23,7 +25,7 @@ catalog = "qubes"
 [qubes]
 include = []              # names or @tag:NAME, besides those whose include_in_backups is on
 exclude = []
-running = "live"          # of running qubes the state of this moment; or "committed", that of their last start
+running = "live"          # of running qubes this moment's state; "committed": their last start's
 """
 
 
@@ -43,7 +45,8 @@ def _run(options: argparse.Namespace) -> int:
         app = connect()
         if name not in app.domains or str(app.domains[name].klass) in ("AdminVM", "TemplateVM"):
             raise UserError(
-                f"{name} is not a qube that could keep the archive; create one first, for example with qvm-create"
+                f"{name} is not a qube that could keep the archive; create one first, for example"
+                " with qvm-create"
             )
         if not options.config.exists():
             done(f"write {options.config}", lambda: _write_config(options.config))
@@ -66,8 +69,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{POLICY} is missing, so that every call is refused; install sparsebak-dom0 again")
     if OLD_POLICY.exists():
         print(
-            f"{OLD_POLICY} is of an older sparsebak, and decides before your own rules do: remove it; changes that you "
-            f"made in it belong into 30-user.policy"
+            f"{OLD_POLICY} is of an older sparsebak, and decides before your own rules do: remove"
+            " it; changes that you made in it belong into 30-user.policy"
         )
     print(
         f"{len(wanted)} qubes can be backed up by {name}."
@@ -75,7 +78,8 @@ def _run(options: argparse.Namespace) -> int:
         else f"Nothing to do: {name} may back up {len(wanted)} qubes."
     )
     print(
-        f"Next, here: sparsebak-agent archive add LABEL --caller {name}; then in {name}: sparsebak init DIR --label LABEL"
+        f"Next, here: sparsebak-agent archive add LABEL --caller {name}; then in {name}: sparsebak"
+        " init DIR --label LABEL"
     )
     return 0
 

@@ -1,4 +1,6 @@
-"""``sparsebak-agent status``: for each volume and archive the last session, what changed since, and what snapshots hold."""
+"""``sparsebak-agent status``: for each volume and archive the last session, what changed since, and
+what snapshots hold.
+"""
 
 import argparse
 import base64
@@ -57,7 +59,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     for volume in found:
         print(
-            f"{volume['qube']}/{volume['volume']}: {printable(volume['error'] or mib(volume['size']))}{_snapshots(volume)}"
+            f"{volume['qube']}/{volume['volume']}:"
+            f" {printable(volume['error'] or mib(volume['size']))}{_snapshots(volume)}"
         )
         for archive in volume["archives"]:
             last = f"last session {archive['session']}" if archive["session"] else "no session yet"
@@ -76,7 +79,9 @@ def _held(snapshots: int) -> str:
 
 
 def _heads(config: Config, labels: dict[str, str]) -> int:
-    """Of what dom0 knows as newest: who takes the archive over elsewhere sees whether it is all there and no older."""
+    """Of what dom0 knows as newest: who takes the archive over elsewhere sees whether it is all
+    there and no older.
+    """
     for key, label in labels.items():
         digest, count, newest = hashlib.blake2b(digest_size=10), 0, 0
         for qube, name in known_volumes(config.state_dir):
@@ -87,7 +92,8 @@ def _heads(config: Config, labels: dict[str, str]) -> int:
         letters = base64.b32encode(digest.digest()).decode()
         groups = "-".join(letters[at : at + 4] for at in range(0, len(letters), 4))
         print(
-            f"{label}: {groups}  {count} volumes, newest session {session_name(newest) if count else 'none'}"
+            f"{label}: {groups}  {count} volumes, newest session"
+            f" {session_name(newest) if count else 'none'}"
         )
     return 0
 

@@ -1,7 +1,9 @@
-"""dom0's own configuration as a tar archive: files and folders as listed, in order, so that what did not change is the same.
+"""dom0's own configuration as a tar archive: files and folders as listed, in order, so that what
+did not change is the same.
 
-Whatever stands in the way of one file (it grows, shrinks or goes while it is read, it is a socket, it cannot be read)
-concerns that file alone. What is left out is listed in the archive itself, as its last file.
+Whatever stands in the way of one file (it grows, shrinks or goes while it is read, it is a socket,
+it cannot be read) concerns that file alone. What is left out is listed in the archive itself, as
+its last file.
 """
 
 import os
@@ -22,7 +24,9 @@ _LARGEST = 256 << 20
 """Bytes; larger files in dom0's home are not configuration."""
 _BLOCK = 1 << 20
 _CHECK_ROOM = 64 << 20
-"""Bytes written between two looks at the room there is: dom0's root is no place for what somebody mounted below /home."""
+"""Bytes written between two looks at the room there is: dom0's root is no place for what somebody
+mounted below /home.
+"""
 _STRANGE = (
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -34,10 +38,12 @@ _STRANGE = (
 def write(
     paths: tuple[str, ...], out: IO[bytes], require_room: Callable[[], None] = lambda: None
 ) -> list[str]:
-    """Write all that is there of ``paths``: regular files, folders and links; owners and modes go along.
+    """Write all that is there of ``paths``: regular files, folders and links; owners and modes go
+    along.
 
-    Returns what was left out, in lines. ``out`` can be read, too: the archive is read back once. Refused when it
-    is not all there, or by ``require_room``, which is asked every now and then; OSError when it cannot be written.
+    Returns what was left out, in lines. ``out`` can be read, too: the archive is read back once.
+    Refused when it is not all there, or by ``require_room``, which is asked every now and then;
+    OSError when it cannot be written.
     """
     left_out: list[str] = []
     names: list[str] = []
@@ -119,7 +125,8 @@ def _add(name: str, path: Path, out: IO[bytes]) -> None:
     with _reading():
         found, target = os.lstat(path), ""
         if stat.S_ISREG(found.st_mode):
-            # Not what has become a FIFO or a link since: opening must not block, nor lead elsewhere.
+            # Not what has become a FIFO or a link since: opening must not block, nor lead
+            # elsewhere.
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             file = open(fd, "rb", buffering=0)
             found = os.fstat(fd)
@@ -148,7 +155,8 @@ def _info(name: str, found: os.stat_result) -> tarfile.TarInfo:
 
 
 def _add_file(info: tarfile.TarInfo, file: IO[bytes], out: IO[bytes]) -> None:
-    """Its bytes as they come, and then its header, which says how many came: the file may change while it is read.
+    """Its bytes as they come, and then its header, which says how many came: the file may change
+    while it is read.
 
     A file of several names (hard links) is there once for each. _Unreadable with ``out`` as before.
     """
@@ -206,7 +214,9 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def files(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
-    """Each regular file of a restored archive: absolute name, what tar says of it, contents. One pass, one file at a time."""
+    """Each regular file of a restored archive: absolute name, what tar says of it, contents. One
+    pass, one file at a time.
+    """
     with _opened(path) as tar:
         for member in tar:
             contents = tar.extractfile(member) if member.isreg() else None

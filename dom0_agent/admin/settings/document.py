@@ -1,7 +1,8 @@
 """A qube's settings as one JSON document, the same bytes as long as nothing changes.
 
-It is read back only after the archive's key has proven it to be what was sealed here. Even then it may come from a dom0
-that was compromised at that time: what is applied, and when, is settled in ``plan``.
+It is read back only after the archive's key has proven it to be what was sealed here. Even then it
+may come from a dom0 that was compromised at that time: what is applied, and when, is settled in
+``plan``.
 """
 
 import json
@@ -56,14 +57,18 @@ TRANSIENT = frozenset(
     | {"deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed"}
     | {"preload-dispvm-in-progress", "preload-dispvm-early-gui"}
 )
-"""Features by which qubesd and the updaters note how things are just now (core-admin, ``qubes/vm`` and ``qubes/ext``)."""
+"""Features by which qubesd and the updaters note how things are just now (core-admin, ``qubes/vm``
+and ``qubes/ext``).
+"""
 
 Value = str | int | bool | None
 
 
 @dataclass(frozen=True)
 class QubeSettings:
-    """All that makes up a qube besides its volumes. ``devices``: lines of qubesd's own, by class of device."""
+    """All that makes up a qube besides its volumes. ``devices``: lines of qubesd's own, by class of
+    device.
+    """
 
     qube: str
     klass: str
@@ -115,7 +120,9 @@ def _check(settings: QubeSettings) -> None:
 
 
 def collect(qube: str) -> bytes:
-    """The settings of a qube as they are now. Refused when qubesd does not tell all of it: what is missing would be lost."""
+    """The settings of a qube as they are now. Refused when qubesd does not tell all of it: what is
+    missing would be lost.
+    """
     with asking():
         app = connect()
         domain = app.domains[qube]
@@ -155,12 +162,16 @@ def _properties(domain: Any) -> dict[str, Value]:
 
 
 def firewall_rules(domain: Any) -> list[str]:
-    """The rules of a qube's firewall, as qubesd writes them; without those that are over (``expire=``)."""
+    """The rules of a qube's firewall, as qubesd writes them; without those that are over
+    (``expire=``).
+    """
     return domain.qubesd_call(None, "admin.vm.firewall.Get").decode("ascii").splitlines()  # type: ignore[no-any-return]
 
 
 def _devices(app: Any, qube: str) -> dict[str, list[str]]:
-    """Devices assigned for good, as lines of ``admin.vm.device.CLASS.Assigned`` (4.3) or ``.List`` (4.2)."""
+    """Devices assigned for good, as lines of ``admin.vm.device.CLASS.Assigned`` (4.3) or ``.List``
+    (4.2).
+    """
     found: dict[str, list[str]] = {}
     for kind in sorted(app.qubesd_call("dom0", "admin.deviceclass.List").decode("ascii").split()):
         try:
@@ -175,7 +186,9 @@ def _devices(app: Any, qube: str) -> dict[str, list[str]]:
 
 
 def _unknown(error: Exception) -> bool:
-    """Whether qubesd's answer to a call is that of a version which has no such call: none at all."""
+    """Whether qubesd's answer to a call is that of a version which has no such call: none
+    at all.
+    """
     return type(error).__name__ in (
         "QubesDaemonNoResponseError",
         "QubesDaemonAccessError",

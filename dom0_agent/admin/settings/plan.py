@@ -1,8 +1,10 @@
-"""From a qube as it is to the settings of a backup, step by step: what is safe by itself, and what only when named.
+"""From a qube as it is to the settings of a backup, step by step: what is safe by itself, and what
+only when named.
 
-The safe steps give a qube no more than a new one has: a look, a size, the network of its settings when it was just made.
-All else (devices, services, tags, which policies go by, other features and properties, and of a qube that exists its
-template, firewall and network) is a group that must be asked for by name.
+The safe steps give a qube no more than a new one has: a look, a size, the network of its settings
+when it was just made. All else (devices, services, tags, which policies go by, other features and
+properties, and of a qube that exists its template, firewall and network) is a group that must be
+asked for by name.
 """
 
 import time
@@ -35,7 +37,9 @@ _SERVICE = "service."
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to change: what it is, in words from and to what, its group (empty: safe), and how."""
+    """One thing to change: what it is, in words from and to what, its group (empty: safe),
+    and how.
+    """
 
     what: str
     old: str
@@ -45,7 +49,9 @@ class Step:
 
 
 def plan(app: Any, domain: Any, settings: QubeSettings, fresh: bool) -> list[Step]:
-    """The steps that lead from ``domain`` to ``settings``. ``fresh``: the qube was just created for it."""
+    """The steps that lead from ``domain`` to ``settings``. ``fresh``: the qube was just created for
+    it.
+    """
     steps = [
         *_named(app, domain, settings, "" if fresh else "network"),
         *_properties(domain, settings),

@@ -1,4 +1,5 @@
-"""What was restored of settings: kept in dom0 until its administrator applies it; a qube that is gone is made anew.
+"""What was restored of settings: kept in dom0 until its administrator applies it; a qube that is
+gone is made anew.
 
 ``<state_dir>/restored/<qube>.<volume>`` holds the document, or for ``dom0/config`` the tar archive.
 """
@@ -52,7 +53,9 @@ class SettingsReplacement:
         self._file.write(offset, parts)
 
     def commit(self) -> None:
-        """See Replacement. A qube that is not there is created, with the safe part of its settings."""
+        """See Replacement. A qube that is not there is created, with the safe part of its
+        settings.
+        """
         self._file.sync()
         self._file.close()
         settings = from_bytes(self._beside.read_bytes()) if self._is_document else None
@@ -76,21 +79,24 @@ class SettingsReplacement:
 def create_if_gone(qube: str, settings: QubeSettings, older: bool = False) -> None:
     """Make a qube that does not exist from its settings. What could not be set is logged.
 
-    It has no network until its firewall is the one of its settings, as qubesd tells it; and none at all when the settings
-    are ``older`` than the newest known, which may give a network that was taken away since.
+    It has no network until its firewall is the one of its settings, as qubesd tells it; and none at
+    all when the settings are ``older`` than the newest known, which may give a network that was
+    taken away since.
     """
     with asking():
         app = connect()
         if qube in app.domains:
             log(
                 INFO,
-                f"{qube}: its settings wait to be applied with: sparsebak-agent settings apply {qube}",
+                f"{qube}: its settings wait to be applied with: sparsebak-agent settings apply"
+                f" {qube}",
             )
             return
         if settings.template is not None and settings.template not in app.domains:
             raise Refused(
                 Code.SOURCE_FAILED,
-                f"{qube}: its template {settings.template} is not there; install or restore it first",
+                f"{qube}: its template {settings.template} is not there; install or restore it"
+                " first",
             )
         if settings.klass not in ("AppVM", "TemplateVM", "StandaloneVM", "DispVM"):
             raise Refused(
@@ -110,7 +116,10 @@ def create_if_gone(qube: str, settings: QubeSettings, older: bool = False) -> No
                 else _connect(app, domain, settings)
             )
             if why_not:
-                text = f"{qube} stays without network: {why_not}; see: sparsebak-agent settings show {qube}"
+                text = (
+                    f"{qube} stays without network: {why_not}; see: sparsebak-agent settings show"
+                    f" {qube}"
+                )
                 log(WARNING, text)
                 notify("Made without network", text, urgent=True)
 
@@ -162,7 +171,9 @@ def _netvm(app: Any, qube: str) -> str:
 
 
 def apply(steps: list[Step], groups: frozenset[str]) -> list[tuple[Step, str | None]]:
-    """Do the safe steps and those of the groups named, one by one; each with what went wrong, if anything."""
+    """Do the safe steps and those of the groups named, one by one; each with what went wrong, if
+    anything.
+    """
     done: list[tuple[Step, str | None]] = []
     for step in steps:
         if step.group and step.group not in groups:
@@ -181,6 +192,7 @@ def load(state_dir: Path, qube: str) -> tuple[Any, QubeSettings]:
     if not path.is_file():
         raise Refused(
             Code.NO_VOLUME,
-            f"no settings of {qube} were restored; in the backup qube: sparsebak restore {qube}/settings",
+            f"no settings of {qube} were restored; in the backup qube: sparsebak restore"
+            f" {qube}/settings",
         )
     return connect(), from_bytes(path.read_bytes())

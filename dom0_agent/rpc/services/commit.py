@@ -1,6 +1,7 @@
 """sparsebak.Commit: the caller holds the pending session durably; later sessions build on it.
 
-Writes the volume's state and its committed chunk ids, drops the session's snapshot. Reads no contents.
+Writes the volume's state and its committed chunk ids, drops the session's snapshot. Reads no
+contents.
 """
 
 from dom0_agent.rpc.dispatch import Call

@@ -1,7 +1,8 @@
 """sparsebak.Extract: send the chunks of a pending session, sealed, then its record.
 
-The request's number is the first chunk wanted; with REQUEST_KNOWN the ids that the caller holds follow it. Reads the
-pending snapshot. Writes the session's log and, when all is sent, the volume's state. Does not touch the volume itself.
+The request's number is the first chunk wanted; with REQUEST_KNOWN the ids that the caller holds
+follow it. Reads the pending snapshot. Writes the session's log and, when all is sent, the volume's
+state. Does not touch the volume itself.
 
 The record is sent last: when the log is whole and on disk, and the state says what was sealed.
 """
@@ -107,7 +108,9 @@ def _extract(
 def _give_up(
     call: Call, archive: Archive, volume: Volume, store: VolumeState, request: Request
 ) -> None:
-    """Give up a session whose base proved damaged, and the base with it: its root could not be right."""
+    """Give up a session whose base proved damaged, and the base with it: its root could not be
+    right.
+    """
     with store.locked() as state:
         follow, _ = _pending(store, state, archive, request)
         rotation = Rotation(store, state, Sources(call.config.state_dir).open(volume))
@@ -118,7 +121,9 @@ def _give_up(
 
 
 class _KnownFromCaller:
-    """The ids that the caller says it holds, read from its stream page by page. They only decide what need not be sent."""
+    """The ids that the caller says it holds, read from its stream page by page. They only decide
+    what need not be sent.
+    """
 
     def __init__(self, stream: Reader, chunks: int) -> None:
         self._stream, self._left, self._next = stream, chunks, 0

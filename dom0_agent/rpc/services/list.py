@@ -1,4 +1,5 @@
-"""sparsebak.List: the volumes that the caller may back up into an archive, and those it has sessions of.
+"""sparsebak.List: the volumes that the caller may back up into an archive, and those it has
+sessions of.
 
 Reads the catalog and the state files. Changes nothing.
 """
@@ -25,7 +26,9 @@ def main(call: Call) -> None:
 
 
 def entries(config: Config, archive: Archive, caller: str) -> Iterator[VolumeEntry]:
-    """The volumes of the catalog, those that nobody could tell of, then those of which only sessions are left."""
+    """The volumes of the catalog, those that nobody could tell of, then those of which only
+    sessions are left.
+    """
     catalog, sources = open_catalog(config, caller), Sources(config.state_dir)
     for volume in catalog.volumes():
         try:

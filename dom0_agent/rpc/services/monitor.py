@@ -1,6 +1,7 @@
 """sparsebak.Monitor: walk a volume's base snapshot on and say how much changed.
 
-Takes and drops snapshots of the volume, writes its state. Reads no contents, except with the source ``file``.
+Takes and drops snapshots of the volume, writes its state. Reads no contents, except with the source
+``file``.
 """
 
 import time
@@ -10,7 +11,9 @@ from dom0_agent.tracking.rotation import changed_since, volume_rotation
 from wire.messages import Monitored
 
 EVERY = 10.0
-"""Seconds a base snapshot lasts, at least: a caller that asks again and again costs dom0 no snapshot each time."""
+"""Seconds a base snapshot lasts, at least: a caller that asks again and again costs dom0 no
+snapshot each time.
+"""
 
 
 def main(call: Call) -> None:

@@ -1,10 +1,11 @@
 """sparsebak.Restore: put a session's contents in a volume's place.
 
-The argument, ``QUBE+VOLUME+SESSION[+older]``, is what dom0's user is shown and asked: what the call is for, what is sent
-and what it is put in the place of must be that and nothing else.
+The argument, ``QUBE+VOLUME+SESSION[+older]``, is what dom0's user is shown and asked: what the call
+is for, what is sent and what it is put in the place of must be that and nothing else.
 
-Writes the volume, and that only from data which the archive's key proves to be this volume's; until the last byte is
-proven the old contents stay. Reads the archive's key and the volume's state. What was restored is told on dom0's desktop.
+Writes the volume, and that only from data which the archive's key proves to be this volume's; until
+the last byte is proven the old contents stay. Reads the archive's key and the volume's state. What
+was restored is told on dom0's desktop.
 """
 
 from common.text import session_name
@@ -47,7 +48,9 @@ def main(call: Call) -> Status:
 
 
 def _target(call: Call, asked: Restoring) -> Volume:
-    """The volume to be written: the call's own target, and what its argument names. One that is gone has no target."""
+    """The volume to be written: the call's own target, and what its argument names. One that is
+    gone has no target.
+    """
     expected = None if asked.qube == "dom0" else asked.qube
     if call.target not in (expected, ABSENT) or (expected is None and call.target is not None):
         raise Refused(

@@ -1,7 +1,8 @@
 """sparsebak.Snapshot: begin a session of a volume, or offer again the one already begun.
 
-The request's session and number are the archive's newest session of the volume and its sequence number, its time the
-time of the caller's run. Takes and drops snapshots, writes the volume's state. Reads no contents, except with ``file``.
+The request's session and number are the archive's newest session of the volume and its sequence
+number, its time the time of the caller's run. Takes and drops snapshots, writes the volume's state.
+Reads no contents, except with ``file``.
 """
 
 from common.durable import closing_fd

@@ -24,7 +24,8 @@ def main(call: Call) -> Status:
 
 
 def age_note(config: Config, archive: Archive, record: Record) -> int:
-    """0 for the session that was committed last; NOTE_OLDER for any other, whatever its number says.
+    """0 for the session that was committed last; NOTE_OLDER for any other, whatever its number
+    says.
 
     A backup VM can have a session sealed and then abort it. So it is the record's digest that
     counts: where it is not the committed one, the session is an older one.

@@ -1,4 +1,6 @@
-"""Archives and states of volumes that are damaged, known twice, or gone; the commands about them."""
+"""Archives and states of volumes that are damaged, known twice, or gone; the commands about
+them.
+"""
 
 import builtins
 import getpass
@@ -282,7 +284,9 @@ def test_an_archive_from_before_there_was_a_choice_has_blake2b(archives: Archive
 
 @pytest.mark.parametrize("error", ["EIO", "EUCLEAN", "EBADMSG"])
 def test_a_state_disk_that_lost_a_file(tmp_path: Path, faultfs: FaultFS, error: str) -> None:
-    """What btrfs, XFS and ext4 answer. The volume is compared as a whole, and the others are backed up."""
+    """What btrfs, XFS and ext4 answer. The volume is compared as a whole, and the others are backed
+    up.
+    """
     (tmp_path / "site").mkdir()
     (tmp_path / "site/dom0").symlink_to(faultfs.path)
     site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))

@@ -1,6 +1,8 @@
-"""What crosses and what is stored, against answers that other code gives: RFC vectors, hashlib, hmac, AES-GCM by hand.
+"""What crosses and what is stored, against answers that other code gives: RFC vectors, hashlib,
+hmac, AES-GCM by hand.
 
-Sealing and opening by the same code prove that the two agree, not that they do what docs/format.md says.
+Sealing and opening by the same code prove that the two agree, not that they do what docs/format.md
+says.
 """
 
 import hashlib

@@ -1,4 +1,6 @@
-"""The columns of a session file, read in parts, against a list; and what cannot be one is damage, quickly."""
+"""The columns of a session file, read in parts, against a list; and what cannot be one is damage,
+quickly.
+"""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Leases in a store: never two runs that both believe they hold one, whatever is slow, cut off, asleep or dead."""
+"""Leases in a store: never two runs that both believe they hold one, whatever is slow, cut off,
+asleep or dead.
+"""
 
 import errno
 import os
@@ -108,7 +110,9 @@ def test_a_lease_without_sense_is_held_until_it_is_old(storage: LocalStorage) ->
 
 
 def test_the_store_s_clock_counts_not_ours(storage: LocalStorage) -> None:
-    """Times there are compared with those of files made there: here, one of a file that is far ahead of our clock."""
+    """Times there are compared with those of files made there: here, one of a file that is far
+    ahead of our clock.
+    """
     storage.write(f"{FOLDER}/writer-1", b"")
     now = time.time()
     os.utime(storage.root / FOLDER / "writer-1", (now + 9 * 3600, now + 9 * 3600))
@@ -118,7 +122,9 @@ def test_the_store_s_clock_counts_not_ours(storage: LocalStorage) -> None:
 
 @pytest.mark.parametrize("raw", [b"", bytes(300)])
 def test_a_lease_that_says_nothing_is_free_soon(storage: LocalStorage, raw: bytes) -> None:
-    """Its maker died early, or a power cut took its contents: all of them, or all but their length."""
+    """Its maker died early, or a power cut took its contents: all of them, or all but their
+    length.
+    """
     storage.write(f"{FOLDER}/writer-7", raw)
     with pytest.raises(LockedError):
         Lease.acquire(storage.locks(), "PLACE", "backup")

@@ -1,4 +1,6 @@
-"""Never two runs that both believe they hold a lease: a store, machines and clocks as a model, in any order of requests."""
+"""Never two runs that both believe they hold a lease: a store, machines and clocks as a model, in
+any order of requests.
+"""
 
 import contextlib
 import os
@@ -17,7 +19,9 @@ from backup_vm.errors import ForbiddenError, SparsebakError
 
 
 class Store:
-    """A store in memory with a clock of its own, and boots and processes of machines that use it."""
+    """A store in memory with a clock of its own, and boots and processes of machines that
+    use it.
+    """
 
     def __init__(self, conditional: bool, removes: bool) -> None:
         self.files: dict[str, tuple[bytes, float]] = {}
@@ -37,7 +41,9 @@ class Died(BaseException):
 
 
 class Machine:
-    """One machine with one process, which runs in a thread and stops before each request until it is let go on."""
+    """One machine with one process, which runs in a thread and stops before each request until it
+    is let go on.
+    """
 
     def __init__(self, store: Store, number: int) -> None:
         self.store, self.number = store, number

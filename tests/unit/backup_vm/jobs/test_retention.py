@@ -1,4 +1,6 @@
-"""Retention against a model written the other way round: period by period, from the newest session back."""
+"""Retention against a model written the other way round: period by period, from the newest session
+back.
+"""
 
 import datetime
 import time

@@ -1,4 +1,6 @@
-"""The agent's command line: common options on both sides of the command, clean ends, and hints that can be typed."""
+"""The agent's command line: common options on both sides of the command, clean ends, and hints that
+can be typed.
+"""
 
 import ast
 import os
@@ -18,10 +20,14 @@ from tests.kit import Site, fill
 ROOT = Path(__file__).parents[4]
 AGENT = Path(sys.executable).parent / "sparsebak-agent"
 COMMANDS = [
-    ["setup", "vm"], ["archive", "add", "x", "--caller", "vm"], ["archive", "list"], ["archive", "remove", "x"],
-    ["keys", "list", "x"], ["keys", "add", "x"], ["keys", "change", "x"], ["keys", "remove", "x", "--slot", "0"],
-    ["keys", "new-recovery", "x"], ["keys", "import", "x", "file", "--caller", "vm"], ["volumes"], ["monitor"], ["status"],
-    ["backup"], ["check"], ["settings", "show", "work"], ["settings", "apply", "work"], ["forget", "work/private"], ["serve"],
+    ["setup", "vm"], ["archive", "add", "x", "--caller", "vm"], ["archive", "list"],
+    ["archive", "remove", "x"],
+    ["keys", "list", "x"], ["keys", "add", "x"], ["keys", "change", "x"],
+    ["keys", "remove", "x", "--slot", "0"],
+    ["keys", "new-recovery", "x"], ["keys", "import", "x", "file", "--caller", "vm"], ["volumes"],
+    ["monitor"], ["status"],
+    ["backup"], ["check"], ["settings", "show", "work"], ["settings", "apply", "work"],
+    ["forget", "work/private"], ["serve"],
     ["import-ini", "file"],
 ]  # fmt: skip
 
@@ -33,9 +39,11 @@ def test_common_options_before_and_after(words: list[str]) -> None:
         [*common, *words],
         [*words, *common],
         [*common[:2], *words, *common[2:]],
-        [words[0], *common, *words[1:]]
-        if words[0] in ("archive", "keys", "settings")
-        else [*words, *common],
+        (
+            [words[0], *common, *words[1:]]
+            if words[0] in ("archive", "keys", "settings")
+            else [*words, *common]
+        ),
     ):
         found = cli.parser(line).parse_args(line)
         assert (found.config, found.unattended, found.quiet, found.verbose, found.json) == (
@@ -49,7 +57,8 @@ def test_common_options_before_and_after(words: list[str]) -> None:
 
 
 PLACEHOLDERS = {
-    "LABEL": "laptop", "BACKUP-VM": "backup", "QUBE/VOLUME": "work/private", "QUBE": "work", "FILE": "file", "N": "1",
+    "LABEL": "laptop", "BACKUP-VM": "backup", "QUBE/VOLUME": "work/private", "QUBE": "work",
+    "FILE": "file", "N": "1",
     "DIR": "dir", "VOLUME": "private", "NAME": "work",
 }  # fmt: skip
 NAMES = [*(line[:1] for line in COMMANDS), *(line[:2] for line in COMMANDS if len(line) > 2)]
@@ -60,7 +69,9 @@ _END = re.compile(
 
 
 def quoted_commands() -> list[str]:
-    """Every command of the agent's that its own strings and the docs name, with something in each placeholder."""
+    """Every command of the agent's that its own strings and the docs name, with something in each
+    placeholder.
+    """
     texts = []
     for folder in ("dom0_agent", "wire", "common", "backup_vm"):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -152,7 +163,8 @@ def test_output_that_cannot_be_written(site: Site) -> None:
 def test_no_home_and_a_plain_locale(site: Site, tmp_path: Path) -> None:
     ini = tmp_path / "old.ini"
     ini.write_text(
-        "[var]\nvgname = g\npoolname = p\ndestdir = caf\u00e9\n[volumes]\nvm-work-private = enable\n",
+        "[var]\nvgname = g\npoolname = p\ndestdir = caf\u00e9\n[volumes]\nvm-work-private ="
+        " enable\n",
         "utf-8",
     )
     environment = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C"}
@@ -183,9 +195,11 @@ def test_it_ends_when_it_is_told_to(site: Site, number: signal.Signals) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"\0" * 100, b"\xff\xfe[\0v\0a\0r\0]\0", b"[var]\n", b"[var\nvgname", b"vgname = x\n", b"[volumes]\nx = enable\n",
+        b"", b"\0" * 100, b"\xff\xfe[\0v\0a\0r\0]\0", b"[var]\n",
+        b"[var\nvgname", b"vgname = x\n", b"[volumes]\nx = enable\n",
         b"[var]\nvgname = g\npoolname = p\n[volumes]\nvm-../../x-private = enable\n",
-        b"[var]\nvgname = g\npoolname = p\n[volumes]\nx = maybe\n", b"[var]\nvgname = g\nvgname = h\npoolname = p\n[volumes]\n",
+        b"[var]\nvgname = g\npoolname = p\n[volumes]\nx = maybe\n",
+        b"[var]\nvgname = g\nvgname = h\npoolname = p\n[volumes]\n",
         b"[var]\nvgname = \"\x7f\npoolname = p\n[volumes]\nvm-a-root = enable\n",
         b"[[[[" * 1000, b"[var]\nvgname\npoolname\n[volumes]\nx\n",
     ],
@@ -207,7 +221,9 @@ def test_an_ini_without_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
         assert capsys.readouterr().err.count("\n") == 1
 
 
-CLOSED = [("<&-", 0), (">&-", 1), ("2>&-", 0), ("<&- >&- 2>&-", 1), (">/dev/full", 1), ("2>/dev/full", 0)]  # fmt: skip
+CLOSED = [
+    ("<&-", 0), (">&-", 1), ("2>&-", 0), ("<&- >&- 2>&-", 1), (">/dev/full", 1), ("2>/dev/full", 0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("how", "code"), CLOSED, ids=[how for how, _ in CLOSED])

@@ -1,4 +1,6 @@
-"""dom0's configuration as a tar: whatever one file is or does, all the others are in it, and what is not is listed."""
+"""dom0's configuration as a tar: whatever one file is or does, all the others are in it, and what
+is not is listed.
+"""
 
 import io
 import os

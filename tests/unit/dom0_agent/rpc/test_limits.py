@@ -51,7 +51,9 @@ def start(site: Site, called: str, caller: str) -> "subprocess.Popen[bytes]":
 
 
 def test_calls_that_are_processes_have_places_too(tmp_path: Path) -> None:
-    """A caller that has all its places is answered \"busy\"; another one is served, and the first again later."""
+    """A caller that has all its places is answered \"busy\"; another one is served, and the first
+    again later.
+    """
     site = Site(tmp_path / "site")
     fill(site.image(), 200_000)
     site.backup()

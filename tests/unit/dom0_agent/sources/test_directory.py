@@ -194,7 +194,9 @@ def test_commands_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_lvm_report_with_chatter_and_foreign_volumes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As a real lvs prints it, with a line in the midst of it, a hidden volume, and one that nobody can make sense of."""
+    """As a real lvs prints it, with a line in the midst of it, a hidden volume, and one that nobody
+    can make sense of.
+    """
     thin = {"thin_id": "", "data_percent": "", "metadata_percent": "", "vg_extent_size": "4194304"}
     thin |= {"vg_name": "dom0", "pool_lv": "", "chunk_size": "0", "zero": "unknown", "discards": ""}
     pool = {"lv_name": "vm-pool", "lv_attr": "twi-aotz--", "lv_size": "629145600", "zero": "1"}
@@ -238,7 +240,9 @@ def test_an_lvm_report_with_chatter_and_foreign_volumes(
 
 
 def test_a_command_that_fails_says_what_it_wrote_and_asks_nobody(tmp_path: Path) -> None:
-    """Also when that was warnings alone; and its questions are not answered by the caller's data."""
+    """Also when that was warnings alone; and its questions are not answered by the caller's
+    data.
+    """
     text = refused(lambda: lvm.run("sh", "-c", "echo WARNING: only this >&2; exit 5"))
     assert "only this" in text
     assert lvm.run("sh", "-c", "read line || echo nobody") == "nobody\n"

@@ -28,7 +28,9 @@ part = st.tuples(
 
 
 def laid_out(parts: list[tuple[int, int, int, int, int]]) -> list[Row]:
-    """Rows with gaps between them: from which place, how far into it, and whether that is certain."""
+    """Rows with gaps between them: from which place, how far into it, and whether that is
+    certain.
+    """
     found, at = [], 0
     for gap, length, place, into, kind in parts:
         at += gap
@@ -38,7 +40,9 @@ def laid_out(parts: list[tuple[int, int, int, int, int]]) -> list[Row]:
 
 
 def contents(rows: list[Row], size: int) -> list[object]:
-    """What each unit holds: zeros, or a unit of some place; unknown where the map vouches for nothing."""
+    """What each unit holds: zeros, or a unit of some place; unknown where the map vouches for
+    nothing.
+    """
     held: list[object] = [0] * size
     for number, (logical, length, place, shift, kind) in enumerate(rows):
         for at in range(logical, min(logical + length, size)):
@@ -103,7 +107,9 @@ def test_rows_come_in_lists_of_bounded_length(monkeypatch: pytest.MonkeyPatch) -
 
 
 class Moving:
-    """Reads maps of two files, 0 (the base) and 1, of which the base's blocks move until it was read so often."""
+    """Reads maps of two files, 0 (the base) and 1, of which the base's blocks move until it was
+    read so often.
+    """
 
     def __init__(self, times: int) -> None:
         self.times, self.read = times, 0
@@ -149,7 +155,9 @@ def test_a_file_is_as_its_clone_only_where_both_lie_for_certain() -> None:
 
 
 def test_what_fiemap_says_of_an_extent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zeros have no row; who else has an extent does not count; what is compressed or on its way is not certain."""
+    """Zeros have no row; who else has an extent does not count; what is compressed or on its way is
+    not certain.
+    """
     flags = [0, 0x2000, fiemap.UNWRITTEN, fiemap.ENCODED, 0x4, 0x200, 0x1]
     words = [[at * 10, at * 10 + 100, 10, 7, 7, flag | 9 << 32, 7] for at, flag in enumerate(flags)]
     monkeypatch.setattr(fiemap, "records", lambda fd, size: iter([array("Q", sum(words, []))]))

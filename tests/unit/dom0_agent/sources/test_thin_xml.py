@@ -1,4 +1,6 @@
-"""What thin_delta and thin_dump print, however it is cut into reads, against a plain reading of the same elements."""
+"""What thin_delta and thin_dump print, however it is cut into reads, against a plain reading of the
+same elements.
+"""
 
 import os
 import threading
@@ -12,7 +14,10 @@ from dom0_agent.sources import thin_xml
 from wire.status import Refused
 
 BLOCK = 128 * 512
-HEAD = '<superblock uuid="" time="2" transaction="3" data_block_size="128" nr_data_blocks="0">\n  <diff left="2" right="3">\n'
+HEAD = (
+    '<superblock uuid="" time="2" transaction="3" data_block_size="128" nr_data_blocks="0">\n '
+    ' <diff left="2" right="3">\n'
+)
 TAIL = "  </diff>\n</superblock>\n"
 
 
@@ -68,7 +73,8 @@ def test_a_delta(elements: list[tuple[str, int, int]], piece: int) -> None:
 
 
 def test_a_dump_names_what_is_mapped() -> None:
-    text = """<superblock uuid="" time="2" transaction="3" flags="0" version="2" data_block_size="128" nr_data_blocks="0">
+    text = """<superblock uuid="" time="2" transaction="3" flags="0" version="2"
+      data_block_size="128" nr_data_blocks="0">
       <device dev_id="2" mapped_blocks="320" transaction="1" creation_time="1" snap_time="1">
         <single_mapping origin_block="3" data_block="99" time="0"/>
         <range_mapping origin_begin="4" data_begin="0" length="10" time="0"/>

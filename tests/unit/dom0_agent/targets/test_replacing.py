@@ -1,4 +1,6 @@
-"""A restored image: what it keeps of the one before, when it is refused, and that it leaves nothing behind."""
+"""A restored image: what it keeps of the one before, when it is refused, and that it leaves nothing
+behind.
+"""
 
 import errno
 import mmap
@@ -65,7 +67,9 @@ def run(*words: object) -> str:
 
 
 def acl(*entries: tuple[int, int, int]) -> bytes:
-    """An access control list as the kernel takes it: tag, permissions, id (Linux, posix_acl_xattr.h)."""
+    """An access control list as the kernel takes it: tag, permissions, id (Linux,
+    posix_acl_xattr.h).
+    """
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
@@ -231,7 +235,9 @@ def test_only_regular_files_are_opened(source: FileSource) -> None:
 
 
 def test_a_pool_is_not_filled_up(source: FileSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a copy or a restore, whatever room there was at its begin; and what is not known is not held against a pool."""
+    """By a copy or a restore, whatever room there was at its begin; and what is not known is not
+    held against a pool.
+    """
     for module in (file, target_file):
         monkeypatch.setattr(module, "CHECK_ROOM", 4096)
     source.snapshot(1)

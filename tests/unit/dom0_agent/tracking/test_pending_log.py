@@ -85,7 +85,9 @@ def test_damage_ends_the_log_before_it(
 def test_a_write_that_fails_or_is_short_loses_nothing(
     tmp_path_factory: object, parts: list[tuple[int, set[int]]], failing: int, fully: bool
 ) -> None:
-    """The n-th write fails, after it took a part or nothing; what is read later is a beginning of what was logged."""
+    """The n-th write fails, after it took a part or nothing; what is read later is a beginning of
+    what was logged.
+    """
     path, real, count, entries = fresh(tmp_path_factory), os.pwrite, 0, []
 
     def pwrite(fd: int, data: bytes, at: int) -> int:

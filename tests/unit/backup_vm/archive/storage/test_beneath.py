@@ -1,4 +1,6 @@
-"""An archive's folder in which somebody put links, FIFOs, devices: nothing outside is touched, and nothing waits."""
+"""An archive's folder in which somebody put links, FIFOs, devices: nothing outside is touched, and
+nothing waits.
+"""
 
 import os
 import socket

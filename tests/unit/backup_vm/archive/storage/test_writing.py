@@ -1,4 +1,6 @@
-"""Files written in the background: the same bytes as any other way, at every size, and errors told."""
+"""Files written in the background: the same bytes as any other way, at every size, and
+errors told.
+"""
 
 import errno
 import os
