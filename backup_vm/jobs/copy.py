@@ -218,7 +218,7 @@ class _Run:
         self.done.sessions += 1
 
     def _proven(self, session: Session) -> Proven | None:
-        """With the key: a session whose record and ids have proven authentic; raise DamagedError."""
+        """With the key: a session whose record and ids are authentic; raise DamagedError."""
         if self._keys is None:
             return None
         image = self._source.image(self._ours[session.volume], session)
