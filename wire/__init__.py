@@ -1,7 +1,7 @@
 """What crosses between dom0 and the backup VM: names, frames, sealing, records. No input or output of its own."""
 
-VERSION = "0.1.0"
-"""Of the project; what Enroll tells, for both sides to compare."""
+VERSION = "0.2.0"
+"""Of the project: the one place where it is written. Enroll sends it, for both sides to compare."""
 
 FORMAT = 1
 """Version of every format in this package; a reader refuses any other."""

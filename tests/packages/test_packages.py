@@ -4,10 +4,15 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from setuptools.config.pyprojecttoml import read_configuration
 
+from backup_vm import cli as vm
+from dom0_agent import cli as dom0
 from tests.conftest import cannot
 from wire import VERSION
 
@@ -130,7 +135,18 @@ def test_the_debian_package(tmp_path: Path) -> None:
     assert {name.split()[0] for name in fields.strip().split(", ")} == VM_NEEDS
 
 
-def test_one_version_everywhere() -> None:
-    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    changelog = re.match(r"sparsebak \((.*)\)", (ROOT / "debian/changelog").read_text())
-    assert version and changelog and version[1] == changelog[1] == VERSION
+def test_one_version_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    project = read_configuration(ROOT / "pyproject.toml")["project"]
+    debian = re.match(r"sparsebak \((.*)\)", (ROOT / "debian/changelog").read_text())
+    newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert debian and newest
+    assert project["version"] == debian[1] == newest[1] == VERSION
+    for parser in (vm.parser, dom0.parser):
+        with redirect_stdout(StringIO()) as said, pytest.raises(SystemExit):
+            parser().parse_args(["--version"])
+        assert said.getvalue().split()[-1] == VERSION
+
+
+def test_packages_have_the_projects_version(rpms: dict[str, Path]) -> None:
+    assert {path.name.split("-")[2] for path in rpms.values()} == {VERSION}
