@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit codes; documented in README.md. Where restic has a code for the same thing, it is the same."""
+    """Exit codes; documented in docs/exit-codes.md. Where restic has a code for the same thing, it is the same."""
 
     OK = 0
     FAILED = 1

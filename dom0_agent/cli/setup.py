@@ -15,7 +15,7 @@ from wire.names import parse_name, printable
 POLICY = Path("/etc/qubes/policy.d/80-sparsebak.policy")
 OLD_POLICY = POLICY.with_name("30-sparsebak.policy")
 """As it was named once: it came before an administrator's own rules in 30-user.policy."""
-_CONFIG = """# The agent of sparsebak. What may stand here: /usr/share/doc/sparsebak-dom0/README.md
+_CONFIG = """# The agent of sparsebak. What may stand here: /usr/share/doc/sparsebak-dom0/docs/agent.toml
 state_dir = "/var/lib/sparsebak"
 catalog = "qubes"
 
