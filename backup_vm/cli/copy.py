@@ -16,10 +16,10 @@ def add_to(commands: Any) -> None:
         "copy",
         help="bring a second copy of the archive up to date; only what it lacks is sent",
         description=(
-            "Brings a copy of the archive up to date, or makes one. Needs no key. What is"
-            " interrupted resumes where it stopped. The copy is an archive of its own, to restore"
-            " from, prune, or even back up into. What cannot be read here is named, and all the"
-            " rest is copied."
+            "Brings a copy of the archive up to date, or makes one. Needs no key. An"
+            " interrupted copy resumes at the next run. The copy is an archive of its own, to"
+            " restore from, prune, or even back up into. What cannot be read here is named, and all"
+            " the rest is copied."
         ),
     )
     copy.add_argument("target", metavar="DIR", help="the copy: a folder or a URL, as for --archive")
@@ -31,7 +31,7 @@ def add_to(commands: Any) -> None:
     copy.add_argument(
         "--init",
         action="store_true",
-        help="make a new copy where there was one before, and is none now",
+        help="make a new copy where there was one before and is none now",
     )
     copy.set_defaults(run=run)
 

@@ -23,7 +23,7 @@ def add_to(commands: Any) -> None:
     keys.add_argument(
         "--refresh",
         action="store_true",
-        help="take in the key slots that were changed in dom0",
+        help="store the key slots that were changed in dom0",
     )
     keys.add_argument(
         "-o", "--output", type=path, metavar="FILE", help="what to write (default: standard output)"

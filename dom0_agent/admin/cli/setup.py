@@ -32,10 +32,15 @@ running = "live"          # of running qubes this moment's state; "committed": t
 def add_to(commands: Any) -> None:
     """Declare the command."""
     setup = commands.add_parser(
-        "setup", help="on Qubes OS: name the backup VM and let it back up the qubes of the catalog"
+        "setup",
+        help="on Qubes OS: name the backup VM and let it back up the qubes of the catalog",
+        description=(
+            "On Qubes OS: writes a configuration if there is none, and sets the tags that the"
+            " policy goes by. Run it again whenever the configuration has changed."
+        ),
     )
-    setup.add_argument("backup_vm", metavar="BACKUP-VM")
-    setup.add_argument("-n", "--dry-run", action="store_true", help="say what would be done")
+    setup.add_argument("backup_vm", metavar="BACKUP-VM", help="the qube that keeps the archive")
+    setup.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
     setup.set_defaults(run=_run)
 
 
