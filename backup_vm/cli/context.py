@@ -166,7 +166,7 @@ class Context:
             return
         if not self.may_ask:
             raise SparsebakError(
-                f"nobody is here to be asked: {question}", "give --yes to do it without a question"
+                f"there is nobody to ask: {question}", "give --yes to do it without a question"
             )
         self._ask(question)
 

@@ -280,7 +280,9 @@ class _Run:
                     )
                     self.done.failed.append(lost)
         if self.done.failed:
-            self.done.failed.append("nothing was removed from the copy, for not all is well here")
+            self.done.failed.append(
+                "nothing was removed from the copy, because of the problems here"
+            )
             return
         kept = {session.file for series in self._ours.values() for session in series}
         doomed = [one for series in self._target.sessions().values() for one in series]

@@ -118,7 +118,7 @@ def _sealed(options: argparse.Namespace) -> tuple[Archives, Archive]:
     if archive.mode == MODE_OPEN:
         raise UserError(
             f"{options.label} is open: its key has been readable in the archive, and sealing it"
-            " now would not call it back; make a new archive without --open"
+            " now would not make it secret again; make a new archive without --open"
         )
     return archives, archive
 
@@ -201,7 +201,7 @@ def _recovery(options: argparse.Namespace) -> int:
     archives, archive = _sealed(options)
     confirm(
         options,
-        f"Replace the recovery key of {options.label}? The one written down opens nothing then.",
+        f"Replace the recovery key of {options.label}? The old one then opens nothing.",
     )
     secret = os.urandom(RECOVERY_BYTES)
     slot = make_slot(KIND_RECOVERY, secret, archive.master(), archive.id)
@@ -235,8 +235,7 @@ def _import(options: argparse.Namespace) -> int:
                 "leave --open out"
                 if options.open
                 else (
-                    "if it was made with --open, say so here, too; if not, somebody has put it in"
-                    " its place"
+                    "if it was made with --open, say so here, too; if not, somebody has replaced it"
                 )
             )
         )

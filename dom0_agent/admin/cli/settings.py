@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
         app, settings = restored.load(state_dir, qube)
         if qube not in app.domains:
             raise UserError(
-                f"{qube} does not exist; it is made anew by: sparsebak restore {qube}/settings"
+                f"{qube} does not exist; create it again with: sparsebak restore {qube}/settings"
             )
         steps = plan(app, app.domains[qube], settings, fresh=False)
     if not steps:

@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
                 if str(domain.name) not in unsure:
                     _tag(done, domain, TAG, str(domain.name) in wanted)
     for qube, reason in unsure.items():
-        print(printable(f"{qube}: {reason}; its tag stays as it is, run this again"))
+        print(printable(f"{qube}: {reason}; its tag was not changed; run this again"))
     if not POLICY.exists():
         print(f"{POLICY} is missing, so that every call is refused; install sparsebak-dom0 again")
     if OLD_POLICY.exists():
@@ -94,7 +94,7 @@ def _tag(done: "_Doing", domain: Any, tag: str, wanted: bool) -> None:
     if wanted and not present:
         done(f"tag {domain.name} {tag}", lambda: domain.tags.add(tag))
     elif present and not wanted:
-        done(f"take tag {tag} from {domain.name}", lambda: domain.tags.remove(tag))
+        done(f"remove tag {tag} from {domain.name}", lambda: domain.tags.remove(tag))
 
 
 def _write_config(path: Path) -> None:
