@@ -18,6 +18,7 @@ from backup_vm.archive.store import Store
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.progress import Progress
 from backup_vm.reading import open_image, read_chunks, sealed_chunks
+from wire import FORMAT, other_format
 from wire.frames import LENGTH, largest_frame
 from wire.layout import U32, Fields, raw
 from wire.records import RECORD_SIZE, Clear, open_record, read_clear
@@ -25,7 +26,7 @@ from wire.sealing import ID_SIZE, ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
 from wire.stream import CutShort, read_exactly
 from wire.tree import PAGE_IDS, Tree, chunk_count
 
-MAGIC = b"SBEXPT\x00\x01"
+MAGIC = b"SBEXPT\x00\x02"
 HEAD = Fields(magic=MAGIC, archive=raw(16), parameters=U32)
 DIGEST_SIZE = 32
 _MOST_PARAMETERS = 1 << 20
@@ -85,7 +86,11 @@ def read_head(stream: IO[bytes], path: Path) -> tuple[_Hashed, bytes, Clear]:
     """The beginning of an exported file, up to its record; raise SparsebakError."""
     hashed = _Hashed(stream)
     try:
-        head = HEAD.parse(hashed.read(HEAD.size))
+        raw_head = hashed.read(HEAD.size)
+        if raw_head[:7] == MAGIC[:7] and raw_head[7] != FORMAT:
+            what, hint = other_format(raw_head[7])
+            raise SparsebakError(f"{path} is an exported session of {what}", hint)
+        head = HEAD.parse(raw_head)
         if head["parameters"] > _MOST_PARAMETERS:
             raise NotAuthentic("impossible parameters")
         hashed.read(head["parameters"])
@@ -160,9 +165,10 @@ def prove(
                 pass
         else:
             opened = open_record(record, keys)
-            opener, tree = Opener(keys), Tree(keys.sub_key("root"))
-            ids = ChunkIds(keys, opened.domain, clear.chunk_size, clear.suite)
-            for entry in _entries(archive, hashed, clear, progress, (tree, opened.root)):
+            domain_keys = opened.domain_keys(keys)
+            opener, ids = Opener(domain_keys), ChunkIds(domain_keys, clear.chunk_size)
+            root = Tree(domain_keys), opened.root
+            for entry in _entries(archive, hashed, clear, progress, root):
                 opener.open(entry.id, entry.sealed, ids, clear.chunk_size)
         if read_exactly(stream, DIGEST_SIZE) != hashed.digest() or stream.read(1):
             raise DamagedError(f"{path} is damaged: its checksum is wrong", "export it again")
@@ -239,7 +245,6 @@ def export_tar(
         archive,
         image,
         proven,
-        keys,
         progress,
         lambda _, parts: out.write(b"".join(parts)),
         ordered=True,

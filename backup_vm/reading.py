@@ -18,7 +18,7 @@ from wire.frames import END, LENGTH
 from wire.image import ImageWriter
 from wire.opening import ChunkNotAuthentic, SealedChunk, open_chunks
 from wire.records import Record, open_record
-from wire.sealing import ZERO_ID, Keys, NotAuthentic
+from wire.sealing import ZERO_ID, DomainKeys, Keys, NotAuthentic
 from wire.tree import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count
 
 THREADS = min(os.cpu_count() or 1, 4)
@@ -96,6 +96,7 @@ class Proven:
     """
 
     record: Record
+    keys: DomainKeys
     name: str
     tree: Tree
     pages: bytes
@@ -111,15 +112,25 @@ class Proven:
 
 
 def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
-    """Check a session's record and ids with the key; raise DamagedError."""
-    session = image.session
-    path = archive.storage.describe(session.file)
+    """Check a session's record and ids with the archive's keys; raise DamagedError."""
+    path = archive.storage.describe(image.session.file)
     try:
-        record = open_record(session.record, keys)
+        record = open_record(image.session.record, keys)
     except NotAuthentic as error:
         raise DamagedError(f"{path}: {error}") from None
-    tree = Tree(keys.sub_key("root"))
-    pages = bytearray()
+    if record.archive != archive.parameters.archive:
+        raise DamagedError(f"{path} belongs to another archive")
+    return prove_image(archive, image, record, record.domain_keys(keys), name)
+
+
+def prove_image(
+    archive: Archive, image: Image, record: Record, keys: DomainKeys, name: str
+) -> Proven:
+    """Check the ids of a session whose record has been opened; raise DamagedError.
+
+    From here on the keys of the record's deduplication domain are enough.
+    """
+    tree, pages = Tree(keys), bytearray()
 
     def digests() -> Iterator[bytes]:
         for _, ids in image.windows():
@@ -128,15 +139,13 @@ def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
                 pages.extend(digest)
                 yield digest
 
-    if record.archive != archive.parameters.archive:
-        raise DamagedError(f"{path} belongs to another archive")
     if tree.root(record.size, record.chunk_size, digests()) != record.root:
         for part in image.sessions:
             sessions.check(archive.storage, part)
         raise DamagedError(
-            f"{name}: session {session.name} is not complete or not authentic: its chunk ids do not match"
+            f"{name}: session {image.session.name} is not complete or not authentic: its chunk ids do not match"
         )
-    return Proven(record, name, tree, bytes(pages))
+    return Proven(record, keys, name, tree, bytes(pages))
 
 
 def read_image(
@@ -152,7 +161,7 @@ def read_image(
     Without a sink this verifies. Raises DamagedError naming what is wrong.
     """
     proven = open_image(archive, image, keys, name)
-    read_chunks(archive, image, proven, keys, progress, sink)
+    read_chunks(archive, image, proven, progress, sink)
     return proven.record
 
 
@@ -160,7 +169,6 @@ def read_chunks(
     archive: Archive,
     image: Image,
     proven: Proven,
-    keys: Keys,
     progress: Progress,
     sink: Callable[[int, list[bytes]], object] | None,
     ordered: bool = False,
@@ -176,7 +184,7 @@ def read_chunks(
             progress.advance(len(window) * proven.record.chunk_size)
 
     try:
-        open_chunks(everything(), proven.record, keys, THREADS, sink, ordered)
+        open_chunks(everything(), proven.record, proven.keys, THREADS, sink, ordered)
     except ChunkNotAuthentic as error:
         raise DamagedError(f"{proven.name}: {error}", "run: sparsebak scrub") from None
 

@@ -32,8 +32,8 @@ from wire.durable import (
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
 
-FORMAT = 2
-"""Format 1 had no check, no marks and no root."""
+FORMAT = 3
+"""Of the state file; earlier ones, of before the first release, were of archives that nothing reads any more."""
 PATIENCE = 10.0
 """Seconds a call waits for the volume's lock before it answers "busy"."""
 
@@ -47,18 +47,15 @@ class StateDamaged(Exception):
 
 @dataclass
 class Committed:
-    """The newest session that the backup VM said it holds. Ids and digests in hexadecimal.
-
-    ``root`` is that of its record; without it the ids are not believed.
-    """
+    """The newest session that the backup VM said it holds. Ids and digests in hexadecimal; ``root`` is that of its record."""
 
     session: str
     sequence: int
     time: int
     size: int
-    domain: str
+    dedup_domain: str
     digest: str
-    root: str | None = None
+    root: str
 
 
 @dataclass
@@ -72,7 +69,7 @@ class Pending:
     time: int
     size: int
     full: bool
-    domain: str
+    dedup_domain: str
     map: str | None
     log: str
     root: str | None = None
@@ -88,6 +85,7 @@ class Redo:
     session: str
     full: bool
     size: int
+    dedup_domain: str
 
 
 @dataclass
@@ -205,9 +203,11 @@ class Store:
             raise StateDamaged(f"{self._path} cannot be read: {error.strerror}") from None
         if not isinstance(raw, dict) or not isinstance(found := raw.pop("format", None), int):
             raise StateDamaged(f"{self._path} is damaged: it has no format")
-        if found not in (1, FORMAT):
-            raise Refused(Code.INTERNAL, f"{self._path} is of another version of sparsebak")
-        if found == FORMAT and raw.pop("check", None) != _check(raw):
+        if found > FORMAT:
+            raise Refused(Code.INTERNAL, f"{self._path} is of a newer version of sparsebak")
+        if found < FORMAT:
+            raise StateDamaged(f"{self._path} is of format {found}, from before the first release")
+        if raw.pop("check", None) != _check(raw):
             raise StateDamaged(f"{self._path} is damaged: its check does not fit")
         try:
             follows = {archive: _follow(fields) for archive, fields in raw.pop("follows").items()}
@@ -271,12 +271,7 @@ def _follow(raw: dict[str, Any]) -> Follow:
     for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
         if raw.get(key) is not None:
             raw[key] = kind(**raw[key])
-    follow = Follow(**raw)
-    for one in (follow.committed, follow.pending):  # format 1 had no marks
-        if one is not None:
-            follow.mark = max(follow.mark, one.sequence)
-            follow.mark_time = max(follow.mark_time, one.time)
-    return follow
+    return Follow(**raw)
 
 
 def known_volumes(state_dir: Path) -> Iterator[tuple[str, str]]:

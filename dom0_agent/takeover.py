@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dom0_agent.archives import Archive, Archives
 from dom0_agent.state import Committed, Follow, Store
-from wire import CHUNK_SIZES
+from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.frames import (
     HEADER,
     HEADER_SIZE,
@@ -53,6 +53,8 @@ def read(path: Path) -> Introduction:
             kinds[kind].append(untrusted_payload)
         (untrusted_archive,) = kinds[KIND_ARCHIVE]
         entry = ArchiveEntry.parse(untrusted_archive)
+        if entry.format != FORMAT:
+            raise ValueError(f"an archive of {other_format(entry.format)[0]}")
         if (
             entry.mode not in (MODE_OPEN, MODE_SEALED)
             or entry.suite not in SUITES
@@ -63,7 +65,7 @@ def read(path: Path) -> Introduction:
             raise ValueError("key slots are missing")
     except (ValueError, CutShort) as error:
         raise Refused(
-            Code.BAD_REQUEST, f"{path} is not what 'sparsebak keys' writes: {error}"
+            Code.BAD_REQUEST, f"{path} is not what 'sparsebak keys' of this version writes: {error}"
         ) from None
     return Introduction(entry, tuple(kinds[KIND_SLOT]), tuple(kinds[KIND_RECORD]))
 
@@ -152,7 +154,7 @@ def _remember(state_dir: Path, archive: Archive, record: Record, keys: Keys) -> 
             sequence=record.sequence,
             time=record.time,
             size=record.size,
-            domain=record.domain.hex(),
+            dedup_domain=record.dedup_domain.hex(),
             digest=record.digest(keys).hex(),
             root=record.root.hex(),
         )

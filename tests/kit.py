@@ -1,6 +1,8 @@
 """What tests are made of: a site with agent and archive, a transport within the process, images that change at random."""
 
 import contextlib
+import dataclasses
+import hashlib
 import io
 import os
 import random
@@ -9,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+from unittest import mock
 
 from backup_vm.agent import Agent
 from backup_vm.archive.archive import Archive, create_archive, open_archive
@@ -22,7 +25,8 @@ from backup_vm.transport import Connection
 from dom0_agent import service
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
-from dom0_agent.config import load
+from dom0_agent.catalog.static import StaticCatalog
+from dom0_agent.config import Config, Volume, load
 from dom0_agent.monitoring import Outcome, monitor
 from wire import slots
 from wire.frames import MODE_OPEN, VolumeEntry
@@ -268,6 +272,21 @@ class Site:
     def snapshots(self, name: str = "work/private") -> list[str]:
         folder = self.pool / ".sparsebak" / name
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+@contextlib.contextmanager
+def own_domains() -> Iterator[None]:
+    """Each volume listed in agent.toml is a deduplication domain of its own, as the private volumes of qubes are."""
+
+    def own(volume: Volume) -> Volume:
+        domain = hashlib.blake2b(volume.name.encode(), digest_size=16).digest()
+        return dataclasses.replace(volume, dedup_domain=domain)
+
+    def make(catalog: StaticCatalog, config: Config) -> None:
+        catalog._volumes = tuple(map(own, config.volumes))
+
+    with mock.patch.object(StaticCatalog, "__init__", make):
+        yield
 
 
 def fill(image: Path, size: int, seed: int = 0) -> None:

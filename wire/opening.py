@@ -6,7 +6,7 @@ from typing import NamedTuple
 from wire.image import WRITE_BYTES
 from wire.pipeline import in_order, neighbours
 from wire.records import Record
-from wire.sealing import ChunkIds, Keys, NotAuthentic, Opener
+from wire.sealing import ChunkIds, DomainKeys, NotAuthentic, Opener
 
 AHEAD_BYTES = 12 << 20
 """Bytes of chunks taken in and not yet checked, at most, whatever the chunk size."""
@@ -31,20 +31,18 @@ class ChunkNotAuthentic(NotAuthentic):
 def open_chunks(
     chunks: Iterable[SealedChunk],
     record: Record,
-    keys: Keys,
+    keys: DomainKeys,
     threads: int,
     sink: Callable[[int, list[bytes]], object] | None,
     ordered: bool = False,
 ) -> None:
     """Open every chunk and hand offset and contents to ``sink``, if there is one: from several threads, or ``ordered``.
 
+    ``keys`` are those of the record's deduplication domain.
     The last chunk is cut at the record's size. Raises ChunkNotAuthentic, and whatever ``chunks`` and ``sink`` raise.
     """
-    opener, ids, size = (
-        Opener(keys),
-        ChunkIds(keys, record.domain, record.chunk_size, record.suite),
-        record.chunk_size,
-    )
+    size = record.chunk_size
+    opener, ids = Opener(keys), ChunkIds(keys, size)
 
     def work(together: list[SealedChunk]) -> tuple[int, list[bytes]]:
         parts = []
