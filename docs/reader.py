@@ -1,12 +1,13 @@
-"""A second reader of sparsebak archives, written from docs/format.md alone; it shares no code with the project.
+"""A second reader of sparsebak archives, written from docs/format.md alone; it shares no code with
+the project.
 
     python3 reader.py ARCHIVE list
     python3 reader.py ARCHIVE assemble QUBE/VOLUME SESSION OUTPUT
 
-SESSION is a name as ``list`` shows it, or ``latest``. The passphrase or recovery key is asked for, or read from the first line
-of the file that SPARSEBAK_PASSPHRASE_FILE names; an archive that says it is open then needs --open at the end. Needs Python
-3.11, cryptography and zstandard. Every chunk is authenticated and compared with its id, every image with its root; nothing else
-is trusted.
+SESSION is a name as ``list`` shows it, or ``latest``. The passphrase or recovery key is asked for,
+or read from the first line of the file that SPARSEBAK_PASSPHRASE_FILE names; an archive that says
+it is open then needs --open at the end. Needs Python 3.11, cryptography and zstandard. Every chunk
+is authenticated and compared with its id, every image with its root; nothing else is trusted.
 """
 
 import base64
@@ -36,6 +37,7 @@ CLEAR = struct.Struct("<4sHBB16s16s16sQQQI")
 PAGE = 1024
 FORMAT = 2
 SUITES = {1: b"chunk ids", 2: b"chunk ids 2"}
+Place = tuple[Path, int, int]
 BROKEN = (OSError, ValueError, InvalidTag, KeyError, TypeError, AttributeError)
 BROKEN += (RecursionError, struct.error)
 
@@ -170,9 +172,9 @@ class Archive:
             for name, series in sorted(found.items())
         }
 
-    def places(self, wanted: set[bytes]) -> dict[bytes, list[tuple[Path, int, int]]]:
+    def places(self, wanted: set[bytes]) -> dict[bytes, list[Place]]:
         """Pack, offset and length of each chunk wanted, from the packs' indexes."""
-        found: dict[bytes, list[tuple[Path, int, int]]] = {}
+        found: dict[bytes, list[Place]] = {}
         for path in regular(self.folder, "packs/*/*.pack"):
             try:
                 for offset, length, chunk_id in index(path):
@@ -227,9 +229,7 @@ class Archive:
                 f"{session.volume} {session.name}: its chunks are not those of its record"
             )
 
-    def chunk(
-        self, chunk_id: bytes, places: list[tuple[Path, int, int]], session: Session
-    ) -> bytes:
+    def chunk(self, chunk_id: bytes, places: list[Place], session: Session) -> bytes:
         """The chunk from the first place where it proves to be what its id says."""
         for path, offset, length in places:
             try:
@@ -269,7 +269,9 @@ def parameters(folder: Path) -> dict[str, Any]:
 
 
 def session_file(path: Path) -> bytes:
-    """A session file, if it is as long as its head says, and lists no more chunks than its volume has."""
+    """A session file, if it is as long as its head says, and lists no more chunks than its volume
+    has.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(376)

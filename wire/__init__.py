@@ -1,10 +1,14 @@
-"""What crosses between dom0 and the backup VM: names, frames, sealing, records. No input or output of its own."""
+"""What crosses between dom0 and the backup VM: names, frames, sealing, records. No input or output
+of its own.
+"""
 
 VERSION = "0.1.0"
 """Of the project; what Enroll tells, for both sides to compare."""
 
 FORMAT = 2
-"""The format of archives, and of all that crosses; a reader refuses any other. docs/format.md says how it changes."""
+"""The format of archives, and of all that crosses; a reader refuses any other. docs/format.md says
+how it changes.
+"""
 
 DEDUP_DOMAIN_SIZE = 16
 """Bytes of a deduplication domain; all zero for "the whole archive"."""
@@ -16,7 +20,9 @@ DEFAULT_CHUNK_SIZE = 128 * 1024
 """Bytes; chosen by measurement, see docs/choices.md."""
 
 MAX_VOLUME_SIZE = 1 << 46
-"""Bytes (64 TiB). Sizes from the other side above this are refused before anything is allocated for them."""
+"""Bytes (64 TiB). Sizes from the other side above this are refused before anything is allocated for
+them.
+"""
 
 
 def other_format(number: object) -> tuple[str, str]:

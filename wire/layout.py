@@ -1,8 +1,9 @@
-"""Structures of fixed size: each is declared once, field by field, and built and read by the standard library's ``struct``.
+"""Structures of fixed size: each is declared once, field by field, and built and read by the
+standard library's ``struct``.
 
-Numbers are little-endian, nothing is aligned. A field is U8 to U64, TIME (8 bytes, Unix seconds up to LAST_TIME),
-``raw(bytes)``, ``text(bytes)`` (ASCII, filled up with zero bytes), or a constant, given as the bytes it has. What does not
-fit its field is an error, both ways.
+Numbers are little-endian, nothing is aligned. A field is U8 to U64, TIME (8 bytes, Unix seconds up
+to LAST_TIME), ``raw(bytes)``, ``text(bytes)`` (ASCII, filled up with zero bytes), or a constant,
+given as the bytes it has. What does not fit its field is an error, both ways.
 """
 
 import struct
@@ -13,7 +14,9 @@ U8, U16, U32, U64 = "B", "H", "I", "Q"
 TIME = "T"
 
 LAST_TIME = 253_402_300_799
-"""Unix seconds: the end of the year 9999, beyond which calendars fail. Later times are damage, or meant to do some."""
+"""Unix seconds: the end of the year 9999, beyond which calendars fail. Later times are damage, or
+meant to do some.
+"""
 
 _STRUCT = str.maketrans({"t": "s", TIME: U64})
 
@@ -42,7 +45,9 @@ class Fields:
         """Length in bytes."""
 
     def build(self, values: Mapping[str, Any]) -> bytes:
-        """The structure as bytes; raise ValueError for a value that does not fit. Other values may stand among them."""
+        """The structure as bytes; raise ValueError for a value that does not fit. Other values may
+        stand among them.
+        """
         packed = [
             kind if isinstance(kind, bytes) else _packed(name, kind, values[name])
             for name, kind in self._kinds.items()
@@ -53,7 +58,9 @@ class Fields:
             raise ValueError(str(error)) from None
 
     def parse(self, untrusted_raw: bytes) -> dict[str, Any]:
-        """The values by name; raise ValueError for another length or constant, an impossible time, text that is not ASCII."""
+        """The values by name; raise ValueError for another length or constant, an impossible time,
+        text that is not ASCII.
+        """
         if len(untrusted_raw) != self.size:
             raise ValueError(f"{len(untrusted_raw)} bytes where {self.size} belong")
         values: dict[str, Any] = {}

@@ -1,20 +1,15 @@
-"""Session records: what dom0 vouches for. A part in clear for the backup VM and a sealed part, authenticated together."""
+"""Session records: what dom0 vouches for. A part in clear for the backup VM and a sealed part,
+authenticated together.
+"""
 
 import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE, FORMAT, MAX_VOLUME_SIZE, other_format
+from wire.chunks import SUITES, DomainKeys, Keys, NotAuthentic, open_bytes, seal_bytes
 from wire.layout import TIME, U8, U16, U32, U64, Fields, raw, text
 from wire.names import BadName, parse_name
-from wire.sealing import (
-    SUITES,
-    DomainKeys,
-    Keys,
-    NotAuthentic,
-    open_bytes,
-    seal_bytes,
-)
 
 MAGIC = b"SBRC"
 CLEAR = Fields(
@@ -43,7 +38,9 @@ RECORD_SIZE = CLEAR_SIZE + 16 + 12 + SECRET.size + 16
 
 @dataclass(frozen=True)
 class Clear:
-    """What a record says without the key; to be believed only once the record has been opened. ``suite``: see wire.sealing."""
+    """What a record says without the key; to be believed only once the record has been opened.
+    ``suite``: see wire.chunks.
+    """
 
     suite: int
     archive: bytes
@@ -57,8 +54,8 @@ class Clear:
 
 @dataclass(frozen=True)
 class Record(Clear):
-    """A session record. ``dedup_domain`` says which keys the image needs; ``previous``: digest of the record before it, zero
-    for the first."""
+    """A session record. ``dedup_domain`` says which keys the image needs; ``previous``: digest of
+    the record before it, zero for the first."""
 
     qube: str
     volume: str
@@ -72,7 +69,9 @@ class Record(Clear):
         return clear + seal_bytes(keys.sub_key("records"), self._secret(), clear)
 
     def digest(self, keys: Keys) -> bytes:
-        """Keyed hash of what the record says; does not depend on the random salt it was sealed with."""
+        """Keyed hash of what the record says; does not depend on the random salt it was sealed
+        with.
+        """
         return hashlib.blake2b(
             self._clear() + self._secret(), digest_size=32, key=keys.sub_key("records")
         ).digest()
@@ -89,7 +88,9 @@ class Record(Clear):
 
 
 def read_clear(untrusted_record: bytes) -> Clear:
-    """The part in clear of a record of RECORD_SIZE bytes; raise NotAuthentic when it cannot be one of ours."""
+    """The part in clear of a record of RECORD_SIZE bytes; raise NotAuthentic when it cannot be one
+    of ours.
+    """
     if len(untrusted_record) != RECORD_SIZE:
         raise NotAuthentic("a session record has another length")
     parsed = _parse(CLEAR, untrusted_record[:CLEAR_SIZE])

@@ -2,9 +2,9 @@
 
 import struct
 
+from wire.chunks import ID_SIZE
 from wire.layout import U32, U64, Fields, raw
 from wire.records import RECORD_SIZE
-from wire.sealing import ID_SIZE
 
 PACK_MAGIC = b"SBPACK\x00\x02"
 INDEX_MAGIC = b"SBINDX\x00\x02"
@@ -16,7 +16,9 @@ DIGEST_SIZE = 32
 
 PACK_HEAD = Fields(magic=PACK_MAGIC, archive=raw(16))
 ENTRY = struct.Struct(f"<I{ID_SIZE}s{CHECKSUM_SIZE}s")
-"""Length, id and checksum before each sealed chunk of a pack, so that a pack can be read without its index."""
+"""Length, id and checksum before each sealed chunk of a pack, so that a pack can be read without
+its index.
+"""
 INDEX_ENTRY = struct.Struct(f"<QI{ID_SIZE}s{CHECKSUM_SIZE}s")
 """Offset of the sealed chunk itself, after its ENTRY; then what that says."""
 FOOTER = Fields(index=U64, count=U32, checksum=raw(CHECKSUM_SIZE), magic=INDEX_MAGIC)
@@ -33,10 +35,11 @@ SESSION_HEAD = Fields(
     base=raw(16),
     record=raw(RECORD_SIZE),
 )
-"""``inherit``: entries of earlier sessions at or beyond this chunk number do not count. ``count``: entries here.
+"""``inherit``: entries of earlier sessions at or beyond this chunk number do not count. ``count``:
+entries here.
 
-``base``: id of the session that these entries build on, zero with ``inherit`` 0, so that it is noticed when that one is
-missing.
+``base``: id of the session that these entries build on, zero with ``inherit`` 0, so that it is
+noticed when that one is missing.
 """
 NO_BASE = bytes(16)
 """``base`` of a session that builds on nothing."""

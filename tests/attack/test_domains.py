@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
 from backup_vm.errors import DamagedError
-from backup_vm.names import stored_volumes
-from backup_vm.progress import Progress
-from backup_vm.reading import prove_image, read_chunks
+from backup_vm.jobs.reading import prove_image, read_chunks
+from backup_vm.terminal.progress import Progress
+from backup_vm.volumes import stored_volumes
 from tests.attack.kit import Attacker
 from tests.kit import GRAIN, Site, own_domains
+from wire.chunks import SUITES, ZERO_ID, ChunkIds, DomainKeys, Keys, NotAuthentic, Opener, Sealer
+from wire.merkle import Tree
 from wire.records import Record, open_record
-from wire.sealing import SUITES, ZERO_ID, ChunkIds, DomainKeys, Keys, NotAuthentic, Opener, Sealer
 from wire.status import Code
-from wire.tree import Tree
 
 SIZE = 1 << 16
 domains = st.binary(min_size=16, max_size=16)
@@ -36,7 +36,9 @@ domains = st.binary(min_size=16, max_size=16)
 def test_keys_of_one_domain_open_nothing_of_another(
     ours: bytes, theirs: bytes, master: bytes, seed: bytes, suite: int, padding: int
 ) -> None:
-    """Not even told the ids, which whoever has the archive sees; the same chunk has another id and another root there."""
+    """Not even told the ids, which whoever has the archive sees; the same chunk has another id and
+    another root there.
+    """
     own, other = Keys(master).of_domain(ours, suite), Keys(master).of_domain(theirs, suite)
     chunk = (seed * SIZE)[:SIZE]
     own_ids, other_ids = ChunkIds(own, SIZE), ChunkIds(other, SIZE)

@@ -4,7 +4,7 @@ import hmac
 
 import pytest
 
-from wire.sealing import Keys
+from wire.chunks import Keys
 
 MASTER = bytes(range(32))
 KEYS = Keys(MASTER)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.text import session_name
 from wire.layout import LAST_TIME, TIME, U8, U16, U32, U64, Fields, raw, text
-from wire.names import session_name
 
 
 def structure() -> Fields:
