@@ -112,10 +112,11 @@ class Site:
             root / "archive",
         )
         self.config = root / "agent.toml"
+        self.recovery: bytes | None = None
         self.label, self.driver, self.volumes = "tests", driver, volumes
         if make:
             self._make()
-            self.add_archive("tests", self.archive, sealed, chunk_size, suite)
+            self.recovery = self.add_archive("tests", self.archive, sealed, chunk_size, suite)
 
     def _make(self) -> None:
         """Make what lies in the pool, and agent.toml."""
@@ -141,11 +142,13 @@ class Site:
         sealed: bool = True,
         chunk_size: int = 64 * 1024,
         suite: int = SUITE_SHA256,
-    ) -> None:
+    ) -> bytes | None:
+        """Make an archive and return its recovery key (sealed mode)."""
         log_n, slots.SCRYPT_LOG_N = slots.SCRYPT_LOG_N, 10  # the cost is measured elsewhere
         try:
             archives = Archives(load(self.config).state_dir)
-            archives.add(label, "backup-vm", suite, chunk_size, PASSPHRASE if sealed else None)
+            passphrase = PASSPHRASE if sealed else None
+            _, recovery = archives.add(label, "backup-vm", suite, chunk_size, passphrase)
         finally:
             slots.SCRYPT_LOG_N = log_n
         entry, found = Agent(InProcess(self.config)).enroll(label)
@@ -162,6 +165,7 @@ class Site:
                 master,
             ),
         )
+        return recovery
 
     def image(self, name: str = "work/private") -> Path:
         return self.pool / (name.replace("/", "-") + ".img")
