@@ -70,6 +70,16 @@ class LockedError(SparsebakError):
     code = Exit.LOCKED
 
 
+class RemovedError(LockedError):
+    """A session was removed by another machine while it was read: no damage."""
+
+    def __init__(self, session: str) -> None:
+        super().__init__(
+            f"session {session} was removed by another machine while it was read",
+            "run it again; see: sparsebak list",
+        )
+
+
 class WrongKeyError(SparsebakError):
     """No key, or one that does not open the archive."""
 

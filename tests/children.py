@@ -199,5 +199,9 @@ def _run(step: Step) -> tuple[int, str, str]:
 
 def _read(fd: int) -> str:
     """What was written, without the log of an agent in the same process."""
-    lines = os.pread(fd, 1 << 20, 0).decode("utf-8", "replace").splitlines(keepends=True)
-    return "".join(line for line in lines if not _LOGGED.match(line))
+    return without_log(os.pread(fd, 1 << 20, 0).decode("utf-8", "replace"))
+
+
+def without_log(text: str) -> str:
+    """What was printed on standard error, without the log of an agent in the same process."""
+    return "".join(line for line in text.splitlines(keepends=True) if not _LOGGED.match(line))

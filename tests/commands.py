@@ -19,11 +19,15 @@ class Commands:
         self.passphrase.write_bytes(PASSPHRASE)
 
     def run(self, *words: str, expect: int | None = 0) -> tuple[str, str]:
-        self._capsys.readouterr()
-        code = cli.main(["--config", str(self.site.root / "config.toml"), *words])
-        out, err = self._capsys.readouterr()
+        code, out, err = self.outcome(*words)
         assert expect in (code, None), (words, code, out, err)
         return out, err
+
+    def outcome(self, *words: str) -> tuple[int, str, str]:
+        """Exit code and what was printed."""
+        self._capsys.readouterr()
+        code = cli.main(["--config", str(self.site.root / "config.toml"), *words])
+        return code, *self._capsys.readouterr()
 
     def json(self, *words: str, expect: int | None = 0) -> Any:
         return json.loads(self.run(*words, "--json", expect=expect)[0])

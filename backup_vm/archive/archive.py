@@ -14,6 +14,7 @@ from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, chain
 from backup_vm.archive.lease import Lease
+from backup_vm.archive.looking import Looking
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
@@ -49,8 +50,11 @@ class Archive:
         """
         self.derived = False
         """Whether the catalog was made from packs and sessions in this run."""
-        self._doubted: ChunkCatalog | None = None
+        self._doubted = False
         self._doubting = threading.Lock()
+        self._past: list[tuple[ChunkCatalog | None, TemporaryDirectory[str] | None]] = []
+        """Catalogs that others have taken the place of: other threads may be at them."""
+        self.looking = Looking(self)
         self.unrecorded = 0
         """Sessions that the catalog does not say it was made for, although they are whole."""
 
@@ -65,11 +69,13 @@ class Archive:
         return None
 
     def _load(self, name: str) -> Session | None:
+        session = None
         try:
-            return sessions.load(self.storage, name)
+            session = sessions.load(self.storage, name)
         except (DamagedError, OSError) as error:
             self.note_damage(name, error)
-            return None
+        self.looking.saw(name, session)
+        return session
 
     def note_damage(self, name: str, error: Exception) -> None:
         """Remember that a session file cannot be read."""
@@ -93,9 +99,13 @@ class Archive:
         """Sessions by volume id, oldest first. Files that cannot be read are left out, and noted in
         ``damaged``.
         """
+        return self.looking.steady(lambda: self._sessions(volume))
+
+    def _sessions(self, volume: str | None) -> dict[str, list[Session]]:
         found: defaultdict[str, list[Session]] = defaultdict(list)
         files = self.session_files(volume)
-        self.storage.fetch(files)
+        with suppress(FileNotFoundError):  # found below
+            self.storage.fetch(files)
         for name in files:
             session = self._load(name)
             if session is not None:
@@ -172,11 +182,20 @@ class Archive:
 
     def image(self, series: list[Session], session: Session) -> Image:
         """The image of a volume at a session of its series; raise DamagedError when one it builds
-        on is not there.
+        on is not there, RemovedError when another machine has removed it.
         """
+        found = self.looking.steady(lambda: self.chain(series, session))
+        return Image(self.storage, found, self)
+
+    def chain(self, series: list[Session], session: Session) -> list[Session]:
+        """The sessions that an image is made of, the one that builds on nothing first. Raises as
+        ``image``.
+        """
+        series = self.looking.series(series, session)
+        session = next((one for one in series if one.file == session.file), session)
         found, missing = chain(series, session)
         if missing == NO_BASE:
-            return Image(self.storage, found)
+            return found
         ending = f"-{missing.hex()}{sessions.SUFFIX}"
         for name, error in self.damaged.items():
             if name.endswith(ending):
@@ -198,14 +217,29 @@ class Archive:
         damaged.
         """
         if self._catalog is None:
-            self._catalog = reconcile.open_catalog(self, reconcile.Listing.of(self.storage))
+            self._catalog = self.looking.catalog()
         return self._catalog
 
     def work_aside(self) -> None:
         """Where the archive cannot be written to: note what is found in a copy of the catalog,
         which goes at the end.
         """
-        self._catalog = reconcile.open_catalog(self, reconcile.Listing.of(self.storage), aside=True)
+        self._catalog = self.looking.catalog(aside=True)
+
+    def forget_findings(self) -> bool:
+        """Another machine has changed what there is: what was found wrong says nothing. Returns
+        whether a catalog is open.
+        """
+        self.damaged, self.found, self.lost = {}, {}, []
+        self._doubted = self.derived = False
+        self._past.append((None, self.temporary))
+        self.temporary = None
+        return self._catalog is not None
+
+    def replace_catalog(self, catalog: ChunkCatalog) -> None:
+        """Use another one from here on; the one before stays open until the end."""
+        self._past.append((self._catalog, None))
+        self._catalog = catalog
 
     def rebuild_catalog(self) -> None:
         """Make the catalog again from packs and sessions; what is marked in it is kept."""
@@ -222,15 +256,14 @@ class Archive:
         The one that lies stays open until the end, for other threads may be at it.
         """
         with self._doubting:
-            if self._doubted is None and not self.writing and not self.derived:
+            if not self._doubted and not self.writing and not self.derived:
                 where = self.storage.describe(catalog_file.NAME)
                 self.warnings.append(f"{where} does not say where chunks are; run: sparsebak scrub")
                 now = reconcile.Listing.of(self.storage)
-                self._doubted, self._catalog = (
-                    self._catalog,
-                    reconcile.rebuild(self, now, reconcile.Remembered.of(self._catalog)),
-                )
-            return self._doubted is not None
+                known = reconcile.Remembered.of(self._catalog)
+                self.replace_catalog(reconcile.rebuild(self, now, known))
+                self._doubted = True
+            return self._doubted
 
     def recover(self) -> None:
         """When writing begins: finish what a run that died left half done."""
@@ -268,13 +301,12 @@ class Archive:
 
     def close(self) -> None:
         """Close the catalog."""
-        for catalog in (self._catalog, self._doubted):
+        for catalog, folder in (*self._past, (self._catalog, self.temporary)):
             if catalog is not None:
                 catalog.close()
-        self._catalog = self._doubted = None
-        if self.temporary is not None:
-            self.temporary.cleanup()
-            self.temporary = None
+            if folder is not None:
+                folder.cleanup()
+        self._past, self._catalog, self.temporary = [], None, None
 
 
 @contextmanager

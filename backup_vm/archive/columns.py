@@ -7,6 +7,7 @@ have thousands of sessions.
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from backup_vm.archive.damage import opened
@@ -72,7 +73,7 @@ class Columns:
         """
         last = -1
         for at in range(0, self.count, SLICE):
-            with opened(self._storage, self._session.file) as fd:
+            with self._opened() as fd:
                 numbers = self._numbers(fd, at, min(at + SLICE, self.count))
             if numbers[0] <= last:
                 raise self._damaged()
@@ -110,6 +111,16 @@ class Columns:
             self._next = int(kept.numbers[at]) if at < len(kept.numbers) else _NONE
         return self._next if self._next < _NONE else None
 
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """A descriptor of the file, if it is the one that the session was read from: a merge stores
+        another one under its name.
+        """
+        with opened(self._storage, self._session.file) as fd:
+            if os.fstat(fd).st_size != self._session.file_size:
+                raise DamagedError(f"{self._path()} is another file than when it was opened")
+            yield fd
+
     def _find(self, first: int) -> _Rows:
         """Have the rows at hand in which the first number of ``first`` or more is, or the last."""
         kept, low, high = self._kept, 0, self.count
@@ -121,7 +132,7 @@ class Columns:
             if kept.at == 0 or kept.numbers[0] <= first:
                 return kept
             high = kept.at
-        with opened(self._storage, self._session.file) as fd:
+        with self._opened() as fd:
             while high - low >= self._rows:  # it may also be the row ``high``
                 middle = (low + high) // 2
                 raw = self._bytes(fd, SESSION_HEAD_SIZE + 8 * middle, 8)
@@ -143,7 +154,7 @@ class Columns:
         """Some rows; DamagedError also where numbers do not rise, or lie beyond the volume."""
         import numpy as np
 
-        with opened(self._storage, self._session.file) as fd:
+        with self._opened() as fd:
             numbers = self._numbers(fd, at, end)
             start = SESSION_HEAD_SIZE + 8 * self.count
             ids = self._bytes(fd, start + ID_SIZE * at, ID_SIZE * (end - at))

@@ -49,5 +49,9 @@ SESSION_ENTRY_SIZE = 8 + ID_SIZE
 
 def session_size(head: bytes) -> int:
     """Bytes of the session file that begins with this head; raise ValueError where it is none."""
-    count = int(SESSION_HEAD.parse(head)["count"])
+    return session_size_of(int(SESSION_HEAD.parse(head)["count"]))
+
+
+def session_size_of(count: int) -> int:
+    """Bytes of a session file with so many entries."""
     return SESSION_HEAD_SIZE + count * SESSION_ENTRY_SIZE + DIGEST_SIZE

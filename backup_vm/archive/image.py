@@ -2,9 +2,10 @@
 loop over chunks.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
+from backup_vm.archive import sessions
 from backup_vm.archive.columns import columns_of
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from backup_vm.archive.archive import Archive
     from backup_vm.archive.columns import Ids
 
+Result = TypeVar("Result")
 WINDOW = 32768
 """Chunks handed out together; a whole number of pages of 1,024."""
 _SPAN = 8 * WINDOW
@@ -43,19 +46,57 @@ def chain(series: Iterable[Session], session: Session) -> tuple[list[Session], b
 class Image:
     """The image that a chain of sessions of one volume, each building on the one before, adds up
     to.
+
+    With an archive that is only read the chain is followed: another machine may merge sessions of
+    it meanwhile, and the image stays what it is. Methods raise RemovedError when it removed this
+    one.
     """
 
-    def __init__(self, storage: Storage, chain: list[Session]) -> None:
+    def __init__(
+        self, storage: Storage, chain: list[Session], archive: "Archive | None" = None
+    ) -> None:
+        self._storage, self._archive = storage, archive
+        self._look = archive.looking.count if archive else 0
+        self._use(chain)
+
+    def _use(self, chain: list[Session]) -> None:
         self.sessions = chain
-        self._columns = columns_of(storage, chain)
+        self._columns = columns_of(self._storage, chain)
         self.session = chain[-1]
         self.chunks = self.session.chunks
+
+    def _follow(self) -> None:
+        """Take the chain as it is now, if the archive was looked at again. Raises DamagedError,
+        RemovedError.
+        """
+        if self._archive is not None and self._look != self._archive.looking.count:
+            self._look = self._archive.looking.count
+            self._use(self._archive.chain([], self.session))
+
+    def _steady(self, read: "Callable[[], Result]") -> "Result":
+        def following() -> "Result":
+            self._follow()
+            return read()
+
+        return read() if self._archive is None else self._archive.looking.steady(following)
+
+    def check(self) -> None:
+        """Compare all session files with their digests, or raise DamagedError."""
+
+        def check() -> None:
+            for session in self.sessions:
+                sessions.check(self._storage, session)
+
+        self._steady(check)
 
     def ids(self, first: int, end: int) -> "Ids":
         """Ids of the chunks from ``first`` up to ``end``: uint8[end - first, 32].
 
         Zeros where nothing is stored. Raises DamagedError.
         """
+        return self._steady(lambda: self._ids(first, end))
+
+    def _ids(self, first: int, end: int) -> "Ids":
         import numpy as np
 
         window = np.zeros((end - first, ID_SIZE), np.uint8)

@@ -11,15 +11,17 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import catalog_file, packs
+from backup_vm.archive.looking import LOOKS
 from backup_vm.errors import DamagedError
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.catalog import Place
+    from backup_vm.archive.sessions import Session
 
 
-def places(archive: "Archive", ids: Iterable[bytes]) -> "dict[bytes, Place]":
-    """Where chunks lie; those not stored are missing from the answer.
+def places(archive: "Archive", session: "Session", ids: Iterable[bytes]) -> "dict[bytes, Place]":
+    """Where chunks of a session lie; those not stored are missing from the answer.
 
     Where nothing is known to be spoilt nothing can be missing, and a catalog that says so is made
     again first.
@@ -27,6 +29,11 @@ def places(archive: "Archive", ids: Iterable[bytes]) -> "dict[bytes, Place]":
     wanted = set(ids)
     try:
         found = archive.catalog.places(wanted)
+        if len(found) == len(wanted) or archive.catalog.spoilt():
+            return found
+        if archive.looking.removed(session):  # nothing needs them any more
+            return found
+        found = archive.catalog.places(wanted)  # which may be another one now
         if len(found) == len(wanted) or archive.catalog.spoilt():
             return found
     except sqlite3.DatabaseError as error:
@@ -41,16 +48,35 @@ def places(archive: "Archive", ids: Iterable[bytes]) -> "dict[bytes, Place]":
 def read(
     archive: "Archive", reader: packs.PackReader, chunk_id: bytes, place: "Place"
 ) -> memoryview:
-    """The sealed chunk that lies at a place, as ``places`` gave it; raise DamagedError."""
-    try:
-        return reader.read(place.pack, chunk_id, place.offset, place.length)
-    except DamagedError:
-        if _is_there(archive, chunk_id, place) or not archive.doubt_catalog():
-            raise
-        other = archive.catalog.places([chunk_id]).get(chunk_id)
-        if other is None or other == place:
-            raise
-    return reader.read(other.pack, chunk_id, other.offset, other.length)
+    """The sealed chunk that lies at a place, as ``places`` gave it, or where it is now; raise
+    DamagedError.
+    """
+    for _ in range(LOOKS):
+        try:
+            return reader.read(place.pack, chunk_id, place.offset, place.length)
+        except DamagedError:
+            other = _elsewhere(archive, chunk_id, place)
+            if other is None:
+                raise
+            place = other
+    return reader.read(place.pack, chunk_id, place.offset, place.length)
+
+
+def _elsewhere(archive: "Archive", chunk_id: bytes, place: "Place") -> "Place | None":
+    """Another place of a chunk that is not where it should be: another machine may have moved it,
+    and the catalog may lie.
+    """
+
+    def now() -> "Place | None":
+        found = archive.catalog.places([chunk_id]).get(chunk_id)
+        return None if found == place else found
+
+    other = now() if archive.looking.count else None  # found by another thread
+    if other is None and archive.looking.again():
+        other = now()
+    if other is None and not _is_there(archive, chunk_id, place) and archive.doubt_catalog():
+        other = now()
+    return other
 
 
 def _is_there(archive: "Archive", chunk_id: bytes, place: "Place") -> bool:

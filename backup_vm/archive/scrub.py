@@ -46,7 +46,7 @@ def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:
     yield from _sessions(archive)
     names = archive.pack_files()
     sizes = archive.storage.sizes("packs")
-    progress.start(sum(max(sizes[name], 0) for name in names))
+    progress.start(sum(max(sizes.get(name, 0), 0) for name in names))
     numbers = {name: number for number, name in archive.catalog.packs().items()}
     for name in names:
         try:

@@ -19,6 +19,7 @@ from backup_vm.archive.format import (
     SESSION_HEAD,
     SESSION_HEAD_SIZE,
     session_size,
+    session_size_of,
 )
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
@@ -51,6 +52,11 @@ class Session:
     def full(self) -> bool:
         """Whether it builds on no other."""
         return self.base == NO_BASE
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of its file."""
+        return session_size_of(self.count)
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from backup_vm.config import settings_file
 from backup_vm.errors import AgentError, NoArchiveError, SparsebakError, UsageError, WrongKeyError
 from backup_vm.paths import expanded, read_small
 from backup_vm.terminal import output
-from backup_vm.terminal.text import journal_prefix
+from backup_vm.terminal.text import count_text, journal_prefix
 from common.text import printable
 
 if TYPE_CHECKING:
@@ -190,6 +190,13 @@ class Context:
     def warn(self, text: str) -> None:
         """Report something that does not stop the command."""
         output.complain(f"{journal_prefix(4)}sparsebak: {printable(text)}")
+
+    def warn_removed(self, sessions: list[str]) -> None:
+        """Report in one line that another machine removed these sessions before they were read."""
+        if sessions:
+            names = ", ".join(sessions[:3]) + (" ..." if len(sessions) > 3 else "")
+            what = count_text(len(sessions), "session")
+            self.warn(f"{what} removed by another machine before being read: {names}")
 
     def say(self, text: str) -> None:
         """Report what was done, to whoever watches."""

@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
         done = copy(archive, target, progress, delete, options.init, context.keys(archive))
     for problem in done.failed:
         context.warn(problem)
+    context.warn_removed(done.gone)
     fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}
     removed = f", {done.removed} removed" if options.delete else ""
     copied = f"{count_text(done.sessions, 'session')} copied, {size_text(done.stored)} sent"

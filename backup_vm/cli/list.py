@@ -47,12 +47,17 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     with context.open() as archive:
-        volumes = context.volumes(archive, context.keys(archive))
-        chosen = select(volumes, [options.volume] if options.volume else [])
+        keys = context.keys(archive)
+
+        def look() -> "tuple[View, list[Named], list[dict[str, Any]]]":
+            volumes = context.volumes(archive, keys)
+            chosen = select(volumes, [options.volume] if options.volume else [])
+            seen = view(archive, volumes, options.space)
+            return seen, chosen, [seen.volume_data(volume) for volume in chosen]
+
+        seen, chosen, data = archive.looking.steady(look)
         for error in archive.damaged.values():
             context.warn(str(error))
-        seen = view(archive, volumes, options.space)
-        data = [seen.volume_data(volume) for volume in chosen]
         if options.tag:
             for volume in data:
                 volume["sessions"] = [

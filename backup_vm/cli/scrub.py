@@ -32,7 +32,10 @@ def run(options: argparse.Namespace) -> int:
     with context.open(writing=None) as archive:
         progress = progress_for("scrub", context.quiet or context.json)
         try:
-            findings = list(scrub(archive, progress))
+            findings = archive.looking.steady(
+                lambda: list(scrub(archive, progress)),
+                lambda found: {finding.problem for finding in found},
+            )
         finally:
             progress.stop()
         sound = not findings and not archive.found

@@ -103,10 +103,9 @@ def gather(context: Context, archive: "Archive") -> "tuple[dict[str, Any], View]
         except AgentError as error:
             problems.append(f"agent: {error}")
     known = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
-    seen = view(
-        archive,
-        stored_volumes(archive, context.keys(archive), known),
-        getattr(context.options, "space", None),
+    keys, space = context.keys(archive), getattr(context.options, "space", None)
+    seen = archive.looking.steady(
+        lambda: view(archive, stored_volumes(archive, keys, known), space)
     )
     chunks, stored_bytes = archive.catalog.count()
     parameters = archive.parameters

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option
-from backup_vm.errors import DamagedError, Exit
+from backup_vm.errors import DamagedError, Exit, RemovedError
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     results: list[dict[str, Any]] = []
+    removed: list[str] = []
     with context.open() as archive:
         keys = context.keys(archive)
         chosen = select(context.volumes(archive, keys), [options.volume] if options.volume else [])
@@ -58,12 +59,19 @@ def run(options: argparse.Namespace) -> int:
                     else [find_session(volume, options.session)]
                 )
                 for session in wanted:
-                    result = _verify(context, archive, keys, volume, session, progress)
+                    try:
+                        result = _verify(context, archive, keys, volume, session, progress)
+                    except RemovedError:
+                        removed.append(f"{volume.name} {session.name}")
+                        continue
                     checked(archive.storage, result["ok"], session.clear.session)
                     results.append(result)
         finally:
             progress.stop()
-    return _tell(context, results, damaged)
+    context.warn_removed(removed)
+    code = _tell(context, results, damaged)
+    # of a session that was named, or of the newest one, nothing is known now
+    return Exit.LOCKED if removed and code == Exit.OK and options.session != "all" else code
 
 
 def _damaged(

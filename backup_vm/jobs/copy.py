@@ -22,7 +22,7 @@ from backup_vm.archive.packs import PackReader
 from backup_vm.archive.prune import prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import open_storage
-from backup_vm.errors import DamagedError, NoArchiveError, SparsebakError
+from backup_vm.errors import DamagedError, NoArchiveError, RemovedError, SparsebakError
 from backup_vm.jobs.reading import Proven, open_image, opened
 from backup_vm.terminal.progress import Progress
 from wire.chunks import ZERO_ID, Keys
@@ -41,6 +41,8 @@ class Copied:
     stored: int = 0
     removed: int = 0
     failed: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    """Sessions that another machine removed here meanwhile."""
 
 
 def copy(
@@ -124,7 +126,7 @@ class _Run:
         self._source, self._target, self._progress = source, target, progress
         self._keys = keys
         self.done = Copied()
-        self._ours = source.sessions()
+        self._ours, self._look = source.sessions(), source.looking.count
         self._theirs = target.sessions()
         ours = {session.file for series in self._ours.values() for session in series}
         self.surplus = {s.file for series in self._theirs.values() for s in series} - ours
@@ -173,7 +175,9 @@ class _Run:
                 for session in due:
                     self._progress.volume(session.name)
                     try:
-                        self._send(store, reader, session)
+                        self._send_steadily(store, reader, session)
+                    except RemovedError:
+                        done.gone.append(f"{session.name} of volume {session.volume}")
                     except DamagedError as error:
                         done.failed.append(f"{session.name} of volume {session.volume}: {error}")
                 store.finish()
@@ -184,6 +188,20 @@ class _Run:
         done.failed += [str(error) for error in source.damaged.values()]
         self._read_back(before)
 
+    def _send_steadily(self, store: PackWriter, reader: PackReader, session: Session) -> None:
+        """Send a session as it is here now: another machine may merge others into it meanwhile."""
+        looking = self._source.looking
+
+        def send() -> None:
+            if self._look != looking.count:
+                self._ours, self._look = self._source.sessions(), looking.count
+                self._lost.clear()
+            series = looking.series(self._ours.get(session.volume, []), session)
+            self._send(store, reader, next(one for one in series if one.file == session.file))
+
+        with looking.present(session):
+            looking.steady(send)
+
     def _send(self, store: PackWriter, reader: PackReader, session: Session) -> None:
         source, target = self._source, self._target
         sessions.check(source.storage, session)
@@ -193,18 +211,20 @@ class _Run:
             base, inherit = NO_BASE, 0  # what it builds on cannot be had, or not in the copy
         proven = self._proven(session)
         for part in self._parts(session, base):
-            self._places(store, part)  # before anything of it is stored
+            self._places(store, session, part)  # before anything of it is stored
         said = sessions.digest(source.storage, session) + inherit.to_bytes(8, "little")
         fingerprint = hashlib.blake2b(said, digest_size=16).digest()
         incoming = Incoming(target, store, session.record, base, inherit, fingerprint)
         try:
             for part in self._parts(session, base):
                 left = [one for one in part if one[0] >= incoming.position]
-                for entry in self._opened(self._with_chunks(store, reader, left), left, proven):
+                for entry in self._opened(
+                    self._with_chunks(store, reader, session, left), left, proven
+                ):
                     incoming.take(entry)
                     self._progress.advance(session.clear.chunk_size)
             incoming.finish()
-        except DamagedError:
+        except (DamagedError, RemovedError):
             incoming.give_up()
             raise
         finally:
@@ -251,12 +271,14 @@ class _Run:
         for first, ids in source.image(self._ours[session.volume], session).windows():
             yield [(first + at, i) for at, i in enumerate(ids) if i != ZERO_ID]
 
-    def _places(self, store: PackWriter, part: list[tuple[int, bytes]]) -> dict[bytes, Place]:
+    def _places(
+        self, store: PackWriter, session: Session, part: list[tuple[int, bytes]]
+    ) -> dict[bytes, Place]:
         """Where the chunks are here that the copy lacks; raise DamagedError if one cannot
         be had.
         """
         lacking = {one for _, one in part if one != ZERO_ID and not store.holds(one)}
-        places = lookup.places(self._source, lacking)
+        places = lookup.places(self._source, session, lacking)
         for number, chunk_id in part:
             if chunk_id in lacking and (chunk_id not in places or chunk_id in self._lost):
                 where = self._source.storage.describe()
@@ -264,10 +286,14 @@ class _Run:
         return places
 
     def _with_chunks(
-        self, store: PackWriter, reader: PackReader, part: list[tuple[int, bytes]]
+        self,
+        store: PackWriter,
+        reader: PackReader,
+        session: Session,
+        part: list[tuple[int, bytes]],
     ) -> Iterator[Entry]:
         """Entries with the sealed chunk where the copy lacks it."""
-        places = self._places(store, part)
+        places = self._places(store, session, part)
         for number, chunk_id in part:
             sealed: bytes | memoryview = b""
             if chunk_id in places and not store.holds(chunk_id):

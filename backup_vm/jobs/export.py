@@ -76,8 +76,7 @@ def export(
     written as they are read, and open on other threads meanwhile: what was written up to an error
     is to be thrown away. Without keys nothing but checksums can be compared.
     """
-    for session in image.sessions:
-        sessions.check(archive.storage, session)
+    image.check()
     proven = None if keys is None else open_image(archive, image, keys, name)
     sealed = (
         archive.parameters.master is None

@@ -104,12 +104,15 @@ class LazyImage:
         return chunk
 
     def _sealed(self, number: int, chunk_id: bytes) -> memoryview:
-        place = lookup.places(self._archive, [chunk_id]).get(chunk_id)
-        if place is None:
-            raise DamagedError(
-                f"{self._name}: chunk {number} is missing from the archive", "run: sparsebak scrub"
-            )
-        return lookup.read(self._archive, self._reader, chunk_id, place)
+        session = self._image.session
+        with self._archive.looking.present(session):
+            place = lookup.places(self._archive, session, [chunk_id]).get(chunk_id)
+            if place is None:
+                raise DamagedError(
+                    f"{self._name}: chunk {number} is missing from the archive",
+                    "run: sparsebak scrub",
+                )
+            return lookup.read(self._archive, self._reader, chunk_id, place)
 
     def _id(self, number: int) -> bytes:
         index, at = divmod(number, PAGE_IDS)

@@ -9,11 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from backup_vm.archive import lookup, sessions
+from backup_vm.archive import lookup
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.image import Image
 from backup_vm.archive.packs import PackReader
+from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
@@ -51,15 +52,15 @@ def sealed_chunks(
     """For each page of 1,024 chunks (or, in file order, each larger window): its ids, and the
     chunks with data.
     """
-    with PackReader(archive.storage) as reader:
+    with PackReader(archive.storage) as reader, archive.looking.present(image.session):
         for first, ids in image.windows():
-            places = lookup.places(archive, (i for i in ids if i != ZERO_ID))
+            places = lookup.places(archive, image.session, (i for i in ids if i != ZERO_ID))
             step = len(ids) if in_file_order else PAGE_IDS
             for at in range(0, len(ids), step):
                 wanted = _wanted(ids[at : at + step], first + at, places, name)
                 if in_file_order:
                     wanted.sort(key=lambda item: item[2])
-                yield ids[at : at + step], _read(archive, reader, wanted)
+                yield ids[at : at + step], _read(archive, reader, image.session, wanted)
 
 
 def _wanted(
@@ -76,10 +77,11 @@ def _wanted(
 
 
 def _read(
-    archive: Archive, reader: PackReader, wanted: list[tuple[int, bytes, Place]]
+    archive: Archive, reader: PackReader, session: Session, wanted: list[tuple[int, bytes, Place]]
 ) -> Iterator[SealedChunk]:
-    for number, chunk_id, place in wanted:
-        yield SealedChunk(number, chunk_id, lookup.read(archive, reader, chunk_id, place))
+    with archive.looking.present(session):
+        for number, chunk_id, place in wanted:
+            yield SealedChunk(number, chunk_id, lookup.read(archive, reader, chunk_id, place))
 
 
 def feed(
@@ -159,8 +161,7 @@ def prove_image(
                 yield digest
 
     if tree.root(record.size, record.chunk_size, digests()) != record.root:
-        for part in image.sessions:
-            sessions.check(archive.storage, part)
+        image.check()
         raise DamagedError(
             f"{name}: session {image.session.name} is not complete or not authentic: its chunk ids"
             " do not match"

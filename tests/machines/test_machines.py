@@ -34,6 +34,7 @@ CHUNKS = 12
 HOUR = 3600.0
 SECONDS = 60.0
 CUT = ("cannot be reached", "does not answer", "network", "connection", "the agent ended")
+BY_OTHERS = ("in use", "removed by another machine")
 CUT_CODES = {Exit.FAILED, Exit.INCOMPLETE, Exit.AGENT}
 
 
@@ -94,7 +95,7 @@ class World:
         """Note what should not have happened; whether it was done."""
         if outcome.fault:
             self.fault(f"{machine.name}: {outcome.what}: {outcome.fault}")
-        elif outcome.code == Exit.LOCKED and "in use" not in outcome.err:
+        elif outcome.code == Exit.LOCKED and not any(text in outcome.err for text in BY_OTHERS):
             self.fault(f"{machine.name}: {outcome.what}: locked, by whom? {outcome.err.strip()}")
         elif outcome.code not in (0, Exit.LOCKED):
             excused = outcome.code in CUT_CODES and any(text in outcome.err for text in excuses)

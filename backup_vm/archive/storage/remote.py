@@ -20,7 +20,7 @@ from backup_vm.archive.storage.cache import Cache
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.locks import RemoteLocks
 from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place, can_be_a_name
-from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.errors import DamagedError, LockedError, SparsebakError
 
 Result = TypeVar("Result")
 _OWN = (".partial", ".sqlite", ".sqlite-journal", ".lock", TEMPORARY)
@@ -115,8 +115,9 @@ class RemoteStorage:
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.describe(name)} is missing") from None
         except Changed:
-            raise SparsebakError(
-                f"{self.describe(name)} changes while it is read", "let the other run end"
+            raise LockedError(
+                f"{self._url} is in use by another run: {name} changes while it is read",
+                "let that run end, then try again",
             ) from None
 
     def _range(self, name: str, offset: int, length: int) -> bytes:

@@ -1,0 +1,126 @@
+"""Reading an archive on a real server while another machine, with a cache of its own, prunes it."""
+
+import itertools
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from backup_vm.agent import transport
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.storage import open_storage
+from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.cli.context import Context
+from backup_vm.errors import Exit
+from backup_vm.volumes import Named
+from tests import meanwhile
+from tests.commands import Commands
+from tests.conftest import folder_in_memory
+from tests.kit import GRAIN, InProcess, Site
+from tests.meanwhile import IDS, READINGS, Scene, interfered, judge, prunes
+from tests.remote.kit import Server
+from wire.chunks import Keys
+
+LONG = os.environ.get("SPARSEBAK_LONG") == "1"
+POINTS = 12 if LONG else 1
+"""At how many points of its reading a command is interfered with."""
+_SOME = ("verify-all", "assemble-kept", "assemble-removed", "restore-kept", "list", "copy")
+"""Which ones, unless it may take long: all of them read a folder in tests/run/test_meanwhile.py."""
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[Scene]:
+    for folder in folder_in_memory("meanwhile"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LocalStorage, "pack_size", 4 * GRAIN)
+            yield Scene.build(folder / "site")
+
+
+@pytest.fixture
+def commands(
+    built: Scene,
+    server: Server,
+    commands_for: Callable[[Site], Commands],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Commands:
+    monkeypatch.setattr(transport, "open_transport", lambda *_: InProcess(built.site.config))
+    return commands_for(built.site)
+
+
+def stored(scene: Scene, server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh copy of the scene's archive on the server."""
+    url = server.url(f"meanwhile-{next(_numbers)}-{random.randrange(1 << 40)}")
+    storage = open_storage(url)
+    for name, path in scene.files().items():
+        if name.endswith((".session", ".pack", ".toml")):
+            storage.write(name, path.read_bytes())
+    storage.close()
+    monkeypatch.setenv("SPARSEBAK_ARCHIVE", url)
+    return url
+
+
+def elsewhere(tmp_path: Path, action: Callable[[], object]) -> None:
+    """Do something as another machine does it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+        action()
+
+
+@pytest.mark.parametrize("name", IDS if LONG else _SOME)
+def test_what_another_machine_prunes_is_not_called_damaged(
+    built: Scene,
+    server: Server,
+    commands: Commands,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = READINGS[IDS.index(name)]
+    stored(built, server, monkeypatch)
+    with interfered(0, lambda: None) as asked:
+        assert meanwhile.run(commands, built, one)[0] == 0
+    for turn in range(POINTS):
+        url = stored(built, server, monkeypatch)
+        point = random.Random(f"{name} {turn}").randrange(1, asked[0] + 1)
+        with interfered(point, lambda url=url: elsewhere(tmp_path, lambda: prunes(url))):  # type: ignore[misc]
+            code, out, err = meanwhile.run(commands, built, one)
+        if "it has been rebuilt" in err:  # it is not in the cache yet
+            err = err.split("\n", 1)[1]
+        try:
+            judge(built, one, code, out, err)
+        except AssertionError as error:
+            raise AssertionError(f"at point {point}: {error}") from error
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+@pytest.mark.parametrize(("number", "expected"), [(1, Exit.DAMAGED), (5, Exit.LOCKED)])
+def test_a_session_that_is_gone_is_damage_where_others_need_it(
+    built: Scene,
+    server: Server,
+    commands: Commands,
+    number: int,
+    expected: Exit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = stored(built, server, monkeypatch)
+    lost, volumes = meanwhile.series(url)[number].file, Context.volumes
+
+    def then_it_goes(context: Context, archive: Archive, keys: Keys | None) -> list[Named]:
+        found = volumes(context, archive, keys)
+        elsewhere(tmp_path, lambda: open_storage(url).remove(lost))
+        archive.storage.refresh()
+        return found
+
+    monkeypatch.setattr(Context, "volumes", then_it_goes)
+    one = next(one for one in READINGS if one.name == "verify" and one.wanted == 5)
+    code, out, err = meanwhile.run(commands, built, one)
+    assert code == expected, (out, err)
+    if expected == Exit.DAMAGED:
+        assert not json.loads(out)["sessions"][0]["ok"] and "missing" in err
+    else:
+        assert "removed by another machine" in err
