@@ -71,6 +71,7 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(reading)
+            code = 1
             try:
                 os.setsid()
                 os.environ.update(environ)
@@ -80,8 +81,11 @@ class Child:
                 before()
                 for step in self._steps:
                     os.write(writing, json.dumps(_run(step)).encode() + b"\n")
+                code = 0
+            except BaseException:  # nobody else would show it
+                traceback.print_exc()
             finally:
-                os._exit(0)
+                os._exit(code)
         os.close(writing)
         self._pipe, self._rest = reading, b""
 
@@ -162,7 +166,7 @@ def _limit_memory(beyond: int) -> None:
 
 def _within(agent: str | None) -> None:
     """Let the agent that is named by its configuration run in this process."""
-    from backup_vm.agent.client import transport
+    from backup_vm.agent import transport
 
     if agent and agent.startswith("local:"):
         config = Path(agent.removeprefix("local:"))
