@@ -2,8 +2,8 @@
 of its own.
 """
 
-VERSION = "0.1.0"
-"""Of the project; what Enroll tells, for both sides to compare."""
+VERSION = "0.2.0"
+"""Of the project: the one place where it is written. Enroll sends it, for both sides to compare."""
 
 FORMAT = 1
 """Version of every format in this package; a reader refuses any other."""

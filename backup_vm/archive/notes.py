@@ -107,7 +107,7 @@ def load(storage: Storage) -> Notes:
         return _parse(json.loads(body))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
         raise DamagedError(
-            f"{path} makes no sense: {error}", "restore it from a copy, or remove it and tag again"
+            f"{path} is malformed: {error}", "restore it from a copy, or remove it and tag again"
         ) from None
 
 

@@ -172,7 +172,7 @@ class Context:
         """
         if not self.options.yes and not self.may_ask:
             raise SparsebakError(
-                f"nobody is here to be asked: {question}", "give --yes to do it without a question"
+                f"there is nobody to ask: {question}", "give --yes to do it without a question"
             )
 
     def confirm_by_hand(self, question: str) -> None:

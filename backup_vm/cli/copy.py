@@ -18,8 +18,8 @@ def add_to(commands: Any) -> None:
         help="bring a second copy of the archive up to date; only what it lacks is sent",
         description=(
             "Brings a copy of the archive up to date, or makes one. Needs no key; with one, or in"
-            " an open archive, only what proves authentic is sent. What is interrupted resumes"
-            " where it stopped. The copy is an archive of its own, to restore from, prune, or even"
+            " an open archive, only what proves authentic is sent. An interrupted copy resumes at"
+            " the next run. The copy is an archive of its own, to restore from, prune, or even"
             " back up into. What cannot be read here is named, and all the rest is copied."
         ),
     )
@@ -32,7 +32,7 @@ def add_to(commands: Any) -> None:
     copy.add_argument(
         "--init",
         action="store_true",
-        help="make a new copy where there was one before, and is none now",
+        help="make a new copy where there was one before and is none now",
     )
     yes_option(copy)
     key_option(copy)

@@ -37,7 +37,7 @@ def add_to(commands: Any) -> None:
     init.add_argument(
         "--default",
         action="store_true",
-        help="make it the archive of all commands, in the settings file",
+        help="write it into the settings file, as the archive of all commands",
     )
     init.set_defaults(run=run)
 

@@ -23,7 +23,7 @@ def add_to(commands: Any) -> None:
     keys.add_argument(
         "--refresh",
         action="store_true",
-        help="take in the key slots that were changed in dom0",
+        help="store the key slots that were changed in dom0",
     )
     keys.add_argument(
         "-o", "--output", type=path, metavar="FILE", help="what to write (default: standard output)"
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     if options.refresh:
         return _refresh(context)
     if context.json and options.output is None:
-        raise UsageError("what keys writes is no text", "with --json give -o FILE")
+        raise UsageError("the output of keys is not text", "with --json give -o FILE")
     with context.open() as archive:
         parameters, newest = (
             archive.parameters,
@@ -94,7 +94,7 @@ def _refresh(context: Context) -> int:
             raise DamagedError(
                 f"the archive says that it is {archive.parameters.mode}, dom0 knows it as the"
                 " opposite",
-                "somebody has changed archive.toml; dom0 gives its contents again by: sparsebak"
+                "somebody has changed archive.toml; write it again from what dom0 knows: sparsebak"
                 f" init DIR --label {entry.label} --repair",
             )
         replace(archive.parameters, slots=tuple(slots)).save(archive.storage)

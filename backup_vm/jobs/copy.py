@@ -320,7 +320,9 @@ class _Run:
                     )
                     self.done.failed.append(lost)
         if self.done.failed:
-            self.done.failed.append("nothing was removed from the copy, for not all is well here")
+            self.done.failed.append(
+                "nothing was removed from the copy, because of the problems here"
+            )
             return
         theirs = [one for series in self._target.sessions().values() for one in series]
         doomed = [one for one in theirs if one.file in self.surplus]

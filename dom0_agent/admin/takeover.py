@@ -131,9 +131,7 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
     try:
         record = open_record(untrusted_record, keys)
     except NotAuthentic as error:
-        raise Refused(
-            Code.NOT_AUTHENTIC, f"a session record does not prove authentic: {error}"
-        ) from None
+        raise Refused(Code.NOT_AUTHENTIC, f"a session record is not authentic: {error}") from None
     if (record.archive, record.suite, record.chunk_size) != (
         entry.archive,
         entry.suite,

@@ -269,7 +269,7 @@ def _held_while(wanted: Callable[[], bool], fd: int) -> Iterator[None]:
         over.set()
         watcher.join()
     if gone.is_set():
-        raise Refused(Code.NO_SESSION, "the session was given up while it was extracted")
+        raise Refused(Code.NO_SESSION, "the session was dropped while it was extracted")
 
 
 def _make_useless(fd: int) -> None:

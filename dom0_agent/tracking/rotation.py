@@ -79,9 +79,9 @@ class Rotation:
             for key, follow, session in pending:
                 if not session.crowded and in_use(self.store.directory / session.log):
                     session.crowded = True
-                    log(WARNING, f"{self.store.name}: its session has to end soon, for {full}")
+                    log(WARNING, f"{self.store.name}: its session has to end soon, because {full}")
                 else:
-                    log(WARNING, f"{self.store.name}: its pending session is given up, for {full}")
+                    log(WARNING, f"{self.store.name}: pending session dropped, because {full}")
                     self.give_up(key, follow)
             return bool(pending)
         return False
@@ -197,14 +197,14 @@ class Rotation:
         elif follow.volume_id != volume_id:
             raise Refused(
                 Code.INTERNAL,
-                f"{self.store.name}: the key of archive {archive.label} is not the one that it was",
+                f"{self.store.name}: the key of archive {archive.label} has changed",
             )
         if follow.pending:
             if follow.pending.snapshot in self.source.snapshots():
                 return follow, follow.pending, True
             log(
                 WARNING,
-                f"{self.store.name}: snapshot of the pending session is gone; it is given up",
+                f"{self.store.name}: snapshot of the pending session is gone; it is dropped",
             )
             self.give_up(key, follow)
         self.source.require_room()
@@ -265,7 +265,7 @@ class Rotation:
         if pending.root is None or pending.digest is None:
             raise Refused(
                 Code.INCOMPLETE,
-                f"{self.store.name}: Commit of a session that was not wholly extracted",
+                f"{self.store.name}: Commit of a session that was not extracted completely",
             )
         work, pages = prepare(self.store, follow, archive, pending)
         follow.committed = Committed(

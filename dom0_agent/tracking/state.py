@@ -7,7 +7,7 @@ a crash, and removed.
 
 A state file that is damaged is set aside as ``state.json.damaged``, and dom0 knows nothing of the
 volume any more: its next session compares everything, and until that is committed every session of
-it counts as an older one.
+it is treated as an older one.
 """
 
 import errno
@@ -239,7 +239,8 @@ class VolumeState:
         except OSError:
             found = None
         if found is None:
-            log(WARNING, f"{self.directory / name} is missing or damaged; all counts as changed")
+            path = self.directory / name
+            log(WARNING, f"{path} is missing or damaged; everything is treated as changed")
             return ChangedMap.everything(size)
         return found
 

@@ -1,4 +1,4 @@
-"""An archive.toml that makes no sense is refused as damage, whatever its checksum says."""
+"""An archive.toml that is malformed is refused as damage, whatever its checksum says."""
 
 import os
 from pathlib import Path
@@ -52,12 +52,12 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_what_makes_no_sense_is_damage(tmp_path: Path, old: str, new: str) -> None:
-    with pytest.raises(DamagedError, match=r"archive\.toml makes no sense"):
+    with pytest.raises(DamagedError, match=r"archive\.toml is malformed"):
         parameters.load(changed(tmp_path, old, new))
 
 
 def test_a_file_nested_without_end_is_damage(tmp_path: Path) -> None:
-    with pytest.raises(DamagedError, match=r"archive\.toml makes no sense"):
+    with pytest.raises(DamagedError, match=r"archive\.toml is malformed"):
         parameters.load(changed(tmp_path, 'label = "usb"', "label = " + "[" * 100_000))
 
 
