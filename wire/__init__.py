@@ -18,3 +18,13 @@ MAX_VOLUME_SIZE = 1 << 46
 """Bytes (64 TiB). Sizes from the other side above this are refused before anything is allocated for
 them.
 """
+
+CLAIMED_SEQUENCE = (1 << 32) + (1 << 20)
+"""Sequence number that an archive may claim for a session that dom0 does not know of, at most: from
+there on dom0 counts by one, whatever it is told.
+"""
+
+LAST_SEQUENCE = CLAIMED_SEQUENCE + (1 << 20)
+"""Sequence number that a session can have, at most: a million sessions of a volume after the
+highest claim. dom0 begins none beyond that. Names sort by sequence: it has ten digits.
+"""
