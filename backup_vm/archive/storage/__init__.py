@@ -99,6 +99,9 @@ class Storage(Protocol):
         file.
         """
 
+    def unreadable(self) -> list[str]:
+        """Names of other programs' files of which a listing tells, and that are none here."""
+
     def size(self, name: str) -> int:
         """Bytes of a file."""
 

@@ -48,6 +48,7 @@ class RemoteStorage:
         self._cache = Cache(url)
         self._own = LocalStorage(self._cache.own)
         self._listing: dict[str, Entry] | None = None
+        self._unreadable: list[str] = []
         self._written: dict[str, Entry] = {}
         self._removed: dict[str, Entry] = {}
         """What this run did, for a store whose listings come late."""
@@ -66,6 +67,8 @@ class RemoteStorage:
 
     def _list(self) -> dict[str, Entry]:
         found = self._place.ask(lambda: dict(self._objects.list()))
+        odd = [name for name in found if not can_be_a_name(name)]
+        self._unreadable = [*self._objects.unreadable, *odd]
         return {name: entry for name, entry in found.items() if can_be_a_name(name)}
 
     def refresh(self) -> None:
@@ -185,6 +188,11 @@ class RemoteStorage:
             for name, entry in self._there().items()
             if name.startswith(f"{folder}/") and name.count("/") == 2
         }
+
+    def unreadable(self) -> list[str]:
+        """See Storage."""
+        self._there()
+        return self._unreadable
 
     def size(self, name: str) -> int:
         """See Storage."""
