@@ -13,6 +13,7 @@ import re
 import resource
 import select
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -205,3 +206,19 @@ def _read(fd: int) -> str:
     """What was written, without the log of an agent in the same process."""
     lines = os.pread(fd, 1 << 20, 0).decode("utf-8", "replace").splitlines(keepends=True)
     return "".join(line for line in lines if not _LOGGED.match(line))
+
+
+def begun(process: "subprocess.Popen[str]") -> None:
+    """Wait until the command is there to take signals: before, they do what they do to any program
+    that starts.
+    """
+    caught = 1 << (signal.SIGHUP - 1)
+    for _ in range(2000):
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            return
+        ended = "State:\tZ" in status
+        if ended or int(status.split("SigCgt:")[1].split()[0], 16) & caught:
+            return
+        time.sleep(0.01)
