@@ -268,6 +268,20 @@ def test_a_session_of_a_number_that_dom0_does_not_give(
     assert built.scrubbed() == []
 
 
+def test_notes_that_are_gone_are_missed_once(built: Site, commands_for: Make) -> None:
+    """Without them no session seems to have a tag, and the next prune may take one that had."""
+    commands, notes = commands_for(built), built.archive / "notes.json"
+    commands.run("scrub")
+    assert commands.run("backup")[1] == "", "it was there all along"
+    commands.keyed(
+        "tag", built.volumes[0].partition("/")[0], "--session", "latest", "--add", "gold"
+    )
+    notes.unlink()
+    error = commands.run("backup")[1]
+    assert "notes.json is missing" in error and error.count("\n") == 1
+    assert commands.run("backup")[1] == commands.run("scrub")[1] == ""
+
+
 # Files of other programs
 
 
