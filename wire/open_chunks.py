@@ -30,6 +30,21 @@ class ChunkNotAuthentic(NotAuthentic):
         self.number = number
 
 
+class ChunkOpener:
+    """Opens chunks of one image, from any thread."""
+
+    def __init__(self, record: Record, keys: Keys) -> None:
+        self._opener, self._size = Opener(keys), record.chunk_size
+        self._ids = ChunkIds(keys, record.domain, record.chunk_size, record.suite)
+
+    def open(self, chunk: SealedChunk) -> bytes:
+        """Contents, as long as a chunk is; raise ChunkNotAuthentic."""
+        try:
+            return self._opener.open(chunk.id, chunk.untrusted_data, self._ids, self._size)
+        except NotAuthentic as error:
+            raise ChunkNotAuthentic(chunk.number, str(error)) from None
+
+
 def open_chunks(
     chunks: Iterable[SealedChunk],
     record: Record,
@@ -44,19 +59,10 @@ def open_chunks(
     The last chunk is cut at the record's size. Raises ChunkNotAuthentic, and whatever ``chunks``
     and ``sink`` raise.
     """
-    opener, ids, size = (
-        Opener(keys),
-        ChunkIds(keys, record.domain, record.chunk_size, record.suite),
-        record.chunk_size,
-    )
+    opener, size = ChunkOpener(record, keys), record.chunk_size
 
     def work(together: list[SealedChunk]) -> tuple[int, list[bytes]]:
-        parts = []
-        for chunk in together:
-            try:
-                parts.append(opener.open(chunk.id, chunk.untrusted_data, ids, size))
-            except NotAuthentic as error:
-                raise ChunkNotAuthentic(chunk.number, str(error)) from None
+        parts = [opener.open(chunk) for chunk in together]
         offset, parts = (
             together[0].number * size,
             [*parts[:-1], parts[-1][: record.size - together[-1].number * size]],

@@ -3,10 +3,11 @@ key.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import lookup, sessions
 from backup_vm.archive.archive import Archive
@@ -16,12 +17,22 @@ from backup_vm.archive.packs import PackReader
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
-from common.image_writer import ImageWriter
+from common.image_writer import WRITE_BYTES, ImageWriter
+from common.pipeline import in_order
 from wire.chunks import ZERO_ID, Keys, NotAuthentic
 from wire.merkle import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count
 from wire.messages import END, LENGTH
-from wire.open_chunks import ChunkNotAuthentic, SealedChunk, open_chunks
+from wire.open_chunks import (
+    AHEAD_BYTES,
+    ChunkNotAuthentic,
+    ChunkOpener,
+    SealedChunk,
+    open_chunks,
+)
 from wire.records import Record, open_record
+
+if TYPE_CHECKING:
+    from backup_vm.archive.intake import Entry
 
 THREADS = min(os.cpu_count() or 1, 4)
 
@@ -176,6 +187,7 @@ def read_chunks(
     ordered: bool = False,
 ) -> None:
     """Open every chunk of an image whose record and ids have proven authentic; see read_image.
+
     ``ordered``: by offset.
     """
 
@@ -187,10 +199,52 @@ def read_chunks(
             yield from chunks
             progress.advance(len(window) * proven.record.chunk_size)
 
+    open_all(everything(), proven, keys, sink, ordered)
+
+
+def open_all(
+    chunks: Iterable[SealedChunk],
+    proven: Proven,
+    keys: Keys,
+    sink: Callable[[int, list[bytes]], object] | None = None,
+    ordered: bool = False,
+) -> None:
+    """Open chunks of a proven image, which are drawn in order in the calling thread; see
+    open_chunks.
+
+    Raises DamagedError for one that is not authentic.
+    """
     try:
-        open_chunks(everything(), proven.record, keys, THREADS, sink, ordered)
+        open_chunks(chunks, proven.record, keys, THREADS, sink, ordered)
     except ChunkNotAuthentic as error:
-        raise DamagedError(f"{proven.name}: {error}", "run: sparsebak scrub") from None
+        raise not_authentic(proven.name, error) from None
+
+
+def opened(entries: "Iterable[Entry]", record: Record, keys: Keys) -> "Iterator[Entry]":
+    """The same entries, each after its chunk, if it has one, has opened with the key.
+
+    Drawn a few MiB ahead, in the calling thread. Raises ChunkNotAuthentic.
+    """
+    opener, source = ChunkOpener(record, keys), iter(entries)
+
+    def work(group: "list[Entry]") -> "list[Entry]":
+        for entry in group:
+            if entry.sealed:
+                opener.open(SealedChunk._make(entry))
+        return group
+
+    most = max(1, WRITE_BYTES // record.chunk_size)
+    ahead = max(2, min(2 * THREADS + 2, AHEAD_BYTES // (most * record.chunk_size)))
+    groups = iter(lambda: list(islice(source, most)), [])
+    for group in in_order(work, groups, THREADS, ahead):
+        yield from group
+
+
+def not_authentic(name: str, error: ChunkNotAuthentic) -> DamagedError:
+    """What to say of a chunk that does not open although its checksum is right."""
+    return DamagedError(
+        f"{name}: {error}", "to see which sessions are sound: sparsebak verify --session all"
+    )
 
 
 def assemble(

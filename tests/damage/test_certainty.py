@@ -170,7 +170,7 @@ def test_the_newest_session_is_missed_and_can_be_put_back(
     gone = session_files(built)[which]
     for path in gone:
         path.rename(kept / path.name)
-    error = commands.run("copy", str(copy), "--delete", expect=4)[1]
+    error = commands.run("copy", str(copy), "--delete", "--yes", expect=4)[1]
     assert gone[-1].name in error and built.images(folder=copy) == images
     assert gone[-1].name in commands.run("list", "--passphrase-file", str(commands.passphrase))[1]
     before = packs_take(built)

@@ -211,9 +211,16 @@ def test_what_destroys_asks(commands: Commands) -> None:
     fill(site.image(), 5 * GRAIN, 1)
     now = site.contents()
     key = ("--passphrase-file", str(commands.passphrase))
-    for words in (("delete", "work/private"), ("restore", "work/private"), ("restore", "work")):
+    copy = ("copy", str(site.root / "copy"), "--delete")
+    for words in (
+        ("delete", "work/private"),
+        ("restore", "work/private"),
+        ("restore", "work"),
+        copy,
+    ):
         for more in ((), ("-u",), ("--json",), ("-q",)):
             assert "--yes" in commands.fails(1, *words, *key, *more)
+    assert not (site.root / "copy").exists()
     assert len(commands.names()) == 1 and site.contents() == now
     commands.run("delete", "-n", "work/private", *key)
     commands.run("restore", "work/private", "--yes", *key)
