@@ -9,7 +9,7 @@ from typing import Any
 
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
-from wire import CHUNK_SIZES, FORMAT
+from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import KEY_SIZE, SUITES, Keys
 from wire.layout import LAST_TIME
 from wire.names import parse_name
@@ -116,10 +116,12 @@ def load(storage: Storage) -> Parameters:
 
 
 def _parse(storage: Storage, fields: dict[str, Any]) -> Parameters:
-    if fields["format"] != FORMAT or fields["suite"] not in SUITES:
+    if fields["format"] != FORMAT:
+        what, hint = other_format(fields["format"])
+        raise NoArchiveError(f"{storage.describe(NAME)}: an archive of {what}", hint)
+    if fields["suite"] not in SUITES:
         raise NoArchiveError(
-            f"{storage.describe(NAME)}: format {fields['format']}, suite {fields['suite']}, which"
-            " this version does not know",
+            f"{storage.describe(NAME)}: suite {fields['suite']}, which this version does not know",
             "use the version of sparsebak that made the archive, or a newer one",
         )
     if fields["mode"] != ("open" if "key" in fields else "sealed"):

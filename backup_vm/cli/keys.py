@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.errors import UsageError
     from backup_vm.terminal.output import put_bytes, replacing
     from common.durable import write_synced
+    from wire import FORMAT
     from wire.messages import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
     from wire.stream import send, write_frame
 
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
             [series[-1] for series in archive.sessions().values()],
         )
         entry = ArchiveEntry(
+            format=FORMAT,
             archive=parameters.archive,
             label=parameters.label,
             mode=MODE_OPEN if parameters.master else MODE_SEALED,

@@ -234,7 +234,7 @@ class _Run:
             yield from entries
             return
         try:
-            yield from opened(entries, proven.record, self._keys)
+            yield from opened(entries, proven)
         except ChunkNotAuthentic as error:
             self._lost.add(dict(part)[error.number])
             raise DamagedError(f"{error} ({self._source.storage.describe()})") from None

@@ -27,6 +27,7 @@ from backup_vm.jobs.reading import (
     sealed_chunks,
 )
 from backup_vm.terminal.progress import Progress
+from wire import FORMAT, other_format
 from wire.chunks import ID_SIZE, ZERO_ID, Keys, NotAuthentic
 from wire.layout import U32, Fields, raw
 from wire.merkle import PAGE_IDS, Tree, chunk_count
@@ -35,7 +36,7 @@ from wire.open_chunks import SealedChunk, open_chunks
 from wire.records import RECORD_SIZE, Clear, open_record, read_clear
 from wire.stream import CutShort, read_exactly
 
-MAGIC = b"SBEXPT\x00\x01"
+MAGIC = b"SBEXPT\x00\x02"
 HEAD = Fields(magic=MAGIC, archive=raw(16), parameters=U32)
 DIGEST_SIZE = 32
 _MOST_PARAMETERS = 1 << 20
@@ -102,10 +103,10 @@ def export(
                 yield chunk
             progress.advance(len(ids) * image.session.clear.chunk_size)
 
-    if keys is None or proven is None:
+    if proven is None:
         deque(written(), maxlen=0)
     else:
-        open_all(written(), proven, keys)
+        open_all(written(), proven)
     out.write(hashed.digest())
 
 
@@ -113,7 +114,11 @@ def read_head(stream: IO[bytes], path: Path) -> tuple[_Hashed, bytes, Clear]:
     """The beginning of an exported file, up to its record; raise SparsebakError."""
     hashed = _Hashed(stream)
     try:
-        head = HEAD.parse(hashed.read(HEAD.size))
+        raw_head = hashed.read(HEAD.size)
+        if raw_head[:7] == MAGIC[:7] and raw_head[7] != FORMAT:
+            what, hint = other_format(raw_head[7])
+            raise SparsebakError(f"{path} is an exported session of {what}", hint)
+        head = HEAD.parse(raw_head)
         if head["parameters"] > _MOST_PARAMETERS:
             raise NotAuthentic("impossible parameters")
         hashed.read(head["parameters"])
@@ -202,9 +207,10 @@ def prove(
                 pass
         else:
             opened = open_record(record, keys)
-            root = Tree(keys.sub_key("root")), opened.root
+            domain_keys = opened.domain_keys(keys)
+            root = Tree(domain_keys), opened.root
             entries = _entries(archive, hashed, clear, progress, root)
-            open_chunks(map(SealedChunk._make, entries), opened, keys, THREADS, None)
+            open_chunks(map(SealedChunk._make, entries), opened, domain_keys, THREADS, None)
         if read_exactly(stream, DIGEST_SIZE) != hashed.digest() or stream.read(1):
             raise DamagedError(f"{path} is damaged: its checksum is wrong", "export it again")
     except CutShort:
@@ -283,7 +289,6 @@ def export_tar(
         archive,
         image,
         proven,
-        keys,
         progress,
         lambda _, parts: out.write(b"".join(parts)),
         ordered=True,

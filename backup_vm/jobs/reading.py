@@ -19,7 +19,7 @@ from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
 from common.image_writer import WRITE_BYTES, ImageWriter
 from common.pipeline import in_order
-from wire.chunks import ZERO_ID, Keys, NotAuthentic
+from wire.chunks import ZERO_ID, DomainKeys, Keys, NotAuthentic
 from wire.merkle import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count
 from wire.messages import END, LENGTH
 from wire.open_chunks import (
@@ -113,6 +113,7 @@ class Proven:
     """
 
     record: Record
+    keys: DomainKeys
     name: str
     tree: Tree
     pages: bytes
@@ -130,15 +131,25 @@ class Proven:
 
 
 def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
-    """Check a session's record and ids with the key; raise DamagedError."""
-    session = image.session
-    path = archive.storage.describe(session.file)
+    """Check a session's record and ids with the archive's keys; raise DamagedError."""
+    path = archive.storage.describe(image.session.file)
     try:
-        record = open_record(session.record, keys)
+        record = open_record(image.session.record, keys)
     except NotAuthentic as error:
         raise DamagedError(f"{path}: {error}") from None
-    tree = Tree(keys.sub_key("root"))
-    pages = bytearray()
+    if record.archive != archive.parameters.archive:
+        raise DamagedError(f"{path} belongs to another archive")
+    return prove_image(archive, image, record, record.domain_keys(keys), name)
+
+
+def prove_image(
+    archive: Archive, image: Image, record: Record, keys: DomainKeys, name: str
+) -> Proven:
+    """Check the ids of a session whose record has been opened; raise DamagedError.
+
+    From here on the keys of the record's deduplication domain are enough.
+    """
+    tree, pages = Tree(keys), bytearray()
 
     def digests() -> Iterator[bytes]:
         for _, ids in image.windows():
@@ -147,16 +158,14 @@ def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
                 pages.extend(digest)
                 yield digest
 
-    if record.archive != archive.parameters.archive:
-        raise DamagedError(f"{path} belongs to another archive")
     if tree.root(record.size, record.chunk_size, digests()) != record.root:
         for part in image.sessions:
             sessions.check(archive.storage, part)
         raise DamagedError(
-            f"{name}: session {session.name} is not complete or not authentic: its chunk ids do not"
-            " match"
+            f"{name}: session {image.session.name} is not complete or not authentic: its chunk ids"
+            " do not match"
         )
-    return Proven(record, name, tree, bytes(pages))
+    return Proven(record, keys, name, tree, bytes(pages))
 
 
 def read_image(
@@ -173,7 +182,7 @@ def read_image(
     Without a sink this verifies. Raises DamagedError naming what is wrong.
     """
     proven = open_image(archive, image, keys, name)
-    read_chunks(archive, image, proven, keys, progress, sink)
+    read_chunks(archive, image, proven, progress, sink)
     return proven.record
 
 
@@ -181,7 +190,6 @@ def read_chunks(
     archive: Archive,
     image: Image,
     proven: Proven,
-    keys: Keys,
     progress: Progress,
     sink: Callable[[int, list[bytes]], object] | None,
     ordered: bool = False,
@@ -199,13 +207,12 @@ def read_chunks(
             yield from chunks
             progress.advance(len(window) * proven.record.chunk_size)
 
-    open_all(everything(), proven, keys, sink, ordered)
+    open_all(everything(), proven, sink, ordered)
 
 
 def open_all(
     chunks: Iterable[SealedChunk],
     proven: Proven,
-    keys: Keys,
     sink: Callable[[int, list[bytes]], object] | None = None,
     ordered: bool = False,
 ) -> None:
@@ -215,17 +222,18 @@ def open_all(
     Raises DamagedError for one that is not authentic.
     """
     try:
-        open_chunks(chunks, proven.record, keys, THREADS, sink, ordered)
+        open_chunks(chunks, proven.record, proven.keys, THREADS, sink, ordered)
     except ChunkNotAuthentic as error:
         raise not_authentic(proven.name, error) from None
 
 
-def opened(entries: "Iterable[Entry]", record: Record, keys: Keys) -> "Iterator[Entry]":
+def opened(entries: "Iterable[Entry]", proven: Proven) -> "Iterator[Entry]":
     """The same entries, each after its chunk, if it has one, has opened with the key.
 
     Drawn a few MiB ahead, in the calling thread. Raises ChunkNotAuthentic.
     """
-    opener, source = ChunkOpener(record, keys), iter(entries)
+    size = proven.record.chunk_size
+    opener, source = ChunkOpener(proven.keys, size), iter(entries)
 
     def work(group: "list[Entry]") -> "list[Entry]":
         for entry in group:
@@ -233,8 +241,8 @@ def opened(entries: "Iterable[Entry]", record: Record, keys: Keys) -> "Iterator[
                 opener.open(SealedChunk._make(entry))
         return group
 
-    most = max(1, WRITE_BYTES // record.chunk_size)
-    ahead = max(2, min(2 * THREADS + 2, AHEAD_BYTES // (most * record.chunk_size)))
+    most = max(1, WRITE_BYTES // size)
+    ahead = max(2, min(2 * THREADS + 2, AHEAD_BYTES // (most * size)))
     groups = iter(lambda: list(islice(source, most)), [])
     for group in in_order(work, groups, THREADS, ahead):
         yield from group

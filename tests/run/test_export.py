@@ -127,6 +127,10 @@ def test_files_that_are_damaged_or_none_change_nothing(
     for wrong_raw in (b"", b"not an export" * 100, raw[:100]):
         file.write_bytes(wrong_raw)
         assert "not an exported session" in commands.fails(1, "import", str(file))
+    for number, what in ((1, "from before the first release"), (3, "a newer one")):
+        file.write_bytes(raw[:7] + bytes([number]) + raw[8:])
+        told = commands.fails(1, "import", str(file))
+        assert f"an exported session of format {number}" in told and what in told
     assert built.images() == before
     other = built.root / "other"
     built.add_archive("other", other)

@@ -14,7 +14,7 @@ from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.leftovers import drop_archive
 from dom0_agent.archives import Archives
 from dom0_agent.config import load
-from wire import CHUNK_SIZES, DEFAULT_CHUNK_SIZE, slots
+from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE, DEFAULT_CHUNK_SIZE, slots
 from wire.chunks import KEY_SIZE, SUITES, ChunkIds, Keys
 from wire.messages import MODE_OPEN
 from wire.names import parse_name
@@ -125,7 +125,8 @@ def fastest_suite() -> int:
     chunk = bytes(DEFAULT_CHUNK_SIZE)
 
     def seconds(suite: int) -> float:
-        ids, best = ChunkIds(Keys(bytes(KEY_SIZE)), bytes(16), len(chunk), suite), float("inf")
+        keys = Keys(bytes(KEY_SIZE)).of_domain(bytes(DEDUP_DOMAIN_SIZE), suite)
+        ids, best = ChunkIds(keys, len(chunk)), float("inf")
         for _ in range(10):
             start = time.perf_counter()
             ids.of(chunk)
