@@ -166,6 +166,7 @@ class Trial:
 
     def __init__(self, scene: Scene, site: Site, files: Sequence[str], forged: bool) -> None:
         self.scene, self.site, self.forged = scene, site, forged
+        self._packs = any(file.startswith("packs/") for file in files)
         self.faults: list[str] = []
         self.affected = frozenset().union(*map(scene.needing, files))
         self._out = site.root / "out"
@@ -231,7 +232,9 @@ class Trial:
             self.faults.append(f"verify in dom0: exit code 0, but {sorted(lost)} are lost")
         if by_dom0.code and not lost and not self.affected:
             self.faults.append(f"verify in dom0: exit code {by_dom0.code}: {by_dom0.err}")
-        if exported.code == 0 and self.run(self._prove)[0].code:
+        # a forged chunk is noticed where it is opened, which a sealed export does not do
+        proves = not (self.forged and self._packs)
+        if exported.code == 0 and proves and self.run(self._prove)[0].code:
             self.faults.append("export: exit code 0, but what it wrote does not prove right")
         self.lost = lost
 

@@ -1,4 +1,4 @@
-"""Where an archive's files lie. Nothing outside this package opens them; names are relative, with
+"""Where an archive's files are. Nothing outside this package opens them; names are relative, with
 slashes.
 
 A directory of this machine (``local``), or objects elsewhere (``remote``) in an S3-compatible store

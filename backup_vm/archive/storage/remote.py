@@ -2,8 +2,8 @@
 belongs to this machine.
 
 What there is, is listed when it is first asked for, and kept right by what we change; ``refresh``
-lists anew. Names in a listing are the store's word: those that could not be names of files here are
-left out.
+lists again. Names in a listing are the store's word: those that could not be names of files here
+are left out.
 """
 
 import threading
@@ -72,7 +72,7 @@ class RemoteStorage:
         return {name: entry for name, entry in found.items() if can_be_a_name(name)}
 
     def refresh(self) -> None:
-        """List anew: another machine may have added, moved and removed objects. What this run did
+        """List again: another machine may have added, moved and removed objects. What this run did
         is kept right.
         """
         listed = self._list()
