@@ -90,8 +90,9 @@ mutants: setup
 	$(VENV)/bin/mutmut run
 	$(VENV)/bin/mutmut results
 
-# Man pages and shell completion, from the command lines themselves.
+# Man pages and shell completion, from the command lines; codes of structures, from their declarations.
 pages: setup
+	$(VENV)/bin/python -m tools.compiled
 	$(VENV)/bin/python -m tools.pages
 
 lint: setup

@@ -11,7 +11,7 @@ from typing import IO
 
 from backup_vm.archive import parameters, sessions
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.format import NO_BASE
+from backup_vm.archive.format import DIGEST_SIZE, NO_BASE, ExportHead
 from backup_vm.archive.image import Image, chain, runs
 from backup_vm.archive.incoming import Entry, Incoming
 from backup_vm.archive.store import Store
@@ -19,15 +19,11 @@ from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.progress import Progress
 from backup_vm.reading import open_image, read_chunks, sealed_chunks
 from wire.frames import LENGTH, largest_frame
-from wire.layout import U32, Fields, raw
 from wire.records import RECORD_SIZE, Clear, open_record, read_clear
 from wire.sealing import ID_SIZE, ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
 from wire.stream import CutShort, read_exactly
 from wire.tree import PAGE_IDS, Tree, chunk_count
 
-MAGIC = b"SBEXPT\x00\x01"
-HEAD = Fields(magic=MAGIC, archive=raw(16), parameters=U32)
-DIGEST_SIZE = 32
 _MOST_PARAMETERS = 1 << 20
 _BLOCK = 512
 
@@ -68,7 +64,7 @@ def export(
         archive.parameters.master is None
     )  # else the key lies in archive.toml, and must not go along
     described, hashed = archive.storage.read(parameters.NAME) if sealed else b"", _Hashed(out)
-    hashed.write(HEAD.build({"archive": archive.parameters.archive, "parameters": len(described)}))
+    hashed.write(ExportHead(archive.parameters.archive, len(described)).build())
     hashed.write(described)
     hashed.write(image.session.record)
     for _, ids in image.windows():
@@ -85,10 +81,10 @@ def read_head(stream: IO[bytes], path: Path) -> tuple[_Hashed, bytes, Clear]:
     """The beginning of an exported file, up to its record; raise SparsebakError."""
     hashed = _Hashed(stream)
     try:
-        head = HEAD.parse(hashed.read(HEAD.size))
-        if head["parameters"] > _MOST_PARAMETERS:
+        head = ExportHead.parse(hashed.read(ExportHead.length()))
+        if head.parameters_length > _MOST_PARAMETERS:
             raise NotAuthentic("impossible parameters")
-        hashed.read(head["parameters"])
+        hashed.read(head.parameters_length)
         record = hashed.read(RECORD_SIZE)
         return hashed, record, read_clear(record)
     except (ValueError, CutShort, NotAuthentic) as error:

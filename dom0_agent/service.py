@@ -20,7 +20,7 @@ from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load, r
 from dom0_agent.limits import EVERY, FIRST_BYTE, HEAVY, HEAVY_SERVICES, slot
 from dom0_agent.log import ERROR, INFO, WARNING, log
 from dom0_agent.state import Store
-from wire.frames import Layout, Request, Status
+from wire.frames import Message, Request, Status
 from wire.memory import keep_freed
 from wire.names import BadName, Restoring, parse_name, parse_restoring
 from wire.status import Code, Refused
@@ -122,7 +122,7 @@ class Call:
         except (KeyError, TypeError, ValueError):  # written by another version
             return self.volume()
 
-    def reply(self, message: Layout) -> None:
+    def reply(self, message: Message) -> None:
         """Write one frame."""
         send(self.stdout, message)
 

@@ -11,7 +11,7 @@ from dom0_agent.service import SERVICES
 from tools.audit import imported
 
 ROOT = Path(__file__).parent.parent.parent
-DOM0_LIBRARIES = {"cryptography", "zstandard", "qubesadmin"}
+DOM0_LIBRARIES = {"construct", "cryptography", "zstandard", "qubesadmin"}
 
 
 def modules(*packages: str) -> list[Path]:

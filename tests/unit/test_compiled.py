@@ -1,0 +1,97 @@
+"""What is compiled is what is declared: the files of codes are current, and both ways read and build the same."""
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from construct import Struct
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tools import compiled
+from wire.declared import Declared, bare, declaration
+from wire.layout import LAST_TIME, TIME, Codes, Compiled, Structure
+
+COMPILED = {
+    one: compiled.codes(one)
+    for modules in compiled.MODULES.values()
+    for module in modules
+    for one in compiled.structures(module)
+    if one.compiled
+}
+
+
+@pytest.mark.parametrize("path", compiled.MODULES)
+def test_the_codes_are_those_of_the_declarations(path: str) -> None:
+    found = importlib.import_module(path.removesuffix(".py").replace("/", ".")).COMPILED
+    assert found == compiled.table(path), "run: make pages"
+
+
+def values_of(codes: Codes) -> st.SearchStrategy[dict[str, Any]]:
+    """Values for a structure, some of which no field can have."""
+    return st.fixed_dictionaries(
+        {name: values(code) for name, code in codes.items() if isinstance(code, str)}
+    )
+
+
+def values(code: str) -> st.SearchStrategy[Any]:
+    if code.endswith("t"):
+        size = int(code[:-1])
+        return st.text(st.characters(max_codepoint=0x90), max_size=size + 1)
+    if code.endswith("s"):
+        size = int(code[:-1])
+        return st.one_of(st.binary(min_size=size, max_size=size), st.binary(max_size=size + 1))
+    top = LAST_TIME if code == TIME else (1 << 8 * Compiled({"a": code}).size) - 1
+    return st.one_of(st.integers(0, top), st.sampled_from([-1, 0, top, top + 1]))
+
+
+def outcome(action: Any, *arguments: Any) -> Any:
+    try:
+        return action(*arguments)
+    except ValueError:
+        return ValueError
+
+
+@pytest.mark.parametrize("structure", COMPILED, ids=lambda one: f"{one.__module__}.{one.__name__}")
+@settings(max_examples=30)
+@given(data=st.data())
+def test_both_ways_are_one(structure: type[Structure], data: st.DataObject) -> None:
+    codes, fast = COMPILED[structure], structure.coder()
+    assert isinstance(fast, Compiled)
+    flat = Declared(structure)
+    assert fast.size == flat.size
+    raw = data.draw(st.binary(min_size=fast.size, max_size=fast.size))
+    head = b"".join(code for code in list(codes.values())[:1] if isinstance(code, bytes))
+    for one in (raw, head + raw[len(head) :], raw[1:], raw + b"\0"):
+        assert outcome(fast.parse, one) == outcome(parse_flat, flat, codes, one)
+    found = data.draw(values_of(codes))
+    built = outcome(fast.build, found)
+    if built is not ValueError:
+        assert fast.parse(built) == parse_flat(flat, codes, built)
+    if not any(isinstance(bare(field), Struct) for field in declaration(structure).subcons):
+        assert outcome(flat.build, found) == built
+
+
+def parse_flat(coder: Declared, codes: Codes, raw: bytes) -> dict[str, Any]:
+    """What construct reads, structures within the structure laid flat, without constants."""
+    return {name: v for name, v in _flat(coder.parse(raw)) if isinstance(codes[name], str)}
+
+
+def _flat(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        elif not name.startswith("_"):
+            yield name, value
+
+
+def test_a_short_command_does_not_import_construct() -> None:
+    code = (
+        "import sys; import dom0_agent.service, dom0_agent.serving, dom0_agent.extraction;"
+        "import dom0_agent.rotation, dom0_agent.receiving, backup_vm.archiver, backup_vm.cli.backup;"
+        "import backup_vm.archive.archive; sys.exit('construct' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
