@@ -112,23 +112,24 @@ packages:
 install-dom0:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)/etc/qubes-rpc $(DESTDIR)/etc/qubes/policy.d $(DESTDIR)$(PREFIX)/bin
 	install -d -m 0700 $(DESTDIR)/etc/sparsebak $(DESTDIR)/var/lib/sparsebak
-	tools/install-package $(DESTDIR)$(LIB) wire dom0_agent
-	install -m 0755 dom0_agent/run-service dom0_agent/on-removal $(DESTDIR)$(LIB)/dom0_agent/
+	tools/install-package $(DESTDIR)$(LIB) common wire dom0_agent
+	install -m 0755 dom0_agent/rpc/run-service $(DESTDIR)$(LIB)/dom0_agent/rpc/
+	install -m 0755 dom0_agent/admin/on-removal $(DESTDIR)$(LIB)/dom0_agent/admin/
 	install -m 0755 qubes-rpc/sparsebak.* $(DESTDIR)/etc/qubes-rpc/
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/dom0/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -m 0664 policy/80-sparsebak.policy $(DESTDIR)/etc/qubes/policy.d/
 	cd $(DESTDIR)/etc/qubes/policy.d && if [ -e 30-sparsebak.policy ]; then mv 30-sparsebak.policy 30-sparsebak.policy.old; fi
-	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.cli
+	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.admin.cli
 	cd share/sparsebak-dom0 && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;
 
 install-vm:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(PREFIX)/bin
-	tools/install-package $(DESTDIR)$(LIB) wire backup_vm
+	tools/install-package $(DESTDIR)$(LIB) common wire backup_vm
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/vm/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak $(LIB) backup_vm.cli
-	tools/install-command $(DESTDIR)$(PREFIX)/bin/spbk-assemble $(LIB) backup_vm.spbk_assemble
+	tools/install-command $(DESTDIR)$(PREFIX)/bin/spbk-assemble $(LIB) backup_vm.cli.spbk_assemble
 	cd share/sparsebak-vm && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;
 
 # sparsebak-dom0 and sparsebak-vm for Fedora and dom0, into build/rpm; sparsebak-vm for Debian, into build/deb.

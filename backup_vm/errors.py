@@ -1,10 +1,14 @@
-"""What can go wrong, by class, each with its exit code. The text is one line; the hint says what to do."""
+"""What can go wrong, by class, each with its exit code. The text is one line; the hint says what to
+do.
+"""
 
 from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit codes; documented in README.md. Where restic has a code for the same thing, it is the same."""
+    """Exit codes; documented in README.md. Where restic has a code for the same thing, it is the
+    same.
+    """
 
     OK = 0
     FAILED = 1
@@ -17,7 +21,9 @@ class Exit(IntEnum):
     WRONG_KEY = 12
     INTERRUPTED = 130
     READER_GONE = 141
-    """Standard output was closed by whoever read it: what a program that does not handle SIGPIPE ends with."""
+    """Standard output was closed by whoever read it: what a program that does not handle SIGPIPE
+    ends with.
+    """
 
 
 class SparsebakError(Exception):

@@ -8,7 +8,9 @@ from backup_vm.errors import UsageError
 
 
 def home() -> Path | None:
-    """The home folder; None where there is neither HOME nor a line of this user in passwd, as in a container."""
+    """The home folder; None where there is neither HOME nor a line of this user in passwd, as in a
+    container.
+    """
     if os.environ.get("HOME"):
         return Path(os.environ["HOME"])
     import pwd
@@ -20,9 +22,11 @@ def home() -> Path | None:
 
 
 def expanded(text: str) -> str:
-    """A path with ``~`` or ``~USER`` at its beginning replaced. Raise UsageError where that stands for nothing.
+    """A path with ``~`` or ``~USER`` at its beginning replaced. Raise UsageError where that stands
+    for nothing.
 
-    A shell does this for what is not quoted; settings, the environment and ``--option=~/x`` come as they are.
+    A shell does this for what is not quoted; settings, the environment and ``--option=~/x`` come as
+    they are.
     """
     if not text.startswith("~"):
         return text
@@ -36,9 +40,11 @@ def expanded(text: str) -> str:
 
 
 def read_small(file: Path, limit: int, what: str, pipes: bool = False) -> bytes:
-    """A small file, read whole. Raise UsageError for one that is no file, or too large to be ``what``; OSError.
+    """A small file, read whole. Raise UsageError for one that is no file, or too large to be
+    ``what``; OSError.
 
-    ``pipes``: whether it may be a pipe or a terminal, as ``<(...)`` of a shell is; else nothing here waits.
+    ``pipes``: whether it may be a pipe or a terminal, as ``<(...)`` of a shell is; else nothing
+    here waits.
     """
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | (0 if pipes else os.O_NONBLOCK))
     with open(fd, "rb") as stream:

@@ -1,7 +1,9 @@
-"""Whether this run was asked to stop: whatever waits for another machine looks here, in every thread.
+"""Whether this run was asked to stop: whatever waits for another machine looks here, in every
+thread.
 
-A signal reaches Python's main thread alone, and that one may be waiting for a thread that waits for a store which never
-answers. So the handlers of signals ``ask``, and each wait ends by KeyboardInterrupt once its grace is over.
+A signal reaches Python's main thread alone, and that one may be waiting for a thread that waits for
+a store which never answers. So the handlers of signals ``ask``, and each wait ends by
+KeyboardInterrupt once its grace is over.
 """
 
 import time
@@ -38,7 +40,9 @@ def check() -> None:
 
 @contextmanager
 def closing() -> Iterator[None]:
-    """A little more time, after a signal, for what must be tidied up in the store (a lock to give back)."""
+    """A little more time, after a signal, for what must be tidied up in the store (a lock to give
+    back).
+    """
     global _deadline
     before = _deadline
     if before is not None:

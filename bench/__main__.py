@@ -1,6 +1,8 @@
-"""``make bench``: every step of every tool and the machine's limits on the same data, in one run; kept in bench/results/.
+"""``make bench``: every step of every tool and the machine's limits on the same data, in one run;
+kept in bench/results/.
 
-The tools take turns: each step is done by one after another before the next step, for a machine's speed changes with time.
+The tools take turns: each step is done by one after another before the next step, for a machine's
+speed changes with time.
 """
 
 import argparse
@@ -30,7 +32,9 @@ READING = ("assemble", "verify", "restore")
 
 @contextmanager
 def pool_on_btrfs(work: Path) -> Iterator[Path]:
-    """A Btrfs of its own in a file, for the images; everything else lies on the file system of the work folder."""
+    """A Btrfs of its own in a file, for the images; everything else lies on the file system of the
+    work folder.
+    """
     if os.geteuid() != 0:
         sys.exit("bench: needs root to mount a Btrfs by loop")
     image, pool = work / "btrfs.img", work / "pool"
@@ -46,7 +50,9 @@ def pool_on_btrfs(work: Path) -> Iterator[Path]:
 
 
 def _settle(name: str, tool: Tool) -> None:
-    """The same for everybody: nothing left to write, and what is read as a whole in memory, as the data of the limits are."""
+    """The same for everybody: nothing left to write, and what is read as a whole in memory, as the
+    data of the limits are.
+    """
     for _ in range(
         2
     ):  # what the loop mount brings to disk is the outer file system's to write then
@@ -88,7 +94,9 @@ def one_round(
     results: Results,
     limit: dict[str, list[Measured]],
 ) -> dict[str, tuple[float, int]]:
-    """All steps with all tools, by turns; returns the sizes of their archives. A peer that fails is left out from there on."""
+    """All steps with all tools, by turns; returns the sizes of their archives. A peer that fails is
+    left out from there on.
+    """
     limits = Limits(pool / "original", work)
     tools: dict[str, tuple[Tool, Path]] = {}
     sizes: dict[str, tuple[float, int]] = {}
@@ -146,7 +154,10 @@ def machine() -> str:
     cpu = next(
         (line.split(":")[1].strip() for line in lines if "model name" in line), "unknown processor"
     )
-    return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+    return (
+        f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python"
+        f" {platform.python_version()}"
+    )
 
 
 def main() -> None:

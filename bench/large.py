@@ -1,4 +1,6 @@
-"""``python -m bench.large``: a sparse volume of up to 1 TiB with a real agent: time, and memory of both sides, of each step."""
+"""``python -m bench.large``: a sparse volume of up to 1 TiB with a real agent: time, and memory of
+both sides, of each step.
+"""
 
 import argparse
 import os

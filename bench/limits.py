@@ -1,7 +1,9 @@
-"""What the machine itself needs for the same data: compressing, hashing, copying, and what a verify cannot do without.
+"""What the machine itself needs for the same data: compressing, hashing, copying, and what a verify
+cannot do without.
 
-``python -m bench.limits blake2b FILE`` (or sha256) reads, decompresses and hashes the chunks that ``python -m bench.limits pack
-FROM FILE`` compressed one by one, on two threads, and does nothing else.
+``python -m bench.limits blake2b FILE`` (or sha256) reads, decompresses and hashes the chunks that
+``python -m bench.limits pack FROM FILE`` compressed one by one, on two threads, and does nothing
+else.
 """
 
 import hashlib
@@ -37,7 +39,9 @@ def dense(image: Path, target: Path) -> None:
 
 
 class Limits:
-    """What each step is held against, measured when the tools come to that step: a machine's speed changes with time."""
+    """What each step is held against, measured when the tools come to that step: a machine's speed
+    changes with time.
+    """
 
     def __init__(self, image: Path, work: Path) -> None:
         self._packed, self._chunks, self._frames, self._target = (

@@ -1,7 +1,8 @@
-"""Monitor on LVM thin pools: ``make bench-lvm`` runs this in the test VM, which is slow; what counts are the shares.
+"""Monitor on LVM thin pools: ``make bench-lvm`` runs this in the test VM, which is slow; what
+counts are the shares.
 
-Twenty volumes in one pool; and one volume with a million mapped blocks, made by writing the pool's metadata with
-thin_restore, so that no data is needed.
+Twenty volumes in one pool; and one volume with a million mapped blocks, made by writing the pool's
+metadata with thin_restore, so that no data is needed.
 """
 
 import os
@@ -89,10 +90,12 @@ def million_blocks(group: Group, folder: Path) -> None:
     xml, blocks = folder / "metadata.xml", BLOCKS + 16384
     with open(xml, "w") as out:
         out.write(
-            f'<superblock uuid="" time="1" transaction="{transaction}" data_block_size="128" nr_data_blocks="{blocks}">\n'
+            f'<superblock uuid="" time="1" transaction="{transaction}" data_block_size="128"'
+            f' nr_data_blocks="{blocks}">\n'
         )
         out.write(
-            f'<device dev_id="1" mapped_blocks="{BLOCKS}" transaction="0" creation_time="0" snap_time="0">\n'
+            f'<device dev_id="1" mapped_blocks="{BLOCKS}" transaction="0" creation_time="0"'
+            ' snap_time="0">\n'
         )
         for block in range(BLOCKS):
             data = (block * 7) % BLOCKS
@@ -128,7 +131,8 @@ def main() -> None:
     sys.stderr = open(os.devnull, "w")
     subprocess.Popen = Watched  # type: ignore[assignment, misc]
     print(
-        "| monitor of | wall s | share of LVM's commands | seconds in each | MiB changed |\n|---|---|---|---|---|"
+        "| monitor of | wall s | share of LVM's commands | seconds in each | MiB changed"
+        " |\n|---|---|---|---|---|"
     )
     twenty_volumes(group, folder)
     million_blocks(group, folder)

@@ -1,4 +1,6 @@
-"""``python -m bench.many``: runs over many volumes in which nothing, or little, changed; with a resident agent and without."""
+"""``python -m bench.many``: runs over many volumes in which nothing, or little, changed; with a
+resident agent and without.
+"""
 
 import argparse
 import os

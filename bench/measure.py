@@ -43,7 +43,9 @@ def run(
 
 
 def warm(paths: list[Path]) -> None:
-    """Have files in the page cache. Not read here, for a child begins with its parent's peak of memory."""
+    """Have files in the page cache. Not read here, for a child begins with its parent's peak of
+    memory.
+    """
     for at in range(0, len(paths), 1000):
         subprocess.run(["cat", *paths[at : at + 1000]], check=True, stdout=subprocess.DEVNULL)
 

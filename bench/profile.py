@@ -1,4 +1,6 @@
-"""``make bench-profile``: where the time of each step goes, by stage and side, and how many system calls it takes."""
+"""``make bench-profile``: where the time of each step goes, by stage and side, and how many system
+calls it takes.
+"""
 
 import argparse
 import datetime
@@ -144,8 +146,9 @@ def report(results: dict[str, dict[tuple[str, str], float]], counts: dict[str, s
     keys = sorted({key for found in results.values() for key in found if key[1] != "wall"})
     lines = [
         f"# Where the time goes, {datetime.date.today()}: {machine()}", "",
-        "Seconds of all threads of a side together, with a clock around each stage; the last row is the whole command, by the",
-        "wall. A resident agent; the image of 8 GiB with 3 GiB in it on Btrfs.", "",
+        "Seconds of all threads of a side together, with a clock around each stage; the last row",
+        "is the whole command, by the wall.",
+        "A resident agent; the image of 8 GiB with 3 GiB in it on Btrfs.", "",
         f"| | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|",
     ]  # fmt: skip
     for side, stage in keys:

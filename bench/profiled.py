@@ -1,8 +1,11 @@
-"""Runs a side with a clock around each stage: ``python -m bench.profiled SIDE FILE ARGUMENT...``; adds JSON to FILE.
+"""Runs a side with a clock around each stage: ``python -m bench.profiled SIDE FILE ARGUMENT...``;
+adds JSON to FILE.
 
-A side is ``agent`` (a resident one, each call by itself), ``monitor`` (a command of dom0's administrator) or ``vm``.
+A side is ``agent`` (a resident one, each call by itself), ``monitor`` (a command of dom0's
+administrator) or ``vm``.
 
-Seconds are those of all threads together; what one stage spends within another is counted in the inner one only.
+Seconds are those of all threads together; what one stage spends within another is counted in the
+inner one only.
 """
 
 import functools
@@ -20,36 +23,45 @@ STARTED = time.time()
 STAGES = {
     "agent": {
         "snapshot, delta": [
-            "dom0_agent.rotation:Rotation.unchanged",
-            "dom0_agent.rotation:Rotation.rotate",
-            "dom0_agent.rotation:Rotation.finish",
+            "dom0_agent.tracking.rotation:Rotation.unchanged",
+            "dom0_agent.tracking.rotation:Rotation.rotate",
+            "dom0_agent.tracking.rotation:Rotation.finish",
         ],
-        "read": ["dom0_agent.extraction:Extraction._read"],
-        "hash": ["wire.sealing:ChunkIds.of"],
-        "compress, seal": ["wire.sealing:Sealer.seal"],
-        "open, expand": ["wire.sealing:Opener.open"],
-        "root": ["dom0_agent.extraction:Extraction._root", "wire.tree:Tree.page"],
-        "pipe": ["dom0_agent.service:PatientWriter.write", "dom0_agent.service:PatientReader.read"],
-        "write image": ["wire.image:ImageWriter.write", "wire.image:ImageWriter.sync"],
+        "read": ["dom0_agent.rpc.extraction:Extraction._read"],
+        "hash": ["wire.chunks:ChunkIds.of"],
+        "compress, seal": ["wire.chunks:Sealer.seal"],
+        "open, expand": ["wire.chunks:Opener.open"],
+        "root": ["dom0_agent.rpc.extraction:Extraction._root", "wire.merkle:Tree.page"],
+        "pipe": [
+            "dom0_agent.rpc.dispatch:PatientWriter.write",
+            "dom0_agent.rpc.dispatch:PatientReader.read",
+        ],
+        "write image": [
+            "common.image_writer:ImageWriter.write",
+            "common.image_writer:ImageWriter.sync",
+        ],
         "state": [
-            "wire.durable:replace",
-            "dom0_agent.pending_log:PendingLog.append",
-            "dom0_agent.pending_log:PendingLog.sync",
+            "common.durable:replace",
+            "dom0_agent.tracking.pending_log:PendingLog.append",
+            "dom0_agent.tracking.pending_log:PendingLog.sync",
         ],
     },
     "vm": {
-        "wait for the agent": ["backup_vm.agent:read_exactly"],
-        "hash": ["wire.sealing:ChunkIds.of"],
-        "open, expand": ["wire.sealing:Opener.open"],
+        "wait for the agent": ["backup_vm.agent.client:read_exactly"],
+        "hash": ["wire.chunks:ChunkIds.of"],
+        "open, expand": ["wire.chunks:Opener.open"],
         "store": ["backup_vm.archive.packs:NewPack.add"],
         "read packs": ["backup_vm.archive.packs:PackReader.read"],
         "index": [
-            f"backup_vm.archive.catalog:Catalog.{name}"
+            f"backup_vm.archive.catalog:ChunkCatalog.{name}"
             for name in ("has", "add_all", "commit", "places", "lacking", "set_meta")
         ],
         "fsync": ["backup_vm.archive.storage.files:LocalNewFile.finish"],
         "partial": ["backup_vm.archive.partial:Partial.append"],
-        "write image": ["wire.image:ImageWriter.write", "wire.image:ImageWriter.sync"],
+        "write image": [
+            "common.image_writer:ImageWriter.write",
+            "common.image_writer:ImageWriter.sync",
+        ],
         "open archive": ["backup_vm.archive.archive:Archive.recover"],
     },
 }
@@ -98,16 +110,18 @@ def main(side: str, file: str, *arguments: str) -> int:
     """Run it."""
     _install("vm" if side == "vm" else "agent")
     if side != "agent":
-        run = importlib.import_module("backup_vm.cli" if side == "vm" else "dom0_agent.cli").main
+        run = importlib.import_module(
+            "backup_vm.cli" if side == "vm" else "dom0_agent.admin.cli"
+        ).main
         begun = time.time()
         _spent["start, imports"] = begun - STARTED
         code: int = run(list(arguments))
         _tell("vm" if side == "vm" else "agent", file, begun)
         return code
-    from dom0_agent import serving
-    from dom0_agent.cli import main as agent
+    from dom0_agent.admin.cli import main as agent
+    from dom0_agent.rpc import resident
 
-    original = serving._answer
+    original = resident._answer
 
     def call(*rest: Any) -> int:
         begun = time.time()
@@ -116,7 +130,7 @@ def main(side: str, file: str, *arguments: str) -> int:
         _tell(side, file, begun)
         return code
 
-    serving._answer = call  # type: ignore[assignment]
+    resident._answer = call  # type: ignore[assignment]
     return agent(list(arguments))
 
 

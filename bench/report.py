@@ -33,10 +33,22 @@ def report(
     lines = [
         f"# {datetime.date.today()}: {machine}",
         "",
-        f"Image of 8 GiB with 3 GiB in it on Btrfs, archive on the work folder's file system; median wall seconds of {rounds}",
-        "rounds, the tools taking turns step by step, archives that are read as a whole in the page cache. In brackets",
-        "processor seconds, and MiB of memory of the largest process that is not the agent's. sparsebak sealed, every call a",
-        "process of its own, forked by a resident agent (sparsebak-files: started anew). borg and wyng not encrypted, restic",
+        (
+            "Image of 8 GiB with 3 GiB in it on Btrfs, archive on the work folder's file system;"
+            f" median wall seconds of {rounds}"
+        ),
+        (
+            "rounds, the tools taking turns step by step, archives that are read as a whole in the"
+            " page cache. In brackets"
+        ),
+        (
+            "processor seconds, and MiB of memory of the largest process that is not the agent's."
+            " sparsebak sealed, every call a"
+        ),
+        (
+            "process of its own, forked by a resident agent (sparsebak-files: started anew). borg"
+            " and wyng not encrypted, restic"
+        ),
         "and wyng-encrypted as they come.",
         "",
         "| limit | wall s | cpu s |",

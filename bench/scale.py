@@ -1,7 +1,8 @@
-"""``make bench-scale``: what an archive costs as it grows: time and peak memory of each operation at several sizes, as a table.
+"""``make bench-scale``: what an archive costs as it grows: time and peak memory of each operation
+at several sizes, as a table.
 
-The archive is synthetic where that changes nothing: chunk ids are random, packs are sparse files with true heads and indexes.
-Each operation runs in a process of its own.
+The archive is synthetic where that changes nothing: chunk ids are random, packs are sparse files
+with true heads and indexes. Each operation runs in a process of its own.
 """
 
 import argparse
@@ -23,13 +24,13 @@ from backup_vm.archive.archive import Archive, create_archive, open_archive
 from backup_vm.archive.format import INDEX_ENTRY_SIZE, PackFoot, PackHead
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.prune import prune
-from backup_vm.names import stored_volumes
-from backup_vm.retention import DEFAULT
-from backup_vm.thinning import by_rules
-from backup_vm.view import view
+from backup_vm.jobs.retention import DEFAULT
+from backup_vm.jobs.thinning import by_rules
+from backup_vm.reporting.view import view
+from backup_vm.volumes import stored_volumes
 from bench.__main__ import machine
+from wire.chunks import SUITE_BLAKE2B, Keys
 from wire.records import Record
-from wire.sealing import SUITE_BLAKE2B, Keys
 
 CHUNK, SEALED, IN_PACK = 128 << 10, 60_000, 540
 DAY = 86400
@@ -37,7 +38,9 @@ KEYS = Keys(bytes(32))
 
 
 def build(folder: Path, chunks: int, count: int) -> None:
-    """One volume: a full session of nine tenths of the chunks, then sessions that change some, and packs for all of them."""
+    """One volume: a full session of nine tenths of the chunks, then sessions that change some, and
+    packs for all of them.
+    """
     create_archive(folder, Parameters(bytes(16), "scale", SUITE_BLAKE2B, CHUNK, 0, (), bytes(32)))
     rng = np.random.default_rng(1)
     full, each = chunks * 9 // 10, max(1, chunks // 10 // max(count - 1, 1))
@@ -54,8 +57,10 @@ def build(folder: Path, chunks: int, count: int) -> None:
             ids = rng.integers(0, 256, (n, 32), dtype=np.uint8)
             record = Record(
                 suite=SUITE_BLAKE2B,
-                archive=bytes(16), volume_id=volume, session=(number + 1).to_bytes(16, "big"), sequence=number + 1,
-                time=1_700_000_000 + number * DAY // 8, size=full * CHUNK, chunk_size=CHUNK, qube="big", volume="private",
+                archive=bytes(16), volume_id=volume, session=(number + 1).to_bytes(16, "big"),
+                sequence=number + 1,
+                time=1_700_000_000 + number * DAY // 8, size=full * CHUNK, chunk_size=CHUNK,
+                qube="big", volume="private",
                 domain=bytes(16), root=bytes(32), previous=bytes(32),
             ).seal(KEYS)  # fmt: skip
             inherit = 0 if number == 0 else full
@@ -93,7 +98,9 @@ def _pack(folder: Path, ids: "np.ndarray") -> None:
 
 
 def measured(action: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and MiB of memory at its peak, of something done in a child process, small at first as this one is."""
+    """Seconds, and MiB of memory at its peak, of something done in a child process, small at first
+    as this one is.
+    """
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,4 +1,6 @@
-"""The tools under test, each with the same few steps: set up, back up, assemble, restore, verify, prune."""
+"""The tools under test, each with the same few steps: set up, back up, assemble, restore, verify,
+prune.
+"""
 
 import os
 import shutil
@@ -16,7 +18,9 @@ WYNG = os.environ.get("WYNG", "wyng")
 
 
 class Tool(Protocol):
-    """A tool under test, set up on a folder of volumes and a work folder. What it does not have gives None."""
+    """A tool under test, set up on a folder of volumes and a work folder. What it does not have
+    gives None.
+    """
 
     name: str
     repository: Path
@@ -164,7 +168,8 @@ class Borg:
 
     def backup(self) -> Measured:
         self._count += 1
-        # Without its cache of files, for a changed image is read again anyway, and an unchanged one by its contents.
+        # Without its cache of files, for a changed image is read again anyway, and an unchanged one
+        # by its contents.
         options = [
             "--sparse",
             "--chunker-params",
@@ -243,7 +248,8 @@ class Wyng:
     def __init__(self, pool: Path, work: Path) -> None:
         self.pool, self.repository, self.work = pool, work / "wyng", work
         (work / "pw").write_text("bench bench bench\n")
-        # Its agent that remembers keys is left out: like the others, each command stands for itself.
+        # Its agent that remembers keys is left out: like the others, each command stands for
+        # itself.
         options = [
             "--unattended",
             f"--dest=file:{self.repository}",

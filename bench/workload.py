@@ -1,6 +1,8 @@
-"""The workload: an 8 GiB sparse image with 3 GiB in it: half ordinary files, a quarter random, a tenth repeats, some text.
+"""The workload: an 8 GiB sparse image with 3 GiB in it: half ordinary files, a quarter random, a
+tenth repeats, some text.
 
-``python -m bench.workload IMAGE MIB`` makes it, in a process of its own so that the measuring one stays small.
+``python -m bench.workload IMAGE MIB`` makes it, in a process of its own so that the measuring one
+stays small.
 """
 
 import os

@@ -1,12 +1,13 @@
-"""A second reader of sparsebak archives, written from docs/format.md alone; it shares no code with the project.
+"""A second reader of sparsebak archives, written from docs/format.md alone; it shares no code with
+the project.
 
     python3 reader.py ARCHIVE list
     python3 reader.py ARCHIVE assemble QUBE/VOLUME SESSION OUTPUT
 
-SESSION is a name as ``list`` shows it, or ``latest``. The passphrase or recovery key is asked for, or read from the first line
-of the file that SPARSEBAK_PASSPHRASE_FILE names; an archive that says it is open then needs --open at the end. Needs Python
-3.11, cryptography and zstandard. Every chunk is authenticated and compared with its id, every image with its root; nothing else
-is trusted.
+SESSION is a name as ``list`` shows it, or ``latest``. The passphrase or recovery key is asked for,
+or read from the first line of the file that SPARSEBAK_PASSPHRASE_FILE names; an archive that says
+it is open then needs --open at the end. Needs Python 3.11, cryptography and zstandard. Every chunk
+is authenticated and compared with its id, every image with its root; nothing else is trusted.
 """
 
 import base64
@@ -269,7 +270,9 @@ def parameters(folder: Path) -> dict[str, Any]:
 
 
 def session_file(path: Path) -> bytes:
-    """A session file, if it is as long as its head says, and lists no more chunks than its volume has."""
+    """A session file, if it is as long as its head says, and lists no more chunks than its volume
+    has.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(376)

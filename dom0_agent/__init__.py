@@ -1,4 +1,5 @@
-"""The dom0 side of sparsebak: rotates snapshots, finds what changed, seals it, and opens it again on restore.
+"""The dom0 side of sparsebak: rotates snapshots, finds what changed, seals it, and opens it again
+on restore.
 
 Everything here runs with dom0's rights. It may import ``wire``, never ``backup_vm``.
 """

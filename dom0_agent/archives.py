@@ -1,7 +1,8 @@
 """The archives dom0 knows: label, who may use it, parameters, key slots and the master key.
 
-``<state_dir>/archives/<archive id>/`` holds ``archive.json`` and ``key``, owner only. Both are checked when they are read: a
-key with one wrong bit seals as well as the right one, and no passphrase would ever open what it sealed.
+``<state_dir>/archives/<archive id>/`` holds ``archive.json`` and ``key``, owner only. Both are
+checked when they are read: a key with one wrong bit seals as well as the right one, and no
+passphrase would ever open what it sealed.
 """
 
 import dataclasses
@@ -16,24 +17,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.durable import make_directory, replace, sync_directory, write_synced
 from dom0_agent.log import ERROR, WARNING, log
 from wire import CHUNK_SIZES
-from wire.durable import make_directory, replace, sync_directory, write_synced
-from wire.frames import MODE_OPEN, MODE_SEALED
+from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, Keys
+from wire.messages import MODE_OPEN, MODE_SEALED
 from wire.names import parse_name
-from wire.sealing import KEY_SIZE, SUITE_BLAKE2B, SUITES, Keys
 from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, SLOT_SIZE, make_slot
 from wire.status import Code, Refused
 
 ADMIN = "dom0"
-"""The caller that may use every archive: a call from dom0 itself. qrexec does not let a qube take this name."""
+"""The caller that may use every archive: a call from dom0 itself. qrexec does not let a qube take
+this name.
+"""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.frames' MODE_ numbers, ``suite`` one of wire.sealing's.
+    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.messages' MODE_ numbers, ``suite``
+    one of wire.chunks's.
 
-    ``key_check``: digest of the master key, by which a damaged one is noticed; empty where an earlier version kept none.
+    ``key_check``: digest of the master key, by which a damaged one is noticed; empty where an
+    earlier version kept none.
     """
 
     directory: Path
@@ -84,7 +89,9 @@ class Archives:
         return sorted(p for p in self._directory.iterdir() if not p.name.startswith("."))
 
     def readable(self) -> Iterator[Archive]:
-        """All that can be read; of one that is damaged the log says so, and the others do not suffer from it."""
+        """All that can be read; of one that is damaged the log says so, and the others do not
+        suffer from it.
+        """
         for path in self._paths():
             try:
                 yield _load(path)
@@ -92,7 +99,9 @@ class Archives:
                 log(ERROR, str(refused))
 
     def for_caller(self, archive_id: bytes, caller: str) -> Archive:
-        """The archive of that id if ``caller`` may use it. An unknown one and a forbidden one look the same."""
+        """The archive of that id if ``caller`` may use it. An unknown one and a forbidden one look
+        the same.
+        """
         path = self.place(archive_id)
         archive = _load(path) if path.is_dir() else None
         if archive is None or caller not in (archive.caller, ADMIN):
@@ -113,7 +122,9 @@ class Archives:
     def add(
         self, label: str, caller: str, suite: int, chunk_size: int, passphrase: bytes | None
     ) -> tuple[Archive, bytes | None]:
-        """Make an archive: sealed with a passphrase, open without one. Returns it and its recovery key (sealed mode)."""
+        """Make an archive: sealed with a passphrase, open without one. Returns it and its recovery
+        key (sealed mode).
+        """
         if suite not in SUITES:
             raise ValueError("no such suite")
         if chunk_size not in CHUNK_SIZES:
@@ -144,13 +155,16 @@ class Archives:
         return self._directory / archive_id.hex()
 
     def adopt(self, archive: Archive, master: bytes) -> None:
-        """Keep an archive, whose directory is its ``place``, and its key; Refused when it is here already."""
+        """Keep an archive, whose directory is its ``place``, and its key; Refused when it is here
+        already.
+        """
         make_directory(self._directory)
         if archive.directory.exists():
             if is_sound(archive.directory):
                 raise Refused(
                     Code.BUSY,
-                    f"archive {archive.id.hex()} is known here already; see: sparsebak-agent archive list",
+                    f"archive {archive.id.hex()} is known here already; see: sparsebak-agent"
+                    " archive list",
                 )
             self._set_aside(archive.directory)
         temporary = self._directory / f".{archive.directory.name}.tmp"
@@ -165,7 +179,9 @@ class Archives:
         sync_directory(self._directory)
 
     def _set_aside(self, damaged: Path) -> None:
-        """Make place for an archive that is damaged here; what is left of it stays, under another name."""
+        """Make place for an archive that is damaged here; what is left of it stays, under another
+        name.
+        """
         aside = self._directory / f".{damaged.name}.damaged"
         if aside.exists():
             shutil.rmtree(aside)

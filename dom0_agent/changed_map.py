@@ -77,7 +77,9 @@ class ChangedMap:
         return min(within.bit_count() * GRAIN, size)
 
     def runs(self, grains: int, units: int) -> Iterator[tuple[int, int]]:
-        """Runs of units of ``grains`` grains each in which anything is marked: (first, end), in order, below ``units``."""
+        """Runs of units of ``grains`` grains each in which anything is marked: (first, end), in
+        order, below ``units``.
+        """
         begin = end = -1
         for span in _MARKED.finditer(self._bits):
             for first, last in self._spans(span.start(), span.end()):
@@ -91,7 +93,9 @@ class ChangedMap:
             yield begin, end
 
     def _spans(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Runs of marked grains within the bytes ``start`` to ``end`` of the map, none of which is zero."""
+        """Runs of marked grains within the bytes ``start`` to ``end`` of the map, none of which is
+        zero.
+        """
         begin = -1
         at = start
         while at < end:
@@ -121,7 +125,9 @@ class ChangedMap:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> ChangedMap | None:
-        """Undo to_bytes; None when the file is damaged (the caller then takes everything as changed)."""
+        """Undo to_bytes; None when the file is damaged (the caller then takes everything as
+        changed).
+        """
         body, digest = raw[:-_DIGEST_SIZE], raw[-_DIGEST_SIZE:]
         head, bits = body[: MapHead.length()], body[MapHead.length() :]
         if _digest(body) != digest:

@@ -1,5 +1,5 @@
-"""What structures are compiled to, see wire.layout. Made from their declarations by "make pages":
-change those instead."""
+"""What structures are compiled to, see wire.layout. Made from their declarations
+by "make pages": change those instead."""
 
 from wire.layout import Codes
 

@@ -1,4 +1,6 @@
-"""The agent's configuration, ``agent.toml``: written by dom0's administrator and trusted, but checked all the same."""
+"""The agent's configuration, ``agent.toml``: written by dom0's administrator and trusted, but
+checked all the same.
+"""
 
 import os
 import re
@@ -25,10 +27,11 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Pool:
-    """A place that holds volumes: a directory, or with driver ``lvm_thin`` a thin pool in a volume group.
+    """A place that holds volumes: a directory, or with driver ``lvm_thin`` a thin pool in a volume
+    group.
 
-    The limits, in percent, are how full the pool (of a thin pool its data, and its metadata) may be before snapshots are
-    refused.
+    The limits, in percent, are how full the pool (of a thin pool its data, and its metadata) may be
+    before snapshots are refused.
     """
 
     name: str
@@ -42,11 +45,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume: qube and volume name, and ``vid``, its image's path relative to its pool, or its logical volume.
+    """A volume: qube and volume name, and ``vid``, its image's path relative to its pool, or its
+    logical volume.
 
-    ``live``: where the data is while the qube runs, if elsewhere. ``files``: what ``dom0/config`` is made of. ``domain``: 16
-    bytes; volumes of one domain share chunks in an archive. ``managed``: qubesd keeps it, and new contents go through the
-    Admin API.
+    ``live``: where the data is while the qube runs, if elsewhere. ``files``: what ``dom0/config``
+    is made of. ``domain``: 16 bytes; volumes of one domain share chunks in an archive. ``managed``:
+    qubesd keeps it, and new contents go through the Admin API.
     """
 
     qube: str
@@ -90,11 +94,13 @@ def recall(raw: dict[str, Any]) -> Volume:
 
 @dataclass(frozen=True)
 class QubesOptions:
-    """What catalog ``qubes`` takes. ``include`` and ``exclude`` hold names, and tags written ``@tag:NAME``.
+    """What catalog ``qubes`` takes. ``include`` and ``exclude`` hold names, and tags written
+    ``@tag:NAME``.
 
-    ``running``: of a running qube the ``live`` volume, or the ``committed`` one that it started from. ``settings``: whether
-    each qube's settings go along. ``tag_new``: whether a qube made since setup may be backed up without another setup.
-    ``dom0_config``: files and folders of dom0 for ``dom0/config``; none for no such volume.
+    ``running``: of a running qube the ``live`` volume, or the ``committed`` one that it started
+    from. ``settings``: whether each qube's settings go along. ``tag_new``: whether a qube made
+    since setup may be backed up without another setup. ``dom0_config``: files and folders of dom0
+    for ``dom0/config``; none for no such volume.
     """
 
     include: tuple[str, ...] = ()
@@ -109,7 +115,9 @@ class QubesOptions:
 
 @dataclass(frozen=True)
 class Config:
-    """What agent.toml says. ``threads``, ``compression_level`` and ``chunk_padding`` (bytes) concern Extract."""
+    """What agent.toml says. ``threads``, ``compression_level`` and ``chunk_padding`` (bytes)
+    concern Extract.
+    """
 
     path: Path
     state_dir: Path
@@ -147,7 +155,8 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
         raise ValueError(f"catalog {catalog!r} is not one of {', '.join(CATALOGS)}")
     if catalog == "qubes" and ("pool" in raw or "volume" in raw):
         raise ValueError(
-            "with catalog 'qubes' pools and volumes come from qubesd; leave [[pool]] and [[volume]] out"
+            "with catalog 'qubes' pools and volumes come from qubesd; leave [[pool]] and"
+            " [[volume]] out"
         )
     base = path.resolve().parent
     pools = {pool.name: pool for pool in (_pool(entry, base) for entry in raw.get("pool", []))}
@@ -244,7 +253,8 @@ def _volume(entry: dict[str, Any], pools: dict[str, Pool]) -> Volume:
         group, _, lv = vid.rpartition("/")
         if group not in ("", pool.volume_group) or not _lvm_name(lv):
             raise ValueError(
-                f"volume {qube}/{volume}: vid {vid!r} must be a logical volume of group {pool.volume_group}"
+                f"volume {qube}/{volume}: vid {vid!r} must be a logical volume of group"
+                f" {pool.volume_group}"
             )
         return Volume(qube, volume, pool, lv)
     if (

@@ -1,10 +1,12 @@
-"""dom0's log: lines on standard error, which qrexec and systemd hand to the journal. Never sent to a caller."""
+"""dom0's log: lines on standard error, which qrexec and systemd hand to the journal. Never sent to
+a caller.
+"""
 
 import sys
 from contextlib import suppress
 from typing import Final
 
-from wire.names import printable
+from common.text import printable
 
 ERROR: Final = 3
 WARNING: Final = 4

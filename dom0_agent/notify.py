@@ -1,4 +1,6 @@
-"""A notification on dom0's desktop, for whoever is logged in. No text from a qube is in it but checked names."""
+"""A notification on dom0's desktop, for whoever is logged in. No text from a qube is in it but
+checked names.
+"""
 
 import os
 import pwd

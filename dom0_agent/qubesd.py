@@ -1,4 +1,6 @@
-"""The way to qubesd, through qubesadmin, which only Qubes OS has: imported when it is needed and not before."""
+"""The way to qubesd, through qubesadmin, which only Qubes OS has: imported when it is needed and
+not before.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,15 +1,17 @@
-"""What tests of damage share: a site with three sessions, and what is to be seen of it afterwards."""
+"""What tests of damage share: a site with three sessions, and what is to be seen of it
+afterwards.
+"""
 
 import random
 from pathlib import Path
 
 import pytest
 
-from backup_vm.archiver import Archiver, Report
-from backup_vm.interrupts import Interrupted
-from backup_vm.names import stored_volumes
-from backup_vm.progress import Progress
-from backup_vm.reading import assemble
+from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.jobs.reading import assemble
+from backup_vm.terminal.interrupts import Interrupted
+from backup_vm.terminal.progress import Progress
+from backup_vm.volumes import stored_volumes
 from tests.kit import GRAIN, Site
 
 CHUNKS = 16

@@ -1,6 +1,8 @@
-"""Commands in child processes: what hangs, dies, shows a traceback or eats memory is seen from outside.
+"""Commands in child processes: what hangs, dies, shows a traceback or eats memory is seen from
+outside.
 
-A child is forked from the test, so that a command begins at once. Its agent runs within it (``kit.InProcess``).
+A child is forked from the test, so that a command begins at once. Its agent runs within it
+(``kit.InProcess``).
 """
 
 import contextlib
@@ -31,7 +33,9 @@ Step = tuple[str, ...] | Callable[[], object]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step. ``code``: its exit code, the negative number of a signal, None for one that hung."""
+    """What became of a step. ``code``: its exit code, the negative number of a signal, None for one
+    that hung.
+    """
 
     what: str
     code: int | None
@@ -111,7 +115,9 @@ class Child:
         return self._done
 
     def kill(self) -> int:
-        """End it, with all that it started, unless it ends by itself, all being done; returns how it ended."""
+        """End it, with all that it started, unless it ends by itself, all being done; returns how
+        it ended.
+        """
         if not self.pid:
             return 0
         until = time.monotonic() + (1.0 if self._done == len(self._steps) else 0.1)
@@ -156,7 +162,7 @@ def _limit_memory(beyond: int) -> None:
 
 def _within(agent: str | None) -> None:
     """Let the agent that is named by its configuration run in this process."""
-    from backup_vm import transport
+    from backup_vm.agent.client import transport
 
     if agent and agent.startswith("local:"):
         config = Path(agent.removeprefix("local:"))

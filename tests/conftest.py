@@ -31,7 +31,9 @@ if (
 
 
 SKIPS = os.environ.get("SPARSEBAK_SKIPS")
-"""A file to which a line is added for each reason why tests were skipped; ``make test`` ends with them."""
+"""A file to which a line is added for each reason why tests were skipped; ``make test`` ends with
+them.
+"""
 
 
 class Elsewhere(pytest.skip.Exception):
@@ -44,7 +46,9 @@ def elsewhere(reason: str) -> NoReturn:
 
 
 def cannot(reason: str) -> NoReturn:
-    """What a test needs is not here: skipped on a user's machine, a failure in CI, as any other skip."""
+    """What a test needs is not here: skipped on a user's machine, a failure in CI, as any other
+    skip.
+    """
     pytest.skip(reason)
 
 
@@ -108,7 +112,9 @@ def mounted(
 
 
 def in_memory(image: Path) -> Path:
-    """Where to keep the image of a disk: in memory, where there is room, since syncing a real disk takes most of a test."""
+    """Where to keep the image of a disk: in memory, where there is room, since syncing a real disk
+    takes most of a test.
+    """
     memory = Path("/dev/shm")
     if not memory.is_dir() or shutil.disk_usage(memory).free < 4 << 30:
         return image
@@ -116,7 +122,9 @@ def in_memory(image: Path) -> Path:
 
 
 def folder_in_memory(name: str) -> Iterator[Path]:
-    """A folder whose files are in memory where there is room: what is synced thousands of times does not wait for a disk."""
+    """A folder whose files are in memory where there is room: what is synced thousands of times
+    does not wait for a disk.
+    """
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2 << 30
     folder = Path(tempfile.mkdtemp(prefix=f"sparsebak-{name}-", dir=memory if roomy else None))

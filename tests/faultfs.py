@@ -1,8 +1,9 @@
 """A FUSE file system that hands everything on to a folder, and fails where it is told to.
 
-The real thing below it is a folder of this machine, the kernel's own FUSE above: what a program meets is what a failing disk,
-a full one, a quota or a network mount answers. ``FaultFS`` is what tests use (as the fixture ``faultfs``); the file system
-itself runs in a process of its own: ``python -m tests.faultfs REAL MOUNT SOCKET [OPTION...]``.
+The real thing below it is a folder of this machine, the kernel's own FUSE above: what a program
+meets is what a failing disk, a full one, a quota or a network mount answers. ``FaultFS`` is what
+tests use (as the fixture ``faultfs``); the file system itself runs in a process of its own:
+``python -m tests.faultfs REAL MOUNT SOCKET [OPTION...]``.
 """
 
 import contextlib
@@ -28,19 +29,21 @@ WRITING = (
 )
 """Operations that a read-only file system refuses."""
 OPTIONS = ("direct_io", "statfs_zero", "no_flock", "no_punch", "fixed_mode", "no_replace")
-"""``direct_io``: no shared mmap; ``statfs_zero``: 0 blocks; ``no_flock``: flock is not handed on, each mount has its own;
-``no_punch``: no holes; ``fixed_mode``: chmod is refused; ``no_replace``: no rename onto a name that exists."""
+"""``direct_io``: no shared mmap; ``statfs_zero``: 0 blocks; ``no_flock``: flock is not handed on,
+each mount has its own; ``no_punch``: no holes; ``fixed_mode``: chmod is refused; ``no_replace``: no
+rename onto a name that exists."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. ``operation`` and ``path`` are patterns (``fnmatch``), ``path`` of the name within the mount: ``packs/*``.
-    Several patterns of operations are separated by commas.
+    """One fault. ``operation`` and ``path`` are patterns (``fnmatch``), ``path`` of the name within
+    the mount: ``packs/*``. Several patterns of operations are separated by commas.
 
-    After ``after`` calls that go well, ``times`` calls fail (None: all). With ``short`` a write takes so many bytes instead;
-    with ``delay`` the call waits so many seconds first. ``then`` is the error of all calls after those. Operations: those of
-    FUSE, such as write, fsync, fsyncdir, create, open, read, release, flush (only of what was open for writing), unlink,
-    rename, mkdir, readdir, getattr, statfs, truncate, fallocate.
+    After ``after`` calls that go well, ``times`` calls fail (None: all). With ``short`` a write
+    takes so many bytes instead; with ``delay`` the call waits so many seconds first. ``then`` is
+    the error of all calls after those. Operations: those of FUSE, such as write, fsync, fsyncdir,
+    create, open, read, release, flush (only of what was open for writing), unlink, rename, mkdir,
+    readdir, getattr, statfs, truncate, fallocate.
     """
 
     operation: str
@@ -220,7 +223,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             return fd
 
         def create(self, path: str, mode: int, fi: Any = None) -> int:
-            # The kernel asks for this where it saw no such file; another mount may have made it meanwhile.
+            # The kernel asks for this where it saw no such file; another mount may have made it
+            # meanwhile.
             fd = os.open(real + path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
             self._files[fd] = True
             return fd
@@ -329,7 +333,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
             setattr(System, name, guarded(name, method))
     logging.disable()
     with contextlib.suppress(RuntimeError):  # it was asked to end
-        # With hard_remove a file that is open can be removed, and its folder with it, as on a disk of this machine.
+        # With hard_remove a file that is open can be removed, and its folder with it, as on a disk
+        # of this machine.
         System3(
             *(System(), mount),
             foreground=True,

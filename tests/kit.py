@@ -1,4 +1,6 @@
-"""What tests are made of: a site with agent and archive, a transport within the process, images that change at random."""
+"""What tests are made of: a site with agent and archive, a transport within the process, images
+that change at random.
+"""
 
 import contextlib
 import io
@@ -10,24 +12,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from backup_vm.agent import Agent
+from backup_vm.agent.client import Agent
+from backup_vm.agent.transport import Connection
 from backup_vm.archive.archive import Archive, create_archive, open_archive
 from backup_vm.archive.image import Image
 from backup_vm.archive.parameters import Parameters
-from backup_vm.archiver import Archiver, Report
-from backup_vm.names import stored_volumes
-from backup_vm.progress import Progress
-from backup_vm.reading import assemble, feed, read_image
-from backup_vm.transport import Connection
-from dom0_agent import service
+from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.jobs.reading import assemble, feed, read_image
+from backup_vm.terminal.progress import Progress
+from backup_vm.volumes import stored_volumes
+from common.text import session_name
+from dom0_agent.admin.monitoring import Outcome, monitor
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
-from dom0_agent.monitoring import Outcome, monitor
+from dom0_agent.rpc import dispatch
 from wire import slots
-from wire.frames import MODE_OPEN, VolumeEntry
-from wire.names import Restoring, session_name
-from wire.sealing import SUITE_SHA256, Keys
+from wire.chunks import SUITE_SHA256, Keys
+from wire.messages import MODE_OPEN, VolumeEntry
+from wire.names import Restoring
 
 PASSPHRASE = b"tests only"
 Feed = Callable[[IO[bytes]], None]
@@ -35,7 +38,9 @@ GRAIN = 64 * 1024
 
 
 class InProcess:
-    """A transport that runs the services in threads of this process, with pipes for streams and qrexec's environment."""
+    """A transport that runs the services in threads of this process, with pipes for streams and
+    qrexec's environment.
+    """
 
     def __init__(self, config: Path, caller: str = "backup-vm") -> None:
         self.config, self.caller = config, caller
@@ -69,7 +74,7 @@ class ThreadProcess:
                 contextlib.suppress(BrokenPipeError),
                 open(to_write[1], "wb") as stdout,
             ):
-                self.code = service.run(name, environ, config, stdin, stdout)
+                self.code = dispatch.run(name, environ, config, stdin, stdout)
 
         self.thread = threading.Thread(target=work, daemon=True)
         self.thread.start()
@@ -119,7 +124,8 @@ class Site:
         for name in self.volumes:
             qube, volume = name.split("/")
             lines.append(
-                f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{qube}-{volume}.img"'
+                f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid ='
+                f' "{qube}-{volume}.img"'
             )
             self.image(name).touch()
         self.config.write_text("\n".join(lines) + "\n")
@@ -188,7 +194,9 @@ class Site:
         return keys
 
     def images(self, name: str = "work/private", folder: Path | None = None) -> dict[str, bytes]:
-        """Every session of a volume, assembled and proven: contents by session name, oldest first."""
+        """Every session of a volume, assembled and proven: contents by session name, oldest
+        first.
+        """
         found = {}
         with self.open(folder=folder) as archive:
             keys = self.keys(archive)
@@ -330,7 +338,9 @@ def punch(fd: int, at: int, length: int) -> None:
 
 
 def in_child(action: Callable[[], object]) -> int:
-    """Do something in a child process that ends with it, whatever happens; returns its exit code (0, or 1 for an error)."""
+    """Do something in a child process that ends with it, whatever happens; returns its exit code
+    (0, or 1 for an error).
+    """
     pid = os.fork()
     if pid == 0:
         code = 1

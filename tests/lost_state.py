@@ -1,4 +1,6 @@
-"""What may happen to dom0's state and to the archive behind each other's back, for a site on any kind of storage."""
+"""What may happen to dom0's state and to the archive behind each other's back, for a site on any
+kind of storage.
+"""
 
 import random
 import shutil
@@ -52,7 +54,9 @@ def state_is_an_old_copy(site: Site) -> None:
 
 
 def state_of_another_life(site: Site) -> None:
-    """An old copy whose base snapshot counts the same as one taken since, for another archive that waited all the time."""
+    """An old copy whose base snapshot counts the same as one taken since, for another archive that
+    waited all the time.
+    """
     rng, other = random.Random(3), site.root / "other"
     site.add_archive("other", other)
     site.backup()
@@ -89,7 +93,9 @@ def ids_are_lost(site: Site) -> None:
 
 
 def ids_are_damaged(site: Site) -> None:
-    """A page of the ids is other than what was committed: found when it is read, and the next backup compares all."""
+    """A page of the ids is other than what was committed: found when it is read, and the next
+    backup compares all.
+    """
     rng = random.Random(9)
     two_sessions(site, rng)
     site.backup()

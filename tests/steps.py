@@ -1,4 +1,6 @@
-"""Dying at the n-th durable step: every call that changes a file system is counted, and the n-th is never made."""
+"""Dying at the n-th durable step: every call that changes a file system is counted, and the n-th is
+never made.
+"""
 
 import fcntl
 import os
@@ -70,7 +72,9 @@ class Counter:
 
 
 def deaths(action: Callable[[], object], counted: tuple[str, ...] = EVERYTHING) -> Iterator[int]:
-    """Run ``action`` in a child that dies at its first step; yield; again at its second; until it lives to its end."""
+    """Run ``action`` in a child that dies at its first step; yield; again at its second; until it
+    lives to its end.
+    """
     fatal = 1
     while True:
 

@@ -1,4 +1,6 @@
-"""What runs in dom0: lines of code by module, without blank lines, comments and docstrings: ``make audit``."""
+"""What runs in dom0: lines of code by module, without blank lines, comments and docstrings: ``make
+audit``.
+"""
 
 import ast
 import io
@@ -7,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"wire", "dom0_agent"}
+OURS = {"common", "wire", "dom0_agent"}
 _NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -20,11 +22,11 @@ _NO_CODE = {
 GROUPS = {
     "wire": "what crosses between the two sides",
     "dom0_agent": "rotation, extraction, restore, state",
-    "dom0_agent/services": "one module a service: what a backup VM can reach",
+    "dom0_agent/rpc/services": "one module a service: what a backup VM can reach",
     "dom0_agent/sources": "kinds of storage",
     "dom0_agent/catalog": "which volumes there are",
-    "dom0_agent/settings": "settings of qubes and of dom0; only on Qubes OS",
-    "dom0_agent/cli": "the administrator's commands; no backup VM can reach them",
+    "dom0_agent/admin/settings": "settings of qubes and of dom0; only on Qubes OS",
+    "dom0_agent/admin/cli": "the administrator's commands; no backup VM can reach them",
 }
 
 
@@ -72,7 +74,8 @@ def main() -> None:
 
     print(f"\nIn all {sum(sum(group.values()) for group in sizes.values())} lines.")
     print(
-        f"Beside the standard library: {', '.join(sorted(set(libraries) - set(sys.stdlib_module_names)))}."
+        "Beside the standard library:"
+        f" {', '.join(sorted(set(libraries) - set(sys.stdlib_module_names)))}."
     )
 
 

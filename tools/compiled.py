@@ -1,4 +1,5 @@
-"""The codes that structures are compiled to, made from their declarations: ``make pages`` writes them.
+"""The codes that structures are compiled to, made from their declarations: ``make pages`` writes
+them.
 
 A structure that says ``compiled=`` is compiled; see wire.layout.
 """
@@ -16,12 +17,12 @@ from wire.layout import TIME, Compiled, Structure
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "wire/compiled.py": ("wire.frames", "wire.records", "wire.slots"),
+    "wire/compiled.py": ("wire.messages", "wire.records", "wire.slots"),
     "backup_vm/archive/compiled.py": ("backup_vm.archive.format",),
     "dom0_agent/compiled.py": (
         "dom0_agent.changed_map",
-        "dom0_agent.ids",
-        "dom0_agent.pending_log",
+        "dom0_agent.tracking.chunk_ids",
+        "dom0_agent.tracking.pending_log",
     ),
 }
 """Files of codes, and the modules whose structures are in them."""
@@ -71,8 +72,8 @@ def main() -> None:
     Structure.row = classmethod(lambda cls: Compiled(codes(cls)).row)  # type: ignore[assignment]
     for path in MODULES:
         text = (
-            '"""What structures are compiled to, see wire.layout. Made from their declarations by "make pages":\n'
-            'change those instead."""\n\n'
+            '"""What structures are compiled to, see wire.layout. Made from their declarations\n'
+            'by "make pages": change those instead."""\n\n'
             "from wire.layout import Codes\n\n"
             f"COMPILED: dict[str, Codes] = {table(path)!r}\n"
         )

@@ -1,4 +1,6 @@
-"""Which lines and branches of dom0's code the tests run, in all processes and in the VM of the LVM tests: ``make coverage``."""
+"""Which lines and branches of dom0's code the tests run, in all processes and in the VM of the LVM
+tests: ``make coverage``.
+"""
 
 import shutil
 import subprocess
@@ -9,11 +11,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "build" / "coverage"
 HOOK = Path(sysconfig.get_path("purelib")) / "sparsebak-coverage.pth"
-"""Starts measuring in every Python process of the virtual environment: services are started with a bare environment."""
+"""Starts measuring in every Python process of the virtual environment: services are started with a
+bare environment.
+"""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the tests (those named in ``arguments``, else all) and report; exit code 1 when they fail or too little is run."""
+    """Run the tests (those named in ``arguments``, else all) and report; exit code 1 when they fail
+    or too little is run.
+    """
     shutil.rmtree(DATA, ignore_errors=True)
     DATA.mkdir(parents=True)
     settings = {
@@ -45,7 +51,9 @@ def main(arguments: list[str]) -> int:
         HOOK.unlink()
     subprocess.run([python, "-m", "coverage", "combine", "-q"], cwd=ROOT, check=True)
     return subprocess.run(
-        [python, "-m", "coverage", "report", "--include=dom0_agent/*,wire/*"], cwd=ROOT, check=False
+        [python, "-m", "coverage", "report", "--include=dom0_agent/*,wire/*,common/*"],
+        cwd=ROOT,
+        check=False,
     ).returncode or bool(failed)
 
 

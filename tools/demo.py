@@ -1,4 +1,6 @@
-"""Shows sparsebak at work on a disk image: ``make demo``. On Btrfs by a loop mount when root, on plain files otherwise."""
+"""Shows sparsebak at work on a disk image: ``make demo``. On Btrfs by a loop mount when root, on
+plain files otherwise.
+"""
 
 import hashlib
 import os
@@ -113,14 +115,16 @@ def demo(work: Path, pool: Path, driver: str) -> None:
     run(*sparsebak, "restore", "--yes", "work/private")
     same = digest(image) == second != first
     print(
-        f"    restored volume against the image at the second backup: {'identical' if same else 'DIFFERENT'}"
+        "    restored volume against the image at the second backup:"
+        f" {'identical' if same else 'DIFFERENT'}"
     )
 
     say("Emergency: a raw image from archive and passphrase alone, with no dom0")
     run(*sparsebak, "assemble", "work/private", "--passphrase-file", passphrase, "-o", restored)
     same = same and digest(restored) == second
     print(
-        f"    assembled image against the image at the second backup: {'identical' if same else 'DIFFERENT'}"
+        "    assembled image against the image at the second backup:"
+        f" {'identical' if same else 'DIFFERENT'}"
     )
     run(*sparsebak, "status")
     if not same:

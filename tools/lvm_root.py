@@ -1,7 +1,9 @@
-"""LVM's programs of another distribution in the guest of lvm_vm.py: ``LVM_ROOT=FOLDER python tools/lvm_vm.py tests/lvm``.
+"""LVM's programs of another distribution in the guest of lvm_vm.py: ``LVM_ROOT=FOLDER python
+tools/lvm_vm.py tests/lvm``.
 
-FOLDER is a root file system, say by ``debootstrap --include=lvm2,thin-provisioning-tools trixie FOLDER``. Only those programs
-and their libraries come from it, in a folder of the guest that they are run within; all else is the host's.
+FOLDER is a root file system, say by ``debootstrap --include=lvm2,thin-provisioning-tools trixie
+FOLDER``. Only those programs and their libraries come from it, in a folder of the guest that they
+are run within; all else is the host's.
 """
 
 import os
@@ -28,7 +30,9 @@ def given() -> Path | None:
 
 
 def place(root: Path, tree: Path, links: dict[str, str]) -> None:
-    """Put the programs of ``root`` into the guest's ``tree``, with a wrapper for each; ``links`` are names for them."""
+    """Put the programs of ``root`` into the guest's ``tree``, with a wrapper for each; ``links``
+    are names for them.
+    """
     inside = tree / INSIDE.lstrip("/")
     for folder in (*MOUNTS, "etc/lvm", "usr/sbin"):
         (inside / folder).mkdir(parents=True, exist_ok=True)
@@ -55,7 +59,9 @@ def place(root: Path, tree: Path, links: dict[str, str]) -> None:
 
 
 def _copy(root: Path, inside: Path, name: str) -> None:
-    """A file to the same place, found through the links of ``root``, which has /lib and /lib64 as links to /usr."""
+    """A file to the same place, found through the links of ``root``, which has /lib and /lib64 as
+    links to /usr.
+    """
     target = inside / name.lstrip("/")
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():

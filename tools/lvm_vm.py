@@ -1,11 +1,12 @@
-"""Runs tests in a VM whose kernel has device-mapper: ``make test-lvm``, or ``python tools/lvm_vm.py PYTEST-ARGUMENT...``.
+"""Runs tests in a VM whose kernel has device-mapper: ``make test-lvm``, or ``python tools/lvm_vm.py
+PYTEST-ARGUMENT...``.
 
 With ``-m MODULE`` first, that module in pytest's place.
 
-The guest is Debian's stock kernel under QEMU's software emulation, so that no KVM is needed. Its root file system is an
-initramfs made here: this Python, the virtual environment, LVM's tools with their libraries, the project. Results come
-over the serial console. Kernel and images are kept under ``build/lvm``. Exit code:
-that of what ran; 1 when it did not get so far.
+The guest is Debian's stock kernel under QEMU's software emulation, so that no KVM is needed. Its
+root file system is an initramfs made here: this Python, the virtual environment, LVM's tools with
+their libraries, the project. Results come over the serial console. Kernel and images are kept under
+``build/lvm``. Exit code: that of what ran; 1 when it did not get so far.
 """
 
 import base64
@@ -42,7 +43,9 @@ MEMORY, CPUS, LIMIT = "6G", "2", float(os.environ.get("LVM_LIMIT", "900"))
 DONE = re.compile(r"sparsebak-vm: ended with (\d+)")
 MEASURED = re.compile(r"sparsebak-vm: measured (\S+)")
 HOOK = "sparsebak-coverage.pth"
-"""Of tools/coverage.py: while it is there, what runs in the guest is measured, and the measurement comes over the console."""
+"""Of tools/coverage.py: while it is there, what runs in the guest is measured, and the measurement
+comes over the console.
+"""
 INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
@@ -51,14 +54,16 @@ INIT = """#!/bin/busybox sh
 /bin/busybox mount -t tmpfs -o size=90% tmpfs /scratch
 for module in {modules}; do /bin/busybox modprobe $module; done
 {start}echo 0 >/proc/sys/kernel/randomize_va_space
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/scratch TMPDIR=/scratch LANG=C.UTF-8 SPARSEBAK_VM=1 PYTHONHASHSEED=0 {environ}
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/scratch TMPDIR=/scratch LANG=C.UTF-8
+export SPARSEBAK_VM=1 PYTHONHASHSEED=0 {environ}
 cd {root}
 mkdir -p build/coverage
 {python} -m {arguments} </dev/null
 code=$?
 if [ -n "$(ls build/coverage)" ]; then
     {python} -m coverage combine -q
-    echo "sparsebak-vm: measured $(/bin/busybox gzip -c build/coverage/data | /bin/busybox base64 | /bin/busybox tr -d '\\n')"
+    measured=$(/bin/busybox gzip -c build/coverage/data | /bin/busybox base64)
+    echo "sparsebak-vm: measured $(echo "$measured" | /bin/busybox tr -d '\\n')"
 fi
 echo "sparsebak-vm: ended with $code"
 /bin/busybox poweroff -f
@@ -113,7 +118,8 @@ def _boot(kernel: Path, image: Path) -> int:
         "stdio",
         "-no-reboot",
     ]
-    # no_timer_check: on a busy machine an emulated timer misses the kernel's one look at it, and the kernel gives up.
+    # no_timer_check: on a busy machine an emulated timer misses the kernel's one look at it, and
+    # the kernel gives up.
     command += [
         "-kernel",
         str(kernel),
@@ -141,7 +147,8 @@ def _boot(kernel: Path, image: Path) -> int:
                 print(line.rstrip("\r\n"), flush=True)
         timer.cancel()
     print(
-        f"test-lvm: {'passed' if code == 0 else 'FAILED'} after {time.monotonic() - started:.0f} s in the VM",
+        f"test-lvm: {'passed' if code == 0 else 'FAILED'} after {time.monotonic() - started:.0f} s"
+        " in the VM",
         flush=True,
     )
     return code
@@ -153,7 +160,8 @@ def _kernel() -> tuple[Path, Path]:
     if not list(tree.glob("boot/vmlinuz-*")):
         if _which("apt-get") is None:
             sys.exit(
-                "test-lvm: the kernel comes from Debian's packages; elsewhere, as root: pytest tests/lvm"
+                "test-lvm: the kernel comes from Debian's packages; elsewhere, as root: pytest"
+                " tests/lvm"
             )
         shutil.rmtree(BUILD, ignore_errors=True)
         BUILD.mkdir(parents=True)
@@ -185,7 +193,9 @@ def _kernel() -> tuple[Path, Path]:
 
 
 def _base(modules: Path) -> Path:
-    """All of the guest's root but the project itself, as a cpio archive; made anew when anything in it is another."""
+    """All of the guest's root but the project itself, as a cpio archive; made anew when anything in
+    it is another.
+    """
     venv, prefix = ROOT / ".venv", Path(sys.base_prefix)
     library = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
     packages = sorted(
@@ -249,7 +259,9 @@ def _base(modules: Path) -> Path:
 
 
 def _python(tree: Path) -> Path:
-    """The interpreter itself; the links that lead to it from the virtual environment are made in the guest."""
+    """The interpreter itself; the links that lead to it from the virtual environment are made in
+    the guest.
+    """
     path = ROOT / ".venv/bin/python"
     while path.is_symlink():
         link = tree / str(path).lstrip("/")

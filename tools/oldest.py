@@ -1,4 +1,5 @@
-"""Runs tests with the oldest releases of the libraries that sparsebak has to work with: those of tests/oldest.txt.
+"""Runs tests with the oldest releases of the libraries that sparsebak has to work with: those of
+tests/oldest.txt.
 
     python tools/oldest.py TESTS... [pytest's options]
 

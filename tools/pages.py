@@ -1,6 +1,8 @@
-"""Man pages and shell completion, made from the command lines' own parsers: ``make pages`` writes them to ``share/``.
+"""Man pages and shell completion, made from the command lines' own parsers: ``make pages`` writes
+them to ``share/``.
 
-They are kept in the tree so that packages need nothing but make to be built; a test says when they are out of date.
+They are kept in the tree so that packages need nothing but make to be built; a test says when they
+are out of date.
 """
 
 import argparse
@@ -15,8 +17,8 @@ import shtab
 from argparse_manpage.manpage import Manpage
 
 from backup_vm import cli as vm
-from backup_vm.options import GENERAL
-from dom0_agent import cli as dom0
+from backup_vm.cli.options import GENERAL
+from dom0_agent.admin import cli as dom0
 from wire import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +54,9 @@ def _plain(parser: Any) -> Any:
 
 
 def _once(parser: Any) -> Any:
-    """The same without the options that every command repeats: a manual says once what holds for all."""
+    """The same without the options that every command repeats: a manual says once what holds for
+    all.
+    """
     for action in parser._actions:
         if not isinstance(action, argparse._SubParsersAction):
             continue

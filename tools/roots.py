@@ -1,9 +1,10 @@
-"""Runs the tests in roots of other distributions: ``make test-roots``, or ``python tools/roots.py [--root NAME]... [TEST...]``.
+"""Runs the tests in roots of other distributions: ``make test-roots``, or ``python tools/roots.py
+[--root NAME]... [TEST...]``.
 
-Without TEST, ``make test`` as a whole. A root is made once by debootstrap under ``build/roots``, as root; a clean clone of
-what is committed lies in its ``/sparsebak``, beside a virtual environment of its own that is kept. Mounts and processes end
-with the run: they have namespaces of their own. One line a root says how it went, and its log lies beside the root. Exit
-code: 1 when one failed.
+Without TEST, ``make test`` as a whole. A root is made once by debootstrap under ``build/roots``, as
+root; a clean clone of what is committed lies in its ``/sparsebak``, beside a virtual environment of
+its own that is kept. Mounts and processes end with the run: they have namespaces of their own. One
+line a root says how it went, and its log lies beside the root. Exit code: 1 when one failed.
 """
 
 import argparse
@@ -39,7 +40,8 @@ exec chroot "$1" /bin/sh -euc "cd /sparsebak; $2"
 """
 VERSIONS = """
 python3 -c "import platform; print('Python', platform.python_version())"
-dpkg-query -W -f '${Package} ${Version}\\n' lvm2 thin-provisioning-tools rpm systemd 2>/dev/null || true
+dpkg-query -W -f '${Package} ${Version}\\n' \\
+    lvm2 thin-provisioning-tools rpm systemd 2>/dev/null || true
 """
 
 
@@ -82,13 +84,15 @@ def _passes(name: str, tests: list[str]) -> bool:
             verdict, versions = f"FAILED with {error.returncode}", ""
     versions = versions or (_inside(name, VERSIONS) if (BUILD / name).exists() else "")
     counted = re.findall(
-        r"^(?:=*\s*(?=\d+ (?:passed|failed|error|skipped))|make test: passed, (?=but))(.*?)(?: in [\d.]+s.*)?$",
+        r"^(?:=*\s*(?=\d+ (?:passed|failed|error|skipped))|make test: passed, (?=but))(.*?)(?: in"
+        r" [\d.]+s.*)?$",
         path.read_text(errors="replace"),
         re.M,
     )
     print(
-        f"{name} ({', '.join(versions.splitlines())}): {verdict} after {time.monotonic() - started:.0f} s"
-        f"{'; ' if counted else ''}{'; '.join(counted)}; log: {path.relative_to(ROOT)}",
+        f"{name} ({', '.join(versions.splitlines())}): {verdict} after"
+        f" {time.monotonic() - started:.0f} s{'; ' if counted else ''}{'; '.join(counted)}; log:"
+        f" {path.relative_to(ROOT)}",
         flush=True,
     )
     return verdict == "passed"

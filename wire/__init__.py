@@ -1,4 +1,6 @@
-"""What crosses between dom0 and the backup VM: names, frames, sealing, records. No input or output of its own."""
+"""What crosses between dom0 and the backup VM: names, frames, sealing, records. No input or output
+of its own.
+"""
 
 VERSION = "0.1.0"
 """Of the project; what Enroll tells, for both sides to compare."""
@@ -13,4 +15,6 @@ DEFAULT_CHUNK_SIZE = 128 * 1024
 """Bytes; chosen by measurement, see docs/choices.md."""
 
 MAX_VOLUME_SIZE = 1 << 46
-"""Bytes (64 TiB). Sizes from the other side above this are refused before anything is allocated for them."""
+"""Bytes (64 TiB). Sizes from the other side above this are refused before anything is allocated for
+them.
+"""

@@ -1,8 +1,9 @@
-"""From a structure's annotations to its declaration in construct. Imported only by what needs one: see wire.layout.
+"""From a structure's annotations to its declaration in construct. Imported only by what needs one:
+see wire.layout.
 
-A field is ``name: Annotated[type, construct * "meaning"]``. A constant belongs to the class: ``name:
-ClassVar[Annotated[type, Const(value)]]``. A structure in a structure is ``name: Other``. Other annotations are no part of
-the bytes.
+A field is ``name: Annotated[type, construct * "meaning"]``. A constant belongs to the class:
+``name: ClassVar[Annotated[type, Const(value)]]``. A structure in a structure is ``name: Other``.
+Other annotations are no part of the bytes.
 """
 
 from __future__ import annotations

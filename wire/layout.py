@@ -1,16 +1,19 @@
-"""Structures of fixed size, each declared once: a class whose annotations are declarations of the library ``construct``.
+"""Structures of fixed size, each declared once: a class whose annotations are declarations of the
+library ``construct``.
 
     @dataclass(frozen=True)
     class Monitored(Message, compiled=COMPILED):
         changed: Annotated[int, Int64ul * "bytes that may have changed"]
         size: Annotated[int, Int64ul * "bytes of the volume"]
 
-A module with structures begins with ``from __future__ import annotations``, which leaves annotations as text until
-somebody asks for them (wire.declared): to import construct takes 20 ms, a backup in which nothing has changed 110 in all.
+A module with structures begins with ``from __future__ import annotations``, which leaves
+annotations as text until somebody asks for them (wire.declared): to import construct takes 20 ms, a
+backup in which nothing has changed 110 in all.
 
-What every call reads and writes goes by the standard library's ``struct`` instead, with the codes in ``compiled``. Nobody
-writes those: ``make pages`` makes them from the declarations. Tests make them again and compare, and try both ways on the
-same bytes. Numbers are little-endian and nothing is aligned.
+What every call reads and writes goes by the standard library's ``struct`` instead, with the codes
+in ``compiled``. Nobody writes those: ``make pages`` makes them from the declarations. Tests make
+them again and compare, and try both ways on the same bytes. Numbers are little-endian and nothing
+is aligned.
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self
 
 LAST_TIME = 253_402_300_799
-"""Unix seconds: the end of the year 9999, beyond which calendars fail. Later times are damage, or meant to do some."""
+"""Unix seconds: the end of the year 9999, beyond which calendars fail. Later times are damage, or
+meant to do some.
+"""
 
 TIME = "T"
 """Code of 8 bytes of Unix seconds, up to LAST_TIME."""
 
 Codes = Mapping[str, str | bytes]
-"""A structure's fields in order. Each is a code of ``struct`` ("B", "H", "I", "Q", "16s"), TIME, "64t" for ASCII filled
-up with zeros, or the bytes of a constant."""
+"""A structure's fields in order. Each is a code of ``struct`` ("B", "H", "I", "Q", "16s"), TIME,
+"64t" for ASCII filled up with zeros, or the bytes of a constant."""
 
 _STRUCT = str.maketrans({"t": "s", TIME: "Q"})
 
@@ -39,14 +44,18 @@ class Coder(Protocol):
     """Length in bytes."""
 
     def build(self, values: Mapping[str, Any]) -> bytes:
-        """The structure as bytes; raise ValueError for a value that does not fit. Other values may stand among them."""
+        """The structure as bytes; raise ValueError for a value that does not fit. Other values may
+        stand among them.
+        """
 
     def parse(self, untrusted_raw: bytes) -> dict[str, Any]:
-        """The values by name; raise ValueError for another length or constant, or a value that no field can have."""
+        """The values by name; raise ValueError for another length or constant, or a value that no
+        field can have.
+        """
 
 
 class Compiled:
-    """Builds and parses by ``struct``. Constants are checked, and neither asked for nor given back."""
+    """Builds and parses by ``struct``. Constants are checked, never asked for nor given back."""
 
     def __init__(self, codes: Codes) -> None:
         self._codes = codes
@@ -93,7 +102,8 @@ class Compiled:
 
 
 class Structure:
-    """Base of the structures. Those that become objects are frozen dataclasses; rows, of which there are millions, are not.
+    """Base of the structures. Those that become objects are frozen dataclasses; rows, of which
+    there are millions, are not.
 
     ``compiled``: the Codes of the structures of its module, by their names.
     """
@@ -108,7 +118,7 @@ class Structure:
 
     @classmethod
     def coder(cls) -> Coder:
-        """What builds and parses it: compiled, or else as it is declared, which imports construct."""
+        """What builds and parses it: compiled, or as it is declared, which imports construct."""
         if cls._compiled is not None:
             return cls._compiled
         from wire.declared import Declared
@@ -117,7 +127,9 @@ class Structure:
 
     @classmethod
     def row(cls) -> struct.Struct:
-        """What packs and unpacks it as a tuple, many at once: for structures of numbers and bytes alone, compiled."""
+        """What packs and unpacks it as a tuple, many at once: for structures of numbers and bytes
+        alone, compiled.
+        """
         if cls._compiled is None:
             raise TypeError(f"{cls.__name__} is not compiled")
         return cls._compiled.row
@@ -133,7 +145,9 @@ class Structure:
 
     @classmethod
     def parse(cls, untrusted_raw: bytes) -> Self:
-        """Read exactly ``length()`` bytes; raise ValueError for another length or a value no field can have."""
+        """Read exactly ``length()`` bytes; raise ValueError for another length or a value no field
+        can have.
+        """
         try:
             return cls(**cls.coder().parse(untrusted_raw))
         except ValueError as error:

@@ -1,12 +1,14 @@
-"""Names of qubes, volumes, archives and sessions: allow-lists, because every one of them ends up in a path or a policy.
+"""Names of qubes, volumes, archives and sessions: allow-lists, because every one of them ends up in
+a path or a policy.
 
-qrexec turns any other character of a service argument into ``_``, so that two names could collide: only names that
-need no changing are accepted.
+qrexec turns any other character of a service argument into ``_``, so that two names could collide:
+only names that need no changing are accepted.
 """
 
 import re
-import time as _time
 from typing import NamedTuple
+
+from common.text import is_session_name
 
 NAME_LIMIT = 63
 """Longest name in bytes. Frames hold names in 64 bytes, padded with NUL."""
@@ -15,7 +17,6 @@ OLDER = "older"
 """Last part of the argument of a Restore of a session that is not the newest one dom0 knows."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
-_SESSION = re.compile(r"\d{8}-\d{6}", re.ASCII)
 
 
 class BadName(ValueError):
@@ -26,7 +27,8 @@ def parse_name(untrusted_name: str, what: str = "name") -> str:
     """Return the name of a qube, a volume or an archive unchanged, or raise BadName."""
     if not _NAME.fullmatch(untrusted_name):
         raise BadName(
-            f"{what} {untrusted_name[:80]!r}: use 1 to 63 of A-Z a-z 0-9 _ . - starting with a letter or digit"
+            f"{what} {untrusted_name[:80]!r}: use 1 to 63 of A-Z a-z 0-9 _ . - starting with a"
+            " letter or digit"
         )
     return untrusted_name
 
@@ -40,7 +42,8 @@ def parse_volume_name(untrusted_name: str) -> tuple[str, str]:
 
 
 class Restoring(NamedTuple):
-    """What a Restore call asks for: the volume that is overwritten, and the session, by name, that it then has.
+    """What a Restore call asks for: the volume that is overwritten, and the session, by name, that
+    it then has.
 
     ``older``: also if dom0 does not know that session as the volume's newest.
     """
@@ -51,30 +54,19 @@ class Restoring(NamedTuple):
     older: bool = False
 
     def argument(self) -> str:
-        """As a service argument: ``QUBE+VOLUME+SESSION`` or ``QUBE+VOLUME+SESSION+older``; see parse_restoring."""
+        """As a service argument: ``QUBE+VOLUME+SESSION`` or ``QUBE+VOLUME+SESSION+older``; see
+        parse_restoring.
+        """
         return "+".join([*self[:3], *([OLDER] if self.older else [])])
 
 
 def parse_restoring(untrusted_argument: str) -> Restoring:
-    """Undo Restoring.argument, or raise BadName. No name has a plus sign, so that there is one way to read it."""
+    """Undo Restoring.argument, or raise BadName. No name has a plus sign, so that there is one way
+    to read it.
+    """
     untrusted_parts = untrusted_argument.split("+")
     older = untrusted_parts[3:] == [OLDER]
     if len(untrusted_parts) != 3 + older or not is_session_name(untrusted_parts[2]):
         raise BadName(f"{untrusted_argument[:200]!r}: a restore is of QUBE+VOLUME+SESSION[+older]")
     qube, volume, session = untrusted_parts[:3]
     return Restoring(parse_name(qube, "qube"), parse_name(volume, "volume"), session, older)
-
-
-def printable(text: str) -> str:
-    """The text with all that a terminal might obey (escapes, marks that turn the direction of writing) written out."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
-def session_name(time: int) -> str:
-    """Name of the session taken at ``time`` (Unix seconds): UTC, ``20261123-061500``."""
-    return _time.strftime("%Y%m%d-%H%M%S", _time.gmtime(time))
-
-
-def is_session_name(text: str) -> bool:
-    """Whether ``text`` has the form that session_name gives."""
-    return _SESSION.fullmatch(text) is not None

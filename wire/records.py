@@ -1,4 +1,6 @@
-"""Session records: what dom0 vouches for. A part in clear for the backup VM and a sealed part, authenticated together."""
+"""Session records: what dom0 vouches for. A part in clear for the backup VM and a sealed part,
+authenticated together.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from wire import CHUNK_SIZES, FORMAT, MAX_VOLUME_SIZE
-from wire.compiled import COMPILED
-from wire.layout import Structure
-from wire.names import BadName, parse_name
-from wire.sealing import (
+from wire.chunks import (
     NONCE_SIZE,
     SALT_SIZE,
     SUITES,
@@ -20,6 +19,9 @@ from wire.sealing import (
     open_bytes,
     seal_bytes,
 )
+from wire.compiled import COMPILED
+from wire.layout import Structure
+from wire.names import BadName, parse_name
 
 if TYPE_CHECKING:
     from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul
@@ -89,7 +91,9 @@ class Record(Clear, Secret):
         return clear + seal_bytes(keys.sub_key("records"), self._secret(), clear)
 
     def digest(self, keys: Keys) -> bytes:
-        """Keyed hash of what the record says; does not depend on the random salt it was sealed with."""
+        """Keyed hash of what the record says; does not depend on the random salt it was sealed
+        with.
+        """
         return hashlib.blake2b(
             self._clear() + self._secret(), digest_size=32, key=keys.sub_key("records")
         ).digest()
@@ -102,7 +106,9 @@ class Record(Clear, Secret):
 
 
 def read_clear(untrusted_record: bytes) -> Clear:
-    """The part in clear of a record of RECORD_SIZE bytes; raise NotAuthentic when it cannot be one of ours."""
+    """The part in clear of a record of RECORD_SIZE bytes; raise NotAuthentic when it cannot be one
+    of ours.
+    """
     if len(untrusted_record) != RECORD_SIZE:
         raise NotAuthentic("a session record has another length")
     try:
@@ -111,7 +117,8 @@ def read_clear(untrusted_record: bytes) -> Clear:
         raise NotAuthentic(f"not a session record: {error}") from None
     if clear.format != FORMAT or clear.suite not in SUITES:
         raise NotAuthentic(
-            f"record of format {clear.format}, suite {clear.suite}, which this version does not know"
+            f"record of format {clear.format}, suite {clear.suite}, "
+            "which this version does not know"
         )
     if clear.chunk_size not in CHUNK_SIZES or clear.size > MAX_VOLUME_SIZE:
         raise NotAuthentic("record with an impossible size")

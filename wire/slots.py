@@ -1,4 +1,6 @@
-"""Key slots: the master key wrapped by a passphrase (scrypt) or by the printed recovery key, as LUKS has them."""
+"""Key slots: the master key wrapped by a passphrase (scrypt) or by the printed recovery key, as
+LUKS has them.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from wire.compiled import COMPILED
-from wire.layout import Structure
-from wire.sealing import (
+from wire.chunks import (
     KEY_SIZE,
     NONCE_SIZE,
     SALT_SIZE,
@@ -22,24 +22,29 @@ from wire.sealing import (
     open_bytes,
     seal_bytes,
 )
+from wire.compiled import COMPILED
+from wire.layout import Structure
 
 if TYPE_CHECKING:
     from construct import Bytes, Int8ul
 
 KIND_PASSPHRASE, KIND_RECOVERY = 1, 2
 SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P = 16, 8, 4
-"""64 MiB for half a second. Half the memory and twice the work of N = 2^17 with p = 1, so that memory times work, which is what
-a guess costs on hardware made for it, is the same."""
+"""64 MiB for half a second. Half the memory and twice the work of N = 2^17 with p = 1, so that
+memory times work, which is what a guess costs on hardware made for it, is the same."""
 SCRYPT_MEMORY = 1 << 27
 SCRYPT_WORK = 1 << 21
-"""What opening a slot may cost: bytes of memory, and N times r times p. No version made slots that ask for more (the first
-made N = 2^17, r = 8, p = 1), and a slot from elsewhere must not be able to: 16 of these are tried in ten seconds."""
+"""What opening a slot may cost: bytes of memory, and N times r times p. No version made slots that
+ask for more (the first made N = 2^17, r = 8, p = 1), and a slot from elsewhere must not be able to:
+16 of these are tried in ten seconds."""
 SECRET_LIMIT = 1 << 12
 """Bytes of a passphrase, at most; what a file holds beyond is not looked at."""
 RECOVERY_BYTES = 20
 MAX_SLOTS = 16
 _SEALED = b"sealed"
-"""The mode, in the associated data of a slot: what a passphrase opens was made for a sealed archive."""
+"""The mode, in the associated data of a slot: what a passphrase opens was made for a sealed
+archive.
+"""
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
@@ -86,7 +91,9 @@ def _wrapping_key(raw_head: bytes, secret: bytes) -> bytes:
 
 
 def make_slot(kind: int, secret: bytes, master: bytes, archive: bytes) -> bytes:
-    """Wrap ``master`` for the archive under a passphrase (UTF-8 bytes) or a recovery key (20 bytes)."""
+    """Wrap ``master`` for the archive under a passphrase (UTF-8 bytes) or a recovery key (20
+    bytes).
+    """
     head = SlotHead(kind, SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P, os.urandom(16)).build()
     return head + seal_bytes(_wrapping_key(head, secret), master, head + archive + _SEALED)
 
@@ -108,15 +115,19 @@ def open_slot(untrusted_slot: bytes, kind: int, secret: bytes, archive: bytes) -
 
 
 def first_line(raw: bytes) -> bytes:
-    """The passphrase in a file's contents: both sides must read it alike, or what one seals the other cannot open."""
+    """The passphrase in a file's contents: both sides must read it alike, or what one seals the
+    other cannot open.
+    """
     return raw.split(b"\n", 1)[0].rstrip(b"\r")
 
 
 def new_passphrase(raw: bytes) -> bytes:
-    """A passphrase to be kept, from a file's first line or a terminal: UTF-8, composed (NFC). ValueError says why not.
+    """A passphrase to be kept, from a file's first line or a terminal: UTF-8, composed (NFC).
+    ValueError says why not.
 
     Two keyboards, or an editor and a terminal, give the same word as different bytes: composed or
-    decomposed letters, a byte order mark. What is kept is the one form that all lead to. Spaces count, at the end, too.
+    decomposed letters, a byte order mark. What is kept is the one form that all lead to. Spaces
+    count, at the end, too.
     """
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw:
         raise ValueError("the passphrase is not UTF-8 but UTF-16 or binary; save it as UTF-8")
@@ -139,7 +150,9 @@ def _normalized(form: Literal["NFC", "NFD"], text: str) -> bytes:
 
 
 def _forms(secret: bytes) -> list[bytes]:
-    """The bytes that a passphrase may have been when its slot was made: as kept now, as it is, decomposed. ASCII has one."""
+    """The bytes that a passphrase may have been when its slot was made: as kept now, as it is,
+    decomposed. ASCII has one.
+    """
     forms = [secret]
     with contextlib.suppress(UnicodeDecodeError):
         text = secret.removeprefix(codecs.BOM_UTF8).decode("utf-8")
@@ -149,7 +162,9 @@ def _forms(secret: bytes) -> list[bytes]:
 
 
 def open_any(untrusted_slots: Iterable[bytes], secret: bytes, archive: bytes) -> bytes | None:
-    """The master key from any of the slots, ``secret`` being a passphrase or a recovery key as printed; None if none opens."""
+    """The master key from any of the slots, ``secret`` being a passphrase or a recovery key as
+    printed; None if none opens.
+    """
     if not secret or len(secret) > SECRET_LIMIT:
         return None
     secrets = [(KIND_PASSPHRASE, form) for form in _forms(secret)]
@@ -176,7 +191,9 @@ def recovery_text(secret: bytes) -> str:
 
 
 def parse_recovery(text: str) -> bytes:
-    """Undo recovery_text, forgiving case, spaces and dashes; raise BadRecoveryKey naming the wrong group."""
+    """Undo recovery_text, forgiving case, spaces and dashes; raise BadRecoveryKey naming the wrong
+    group.
+    """
     letters = (
         "".join(text.upper().split())
         .replace("-", "")

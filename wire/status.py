@@ -26,13 +26,19 @@ class Code(IntEnum):
 
 
 NOTE_OLDER = 1
-"""Note bit of a status: the record is not that of the newest session that dom0 knows of this volume in this archive."""
+"""Note bit of a status: the record is not that of the newest session that dom0 knows of this volume
+in this archive.
+"""
 NOTE_UNKNOWN = 2
-"""Note bit of a status, with NOTE_OLDER: dom0 knows no session of this volume in this archive at all."""
+"""Note bit of a status, with NOTE_OLDER: dom0 knows no session of this volume in this archive at
+all.
+"""
 
 
 class Refused(Exception):
-    """The agent refuses a call: ``code`` and ``detail`` (a chunk number, or 0) go to the caller, the text to the log."""
+    """The agent refuses a call: ``code`` and ``detail`` (a chunk number, or 0) go to the caller,
+    the text to the log.
+    """
 
     def __init__(self, code: Code, text: str, detail: int = 0) -> None:
         super().__init__(text)

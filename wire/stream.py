@@ -2,11 +2,12 @@
 
 from typing import Protocol
 
-from wire.frames import HEADER, Message
+from wire.messages import HEADER, Message
 
 SEND_BUFFER = 1 << 20
-"""Bytes on their way that a local socket is asked to hold. The kernel gives what it may, with its own settings twice what
-a socket has otherwise (socket(7), SO_SNDBUF): either side waits for the other half as often."""
+"""Bytes on their way that a local socket is asked to hold. The kernel gives what it may, with its
+own settings twice what a socket has otherwise (socket(7), SO_SNDBUF): either side waits for the
+other half as often."""
 
 
 class Reader(Protocol):
@@ -60,5 +61,5 @@ def write_frame(stream: Writer, kind: int, payload: bytes) -> None:
 
 
 def send(stream: Writer, message: Message) -> None:
-    """Write one of the structures of wire.frames as a frame of its own kind."""
+    """Write one of the structures of wire.messages as a frame of its own kind."""
     write_frame(stream, message.KIND, message.build())

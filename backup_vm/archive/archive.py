@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from backup_vm import stopping
 from backup_vm.archive import catalog_file, naming, parameters, partial, reconcile, sessions
-from backup_vm.archive.catalog import Catalog
+from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, chain
 from backup_vm.archive.lease import Lease
@@ -19,7 +19,7 @@ from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage, open_storage
 from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
-from wire.sealing import ID_SIZE, ZERO_ID
+from wire.chunks import ID_SIZE, ZERO_ID
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
@@ -30,20 +30,26 @@ class Archive:
 
     def __init__(self, storage: Storage, settings: Parameters, writing: bool) -> None:
         self.storage, self.parameters, self.writing = storage, settings, writing
-        self._catalog: Catalog | None = None
+        self._catalog: ChunkCatalog | None = None
         self.temporary: TemporaryDirectory[str] | None = None
         """Where a reader has a catalog of its own."""
         self.warnings: list[str] = []
         """What was found wrong and put right on the way, for the user."""
         self.damaged: dict[str, DamagedError] = {}
-        """Session files whose head cannot be read, found so far; the sessions that build on them cannot be had."""
+        """Session files whose head cannot be read, found so far; the sessions that build on them
+        cannot be had.
+        """
         self.found: dict[str, str] = {}
-        """Session files that were found to be spoilt at this opening, and not before, with the reason."""
+        """Session files that were found to be spoilt at this opening, and not before, with the
+        reason.
+        """
         self.lost: list[str] = []
-        """Session files, the newest of their volumes, that no prune removed and that are not there any more."""
+        """Session files, the newest of their volumes, that no prune removed and that are not there
+        any more.
+        """
         self.derived = False
         """Whether the catalog was made from packs and sessions in this run."""
-        self._doubted: Catalog | None = None
+        self._doubted: ChunkCatalog | None = None
         self._doubting = threading.Lock()
         self.unrecorded = 0
         """Sessions that the catalog does not say it was made for, although they are whole."""
@@ -84,7 +90,9 @@ class Archive:
         return naming.packs_in(self.storage.names("packs", ".pack"))
 
     def sessions(self, volume: str | None = None) -> dict[str, list[Session]]:
-        """Sessions by volume id, oldest first. Files that cannot be read are left out, and noted in ``damaged``."""
+        """Sessions by volume id, oldest first. Files that cannot be read are left out, and noted in
+        ``damaged``.
+        """
         found: defaultdict[str, list[Session]] = defaultdict(list)
         files = self.session_files(volume)
         self.storage.fetch(files)
@@ -97,7 +105,9 @@ class Archive:
         return dict(found)
 
     def cut_off(self, volumes: dict[str, list[Session]]) -> dict[str, str]:
-        """Of these sessions those that build, at whatever remove, on one that is missing or damaged, with the reason."""
+        """Of these sessions those that build, at whatever remove, on one that is missing or
+        damaged, with the reason.
+        """
         found: dict[str, str] = {}
         for series in volumes.values():
             whole: set[bytes] = set()
@@ -109,8 +119,10 @@ class Archive:
                     found[session.file] = (
                         f"session {session.name} builds on {base}, which lacks what it builds on"
                         if base
-                        else f"session {session.name} builds on {session.base.hex()}, which is "
-                        "missing or damaged"
+                        else (
+                            f"session {session.name} builds on {session.base.hex()}, which is "
+                            "missing or damaged"
+                        )
                     )
         return found
 
@@ -121,7 +133,9 @@ class Archive:
         return [*lost, *map(str, self.damaged.values()), *self.cut_off(volumes).values()]
 
     def partials(self) -> list[Partial]:
-        """Partial sessions to be resumed, from where not all of their chunks are stored; when writing, others are removed."""
+        """Partial sessions to be resumed, from where not all of their chunks are stored; when
+        writing, others are removed.
+        """
         if self.writing:
             partial.adopt(self.storage)
         found = []
@@ -135,7 +149,8 @@ class Archive:
         return found
 
     def store_session(self, complete: Partial, record: bytes, base: bytes, inherit: int) -> Session:
-        """Make a session of a partial one that is complete; raise DamagedError if not every chunk of it is stored.
+        """Make a session of a partial one that is complete; raise DamagedError if not every chunk
+        of it is stored.
 
         What it inherits is there, or its volume would have been marked to be compared in full.
         """
@@ -156,7 +171,9 @@ class Archive:
         )
 
     def image(self, series: list[Session], session: Session) -> Image:
-        """The image of a volume at a session of its series; raise DamagedError when one it builds on is not there."""
+        """The image of a volume at a session of its series; raise DamagedError when one it builds
+        on is not there.
+        """
         found, missing = chain(series, session)
         if missing == NO_BASE:
             return Image(self.storage, found)
@@ -168,21 +185,26 @@ class Archive:
                     "sessions that do not build on it can still be had",
                 )
         raise DamagedError(
-            f"{session.name} builds on session {missing.hex()} (after it: {found[0].name}), whose file is missing",
+            f"{session.name} builds on session {missing.hex()} (after it: {found[0].name}), whose"
+            " file is missing",
             "put it back from a copy of the archive; the next backup compares everything again",
         )
 
     # Catalog
 
     @property
-    def catalog(self) -> Catalog:
-        """The catalog, brought to what there is in the store; made again if it is missing or damaged."""
+    def catalog(self) -> ChunkCatalog:
+        """The catalog, brought to what there is in the store; made again if it is missing or
+        damaged.
+        """
         if self._catalog is None:
             self._catalog = reconcile.open_catalog(self, reconcile.Listing.of(self.storage))
         return self._catalog
 
     def work_aside(self) -> None:
-        """Where the archive cannot be written to: note what is found in a copy of the catalog, which goes at the end."""
+        """Where the archive cannot be written to: note what is found in a copy of the catalog,
+        which goes at the end.
+        """
         self._catalog = reconcile.open_catalog(self, reconcile.Listing.of(self.storage), aside=True)
 
     def rebuild_catalog(self) -> None:
@@ -194,7 +216,8 @@ class Archive:
         self._catalog = reconcile.rebuild(self, reconcile.Listing.of(self.storage), known)
 
     def doubt_catalog(self) -> bool:
-        """A reader found the catalog to lie: make another, aside, once. Whether that was done, now or before.
+        """A reader found the catalog to lie: make another, aside, once. Whether that was done, now
+        or before.
 
         The one that lies stays open until the end, for other threads may be at it.
         """
@@ -228,7 +251,8 @@ class Archive:
     def record(self) -> None:
         """At the end of a run: the catalog is made for the files that there are now.
 
-        A run that stored few sessions and nothing else need not wait for the disk: the next one looks through these.
+        A run that stored few sessions and nothing else need not wait for the disk: the next one
+        looks through these.
         """
         catalog = self._catalog
         if catalog is None or not self.writing:
@@ -257,10 +281,12 @@ class Archive:
 def open_archive(
     location: str | Path, writing: bool | None, command: str = ""
 ) -> Iterator[Archive]:
-    """Open and lock the archive in a directory or at a URL: alone for writing, together with other readers otherwise.
+    """Open and lock the archive in a directory or at a URL: alone for writing, together with other
+    readers otherwise.
 
     ``writing``: None for what notes its findings where it can, and reads all the same where not.
-    ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later, when a lease is lost.
+    ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later,
+    when a lease is lost.
     """
     storage = open_storage(location)
     with closing(storage):
@@ -302,7 +328,9 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[None]:
 
 
 def create_archive(location: str | Path, settings: Parameters) -> None:
-    """Make an empty archive in a directory, made if missing, or at a URL; raise SparsebakError where there is one."""
+    """Make an empty archive in a directory, made if missing, or at a URL; raise SparsebakError
+    where there is one.
+    """
     storage = open_storage(location)
     if storage.exists(parameters.NAME):
         raise SparsebakError(

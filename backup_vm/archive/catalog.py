@@ -1,9 +1,11 @@
-"""``catalog.sqlite``: in which pack each chunk lies. A cache: deleted or damaged, it is rebuilt from packs and sessions.
+"""``catalog.sqlite``: in which pack each chunk lies. A cache: deleted or damaged, it is rebuilt
+from packs and sessions.
 
-It says for which files it was made (``packs`` and ``files``, names and sizes): it is believed only where the store has just
-these (see reconcile.py). Only chunks that a session (or a partial one) refers to are in ``chunks``, and those of a run that
-is going on. What nothing refers to any more is in ``freed``, until its space has been given back: candidates, no more.
-``spoilt``: sessions known to lack chunks, or one that they build on. ``rotten``: where a pack does not hold what its index
+It says for which files it was made (``packs`` and ``files``, names and sizes): it is believed only
+where the store has just these (see reconcile.py). Only chunks that a session (or a partial one)
+refers to are in ``chunks``, and those of a run that is going on. What nothing refers to any more is
+in ``freed``, until its space has been given back: candidates, no more. ``spoilt``: sessions known
+to lack chunks, or one that they build on. ``rotten``: where a pack does not hold what its index
 says. ``meta``: see marks.py.
 """
 
@@ -21,7 +23,9 @@ _Rows = list[tuple[Any, ...]]
 
 
 def _typed(rows: _Rows, *kinds: type) -> _Rows:
-    """The rows, all of whose columns are of these types: SQLite keeps whatever was written. Raises sqlite3.DatabaseError."""
+    """The rows, all of whose columns are of these types: SQLite keeps whatever was written. Raises
+    sqlite3.DatabaseError.
+    """
     for kind, column in zip(kinds, zip(*rows, strict=True), strict=False):
         if set(map(type, column)) - {kind}:
             raise sqlite3.DatabaseError("a value is of another type than its column's")
@@ -36,7 +40,7 @@ class Place(NamedTuple):
     length: int
 
 
-class Catalog(CatalogBase):
+class ChunkCatalog(CatalogBase):
     """The open catalog. sqlite3.DatabaseError from any method means that it must be rebuilt."""
 
     def add_pack(self, name: str, size: int) -> int:
@@ -61,7 +65,9 @@ class Catalog(CatalogBase):
         self._db.execute("DELETE FROM packs WHERE number=?", (number,))
 
     def add_all(self, pack: int, chunks: Sequence[tuple[bytes, int, int]]) -> list[bytes]:
-        """Add chunks of a pack, given as id, offset and length; returns the ids that are there already, in whichever pack."""
+        """Add chunks of a pack, given as id, offset and length; returns the ids that are there
+        already, in whichever pack.
+        """
         rows = [(chunk_id, pack, offset, length) for chunk_id, offset, length in chunks]
         if self._db.executemany(
             "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", rows
@@ -76,7 +82,8 @@ class Catalog(CatalogBase):
     def fill(
         self, chunks: Iterable[tuple[bytes, int, int, int]]
     ) -> list[tuple[bytes, int, int, int]]:
-        """Add all chunks of an empty catalog, given as id, pack, offset and length; returns those whose ids came before.
+        """Add all chunks of an empty catalog, given as id, pack, offset and length; returns those
+        whose ids came before.
 
         They are added in the order of their ids: many of them at random take many times as long.
         """
@@ -132,12 +139,17 @@ class Catalog(CatalogBase):
         return len(wanted) - found
 
     def places(self, ids: Iterable[bytes]) -> dict[bytes, Place]:
-        """Where chunks lie; those not stored are missing from the answer. May be called from several threads at once."""
+        """Where chunks lie; those not stored are missing from the answer. May be called from
+        several threads at once.
+        """
         wanted, found = list(set(ids)), {}
         for at in range(0, len(wanted), _BATCH):
             part = wanted[at : at + _BATCH]
             marks = ",".join("?" * len(part))
-            query = f"SELECT id, name, offset, length FROM chunks JOIN packs ON number = pack WHERE id IN ({marks})"  # noqa: S608
+            query = (
+                "SELECT id, name, offset, length FROM chunks JOIN packs ON number = pack"  # noqa: S608
+                f" WHERE id IN ({marks})"
+            )
             with self._lock:  # a connection keeps its statements, and two threads would share one
                 rows = self._db.execute(query, part).fetchall()
             for chunk_id, name, offset, length in _typed(rows, bytes, str, int, int):
@@ -152,13 +164,17 @@ class Catalog(CatalogBase):
         return int(chunks), int(size)
 
     def lengths(self) -> Iterator[tuple[bytes, list[int]]]:
-        """Ids of all chunks, one after another, and the length of each, in parts of bounded size."""
+        """Ids of all chunks, one after another, and the length of each, in parts of bounded
+        size.
+        """
         rows = self._db.execute("SELECT id, length FROM chunks")
         while part := _typed(rows.fetchmany(1 << 14), bytes, int):
             yield b"".join(chunk_id for chunk_id, _ in part), [length for _, length in part]
 
     def digest(self) -> bytes:
-        """Digest of the ids of all chunks; does not depend on which of several copies the catalog names."""
+        """Digest of the ids of all chunks; does not depend on which of several copies the catalog
+        names.
+        """
         digest = hashlib.blake2b(digest_size=16)
         rows = self._db.execute("SELECT id FROM chunks ORDER BY id")
         while part := _typed(rows.fetchmany(1 << 14), bytes):

@@ -1,4 +1,6 @@
-"""The catalog as a database: its schema, transactions, and what it remembers beside where chunks lie."""
+"""The catalog as a database: its schema, transactions, and what it remembers beside where chunks
+lie.
+"""
 
 import functools
 import os
@@ -18,10 +20,13 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE packs (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL);
 CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE spoilt (file TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)
-    WITHOUT ROWID;
+CREATE TABLE chunks (
+    id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL
+) WITHOUT ROWID;
 {BY_PACK};
-CREATE TABLE rotten (pack TEXT NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (pack, offset)) WITHOUT ROWID;
+CREATE TABLE rotten (
+    pack TEXT NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (pack, offset)
+) WITHOUT ROWID;
 CREATE TABLE freed {RANGES};
 CREATE INDEX freed_by_pack ON freed (pack);
 """
@@ -39,8 +44,8 @@ _ODD = tuple(
         "rotten": {"pack": _TEXT, "offset": _NUMBER},
     }.items()
 )
-"""How many values are of other types than the schema says, which SQLite leaves to whoever writes. Of the large tables' rows
-it is looked at when they are read: see catalog.py."""
+"""How many values are of other types than the schema says, which SQLite leaves to whoever writes.
+Of the large tables' rows it is looked at when they are read: see catalog.py."""
 
 
 @functools.cache
@@ -81,7 +86,9 @@ class CatalogBase:
             self._db.execute("PRAGMA journal_mode=TRUNCATE")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA temp_store=FILE")
-        if alone:  # the archive's own lock sees to it, so that SQLite need not look for others at every statement
+        # the archive's own lock sees to it, so that SQLite need not look for others at every
+        # statement
+        if alone:
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA cache_size=-16384")
 
@@ -96,7 +103,9 @@ class CatalogBase:
         return catalog
 
     def sound_for(self, archive: bytes) -> bool:
-        """Whether this is a catalog of that archive and of this version, to the letter of its schema: nothing else is run."""
+        """Whether this is a catalog of that archive and of this version, to the letter of its
+        schema: nothing else is run.
+        """
         return (
             _contents(self._db) == _expected()
             and not any(self._db.execute(query).fetchone()[0] for query in _ODD)
@@ -203,6 +212,7 @@ class CatalogBase:
         for name, offset in places:
             self._db.execute("INSERT OR IGNORE INTO rotten VALUES (?, ?)", (name, offset))
             self._db.execute(
-                "DELETE FROM chunks WHERE offset=? AND pack=(SELECT number FROM packs WHERE name=?)",
+                "DELETE FROM chunks WHERE offset=? AND pack=(SELECT number FROM packs WHERE"
+                " name=?)",
                 (offset, name),
             )

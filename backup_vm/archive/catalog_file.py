@@ -1,6 +1,7 @@
 """The file that the catalog lies in, and what SQLite says of it.
 
-Whoever can write to the store may have put anything there: ``Storage.database`` looks at it before SQLite may.
+Whoever can write to the store may have put anything there: ``Storage.database`` looks at it before
+SQLite may.
 """
 
 import os
@@ -21,7 +22,9 @@ _NOT_DAMAGE = frozenset({"FULL", "READONLY", "BUSY", "LOCKED", "NOMEM", "PERM", 
 
 
 def folder_aside() -> "TemporaryDirectory[str]":
-    """A folder for a catalog aside from the archive's: where SQLite puts its own large files, for /tmp is often memory."""
+    """A folder for a catalog aside from the archive's: where SQLite puts its own large files, for
+    /tmp is often memory.
+    """
     import tempfile
 
     places = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp")  # noqa: S108  # the name in it is random
@@ -45,7 +48,9 @@ def copy(storage: Storage, folder: Path) -> Path:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the catalog is at fault, so that making it again helps; not a disk that is full or read-only."""
+    """Whether the catalog is at fault, so that making it again helps; not a disk that is full or
+    read-only.
+    """
     name = getattr(error, "sqlite_errorname", "") or ""
     return isinstance(error, sqlite3.DatabaseError) and not any(
         name.startswith(f"SQLITE_{one}") for one in _NOT_DAMAGE

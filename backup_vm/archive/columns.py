@@ -1,7 +1,8 @@
 """The two columns of a session file, chunk numbers and chunk ids, read a part at a time.
 
-They are read, not mapped: in mapped memory a sector that cannot be read kills the process, and some network and FUSE file
-systems map nothing. No file stays open between two parts, for a volume may have thousands of sessions.
+They are read, not mapped: in mapped memory a sector that cannot be read kills the process, and some
+network and FUSE file systems map nothing. No file stays open between two parts, for a volume may
+have thousands of sessions.
 """
 
 import os
@@ -12,7 +13,7 @@ from backup_vm.archive.damage import opened
 from backup_vm.archive.format import SESSION_HEAD_SIZE
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,9 @@ class Columns:
         self.count, self._rows = session.count, rows
         self._kept: _Rows | None = None
         self._asked, self._next = 1, 0
-        """``_next`` is the first chunk number from ``_asked`` on that has an entry; unknown at first."""
+        """``_next`` is the first chunk number from ``_asked`` on that has an entry; unknown at
+        first.
+        """
 
     def slices(self, rows: int = SLICE) -> "Iterator[tuple[Numbers, Ids]]":
         """Both columns from first row to last, in parts of so many rows. Raises DamagedError."""
@@ -64,7 +67,9 @@ class Columns:
             yield part.numbers, part.ids
 
     def check(self) -> None:
-        """Look at all chunk numbers; raise DamagedError where they do not rise within the volume."""
+        """Look at all chunk numbers; raise DamagedError where they do not rise within the
+        volume.
+        """
         last = -1
         for at in range(0, self.count, SLICE):
             with opened(self._storage, self._session.file) as fd:

@@ -1,4 +1,6 @@
-"""Files that cannot be read are damage to what needs them, as files with the wrong contents are, and to nothing else."""
+"""Files that cannot be read are damage to what needs them, as files with the wrong contents are,
+and to nothing else.
+"""
 
 import errno
 from collections.abc import Iterator
@@ -13,7 +15,9 @@ _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 @contextmanager
 def damage(storage: Storage, name: str, hint: str = "run: sparsebak scrub") -> Iterator[None]:
-    """Whatever keeps the file from being read (missing, EIO, no permission) becomes a DamagedError that names it."""
+    """Whatever keeps the file from being read (missing, EIO, no permission) becomes a DamagedError
+    that names it.
+    """
     try:
         yield
     except FileNotFoundError:

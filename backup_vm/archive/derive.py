@@ -1,4 +1,6 @@
-"""What the catalog must hold, from the packs' own indexes and the sessions: parts of what reconcile.py does."""
+"""What the catalog must hold, from the packs' own indexes and the sessions: parts of what
+reconcile.py does.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -6,19 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import naming, packs, references
-from backup_vm.archive.catalog import Catalog
+from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.image import split
 from backup_vm.archive.reclaim import holes
 from backup_vm.errors import DamagedError
-from wire.sealing import ZERO_ID
+from wire.chunks import ZERO_ID
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
 
 
-def built(archive: "Archive", path: Path, names: Mapping[str, int]) -> Catalog:
+def built(archive: "Archive", path: Path, names: Mapping[str, int]) -> ChunkCatalog:
     """All that packs hold; the transaction is open."""
-    catalog = Catalog.create(path, archive.parameters.archive)
+    catalog = ChunkCatalog.create(path, archive.parameters.archive)
     catalog.begin()
     numbered = ((catalog.add_pack(name, names[name]), name) for name in sorted(names))
     twice = catalog.fill(
@@ -33,16 +35,19 @@ def built(archive: "Archive", path: Path, names: Mapping[str, int]) -> Catalog:
     return catalog
 
 
-def sweep_whole(archive: "Archive", catalog: Catalog) -> dict[str, int]:
-    """``sweep``, and what lies in holes is taken out; returns how many chunks each session lacks."""
+def sweep_whole(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
+    """``sweep``, and what lies in holes is taken out; returns how many chunks each session
+    lacks.
+    """
     found = sweep(archive, catalog)
     if forget_holes(archive, catalog, catalog.packs()):
         return lacking_in(archive, catalog, archive.session_files())
     return found
 
 
-def sweep(archive: "Archive", catalog: Catalog) -> dict[str, int]:
-    """Take out what nothing refers to, in one reading of all sessions; returns how many chunks each session lacks.
+def sweep(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
+    """Take out what nothing refers to, in one reading of all sessions; returns how many chunks each
+    session lacks.
 
     Nothing is taken out while it is not known what all of them refer to.
     """
@@ -63,7 +68,7 @@ def sweep(archive: "Archive", catalog: Catalog) -> dict[str, int]:
     return {name: count for name, count in lacking.items() if naming.is_session(name)}
 
 
-def lacking_in(archive: "Archive", catalog: Catalog, names: Iterable[str]) -> dict[str, int]:
+def lacking_in(archive: "Archive", catalog: ChunkCatalog, names: Iterable[str]) -> dict[str, int]:
     """How many chunks each of these sessions lacks."""
     found: dict[str, int] = {}
     for name, ids in _ids(archive, names):
@@ -83,7 +88,7 @@ def _ids(archive: "Archive", names: Iterable[str]) -> Iterator[tuple[str, list[b
             archive.note_damage(name, error)
 
 
-def index_pack(archive: "Archive", catalog: Catalog, name: str, size: int) -> None:
+def index_pack(archive: "Archive", catalog: ChunkCatalog, name: str, size: int) -> None:
     """Read a pack in."""
     number, entries = catalog.add_pack(name, size), _entries(archive, name)
     twice = set(catalog.add_all(number, [(e.id, e.offset, e.length) for e in entries]))
@@ -102,7 +107,9 @@ def _entries(archive: "Archive", name: str) -> list[packs.Packed]:
         return list(packs.scan(archive.storage, name, archive.parameters.chunk_size))
 
 
-def _choose(catalog: Catalog, reader: packs.PackReader, entry: packs.Packed, number: int) -> None:
+def _choose(
+    catalog: ChunkCatalog, reader: packs.PackReader, entry: packs.Packed, number: int
+) -> None:
     """Two packs have this chunk, and one of the two may be a hole or damaged: keep a sound one."""
     names = catalog.packs()
     other = catalog.places([entry.id]).get(entry.id)  # in no pack that there is, at times
@@ -113,8 +120,10 @@ def _choose(catalog: Catalog, reader: packs.PackReader, entry: packs.Packed, num
         catalog.put(entry.id, number, entry.offset, entry.length)
 
 
-def leave_out(archive: "Archive", catalog: Catalog, rotten: Iterable[tuple[str, int]]) -> None:
-    """Take out what was found rotten, unless it is sound now: packs may have been put back from a copy."""
+def leave_out(archive: "Archive", catalog: ChunkCatalog, rotten: Iterable[tuple[str, int]]) -> None:
+    """Take out what was found rotten, unless it is sound now: packs may have been put back from a
+    copy.
+    """
     numbers = {name: number for number, name in catalog.packs().items()}
     with packs.PackReader(archive.storage) as reader:
         for name, offset in rotten:
@@ -124,7 +133,7 @@ def leave_out(archive: "Archive", catalog: Catalog, rotten: Iterable[tuple[str, 
                 catalog.add_rotten([(name, offset)])
 
 
-def forget_holes(archive: "Archive", catalog: Catalog, suspects: dict[int, str]) -> int:
+def forget_holes(archive: "Archive", catalog: ChunkCatalog, suspects: dict[int, str]) -> int:
     """Take out what lies in holes of these packs; returns how many chunks."""
     forgotten = 0
     for number, name in suspects.items():

@@ -1,7 +1,8 @@
-"""The archive's binary structures, little-endian, each declared once: see wire.layout, and byte by byte docs/format.md.
+"""The archive's binary structures, little-endian, each declared once: see wire.layout, and byte by
+byte docs/format.md.
 
-Heads, feet and entries are what the archive is built and read by. Files as a whole are declared for what reads them field
-by field: ``sparsebak inspect``, the tables of docs/format.md, tests.
+Heads, feet and entries are what the archive is built and read by. Files as a whole are declared for
+what reads them field by field: ``sparsebak inspect``, the tables of docs/format.md, tests.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from backup_vm.archive.compiled import COMPILED
-from wire.frames import Length, Offer
+from wire.chunks import ID_SIZE, NONCE_SIZE, OVERHEAD, SALT_SIZE, TAG_SIZE
 from wire.layout import Structure
+from wire.merkle import chunk_count
+from wire.messages import Length, Offer
 from wire.records import RECORD_SIZE, SealedRecord
-from wire.sealing import ID_SIZE, NONCE_SIZE, OVERHEAD, SALT_SIZE, TAG_SIZE
-from wire.tree import chunk_count
 
 if TYPE_CHECKING:
     from construct import Bytes, Const, GreedyRange, Int8ul, Int32ul, Int64ul, Pointer, this
@@ -106,7 +107,9 @@ NO_BASE = bytes(16)
 
 @dataclass(frozen=True)
 class SessionHead(Structure, compiled=COMPILED):
-    """Beginning of a session file. ``base`` is there so that it is noticed when that session is missing."""
+    """Beginning of a session file. ``base`` is there so that it is noticed when that session is
+    missing.
+    """
 
     magic: ClassVar[Annotated[bytes, Const(SESSION_MAGIC)]]
     inherit: Annotated[

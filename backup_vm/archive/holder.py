@@ -1,6 +1,7 @@
 """Who holds a lease, as its file says, and whether that process is gone.
 
-What it says is written by anybody who can write to the store: it is bounded, and only ever shown or compared.
+What it says is written by anybody who can write to the store: it is bounded, and only ever shown or
+compared.
 """
 
 import hashlib
@@ -11,15 +12,19 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from wire.names import printable
+from common.text import printable
 
 given_back: set[str] = set()
-"""Tokens of leases that this process has had: one may still be there, when the store could not be reached at the end."""
+"""Tokens of leases that this process has had: one may still be there, when the store could not be
+reached at the end.
+"""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease. ``space``: the process id's name space; ``started``: the process's start, in ticks since boot."""
+    """Who holds a lease. ``space``: the process id's name space; ``started``: the process's start,
+    in ticks since boot.
+    """
 
     machine: str = ""
     boot: str = ""

@@ -1,4 +1,6 @@
-"""The chunk ids of a volume's image at a session: the newest entry for each chunk number. No Python loop over chunks."""
+"""The chunk ids of a volume's image at a session: the newest entry for each chunk number. No Python
+loop over chunks.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -6,7 +8,7 @@ from typing import TYPE_CHECKING
 from backup_vm.archive.columns import columns_of
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,14 +19,17 @@ if TYPE_CHECKING:
 WINDOW = 32768
 """Chunks handed out together; a whole number of pages of 1,024."""
 _SPAN = 8 * WINDOW
-"""Chunks put together at once: in a long series most sessions have little in a window, and each costs the same."""
+"""Chunks put together at once: in a long series most sessions have little in a window, and each
+costs the same.
+"""
 
 
 def chain(series: Iterable[Session], session: Session) -> tuple[list[Session], bytes]:
     """The sessions that an image is made of, the one that builds on nothing first.
 
-    Also the id of the session which is not in the series although the first one builds on it; NO_BASE if all are there. What
-    a session builds on is looked up by id, so that others that have come to lie between do not matter.
+    Also the id of the session which is not in the series although the first one builds on it;
+    NO_BASE if all are there. What a session builds on is looked up by id, so that others that have
+    come to lie between do not matter.
     """
     older = {
         one.clear.session: one for one in series if one.clear.sequence < session.clear.sequence
@@ -36,7 +41,9 @@ def chain(series: Iterable[Session], session: Session) -> tuple[list[Session], b
 
 
 class Image:
-    """The image that a chain of sessions of one volume, each building on the one before, adds up to."""
+    """The image that a chain of sessions of one volume, each building on the one before, adds up
+    to.
+    """
 
     def __init__(self, storage: Storage, chain: list[Session]) -> None:
         self.sessions = chain
@@ -73,7 +80,9 @@ class Image:
 
 
 def runs(masks: "Iterable[tuple[int, NDArray[np.bool_]]]") -> Iterator[tuple[int, int]]:
-    """Runs of true values (first, end), joined where they touch, of masks that follow each other with their first numbers."""
+    """Runs of true values (first, end), joined where they touch, of masks that follow each other
+    with their first numbers.
+    """
     import numpy as np
 
     begin = end = 0

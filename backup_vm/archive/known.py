@@ -1,4 +1,6 @@
-"""What an archive holds of a volume, as the agent is told it, so that it sends only what differs."""
+"""What an archive holds of a volume, as the agent is told it, so that it sends only what
+differs.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,13 +10,15 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image, chain
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
-from wire.frames import Offer
-from wire.sealing import ID_SIZE
-from wire.tree import chunk_count
+from wire.chunks import ID_SIZE
+from wire.merkle import chunk_count
+from wire.messages import Offer
 
 
 def known_ids(archive: Archive, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:
-    """Writes the ids of the volume's chunks at its newest session, in order; zeros for what is not held."""
+    """Writes the ids of the volume's chunks at its newest session, in order; zeros for what is not
+    held.
+    """
     series = archive.sessions(newest.volume)[newest.volume]
     known, _ = chain(series, newest)
     # a chain that breaks off does no harm here: the agent compares each id with the data

@@ -1,17 +1,21 @@
-"""A writer's lease in the store: one run writes to an archive at a time, from whatever machine, whatever flock is worth.
+"""A writer's lease in the store: one run writes to an archive at a time, from whatever machine,
+whatever flock is worth.
 
-A lease is a file ``locks/writer-<generation>``. Whoever wants one looks at what is there, makes the file of the next
-generation, which the store lets only one of many do, and looks again: any other lease that is not free now means that another
-run came in between, and this one withdraws. The holder writes its file again every minute, and looks for a higher generation.
+A lease is a file ``locks/writer-<generation>``. Whoever wants one looks at what is there, makes the
+file of the next generation, which the store lets only one of many do, and looks again: any other
+lease that is not free now means that another run came in between, and this one withdraws. The
+holder writes its file again every minute, and looks for a higher generation.
 
-What is not renewed for half an hour is free, by the store's own clock: times of files there are compared with each other
-only. A holder gives up after half of that without a renewal, by a clock that runs on while its machine sleeps, so that it has
-given up when another one begins. A holder on this machine whose process is gone, or that ran before the machine's last start,
-is free at once. So no two runs believe at one time that they hold an archive, given that the store lists what was written
-before, that clocks run at less than twice each other's speed, and that no two machines have both machine id and host name in
-common.
+What is not renewed for half an hour is free, by the store's own clock: times of files there are
+compared with each other only. A holder gives up after half of that without a renewal, by a clock
+that runs on while its machine sleeps, so that it has given up when another one begins. A holder on
+this machine whose process is gone, or that ran before the machine's last start, is free at once. So
+no two runs believe at one time that they hold an archive, given that the store lists what was
+written before, that clocks run at less than twice each other's speed, and that no two machines have
+both machine id and host name in common.
 
-What a lease says is written by anybody who can write to the store: it is bounded, and only ever shown or compared.
+What a lease says is written by anybody who can write to the store: it is bounded, and only ever
+shown or compared.
 """
 
 import errno
@@ -32,34 +36,43 @@ FOLDER = "locks"
 RENEWAL = 60.0
 """Seconds between two renewals."""
 _FIRST = 2.0
-"""Seconds until the first one, which brings the lease to disk: after a power cut it still says whose it was."""
+"""Seconds until the first one, which brings the lease to disk: after a power cut it still says
+whose it was.
+"""
 STALE = 1800.0
 """Seconds without a renewal, by the store's clock, after which a lease is free."""
 _HALF = STALE / 2
 _RETRY = 10.0
 _BEGINNING = 120.0
-"""Seconds after which a lease that says nothing is free: that of a run which died while it made it, or whose contents a power
-cut took. The one has not yet looked for others, and would find them; the other, should it still run, finds out at its next
-renewal. So this must be longer than RENEWAL, whatever else is known, of a machine's last start for instance: the folder may
-be another machine's, by NFS or SFTP, and clocks may have been set since.
+"""Seconds after which a lease that says nothing is free: that of a run which died while it made it,
+or whose contents a power cut took. The one has not yet looked for others, and would find them; the
+other, should it still run, finds out at its next renewal. So this must be longer than RENEWAL,
+whatever else is known, of a machine's last start for instance: the folder may be another machine's,
+by NFS or SFTP, and clocks may have been set since.
 """
 _TRIES = 4
 LONGEST = 4096
 """Bytes of a lease at most."""
 WRITER, NOTES = "writer", "notes"
-"""Kinds of leases: of the run that writes to the archive, and of one that changes the notes, which readers do, too."""
+"""Kinds of leases: of the run that writes to the archive, and of one that changes the notes, which
+readers do, too.
+"""
 _NAME = re.compile(r"(writer|notes)-([0-9]{1,15})(?:-[0-9a-f]{16})?")
 _PROBE = re.compile(r"probe-[0-9a-f]{16}")
 
 
 class Locks(Protocol):
-    """The files in an archive's folder ``locks``, as they are in the store at that moment. Raises OSError, SparsebakError."""
+    """The files in an archive's folder ``locks``, as they are in the store at that moment. Raises
+    OSError, SparsebakError.
+    """
 
     def list(self) -> dict[str, float]:
         """Names, and when each was written last: seconds by the store's clock."""
 
     def create(self, name: str, raw: bytes) -> bool | None:
-        """Make a file; False where there is one of that name already, None where the store cannot make sure of that."""
+        """Make a file; False where there is one of that name already, None where the store cannot
+        make sure of that.
+        """
 
     def put(self, name: str, raw: bytes) -> None:
         """Write a file, whether it is there or not."""
@@ -80,7 +93,9 @@ def _boot_time() -> float:
 
 @dataclass(frozen=True)
 class Clocks:
-    """``boot`` runs on while the machine sleeps, ``wall`` while it is paused, too, and may be set; both in seconds."""
+    """``boot`` runs on while the machine sleeps, ``wall`` while it is paused, too, and may be set;
+    both in seconds.
+    """
 
     boot: Callable[[], float] = _boot_time
     wall: Callable[[], float] = time.time
@@ -88,7 +103,9 @@ class Clocks:
 
 
 class Found(dict[str, tuple[float, Holder | None]]):
-    """Leases by name: when renewed, and who holds each; None for one that is free by its age alone."""
+    """Leases by name: when renewed, and who holds each; None for one that is free by its
+    age alone.
+    """
 
     @property
     def highest(self) -> int:
@@ -273,7 +290,9 @@ class Lease:
                 return
 
     def renew(self) -> None:
-        """Write it again; raise LockedError when it is lost, OSError or SparsebakError when that cannot be known."""
+        """Write it again; raise LockedError when it is lost, OSError or SparsebakError when that
+        cannot be known.
+        """
         with self._lock:
             begun, wall = self._clocks.boot(), self._clocks.wall()
             if begun - self._sure >= _HALF:

@@ -1,7 +1,9 @@
-"""Sealed chunks by id: where the catalog says or, when it is found to lie, where the packs themselves say.
+"""Sealed chunks by id: where the catalog says or, when it is found to lie, where the packs
+themselves say.
 
-The catalog lies beside the files that it describes: whoever can write to these can write to it, and a bad bit in it is as
-likely as in them. What it says is checked where it is used, and damage to it is never damage to a session.
+The catalog lies beside the files that it describes: whoever can write to these can write to it, and
+a bad bit in it is as likely as in them. What it says is checked where it is used, and damage to it
+is never damage to a session.
 """
 
 import sqlite3
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 def places(archive: "Archive", ids: Iterable[bytes]) -> "dict[bytes, Place]":
     """Where chunks lie; those not stored are missing from the answer.
 
-    Where nothing is known to be spoilt nothing can be missing, and a catalog that says so is made again first.
+    Where nothing is known to be spoilt nothing can be missing, and a catalog that says so is made
+    again first.
     """
     wanted = set(ids)
     try:
@@ -51,7 +54,9 @@ def read(
 
 
 def _is_there(archive: "Archive", chunk_id: bytes, place: "Place") -> bool:
-    """Whether the pack's own index has the chunk there, or cannot be read: then it is the pack that is damaged."""
+    """Whether the pack's own index has the chunk there, or cannot be read: then it is the pack that
+    is damaged.
+    """
     try:
         entries = packs.read_index(archive.storage, place.pack, archive.parameters.archive)
     except DamagedError:

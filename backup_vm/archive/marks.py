@@ -1,19 +1,27 @@
-"""What the catalog remembers beside where chunks lie: work that is due. Part of the cache, and lost with it.
+"""What the catalog remembers beside where chunks lie: work that is due. Part of the cache, and lost
+with it.
 
-Nothing depends on a mark that is lost: a catalog that is made from packs and sessions finds by itself what is due.
+Nothing depends on a mark that is lost: a catalog that is made from packs and sessions finds by
+itself what is due.
 
-- ``compare`` (volumes): something that the volume's newest image needs is missing. Set by whoever finds that (opening,
-  scrub); the next backup of the volume stores a full session, for which everything is compared, and ends it.
-- ``storing``: a run is bringing chunks in, and died if it is still set when the next one opens the archive: chunks may be in
+- ``compare`` (volumes): something that the volume's newest image needs is missing. Set by whoever
+finds that (opening,
+  scrub); the next backup of the volume stores a full session, for which everything is compared, and
+  ends it.
+- ``storing``: a run is bringing chunks in, and died if it is still set when the next one opens the
+archive: chunks may be in
   the catalog that no session refers to. Opening drops them there, which makes ``unclaimed`` of it.
-- ``unclaimed``: packs may hold chunks that neither a session needs nor the catalog lists. They are harmless, and the next
+- ``unclaimed``: packs may hold chunks that neither a session needs nor the catalog lists. They are
+harmless, and the next
   prune, which alone gives space back, looks for them. Ended by a reclaim that saw every session.
-- ``reclaiming``: a reclaim has begun and, if it is still set when the archive is opened, died. The next writer does it again.
+- ``reclaiming``: a reclaim has begun and, if it is still set when the archive is opened, died. The
+next writer does it again.
 
 ::
 
     nothing -- Store begins a pack --> storing -- the run ends -------------> nothing
-                                               -- died, opened again -------> unclaimed -- reclaim --> nothing
+                                               -- died, opened again -------> unclaimed -- reclaim
+                                               --> nothing
     nothing -- reclaim begins -------> reclaiming -- all given back --------> nothing
                                                -- died, opened by a writer -> reclaim again
 """
@@ -28,7 +36,9 @@ _STORING, _UNCLAIMED, _RECLAIMING = "storing", "unclaimed", "reclaiming"
 
 
 class Marks:
-    """See the module. Every change is durable with the catalog's transaction that is open, or at once."""
+    """See the module. Every change is durable with the catalog's transaction that is open, or at
+    once.
+    """
 
     def __init__(self, catalog: "CatalogBase") -> None:
         self._catalog = catalog

@@ -1,6 +1,8 @@
-"""Several sessions of a volume as one: what is left of their entries, and what the later ones have superseded.
+"""Several sessions of a volume as one: what is left of their entries, and what the later ones have
+superseded.
 
-Worked on in windows of chunk numbers, so that memory does not grow with the volume or with the number of sessions.
+Worked on in windows of chunk numbers, so that memory does not grow with the volume or with the
+number of sessions.
 """
 
 from collections.abc import Collection, Iterator
@@ -12,7 +14,7 @@ from backup_vm.archive.columns import columns_of
 from backup_vm.archive.image import chain
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     from backup_vm.archive.columns import Ids, Numbers
@@ -43,7 +45,9 @@ def groups(
 
 
 class Merge:
-    """The entries of sessions each of which builds on the one before; the last one stays, with its image."""
+    """The entries of sessions each of which builds on the one before; the last one stays, with its
+    image.
+    """
 
     def __init__(self, storage: Storage, series: list[Session]) -> None:
         self._storage, self._series = storage, series
@@ -70,7 +74,9 @@ class Merge:
             yield (left + first).astype("<u8"), ids[left], superseded
 
     def _firsts(self) -> Iterator[int]:
-        """The first chunk number of each window in which anything is: a volume may be large, and its sessions small."""
+        """The first chunk number of each window in which anything is: a volume may be large, and
+        its sessions small.
+        """
         at = 0
         while (
             low := min(
@@ -81,7 +87,9 @@ class Merge:
             at = (low // WINDOW + 1) * WINDOW
 
     def store(self, superseded: IO[bytes]) -> Session:
-        """Store the last session with all that is left in it; ids that were superseded are appended to ``superseded``."""
+        """Store the last session with all that is left in it; ids that were superseded are appended
+        to ``superseded``.
+        """
         last, count = self._series[-1], 0
         with closing(self._storage.scratch()) as numbers, closing(self._storage.scratch()) as ids:
             for number_window, id_window, gone in self.windows():

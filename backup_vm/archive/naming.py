@@ -1,7 +1,8 @@
-"""What files of an archive are called. What has not exactly such a name belongs to another program: it is left alone.
+"""What files of an archive are called. What has not exactly such a name belongs to another program:
+it is left alone.
 
-Sync programs leave conflict copies beside files, macOS leaves ``._`` files, browsers ``name (1).pack``: none of these is
-damage, and none is ever read.
+Sync programs leave conflict copies beside files, macOS leaves ``._`` files, browsers ``name
+(1).pack``: none of these is damage, and none is ever read.
 """
 
 import re

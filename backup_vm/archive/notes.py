@@ -1,7 +1,8 @@
-"""``notes.json``: what people say of sessions (tags, a note), and when the archive was last checked.
+"""``notes.json``: what people say of sessions (tags, a note), and when the archive was last
+checked.
 
-In clear, also in a sealed archive: the backup VM has no key to seal it with. Its second line is a checksum, for a tag may be
-all that keeps a session from being pruned.
+In clear, also in a sealed archive: the backup VM has no key to seal it with. Its second line is a
+checksum, for a tag may be all that keeps a session from being pruned.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from backup_vm import stopping
 from backup_vm.archive.lease import NOTES, Lease
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
-from wire.durable import Busy, closing_fd, lock_fd
+from common.durable import Busy, closing_fd, lock_fd
 from wire.layout import LAST_TIME
 
 NAME = "notes.json"
@@ -72,7 +73,9 @@ class Notes:
 
 
 def parse_tag(text: str) -> str:
-    """A tag: up to 63 letters, digits and ``_.:+-``; not what could be a session's time, or ``latest``. Raise UsageError."""
+    """A tag: up to 63 letters, digits and ``_.:+-``; not what could be a session's time, or
+    ``latest``. Raise UsageError.
+    """
     if not _TAG.fullmatch(text) or text[:8].isdigit() or text in ("latest", "all"):
         raise UsageError(
             f"{text[:80]!r} cannot be a tag: use letters, digits and _ . : + -, and no date"
@@ -156,7 +159,9 @@ def _digest(body: bytes) -> str:
 
 
 def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
-    """Read, change and write them, with others kept away. Raises DamagedError, LockedError, OSError."""
+    """Read, change and write them, with others kept away. Raises DamagedError, LockedError,
+    OSError.
+    """
     try:
         fd = lock_fd(storage.own(LOCK, create=True), patience=_PATIENCE)
     except Busy:
@@ -175,13 +180,17 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
 
 
 def _place(location: str) -> str:
-    """A directory or URL, as it is noted: hashed, for where other copies lie is nobody's business."""
+    """A directory or URL, as it is noted: hashed, for where other copies lie is nobody's
+    business.
+    """
     whole = location.rstrip("/") if is_remote(location) else os.path.realpath(location)
     return hashlib.blake2b(whole.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 def remembers_copy(storage: Storage, location: str) -> bool:
-    """Whether a copy of this archive is known to be, or to have been, at a location. Raises DamagedError."""
+    """Whether a copy of this archive is known to be, or to have been, at a location. Raises
+    DamagedError.
+    """
     return _place(location) in load(storage).copies
 
 
@@ -211,7 +220,9 @@ def _alone(storage: Storage) -> Iterator[None]:
 
 
 def checked(storage: Storage, sound: bool, session: bytes | None = None) -> None:
-    """Note that a session was verified, or without one that all was scrubbed; nothing on a disk that is read-only."""
+    """Note that a session was verified, or without one that all was scrubbed; nothing on a disk
+    that is read-only.
+    """
     check = Check(int(time.time()), sound)
 
     def note(notes: Notes) -> None:

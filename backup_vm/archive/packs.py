@@ -1,4 +1,6 @@
-"""Packs: sealed chunks one after another, then an index of them. Written once; only ever shortened by holes."""
+"""Packs: sealed chunks one after another, then an index of them. Written once; only ever shortened
+by holes.
+"""
 
 import os
 import threading
@@ -22,7 +24,7 @@ from backup_vm.archive.format import (
 from backup_vm.archive.storage import Reader, Storage
 from backup_vm.errors import DamagedError
 from wire import CHUNK_SIZES
-from wire.frames import largest_frame
+from wire.messages import largest_frame
 
 SUFFIX = ".pack"
 _OPEN_FILES = 64
@@ -85,12 +87,15 @@ class NewPack:
 
 
 class PackReader:
-    """Reads sealed chunks out of packs, keeping a few of them open. Safe to share between threads."""
+    """Reads sealed chunks out of packs, keeping a few of them open. Safe to share between
+    threads.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._open: OrderedDict[str, Reader] = OrderedDict()
-        # one read at a time: a reader may be closed for another one, and a remote one remembers where it is
+        # one read at a time: a reader may be closed for another one, and a remote one remembers
+        # where it is
         self._lock = threading.Lock()
 
     def __enter__(self) -> "PackReader":
@@ -111,7 +116,9 @@ class PackReader:
         return reader
 
     def read(self, name: str, chunk_id: bytes, offset: int, length: int) -> memoryview:
-        """The sealed chunk of that id, which is known to lie there; raise DamagedError if it does not."""
+        """The sealed chunk of that id, which is known to lie there; raise DamagedError if it does
+        not.
+        """
         if not 0 < length <= _LARGEST or not ENTRY_SIZE <= offset < _END:
             raise self._damaged(name, chunk_id, offset)
         with self._lock, damage(self._storage, name):
@@ -184,7 +191,8 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
 
 
 def scan(storage: Storage, name: str, chunk_size: int) -> Iterator[Packed]:
-    """The chunks of a pack whose index is lost, found by the entries before them, as far as these make sense.
+    """The chunks of a pack whose index is lost, found by the entries before them, as far as these
+    make sense.
 
     What cannot be read is left out: a pack that cannot be opened has none.
     """

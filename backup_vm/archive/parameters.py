@@ -1,4 +1,6 @@
-"""``archive.toml``: what an archive is, and its key slots. Its last line is a checksum of all the lines before."""
+"""``archive.toml``: what an archive is, and its key slots. Its last line is a checksum of all the
+lines before.
+"""
 
 import hashlib
 import tomllib
@@ -8,9 +10,9 @@ from typing import Any
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
 from wire import CHUNK_SIZES, FORMAT
+from wire.chunks import KEY_SIZE, SUITES, Keys
 from wire.layout import LAST_TIME
 from wire.names import parse_name
-from wire.sealing import KEY_SIZE, SUITES, Keys
 from wire.slots import MAX_SLOTS, SLOT_SIZE, open_any
 
 NAME = "archive.toml"
@@ -37,16 +39,19 @@ class Parameters:
         return "sealed" if self.master is None else "open"
 
     def keys(self, passphrase: bytes | None = None) -> Keys | None:
-        """The archive's keys: from a passphrase or recovery key if given, else in open mode only. Raise WrongKeyError.
+        """The archive's keys: from a passphrase or recovery key if given, else in open mode only.
+        Raise WrongKeyError.
 
-        A passphrase that an archive does not need is an error: whoever writes the store can put an open
-        archive with a key of his own in the place of a sealed one, and whoever gives a passphrase means a sealed one.
+        A passphrase that an archive does not need is an error: whoever writes the store can put an
+        open archive with a key of his own in the place of a sealed one, and whoever gives a
+        passphrase means a sealed one.
         """
         if self.master is not None:
             if passphrase is not None:
                 raise WrongKeyError(
                     f"archive {self.label} says that it is open, so that it takes no passphrase",
-                    "if you made it with --open, give no passphrase; if not, somebody has put it in the place of yours",
+                    "if you made it with --open, give no passphrase; if not, somebody has put it in"
+                    " the place of yours",
                 )
             return Keys(self.master)
         if passphrase is None:
@@ -87,11 +92,17 @@ def load(storage: Storage) -> Parameters:
     try:
         raw = storage.read(NAME, _LONGEST)
     except (FileNotFoundError, NotADirectoryError):
-        hint = "name the archive with --archive or SPARSEBAK_ARCHIVE, or make one: sparsebak init DIR --label LABEL"
+        hint = (
+            "name the archive with --archive or SPARSEBAK_ARCHIVE, or make one: sparsebak init DIR"
+            " --label LABEL"
+        )
         raise NoArchiveError(f"there is no archive in {storage.describe()}", hint) from None
     body, _, check = raw.rpartition(_CHECK.encode())
     if check != f'"{_digest(body)}"\n'.encode():
-        hint = "restore this file from a copy; dom0 gives its contents again by: sparsebak init DIR --label LABEL --repair"
+        hint = (
+            "restore this file from a copy; dom0 gives its contents again by: sparsebak init DIR"
+            " --label LABEL --repair"
+        )
         raise DamagedError(f"{storage.describe(NAME)} is damaged: its checksum is wrong", hint)
     try:
         return _parse(storage, tomllib.loads(body.decode()))
@@ -107,7 +118,8 @@ def load(storage: Storage) -> Parameters:
 def _parse(storage: Storage, fields: dict[str, Any]) -> Parameters:
     if fields["format"] != FORMAT or fields["suite"] not in SUITES:
         raise NoArchiveError(
-            f"{storage.describe(NAME)}: format {fields['format']}, suite {fields['suite']}, which this version does not know",
+            f"{storage.describe(NAME)}: format {fields['format']}, suite {fields['suite']}, which"
+            " this version does not know",
             "use the version of sparsebak that made the archive, or a newer one",
         )
     if fields["mode"] != ("open" if "key" in fields else "sealed"):

@@ -1,10 +1,12 @@
-"""Partial sessions: what has arrived of a session that is not complete, so that the next run resumes from there.
+"""Partial sessions: what has arrived of a session that is not complete, so that the next run
+resumes from there.
 
-A file ``volumes/<volume id>/<session id>.partial``: the offer, then groups of entries, each with its own digest, added
-only after the packs that hold their chunks are durable. The first group that does not check out ends it. It belongs to this
-machine; of an archive elsewhere a run that ends without completing it leaves what it has in the store, too, as
-``<session id>-<8 digits>.unfinished`` (other programs ignore that name): whoever prunes there sees what is still wanted, and
-whichever machine backs up next resumes from it.
+A file ``volumes/<volume id>/<session id>.partial``: the offer, then groups of entries, each with
+its own digest, added only after the packs that hold their chunks are durable. The first group that
+does not check out ends it. It belongs to this machine; of an archive elsewhere a run that ends
+without completing it leaves what it has in the store, too, as ``<session id>-<8
+digits>.unfinished`` (other programs ignore that name): whoever prunes there sees what is still
+wanted, and whichever machine backs up next resumes from it.
 """
 
 import hashlib
@@ -19,13 +21,13 @@ from backup_vm.archive.damage import damage
 from backup_vm.archive.format import GROUP, SESSION_ENTRY_SIZE, pack_numbers, unpack_numbers
 from backup_vm.archive.storage import WHOLE, Storage
 from backup_vm.errors import DamagedError, ForbiddenError
-from wire.durable import closing_fd, pwrite_all
-from wire.frames import Offer
-from wire.sealing import ID_SIZE, ZERO_ID
-from wire.tree import chunk_count
+from common.durable import closing_fd, pwrite_all
+from wire.chunks import ID_SIZE, ZERO_ID
+from wire.merkle import chunk_count
+from wire.messages import Offer
 
 if TYPE_CHECKING:
-    from backup_vm.archive.catalog import Catalog
+    from backup_vm.archive.catalog import ChunkCatalog
 
 SUFFIX, UNFINISHED = ".partial", ".unfinished"
 _MAX_GROUP = 1 << 17
@@ -33,7 +35,8 @@ _MAX_GROUP = 1 << 17
 
 
 class Partial:
-    """One partial session. ``position``: the first chunk number not yet stored; ``count``: entries stored.
+    """One partial session. ``position``: the first chunk number not yet stored; ``count``: entries
+    stored.
 
     Its file is open only while something is read or written: a run may have hundreds of them.
     """
@@ -58,7 +61,9 @@ class Partial:
 
     @classmethod
     def create(cls, storage: Storage, offer: Offer) -> "Partial":
-        """Begin one. It is brought to disk when it is left; a run that finds none, or half of it, asks for its chunks again."""
+        """Begin one. It is brought to disk when it is left; a run that finds none, or half of it,
+        asks for its chunks again.
+        """
         name = _name(offer)
         _write(storage, name, offer.build())
         return cls(storage, name, offer)
@@ -83,12 +88,15 @@ class Partial:
     def discard(self) -> None:
         """Remove it, its session being stored, or not wanted any more."""
         self.discarded = self._left = True
-        # nothing waits for the disk: should it be there again after a crash, the next run removes it
+        # nothing waits for the disk: should it be there again after a crash, the next run removes
+        # it
         self._storage.local(self.name).unlink(missing_ok=True)
         self.withdraw()
 
     def publish(self) -> None:
-        """Leave what there is in the store, for others to see. It must be closed. Raises OSError, SparsebakError."""
+        """Leave what there is in the store, for others to see. It must be closed. Raises OSError,
+        SparsebakError.
+        """
         if self.count and self._storage.elsewhere and self._end <= WHOLE:
             stem = self.name.removesuffix(SUFFIX)
             name = f"{stem}-{os.urandom(4).hex()}{UNFINISHED}"
@@ -112,7 +120,8 @@ class Partial:
             yield from _groups(lambda offset, length: os.pread(fd, length, offset))
 
     def append(self, upto: int, entries: list[tuple[int, bytes]]) -> None:
-        """Add entries that cover the chunks up to ``upto``, not included; their packs are durable already.
+        """Add entries that cover the chunks up to ``upto``, not included; their packs are durable
+        already.
 
         Raises OSError; then it is as it was before.
         """
@@ -129,8 +138,10 @@ class Partial:
         self.position = upto
         self.count += len(entries)
 
-    def keep_known(self, catalog: "Catalog") -> None:
-        """Go back to before the first group with a chunk that is not stored (any more): from there on it is sent again."""
+    def keep_known(self, catalog: "ChunkCatalog") -> None:
+        """Go back to before the first group with a chunk that is not stored (any more): from there
+        on it is sent again.
+        """
         position, count, end = 0, 0, Offer.length()
         for upto, payload, after in self._groups():
             if catalog.lacking(i for i in _ids(payload) if i != ZERO_ID):
@@ -154,7 +165,9 @@ class Partial:
 
 
 def listed_ids(storage: Storage, name: str) -> Iterator[bytes]:
-    """The ids in a partial or unfinished session, piece by piece; nothing is written. Raises DamagedError."""
+    """The ids in a partial or unfinished session, piece by piece; nothing is written. Raises
+    DamagedError.
+    """
     if naming.is_partial(name):
         with damage(storage, name), storage.open(name) as file:
             yield from _columns(lambda offset, length: os.pread(file.fileno(), length, offset))
@@ -173,7 +186,9 @@ def _columns(read: Callable[[int, int], bytes]) -> Iterator[bytes]:
 
 
 def adopt(storage: Storage) -> None:
-    """Make partial sessions of this machine out of those in the store that this machine has none of, or less of."""
+    """Make partial sessions of this machine out of those in the store that this machine has none
+    of, or less of.
+    """
     if not storage.elsewhere:
         return
     for name in storage.names("volumes", UNFINISHED):

@@ -1,10 +1,13 @@
-"""Removing sessions: their entries go into the next session, and what nothing refers to any more is given back.
+"""Removing sessions: their entries go into the next session, and what nothing refers to any more is
+given back.
 
-Order: mark that a reclaim is due; store the merged successors; remove the session files, of each volume the newest first;
-reclaim. Dying anywhere between leaves every remaining session's image as it was.
+Order: mark that a reclaim is due; store the merged successors; remove the session files, of each
+volume the newest first; reclaim. Dying anywhere between leaves every remaining session's image as
+it was.
 
-A volume of which a session is missing or damaged does not keep others from being pruned, but while that is so nothing is
-given back, and what a session that is kept may need of it stays: see ``_may_go``.
+A volume of which a session is missing or damaged does not keep others from being pruned, but while
+that is so nothing is given back, and what a session that is kept may need of it stays: see
+``_may_go``.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,7 +26,9 @@ from backup_vm.errors import DamagedError
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was removed: sessions, chunks, and bytes given back. ``refused``: volumes left as they are, with the reason."""
+    """What was removed: sessions, chunks, and bytes given back. ``refused``: volumes left as they
+    are, with the reason.
+    """
 
     sessions: int
     chunks: int
@@ -34,7 +39,8 @@ class Pruned:
 def prune(
     archive: Archive, doomed: Iterable[Session], entirely: Collection[str] = frozenset()
 ) -> Pruned:
-    """Remove sessions. The images of all others stay as they are. Raises DamagedError if none of them can go.
+    """Remove sessions. The images of all others stay as they are. Raises DamagedError if none of
+    them can go.
 
     ``entirely``: ids of volumes of which nothing is to stay, damaged sessions included.
     """
@@ -81,10 +87,12 @@ def prune(
 def _may_go(
     archive: Archive, volume: str, series: list[Session], doomed: frozenset[str]
 ) -> set[str]:
-    """Whether sessions of a volume can go; returns damaged ones that go with them. Raises DamagedError if they must stay.
+    """Whether sessions of a volume can go; returns damaged ones that go with them. Raises
+    DamagedError if they must stay.
 
-    What is missing or damaged may be put back from a copy, and may then need any session since the last full one before
-    it. A damaged one goes with all that was before it when what comes after it builds on nothing.
+    What is missing or damaged may be put back from a copy, and may then need any session since the
+    last full one before it. A damaged one goes with all that was before it when what comes after it
+    builds on nothing.
     """
     damaged = {n: str(e) for n, e in archive.damaged.items() if naming.volume_of(n) == volume}
     cut_off = archive.cut_off({volume: series})
@@ -110,7 +118,9 @@ def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
 
 
 def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]]) -> None:
-    """Read the files that are to be merged against their digests, lest damage be stored anew under a good one."""
+    """Read the files that are to be merged against their digests, lest damage be stored anew under
+    a good one.
+    """
     for run, successor in groups:
         if successor is not None:
             for session in (*run, successor):
@@ -120,7 +130,9 @@ def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]])
 def _merge(
     archive: Archive, run: list[Session], successor: Session | None, candidates: IO[bytes]
 ) -> None:
-    """Fold a run of doomed sessions into its successor, in one pass; ids that it does not take over become candidates."""
+    """Fold a run of doomed sessions into its successor, in one pass; ids that it does not take over
+    become candidates.
+    """
     if successor is not None:
         merge.Merge(archive.storage, [*run, successor]).store(candidates)
         return
@@ -132,7 +144,8 @@ def _merge(
 def drop_partial(archive: Archive, partial: Partial) -> None:
     """Remove a partial session that will not be resumed, and give back what only it refers to.
 
-    Everything that a run has taken in so far must be durable: what only waits to be written refers to nothing yet.
+    Everything that a run has taken in so far must be durable: what only waits to be written refers
+    to nothing yet.
     """
     storing = archive.catalog.marks.storing  # a run that stores chunks may be going on
     archive.catalog.marks.storing = True

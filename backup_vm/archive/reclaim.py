@@ -1,11 +1,14 @@
-"""Giving space back. The catalog only says where to look: packs' own indexes and the session files decide.
+"""Giving space back. The catalog only says where to look: packs' own indexes and the session files
+decide.
 
-In one reading of all sessions and partial sessions, each compared with its digest on the way, it is found which chunks of the
-packs in question are referred to. Order: the catalog says durably what is freed and where the rest lies; then packs that hold
-nothing are removed, and holes are punched into the others, or, where that is impossible, those that are mostly dead are
-written again without what is dead. Dying anywhere between, it is done again by the next writer.
+In one reading of all sessions and partial sessions, each compared with its digest on the way, it is
+found which chunks of the packs in question are referred to. Order: the catalog says durably what is
+freed and where the rest lies; then packs that hold nothing are removed, and holes are punched into
+the others, or, where that is impossible, those that are mostly dead are written again without what
+is dead. Dying anywhere between, it is done again by the next writer.
 
-While a session is missing or cannot be read, nobody knows what it refers to, and nothing is given back.
+While a session is missing or cannot be read, nobody knows what it refers to, and nothing is given
+back.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 from backup_vm.archive import packs, references
 from backup_vm.archive.packs import NewPack, Packed, PackReader
 from backup_vm.errors import DamagedError, ForbiddenError
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +35,9 @@ _AT_ONCE = 1 << 21
 
 @dataclass
 class _Pack:
-    """A pack in question: its number, name and own index; ``dead`` and ``live`` when that is known."""
+    """A pack in question: its number, name and own index; ``dead`` and ``live`` when that
+    is known.
+    """
 
     number: int
     name: str
@@ -59,7 +64,9 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
     if doubts:
         archive.warnings.append(f"no space is given back: {doubts[0]}")
         marks.storing = marks.unclaimed = True  # to be looked at again when that has ended
-        if archive.lost:  # named in this run alone: what they need is given back by another prune, not by any next writer
+        # named in this run alone: what they need is given back by another prune, not by any next
+        # writer
+        if archive.lost:
             marks.reclaiming = False
         return 0, 0
     marks.reclaiming = True
@@ -135,7 +142,8 @@ def _in_question(archive: "Archive") -> Iterator[_Pack]:
 
 
 def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[bool]:
-    """Of each entry, whether its space was given back: a hole, where the random salt of a sealed chunk would be.
+    """Of each entry, whether its space was given back: a hole, where the random salt of a sealed
+    chunk would be.
 
     What cannot be read counts as a hole: it is of as little use.
     """
@@ -237,7 +245,9 @@ def _give_back(archive: "Archive", found: list[_Pack]) -> int:
 
 
 def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
-    """Remove packs of which nothing is needed; returns bytes given back, None where that is not allowed."""
+    """Remove packs of which nothing is needed; returns bytes given back, None where that is not
+    allowed.
+    """
     storage, catalog = archive.storage, archive.catalog
     there = [pack for pack in dead if storage.exists(pack.name)]
     space = sum(storage.allocated(pack.name) for pack in there)
@@ -260,7 +270,8 @@ def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
 def _rewrite(archive: "Archive", old: _Pack) -> int:
     """Write what is live of a pack to a new one, and remove the old one; returns bytes given back.
 
-    The new pack is durable, and the catalog says what lies in it, before the old one goes. A damaged one stays, with a warning.
+    The new pack is durable, and the catalog says what lies in it, before the old one goes. A
+    damaged one stays, with a warning.
     """
     pack, places = NewPack(archive.storage, archive.parameters.archive), []
     try:

@@ -1,21 +1,24 @@
-"""The catalog is believed only for the files it was made for; where the store has others, it is brought to what there is.
+"""The catalog is believed only for the files it was made for; where the store has others, it is
+brought to what there is.
 
-Packs and sessions never change under their names, so that names and sizes tell. Only holes in packs cannot be seen from that:
-but whoever punches them has removed session files first.
+Packs and sessions never change under their names, so that names and sizes tell. Only holes in packs
+cannot be seen from that: but whoever punches them has removed session files first.
 
-==============================  ====================================================================================
-the store, against the catalog  what is done
-==============================  ====================================================================================
-equal                           nothing: the catalog is believed after one listing of the store
-has sessions more               those are looked through; nothing else unless a chunk of theirs is not listed
-has other packs                 packs that are gone (or have another size) leave it, new ones are read in
-lacks sessions it was made for  what no session refers to any more leaves it, and what may lie in a hole is looked at
-a chunk is listed nowhere       all of it is made again from the packs' own indexes
-==============================  ====================================================================================
+==============================
+==================================================================================== the store,
+against the catalog  what is done ==============================
+==================================================================================== equal
+nothing: the catalog is believed after one listing of the store has sessions more
+those are looked through; nothing else unless a chunk of theirs is not listed has other packs
+packs that are gone (or have another size) leave it, new ones are read in lacks sessions it was made
+for  what no session refers to any more leaves it, and what may lie in a hole is looked at a chunk
+is listed nowhere       all of it is made again from the packs' own indexes
+==============================
+====================================================================================
 
-A chunk that is in no pack then is lost. The sessions that list it are spoilt; so are those that build on a session which is
-missing. They are named once, and a volume whose newest image needs what is lost gets a full session next. Readers do
-all this in a copy aside, and change nothing.
+A chunk that is in no pack then is lost. The sessions that list it are spoilt; so are those that
+build on a session which is missing. They are named once, and a volume whose newest image needs what
+is lost gets a full session next. Readers do all this in a copy aside, and change nothing.
 """
 
 import os
@@ -27,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import catalog_file, derive, naming, partial
-from backup_vm.archive.catalog import Catalog
+from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.storage import TEMPORARY, Storage
 from backup_vm.errors import DamagedError
 
@@ -36,15 +39,21 @@ if TYPE_CHECKING:
     from backup_vm.archive.sessions import Session
 
 _UNREADABLE = -2
-"""In place of its size: a session that could not be read is looked at again whenever the archive is opened."""
+"""In place of its size: a session that could not be read is looked at again whenever the archive is
+opened.
+"""
 _NAMED = 3
 UNRECORDED = 32
-"""Sessions up to which the catalog need not say that it is made for them, too: looked through, they are believed as well."""
+"""Sessions up to which the catalog need not say that it is made for them, too: looked through, they
+are believed as well.
+"""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Names and sizes of packs; of sessions, unfinished ones and (with no size, they grow) partial ones."""
+    """Names and sizes of packs; of sessions, unfinished ones and (with no size, they grow) partial
+    ones.
+    """
 
     packs: dict[str, int]
     files: dict[str, int]
@@ -61,8 +70,9 @@ class Listing:
         return cls({n: s for n, s in storage.sizes("packs").items() if naming.is_pack(n)}, files)
 
 
-def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Catalog:
-    """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither be used nor made again.
+def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> ChunkCatalog:
+    """The catalog, fit to be believed for what there is. Raises sqlite3.Error where it can neither
+    be used nor made again.
 
     ``aside``: a reader that notes something in it, and so needs a copy of its own.
     """
@@ -87,7 +97,7 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Catal
         return rebuild(archive, now)
 
 
-def _opened(archive: "Archive") -> Catalog | None:
+def _opened(archive: "Archive") -> ChunkCatalog | None:
     """The catalog that is there, if it is one of ours; else None, with a warning."""
     storage, catalog = archive.storage, None
     where = storage.describe(catalog_file.NAME)
@@ -98,7 +108,7 @@ def _opened(archive: "Archive") -> Catalog | None:
                 archive.warnings.append(f"{where} was missing; it has been rebuilt")
             return None
         if archive.writing or not catalog_file.half_written(storage):
-            catalog = Catalog(path, read_only=not archive.writing, alone=archive.writing)
+            catalog = ChunkCatalog(path, read_only=not archive.writing, alone=archive.writing)
             if catalog.sound_for(archive.parameters.archive):
                 return catalog
     except DamagedError as error:  # not even SQLite is let near it
@@ -116,9 +126,10 @@ def _opened(archive: "Archive") -> Catalog | None:
 def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, int]) -> None:
     """Note and name sessions that have got lost although nothing that is there builds on them.
 
-    Rules never remove the newest session of a volume, and whoever does so by name tells the catalog first. Of earlier ones
-    that are gone an old catalog cannot tell whether they were pruned since; if they were not, what builds on them is cut off.
-    Not of an archive elsewhere: its catalog is this machine's, and another machine may have removed any.
+    Rules never remove the newest session of a volume, and whoever does so by name tells the catalog
+    first. Of earlier ones that are gone an old catalog cannot tell whether they were pruned since;
+    if they were not, what builds on them is cut off. Not of an archive elsewhere: its catalog is
+    this machine's, and another machine may have removed any.
     """
     newest = {naming.volume_of(name): name for name in naming.sessions_in(now)}
     gone = [n for n in naming.sessions_in(then) if n not in now and then[n] != _UNREADABLE]
@@ -130,23 +141,26 @@ def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, in
     if archive.lost:
         more = f" (and {len(archive.lost) - 1} more)" if len(archive.lost) > 1 else ""
         archive.warnings.append(
-            f"{archive.storage.describe(archive.lost[-1])} is missing{more}, the newest session of its volume at the last "
-            "run: put it back from a copy, before another prune gives its space back"
+            f"{archive.storage.describe(archive.lost[-1])} is missing{more}, the newest session of"
+            " its volume at the last run: put it back from a copy, before another prune gives its"
+            " space back"
         )
 
 
-def _fits(archive: "Archive", catalog: Catalog, now: Listing) -> bool:
-    """Whether a reader can use the catalog as it lies there: sessions that are gone do not matter to it."""
+def _fits(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> bool:
+    """Whether a reader can use the catalog as it lies there: sessions that are gone do not matter
+    to it.
+    """
     return catalog.pack_sizes() == now.packs and _complete(archive, catalog, _more(catalog, now))
 
 
-def _more(catalog: Catalog, now: Listing) -> set[str]:
+def _more(catalog: ChunkCatalog, now: Listing) -> set[str]:
     """Sessions that the catalog was not made for."""
     new = now.files.items() - catalog.files().items()
     return {name for name, _ in new if naming.is_session(name)}
 
 
-def _complete(archive: "Archive", catalog: Catalog, names: set[str]) -> bool:
+def _complete(archive: "Archive", catalog: ChunkCatalog, names: set[str]) -> bool:
     """Whether nothing is missing of these sessions, or of what they build on."""
     if any(derive.lacking_in(archive, catalog, sorted(names)).values()):
         return False
@@ -156,19 +170,22 @@ def _complete(archive: "Archive", catalog: Catalog, names: set[str]) -> bool:
     return not names & (archive.cut_off(volumes).keys() | archive.damaged.keys())
 
 
-def _aside(archive: "Archive", copied: bool, now: Listing) -> Catalog:
+def _aside(archive: "Archive", copied: bool, now: Listing) -> ChunkCatalog:
     """For a reader: a catalog of its own, from a copy of the one there is, or made again."""
     archive.temporary = catalog_file.folder_aside()
     if not copied:
         return rebuild(archive, now)
-    catalog = Catalog(catalog_file.copy(archive.storage, Path(archive.temporary.name)), alone=True)
+    catalog = ChunkCatalog(
+        catalog_file.copy(archive.storage, Path(archive.temporary.name)), alone=True
+    )
     return _reconciled(archive, catalog, now)
 
 
-def _reconciled(archive: "Archive", catalog: Catalog, now: Listing) -> Catalog:
+def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> ChunkCatalog:
     """Bring a catalog to what there is; another one if it must be made again."""
     then = Listing(catalog.pack_sizes(), catalog.files())
-    # a run died, or this is a copy from its midst: what a prune has begun to give back cannot be seen from names and sizes
+    # a run died, or this is a copy from its midst: what a prune has begun to give back cannot be
+    # seen from names and sizes
     amidst = catalog.marks.storing or catalog.marks.reclaiming
     if now == then and not amidst:
         return catalog
@@ -211,7 +228,7 @@ def rebuild(
     now: Listing,
     known: "Remembered | None" = None,
     gone: Iterable[str] = (),
-) -> Catalog:
+) -> ChunkCatalog:
     """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
     known, archive.derived = known or Remembered(), True
     storage, name = archive.storage, catalog_file.NAME
@@ -238,19 +255,21 @@ def rebuild(
     catalog.close()
     storage.discard(name)
     os.replace(temporary, storage.database(name))
-    return Catalog(storage.database(name), alone=True)
+    return ChunkCatalog(storage.database(name), alone=True)
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """What a catalog knows that cannot be found out by making it again without reading every pack."""
+    """What a catalog knows that cannot be found out by making it again without reading
+    every pack.
+    """
 
     spoilt: frozenset[str] = frozenset()
     compare: tuple[str, ...] = ()
     rotten: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, catalog: Catalog | None) -> "Remembered":
+    def of(cls, catalog: ChunkCatalog | None) -> "Remembered":
         """As far as it can still be read."""
         try:
             if catalog is not None:
@@ -283,11 +302,12 @@ def true_digest(archive: "Archive") -> bytes:
 
 
 def spoil(
-    catalog: Catalog, files: Iterable[str], volumes: "Mapping[str, Sequence[Session]]"
+    catalog: ChunkCatalog, files: Iterable[str], volumes: "Mapping[str, Sequence[Session]]"
 ) -> None:
     """Remember spoilt session files. ``volumes``: sessions by volume id, oldest first.
 
-    A volume of which one is spoilt since its last full session gets a full one next: earlier ones do not matter to it.
+    A volume of which one is spoilt since its last full session gets a full one next: earlier ones
+    do not matter to it.
     """
     for name in files:
         volume = naming.volume_of(name)
@@ -297,8 +317,10 @@ def spoil(
             catalog.marks.compare(volume)
 
 
-def _conclude(archive: "Archive", catalog: Catalog, now: Listing, lacking: set[str]) -> None:
-    """Note what the catalog is made for now, and what is spoilt; commit. What was not known before is named."""
+def _conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: set[str]) -> None:
+    """Note what the catalog is made for now, and what is spoilt; commit. What was not known before
+    is named.
+    """
     volumes = archive.sessions()
     reasons = dict.fromkeys(lacking, "chunks of it are missing")
     reasons |= {name: str(error) for name, error in archive.damaged.items()}

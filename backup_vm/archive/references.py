@@ -9,7 +9,7 @@ from backup_vm.archive.damage import damage
 from backup_vm.archive.format import DIGEST_SIZE, SESSION_HEAD_SIZE
 from backup_vm.archive.partial import SUFFIX, UNFINISHED, listed_ids
 from backup_vm.errors import DamagedError
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,9 @@ _BLOCK = (1 << 15) * ID_SIZE
 
 
 def files(archive: "Archive") -> list[str]:
-    """Names of all files that refer to chunks: sessions, partial ones of this machine, unfinished ones of any."""
+    """Names of all files that refer to chunks: sessions, partial ones of this machine, unfinished
+    ones of any.
+    """
     left = archive.storage.names("volumes", SUFFIX), archive.storage.names("volumes", UNFINISHED)
     return [
         *archive.session_files(),
@@ -34,7 +36,9 @@ def files(archive: "Archive") -> list[str]:
 
 
 def ids(archive: "Archive", name: str) -> "Iterator[Ids]":
-    """The chunk ids in one of these files, in slices: uint8[n, 32]. Raises DamagedError, of a session's head and size only."""
+    """The chunk ids in one of these files, in slices: uint8[n, 32]. Raises DamagedError, of a
+    session's head and size only.
+    """
     if naming.is_session(name):
         session = sessions.load(archive.storage, name)
         for _, column in sessions.columns(archive.storage, session).slices():
@@ -44,7 +48,9 @@ def ids(archive: "Archive", name: str) -> "Iterator[Ids]":
 
 
 def proven_ids(archive: "Archive", name: str) -> "Iterator[Ids]":
-    """The same, and the file is compared with its digest on the way: one reading. Raises DamagedError at its end, too."""
+    """The same, and the file is compared with its digest on the way: one reading. Raises
+    DamagedError at its end, too.
+    """
     if not naming.is_session(name):
         yield from _incomplete(archive, name)
         return
@@ -79,7 +85,9 @@ def _incomplete(archive: "Archive", name: str) -> "Iterator[Ids]":
 
 
 def key(column: "Ids") -> "Keys":
-    """First eight bytes of ids as a number: uint64[n]. Ids are keyed hashes, so that equal keys are all but equal ids."""
+    """First eight bytes of ids as a number: uint64[n]. Ids are keyed hashes, so that equal keys are
+    all but equal ids.
+    """
     import numpy as np
 
     return np.ascontiguousarray(column[:, :8]).view("<u8").ravel()

@@ -1,4 +1,6 @@
-"""Scrub: every file of the archive against its checksums, and every chunk that a session needs. No key is needed."""
+"""Scrub: every file of the archive against its checksums, and every chunk that a session needs. No
+key is needed.
+"""
 
 import sqlite3
 from collections.abc import Iterator
@@ -14,8 +16,8 @@ from backup_vm.archive.image import split
 from backup_vm.archive.packs import Packed, checksum
 from backup_vm.archive.storage import Reader
 from backup_vm.errors import DamagedError
-from backup_vm.progress import Progress
-from wire.sealing import ZERO_ID
+from backup_vm.terminal.progress import Progress
+from wire.chunks import ZERO_ID
 
 if TYPE_CHECKING:
     from backup_vm.archive.columns import Ids
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something damaged: a file, what is wrong with it, and the sessions (file names) that it spoils."""
+    """Something damaged: a file, what is wrong with it, and the sessions (file names) that it
+    spoils.
+    """
 
     file: str
     problem: str
@@ -31,7 +35,9 @@ class Finding:
 
 
 def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:
-    """Check everything, yielding what is wrong. Chunks that are damaged leave the catalog, to be sent again."""
+    """Check everything, yielding what is wrong. Chunks that are damaged leave the catalog, to be
+    sent again.
+    """
     yield from _catalog(archive)
     try:
         notes.load(archive.storage)
@@ -57,7 +63,9 @@ def foreign(archive: Archive) -> Iterator[str]:
 
 
 def _catalog(archive: Archive) -> Iterator[Finding]:
-    """The catalog is a cache: it is compared with what it is made from, and made anew if it differs."""
+    """The catalog is a cache: it is compared with what it is made from, and made anew if it
+    differs.
+    """
     problem = ""
     before = b""
     try:
@@ -81,7 +89,9 @@ def _catalog(archive: Archive) -> Iterator[Finding]:
 
 
 def _misplaces(archive: Archive) -> bool:
-    """Whether the catalog puts a chunk where its pack's index has none, or into a pack that it does not list."""
+    """Whether the catalog puts a chunk where its pack's index has none, or into a pack that it does
+    not list.
+    """
     listed = 0
     for number, name in archive.catalog.packs().items():
         rows = archive.catalog.chunks_in(number)
@@ -174,7 +184,9 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
 
 
 def _sound(reader: Reader, entry: Packed, live: bool) -> bool:
-    """Whether a chunk and the entry before it are as they were written; what is not live may be a hole instead."""
+    """Whether a chunk and the entry before it are as they were written; what is not live may be a
+    hole instead.
+    """
     raw = reader.read(entry.offset - ENTRY_SIZE, ENTRY_SIZE + entry.length)
     head = ENTRY.pack(entry.length, entry.id, entry.checksum)
     sealed = memoryview(raw)[ENTRY_SIZE:]
@@ -185,7 +197,8 @@ def _sound(reader: Reader, entry: Packed, live: bool) -> bool:
 
 
 def _forget(archive: Archive, pack: str, chunks: list[tuple[int, bytes]]) -> tuple[str, ...]:
-    """Take damaged chunks (offset and id) out of the catalog, so that the next backup stores them again.
+    """Take damaged chunks (offset and id) out of the catalog, so that the next backup stores them
+    again.
 
     Returns the sessions that list them; their volumes get a full session next.
     """

@@ -1,7 +1,9 @@
-"""Session files: a record from dom0 and the chunks that changed, as two columns: chunk numbers (rising) and chunk ids.
+"""Session files: a record from dom0 and the chunks that changed, as two columns: chunk numbers
+(rising) and chunk ids.
 
-An image at a session is, for each chunk number, the newest entry up to that session. ``inherit`` cuts that off: entries
-of earlier sessions at or beyond it do not count (a volume that was shrunk and grown again; 0 for a full session).
+An image at a session is, for each chunk number, the newest entry up to that session. ``inherit``
+cuts that off: entries of earlier sessions at or beyond it do not count (a volume that was shrunk
+and grown again; 0 for a full session).
 """
 
 import hashlib
@@ -21,10 +23,10 @@ from backup_vm.archive.format import (
 )
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
-from wire.names import session_name
+from common.text import session_name
+from wire.chunks import NotAuthentic
+from wire.merkle import chunk_count
 from wire.records import Clear, read_clear
-from wire.sealing import NotAuthentic
-from wire.tree import chunk_count
 
 SUFFIX = ".session"
 LAST_SEQUENCE = 10**10 - 1
@@ -34,7 +36,9 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Session:
-    """A stored session. ``file`` is its name in the archive, ``clear`` what its record says in clear."""
+    """A stored session. ``file`` is its name in the archive, ``clear`` what its record says in
+    clear.
+    """
 
     file: str
     clear: Clear
@@ -93,7 +97,9 @@ def load(storage: Storage, name: str) -> Session:
 
 
 def check(storage: Storage, session: Session) -> None:
-    """Compare a session file with its digest, and its chunk numbers with each other, or raise DamagedError."""
+    """Compare a session file with its digest, and its chunk numbers with each other, or raise
+    DamagedError.
+    """
     found = hashlib.blake2b(digest_size=DIGEST_SIZE)
     with opened(storage, session.file) as fd:
         at, end = 0, os.fstat(fd).st_size - DIGEST_SIZE

@@ -1,7 +1,9 @@
-"""Which volume and which session takes up how much, and what would come back if sessions were pruned.
+"""Which volume and which session takes up how much, and what would come back if sessions were
+pruned.
 
-Chunks are known here by the first eight bytes of their ids, so that an account of a million takes a few tens of MiB; two that
-share these would be counted as one, which is as likely as a keyed hash of 64 bits is to collide.
+Chunks are known here by the first eight bytes of their ids, so that an account of a million takes a
+few tens of MiB; two that share these would be counted as one, which is as likely as a keyed hash of
+64 bits is to collide.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,7 +16,7 @@ from backup_vm.archive.merge import Merge, groups
 from backup_vm.archive.references import key
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
-from wire.sealing import ID_SIZE
+from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,14 +27,17 @@ if TYPE_CHECKING:
     Indexes = NDArray[np.int64]
 
 LARGEST = 3_000_000
-"""Entries of session files up to which an account is made without being asked for: a few seconds."""
+"""Entries of session files up to which an account is made without being asked for: a few seconds.
+"""
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a volume takes up. ``own``: sealed bytes that only it refers to, ``shared``: those that others refer to too.
+    """What a volume takes up. ``own``: sealed bytes that only it refers to, ``shared``: those that
+    others refer to too.
 
-    ``plain``: bytes of its distinct chunks before compression; ``listed``: bytes of all chunks that its sessions list.
+    ``plain``: bytes of its distinct chunks before compression; ``listed``: bytes of all chunks that
+    its sessions list.
     """
 
     own: int
@@ -57,7 +62,9 @@ def entries(volumes: Mapping[str, list[Session]]) -> int:
 
 
 class Account:
-    """An account of all sessions, as they are when it is made. ``volumes``: sessions by volume id, oldest first."""
+    """An account of all sessions, as they are when it is made. ``volumes``: sessions by volume id,
+    oldest first.
+    """
 
     def __init__(self, archive: Archive, volumes: Mapping[str, list[Session]]) -> None:
         import numpy as np
@@ -93,7 +100,9 @@ class Account:
         return np.concatenate(found)
 
     def _indexes(self, ids: "NDArray[np.uint8]") -> "Indexes":
-        """Where the chunks of an id column stand in the account; zeros and what is missing stand at the end."""
+        """Where the chunks of an id column stand in the account; zeros and what is missing stand at
+        the end.
+        """
         import numpy as np
 
         these = key(ids)
@@ -119,7 +128,9 @@ class Account:
         return Use(own, whole - own, len(mine) * self._chunk_size, len(listed) * self._chunk_size)
 
     def growth(self) -> list[tuple[int, int]]:
-        """For each time of a session (Unix seconds, rising) the sealed bytes of all that sessions up to it refer to."""
+        """For each time of a session (Unix seconds, rising) the sealed bytes of all that sessions
+        up to it refer to.
+        """
         import numpy as np
 
         found: dict[int, int] = {}

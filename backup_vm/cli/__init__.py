@@ -1,4 +1,6 @@
-"""``sparsebak``: one module for each command, each with ``add_to(commands)`` that declares it and a ``run(options)``."""
+"""``sparsebak``: one module for each command, each with ``add_to(commands)`` that declares it and a
+``run(options)``.
+"""
 
 import argparse
 import atexit
@@ -7,27 +9,30 @@ import os
 import sys
 from collections.abc import Collection
 
-from backup_vm import interrupts, output
+from backup_vm.cli.options import Parser, add_common
 from backup_vm.errors import Exit, SparsebakError
-from backup_vm.options import Parser, add_common
-from backup_vm.text import journal_prefix
+from backup_vm.terminal import interrupts, output
+from backup_vm.terminal.text import journal_prefix
+from common.memory import collect_rarely, keep_freed
+from common.text import printable
 from wire import VERSION
-from wire.memory import collect_rarely, keep_freed
-from wire.names import printable
 
 COMMANDS = (
     *("init", "backup", "list", "status", "report", "diff", "restore", "assemble", "mount"),
     *("verify", "scrub", "prune", "delete", "tag", "export", "import", "copy", "keys", "doctor"),
     "unlock",
 )
-_EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found; 5 the agent refused or
-cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no key; 130 interrupted (128 and the number of any
-other signal). The environment variables SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE stand in for --agent and --archive.
-General options can be given before or after COMMAND; of two that contradict each other the last one counts."""
+_EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found;
+5 the agent refused or cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no
+key; 130 interrupted (128 and the number of any other signal). The environment variables
+SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE stand in for --agent and --archive. General options can be
+given before or after COMMAND; of two that contradict each other the last one counts."""
 
 
 def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
-    """The command line. Of the commands only those among ``words``, if any is: to import the others takes time."""
+    """The command line. Of the commands only those among ``words``, if any is: to import the others
+    takes time.
+    """
     top = Parser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
     add_common(top)
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, path, session_option
-from backup_vm.text import size_text
+from backup_vm.cli.options import key_option, path, session_option
+from backup_vm.terminal.text import size_text
 
 
 def add_to(commands: Any) -> None:
@@ -14,8 +14,10 @@ def add_to(commands: Any) -> None:
     assemble = commands.add_parser(
         "assemble",
         help="write a session as a raw disk image; needs the key, but no agent",
-        description="Writes a session as a raw, sparse disk image, every piece of it authenticated. Needs the key, but no "
-        "agent.",
+        description=(
+            "Writes a session as a raw, sparse disk image, every piece of it authenticated. Needs"
+            " the key, but no agent."
+        ),
     )
     assemble.add_argument("volume", metavar="QUBE/VOLUME", help="the volume")
     session_option(assemble)
@@ -30,9 +32,9 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.errors import SparsebakError
-    from backup_vm.names import find_session, one
-    from backup_vm.progress import progress_for
-    from backup_vm.reading import assemble, image_bytes
+    from backup_vm.jobs.reading import assemble, image_bytes
+    from backup_vm.terminal.progress import progress_for
+    from backup_vm.volumes import find_session, one
 
     context = Context(options)
     target: Path = options.output

@@ -5,16 +5,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import dry_run_option
 from backup_vm.errors import Exit, SparsebakError
-from backup_vm.options import dry_run_option
-from backup_vm.text import count_text, size_text, table
+from backup_vm.terminal.text import count_text, size_text, table
 
 if TYPE_CHECKING:
-    from backup_vm.agent import Agent
+    from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.notes import Note
-    from backup_vm.archiver import Report
-    from wire.frames import VolumeEntry
+    from backup_vm.jobs.backup import Report
+    from wire.messages import VolumeEntry
 
 
 def add_to(commands: Any) -> None:
@@ -22,8 +22,10 @@ def add_to(commands: Any) -> None:
     backup = commands.add_parser(
         "backup",
         help="store a new session of each volume",
-        description="Stores a new session of each volume named, or of all that dom0 lists. An interrupted session is "
-        "resumed first.",
+        description=(
+            "Stores a new session of each volume named, or of all that dom0 lists. An interrupted"
+            " session is resumed first."
+        ),
     )
     backup.add_argument(
         "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="what to back up (default: all)"
@@ -72,8 +74,8 @@ def _asked_note(options: argparse.Namespace) -> "Note | None":
 
 
 def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
-    from backup_vm.archiver import Archiver
-    from backup_vm.progress import progress_for
+    from backup_vm.jobs.backup import Archiver
+    from backup_vm.terminal.progress import progress_for
 
     options = context.options
     with context.open(writing=not options.dry_run) as archive:
@@ -113,8 +115,8 @@ def _prune(
     """Prune by the settings' rules, of the volumes that were backed up."""
     from backup_vm.archive.prune import prune
     from backup_vm.cli.prune import judge
-    from backup_vm.names import stored_volumes
-    from backup_vm.retention import Rules
+    from backup_vm.jobs.retention import Rules
+    from backup_vm.volumes import stored_volumes
 
     volumes = stored_volumes(
         archive, None, {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
@@ -126,7 +128,8 @@ def _prune(
     pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
     if pruned.sessions:
         context.say(
-            f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)} given back."
+            f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)} given"
+            " back."
         )
 
 
@@ -139,7 +142,7 @@ def _exit(report: "Report") -> int:
 
 
 def _choose(listed: "list[VolumeEntry]", names: list[str]) -> "list[VolumeEntry]":
-    from wire.frames import VOLUME_GONE
+    from wire.messages import VOLUME_GONE
 
     present = [volume for volume in listed if not volume.flags & VOLUME_GONE]
     if not present:
@@ -148,7 +151,7 @@ def _choose(listed: "list[VolumeEntry]", names: list[str]) -> "list[VolumeEntry]
         )
     if not names:
         return present
-    from backup_vm.names import matches
+    from backup_vm.volumes import matches
 
     for name in names:
         if not any(matches(name, volume.qube, volume.volume) for volume in present):

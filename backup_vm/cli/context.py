@@ -1,4 +1,6 @@
-"""What the commands share: settings, the archive, the agent, keys, questions, and how results are printed."""
+"""What the commands share: settings, the archive, the agent, keys, questions, and how results are
+printed.
+"""
 
 import argparse
 import os
@@ -8,19 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backup_vm import output
+from backup_vm.config import load as load_settings
+from backup_vm.config import settings_file
 from backup_vm.errors import AgentError, NoArchiveError, SparsebakError, UsageError, WrongKeyError
 from backup_vm.paths import expanded, read_small
-from backup_vm.settings import load as load_settings
-from backup_vm.settings import settings_file
-from backup_vm.text import journal_prefix
-from wire.names import printable
+from backup_vm.terminal import output
+from backup_vm.terminal.text import journal_prefix
+from common.text import printable
 
 if TYPE_CHECKING:
-    from backup_vm.agent import Agent
+    from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
-    from backup_vm.names import Named
-    from wire.sealing import Keys
+    from backup_vm.volumes import Named
+    from wire.chunks import Keys
 
 LONGEST_PASSPHRASE = 1 << 16
 """Bytes that a passphrase's file can have."""
@@ -28,7 +30,9 @@ _QREXEC = Path("/usr/bin/qrexec-client-vm")
 
 
 class Context:
-    """One command's surroundings, from options, environment and settings, in this order of precedence."""
+    """One command's surroundings, from options, environment and settings, in this order of
+    precedence.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -69,7 +73,9 @@ class Context:
 
     @contextmanager
     def open(self, writing: bool | None = False) -> Iterator["Archive"]:
-        """The archive, locked, see open_archive; what was mended on the way is reported at the end."""
+        """The archive, locked, see open_archive; what was mended on the way is reported at
+        the end.
+        """
         import sqlite3
 
         from backup_vm.archive.archive import open_archive
@@ -92,13 +98,15 @@ class Context:
         return self._setting("agent", "SPARSEBAK_AGENT") is not None or _QREXEC.exists()
 
     def dom0_asks(self) -> bool:
-        """Whether qrexec's policy lies between here and the agent: then dom0 asks before anything is overwritten."""
+        """Whether qrexec's policy lies between here and the agent: then dom0 asks before anything
+        is overwritten.
+        """
         return (self._setting("agent", "SPARSEBAK_AGENT") or "qrexec") == "qrexec"
 
     def agent(self, archive: "Archive | None" = None) -> "Agent":
         """The agent, for an archive."""
-        from backup_vm.agent import Agent
-        from backup_vm.transport import open_transport
+        from backup_vm.agent.client import Agent
+        from backup_vm.agent.transport import open_transport
 
         if not self.has_agent():
             raise AgentError(
@@ -114,7 +122,9 @@ class Context:
         return agent
 
     def keys(self, archive: "Archive") -> "Keys | None":
-        """The archive's keys: in open mode, or with --passphrase-file; None in a sealed archive without one."""
+        """The archive's keys: in open mode, or with --passphrase-file; None in a sealed archive
+        without one.
+        """
         file: Path | None = getattr(self.options, "passphrase_file", None)
         return archive.parameters.keys(None if file is None else read_passphrase(file))
 
@@ -132,7 +142,7 @@ class Context:
 
     def volumes(self, archive: "Archive", keys: "Keys | None") -> "list[Named]":
         """The volumes in the archive, with their names if the key or the agent tells them."""
-        from backup_vm.names import stored_volumes
+        from backup_vm.volumes import stored_volumes
 
         return stored_volumes(archive, keys, {} if keys is not None else self._told_names(archive))
 
@@ -161,7 +171,9 @@ class Context:
         self._ask(question)
 
     def confirm_by_hand(self, question: str) -> None:
-        """The same for what was described by rules, which say enough where nobody is there: ask only a person."""
+        """The same for what was described by rules, which say enough where nobody is there: ask
+        only a person.
+        """
         if self.may_ask and not self.options.yes:
             self._ask(question)
 

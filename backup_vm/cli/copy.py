@@ -1,11 +1,13 @@
-"""``sparsebak copy``: bring a second copy of the archive up to date, on another disk or at a URL."""
+"""``sparsebak copy``: bring a second copy of the archive up to date, on another disk or at
+a URL.
+"""
 
 import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
 from backup_vm.errors import Exit
-from backup_vm.text import count_text, size_text
+from backup_vm.terminal.text import count_text, size_text
 
 
 def add_to(commands: Any) -> None:
@@ -13,9 +15,12 @@ def add_to(commands: Any) -> None:
     copy = commands.add_parser(
         "copy",
         help="bring a second copy of the archive up to date; only what it lacks is sent",
-        description="Brings a copy of the archive up to date, or makes one. Needs no key. What is interrupted resumes where it "
-        "stopped. The copy is an archive of its own, to restore from, prune, or even back up into. What cannot be read here is "
-        "named, and all the rest is copied.",
+        description=(
+            "Brings a copy of the archive up to date, or makes one. Needs no key. What is"
+            " interrupted resumes where it stopped. The copy is an archive of its own, to restore"
+            " from, prune, or even back up into. What cannot be read here is named, and all the"
+            " rest is copied."
+        ),
     )
     copy.add_argument("target", metavar="DIR", help="the copy: a folder or a URL, as for --archive")
     copy.add_argument(
@@ -33,9 +38,9 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.copying import copy
+    from backup_vm.jobs.copy import copy
     from backup_vm.paths import expanded
-    from backup_vm.progress import progress_for
+    from backup_vm.terminal.progress import progress_for
 
     context = Context(options)
     target = expanded(options.target)

@@ -4,9 +4,9 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import dry_run_option, key_option, yes_option
 from backup_vm.cli.prune import remove
-from backup_vm.options import dry_run_option, key_option, yes_option
-from backup_vm.text import count_text
+from backup_vm.terminal.text import count_text
 
 
 def add_to(commands: Any) -> None:
@@ -14,8 +14,10 @@ def add_to(commands: Any) -> None:
     delete = commands.add_parser(
         "delete",
         help="remove all sessions of a volume",
-        description="Removes all sessions of a volume from the archive. Asks first; where nobody can be asked, it fails "
-        "without --yes.",
+        description=(
+            "Removes all sessions of a volume from the archive. Asks first; where nobody can be"
+            " asked, it fails without --yes."
+        ),
     )
     delete.add_argument("volume", metavar="QUBE/VOLUME", help="the volume to remove")
     dry_run_option(delete, "only show what would be removed")
@@ -26,7 +28,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.names import one
+    from backup_vm.volumes import one
 
     context = Context(options)
     with context.open(writing=True) as archive:

@@ -1,12 +1,14 @@
-"""``sparsebak diff``: where two sessions of a volume differ. Needs no key: chunks that differ have different ids."""
+"""``sparsebak diff``: where two sessions of a volume differ. Needs no key: chunks that differ have
+different ids.
+"""
 
 import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option
-from backup_vm.text import size_text, table
+from backup_vm.cli.options import key_option
+from backup_vm.terminal.text import size_text, table
 
 if TYPE_CHECKING:
     from backup_vm.archive.image import Image
@@ -30,7 +32,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.names import find_session, one
+    from backup_vm.volumes import find_session, one
 
     context = Context(options)
     with context.open() as archive:
@@ -57,7 +59,10 @@ def run(options: argparse.Namespace) -> int:
         if old.clear.size == new.clear.size
         else f"; {size_text(old.clear.size)} became {size_text(new.clear.size)}"
     )
-    summary = f"{volume.name} from {old.name} to {new.name}: {size_text(total)} in {len(ranges)} ranges differ{resized}."
+    summary = (
+        f"{volume.name} from {old.name} to {new.name}: {size_text(total)} in {len(ranges)} ranges"
+        f" differ{resized}."
+    )
     context.result(
         data, "\n".join([*([table(rows, frozenset({0, 1}))] if ranges else []), summary])
     )
@@ -65,7 +70,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def changed_ranges(old: "Image", new: "Image") -> Iterator[tuple[int, int]]:
-    """Ranges of bytes, in whole chunks, whose contents differ; what one of the two lacks counts if the other has data there."""
+    """Ranges of bytes, in whole chunks, whose contents differ; what one of the two lacks counts if
+    the other has data there.
+    """
     from backup_vm.archive.image import WINDOW, runs
 
     chunk_size = new.session.clear.chunk_size

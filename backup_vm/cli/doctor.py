@@ -9,7 +9,7 @@ from backup_vm.errors import Exit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backup_vm.doctor import Finding
+    from backup_vm.jobs.doctor import Finding
 
 _MARKS = {"ok": "ok  ", "warn": "note", "bad": "BAD "}
 
@@ -19,7 +19,10 @@ def add_to(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="check settings, mount, archive, keys, policy, agent and timer; say what to do",
-        description="Looks at the whole chain from this machine to dom0, and says what to do about what it finds.",
+        description=(
+            "Looks at the whole chain from this machine to dom0, and says what to do about what it"
+            " finds."
+        ),
     )
     doctor.set_defaults(run=run)
 
@@ -42,8 +45,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _look(context: Context) -> "Iterator[Finding]":
-    from backup_vm import doctor
     from backup_vm.errors import SparsebakError
+    from backup_vm.jobs import doctor
 
     file = context.settings_file()
     known = file is not None and file.exists()

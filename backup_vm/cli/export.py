@@ -1,4 +1,6 @@
-"""``sparsebak export``: one session as one file, sealed as it is, or opened as a raw image or a tar file."""
+"""``sparsebak export``: one session as one file, sealed as it is, or opened as a raw image or a tar
+file.
+"""
 
 import argparse
 import os
@@ -6,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, path, session_option
-from backup_vm.text import size_text
+from backup_vm.cli.options import key_option, path, session_option
+from backup_vm.terminal.text import size_text
 
 
 def add_to(commands: Any) -> None:
@@ -15,8 +17,10 @@ def add_to(commands: Any) -> None:
     export = commands.add_parser(
         "export",
         help="write a session as one portable file",
-        description="Writes a session as one file: sealed as it is, for sparsebak import, or opened with the key as a raw "
-        "disk image or a tar file.",
+        description=(
+            "Writes a session as one file: sealed as it is, for sparsebak import, or opened with"
+            " the key as a raw disk image or a tar file."
+        ),
     )
     export.add_argument("volume", metavar="QUBE/VOLUME", help="the volume")
     session_option(export)
@@ -37,11 +41,11 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.errors import SparsebakError
-    from backup_vm.exporting import export, export_tar
-    from backup_vm.names import find_session, one
-    from backup_vm.output import replacing
-    from backup_vm.progress import progress_for
-    from backup_vm.reading import assemble, image_bytes
+    from backup_vm.jobs.export import export, export_tar
+    from backup_vm.jobs.reading import assemble, image_bytes
+    from backup_vm.terminal.output import replacing
+    from backup_vm.terminal.progress import progress_for
+    from backup_vm.volumes import find_session, one
 
     context = Context(options)
     target: Path = options.output

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, path
+from backup_vm.cli.options import key_option, path
 
 
 def add_to(commands: Any) -> None:
@@ -12,8 +12,11 @@ def add_to(commands: Any) -> None:
     take = commands.add_parser(
         "import",
         help="take in a session that export wrote from a copy of this archive",
-        description="Takes in a session that export wrote. It must come from an archive of the same key: this one, or a copy "
-        "of it. Give the passphrase to have it proven authentic first; without it, run verify afterwards.",
+        description=(
+            "Takes in a session that export wrote. It must come from an archive of the same key:"
+            " this one, or a copy of it. Give the passphrase to have it proven authentic first;"
+            " without it, run verify afterwards."
+        ),
     )
     take.add_argument("file", type=path, metavar="FILE", help="a file that export wrote")
     key_option(take)
@@ -22,10 +25,10 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.exporting import read_head, take_in
-    from backup_vm.progress import progress_for
-    from wire.names import session_name
-    from wire.tree import chunk_count
+    from backup_vm.jobs.export import read_head, take_in
+    from backup_vm.terminal.progress import progress_for
+    from common.text import session_name
+    from wire.merkle import chunk_count
 
     context = Context(options)
     with context.open(writing=True) as archive, open(options.file, "rb") as stream:
@@ -39,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
             progress.stop()
     name = session_name(clear.time)
     volume = clear.volume_id.hex()
-    # The volume's id and not its name: that is sealed. Without it verify looks for the session in every volume.
+    # The volume's id and not its name: that is sealed. Without it verify looks for the session in
+    # every volume.
     context.done(
         {"id": volume, "session": name},
         f"Session {name} was imported; verify it with: sparsebak verify {volume} --session {name}",

@@ -8,9 +8,9 @@ from typing import Any
 from backup_vm.cli.context import Context
 from backup_vm.errors import AgentError
 from wire import CHUNK_SIZES
-from wire.frames import MODE_OPEN
+from wire.chunks import SUITES
+from wire.messages import MODE_OPEN
 from wire.names import BadName, parse_name
-from wire.sealing import SUITES
 
 
 def add_to(commands: Any) -> None:
@@ -18,8 +18,10 @@ def add_to(commands: Any) -> None:
     init = commands.add_parser(
         "init",
         help="make an archive whose key was created in dom0",
-        description="Makes an archive in an empty folder or at a URL. Its key is created in dom0 first, by: "
-        "sparsebak-agent archive add LABEL --caller QUBE",
+        description=(
+            "Makes an archive in an empty folder or at a URL. Its key is created in dom0 first, by:"
+            " sparsebak-agent archive add LABEL --caller QUBE"
+        ),
     )
     init.add_argument(
         "directory",
@@ -89,10 +91,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _make_default(context: Context, place: str) -> Path:
-    """Name the archive in the settings file, and the disk it lies on as one that must be mounted."""
+    """Name the archive in the settings file, and the disk it lies on as one that must be
+    mounted.
+    """
     from backup_vm.archive.storage import is_remote
-    from backup_vm.output import replacing
-    from wire.durable import write_synced
+    from backup_vm.terminal.output import replacing
+    from common.durable import write_synced
 
     file, place = _settings_to_make(context, place)
     lines = [f"archive = {json.dumps(place)}"]
@@ -101,7 +105,8 @@ def _make_default(context: Context, place: str) -> Path:
         for folder in (Path(place), *Path(place).parents)
         if is_remote(place) or folder.is_mount()
     )
-    if not is_remote(place) and str(mount) not in ("/", "/home", "/rw", "/tmp"):  # noqa: S108  # where they are, no disk of its own is
+    # where these are the nearest mount, the archive is on no disk of its own
+    if not is_remote(place) and str(mount) not in ("/", "/home", "/rw", "/tmp"):  # noqa: S108
         lines.append(f"require_mount = {json.dumps(str(mount))}")
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as beside:
@@ -110,7 +115,9 @@ def _make_default(context: Context, place: str) -> Path:
 
 
 def _settings_to_make(context: Context, place: str) -> tuple[Path, str]:
-    """The settings file that --default writes, and the archive's place as it stands there; raise SparsebakError."""
+    """The settings file that --default writes, and the archive's place as it stands there; raise
+    SparsebakError.
+    """
     from backup_vm.archive.storage import is_remote
     from backup_vm.errors import SparsebakError, UsageError
 

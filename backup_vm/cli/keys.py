@@ -1,11 +1,13 @@
-"""``sparsebak keys``: write down what a new dom0 needs to take the archive over, or take in key slots that dom0 changed."""
+"""``sparsebak keys``: write down what a new dom0 needs to take the archive over, or take in key
+slots that dom0 changed.
+"""
 
 import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import path
-from backup_vm.text import count_text
+from backup_vm.cli.options import path
+from backup_vm.terminal.text import count_text
 
 
 def add_to(commands: Any) -> None:
@@ -13,8 +15,10 @@ def add_to(commands: Any) -> None:
     keys = commands.add_parser(
         "keys",
         help="write down what a new dom0 needs to take the archive over",
-        description="Writes key slots and newest records, all sealed, for: "
-        "sparsebak-agent keys import LABEL FILE --caller QUBE",
+        description=(
+            "Writes key slots and newest records, all sealed, for: "
+            "sparsebak-agent keys import LABEL FILE --caller QUBE"
+        ),
     )
     keys.add_argument(
         "--refresh",
@@ -32,9 +36,9 @@ def run(options: argparse.Namespace) -> int:
     import io
 
     from backup_vm.errors import UsageError
-    from backup_vm.output import put_bytes, replacing
-    from wire.durable import write_synced
-    from wire.frames import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
+    from backup_vm.terminal.output import put_bytes, replacing
+    from common.durable import write_synced
+    from wire.messages import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
     from wire.stream import send, write_frame
 
     context = Context(options)
@@ -77,7 +81,7 @@ def _refresh(context: Context) -> int:
     from dataclasses import replace
 
     from backup_vm.errors import AgentError, DamagedError
-    from wire.frames import MODE_OPEN
+    from wire.messages import MODE_OPEN
 
     with context.open(writing=True) as archive:
         entry, slots = context.agent(archive).enroll(archive.parameters.label)
@@ -88,9 +92,10 @@ def _refresh(context: Context) -> int:
             )
         if (entry.mode == MODE_OPEN) != (archive.parameters.master is not None):
             raise DamagedError(
-                f"the archive says that it is {archive.parameters.mode}, dom0 knows it as the opposite",
-                "somebody has changed archive.toml; dom0 gives its contents again by: sparsebak init DIR "
-                f"--label {entry.label} --repair",
+                f"the archive says that it is {archive.parameters.mode}, dom0 knows it as the"
+                " opposite",
+                "somebody has changed archive.toml; dom0 gives its contents again by: sparsebak"
+                f" init DIR --label {entry.label} --repair",
             )
         replace(archive.parameters, slots=tuple(slots)).save(archive.storage)
     context.done(

@@ -4,12 +4,12 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option
-from backup_vm.text import ratio_text, size_text, table
+from backup_vm.cli.options import key_option
+from backup_vm.terminal.text import ratio_text, size_text, table
 
 if TYPE_CHECKING:
-    from backup_vm.names import Named
-    from backup_vm.view import View
+    from backup_vm.reporting.view import View
+    from backup_vm.volumes import Named
 
 
 def add_to(commands: Any) -> None:
@@ -17,7 +17,10 @@ def add_to(commands: Any) -> None:
     show = commands.add_parser(
         "list",
         help="show volumes, or the sessions of one, and the space they take up",
-        description="Shows the volumes in the archive; of a qube or volume that is named, or with --tag, its sessions.",
+        description=(
+            "Shows the volumes in the archive; of a qube or volume that is named, or with --tag,"
+            " its sessions."
+        ),
     )
     show.add_argument(
         "volume",
@@ -39,8 +42,8 @@ def space_option(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.names import select
-    from backup_vm.view import view
+    from backup_vm.reporting.view import view
+    from backup_vm.volumes import select
 
     context = Context(options)
     with context.open() as archive:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, path, session_option
+from backup_vm.cli.options import key_option, path, session_option
 
 
 def add_to(commands: Any) -> None:
@@ -18,9 +18,12 @@ def add_to(commands: Any) -> None:
     mount = commands.add_parser(
         "mount",
         help="show sessions as raw image files in a folder, read on demand; needs the key",
-        description="Shows each session of a volume as a raw image file, until it is interrupted or the folder is unmounted. "
-        "The archive cannot be written to meanwhile. What is in an image is as hostile as the qube it came from: attach it to "
-        "a disposable qube rather than mounting it here.",
+        description=(
+            "Shows each session of a volume as a raw image file, until it is interrupted or the"
+            " folder is unmounted. The archive cannot be written to meanwhile. What is in an image"
+            " is as hostile as the qube it came from: attach it to a disposable qube rather than"
+            " mounting it here."
+        ),
     )
     mount.add_argument("volume", metavar="QUBE/VOLUME", help="whose sessions to show")
     mount.add_argument("folder", type=path, metavar="DIR", help="an empty folder")
@@ -35,7 +38,7 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.errors import SparsebakError, UsageError
-    from backup_vm.names import find_session, one
+    from backup_vm.volumes import find_session, one
 
     context = Context(options)
     try:
@@ -58,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         raise SparsebakError(
             f"{missing} is not installed", "install it, or use: sparsebak assemble"
         ) from None
-    from backup_vm.mounting import SessionFiles
+    from backup_vm.jobs.mount import SessionFiles
 
     with context.open() as archive:
         keys = context.needed_keys(archive)
@@ -71,8 +74,8 @@ def run(options: argparse.Namespace) -> int:
         files = SessionFiles(archive, volume, sessions, keys, context.warn)
         context.done(
             {"volume": volume.name, "folder": str(options.folder), "sessions": len(sessions)},
-            f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or: umount "
-            f"{options.folder}",
+            f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or:"
+            f" umount {options.folder}",
         )
         more = {"allow_other": True} if options.allow_other else {}
         try:
@@ -99,7 +102,8 @@ def run(options: argparse.Namespace) -> int:
 def _signals_to_libfuse() -> Iterator[None]:
     """Let SIGTERM, SIGHUP and SIGINT end the mount.
 
-    libfuse does so itself where nobody else handles them, and a handler of Python's would wait for libfuse to return.
+    libfuse does so itself where nobody else handles them, and a handler of Python's would wait for
+    libfuse to return.
     """
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]

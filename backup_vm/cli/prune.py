@@ -1,21 +1,23 @@
-"""``sparsebak prune``: remove sessions by name, by rules, or until there is room; all others stay whole."""
+"""``sparsebak prune``: remove sessions by name, by rules, or until there is room; all others stay
+whole.
+"""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import dry_run_option, key_option, yes_option
 from backup_vm.errors import Exit
-from backup_vm.options import dry_run_option, key_option, yes_option
-from backup_vm.text import count_text, size_text, table
+from backup_vm.terminal.text import count_text, size_text, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
-    from backup_vm.names import Named
-    from backup_vm.retention import Rules
-    from backup_vm.thinning import Verdict
+    from backup_vm.jobs.retention import Rules
+    from backup_vm.jobs.thinning import Verdict
+    from backup_vm.volumes import Named
 
 _PERIODS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 
@@ -25,9 +27,11 @@ def add_to(commands: Any) -> None:
     prune = commands.add_parser(
         "prune",
         help="remove sessions and give their space back",
-        description="Removes sessions: those named, or all that no rule keeps. Without either the rules of the settings file "
-        "count. A session is kept if any rule keeps it; the newest of a volume always is. On a terminal it asks before "
-        "anything is removed.",
+        description=(
+            "Removes sessions: those named, or all that no rule keeps. Without either the rules of"
+            " the settings file count. A session is kept if any rule keeps it; the newest of a"
+            " volume always is. On a terminal it asks before anything is removed."
+        ),
     )
     prune.add_argument(
         "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="of which volumes (default: all)"
@@ -74,13 +78,13 @@ def _plural(period: str) -> str:
 
 
 def _count(text: str) -> int:
-    from backup_vm.retention import parse_count
+    from backup_vm.jobs.retention import parse_count
 
     return _checked(parse_count, text)
 
 
 def _duration(text: str) -> int:
-    from backup_vm.retention import parse_duration
+    from backup_vm.jobs.retention import parse_duration
 
     return _checked(parse_duration, text)
 
@@ -95,7 +99,7 @@ def _checked(parse: Any, text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.errors import UsageError
-    from backup_vm.names import find_session, select
+    from backup_vm.volumes import find_session, select
 
     context = Context(options)
     rules = _rules(options)
@@ -140,7 +144,7 @@ def _ask(context: Context, doomed: "Sequence[tuple[Named, Session]]") -> None:
 def _rules(options: argparse.Namespace) -> "Rules":
     from backup_vm.archive.notes import parse_tag
     from backup_vm.errors import UsageError
-    from backup_vm.retention import DEFAULT, Rules
+    from backup_vm.jobs.retention import DEFAULT, Rules
 
     given = {period: getattr(options, f"keep_{period}") or 0 for period in _PERIODS}
     rules = Rules(
@@ -161,10 +165,12 @@ def judge(
     rules: "Rules",
     until_free: str | None,
 ) -> "list[Verdict]":
-    """A verdict on every session of the volumes chosen, by the rules given, else by those of the settings."""
+    """A verdict on every session of the volumes chosen, by the rules given, else by those of the
+    settings.
+    """
     from backup_vm.errors import UsageError
-    from backup_vm.names import Named
-    from backup_vm.thinning import by_rules, for_room, wanted_room
+    from backup_vm.jobs.thinning import by_rules, for_room, wanted_room
+    from backup_vm.volumes import Named
 
     retention = context.settings.retention
     until_free = until_free or (retention.until_free if not rules.any() else None)
@@ -250,7 +256,8 @@ def remove(
                 context.result({}, f"would remove {volume.name} {session.name}")
         context.result(
             {},
-            f"{count_text(done.sessions, 'session')} would be removed, {size_text(done.space)} given back.",
+            f"{count_text(done.sessions, 'session')} would be removed, {size_text(done.space)}"
+            " given back.",
         )
         return code
     left = set(archive.session_files())

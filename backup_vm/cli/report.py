@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, path
+from backup_vm.cli.options import key_option, path
 
 
 def add_to(commands: Any) -> None:
@@ -12,7 +12,10 @@ def add_to(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="write a page of HTML: sessions by day, growth, health",
-        description="Writes one page of HTML that needs no network and no script. It names qubes: keep it where names may be.",
+        description=(
+            "Writes one page of HTML that needs no network and no script. It names qubes: keep it"
+            " where names may be."
+        ),
     )
     report.add_argument(
         "-o", "--output", required=True, type=path, metavar="FILE", help="the page to write"
@@ -26,9 +29,9 @@ def run(options: argparse.Namespace) -> int:
     import time
 
     from backup_vm.cli.status import gather
-    from backup_vm.output import replacing
     from backup_vm.reporting.page import page
-    from wire.durable import write_synced
+    from backup_vm.terminal.output import replacing
+    from common.durable import write_synced
 
     context = Context(options)
     with context.open() as archive:

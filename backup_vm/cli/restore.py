@@ -4,15 +4,16 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, session_option, yes_option
-from wire.names import Restoring, session_name
+from backup_vm.cli.options import key_option, session_option, yes_option
+from common.text import session_name
+from wire.names import Restoring
 
 if TYPE_CHECKING:
-    from backup_vm.agent import Agent
+    from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
-    from backup_vm.names import Named
-    from wire.frames import Status, VolumeEntry
+    from backup_vm.volumes import Named
+    from wire.messages import Status, VolumeEntry
 
 SETTINGS = "settings"
 """The volume of a qube's settings, by which a qube that is gone is made anew: it comes first."""
@@ -23,8 +24,10 @@ def add_to(commands: Any) -> None:
     restore = commands.add_parser(
         "restore",
         help="put a session in the volume's place; dom0 checks every byte first",
-        description="Replaces a volume, or all of a qube, by a session. dom0 checks every byte before it takes effect. On "
-        "Qubes OS dom0 asks first; elsewhere this command does.",
+        description=(
+            "Replaces a volume, or all of a qube, by a session. dom0 checks every byte before it"
+            " takes effect. On Qubes OS dom0 asks first; elsewhere this command does."
+        ),
     )
     restore.add_argument(
         "volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube, its settings first"
@@ -42,7 +45,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.names import find_session, select
+    from backup_vm.volumes import find_session, select
 
     context = Context(options)
     with context.open() as archive:
@@ -70,7 +73,9 @@ def run(options: argparse.Namespace) -> int:
 def _is_older(
     volume: "Named", session: "Session", entries: "list[VolumeEntry]", latest: bool
 ) -> bool:
-    """Whether dom0 must be told that an older session is meant, which only a user who names it can mean."""
+    """Whether dom0 must be told that an older session is meant, which only a user who names it can
+    mean.
+    """
     from backup_vm.errors import SparsebakError
 
     known = next((one for one in entries if one.volume_id.hex() == volume.id), None)
@@ -82,9 +87,15 @@ def _is_older(
     if known is None or not any(newest):
         said = f"dom0 knows no session of {volume.name}, so that it cannot say which is the newest"
     elif known.time < session.clear.time:
-        said = f"dom0 was not told that {session.name} of {volume.name} is stored; the next backup does"
+        said = (
+            f"dom0 was not told that {session.name} of {volume.name} is stored; the next backup"
+            " does"
+        )
     else:
-        said = f"dom0 knows a newer session of {volume.name}, {session_name(known.time)}, than there is here"
+        said = (
+            f"dom0 knows a newer session of {volume.name}, {session_name(known.time)}, than there"
+            " is here"
+        )
     raise SparsebakError(
         f"{said}; nothing was restored",
         f"to restore {session.name} all the same, name it: --session {session.name}",
@@ -92,8 +103,10 @@ def _is_older(
 
 
 def _ask(context: Context, entries: "list[VolumeEntry]", due: list[Restoring]) -> None:
-    """Ask before contents are replaced. Settings only come to dom0 and wait there; what is gone cannot be lost."""
-    from wire.frames import VOLUME_GONE
+    """Ask before contents are replaced. Settings only come to dom0 and wait there; what is gone
+    cannot be lost.
+    """
+    from wire.messages import VOLUME_GONE
 
     there = {
         (entry.qube, entry.volume)
@@ -133,8 +146,8 @@ def _restore(
     session: "Session",
     asked: Restoring,
 ) -> dict[str, Any]:
-    from backup_vm.progress import progress_for
-    from backup_vm.reading import feed, image_bytes
+    from backup_vm.jobs.reading import feed, image_bytes
+    from backup_vm.terminal.progress import progress_for
     from wire.status import NOTE_OLDER
 
     image = archive.image(list(volume.sessions), session)
@@ -147,7 +160,8 @@ def _restore(
     name = f"{asked.qube}/{asked.volume}"
     if asked.volume == SETTINGS or asked.qube == "dom0":
         context.say(
-            f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings show {asked.qube}"
+            f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings"
+            f" show {asked.qube}"
         )
     else:
         context.say(f"Restored {name} to session {session.name}.")
@@ -160,9 +174,11 @@ def _restore(
 
 
 def _call(agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: Any) -> "Status":
-    """Restore; the settings of a qube that dom0 does not list make it again, unless it turns out to be there."""
-    from backup_vm.agent import RefusedError
-    from wire.frames import VOLUME_GONE
+    """Restore; the settings of a qube that dom0 does not list make it again, unless it turns out to
+    be there.
+    """
+    from backup_vm.agent.client import RefusedError
+    from wire.messages import VOLUME_GONE
     from wire.status import Code
 
     if asked.volume == SETTINGS and not any(

@@ -1,4 +1,6 @@
-"""``sparsebak scrub``: check every file of the archive against its checksums. Needs no key and no agent."""
+"""``sparsebak scrub``: check every file of the archive against its checksums. Needs no key and no
+agent.
+"""
 
 import argparse
 from typing import Any
@@ -12,8 +14,10 @@ def add_to(commands: Any) -> None:
     scrub = commands.add_parser(
         "scrub",
         help="check the archive's files against their checksums",
-        description="Checks every file of the archive. Reports damage; damaged chunks are sent again by the next backup. "
-        "Needs no key and no agent.",
+        description=(
+            "Checks every file of the archive. Reports damage; damaged chunks are sent again by the"
+            " next backup. Needs no key and no agent."
+        ),
     )
     scrub.set_defaults(run=run)
 
@@ -22,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.notes import checked
     from backup_vm.archive.scrub import foreign, scrub
-    from backup_vm.progress import progress_for
+    from backup_vm.terminal.progress import progress_for
 
     context = Context(options)
     with context.open(writing=None) as archive:

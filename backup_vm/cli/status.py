@@ -1,19 +1,21 @@
-"""``sparsebak status``: the archive at a glance, what has changed since in each volume, and whether all is well."""
+"""``sparsebak status``: the archive at a glance, what has changed since in each volume, and whether
+all is well.
+"""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.list import space_option
+from backup_vm.cli.options import key_option
 from backup_vm.errors import AgentError
-from backup_vm.options import key_option
-from backup_vm.text import ratio_text, size_text, table
+from backup_vm.terminal.text import ratio_text, size_text, table
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
-    from backup_vm.names import Named
-    from backup_vm.view import View
-    from wire.frames import VolumeEntry
+    from backup_vm.reporting.view import View
+    from backup_vm.volumes import Named
+    from wire.messages import VolumeEntry
 
 
 def add_to(commands: Any) -> None:
@@ -21,8 +23,10 @@ def add_to(commands: Any) -> None:
     status = commands.add_parser(
         "status",
         help="show the archive, what changed since the last backup, and its health",
-        description="Shows the archive at a glance: space, last checks, and of each volume its newest session and how much "
-        "has changed since.",
+        description=(
+            "Shows the archive at a glance: space, last checks, and of each volume its newest"
+            " session and how much has changed since."
+        ),
     )
     space_option(status)
     key_option(status)
@@ -40,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _text(data: dict[str, Any]) -> str:
     from backup_vm.archive.notes import Check
-    from backup_vm.view import check_text
+    from backup_vm.reporting.view import check_text
 
     rows = [
         [
@@ -73,7 +77,10 @@ def _text(data: dict[str, Any]) -> str:
     )
     free = "?" if data["free"] is None else size_text(data["free"])
     head = [
-        f"Archive {data['label']} in {data['path']}, {data['mode']}, chunks of {data['chunk_size'] >> 10} KiB",
+        (
+            f"Archive {data['label']} in {data['path']}, {data['mode']}, chunks of"
+            f" {data['chunk_size'] >> 10} KiB"
+        ),
         f"{data['chunks']} chunks, {size_text(data['stored'])} stored, {free} free on the disk",
         f"Last scrub: {scrubbed}."
         + (f" Next backup: {data['next_run']}." if data["next_run"] else ""),
@@ -85,8 +92,8 @@ def gather(context: Context, archive: "Archive") -> "tuple[dict[str, Any], View]
     """All that ``status`` tells, as data, and the look at the archive that it was taken from."""
     from backup_vm.archive import notes
     from backup_vm.errors import DamagedError
-    from backup_vm.names import stored_volumes
-    from backup_vm.view import check_data, next_run, view
+    from backup_vm.reporting.view import check_data, next_run, view
+    from backup_vm.volumes import stored_volumes
 
     listed: list[VolumeEntry] = []
     problems: list[str] = []
@@ -137,8 +144,8 @@ def _volumes(seen: "View", listed: "list[VolumeEntry]") -> list[dict[str, Any]]:
 def _volume(
     seen: "View", volume_id: str, named: "Named | None", entry: "VolumeEntry | None", agent: bool
 ) -> dict[str, Any]:
-    from backup_vm.view import check_data, last_verified
-    from wire.frames import VOLUME_GONE, VOLUME_PENDING
+    from backup_vm.reporting.view import check_data, last_verified
+    from wire.messages import VOLUME_GONE, VOLUME_PENDING
 
     flags = entry.flags if entry else VOLUME_GONE
     words = [
@@ -153,11 +160,9 @@ def _volume(
         "id": volume_id,
         "latest": latest.name if latest else None,
         "sessions": len(named.sessions) if named else 0,
-        "size": entry.size
-        if entry and not flags & VOLUME_GONE
-        else latest.clear.size
-        if latest
-        else 0,
+        "size": (
+            entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0
+        ),
         "own": use.own if use else None,
         "shared": use.shared if use else None,
         "compression": round(use.compression, 3) if use else None,

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import key_option, session_option
+from backup_vm.cli.options import key_option, session_option
 
 
 def add_to(commands: Any) -> None:
@@ -12,7 +12,9 @@ def add_to(commands: Any) -> None:
     tag = commands.add_parser(
         "tag",
         help="put tags and a note on a session; they are stored in clear",
-        description="Puts tags and a note on a session, or takes them off. They are stored in clear.",
+        description=(
+            "Puts tags and a note on a session, or takes them off. They are stored in clear."
+        ),
     )
     tag.add_argument("volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube")
     session_option(tag)
@@ -35,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive import notes
     from backup_vm.errors import UsageError
-    from backup_vm.names import find_session, select
+    from backup_vm.volumes import find_session, select
 
     context = Context(options)
     added, removed = (
@@ -66,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
             | note_data(note)
         )
         context.say(
-            f"{volume.name} {session.name}: {', '.join(sorted(note.tags)) or 'no tags'}{note.text and f'; {note.text}'}"
+            f"{volume.name} {session.name}:"
+            f" {', '.join(sorted(note.tags)) or 'no tags'}{note.text and f'; {note.text}'}"
         )
     if context.json:
         context.result({"sessions": data}, "")

@@ -1,12 +1,14 @@
-"""``sparsebak unlock``: remove the lease of a run that was cut off, where this cannot be seen from here."""
+"""``sparsebak unlock``: remove the lease of a run that was cut off, where this cannot be seen from
+here.
+"""
 
 import argparse
 from contextlib import closing
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.options import yes_option
-from backup_vm.text import count_text
+from backup_vm.cli.options import yes_option
+from backup_vm.terminal.text import count_text
 
 
 def add_to(commands: Any) -> None:
@@ -14,9 +16,12 @@ def add_to(commands: Any) -> None:
     unlock = commands.add_parser(
         "unlock",
         help="remove what a writing run that was cut off has left to keep others away",
-        description="Removes leases that nobody holds any more: of processes of this machine that are gone, and those not "
-        "renewed for half an hour. All others it asks about first; where nobody can be asked, they stay without --yes. "
-        "A run whose lease is removed ends before it writes anything more.",
+        description=(
+            "Removes leases that nobody holds any more: of processes of this machine that are gone,"
+            " and those not renewed for half an hour. All others it asks about first; where nobody"
+            " can be asked, they stay without --yes. A run whose lease is removed ends before it"
+            " writes anything more."
+        ),
     )
     yes_option(unlock)
     unlock.set_defaults(run=run)

@@ -1,18 +1,20 @@
-"""``sparsebak verify``: prove sessions authentic and complete, with the key if it is here, through the agent otherwise."""
+"""``sparsebak verify``: prove sessions authentic and complete, with the key if it is here, through
+the agent otherwise.
+"""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import key_option
 from backup_vm.errors import DamagedError, Exit
-from backup_vm.options import key_option
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
-    from backup_vm.names import Named
-    from backup_vm.progress import Progress
-    from wire.sealing import Keys
+    from backup_vm.terminal.progress import Progress
+    from backup_vm.volumes import Named
+    from wire.chunks import Keys
 
 
 def add_to(commands: Any) -> None:
@@ -20,7 +22,10 @@ def add_to(commands: Any) -> None:
     verify = commands.add_parser(
         "verify",
         help="prove sessions authentic and complete",
-        description="Proves that sessions are what dom0 sealed, and complete: here with the key, else through dom0.",
+        description=(
+            "Proves that sessions are what dom0 sealed, and complete: here with the key, else"
+            " through dom0."
+        ),
     )
     verify.add_argument(
         "volume", nargs="?", metavar="QUBE/VOLUME", help="whose sessions (default: all volumes)"
@@ -35,8 +40,8 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.notes import checked
-    from backup_vm.names import find_session, select
-    from backup_vm.progress import progress_for
+    from backup_vm.terminal.progress import progress_for
+    from backup_vm.volumes import find_session, select
 
     context = Context(options)
     results: list[dict[str, Any]] = []
@@ -83,8 +88,8 @@ def _verify(
     session: "Session",
     progress: "Progress",
 ) -> dict[str, Any]:
-    from backup_vm.agent import RefusedError
-    from backup_vm.reading import feed, image_bytes, read_image
+    from backup_vm.agent.client import RefusedError
+    from backup_vm.jobs.reading import feed, image_bytes, read_image
     from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
 
     problem = None
@@ -99,7 +104,8 @@ def _verify(
             if status.notes & NOTE_OLDER and session is volume.sessions[-1]:
                 known = "no session" if status.notes & NOTE_UNKNOWN else "another session"
                 context.warn(
-                    f"{volume.name} {session.name}: the newest here; dom0 knows {known} as the newest"
+                    f"{volume.name} {session.name}: the newest here; dom0 knows {known} as the"
+                    " newest"
                 )
     except DamagedError as error:
         problem = str(error)

@@ -1,4 +1,6 @@
-"""A calendar of sessions as SVG: a column a week, a square a day, the fuller the more sessions it has."""
+"""A calendar of sessions as SVG: a column a week, a square a day, the fuller the more sessions it
+has.
+"""
 
 import datetime
 from collections import Counter
@@ -10,7 +12,9 @@ _STEP = _CELL + _GAP
 
 
 def calendar(times: Iterable[int], today: datetime.date, label: str) -> str:
-    """The last year up to ``today``; ``times`` in Unix seconds, days in UTC; ``label`` is already escaped."""
+    """The last year up to ``today``; ``times`` in Unix seconds, days in UTC; ``label`` is already
+    escaped.
+    """
     days = Counter(datetime.datetime.fromtimestamp(time, datetime.UTC).date() for time in times)
     first = today - datetime.timedelta(days=today.weekday(), weeks=WEEKS - 1)
     width, height = _LEFT + WEEKS * _STEP, _TOP + 7 * _STEP

@@ -1,10 +1,12 @@
-"""Growth over time as an SVG: one line with the area under it, round numbers at the side, dates below."""
+"""Growth over time as an SVG: one line with the area under it, round numbers at the side, dates
+below.
+"""
 
 import datetime
 import math
 from collections.abc import Sequence
 
-from backup_vm.text import size_text
+from backup_vm.terminal.text import size_text
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 800, 240, 74, 14, 12, 26
 _LINES = 4
@@ -25,15 +27,18 @@ def growth(points: Sequence[tuple[int, int]]) -> str:
         return _TOP + inner_height * (1 - size / top)
 
     parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" class="chart" role="img" aria-label="Space used over time">'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" class="chart" role="img" aria-label="Space used'
+        ' over time">'
     ]
     for line in range(_LINES + 1):
         size = top * line / _LINES
         parts.append(
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(size):.1f}" y2="{y(size):.1f}" class="grid"/>'
+            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(size):.1f}" y2="{y(size):.1f}"'
+            ' class="grid"/>'
         )
         parts.append(
-            f'<text x="{_LEFT - 8}" y="{y(size) + 4:.1f}" text-anchor="end">{size_text(size)}</text>'
+            f'<text x="{_LEFT - 8}" y="{y(size) + 4:.1f}"'
+            f' text-anchor="end">{size_text(size)}</text>'
         )
     for time in _dates(start, end):
         anchor = "start" if x(time) < _LEFT + 40 else "end" if x(time) > _WIDTH - 60 else "middle"
@@ -42,8 +47,8 @@ def growth(points: Sequence[tuple[int, int]]) -> str:
         )
     path = f"M{x(points[0][0]):.1f} {y(points[0][1]):.1f}"
     for time, size in points[1:]:
-        path += (
-            f"H{x(time):.1f}V{y(size):.1f}"  # what is stored grows at sessions, not between them
+        path += (  # what is stored grows at sessions, not between them
+            f"H{x(time):.1f}V{y(size):.1f}"
         )
     parts.append(
         f'<path d="{path}V{y(0):.1f}H{_LEFT}Z" class="area"/><path d="{path}" class="line"/>'
@@ -51,7 +56,8 @@ def growth(points: Sequence[tuple[int, int]]) -> str:
     for time, size in points if len(points) <= 120 else points[-1:]:
         words = f"{_date(time)}: {size_text(size)}"
         parts.append(
-            f'<circle cx="{x(time):.1f}" cy="{y(size):.1f}" r="3" class="point"><title>{words}</title></circle>'
+            f'<circle cx="{x(time):.1f}" cy="{y(size):.1f}" r="3"'
+            f' class="point"><title>{words}</title></circle>'
         )
     return "".join([*parts, "</svg>"])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from backup_vm.reporting.calendar import calendar
 from backup_vm.reporting.chart import growth
-from backup_vm.text import ratio_text, size_text
+from backup_vm.terminal.text import ratio_text, size_text
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2330; --dim: #5b6675; --line: #d9dee6; --paper: #fff; --card: #f6f7f9;

@@ -8,14 +8,16 @@ from dom0_agent.config import Config, Volume
 
 @dataclass(frozen=True)
 class Skipped:
-    """A qube, or one volume of it, that is not backed up, and why. ``failed``: nobody could tell whether it is to be."""
+    """A qube, or one volume of it, that is not backed up, and why. ``failed``: nobody could tell
+    whether it is to be.
+    """
 
     name: str
     reason: str
     failed: bool = False
 
 
-class Catalog(Protocol):
+class VolumeCatalog(Protocol):
     """A list of volumes."""
 
     def volumes(self) -> tuple[Volume, ...]:
@@ -25,14 +27,20 @@ class Catalog(Protocol):
         """What is there and left out."""
 
     def find(self, qube: str, volume: str, restoring: bool = False) -> Volume | None:
-        """The volume of that name, or None. ``restoring``: one that is there but not backed up will do."""
+        """The volume of that name, or None. ``restoring``: one that is there but not backed up will
+        do.
+        """
 
     def absent(self, qube: str) -> Volume:
-        """The settings of a qube that does not exist, for it to be made anew; Refused when it does, or cannot be."""
+        """The settings of a qube that does not exist, for it to be made anew; Refused when it does,
+        or cannot be.
+        """
 
 
-def open_catalog(config: Config, caller: str = "") -> Catalog:
-    """The catalog that the configuration asks for, as it is for a caller: its own volumes are left out unless named."""
+def open_catalog(config: Config, caller: str = "") -> VolumeCatalog:
+    """The catalog that the configuration asks for, as it is for a caller: its own volumes are left
+    out unless named.
+    """
     if config.catalog == "qubes":
         from dom0_agent.catalog.qubes import QubesCatalog
 

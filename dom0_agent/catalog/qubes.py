@@ -1,7 +1,8 @@
 """Catalog ``qubes``: what qubesd knows, asked through qubesadmin in as few calls as can be.
 
-One call lists the qubes and their states, one each gives a qube's properties and those of a volume. Classes of qubes and
-drivers of pools are those of Qubes OS 4.1 and later (core-admin, ``qubes/vm`` and ``qubes/storage``).
+One call lists the qubes and their states, one each gives a qube's properties and those of a volume.
+Classes of qubes and drivers of pools are those of Qubes OS 4.1 and later (core-admin, ``qubes/vm``
+and ``qubes/storage``).
 """
 
 import hashlib
@@ -88,7 +89,9 @@ class QubesCatalog:
         return found
 
     def _of(self, domain: Any, restoring: bool = False) -> Iterator[Volume | Skipped]:
-        """All volumes of a qube, or why there are none. What is restored need not be backed up any more."""
+        """All volumes of a qube, or why there are none. What is restored need not be backed up any
+        more.
+        """
         name, klass = str(domain.name), str(domain.klass)
         if klass == "AdminVM":
             return
@@ -142,7 +145,8 @@ class QubesCatalog:
             places = vid, f"{vid}-snap" if live else ""
         else:
             places = f"{info['vid']}.img", f"{info['vid']}-dirty.img" if live else ""
-        # a standalone's root is what runs in it: to share chunks with it would let another learn them
+        # a standalone's root is what runs in it: to share chunks with it would let another learn
+        # them
         shared = "root" if volume == "root" and klass == "TemplateVM" else f"{qube}/{volume}"
         return Volume(qube, volume, pool, *places, domain=_domain(shared), managed=True)
 
@@ -194,7 +198,9 @@ def _is_there(qube: str) -> bool:
 
 
 def _lasts(domain: Any, klass: str) -> bool:
-    """Whether a qube outlives its being shut down: all but the disposables that go by themselves."""
+    """Whether a qube outlives its being shut down: all but the disposables that go by
+    themselves.
+    """
     return klass != "DispVM" or not getattr(domain, "auto_cleanup", True)
 
 

@@ -19,10 +19,12 @@ VM_TAG = "sparsebak-vm"
 
 
 def untagged(config: Config) -> tuple[str, list[Any]]:
-    """The backup VM, and the qubes of the catalog that were never backed up and that the policy does not allow it.
+    """The backup VM, and the qubes of the catalog that were never backed up and that the policy
+    does not allow it.
 
-    Nothing before setup has named a backup VM, or without Qubes. Only of qubes without a session is qubesd asked: those
-    that have one were allowed, and whoever took the tag from one of them meant it.
+    Nothing before setup has named a backup VM, or without Qubes. Only of qubes without a session is
+    qubesd asked: those that have one were allowed, and whoever took the tag from one of them meant
+    it.
     """
     if config.catalog != "qubes":
         return "", []
@@ -54,7 +56,9 @@ def tagged(domains: Iterable[Any], tag: str, wanted: bool = True) -> list[Any]:
 
 
 def tag_new(config: Config) -> list[str]:
-    """Let the backup VM have the qubes that were made since setup, unless the configuration says not to; their names."""
+    """Let the backup VM have the qubes that were made since setup, unless the configuration says
+    not to; their names.
+    """
     if not config.qubes.tag_new:
         return []
     vm, new = untagged(config)

@@ -1,4 +1,6 @@
-"""Kinds of storage, one module each. All offer the methods of Source; no other module touches a volume."""
+"""Kinds of storage, one module each. All offer the methods of Source; no other module touches a
+volume.
+"""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +20,9 @@ _NUMBER = re.compile(r"(\d{1,9})-([0-9a-f]{8})", re.ASCII)
 
 
 def snapshot_name(number: int) -> str:
-    """How storage names a snapshot: ``12-9f3a12bc``, its sequence and 32 random bits. See State for why."""
+    """How storage names a snapshot: ``12-9f3a12bc``, its sequence and 32 random bits. See State for
+    why.
+    """
     return f"{number >> 32}-{number & 0xFFFFFFFF:08x}"
 
 
@@ -29,12 +33,16 @@ def snapshot_number(name: str) -> int | None:
 
 
 class Replacement(Protocol):
-    """New contents for a volume, written beside the old ones. ``ordered``: only one write at a time, with rising offsets."""
+    """New contents for a volume, written beside the old ones. ``ordered``: only one write at a
+    time, with rising offsets.
+    """
 
     ordered: bool
 
     def write(self, offset: int, parts: list[bytes]) -> None:
-        """Write parts one after another; what is never written reads as zeros. May be called from several threads."""
+        """Write parts one after another; what is never written reads as zeros. May be called from
+        several threads.
+        """
 
     def commit(self) -> None:
         """Put the new contents in the old ones' place, durably and at once."""
@@ -44,7 +52,9 @@ class Replacement(Protocol):
 
 
 class Source(Protocol):
-    """One volume in its storage. Snapshots are known by number. Every method may raise wire.status.Refused."""
+    """One volume in its storage. Snapshots are known by number. Every method may raise
+    wire.status.Refused.
+    """
 
     def together(self) -> AbstractContextManager[None]:
         """What is done inside, for all volumes of a pool, shares what their deltas have in common.
@@ -53,7 +63,9 @@ class Source(Protocol):
         """
 
     def require_room(self) -> None:
-        """Refused when the storage is too full for a snapshot that is held while a session is sent."""
+        """Refused when the storage is too full for a snapshot that is held while a session
+        is sent.
+        """
 
     def live_size(self) -> int:
         """Bytes of the volume itself."""
@@ -65,7 +77,8 @@ class Source(Protocol):
         """Take a snapshot of the volume, durably, or leave none behind."""
 
     def unchanged(self, number: int) -> bool:
-        """Whether the volume certainly holds now what a snapshot does, so that another one would say nothing new.
+        """Whether the volume certainly holds now what a snapshot does, so that another one would
+        say nothing new.
 
         No may be said without looking, where finding out costs as much as a snapshot.
         """
@@ -79,15 +92,19 @@ class Source(Protocol):
     def open(self, number: int, direct: bool = False) -> int:
         """A descriptor to read a snapshot from, to be closed by the caller.
 
-        With ``direct`` past the page cache, if the storage can: a snapshot is read once, and its pages would only push
-        out others. Reads must then be aligned, in memory too.
+        With ``direct`` past the page cache, if the storage can: a snapshot is read once, and its
+        pages would only push out others. Reads must then be aligned, in memory too.
         """
 
     def delta(self, old: int, new: int) -> Iterator[Range]:
-        """Ranges in which ``new`` may differ from ``old``, in order, within the smaller of their sizes."""
+        """Ranges in which ``new`` may differ from ``old``, in order, within the smaller of their
+        sizes.
+        """
 
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[Range]:
-        """Ranges between ``start`` and ``end`` of an opened snapshot that may hold anything but zeros, in order."""
+        """Ranges between ``start`` and ``end`` of an opened snapshot that may hold anything but
+        zeros, in order.
+        """
 
     def replace(self, size: int) -> Replacement:
         """Begin new contents of ``size`` bytes."""

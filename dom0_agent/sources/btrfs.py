@@ -1,8 +1,9 @@
 """Btrfs' own records of where a file lies, read from its trees. Needs CAP_SYS_ADMIN.
 
-FIEMAP does not say from where within a compressed extent a file takes its bytes, and looks up for each extent who else has
-it, which takes a minute for half a million. The items themselves say all and cost a microsecond each. Structures: Linux,
-``include/uapi/linux/btrfs_tree.h`` (btrfs_file_extent_item) and ``btrfs.h`` (BTRFS_IOC_TREE_SEARCH_V2).
+FIEMAP does not say from where within a compressed extent a file takes its bytes, and looks up for
+each extent who else has it, which takes a minute for half a million. The items themselves say all
+and cost a microsecond each. Structures: Linux, ``include/uapi/linux/btrfs_tree.h``
+(btrfs_file_extent_item) and ``btrfs.h`` (BTRFS_IOC_TREE_SEARCH_V2).
 """
 
 import errno
@@ -52,7 +53,8 @@ def _rows(fd: int, size: int) -> Iterator[list[Row]]:
             place, _, offset, length = _PLACE.unpack_from(item, _EXTENT.size)
             if kind == _PREALLOCATED or place == 0:
                 continue
-            # Compared as well: when the extent was written, which no other one at this place can have in common.
+            # Compared as well: when the extent was written, which no other one at this place can
+            # have in common.
             sort = generation << 8 | compression
             if encryption or other or sort >= UNSURE:
                 sort = UNSURE
@@ -61,7 +63,9 @@ def _rows(fd: int, size: int) -> Iterator[list[Row]]:
 
 
 def _items(fd: int, kind: int, last: int) -> Iterator[list[tuple[int, memoryview]]]:
-    """Offset and bytes of the file's items of this kind up to offset ``last``, in order and some at a time."""
+    """Offset and bytes of the file's items of this kind up to offset ``last``, in order and some at
+    a time.
+    """
     inode, first = os.fstat(fd).st_ino, 0
     while first <= last:
         buffer = bytearray(_ARGS + _BUFFER)

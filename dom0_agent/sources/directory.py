@@ -1,4 +1,6 @@
-"""What sources share whose volumes are image files in a directory: snapshots are files in ``.sparsebak`` beside them."""
+"""What sources share whose volumes are image files in a directory: snapshots are files in
+``.sparsebak`` beside them.
+"""
 
 import errno
 import os
@@ -6,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from common.durable import closing_fd, make_directory, sync_directory
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range, snapshot_name, snapshot_number
-from dom0_agent.sources.file_replacement import FileReplacement, failed, open_regular
-from wire.durable import closing_fd, make_directory, sync_directory
+from dom0_agent.targets.file import FileReplacement, failed, open_regular
 from wire.status import Code, Refused
 
 STORE = ".sparsebak"
@@ -18,7 +20,9 @@ _SUFFIX = ".snap"
 
 @contextmanager
 def whole_or_absent(path: Path, text: str) -> Iterator[None]:
-    """Remove the file if writing it fails, whatever the reason; an error of the storage becomes Refused."""
+    """Remove the file if writing it fails, whatever the reason; an error of the storage becomes
+    Refused.
+    """
     try:
         yield
     except BaseException as error:
@@ -44,7 +48,8 @@ class DirectorySource:
     """A volume that is an image file; see Source for the methods."""
 
     _grain = 1
-    """Bytes in which holes are looked for: a smaller one that is none at its begin counts as data."""
+    """Bytes in which holes are looked for: a smaller one that is none at its begin counts as data.
+    """
 
     def __init__(self, volume: Volume) -> None:
         self.name, self._pool = volume.name, volume.pool
@@ -70,7 +75,9 @@ class DirectorySource:
         return nullcontext()
 
     def require_room(self) -> None:
-        """See Source. What the file system does not tell is not held against it; that nothing can be written is."""
+        """See Source. What the file system does not tell is not held against it; that nothing can
+        be written is.
+        """
         try:
             found = os.statvfs(self._pool.path)
         except OSError as error:
@@ -145,7 +152,9 @@ class DirectorySource:
             raise failed(f"{self.name}: snapshot {number}", error) from None
 
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[Range]:
-        """See Source. Asked of the file system by SEEK_DATA and SEEK_HOLE; what it cannot tell counts as data."""
+        """See Source. Asked of the file system by SEEK_DATA and SEEK_HOLE; what it cannot tell
+        counts as data.
+        """
         while start < end:
             try:
                 data = os.lseek(fd, start, os.SEEK_DATA)

@@ -1,9 +1,10 @@
 """What two maps of where files lie say about each other, in bounded memory, whatever told them.
 
-A map comes in lists of rows, in order of the file; what reads as zeros (holes, preallocated space) has no row. A row is
-(logical, length, place, shift, kind): ``length`` bytes of the file at ``logical`` come from ``place``, as far into it as
-``logical + shift`` says. So a row that is cut in two keeps its last three numbers, and two files that have the same three
-for a byte hold the same byte there, unless ``kind`` says UNSURE.
+A map comes in lists of rows, in order of the file; what reads as zeros (holes, preallocated space)
+has no row. A row is (logical, length, place, shift, kind): ``length`` bytes of the file at
+``logical`` come from ``place``, as far into it as ``logical + shift`` says. So a row that is cut in
+two keeps its last three numbers, and two files that have the same three for a byte hold the same
+byte there, unless ``kind`` says UNSURE.
 """
 
 import hashlib
@@ -26,7 +27,9 @@ WORD = (1 << 64) - 1
 CHUNK = 4096
 """Rows in one list, about."""
 PIECES = 1 << 23
-"""Rows of a map beyond which it is not read on: by then (half a minute) reading the contents is about as quick."""
+"""Rows of a map beyond which it is not read on: by then (half a minute) reading the contents is
+about as quick.
+"""
 
 
 class TooManyPieces(Exception):
@@ -108,7 +111,9 @@ class _Side:
 
 
 def compare(base: Rows, new: Rows, size: int) -> Iterator[Range]:
-    """Ranges below ``size`` that the two maps do not prove equal, in order; one range may touch the next."""
+    """Ranges below ``size`` that the two maps do not prove equal, in order; one range may touch the
+    next.
+    """
     a, b, at = _Side(iter(base), size), _Side(iter(new), size), 0
     while at < size:
         b.fill(at)
@@ -122,7 +127,8 @@ def _unlike(a: list[Row], b: list[Row], start: int, end: int) -> Iterator[Range]
     common = {row for row in set(a).intersection(b) if row[4] < UNSURE}
     if len(common) == len(a) == len(b):
         return
-    # Without what they have in common: a gap in both is alike, so that is right for the common ones, too.
+    # Without what they have in common: a gap in both is alike, so that is right for the common
+    # ones, too.
     mine = iter([row for row in a if row not in common])
     others = iter([row for row in b if row not in common])
     x, y, at, begin = next(mine, None), next(others, None), start, -1
@@ -162,11 +168,13 @@ def _at(row: Row | None, at: int, end: int) -> tuple[Row | None, int]:
 def changed_ranges(
     read: Reader, base: int, new: int, size: int, remembered: bytes | None, attempts: int
 ) -> tuple[ChangedMap | None, bytes]:
-    """What of the first ``size`` bytes of the file ``new`` may differ from ``base``, and the digest of new's map.
+    """What of the first ``size`` bytes of the file ``new`` may differ from ``base``, and the digest
+    of new's map.
 
-    ``remembered``: the digest of the base's map as it was read some time ago. The two maps are compared, then the base's
-    is read again. If it is as it was before, the base held its blocks all the while, so that equal places mean equal
-    bytes. If not, the base moved (balance, defragmentation, deduplication): all is read again. None when it keeps moving.
+    ``remembered``: the digest of the base's map as it was read some time ago. The two maps are
+    compared, then the base's is read again. If it is as it was before, the base held its blocks all
+    the while, so that equal places mean equal bytes. If not, the base moved (balance,
+    defragmentation, deduplication): all is read again. None when it keeps moving.
     """
     before = Digest(read(base, size)).value() if remembered is None else remembered
     for _ in range(attempts):
@@ -181,13 +189,16 @@ def changed_ranges(
 
 
 def still_there(read: Reader, live: int, base: int, size: int, remembered: bytes | None) -> bool:
-    """Whether the file ``live``, of which ``base`` is a clone of the same size, certainly holds what the clone does.
+    """Whether the file ``live``, of which ``base`` is a clone of the same size, certainly holds
+    what the clone does.
 
-    Every place that the clone refers to is written elsewhere when the file is written (copy on write), so that a row of
-    the file that lies where the clone's does was not written since the clone was made. What is written while the maps are
-    read comes after the moment at which reading them began, and for that moment the answer is given. (Only somebody who
-    within these milliseconds cloned the clone's own blocks back over what was just written could deceive it.)
-    ``remembered``: the digest of the clone's map when it was new, which it must have still, as for ``changed_ranges``.
+    Every place that the clone refers to is written elsewhere when the file is written (copy on
+    write), so that a row of the file that lies where the clone's does was not written since the
+    clone was made. What is written while the maps are read comes after the moment at which reading
+    them began, and for that moment the answer is given. (Only somebody who within these
+    milliseconds cloned the clone's own blocks back over what was just written could deceive it.)
+    ``remembered``: the digest of the clone's map when it was new, which it must have still, as for
+    ``changed_ranges``.
     """
     if remembered is None:
         return False

@@ -22,14 +22,17 @@ _SHARED = 0x2000
 ENCODED = 0x8
 UNWRITTEN = 0x800
 DOUBTFUL = 0x2 | 0x4 | ENCODED | 0x80 | 0x100 | 0x200 | 0x400
-"""Unknown, delalloc, compressed, encrypted, not aligned, inline, tail: nothing can be concluded from such an extent. Of a
-compressed one the map does not say from where within it the bytes are taken."""
+"""Unknown, delalloc, compressed, encrypted, not aligned, inline, tail: nothing can be concluded
+from such an extent. Of a compressed one the map does not say from where within it the bytes are
+taken."""
 _SHOWN = 1 << 17
 """Extents looked at to say what a file holds alone."""
 
 
 def exclusive(fd: int, size: int) -> int:
-    """Bytes of a file that no other file shares; of one in very many pieces, of as much as is looked at."""
+    """Bytes of a file that no other file shares; of one in very many pieces, of as much as is
+    looked at.
+    """
     found = looked = 0
     for words in records(fd, size):
         pairs = zip(words[2::7], words[5::7], strict=True)
@@ -56,12 +59,16 @@ def _rows(words: "array[int]") -> Iterator[Row]:
 
 
 def flush(fd: int) -> None:
-    """Wait until all that was written to a file has its place. fsync(2) does not: on Btrfs a log of it is enough for that."""
+    """Wait until all that was written to a file has its place. fsync(2) does not: on Btrfs a log of
+    it is enough for that.
+    """
     next(records(fd, 1, 1), None)
 
 
 def records(fd: int, size: int, most: int = _BATCH) -> "Iterator[array[int]]":
-    """The kernel's records up to ``size`` bytes of the file, in order and some at a time: seven numbers of 64 bits each."""
+    """The kernel's records up to ``size`` bytes of the file, in order and some at a time: seven
+    numbers of 64 bits each.
+    """
     start = 0
     while start < size:
         buffer = bytearray(_HEAD.size + most * _RECORD)

@@ -1,20 +1,24 @@
-"""Source ``file``: image files on any file system. A snapshot is a copy, a delta a comparison. Needs no root."""
+"""Source ``file``: image files on any file system. A snapshot is a copy, a delta a comparison.
+Needs no root.
+"""
 
 import errno
 import os
 from collections.abc import Iterator
 
+from common.durable import closing_fd, pwrite_all
 from dom0_agent.sources import Range
 from dom0_agent.sources.directory import DirectorySource
-from dom0_agent.sources.file_replacement import CHECK_ROOM
-from wire.durable import closing_fd, pwrite_all
+from dom0_agent.targets.file import CHECK_ROOM
 
 _BLOCK = 1 << 20
 _GRAIN = 64 * 1024
 
 
 class FileSource(DirectorySource):
-    """See Source. Copies keep holes; on a file system with reflinks the kernel makes the copy a clone by itself."""
+    """See Source. Copies keep holes; on a file system with reflinks the kernel makes the copy a
+    clone by itself.
+    """
 
     def _copy(self, image: int, copy: int) -> None:
         size, unchecked = os.fstat(image).st_size, 0

@@ -1,6 +1,7 @@
 """LVM's commands and its report: what logical volumes there are, and changes to them. Needs root.
 
-Field names are those of ``lvs -o help``; reports are asked for as JSON, in bytes, one call for all volumes.
+Field names are those of ``lvs -o help``; reports are asked for as JSON, in bytes, one call for all
+volumes.
 """
 
 import json
@@ -36,7 +37,8 @@ _JSON = ("{", "}", "[", "]", '"', ",")
 class LogicalVolume:
     """One line of the report. ``thin_id`` is None for what is not a thin volume; sizes are bytes.
 
-    A pool's own: ``block`` bytes a block, whether it ``zeroes`` new ones, what it does with ``discards``.
+    A pool's own: ``block`` bytes a block, whether it ``zeroes`` new ones, what it does with
+    ``discards``.
     """
 
     group: str
@@ -64,12 +66,16 @@ class LogicalVolume:
 
 
 def device_name(group: str, name: str) -> str:
-    """The name device-mapper knows a logical volume by: dashes doubled, one between group and volume."""
+    """The name device-mapper knows a logical volume by: dashes doubled, one between group and
+    volume.
+    """
     return f"{group.replace('-', '--')}-{name.replace('-', '--')}"
 
 
 def environment() -> dict[str, str]:
-    """What commands of dom0 get: no locale, no descriptors complained of, the system's own programs."""
+    """What commands of dom0 get: no locale, no descriptors complained of, the system's own
+    programs.
+    """
     kept = {name: os.environ[name] for name in ("LVM_SYSTEM_DIR",) if name in os.environ}
     return {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -84,7 +90,8 @@ def run(*command: str) -> str:
     try:
         done = subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,  # ours is the caller's data, and whoever asks is answered "no"
+            # ours is the caller's data, and whoever asks is answered "no"
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
@@ -110,7 +117,9 @@ def run(*command: str) -> str:
 
 
 def report() -> dict[tuple[str, str], LogicalVolume]:
-    """All logical volumes by group and name. One that makes no sense is left out: it may be anybody's."""
+    """All logical volumes by group and name. One that makes no sense is left out: it may be
+    anybody's.
+    """
     raw = run(
         "lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--binary", "-o", _FIELDS
     )
@@ -149,7 +158,9 @@ def _parse(fields: dict[str, str]) -> LogicalVolume:
 
 
 def _percent(text: str) -> float:
-    """LVM writes nothing where there is nothing to tell, and a negative number for what it cannot tell: that is full."""
+    """LVM writes nothing where there is nothing to tell, and a negative number for what it cannot
+    tell: that is full.
+    """
     percent = float(text or 0)
     return percent if percent >= 0 else 100.0
 

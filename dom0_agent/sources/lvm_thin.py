@@ -1,8 +1,9 @@
-"""Source ``lvm_thin``: logical volumes in a thin pool. Deltas come from the pool's metadata; nothing is read but that.
+"""Source ``lvm_thin``: logical volumes in a thin pool. Deltas come from the pool's metadata;
+nothing is read but that.
 
-A snapshot is a read-only thin volume named ``vm-sparsebak+QUBE+VOLUME+NUMBER``: ``vm-`` because dom0's udev scans no such
-volume, ``+`` because no qube's name has one; qubesd takes none of them for its own. It is not even active, so that no
-device shows its contents, until it is read.
+A snapshot is a read-only thin volume named ``vm-sparsebak+QUBE+VOLUME+NUMBER``: ``vm-`` because
+dom0's udev scans no such volume, ``+`` because no qube's name has one; qubesd takes none of them
+for its own. It is not even active, so that no device shows its contents, until it is read.
 """
 
 import fcntl
@@ -13,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from common.durable import closing_fd
+from common.image_writer import ImageWriter
 from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range, lvm, snapshot_name, snapshot_number
 from dom0_agent.sources.thin_pool import ThinPool
-from wire.durable import closing_fd
-from wire.image import ImageWriter
 from wire.status import Code, Refused
 
 _NEW = "new"
@@ -110,7 +111,9 @@ class LvmThinSource:
         )
 
     def unchanged(self, number: int) -> bool:
-        """See Source. Asked of the pool's metadata, if nobody has the volume open: of one that is in use it is not likely."""
+        """See Source. Asked of the pool's metadata, if nobody has the volume open: of one that is
+        in use it is not likely.
+        """
         live, base = self._live(), self._snapshot(number)
         return (
             not live.in_use
@@ -192,7 +195,8 @@ class LvmThinSource:
 
 
 class LvmReplacement:
-    """New contents in a snapshot of the volume, merged into it at the end: LVM swaps the two in one step.
+    """New contents in a snapshot of the volume, merged into it at the end: LVM swaps the two in one
+    step.
 
     A volume that is not there any more is made as a new one, and renamed at the end.
     """
@@ -239,8 +243,8 @@ class LvmReplacement:
         _empty(device, discard)  # with what a volume that once shrank has beyond its end
 
     def _resize(self, size: int) -> None:
-        """Nothing of it is a file system that anybody uses; LVM from 2.03.17 on wants to be told so, earlier ones take no
-        such option."""
+        """Nothing of it is a file system that anybody uses; LVM from 2.03.17 on wants to be told
+        so, earlier ones take no such option."""
         words = ("--size", f"{size}b", f"{self._pool.group}/{self._beside}")
         try:
             self._pool.change("lvresize", "--force", *words)
@@ -251,7 +255,9 @@ class LvmReplacement:
                 raise first from None
 
     def write(self, offset: int, parts: list[bytes]) -> None:
-        """See Replacement. Looks at the pool's space every now and then: a full pool would harm every volume in it."""
+        """See Replacement. Looks at the pool's space every now and then: a full pool would harm
+        every volume in it.
+        """
         self._unchecked += sum(len(part) for part in parts)
         if self._unchecked >= _CHECK_SPACE:
             self._unchecked = 0
@@ -277,7 +283,10 @@ class LvmReplacement:
             return
         self._pool.change("lvconvert", "--merge", full)
         if self._pool.named(self._beside):  # opened since: LVM merges at the next activation
-            text = f"{self._pool.group}/{self._name} was opened meanwhile; the new contents are there once it was deactivated"
+            text = (
+                f"{self._pool.group}/{self._name} was opened meanwhile; the new contents are there"
+                " once it was deactivated"
+            )
             raise Refused(Code.BUSY, text)
 
     def discard(self) -> None:
@@ -291,7 +300,9 @@ def _device(group: str, name: str) -> Path:
 
 
 def _empty(device: Path, discard: bool) -> None:
-    """Make a device read as zeros: by giving its blocks back, or where the pool does not do that by writing zeros."""
+    """Make a device read as zeros: by giving its blocks back, or where the pool does not do that by
+    writing zeros.
+    """
     with closing_fd(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)) as fd:
         size = os.lseek(fd, 0, os.SEEK_END)
         fcntl.ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, struct.pack("QQ", 0, size))

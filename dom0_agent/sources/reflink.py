@@ -1,7 +1,9 @@
-"""Source ``reflink``: image files on Btrfs or XFS. A snapshot is a clone (FICLONE), a delta compares where two clones lie.
+"""Source ``reflink``: image files on Btrfs or XFS. A snapshot is a clone (FICLONE), a delta
+compares where two clones lie.
 
-On Btrfs that is read from its trees, where this process may (``btrfs``); else by FIEMAP (``fiemap``). ``FICLONE`` and the
-flags are from Linux, ``include/uapi/linux/fs.h``. The pool need not be a subvolume, and nothing is read but maps.
+On Btrfs that is read from its trees, where this process may (``btrfs``); else by FIEMAP
+(``fiemap``). ``FICLONE`` and the flags are from Linux, ``include/uapi/linux/fs.h``. The pool need
+not be a subvolume, and nothing is read but maps.
 """
 
 import errno
@@ -10,9 +12,10 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
+from common.durable import closing_fd
 from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import Range, attributes, btrfs, fiemap
+from dom0_agent.sources import Range, btrfs, fiemap
 from dom0_agent.sources.directory import DirectorySource
 from dom0_agent.sources.extents import (
     PIECES,
@@ -22,8 +25,8 @@ from dom0_agent.sources.extents import (
     ranges,
     still_there,
 )
-from dom0_agent.sources.file_replacement import failed
-from wire.durable import closing_fd
+from dom0_agent.targets import attributes
+from dom0_agent.targets.file import failed
 from wire.status import Code, Refused
 
 _FICLONE = 0x40049409
@@ -31,11 +34,15 @@ _ATTEMPTS = 10
 _MAP = "user.sparsebak.map"
 """Extended attribute of a snapshot: digest of its map up to its size."""
 _STAMP = "user.sparsebak.stamp"
-"""The same: which file it was cloned from, and when that had last changed, if that was long enough before."""
+"""The same: which file it was cloned from, and when that had last changed, if that was long enough
+before.
+"""
 HOLES = 1 << 20
 """Holes asked for at most: ten seconds; 64 GiB at the least have been looked through then."""
 _TICK = 1_000_000_000
-"""Nanoseconds; the file system's clock moves in steps of some milliseconds, within which two changes have one time."""
+"""Nanoseconds; the file system's clock moves in steps of some milliseconds, within which two
+changes have one time.
+"""
 
 
 class ReflinkSource(DirectorySource):
@@ -44,7 +51,8 @@ class ReflinkSource(DirectorySource):
     _grain = GRAIN
 
     def _copy(self, image: int, copy: int) -> None:
-        # Btrfs clones a file into one that is as it is in this: with copy on write and checksums, or without.
+        # Btrfs clones a file into one that is as it is in this: with copy on write and checksums,
+        # or without.
         attributes.match_nocow(image, copy)
         made = os.fstat(copy).st_ctime_ns
         try:
@@ -53,7 +61,8 @@ class ReflinkSource(DirectorySource):
             raise self._cannot_clone(error) from None
         stamp = os.fstat(image)
         if stamp.st_ctime_ns < made - _TICK:
-            # Or a crash could take the image back to a time before the snapshot, with the same stamp.
+            # Or a crash could take the image back to a time before the snapshot, with the same
+            # stamp.
             os.fsync(image)
             with suppress(OSError):  # only spares reading the maps
                 os.setxattr(copy, _STAMP, _stamp(stamp))
@@ -76,9 +85,9 @@ class ReflinkSource(DirectorySource):
         return error
 
     def unchanged(self, number: int) -> bool:
-        """See Source. Either the image has the time of change that it had before the snapshot: whoever writes to it, maps it
-        to write or truncates it sets that, and cannot set it back. Or both files lie at the same places: writing would have
-        moved the image's."""
+        """See Source. Either the image has the time of change that it had before the snapshot:
+        whoever writes to it, maps it to write or truncates it sets that, and cannot set it back. Or
+        both files lie at the same places: writing would have moved the image's."""
         with closing_fd(self._open_image()) as image, closing_fd(self.open(number)) as base:
             try:
                 now, size = os.fstat(image), os.fstat(base).st_size
@@ -94,7 +103,9 @@ class ReflinkSource(DirectorySource):
                 raise failed(f"{self.name}: cannot read the map of the image", error) from None
 
     def delta(self, old: int, new: int) -> Iterator[Range]:
-        """See Source. After a base that does not stop moving, or of a file in very many pieces, everything is changed."""
+        """See Source. After a base that does not stop moving, or of a file in very many pieces,
+        everything is changed.
+        """
         with closing_fd(self.open(old)) as a, closing_fd(self.open(new)) as b:
             size = min(os.fstat(a).st_size, os.fstat(b).st_size)
             changed = self._changed(a, b, size)
@@ -108,8 +119,8 @@ class ReflinkSource(DirectorySource):
         except TooManyPieces:
             log(
                 WARNING,
-                f"{self.name}: the image is in more than {PIECES} pieces; taking everything as changed "
-                "(copied without reflinks, or defragmented, it is in fewer)",
+                f"{self.name}: the image is in more than {PIECES} pieces; taking everything as"
+                " changed (copied without reflinks, or defragmented, it is in fewer)",
             )
             return None
         except OSError as error:
@@ -125,7 +136,9 @@ class ReflinkSource(DirectorySource):
         return changed
 
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[Range]:
-        """See Source. A qube can tear its image into any number of pieces: where there are very many, the rest is data."""
+        """See Source. A qube can tear its image into any number of pieces: where there are very
+        many, the rest is data.
+        """
         for count, (data, hole) in enumerate(super().data_ranges(fd, start, end)):
             if count == HOLES:
                 yield data, end

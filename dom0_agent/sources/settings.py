@@ -1,14 +1,16 @@
-"""Source ``settings``: a volume that is written down when a snapshot is taken: a qube's settings, or dom0's configuration."""
+"""Source ``settings``: a volume that is written down when a snapshot is taken: a qube's settings,
+or dom0's configuration.
+"""
 
 import os
 from pathlib import Path
 
+from common.durable import make_directory, sync_directory, write_synced
+from dom0_agent.admin.settings.restored import SettingsReplacement
 from dom0_agent.config import Volume
 from dom0_agent.log import WARNING, log
-from dom0_agent.settings.restored import SettingsReplacement
 from dom0_agent.sources.directory import whole_or_absent
 from dom0_agent.sources.file import FileSource
-from wire.durable import make_directory, sync_directory, write_synced
 
 _TOLD = 20
 """Things left out that are named in the log; the archive lists them all."""
@@ -42,7 +44,7 @@ class SettingsSource(FileSource):
         with whole_or_absent(path, f"{self.name}: cannot write it down"):
             make_directory(self._store)
             if self._volume.qube == "dom0":
-                from dom0_agent.settings import config_tar
+                from dom0_agent.admin.settings import config_tar
 
                 with open(path, "x+b") as out:
                     room = super().require_room
@@ -50,13 +52,15 @@ class SettingsSource(FileSource):
                     out.flush()
                     os.fsync(out.fileno())
             else:
-                from dom0_agent.settings.document import collect
+                from dom0_agent.admin.settings.document import collect
 
                 write_synced(path, collect(self._volume.qube))
             sync_directory(self._store)
 
     def replace(self, size: int, older: bool = False) -> SettingsReplacement:  # type: ignore[override]
-        """See Source. ``older``: they are not the newest known, so a qube that is made of them gets no network."""
+        """See Source. ``older``: they are not the newest known, so a qube that is made of them gets
+        no network.
+        """
         qube, volume = self._volume.qube, self._volume.volume
         return SettingsReplacement(self._state_dir, qube, volume, size, older)
 

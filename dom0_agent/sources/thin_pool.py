@@ -1,8 +1,10 @@
-"""One LVM thin pool: its volumes, its space, and its metadata, read from a reserved metadata snapshot.
+"""One LVM thin pool: its volumes, its space, and its metadata, read from a reserved metadata
+snapshot.
 
-The kernel keeps at most one metadata snapshot a pool (Linux, Documentation/admin-guide/device-mapper/thin-provisioning.rst),
-and it belongs to whoever reserved it. Ours is marked in a file, so that one left over from a crash is told from another
-program's, which is waited for and never touched.
+The kernel keeps at most one metadata snapshot a pool (Linux,
+Documentation/admin-guide/device-mapper/thin-provisioning.rst), and it belongs to whoever reserved
+it. Ours is marked in a file, so that one left over from a crash is told from another program's,
+which is waited for and never touched.
 """
 
 import os
@@ -12,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.durable import Busy, closing_fd, lock, make_directory
 from dom0_agent.config import Pool
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import lvm, thin_xml
-from wire.durable import Busy, closing_fd, lock, make_directory
 from wire.status import Code, Refused
 
 Range = tuple[int, int]
@@ -74,12 +76,14 @@ class ThinPool:
         if self.itself().metadata_percent >= self._pool.metadata_limit:
             raise Refused(
                 Code.NO_SPACE,
-                f"the metadata of pool {self.title} is {self.itself().metadata_percent:.0f} % full; "
-                f"extend it with: lvextend --poolmetadatasize +256M {self.title}",
+                f"the metadata of pool {self.title} is {self.itself().metadata_percent:.0f} % full;"
+                f" extend it with: lvextend --poolmetadatasize +256M {self.title}",
             )
 
     def require_data(self, percent: float | None = None) -> None:
-        """Refused when there is no room for what is held longer than a moment. ``percent``: the use now, if known."""
+        """Refused when there is no room for what is held longer than a moment. ``percent``: the use
+        now, if known.
+        """
         percent = self.itself().data_percent if percent is None else percent
         if percent >= self._pool.data_limit:
             raise Refused(
@@ -102,7 +106,9 @@ class ThinPool:
             self.report.outdated = True
 
     def remove(self, name: str) -> None:
-        """Remove a volume of ours, at once or, inside ``together``, at its end. What cannot go now is tried again later."""
+        """Remove a volume of ours, at once or, inside ``together``, at its end. What cannot go now
+        is tried again later.
+        """
         self._doomed.append(name)
         if not self._depth:
             self._remove_doomed()
@@ -120,7 +126,9 @@ class ThinPool:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is done inside shares one metadata snapshot; volumes removed inside go in one command at the end."""
+        """What is done inside shares one metadata snapshot; volumes removed inside go in one
+        command at the end.
+        """
         self._depth += 1
         try:
             yield
@@ -180,7 +188,9 @@ class ThinPool:
                     )
 
     def _status(self) -> list[str]:
-        """Words of the pool's status line; thin-provisioning.rst, "Status": held metadata root is the seventh."""
+        """Words of the pool's status line; thin-provisioning.rst, "Status": held metadata root is
+        the seventh.
+        """
         words = lvm.run("dmsetup", "status", f"{self._device}-tpool").split()
         if len(words) < 8 or words[2] != "thin-pool":
             raise Refused(
@@ -193,7 +203,9 @@ class ThinPool:
         lvm.run("dmsetup", "message", f"{self._device}-tpool", "0", text)
 
     def _reserve(self) -> None:
-        """Make sure of a metadata snapshot that knows all volumes there are; held until ``together`` ends."""
+        """Make sure of a metadata snapshot that knows all volumes there are; held until
+        ``together`` ends.
+        """
         if self._reserved >= 0:
             return
         make_directory(self._mark.parent)
@@ -214,7 +226,9 @@ class ThinPool:
         self._reserved = fd
 
     def _wait_for_turn(self, fd: int) -> None:
-        """Until nobody holds the metadata snapshot. One of ours, left over from a crash, is released."""
+        """Until nobody holds the metadata snapshot. One of ours, left over from a crash, is
+        released.
+        """
         deadline = time.monotonic() + PATIENCE
         mark = os.pread(fd, _MARK_SIZE, 0).decode("ascii", "replace").strip()
         while (root := self._status()[6]) != "-":
@@ -229,8 +243,9 @@ class ThinPool:
             if late:
                 raise Refused(
                     Code.BUSY,
-                    f"pool {self.title}: another program holds the metadata snapshot; try again when it is done, or, if "
-                    f"none is running, release it: dmsetup message {self._device}-tpool 0 release_metadata_snap",
+                    f"pool {self.title}: another program holds the metadata snapshot; try again"
+                    " when it is done, or, if none is running, release it: dmsetup message"
+                    f" {self._device}-tpool 0 release_metadata_snap",
                 )
             time.sleep(_POLL)
 

@@ -1,7 +1,8 @@
-"""What ``thin_delta`` and ``thin_dump`` print, read as it comes: ranges in bytes, in bounded memory.
+"""What ``thin_delta`` and ``thin_dump`` print, read as it comes: ranges in bytes, in bounded
+memory.
 
-Elements are described in thin_delta(8) and in the thin-provisioning-tools' documentation of the XML format; numbers count
-blocks of the pool, ``data_block_size`` 512-byte sectors.
+Elements are described in thin_delta(8) and in the thin-provisioning-tools' documentation of the XML
+format; numbers count blocks of the pool, ``data_block_size`` 512-byte sectors.
 """
 
 import os
@@ -44,7 +45,9 @@ class _Elements:
 
 
 def ranges(pipe: int, what: str) -> Iterator[tuple[int, int]]:
-    """Ranges that differ (thin_delta) or are mapped (thin_dump), in order, adjoining ones joined. Reads ``pipe`` to its end."""
+    """Ranges that differ (thin_delta) or are mapped (thin_dump), in order, adjoining ones joined.
+    Reads ``pipe`` to its end.
+    """
     elements = _Elements()
     parser = ParserCreate()
     parser.StartElementHandler = elements.start

@@ -1,23 +1,25 @@
-"""A malicious backup VM: speaks every service in raw bytes, and looks afterwards whether anything in dom0 has changed."""
+"""A malicious backup VM: speaks every service in raw bytes, and looks afterwards whether anything
+in dom0 has changed.
+"""
 
 import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from backup_vm.names import stored_volumes
-from backup_vm.reading import sealed_chunks
-from dom0_agent import service
+from backup_vm.jobs.reading import sealed_chunks
+from backup_vm.volumes import stored_volumes
+from common.text import session_name
 from dom0_agent.archives import Archives
 from dom0_agent.config import load
+from dom0_agent.rpc import dispatch
 from tests.kit import Site
-from wire.frames import END, HEADER, HEADER_SIZE, KIND_STATUS, LENGTH, Request, Status
-from wire.names import session_name
+from wire.chunks import ID_SIZE, ZERO_ID, NotAuthentic
+from wire.merkle import PAGE_IDS
+from wire.messages import END, HEADER, HEADER_SIZE, KIND_STATUS, LENGTH, Request, Status
 from wire.records import RECORD_SIZE, read_clear
-from wire.sealing import ID_SIZE, ZERO_ID, NotAuthentic
 from wire.status import Code
 from wire.stream import Reader
-from wire.tree import PAGE_IDS
 
 PATIENCE = 20.0
 """Seconds that no refused call may take."""
@@ -33,7 +35,9 @@ class Stream:
     end: bytes = END
 
     def parts(self) -> list[bytes]:
-        """The parts in order: record, all ids, then page by page ids, lengths and chunks, and the end mark."""
+        """The parts in order: record, all ids, then page by page ids, lengths and chunks, and the
+        end mark.
+        """
         out = [self.record, *self._pages()]
         for first, page in zip(range(0, len(self.ids), PAGE_IDS), self._pages(), strict=True):
             out.append(page)
@@ -117,7 +121,9 @@ class Attacker:
         target: str | None = "work",
         argument: str = "private",
     ) -> list[tuple[int, bytes]]:
-        """Restore is asked for with the argument that what is sent needs, unless another is given."""
+        """Restore is asked for with the argument that what is sent needs, unless another is
+        given.
+        """
         if (name, argument) == ("Restore", "private"):
             head = sent[Request.length() :] if isinstance(sent, bytes) else self.stream().record
             argument = f"{target or 'dom0'}+private+{named(head)}+older"
@@ -132,7 +138,7 @@ class Attacker:
         out = io.BytesIO()
         stdin = io.BytesIO(sent) if isinstance(sent, bytes) else sent
         start = time.monotonic()
-        service.run(name, environ, self.site.config, stdin, out)
+        dispatch.run(name, environ, self.site.config, stdin, out)
         assert time.monotonic() - start < PATIENCE
         raw, frames = out.getvalue(), []
         while raw:

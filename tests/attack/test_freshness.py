@@ -1,4 +1,6 @@
-"""What a backup VM can pass off as the newest session, and what it can have restored that nobody asked for."""
+"""What a backup VM can pass off as the newest session, and what it can have restored that nobody
+asked for.
+"""
 
 import os
 import random
@@ -8,15 +10,15 @@ import time
 import pytest
 
 from dom0_agent import notify
-from dom0_agent.rotation import FORGOTTEN, MAX_SEQUENCE
-from dom0_agent.services import restore
+from dom0_agent.rpc.services import restore
+from dom0_agent.tracking.rotation import FORGOTTEN, MAX_SEQUENCE
 from tests.attack.kit import Attacker, Stream, named
 from tests.kit import change
-from wire.frames import CHUNK_HEAD, KIND_CHUNK, KIND_OFFER, KIND_RECORD, Offer, Request
+from wire.chunks import ZERO_ID
+from wire.merkle import chunk_count
+from wire.messages import CHUNK_HEAD, KIND_CHUNK, KIND_OFFER, KIND_RECORD, Offer, Request
 from wire.names import BadName, Restoring, parse_restoring
-from wire.sealing import ZERO_ID
 from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
-from wire.tree import chunk_count
 
 
 @pytest.fixture
@@ -33,7 +35,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def hidden(attacker: Attacker, number: int) -> tuple[Stream, Offer]:
-    """A whole session that was begun with a number, extracted, and aborted, so that dom0 forgets it."""
+    """A whole session that was begun with a number, extracted, and aborted, so that dom0 forgets
+    it.
+    """
     frames = attacker.frames("Snapshot", attacker.request(bytes(16), number))
     offer = Offer.parse(next(payload for kind, payload in frames if kind == KIND_OFFER))
     ids, sealed, record = [ZERO_ID] * chunk_count(offer.size, offer.chunk_size), {}, b""

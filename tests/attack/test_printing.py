@@ -1,4 +1,6 @@
-"""Terminal escapes and marks that turn the direction of writing, in every name that somebody else chose."""
+"""Terminal escapes and marks that turn the direction of writing, in every name that somebody else
+chose.
+"""
 
 import hashlib
 import shutil
@@ -7,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli
-from backup_vm.agent import Agent
+from backup_vm.agent.client import Agent
 from backup_vm.errors import AgentError
 from tests.attack.kit import Attacker
 from tests.kit import PASSPHRASE, InProcess
-from wire.frames import VolumeEntry
+from wire.messages import VolumeEntry
 
 EVIL = "x\x1b[31m\u202e\u2066\x07\x9b"
 COMMANDS = [
@@ -78,7 +80,7 @@ def test_names_from_the_agent_are_checked_too(
     attacker: Attacker, monkeypatch: pytest.MonkeyPatch, qube: str
 ) -> None:
     entry = VolumeEntry(qube, "private", bytes(16), 1, 1, bytes(16), 0, 0)
-    monkeypatch.setattr("dom0_agent.services.list.entries", lambda *_: [entry])
+    monkeypatch.setattr("dom0_agent.rpc.services.list.entries", lambda *_: [entry])
     agent = Agent(InProcess(attacker.site.config))
     agent.use(attacker.archive_id(), 64 << 10)
     with pytest.raises(AgentError, match="List: "):

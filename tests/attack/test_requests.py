@@ -9,15 +9,15 @@ import time
 
 import pytest
 
-from dom0_agent import service
-from dom0_agent.pending_log import PendingLog
-from dom0_agent.rotation import FORGOTTEN, MAX_SEQUENCE
+from dom0_agent.rpc import dispatch
 from dom0_agent.sources.file import FileSource
-from dom0_agent.state import Store
+from dom0_agent.tracking.pending_log import PendingLog
+from dom0_agent.tracking.rotation import FORGOTTEN, MAX_SEQUENCE
+from dom0_agent.tracking.state import VolumeState
 from tests.attack.kit import Attacker
 from tests.kit import GRAIN, change, in_child
-from wire.frames import Request
 from wire.layout import LAST_TIME
+from wire.messages import Request
 from wire.status import Code, Refused
 
 NAMES = [
@@ -41,7 +41,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names(attacker: Attacker, name: str) -> None:
-    for called in service.SERVICES:
+    for called in dispatch.SERVICES:
         request = attacker.request(bytes(16))
         if name:
             attacker.refused(
@@ -55,7 +55,7 @@ def test_names(attacker: Attacker, name: str) -> None:
             )
 
 
-@pytest.mark.parametrize("called", service.SERVICES)
+@pytest.mark.parametrize("called", dispatch.SERVICES)
 def test_requests_of_every_wrong_length(attacker: Attacker, called: str) -> None:
     request = attacker.request()
     for length in range(len(request)):
@@ -81,7 +81,8 @@ def test_numbers_near_the_limits(attacker: Attacker, number: int) -> None:
         "Snapshot", Request(archive=attacker.archive_id(), number=number, time=at).build()
     ).code == (Code.OK if number <= MAX_SEQUENCE + FORGOTTEN else Code.BAD_REQUEST)
     site = attacker.site
-    site.backup()  # a lie about sequence or time costs the liar a full session, and nobody anything else
+    # a lie about sequence or time costs the liar a full session, and nobody anything else
+    site.backup()
     assert list(site.images().values())[-1] == site.contents()
     site.verify_all()
 
@@ -127,7 +128,7 @@ def test_a_flood_of_snapshots_holds_one(attacker: Attacker) -> None:
 
 
 def test_monitor_again_and_again_takes_no_snapshots(attacker: Attacker) -> None:
-    site, store = attacker.site, Store(attacker.site.state, "work", "private")
+    site, store = attacker.site, VolumeState(attacker.site.state, "work", "private")
     before = store.load().sequence >> 32
     for _ in range(5):
         change(site.image(), random.Random(1))
@@ -203,7 +204,7 @@ def test_a_sender_that_falls_silent_is_given_up(attacker: Attacker) -> None:
     read, write = os.pipe()
     try:
         start = time.monotonic()
-        stdin = service.PatientReader(read, patience=0.3)
+        stdin = dispatch.PatientReader(read, patience=0.3)
         os.write(write, attacker.request() + attacker.stream().to_bytes()[:5000])
         attacker.refused(lambda: attacker.call("Restore", stdin), Code.BAD_REQUEST)
         assert 0.2 < time.monotonic() - start < 10
@@ -228,7 +229,7 @@ def test_a_sender_that_trickles_is_given_up(attacker: Attacker) -> None:
     thread.start()
     start = time.monotonic()
     try:
-        stdin = service.PatientReader(read, patience=0.3)
+        stdin = dispatch.PatientReader(read, patience=0.3)
         attacker.refused(lambda: attacker.call("Verify", stdin, None, ""), Code.BAD_REQUEST)
         assert time.monotonic() - start < 3
     finally:
@@ -249,7 +250,7 @@ def test_a_reader_that_trickles_is_given_up(attacker: Attacker) -> None:
     def run() -> None:
         thread = threading.Thread(target=take, daemon=True)
         thread.start()
-        out = service.PatientWriter(write, 0.3)
+        out = dispatch.PatientWriter(write, 0.3)
         with pytest.raises(BrokenPipeError, match="next to nothing|took nothing"):
             for _ in range(100):
                 out.write(bytes(1 << 14))
@@ -272,7 +273,7 @@ def test_a_slow_sender_is_waited_for(attacker: Attacker) -> None:
 
     thread = threading.Thread(target=send)
     thread.start()
-    assert attacker.call("Restore", service.PatientReader(read, patience=5)).code == Code.OK
+    assert attacker.call("Restore", dispatch.PatientReader(read, patience=5)).code == Code.OK
     thread.join()
     os.close(read)
 
@@ -282,7 +283,7 @@ def test_a_call_that_is_started_ahead_may_wait_for_its_request(attacker: Attacke
     thread = threading.Timer(0.6, lambda: (os.write(write, attacker.request()), os.close(write)))
     thread.start()
     assert (
-        attacker.call("List", service.PatientReader(read, patience=0.1), None, "").code == Code.OK
+        attacker.call("List", dispatch.PatientReader(read, patience=0.1), None, "").code == Code.OK
     )
     thread.join()
     os.close(read)
@@ -299,10 +300,10 @@ def test_a_reader_that_stalls_is_given_up(attacker: Attacker) -> None:
 
     def stall() -> None:
         os.close(read)
-        out = service.PatientWriter(write, 0.3)
+        out = dispatch.PatientWriter(write, 0.3)
         environ = {"QREXEC_REMOTE_DOMAIN": "backup-vm", "QREXEC_SERVICE_ARGUMENT": "private"}
         environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": "work"}
-        assert service.run("Extract", environ, site.config, io.BytesIO(request), out) == 1
+        assert dispatch.run("Extract", environ, site.config, io.BytesIO(request), out) == 1
 
     keep = os.dup(read)  # open for reading all the while, and never read
     start = time.monotonic()
@@ -322,7 +323,7 @@ def test_where_storage_is_nearly_full_sessions_that_nobody_extracts_give_way(
             site.agent(archive).snapshot(qube, "private", bytes(16), 9, 0)
             for qube in ("work", "vault")
         ]
-    store = Store(site.state, "vault", "private")
+    store = VolumeState(site.state, "vault", "private")
     pending = next(iter(store.load().follows.values())).pending
     assert pending is not None
     extracting = PendingLog(store.directory / pending.log)

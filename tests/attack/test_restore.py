@@ -1,4 +1,6 @@
-"""Everything that can be done to a session on its way back: refused, with the volume and dom0's state as they were."""
+"""Everything that can be done to a session on its way back: refused, with the volume and dom0's
+state as they were.
+"""
 
 import os
 import resource
@@ -10,9 +12,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.attack.kit import Attacker, Stream
 from tests.kit import GRAIN, Site, fill
-from wire.frames import LENGTH
+from wire.chunks import OVERHEAD, ZERO_ID, Keys, Sealer, derive
+from wire.messages import LENGTH
 from wire.records import RECORD_SIZE, open_record
-from wire.sealing import OVERHEAD, ZERO_ID, Keys, Sealer, derive
 from wire.status import NOTE_OLDER, Code
 
 REFUSED = (Code.NOT_AUTHENTIC, Code.BAD_REQUEST)
@@ -150,7 +152,9 @@ def keys(site: Site) -> Keys:
 
 
 def forged(attacker: Attacker, plain: bytes, method: int) -> Stream:
-    """A session by somebody who has the key: one chunk whose sealed data are whatever he likes, bound to ids and root."""
+    """A session by somebody who has the key: one chunk whose sealed data are whatever he likes,
+    bound to ids and root.
+    """
     stream, site_keys = attacker.stream(), keys(attacker.site)
     number = stream.data[0]
     good = Sealer(site_keys, 3).seal(number, stream.ids[number], bytes(GRAIN))

@@ -1,4 +1,6 @@
-"""What the backup VM, the disk, and a qube that works with them can learn; and what a clock or an old copy of dom0 can do."""
+"""What the backup VM, the disk, and a qube that works with them can learn; and what a clock or an
+old copy of dom0 can do.
+"""
 
 import shutil
 import time
@@ -10,9 +12,9 @@ import pytest
 from dom0_agent import log
 from tests.attack.kit import Attacker
 from tests.kit import GRAIN, Site
-from wire.frames import REQUEST_KNOWN
+from wire.chunks import ID_SIZE
 from wire.layout import LAST_TIME
-from wire.sealing import ID_SIZE
+from wire.messages import REQUEST_KNOWN
 from wire.status import Code
 
 
@@ -64,7 +66,9 @@ def test_equal_chunks_cannot_be_matched_across_archives(site: Site) -> None:
 
 
 def test_claiming_ids_gets_nothing_out_of_dom0(attacker: Attacker) -> None:
-    """A caller that says it knows ids is sent less, never more; nothing tells it whether another qube holds a chunk."""
+    """A caller that says it knows ids is sent less, never more; nothing tells it whether another
+    qube holds a chunk.
+    """
     site = attacker.site
     with site.open() as archive:
         listed = {f"{v.qube}/{v.volume}": v for v in site.listed(archive)}
@@ -116,7 +120,9 @@ def test_the_caller_proposes_no_time_but_that_of_now(attacker: Attacker) -> None
 
 
 def test_dom0_cloned_and_both_going_on(site: Site) -> None:
-    """Two dom0s with one key never seal two texts under one nonce: every stream's salt is its own."""
+    """Two dom0s with one key never seal two texts under one nonce: every stream's salt is
+    its own.
+    """
     site.image().write_bytes(b"x" * (4 * GRAIN))
     site.backup()
     copy = site.root / "copy"

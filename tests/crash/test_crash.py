@@ -1,4 +1,6 @@
-"""Agent and archive operations killed at every durable step: nothing stored is lost, and the next backup is right."""
+"""Agent and archive operations killed at every durable step: nothing stored is lost, and the next
+backup is right.
+"""
 
 import os
 import random
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
+from backup_vm.archive import pack_writer
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.local import LocalStorage
 from tests.kit import GRAIN, Site, change, fill
@@ -20,7 +22,7 @@ SIZE = 20 * GRAIN + 777
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
 
 
 @pytest.fixture(params=["file", "reflink"])
@@ -50,7 +52,9 @@ def every_death(
     operation: Callable[[Site], object],
     check: Callable[[Site, dict[str, bytes]], None],
 ) -> None:
-    """Kill ``operation`` at each of its steps on a fresh copy, then check what a user finds afterwards."""
+    """Kill ``operation`` at each of its steps on a fresh copy, then check what a user finds
+    afterwards.
+    """
     before = built.images()
     fresh = copies(built)
     site = next(fresh)
@@ -93,7 +97,7 @@ def test_backup(built: Site) -> None:
 @pytest.mark.parametrize("recorded", [0, 60])
 def test_first_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int) -> None:
     """Each pack recorded by itself, or all of them together."""
-    monkeypatch.setattr(store, "RECORD_SECONDS", recorded)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", recorded)
     site = Site(tmp_path / "site")
     fill(site.image(), SIZE)
     every_death(site, lambda site: site.backup(), next_backup_is_right)
@@ -169,7 +173,9 @@ def test_catalog_rebuild(built: Site) -> None:
 
 
 def test_the_space_of_pruned_sessions_comes_back_after_a_crash(built: Site) -> None:
-    """Dying between removing sessions and freeing their chunks leaves a sweep that is done by the next run."""
+    """Dying between removing sessions and freeing their chunks leaves a sweep that is done by the
+    next run.
+    """
 
     def run(site: Site) -> None:
         with site.open(True) as archive:

@@ -1,4 +1,6 @@
-"""dom0's state on a disk on which the n-th change fails, for all n: the call fails, and the next backup is right."""
+"""dom0's state on a disk on which the n-th change fails, for all n: the call fails, and the next
+backup is right.
+"""
 
 import errno
 import os
@@ -88,7 +90,9 @@ def built(tmp_path: Path) -> Site:
 
 
 def attempts(built: Site, patch: pytest.MonkeyPatch, mode: tuple[int, bool, bool]) -> Iterator[Any]:
-    """A function that runs an action on a copy of the site, its n-th change failing, for n from 1 on."""
+    """A function that runs an action on a copy of the site, its n-th change failing, for n from 1
+    on.
+    """
     work = built.root.with_name("work")
     faulty = Faulty(work / "dom0", patch)
 

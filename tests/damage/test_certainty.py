@@ -1,4 +1,6 @@
-"""What is not certain is not used: lost packs and sessions, old catalogs, lies in the catalog, files of other programs."""
+"""What is not certain is not used: lost packs and sessions, old catalogs, lies in the catalog,
+files of other programs.
+"""
 
 import os
 import random
@@ -8,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
+from backup_vm.archive import pack_writer
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
-from backup_vm.names import stored_volumes
+from backup_vm.volumes import stored_volumes
 from tests.certainty import (
     CHUNKS,
     cut_off_after,
@@ -32,7 +34,7 @@ Make = Callable[[Site], Commands]
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
 
 
 @pytest.fixture
@@ -143,7 +145,9 @@ def test_the_first_to_notice_a_missing_session_is_backup(built: Site, commands_f
 
 
 def test_a_missing_session_and_a_run_that_died(built: Site) -> None:
-    """Chunks without a session are dropped from the catalog then; those of the missing one's successors stay."""
+    """Chunks without a session are dropped from the catalog then; those of the missing one's
+    successors stay.
+    """
     write(built, 9, 0, CHUNKS)
     cut_off_after(built, 6)
     images, victim, kept = built.images(), session_files(built)[1], built.root / "kept"

@@ -1,4 +1,6 @@
-"""Damage to an archive is found and named, what is intact can be restored, and the next backup heals what it can."""
+"""Damage to an archive is found and named, what is intact can be restored, and the next backup
+heals what it can.
+"""
 
 import hashlib
 import random
@@ -197,9 +199,9 @@ def test_the_next_backup_heals(built: Site, pattern: str) -> None:
     for name in built.volumes:
         with built.open() as archive:
             keys = built.keys(archive)
-            from backup_vm.names import stored_volumes
-            from backup_vm.progress import Progress
-            from backup_vm.reading import assemble
+            from backup_vm.jobs.reading import assemble
+            from backup_vm.terminal.progress import Progress
+            from backup_vm.volumes import stored_volumes
 
             volume = next(v for v in stored_volumes(archive, keys, {}) if v.name == name)
             image, target = (

@@ -1,4 +1,6 @@
-"""What is written where anybody can write who has the disk: a catalog that lies, forged partial sessions and session files."""
+"""What is written where anybody can write who has the disk: a catalog that lies, forged partial
+sessions and session files.
+"""
 
 import os
 import random
@@ -10,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
+from backup_vm.archive import pack_writer
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.storage.local import LocalStorage
 from tests.commands import Commands
 from tests.kit import GRAIN, Site
 from tests.mutation import forms
 from tests.mutation.scene import cut_off
-from wire.frames import Offer
+from wire.messages import Offer
 
 LIES = {
     "no chunk": "DELETE FROM chunks",
@@ -70,7 +72,7 @@ def test_a_catalog_that_lies_costs_no_session(
 def test_a_partial_session_with_impossible_chunk_numbers_is_sent_again(
     built: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
     built.image().write_bytes(os.urandom(8 * GRAIN))
     cut_off(built, "work/private", 7)
     (path,) = built.archive.rglob("*.partial")

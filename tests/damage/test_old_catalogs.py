@@ -10,13 +10,13 @@ from typing import IO
 
 import pytest
 
-from backup_vm.archive import catalog_file, store
+from backup_vm.archive import catalog_file, pack_writer
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.prune import prune
 from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.storage.files import LocalReader
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.names import stored_volumes
+from backup_vm.volumes import stored_volumes
 from tests.certainty import (
     newest,
     run,
@@ -32,7 +32,7 @@ Make = Callable[[Site], Commands]
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def built(tmp_path: Path) -> Site:
 
 
 def test_an_old_catalog_beside_newer_files_is_not_believed(built: Site) -> None:
-    """As when the folder is copied while a prune goes on: the holes cannot be seen from names and sizes."""
+    """As when the folder is copied while a prune goes on: the holes cannot be seen from names and
+    sizes.
+    """
     first, copy = next(iter(built.images().values())), built.root / "copy"
     copy.mkdir()
     for name in ("archive.toml", "catalog.sqlite"):
@@ -61,7 +63,9 @@ def test_an_old_catalog_beside_newer_files_is_not_believed(built: Site) -> None:
 def test_a_catalog_from_the_midst_of_a_prune_is_looked_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lists the same files as there are: the session was gone, and the holes were not there yet."""
+    """It lists the same files as there are: the session was gone, and the holes were not
+    there yet.
+    """
     monkeypatch.setattr(LocalStorage, "pack_size", 64 * GRAIN)  # one pack of both volumes
     built, old = (
         Site(tmp_path / "site", volumes=("work/private", "other/private")),
@@ -69,8 +73,10 @@ def test_a_catalog_from_the_midst_of_a_prune_is_looked_through(
     )
     for turn in range(2):
         for at, name in enumerate(built.volumes):
-            write(built, 10 * turn + at, 0, 8, name) if turn else built.image(name).write_bytes(
-                random.Random(at).randbytes(8 * GRAIN)
+            (
+                write(built, 10 * turn + at, 0, 8, name)
+                if turn
+                else built.image(name).write_bytes(random.Random(at).randbytes(8 * GRAIN))
             )
         built.backup()
 

@@ -1,4 +1,6 @@
-"""An archive on a disk that is mounted read-only: all that reads works, scrub too; what writes says so in one line."""
+"""An archive on a disk that is mounted read-only: all that reads works, scrub too; what writes says
+so in one line.
+"""
 
 import subprocess
 from collections.abc import Callable, Iterator

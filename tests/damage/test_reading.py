@@ -1,4 +1,6 @@
-"""One file that cannot be read, whichever and why: what does not need it is read as if nothing had happened."""
+"""One file that cannot be read, whichever and why: what does not need it is read as if nothing had
+happened.
+"""
 
 import os
 import shutil
@@ -22,7 +24,9 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultFS]:
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """Three sessions of each of two volumes; a pack has chunks of one volume only. A tag, so that there are notes."""
+    """Three sessions of each of two volumes; a pack has chunks of one volume only. A tag, so that
+    there are notes.
+    """
     site = Site(
         tmp_path_factory.mktemp("sound") / "site", sealed=False, volumes=("a/private", "b/private")
     )

@@ -1,4 +1,6 @@
-"""The site that is copied for each fault: three sessions of two volumes, changes since, and a copy with two of them."""
+"""The site that is copied for each fault: three sessions of two volumes, changes since, and a copy
+with two of them.
+"""
 
 import itertools
 import random
@@ -9,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
+from backup_vm.archive import pack_writer
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.names import stored_volumes
+from backup_vm.volumes import stored_volumes
 from tests.conftest import cannot, in_memory
 from tests.faultfs import FaultFS, missing
 from tests.faults.harness import VOLUMES, Bench, Place, computed, write_passphrase
@@ -27,7 +29,7 @@ def bench() -> Iterator[Bench]:
         cannot(reason)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-        patch.setattr(store, "RECORD_SECONDS", 0)
+        patch.setattr(pack_writer, "RECORD_SECONDS", 0)
         patch.setattr(slots, "SCRYPT_LOG_N", 10)
         root = in_memory(Path(folder) / "faults")
         root.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 """Commands run on a file system that fails, and what is to be found afterwards.
 
-Every run is a child of the test's process, on a copy of one site of its own below the mount of ``FaultFS``. What comes after
-the fault runs on the folder below the mount, where nothing fails.
+Every run is a child of the test's process, on a copy of one site of its own below the mount of
+``FaultFS``. What comes after the fault runs on the folder below the mount, where nothing fails.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backup_vm import cli, transport
+from backup_vm import cli
+from backup_vm.agent.client import transport
 from backup_vm.errors import SparsebakError
 from tests.faultfs import FaultFS
 from tests.kit import PASSPHRASE, InProcess, Site
@@ -93,8 +94,9 @@ def run(action: Callable[[], int]) -> Outcome:
 def computed(action: Callable[[], Any]) -> Any:
     """What an action returns, or raises, in a child process.
 
-    The process that forks must have no other threads: one that holds a lock of OpenSSL's at that moment leaves it
-    locked in the child for ever. Reading an archive takes threads, so it is done aside.
+    The process that forks must have no other threads: one that holds a lock of OpenSSL's at that
+    moment leaves it locked in the child for ever. Reading an archive takes threads, so it is done
+    aside.
     """
     with tempfile.TemporaryFile() as answer:
 
@@ -151,7 +153,7 @@ class Place:
 
     def agent_called(self, *words: str) -> int:
         """Run ``sparsebak-agent`` in this process."""
-        from dom0_agent.cli import main
+        from dom0_agent.admin.cli import main
 
         given = [word.format(**self.words) for word in words]
         return int(main(["--config", str(self.site.config), *given]) or 0)
@@ -183,8 +185,8 @@ class Place:
 
 @dataclass
 class Bench:
-    """Copies of one site that commands are run on. ``known`` is what is in its archives at first, ``volumes`` what
-    the volumes hold."""
+    """Copies of one site that commands are run on. ``known`` is what is in its archives at first,
+    ``volumes`` what the volumes hold."""
 
     system: FaultFS
     base: Path

@@ -1,4 +1,6 @@
-"""Kinds of faults: what a disk that is full, broken, read-only, over its quota or far away answers, from the n-th call on."""
+"""Kinds of faults: what a disk that is full, broken, read-only, over its quota or far away answers,
+from the n-th call on.
+"""
 
 from dataclasses import dataclass
 
@@ -14,8 +16,8 @@ NEVER = 1 << 60
 
 @dataclass(frozen=True)
 class Kind:
-    """``operations`` fail with ``error`` from the n-th on; ``once``: only that one. ``short``: a write takes so many bytes;
-    ``then``: what the calls after that one end with."""
+    """``operations`` fail with ``error`` from the n-th on; ``once``: only that one. ``short``: a
+    write takes so many bytes; ``then``: what the calls after that one end with."""
 
     name: str
     operations: str

@@ -90,7 +90,7 @@ def can_be_taken_over(place: Place) -> None:
 
 
 def _agent(config: object, *words: str) -> int:
-    from dom0_agent.cli import main
+    from dom0_agent.admin.cli import main
 
     return int(main(["--config", str(config), *words]) or 0)
 

@@ -1,4 +1,6 @@
-"""What is run on a file system that fails: every command that touches archive, volumes or dom0's state, and every call."""
+"""What is run on a file system that fails: every command that touches archive, volumes or dom0's
+state, and every call.
+"""
 
 import os
 import random
@@ -6,9 +8,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backup_vm.agent import Agent
+from backup_vm.agent.client import Agent
 from backup_vm.archive.sessions import columns
-from dom0_agent.state import Store
+from dom0_agent.tracking.state import VolumeState
 from tests.faults.harness import VOLUMES, Place, run
 from tests.faults.promises import (
     ARCHIVE,
@@ -35,7 +37,7 @@ from tests.faults.promises import (
     unknown_in_dom0,
 )
 from tests.kit import GRAIN
-from wire.frames import Request
+from wire.messages import Request
 
 DIED = 86
 SIZE = 12 * GRAIN + 777
@@ -49,13 +51,15 @@ def nothing(place: Place) -> None:
 
 @dataclass(frozen=True)
 class Scenario:
-    """``words`` are those of ``sparsebak``, or of ``sparsebak-agent``, or ``action`` is run in their stead.
+    """``words`` are those of ``sparsebak``, or of ``sparsebak-agent``, or ``action`` is run in
+    their stead.
 
-    ``where`` is what fails, below the copy of the site; ``prepare`` what is done before; ``promised`` raises
-    AssertionError unless all is there that an exit code of 0 promises. ``doomed`` are names of sessions that
-    may go, ``code`` the exit code without a fault, ``again`` those of the same command afterwards; ``once``: it is not
-    run again. ``changes_volume``: the volume is the old one or the restored one. ``damaged``: what was stored
-    before is whole only after a backup.
+    ``where`` is what fails, below the copy of the site; ``prepare`` what is done before;
+    ``promised`` raises AssertionError unless all is there that an exit code of 0 promises.
+    ``doomed`` are names of sessions that may go, ``code`` the exit code without a fault, ``again``
+    those of the same command afterwards; ``once``: it is not run again. ``changes_volume``: the
+    volume is the old one or the restored one. ``damaged``: what was stored before is whole only
+    after a backup.
     """
 
     name: str
@@ -86,8 +90,10 @@ class Scenario:
 
 
 def cut_off(place: Place) -> None:
-    """A backup that died after some packs: dom0 has a pending session, the archive a partial one."""
-    from backup_vm.progress import Progress
+    """A backup that died after some packs: dom0 has a pending session, the archive a
+    partial one.
+    """
+    from backup_vm.terminal.progress import Progress
 
     class CutOff(Progress):
         left = 7
@@ -98,7 +104,7 @@ def cut_off(place: Place) -> None:
                 os._exit(DIED)
 
     def die() -> int:
-        from backup_vm.archiver import Archiver
+        from backup_vm.jobs.backup import Archiver
 
         with place.site.open(True) as archive:
             agent = place.site.agent(archive)
@@ -136,7 +142,7 @@ def with_a_damaged_chunk(place: Place) -> None:
     """A chunk that is in the volume still, and so can be had again."""
     site = place.site
     with site.open() as archive:
-        (series, *_) = archive.sessions().values()
+        series, *_ = archive.sessions().values()
         ((_, ids),) = columns(archive.storage, series[0]).between(UNTOUCHED, UNTOUCHED + 1)
         (chunk,) = archive.catalog.places([ids[0].tobytes()]).values()
         pack, at = chunk.pack, chunk.offset + 40
@@ -162,7 +168,7 @@ def with_a_lease(place: Place) -> None:
 
 def note_pending(place: Place) -> None:
     """Write down what dom0 has of work/private that is neither committed nor aborted."""
-    state = Store(place.site.state, "work", "private").load()
+    state = VolumeState(place.site.state, "work", "private").load()
     (session,) = [follow.pending.session for follow in state.follows.values() if follow.pending]
     (place.root / "pending").write_text(session)
 
@@ -264,7 +270,9 @@ SCENARIOS = (
              doomed=("other/private",), again=(0, 1)),
     Scenario("scrub", ("scrub",)),
     Scenario("scrub without a catalog", ("scrub",), prepare=without_catalog),
-    Scenario("scrub, damage", ("scrub",), prepare=with_a_damaged_chunk, code=4, again=(4,), damaged=True),
+    Scenario(
+        "scrub, damage", ("scrub",), prepare=with_a_damaged_chunk, code=4, again=(4,), damaged=True
+    ),
     Scenario("backup that heals", ("backup",), prepare=lambda place: (
         with_a_damaged_chunk(place), place.command("scrub")), promised=backed_up, damaged=True),
     Scenario("copy", ("copy", "{root}/copy"), where=COPY, promised=copied),

@@ -1,5 +1,6 @@
-"""Every command and every call on a disk that is full, broken, read-only: nothing that was stored is lost, and the exit
-code is 0 only where all is done. What runs then without a fault is exact, and nothing is left over."""
+"""Every command and every call on a disk that is full, broken, read-only: nothing that was stored
+is lost, and the exit code is 0 only where all is done. What runs then without a fault is exact, and
+nothing is left over."""
 
 import os
 import zlib
@@ -12,7 +13,9 @@ from tests.faults.kinds import KINDS, Kind
 from tests.faults.scenarios import SCENARIOS, Scenario
 
 EVERY = os.environ.get("SPARSEBAK_FAULTS", "")
-"""``all``: each call that can fail does; a number: so many calls of each kind of fault. Otherwise a sample."""
+"""``all``: each call that can fail does; a number: so many calls of each kind of fault. Otherwise a
+sample.
+"""
 SAMPLE = 2
 """Faults of one command in a sample."""
 
@@ -153,7 +156,10 @@ def _whole(bench: Bench, scenario: Scenario, place: Place, when: str) -> Iterato
                 if there is None and (archive == "copy" or doomed & {session, name}):
                     continue  # removed, as it was asked to be, or the copy is new
                 if there is None or there != image:
-                    yield f"{when}: {name} {session} in {archive} is {'lost' if there is None else 'another'}"
+                    yield (
+                        f"{when}: {name} {session} in {archive} is"
+                        f" {'lost' if there is None else 'another'}"
+                    )
             allowed = [now[name], *bench.known["site/archive"][name].values(), *bench.volumes[name]]
             for session, image in found[name].items():
                 if image not in allowed:

@@ -1,4 +1,6 @@
-"""``make fuzz``, or ``python -m tests.fuzz TARGET --seconds N``: coverage-guided fuzzing of one target, or of all in turn."""
+"""``make fuzz``, or ``python -m tests.fuzz TARGET --seconds N``: coverage-guided fuzzing of one
+target, or of all in turn.
+"""
 
 import argparse
 import subprocess
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["wire", "dom0_agent", "backup_vm"]):
+with atheris.instrument_imports(include=["common", "wire", "dom0_agent", "backup_vm"]):
     from tests.fuzz import targets
 
 MEMORY = 700

@@ -1,7 +1,9 @@
-"""What is fuzzed: every parser of bytes from the other side, in dom0 and in the archive's readers. One function a target.
+"""What is fuzzed: every parser of bytes from the other side, in dom0 and in the archive's readers.
+One function a target.
 
-A target takes bytes and raises nothing, except an error that its parser is documented to raise, which it swallows here.
-Seeds are real: a site is made, and what crosses and what is stored is taken from it.
+A target takes bytes and raises nothing, except an error that its parser is documented to raise,
+which it swallows here. Seeds are real: a site is made, and what crosses and what is stored is taken
+from it.
 """
 
 import atexit
@@ -16,25 +18,26 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from backup_vm import exporting
-from backup_vm.agent import Reply
+from backup_vm.agent.client import Reply
+from backup_vm.agent.transport import Connection
 from backup_vm.archive import notes, packs, parameters, partial, sessions
 from backup_vm.archive.archive import Archive, open_archive
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import SparsebakError
-from backup_vm.progress import Progress
-from backup_vm.transport import Connection
-from dom0_agent import heads, takeover
+from backup_vm.jobs import export
+from backup_vm.terminal.progress import Progress
+from dom0_agent.admin import takeover
+from dom0_agent.admin.settings.document import QubeSettings, from_bytes
 from dom0_agent.archives import Archives
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.config import load
-from dom0_agent.receiving import read_record, receive
-from dom0_agent.service import SERVICES
-from dom0_agent.settings.document import Settings, from_bytes
+from dom0_agent.rpc import heads
+from dom0_agent.rpc.dispatch import SERVICES
+from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.sources import thin_xml
 from tests.attack.kit import Attacker
 from tests.kit import GRAIN, PASSPHRASE, Site
-from wire import frames
+from wire import messages
 from wire.names import BadName, parse_volume_name
 from wire.slots import BadRecoveryKey, parse_recovery
 from wire.status import Refused
@@ -64,7 +67,7 @@ def world() -> World:
 
 def request(data: bytes) -> None:
     with contextlib.suppress(ValueError):
-        frames.Request.parse(data)
+        messages.Request.parse(data)
 
 
 def restore_stream(data: bytes) -> None:
@@ -124,7 +127,12 @@ def reply(data: bytes) -> None:
     answer = Reply("fuzz", Connection(_Process(data), io.BytesIO()), 1 << 16)  # type: ignore[arg-type]
     kinds = {
         kind.KIND: kind
-        for kind in (frames.VolumeEntry, frames.ArchiveEntry, frames.Offer, frames.Monitored)
+        for kind in (
+            messages.VolumeEntry,
+            messages.ArchiveEntry,
+            messages.Offer,
+            messages.Monitored,
+        )
     }
     with contextlib.suppress(SparsebakError):
         for kind, payload in answer.frames():
@@ -182,7 +190,7 @@ def exported(data: bytes) -> None:
     body = data[:-32]
     stream = io.BytesIO(body + hashlib.blake2b(body, digest_size=32).digest())
     with contextlib.suppress(SparsebakError):
-        exporting.prove(_open_archive(), stream, Path("exported"), Progress(), None)
+        export.prove(_open_archive(), stream, Path("exported"), Progress(), None)
 
 
 def tags_and_notes(data: bytes) -> None:
@@ -218,16 +226,21 @@ def seeds(name: str) -> Iterable[bytes]:
         "restore_stream": lambda: [attacker.stream().to_bytes(), attacker.stream().record],
         "keys_file": lambda: [_keys_file(site)],
         "settings": lambda: [
-            Settings(
+            QubeSettings(
                 "work", "AppVM", "red", "fedora", None, {"memory": 400}, {"a": "1"}, ["t"]
             ).to_bytes()
         ],
         "changed_map": lambda: [ChangedMap.everything(1 << 24).to_bytes()],
         "thin_delta": lambda: [
-            b'<superblock data_block_size="128"><diff left="1" right="2"><same begin="0" length="9"/>'
-            b'<different begin="9" length="3"/></diff></superblock>',
-            b'<superblock data_block_size="128"><device dev_id="1"><single_mapping origin_block="3" data_block="9" time="0"/>'
-            b'<range_mapping origin_begin="4" data_begin="1" length="4" time="0"/></device></superblock>',
+            (
+                b'<superblock data_block_size="128"><diff left="1" right="2"><same begin="0"'
+                b' length="9"/><different begin="9" length="3"/></diff></superblock>'
+            ),
+            (
+                b'<superblock data_block_size="128"><device dev_id="1"><single_mapping'
+                b' origin_block="3" data_block="9" time="0"/><range_mapping origin_begin="4"'
+                b' data_begin="1" length="4" time="0"/></device></superblock>'
+            ),
         ],
         "names": lambda: [b"work/private", b"AAAAA-BBBBB", PASSPHRASE],
         "reply": lambda: [_reply(attacker)],
@@ -236,13 +249,14 @@ def seeds(name: str) -> Iterable[bytes]:
         "pack": lambda: [path.read_bytes() for path in site.archive.rglob("*.pack")],
         "exported": lambda: [_exported()],
         "tags_and_notes": lambda: [
-            b'{"format": 1, "sessions": {"00": {"tags": ["a"], "note": "b"}}, "verified": {}, "scrubbed": [1, true]}'
+            b'{"format": 1, "sessions": {"00": {"tags": ["a"], "note": "b"}}, "verified": {},'
+            b' "scrubbed": [1, true]}'
         ],
         "connection": lambda: [
             b"sparsebak.Snapshot+private backup-vm name work\0rest",
             b"sparsebak.List+ vm keyword adminvm\0",
         ],
-        "partial_session": lambda: [bytes(frames.Offer.length() + 100)],
+        "partial_session": lambda: [bytes(messages.Offer.length() + 100)],
     }
     return found[name]()
 
@@ -259,14 +273,14 @@ def _keys_file(site: Site) -> bytes:
 def _exported() -> bytes:
     archive, out = _open_archive(), io.BytesIO()
     (series,) = archive.sessions().values()
-    exporting.export(archive, archive.image(series, series[-1]), "work/private", out, Progress())
+    export.export(archive, archive.image(series, series[-1]), "work/private", out, Progress())
     return out.getvalue()
 
 
 def _reply(attacker: Attacker) -> bytes:
-    from dom0_agent import service
+    from dom0_agent.rpc import dispatch
 
     environ = {"QREXEC_REMOTE_DOMAIN": "backup-vm", "QREXEC_REQUESTED_TARGET_TYPE": "keyword"}
     out = io.BytesIO()
-    service.run("List", environ, attacker.site.config, io.BytesIO(attacker.request()), out)
+    dispatch.run("List", environ, attacker.site.config, io.BytesIO(attacker.request()), out)
     return out.getvalue()

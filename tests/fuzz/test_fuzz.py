@@ -1,4 +1,6 @@
-"""Every fuzz target, a little from the same seed (``make fuzz`` looks elsewhere), and on damaged copies of real inputs."""
+"""Every fuzz target, a little from the same seed (``make fuzz`` looks elsewhere), and on damaged
+copies of real inputs.
+"""
 
 import importlib.util
 import os
@@ -20,7 +22,8 @@ def test_a_short_run(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
         if sys.version_info >= (3, 14):
             elsewhere(
-                "atheris is not there for this Python: make PYTHON=python3.13 test, after make clean"
+                "atheris is not there for this Python: make PYTHON=python3.13 test, after make"
+                " clean"
             )
         cannot("atheris is not installed: make setup")
     command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(SECONDS), "--seed", "1"]

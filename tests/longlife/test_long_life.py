@@ -1,6 +1,8 @@
-"""Years of an archive on two disks in turns: hourly backups, retention, kills, volumes that come and go, old copies put back.
+"""Years of an archive on two disks in turns: hourly backups, retention, kills, volumes that come
+and go, old copies put back.
 
-Time is given, not slept. A short life has as many events in fewer days; ``make longlife`` lives the whole.
+Time is given, not slept. A short life has as many events in fewer days; ``make longlife`` lives the
+whole.
 """
 
 import hashlib
@@ -16,18 +18,19 @@ from typing import Any
 
 import pytest
 
-from backup_vm import cli, transport
-from backup_vm.archive import references, store
+from backup_vm import cli
+from backup_vm.agent.client import transport
+from backup_vm.archive import pack_writer, references
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.names import stored_volumes
-from backup_vm.progress import Progress
-from backup_vm.reading import assemble
-from dom0_agent import cli as agent_cli
+from backup_vm.jobs.reading import assemble
+from backup_vm.terminal.progress import Progress
+from backup_vm.volumes import stored_volumes
+from dom0_agent.admin import cli as agent_cli
 from tests.commands import Commands
 from tests.conftest import folder_in_memory
 from tests.kit import GRAIN, InProcess, Site, fill, punch
-from wire.sealing import ZERO_ID
+from wire.chunks import ZERO_ID
 
 LONG = os.environ.get("SPARSEBAK_LONG") == "1"
 DAYS = int(os.environ.get("SPARSEBAK_DAYS", "730" if LONG else "48"))
@@ -39,7 +42,9 @@ RULES = ("--keep-hourly", "12", "--keep-daily", "7", "--keep-weekly", "4", "--ke
 
 
 class Life:
-    """One life. ``truth``: what each session must hold, by archive and id; ``tried``: what a run that died may have seen."""
+    """One life. ``truth``: what each session must hold, by archive and id; ``tried``: what a run
+    that died may have seen.
+    """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
         self.folder, self.patch, self.capsys = folder, monkeypatch, capsys
@@ -48,7 +53,7 @@ class Life:
         self.volumes["tmpl/root"] = "tmpl-root.img"
         monkeypatch.setattr(time, "time", lambda: self.now)
         monkeypatch.setattr(LocalStorage, "pack_size", 6 * GRAIN)
-        monkeypatch.setattr(store, "RECORD_SECONDS", 0.02)
+        monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0.02)
         self.site = Site(folder / "site", volumes=tuple(self.volumes), make=False)
         self.site._make()
         self.disks = {label: folder / label for label in "AB"}

@@ -1,4 +1,6 @@
-"""A real volume group on a loop device, one for each test process; a machine without device-mapper boots a VM for it."""
+"""A real volume group on a loop device, one for each test process; a machine without device-mapper
+boots a VM for it.
+"""
 
 import os
 import subprocess
@@ -12,8 +14,10 @@ from tests.lvm.kit import Group, LvmSite
 
 CONFIG = """
 activation {{ udev_sync = {udev} udev_rules = {udev} verify_udev_operations = 0 monitoring = 0 }}
-devices {{ use_devicesfile = 0 scan = [ "/dev" ] filter = [ "a|^{device}$|", "r|.*|" ] scan_lvs = 0 }}
-devices {{ md_component_detection = 0 multipath_component_detection = 0 fw_raid_component_detection = 0 }}
+devices {{ use_devicesfile = 0 scan = [ "/dev" ] }}
+devices {{ filter = [ "a|^{device}$|", "r|.*|" ] scan_lvs = 0 }}
+devices {{ md_component_detection = 0 }}
+devices {{ multipath_component_detection = 0 fw_raid_component_detection = 0 }}
 global {{ locking_dir = "{folder}/lock" use_lvmpolld = 0 }}
 backup {{ backup = 0 archive = 0 }}
 """
@@ -21,7 +25,9 @@ backup {{ backup = 0 archive = 0 }}
 
 @pytest.fixture(scope="session")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
-    """A volume group of a few GiB, sparse, with LVM's configuration set so that nothing else is seen."""
+    """A volume group of a few GiB, sparse, with LVM's configuration set so that nothing else is
+    seen.
+    """
     if os.geteuid() != 0:
         cannot("LVM needs root")
     targets = subprocess.run(

@@ -141,7 +141,8 @@ class LvmSite(Site):
         for name in self.volumes:
             qube, volume = name.split("/")
             lines.append(
-                f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid = "{self.lv(name)}"'
+                f'[[volume]]\nqube = "{qube}"\nvolume = "{volume}"\npool = "p"\nvid ='
+                f' "{self.lv(name)}"'
             )
             self.group.volume(self.pool_name, self.lv(name), self.size)
         self.config.write_text("\n".join(lines) + "\n")

@@ -1,4 +1,6 @@
-"""Killed before every LVM command, every commit point, and at random: no change is lost, nothing is left over."""
+"""Killed before every LVM command, every commit point, and at random: no change is lost, nothing is
+left over.
+"""
 
 import os
 import random
@@ -29,7 +31,9 @@ def site(lvm_site: Make, monkeypatch: pytest.MonkeyPatch) -> LvmSite:
 
 
 def grains(site: LvmSite) -> Iterator[None]:
-    """Each step writes a grain that no other step touches, so that a change missed anywhere shows in the end."""
+    """Each step writes a grain that no other step touches, so that a change missed anywhere shows
+    in the end.
+    """
     fd = os.open(site.image(), os.O_RDWR | os.O_SYNC)
     try:
         for grain in random.Random(3).sample(range(16 * MIB // GRAIN), 16 * MIB // GRAIN):

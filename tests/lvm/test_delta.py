@@ -1,4 +1,6 @@
-"""The delta of a real thin pool against the bytes, for pools of several block sizes, under all that may happen to a volume."""
+"""The delta of a real thin pool against the bytes, for pools of several block sizes, under all that
+may happen to a volume.
+"""
 
 import os
 import random

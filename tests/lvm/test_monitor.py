@@ -1,4 +1,6 @@
-"""Walking snapshots over many volumes: few commands, one metadata snapshot a pool, nothing left behind."""
+"""Walking snapshots over many volumes: few commands, one metadata snapshot a pool, nothing left
+behind.
+"""
 
 import json
 import os
@@ -9,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent import cli
+from dom0_agent.admin import cli
 from dom0_agent.sources import thin_pool
-from dom0_agent.state import Store
+from dom0_agent.tracking.state import VolumeState
 from tests.attack.kit import Attacker
 from tests.lvm.kit import MIB, LvmSite, scribble
 from wire.status import Code
@@ -46,10 +48,12 @@ def two_pools(lvm_site: Make) -> LvmSite:
     site.group.volume("pool-512k", "vm-untrusted-private", site.size)
     with open(site.config, "a") as config:
         config.write(
-            f'[[pool]]\nname = "q"\ndriver = "lvm_thin"\nvolume_group = "{site.group.name}"\nthin_pool = "pool-512k"\n'
+            '[[pool]]\nname = "q"\ndriver = "lvm_thin"\nvolume_group ='
+            f' "{site.group.name}"\nthin_pool = "pool-512k"\n'
         )
         config.write(
-            '[[volume]]\nqube = "untrusted"\nvolume = "private"\npool = "q"\nvid = "vm-untrusted-private"\n'
+            '[[volume]]\nqube = "untrusted"\nvolume = "private"\npool = "q"\nvid ='
+            ' "vm-untrusted-private"\n'
         )
     site.volumes = (*site.volumes, "untrusted/private")
     return site
@@ -81,16 +85,20 @@ def test_two_pools_in_one_go(
         commands.clear()
         for name in site.volumes if changed else ():
             scribble(site.image(name), rng, 1)
-        before = {name: Store(site.state, *name.split("/")).load().base for name in site.volumes}
+        before = {
+            name: VolumeState(site.state, *name.split("/")).load().base for name in site.volumes
+        }
         with open(site.image() if open_first else os.devnull, "rb"):
             outcomes = site.monitor()
-        after = {name: Store(site.state, *name.split("/")).load().base for name in site.volumes}
+        after = {
+            name: VolumeState(site.state, *name.split("/")).load().base for name in site.volumes
+        }
         assert [bool(outcome.changed) for outcome in outcomes] == [changed] * 3
         assert (
             commands.count("lvcreate") == made
             and sum(before[name] != after[name] for name in before) == made
         )
-    busy = Store(site.state, "vault", "private")
+    busy = VolumeState(site.state, "vault", "private")
     with busy.locked():
         assert cli.main(["--config", str(site.config), "monitor", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)["volumes"]
@@ -133,7 +141,7 @@ def test_a_metadata_snapshot_left_over_is_released_and_anothers_is_not(
 def test_a_pool_nearly_full_is_left_alone(
     group_with_small_pool: Callable[[], LvmSite], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from backup_vm.agent import RefusedError
+    from backup_vm.agent.client import RefusedError
 
     site = group_with_small_pool()
     scribble(site.image(), random.Random(1))
@@ -168,7 +176,9 @@ def test_a_pool_nearly_full_is_left_alone(
 def test_a_flood_of_snapshots_cannot_fill_the_pool(
     group_with_small_pool: Callable[[], LvmSite], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A backup VM begins sessions and never ends them, while the qube writes its whole volume anew, again and again."""
+    """A backup VM begins sessions and never ends them, while the qube writes its whole volume anew,
+    again and again.
+    """
     site = group_with_small_pool()
     site.config.write_text(
         site.config.read_text().replace("thin_pool =", "data_limit = 70\nthin_pool =")

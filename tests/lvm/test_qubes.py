@@ -1,4 +1,6 @@
-"""A Qubes machine whose volumes lie in a thin pool: running and halted qubes, restore through the Admin API."""
+"""A Qubes machine whose volumes lie in a thin pool: running and halted qubes, restore through the
+Admin API.
+"""
 
 import importlib
 import importlib.util
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tests.qubes
-from backup_vm.agent import RefusedError
+from backup_vm.agent.client import RefusedError
 from dom0_agent.sources import lvm
 from tests.lvm.kit import MIB, Group, LvmSite, scribble
 from tests.qubes.qubesd import Qubesd

@@ -1,7 +1,9 @@
-"""Three machines on one archive elsewhere, each with a cache of its own: random steps against a model.
+"""Three machines on one archive elsewhere, each with a cache of its own: random steps against a
+model.
 
-Backups, prunes, scrubs and copies, two at once at times, killed at times, over a network that is cut, with clocks that are
-hours off. A model knows what each session holds: nothing is lost, one writes at a time, all machines see the same.
+Backups, prunes, scrubs and copies, two at once at times, killed at times, over a network that is
+cut, with clocks that are hours off. A model knows what each session holds: nothing is lost, one
+writes at a time, all machines see the same.
 """
 
 import hashlib
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
+from backup_vm.archive import pack_writer
 from backup_vm.archive.storage import objects
 from backup_vm.archive.storage.remote import RemoteStorage
 from backup_vm.errors import Exit
@@ -37,7 +39,7 @@ CUT_CODES = {Exit.FAILED, Exit.INCOMPLETE, Exit.AGENT}
 
 @dataclass
 class Machine:
-    """One machine: its way to the store, its cache, and how many seconds its clock is off."""
+    """One machine: its way to the pack_writer, its cache, and how many seconds its clock is off."""
 
     name: str
     network: Network
@@ -58,7 +60,9 @@ class Machine:
 
 @dataclass
 class World:
-    """All of it. ``tried``: contents of each volume that a backup may have stored; ``known``: what a session was seen to be."""
+    """All of it. ``tried``: contents of each volume that a backup may have stored; ``known``: what
+    a session was seen to be.
+    """
 
     site: Site
     machines: list[Machine]
@@ -223,7 +227,7 @@ def store_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ser
 def test_three_machines(store_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "DELAYS", (0.05, 0.1, 0.1))
     monkeypatch.setattr(RemoteStorage, "pack_size", 4 * GRAIN)
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0.1)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0.1)
     for name, value in store_server.environment().items():
         monkeypatch.setenv(name, value)
     for folder in folder_in_memory("machines"):
@@ -254,9 +258,8 @@ def made(folder: Path, server: Server) -> World:
         site.image(name).write_bytes(rng.randbytes(CHUNKS * GRAIN))
     url = server.url("three")
 
-    def add() -> (
-        None
-    ):  # in a child: what the S3 library begins in this process does not live on in those forked from it
+    # in a child: what the S3 library begins in this process is not there in those forked from it
+    def add() -> None:
         site.add_archive("three", url)  # type: ignore[arg-type]
 
     (added,) = run([add], server.environment(), SECONDS, memory=0)

@@ -1,4 +1,6 @@
-"""What the files of an archive and of dom0's state are made of, field by field, and every way to get one of them wrong."""
+"""What the files of an archive and of dom0's state are made of, field by field, and every way to
+get one of them wrong.
+"""
 
 import hashlib
 import json
@@ -16,7 +18,7 @@ from backup_vm.archive.format import (
     PACK_HEAD_SIZE,
     SESSION_HEAD_SIZE,
 )
-from wire.frames import Offer
+from wire.messages import Offer
 
 Seal = Callable[[bytes], bytes]
 """Makes all checksums of a file right again, as whoever writes a disk can."""
@@ -200,7 +202,9 @@ def seal_exported(raw: bytes) -> bytes:
 
 
 def in_fields(raw: bytes, fields: Iterable[Field], seal: Seal | None) -> Iterator[Change]:
-    """Every field at its bounds; with ``seal`` once as it is, and once with the checksums made right."""
+    """Every field at its bounds; with ``seal`` once as it is, and once with the checksums made
+    right.
+    """
     for field in fields:
         old = raw[field.at : field.at + field.size]
         for name, new in _values(old, field):
@@ -273,7 +277,9 @@ ODD: tuple[Any, ...] = (
 
 
 def in_tree(tree: Any, odd: tuple[Any, ...] = ODD) -> Iterator[tuple[str, Any]]:
-    """A tree of lists and dictionaries with each of its nodes replaced, missing, or beside one more."""
+    """A tree of lists and dictionaries with each of its nodes replaced, missing, or beside one
+    more.
+    """
     for path in _paths(tree):
         name = "/".join(map(str, path)) or "all of it"
         for value in odd:

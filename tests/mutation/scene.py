@@ -1,4 +1,6 @@
-"""An archive of two volumes to be damaged, every command that is run on it then, and what they may say."""
+"""An archive of two volumes to be damaged, every command that is run on it then, and what they may
+say.
+"""
 
 import os
 import random
@@ -9,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import store
+from backup_vm.archive import pack_writer
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.archiver import Archiver
-from backup_vm.interrupts import Interrupted
-from backup_vm.names import stored_volumes
-from backup_vm.progress import Progress
+from backup_vm.jobs.backup import Archiver
+from backup_vm.terminal.interrupts import Interrupted
+from backup_vm.terminal.progress import Progress
+from backup_vm.volumes import stored_volumes
 from docs import reader
 from tests.children import Outcome, Step, run
 from tests.kit import GRAIN, PASSPHRASE, Site
@@ -29,7 +31,9 @@ EVERYTHING = frozenset({""})
 
 @dataclass(frozen=True)
 class Kept:
-    """A session as it was stored: its volume, name, file, contents, and the packs that its image needs."""
+    """A session as it was stored: its volume, name, file, contents, and the packs that its image
+    needs.
+    """
 
     volume: str
     name: str
@@ -62,10 +66,12 @@ class Scene:
 
 
 def build(folder: Path, sealed: bool = True) -> Scene:
-    """Three sessions of each of two volumes, a partial one of a; chunks that take little space, a few to a pack."""
+    """Three sessions of each of two volumes, a partial one of a; chunks that take little space, a
+    few to a pack.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalStorage, "pack_size", 1000)
-        patch.setattr(store, "RECORD_SECONDS", 0)
+        patch.setattr(pack_writer, "RECORD_SECONDS", 0)
         site = Site(folder, volumes=VOLUMES, sealed=sealed)
         scene, rng, contents = Scene(site), random.Random(4), {}
         for name in VOLUMES:
@@ -245,7 +251,7 @@ class Trial:
         return False
 
     def _prove(self) -> None:
-        from backup_vm.exporting import prove
+        from backup_vm.jobs.export import prove
 
         path = self._out / "x"
         with self.site.open() as archive, open(path, "rb") as stream:

@@ -1,4 +1,6 @@
-"""Each file of an archive made wrong in every way that its structure allows: damage is named, and stays where it is."""
+"""Each file of an archive made wrong in every way that its structure allows: damage is named, and
+stays where it is.
+"""
 
 import os
 import random
@@ -114,7 +116,8 @@ def tried(
 ) -> list[str]:
     """What was wrong with all that the commands did with a changed file.
 
-    ``number``: with an odd one it is scrubbed before it is backed up, as what kept its size only shows when it is read.
+    ``number``: with an odd one it is scrubbed before it is backed up, as what kept its size only
+    shows when it is read.
     """
     trial = Trial(scene, Site(folder, volumes=VOLUMES, make=False), files, forged)
     trial.read()

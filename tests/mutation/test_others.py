@@ -1,4 +1,6 @@
-"""Exported sessions and leases made wrong in every way: nothing is taken in that is not right, nothing stands in the way."""
+"""Exported sessions and leases made wrong in every way: nothing is taken in that is not right,
+nothing stands in the way.
+"""
 
 import dataclasses
 import json

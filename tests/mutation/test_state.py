@@ -1,4 +1,6 @@
-"""Each file of dom0's state made wrong in every way: no call hangs or shows a traceback, and no session is wrong for it."""
+"""Each file of dom0's state made wrong in every way: no call hangs or shows a traceback, and no
+session is wrong for it.
+"""
 
 import hashlib
 import json
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent import cli as agent_cli
+from dom0_agent.admin import cli as agent_cli
 from tests.children import Outcome, run
 from tests.conftest import folder_in_memory
 from tests.kit import Site

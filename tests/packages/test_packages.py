@@ -1,4 +1,6 @@
-"""The packages as they are built: what is in them, with which owners and modes, and what they need."""
+"""The packages as they are built: what is in them, with which owners and modes, and what
+they need.
+"""
 
 import re
 import shutil
@@ -98,7 +100,10 @@ def test_what_the_backup_vm_gets(rpms: dict[str, Path]) -> None:
 
 
 def test_it_runs_as_it_is_packaged(rpms: dict[str, Path], tmp_path: Path) -> None:
-    for name, module in (("sparsebak-dom0", "dom0_agent"), ("sparsebak-vm", "backup_vm")):
+    for name, module in (
+        ("sparsebak-dom0", "dom0_agent.admin.cli"),
+        ("sparsebak-vm", "backup_vm.cli"),
+    ):
         folder = tmp_path / name
         folder.mkdir()
         cpio = subprocess.run(["rpm2cpio", rpms[name]], capture_output=True, check=True).stdout
@@ -108,7 +113,10 @@ def test_it_runs_as_it_is_packaged(rpms: dict[str, Path], tmp_path: Path) -> Non
             else ["cpio", "-idm", "--quiet"]
         )
         subprocess.run(command, cwd=folder, input=cpio, capture_output=True, check=True)
-        code = f"import sys; sys.path.insert(0, sys.argv[1]); from {module}.cli import main; sys.exit(main(['--help']))"
+        code = (
+            f"import sys; sys.path.insert(0, sys.argv[1]); from {module} import main;"
+            " sys.exit(main(['--help']))"
+        )
         command = [sys.executable, "-c", code, str(folder / "usr/lib/sparsebak")]
         done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "usage: sparsebak" in done.stdout

@@ -1,4 +1,6 @@
-"""The systemd units, by systemd's own measure, and what happens to snapshots when the package goes."""
+"""The systemd units, by systemd's own measure, and what happens to snapshots when the
+package goes.
+"""
 
 import os
 import pty
@@ -17,7 +19,9 @@ ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 SERVICES = sorted((ROOT / "systemd").rglob("*.service"))
 EXPOSURE = 4.0
-"""What systemd-analyze security may say at most; 9.6 is a unit with nothing set. Root, LVM and device nodes cost the rest."""
+"""What systemd-analyze security may say at most; 9.6 is a unit with nothing set. Root, LVM and
+device nodes cost the rest.
+"""
 
 
 @pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.stem)
@@ -38,10 +42,12 @@ def setting(unit: Path, name: str) -> list[str]:
 
 
 def test_what_is_started_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    """By the programs' own parsers: the units' command lines, and what dom0 has the backup VM run."""
+    """By the programs' own parsers: the units' command lines, and what dom0 has the backup
+    VM run.
+    """
     from backup_vm import cli as vm
-    from dom0_agent import cli as dom0
-    from dom0_agent.cli.backup import SERVICE
+    from dom0_agent.admin import cli as dom0
+    from dom0_agent.admin.cli.backup import SERVICE
 
     parsers = {"sparsebak": vm.parser, "sparsebak-agent": dom0.parser}
     started = [shlex.split(line) for unit in SERVICES for line in setting(unit, "ExecStart")]
@@ -56,7 +62,9 @@ def test_what_is_started_is_understood(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def from_vmexec(part: str) -> str:
-    """As core-agent-linux has it (``qubesagent/vmexec.py``): ``--`` is a dash, ``-HH`` any byte, no other dash is allowed."""
+    """As core-agent-linux has it (``qubesagent/vmexec.py``): ``--`` is a dash, ``-HH`` any byte, no
+    other dash is allowed.
+    """
     assert re.fullmatch(r"(?:[a-zA-Z0-9._]|--|-[A-F0-9]{2})*", part)
     return re.sub(
         "--|-([A-F0-9]{2})", lambda found: chr(int(found[1], 16)) if found[1] else "-", part
@@ -64,7 +72,9 @@ def from_vmexec(part: str) -> str:
 
 
 def confined(unit: Path) -> list[str]:
-    """A command's beginning that leaves it no more privileges than a unit does; the rest of it needs systemd."""
+    """A command's beginning that leaves it no more privileges than a unit does; the rest of it
+    needs systemd.
+    """
     if os.getuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("only root, with setpriv, can give privileges away")
     kept = ",".join(
@@ -101,7 +111,7 @@ def test_the_monitor_yields_to_everything_else() -> None:
 
 def remove(site: Site, terminal: str) -> subprocess.CompletedProcess[str]:
     agent = site.root / "agent"
-    code = "from dom0_agent.cli import main; raise SystemExit(main())"
+    code = "from dom0_agent.admin.cli import main; raise SystemExit(main())"
     agent.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
     agent.chmod(0o755)
     environment = {
@@ -110,7 +120,7 @@ def remove(site: Site, terminal: str) -> subprocess.CompletedProcess[str]:
         "SPARSEBAK_AGENT_CONFIG": str(site.config),
     }
     environment |= {"SPARSEBAK_TERMINAL": terminal, "PYTHONPATH": str(ROOT)}
-    command = [str(ROOT / "dom0_agent/on-removal")]
+    command = [str(ROOT / "dom0_agent/admin/on-removal")]
     return subprocess.run(
         command,
         env=environment,

@@ -1,4 +1,5 @@
-"""Many power cuts: ``python -m tests.powercut [ARCHIVE [DOM0 [DRIVER]]] [--cuts N | --all] [--seed N]``; see ``make powercut``.
+"""Many power cuts: ``python -m tests.powercut [ARCHIVE [DOM0 [DRIVER]]] [--cuts N | --all] [--seed
+N]``; see ``make powercut``.
 
 ``--without-sync`` has the commands sync nothing, to see that it is noticed.
 """

@@ -1,4 +1,6 @@
-"""Commands run on two disks, archive and dom0, whose power is cut at any point: what is found when they are on again."""
+"""Commands run on two disks, archive and dom0, whose power is cut at any point: what is found when
+they are on again.
+"""
 
 import os
 import random
@@ -9,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backup_vm.archive import lease, store
+from backup_vm.archive import lease, pack_writer
 from backup_vm.archive.storage.local import LocalStorage
 from tests.faults.harness import VOLUMES, Images, Place, computed, run, write_passphrase
 from tests.faults.scenarios import cut_off
@@ -24,7 +26,9 @@ FILE_SYSTEMS = {
     "btrfs-zstd": (["mkfs.btrfs", "-q"], 256 << 20, "loop,compress=zstd"),
 }
 STARTING = lease._BEGINNING + 10
-"""Seconds until a machine is on again and a backup begins: a lease whose contents the cut took is known by its age."""
+"""Seconds until a machine is on again and a backup begins: a lease whose contents the cut took is
+known by its age.
+"""
 SIZE = 16 * GRAIN + 999
 
 
@@ -51,8 +55,8 @@ class _TwoDisks(Site):
 
 @dataclass
 class Campaign:
-    """One recording and its cuts. ``kinds`` are the file systems of the archive's disk and of dom0's; ``folder`` is for
-    the images, in memory at best. ``problems`` is what was found."""
+    """One recording and its cuts. ``kinds`` are the file systems of the archive's disk and of
+    dom0's; ``folder`` is for the images, in memory at best. ``problems`` is what was found."""
 
     folder: Path
     kinds: tuple[str, str] = ("ext4", "ext4")
@@ -81,7 +85,9 @@ class Campaign:
             )
 
     def unmount(self) -> None:
-        """Unmount what is mounted; an image that is copied while it is mounted is none of a disk that was left in order."""
+        """Unmount what is mounted; an image that is copied while it is mounted is none of a disk
+        that was left in order.
+        """
         for mount in self.mounts:
             deadline = time.monotonic() + 30
             while os.path.ismount(mount):
@@ -164,15 +170,19 @@ class Campaign:
     # --- cutting
 
     def positions(self, count: int | None, rng: random.Random) -> list[int]:
-        """Where to cut: before, at and after flushes, and anywhere between. None: at every flush, and as often between."""
+        """Where to cut: before, at and after flushes, and anywhere between. None: at every flush,
+        and as often between.
+        """
         begin = next(at for at, record in enumerate(self.log) if record.kind == MARK)
         flushes = [at for at in range(begin, len(self.log)) if self.log[at].kind == FLUSH]
         if count is None:
             return sorted(flushes + [rng.randrange(begin, len(self.log)) for _ in flushes])
         found = [
-            rng.choice(flushes) + rng.choice((0, 1))
-            if number % 2
-            else rng.randrange(begin, len(self.log))
+            (
+                rng.choice(flushes) + rng.choice((0, 1))
+                if number % 2
+                else rng.randrange(begin, len(self.log))
+            )
             for number in range(count)
         ]
         return sorted(found)
@@ -261,7 +271,10 @@ class Campaign:
         for name in VOLUMES:
             for session, image in must[name].items():
                 if found[name].get(session) != image:
-                    yield f"{when}: {name} {session} is {'another' if session in found[name] else 'lost'}"
+                    yield (
+                        f"{when}: {name} {session} is"
+                        f" {'another' if session in found[name] else 'lost'}"
+                    )
             for session, image in found[name].items():
                 if may[name].get(session, image) != image:
                     yield f"{when}: {name} {session} holds something else"
@@ -338,7 +351,7 @@ def more_operations(campaign: Campaign) -> Iterator[Operation]:
 def small() -> None:
     """Packs and costs as tests have them; in a process that does nothing else, or under a patch."""
     LocalStorage.pack_size = 3 * GRAIN
-    store.RECORD_SECONDS = 0
+    pack_writer.RECORD_SECONDS = 0
     slots.SCRYPT_LOG_N = 10
 
 

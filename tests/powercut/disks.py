@@ -1,8 +1,9 @@
 """Disks whose every write and flush is kept in order, and what they hold after a power cut.
 
-A FUSE folder of disk images below loop devices: what dm-log-writes does, where there is no device-mapper. The server is a
-process of its own: ``python -m tests.powercut.disks MOUNT LOG IMAGE...``; a line written to ``MOUNT/mark`` stands in the
-log between the writes before it and those after it.
+A FUSE folder of disk images below loop devices: what dm-log-writes does, where there is no
+device-mapper. The server is a process of its own: ``python -m tests.powercut.disks MOUNT LOG
+IMAGE...``; a line written to ``MOUNT/mark`` stands in the log between the writes before it and
+those after it.
 """
 
 import contextlib
@@ -78,8 +79,8 @@ class Recorder:
 class Replay:
     """Images as they are after a cut, made from copies of those at the beginning.
 
-    A disk holds all that was written before the last flush that was answered, and of what was written since
-    any part: each write whole, torn between sectors, or not at all.
+    A disk holds all that was written before the last flush that was answered, and of what was
+    written since any part: each write whole, torn between sectors, or not at all.
     """
 
     def __init__(self, log: list[Record], images: list[Path], folder: Path) -> None:
@@ -91,7 +92,9 @@ class Replay:
             _copy(image, durable)
 
     def to(self, position: int, rng: random.Random) -> str:
-        """Make the images after a cut before record ``position``, which only grows; tell how much was lost."""
+        """Make the images after a cut before record ``position``, which only grows; tell how much
+        was lost.
+        """
         while self._at < position:
             record = self._log[self._at]
             self._at += 1

@@ -1,4 +1,6 @@
-"""A Qubes machine without Xen: a stand-in for qubesd, and the real qubesadmin where it can be imported, else one like it."""
+"""A Qubes machine without Xen: a stand-in for qubesd, and the real qubesadmin where it can be
+imported, else one like it.
+"""
 
 import importlib
 import importlib.util
@@ -41,5 +43,7 @@ def qubesd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubesd]:
 
 @pytest.fixture
 def qubes(btrfs_folder: Path, qubesd: Qubesd) -> QubesSite:
-    """A machine with dom0, a template, two qubes, a disposable, and a backup VM; volumes are files of driver file-reflink."""
+    """A machine with dom0, a template, two qubes, a disposable, and a backup VM; volumes are files
+    of driver file-reflink.
+    """
     return QubesSite(btrfs_folder / "site", qubesd)

@@ -1,4 +1,5 @@
-"""Qubes' policy rules, as far as the shipped file uses them: the first line that matches decides, and no match denies.
+"""Qubes' policy rules, as far as the shipped file uses them: the first line that matches decides,
+and no match denies.
 
 Semantics: core-qrexec, ``doc/multifile-policy.rst``.
 """
@@ -43,7 +44,9 @@ def decide(
     source: str,
     target: str,
 ) -> str:
-    """``allow``, ``ask`` or ``deny``. A target that does not exist is @default; dom0 is @adminvm."""
+    """``allow``, ``ask`` or ``deny``. A target that does not exist is @default; dom0 is
+    @adminvm.
+    """
     if not target.startswith("@") and target not in tags:
         target = "@default"
     for line in lines:

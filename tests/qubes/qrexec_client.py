@@ -1,8 +1,10 @@
-"""A stand-in for qrexec-client-vm and the policy behind it: ``qrexec_client.py SETTINGS.json TARGET SERVICE[+ARGUMENT]``.
+"""A stand-in for qrexec-client-vm and the policy behind it: ``qrexec_client.py SETTINGS.json TARGET
+SERVICE[+ARGUMENT]``.
 
-It keeps qrexec's rules: characters outside the allowed ones become ``_``, a target that does not exist is @default, the
-policy decides (``ask`` is answered as SETTINGS says, and noted), 126 is a refusal and 127 a missing service, the service's
-stdin and stdout are sockets, and what it writes to stderr does not come back.
+It keeps qrexec's rules: characters outside the allowed ones become ``_``, a target that does not
+exist is @default, the policy decides (``ask`` is answered as SETTINGS says, and noted), 126 is a
+refusal and 127 a missing service, the service's stdin and stdout are sockets, and what it writes to
+stderr does not come back.
 """
 
 import json

@@ -1,6 +1,8 @@
-"""A stand-in for qubesd: a Unix socket that speaks the Admin API's protocol, over a few qubes kept in memory.
+"""A stand-in for qubesd: a Unix socket that speaks the Admin API's protocol, over a few qubes kept
+in memory.
 
-Requests are ``METHOD+ARG dom0 name DEST\\0PAYLOAD``, replies ``0\\0DATA`` or ``2\\0EXCEPTION\\0\\0FORMAT\\0``.
+Requests are ``METHOD+ARG dom0 name DEST\\0PAYLOAD``, replies ``0\\0DATA`` or
+``2\\0EXCEPTION\\0\\0FORMAT\\0``.
 """
 
 import shutil
@@ -12,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 IMPORT = """#!/bin/sh
-# Takes a volume's new contents as admin.vm.volume.ImportWithSize does: all of it or nothing, written by root through sudo.
+# Takes a volume's new contents as admin.vm.volume.ImportWithSize does: all of it or nothing,
+# written by root through sudo.
 read -r size
 into=$(cat "{places}/$QREXEC_REQUESTED_TARGET+$1")
 if [ "$(id -u)" -eq 0 ] && command -v sudo >/dev/null; then sudo="sudo -n"; else sudo=; fi
@@ -24,7 +27,8 @@ if [ "$got" -eq "$size" ]; then
     printf '0\\0'
 else
     rm -f "$into.import"
-    printf '2\\0QubesException\\0\\0not enough data (copied %s bytes, expected %s bytes)\\0' "$got" "$size"
+    said='not enough data (copied %s bytes, expected %s bytes)'
+    printf "2\\\\0QubesException\\\\0\\\\0$said\\\\0" "$got" "$size"
 fi
 """
 
@@ -73,10 +77,11 @@ class Qube:
 
 
 class Qubesd:
-    """The server. ``calls`` lists the methods called; ``places`` is where the import script finds a volume's file.
+    """The server. ``calls`` lists the methods called; ``places`` is where the import script finds a
+    volume's file.
 
-    With ``sources``, a folder of core-admin's, the import script and qubesd-query are the real ones; ``programs`` has
-    to be on PATH then.
+    With ``sources``, a folder of core-admin's, the import script and qubesd-query are the real
+    ones; ``programs`` has to be on PATH then.
     """
 
     def __init__(self, folder: Path, sources: Path | None = None) -> None:
@@ -256,7 +261,9 @@ class Qubesd:
         )
 
     def _internal_vm_volume(self, qube: Qube, verb: str, volume: str, payload: str) -> str:
-        """What the real import script asks: where to write, and to take what was written, or not."""
+        """What the real import script asks: where to write, and to take what was written,
+        or not.
+        """
         name = next(name for name, one in self.qubes.items() if one is qube)
         path = Path((self.places / f"{name}+{volume}").read_text())
         into = path.with_name(path.name + ".import")

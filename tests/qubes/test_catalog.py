@@ -1,4 +1,6 @@
-"""Which volumes there are on a Qubes machine, which are left out and why, and how much qubesd is asked for it."""
+"""Which volumes there are on a Qubes machine, which are left out and why, and how much qubesd is
+asked for it.
+"""
 
 import json
 import time
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent import cli
+from dom0_agent.admin import cli
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config, load
 from tests.qubes.kit import QubesSite
@@ -54,7 +56,8 @@ def test_what_is_backed_up_and_what_is_left_out(
     catalog = open_catalog(configured(tmp_path), "sd-backup")
     found = {volume.name: volume for volume in catalog.volumes()}
     assert [name for name in found if "settings" not in name] == [
-        "alone/root", "alone/private", "fedora/root", "fedora/private", "files/private", "work/private",
+        "alone/root", "alone/private", "fedora/root", "fedora/private", "files/private",
+        "work/private",
     ]  # fmt: skip
     assert found["work/private"].vid == "vm-work-private" and found["work/private"].live == ""
     assert found["files/private"].pool.driver == "reflink"
@@ -151,7 +154,9 @@ def test_configuration_that_cannot_be(tmp_path: Path, options: str, said: str) -
 
 
 def test_a_session_is_ended_without_asking_qubesd(qubes: QubesSite) -> None:
-    """Extract and Commit go by what Snapshot found: a qube that goes away meanwhile is backed up all the same."""
+    """Extract and Commit go by what Snapshot found: a qube that goes away meanwhile is backed up
+    all the same.
+    """
     with qubes.open(True) as archive:
         agent = qubes.agent(archive)
         offer = agent.snapshot("work", "private", bytes(16), 0, 0)

@@ -1,4 +1,6 @@
-"""A qube that is gone is made from its settings, and has no network before its firewall stands; whatever fails on the way."""
+"""A qube that is gone is made from its settings, and has no network before its firewall stands;
+whatever fails on the way.
+"""
 
 import json
 from collections.abc import Callable
@@ -7,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from dom0_agent.admin.settings import restored
+from dom0_agent.admin.settings.document import QubeSettings, collect, from_bytes
+from dom0_agent.admin.settings.plan import unexpired
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
-from dom0_agent.settings import restored
-from dom0_agent.settings.document import Settings, collect, from_bytes
-from dom0_agent.settings.plan import unexpired
 from tests.qubes.qubesd import Qube, Qubesd, Refusal
 from wire.status import Refused
 
 RULES = ["action=accept dsthost=example.org proto=tcp dstports=443-443", "action=drop"]
-KEPT = Settings("gone", "AppVM", "red", "fedora", "sys-net", firewall=RULES)
+KEPT = QubeSettings("gone", "AppVM", "red", "fedora", "sys-net", firewall=RULES)
 
 
 @pytest.fixture
@@ -91,7 +93,9 @@ def test_a_firewall_that_is_not_taken_as_it_was_given(
         (replace(KEPT, netvm=None), False),
     ],
 )
-def test_no_network_where_it_is_not_sure(machine: Qubesd, settings: Settings, older: bool) -> None:
+def test_no_network_where_it_is_not_sure(
+    machine: Qubesd, settings: QubeSettings, older: bool
+) -> None:
     restored.create_if_gone("gone", settings, older)
     assert netvm(machine) == "" and "gone" in machine.qubes
     assert len(machine.told) == (settings.netvm is not None)  # type: ignore[attr-defined]
@@ -131,10 +135,12 @@ def test_what_qubesd_does_not_tell_is_not_recorded_as_nothing(
     machine: Qubesd, monkeypatch: pytest.MonkeyPatch, handler: str
 ) -> None:
     assert collect("work")
-    breaks(
-        machine, monkeypatch, handler, lambda *_: True
-    ) if handler != "_device" else monkeypatch.setattr(
-        machine, "_device", lambda *_: (_ for _ in ()).throw(Refusal("QubesException", "no"))
+    (
+        breaks(machine, monkeypatch, handler, lambda *_: True)
+        if handler != "_device"
+        else monkeypatch.setattr(
+            machine, "_device", lambda *_: (_ for _ in ()).throw(Refusal("QubesException", "no"))
+        )
     )
     with pytest.raises(Refused):
         collect("work")
@@ -162,7 +168,8 @@ def test_named_disposables_are_kept_and_made_again(machine: Qubesd, tmp_path: Pa
 
 def test_features_of_the_moment_are_left_out(machine: Qubesd) -> None:
     machine.qubes["work"].features |= {
-        "updates-available": "1", "deferred-netvm-original": "sys-net", "menu-items": "a.desktop", "service.cups": "1",
+        "updates-available": "1", "deferred-netvm-original": "sys-net", "menu-items": "a.desktop",
+        "service.cups": "1",
     }  # fmt: skip
     assert from_bytes(collect("work")).features == {"menu-items": "a.desktop", "service.cups": "1"}
     assert "updates" not in json.dumps(collect("work").decode())

@@ -1,4 +1,6 @@
-"""Who may call what under the shipped policy: by the real parser where it can be imported, and by a plain reading of it."""
+"""Who may call what under the shipped policy: by the real parser where it can be imported, and by a
+plain reading of it.
+"""
 
 import ast
 import asyncio
@@ -15,7 +17,7 @@ from xml.sax import saxutils
 
 import pytest
 
-from dom0_agent.service import SERVICES
+from dom0_agent.rpc.dispatch import SERVICES
 from tests.conftest import elsewhere
 from tests.qubes import policy
 

@@ -1,4 +1,6 @@
-"""Backup and restore on a Qubes machine: running and halted qubes, through the Admin API, back from nothing."""
+"""Backup and restore on a Qubes machine: running and halted qubes, through the Admin API, back from
+nothing.
+"""
 
 import random
 import shutil
@@ -9,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.agent import Agent, RefusedError
-from backup_vm.names import stored_volumes
-from backup_vm.progress import Progress
-from backup_vm.reading import feed
+from backup_vm.agent.client import Agent, RefusedError
+from backup_vm.jobs.reading import feed
+from backup_vm.terminal.progress import Progress
+from backup_vm.volumes import stored_volumes
 from tests.conftest import cannot
 from tests.kit import change
 from tests.qubes.kit import QubesSite
@@ -27,7 +29,8 @@ def stored(site: QubesSite) -> list[str]:
 def test_a_whole_machine(qubes: QubesSite) -> None:
     qubes.backup()
     assert stored(qubes) == [
-        "fedora/private", "fedora/root", "fedora/settings", "vault/private", "vault/settings", "work/private", "work/settings",
+        "fedora/private", "fedora/root", "fedora/settings", "vault/private", "vault/settings",
+        "work/private", "work/settings",
     ]  # fmt: skip
     qubes.start("work")
     qubes.backup()
@@ -212,8 +215,10 @@ def test_domains_go_with_the_record(qubes: QubesSite) -> None:
 
 
 def test_restore_through_the_resident_agent_as_its_unit_confines_it(qubes: QubesSite) -> None:
-    """Qubes' import script writes through sudo, which changes users and groups: the unit must leave it that."""
-    from backup_vm.transport.unix import UnixTransport
+    """Qubes' import script writes through sudo, which changes users and groups: the unit must leave
+    it that.
+    """
+    from backup_vm.agent.transport.unix import UnixTransport
     from tests.packages.test_units import ROOT, confined
 
     if shutil.which("sudo") is None:
@@ -226,10 +231,10 @@ def test_restore_through_the_resident_agent_as_its_unit_confines_it(qubes: Qubes
 
     folder = Path(qubesadmin.__file__).parent.parent
     run = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; import qubesadmin, qubesadmin.config as c; "
-        "c.QUBESD_SOCKET, c.QREXEC_SERVICES_DIR = sys.argv[3:5]; "
-        "qubesadmin.Qubes = getattr(qubesadmin, 'app', qubesadmin).__dict__.get('QubesLocal', qubesadmin.Qubes); "
-        "from dom0_agent.cli import main; sys.exit(main(sys.argv[5:]))"
+        "import sys; sys.path[:0] = sys.argv[1:3]; import qubesadmin, qubesadmin.config as c;"
+        " c.QUBESD_SOCKET, c.QREXEC_SERVICES_DIR = sys.argv[3:5]; qubesadmin.Qubes ="
+        " getattr(qubesadmin, 'app', qubesadmin).__dict__.get('QubesLocal', qubesadmin.Qubes); from"
+        " dom0_agent.admin.cli import main; sys.exit(main(sys.argv[5:]))"
     )
     sockets = qubes.root / "sockets"
     command = [

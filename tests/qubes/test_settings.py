@@ -1,4 +1,6 @@
-"""Settings and dom0's configuration: taken down, brought back, shown, and applied only as far as was asked for."""
+"""Settings and dom0's configuration: taken down, brought back, shown, and applied only as far as
+was asked for.
+"""
 
 from pathlib import Path
 
@@ -6,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dom0_agent import cli
-from dom0_agent.settings.document import Settings, collect, from_bytes
+from dom0_agent.admin import cli
+from dom0_agent.admin.settings.document import QubeSettings, collect, from_bytes
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Qubesd
 from wire.status import Refused
@@ -18,7 +20,7 @@ NAME = st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True)
 
 @given(
     st.builds(
-        Settings,
+        QubeSettings,
         qube=NAME,
         klass=NAME,
         label=NAME,
@@ -34,18 +36,21 @@ NAME = st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True)
         notes=TEXT,
     )
 )
-def test_a_document_comes_back(settings: Settings) -> None:
+def test_a_document_comes_back(settings: QubeSettings) -> None:
     assert from_bytes(settings.to_bytes()) == settings
+
+
+DOCUMENT = QubeSettings("work", "AppVM", "red", None, None).to_bytes()
 
 
 @pytest.mark.parametrize(
     "raw",
     [
         b"", b"[]", b"{}", b'{"format": 2}', b"\xff", b"1", b"[" * 200_000,
-        Settings("work", "AppVM", "red", None, None).to_bytes().replace(b'"work"', b'"../work"'),
-        Settings("work", "AppVM", "red", None, None).to_bytes().replace(b'"tags": []', b'"tags": [3]'),
-        Settings("work", "AppVM", "red", None, None).to_bytes().replace(b'"notes": ""', b'"notes": null'),
-        Settings("work", "AppVM", "red", None, None).to_bytes().replace(b'"red"', b'"red", "more": 1'),
+        DOCUMENT.replace(b'"work"', b'"../work"'),
+        DOCUMENT.replace(b'"tags": []', b'"tags": [3]'),
+        DOCUMENT.replace(b'"notes": ""', b'"notes": null'),
+        DOCUMENT.replace(b'"red"', b'"red", "more": 1'),
     ],
 )  # fmt: skip
 def test_what_is_no_document_is_refused(raw: bytes) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent import cli, notify
-from dom0_agent.cli import backup as backup_command
-from dom0_agent.cli import setup
+from dom0_agent import notify
+from dom0_agent.admin import cli
+from dom0_agent.admin.cli import backup as backup_command
+from dom0_agent.admin.cli import setup
 from tests.qubes.kit import BACKUP_VM, QubesSite
 from tests.qubes.qubesd import Qube, Qubesd, Refusal
 
@@ -95,7 +96,7 @@ def test_a_backup_that_is_not_made_is_told_on_the_desktop(
     qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, broken: str, result: int
 ) -> None:
     """It is a timer's, every night. A backup VM that does not shut down is no failed backup."""
-    from dom0_agent.cli import check
+    from dom0_agent.admin.cli import check
 
     agent(qubes, "setup", BACKUP_VM)
     real, told = qubes.qubesd._vm, list[tuple[str, ...]]()
@@ -125,7 +126,7 @@ def test_a_backup_that_is_not_made_is_told_on_the_desktop(
 def test_a_late_backup_is_noticed(
     qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dom0_agent.cli import check
+    from dom0_agent.admin.cli import check
 
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr(check, "notify", lambda *words, **named: told.append(words))

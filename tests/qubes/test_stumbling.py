@@ -1,12 +1,15 @@
-"""qubesd cannot tell all of one qube: the others are backed up and followed, and that one is told as failed, never left out."""
+"""qubesd cannot tell all of one qube: the others are backed up and followed, and that one is told
+as failed, never left out.
+"""
 
 from collections.abc import Callable
 
 import pytest
 
-from backup_vm.archiver import Archiver, Report
-from backup_vm.progress import Progress
-from dom0_agent import cli, notify
+from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.terminal.progress import Progress
+from dom0_agent import notify
+from dom0_agent.admin import cli
 from dom0_agent.catalog.tags import TAG
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Refusal

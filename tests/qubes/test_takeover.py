@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli
-from backup_vm.names import stored_volumes
-from backup_vm.progress import Progress
-from backup_vm.reading import feed
-from dom0_agent import cli as agent_cli
-from dom0_agent import takeover
-from dom0_agent.state import State, Store
+from backup_vm.jobs.reading import feed
+from backup_vm.terminal.progress import Progress
+from backup_vm.volumes import stored_volumes
+from dom0_agent.admin import cli as agent_cli
+from dom0_agent.admin import takeover
+from dom0_agent.tracking.state import State, VolumeState
 from tests.kit import PASSPHRASE, Site, change, fill
 from tests.qubes.kit import QubesSite
 from wire.names import Restoring
@@ -122,7 +122,9 @@ def test_without_qubes_too(
 def test_one_that_was_cut_off_can_be_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive is known once all of its volumes are: else sessions of the others would be older ones for ever."""
+    """The archive is known once all of its volumes are: else sessions of the others would be older
+    ones for ever.
+    """
     site = Site(tmp_path / "site", volumes=("vault/private", "work/private"))
     for name in site.volumes:
         fill(site.image(name), 300_000)
@@ -130,21 +132,21 @@ def test_one_that_was_cut_off_can_be_done_again(
     older, kept = keys_file(site), site.root / "older.keys"
     older.rename(kept)
     site.backup()
-    file, save, calls = keys_file(site), Store.save, list[Store]()
+    file, save, calls = keys_file(site), VolumeState.save, list[VolumeState]()
     shutil.rmtree(site.state)
 
-    def fail(self: Store, state: State) -> None:
+    def fail(self: VolumeState, state: State) -> None:
         calls.append(self)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         save(self, state)
 
     with monkeypatch.context() as full:
-        full.setattr(Store, "save", fail)
+        full.setattr(VolumeState, "save", fail)
         assert take_over(site, kept) == 1
     assert take_over(site, file) == 0
     for name in site.volumes:
-        (follow,) = Store(site.state, *name.split("/")).load().follows.values()
+        (follow,) = VolumeState(site.state, *name.split("/")).load().follows.values()
         assert follow.committed is not None and follow.committed.sequence == 2
     assert [done.stored for done in site.backup().done] == [0, 0]
 

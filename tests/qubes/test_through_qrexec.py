@@ -1,4 +1,6 @@
-"""The whole way on Qubes OS, as a user goes it: agent and manager as processes, between them qrexec, its policy and qubesd."""
+"""The whole way on Qubes OS, as a user goes it: agent and manager as processes, between them
+qrexec, its policy and qubesd.
+"""
 
 import json
 import random
@@ -9,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli
-from backup_vm.transport import qrexec
-from dom0_agent import cli as agent_cli
+from backup_vm.agent.transport import qrexec
+from dom0_agent.admin import cli as agent_cli
 from tests.kit import PASSPHRASE, change
 from tests.qubes.conftest import REAL
 from tests.qubes.kit import BACKUP_VM, QubesSite

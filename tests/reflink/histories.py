@@ -1,8 +1,9 @@
 """Random histories of an image on Btrfs or XFS, against the bytes.
 
-For hours: ``python -m tests.reflink.histories FOLDER SECONDS SEED``, with an empty folder on such a file system. All that a
-qube, an administrator, a deduplication daemon or the file system may do to it: write, map, punch, reflink at shifted offsets
-from other files, deduplicate, compress, defragment, balance, take snapshots of its subvolume.
+For hours: ``python -m tests.reflink.histories FOLDER SECONDS SEED``, with an empty folder on such a
+file system. All that a qube, an administrator, a deduplication daemon or the file system may do to
+it: write, map, punch, reflink at shifted offsets from other files, deduplicate, compress,
+defragment, balance, take snapshots of its subvolume.
 """
 
 import ctypes
@@ -228,7 +229,9 @@ class History:
             os.pwrite(file.fileno(), self.some(length), at + 2 * GRAIN)
 
     def session(self) -> None:
-        """Some of that, then a look without a snapshot, then a snapshot and its delta, with writes in the midst of it."""
+        """Some of that, then a look without a snapshot, then a snapshot and its delta, with writes
+        in the midst of it.
+        """
         self.sessions += 1
         fd = os.open(self.image, os.O_RDWR)
         for _ in range(self.rng.choice([0, 0, 1, 1, 2, 5, 12])):

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from common.durable import closing_fd
 from dom0_agent.config import Pool, Volume
-from dom0_agent.sources import attributes, btrfs, extents, fiemap, snapshot_name
+from dom0_agent.sources import btrfs, extents, fiemap, snapshot_name
 from dom0_agent.sources.reflink import ReflinkSource
+from dom0_agent.targets import attributes
 from tests.kit import GRAIN, fill, punch, some_bytes, truly_changed
 from tests.reflink.histories import History, clone_range, dedupe
-from wire.durable import closing_fd
 from wire.status import Code, Refused
 
 SIZE = 64 * GRAIN
@@ -279,7 +280,9 @@ def test_a_pool_that_is_full_or_read_only_says_so(btrfs_folder: Path) -> None:
 
 
 def test_where_the_pool_lies(btrfs_folder: Path, small_disk: Path, tmp_path: Path) -> None:
-    """Subvolumes and bind mounts of its own file system are no obstacle, another file system is one that is named."""
+    """Subvolumes and bind mounts of its own file system are no obstacle, another file system is one
+    that is named.
+    """
     pool, elsewhere = btrfs_folder / "pool", btrfs_folder / "elsewhere"
     for folder in (pool / "bind", pool / "other", elsewhere):
         folder.mkdir(parents=True)

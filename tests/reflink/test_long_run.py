@@ -1,4 +1,6 @@
-"""Weeks of rotations in a minute: random writes, random deaths, and in the end a backup that is exact."""
+"""Weeks of rotations in a minute: random writes, random deaths, and in the end a backup that is
+exact.
+"""
 
 import os
 import random

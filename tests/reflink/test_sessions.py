@@ -49,7 +49,9 @@ def test_a_snapshot_costs_no_space_and_holes_are_not_read(reflink_site: Site) ->
 
 
 def test_backups_while_the_volume_is_written_to(reflink_site: Site) -> None:
-    """Whatever the moment of a snapshot, what is stored is what the snapshot held: every session proves authentic."""
+    """Whatever the moment of a snapshot, what is stored is what the snapshot held: every session
+    proves authentic.
+    """
     site, stop = reflink_site, threading.Event()
     fill(site.image(), SIZE)
 
@@ -75,7 +77,9 @@ def test_backups_while_the_volume_is_written_to(reflink_site: Site) -> None:
 def test_a_torn_image_costs_no_more_than_its_size(
     reflink_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each hole is asked for while the volume's lock is held, and a qube makes as many as it likes."""
+    """Each hole is asked for while the volume's lock is held, and a qube makes as many as
+    it likes.
+    """
     site, asked, lseek = reflink_site, 0, os.lseek
 
     def count(fd: int, at: int, how: int) -> int:

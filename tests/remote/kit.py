@@ -1,4 +1,6 @@
-"""Real servers on loopback: an S3-compatible store and an SSH host, and between them and us a network that fails."""
+"""Real servers on loopback: an S3-compatible store and an SSH host, and between them and us a
+network that fails.
+"""
 
 import contextlib
 import os
@@ -105,8 +107,10 @@ def ssh_server(folder: Path) -> Iterator[Server]:
         )
     (home / "config").write_text(f"Host 127.0.0.1\n    IdentityFile {folder}/user\n")
     (folder / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nPidFile none\n"
-        "UsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nSubsystem sftp internal-sftp\n"
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile"
+        f" {folder}/user.pub\nPidFile none\n"
+        "UsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nSubsystem sftp"
+        " internal-sftp\n"
         "MaxStartups 100\nKexAlgorithms curve25519-sha256\n"  # the default takes five times as long
     )
     if os.geteuid() == 0:
@@ -126,9 +130,11 @@ def ssh_server(folder: Path) -> Iterator[Server]:
 
 
 class Network:
-    """A TCP proxy before a server. ``fail_after``: bytes until all connections are cut; ``down``: no new ones either.
+    """A TCP proxy before a server. ``fail_after``: bytes until all connections are cut; ``down``:
+    no new ones either.
 
-    ``stall_after``: bytes until nothing passes any more, in either direction; ``pause``: seconds before each 16 KiB.
+    ``stall_after``: bytes until nothing passes any more, in either direction; ``pause``: seconds
+    before each 16 KiB.
     """
 
     def __init__(self, server: Server) -> None:
@@ -211,7 +217,9 @@ class Network:
         self.fail_after, self.down, self.stall_after, self.pause = None, False, None, 0.0
 
     def flap(self, rng: random.Random, upto: int) -> threading.Event:
-        """Cut everything again and again, after up to so many bytes each time, until the event is set."""
+        """Cut everything again and again, after up to so many bytes each time, until the event is
+        set.
+        """
         done = threading.Event()
 
         def go_on() -> None:

@@ -1,12 +1,13 @@
-"""An SFTP server on loopback that is not OpenSSH's: ``sftp_server.py ROOT HOSTKEY [WORD=VALUE...]``; prints its port.
+"""An SFTP server on loopback that is not OpenSSH's: ``sftp_server.py ROOT HOSTKEY
+[WORD=VALUE...]``; prints its port.
 
-posixrename=yes   posix-rename@openssh.com is offered, and done; otherwise neither, and rename never replaces
-quota=BYTES       writes beyond so many bytes in all answer SSH_FX_FAILURE, as OpenSSH does for a full disk
-without=WORDS     attributes lack these, separated by commas: permissions, size, times
-connections=N     more connections than that are closed at once
-hostile=1         listings also have names that lead elsewhere, or that no file can have
-broken=NAME       renaming to a path that ends so fails once after the old file was removed
-It keeps SFTP version 3's rules otherwise; it never follows what openssh.com has added.
+posixrename=yes   posix-rename@openssh.com is offered, and done; otherwise neither, and rename never
+replaces quota=BYTES       writes beyond so many bytes in all answer SSH_FX_FAILURE, as OpenSSH does
+for a full disk without=WORDS     attributes lack these, separated by commas: permissions, size,
+times connections=N     more connections than that are closed at once hostile=1         listings
+also have names that lead elsewhere, or that no file can have broken=NAME       renaming to a path
+that ends so fails once after the old file was removed It keeps SFTP version 3's rules otherwise; it
+never follows what openssh.com has added.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""Stores that do not behave: an HTTP server that answers as told, sockets that are silent or slow, and objects that lie."""
+"""Stores that do not behave: an HTTP server that answers as told, sockets that are silent or slow,
+and objects that lie.
+"""
 
 import contextlib
 import http.server
@@ -30,7 +32,9 @@ def http_store(
     date: float | None = None,
     tls: tuple[Path, Path] | None = None,
 ) -> Iterator[tuple[int, list[str]]]:
-    """A port at which the n-th request is answered so, and the requests that came. ``date``: what it takes for now."""
+    """A port at which the n-th request is answered so, and the requests that came. ``date``: what
+    it takes for now.
+    """
     requests: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -121,7 +125,9 @@ def trickling(pause: float) -> Callable[[socket.socket], None]:
 
 
 class Lying:
-    """Objects in a folder, after restic's mock of a backend: see the attributes for what is wrong with it."""
+    """Objects in a folder, after restic's mock of a backend: see the attributes for what is wrong
+    with it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,6 @@
-"""Whole archives on an S3-compatible store and over SFTP, with networks that fail and keys that may only add."""
+"""Whole archives on an S3-compatible store and over SFTP, with networks that fail and keys that may
+only add.
+"""
 
 import random
 import re
@@ -233,7 +235,9 @@ def test_a_host_that_is_not_known_or_does_not_know_us(
 def test_a_run_that_was_cut_and_a_prune_elsewhere(
     remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Never two at once: what the partial session of the first machine lists is checked when it is resumed."""
+    """Never two at once: what the partial session of the first machine lists is checked when it is
+    resumed.
+    """
     site = remote_site()
     for seed in (1, 2):
         site.image().write_bytes(random.Random(seed).randbytes(16 * GRAIN))
@@ -264,10 +268,10 @@ def test_a_run_that_was_cut_and_a_prune_elsewhere(
 def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
     remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from backup_vm.archive import store
-    from backup_vm.archiver import Archiver
-    from backup_vm.interrupts import Interrupted
-    from backup_vm.progress import Progress
+    from backup_vm.archive import pack_writer
+    from backup_vm.jobs.backup import Archiver
+    from backup_vm.terminal.interrupts import Interrupted
+    from backup_vm.terminal.progress import Progress
 
     class Cut(Progress):
         left = 30
@@ -277,7 +281,7 @@ def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
             if self.left == 0:
                 raise Interrupted
 
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
     site = remote_site()
     site.image().write_bytes(random.Random(1).randbytes(16 * GRAIN))
     site.backup()

@@ -1,4 +1,6 @@
-"""What this machine keeps of a remote archive is used only where it is sound and ours; and stores that lie, after restic's."""
+"""What this machine keeps of a remote archive is used only where it is sound and ours; and stores
+that lie, after restic's.
+"""
 
 import errno
 import multiprocessing
@@ -105,7 +107,9 @@ def test_what_is_cut_in_the_middle_is_no_copy(
 
 
 def test_a_large_file_that_is_no_session_is_not_fetched(lying: Lying, tmp_path: Path) -> None:
-    """As large as somebody likes: it would fill this machine's disk, and keep every command waiting."""
+    """As large as somebody likes: it would fill this machine's disk, and keep every command
+    waiting.
+    """
     for number in (2, 3):
         path = lying.folder / f"volumes/cd/000000000{number}-ab.session"
         path.touch()

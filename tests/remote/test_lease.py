@@ -70,7 +70,9 @@ def test_who_is_cut_off_gives_up_before_another_one_begins(
 def test_whoever_dies_while_it_makes_a_lease_keeps_nobody_away(
     sftp: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One process after another dies at one request after another: the next one takes over at once."""
+    """One process after another dies at one request after another: the next one takes over
+    at once.
+    """
     for key, value in sftp.environment().items():
         monkeypatch.setenv(key, value)
     url = sftp.url(f"lease-{time.monotonic_ns()}")
@@ -117,7 +119,9 @@ def test_a_server_whose_disk_has_no_hard_links(
 def test_notes_of_two_machines(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each opened the archive before the other one wrote, and neither loses what the other one noted."""
+    """Each opened the archive before the other one wrote, and neither loses what the other one
+    noted.
+    """
     url = server.url(f"notes-{time.monotonic_ns()}")
     machines = []
     for number in range(2):

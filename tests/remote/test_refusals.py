@@ -1,4 +1,6 @@
-"""What waiting cannot help is said at once, in one sentence, with the store's own words; what it can help is tried again."""
+"""What waiting cannot help is said at once, in one sentence, with the store's own words; what it
+can help is tried again.
+"""
 
 import datetime
 import ipaddress

@@ -30,7 +30,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Starts a server with its options; returns an archive's URL there. Its files are in ``tmp_path/root``."""
+    """Starts a server with its options; returns an archive's URL there. Its files are in
+    ``tmp_path/root``.
+    """
     monkeypatch.setenv("HOME", str(keys / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(objects, "DELAYS", (0.1, 0.2))

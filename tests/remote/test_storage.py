@@ -1,4 +1,6 @@
-"""One suite for every kind of storage: what is written is there, whole or not at all, and gone when removed."""
+"""One suite for every kind of storage: what is written is there, whole or not at all, and gone when
+removed.
+"""
 
 import contextlib
 import os

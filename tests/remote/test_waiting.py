@@ -173,7 +173,9 @@ def test_a_second_signal_leaves_no_grace() -> None:
 
 
 def test_a_process_ends_without_the_library_coming_back(tmp_path: Path) -> None:
-    """Its threads abort the process when they meet a Python that is half gone; here one only keeps it from going."""
+    """Its threads abort the process when they meet a Python that is half gone; here one only keeps
+    it from going.
+    """
     program = (
         "import atexit, sys, threading, time, obstore\n"
         "from backup_vm.cli import main\n"

@@ -1,4 +1,6 @@
-"""The commands as a user runs them: real processes, the real service files, exit codes, errors of one line."""
+"""The commands as a user runs them: real processes, the real service files, exit codes, errors of
+one line.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""What people expect of commands: completion, manuals, no questions when nobody is there, the journal, doctor, the old ways."""
+"""What people expect of commands: completion, manuals, no questions when nobody is there, the
+journal, doctor, the old ways.
+"""
 
 import json
 import os
@@ -12,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli as vm
-from backup_vm import spbk_assemble
-from dom0_agent import cli as dom0
+from backup_vm.cli import spbk_assemble
+from dom0_agent.admin import cli as dom0
 from dom0_agent.config import load
 from tests.commands import Commands
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
@@ -58,7 +60,10 @@ def test_shells_take_the_completion(shell: str, path: str) -> None:
     for file in files:
         subprocess.run([shell, "-n", file], check=True)
     if shell == "bash":
-        script = f"source {files[0]}; COMP_WORDS=(sparsebak pr); COMP_CWORD=1; _shtab_sparsebak; echo ${{COMPREPLY[@]}}"
+        script = (
+            f"source {files[0]}; COMP_WORDS=(sparsebak pr); COMP_CWORD=1; _shtab_sparsebak; echo"
+            " ${COMPREPLY[@]}"
+        )
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
         assert "prune" in done.stdout, done.stderr
 
@@ -149,7 +154,7 @@ def test_doctor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no archive" in commands.run("--archive", "/nowhere", "doctor", expect=1)[0]
     assert "not mounted" in commands.run("--require-mount", str(site.root), "doctor", expect=1)[0]
     monkeypatch.setattr("wire.VERSION", "9.9")
-    monkeypatch.setattr("backup_vm.doctor.VERSION", "9.9")
+    monkeypatch.setattr("backup_vm.jobs.doctor.VERSION", "9.9")
     assert "install the same version" in commands.run("doctor")[0]
     session = next(site.archive.rglob("*.session"))
     session.write_bytes(session.read_bytes()[:-1])

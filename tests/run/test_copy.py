@@ -1,4 +1,6 @@
-"""Copies of an archive that is not all well: what can be read is copied, whole; the rest is named, and nothing else is lost."""
+"""Copies of an archive that is not all well: what can be read is copied, whole; the rest is named,
+and nothing else is lost.
+"""
 
 import dataclasses
 import random

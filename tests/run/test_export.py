@@ -1,4 +1,6 @@
-"""Sessions in single files, copies of whole archives: the same images everywhere, whatever is missing, cut off or damaged."""
+"""Sessions in single files, copies of whole archives: the same images everywhere, whatever is
+missing, cut off or damaged.
+"""
 
 import hashlib
 import os
@@ -12,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from backup_vm.archive.format import NO_BASE
-from backup_vm.archive.incoming import Entry, Incoming
+from backup_vm.archive.intake import Entry, Incoming
+from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.prune import prune
 from backup_vm.archive.scrub import scrub
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.archive.store import Store
-from backup_vm.copying import copy
 from backup_vm.errors import DamagedError
-from backup_vm.progress import Progress
+from backup_vm.jobs.copy import copy
+from backup_vm.terminal.progress import Progress
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, change, fill
 from tests.steps import deaths
@@ -137,7 +139,9 @@ def test_files_that_are_damaged_or_none_change_nothing(
 def test_a_forged_chunk_is_noticed_with_the_key(
     built: Site, commands_for: Callable[[Site], Commands]
 ) -> None:
-    """A file whose checksum is right, and a chunk in it wrong: whoever can write a file can write a checksum."""
+    """A file whose checksum is right, and a chunk in it wrong: whoever can write a file can write a
+    checksum.
+    """
     commands, file = commands_for(built), built.root / "one"
     commands.keyed("export", "work/private", "--session", list(built.images())[1], "-o", str(file))
     drop(built, built.archive, 1)
@@ -289,7 +293,7 @@ def test_what_was_begun_with_other_entries_is_begun_anew(built: Site) -> None:
     drop(built, target, 1)
     with built.open() as source, built.open(True, target) as archive:
         (series,) = source.sessions().values()
-        store = Store(archive)
+        store = PackWriter(archive)
         first = Incoming(archive, store, series[1].record, NO_BASE, 0, b"1" * 16)
         for number in range(3):
             first.take(Entry(number, bytes([number + 1]) * 32, b"sealed"))
@@ -381,7 +385,7 @@ def test_an_import_killed_at_every_step(
     shutil.copytree(site.archive, kept)
 
     def attempt() -> None:
-        from backup_vm.exporting import take_in
+        from backup_vm.jobs.export import take_in
 
         with site.open(True) as archive, open(site.root / "one", "rb") as stream:
             take_in(archive, stream, site.root / "one", Progress())
@@ -397,7 +401,7 @@ def test_an_import_killed_at_every_step(
     assert os.path.exists(kept)
     with pytest.raises(DamagedError), site.open(True) as archive:
         (site.root / "empty").write_bytes((site.root / "one").read_bytes()[:2000])
-        from backup_vm.exporting import take_in
+        from backup_vm.jobs.export import take_in
 
         with open(site.root / "empty", "rb") as stream:
             take_in(archive, stream, site.root / "empty", Progress())

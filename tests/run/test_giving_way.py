@@ -1,4 +1,6 @@
-"""The qubes come first: locks, descriptors and room that monitoring and slow callers may take of dom0."""
+"""The qubes come first: locks, descriptors and room that monitoring and slow callers may take of
+dom0.
+"""
 
 import contextlib
 import io
@@ -11,16 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent import cli, extraction, service
+from dom0_agent.admin import cli
+from dom0_agent.admin.monitoring import Outcome, monitor
 from dom0_agent.archives import Archives
 from dom0_agent.config import load
-from dom0_agent.monitoring import Outcome, monitor
-from dom0_agent.rotation import Rotation
+from dom0_agent.rpc import dispatch, extraction
 from dom0_agent.sources.file import FileSource
-from dom0_agent.state import State, Store
+from dom0_agent.tracking.rotation import Rotation
+from dom0_agent.tracking.state import State, VolumeState
 from tests.attack.kit import Attacker
 from tests.kit import Site, fill
-from wire.frames import HEADER_SIZE, Offer, Status
+from wire.messages import HEADER_SIZE, Offer, Status
 from wire.status import Code, Refused
 
 
@@ -37,7 +40,7 @@ def begin(attacker: Attacker) -> Offer:
     """A session begun by one who may never end it."""
     out = io.BytesIO()
     site = attacker.site
-    service.run("Snapshot", environment(), site.config, io.BytesIO(attacker.request()), out)
+    dispatch.run("Snapshot", environment(), site.config, io.BytesIO(attacker.request()), out)
     raw = out.getvalue()
     return Offer.parse(raw[HEADER_SIZE : HEADER_SIZE + Offer.length()])
 
@@ -49,7 +52,9 @@ def full(self: FileSource) -> None:
 def test_a_slow_extract_gives_way_to_a_full_pool(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second time the snapshot goes, and soon nobody has it open, though the caller takes a byte only now and then."""
+    """The second time the snapshot goes, and soon nobody has it open, though the caller takes a
+    byte only now and then.
+    """
     monkeypatch.setattr(extraction, "WATCH", 0.05)
     site.image().write_bytes(os.urandom(8 << 20))
     attacker = Attacker(site)
@@ -59,7 +64,7 @@ def test_a_slow_extract_gives_way_to_a_full_pool(
 
     def extract() -> None:
         with open(write_end, "wb") as out:
-            service.run(
+            dispatch.run(
                 "Extract", environ, site.config, io.BytesIO(attacker.request(offer.session)), out
             )
 
@@ -108,14 +113,16 @@ def test_a_pool_that_is_gone_makes_nobody_give_way(
     with pytest.raises(AssertionError):
         site.monitor()
     site.pool.with_name("away").rename(site.pool)
-    (follow,) = Store(site.state, "work", "private").load().follows.values()
+    (follow,) = VolumeState(site.state, "work", "private").load().follows.values()
     assert follow.pending is not None and follow.pending.session == offer.session.hex()
 
 
 def test_a_volume_waits_for_its_own_delta_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one volume's delta takes its time, every other volume can be locked, and no lock is left."""
+    """While one volume's delta takes its time, every other volume can be locked, and no lock is
+    left.
+    """
     names = tuple(f"q{number}/private" for number in range(6))
     site = Site(tmp_path / "site", volumes=names)
     for name in names:
@@ -127,7 +134,7 @@ def test_a_volume_waits_for_its_own_delta_only(
     def slow(self: Rotation, number: int) -> int:
         for name in names:
             try:
-                with Store(site.state, *name.split("/")).locked(patience=0):
+                with VolumeState(site.state, *name.split("/")).locked(patience=0):
                     pass
             except Refused:
                 seen.append(name)
@@ -150,24 +157,26 @@ def test_a_volume_waits_for_its_own_delta_only(
 def test_what_another_call_did_between_two_steps_is_kept(
     site: Site, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """A backup that runs wholly between two locks of one monitor: the volume is left to the next one."""
+    """A backup that runs wholly between two locks of one monitor: the volume is left to the next
+    one.
+    """
     fill(site.image(), 1 << 20)
     site.backup()
     fill(site.image(), 1 << 20, 2)
-    original, taken = Store.locked, 0
+    original, taken = VolumeState.locked, 0
 
     @contextlib.contextmanager
-    def between(self: Store, *patience: float, **named: float) -> Iterator[State]:
+    def between(self: VolumeState, *patience: float, **named: float) -> Iterator[State]:
         nonlocal taken
         taken += 1
         if taken == (2 if step == "begin" else 3):
-            monkeypatch.setattr(Store, "locked", original)
+            monkeypatch.setattr(VolumeState, "locked", original)
             fill(site.image(), 1 << 20, 3)
             site.backup()
         with original(self, *patience, **named) as state:
             yield state
 
-    monkeypatch.setattr(Store, "locked", between)
+    monkeypatch.setattr(VolumeState, "locked", between)
     config = load(site.config)
     archives = Archives(config.state_dir).by_id()
     (outcome,) = monitor(config.state_dir, config.volumes, archives)

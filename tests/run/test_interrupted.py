@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from backup_vm.agent import Agent
-from backup_vm.archive import store
+from backup_vm.agent.client import Agent
+from backup_vm.archive import pack_writer
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.archiver import Archiver, Report
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.interrupts import Interrupted
-from backup_vm.progress import Progress
+from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.terminal.interrupts import Interrupted
+from backup_vm.terminal.progress import Progress
 from tests.kit import GRAIN, Site, change, fill, in_child
 
 SIZE = 60 * GRAIN
@@ -83,7 +83,7 @@ def test_interrupted_again_and_again(site: Site) -> None:
 def test_a_dead_archiver_leaves_nothing_behind(
     site: Site, monkeypatch: pytest.MonkeyPatch, recorded: int
 ) -> None:
-    monkeypatch.setattr(store, "RECORD_SECONDS", recorded)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", recorded)
     site.image().write_bytes(os.urandom(SIZE))
 
     class Dies(CutOff):
@@ -103,7 +103,9 @@ def test_a_dead_archiver_leaves_nothing_behind(
 
 
 def test_what_dom0_forgot_is_sent_again(site: Site) -> None:
-    """dom0 lost the log of the session while the archive kept what it had: the rest is hashed, not sent."""
+    """dom0 lost the log of the session while the archive kept what it had: the rest is hashed, not
+    sent.
+    """
     site.image().write_bytes(os.urandom(SIZE))
     first = site.image().read_bytes()
     with pytest.raises(KeyboardInterrupt):
@@ -128,7 +130,9 @@ def test_a_pending_session_the_archive_lost_is_given_up(site: Site) -> None:
 
 
 def test_a_session_that_dom0_began_meanwhile_does_not_pass_for_this_run_s(site: Site) -> None:
-    """A call of a run that was killed is still being answered while the next run asks for the list."""
+    """A call of a run that was killed is still being answered while the next run asks for
+    the list.
+    """
     site.image().write_bytes(os.urandom(SIZE))
     with site.open(True) as archive:
         agent = site.agent(archive)
@@ -146,7 +150,7 @@ def test_a_volume_that_gets_lost_on_the_way_is_a_failure(
 ) -> None:
     """Whatever leaves a volume without a session: no run ends as if it had one."""
     fill(site.image(), SIZE)
-    monkeypatch.setattr(store.Store, "then", lambda *_: None)
+    monkeypatch.setattr(pack_writer.PackWriter, "then", lambda *_: None)
     report = run(site, Progress())
     assert not report.done and [name for name, _ in report.failed] == ["work/private"]
 
@@ -154,11 +158,13 @@ def test_a_volume_that_gets_lost_on_the_way_is_a_failure(
 def test_a_failure_belongs_to_the_volume_that_it_is_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One session is stored while the next one arrives; that it cannot be is no failure of the next one."""
+    """One session is stored while the next one arrives; that it cannot be is no failure of the next
+    one.
+    """
     site = Site(tmp_path / "site", volumes=("a/private", "b/private", "c/private"))
     for name in site.volumes:
         site.image(name).write_bytes(os.urandom(SIZE))
-    monkeypatch.setattr(store, "RECORD_SECONDS", 0)
+    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
     really, left = Archive.store_session, [1]
 
     def store_session(*args: Any) -> Session:
@@ -203,7 +209,7 @@ def test_one_failing_volume_does_not_stop_the_others(
 def test_an_agent_that_dies_is_told_and_costs_nothing(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dom0_agent.extraction import Extraction
+    from dom0_agent.rpc.extraction import Extraction
 
     fill(site.image(), SIZE)
     site.backup()

@@ -7,7 +7,7 @@ import pytest
 from backup_vm import cli
 from backup_vm.archive.parameters import Parameters
 from backup_vm.errors import WrongKeyError
-from dom0_agent import cli as agent_cli
+from dom0_agent.admin import cli as agent_cli
 from dom0_agent.archives import Archives
 from dom0_agent.config import load
 from tests.kit import PASSPHRASE, Site, fill
@@ -112,7 +112,9 @@ def test_passphrases_however_they_are_written(
 def test_a_sealed_archive_that_says_it_is_open(
     made: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever writes the store puts an archive of his own in its place; nothing that has a passphrase takes it."""
+    """Whoever writes the store puts an archive of his own in its place; nothing that has a
+    passphrase takes it.
+    """
     secret = made.root / "secret"
     secret.write_bytes(PASSPHRASE + b"\n")
     forged = Site(made.root / "forged", sealed=False)

@@ -1,4 +1,6 @@
-"""Runs on several machines, or by several mounts of one folder: one writes at a time, and who may not says so."""
+"""Runs on several machines, or by several mounts of one folder: one writes at a time, and who may
+not says so.
+"""
 
 import json
 import os
@@ -140,7 +142,9 @@ def test_two_mounts_of_one_folder(site: Site, two_mounts: tuple[FaultFS, FaultFS
 
 
 def test_who_begin_at_once_do_no_harm(site: Site, two_mounts: tuple[FaultFS, FaultFS]) -> None:
-    """Writers on both mounts, over and over: each gets in or says why not, and all is whole in the end."""
+    """Writers on both mounts, over and over: each gets in or says why not, and all is whole in the
+    end.
+    """
     site.archive.rename(two_mounts[0].real / "archive")
     got, refused = [0, 0], [0, 0]
 

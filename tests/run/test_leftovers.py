@@ -1,4 +1,6 @@
-"""Volumes that are gone, renamed or left out: nothing of them is held for ever, nothing forgotten that could not be removed."""
+"""Volumes that are gone, renamed or left out: nothing of them is held for ever, nothing forgotten
+that could not be removed.
+"""
 
 import json
 import os
@@ -8,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent import cli
+from dom0_agent.admin import cli
 from dom0_agent.config import Pool, Volume
-from dom0_agent.pending_log import PendingLog
 from dom0_agent.sources import Sources
 from dom0_agent.sources.file import FileSource
 from dom0_agent.sources.lvm_thin import LvmThinSource
-from dom0_agent.state import Store
+from dom0_agent.tracking.pending_log import PendingLog
+from dom0_agent.tracking.state import VolumeState
 from tests.kit import GRAIN, Site, fill
 from wire.status import Code, Refused
 
@@ -101,7 +103,7 @@ def test_what_cannot_be_removed_stays_known(
 def test_monitor_lets_go_of_what_is_gone_and_says_so(
     two: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    committed = Store(two.state, "old", "private").load().follows.popitem()[1].committed
+    committed = VolumeState(two.state, "old", "private").load().follows.popitem()[1].committed
     take_out(two)
     assert agent(two, "monitor", "work") == 0  # a volume by name: nothing else
     assert len(two.snapshots("old/private")) == 1
@@ -113,7 +115,7 @@ def test_monitor_lets_go_of_what_is_gone_and_says_so(
         and "old/private is not backed up any more" in err
     )
     assert two.snapshots("old/private") == [] and len(two.snapshots()) == 1
-    state = Store(two.state, "old", "private").load()
+    state = VolumeState(two.state, "old", "private").load()
     assert state.base is None and state.follows.popitem()[1].committed == committed
     assert agent(two, "monitor") == 0
     assert "old/private" not in capsys.readouterr().err  # once
@@ -157,7 +159,9 @@ def test_what_is_gone_gives_way_even_while_it_is_read(
         made.snapshot("old", "private", bytes(16), 0, int(time.time()))
         made.close()
     take_out(two)
-    (pending,) = [f.pending for f in Store(two.state, "old", "private").load().follows.values()]
+    (pending,) = [
+        f.pending for f in VolumeState(two.state, "old", "private").load().follows.values()
+    ]
     assert pending is not None
     session_log = PendingLog(two.state / "volumes/old/private" / pending.log)  # Extract goes on
     agent(two, "monitor")

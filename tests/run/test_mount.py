@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from backup_vm.archive import packs
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.cli.diff import changed_ranges
-from backup_vm.lazy import ChunkCache, LazyImage
-from backup_vm.mounting import SessionFiles
-from backup_vm.names import stored_volumes
+from backup_vm.jobs.lazy_image import ChunkCache, LazyImage
+from backup_vm.jobs.mount import SessionFiles
+from backup_vm.volumes import stored_volumes
 from tests.commands import Commands
 from tests.conftest import cannot
 from tests.kit import GRAIN, Site, change, fill

@@ -1,4 +1,6 @@
-"""The transport ``qrexec`` against a stand-in for qrexec-client-vm that gives the service qrexec's environment."""
+"""The transport ``qrexec`` against a stand-in for qrexec-client-vm that gives the service qrexec's
+environment.
+"""
 
 import json
 import os
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli
-from backup_vm.transport import qrexec
+from backup_vm.agent.transport import qrexec
 from tests.kit import GRAIN, Site, fill
 
 ROOT = Path(__file__).parent.parent.parent

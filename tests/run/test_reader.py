@@ -12,7 +12,7 @@ from backup_vm.archive.prune import prune
 from dom0_agent.archives import Archives
 from tests.kit import GRAIN, PASSPHRASE, Site, change, fill
 from wire import slots
-from wire.sealing import SUITES
+from wire.chunks import SUITES
 
 READER = Path(__file__).parent.parent.parent / "docs/reader.py"
 
@@ -70,7 +70,7 @@ def test_every_session_of_every_kind_of_archive(
 def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from backup_vm.agent import Agent
+    from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import create_archive
     from backup_vm.archive.parameters import Parameters
     from dom0_agent.config import load
@@ -103,7 +103,9 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(
 
 
 def test_a_sealed_archive_never_turns_open(site: Site, tmp_path: Path) -> None:
-    """What somebody with the storage can do: an archive of his own, of the same label, that says it is open."""
+    """What somebody with the storage can do: an archive of his own, of the same label, that says it
+    is open.
+    """
     forged = Site(tmp_path / "forged", sealed=False)
     fill(forged.image(), 2 * GRAIN)
     forged.backup()
@@ -194,14 +196,16 @@ def test_parameters_that_are_no_small_regular_file(site: Site, tmp_path: Path, k
 def test_it_shares_no_code_and_is_short() -> None:
     text = READER.read_text()
     assert len(text.splitlines()) < 350
-    packages = ("wire", "backup_vm", "dom0_agent")
+    packages = ("common", "wire", "backup_vm", "dom0_agent")
     assert not any(
         f"{word} {package}" in text for word in ("import", "from") for package in packages
     )
 
 
 def test_the_emergency_page_can_be_followed(site: Site, tmp_path: Path) -> None:
-    """The commands of docs/emergency.md as they stand, but for the archive's place and what needs root."""
+    """The commands of docs/emergency.md as they stand, but for the archive's place and what needs
+    root.
+    """
     fill(site.image(), 10 * GRAIN)
     site.backup()
     page = (READER.parent / "emergency.md").read_text()

@@ -1,4 +1,6 @@
-"""The report: one page that needs nothing else, right in what it says, and drawn by a real browser in light and dark."""
+"""The report: one page that needs nothing else, right in what it says, and drawn by a real browser
+in light and dark.
+"""
 
 import os
 import random
@@ -95,12 +97,14 @@ def test_names_cannot_break_out_of_it(commands: Commands, monkeypatch: pytest.Mo
 
     evil = "</title><script>alert(1)</script>"
     status = {
-        "label": evil, "path": evil, "mode": evil, "stored": 0, "free": None, "problems": [evil], "scrubbed": None,
+        "label": evil, "path": evil, "mode": evil, "stored": 0, "free": None, "problems": [evil],
+        "scrubbed": None,
         "next_run": evil, "volumes": [{"name": evil, "latest": None}],
     }  # fmt: skip
     session = {"session": evil, "time": NOW, "size": 1}
     volume = {
-        "qube": evil, "volume": evil, "own": None, "shared": None, "compression": None, "deduplication": None,
+        "qube": evil, "volume": evil, "own": None, "shared": None, "compression": None,
+        "deduplication": None,
         "verified": {"time": NOW - 90 * DAY, "ok": False}, "sessions": [session],
     }  # fmt: skip
     checker = check(page(status, [volume], [(NOW, 5)], NOW))
@@ -136,8 +140,10 @@ def test_a_browser_draws_it(
     for scheme in ("light", "dark"):
         picture = tmp_path / f"{scheme}.png"
         command = [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", "--disable-quic", "--hide-scrollbars", "--window-size=1000,1500",
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", "--disable-quic", "--hide-scrollbars",
+            "--window-size=1000,1500",
             f"--user-data-dir={tmp_path}/{scheme}", f"--screenshot={picture}",
             f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}", file.as_uri(),
         ]  # fmt: skip

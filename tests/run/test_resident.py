@@ -1,4 +1,6 @@
-"""The resident agent: the same answers as from the service files, each call a process of its own, and nothing stays behind."""
+"""The resident agent: the same answers as from the service files, each call a process of its own,
+and nothing stays behind.
+"""
 
 import os
 import random
@@ -15,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.agent import Agent, RefusedError
-from backup_vm.transport.unix import UnixTransport
-from dom0_agent.service import SERVICES
+from backup_vm.agent.client import Agent, RefusedError
+from backup_vm.agent.transport.unix import UnixTransport
+from dom0_agent.rpc.dispatch import SERVICES
 from tests.kit import GRAIN, Site, change, fill
-from wire.frames import HEADER, HEADER_SIZE, Request, Status
+from wire.messages import HEADER, HEADER_SIZE, Request, Status
 from wire.status import Code
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,9 +72,9 @@ def test_a_whole_life(site: Site) -> None:
             change(site.image(), rng)
         assert list(site.images().values()) == contents
         with site.open() as archive:
-            from backup_vm.names import stored_volumes
-            from backup_vm.progress import Progress
-            from backup_vm.reading import feed
+            from backup_vm.jobs.reading import feed
+            from backup_vm.terminal.progress import Progress
+            from backup_vm.volumes import stored_volumes
 
             (volume,) = stored_volumes(archive, site.keys(archive), {})
             image = archive.image(list(volume.sessions), volume.sessions[0])
@@ -90,8 +92,10 @@ def test_a_whole_life(site: Site) -> None:
 
 HEADS = [
     b"", b"\0", b"x" * 2000, b"sparsebak.List+", b"sparsebak.List+ backup-vm keyword adminvm",
-    b"sparsebak.Nothing+ vm keyword adminvm\0", b"sparsebak.List+ back up keyword adminvm\0", b"sparsebak.list+ vm name work\0",
-    b"sparsebak.List+../x vm name work\0", b"sparsebak.List+ vm nonsense work\0", b"qubes.List+ vm name work\0",
+    b"sparsebak.Nothing+ vm keyword adminvm\0", b"sparsebak.List+ back up keyword adminvm\0",
+    b"sparsebak.list+ vm name work\0",
+    b"sparsebak.List+../x vm name work\0", b"sparsebak.List+ vm nonsense work\0",
+    b"qubes.List+ vm name work\0",
     "sparsebak.List+ vm name w\u00f6rk\0".encode(),
 ]  # fmt: skip
 
@@ -195,7 +199,10 @@ def test_sockets_that_systemd_hands_over(site: Site) -> None:
     one = socket.socket(socket.AF_UNIX)
     one.bind(str(path))
     one.listen()
-    script = f"export LISTEN_PID=$$ LISTEN_FDS=1; exec {AGENT} --config {site.config} serve --idle 2 3<&{one.fileno()}"
+    script = (
+        f"export LISTEN_PID=$$ LISTEN_FDS=1; exec {AGENT} --config {site.config} serve --idle 2"
+        f" 3<&{one.fileno()}"
+    )
     process = subprocess.Popen(
         ["bash", "-c", script], pass_fds=[one.fileno()], stderr=subprocess.DEVNULL
     )

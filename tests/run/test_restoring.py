@@ -1,4 +1,6 @@
-"""``sparsebak restore``: what a user must say for which session, where dom0 knows the newest and where it does not."""
+"""``sparsebak restore``: what a user must say for which session, where dom0 knows the newest and
+where it does not.
+"""
 
 import random
 import shutil

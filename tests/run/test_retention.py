@@ -1,4 +1,6 @@
-"""Pruning by rules and until there is room, as a user runs it; the account of space against what pruning gives back."""
+"""Pruning by rules and until there is room, as a user runs it; the account of space against what
+pruning gives back.
+"""
 
 import random
 import time
@@ -11,9 +13,9 @@ from hypothesis import strategies as st
 from backup_vm.archive.prune import prune
 from backup_vm.archive.space import Account
 from backup_vm.archive.storage.local import LocalStorage
+from common.text import session_name
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, change, fill, some_bytes
-from wire.names import session_name
 
 HOUR, DAY = 3600, 86400
 NOW = 1_790_000_000
@@ -22,7 +24,9 @@ NOW = 1_790_000_000
 def sessions_of_ages(
     site: Site, monkeypatch: pytest.MonkeyPatch, ages: list[int], names: tuple[str, ...] = ()
 ) -> list[str]:
-    """A session for each age in seconds, oldest first, each with a change; our clock stays at NOW. Their names."""
+    """A session for each age in seconds, oldest first, each with a change; our clock stays at NOW.
+    Their names.
+    """
     for name in names or site.volumes:
         if not site.image(name).stat().st_size:
             fill(site.image(name), 8 * GRAIN)

@@ -1,4 +1,6 @@
-"""Whole runs with agent and archive in one process: what is restored is what was there, for every session."""
+"""Whole runs with agent and archive in one process: what is restored is what was there, for every
+session.
+"""
 
 import errno
 import fcntl
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backup_vm.agent import RefusedError
+from backup_vm.agent.client import RefusedError
 from backup_vm.archive.prune import prune
 from tests.kit import GRAIN, Site, change, fill
 from wire.status import Code
@@ -211,7 +213,7 @@ def test_an_archive_put_back_from_an_old_copy_is_noticed(site: Site) -> None:
 
 
 def test_a_lost_commit_is_made_up_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backup_vm.agent import Agent
+    from backup_vm.agent.client import Agent
     from backup_vm.errors import AgentError
 
     fill(site.image(), SIZE)

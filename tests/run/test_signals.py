@@ -1,4 +1,6 @@
-"""A signal ends every command within two seconds, clean: exit code 128 and its number, one line, nothing left behind."""
+"""A signal ends every command within two seconds, clean: exit code 128 and its number, one line,
+nothing left behind.
+"""
 
 import os
 import pty
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm import interrupts
+from backup_vm.terminal import interrupts
 from tests.kit import Site, fill
 
 SPARSEBAK = Path(sys.executable).parent / "sparsebak"
@@ -34,13 +36,17 @@ def environment(site: Site) -> dict[str, str]:
 
 
 def signals_as_usual() -> None:
-    """In the command, before it starts: what nohup, or a shell that runs the tests behind itself, has it ignore."""
+    """In the command, before it starts: what nohup, or a shell that runs the tests behind itself,
+    has it ignore.
+    """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
 
 def begun(process: "subprocess.Popen[str]") -> None:
-    """Wait until the command is there to take signals: before, they do what they do to any program that starts."""
+    """Wait until the command is there to take signals: before, they do what they do to any program
+    that starts.
+    """
     caught = 1 << (signal.SIGHUP - 1)
     for _ in range(2000):
         try:
@@ -148,7 +154,9 @@ def test_a_terminal_that_is_closed(big: Site) -> None:
 
 
 def answered(site: Site, answer: bytes | signal.Signals, *words: object) -> tuple[int, str]:
-    """Run a command on a terminal where somebody types an answer to its question, or sends a signal."""
+    """Run a command on a terminal where somebody types an answer to its question, or sends a
+    signal.
+    """
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [SPARSEBAK, *map(str, words)],

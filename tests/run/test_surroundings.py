@@ -1,4 +1,6 @@
-"""Commands where a machine is not as a test's machine is: streams closed or full, other letters, no home, odd settings."""
+"""Commands where a machine is not as a test's machine is: streams closed or full, other letters, no
+home, odd settings.
+"""
 
 import json
 import os
@@ -16,7 +18,9 @@ SPARSEBAK = Path(sys.executable).parent / "sparsebak"
 
 
 class Shell:
-    """Runs ``sparsebak`` as a process of its own, as a shell would, with what stands behind the command line."""
+    """Runs ``sparsebak`` as a process of its own, as a shell would, with what stands behind the
+    command line.
+    """
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -65,7 +69,8 @@ def test_output_that_cannot_be_written_is_a_failure(shell: Shell, unbuffered: st
         ):
             ended, _, err = shell.run(f"{command} {odd}", PYTHONUNBUFFERED=unbuffered)
             assert ended == code and said in err and err.count("\n") == bool(said), (command, odd)
-    # Whoever reads no more has seen enough: no message, and the exit code of SIGPIPE, as of any program.
+    # Whoever reads no more has seen enough: no message, and the exit code of SIGPIPE, as of any
+    # program.
     assert shell.run("list | true", PYTHONUNBUFFERED=unbuffered) == (141, "", "")
 
 

@@ -1,5 +1,5 @@
-"""Every command line that stands anywhere is one that the product's own parsers take: in docs and man pages, in units and
-packages, and in what the code prints as a remedy."""
+"""Every command line that stands anywhere is one that the product's own parsers take: in docs and
+man pages, in units and packages, and in what the code prints as a remedy."""
 
 import ast
 import re
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli as vm
-from backup_vm import spbk_assemble
-from dom0_agent import cli as dom0
+from backup_vm.cli import spbk_assemble
+from dom0_agent.admin import cli as dom0
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = {
@@ -41,7 +41,9 @@ def filled(text: str) -> list[str]:
 
 
 def problem(text: str, whole: bool, capsys: pytest.CaptureFixture[str]) -> str | None:
-    """What the parser says against a command line. Not ``whole``: a command's name alone may stand for it."""
+    """What the parser says against a command line. Not ``whole``: a command's name alone may stand
+    for it.
+    """
     program, *words = filled(text)
     try:
         PROGRAMS[program]().parse_args(words)
@@ -112,13 +114,13 @@ def written() -> Iterator[tuple[str, str, bool]]:
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")]:
         for text, whole in in_markdown(path):
             yield str(path.relative_to(ROOT)), text, whole
-    for folder in ("backup_vm", "dom0_agent", "wire"):
+    for folder in ("backup_vm", "dom0_agent", "wire", "common"):
         for path in (ROOT / folder).rglob("*.py"):
             for text in in_code(path):
                 yield str(path.relative_to(ROOT)), text, False
     plain = [*ROOT.glob("systemd/*/*"), *ROOT.glob("policy/*"), *ROOT.glob("docs/*.toml")]
     plain += [path for folder in ("rpm", "debian") for path in (ROOT / folder).rglob("*")]
-    for path in [*plain, ROOT / "Makefile", ROOT / "dom0_agent/on-removal"]:
+    for path in [*plain, ROOT / "Makefile", ROOT / "dom0_agent/admin/on-removal"]:
         for line in path.read_text().splitlines() if path.is_file() else ():
             for text in found(line):
                 yield str(path.relative_to(ROOT)), text, line.startswith("Exec")

@@ -1,4 +1,6 @@
-"""Two of everything at once on one archive and one agent, one of them killed at times: afterwards all is whole."""
+"""Two of everything at once on one archive and one agent, one of them killed at times: afterwards
+all is whole.
+"""
 
 import itertools
 import os
@@ -11,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from backup_vm.errors import Exit
+from dom0_agent.admin.monitoring import monitor
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
-from dom0_agent.monitoring import monitor
 from tests.children import Child, Outcome, Step
 from tests.conftest import folder_in_memory
 from tests.kit import GRAIN, PASSPHRASE, Site

@@ -1,4 +1,6 @@
-"""The file system that fails as told fails as told: what the kernel hands on is what a program meets."""
+"""The file system that fails as told fails as told: what the kernel hands on is what a program
+meets.
+"""
 
 import errno
 import mmap

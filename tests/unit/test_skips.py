@@ -1,4 +1,6 @@
-"""What skips a test: said at the end on a user's machine, a failure in CI unless only some machines can have it."""
+"""What skips a test: said at the end on a user's machine, a failure in CI unless only some machines
+can have it.
+"""
 
 import os
 import subprocess

@@ -1,8 +1,10 @@
-"""Where an archive's files lie. Nothing outside this package opens them; names are relative, with slashes.
+"""Where an archive's files lie. Nothing outside this package opens them; names are relative, with
+slashes.
 
-A directory of this machine (``local``), or objects elsewhere (``remote``) in an S3-compatible store (``s3``) or on a host
-reached by SFTP (``sftp``). Files are written once and appear under their names when they are whole and durable. Some files
-belong to this machine alone, wherever the archive is: the catalog, partial sessions, locks.
+A directory of this machine (``local``), or objects elsewhere (``remote``) in an S3-compatible store
+(``s3``) or on a host reached by SFTP (``sftp``). Files are written once and appear under their
+names when they are whole and durable. Some files belong to this machine alone, wherever the archive
+is: the catalog, partial sessions, locks.
 """
 
 from collections.abc import Callable
@@ -46,12 +48,14 @@ class Reader(Protocol):
 
 
 class Storage(Protocol):
-    """The files of one archive. ``uploads``: how many packs may be on their way at once; ``pack_size``: bytes of one.
+    """The files of one archive. ``uploads``: how many packs may be on their way at once;
+    ``pack_size``: bytes of one.
 
-    ``elsewhere``: whether files of this machine alone, such as partial sessions, are not seen by other machines.
-    ``check`` is called before anything is written, and raises what forbids it: a lease that is lost.
-    What is no regular file of the archive (a link, a FIFO, a folder) is DamagedError from every method that opens it, as is a
-    file that cannot be read; nothing waits for it, and no link is followed.
+    ``elsewhere``: whether files of this machine alone, such as partial sessions, are not seen by
+    other machines. ``check`` is called before anything is written, and raises what forbids it: a
+    lease that is lost. What is no regular file of the archive (a link, a FIFO, a folder) is
+    DamagedError from every method that opens it, as is a file that cannot be read; nothing waits
+    for it, and no link is followed.
     """
 
     uploads: int
@@ -66,10 +70,14 @@ class Storage(Protocol):
         """The place of a file, or of the archive, for people."""
 
     def prepare(self) -> None:
-        """Make the place for a new archive; raise SparsebakError where there is something already."""
+        """Make the place for a new archive; raise SparsebakError where there is something
+        already.
+        """
 
     def lock(self, shared: bool) -> int | None:
-        """Keep others away, writers (shared) or all; returns a descriptor to close, None where nothing can be written."""
+        """Keep others away, writers (shared) or all; returns a descriptor to close, None where
+        nothing can be written.
+        """
 
     def locks(self) -> "Locks":
         """The files by which writers on all machines keep each other away."""
@@ -87,7 +95,9 @@ class Storage(Protocol):
         """Names of the files two levels below ``folder`` that end in ``suffix``, sorted."""
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of each file two levels below ``folder``, in no order; -1 of what is no regular file."""
+        """Bytes of each file two levels below ``folder``, in no order; -1 of what is no regular
+        file.
+        """
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -96,22 +106,32 @@ class Storage(Protocol):
         """Bytes that a file takes up, holes left out."""
 
     def read(self, name: str, limit: int = WHOLE) -> bytes:
-        """A whole (small) file; raise FileNotFoundError, and DamagedError when it is larger than ``limit``."""
+        """A whole (small) file; raise FileNotFoundError, and DamagedError when it is larger than
+        ``limit``.
+        """
 
     def open(self, name: str) -> BinaryIO:
-        """A file to read here and there, the file itself or a local copy; raise FileNotFoundError."""
+        """A file to read here and there, the file itself or a local copy; raise
+        FileNotFoundError.
+        """
 
     def own(self, name: str, create: bool = False) -> int:
-        """A descriptor to read and write a file of this machine alone; raise FileNotFoundError, or with ``create`` make it."""
+        """A descriptor to read and write a file of this machine alone; raise FileNotFoundError, or
+        with ``create`` make it.
+        """
 
     def database(self, name: str) -> Path:
-        """The path of a database of this machine alone, for SQLite; raise DamagedError for what it must not be let near."""
+        """The path of a database of this machine alone, for SQLite; raise DamagedError for what it
+        must not be let near.
+        """
 
     def discard(self, name: str) -> None:
         """Take a database and its journal out of the way, whatever they are."""
 
     def local(self, name: str) -> Path:
-        """A local path of it, of the file itself or a copy. Prefer ``open``: what a path leads to may change."""
+        """A local path of it, of the file itself or a copy. Prefer ``open``: what a path leads to
+        may change.
+        """
 
     def fetch(self, names: list[str]) -> None:
         """Have local copies of these at hand, got all at once where that is quicker."""
@@ -132,7 +152,9 @@ class Storage(Protocol):
         """Remove what a run that died has left half written."""
 
     def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
-        """Give the space of (offset, length) ranges back; they read as zeros then. False where that is impossible."""
+        """Give the space of (offset, length) ranges back; they read as zeros then. False where that
+        is impossible.
+        """
 
     def sync(self) -> None:
         """Make what ``punch`` did durable."""

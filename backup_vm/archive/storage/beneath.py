@@ -1,8 +1,10 @@
-"""The files of a folder that others may write to: opened beneath it, regular files only, no link followed.
+"""The files of a folder that others may write to: opened beneath it, regular files only, no link
+followed.
 
-Whoever can write to a disk can put a link, a FIFO or a device where a file of ours belongs. So each part of a name is opened
-relative to the folder before it, with O_NOFOLLOW, and nothing is done with a file before it is known to be a regular one.
-A walk like this is as narrow as openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS) for names without ``..``, which are refused, and
+Whoever can write to a disk can put a link, a FIFO or a device where a file of ours belongs. So each
+part of a name is opened relative to the folder before it, with O_NOFOLLOW, and nothing is done with
+a file before it is known to be a regular one. A walk like this is as narrow as
+openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS) for names without ``..``, which are refused, and
 needs no call that Python lacks. The root itself may be a link: its path is the user's.
 """
 
@@ -15,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from backup_vm.errors import DamagedError
-from wire.durable import sync_directory_fd
+from common.durable import sync_directory_fd
 
 _FOREIGN = frozenset({errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENOTDIR, errno.ENODEV})
 """What open(2) says of a link, a socket or device, a folder, and a file that is no folder."""
@@ -23,15 +25,18 @@ _UNREADABLE = frozenset(
     {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EREMOTEIO, errno.ENODATA, errno.EILSEQ}
     | {errno.EACCES, errno.EPERM}
 )
-"""A bad sector, what a file system's own checksum refuses, and what is not for us: other files may be sound."""
+"""A bad sector, what a file system's own checksum refuses, and what is not for us: other files may
+be sound.
+"""
 _CLOSED = os.O_CLOEXEC | os.O_NOFOLLOW
 _UNHURRIED = os.O_NONBLOCK | os.O_NOCTTY
 """open(2) of a FIFO must not wait for somebody at its other end."""
 
 
 class Beneath:
-    """Files beneath a folder. Names are relative, with slashes. Raises DamagedError, naming what is there, for anything that
-    is not a regular file, or lies behind a link; OSError with the whole path otherwise.
+    """Files beneath a folder. Names are relative, with slashes. Raises DamagedError, naming what is
+    there, for anything that is not a regular file, or lies behind a link; OSError with the whole
+    path otherwise.
     """
 
     def __init__(self, root: Path) -> None:
@@ -85,7 +90,9 @@ class Beneath:
 
     @contextmanager
     def folder(self, name: str, make: bool = False) -> Iterator[tuple[int, str]]:
-        """The open folder that a file lies in, and the file's name there; with ``make`` made, durably, if missing."""
+        """The open folder that a file lies in, and the file's name there; with ``make`` made,
+        durably, if missing.
+        """
         *folders, last = name.split("/")
         if not last or {"", ".", ".."} & {*folders, last}:
             raise DamagedError(f"{name!r} cannot be the name of a file")
@@ -94,7 +101,9 @@ class Beneath:
 
     @contextmanager
     def opened(self, folders: list[str], make: bool = False, listed: bool = False) -> Iterator[int]:
-        """A folder beneath, open for names in it; with ``listed`` or ``make`` also to be listed and synced."""
+        """A folder beneath, open for names in it; with ``listed`` or ``make`` also to be listed and
+        synced.
+        """
         fd = self.fd()
         try:
             for part in folders:
@@ -118,8 +127,8 @@ class Beneath:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
 
     def create(self, folder: int, name: str, mode: int = 0o666) -> int:
-        """A new file in an open folder, for writing. What has its name is removed first, and never written to:
-        it may be left over, or a link, or another name of a file elsewhere.
+        """A new file in an open folder, for writing. What has its name is removed first, and never
+        written to: it may be left over, or a link, or another name of a file elsewhere.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOSED
         try:
@@ -144,7 +153,9 @@ class Beneath:
         return False
 
     def entries(self, folder: str) -> list[tuple[str, bool]]:
-        """The names in a folder beneath, and whether each is a folder; nothing where there is none. No link is followed."""
+        """The names in a folder beneath, and whether each is a folder; nothing where there is none.
+        No link is followed.
+        """
         with self._listing(folder) as found:
             return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
 
@@ -173,7 +184,8 @@ class Beneath:
 
 
 def _enter(folder: int, name: str, make: bool, listed: bool) -> int:
-    # Only to go through one, a folder is not opened for reading: on network mounts that is a request of its own.
+    # Only to go through one, a folder is not opened for reading: on network mounts that is a
+    # request of its own.
     flags = os.O_RDONLY if make or listed else os.O_PATH
     while True:
         try:

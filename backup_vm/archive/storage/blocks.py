@@ -12,7 +12,9 @@ _BLOCKS = 16
 
 
 class Blocks:
-    """Blocks of remote files, the ones used last, and of those that are read from start to end also the next one."""
+    """Blocks of remote files, the ones used last, and of those that are read from start to end also
+    the next one.
+    """
 
     def __init__(self, fetch: Callable[[str, Entry, int, int], bytes]) -> None:
         self.exact = fetch
@@ -48,7 +50,9 @@ class Blocks:
 
 
 class RemoteReader:
-    """See Reader. What is read on and on is fetched in blocks ahead; what is read here and there, exactly."""
+    """See Reader. What is read on and on is fetched in blocks ahead; what is read here and there,
+    exactly.
+    """
 
     def __init__(self, blocks: Blocks, name: str, entry: Entry) -> None:
         self._blocks, self._name, self._entry = blocks, name, entry

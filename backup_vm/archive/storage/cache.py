@@ -1,9 +1,10 @@
 """What this machine keeps of an archive elsewhere: ``~/.cache/sparsebak/<hash of the URL>/``.
 
-``own/`` (catalog, partial sessions, locks), ``copies/`` (session files as they were fetched) and ``uploads/`` (what is on its
-way). All of it can be deleted. It is believed only where nobody else can write; a copy's name carries a checksum of its
-contents, and a copy that is not what its name says is fetched again. Where there can be no cache, a folder that goes with
-the process takes its place.
+``own/`` (catalog, partial sessions, locks), ``copies/`` (session files as they were fetched) and
+``uploads/`` (what is on its way). All of it can be deleted. It is believed only where nobody else
+can write; a copy's name carries a checksum of its contents, and a copy that is not what its name
+says is fetched again. Where there can be no cache, a folder that goes with the process takes its
+place.
 """
 
 import errno
@@ -21,7 +22,7 @@ from typing import IO
 
 from backup_vm.archive.storage.objects import Entry
 from backup_vm.errors import SparsebakError
-from wire.durable import make_directory
+from common.durable import make_directory
 
 _COPY = re.compile(r"(?P<of>.+@[0-9a-f]{16})-(?P<checksum>[0-9a-f]{16})", re.DOTALL)
 _NO_PLACE = frozenset(
@@ -32,7 +33,9 @@ _BLOCK = 1 << 20
 
 
 def cache_folder(url: str) -> Path:
-    """Where this machine keeps its part of the archive at a URL; raise RuntimeError where nobody knows a home."""
+    """Where this machine keeps its part of the archive at a URL; raise RuntimeError where nobody
+    knows a home.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     home = Path(base) if base.startswith("/") else Path.home() / ".cache"
     return home / "sparsebak" / hashlib.blake2b(url.encode(), digest_size=16).hexdigest()

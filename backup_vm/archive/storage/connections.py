@@ -23,7 +23,9 @@ class Connections:
 
     @contextmanager
     def one(self) -> Iterator[Client]:
-        """A connection for oneself. After an error that leaves answers on their way it is closed."""
+        """A connection for oneself. After an error that leaves answers on their way it is
+        closed.
+        """
         client = self._take()
         try:
             yield client

@@ -1,4 +1,6 @@
-"""One file of an archive in a directory: being written, under a temporary name until it is on disk, or being read."""
+"""One file of an archive in a directory: being written, under a temporary name until it is on disk,
+or being read.
+"""
 
 import os
 from collections.abc import Callable
@@ -7,7 +9,7 @@ from contextlib import suppress
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.archive.storage.writing import BackgroundFile, Blocks
-from wire.durable import sync_directory_fd
+from common.durable import sync_directory_fd
 
 ASIDE = ".old"
 """After the name of a file that is being replaced where nothing can be replaced at once."""

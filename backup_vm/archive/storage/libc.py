@@ -1,4 +1,6 @@
-"""Two calls that Python does not offer. Imported only where they are made, for ctypes takes its time."""
+"""Two calls that Python does not offer. Imported only where they are made, for ctypes takes its
+time.
+"""
 
 import ctypes
 import errno
@@ -33,7 +35,9 @@ def punch(fd: int, ranges: Iterable[tuple[int, int]]) -> bool:
 
 
 def syncfs(fd: int) -> None:
-    """Bring the file system that an open file is on to disk; raise OSError when something written to it is lost."""
+    """Bring the file system that an open file is on to disk; raise OSError when something written
+    to it is lost.
+    """
     if _LIBC.syncfs(fd):
         raise _error()
 

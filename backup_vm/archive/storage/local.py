@@ -1,6 +1,8 @@
-"""An archive in a directory of this machine. Files are written under a temporary name, and renamed when they are on disk.
+"""An archive in a directory of this machine. Files are written under a temporary name, and renamed
+when they are on disk.
 
-Whoever holds the disk can put links, FIFOs and the like into it: every file is opened through ``Beneath``.
+Whoever holds the disk can put links, FIFOs and the like into it: every file is opened through
+``Beneath``.
 """
 
 import errno
@@ -18,7 +20,7 @@ from backup_vm.archive.storage.beneath import Beneath, GuardedFile
 from backup_vm.archive.storage.files import ASIDE, LocalNewFile, LocalReader, rename
 from backup_vm.archive.storage.writing import Blocks
 from backup_vm.errors import DamagedError, ForbiddenError, LockedError, SparsebakError
-from wire.durable import Busy, closing_fd, lock_fd, pwrite_all, sync_directory_fd
+from common.durable import Busy, closing_fd, lock_fd, pwrite_all, sync_directory_fd
 
 if TYPE_CHECKING:
     from backup_vm.archive.lease import Locks
@@ -29,7 +31,9 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _VOLUME = re.compile("[0-9a-f]{32}")
 _UNSEEN = f"{0:010d}-{0:032x}.session"
-"""The file that stands for all the sessions of a volume whose folder cannot be looked into: it cannot be read either."""
+"""The file that stands for all the sessions of a volume whose folder cannot be looked into: it
+cannot be read either.
+"""
 
 
 def _nothing() -> None:
@@ -103,7 +107,9 @@ class LocalStorage:
         """See Storage. Every look is a new one."""
 
     def _lock_file(self) -> int:
-        """The lock file, open; another thing in its place, which is no lock of ours, is replaced."""
+        """The lock file, open; another thing in its place, which is no lock of ours, is
+        replaced.
+        """
         try:
             fd = self.own(LOCK, create=True)
         except DamagedError:
@@ -197,8 +203,8 @@ class LocalStorage:
                     f"{self.describe(name)} is of a kind (WAL) that is not made here"
                 )
         with suppress(FileNotFoundError), self.open(name + "-journal") as file:
-            # A journal may end in the name of another one, for databases that change together; ours never do. SQLite
-            # would look into that file, wherever it is, and remove it.
+            # A journal may end in the name of another one, for databases that change together; ours
+            # never do. SQLite would look into that file, wherever it is, and remove it.
             file.seek(max(file.seek(0, os.SEEK_END) - len(_JOURNAL_MAGIC), 0))
             if file.read() == _JOURNAL_MAGIC:
                 raise DamagedError(f"{self.describe(name)}-journal names another journal")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from backup_vm.archive.lease import FOLDER, LONGEST
 from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.errors import DamagedError, ForbiddenError
-from wire.durable import closing_fd, pwrite_all
+from common.durable import closing_fd, pwrite_all
 
 if TYPE_CHECKING:
     from backup_vm.archive.storage.objects import Objects, Place

@@ -1,4 +1,6 @@
-"""What a remote place must be able to do, and trying again when it cannot be reached for a while."""
+"""What a remote place must be able to do, and trying again when it cannot be reached for a
+while.
+"""
 
 import random
 import weakref
@@ -12,9 +14,12 @@ from backup_vm.errors import SparsebakError
 DELAYS = (0.2, 0.5, 1, 2, 4, 8, 16, 16)
 """Seconds between attempts."""
 PATIENCE = 60.0
-"""Seconds of waiting, in delays and for answers that did not come, after which a place is given up."""
+"""Seconds of waiting, in delays and for answers that did not come, after which a place is given up.
+"""
 DOUBT = 2.0
-"""The same for a refusal that looks like a wrong address, while nothing has ever come from the place in this run."""
+"""The same for a refusal that looks like a wrong address, while nothing has ever come from the
+place in this run.
+"""
 SILENCE = 30.0
 """Seconds without a byte in either direction after which a request is given up."""
 _DEEPEST = 4
@@ -28,7 +33,8 @@ Result = TypeVar("Result")
 class Unreachable(Exception):
     """The place cannot be reached; trying again may help. Any other exception is final.
 
-    ``waited``: seconds in which nothing came. ``doubtful``: as likely a wrong address as a network that is down.
+    ``waited``: seconds in which nothing came. ``doubtful``: as likely a wrong address as a network
+    that is down.
     """
 
     says = "{place} cannot be reached: {error}"
@@ -75,7 +81,8 @@ class Space(NamedTuple):
 
 
 class Objects(Protocol):
-    """Named objects elsewhere. Methods raise Unreachable, FileNotFoundError, ForbiddenError, SparsebakError.
+    """Named objects elsewhere. Methods raise Unreachable, FileNotFoundError, ForbiddenError,
+    SparsebakError.
 
     They may be called from threads, and end by KeyboardInterrupt soon after ``stopping.ask``.
     """
@@ -96,13 +103,19 @@ class Objects(Protocol):
         """Remove an object; nothing happens when it is gone."""
 
     def times(self, folder: str) -> dict[str, float]:
-        """Names in a folder, and when each was written last, in seconds by the place's clock; as it is at this moment."""
+        """Names in a folder, and when each was written last, in seconds by the place's clock; as it
+        is at this moment.
+        """
 
     def make(self, name: str, raw: bytes) -> bool | None:
-        """Store a small object; False where there is one of that name, None where the place cannot make sure of that."""
+        """Store a small object; False where there is one of that name, None where the place cannot
+        make sure of that.
+        """
 
     def put_small(self, name: str, raw: bytes, again: bool = False) -> None:
-        """Store a small object. With ``again`` it is there; raise FileNotFoundError where it is known not to be."""
+        """Store a small object. With ``again`` it is there; raise FileNotFoundError where it is
+        known not to be.
+        """
 
     def get_small(self, name: str, limit: int) -> bytes:
         """The first bytes of an object, at most so many."""
@@ -126,8 +139,8 @@ def silence() -> float:
 class Place:
     """Asks a remote place, again and again while it cannot be reached.
 
-    Once it has been given up, each request has one short attempt until one succeeds: what a run tidies up at its end (a lease,
-    what is half done) must not take a minute more each.
+    Once it has been given up, each request has one short attempt until one succeeds: what a run
+    tidies up at its end (a lease, what is half done) must not take a minute more each.
     """
 
     def __init__(self, url: str) -> None:
@@ -161,7 +174,9 @@ def _hint(error: Unreachable, patience: float) -> str:
 
 
 def can_be_a_name(name: str) -> bool:
-    """Whether an object's name can be one of a file here: it cannot lead elsewhere, and has no letters that no name has."""
+    """Whether an object's name can be one of a file here: it cannot lead elsewhere, and has no
+    letters that no name has.
+    """
     parts = name.split("/")
     try:
         return len(parts) <= _DEEPEST and all(

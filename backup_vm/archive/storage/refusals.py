@@ -1,4 +1,5 @@
-"""What an object store's refusals and failures mean, as far as ``obstore`` hands them on: in a text, the store's XML included.
+"""What an object store's refusals and failures mean, as far as ``obstore`` hands them on: in a
+text, the store's XML included.
 
 What waiting cannot help is final; everything is one sentence with the store's own code and message.
 """
@@ -43,7 +44,8 @@ _STATUS = re.compile(r"status code: (\d{3}) ?([\w -]{0,40})")
 _SERVER_TIME = re.compile(r"<ServerTime>([^<]{1,40})</ServerTime>")
 _REGION_NAMED = re.compile(r"<Region>([\w-]{1,40})</Region>|expecting '([\w-]{1,40})'")
 _CERTIFICATE = re.compile(
-    r"(InvalidCertificate\([^()]{0,80}(?:\([^()]{0,200}\))?|invalid peer certificate: [^\"\n]{0,200}"
+    r"(InvalidCertificate\([^()]{0,80}(?:\([^()]{0,200}\))?|invalid peer certificate:"
+    r" [^\"\n]{0,200}"
     r"|UnknownIssuer|InvalidContentType|AlertReceived\(\w+\)|NotValidForName)"
 )
 _CAUSE = re.compile(r'(?:message|error): "([^"]{1,200})"')
@@ -58,7 +60,9 @@ class UnreadableName(SparsebakError):
 
 
 class Said(NamedTuple):
-    """What a store answered: HTTP status (0: nothing), its code and message, and times and places it names."""
+    """What a store answered: HTTP status (0: nothing), its code and message, and times and places
+    it names.
+    """
 
     status: int
     code: str
@@ -96,7 +100,9 @@ def parse(text: str) -> Said:
 
 
 def failure(text: str, name: str) -> Exception:
-    """The exception to raise for an error's text; ``name`` of the object that was asked for, empty for a listing."""
+    """The exception to raise for an error's text; ``name`` of the object that was asked for, empty
+    for a listing.
+    """
     said = parse(text)
     if not said.status and not said.code:
         return _not_reached(text)
@@ -119,7 +125,8 @@ def _not_reached(text: str) -> Exception:
         )
     if odd := _ODD_NAME.search(text):
         return UnreadableName(
-            f"the store lists an object of another program's, {odd[1]!r}, whose name cannot be read",
+            f"the store lists an object of another program's, {odd[1]!r}, whose name cannot be"
+            " read",
             "remove it; an archive is best kept under a path of its own",
         )
     cause = _CAUSE.search(text)

@@ -1,7 +1,9 @@
-"""An archive elsewhere: packs and sessions as objects, and in the user's cache (``cache``) what belongs to this machine.
+"""An archive elsewhere: packs and sessions as objects, and in the user's cache (``cache``) what
+belongs to this machine.
 
-What there is, is listed when it is first asked for, and kept right by what we change; ``refresh`` lists anew. Names in a
-listing are the store's word: those that could not be names of files here are left out.
+What there is, is listed when it is first asked for, and kept right by what we change; ``refresh``
+lists anew. Names in a listing are the store's word: those that could not be names of files here are
+left out.
 """
 
 import threading
@@ -25,7 +27,9 @@ _OWN = (".partial", ".sqlite", ".sqlite-journal", ".lock", TEMPORARY)
 _KEPT = ".session"
 """Objects whose copies are kept."""
 _LOOKED_AT = 1 << 20
-"""Bytes of one from which on its head is read first: what is no session must not fill this machine's disk."""
+"""Bytes of one from which on its head is read first: what is no session must not fill this
+machine's disk.
+"""
 _THREADS = 6
 _LEFT = (".uploading", ".whole")
 """Ends of names that an upload which was cut leaves (see ``sftp``)."""
@@ -65,7 +69,9 @@ class RemoteStorage:
         return {name: entry for name, entry in found.items() if can_be_a_name(name)}
 
     def refresh(self) -> None:
-        """List anew: another machine may have added, moved and removed objects. What this run did is kept right."""
+        """List anew: another machine may have added, moved and removed objects. What this run did
+        is kept right.
+        """
         listed = self._list()
         with self._lock:
             for name, entry in self._removed.items():
@@ -95,8 +101,8 @@ class RemoteStorage:
     def _with(self, name: str, action: Callable[[Entry], Result]) -> Result:
         """Do something with an object as it is listed.
 
-        One that is gone or another now is looked for in a new listing, once, before that is called damage: another
-        machine may have written or removed it in the meantime.
+        One that is gone or another now is looked for in a new listing, once, before that is called
+        damage: another machine may have written or removed it in the meantime.
         """
         entry = self._entry(name)
         try:

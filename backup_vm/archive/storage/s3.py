@@ -1,8 +1,9 @@
 """Objects in an S3-compatible store (also Google's and Azure's), through ``obstore``.
 
-Credentials and endpoint come from the environment, as for the store's own tools: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_REGION, AWS_ENDPOINT_URL. To list, read and add objects is enough to back up; only prune needs to delete. The credentials
-of the machine itself, from a cloud's metadata address, are asked for only with SPARSEBAK_INSTANCE_CREDENTIALS=1.
+Credentials and endpoint come from the environment, as for the store's own tools: AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL. To list, read and add objects is enough to back
+up; only prune needs to delete. The credentials of the machine itself, from a cloud's metadata
+address, are asked for only with SPARSEBAK_INSTANCE_CREDENTIALS=1.
 """
 
 import os
@@ -25,7 +26,8 @@ _STREAM = 1 << 20
 Listed = list[tuple[str, Entry]]
 _FOLDERS, _FILES = ("packs", "volumes", "locks"), ("archive.toml", "notes.json")
 _MOST = 20_000_000
-"""Objects in a listing beyond which it is taken for one without end: 64 MiB each would be 1.2 PiB."""
+"""Objects in a listing beyond which it is taken for one without end: 64 MiB each would be 1.2 PiB.
+"""
 ASKED = "SPARSEBAK_INSTANCE_CREDENTIALS"
 CREDENTIALS = {
     "s3": (
@@ -194,7 +196,9 @@ class ObjectStore:
         return self._run(ask())
 
     def make(self, name: str, raw: bytes) -> bool | None:
-        """See Objects. Whether the store looks at the condition at all is tried out: some take it, and store anyway."""
+        """See Objects. Whether the store looks at the condition at all is tried out: some take it,
+        and store anyway.
+        """
 
         async def ask() -> bool:
             try:
@@ -251,7 +255,9 @@ def _entry(meta: Any) -> Entry:
 
 
 def _require_credentials(url: str, environment: Mapping[str, str]) -> None:
-    """Raise SparsebakError where the library would ask the machine's cloud for credentials, and nobody wants that."""
+    """Raise SparsebakError where the library would ask the machine's cloud for credentials, and
+    nobody wants that.
+    """
     kind = url.partition("://")[0]
     google = (
         Path(environment.get("HOME", "/")) / ".config/gcloud/application_default_credentials.json"

@@ -1,8 +1,10 @@
-"""Objects as files on a host reached by SFTP: ``sftp://[USER@]HOST[:PORT]/PATH``, through OpenSSH's ``ssh``.
+"""Objects as files on a host reached by SFTP: ``sftp://[USER@]HOST[:PORT]/PATH``, through OpenSSH's
+``ssh``.
 
-A path that begins with ``/~/`` is relative to the login folder. A file is uploaded as NAME.uploading, made durable where the
-server can (fsync@openssh.com), and renamed. Where the server cannot rename over a file (posix-rename@openssh.com), what
-is replaced is first removed; NAME.whole is then, and only then, the whole new file, and is read as NAME until it has its name.
+A path that begins with ``/~/`` is relative to the login folder. A file is uploaded as
+NAME.uploading, made durable where the server can (fsync@openssh.com), and renamed. Where the server
+cannot rename over a file (posix-rename@openssh.com), what is replaced is first removed; NAME.whole
+is then, and only then, the whole new file, and is read as NAME until it has its name.
 """
 
 import os
@@ -77,7 +79,9 @@ class SftpHost:
         return list(found.items())
 
     def _walk(self, client: Client) -> Iterator[tuple[str, Attributes]]:
-        """All files, one level of folders after the other; links and whatever else is neither are left out."""
+        """All files, one level of folders after the other; links and whatever else is neither are
+        left out.
+        """
         level, seen = [""], 0
         for depth in range(_DEPTH):
             below = []
@@ -269,7 +273,9 @@ class SftpHost:
         return True
 
     def _link(self, client: Client, path: bytes, raw: bytes) -> bool:
-        """Make a file whole at once, so that whoever dies here leaves nothing that is nobody's; False where that cannot be."""
+        """Make a file whole at once, so that whoever dies here leaves nothing that is nobody's;
+        False where that cannot be.
+        """
         beside = path.rpartition(b"/")[0] + b"/probe-" + os.urandom(8).hex().encode()
         handle = client.open(beside, protocol.EXCLUSIVE)
         try:

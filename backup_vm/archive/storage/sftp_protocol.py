@@ -1,6 +1,8 @@
-"""The few requests of SFTP version 3 (draft-ietf-secsh-filexfer-02) that files of an archive need, many on their way at once.
+"""The few requests of SFTP version 3 (draft-ietf-secsh-filexfer-02) that files of an archive need,
+many on their way at once.
 
-Nothing that a server sends is believed: lengths are bounded, names are bytes until somebody has looked at them.
+Nothing that a server sends is believed: lengths are bounded, names are bytes until somebody has
+looked at them.
 """
 
 import stat
@@ -107,7 +109,9 @@ def text(*parts: bytes) -> bytes:
 
 
 class Client:
-    """One SFTP session. Raises Refused, and what Channel raises; after anything but Refused it is of no use any more."""
+    """One SFTP session. Raises Refused, and what Channel raises; after anything but Refused it is
+    of no use any more.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -160,7 +164,9 @@ class Client:
         return self.answer(self.send(kind, body), answer)
 
     def extended(self, name: bytes, body: bytes, answer: int = STATUS) -> Fields:
-        """The same for a request of an extension; raise Refused, too, where the server has not got it."""
+        """The same for a request of an extension; raise Refused, too, where the server has not got
+        it.
+        """
         if name not in self.extensions:
             raise Refused(UNSUPPORTED, f"no {name.decode()}")
         return self.ask(EXTENDED, text(name) + body, answer)
@@ -229,7 +235,9 @@ class Client:
     def folders(
         self, paths: list[bytes], most: int
     ) -> Iterator[tuple[int, list[tuple[bytes, Attributes]]]]:
-        """What is in each of these folders, by its place in the list, all asked at once; those that are none are left out."""
+        """What is in each of these folders, by its place in the list, all asked at once; those that
+        are none are left out.
+        """
         for start in range(0, len(paths), _FLYING):
             opened = [
                 (start + at, self.send(OPENDIR, text(path)))

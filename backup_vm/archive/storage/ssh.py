@@ -1,7 +1,8 @@
 """A connection to a host's SFTP service, by OpenSSH's own ``ssh``.
 
-So everything that stands in the user's configuration holds, for it is ssh that reads it: Include, Match, ProxyJump,
-ProxyCommand, aliases, agents, hardware keys, known hosts. Nothing is asked on a terminal.
+So everything that stands in the user's configuration holds, for it is ssh that reads it: Include,
+Match, ProxyJump, ProxyCommand, aliases, agents, hardware keys, known hosts. Nothing is asked on a
+terminal.
 """
 
 import contextlib
@@ -73,12 +74,15 @@ class Host(NamedTuple):
             raise UsageError(
                 f"{url}: write sftp://USER@HOST:PORT/PATH; keys come from SSH's own configuration"
             )
-        # Not by urlsplit: it makes small letters of the name, and aliases in ssh's configuration have capitals.
+        # Not by urlsplit: it makes small letters of the name, and aliases in ssh's configuration
+        # have capitals.
         return cls(match["host"].strip("[]"), match["user"] or "", match["port"] or "")
 
 
 class Channel:
-    """Bytes to and from the SFTP service. Raises Unreachable, Silent, ForbiddenError, SparsebakError."""
+    """Bytes to and from the SFTP service. Raises Unreachable, Silent, ForbiddenError,
+    SparsebakError.
+    """
 
     def __init__(self, host: Host) -> None:
         self._host, self._said = host, tempfile.TemporaryFile()
@@ -198,7 +202,8 @@ def _reason(host: str, said: str, last: str) -> Exception:
 
 
 def _for_another_home() -> int:
-    """Where HOME is not what the password file says: a configuration that leads there, as a descriptor; otherwise -1.
+    """Where HOME is not what the password file says: a configuration that leads there, as a
+    descriptor; otherwise -1.
 
     ssh goes by the password file alone, everything else of a user's by HOME.
     """

@@ -1,7 +1,9 @@
-"""Waiting for requests that run outside Python (``obstore``), so that a signal or a silent store ends the wait.
+"""Waiting for requests that run outside Python (``obstore``), so that a signal or a silent store
+ends the wait.
 
-Requests run in one asyncio loop in a thread of its own, which nothing joins: whoever asked waits in steps, and leaves
-what it does not wait for any more. What is slow is told from what is silent by the kernel's own count of bytes.
+Requests run in one asyncio loop in a thread of its own, which nothing joins: whoever asked waits in
+steps, and leaves what it does not wait for any more. What is slow is told from what is silent by
+the kernel's own count of bytes.
 """
 
 import asyncio
@@ -32,10 +34,11 @@ _AT = 120
 
 
 def traffic() -> int:
-    """Bytes that went out (acknowledged) and came in by the TCP connections of this process that are open now.
+    """Bytes that went out (acknowledged) and came in by the TCP connections of this process that
+    are open now.
 
-    A number that stands still means silence. The library tells nothing of an upload on its way, and a limit of time for it
-    would give up whoever has a slow line.
+    A number that stands still means silence. The library tells nothing of an upload on its way, and
+    a limit of time for it would give up whoever has a slow line.
     """
     total, names = 0, list[str]()
     with suppress(OSError):  # without /proc, whatever takes longer than a silence may is given up
@@ -70,12 +73,15 @@ class Requests:
             return self._loop
 
     def run(self, request: "Coroutine[Any, Any, Result]") -> Result:
-        """Its result; raise what it raises, Silent, or KeyboardInterrupt when the run is to stop."""
+        """Its result; raise what it raises, Silent, or KeyboardInterrupt when the run is to
+        stop.
+        """
         future = asyncio.run_coroutine_threadsafe(request, self._running())
         try:
             return _wait(future)
         except Silent:
-            # Its connection is closed, so that it cannot come to pass later, after what is asked next.
+            # Its connection is closed, so that it cannot come to pass later, after what is asked
+            # next.
             future.cancel()
             self._cancelled = time.monotonic()
             raise
@@ -83,8 +89,8 @@ class Requests:
     def _end(self) -> None:
         """Before Python goes: the library must not come back to it, or it says so on the terminal.
 
-        So what still runs is not cancelled, which would wake it up, and what was has a moment to settle. The connections are
-        closed with the process.
+        So what still runs is not cancelled, which would wake it up, and what was has a moment to
+        settle. The connections are closed with the process.
         """
         time.sleep(max(0.0, self._cancelled + _SETTLED - time.monotonic()))
 

@@ -1,6 +1,8 @@
-"""Writing a large file once, past the page cache and in the background: in it, the file would cost twice the work.
+"""Writing a large file once, past the page cache and in the background: in it, the file would cost
+twice the work.
 
-While one block is brought to disk another one fills. What is left at the end, less than a block, goes through the page cache.
+While one block is brought to disk another one fills. What is left at the end, less than a block,
+goes through the page cache.
 """
 
 import errno
@@ -8,7 +10,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING
 
-from wire.durable import pwrite_all
+from common.durable import pwrite_all
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +21,9 @@ _NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
 class Blocks:
-    """Memory that one file after another is written from: new pages would cost nearly as much as writing them."""
+    """Memory that one file after another is written from: new pages would cost nearly as much as
+    writing them.
+    """
 
     _KEPT = 4
 
@@ -40,7 +44,9 @@ class Blocks:
 
 
 class BackgroundFile:
-    """An empty file that is open for writing, and closed by this. OSError from any method means that it cannot be written."""
+    """An empty file that is open for writing, and closed by this. OSError from any method means
+    that it cannot be written.
+    """
 
     def __init__(self, fd: int, blocks: Blocks) -> None:
         self._fd, self._blocks = fd, blocks
@@ -76,9 +82,11 @@ class BackgroundFile:
         self._used, self._offset = 0, offset + BLOCK
 
     def _open_direct(self) -> int:
-        """The same file once more, past the page cache; -1 where that cannot be: what is wrong otherwise shows without it.
+        """The same file once more, past the page cache; -1 where that cannot be: what is wrong
+        otherwise shows without it.
 
-        By its descriptor, not its name: whoever can write to the folder may have put another file there.
+        By its descriptor, not its name: whoever can write to the folder may have put another file
+        there.
         """
         try:
             return os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
@@ -116,7 +124,9 @@ class BackgroundFile:
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Close the file and give its blocks back; nothing happens when it is closed. What was not synced may be lost."""
+        """Close the file and give its blocks back; nothing happens when it is closed. What was not
+        synced may be lost.
+        """
         if self._fd < 0:
             return
         if self._pool is not None:

@@ -1,4 +1,6 @@
-"""Archives and states of volumes that are damaged, known twice, or gone; the commands about them."""
+"""Archives and states of volumes that are damaged, known twice, or gone; the commands about
+them.
+"""
 
 import builtins
 import getpass
@@ -12,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli as vm_cli
-from backup_vm.agent import RefusedError
-from dom0_agent import cli
+from backup_vm.agent.client import RefusedError
+from dom0_agent.admin import cli
+from dom0_agent.admin.cli import archive as command
 from dom0_agent.archives import Archives, _dump
-from dom0_agent.cli import archive as command
 from dom0_agent.config import load
-from dom0_agent.state import Store, known_volumes
+from dom0_agent.tracking.state import VolumeState, known_volumes
 from tests.faultfs import Fault, FaultFS
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
-from wire.sealing import SUITES, ChunkIds
+from wire.chunks import SUITES, ChunkIds
 from wire.status import Code, Refused
 
 
@@ -110,9 +112,9 @@ def test_an_archive_is_adopted_once(archives: Archives) -> None:
 def test_a_state_of_another_version_is_not_touched(site: Site) -> None:
     fill(site.image(), 3 * GRAIN)
     site.backup()
-    path = Store(site.state, "work", "private").directory / "state.json"
+    path = VolumeState(site.state, "work", "private").directory / "state.json"
     path.write_text('{"format": 99}')
-    refused(Store(site.state, "work", "private").load)
+    refused(VolumeState(site.state, "work", "private").load)
     assert cli.main(["--config", str(site.config), "monitor"]) == 1
     assert path.read_text() == '{"format": 99}'
 
@@ -134,7 +136,7 @@ def test_a_damaged_state_is_set_aside_and_the_volume_compared(
 ) -> None:
     fill(site.image(), 3 * GRAIN)
     site.backup()
-    path = Store(site.state, "work", "private").directory / "state.json"
+    path = VolumeState(site.state, "work", "private").directory / "state.json"
     whole = path.read_text()
     path.write_text(damage(whole))
     assert path.read_text() != whole
@@ -156,7 +158,7 @@ def test_a_state_of_format_1_is_taken_over(site: Site) -> None:
     fill(site.image(), 3 * GRAIN)
     site.backup()
     site.backup()
-    store = Store(site.state, "work", "private")
+    store = VolumeState(site.state, "work", "private")
     path = store.directory / "state.json"
     raw = json.loads(path.read_text())
     raw["format"] = 1
@@ -237,7 +239,7 @@ def test_errors_of_the_system_are_one_line(
         def fail(*_: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr("dom0_agent.cli.archive.load", fail)
+        monkeypatch.setattr("dom0_agent.admin.cli.archive.load", fail)
         code = {KeyboardInterrupt: 130, BrokenPipeError: 141}.get(type(error), 1)
         assert run(site, "archive", "list") == code
     printed = capsys.readouterr().err.splitlines()
@@ -282,7 +284,9 @@ def test_an_archive_from_before_there_was_a_choice_has_blake2b(archives: Archive
 
 @pytest.mark.parametrize("error", ["EIO", "EUCLEAN", "EBADMSG"])
 def test_a_state_disk_that_lost_a_file(tmp_path: Path, faultfs: FaultFS, error: str) -> None:
-    """What btrfs, XFS and ext4 answer. The volume is compared as a whole, and the others are backed up."""
+    """What btrfs, XFS and ext4 answer. The volume is compared as a whole, and the others are backed
+    up.
+    """
     (tmp_path / "site").mkdir()
     (tmp_path / "site/dom0").symlink_to(faultfs.path)
     site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))

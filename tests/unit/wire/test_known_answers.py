@@ -1,6 +1,8 @@
-"""What crosses and what is stored, against answers that other code gives: RFC vectors, hashlib, hmac, AES-GCM by hand.
+"""What crosses and what is stored, against answers that other code gives: RFC vectors, hashlib,
+hmac, AES-GCM by hand.
 
-Sealing and opening by the same code prove that the two agree, not that they do what docs/format.md says.
+Sealing and opening by the same code prove that the two agree, not that they do what docs/format.md
+says.
 """
 
 import hashlib
@@ -16,9 +18,7 @@ import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from wire import FORMAT, MAX_VOLUME_SIZE, slots
-from wire.frames import CHUNK_HEAD_SIZE, largest_frame
-from wire.records import CLEAR_SIZE, RECORD_SIZE, Record, open_record, read_clear
-from wire.sealing import (
+from wire.chunks import (
     ZERO_ID,
     ChunkIds,
     Keys,
@@ -29,8 +29,10 @@ from wire.sealing import (
     open_bytes,
     seal_bytes,
 )
+from wire.merkle import Tree
+from wire.messages import CHUNK_HEAD_SIZE, largest_frame
+from wire.records import CLEAR_SIZE, RECORD_SIZE, Record, open_record, read_clear
 from wire.stream import CutShort, read_exactly
-from wire.tree import Tree
 
 MASTER = bytes(range(32))
 KEYS = Keys(MASTER)

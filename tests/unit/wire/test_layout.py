@@ -1,4 +1,6 @@
-"""Structures, as they are declared and as they are compiled: what is built is read back, what does not fit is refused."""
+"""Structures, as they are declared and as they are compiled: what is built is read back, what does
+not fit is refused.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.text import session_name
 from tools.compiled import codes
 from wire.declared import Declared
 from wire.layout import LAST_TIME, Coder, Compiled, Structure
-from wire.names import session_name
 
 if TYPE_CHECKING:
     from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul

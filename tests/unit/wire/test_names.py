@@ -1,6 +1,7 @@
 import pytest
 
-from wire.names import BadName, is_session_name, parse_name, parse_volume_name, session_name
+from common.text import is_session_name, session_name
+from wire.names import BadName, parse_name, parse_volume_name
 
 
 @pytest.mark.parametrize("name", ["work", "a", "sys-net", "Work_2.old", "0", "x" * 63])

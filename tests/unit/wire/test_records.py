@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wire.chunks import Keys, NotAuthentic
 from wire.records import CLEAR_SIZE, RECORD_SIZE, Record, open_record, read_clear
-from wire.sealing import Keys, NotAuthentic
 
 KEYS = Keys(b"k" * 32)
 RECORD = Record(

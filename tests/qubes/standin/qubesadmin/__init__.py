@@ -1,4 +1,6 @@
-"""A stand-in for Qubes' own qubesadmin, with as much of its surface as the agent uses; it speaks to a qubesd all the same."""
+"""A stand-in for Qubes' own qubesadmin, with as much of its surface as the agent uses; it speaks to
+a qubesd all the same.
+"""
 
 import socket
 

@@ -1,0 +1,1 @@
+"""The agent's services, as the backup VM calls them."""

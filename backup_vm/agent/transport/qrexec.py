@@ -1,0 +1,21 @@
+"""Transport ``qrexec``: from a qube, through ``qrexec-client-vm``. dom0's policy decides what is
+allowed.
+"""
+
+from typing import IO
+
+from backup_vm.agent.transport import Connection
+from backup_vm.agent.transport.spawning import spawn
+
+CLIENT = "/usr/bin/qrexec-client-vm"
+
+
+class QrexecTransport:
+    """See Transport."""
+
+    def start(
+        self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
+    ) -> Connection:
+        """See Transport."""
+        name = f"sparsebak.{service}+{volume}" if volume else f"sparsebak.{service}"
+        return spawn([CLIENT, qube or "@adminvm", name], None, stdin)

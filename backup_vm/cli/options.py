@@ -1,0 +1,112 @@
+"""Options that every command has, and that may stand before it or after it; and pieces that several
+commands declare.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from backup_vm.errors import UsageError
+from backup_vm.paths import expanded
+from backup_vm.terminal import output
+
+GENERAL = "general options"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose --help and --version fail where they cannot be printed; argparse
+    ignores that.
+    """
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stderr:  # None is a standard output that is closed
+            output.complain(message.rstrip("\n"))
+        else:
+            output.put(message.rstrip("\n"))
+
+
+def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
+    """Declare the options of every command. ``again``: after the command, where they must have no
+    default, which would undo what was given before it."""
+
+    def option(*names: str, **settings: Any) -> None:
+        # With a name already taken, a command has a meaning of its own for it.
+        if not any(name in parser._option_string_actions for name in names):
+            settings["default"] = argparse.SUPPRESS if again else settings.get("default")
+            group.add_argument(*names, **settings)
+
+    group = parser.add_argument_group(GENERAL) if again else parser
+    option(
+        "--agent",
+        metavar="AGENT",
+        help="'qrexec'; without Qubes 'local:AGENT.TOML', or 'unix:DIR' of a resident agent",
+    )
+    option(
+        "--archive",
+        metavar="DIR",
+        help="the archive's directory, or its URL: s3://, gs://, az://, sftp://",
+    )
+    option(
+        "--config",
+        type=path,
+        metavar="FILE",
+        help="settings (default: ~/.config/sparsebak/config.toml)",
+    )
+    option("--require-mount", type=path, metavar="DIR", help="do nothing unless this is mounted")
+    option(
+        "--caller",
+        metavar="NAME",
+        help="with a local agent: call in the name of this qube (default: dom0)",
+    )
+    for names, word, text in (
+        (("-q", "--quiet"), "quiet", "print nothing but errors"),
+        (("-v", "--verbose"), "verbose", "print more, also where there is no terminal"),
+    ):
+        option(*names, action="store_const", const=word, dest="talk", help=text)
+    option(
+        "-u",
+        "--unattended",
+        action="store_true",
+        default=False,
+        help="never ask; where an answer would be needed, fail",
+    )
+    option("--json", action="store_true", default=False, help="print data for programs")
+
+
+def path(text: str) -> Path:
+    """A path as an option's value: ``~`` at its beginning is the home folder."""
+    try:
+        return Path(expanded(text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def key_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --passphrase-file."""
+    parser.add_argument(
+        "--passphrase-file",
+        type=path,
+        metavar="F",
+        help="passphrase or recovery key, in a file's first line",
+    )
+
+
+def yes_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --yes."""
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def dry_run_option(parser: argparse.ArgumentParser, text: str) -> None:
+    """Declare --dry-run."""
+    parser.add_argument("-n", "--dry-run", action="store_true", help=text)
+
+
+def session_option(parser: argparse.ArgumentParser, default: str = "latest") -> None:
+    """Declare --session for commands that take one."""
+    parser.add_argument(
+        "--session",
+        default=default,
+        metavar="S",
+        help=f"its time, the beginning of it, a tag, or 'latest' (default: {default})",
+    )

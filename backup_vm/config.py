@@ -1,0 +1,112 @@
+"""The settings file, ``~/.config/sparsebak/config.toml``. Every option of it stands in
+docs/config.toml with its meaning.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backup_vm.errors import UsageError
+from backup_vm.jobs.retention import DEFAULT, Rules, parse_rules
+from backup_vm.paths import home, read_small
+from wire.names import BadName, parse_name, parse_volume_name
+
+LARGEST = 1 << 20
+"""Bytes that a settings file can have."""
+TEXTS = ("agent", "archive", "require_mount", "caller")
+_DEFAULT, _AFTER, _FREE, _QUBES = "keep_default", "after_backup", "until_free", "qubes"
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What prune does by itself. ``by_name``: rules for qubes and for volumes that have
+    their own.
+    """
+
+    rules: Rules = field(default_factory=Rules)
+    by_name: dict[str, Rules] = field(default_factory=dict)
+    after_backup: bool = False
+    until_free: str = ""
+
+    def rules_for(self, qube: str, volume: str) -> Rules:
+        """The rules of a volume, else of its qube, else of all."""
+        return self.by_name.get(f"{qube}/{volume}") or self.by_name.get(qube) or self.rules
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the file says; ``texts`` holds those of TEXTS that it has."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    retention: Retention = field(default_factory=Retention)
+
+
+def settings_file(given: Path | None) -> Path | None:
+    """Where settings are: the file given, else the user's; None for a user without a home."""
+    if given is not None:
+        return given
+    folder, own = os.environ.get("XDG_CONFIG_HOME"), home()
+    if folder:
+        return Path(folder) / "sparsebak/config.toml"
+    return own and own / ".config/sparsebak/config.toml"
+
+
+def load(given: Path | None) -> Config:
+    """Read and check the settings; none is fine unless one was named. Raise UsageError."""
+    path = settings_file(given)
+    if path is None:
+        return Config()
+    try:
+        raw = read_small(path, LARGEST, "settings")
+    except FileNotFoundError:
+        if given is None:
+            return Config()
+        raise UsageError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    import tomllib
+
+    try:
+        return _check(tomllib.loads(raw.decode("utf-8-sig")))  # editors of Windows put a mark first
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: it is not UTF-8") from None
+    except (tomllib.TOMLDecodeError, BadName, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _check(raw: dict[str, Any]) -> Config:
+    retention = raw.pop("retention", {})
+    for key, value in raw.items():
+        if key not in TEXTS or not isinstance(value, str) or not value.isprintable():
+            raise ValueError(
+                f"{key!r} is not a setting (a text); known are {', '.join(TEXTS)}, and [retention]"
+            )
+    if not isinstance(retention, dict):
+        raise ValueError("retention must be a table: [retention]")
+    return Config(raw, _retention(retention))
+
+
+def _retention(raw: dict[str, Any]) -> Retention:
+    qubes = raw.pop(_QUBES, {})
+    after, until = raw.pop(_AFTER, False), raw.pop(_FREE, "")
+    if not isinstance(after, bool):
+        raise ValueError(f"{_AFTER} must be true or false")
+    if not isinstance(until, str):
+        raise ValueError(f'{_FREE} must be a text such as "10%"')
+    if not isinstance(qubes, dict) or not all(isinstance(rules, dict) for rules in qubes.values()):
+        raise ValueError("rules of a qube stand in a table of their own: [retention.qubes.NAME]")
+    for name in qubes:
+        _ = parse_volume_name(name) if "/" in name else parse_name(name, "qube")
+    return Retention(
+        _rules(raw), {name: _rules(rules) for name, rules in qubes.items()}, after, until
+    )
+
+
+def _rules(raw: dict[str, Any]) -> Rules:
+    default = raw.pop(_DEFAULT, False)
+    if default is True and not raw:
+        return DEFAULT
+    if default is not False:
+        raise ValueError(f"{_DEFAULT} = true stands alone, without other rules")
+    return parse_rules(raw)

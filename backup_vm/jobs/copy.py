@@ -1,0 +1,301 @@
+"""Bringing a second copy of an archive up to date: what it lacks is sent, and each chunk is checked
+on both sides.
+
+A session is stored in the copy when all its chunks are there, or not at all. One that cannot be
+read here (a damaged chunk, a session file that is lost) is named, and keeps none of the others from
+being copied: what builds on it is stored as a full one.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from backup_vm.archive import lookup, notes, packs, parameters, sessions
+from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.catalog import Place
+from backup_vm.archive.format import NO_BASE
+from backup_vm.archive.image import chain, split
+from backup_vm.archive.intake import Entry, Incoming
+from backup_vm.archive.pack_writer import PackWriter
+from backup_vm.archive.packs import PackReader
+from backup_vm.archive.prune import prune
+from backup_vm.archive.sessions import Session
+from backup_vm.archive.storage import open_storage
+from backup_vm.errors import DamagedError, NoArchiveError, SparsebakError
+from backup_vm.terminal.progress import Progress
+from wire.chunks import ZERO_ID
+
+_SLICE = 1 << 12
+
+
+@dataclass
+class Copied:
+    """What was done: sessions stored, bytes of chunks sent, sessions removed, and what could not be
+    copied.
+    """
+
+    sessions: int = 0
+    stored: int = 0
+    removed: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+def copy(
+    source: Archive, location: str, progress: Progress, delete: bool = False, init: bool = False
+) -> Copied:
+    """Bring the copy in a directory or at a URL up to date.
+
+    It is made if there is none and never was one, as far as the source's notes know: where one was,
+    a disk is more likely not mounted. ``init`` makes it there, too. With ``delete`` sessions go
+    that the source does not have, unless anything failed; otherwise the copy may hold more. Dying
+    anywhere leaves a copy that is whole as far as it goes, and the next run resumes.
+    """
+    _prepare(source, location, init)
+    with open_archive(location, writing=True, command="copy") as target:
+        _same_archive(source, target)
+        run = _Run(source, target, progress)
+        run.send_all()
+        _copy_notes(source, target, run.done)
+        if delete:
+            run.remove()
+        return run.done
+
+
+def _prepare(source: Archive, location: str, init: bool) -> None:
+    """Make the copy if there is none yet, and note that there is one."""
+    try:
+        known: bool | None = notes.remembers_copy(source.storage, location)
+    except DamagedError:  # said when they are copied
+        known = None
+    try:
+        with closing(open_storage(location)) as storage:
+            parameters.load(storage)
+    except NoArchiveError as error:
+        if known is not False and not init:
+            raise NoArchiveError(
+                f"{error}, but there {'was' if known else 'may have been'} a copy of this one",
+                "mount its disk, then try again; if it is lost, make a new one with --init",
+            ) from None
+        create_archive(location, source.parameters)
+    if known is False:
+        notes.remember_copy(source.storage, location)
+
+
+def _same_archive(source: Archive, target: Archive) -> None:
+    """Raise SparsebakError if this is no copy of the source; take over key slots that have
+    changed.
+    """
+    ours, theirs = source.parameters, target.parameters
+    place = target.storage.describe()
+    if theirs.archive != ours.archive:
+        raise SparsebakError(
+            f"{place} is another archive ({theirs.label})",
+            "name a new place, or a copy of this archive",
+        )
+    same = (theirs.mode, theirs.suite, theirs.chunk_size, theirs.master)
+    if same != (ours.mode, ours.suite, ours.chunk_size, ours.master):
+        # a file that says so must not put a key into a copy that has none
+        raise SparsebakError(
+            f"{place} is {theirs.mode}, this archive {ours.mode}, or they differ otherwise",
+            "find out which of the two archive.toml is right, and put it in the other's place",
+        )
+    if theirs != ours:
+        ours.save(target.storage)
+
+
+class _Run:
+    """One run. ``done`` says what became of it."""
+
+    def __init__(self, source: Archive, target: Archive, progress: Progress) -> None:
+        self._source, self._target, self._progress = source, target, progress
+        self.done = Copied()
+        self._ours = source.sessions()
+        self._theirs = target.sessions()
+        self._whole = self._complete()
+        """Files of the sessions that the copy has, complete."""
+        self._lost: set[bytes] = set()
+        """Chunks that turned out to be unreadable here."""
+        self._sent: list[Session] = []
+
+    def _complete(self) -> set[str]:
+        """Which sessions the copy has as they should be: not damaged, with all that they build on,
+        and their chunks.
+
+        An image never changes, so that one that is there is the same, however its entries are
+        divided up.
+        """
+        target, whole = self._target, set()
+        spoilt = target.catalog.spoilt()
+        for series in self._theirs.values():
+            for session in series:
+                try:
+                    sessions.check(target.storage, session)
+                except DamagedError as error:
+                    target.damaged[session.file] = error
+                    continue
+                if session.file not in spoilt:
+                    whole.add(session.file)
+            for session in series:
+                found, missing = chain(series, session)
+                if missing != NO_BASE or any(one.file not in whole for one in found):
+                    whole.discard(session.file)
+        return whole
+
+    def send_all(self) -> None:
+        """Send what the copy lacks, oldest first, and read it back."""
+        source, target, done = self._source, self._target, self.done
+        before = set(target.pack_files())
+        due = [
+            one for series in self._ours.values() for one in series if one.file not in self._whole
+        ]
+        self._progress.start(sum(one.count for one in due) * source.parameters.chunk_size)
+        store = PackWriter(target)
+        try:
+            with PackReader(source.storage) as reader:
+                for session in due:
+                    self._progress.volume(session.name)
+                    try:
+                        self._send(store, reader, session)
+                    except DamagedError as error:
+                        done.failed.append(f"{session.name} of volume {session.volume}: {error}")
+                store.finish()
+        finally:
+            done.stored = store.stored
+            store.close()
+            self._progress.stop()
+        done.failed += [str(error) for error in source.damaged.values()]
+        self._read_back(before)
+
+    def _send(self, store: PackWriter, reader: PackReader, session: Session) -> None:
+        source, target = self._source, self._target
+        sessions.check(source.storage, session)
+        found, missing = chain(self._ours[session.volume], session)
+        base, inherit = session.base, session.inherit
+        if base != NO_BASE and (missing == base or found[-2].file not in self._whole):
+            base, inherit = NO_BASE, 0  # what it builds on cannot be had, or not in the copy
+        for part in self._parts(session, base):
+            self._places(store, part)  # before anything of it is stored
+        said = sessions.digest(source.storage, session) + inherit.to_bytes(8, "little")
+        fingerprint = hashlib.blake2b(said, digest_size=16).digest()
+        incoming = Incoming(target, store, session.record, base, inherit, fingerprint)
+        try:
+            for part in self._parts(session, base):
+                left = [one for one in part if one[0] >= incoming.position]
+                for entry in self._with_chunks(store, reader, left):
+                    incoming.take(entry)
+                    self._progress.advance(session.clear.chunk_size)
+            incoming.finish()
+        except DamagedError:
+            incoming.give_up()
+            raise
+        finally:
+            incoming.close()
+        self._whole.add(session.file)
+        target.damaged.pop(session.file, None)
+        spoilt = target.catalog.spoilt()
+        if session.file in spoilt:
+            target.catalog.set_spoilt(spoilt - {session.file})
+        self._sent.append(session)
+        self.done.sessions += 1
+
+    def _parts(self, session: Session, base: bytes) -> Iterator[list[tuple[int, bytes]]]:
+        """The entries of a session, in parts: as they are, or those it has when it builds on
+        nothing.
+        """
+        source = self._source
+        if base == session.base:
+            for numbers, column in sessions.columns(source.storage, session).slices(_SLICE):
+                yield list(zip(numbers.tolist(), split(column), strict=True))
+            return
+        for first, ids in source.image(self._ours[session.volume], session).windows():
+            yield [(first + at, i) for at, i in enumerate(ids) if i != ZERO_ID]
+
+    def _places(self, store: PackWriter, part: list[tuple[int, bytes]]) -> dict[bytes, Place]:
+        """Where the chunks are here that the copy lacks; raise DamagedError if one cannot
+        be had.
+        """
+        lacking = {one for _, one in part if one != ZERO_ID and not store.holds(one)}
+        places = lookup.places(self._source, lacking)
+        for number, chunk_id in part:
+            if chunk_id in lacking and (chunk_id not in places or chunk_id in self._lost):
+                where = self._source.storage.describe()
+                raise DamagedError(f"chunk {number} is missing from {where}, or damaged")
+        return places
+
+    def _with_chunks(
+        self, store: PackWriter, reader: PackReader, part: list[tuple[int, bytes]]
+    ) -> Iterator[Entry]:
+        """Entries with the sealed chunk where the copy lacks it."""
+        places = self._places(store, part)
+        for number, chunk_id in part:
+            sealed: bytes | memoryview = b""
+            if chunk_id in places and not store.holds(chunk_id):
+                place = places[chunk_id]
+                try:
+                    sealed = lookup.read(self._source, reader, chunk_id, place)
+                except DamagedError:
+                    self._lost.add(chunk_id)
+                    raise
+            yield Entry(number, chunk_id, sealed)
+
+    def _read_back(self, before: set[str]) -> None:
+        """Read what was written; what is damaged is to be sent again, and no later session builds
+        on it.
+        """
+        target, bad = self._target, list[tuple[str, int]]()
+        with PackReader(target.storage) as reader:
+            for name in sorted(set(target.pack_files()) - before):
+                try:
+                    entries = packs.read_index(target.storage, name, target.parameters.archive)
+                except DamagedError as error:
+                    self.done.failed.append(str(error))
+                    entries = []
+                    bad.append((name, 0))
+                for entry in entries:
+                    if not reader.sound(name, entry):
+                        where = f"{target.storage.describe(name)} is damaged at byte {entry.offset}"
+                        self.done.failed.append(where)
+                        bad.append((name, entry.offset))
+        if bad:
+            target.catalog.add_rotten(bad)
+            target.catalog.add_spoilt(session.file for session in self._sent)
+            for volume in {session.volume for session in self._sent}:
+                target.catalog.marks.compare(volume)
+
+    def remove(self) -> None:
+        """Remove from the copy what the source has not; nothing if it may only be lost there."""
+        if not self._ours and self._theirs:
+            self.done.failed.append(f"{self._source.storage.describe()} is empty; the copy is not")
+        _ = self._source.catalog  # which knows what there was
+        for name in self._source.lost:
+            self.done.failed.append(f"{self._source.storage.describe(name)} is missing")
+        for series in self._ours.values():
+            here = {NO_BASE, *(session.clear.session for session in series)}
+            for session in series:
+                if session.base not in here:
+                    lost = (
+                        f"{session.name} of volume {session.volume} builds on a session that is"
+                        " missing here"
+                    )
+                    self.done.failed.append(lost)
+        if self.done.failed:
+            self.done.failed.append("nothing was removed from the copy, for not all is well here")
+            return
+        kept = {session.file for series in self._ours.values() for session in series}
+        doomed = [one for series in self._target.sessions().values() for one in series]
+        try:
+            self.done.removed = prune(
+                self._target, [one for one in doomed if one.file not in kept]
+            ).sessions
+        except DamagedError as error:
+            self.done.failed.append(str(error))
+
+
+def _copy_notes(source: Archive, target: Archive, done: Copied) -> None:
+    try:
+        found = notes.load(source.storage)
+        if found.sessions:
+            notes.change(target.storage, lambda every: every.sessions.update(found.sessions))
+    except DamagedError as error:
+        done.failed.append(str(error))

@@ -1,0 +1,194 @@
+"""Checks of the whole chain from this machine to dom0, each with what to do when it fails."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backup_vm.archive import notes
+from backup_vm.archive.archive import Archive
+from backup_vm.errors import AgentError, DamagedError
+from backup_vm.jobs.retention import DAY
+from backup_vm.reporting.view import TIMER
+from backup_vm.terminal.text import count_text, size_text
+from common.text import session_name
+from wire import VERSION
+from wire.messages import VOLUME_GONE, VOLUME_PENDING
+from wire.slots import KIND_RECOVERY
+
+if TYPE_CHECKING:
+    from backup_vm.agent.client import Agent
+    from wire.messages import VolumeEntry
+
+GOOD, WARN, BAD = "ok", "warn", "bad"
+LATE_BACKUP, LATE_CHECK = 8 * DAY, 35 * DAY
+LITTLE_ROOM = 0.05
+"""Share of the disk below which room is called little."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, how it is, and what to do."""
+
+    state: str
+    what: str
+    remedy: str = ""
+
+
+def of_archive(archive: Archive) -> Iterator[Finding]:
+    """The archive itself, its disk, its key slots, and when it was last checked."""
+    storage, parameters = archive.storage, archive.parameters
+    yield Finding(GOOD, f"archive {parameters.label} in {storage.describe()}, {parameters.mode}")
+    if not storage.writable():
+        yield Finding(
+            BAD,
+            "the disk is read-only for this user",
+            "mount it for writing, or give the folder to this user",
+        )
+    free, capacity = storage.free(), storage.capacity()
+    if free is None or capacity is None:
+        yield Finding(
+            WARN,
+            "free space: not known here",
+            "look at the disk yourself; neither a backup nor --until-free can",
+        )
+    else:
+        state = GOOD if free >= LITTLE_ROOM * capacity else WARN
+        yield Finding(
+            state,
+            f"{size_text(free)} free of {size_text(capacity)}",
+            "run: sparsebak prune --until-free 10%",
+        )
+    if parameters.mode == "sealed":
+        recovery = any(slot[:1] == bytes((KIND_RECOVERY,)) for slot in parameters.slots)
+        state = GOOD if recovery and len(parameters.slots) > 1 else WARN
+        remedy = (
+            f"in dom0: sparsebak-agent keys show-recovery {parameters.label}; then: sparsebak keys"
+            " --refresh"
+        )
+        slots = count_text(len(parameters.slots), "key slot")
+        yield Finding(
+            state,
+            f"{slots}, {'a recovery key among them' if recovery else 'no recovery key'}",
+            remedy,
+        )
+    series = archive.sessions()
+    for error in archive.damaged.values():
+        yield Finding(BAD, str(error), "run: sparsebak scrub")
+    newest = max((sessions[-1].clear.time for sessions in series.values()), default=0)
+    yield _age(
+        "the newest session is of", newest, LATE_BACKUP, "run: sparsebak backup", "no session yet"
+    )
+    for volume_id in series:
+        if archive.catalog.marks.must_compare(volume_id):
+            yield Finding(
+                WARN,
+                f"damage was found in volume {volume_id}",
+                "run: sparsebak backup; it compares the volume and stores what is lacking",
+            )
+    try:
+        scrubbed = notes.load(storage).scrubbed
+    except DamagedError as error:
+        yield Finding(BAD, str(error), error.hint)
+        return
+    if scrubbed is not None and not scrubbed.sound:
+        yield Finding(
+            BAD,
+            f"the last scrub, {session_name(scrubbed.time)}, found damage",
+            "run: sparsebak scrub",
+        )
+    else:
+        yield _age(
+            "the last scrub was",
+            scrubbed.time if scrubbed else 0,
+            LATE_CHECK,
+            "run: sparsebak scrub",
+            "no scrub yet",
+        )
+
+
+def _age(what: str, at: int, late: int, remedy: str, never: str) -> Finding:
+    if not at:
+        return Finding(WARN, never, remedy)
+    return Finding(GOOD if time.time() - at <= late else WARN, f"{what} {session_name(at)}", remedy)
+
+
+def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:
+    """Policy, the agent and its version, key slots on both sides, and the volumes."""
+    try:
+        entry, slots, version = agent.introduce(archive.parameters.label)
+        listed = agent.list()
+    except AgentError as error:
+        yield Finding(BAD, str(error), error.hint)
+        return
+    yield Finding(GOOD, "dom0's policy lets this qube ask, and the agent answers")
+    state = GOOD if version == VERSION else WARN
+    yield Finding(
+        state,
+        f"the agent is version {version or 'unknown'}, this is {VERSION}",
+        "install the same version on both sides",
+    )
+    if entry.archive != archive.parameters.archive:
+        yield Finding(
+            BAD,
+            f"dom0 knows another archive as {entry.label}",
+            "see in dom0: sparsebak-agent archive list",
+        )
+    elif tuple(slots) != archive.parameters.slots:
+        yield Finding(
+            WARN, "dom0 has other key slots than the archive", "run: sparsebak keys --refresh"
+        )
+    yield from _of_volumes(listed)
+
+
+def _of_volumes(listed: "list[VolumeEntry]") -> Iterator[Finding]:
+    present = [volume for volume in listed if not volume.flags & VOLUME_GONE]
+    never = [f"{volume.qube}/{volume.volume}" for volume in present if volume.session == bytes(16)]
+    begun = [
+        f"{volume.qube}/{volume.volume}" for volume in present if volume.flags & VOLUME_PENDING
+    ]
+    if not present:
+        yield Finding(
+            BAD,
+            "dom0 lists no volume for this qube",
+            "in dom0: sparsebak-agent setup NAME, or add volumes to agent.toml",
+        )
+        return
+    yield Finding(GOOD, f"dom0 lists {count_text(len(present), 'volume')}")
+    unread = [f"{volume.qube}/{volume.volume}" for volume in present if not volume.size]
+    if unread:
+        yield Finding(
+            WARN,
+            f"empty, or dom0 cannot read them: {', '.join(unread)}",
+            "in dom0: sparsebak-agent status",
+        )
+    if never:
+        yield Finding(WARN, f"never backed up: {', '.join(never)}", "run: sparsebak backup")
+    if begun:
+        yield Finding(
+            WARN, f"interrupted: {', '.join(begun)}", "run: sparsebak backup; it resumes them"
+        )
+
+
+def of_timer() -> Iterator[Finding]:
+    """Whether backups are made by themselves."""
+    if shutil.which("systemctl") is None:
+        yield Finding(
+            WARN,
+            "there is no systemd here to start backups",
+            "let cron run: sparsebak backup --quiet",
+        )
+        return
+    done = subprocess.run(
+        ["systemctl", "is-enabled", TIMER], capture_output=True, text=True, check=False
+    )
+    if done.stdout.strip() == "enabled":
+        yield Finding(GOOD, f"{TIMER} is enabled")
+    else:
+        remedy = (
+            f"here: systemctl enable --now {TIMER}; or in dom0: systemctl enable --now"
+            " sparsebak-backup-vm.timer"
+        )
+        yield Finding(WARN, f"{TIMER} is not enabled here", remedy)

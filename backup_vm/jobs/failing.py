@@ -1,0 +1,41 @@
+"""What can make an end of a backup run, or of one session of it, in words."""
+
+import errno
+import sqlite3
+from dataclasses import fields
+
+from backup_vm.archive import catalog_file
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.parameters import Parameters
+from backup_vm.errors import AgentError, SparsebakError
+from wire.chunks import NotAuthentic
+from wire.messages import Offer
+from wire.records import Clear, read_clear
+
+
+def check_record(name: str, record: bytes, offer: Offer, archive: Parameters) -> None:
+    """Raise AgentError unless a record says what was offered."""
+    try:
+        clear = read_clear(record)
+    except NotAuthentic as error:
+        raise AgentError(f"Extract {name}: {error}") from None
+    offered = {
+        one.name: getattr(offer, one.name)
+        for one in fields(Clear)
+        if one.name not in ("format", "suite", "archive")
+    }
+    if clear != Clear(suite=archive.suite, archive=archive.archive, **offered):
+        raise AgentError(f"Extract {name}: the record is not the one of the session offered")
+
+
+def explained(error: OSError | sqlite3.Error, archive: Archive) -> SparsebakError:
+    """What made an end of a run, in one line."""
+    if isinstance(error, sqlite3.Error):
+        return catalog_file.explain(error, archive.storage.describe(catalog_file.NAME))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SparsebakError(
+            f"{archive.storage.describe()} is full; what was stored so far is kept",
+            "prune old sessions or free space, then run: sparsebak backup; it resumes from there",
+        )
+    hint = "nothing stored is lost; mend this and run: sparsebak backup"
+    return SparsebakError(f"{archive.storage.describe()}: {error}", hint)

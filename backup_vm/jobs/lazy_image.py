@@ -1,0 +1,128 @@
+"""Reading here and there in a session's image, with the key: chunks are opened when they are
+wanted, and the last ones kept.
+"""
+
+import threading
+from collections import OrderedDict
+
+from backup_vm.archive import lookup
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.image import Image, split
+from backup_vm.archive.packs import PackReader
+from backup_vm.errors import DamagedError
+from backup_vm.jobs.reading import open_image
+from wire.chunks import ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
+from wire.merkle import PAGE_IDS
+
+CACHE_BYTES = 64 << 20
+"""Bytes of opened chunks kept, for all images together."""
+
+
+class ChunkCache:
+    """Opened chunks by id, the ones used last. Sessions of a volume share most of theirs. Safe to
+    share between threads.
+    """
+
+    def __init__(self, size: int = CACHE_BYTES) -> None:
+        self._left = size
+        self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, chunk_id: bytes) -> bytes | None:
+        """A chunk, if it is kept."""
+        with self._lock:
+            chunk = self._chunks.get(chunk_id)
+            if chunk is not None:
+                self._chunks.move_to_end(chunk_id)
+            return chunk
+
+    def put(self, chunk_id: bytes, chunk: bytes) -> None:
+        """Keep a chunk, in the place of those not used for longest."""
+        with self._lock:
+            if chunk_id in self._chunks:
+                return
+            self._chunks[chunk_id] = chunk
+            self._left -= len(chunk)
+            while self._left < 0:
+                self._left += len(self._chunks.popitem(last=False)[1])
+
+
+class LazyImage:
+    """One image, proven complete and authentic when it is made. Safe to share between threads.
+
+    ``reader`` is shared with other images: each keeps packs open.
+    """
+
+    _PAGES = 64
+
+    def __init__(
+        self,
+        archive: Archive,
+        image: Image,
+        keys: Keys,
+        name: str,
+        cache: ChunkCache,
+        reader: PackReader | None = None,
+    ) -> None:
+        self._proven = open_image(archive, image, keys, name)
+        self._record = self._proven.record
+        self._archive, self._image, self._name, self._cache = archive, image, name, cache
+        self._ids = ChunkIds(keys, self._record.domain, self._record.chunk_size, self._record.suite)
+        self._opener, self._reader = Opener(keys), reader or PackReader(archive.storage)
+        self._pages: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+        self.size = self._record.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset`` on, fewer at the image's end. Raises
+        DamagedError.
+        """
+        end, size, parts = min(offset + length, self.size), self._record.chunk_size, []
+        while offset < end:
+            number, within = divmod(offset, size)
+            part = self._chunk(number)[within : within + end - offset]
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+
+    def _chunk(self, number: int) -> bytes:
+        chunk_id = self._id(number)
+        if chunk_id == ZERO_ID:
+            return bytes(self._record.chunk_size)
+        chunk = self._cache.get(chunk_id)
+        if chunk is None:
+            try:
+                chunk = self._opener.open(
+                    chunk_id, self._sealed(number, chunk_id), self._ids, self._record.chunk_size
+                )
+            except NotAuthentic as error:
+                raise DamagedError(
+                    f"{self._name}: chunk {number}: {error}", "run: sparsebak scrub"
+                ) from None
+            self._cache.put(chunk_id, chunk)
+        return chunk
+
+    def _sealed(self, number: int, chunk_id: bytes) -> memoryview:
+        place = lookup.places(self._archive, [chunk_id]).get(chunk_id)
+        if place is None:
+            raise DamagedError(
+                f"{self._name}: chunk {number} is missing from the archive", "run: sparsebak scrub"
+            )
+        return lookup.read(self._archive, self._reader, chunk_id, place)
+
+    def _id(self, number: int) -> bytes:
+        index, at = divmod(number, PAGE_IDS)
+        with self._lock:  # an image's columns are for one thread at a time
+            page = self._pages.get(index)
+            if page is None:
+                first = index * PAGE_IDS
+                page = split(self._image.ids(first, min(first + PAGE_IDS, self._image.chunks)))
+                self._proven.check(first, page)
+                self._pages[index] = page
+                if len(self._pages) > self._PAGES:
+                    self._pages.popitem(last=False)
+        return page[at]
+
+    def close(self) -> None:
+        """Close the packs."""
+        self._reader.__exit__()

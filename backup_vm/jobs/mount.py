@@ -1,0 +1,115 @@
+"""A volume's sessions as a folder of raw image files, by FUSE. Nothing is read before somebody
+reads it.
+"""
+
+import errno
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mfusepy
+
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.packs import PackReader
+from backup_vm.archive.sessions import Session
+from backup_vm.errors import SparsebakError
+from backup_vm.jobs.lazy_image import ChunkCache, LazyImage
+from backup_vm.volumes import Named
+from wire.chunks import Keys
+
+SUFFIX = ".img"
+
+
+class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
+    """The file system. A session whose image is damaged is there, and gives an error where it is
+    read.
+    """
+
+    use_ns = True
+
+    def __init__(
+        self,
+        archive: Archive,
+        volume: Named,
+        sessions: list[Session],
+        keys: Keys,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._archive, self._volume, self._keys, self._warn = archive, volume, keys, warn
+        self._sessions = {session.name + SUFFIX: session for session in sessions}
+        self._images: dict[str, LazyImage] = {}
+        self._cache, self._lock = ChunkCache(), threading.Lock()
+        self._reader = PackReader(archive.storage)
+        self.mounted = False
+        """Whether there was a mount."""
+        archive.catalog.count()  # opened, and rebuilt if need be, before the first thread comes
+
+    def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
+        """See fuse(4)."""
+        if path == "/":
+            times = dict.fromkeys(
+                ("st_mtime", "st_ctime", "st_atime"), self._volume.sessions[-1].clear.time * 10**9
+            )
+            return {"st_mode": stat.S_IFDIR | 0o555, "st_nlink": 2, **times}
+        session = self._session(path)
+        times = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), session.clear.time * 10**9)
+        return {
+            "st_mode": stat.S_IFREG | 0o444,
+            "st_nlink": 1,
+            "st_size": session.clear.size,
+            **times,
+        }
+
+    def readdir(self, path: str, fh: int) -> Iterator[str]:
+        """See fuse(4)."""
+        yield from (".", "..", *self._sessions)
+
+    def open(self, path: str, flags: int) -> int:
+        """See fuse(4). Proves the image's record and chunk ids."""
+        self._image(path)
+        return 0
+
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        """See fuse(4)."""
+        try:
+            return self._image(path).read(offset, size)
+        except (SparsebakError, OSError, sqlite3.Error) as error:
+            self._warn(str(error))
+            raise mfusepy.FuseOSError(errno.EIO) from None
+
+    def destroy(self, path: str) -> None:
+        """See fuse(4)."""
+        self._reader.__exit__()
+
+    def init(self, path: str) -> None:
+        """See fuse(4)."""
+        self.mounted = True
+
+    def _session(self, path: str) -> Session:
+        try:
+            return self._sessions[path.removeprefix("/")]
+        except KeyError:
+            raise mfusepy.FuseOSError(errno.ENOENT) from None
+
+    def _image(self, path: str) -> LazyImage:
+        session = self._session(path)
+        if path in self._images:
+            return self._images[path]  # not waiting for another one to be proven
+        with self._lock:
+            if path not in self._images:
+                try:
+                    image = self._archive.image(list(self._volume.sessions), session)
+                    self._images[path] = LazyImage(
+                        self._archive,
+                        image,
+                        self._keys,
+                        self._volume.name,
+                        self._cache,
+                        self._reader,
+                    )
+                except (SparsebakError, OSError, sqlite3.Error) as error:
+                    self._warn(str(error))
+                    raise mfusepy.FuseOSError(errno.EIO) from None
+            return self._images[path]

@@ -1,0 +1,218 @@
+"""Getting a session's image out of the archive: to the agent, still sealed, or opened here with the
+key.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from backup_vm.archive import lookup, sessions
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.catalog import Place
+from backup_vm.archive.image import Image
+from backup_vm.archive.packs import PackReader
+from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.terminal import output
+from backup_vm.terminal.progress import Progress
+from common.image_writer import ImageWriter
+from wire.chunks import ZERO_ID, Keys, NotAuthentic
+from wire.merkle import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count
+from wire.messages import END, LENGTH
+from wire.open_chunks import ChunkNotAuthentic, SealedChunk, open_chunks
+from wire.records import Record, open_record
+
+THREADS = min(os.cpu_count() or 1, 4)
+
+
+class _Missing(DamagedError):
+    def __init__(self, name: str, number: int, chunk_id: bytes) -> None:
+        super().__init__(
+            f"{name}: chunk {number} ({chunk_id.hex()[:16]}) is missing from the archive",
+            "run: sparsebak scrub",
+        )
+
+
+def sealed_chunks(
+    archive: Archive, image: Image, name: str, in_file_order: bool = False
+) -> Iterator[tuple[list[bytes], Iterator[SealedChunk]]]:
+    """For each page of 1,024 chunks (or, in file order, each larger window): its ids, and the
+    chunks with data.
+    """
+    with PackReader(archive.storage) as reader:
+        for first, ids in image.windows():
+            places = lookup.places(archive, (i for i in ids if i != ZERO_ID))
+            step = len(ids) if in_file_order else PAGE_IDS
+            for at in range(0, len(ids), step):
+                wanted = _wanted(ids[at : at + step], first + at, places, name)
+                if in_file_order:
+                    wanted.sort(key=lambda item: item[2])
+                yield ids[at : at + step], _read(archive, reader, wanted)
+
+
+def _wanted(
+    ids: list[bytes], first: int, places: dict[bytes, Place], name: str
+) -> list[tuple[int, bytes, Place]]:
+    wanted = []
+    for i, chunk_id in enumerate(ids):
+        if chunk_id == ZERO_ID:
+            continue
+        if chunk_id not in places:
+            raise _Missing(name, first + i, chunk_id)
+        wanted.append((first + i, chunk_id, places[chunk_id]))
+    return wanted
+
+
+def _read(
+    archive: Archive, reader: PackReader, wanted: list[tuple[int, bytes, Place]]
+) -> Iterator[SealedChunk]:
+    for number, chunk_id, place in wanted:
+        yield SealedChunk(number, chunk_id, lookup.read(archive, reader, chunk_id, place))
+
+
+def feed(
+    archive: Archive, image: Image, name: str, progress: Progress
+) -> Callable[[IO[bytes]], None]:
+    """Writes a session as Restore and Verify take it: record, all ids, then each page's ids and
+    sealed chunks, END.
+    """
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(image.session.record)
+        for _, ids in image.windows():
+            stream.write(b"".join(ids))
+        for ids, chunks in sealed_chunks(archive, image, name):
+            stream.write(b"".join(ids))
+            for chunk in chunks:
+                stream.write(LENGTH.pack(len(chunk.untrusted_data)))
+                stream.write(chunk.untrusted_data)
+            progress.advance(len(ids) * image.session.clear.chunk_size)
+        stream.write(END)
+
+    return write
+
+
+@dataclass(frozen=True)
+class Proven:
+    """An image whose record and ids have proven authentic. Safe to share between threads.
+
+    The ids are read a second time where its chunks are: they are compared again then, for what lies
+    in the store may have become something else meanwhile.
+    """
+
+    record: Record
+    name: str
+    tree: Tree
+    pages: bytes
+    """Digests of all pages of ids, 32 bytes each."""
+
+    def check(self, first: int, ids: list[bytes]) -> None:
+        """Raise DamagedError unless these are the ids of whole pages from chunk number ``first``
+        on.
+        """
+        for at in range(0, len(ids), PAGE_IDS):
+            page = (first + at) // PAGE_IDS * DIGEST_SIZE
+            digest = self.tree.page(b"".join(ids[at : at + PAGE_IDS]))
+            if digest != self.pages[page : page + DIGEST_SIZE]:
+                raise DamagedError(f"{self.name}: the archive changed while it was read")
+
+
+def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
+    """Check a session's record and ids with the key; raise DamagedError."""
+    session = image.session
+    path = archive.storage.describe(session.file)
+    try:
+        record = open_record(session.record, keys)
+    except NotAuthentic as error:
+        raise DamagedError(f"{path}: {error}") from None
+    tree = Tree(keys.sub_key("root"))
+    pages = bytearray()
+
+    def digests() -> Iterator[bytes]:
+        for _, ids in image.windows():
+            for at in range(0, len(ids), PAGE_IDS):
+                digest = tree.page(b"".join(ids[at : at + PAGE_IDS]))
+                pages.extend(digest)
+                yield digest
+
+    if record.archive != archive.parameters.archive:
+        raise DamagedError(f"{path} belongs to another archive")
+    if tree.root(record.size, record.chunk_size, digests()) != record.root:
+        for part in image.sessions:
+            sessions.check(archive.storage, part)
+        raise DamagedError(
+            f"{name}: session {session.name} is not complete or not authentic: its chunk ids do not"
+            " match"
+        )
+    return Proven(record, name, tree, bytes(pages))
+
+
+def read_image(
+    archive: Archive,
+    image: Image,
+    keys: Keys,
+    name: str,
+    progress: Progress,
+    sink: Callable[[int, list[bytes]], None] | None,
+) -> Record:
+    """Open every chunk of a session with the key and hand offset and chunks to ``sink``, in no
+    particular order.
+
+    Without a sink this verifies. Raises DamagedError naming what is wrong.
+    """
+    proven = open_image(archive, image, keys, name)
+    read_chunks(archive, image, proven, keys, progress, sink)
+    return proven.record
+
+
+def read_chunks(
+    archive: Archive,
+    image: Image,
+    proven: Proven,
+    keys: Keys,
+    progress: Progress,
+    sink: Callable[[int, list[bytes]], object] | None,
+    ordered: bool = False,
+) -> None:
+    """Open every chunk of an image whose record and ids have proven authentic; see read_image.
+    ``ordered``: by offset.
+    """
+
+    def everything() -> Iterator[SealedChunk]:
+        first = 0
+        for window, chunks in sealed_chunks(archive, image, proven.name, in_file_order=not ordered):
+            proven.check(first, window)
+            first += len(window)
+            yield from chunks
+            progress.advance(len(window) * proven.record.chunk_size)
+
+    try:
+        open_chunks(everything(), proven.record, keys, THREADS, sink, ordered)
+    except ChunkNotAuthentic as error:
+        raise DamagedError(f"{proven.name}: {error}", "run: sparsebak scrub") from None
+
+
+def assemble(
+    archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress
+) -> Record:
+    """Write a session as a sparse raw image, beside the target first, so that a failure leaves no
+    half of one.
+    """
+    with output.replacing(target) as beside:
+        try:
+            file = ImageWriter(beside, image.session.clear.size)
+        except OSError as error:
+            raise SparsebakError(f"cannot write {beside}: {error.strerror}") from None
+        try:
+            record = read_image(archive, image, keys, name, progress, file.write)
+            file.sync()
+        finally:
+            file.close()
+    return record
+
+
+def image_bytes(image: Image) -> int:
+    """Bytes of an image, in whole chunks, as progress counts them."""
+    clear = image.session.clear
+    return chunk_count(clear.size, clear.chunk_size) * clear.chunk_size

@@ -1,0 +1,133 @@
+"""Choosing what to prune: by rules, or the oldest first until there is room."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.sessions import Session
+from backup_vm.archive.space import Account
+from backup_vm.errors import UsageError
+from backup_vm.jobs.retention import AHEAD, Candidate, Rules, reasons
+from backup_vm.volumes import Named
+
+ROOM = "makes room"
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII)
+_SHARE = re.compile(r"[1-9]\d?%", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to become of a session. ``why`` it is kept; for one that goes, why that is, if there
+    is more to it.
+    """
+
+    volume: Named
+    session: Session
+    keep: bool
+    why: tuple[str, ...]
+
+
+def by_rules(
+    volumes: Sequence[Named], rules_for: Callable[[Named], Rules], now: int | None = None
+) -> list[Verdict]:
+    """A verdict on every session. A volume without rules keeps all."""
+    verdicts = []
+    for volume in volumes:
+        rules = rules_for(volume)
+        candidates = [
+            Candidate(session.clear.time, volume.notes.of(session.clear.session).tags)
+            for session in volume.sessions
+        ]
+        whys = reasons(candidates, rules, int(time.time()) if now is None else now)
+        for session, why in zip(volume.sessions, whys, strict=True):
+            verdicts.append(
+                Verdict(
+                    volume, session, bool(why) or not rules.any(), tuple(why) or _no_rules(rules)
+                )
+            )
+    return verdicts
+
+
+def _no_rules(rules: Rules) -> tuple[str, ...]:
+    return () if rules.any() else ("no rules for it",)
+
+
+def wanted_room(archive: Archive, text: str) -> int:
+    """Bytes that ``10%`` (of the disk) or ``20G`` stand for. Raise UsageError."""
+    if _SHARE.fullmatch(text):
+        capacity = archive.storage.capacity()
+        if capacity is None:
+            raise _unknown(archive)
+        return capacity * int(text[:-1]) // 100
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise UsageError(
+            f"--until-free {text}: give a share of the disk such as 10%, or a size such as 20G"
+        )
+    wanted = int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+    capacity = archive.storage.capacity()
+    if capacity is not None and wanted > capacity:  # all would go, and it would not be enough
+        raise UsageError(
+            f"--until-free {text}: the disk of {archive.storage.describe()} has less in all",
+            "give a size that it can have free",
+        )
+    return wanted
+
+
+def _unknown(archive: Archive) -> UsageError:
+    return UsageError(
+        f"nobody knows how much room there is in {archive.storage.describe()}",
+        "give rules, such as --keep-last",
+    )
+
+
+def for_room(
+    archive: Archive,
+    verdicts: Sequence[Verdict],
+    wanted: int,
+    keep_tags: frozenset[str],
+    all_volumes: Sequence[Named],
+) -> list[Verdict]:
+    """The same verdicts, and beyond them the oldest sessions that go until ``wanted`` bytes are
+    free, as far as they help.
+
+    The newest session of a volume stays, and those with a tag that rules keep; and those that lie
+    ahead of our clock.
+    """
+    account = Account(archive, {volume.id: list(volume.sessions) for volume in all_volumes})
+    free, now = archive.storage.free(), time.time()
+    if free is None:
+        raise _unknown(archive)
+    due = sorted(
+        (verdict for verdict in verdicts if verdict.keep and _may_go(verdict, keep_tags, now)),
+        key=lambda verdict: verdict.session.clear.time,
+    )
+    gone = {verdict.session.file for verdict in verdicts if not verdict.keep}
+
+    def enough(count: int) -> bool:
+        return (
+            free + account.comes_back(gone | {verdict.session.file for verdict in due[:count]})
+            >= wanted
+        )
+
+    low, high = 0, len(due)
+    while low < high:  # the smallest number that is enough, or all
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    extra = {verdict.session.file for verdict in due[:low]}
+    return [
+        Verdict(v.volume, v.session, False, (ROOM,)) if v.session.file in extra else v
+        for v in verdicts
+    ]
+
+
+def _may_go(verdict: Verdict, keep_tags: frozenset[str], now: float) -> bool:
+    session, volume = verdict.session, verdict.volume
+    tags = volume.notes.of(session.clear.session).tags
+    return (
+        session is not volume.sessions[-1]
+        and session.clear.time <= now + AHEAD
+        and not tags & keep_tags
+    )

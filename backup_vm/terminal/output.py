@@ -1,0 +1,181 @@
+"""What commands write: standard output, which can be closed, full or of few letters; and files,
+whole or not at all.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backup_vm import stopping
+from backup_vm.errors import SparsebakError
+
+_HANGUP = 1.0
+"""Seconds that the signal of a closed terminal has to come; more than the grace after one that has
+come.
+"""
+
+
+class ReaderGone(Exception):
+    """Whoever read standard output reads no more, as in ``sparsebak list | head -1``."""
+
+
+def prepare() -> None:
+    """Make standard streams safe to use, before any file is opened.
+
+    A file that is opened while one of the first three descriptors is closed takes its number, and
+    what is meant for people would be written into it. Letters that the terminal does not have are
+    written out.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # for reading: what is written there fails, as it must, instead of being lost
+            os.open(os.devnull, os.O_RDONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def put(text: str) -> None:
+    """Write text and a newline to standard output. Raises ReaderGone, SparsebakError."""
+    if sys.stdout is None:
+        raise SparsebakError("standard output is closed", "send it to a file or to a terminal")
+    with _failing():
+        print(text)
+
+
+def put_bytes(data: bytes) -> None:
+    """Write data to standard output. Raises ReaderGone, SparsebakError."""
+    if sys.stdout is None:
+        raise SparsebakError("standard output is closed", "send it to a file, or give -o FILE")
+    with _failing():
+        sys.stdout.buffer.write(data)
+
+
+def flush() -> None:
+    """Have all written that was put. Raises ReaderGone, SparsebakError."""
+    if sys.stdout is not None:
+        with _failing():
+            sys.stdout.flush()
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            # A terminal that is closed fails first and sends its SIGHUP then (Linux,
+            # drivers/tty/tty_io.c, __tty_hangup): that is what ends the command, if it comes.
+            stopping.sleep(_HANGUP)
+        _give_up(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGone from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SparsebakError(f"standard output: {reason}") from None
+
+
+def _give_up(stream: Any) -> None:
+    """What is still buffered cannot be written; Python would try once more at its end, and change
+    the exit code.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+@contextmanager
+def _forgiving(stream: Any) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError):
+        _give_up(stream)
+
+
+def complain(line: str) -> None:
+    """Write a line to standard error. If that cannot be written either, only the exit code
+    tells.
+    """
+    if sys.stderr is not None:
+        with _forgiving(sys.stderr):
+            print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def replacing(target: Path, force: bool = True, public: bool = False) -> Iterator[Path]:
+    """An empty file beside ``target`` to write to, which becomes it at the end; removed if anything
+    fails.
+
+    ``target`` is named as the user did: a link is followed. Raises SparsebakError where there is
+    something that is not a regular file, a device such as /dev/null, say, which must not be
+    replaced; without ``force`` where there is anything. ``public``: others may read it, as the
+    umask says.
+    """
+    import tempfile  # here, for few commands write a file
+
+    target = Path(os.path.realpath(target))
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(target).st_mode):
+            raise SparsebakError(f"{target} is not a regular file", "choose another name")
+        if not force:
+            raise SparsebakError(f"{target} exists", "choose another name, or remove it first")
+    try:  # a name of its own: whatever else is called .part is somebody's
+        fd, name = tempfile.mkstemp(".part", f"{target.name}.", target.parent)
+    except OSError as error:
+        raise SparsebakError(f"cannot write {target}: {error.strerror}") from None
+    beside = Path(name)
+    try:
+        with open(fd, "wb"):
+            if public:
+                os.fchmod(fd, 0o666 & ~_umask())
+        yield beside
+        os.replace(beside, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def ask(question: str) -> None:
+    """Print a question, to be answered on the same line, where it is seen: the other stream may go
+    to a file.
+    """
+    stream = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else sys.stdout
+    with _forgiving(stream):
+        print(question, end="", file=stream, flush=True)
+
+
+class Forgiving:
+    """A stream to a terminal that may be gone: what cannot be shown is not shown."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """See io.TextIOBase."""
+        with _forgiving(self._stream):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """See io.TextIOBase."""
+        with _forgiving(self._stream):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

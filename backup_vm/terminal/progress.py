@@ -1,0 +1,90 @@
+"""Progress on a terminal, with rate and time left; silent anywhere else."""
+
+import sys
+from typing import IO, Any, cast
+
+from backup_vm.terminal.output import Forgiving
+
+
+class Progress:
+    """Says nothing. What is shown on a terminal is in TerminalProgress."""
+
+    def start(self, total: int) -> None:
+        """Begin a piece of work of ``total`` bytes."""
+
+    def volume(self, name: str) -> None:
+        """Turn to a volume."""
+
+    def advance(self, size: int) -> None:
+        """``size`` bytes are done."""
+
+    def finished(self, size: int) -> None:
+        """The volume is done; it counted ``size`` bytes of the total."""
+
+    def stop(self) -> None:
+        """End."""
+
+
+class TerminalProgress(Progress):
+    """A bar on standard error. A terminal that is closed meanwhile is no reason to fail."""
+
+    def __init__(self, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as Bar
+
+        columns: list[Any] = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        ]
+        self._what = what
+        self._bar = Bar(
+            *columns, console=Console(file=cast(IO[str], Forgiving(sys.stderr))), transient=True
+        )
+        self._task: Any = None
+        self._before = 0.0
+        self._pending = 0
+
+    def start(self, total: int) -> None:
+        """See Progress."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(self._what, total=max(total, 1))
+        self._before = 0.0
+        self._bar.start()
+
+    def volume(self, name: str) -> None:
+        """See Progress."""
+        self._bar.update(self._task, description=f"{self._what} {name}")
+
+    def advance(self, size: int) -> None:
+        """See Progress."""
+        self._pending += size
+        if self._pending >= 8 << 20:  # a lock is taken for each update
+            self._bar.advance(self._task, self._pending)
+            self._pending = 0
+
+    def finished(self, size: int) -> None:
+        """See Progress."""
+        self._pending = 0
+        self._before += size
+        self._bar.update(self._task, completed=self._before)
+
+    def stop(self) -> None:
+        """See Progress."""
+        self._bar.stop()
+
+
+def progress_for(what: str, quiet: bool) -> Progress:
+    """A bar if standard error is a terminal and ``quiet`` is not asked for."""
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    return TerminalProgress(what) if watched and not quiet else Progress()

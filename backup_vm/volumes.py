@@ -1,0 +1,148 @@
+"""Which volume is which: in a sealed archive names are known to dom0 and to whoever has the key,
+and to nobody else.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.notes import Notes
+from backup_vm.archive.notes import load as load_notes
+from backup_vm.archive.sessions import Session
+from backup_vm.errors import DamagedError, SparsebakError, UsageError
+from common.text import is_session_name
+from wire.chunks import Keys, NotAuthentic
+from wire.names import BadName, parse_name, parse_volume_name
+from wire.records import open_record
+
+
+@dataclass(frozen=True)
+class Named:
+    """A volume of the archive. Without dom0 and without the key, ``qube`` is empty and ``volume``
+    the volume's id.
+    """
+
+    qube: str
+    volume: str
+    id: str
+    sessions: tuple[Session, ...]
+    notes: Notes = field(default_factory=Notes)
+    notes_damaged: DamagedError | None = None
+
+    @property
+    def name(self) -> str:
+        """``qube/volume``, or the volume's id."""
+        return f"{self.qube}/{self.volume}" if self.qube else self.volume
+
+    def notes_must_be_sound(self) -> None:
+        """Raise DamagedError if tags could not be read: something may be meant to be kept."""
+        if self.notes_damaged is not None:
+            raise self.notes_damaged
+
+
+def stored_volumes(
+    archive: Archive, keys: Keys | None, known: dict[str, tuple[str, str]]
+) -> list[Named]:
+    """The volumes that have sessions, by name. ``known``: qube and volume by id, as dom0 tells
+    them.
+    """
+    found = []
+    notes, damaged = Notes(), None
+    try:
+        notes = load_notes(archive.storage)
+    except DamagedError as error:
+        damaged = error
+        archive.warnings.append(str(error))
+    for volume_id, series in archive.sessions().items():
+        qube, volume = known.get(volume_id) or _from_records(series, keys) or ("", volume_id)
+        found.append(Named(qube, volume, volume_id, tuple(series), notes, damaged))
+    return sorted(found, key=lambda named: (named.qube, named.volume))
+
+
+def _from_records(series: list[Session], keys: Keys | None) -> tuple[str, str] | None:
+    """What the newest record that is authentic says: one that is not takes no name from the
+    others.
+    """
+    if keys is None:
+        return None
+    for session in reversed(series):
+        with suppress(NotAuthentic):
+            record = open_record(session.record, keys)
+            return record.qube, record.volume
+    return None
+
+
+def select(volumes: list[Named], names: list[str], what: str = "the archive") -> list[Named]:
+    """The volumes that ``QUBE``, ``QUBE/VOLUME`` or a volume id stand for; all when there are no
+    names.
+    """
+    if not names:
+        return volumes
+    chosen: list[Named] = []
+    for name in names:
+        found = [v for v in volumes if matches(name, v.qube, v.volume) or v.id == name]
+        if not found:
+            hint = "see: sparsebak list"
+            if any(not v.qube for v in volumes):
+                hint = (
+                    "names are sealed: give --passphrase-file or --agent, or name a volume by its"
+                    " id from: sparsebak list"
+                )
+            raise SparsebakError(f"there is no volume {name} in {what}", hint)
+        chosen += [v for v in found if v not in chosen]
+    return chosen
+
+
+def matches(name: str, qube: str, volume: str) -> bool:
+    """Whether ``QUBE`` or ``QUBE/VOLUME`` means this volume; raise UsageError for a name that
+    nothing can have.
+    """
+    try:
+        if "/" in name:
+            return parse_volume_name(name) == (qube, volume)
+        return parse_name(name, "qube") == qube
+    except BadName as error:
+        raise UsageError(str(error)) from None
+
+
+def one(volumes: list[Named], name: str) -> Named:
+    """The one volume a name stands for."""
+    found = select(volumes, [name])
+    if len(found) > 1:
+        raise UsageError(
+            f"{name} has several volumes: {', '.join(v.name for v in found)}", "name one of them"
+        )
+    return found[0]
+
+
+def find_session(volume: Named, wanted: str) -> Session:
+    """A session by its time (or the beginning of it, if that is enough), by a tag (the newest that
+    has it), or ``latest``.
+    """
+    if wanted == "latest":
+        return volume.sessions[-1]
+    found = [session for session in volume.sessions if session.name == wanted]
+    found = (
+        found
+        or [s for s in volume.sessions if wanted in volume.notes.of(s.clear.session).tags][-1:]
+    )
+    if not found and not is_session_name(wanted):
+        found = [
+            s
+            for s in volume.sessions
+            if s.name.startswith(wanted) or s.clear.session.hex() == wanted
+        ]
+    if not found:
+        raise SparsebakError(
+            f"{volume.name} has no session {wanted}", f"see: sparsebak list {volume.name}"
+        )
+    if len(found) > 1:
+        raise SparsebakError(
+            f"{wanted} could be {len(found)} sessions of {volume.name}",
+            (
+                "give its whole name"
+                if found[0].name != found[1].name  # which takes damage, or a clock that went back
+                else f"name one by its id: {', '.join(s.clear.session.hex() for s in found[:4])}"
+            ),
+        )
+    return found[0]

@@ -1,0 +1,1 @@
+"""Helpers with no protocol in them: durable writes, image files, pipelines."""

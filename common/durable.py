@@ -1,0 +1,123 @@
+"""Writing files so that after a crash there is the old content or the new, never a mixture."""
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+class Busy(Exception):
+    """Somebody else holds the lock."""
+
+
+@contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end, which also gives up a lock."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
+"""What opening or reading a file answers when the disk has lost it: a bad sector; damage to what
+XFS or ext4 keep of it.
+"""
+_NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and removals in a directory durable, where its file system can do that."""
+    with closing_fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        sync_directory_fd(fd)
+
+
+def sync_directory_fd(fd: int) -> None:
+    """The same for an open directory.
+
+    Some network and FUSE file systems refuse fsync of a folder as such (seen: EINVAL, ENOTSUP):
+    their renames are as durable as they ever get. Any other error (EIO) is a failed write.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_SYNC:
+            raise
+
+
+def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset``; raise OSError.
+
+    One pwrite(2) may take less than it is given (a signal, a disk about to be full): what is not
+    written yet is tried again, and the error that stands in the way is raised then.
+    """
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(fd, view, offset)
+        if written == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        view, offset = view[written:], offset + written
+
+
+def make_directory(directory: Path, mode: int = 0o700) -> None:
+    """Create a directory and its parents durably; nothing happens when it is there."""
+    if directory.is_dir():
+        return
+    make_directory(directory.parent, mode)
+    directory.mkdir(mode=mode, exist_ok=True)
+    sync_directory(directory.parent)
+
+
+def write_synced(path: Path, *parts: bytes, mode: int = 0o600) -> None:
+    """Write a file and its contents to disk. Its directory entry is durable after sync_directory
+    only.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with closing_fd(fd):
+        at = 0
+        for part in parts:
+            pwrite_all(fd, part, at)
+            at += len(part)
+        os.fsync(fd)
+
+
+def replace(path: Path, *parts: bytes, mode: int = 0o600) -> None:
+    """Replace a file atomically: the one commit point of every state change."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write_synced(temporary, *parts, mode=mode)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # on a full disk what is left of it would only take room
+            temporary.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def lock(path: Path, shared: bool = False, patience: float = 0.0) -> int:
+    """Take an advisory lock (flock) on a file, made if missing; return its descriptor, to be closed
+    to unlock.
+
+    Waits up to ``patience`` seconds, then raises Busy.
+    """
+    return lock_fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), shared, patience)
+
+
+def lock_fd(fd: int, shared: bool = False, patience: float = 0.0) -> int:
+    """The same for an open file, which is returned; it is closed when an error is raised."""
+    deadline = time.monotonic() + patience
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Busy from None
+                time.sleep(0.02)
+    except BaseException:
+        os.close(fd)
+        raise

@@ -1,0 +1,92 @@
+"""Writing an image from several threads, past the page cache where the file system can.
+
+A restored image is written once; in the page cache it would cost twice the work and push out what
+others need.
+"""
+
+import errno
+import mmap
+import os
+import stat
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from common.durable import pwrite_all
+
+WRITE_BYTES = 1 << 20
+"""Bytes to be written at a time, unless a chunk is larger."""
+_BLOCK = 4096
+_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+"""What file systems answer that cannot write directly, or not this."""
+
+
+class ImageWriter:
+    """A new sparse file of ``size`` bytes; what is never written reads as zeros. Raises OSError.
+
+    Without a size a block device that is there already, and reads as zeros.
+    """
+
+    def __init__(self, path: Path, size: int | None) -> None:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        if size is None:  # a device-mapper name may be a link
+            flags = os.O_RDWR | os.O_CLOEXEC
+        self.fd = os.open(path, flags | (0 if size is None else os.O_CREAT), 0o600)
+        self._direct = -1
+        self._buffers = threading.local()
+        try:
+            if size is not None:
+                self._begin(size)
+            self._direct = os.open(path, flags | os.O_DIRECT)
+        except OSError as error:
+            if error.errno not in _NOT_DIRECT:
+                self.close()
+                if size is not None and error.errno != errno.EEXIST:
+                    with suppress(OSError):  # half a file helps nobody
+                        os.unlink(path)
+                raise
+
+    def _begin(self, size: int) -> None:
+        """Empty the file, and let it have its size; never one that has another name elsewhere."""
+        found = os.fstat(self.fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise OSError(errno.EEXIST, "something else is there")
+        os.ftruncate(self.fd, 0)
+        os.ftruncate(self.fd, size)
+
+    def write(self, offset: int, parts: list[bytes]) -> None:
+        """Write parts one after another from ``offset`` on. May be called from several threads."""
+        length = sum(len(part) for part in parts)
+        if self._direct >= 0 and offset % _BLOCK == 0 and length % _BLOCK == 0:
+            try:
+                pwrite_all(self._direct, self._aligned(parts, length), offset)
+                return
+            except OSError as error:
+                if error.errno not in _NOT_DIRECT:
+                    raise
+        pwrite_all(self.fd, b"".join(parts), offset)
+
+    def _aligned(self, parts: list[bytes], length: int) -> memoryview:
+        buffer: mmap.mmap | None = getattr(self._buffers, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            buffer = self._buffers.buffer = mmap.mmap(-1, max(length, WRITE_BYTES))
+        at = 0
+        for part in parts:
+            buffer[at : at + len(part)] = part
+            at += len(part)
+        return memoryview(buffer)[:length]
+
+    def sync(self) -> None:
+        """Bring everything to disk."""
+        os.fsync(self.fd)
+
+    def close(self) -> None:
+        """Close the file; nothing happens when it is closed."""
+        fds = [fd for fd in (self._direct, self.fd) if fd >= 0]
+        self.fd = self._direct = -1
+        try:
+            for fd in fds[:-1]:
+                os.close(fd)
+        finally:
+            for fd in fds[-1:]:
+                os.close(fd)

@@ -1,0 +1,23 @@
+"""Text that people read: made safe for a terminal, and the names that sessions have."""
+
+import re
+import time as _time
+
+_SESSION = re.compile(r"\d{8}-\d{6}", re.ASCII)
+
+
+def printable(text: str) -> str:
+    """The text with all that a terminal might obey (escapes, marks that turn the direction of
+    writing) written out.
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def session_name(time: int) -> str:
+    """Name of the session taken at ``time`` (Unix seconds): UTC, ``20261123-061500``."""
+    return _time.strftime("%Y%m%d-%H%M%S", _time.gmtime(time))
+
+
+def is_session_name(text: str) -> bool:
+    """Whether ``text`` has the form that session_name gives."""
+    return _SESSION.fullmatch(text) is not None

@@ -1,0 +1,1 @@
+"""What an administrator starts in dom0; no call gets here."""

@@ -1,0 +1,193 @@
+"""``sparsebak-agent``: the few commands of dom0's administrator, one module each."""
+
+import argparse
+import importlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from common.memory import collect_rarely
+from common.text import printable
+from dom0_agent.config import DEFAULT_PATH, ConfigError
+from wire import VERSION
+from wire.names import BadName
+from wire.status import Refused
+
+COMMANDS = (
+    "setup",
+    "archive",
+    "keys",
+    "volumes",
+    "monitor",
+    "status",
+    "backup",
+    "check",
+    "settings",
+    "forget",
+    "serve",
+    "import-ini",
+)
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the text says what is wrong and what to do."""
+
+
+def mib(size: int) -> str:
+    """A number of bytes, for people."""
+    return f"{size / (1 << 20):,.1f} MiB"
+
+
+def confirm(options: argparse.Namespace, question: str, word: str = "") -> None:
+    """Ask before something is destroyed; UserError when the answer is not yes, or nobody is there
+    to ask.
+
+    With ``word`` that has to be typed, where a yes comes too easily.
+    """
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"{question} That needs --yes when there is no terminal to ask on")
+    answer = input(f"{question} {f'Type {word} to go on: ' if word else '[y/N] '}").strip()
+    if answer != word if word else answer.lower() not in ("y", "yes"):
+        raise UserError("nothing was changed")
+
+
+def yes_option(command: argparse.ArgumentParser) -> None:
+    """Declare --yes."""
+    command.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
+    """The command line. Of the commands only those among ``words``, if any is: to import the others
+    takes time.
+    """
+    top = argparse.ArgumentParser(
+        prog="sparsebak-agent",
+        description=(
+            "The dom0 side of sparsebak: archives and their keys, walking snapshots, status."
+        ),
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
+    for name in [name for name in COMMANDS if name in words] or COMMANDS:
+        importlib.import_module(f"dom0_agent.admin.cli.{name.replace('-', '_')}").add_to(commands)
+    _common(top, config=DEFAULT_PATH, unattended=False, quiet=False, verbose=False, json=False)
+    return top
+
+
+def _common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Declare what every command takes, before its name and after it.
+
+    A command's own parser sets nothing that was not typed there (SUPPRESS): it would undo what
+    stands before the name.
+    """
+    declared = {action.dest: action for action in parser._actions}
+    for flags, named in _COMMON:
+        dest = flags[-1].removeprefix("--")
+        action = declared.get(dest) or parser.add_argument(*flags, **named)
+        action.default = defaults.get(dest, argparse.SUPPRESS)
+        if not defaults and dest not in declared:
+            action.help = (
+                argparse.SUPPRESS
+            )  # in the help of the whole; there is no need to say it in each
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _common(below)
+
+
+_COMMON: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (("--config",), {"type": Path, "help": f"configuration file (default: {DEFAULT_PATH})"}),
+    (
+        ("-u", "--unattended"),
+        {
+            "action": "store_true",
+            "help": "never ask; where an answer would be needed, fail",
+        },
+    ),
+    (("-q", "--quiet"), {"action": "store_true", "help": "print errors only"}),
+    (("-v", "--verbose"), {"action": "store_true", "help": "print more"}),
+    (("--json",), {"action": "store_true", "help": "print data as JSON, where there is any"}),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors are one line on standard error."""
+    collect_rarely()
+    if argv is None:
+        _as_a_process()
+    words = sys.argv[1:] if argv is None else argv
+    options = parser(words).parse_args(words)
+    if options.unattended:
+        sys.stdin = open(os.devnull)  # nobody is there to ask
+    try:
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except (UserError, ConfigError, BadName, Refused) as error:
+        _tell(str(error))
+    except BrokenPipeError:
+        _print_no_more()
+        return 128 + signal.SIGPIPE
+    except PermissionError as error:
+        _tell(f"{error.filename}: {error.strerror}; run it as the owner or as root")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _tell(f"{where}{error.strerror or error}")
+        if not where:
+            _print_no_more()
+    except (KeyboardInterrupt, EOFError):
+        return 130
+    return 1
+
+
+def _as_a_process() -> None:
+    """What a command is for the system: it ends cleanly when it is told to, and prints whatever the
+    locale is.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _end)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed: the next file that is opened would take its number
+            # What is written to the second fails, as it must: it may be a recovery key.
+            null = os.open(os.devnull, os.O_WRONLY if fd == 2 else os.O_RDONLY)
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print_no_more() -> None:
+    """Standard output cannot be written, and what it still holds would be tried again at the end of
+    Python.
+    """
+    with suppress(OSError):  # no descriptor, where it is not a process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Let what was begun be put right on the way out, as after an error; a second signal ends it at
+    once.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
+
+
+def _tell(error: str) -> None:
+    print(f"sparsebak-agent: {printable(error)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

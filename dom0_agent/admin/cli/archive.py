@@ -1,0 +1,199 @@
+"""``sparsebak-agent archive add|list|remove``: make an archive's key in dom0 and say who may use
+it.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common.text import session_name
+from dom0_agent.admin.cli import UserError, confirm, yes_option
+from dom0_agent.admin.leftovers import drop_archive
+from dom0_agent.archives import Archives
+from dom0_agent.config import load
+from wire import CHUNK_SIZES, DEFAULT_CHUNK_SIZE, slots
+from wire.chunks import KEY_SIZE, SUITES, ChunkIds, Keys
+from wire.messages import MODE_OPEN
+from wire.names import parse_name
+from wire.slots import first_line, recovery_text
+
+_UNITS = {f"{size >> 10}K": size for size in CHUNK_SIZES} | {
+    f"{size >> 20}M": size for size in CHUNK_SIZES if size >> 20
+}
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    archive = commands.add_parser("archive", help="create, list or forget archives")
+    actions = archive.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add = actions.add_parser(
+        "add",
+        help="create an archive's key; the backup VM then runs: sparsebak init DIR --label LABEL",
+    )
+    add.add_argument("label", metavar="LABEL")
+    add.add_argument(
+        "--caller", required=True, metavar="NAME", help="the backup VM that may use the archive"
+    )
+    add.add_argument(
+        "--open",
+        action="store_true",
+        help="the key also lies in the archive: for a trusted backup VM and disk",
+    )
+    add.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="F",
+        help="take the passphrase from the first line of a file",
+    )
+    add.add_argument(
+        "--chunk-size",
+        choices=_UNITS,
+        default=f"{DEFAULT_CHUNK_SIZE >> 10}K",
+        metavar="SIZE",
+        help="64K to 4M",
+    )
+    add.add_argument(
+        "--hash",
+        choices=SUITES.values(),
+        help="what chunk ids are made with; default: what this processor does faster",
+    )
+    add.add_argument("--json", action="store_true")
+    add.set_defaults(run=_add)
+    show = actions.add_parser("list", help="show the archives known here")
+    show.add_argument("--json", action="store_true")
+    show.set_defaults(run=_list)
+    remove = actions.add_parser(
+        "remove",
+        help="forget an archive and its key; its recovery key or passphrase still opens it",
+    )
+    remove.add_argument("label", metavar="LABEL")
+    yes_option(remove)
+    remove.set_defaults(run=_remove)
+
+
+def _add(options: argparse.Namespace) -> int:
+    archives = Archives(load(options.config).state_dir)
+    label, caller = parse_name(options.label, "label"), parse_name(options.caller, "caller")
+    if archives.by_label(label) is not None:
+        raise UserError(f"there is an archive labelled {label} already; choose another label")
+    if options.open and options.passphrase_file:
+        raise UserError(
+            "an open archive has its key beside it and takes no passphrase; leave --open or"
+            " --passphrase-file out"
+        )
+    passphrase = None if options.open else new_passphrase(options.passphrase_file)
+    suite = (
+        next((number for number, name in SUITES.items() if name == options.hash), None)
+        or fastest_suite()
+    )
+    archive, recovery = archives.add(label, caller, suite, _UNITS[options.chunk_size], passphrase)
+    printed = recovery_text(recovery) if recovery else None
+    if options.json:
+        print(json.dumps({"label": label, "id": archive.id.hex(), "recovery_key": printed}))
+        return 0
+    print(
+        f"Archive {label} ({archive.id.hex()}), {'sealed' if recovery else 'open'}, ids by"
+        f" {SUITES[suite]}, for {caller}."
+    )
+    if recovery:
+        print_recovery(recovery)
+    print(f"In {caller}, run: sparsebak init DIR --label {label}")
+    return 0
+
+
+def fastest_suite() -> int:
+    """The suite whose chunk ids this processor makes faster: SHA-256 where it has instructions for
+    it, else BLAKE2b.
+    """
+    chunk = bytes(DEFAULT_CHUNK_SIZE)
+
+    def seconds(suite: int) -> float:
+        ids, best = ChunkIds(Keys(bytes(KEY_SIZE)), bytes(16), len(chunk), suite), float("inf")
+        for _ in range(10):
+            start = time.perf_counter()
+            ids.of(chunk)
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    return min(SUITES, key=seconds)
+
+
+def print_recovery(recovery: bytes) -> None:
+    """Show a recovery key, once."""
+    print(
+        "\nRecovery key. Write it down and keep it away from this machine; it opens the archive"
+        " without the"
+    )
+    print(f"passphrase, and is not shown again:\n\n    {recovery_text(recovery)}\n")
+
+
+def new_passphrase(path: Path | None) -> bytes:
+    """A new passphrase, from a file or typed twice."""
+    try:
+        if path is not None:
+            return slots.new_passphrase(read_secret(path))
+        typed = ask_secret("Passphrase for the archive: ")
+        if not typed or typed != ask_secret("The same again: "):
+            raise UserError("the two passphrases differ or are empty; nothing was changed")
+        return slots.new_passphrase(typed)
+    except ValueError as error:
+        raise UserError(f"{f'{path}: ' if path else ''}{error}") from None
+
+
+def read_secret(path: Path) -> bytes:
+    """A passphrase, the first line of a file."""
+    with open(path, "rb") as file:
+        passphrase = first_line(file.read(2 * slots.SECRET_LIMIT))  # /dev/zero has no end
+    if not passphrase:
+        raise UserError(f"{path}: the first line is empty; it must hold the passphrase")
+    return passphrase
+
+
+def ask_secret(question: str) -> bytes:
+    """A passphrase typed on the terminal."""
+    if not sys.stdin.isatty():
+        raise UserError("no terminal to ask for the passphrase on; use --passphrase-file")
+    from getpass import getpass
+
+    return getpass(question).encode("utf-8", "surrogateescape")  # not always UTF-8
+
+
+def _list(options: argparse.Namespace) -> int:
+    found = list(Archives(load(options.config).state_dir).readable())
+    if options.json:
+        fields = [
+            {
+                "label": a.label,
+                "id": a.id.hex(),
+                "caller": a.caller,
+                "mode": "open" if a.mode == MODE_OPEN else "sealed",
+                "hash": SUITES[a.suite],
+                "chunk_size": a.chunk_size,
+                "created": a.created,
+            }
+            for a in found
+        ]
+        print(json.dumps({"archives": fields}))
+        return 0
+    for a in found:
+        mode = "open" if a.mode == MODE_OPEN else "sealed"
+        print(
+            f"{a.label:20} {mode:6} for {a.caller:20} made {session_name(a.created)}  {a.id.hex()}"
+        )
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    archives = Archives(load(options.config).state_dir)
+    archive = archives.by_label(parse_name(options.label, "label"))
+    if archive is None:
+        raise UserError(
+            f"no archive is labelled {options.label}; see: sparsebak-agent archive list"
+        )
+    confirm(options, f"Forget {options.label} and its key?", word=options.label)
+    drop_archive(load(options.config).state_dir, archive)
+    archives.remove(archive)
+    return 0

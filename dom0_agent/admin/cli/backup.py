@@ -1,0 +1,113 @@
+"""``sparsebak-agent backup``: start the backup VM if it is off, let it back everything up, and shut
+it down again.
+"""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from common.text import printable
+from dom0_agent.admin.cli import UserError
+from dom0_agent.catalog.tags import VM_TAG, tag_new, tagged
+from dom0_agent.config import ConfigError, load
+from dom0_agent.log import WARNING, log
+from dom0_agent.notify import notify
+from dom0_agent.qubesd import asking, connect
+from wire.names import parse_name
+from wire.status import Refused
+
+SERVICE = "qubes.VMExec+sparsebak+backup+----all+--q"
+"""``sparsebak backup --all -q``, as VMExec wants it: parts by ``+``, each dash doubled."""
+_SHUTDOWN = 120.0
+"""Seconds to wait for the backup VM to shut down; it then stays as it is."""
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    backup = commands.add_parser(
+        "backup", help="on Qubes OS: have the backup VM make a backup, starting it if it is off"
+    )
+    backup.add_argument(
+        "--vm", metavar="NAME", help="the backup VM (default: the one tagged by setup)"
+    )
+    backup.add_argument(
+        "--user", default="user", help="who runs sparsebak there (default: %(default)s)"
+    )
+    backup.add_argument("-q", "--quiet", action="store_true")
+    backup.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        domain, code = _in_the_vm(options)
+    except (ConfigError, OSError, Refused, UserError) as error:  # every night, and nobody looks
+        notify("Backup failed", f"It was not made: {printable(str(error))}", urgent=True)
+        raise
+    if code:
+        notify(
+            "Backup failed",
+            f"sparsebak in {domain.name} ended with code {code}; see its journal.",
+            urgent=True,
+        )
+        print(
+            f"sparsebak-agent: the backup in {domain.name} ended with code {code}", file=sys.stderr
+        )
+        return 1
+    if not options.quiet:
+        print(f"{domain.name} has made a backup.")
+    return 0
+
+
+def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int]:
+    """Have the backup made; the backup VM, and its command's exit code."""
+    tag_new(load(options.config))
+    with asking():
+        app = connect()
+        app.cache_enabled = False  # states change while we wait
+        domain = _backup_vm(app, options.vm)
+        was_off = domain.is_halted()
+        if was_off:
+            domain.start()
+        try:
+            code = _backup(domain, options.user)
+        finally:
+            if was_off:
+                _shut_down(domain)
+    return domain, code
+
+
+def _backup_vm(app: Any, name: str | None) -> Any:
+    if name is not None:
+        if parse_name(name, "qube") not in app.domains:
+            raise UserError(f"there is no qube {name}")
+        return app.domains[name]
+    found = tagged(app.domains, VM_TAG)
+    if len(found) != 1:
+        raise UserError("no backup VM is set up; run: sparsebak-agent setup BACKUP-VM")
+    return found[0]
+
+
+def _backup(domain: Any, user: str) -> int:
+    """Exit code of sparsebak there. Nothing it prints is read: it may be hostile."""
+    from subprocess import DEVNULL
+
+    process = domain.run_service(
+        SERVICE,
+        user=user,
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+    )
+    return int(process.wait())
+
+
+def _shut_down(domain: Any) -> None:
+    try:
+        with asking():
+            domain.shutdown()
+            deadline = time.monotonic() + _SHUTDOWN
+            while not domain.is_halted() and time.monotonic() < deadline:
+                time.sleep(1)
+    except Refused as refused:  # what became of the backup is said all the same
+        log(WARNING, f"{domain.name} stays as it is: {refused}")

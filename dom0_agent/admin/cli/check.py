@@ -1,0 +1,136 @@
+"""``sparsebak-agent check``: whether every volume has a session that is young enough; for a timer,
+with a notification.
+"""
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+from common.text import printable, session_name
+from dom0_agent.archives import Archives
+from dom0_agent.catalog import Skipped, open_catalog
+from dom0_agent.catalog.tags import untagged
+from dom0_agent.config import Config, ConfigError, Volume, load
+from dom0_agent.notify import notify
+from dom0_agent.tracking.state import ArchiveProgress, VolumeState
+from wire.status import Refused
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    check = commands.add_parser(
+        "check", help="say which volumes have no backup within some days; exit code 1 if any"
+    )
+    check.add_argument(
+        "--days",
+        type=_days,
+        default=7.0,
+        metavar="N",
+        help="how old a backup may be (default: %(default)g)",
+    )
+    check.add_argument(
+        "--caller",
+        default="",
+        metavar="NAME",
+        help="as it is for this backup VM, whose own volumes do not count",
+    )
+    check.add_argument("--notify", action="store_true", help="with a notification on the desktop")
+    check.add_argument("-q", "--quiet", action="store_true")
+    check.add_argument("--json", action="store_true")
+    check.set_defaults(run=_run)
+
+
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 < days < 36500:  # nothing is older than "nan", or "inf"
+        raise ValueError(text)
+    return days
+
+
+def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]:
+    """The volumes that every backup VM is to back up, all but the backup VMs' own, and those that
+    nobody can tell of.
+    """
+    callers = (
+        [caller]
+        if caller
+        else sorted({archive.caller for archive in Archives(config.state_dir).readable()}) or [""]
+    )
+    catalogs = [open_catalog(config, one) for one in callers]
+    listed = [{volume.name: volume for volume in catalog.volumes()} for catalog in catalogs]
+    expected = [
+        volume for name, volume in listed[0].items() if all(name in others for others in listed)
+    ]
+    return expected, [skipped for skipped in catalogs[0].skipped() if skipped.failed]
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        return _check(options, load(options.config))
+    except (ConfigError, OSError, Refused) as error:
+        if options.notify:  # that nobody can tell is no good news
+            notify("Backups cannot be checked", printable(str(error)), urgent=True)
+        raise
+
+
+def _check(options: argparse.Namespace, config: Config) -> int:
+    now, late = time.time(), list[tuple[str, int]]()
+    expected, failed = _expected(config, options.caller)
+    untold = {one.name for one in failed}
+    for one in failed:
+        print(f"sparsebak-agent: {printable(f'{one.name}: {one.reason}')}", file=sys.stderr)
+        late.append((one.name, 0))
+    for volume in expected:
+        try:
+            follows = (
+                VolumeState(config.state_dir, volume.qube, volume.volume).load().follows.values()
+            )
+        except Refused as error:  # nobody knows of a backup of this one
+            print(f"sparsebak-agent: {printable(str(error))}", file=sys.stderr)
+            follows = dict[str, ArchiveProgress]().values()
+        newest = max((follow.committed.time for follow in follows if follow.committed), default=0)
+        # One of a day to come was made while the clock was wrong, nobody knows when.
+        if not now - options.days * 86400 <= newest <= now + 86400:
+            late.append((volume.name, newest))
+    vm, new = untagged(config) if late else ("", [])
+    refused = {str(domain.name) for domain in new}
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "late": [
+                        {
+                            "volume": name,
+                            "newest": session_name(at) if at else None,
+                            "refused": name.partition("/")[0] in refused,
+                        }
+                        for name, at in late
+                    ]
+                }
+            )
+        )
+    elif late:
+        for name, at in late:
+            if name in untold:
+                continue
+            print(
+                f"{name}: {f'last backup {session_name(at)}' if at else 'never backed up'}",
+                file=sys.stderr,
+            )
+        if refused:
+            print(
+                f"{', '.join(sorted(refused))}: new since setup, so that policy refuses {vm}; run:"
+                f" sparsebak-agent setup {vm}",
+                file=sys.stderr,
+            )
+    elif not options.quiet:
+        print(f"Every volume has a backup of the last {options.days:g} days.")
+    if late and options.notify:
+        notify(
+            "Backup is late",
+            f"{len(late)} volumes have no backup of the last {options.days:g} days.",
+            urgent=True,
+        )
+    return 1 if late else 0

@@ -1,0 +1,261 @@
+"""``sparsebak-agent keys``: passphrases and recovery key of an archive, and taking one over that
+another dom0 made.
+
+The master key lies in dom0, so that no old passphrase is needed; changing a slot rewrites no data.
+The archive's own copy of the slots is brought up to date in the backup VM by ``sparsebak keys
+--refresh``.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dom0_agent.admin.cli import UserError, confirm, yes_option
+from dom0_agent.admin.cli.archive import ask_secret, new_passphrase, print_recovery, read_secret
+from dom0_agent.admin.takeover import read, take_over, unlock
+from dom0_agent.archives import Archive, Archives, is_sound
+from dom0_agent.config import load
+from wire.messages import MODE_OPEN
+from wire.names import parse_name
+from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, MAX_SLOTS, RECOVERY_BYTES, make_slot
+
+_KINDS = {KIND_PASSPHRASE: "passphrase", KIND_RECOVERY: "recovery key"}
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    keys = commands.add_parser(
+        "keys", help="passphrases and recovery key of an archive; take over one from another dom0"
+    )
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, run, text in (
+        ("list", _list, "show the key slots"),
+        ("add", _add, "one more passphrase"),
+        ("change", _change, "another passphrase in the place of one"),
+        ("remove", _remove, "remove a slot"),
+        (
+            "new-recovery",
+            _recovery,
+            (
+                "make a new recovery key in the place of the old one, which opens nothing then, and"
+                " show it"
+            ),
+        ),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("label", metavar="LABEL")
+        if name in ("change", "remove"):
+            action.add_argument(
+                "--slot",
+                type=int,
+                required=name == "remove",
+                metavar="N",
+                help="as shown by: keys list",
+            )
+        if name in ("add", "change"):
+            action.add_argument(
+                "--passphrase-file",
+                type=Path,
+                metavar="F",
+                help="the new passphrase, in a file's first line",
+            )
+        if name in ("remove", "new-recovery"):
+            yes_option(action)
+        action.set_defaults(run=run)
+    old = actions.add_parser("show-recovery")  # its old name; no help: it is not to be found
+    old.add_argument("label", metavar="LABEL")
+    old.set_defaults(run=_show_recovery)
+    take = actions.add_parser(
+        "import",
+        help="take over an archive, from a file that 'sparsebak keys' wrote in the backup VM",
+    )
+    take.add_argument("label", metavar="LABEL")
+    take.add_argument("file", type=Path, metavar="FILE")
+    take.add_argument(
+        "--caller", required=True, metavar="NAME", help="the backup VM that may use the archive"
+    )
+    take.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="F",
+        help="passphrase or recovery key, in a file's first line",
+    )
+    take.add_argument(
+        "--open",
+        action="store_true",
+        help="the archive was made with --open; otherwise one that says so is refused",
+    )
+    take.set_defaults(run=_import)
+
+
+def _sealed(options: argparse.Namespace) -> tuple[Archives, Archive]:
+    archives = Archives(load(options.config).state_dir)
+    archive = archives.by_label(parse_name(options.label, "label"))
+    if archive is None:
+        raise UserError(
+            f"no archive is labelled {options.label}; see: sparsebak-agent archive list"
+        )
+    if archive.mode == MODE_OPEN:
+        raise UserError(
+            f"{options.label} is open: its key has lain in the archive, readable, and sealing it"
+            " now would not call it back; make a new archive without --open"
+        )
+    return archives, archive
+
+
+def _list(options: argparse.Namespace) -> int:
+    kinds = [_KINDS.get(slot[0], "unknown") for slot in _sealed(options)[1].slots]
+    if options.json:
+        print(json.dumps({"slots": [{"slot": n, "kind": kind} for n, kind in enumerate(kinds)]}))
+        return 0
+    for number, kind in enumerate(kinds):
+        print(f"{number}: {kind}")
+    return 0
+
+
+def _keep(
+    options: argparse.Namespace, archives: Archives, archive: Archive, slots: list[bytes]
+) -> int:
+    if len(slots) > MAX_SLOTS:
+        raise UserError(f"an archive has at most {MAX_SLOTS} key slots; remove one first")
+    archives.set_slots(archive, tuple(slots))
+    print(
+        f"Key slots of {options.label}: {len(slots)}. In {archive.caller}, run: sparsebak keys"
+        " --refresh"
+    )
+    return 0
+
+
+def _new(options: argparse.Namespace, archive: Archive) -> bytes:
+    return make_slot(
+        KIND_PASSPHRASE, new_passphrase(options.passphrase_file), archive.master(), archive.id
+    )
+
+
+def _add(options: argparse.Namespace) -> int:
+    archives, archive = _sealed(options)
+    return _keep(options, archives, archive, [*archive.slots, _new(options, archive)])
+
+
+def _change(options: argparse.Namespace) -> int:
+    archives, archive = _sealed(options)
+    passphrases = [
+        number for number, slot in enumerate(archive.slots) if slot[0] == KIND_PASSPHRASE
+    ]
+    if options.slot is None and len(passphrases) > 1:
+        raise UserError(
+            f"{options.label} has {len(passphrases)} passphrases; say which with --slot N, see:"
+            " keys list"
+        )
+    number = options.slot if options.slot is not None else next(iter(passphrases), -1)
+    if number not in passphrases:
+        raise UserError(
+            f"slot {number} of {options.label} is no passphrase; see: sparsebak-agent keys list"
+            f" {options.label}"
+        )
+    slots = list(archive.slots)
+    slots[number] = _new(options, archive)
+    return _keep(options, archives, archive, slots)
+
+
+def _remove(options: argparse.Namespace) -> int:
+    archives, archive = _sealed(options)
+    if not 0 <= options.slot < len(archive.slots):
+        raise UserError(
+            f"{options.label} has no slot {options.slot}; see: sparsebak-agent keys list"
+            f" {options.label}"
+        )
+    if len(archive.slots) == 1:
+        raise UserError(
+            "this is the last slot; without it nobody could open the archive if this machine were"
+            " lost"
+        )
+    kind = _KINDS.get(archive.slots[options.slot][0], "unknown slot")
+    confirm(options, f"Remove slot {options.slot} ({kind}) of {options.label}?")
+    return _keep(
+        options, archives, archive, [s for n, s in enumerate(archive.slots) if n != options.slot]
+    )
+
+
+def _recovery(options: argparse.Namespace) -> int:
+    archives, archive = _sealed(options)
+    confirm(
+        options,
+        f"Replace the recovery key of {options.label}? The one written down opens nothing then.",
+    )
+    secret = os.urandom(RECOVERY_BYTES)
+    slot = make_slot(KIND_RECOVERY, secret, archive.master(), archive.id)
+    _keep(options, archives, archive, [*(s for s in archive.slots if s[0] != KIND_RECOVERY), slot])
+    print_recovery(secret)
+    return 0
+
+
+def _show_recovery(options: argparse.Namespace) -> int:
+    raise UserError(
+        "a recovery key is not kept, so that it cannot be shown; for another one in its place: "
+        f"sparsebak-agent keys new-recovery {parse_name(options.label, 'label')}"
+    )
+
+
+def _import(options: argparse.Namespace) -> int:
+    state_dir = load(options.config).state_dir
+    label, caller = parse_name(options.label, "label"), parse_name(options.caller, "caller")
+    introduction = read(options.file)
+    entry = introduction.untrusted_entry
+    known = Archives(state_dir).by_id().get(entry.archive.hex())
+    if known is not None and is_sound(known.directory):
+        raise UserError(_compared(known, introduction.untrusted_slots))
+    same = Archives(state_dir).by_label(label)
+    if same is not None and same.id != entry.archive:
+        raise UserError(f"there is an archive labelled {label} already; choose another label")
+    if options.open != (entry.mode == MODE_OPEN):
+        raise UserError(
+            f"{options.file} says that the archive is {'sealed' if options.open else 'open'}; "
+            + (
+                "leave --open out"
+                if options.open
+                else (
+                    "if it was made with --open, say so here, too; if not, somebody has put it in"
+                    " its place"
+                )
+            )
+        )
+    if options.open and options.passphrase_file:
+        raise UserError("an open archive takes no passphrase; leave --passphrase-file out")
+    secret = b""
+    if not options.open:
+        secret = (
+            read_secret(options.passphrase_file)
+            if options.passphrase_file
+            else ask_secret("Passphrase or recovery key: ")
+        )
+    archive, volumes = take_over(
+        state_dir, introduction, label, caller, unlock(introduction, secret)
+    )
+    print(f"Archive {label} ({archive.id.hex()}) is known here now, with {len(volumes)} volumes:")
+    for name in sorted(volumes):
+        print(f"    {name}")
+    if archive.slots:
+        words = ", ".join(_KINDS.get(slot[0], "unknown") for slot in archive.slots)
+        print(f"Key slots: {words}. Any that you removed since that file's time, or do not know:")
+        print(f"    sparsebak-agent keys remove {label} --slot N")
+    print(f"In {caller}: sparsebak restore QUBE")
+    return 0
+
+
+def _compared(known: Archive, untrusted_slots: tuple[bytes, ...]) -> str:
+    """What a file says of an archive that is known: an old copy must not bring back what was
+    removed.
+    """
+    more, less = (
+        len(set(untrusted_slots) - set(known.slots)),
+        len(set(known.slots) - set(untrusted_slots)),
+    )
+    differ = (
+        f"; the file has {more} key slots that it has not (removed since?), and lacks {less}"
+        if more or less
+        else ""
+    )
+    return f"the archive is known here already, as {known.label}{differ}; nothing was changed"

@@ -1,0 +1,109 @@
+"""``sparsebak-agent monitor``: walk the base snapshots on, for the volumes named or for all."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from common.text import printable
+from dom0_agent.admin.cli import UserError, mib
+from dom0_agent.admin.leftovers import let_go, orphans
+from dom0_agent.admin.monitoring import Outcome, monitor
+from dom0_agent.archives import Archives
+from dom0_agent.catalog import VolumeCatalog, open_catalog
+from dom0_agent.catalog.tags import tag_new
+from dom0_agent.config import Config, Volume, load
+from dom0_agent.log import INFO, log
+from dom0_agent.sources import Sources
+from wire.names import parse_name, parse_volume_name
+from wire.status import Code, Refused
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    command = commands.add_parser(
+        "monitor", help="find what changed since the last time, and keep only that"
+    )
+    command.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all")
+    command.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    command.add_argument(
+        "-v", "--verbose", action="store_true", help="print a line for each volume"
+    )
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load(options.config)
+    by_id = Archives(config.state_dir).by_id()
+    catalog, outcomes = open_catalog(config), []
+    for outcome in monitor(config.state_dir, select(catalog, options.volumes), by_id):
+        outcomes.append(outcome)
+        if outcome.error and not outcome.busy:
+            print(f"sparsebak-agent: {printable(outcome.error)}", file=sys.stderr)
+        elif options.verbose and not options.json:
+            print(f"{outcome.name}: {_words(outcome)}")
+    gone = [] if options.volumes else _let_go(config, catalog)
+    new = [] if options.volumes else tag_new(config)
+    if options.json:
+        fields = [
+            {"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error}
+            for o in outcomes
+        ]
+        print(json.dumps({"volumes": fields, "let_go": gone, "new": new}))
+    elif not options.quiet:
+        changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
+        busy = sum(outcome.busy for outcome in outcomes)
+        skipped = f", {busy} busy and left for the next time" if busy else ""
+        print(
+            f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))}"
+            f" changed{skipped}"
+        )
+    return 1 if any(outcome.error and not outcome.busy for outcome in outcomes) else 0
+
+
+def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
+    """Names of the volumes that are gone and had snapshots."""
+    gone, sources = [], Sources(config.state_dir)
+    for orphan in orphans(config.state_dir, catalog):
+        try:
+            if let_go(config.state_dir, orphan, sources):
+                gone.append(orphan.name)
+                log(
+                    INFO,
+                    f"{orphan.name} is not backed up any more; its snapshots are removed. What is"
+                    " known of its sessions is kept; to drop that, too: sparsebak-agent forget"
+                    f" {orphan.name}",
+                )
+        except (Refused, OSError) as error:
+            if not (isinstance(error, Refused) and error.code == Code.BUSY):
+                print(f"sparsebak-agent: {orphan.name}: {printable(str(error))}", file=sys.stderr)
+    return gone
+
+
+def _words(outcome: Outcome) -> str:
+    if outcome.busy:
+        return "busy, left for the next time"
+    return (
+        "no archive has a session of it"
+        if outcome.changed is None
+        else f"{mib(outcome.changed)} changed"
+    )
+
+
+def select(catalog: VolumeCatalog, names: list[str]) -> list[Volume]:
+    """The volumes that the names stand for; every volume when there are none."""
+    if not names:
+        return list(catalog.volumes())
+    chosen: list[Volume] = []
+    for name in names:
+        if "/" in name:
+            qube, volume = parse_volume_name(name)
+            found = [v for v in catalog.volumes() if (v.qube, v.volume) == (qube, volume)]
+        else:
+            qube = parse_name(name, "qube")
+            found = [v for v in catalog.volumes() if v.qube == qube]
+        if not found:
+            raise UserError(f"there is no volume {name} in the catalog")
+        chosen += [v for v in found if v not in chosen]
+    return chosen

@@ -1,0 +1,111 @@
+"""``sparsebak-agent setup BACKUP-VM``: make a Qubes machine ready: configuration, and the tags that
+the policy goes by.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from common.durable import make_directory, replace
+from common.text import printable
+from dom0_agent.admin.cli import UserError
+from dom0_agent.catalog import open_catalog
+from dom0_agent.catalog.tags import TAG, VM_TAG
+from dom0_agent.config import load
+from dom0_agent.qubesd import asking, connect
+from wire.names import parse_name
+
+POLICY = Path("/etc/qubes/policy.d/80-sparsebak.policy")
+OLD_POLICY = POLICY.with_name("30-sparsebak.policy")
+"""As it was named once: it came before an administrator's own rules in 30-user.policy."""
+_CONFIG = """# The agent of sparsebak. What may stand here: /usr/share/doc/sparsebak-dom0/README.md
+state_dir = "/var/lib/sparsebak"
+catalog = "qubes"
+
+[qubes]
+include = []              # names or @tag:NAME, besides those whose include_in_backups is on
+exclude = []
+running = "live"          # of running qubes this moment's state; "committed": their last start's
+"""
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    setup = commands.add_parser(
+        "setup", help="on Qubes OS: name the backup VM and let it back up the qubes of the catalog"
+    )
+    setup.add_argument("backup_vm", metavar="BACKUP-VM")
+    setup.add_argument("-n", "--dry-run", action="store_true", help="say what would be done")
+    setup.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    name, done = parse_name(options.backup_vm, "qube"), _Doing(options.dry_run)
+    with asking():
+        app = connect()
+        if name not in app.domains or str(app.domains[name].klass) in ("AdminVM", "TemplateVM"):
+            raise UserError(
+                f"{name} is not a qube that could keep the archive; create one first, for example"
+                " with qvm-create"
+            )
+        if not options.config.exists():
+            done(f"write {options.config}", lambda: _write_config(options.config))
+            if options.dry_run:
+                print(
+                    "the tags of qubes depend on it; run again without --dry-run, or write it first"
+                )
+                return 0
+        catalog = open_catalog(load(options.config), name)
+        wanted = {volume.qube for volume in catalog.volumes()} - {"dom0"}
+        unsure = {skipped.name: skipped.reason for skipped in catalog.skipped() if skipped.failed}
+        for domain in sorted(app.domains, key=lambda domain: str(domain.name)):
+            if str(domain.klass) != "AdminVM":
+                _tag(done, domain, VM_TAG, str(domain.name) == name)
+                if str(domain.name) not in unsure:
+                    _tag(done, domain, TAG, str(domain.name) in wanted)
+    for qube, reason in unsure.items():
+        print(printable(f"{qube}: {reason}; its tag stays as it is, run this again"))
+    if not POLICY.exists():
+        print(f"{POLICY} is missing, so that every call is refused; install sparsebak-dom0 again")
+    if OLD_POLICY.exists():
+        print(
+            f"{OLD_POLICY} is of an older sparsebak, and decides before your own rules do: remove"
+            " it; changes that you made in it belong into 30-user.policy"
+        )
+    print(
+        f"{len(wanted)} qubes can be backed up by {name}."
+        if done.count
+        else f"Nothing to do: {name} may back up {len(wanted)} qubes."
+    )
+    print(
+        f"Next, here: sparsebak-agent archive add LABEL --caller {name}; then in {name}: sparsebak"
+        " init DIR --label LABEL"
+    )
+    return 0
+
+
+def _tag(done: "_Doing", domain: Any, tag: str, wanted: bool) -> None:
+    present = tag in domain.tags
+    if wanted and not present:
+        done(f"tag {domain.name} {tag}", lambda: domain.tags.add(tag))
+    elif present and not wanted:
+        done(f"take tag {tag} from {domain.name}", lambda: domain.tags.remove(tag))
+
+
+def _write_config(path: Path) -> None:
+    make_directory(path.parent)
+    replace(path, _CONFIG.encode())
+
+
+class _Doing:
+    """Does things, or only says them."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run, self.count = dry_run, 0
+
+    def __call__(self, what: str, action: Any) -> None:
+        """Say it, and do it unless it is a dry run."""
+        self.count += 1
+        print(f"would {what}" if self.dry_run else what)
+        if not self.dry_run:
+            action()

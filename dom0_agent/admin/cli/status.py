@@ -1,0 +1,141 @@
+"""``sparsebak-agent status``: for each volume and archive the last session, what changed since, and
+what snapshots hold.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import time
+from typing import Any
+
+from common.text import printable, session_name
+from dom0_agent.admin.cli import mib
+from dom0_agent.admin.leftovers import orphans
+from dom0_agent.archives import Archives
+from dom0_agent.catalog import open_catalog
+from dom0_agent.config import Config, Volume, load
+from dom0_agent.sources import Source, Sources
+from dom0_agent.tracking.rotation import changed_since
+from dom0_agent.tracking.state import State, VolumeState, known_volumes
+from wire.status import Refused
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    status = commands.add_parser(
+        "status", help="show what is followed, and how far behind its archives are"
+    )
+    status.add_argument(
+        "--head",
+        action="store_true",
+        help="a short fingerprint of each archive's newest state, to write down",
+    )
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load(options.config)
+    labels = {archive.id.hex(): archive.label for archive in Archives(config.state_dir).readable()}
+    if options.head:
+        return _heads(config, labels)
+    catalog, sources = open_catalog(config), Sources(config.state_dir)
+    volumes = list(catalog.volumes())
+    with sources.together(volumes):
+        found = [_volume(config, volume, sources.open(volume), labels) for volume in volumes]
+    left = [(one.name, len(one.state.snapshots())) for one in orphans(config.state_dir, catalog)]
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "volumes": found,
+                    "orphans": [
+                        dict(zip(("volume", "snapshots"), one, strict=True)) for one in left
+                    ],
+                }
+            )
+        )
+        return 0
+    for volume in found:
+        print(
+            f"{volume['qube']}/{volume['volume']}:"
+            f" {printable(volume['error'] or mib(volume['size']))}{_snapshots(volume)}"
+        )
+        for archive in volume["archives"]:
+            last = f"last session {archive['session']}" if archive["session"] else "no session yet"
+            pending = ", a session pending" if archive["pending"] else ""
+            print(
+                f"    {archive['label']}: {last}, changed since: {mib(archive['changed'])}{pending}"
+            )
+    for name, snapshots in left:
+        print(f"{name}: not backed up any more{_held(snapshots)}; to drop what is kept of it:")
+        print(f"    sparsebak-agent forget {name}")
+    return 0
+
+
+def _held(snapshots: int) -> str:
+    return f", {snapshots} snapshot{'s' if snapshots > 1 else ''}" if snapshots else ""
+
+
+def _heads(config: Config, labels: dict[str, str]) -> int:
+    """Of what dom0 knows as newest: who takes the archive over elsewhere sees whether it is all
+    there and no older.
+    """
+    for key, label in labels.items():
+        digest, count, newest = hashlib.blake2b(digest_size=10), 0, 0
+        for qube, name in known_volumes(config.state_dir):
+            follow = VolumeState(config.state_dir, qube, name).load().follows.get(key)
+            if follow is not None and follow.committed is not None:
+                digest.update(f"{qube}/{name}\0{follow.committed.digest}\0".encode())
+                count, newest = count + 1, max(newest, follow.committed.time)
+        letters = base64.b32encode(digest.digest()).decode()
+        groups = "-".join(letters[at : at + 4] for at in range(0, len(letters), 4))
+        print(
+            f"{label}: {groups}  {count} volumes, newest session"
+            f" {session_name(newest) if count else 'none'}"
+        )
+    return 0
+
+
+def _snapshots(volume: dict[str, Any]) -> str:
+    if not volume["snapshots"]:
+        return ", not followed" if not volume["error"] else ""
+    age = f", {_age(volume['age'])} old" if volume["age"] is not None else ""
+    number = "snapshot" if volume["snapshots"] == 1 else f"{volume['snapshots']} snapshots"
+    return f", {number}{age} holding {mib(volume['held'])}"
+
+
+def _age(seconds: int) -> str:
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}s"
+    return f"{seconds} seconds"
+
+
+def _volume(
+    config: Config, volume: Volume, source: Source, labels: dict[str, str]
+) -> dict[str, Any]:
+    store = VolumeState(config.state_dir, volume.qube, volume.volume)
+    error, size, snapshots, held = None, 0, 0, 0
+    try:
+        size = source.live_size()
+        snapshots, held = len(source.snapshots()), source.held()
+    except Refused as refused:
+        error = str(refused)
+    try:
+        state = store.load()
+    except Refused as refused:
+        error, state = error or str(refused), State()
+    archives = [
+        {
+            "label": labels.get(key, key),
+            "session": session_name(follow.committed.time) if follow.committed else None,
+            "changed": changed_since(store, follow, size),
+            "pending": follow.pending is not None,
+        }
+        for key, follow in state.follows.items()
+    ]
+    age = max(0, int(time.time()) - state.base_time) if state.base is not None else None
+    names = {"qube": volume.qube, "volume": volume.volume, "size": size, "error": error}
+    return {**names, "snapshots": snapshots, "age": age, "held": held, "archives": archives}

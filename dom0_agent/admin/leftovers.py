@@ -1,0 +1,176 @@
+"""Volumes that dom0 remembers and that are not backed up any more: their snapshots go, wherever
+they lie.
+
+A state file remembers the volume as its last session found it (``State.place``), so that neither
+qubesd nor the configuration has to know it still.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.durable import Busy, closing_fd, lock, make_directory
+from dom0_agent.archives import Archive
+from dom0_agent.catalog import VolumeCatalog
+from dom0_agent.config import Volume, recall
+from dom0_agent.sources import Source, Sources
+from dom0_agent.tracking.pending_log import in_use
+from dom0_agent.tracking.rotation import Rotation
+from dom0_agent.tracking.state import PATIENCE, State, VolumeState, known_volumes
+from wire.status import Code, Refused
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A volume that is followed and not in the catalog. ``place`` is None where nothing remembers
+    it.
+    """
+
+    qube: str
+    volume: str
+    state: State
+    place: Volume | None
+
+    @property
+    def name(self) -> str:
+        """``qube/volume``."""
+        return f"{self.qube}/{self.volume}"
+
+
+def orphans(state_dir: Path, catalog: VolumeCatalog) -> Iterator[Orphan]:
+    """All of them. A volume of which the catalog cannot tell (an error of qubesd) is none."""
+    for qube, name in known_volumes(state_dir):
+        try:
+            if catalog.find(qube, name) is None:
+                state = VolumeState(state_dir, qube, name).load()
+                yield Orphan(qube, name, state, remembered(state))
+        except Refused:
+            continue
+
+
+def remembered(state: State) -> Volume | None:
+    """Where the volume was at its last session."""
+    try:
+        return recall(state.place) if state.place else None
+    except (KeyError, TypeError, ValueError):  # written by another version
+        return None
+
+
+def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
+    """Drop the snapshots of a volume that is gone; whether there were any. What is known of its
+    sessions is kept.
+
+    Not while one of them is being sent, and not where its pool is away (a disk that is not
+    mounted): they would stay for ever if nothing remembered them. Refused when somebody else works
+    on it, or its storage fails.
+    """
+    if orphan.place is None or not _is_there(orphan.place):
+        return False
+    source = sources.open(orphan.place)
+    # Not what the state mentions: a snapshot that could not be removed the last time is in none any
+    # more.
+    if not source.snapshots():
+        return False
+    store = VolumeState(state_dir, orphan.qube, orphan.volume)
+    with store.locked(patience=0) as state:
+        rotation = Rotation(store, state, source)
+        pending = [follow.pending for follow in state.follows.values() if follow.pending]
+        if any(in_use(store.directory / one.log) for one in pending):
+            if rotation.give_way():  # read as slowly as can be, it must not fill the pool
+                rotation.finish()
+            return False
+        for follow in state.follows.values():
+            follow.pending = follow.map = None  # without a base all counts as changed
+        state.base = None
+        with source.together():
+            rotation.finish()
+        _require_gone(orphan.name, source)
+    return True
+
+
+def _require_gone(name: str, source: Source) -> None:
+    """LVM's volumes are removed together, and what cannot go only gets a warning in the log."""
+    if left := source.snapshots():
+        raise Refused(
+            Code.SOURCE_FAILED, f"{name}: {len(left)} of its snapshots cannot be removed yet"
+        )
+
+
+def forget(state_dir: Path, qube: str, name: str, volume: Volume | None) -> None:
+    """Drop all that is held and known of a volume: of ``volume``, if the catalog has it, and where
+    it was before.
+
+    Refused, with the record kept, when a snapshot cannot be removed, or nobody knows where to look
+    for it.
+    """
+    store = VolumeState(state_dir, qube, name)
+    make_directory(store.directory)
+    try:
+        fd = lock(store.directory / "lock", patience=PATIENCE)
+    except Busy:
+        raise Refused(Code.BUSY, f"{qube}/{name} is busy with another operation") from None
+    with closing_fd(fd):
+        try:
+            state = store.load()
+        except Refused:  # damaged: what the catalog says is all there is
+            state = State()
+        places = {_place(one): one for one in (remembered(state), volume) if one is not None}
+        if not places and state.snapshots():
+            raise Refused(
+                Code.SOURCE_FAILED,
+                f"{qube}/{name}: nobody knows where its snapshots lie; see docs/recovery.md",
+            )
+        sources = Sources(state_dir)
+        for one in places.values():
+            if not _is_there(one):
+                raise Refused(
+                    Code.SOURCE_FAILED,
+                    f"{qube}/{name}: its pool {one.pool.name} is not there, so that its snapshots"
+                    f" stay; make it available, or remove {store.directory} if it is lost",
+                )
+            source = sources.open(one)
+            with source.together():
+                for number in source.snapshots():
+                    source.drop(number)
+            _require_gone(f"{qube}/{name}", source)
+        shutil.rmtree(store.directory)
+    with suppress(OSError):  # other volumes of the qube
+        store.directory.parent.rmdir()
+
+
+def drop_archive(state_dir: Path, archive: Archive) -> None:
+    """Let go of what volumes hold for an archive that is removed: else a session that was begun
+    would hold its snapshot.
+    """
+    key = archive.id.hex()
+    for qube, name in known_volumes(state_dir):
+        store = VolumeState(state_dir, qube, name)
+        try:
+            if key not in store.load().follows:
+                continue
+        except Refused:  # damaged, which its next session says
+            continue
+        with store.locked() as state:
+            del state.follows[key]
+            place = remembered(state)
+            if not any(follow.committed or follow.pending for follow in state.follows.values()):
+                state.base = None
+            if place is None or not _is_there(place):
+                store.save(state)  # the snapshots go when the volume is next looked at
+            else:
+                rotation = Rotation(store, state, Sources(state_dir).open(place))
+                with rotation.source.together():
+                    rotation.finish()
+
+
+def _place(volume: Volume) -> tuple[str, ...]:
+    pool = volume.pool
+    return pool.driver, str(pool.path), pool.volume_group, pool.thin_pool
+
+
+def _is_there(volume: Volume) -> bool:
+    """Whether the volume's pool is. LVM's own commands say what is wrong with one of theirs."""
+    driver = volume.pool.driver
+    return driver in ("lvm_thin", "settings") or volume.pool.path.is_dir()

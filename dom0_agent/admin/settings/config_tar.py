@@ -1,0 +1,232 @@
+"""dom0's own configuration as a tar archive: files and folders as listed, in order, so that what
+did not change is the same.
+
+Whatever stands in the way of one file (it grows, shrinks or goes while it is read, it is a socket,
+it cannot be read) concerns that file alone. What is left out is listed in the archive itself, as
+its last file.
+"""
+
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from common.text import printable
+from wire.status import Code, Refused
+
+LEFT_OUT = "sparsebak-left-out.txt"
+"""Name of the last file in the archive: one line for each thing left out, ``PATH: WHY``."""
+_CACHE, _TRASH = ".cache", (".local", "share", "Trash")
+_LARGEST = 256 << 20
+"""Bytes; larger files in dom0's home are not configuration."""
+_BLOCK = 1 << 20
+_CHECK_ROOM = 64 << 20
+"""Bytes written between two looks at the room there is: dom0's root is no place for what somebody
+mounted below /home.
+"""
+_STRANGE = (
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def write(
+    paths: tuple[str, ...], out: IO[bytes], require_room: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Write all that is there of ``paths``: regular files, folders and links; owners and modes go
+    along.
+
+    Returns what was left out, in lines. ``out`` can be read, too: the archive is read back once.
+    Refused when it is not all there, or by ``require_room``, which is asked every now and then;
+    OSError when it cannot be written.
+    """
+    left_out: list[str] = []
+    names: list[str] = []
+    looked = 0
+    for path in _below(paths, left_out):
+        name = str(path).lstrip("/")
+        if out.tell() - looked >= _CHECK_ROOM:
+            looked = out.tell()
+            require_room()
+        try:
+            _add(name, path, out)
+            names.append(name)
+        except FileNotFoundError:  # it went meanwhile, as files do
+            continue
+        except _Unreadable as error:
+            left_out.append(f"{path}: {error}")
+    left_out = [printable(line) for line in left_out]
+    if left_out:
+        info = tarfile.TarInfo(LEFT_OUT)
+        text = "".join(f"{line}\n" for line in left_out).encode("utf-8", "backslashreplace")
+        info.size, info.mode = len(text), 0o600
+        out.write(_header(info) + text + bytes(-len(text) % tarfile.BLOCKSIZE))
+        names.append(LEFT_OUT)
+    out.write(bytes(2 * tarfile.BLOCKSIZE))
+    out.flush()
+    _read_back(out, names)
+    return left_out
+
+
+class _Unreadable(Exception):
+    """Why something is left out."""
+
+
+def _below(paths: tuple[str, ...], left_out: list[str]) -> Iterator[Path]:
+    """Everything at and below ``paths``, once, parents first, in order of names."""
+    seen: set[Path] = set()
+    waiting = [Path(path) for path in reversed(paths)]
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        try:
+            with _reading():
+                mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            continue
+        except _Unreadable as error:  # where a dead or another user's file system is mounted, say
+            left_out.append(f"{path}: {error}")
+            continue
+        if path.name == _CACHE or path.parts[-3:] == _TRASH:
+            left_out.append(
+                f"{path}: a folder of things that can be made again or were thrown away"
+            )
+            continue
+        yield path
+        if stat.S_ISDIR(mode):
+            try:
+                waiting += sorted(path.iterdir(), reverse=True)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                left_out.append(f"{path}: {error.strerror}")
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """An error of the file that is read is a reason to leave it out; one of the archive is not."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _Unreadable(error.strerror or str(error)) from None
+
+
+def _add(name: str, path: Path, out: IO[bytes]) -> None:
+    """Add one thing; _Unreadable or FileNotFoundError, and nothing added, when it cannot be."""
+    with _reading():
+        found, target = os.lstat(path), ""
+        if stat.S_ISREG(found.st_mode):
+            # Not what has become a FIFO or a link since: opening must not block, nor lead
+            # elsewhere.
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = open(fd, "rb", buffering=0)
+            found = os.fstat(fd)
+        elif stat.S_ISLNK(found.st_mode):
+            target = os.readlink(path)
+    info = _info(name, found)
+    if stat.S_ISREG(found.st_mode):
+        with file:
+            _add_file(info, file, out)
+        return
+    if target:
+        info.type, info.linkname = tarfile.SYMTYPE, target
+    elif stat.S_ISDIR(found.st_mode):
+        info.type = tarfile.DIRTYPE
+    else:
+        kind = next((text for is_it, text in _STRANGE if is_it(found.st_mode)), "no file")
+        raise _Unreadable(f"it is {kind}")
+    out.write(_header(info))
+
+
+def _info(name: str, found: os.stat_result) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.mode, info.uid, info.gid = stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid
+    info.mtime = int(found.st_mtime)
+    return info
+
+
+def _add_file(info: tarfile.TarInfo, file: IO[bytes], out: IO[bytes]) -> None:
+    """Its bytes as they come, and then its header, which says how many came: the file may change
+    while it is read.
+
+    A file of several names (hard links) is there once for each. _Unreadable with ``out`` as before.
+    """
+    start, size = out.tell(), 0
+    out.write(_header(info))
+    try:
+        while block := _block(file):
+            size += len(block)
+            if size > _LARGEST:
+                raise _Unreadable(f"it is larger than {_LARGEST >> 20} MiB")
+            out.write(block)
+    except _Unreadable:
+        out.seek(start)
+        out.truncate()
+        raise
+    out.write(bytes(-size % tarfile.BLOCKSIZE))
+    end = out.tell()
+    out.seek(start)
+    info.size = size
+    out.write(
+        _header(info)
+    )  # as long as with size 0: a size below 8 GiB needs no record of its own
+    out.seek(end)
+
+
+def _block(file: IO[bytes]) -> bytes:
+    with _reading():
+        return file.read(_BLOCK)
+
+
+def _header(info: tarfile.TarInfo) -> bytes:
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _read_back(out: IO[bytes], names: list[str]) -> None:
+    """Whether a reader finds what was written; it is what a restore would be left with."""
+    out.seek(0)
+    with tarfile.open(fileobj=out, mode="r:") as tar:
+        found = [member.name for member in tar]
+    out.seek(0, os.SEEK_END)
+    if found != names:
+        raise Refused(
+            Code.INTERNAL,
+            f"dom0's configuration was not written down whole: {len(found)} of {len(names)} files",
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(path, "r:") as tar:
+            yield tar
+    except (tarfile.TarError, EOFError) as error:
+        raise Refused(Code.BAD_REQUEST, f"{path} is not what sparsebak writes: {error}") from None
+
+
+def files(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
+    """Each regular file of a restored archive: absolute name, what tar says of it, contents. One
+    pass, one file at a time.
+    """
+    with _opened(path) as tar:
+        for member in tar:
+            contents = tar.extractfile(member) if member.isreg() else None
+            if contents is not None and member.name != LEFT_OUT:
+                yield f"/{member.name}", member, contents.read()
+
+
+def left_out(path: Path) -> list[str]:
+    """What a restored archive says was left out of it."""
+    with _opened(path) as tar:
+        found = next((member for member in tar if member.name == LEFT_OUT), None)
+        contents = tar.extractfile(found) if found is not None else None
+        return contents.read().decode("utf-8", "replace").splitlines() if contents else []

@@ -1,0 +1,171 @@
+"""Taking an archive over in a new dom0: from a file that the backup VM wrote, and the passphrase or
+recovery key.
+
+The file holds an ArchiveEntry, its key slots and each volume's newest record, as frames of fixed
+sizes. Nothing in it is believed before a slot opens, and of the records nothing but what the key
+proves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from dom0_agent.archives import Archive, Archives
+from dom0_agent.tracking.state import ArchiveProgress, Committed, VolumeState
+from wire import CHUNK_SIZES
+from wire.chunks import SUITES, Keys, NotAuthentic
+from wire.messages import (
+    HEADER,
+    HEADER_SIZE,
+    KIND_ARCHIVE,
+    KIND_RECORD,
+    KIND_SLOT,
+    MODE_OPEN,
+    MODE_SEALED,
+    ArchiveEntry,
+)
+from wire.records import RECORD_SIZE, Record, open_record
+from wire.slots import MAX_SLOTS, SLOT_SIZE, open_any
+from wire.status import Code, Refused
+from wire.stream import CutShort, read_exactly
+
+LIMIT = 4 << 20
+"""Bytes of such a file, at most."""
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What the file says; only lengths and ranges have been checked."""
+
+    untrusted_entry: ArchiveEntry
+    untrusted_slots: tuple[bytes, ...]
+    untrusted_records: tuple[bytes, ...]
+
+
+def read(path: Path) -> Introduction:
+    """Read such a file, or raise Refused."""
+    with open(path, "rb") as file:
+        untrusted_raw = file.read(LIMIT + 1)
+    if len(untrusted_raw) > LIMIT:
+        raise Refused(Code.BAD_REQUEST, f"{path} is too long to be what 'sparsebak keys' writes")
+    try:
+        kinds: dict[int, list[bytes]] = {KIND_ARCHIVE: [], KIND_SLOT: [], KIND_RECORD: []}
+        for kind, untrusted_payload in _frames(untrusted_raw):
+            kinds[kind].append(untrusted_payload)
+        (untrusted_archive,) = kinds[KIND_ARCHIVE]
+        entry = ArchiveEntry.parse(untrusted_archive)
+        if (
+            entry.mode not in (MODE_OPEN, MODE_SEALED)
+            or entry.suite not in SUITES
+            or entry.chunk_size not in CHUNK_SIZES
+        ):
+            raise ValueError("parameters of no archive")
+        if len(kinds[KIND_SLOT]) != entry.slots or entry.slots > MAX_SLOTS:
+            raise ValueError("key slots are missing")
+    except (ValueError, CutShort) as error:
+        raise Refused(
+            Code.BAD_REQUEST, f"{path} is not what 'sparsebak keys' writes: {error}"
+        ) from None
+    return Introduction(entry, tuple(kinds[KIND_SLOT]), tuple(kinds[KIND_RECORD]))
+
+
+def _frames(untrusted_raw: bytes) -> Iterator[tuple[int, bytes]]:
+    lengths = {KIND_ARCHIVE: ArchiveEntry.length(), KIND_SLOT: SLOT_SIZE, KIND_RECORD: RECORD_SIZE}
+    stream = BytesIO(untrusted_raw)
+    while stream.tell() < len(untrusted_raw):
+        kind, length = HEADER.unpack(read_exactly(stream, HEADER_SIZE))
+        if lengths.get(kind) != length:
+            raise ValueError(f"a frame of kind {kind} and length {length}")
+        yield kind, read_exactly(stream, length)
+
+
+def unlock(introduction: Introduction, secret: bytes) -> bytes:
+    """The master key: by passphrase or recovery key, or in open mode as it stands. Refused when it
+    does not open.
+    """
+    entry = introduction.untrusted_entry
+    if entry.mode == MODE_OPEN:
+        return entry.key
+    master = open_any(introduction.untrusted_slots, secret, entry.archive)
+    if master is not None:
+        return master
+    raise Refused(
+        Code.NOT_AUTHENTIC,
+        "this passphrase or recovery key does not open the archive; check it and type it again",
+    )
+
+
+def take_over(
+    state_dir: Path, introduction: Introduction, label: str, caller: str, master: bytes
+) -> tuple[Archive, list[str]]:
+    """Add the archive, and what its records tell of its volumes. Returns it and the names of the
+    volumes.
+
+    What dom0 then knows of a volume is its newest session and no chunk ids, so that its next backup
+    looks at everything and sends what differs.
+    """
+    entry, keys = introduction.untrusted_entry, Keys(master)
+    records = [
+        _open(untrusted_record, keys, entry) for untrusted_record in introduction.untrusted_records
+    ]
+    archives = Archives(state_dir)
+    archive = Archive(
+        directory=archives.place(entry.archive),
+        id=entry.archive,
+        label=label,
+        caller=caller,
+        mode=entry.mode,
+        chunk_size=entry.chunk_size,
+        created=entry.created,
+        slots=introduction.untrusted_slots,
+        suite=entry.suite,
+    )
+    for record in records:
+        _remember(state_dir, archive, record, keys)
+    archives.adopt(archive, master)  # the commit point: before it, the same can be done again
+    return archive, [f"{record.qube}/{record.volume}" for record in records]
+
+
+def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
+    try:
+        record = open_record(untrusted_record, keys)
+    except NotAuthentic as error:
+        raise Refused(
+            Code.NOT_AUTHENTIC, f"a session record does not prove authentic: {error}"
+        ) from None
+    if (record.archive, record.suite, record.chunk_size) != (
+        entry.archive,
+        entry.suite,
+        entry.chunk_size,
+    ):
+        raise Refused(
+            Code.NOT_AUTHENTIC,
+            f"the record of {record.qube}/{record.volume} belongs to another archive",
+        )
+    return record
+
+
+def _remember(state_dir: Path, archive: Archive, record: Record, keys: Keys) -> None:
+    store, key = VolumeState(state_dir, record.qube, record.volume), archive.id.hex()
+    with store.locked() as state:
+        follow = state.follows.get(key)
+        if follow is not None and (follow.pending or follow.mark >= record.sequence):
+            return
+        committed = Committed(
+            session=record.session.hex(),
+            sequence=record.sequence,
+            time=record.time,
+            size=record.size,
+            domain=record.domain.hex(),
+            digest=record.digest(keys).hex(),
+            root=record.root.hex(),
+        )
+        state.follows[key] = ArchiveProgress(
+            volume_id=record.volume_id.hex(),
+            ids=f"{key}.ids",
+            committed=committed,
+            mark=record.sequence,
+            mark_time=record.time,
+        )
+        store.save(state)

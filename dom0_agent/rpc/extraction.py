@@ -1,0 +1,332 @@
+"""Extract: read what may have changed, hash, compare, compress and seal it on a few threads, in
+order, in flat memory.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from common.durable import closing_fd
+from common.pipeline import in_order
+from dom0_agent.archives import Archive
+from dom0_agent.changed_map import ChangedMap
+from dom0_agent.config import Config
+from dom0_agent.sources import Range, Source
+from dom0_agent.tracking.chunk_ids import CommittedIds, KnownIds
+from dom0_agent.tracking.pending_log import PendingLog
+from dom0_agent.tracking.rotation import grains_per_chunk
+from dom0_agent.tracking.state import ArchiveProgress, Pending
+from wire.chunks import ID_SIZE, ZERO_ID, ChunkIds, Sealer
+from wire.merkle import PAGE_IDS, Tree, chunk_count
+from wire.messages import CHUNK_FRAME, CHUNK_HEAD_SIZE, KIND_CHUNK
+from wire.names import parse_volume_name
+from wire.records import Record
+from wire.status import Code, Refused
+from wire.stream import Writer
+
+BATCH_BYTES = 1 << 20
+"""Bytes read at a time, unless a chunk is larger."""
+IN_FLIGHT_BYTES = 24 << 20
+"""Bytes read and not yet written out, at most, whatever the chunk size and the number of threads.
+"""
+WATCH = 5.0
+"""Seconds between two looks at whether the session is still wanted."""
+REMEMBERED = 1 << 17
+"""Ids remembered as sent in this call, so that a repeated chunk is compressed and sent once."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Runs of chunks, each from a first to an end not included, and the ids known for them all, one
+    after another. Without ``data`` all of them are zeros."""
+
+    runs: tuple[Range, ...]
+    known: bytes
+    data: bool
+
+    @property
+    def end(self) -> int:
+        """The first chunk after it."""
+        return self.runs[-1][1]
+
+    @property
+    def count(self) -> int:
+        """Chunks in it."""
+        return len(self.known) // ID_SIZE
+
+    def numbers(self) -> Iterator[int]:
+        """The numbers of its chunks."""
+        for first, end in self.runs:
+            yield from range(first, end)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a chunk: ``sealed`` is empty for zeros and for what the caller holds
+    already.
+    """
+
+    number: int
+    id: bytes
+    sealed: bytes
+
+
+class Extraction:
+    """One Extract call for a pending session. ``known_page`` gives the ids the caller holds, for a
+    full session.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        pending: Pending,
+        source: Source,
+        changed: ChangedMap,
+        ids: CommittedIds,
+        known_page: Callable[[int], bytes] | None,
+    ) -> None:
+        self._pending, self._source, self._changed, self._ids = pending, source, changed, ids
+        self._keys = archive.keys()
+        self._chunk_size = archive.chunk_size
+        self._chunks = chunk_count(pending.size, archive.chunk_size)
+        nothing: Callable[[int], bytes] = lambda _: b""  # noqa: E731
+        self._known = KnownIds((known_page or nothing) if pending.full else ids.page)
+        self._chunk_ids = ChunkIds(
+            self._keys, bytes.fromhex(pending.domain), archive.chunk_size, archive.suite
+        )
+        self._sent: set[bytes] = set()
+        self._buffers = threading.local()
+
+    def run(
+        self,
+        log: PendingLog,
+        first: int,
+        out: Writer,
+        config: Config,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> bytes:
+        """Write the frames of chunks from ``first`` on, complete the log, return the root of the
+        image.
+
+        ``wanted`` says whether the session is still pending; Refused soon after it is not.
+        """
+        sealer = Sealer(self._keys, config.compression_level, config.chunk_padding)
+        threads = min(config.threads, os.cpu_count() or 1) + 1  # while one waits for the disk
+        log.rewind(first)
+        batch_bytes = max(BATCH_BYTES, self._chunk_size)
+        ahead = max(2, min(4 * threads + 4, IN_FLIGHT_BYTES // batch_bytes))
+        with (
+            closing_fd(self._source.open(self._pending.snapshot, direct=True)) as fd,
+            _held_while(wanted, fd),
+        ):
+            work: Callable[[Batch], list[Result]] = lambda batch: self._extract(fd, batch, sealer)  # noqa: E731
+            most = batch_bytes // self._chunk_size
+            plan = _joined(self._plan(fd, log.position, most), most)
+            for batch, results in in_order(lambda b: (b, work(b)), plan, threads, ahead):
+                self._emit(results, first, out)
+                log.append(batch.end, [(result.number, result.id) for result in results])
+        if log.position < self._chunks:
+            log.append(self._chunks, [])
+        log.sync()
+        tree = Tree(self._keys.sub_key("root"))
+        pages = self._ids.digests(log.entries(), self._pending.full, self._chunks)
+        return tree.root(self._pending.size, self._chunk_size, pages)
+
+    def _emit(self, results: list[Result], first: int, out: Writer) -> None:
+        parts = []
+        for result in results:
+            if result.number < first:
+                continue
+            length = CHUNK_HEAD_SIZE + len(result.sealed)
+            parts += [CHUNK_FRAME.pack(KIND_CHUNK, length, result.number, result.id), result.sealed]
+            if (
+                len(self._sent) < REMEMBERED
+            ):  # only what is already on its way: the caller reads in order
+                self._sent.add(result.id)
+        out.writelines(parts)
+
+    def _plan(self, fd: int, position: int, batch: int) -> Iterator[Batch]:
+        """Everything that may differ, in order, from chunk ``position`` on."""
+        whole = [(0, self._chunks)]
+        grains = grains_per_chunk(self._chunk_size)
+        for first, end in whole if self._pending.full else self._changed.runs(grains, self._chunks):
+            at = max(first, position)
+            for begin, stop in self._data_chunks(fd, at, end):
+                yield from self._holes(at, begin)
+                for number in range(begin, stop, batch):
+                    yield self._batch(number, min(number + batch, stop), True)
+                at = stop
+            yield from self._holes(at, end)
+
+    def _data_chunks(self, fd: int, first: int, end: int) -> Iterator[Range]:
+        """Runs of chunks from ``first`` to ``end`` that hold data, in order and apart."""
+        size = self._chunk_size
+        begin = stop = first
+        for data, hole in self._source.data_ranges(
+            fd, first * size, min(end * size, self._pending.size)
+        ):
+            if data // size > stop:
+                if begin < stop:
+                    yield begin, stop
+                begin = data // size
+            stop = -(-hole // size)
+        if begin < stop:
+            yield begin, stop
+
+    def _holes(self, first: int, end: int) -> Iterator[Batch]:
+        """Chunks that are holes now: only those matter that were not zeros before."""
+        if self._pending.full:
+            return
+        end = min(end, self._ids.count)
+        while first < end:
+            stop = min(end, first - first % PAGE_IDS + PAGE_IDS)
+            batch = self._batch(first, stop, False)
+            if any(batch.known):
+                yield batch
+            first = stop
+
+    def _batch(self, first: int, end: int, data: bool) -> Batch:
+        return Batch(
+            ((first, end),), b"".join(self._known.of(number) for number in range(first, end)), data
+        )
+
+    def _extract(self, fd: int, batch: Batch, sealer: Sealer) -> list[Result]:
+        known = [batch.known[at : at + ID_SIZE] for at in range(0, len(batch.known), ID_SIZE)]
+        numbered = zip(batch.numbers(), known, strict=True)
+        if not batch.data:
+            return [
+                Result(number, ZERO_ID, b"") for number, known_id in numbered if known_id != ZERO_ID
+            ]
+        results = []
+        view = self._read(fd, batch)
+        for i, (number, known_id) in enumerate(numbered):
+            chunk = view[i * self._chunk_size : (i + 1) * self._chunk_size]
+            chunk_id = self._chunk_ids.of(chunk)
+            if self._pending.full:
+                if chunk_id == ZERO_ID:  # a full session starts from nothing but zeros
+                    continue
+            elif chunk_id == known_id:
+                continue
+            held = chunk_id in (ZERO_ID, known_id) or chunk_id in self._sent
+            results.append(
+                Result(number, chunk_id, b"" if held else sealer.seal(number, chunk_id, chunk))
+            )
+        return results
+
+    def _read(self, fd: int, batch: Batch) -> memoryview:
+        """The bytes of a batch, padded with zeros at the volume's end, in this thread's
+        (page-aligned) buffer.
+        """
+        buffer: mmap.mmap | None = getattr(self._buffers, "buffer", None)
+        if buffer is None:
+            buffer = self._buffers.buffer = mmap.mmap(-1, max(BATCH_BYTES, self._chunk_size))
+        view, at = memoryview(buffer)[: batch.count * self._chunk_size], 0
+        for first, end in batch.runs:
+            length = (end - first) * self._chunk_size
+            self._read_run(fd, view[at : at + length], first * self._chunk_size)
+            at += length
+        return view
+
+    def _read_run(self, fd: int, view: memoryview, start: int) -> None:
+        within = min(len(view), self._pending.size - start)
+        done = _read_into(fd, view, start)
+        while done < within:  # short, or refused for its alignment
+            _read_through_cache(fd)
+            got = _read_into(fd, view[done:within], start + done)
+            if got == 0:
+                raise OSError(f"snapshot ends at byte {start + done}")
+            done += got
+        if within < len(view):
+            view[within:] = bytes(len(view) - within)
+
+
+@contextmanager
+def _held_while(wanted: Callable[[], bool], fd: int) -> Iterator[None]:
+    """Let go of an open snapshot as soon as it is not wanted any more, even while the caller takes
+    what it is sent as slowly as it can: as long as it is open, the storage keeps what it holds."""
+    over, gone = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH):
+            if not wanted():
+                gone.set()
+                _make_useless(fd)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except OSError:
+        if not gone.is_set():
+            raise
+    finally:
+        over.set()
+        watcher.join()
+    if gone.is_set():
+        raise Refused(Code.NO_SESSION, "the session was given up while it was extracted")
+
+
+def _make_useless(fd: int) -> None:
+    """Close what a descriptor stands for while others use its number: from now on they get
+    errors.
+    """
+    read_end, write_end = os.pipe()
+    os.dup2(read_end, fd, inheritable=False)
+    os.close(read_end)
+    os.close(write_end)
+
+
+def _joined(pieces: Iterable[Batch], most: int) -> Iterator[Batch]:
+    """Pieces with data together, as long as they have no more than ``most`` chunks: what is
+    scattered is done at once, too.
+    """
+    held: Batch | None = None
+    for piece in pieces:
+        if held is not None and held.data and piece.data and held.count + piece.count <= most:
+            held = Batch(held.runs + piece.runs, held.known + piece.known, True)
+            continue
+        if held is not None:
+            yield held
+        held = piece
+    if held is not None:
+        yield held
+
+
+def _read_into(fd: int, view: memoryview, at: int) -> int:
+    try:
+        return os.preadv(fd, [view], at)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _read_through_cache(fd)
+        return os.preadv(fd, [view], at)
+
+
+def _read_through_cache(fd: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+
+
+def make_record(archive: Archive, name: str, follow: ArchiveProgress, pending: Pending) -> Record:
+    """The record of a pending session that was wholly extracted."""
+    qube, volume = parse_volume_name(name)
+    return Record(
+        suite=archive.suite,
+        archive=archive.id,
+        volume_id=bytes.fromhex(follow.volume_id),
+        session=bytes.fromhex(pending.session),
+        sequence=pending.sequence,
+        time=pending.time,
+        size=pending.size,
+        chunk_size=archive.chunk_size,
+        qube=qube,
+        volume=volume,
+        domain=bytes.fromhex(pending.domain),
+        root=bytes.fromhex(pending.root or ""),
+        previous=bytes.fromhex(follow.committed.digest) if follow.committed else bytes(32),
+    )

@@ -1,0 +1,87 @@
+"""Restore and Verify: take a session from the backup VM and believe nothing that the archive's key
+does not prove.
+
+Order on the wire: record; all chunk ids; then page by page the same 1,024 ids again and, for each
+that is not zero, length and sealed chunk; END. How much of each there is follows from the record,
+which is authenticated before anything else is read. The ids come twice so that they are proven
+against the root before any chunk is taken, in flat memory.
+"""
+
+from collections.abc import Iterator
+
+from dom0_agent.archives import Archive
+from dom0_agent.sources import Replacement
+from wire.chunks import ID_SIZE, OVERHEAD, ZERO_ID, NotAuthentic
+from wire.merkle import PAGE_IDS, Tree, chunk_count, page_count
+from wire.messages import END, LENGTH
+from wire.open_chunks import ChunkNotAuthentic, SealedChunk, open_chunks
+from wire.records import RECORD_SIZE, Record, open_record
+from wire.status import Code, Refused
+from wire.stream import CutShort, Reader, read_exactly, read_view
+
+
+def read_record(stream: Reader, archive: Archive) -> Record:
+    """Read and authenticate the record of a session of this archive, or raise Refused."""
+    try:
+        record = open_record(read_exactly(stream, RECORD_SIZE), archive.keys())
+    except NotAuthentic as error:
+        raise Refused(Code.NOT_AUTHENTIC, f"session record: {error}") from None
+    if record.archive != archive.id or record.chunk_size != archive.chunk_size:
+        raise Refused(Code.NOT_AUTHENTIC, "session record of another archive")
+    return record
+
+
+def receive(
+    stream: Reader, archive: Archive, record: Record, target: Replacement | None, threads: int
+) -> None:
+    """Check a whole session as it comes in, and write it to ``target`` if there is one. Raise
+    Refused.
+    """
+    keys = archive.keys()
+    try:
+        arriving = _arriving(stream, Tree(keys.sub_key("root")), record)
+        write, ordered = (target.write, target.ordered) if target is not None else (None, False)
+        open_chunks(arriving, record, keys, threads, write, ordered)
+        if read_exactly(stream, len(END)) != END:
+            raise Refused(Code.BAD_REQUEST, "no end mark where the session ends")
+    except ChunkNotAuthentic as error:
+        raise Refused(Code.NOT_AUTHENTIC, str(error), error.number) from None
+    except CutShort as error:
+        raise Refused(Code.BAD_REQUEST, f"the session was cut short: {error}") from None
+
+
+def _arriving(stream: Reader, tree: Tree, record: Record) -> Iterator[SealedChunk]:
+    chunks = chunk_count(record.size, record.chunk_size)
+    pages = [tree.page(_ids(stream, index, chunks)) for index in range(page_count(chunks))]
+    if tree.root(record.size, record.chunk_size, pages) != record.root:
+        raise Refused(Code.NOT_AUTHENTIC, "the chunk ids do not match the record's root")
+    for index, page in enumerate(pages):
+        first = index * PAGE_IDS
+        ids = _ids(stream, index, chunks)
+        if tree.page(ids) != page:
+            raise Refused(
+                Code.NOT_AUTHENTIC,
+                f"chunk ids from chunk {first} on are not those sent before",
+                first,
+            )
+        for at in range(0, len(ids), ID_SIZE):
+            chunk_id = ids[at : at + ID_SIZE]
+            if chunk_id != ZERO_ID:
+                yield SealedChunk(
+                    first + at // ID_SIZE,
+                    chunk_id,
+                    _sealed(stream, record.chunk_size, first + at // ID_SIZE),
+                )
+
+
+def _ids(stream: Reader, index: int, chunks: int) -> bytes:
+    return read_exactly(stream, min(PAGE_IDS, chunks - index * PAGE_IDS) * ID_SIZE)
+
+
+def _sealed(stream: Reader, chunk_size: int, number: int) -> bytes | memoryview:
+    (untrusted_length,) = LENGTH.unpack(read_exactly(stream, LENGTH.size))
+    if not OVERHEAD <= untrusted_length <= chunk_size + OVERHEAD:
+        raise Refused(
+            Code.BAD_REQUEST, f"chunk {number}: impossible length {untrusted_length}", number
+        )
+    return read_view(stream, untrusted_length)

@@ -1,0 +1,342 @@
+"""The resident agent: everything is imported once, and each call is a forked process of its own, as
+it would be without it.
+
+qrexec hands a call to a service that is a socket as a connection, which first says
+``SERVICE+ARGUMENT SOURCE TYPE TARGET`` and a NUL byte (core-qrexec, ``libqrexec/exec.c``, "socket
+services"); then come the caller's bytes. Nothing that a call does can stay behind in the parent: it
+accepts, reads that first line and no more, forks, and reaps.
+"""
+
+import gc
+import importlib
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from dom0_agent.config import ConfigError, load
+from dom0_agent.log import INFO, WARNING, log
+from dom0_agent.rpc.dispatch import SERVICES, PatientReader, PatientWriter, confine, run
+from dom0_agent.rpc.heads import LONGEST, Call, parse_head
+from dom0_agent.rpc.limits import EVERY, FIRST_BYTE, HEAVY, HEAVY_SERVICES
+from wire.stream import SEND_BUFFER
+
+IDLE = 120.0
+"""Seconds without a call after which the agent ends; its sockets stay with systemd, which starts it
+again.
+"""
+HEAD_PATIENCE = 10.0
+"""Seconds that the beginning of a connection may take: qrexec sends it at once."""
+NAMELESS, SILENT, QUEUED = 256, 32, 512
+"""Connections held whose beginning has not come; of each caller, those whose request has not, and
+those that have no place yet. Of the silent the oldest gives way: a caller that begins many loses
+its own."""
+AHEAD = 3
+"""Calls of a caller that are begun before their request comes, so that they are ready for it."""
+STOPPING = 3.0
+"""Seconds after SIGTERM in which a request may still come."""
+DESCRIPTORS = 4096
+_BACKLOG = 1024
+_FIRST_SYSTEMD_FD = 3  # sd_listen_fds(3)
+
+
+def listening(folder: Path | None) -> list[socket.socket]:
+    """The sockets that systemd holds for us, or new ones in a folder, one for each service, for its
+    owner alone.
+    """
+    if folder is None:
+        count = (
+            int(os.environ.get("LISTEN_FDS", "0"))
+            if os.environ.get("LISTEN_PID") == str(os.getpid())
+            else 0
+        )
+        return [
+            socket.socket(fileno=fd) for fd in range(_FIRST_SYSTEMD_FD, _FIRST_SYSTEMD_FD + count)
+        ]
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.umask(
+        0o077
+    )  # who connects may say that it is any caller; the folder may have been there, for others, too
+    made = []
+    for service in SERVICES:
+        path = folder / f"sparsebak.{service}"
+        with suppress(FileNotFoundError):
+            path.unlink()
+        one = socket.socket(socket.AF_UNIX)
+        one.bind(str(path))
+        one.listen(_BACKLOG)
+        made.append(one)
+    return made
+
+
+def preload(config_path: Path) -> None:
+    """Import whatever a call may need, so that no call has to."""
+    for service in SERVICES:
+        importlib.import_module(f"dom0_agent.rpc.services.{service.lower()}")
+    ciphers = [
+        f"cryptography.hazmat.primitives.{name}" for name in ("hashes", "ciphers.aead", "kdf.hkdf")
+    ]
+    modules = ["zstandard", *ciphers, "json", "concurrent.futures.thread"]
+    with suppress(ConfigError):  # told of by the calls
+        config = load(config_path)
+        drivers = {volume.pool.driver for volume in config.volumes}
+        modules.append(f"dom0_agent.catalog.{config.catalog}")
+        if config.catalog == "qubes":
+            modules += ["qubesadmin", "dom0_agent.targets.qubesd", "dom0_agent.sources.settings"]
+            drivers |= {"lvm_thin", "reflink", "file"}
+        modules += [f"dom0_agent.sources.{driver}" for driver in drivers]
+    for name in modules:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    gc.freeze()  # a call that looked for garbage in all of this would copy it, page by page
+
+
+def serve(sockets: list[socket.socket], config_path: Path, idle: float | None) -> None:
+    """Accept calls until none has come for ``idle`` seconds and none is running; None: for ever.
+
+    SIGTERM lets the calls that run, and those whose request is there, come to their end, and
+    accepts no more.
+    """
+    _more_descriptors()
+    Resident(sockets, config_path).run(idle)
+
+
+def _more_descriptors() -> None:
+    """Room for every connection that may be held; what a service may have by default (1,024) is not
+    enough.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+@dataclass(eq=False)
+class Held:
+    """A connection that is not answered yet. ``call`` is known once its beginning has been read."""
+
+    connection: socket.socket
+    deadline: float
+    untrusted_head: bytes = b""
+    call: Call | None = None
+    ready: bool = False
+
+    @property
+    def caller(self) -> str:
+        """Who calls; nobody, as long as the beginning has not been read."""
+        return self.call.caller if self.call else ""
+
+
+class Resident:
+    """The parent: it holds connections until their request comes, for a silent one costs no more
+    than a descriptor then.
+
+    It never waits for one caller: beginnings are read as they come, and a caller that has all its
+    places waits alone.
+    """
+
+    def __init__(self, sockets: list[socket.socket], config_path: Path) -> None:
+        self._listening = {one.fileno(): one for one in sockets}
+        self._config_path = config_path
+        self._held: dict[int, Held] = {}
+        self._running: dict[int, Call] = {}
+        self._poll = select.poll()
+        self._stopping = 0.0
+        for fd, one in self._listening.items():
+            one.setblocking(False)
+            self._poll.register(fd, select.POLLIN)
+        self._wake, other = socket.socketpair()  # a signal ends a poll
+        self._other = other
+        for end in (self._wake, other):
+            end.setblocking(False)
+        self._poll.register(self._wake.fileno(), select.POLLIN)
+        signal.set_wakeup_fd(other.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = self._stopping or time.monotonic()
+
+    def run(self, idle: float | None) -> None:
+        """See serve."""
+        log(INFO, f"ready on {len(self._listening)} sockets")
+        last = time.monotonic()
+        while True:
+            self._reap()
+            self._give_up(time.monotonic())
+            self._start_ready()
+            if self._held or self._running:
+                last = time.monotonic()
+            elif self._stopping:
+                return
+            elif idle is not None and time.monotonic() - last >= idle:
+                log(INFO, "no calls; going")
+                return
+            for fd, _ in self._poll.poll(1000):
+                self._happened(fd)
+
+    def _happened(self, fd: int) -> None:
+        if fd in self._listening:
+            self._accept(self._listening[fd])
+        elif fd in self._held:
+            self._read(self._held[fd])
+        elif fd == self._wake.fileno():
+            with suppress(BlockingIOError):
+                self._wake.recv(1 << 12)
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            connection, _ = listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:  # no descriptor, no memory: what nobody speaks on goes first
+            log(WARNING, f"a call cannot be accepted: {error.strerror}")
+            if silent := [held for held in self._held.values() if not held.ready]:
+                self._drop(min(silent, key=lambda held: held.deadline))
+            time.sleep(0.05)
+            return
+        held = Held(connection, time.monotonic() + HEAD_PATIENCE)
+        self._held[connection.fileno()] = held
+        self._poll.register(connection.fileno(), select.POLLIN)
+        self._make_room(held, NAMELESS)
+
+    def _make_room(self, new: Held, most: int) -> None:
+        """At most so many that say nothing, of one caller: the oldest goes."""
+        silent = [h for h in self._held.values() if h.caller == new.caller and not h.ready]
+        if len(silent) > most:
+            self._drop(min(silent, key=lambda held: held.deadline))
+
+    def _read(self, held: Held) -> None:
+        """A connection has something to say: its beginning, or the first byte of its request, which
+        stays for the call.
+        """
+        try:
+            untrusted_bytes = held.connection.recv(LONGEST, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if held.call is None:
+                end = untrusted_bytes.find(b"\0")
+                held.untrusted_head += held.connection.recv(
+                    end + 1 if end >= 0 else len(untrusted_bytes), socket.MSG_DONTWAIT
+                )
+        except BlockingIOError:
+            return
+        except OSError:
+            untrusted_bytes = b""
+        if not untrusted_bytes:  # it went: begun ahead and not needed
+            self._drop(held)
+        elif held.call is not None:
+            held.ready = True
+            self._poll.unregister(held.connection.fileno())
+            of_caller = sum(h.ready and h.caller == held.caller for h in self._held.values())
+            if of_caller > QUEUED:
+                self._drop(held)
+        elif held.untrusted_head.endswith(b"\0"):
+            held.call = parse_head(held.untrusted_head[:-1])
+            held.deadline = time.monotonic() + FIRST_BYTE
+            if held.call is None:
+                self._refuse(held)
+            else:
+                self._make_room(held, SILENT)
+        elif len(held.untrusted_head) >= LONGEST:
+            self._refuse(held)
+
+    def _refuse(self, held: Held) -> None:
+        log(WARNING, "a connection that does not begin as qrexec's do")
+        self._drop(held)
+
+    def _drop(self, held: Held) -> None:
+        del self._held[held.connection.fileno()]
+        if not held.ready:
+            self._poll.unregister(held.connection.fileno())
+        held.connection.close()
+
+    def _give_up(self, now: float) -> None:
+        """Those that said nothing for too long; when it is stopped, soon."""
+        if self._stopping:
+            for fd in self._listening:
+                with suppress(KeyError):
+                    self._poll.unregister(fd)
+            if now >= self._stopping + STOPPING:
+                for pid in self._running:
+                    os.kill(pid, signal.SIGUSR1)  # not reaped yet, so that it is ours
+        for held in [held for held in self._held.values() if not held.ready]:
+            if now >= held.deadline or (self._stopping and now >= self._stopping + STOPPING):
+                self._drop(held)
+
+    def _start_ready(self) -> None:
+        """Begin the calls for which there is a place, in the order in which they came; a few of
+        each caller ahead.
+        """
+        for held in list(self._held.values()):
+            if held.call is not None and self._has_place(held):
+                try:
+                    pid = os.fork()
+                except OSError as error:
+                    log(WARNING, f"a call cannot be answered yet: {error.strerror}")
+                    time.sleep(0.05)
+                    return
+                if pid == 0:
+                    self._child(held, held.call)
+                self._running[pid] = held.call
+                self._drop(held)
+
+    def _has_place(self, held: Held) -> bool:
+        call, running = held.call, self._running.values()
+        if call is None or (
+            not held.ready and sum(one.caller == call.caller for one in running) >= AHEAD
+        ):
+            return False
+        limits = [(EVERY, list(running))]
+        if call.service in HEAVY_SERVICES:
+            limits.append((HEAVY, [one for one in running if one.service in HEAVY_SERVICES]))
+        return all(
+            len(calls) < limit.total
+            and sum(one.caller == call.caller for one in calls) < limit.caller
+            for limit, calls in limits
+        )
+
+    def _child(self, held: Held, call: Call) -> NoReturn:
+        """The call, in a process of its own, which keeps no connection but its own open."""
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            connection = held.connection.dup()
+            for one in (*self._listening.values(), self._wake, self._other):
+                one.close()
+            for other in self._held.values():
+                other.connection.close()
+            code = _answer(connection, call, self._config_path)
+        finally:
+            os._exit(code)
+
+    def _reap(self) -> None:
+        while self._running:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self._running.clear()
+                return
+            if pid == 0:
+                return
+            call = self._running.pop(pid, None)
+            if os.WIFSIGNALED(status) and call is not None:
+                name = signal.Signals(os.WTERMSIG(status)).name
+                log(WARNING, f"sparsebak.{call.service} from {call.caller} was killed: {name}")
+
+
+def _answer(connection: socket.socket, call: Call, config_path: Path) -> int:
+    """One call, in a process of its own."""
+    confine()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    fd = connection.detach()
+    reader = PatientReader(fd)
+    # The agent is asked to end: a call whose request never came does, without a word; any other is
+    # let end.
+    signal.signal(signal.SIGUSR1, lambda *_: None if reader.begun else os._exit(1))
+    return run(call.service, call.environ, config_path, reader, PatientWriter(fd))

@@ -1,0 +1,3 @@
+"""One module for each RPC service, each with one ``main(call)``. Its docstring says what it reads
+and what it changes.
+"""

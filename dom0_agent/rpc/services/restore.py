@@ -1,0 +1,98 @@
+"""sparsebak.Restore: put a session's contents in a volume's place.
+
+The argument, ``QUBE+VOLUME+SESSION[+older]``, is what dom0's user is shown and asked: what the call
+is for, what is sent and what it is put in the place of must be that and nothing else.
+
+Writes the volume, and that only from data which the archive's key proves to be this volume's; until
+the last byte is proven the old contents stay. Reads the archive's key and the volume's state. What
+was restored is told on dom0's desktop.
+"""
+
+from common.text import session_name
+from dom0_agent.catalog import open_catalog
+from dom0_agent.config import Volume
+from dom0_agent.log import INFO, log
+from dom0_agent.notify import notify
+from dom0_agent.rpc.dispatch import ABSENT, Call
+from dom0_agent.rpc.receiving import read_record, receive
+from dom0_agent.rpc.services.verify import age_note
+from dom0_agent.sources import Replacement, Source
+from dom0_agent.tracking.rotation import volume_rotation
+from wire.messages import Status
+from wire.names import Restoring
+from wire.records import Record
+from wire.status import NOTE_OLDER, Code, Refused
+
+
+def main(call: Call) -> Status:
+    """Reply with a status whose note says whether the session is the newest one that dom0 knows."""
+    if (asked := call.asked) is None:
+        raise Refused(Code.BAD_REQUEST, "a restore without an argument")
+    archive = call.archive(call.request())
+    volume = _target(call, asked)
+    record = read_record(call.stdin, archive)
+    _check_record(call, asked, volume, record)
+    note = age_note(call.config, archive, record)
+    if note & NOTE_OLDER and not asked.older:
+        raise Refused(Code.OLDER, f"{asked.argument()} does not say that the session is older")
+    with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:
+        target = _begin(volume, rotation.source, record.size, bool(note & NOTE_OLDER))
+        try:
+            receive(call.stdin, archive, record, target, call.config.threads)
+        except BaseException:
+            target.discard()
+            raise
+        target.commit()
+    _tell(call, volume, record, note)
+    return Status(Code.OK, note)
+
+
+def _target(call: Call, asked: Restoring) -> Volume:
+    """The volume to be written: the call's own target, and what its argument names. One that is
+    gone has no target.
+    """
+    expected = None if asked.qube == "dom0" else asked.qube
+    if call.target not in (expected, ABSENT) or (expected is None and call.target is not None):
+        raise Refused(
+            Code.NOT_AS_ASKED, f"the call is for {call.target or 'dom0'}, not for {asked.qube}"
+        )
+    if call.target != ABSENT:
+        return call.volume(restoring=True)
+    if asked.volume != "settings":
+        raise Refused(Code.NO_VOLUME, f"{asked.qube} does not exist; its settings come first")
+    return open_catalog(call.config, call.caller).absent(asked.qube)
+
+
+def _begin(volume: Volume, source: Source, size: int, older: bool) -> Replacement:
+    if volume.managed:
+        from dom0_agent.targets.qubesd import QubesImport
+
+        return QubesImport(volume, size)
+    if volume.pool.driver == "settings":
+        from dom0_agent.sources.settings import SettingsSource
+
+        if isinstance(source, SettingsSource):
+            return source.replace(size, older)
+    return source.replace(size)
+
+
+def _check_record(call: Call, asked: Restoring, volume: Volume, record: Record) -> None:
+    """A record belongs to one volume; it goes elsewhere only if dom0's administrator said so."""
+    source, session = f"{record.qube}/{record.volume}", session_name(record.time)
+    if source != volume.name and (source, volume.name) not in call.config.allow_restore:
+        raise Refused(
+            Code.WRONG_VOLUME, f"{call.caller} tried to restore {source} into {volume.name}"
+        )
+    if session != asked.session:
+        raise Refused(
+            Code.NOT_AS_ASKED, f"{call.caller} sent session {session}, not {asked.session}"
+        )
+
+
+def _tell(call: Call, volume: Volume, record: Record, note: int) -> None:
+    source, session = f"{record.qube}/{record.volume}", session_name(record.time)
+    text = f"{volume.name} now has the contents of {source} of {session}, sent by {call.caller}"
+    if note & NOTE_OLDER:
+        text += "; that is not the newest session known"
+    log(INFO, text)
+    notify("sparsebak: restored", text, urgent=bool(note & NOTE_OLDER))

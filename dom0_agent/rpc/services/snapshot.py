@@ -1,0 +1,51 @@
+"""sparsebak.Snapshot: begin a session of a volume, or offer again the one already begun.
+
+The request's session and number are the archive's newest session of the volume and its sequence
+number, its time the time of the caller's run. Takes and drops snapshots, writes the volume's state.
+Reads no contents, except with ``file``.
+"""
+
+from common.durable import closing_fd
+from dom0_agent.changed_map import ChangedMap
+from dom0_agent.rpc.dispatch import Call
+from dom0_agent.tracking.rotation import Rotation, grains_per_chunk, volume_rotation
+from dom0_agent.tracking.state import Pending
+from wire.merkle import chunk_count
+from wire.messages import OFFER_FULL, OFFER_RESUMED, Offer
+
+
+def main(call: Call) -> None:
+    """Reply with an Offer."""
+    request = call.request("session", "number", "time")
+    archive = call.archive(request)
+    volume = call.volume()
+    with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:
+        follow, pending, resumed = rotation.snapshot(archive, volume, request)
+        offer = Offer(
+            volume_id=bytes.fromhex(follow.volume_id),
+            session=bytes.fromhex(pending.session),
+            previous=bytes(16)
+            if pending.full or not follow.committed
+            else bytes.fromhex(follow.committed.session),
+            sequence=pending.sequence,
+            time=pending.time,
+            size=pending.size,
+            chunk_size=archive.chunk_size,
+            changed=_at_most(rotation, pending, archive.chunk_size),
+            flags=(OFFER_FULL if pending.full else 0) | (OFFER_RESUMED if resumed else 0),
+        )
+    call.reply(offer)
+
+
+def _at_most(rotation: Rotation, pending: Pending, chunk_size: int) -> int:
+    """Bytes in chunks that may have to be sent."""
+    if not pending.full:
+        changed = rotation.store.load_map(pending.map, pending.size)
+        runs = changed.runs(grains_per_chunk(chunk_size), chunk_count(pending.size, chunk_size))
+        return sum(end - first for first, end in runs) * chunk_size
+    held = ChangedMap()
+    with closing_fd(rotation.source.open(pending.snapshot)) as fd:
+        for start, end in rotation.source.data_ranges(fd, 0, pending.size):
+            held.mark(start, end)
+    runs = held.runs(grains_per_chunk(chunk_size), chunk_count(pending.size, chunk_size))
+    return sum(end - first for first, end in runs) * chunk_size

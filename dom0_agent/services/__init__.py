@@ -1,1 +1,0 @@
-"""One module for each RPC service, each with one ``main(call)``. Its docstring says what it reads and what it changes."""

@@ -1,0 +1,1 @@
+"""New contents of volumes."""

@@ -1,0 +1,159 @@
+"""What a file has besides its bytes: what a clone must have in common with it, and what a restored
+image keeps of it.
+
+Flags and numbers: Linux, ``include/uapi/linux/fs.h`` (FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR);
+chattr(1) describes the flags.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import struct
+
+from dom0_agent.log import WARNING, log
+from wire.status import Code, Refused
+
+_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
+_FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
+_COMPRESSED, _IMMUTABLE, _APPEND, _NOCOW = 0x4, 0x10, 0x20, 0x00800000
+_COPYING = _NOCOW | _COMPRESSED | 0x400
+_KEPT = _COPYING | 0x8 | 0x40 | 0x80
+"""Kept by a restore: no copy on write; compressed, synchronous, not dumped, no access times, not
+compressed.
+"""
+_OF_CONTENTS = frozenset({"security.ima", "security.evm"})
+"""Attributes that are digests of a file: wrong for another's contents."""
+_PROJECT = struct.Struct("=IIIII8x")
+_NOT_HERE = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+
+
+def flags(fd: int) -> int:
+    """A file's flags; none where its file system has none. Raises OSError."""
+    buffer = bytearray(8)  # the kernel writes an int, whatever the number of the ioctl says
+    try:
+        fcntl.ioctl(fd, _GETFLAGS, buffer)
+    except OSError as error:
+        if error.errno in _NOT_HERE:
+            return 0
+        raise
+    return int.from_bytes(buffer[:4], "little")
+
+
+def _set_flags(fd: int, wanted: int) -> None:
+    fcntl.ioctl(fd, _SETFLAGS, wanted.to_bytes(8, "little"))
+
+
+def _change_flags(fd: int, wanted: int) -> None:
+    """In two steps: Btrfs takes no copy on write instead of compression, which a folder may have
+    given, only from neither.
+    """
+    has = flags(fd)
+    if has & _COPYING and has != wanted:
+        _set_flags(fd, has & ~_COPYING)
+    _set_flags(fd, wanted)
+
+
+def match_nocow(like: int, empty: int) -> None:
+    """Make an empty file with copy on write, or without, as another is: later Btrfs does not let it
+    be changed.
+    """
+    wanted, has = flags(like), flags(empty)
+    if (wanted ^ has) & _NOCOW:
+        _change_flags(empty, (has & ~_COPYING) | (wanted & _NOCOW))
+
+
+def require_replaceable(name: str, fd: int) -> None:
+    """Refused when another file in this one's place would not be the same to everybody, or somebody
+    has it open.
+    """
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        raise Refused(Code.SOURCE_FAILED, f"{name} is not a regular file")
+    if flags(fd) & (_IMMUTABLE | _APPEND):
+        raise Refused(
+            Code.SOURCE_FAILED,
+            f"{name} may not be changed; take that off with: chattr -i -a {name}",
+        )
+    if found.st_nlink > 1:
+        raise Refused(
+            Code.SOURCE_FAILED,
+            f"{name} has {found.st_nlink} names (hard links), of which the others would keep the"
+            " old contents; remove them first",
+        )
+    require_unused(name, fd)
+
+
+def require_unused(name: str, fd: int) -> None:
+    """Refused when anybody but ``fd`` has the file open or mapped, loop devices included.
+
+    The kernel gives a write lease to nobody else (fcntl(2)). It is given back at once: who opens
+    the file must not wait.
+    """
+    fcntl.fcntl(
+        fd, fcntl.F_SETSIG, signal.SIGURG
+    )  # who opens it just now sends this, not SIGIO, which kills
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EBUSY):
+            raise Refused(
+                Code.BUSY, f"{name} is in use; shut down the qube, or close what has it open, first"
+            ) from None
+        # Neither its owner nor CAP_LEASE; or a file system without leases.
+        log(WARNING, f"{name}: cannot tell whether anybody has it open: {error.strerror}")
+        return
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def keep(old: int, new: int) -> None:
+    """Give an empty new file what the old one has: owner, mode, ACL and other extended attributes,
+    flags, project.
+
+    Raises OSError where that cannot be, rather than lose any of it.
+    """
+    found = os.fstat(old)
+    wanted, has = flags(old) & _KEPT, flags(new)
+    if has & _KEPT != wanted:
+        _change_flags(new, has & ~_KEPT | wanted)
+    if (found.st_uid, found.st_gid) != (os.fstat(new).st_uid, os.fstat(new).st_gid):
+        os.fchown(new, found.st_uid, found.st_gid)
+    os.fchmod(new, stat.S_IMODE(found.st_mode))
+    _keep_extended(old, new)
+    _keep_project(old, new)
+
+
+def _keep_extended(old: int, new: int) -> None:
+    for name in _names(new):  # a default ACL of the folder, say
+        if name not in _names(old) and name.startswith("system.posix_acl"):
+            os.removexattr(new, name)
+    for name in _names(old):
+        value = os.getxattr(old, name)
+        if name not in _names(new) or os.getxattr(new, name) != value:
+            os.setxattr(new, name, value)
+
+
+def _names(fd: int) -> list[str]:
+    try:
+        return [name for name in os.listxattr(fd) if name not in _OF_CONTENTS]
+    except OSError as error:
+        if error.errno in _NOT_HERE:
+            return []
+        raise
+
+
+def _keep_project(old: int, new: int) -> None:
+    """The project that quotas count the file to (xfs_quota(8))."""
+    theirs, ours = bytearray(_PROJECT.size), bytearray(_PROJECT.size)
+    try:
+        fcntl.ioctl(old, _FSGETXATTR, theirs)
+        fcntl.ioctl(new, _FSGETXATTR, ours)
+    except OSError as error:
+        if error.errno in _NOT_HERE:
+            return
+        raise
+    project, fields = _PROJECT.unpack(theirs)[3], list(_PROJECT.unpack(ours))
+    if project != fields[3]:
+        fields[3] = project
+        fcntl.ioctl(new, _FSSETXATTR, _PROJECT.pack(*fields))

@@ -1,0 +1,154 @@
+"""Files of a pool in dom0: opening an image as nothing but a regular file, and putting a new one in
+its place.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from common.durable import closing_fd, sync_directory
+from common.image_writer import ImageWriter
+from dom0_agent.targets import attributes
+from wire.status import Code, Refused
+
+CHECK_ROOM = 256 << 20
+"""Bytes written between two looks at the pool's room."""
+
+
+def failed(text: str, error: OSError) -> Refused:
+    """The refusal for an error of the storage."""
+    code = Code.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Code.SOURCE_FAILED
+    why = "the pool is read-only" if error.errno == errno.EROFS else error.strerror or str(error)
+    return Refused(code, f"{text}: {why}")
+
+
+def open_regular(path: Path, whose: str) -> int:
+    """A descriptor to read a regular file, the image of ``whose``. Raises OSError.
+
+    Refused for anything else, which is not even opened: a FIFO would wait for its writer, a tape
+    would be wound.
+    """
+    with closing_fd(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as found:
+        mode = os.fstat(found).st_mode
+        if stat.S_ISLNK(mode):
+            raise Refused(
+                Code.SOURCE_FAILED, f"{whose}: cannot open {path}: a link, not a regular file"
+            )
+        if not stat.S_ISREG(mode):
+            raise Refused(Code.SOURCE_FAILED, f"{whose}: {path} is not a regular file")
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+class FileReplacement:
+    """New contents written to a file without a name, which then takes the image's place; see
+    Replacement.
+
+    A crash leaves nothing of it, but between getting the name ``beside`` and the image's.
+    """
+
+    ordered = False
+
+    def __init__(
+        self, image: Path, beside: Path, size: int, require_room: Callable[[], None]
+    ) -> None:
+        self._image, self._beside, self._require_room = image, beside, require_room
+        self._unchecked = 0
+        self._old = self._new = -1
+        try:
+            self._look()
+            beside.unlink(missing_ok=True)
+            self._new = self._nameless()
+            if self._old >= 0:
+                attributes.keep(self._old, self._new)
+            os.ftruncate(self._new, size)
+            self._file = ImageWriter(Path(f"/proc/self/fd/{self._new}"), None)
+        except BaseException as error:
+            if self._new >= 0:
+                self._remove_name()
+            self._close()
+            if isinstance(error, OSError):
+                raise failed(f"cannot write beside {image}", error) from None
+            raise
+
+    def _look(self) -> None:
+        """Open what is there now, if anything, and make sure that it may be replaced."""
+        with suppress(FileNotFoundError):
+            self._old = open_regular(self._image, "restore")
+            attributes.require_replaceable(str(self._image), self._old)
+
+    def _nameless(self) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(self._image.parent, flags | os.O_TMPFILE, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+                raise
+        # A file system that has no files without a name.
+        return os.open(self._beside, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+    def write(self, offset: int, parts: list[bytes]) -> None:
+        """See Replacement. Looks at the pool's room every now and then: a full one would harm every
+        qube that writes.
+        """
+        self._unchecked += sum(map(len, parts))
+        if self._unchecked >= CHECK_ROOM:
+            self._unchecked = 0
+            self._require_room()
+        try:
+            self._file.write(offset, parts)
+        except OSError as error:
+            raise failed(f"cannot write beside {self._image}", error) from None
+
+    def commit(self) -> None:
+        """See Replacement. Refused when somebody opened the image meanwhile, or another took its
+        place.
+        """
+        try:
+            self._file.sync()
+            self._require_the_same()
+            if os.fstat(self._new).st_nlink == 0:
+                self._give_name()
+            os.replace(self._beside, self._image)
+            sync_directory(self._image.parent)
+        except BaseException as error:
+            self._remove_name()
+            if isinstance(error, OSError):
+                raise failed(f"cannot replace {self._image}", error) from None
+            raise
+        finally:
+            self._file.close()
+            self._close()
+
+    def _give_name(self) -> None:
+        # Python calls linkat(2), which follows the link, only if it is given a folder.
+        with closing_fd(os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)) as fds:
+            os.link(str(self._new), self._beside, src_dir_fd=fds, follow_symlinks=True)
+
+    def _require_the_same(self) -> None:
+        if self._old < 0:
+            if os.path.lexists(self._image):
+                raise Refused(Code.BUSY, f"{self._image} was made meanwhile")
+            return
+        here, then = os.stat(self._image, follow_symlinks=False), os.fstat(self._old)
+        if (here.st_dev, here.st_ino) != (then.st_dev, then.st_ino):
+            raise Refused(Code.BUSY, f"another file took the place of {self._image} meanwhile")
+        attributes.require_replaceable(str(self._image), self._old)
+
+    def discard(self) -> None:
+        """See Replacement."""
+        self._file.close()
+        self._close()
+        self._remove_name()
+
+    def _remove_name(self) -> None:
+        with suppress(OSError):
+            self._beside.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        for fd in (self._old, self._new):
+            if fd >= 0:
+                os.close(fd)
+        self._old = self._new = -1

@@ -1,0 +1,93 @@
+"""Restore on Qubes OS: contents go to qubesd as one stream, so that it keeps the old ones as a
+revision (qvm-volume revert).
+
+The Admin API takes a volume only whole: a stream that ends early is refused and leaves the volume
+as it was (core-admin, ``qubes-rpc/admin.vm.volume.Import``). So nothing takes effect before the
+last byte is proven.
+"""
+
+import os
+import threading
+
+from dom0_agent.config import Volume
+from dom0_agent.qubesd import asking, connect
+from wire.status import Code, Refused
+
+_ZEROS = bytes(1 << 20)
+
+
+class QubesImport:
+    """New contents for a volume of a halted qube; see Replacement."""
+
+    ordered = True
+
+    def __init__(self, volume: Volume, size: int) -> None:
+        if size < 1:
+            raise Refused(Code.BAD_REQUEST, f"{volume.name}: qubesd takes no empty volume")
+        with asking():
+            domain = connect().domains[volume.qube]
+            if not domain.is_halted():
+                raise Refused(
+                    Code.NOT_HALTED, f"{volume.qube} is running; shut it down before it is restored"
+                )
+            self._target = domain.volumes[volume.volume]
+        self._name, self._size, self._at, self._last = volume.name, size, 0, b"\0"
+        self._failure: BaseException | None = None
+        read, self._fd = os.pipe2(os.O_CLOEXEC)
+        self._thread = threading.Thread(target=self._import, args=(read,), daemon=True)
+        self._thread.start()
+
+    def _import(self, read: int) -> None:
+        try:
+            with open(read, "rb", buffering=0) as stream:
+                self._target.import_data_with_size(stream, self._size)
+        except BaseException as error:
+            self._failure = error
+
+    def write(self, offset: int, parts: list[bytes]) -> None:
+        """See Replacement."""
+        self._pad(offset)
+        for part in parts:
+            self._put(memoryview(part))
+
+    def _pad(self, until: int) -> None:
+        while self._at < until:
+            self._put(memoryview(_ZEROS)[: until - self._at])
+
+    def _put(self, view: memoryview) -> None:
+        """Send bytes on; the volume's last one waits for ``commit``."""
+        if self._at + len(view) >= self._size:
+            view, self._last = view[:-1], bytes(view[-1:])
+        self._send(view)
+
+    def _send(self, view: memoryview) -> None:
+        try:
+            while view:
+                written = os.write(self._fd, view)
+                self._at += written
+                view = view[written:]
+        except BrokenPipeError:
+            self._end()
+            raise Refused(
+                Code.SOURCE_FAILED, f"{self._name}: qubesd took no more: {self._failure}"
+            ) from None
+
+    def _end(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._thread.join()
+
+    def commit(self) -> None:
+        """See Replacement."""
+        self._pad(self._size - 1)
+        self._send(memoryview(self._last))
+        self._end()
+        if self._failure is not None:
+            raise Refused(
+                Code.SOURCE_FAILED, f"{self._name}: qubesd did not take it: {self._failure}"
+            )
+
+    def discard(self) -> None:
+        """See Replacement. The stream ends too early for qubesd to take it."""
+        self._end()

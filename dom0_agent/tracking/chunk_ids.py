@@ -1,0 +1,221 @@
+"""The chunk ids of a volume's newest committed session, and the root of the next one. Flat memory
+at any size.
+
+The ids file holds 32 bytes a chunk; ``.pages`` beside it holds the digest of every 1,024 of them.
+Both are a cache of what was sent, and are believed only as far as they give the root of the
+committed record: without them the next session is a full one. They are written in place, from a log
+that can be applied again after a crash.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Self
+
+from common.durable import UNREADABLE, closing_fd, pwrite_all, write_synced
+from dom0_agent.compiled import COMPILED
+from wire.chunks import ID_SIZE, ZERO_ID
+from wire.layout import Structure
+from wire.merkle import DIGEST_SIZE, PAGE_BYTES, PAGE_IDS, Tree, chunk_count, page_count
+
+if TYPE_CHECKING:
+    from construct import Bytes, GreedyRange, Int64ul
+
+Entry = tuple[int, bytes]
+"""A chunk number and its id."""
+
+
+class ChunkEntry(Structure, compiled=COMPILED):
+    """A chunk as the log of a pending session has it."""
+
+    number: Annotated[int, Int64ul * "chunk number"]
+    id: Annotated[bytes, Bytes(ID_SIZE) * "chunk id"]
+
+
+class IdsFile(Structure):
+    """The ids of all chunks of a volume's newest committed session."""
+
+    ids: Annotated[list[bytes], GreedyRange(Bytes(ID_SIZE) * "chunk ids, in order")]
+
+
+class PagesFile(Structure):
+    """The digests of the pages of an ids file."""
+
+    pages: Annotated[list[bytes], GreedyRange(Bytes(DIGEST_SIZE) * "page digests, in order")]
+
+
+ENTRY = ChunkEntry.row()
+
+
+class IdsDamaged(Exception):
+    """A page of the ids is not what was committed."""
+
+
+class CommittedIds:
+    """The ids file of one volume and archive, for reading. Missing parts read as zero ids."""
+
+    def __init__(self, path: Path, tree: Tree) -> None:
+        self._path, self._pages = path, path.with_name(path.name + ".pages")
+        self._tree, self._proven = tree, b""
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.ENOENT and error.errno not in UNREADABLE:
+                raise
+            self._fd = -1  # lost is as good as not there: a cache
+        self.count = os.fstat(self._fd).st_size // ID_SIZE if self._fd >= 0 else 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def prove(self, size: int, chunk_size: int, root: bytes) -> bool:
+        """Whether these are the ids of an image of ``size`` bytes with that root; pages are checked
+        from then on.
+
+        The digests are read rather than the ids. Without them, or where they do not fit, all ids
+        are.
+        """
+        chunks = chunk_count(size, chunk_size)
+        if self.count != chunks:
+            return False
+        for digests in (self._kept_digests, lambda: self.every_digest(chunks)):
+            try:
+                found = digests()
+            except (OSError, IdsDamaged):  # a bad sector: what cannot be read is not known
+                continue
+            if (
+                len(found) == page_count(chunks) * DIGEST_SIZE
+                and self._tree.root(size, chunk_size, [found]) == root
+            ):
+                self._proven = found
+                return True
+        return False
+
+    def _kept_digests(self) -> bytes:
+        return self._pages.read_bytes() if self._pages.exists() else b""
+
+    def every_digest(self, chunks: int) -> bytes:
+        """The page digests of the first ``chunks`` ids, made from them all."""
+        return b"".join(
+            self._digest(index, [], False, chunks) for index in range(page_count(chunks))
+        )
+
+    def page(self, index: int) -> bytes:
+        """The ids of a page, 1,024 of them; IdsDamaged when they are not those that were proven."""
+        if self._fd < 0:
+            return bytes(PAGE_BYTES)
+        try:
+            ids = os.pread(self._fd, PAGE_BYTES, index * PAGE_BYTES).ljust(PAGE_BYTES, b"\x00")
+        except OSError as error:
+            raise IdsDamaged(f"{self._path}: {error}") from None
+        digest = self._proven[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
+        if digest and self._tree.page(ids) != digest:
+            raise IdsDamaged(f"{self._path}: page {index} is not what was committed")
+        return ids
+
+    def digests(self, entries: Iterable[Entry], full: bool, chunks: int) -> Iterator[bytes]:
+        """Page digests of the image of ``chunks`` chunks that results from laying ``entries`` (in
+        order) over this one.
+
+        With ``full`` they are laid over nothing; otherwise the ids have been proven.
+        """
+        usable = min(self.count, chunks) // PAGE_IDS  # beyond, the end of the volume may have moved
+        changed = _by_page(entries)
+        page, overlay = next(changed, (-1, []))
+        for index in range(page_count(chunks)):
+            if index != page:
+                digest = self._proven[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
+                known = not full and index < usable and len(digest) == DIGEST_SIZE
+                yield digest if known else self._digest(index, [], full, chunks)
+                continue
+            yield self._digest(index, overlay, full, chunks)
+            page, overlay = next(changed, (-1, []))
+
+    def _digest(self, index: int, overlay: list[Entry], full: bool, chunks: int) -> bytes:
+        if not overlay and (full or index * PAGE_IDS >= self.count):
+            return self._tree.zero_page
+        ids = bytes(PAGE_BYTES) if full else self.page(index)
+        return self._tree.page(_laid_over(ids, index, overlay, chunks))
+
+    def apply(
+        self, entries: Iterable[Entry], full: bool, chunks: int, pages: bytes | None = None
+    ) -> bytes:
+        """Make the file that of the newer session: the same arguments as for ``digests``, and what
+        that returned.
+
+        Without ``pages``, after a crash, all ids are read for them: the same entries may have been
+        applied in part. Returns the page digests. Raises OSError; this object is of no use any
+        more.
+        """
+        self._pages.unlink(missing_ok=True)
+        if full:  # another file, whatever was wrong with the old one
+            self._path.unlink(missing_ok=True)
+        with closing_fd(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as fd:
+            os.ftruncate(fd, chunks * ID_SIZE)
+            for index, overlay in _by_page(entries):
+                ids = os.pread(fd, PAGE_BYTES, index * PAGE_BYTES).ljust(PAGE_BYTES, b"\x00")
+                laid = _laid_over(ids, index, overlay, chunks)
+                pwrite_all(fd, laid, index * PAGE_BYTES)
+            os.ftruncate(fd, chunks * ID_SIZE)
+            os.fsync(fd)
+        if pages is None:
+            with CommittedIds(self._path, self._tree) as applied:
+                pages = applied.every_digest(chunks)
+        write_synced(self._pages, pages)
+        return pages
+
+    def drop(self) -> None:
+        """Forget what was found to be damaged; the next session is a full one."""
+        for path in (self._path, self._pages):
+            path.unlink(missing_ok=True)
+
+
+def _laid_over(ids: bytes, index: int, overlay: list[Entry], chunks: int) -> bytes:
+    laid = bytearray(ids)
+    for number, chunk_id in overlay:
+        at = number % PAGE_IDS * ID_SIZE
+        laid[at : at + ID_SIZE] = chunk_id
+    within = min(PAGE_IDS, chunks - index * PAGE_IDS) * ID_SIZE
+    laid[within:] = bytes(PAGE_BYTES - within)
+    return bytes(laid)
+
+
+def _by_page(entries: Iterable[Entry]) -> Iterator[tuple[int, list[Entry]]]:
+    return (
+        (page, list(group)) for page, group in groupby(entries, lambda entry: entry[0] // PAGE_IDS)
+    )
+
+
+class KnownIds:
+    """Ids to compare with, chunk by chunk in rising order: those committed, or those the caller
+    says it holds.
+
+    ``page(index)`` gives the ids of a page; it is asked in rising order. What it does not give is
+    the zero id.
+    """
+
+    def __init__(self, page: Callable[[int], bytes]) -> None:
+        self._page = page
+        self._index, self._ids = -1, b""
+
+    def of(self, number: int) -> bytes:
+        """The id known for a chunk."""
+        if number // PAGE_IDS != self._index:
+            self._index = number // PAGE_IDS
+            self._ids = self._page(self._index)
+        at = number % PAGE_IDS * ID_SIZE
+        return self._ids[at : at + ID_SIZE] or ZERO_ID

@@ -1,0 +1,101 @@
+"""What Commit does to the chunk ids that dom0 keeps: they follow the session's log, or are not used
+any more.
+
+The record that dom0 sealed and the ids that it keeps must come from the same bytes. So ids are
+believed only while they give the root of the committed record, and a log only when, laid over them,
+it gives the root of the session's. What does not is left where it is: it never proves, and the next
+session compares the whole volume.
+"""
+
+from enum import Enum, auto
+
+from dom0_agent.archives import Archive
+from dom0_agent.log import WARNING, log
+from dom0_agent.tracking.chunk_ids import CommittedIds, IdsDamaged
+from dom0_agent.tracking.pending_log import LogDamaged, PendingLog
+from dom0_agent.tracking.state import ArchiveProgress, Pending, Redo, VolumeState
+from wire.merkle import Tree, chunk_count
+from wire.status import Refused
+
+
+class Work(Enum):
+    """What is to be done to the ids: nothing, follow the log, or nothing because they are of no use
+    any more.
+    """
+
+    IDLE = auto()
+    APPLY = auto()
+    GIVEN_UP = auto()
+
+
+def opened_ids(store: VolumeState, follow: ArchiveProgress, archive: Archive) -> CommittedIds:
+    """The ids of an archive's committed session; not proven yet."""
+    return CommittedIds(store.directory / follow.ids, Tree(archive.keys().sub_key("root")))
+
+
+def prove(ids: CommittedIds, follow: ArchiveProgress, archive: Archive) -> bool:
+    """Whether ids are those of the committed session."""
+    committed = follow.committed
+    return (
+        committed is not None
+        and committed.root is not None
+        and ids.prove(committed.size, archive.chunk_size, bytes.fromhex(committed.root))
+    )
+
+
+def prepare(
+    store: VolumeState, follow: ArchiveProgress, archive: Archive, pending: Pending
+) -> tuple[Work, bytes]:
+    """What Commit has to do, and the page digests there are then. Refused while Extract goes on."""
+    chunks = chunk_count(pending.size, archive.chunk_size)
+    session_log = PendingLog(store.directory / pending.log)
+    try:
+        with opened_ids(store, follow, archive) as ids:
+            if session_log.position != chunks:
+                raise LogDamaged(f"{pending.log} covers {session_log.position} of {chunks} chunks")
+            if not pending.full and not prove(ids, follow, archive):
+                raise IdsDamaged(f"{follow.ids} is not that of the session before")
+            pages = b"".join(ids.digests(session_log.entries(), pending.full, chunks))
+            tree = Tree(archive.keys().sub_key("root"))
+            if tree.root(pending.size, archive.chunk_size, [pages]).hex() != pending.root:
+                raise LogDamaged(f"{pending.log} does not give the root of its session")
+            same = not pending.full and ids.count == chunks
+            if same and next(session_log.entries(), None) is None:
+                return Work.IDLE, pages
+            return Work.APPLY, pages
+    except (LogDamaged, IdsDamaged, OSError) as error:
+        log(WARNING, f"{store.name}: {error}; its next session compares everything")
+        return Work.GIVEN_UP, b""
+    finally:
+        session_log.close()
+
+
+def apply(
+    store: VolumeState,
+    follow: ArchiveProgress,
+    archive: Archive,
+    redo: Redo,
+    pages: bytes | None = None,
+) -> None:
+    """Bring the ids up to the committed session, from its log. Without ``pages``: again, after a
+    crash. Raise OSError.
+    """
+    chunks = chunk_count(redo.size, archive.chunk_size)
+    session_log = PendingLog(store.directory / redo.log)
+    try:
+        if session_log.position != chunks:
+            raise LogDamaged(f"{redo.log} covers {session_log.position} of {chunks} chunks")
+        with opened_ids(store, follow, archive) as ids:
+            ids.apply(session_log.entries(), redo.full, chunks, pages)
+    finally:
+        session_log.close()
+
+
+def apply_again(store: VolumeState, follow: ArchiveProgress, archive: Archive, redo: Redo) -> None:
+    """Finish what a crash or a failed write interrupted; what fails again leaves ids that do not
+    prove.
+    """
+    try:
+        apply(store, follow, archive, redo)
+    except (Refused, IdsDamaged, OSError) as error:  # the archive's key may be damaged, too
+        log(WARNING, f"{store.name}: {error}; its next session compares everything")

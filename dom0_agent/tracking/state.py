@@ -1,0 +1,299 @@
+"""What dom0 remembers of a volume: one directory, one lock, one small state file whose replacement
+is the commit point.
+
+``<state_dir>/volumes/<qube>/<volume>/`` holds ``state.json``, the changed maps, the committed chunk
+ids and the logs of pending sessions. A file that the state file does not mention is left over from
+a crash, and removed.
+
+A state file that is damaged is set aside as ``state.json.damaged``, and dom0 knows nothing of the
+volume any more: its next session compares everything, and until that is committed every session of
+it counts as an older one.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.durable import (
+    UNREADABLE,
+    Busy,
+    closing_fd,
+    lock,
+    make_directory,
+    replace,
+    sync_directory,
+    write_synced,
+)
+from dom0_agent.changed_map import ChangedMap
+from dom0_agent.log import ERROR, WARNING, log
+from wire.names import BadName, parse_name
+from wire.status import Code, Refused
+
+FORMAT = 2
+"""Format 1 had no check, no marks and no root."""
+PATIENCE = 10.0
+"""Seconds a call waits for the volume's lock before it answers "busy"."""
+
+
+DAMAGED = "state.json.damaged"
+
+
+class StateDamaged(Exception):
+    """The state file does not say what was written to it."""
+
+
+@dataclass
+class Committed:
+    """The newest session that the backup VM said it holds. Ids and digests in hexadecimal.
+
+    ``root`` is that of its record; without it the ids are not believed.
+    """
+
+    session: str
+    sequence: int
+    time: int
+    size: int
+    domain: str
+    digest: str
+    root: str | None = None
+
+
+@dataclass
+class Pending:
+    """A session begun and neither committed nor aborted. ``root`` and the record's ``digest`` are
+    known once all of it has been extracted. ``crowded``: the pool was found nearly full while it
+    was."""
+
+    session: str
+    snapshot: int
+    sequence: int
+    time: int
+    size: int
+    full: bool
+    domain: str
+    map: str | None
+    log: str
+    root: str | None = None
+    digest: str | None = None
+    crowded: bool = False
+
+
+@dataclass
+class Redo:
+    """Ids of a committed session that may not all be in the ids file yet."""
+
+    log: str
+    session: str
+    full: bool
+    size: int
+
+
+@dataclass
+class ArchiveProgress:
+    """What is kept for one archive. ``map`` is a file name; None means nothing changed.
+
+    ``mark`` and ``mark_time`` are the highest sequence number of a session *begun* and the time it
+    was given: neither goes back when a session is aborted, so that no two records that dom0 sealed
+    say the same.
+    """
+
+    volume_id: str
+    ids: str
+    map: str | None = None
+    committed: Committed | None = None
+    pending: Pending | None = None
+    redo: Redo | None = None
+    mark: int = 0
+    mark_time: int = 0
+
+
+@dataclass
+class State:
+    """The state file. ``sequence`` is the last snapshot number given out, ``base`` the snapshot
+    last folded in.
+
+    A number counts up in its high bits and is random in its low 32: a state put back from an old
+    copy never takes another snapshot for the one it remembers. ``place`` is the volume as the last
+    Snapshot found it (dom0_agent.config.remember).
+    """
+
+    sequence: int = 0
+    base: int | None = None
+    base_size: int = 0
+    base_time: int = 0
+    place: dict[str, Any] | None = None
+    follows: dict[str, ArchiveProgress] = field(default_factory=dict)
+
+    def snapshots(self) -> set[int]:
+        """Numbers of the snapshots that are needed."""
+        pending = {follow.pending.snapshot for follow in self.follows.values() if follow.pending}
+        return pending | ({self.base} if self.base is not None else set())
+
+    def files(self) -> set[str]:
+        """Names of the files that are needed beside the state file itself."""
+        names: set[str | None] = set()
+        for follow in self.follows.values():
+            names |= {follow.map, follow.ids, follow.ids + ".pages"}
+            if follow.pending:
+                names |= {follow.pending.map, follow.pending.log}
+            if follow.redo:
+                names.add(follow.redo.log)
+        return {name for name in names if name is not None}
+
+
+class VolumeState:
+    """The directory of one volume. Everything but ``load`` and ``load_map`` needs its lock."""
+
+    def __init__(self, state_dir: Path, qube: str, volume: str) -> None:
+        self.name = f"{qube}/{volume}"
+        self.directory = state_dir / "volumes" / qube / volume
+
+    @contextmanager
+    def locked(self, patience: float = PATIENCE) -> Iterator[State]:
+        """Hold the volume's lock and yield its state; Refused when somebody else keeps it longer
+        than ``patience`` seconds.
+
+        A damaged state file is set aside here.
+        """
+        make_directory(self.directory)
+        try:
+            fd = lock(self.directory / "lock", patience=patience)
+        except Busy:
+            raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
+        with closing_fd(fd), _counted(fd):
+            try:
+                state = self._read()
+            except StateDamaged as error:
+                os.replace(self._path, self._path.with_name(DAMAGED))
+                sync_directory(self.directory)
+                log(ERROR, f"{error}; set aside as {DAMAGED}: the volume is compared as a whole")
+                state = State()
+            yield state
+
+    @property
+    def _path(self) -> Path:
+        return self.directory / "state.json"
+
+    def uses(self) -> int:
+        """A number that goes up by one when the lock is taken, and when it is given back."""
+        try:
+            return os.stat(self.directory / "lock").st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def load(self) -> State:
+        """The state, empty for a volume not seen before, or whose state file is damaged."""
+        try:
+            return self._read()
+        except StateDamaged as error:
+            log(ERROR, f"{error}; nothing is known of the volume")
+            return State()
+
+    def _read(self) -> State:
+        try:
+            raw = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return State()
+        except (ValueError, RecursionError) as error:
+            raise StateDamaged(f"{self._path} is damaged: {error}") from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise
+            if error.errno not in UNREADABLE:  # no damage, and not to be set aside
+                raise Refused(
+                    Code.INTERNAL, f"{self._path} cannot be read: {error.strerror}"
+                ) from None
+            raise StateDamaged(f"{self._path} cannot be read: {error.strerror}") from None
+        if not isinstance(raw, dict) or not isinstance(found := raw.pop("format", None), int):
+            raise StateDamaged(f"{self._path} is damaged: it has no format")
+        if found not in (1, FORMAT):
+            raise Refused(Code.INTERNAL, f"{self._path} is of another version of sparsebak")
+        if found == FORMAT and raw.pop("check", None) != _check(raw):
+            raise StateDamaged(f"{self._path} is damaged: its check does not fit")
+        try:
+            follows = {archive: _follow(fields) for archive, fields in raw.pop("follows").items()}
+            return State(follows=follows, **raw)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise StateDamaged(f"{self._path} is damaged: {error}") from None
+
+    def save(self, state: State) -> None:
+        """The commit point: replace the state file."""
+        fields = asdict(state)
+        whole = {"format": FORMAT, "check": _check(fields), **fields}
+        replace(self._path, json.dumps(whole, indent=1).encode())
+
+    def load_map(self, name: str | None, size: int) -> ChangedMap:
+        """A changed map; everything counts as changed when its file is missing, unreadable or
+        damaged.
+        """
+        if name is None:
+            return ChangedMap()
+        try:
+            found = ChangedMap.from_bytes((self.directory / name).read_bytes())
+        except OSError:
+            found = None
+        if found is None:
+            log(WARNING, f"{self.directory / name} is missing or damaged; all counts as changed")
+            return ChangedMap.everything(size)
+        return found
+
+    def save_map(self, name: str, changed: ChangedMap) -> str:
+        """Write a map under a name that no state file mentions yet."""
+        write_synced(self.directory / name, changed.to_bytes())
+        return name
+
+    def tidy(self, state: State) -> None:
+        """Remove every file that the state does not mention."""
+        needed = state.files() | {"state.json", DAMAGED, "lock"}
+        for path in self.directory.iterdir():
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
+
+
+def _check(fields: dict[str, Any]) -> str:
+    """A checksum of the state, whatever way it is laid out in the file."""
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def _counted(fd: int) -> Iterator[None]:
+    """See VolumeState.uses. The lock file's time is the counter, which takes no space."""
+    _count(fd)
+    try:
+        yield
+    finally:
+        _count(fd)
+
+
+def _count(fd: int) -> None:
+    status = os.fstat(fd)
+    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+def _follow(raw: dict[str, Any]) -> ArchiveProgress:
+    for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
+        if raw.get(key) is not None:
+            raw[key] = kind(**raw[key])
+    follow = ArchiveProgress(**raw)
+    for one in (follow.committed, follow.pending):  # format 1 had no marks
+        if one is not None:
+            follow.mark = max(follow.mark, one.sequence)
+            follow.mark_time = max(follow.mark_time, one.time)
+    return follow
+
+
+def known_volumes(state_dir: Path) -> Iterator[tuple[str, str]]:
+    """Qube and volume names that dom0 remembers anything of, in order."""
+    for path in sorted((state_dir / "volumes").glob("*/*")):
+        if not path.is_dir():  # nothing of ours
+            continue
+        try:
+            yield parse_name(path.parent.name, "qube"), parse_name(path.name, "volume")
+        except BadName:
+            continue

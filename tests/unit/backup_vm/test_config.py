@@ -1,0 +1,39 @@
+"""The settings files in docs: right as they stand, and with every option there is."""
+
+from pathlib import Path
+
+from backup_vm import config as vm
+from backup_vm.jobs.retention import KEYS, UNLIMITED
+from dom0_agent import config as dom0
+
+DOCS = Path(__file__).parent.parent.parent.parent / "docs"
+
+
+def test_every_setting_of_the_backup_vm_is_explained() -> None:
+    path = DOCS / "config.toml"
+    found = vm.load(path)
+    assert found.texts.keys() == set(vm.TEXTS)
+    assert (
+        found.retention.rules_for("vault", "private").last == UNLIMITED
+        and found.retention.until_free == "10%"
+    )
+    assert (
+        found.retention.rules_for("work", "root").daily == 90
+        and found.retention.rules_for("x", "y").daily == 30
+    )
+    text = path.read_text()
+    for key in (*vm.TEXTS, *KEYS, "keep_default", "after_backup", "until_free"):
+        assert f"{key} = " in text, key
+
+
+def test_every_setting_of_the_agent_is_explained() -> None:
+    path = DOCS / "agent.toml"
+    found = dom0.load(path)
+    assert [volume.name for volume in found.volumes] == ["work/private", "vault/private"]
+    text = path.read_text()
+    own = set(dom0.Config.__dataclass_fields__) - {"path", "volumes", "allow_restore", "qubes"}
+    for key in (
+        own | set(dom0.QubesOptions.__dataclass_fields__) | set(dom0.Pool.__dataclass_fields__)
+    ):
+        assert f"{key} = " in text, key
+    assert "[[allow_restore]]" in text and "[qubes]" in text

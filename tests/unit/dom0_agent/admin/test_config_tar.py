@@ -1,0 +1,187 @@
+"""dom0's configuration as a tar: whatever one file is or does, all the others are in it, and what
+is not is listed.
+"""
+
+import io
+import os
+import socket
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from dom0_agent.admin.settings import config_tar
+from dom0_agent.config import Pool, Volume
+from dom0_agent.sources.settings import SettingsSource
+from tests.faultfs import Fault, FaultFS
+from wire.status import Code, Refused
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "a.conf").write_text("a\n")
+    (folder / "z.conf").write_text("z\n")
+    return folder
+
+
+def taken(tmp_path: Path, *folders: Path) -> tuple[dict[str, bytes], list[str]]:
+    path = tmp_path / "config.tar"
+    with open(path, "w+b") as out:
+        left_out = config_tar.write(tuple(str(folder) for folder in folders), out)
+    assert config_tar.left_out(path) == left_out
+    return {Path(name).name: contents for name, _, contents in config_tar.files(path)}, left_out
+
+
+def test_things_that_are_no_files(home: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(home / "S.gpg-agent"))
+    os.mkfifo(home / "fifo")
+    if os.getuid() == 0:
+        os.mknod(home / "null", 0o20666, os.makedev(1, 3))
+    os.symlink("/nowhere", home / "link")
+    found, left_out = taken(tmp_path, home)
+    assert found == {"a.conf": b"a\n", "z.conf": b"z\n"}
+    expected = [f"{home}/S.gpg-agent: it is a socket", f"{home}/fifo: it is a FIFO"]
+    assert left_out == expected + [f"{home}/null: it is a device"] * (os.getuid() == 0)
+
+
+def test_folders_by_their_meaning_and_large_files(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_tar, "_LARGEST", 1000)
+    for folder in ("Cache", "Trash", ".cache", ".local/share/Trash"):
+        (home / folder).mkdir(parents=True)
+        (home / folder / folder.replace("/", "-")).write_text("x")
+    (home / "large").write_bytes(bytes(1001))
+    (home / "just").write_bytes(bytes(1000))
+    found, left_out = taken(tmp_path, home)
+    assert set(found) == {"a.conf", "z.conf", "Cache", "Trash", "just"}
+    assert [line.split(":")[0].removeprefix(f"{home}/") for line in left_out] == [
+        ".cache", ".local/share/Trash", "large",
+    ]  # fmt: skip
+
+
+def test_hard_links_odd_names_and_order(home: Path, tmp_path: Path) -> None:
+    os.link(home / "a.conf", home / "also")
+    (home / os.fsdecode(b"caf\xe9")).write_text("latin")
+    (home / ("long" * 50)).mkdir()
+    (home / ("long" * 50) / ("name" * 50)).write_text("deep")
+    deep = home
+    for _ in range(300):
+        deep = deep / "d"
+    os.makedirs(deep)
+    found, left_out = taken(tmp_path, home, home, home / "a.conf")
+    assert found["also"] == found["a.conf"] == b"a\n" and left_out == []
+    assert found[os.fsdecode(b"caf\xe9")] == b"latin" and found["name" * 50] == b"deep"
+    first = (tmp_path / "config.tar").read_bytes()
+    taken(tmp_path, home, home, home / "a.conf")
+    assert (tmp_path / "config.tar").read_bytes() == first
+    with tarfile.open(tmp_path / "config.tar") as tar:
+        names = tar.getnames()
+    assert len(names) == len(set(names))
+
+
+def test_files_that_change_while_they_are_read(home: Path, tmp_path: Path) -> None:
+    for number in range(30):
+        (home / f"n{number:03}").write_text("n")
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        while not stop.is_set():
+            (home / "m.log").write_bytes(os.urandom(3_000_000))
+            (home / "gone").write_text("x")
+            (home / "gone").unlink()
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    try:
+        for _ in range(30):
+            found, left_out = taken(tmp_path, home)
+            assert len(set(found) - {"m.log", "gone"}) == 32 and left_out == []
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_one_that_shrinks_and_one_that_cannot_be_read(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "m.log").write_bytes(b"x" * 3000)
+    (home / "bad").write_bytes(b"y" * 3000)
+    real = config_tar._block
+
+    def failing(file: io.FileIO) -> bytes:
+        with config_tar._reading():
+            if os.readlink(f"/proc/self/fd/{file.fileno()}").endswith("bad"):
+                raise OSError(5, "Input/output error")
+        if os.readlink(f"/proc/self/fd/{file.fileno()}").endswith("m.log"):
+            os.truncate(home / "m.log", 10)
+        return real(file)
+
+    monkeypatch.setattr(config_tar, "_block", failing)
+    found, left_out = taken(tmp_path, home)
+    assert found["m.log"] == b"x" * 10 and found["z.conf"] == b"z\n" and "bad" not in found
+    assert left_out == [f"{home}/bad: Input/output error"]
+
+
+def test_what_cannot_be_written_is_refused(home: Path, tmp_path: Path) -> None:
+    """A full disk for dom0's state: a small real one."""
+    pool = Pool("settings", "settings", tmp_path / "state")
+    volume = Volume("dom0", "config", pool, "dom0/config", files=(str(home),))
+    source = SettingsSource(volume, tmp_path)
+    source.snapshot(1 << 32)
+    assert len(source.snapshots()) == 1
+    (home / "big").write_bytes(bytes(100_000))
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(Refused) as refused:
+            source.snapshot(2 << 32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, old)
+    assert refused.value.code in (Code.SOURCE_FAILED, Code.NO_SPACE)
+    assert source.snapshots() == {1 << 32}
+
+
+def test_one_that_is_not_whole_is_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_tar, "_header", lambda info: bytes(512))
+    with pytest.raises((Refused, tarfile.ReadError)):
+        taken(tmp_path, home)
+
+
+def test_what_cannot_even_be_looked_at_is_listed(
+    home: Path, tmp_path: Path, faultfs: FaultFS
+) -> None:
+    """Where a file system of another user is mounted, or one whose process has died."""
+    (faultfs.real / "there.conf").write_text("there\n")
+    (faultfs.real / "mnt").mkdir()
+    faultfs.fail(Fault("getattr", "ENOTCONN", path="mnt*"))
+    found, left_out = taken(tmp_path, home, faultfs.path)
+    assert set(found) == {"a.conf", "z.conf", "there.conf"}
+    assert left_out == [f"{faultfs.path}/mnt: Transport endpoint is not connected"]
+
+
+def test_it_does_not_fill_the_disk_of_dom0(
+    home: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(48):
+        (home / f"{number}").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(config_tar, "_CHECK_ROOM", 1 << 20)
+    pool = Pool("settings", "settings", small_disk, data_limit=70)
+    volume = Volume("dom0", "config", pool, "dom0/config", files=(str(home),))
+    with pytest.raises(Refused) as caught:
+        SettingsSource(volume, small_disk).snapshot(1 << 32)
+    assert caught.value.code == Code.NO_SPACE
+    used = os.statvfs(small_disk)
+    assert used.f_bfree > used.f_blocks // 2 and not SettingsSource(volume, small_disk).snapshots()

@@ -1,0 +1,73 @@
+"""Opening the chunks of an image on a few threads, neighbours together: what dom0 and a holder of
+the key both do.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from common.image_writer import WRITE_BYTES
+from common.pipeline import in_order, neighbours
+from wire.chunks import ChunkIds, Keys, NotAuthentic, Opener
+from wire.records import Record
+
+AHEAD_BYTES = 12 << 20
+"""Bytes of chunks taken in and not yet checked, at most, whatever the chunk size."""
+
+
+class SealedChunk(NamedTuple):
+    """A sealed chunk; its id is already known to belong at that number."""
+
+    number: int
+    id: bytes
+    untrusted_data: bytes | memoryview
+
+
+class ChunkNotAuthentic(NotAuthentic):
+    """A chunk does not open; ``number`` says which."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(f"chunk {number}: {text}")
+        self.number = number
+
+
+def open_chunks(
+    chunks: Iterable[SealedChunk],
+    record: Record,
+    keys: Keys,
+    threads: int,
+    sink: Callable[[int, list[bytes]], object] | None,
+    ordered: bool = False,
+) -> None:
+    """Open every chunk and hand offset and contents to ``sink``, if there is one: from several
+    threads, or ``ordered``.
+
+    The last chunk is cut at the record's size. Raises ChunkNotAuthentic, and whatever ``chunks``
+    and ``sink`` raise.
+    """
+    opener, ids, size = (
+        Opener(keys),
+        ChunkIds(keys, record.domain, record.chunk_size, record.suite),
+        record.chunk_size,
+    )
+
+    def work(together: list[SealedChunk]) -> tuple[int, list[bytes]]:
+        parts = []
+        for chunk in together:
+            try:
+                parts.append(opener.open(chunk.id, chunk.untrusted_data, ids, size))
+            except NotAuthentic as error:
+                raise ChunkNotAuthentic(chunk.number, str(error)) from None
+        offset, parts = (
+            together[0].number * size,
+            [*parts[:-1], parts[-1][: record.size - together[-1].number * size]],
+        )
+        if sink is None or ordered:
+            return offset, parts if ordered else []
+        sink(offset, parts)
+        return offset, []
+
+    most = max(1, WRITE_BYTES // size)
+    ahead = max(2, min(2 * threads + 2, AHEAD_BYTES // (most * size)))
+    for offset, contents in in_order(work, neighbours(chunks, most), threads, ahead):
+        if sink is not None and ordered:
+            sink(offset, contents)
