@@ -90,9 +90,11 @@ mutants: setup
 	$(VENV)/bin/mutmut run
 	$(VENV)/bin/mutmut results
 
-# Man pages and shell completion, from the command lines; codes of structures, from their declarations.
+# Man pages and shell completion, from the command lines; from the declarations of structures the codes
+# that they are compiled to and the tables of docs/format.md.
 pages: setup
 	$(VENV)/bin/python -m tools.compiled
+	$(VENV)/bin/python -m tools.tables
 	$(VENV)/bin/python -m tools.pages
 
 lint: setup

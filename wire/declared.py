@@ -51,6 +51,11 @@ def _fields(structure: type[Structure]) -> Iterator[Construct]:
         yield from (name / one for one in declared)
 
 
+def declared(struct: Construct) -> type[Structure] | None:
+    """The structure whose declaration this is."""
+    return next((one for one, known in _KNOWN.items() if known is struct), None)
+
+
 class Declared:
     """Builds and parses a structure of fixed size by its declaration; see wire.layout.Coder."""
 

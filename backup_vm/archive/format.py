@@ -116,7 +116,7 @@ class SessionHead(Structure, compiled=COMPILED):
         int, Int64ul * "entries of earlier sessions from this chunk number on do not count"
     ]
     count: Annotated[int, Int64ul * "number of entries here"]
-    base: Annotated[bytes, Bytes(16) * "id of the session these build on, zero with inherit 0"]
+    base: Annotated[bytes, Bytes(16) * "id of the session these build on, zero with `inherit` 0"]
 
 
 class SessionEntry(Structure, compiled=COMPILED):
@@ -148,7 +148,7 @@ class GroupHead(Structure, compiled=COMPILED):
 
     upto: Annotated[int, Int64ul * "first chunk number that is not covered"]
     count: Annotated[int, Int64ul * "number of entries"]
-    digest: Annotated[bytes, Bytes(16) * "BLAKE2b-128 of upto and the two columns"]
+    digest: Annotated[bytes, Bytes(16) * "BLAKE2b-128 of `upto` and the two columns"]
 
 
 class Group(Structure):
@@ -209,14 +209,14 @@ def unpack_numbers(column: bytes) -> tuple[int, ...]:
 
 
 def _all_chunks(exported: Any) -> int:
-    """Chunks of the image in an exported file."""
-    clear = exported.record.clear
-    return chunk_count(clear.size, clear.chunk_size) if clear.chunk_size else 0
+    """One for each chunk of the image."""
+    clear = exported["record"]["clear"]
+    return chunk_count(clear["size"], clear["chunk_size"]) if clear["chunk_size"] else 0
 
 
 def _data_chunks(exported: Any) -> int:
-    """Those of them that are not all zeros."""
-    return sum(map(any, exported.ids))
+    """One for each id that is not zero."""
+    return sum(map(any, exported["ids"]))
 
 
 def session_size(head: bytes) -> int:

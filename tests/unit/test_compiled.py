@@ -13,7 +13,9 @@ from construct import Struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools import compiled
+from backup_vm.archive.format import EXPORT_MAGIC, INDEX_MAGIC, PACK_MAGIC, SESSION_MAGIC
+from backup_vm.archive.walk import shown
+from tools import compiled, tables
 from wire.declared import Declared, bare, declaration
 from wire.layout import LAST_TIME, TIME, Codes, Compiled, Structure
 
@@ -88,6 +90,14 @@ def _flat(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _flat(value)
         elif not name.startswith("_"):
             yield name, value
+
+
+def test_the_tables_of_the_page_are_those_of_the_declarations() -> None:
+    page = tables.PAGE.read_text()
+    assert tables.text(page) == page, "run: make pages"
+    assert page.count("<!-- end of bytes -->") == page.count("<!-- bytes of ") > 15
+    for magic in (PACK_MAGIC, INDEX_MAGIC, SESSION_MAGIC, EXPORT_MAGIC):
+        assert f"`{shown(magic)}`" in page
 
 
 def test_a_short_command_does_not_import_construct() -> None:
