@@ -16,9 +16,9 @@ from wire.compiled import COMPILED
 from wire.layout import Structure
 
 if TYPE_CHECKING:
-    from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul
+    from construct import Bytes, Const, GreedyRange, Int8ul, Int16ul, Int32ul, Int64ul, this
 
-    from wire.declared import Text, Time
+    from wire.declared import Text, Time, of
 
 
 class Header(Structure, compiled=COMPILED):
@@ -26,6 +26,19 @@ class Header(Structure, compiled=COMPILED):
 
     kind: Annotated[int, Int8ul * "kind of the frame"]
     payload_length: Annotated[int, Int32ul * "bytes of its payload, which follows"]
+
+
+class Frame(Structure):
+    """A frame of a reply."""
+
+    header: Header
+    payload: Annotated[bytes, Bytes(this.header.payload_length) * "its payload"]
+
+
+class ReplyStream(Structure):
+    """A reply; its last frame is a Status."""
+
+    frames: Annotated[list[Frame], GreedyRange(of(Frame))]
 
 
 class ChunkHead(Structure, compiled=COMPILED):

@@ -10,17 +10,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from backup_vm.archive.compiled import COMPILED
-from wire.chunks import ID_SIZE, NONCE_SIZE, OVERHEAD, SALT_SIZE, TAG_SIZE
+from wire.chunks import ID_SIZE
 from wire.layout import Structure
-from wire.merkle import chunk_count
-from wire.messages import Length, Offer
+from wire.messages import Offer
 from wire.records import RECORD_SIZE, SealedRecord
+from wire.restore import SealedChunk, SentChunk, data_chunks, image_chunks
 
 if TYPE_CHECKING:
-    from construct import Bytes, Const, GreedyRange, Int8ul, Int32ul, Int64ul, Pointer, this
+    from construct import Bytes, Const, GreedyRange, Int32ul, Int64ul, Pointer, this
 
     from wire.declared import of
 
@@ -32,16 +32,6 @@ CHECKSUM_SIZE = 16
 """XXH3-128 of sealed chunks and pack indexes, big-endian as the library gives it."""
 DIGEST_SIZE = 32
 """BLAKE2b-256 at the end of a session file, over all before it."""
-
-
-class SealedChunk(Structure):
-    """A sealed chunk; what it is in says its length before it."""
-
-    method: Annotated[int, Int8ul * "0 the chunk itself, 1 zstd, 2 zstd and padding"]
-    salt: Annotated[bytes, Bytes(SALT_SIZE) * "of one Extract call; random"]
-    nonce: Annotated[bytes, Bytes(NONCE_SIZE) * "the chunk's number"]
-    data: Annotated[bytes, Bytes(this._.entry.sealed_length - OVERHEAD) * "AES-256-GCM of the data"]
-    tag: Annotated[bytes, Bytes(TAG_SIZE) * "tag"]
 
 
 @dataclass(frozen=True)
@@ -180,21 +170,14 @@ class ExportHead(Structure, compiled=COMPILED):
     ]
 
 
-class ExportedChunk(Structure):
-    """A chunk of an exported session."""
-
-    entry: Length
-    sealed: SealedChunk
-
-
 class ExportedFile(Structure):
     """An exported session."""
 
     head: ExportHead
     parameters: Annotated[bytes, Bytes(this.head.parameters_length) * "archive.toml"]
     record: SealedRecord
-    ids: Annotated[list[bytes], (Bytes(ID_SIZE) * "ids of all chunks, in order")[_all_chunks]]
-    chunks: Annotated[list[ExportedChunk], of(ExportedChunk)[_data_chunks]]
+    ids: Annotated[list[bytes], (Bytes(ID_SIZE) * "ids of all chunks, in order")[image_chunks]]
+    chunks: Annotated[list[SentChunk], of(SentChunk)[data_chunks]]
     digest: Annotated[bytes, Bytes(DIGEST_SIZE) * "BLAKE2b-256 of all before"]
 
 
@@ -206,17 +189,6 @@ def pack_numbers(numbers: Sequence[int]) -> bytes:
 def unpack_numbers(column: bytes) -> tuple[int, ...]:
     """Undo pack_numbers."""
     return struct.unpack(f"<{len(column) // 8}Q", column)
-
-
-def _all_chunks(exported: Any) -> int:
-    """One for each chunk of the image."""
-    clear = exported["record"]["clear"]
-    return chunk_count(clear["size"], clear["chunk_size"]) if clear["chunk_size"] else 0
-
-
-def _data_chunks(exported: Any) -> int:
-    """One for each id that is not zero."""
-    return sum(map(any, exported["ids"]))
 
 
 def session_size(head: bytes) -> int:
