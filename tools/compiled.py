@@ -36,25 +36,25 @@ def structures(module: str) -> Iterator[type[Structure]]:
 
 
 def codes(structure: type[Structure]) -> dict[str, str | bytes]:
-    """See wire.layout.Codes. Structures within this one are laid flat."""
-    return dict(_codes(declaration(structure)))
+    """See wire.layout.Codes. Structures within this one are laid flat, under dotted names."""
+    return dict(_codes(declaration(structure), ""))
 
 
-def _codes(fields: construct.Struct) -> Iterator[tuple[str, str | bytes]]:
+def _codes(fields: construct.Struct, prefix: str) -> Iterator[tuple[str, str | bytes]]:
     for field in fields.subcons:
-        kind = bare(field)
+        kind, name = bare(field), prefix + field.name
         if isinstance(kind, construct.Struct):
-            yield from _codes(kind)
+            yield from _codes(kind, f"{name}.")
         elif is_constant(field):
-            yield field.name, kind.build(None)
+            yield name, kind.build(None)
         elif kind is Time:
-            yield field.name, TIME
+            yield name, TIME
         elif isinstance(kind, construct.StringEncoded):
-            yield field.name, f"{kind.sizeof()}t"
+            yield name, f"{kind.sizeof()}t"
         elif isinstance(kind, construct.Bytes):
-            yield field.name, f"{kind.sizeof()}s"
+            yield name, f"{kind.sizeof()}s"
         else:
-            yield field.name, kind.fmtstr.removeprefix("<")
+            yield name, kind.fmtstr.removeprefix("<")
 
 
 def table(path: str) -> dict[str, dict[str, str | bytes]]:

@@ -59,14 +59,20 @@ class SlotHead(Structure):
     salt: Annotated[bytes, Bytes(16) * "scrypt's salt, random"]
 
 
+class SealedKey(Structure):
+    """A short seal of the master key."""
+
+    salt: Annotated[bytes, Bytes(SALT_SIZE) * "random"]
+    nonce: Annotated[bytes, Bytes(NONCE_SIZE) * "zero"]
+    text: Annotated[bytes, Bytes(KEY_SIZE) * "AES-256-GCM of the master key"]
+    tag: Annotated[bytes, Bytes(TAG_SIZE) * "tag"]
+
+
 class Slot(Structure, compiled=COMPILED):
     """A key slot: its head, then a short seal of the master key."""
 
     head: SlotHead
-    wrap_salt: Annotated[bytes, Bytes(SALT_SIZE) * "random"]
-    nonce: Annotated[bytes, Bytes(NONCE_SIZE) * "zero"]
-    key: Annotated[bytes, Bytes(KEY_SIZE) * "AES-256-GCM of the master key"]
-    tag: Annotated[bytes, Bytes(TAG_SIZE) * "tag"]
+    seal: SealedKey
 
 
 SLOT_SIZE = Slot.length()

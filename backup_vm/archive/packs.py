@@ -30,7 +30,7 @@ SUFFIX = ".pack"
 _OPEN_FILES = 64
 _LARGEST = largest_frame(CHUNK_SIZES[-1])
 _END = 1 << 62
-_SALT = 16
+SALT = 16
 """Bytes at the beginning of a sealed chunk, which are random."""
 _LARGEST_INDEX = INDEX_ENTRY_SIZE << 18
 """Bytes; packs that are written have far less: see MAX_ENTRIES of a Store."""
@@ -137,7 +137,7 @@ class PackReader:
         """Whether there is a hole, or nothing that can be read, where an entry says."""
         try:
             with self._lock, damage(self._storage, name):
-                return not any(self._reader(name).read(entry.offset, min(_SALT, entry.length)))
+                return not any(self._reader(name).read(entry.offset, min(SALT, entry.length)))
         except DamagedError:
             return True
 

@@ -97,28 +97,33 @@ def load(storage: Storage) -> Parameters:
             " --label LABEL"
         )
         raise NoArchiveError(f"there is no archive in {storage.describe()}", hint) from None
+    return parse(raw, storage.describe(NAME))
+
+
+def parse(raw: bytes, place: str) -> Parameters:
+    """What an archive.toml says that is at ``place``; raise NoArchiveError or DamagedError."""
     body, _, check = raw.rpartition(_CHECK.encode())
     if check != f'"{_digest(body)}"\n'.encode():
         hint = (
             "restore this file from a copy; dom0 gives its contents again by: sparsebak init DIR"
             " --label LABEL --repair"
         )
-        raise DamagedError(f"{storage.describe(NAME)} is damaged: its checksum is wrong", hint)
+        raise DamagedError(f"{place} is damaged: its checksum is wrong", hint)
     try:
-        return _parse(storage, tomllib.loads(body.decode()))
+        return _parse(place, tomllib.loads(body.decode()))
     except (
         KeyError,
         TypeError,
         ValueError,
         RecursionError,
     ) as error:  # whoever writes a disk can write a checksum
-        raise DamagedError(f"{storage.describe(NAME)} makes no sense: {error}") from None
+        raise DamagedError(f"{place} makes no sense: {error}") from None
 
 
-def _parse(storage: Storage, fields: dict[str, Any]) -> Parameters:
+def _parse(place: str, fields: dict[str, Any]) -> Parameters:
     if fields["format"] != FORMAT or fields["suite"] not in SUITES:
         raise NoArchiveError(
-            f"{storage.describe(NAME)}: format {fields['format']}, suite {fields['suite']}, which"
+            f"{place}: format {fields['format']}, suite {fields['suite']}, which"
             " this version does not know",
             "use the version of sparsebak that made the archive, or a newer one",
         )

@@ -81,15 +81,16 @@ def test_both_ways_are_one(structure: type[Structure], data: st.DataObject) -> N
 
 def parse_flat(coder: Declared, codes: Codes, raw: bytes) -> dict[str, Any]:
     """What construct reads, structures within the structure laid flat, without constants."""
-    return {name: v for name, v in _flat(coder.parse(raw)) if isinstance(codes[name], str)}
+    found = _flat(coder.parse(raw), "")
+    return {name: value for name, value in found if isinstance(codes[name], str)}
 
 
-def _flat(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flat(found: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in found.items():
         if isinstance(value, Mapping):
-            yield from _flat(value)
+            yield from _flat(value, f"{prefix}{name}.")
         elif not name.startswith("_"):
-            yield name, value
+            yield f"{prefix}{name}", value
 
 
 def test_the_tables_of_the_page_are_those_of_the_declarations() -> None:
