@@ -15,7 +15,7 @@ COMPILED: dict[str, Codes] = {
     "Length": {"sealed_length": "L"},
     "Request": {
         "magic": b"SBRQ",
-        "format": b"\x01\x00",
+        "format": b"\x02\x00",
         "flags": "H",
         "archive": "16s",
         "session": "16s",
@@ -35,6 +35,7 @@ COMPILED: dict[str, Codes] = {
         "flags": "H",
     },
     "ArchiveEntry": {
+        "format": "H",
         "archive": "16s",
         "label": "64t",
         "mode": "B",
@@ -69,7 +70,13 @@ COMPILED: dict[str, Codes] = {
         "size": "Q",
         "chunk_size": "L",
     },
-    "Secret": {"qube": "64t", "volume": "64t", "domain": "16s", "root": "32s", "previous": "32s"},
+    "Secret": {
+        "qube": "64t",
+        "volume": "64t",
+        "dedup_domain": "16s",
+        "root": "32s",
+        "previous": "32s",
+    },
     "SealedRecord": {
         "clear.magic": b"SBRC",
         "clear.format": "H",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from wire import FORMAT
 from wire.chunks import OVERHEAD
 from wire.compiled import COMPILED
 from wire.layout import Structure
@@ -68,7 +69,7 @@ CHUNK_HEAD_SIZE = CHUNK_HEAD.size
 """Bytes of the payload of a chunk's frame before the sealed chunk."""
 CHUNK_FRAME = ChunkFrame.row()
 
-END = b"SBEND\n\x00\x01"
+END = b"SBEND\n\x00\x02"
 """Last bytes of a stream sent to Restore and Verify."""
 
 (
@@ -119,7 +120,7 @@ class Request(Message, compiled=COMPILED):
     """What every service reads first."""
 
     magic: ClassVar[Annotated[bytes, Const(REQUEST_MAGIC)]]
-    format: ClassVar[Annotated[int, Const(1, Int16ul)]]
+    format: ClassVar[Annotated[int, Const(FORMAT, Int16ul)]]
     flags: Annotated[int, Int16ul * "see REQUEST_KNOWN"] = 0
     archive: Annotated[bytes, Bytes(16) * "archive id"] = bytes(16)
     session: Annotated[
@@ -163,6 +164,7 @@ class ArchiveEntry(Message, compiled=COMPILED):
 
     KIND = KIND_ARCHIVE
 
+    format: Annotated[int, Int16ul * "in which dom0 makes its sessions"]
     archive: Annotated[bytes, Bytes(16) * "archive id"]
     label: Annotated[str, Text(64) * "label"]
     mode: Annotated[int, Int8ul * "0 sealed, 1 open"]

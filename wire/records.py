@@ -8,12 +8,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from wire import CHUNK_SIZES, FORMAT, MAX_VOLUME_SIZE
+from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE, FORMAT, MAX_VOLUME_SIZE, other_format
 from wire.chunks import (
     NONCE_SIZE,
     SALT_SIZE,
     SUITES,
     TAG_SIZE,
+    DomainKeys,
     Keys,
     NotAuthentic,
     open_bytes,
@@ -56,7 +57,7 @@ class Secret(Structure, compiled=COMPILED):
 
     qube: Annotated[str, Text(64) * "name of the qube"]
     volume: Annotated[str, Text(64) * "name of its volume"]
-    domain: Annotated[bytes, Bytes(16) * "deduplication domain, zero for the whole archive"]
+    dedup_domain: Annotated[bytes, Bytes(DEDUP_DOMAIN_SIZE) * "deduplication domain"]
     root: Annotated[bytes, Bytes(32) * "root of the image"]
     previous: Annotated[bytes, Bytes(32) * "digest of the record before it, zero for the first"]
 
@@ -98,6 +99,10 @@ class Record(Clear, Secret):
             self._clear() + self._secret(), digest_size=32, key=keys.sub_key("records")
         ).digest()
 
+    def domain_keys(self, keys: Keys) -> DomainKeys:
+        """The keys that its image is opened with."""
+        return keys.of_domain(self.dedup_domain, self.suite)
+
     def _clear(self) -> bytes:
         return Clear.coder().build(vars(self))
 
@@ -115,11 +120,10 @@ def read_clear(untrusted_record: bytes) -> Clear:
         clear = Clear.parse(untrusted_record[:CLEAR_SIZE])
     except ValueError as error:
         raise NotAuthentic(f"not a session record: {error}") from None
-    if clear.format != FORMAT or clear.suite not in SUITES:
-        raise NotAuthentic(
-            f"record of format {clear.format}, suite {clear.suite}, "
-            "which this version does not know"
-        )
+    if clear.format != FORMAT:
+        raise NotAuthentic(f"record of {other_format(clear.format)[0]}")
+    if clear.suite not in SUITES:
+        raise NotAuthentic(f"record of suite {clear.suite}, which this version does not know")
     if clear.chunk_size not in CHUNK_SIZES or clear.size > MAX_VOLUME_SIZE:
         raise NotAuthentic("record with an impossible size")
     return clear

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from wire.declared import of
 
 
-class SealedChunk(Structure):
+class SealedContents(Structure):
     """A sealed chunk; what it is in says its length before it."""
 
     method: Annotated[int, Int8ul * "0 the chunk itself, 1 zstd, 2 zstd and padding"]
@@ -35,7 +35,7 @@ class SentChunk(Structure):
     """A chunk behind its length."""
 
     entry: Length
-    sealed: SealedChunk
+    sealed: SealedContents
 
 
 def image_chunks(whole: Any) -> int:

@@ -17,17 +17,17 @@ from wire.chunks import ID_SIZE
 from wire.layout import Structure
 from wire.messages import Offer
 from wire.records import RECORD_SIZE, SealedRecord
-from wire.restore import SealedChunk, SentChunk, data_chunks, image_chunks
+from wire.restore import SealedContents, SentChunk, data_chunks, image_chunks
 
 if TYPE_CHECKING:
     from construct import Bytes, Const, GreedyRange, Int32ul, Int64ul, Pointer, this
 
     from wire.declared import of
 
-PACK_MAGIC = b"SBPACK\x00\x01"
-INDEX_MAGIC = b"SBINDX\x00\x01"
+PACK_MAGIC = b"SBPACK\x00\x02"
+INDEX_MAGIC = b"SBINDX\x00\x02"
 SESSION_MAGIC = b"SBSESS\x00\x02"
-EXPORT_MAGIC = b"SBEXPT\x00\x01"
+EXPORT_MAGIC = b"SBEXPT\x00\x02"
 CHECKSUM_SIZE = 16
 """XXH3-128 of sealed chunks and pack indexes, big-endian as the library gives it."""
 DIGEST_SIZE = 32
@@ -73,7 +73,7 @@ class PackedChunk(Structure):
     """A chunk of a pack."""
 
     entry: ChunkEntry
-    sealed: SealedChunk
+    sealed: SealedContents
 
 
 class PackFile(Structure):
