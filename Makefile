@@ -93,7 +93,7 @@ mutants: setup
 	$(VENV)/bin/mutmut results
 
 # Man pages and shell completion, from the command lines; from the declarations of structures the codes
-# that they are compiled to and the tables of docs/format.md.
+# that they are compiled to and the tables of bytes in docs/.
 pages: setup
 	$(VENV)/bin/python -m tools.compiled
 	$(VENV)/bin/python -m tools.tables

@@ -1,4 +1,4 @@
-"""The tables of bytes in docs/format.md, made from the declarations: ``make pages`` writes them.
+"""The tables of bytes in the docs, made from the declarations: ``make pages`` writes them.
 
 A table is between two comments, the first of which names a structure: ``<!-- bytes of MODULE.NAME
 -->``.
@@ -15,7 +15,8 @@ from backup_vm.archive.walk import shown
 from wire.declared import Time, bare, declaration, declared
 from wire.layout import Structure
 
-PAGE = Path(__file__).resolve().parent.parent / "docs/format.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = (DOCS / "format.md", DOCS / "protocol.md")
 _TABLE = re.compile(r"<!-- bytes of ([\w.]+)\.(\w+) -->\n.*?<!-- end of bytes -->", re.S)
 _PATH = re.compile(r"this(?:\['\w+'\])*\['(\w+)'\]")
 
@@ -111,7 +112,8 @@ def _written(found: re.Match[str]) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(text(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(text(page.read_text()))
 
 
 if __name__ == "__main__":

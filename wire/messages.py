@@ -117,17 +117,15 @@ class Message(Structure):
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Message, compiled=COMPILED):
-    """What every service reads first."""
+    """What every service reads first; what ``session`` and ``number`` mean, its own page says."""
 
     magic: ClassVar[Annotated[bytes, Const(REQUEST_MAGIC)]]
     format: ClassVar[Annotated[int, Const(FORMAT, Int16ul)]]
-    flags: Annotated[int, Int16ul * "see REQUEST_KNOWN"] = 0
+    flags: Annotated[int, Int16ul * "bits: 1 the ids that the caller holds follow"] = 0
     archive: Annotated[bytes, Bytes(16) * "archive id"] = bytes(16)
-    session: Annotated[
-        bytes, Bytes(16) * "session id; what it means the service's own page says"
-    ] = bytes(16)
-    number: Annotated[int, Int64ul * "what it means the service's own page says"] = 0
-    time: Annotated[int, Time] = 0
+    session: Annotated[bytes, Bytes(16) * "session id"] = bytes(16)
+    number: Annotated[int, Int64ul * "sequence, or chunk number"] = 0
+    time: Annotated[int, Time * "of the run, or zero"] = 0
     label: Annotated[str, Text(64) * "an archive's label"] = ""
 
 
@@ -155,7 +153,7 @@ class VolumeEntry(Message, compiled=COMPILED):
     changed: Annotated[int, Int64ul * "bytes that may have changed since the newest session"]
     session: Annotated[bytes, Bytes(16) * "id of the newest committed session"]
     time: Annotated[int, Time * "time of that session, Unix seconds"]
-    flags: Annotated[int, Int16ul * "bits, see VOLUME_GONE and VOLUME_PENDING"]
+    flags: Annotated[int, Int16ul * "bits: 1 no longer in the catalog, 2 a session is pending"]
 
 
 @dataclass(frozen=True)

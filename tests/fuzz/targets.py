@@ -23,7 +23,9 @@ from backup_vm.agent.transport import Connection
 from backup_vm.archive import notes, packs, parameters, partial, sessions
 from backup_vm.archive.archive import Archive, open_archive
 from backup_vm.archive.format import ExportedFile, PackFile, PartialFile, SessionFile
+from backup_vm.archive.inspection import inspect, kind_of
 from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.archive.walk import Ends
 from backup_vm.errors import SparsebakError
 from backup_vm.jobs import export
 from backup_vm.terminal.progress import Progress
@@ -213,12 +215,22 @@ def connection(data: bytes) -> None:
     assert found is None or found.service in SERVICES
 
 
+def inspected(data: bytes) -> None:
+    """Any file, shown field by field: of the kind that it begins as, or else a partial session."""
+    name = "x/file.session" if data[:2] == b"SB" else "x/file.partial"
+    _scratch(name, data)
+    storage = world().scratch
+    with contextlib.suppress(SparsebakError, Ends):
+        for field in inspect(storage, name, kind_of(storage, name), True, lambda _: None):
+            assert field.at + field.size <= len(data)
+
+
 def _scratch(name: str, data: bytes) -> None:
     world().scratch.local(name).write_bytes(data)
 
 
 _DOM0 = (request, restore_stream, keys_file, settings, changed_map, thin_delta, names, connection)
-_VM = (reply, archive_toml, session, pack, partial_session, exported, tags_and_notes)
+_VM = (*(reply, archive_toml, session, pack, partial_session, exported, tags_and_notes, inspected),)
 TARGETS: dict[str, Target] = {target.__name__: target for target in (*_DOM0, *_VM)}
 
 
@@ -261,6 +273,10 @@ def seeds(name: str) -> Iterable[bytes]:
             b"sparsebak.List+ vm keyword adminvm\0",
         ],
         "partial_session": lambda: [bytes(messages.Offer.length() + 100)],
+        "inspected": lambda: [
+            *(raw for name in ("session", "pack", "exported") for raw in seeds(name)),
+            bytes(messages.Offer.length() + 100),
+        ],
     }
     return found[name]()
 
