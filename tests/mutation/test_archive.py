@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.format import PackFile, PartialFile, SessionFile
 from tests.conftest import folder_in_memory
 from tests.kit import Site
 from tests.mutation import forms
@@ -95,13 +96,13 @@ def changes_of(kind: str, raw: bytes) -> list[Change]:
     if kind == "parameters":
         return list(forms.toml_changes(raw))
     if kind == "catalog":
-        return list(forms.in_length(raw, [forms.Field("header", 0, 100)], None))
-    fields, seal = {
-        "session": (forms.session_fields, forms.seal_session),
-        "pack": (forms.pack_fields, forms.seal_pack),
-        "partial": (forms.partial_fields, forms.seal_partial),
+        return list(forms.in_length(raw, [forms.Field("header", 0, 100, None)], None))
+    structure, seal = {
+        "session": (SessionFile, forms.seal_session),
+        "pack": (PackFile, forms.seal_pack),
+        "partial": (PartialFile, forms.seal_partial),
     }[kind.rsplit(maxsplit=1)[-1]]
-    described = fields(raw)
+    described = forms.fields_of(structure, raw)
     return [
         *forms.in_fields(raw, described, seal),
         *forms.in_length(raw, described, seal),
