@@ -236,5 +236,5 @@ def checked(storage: Storage, sound: bool, session: bytes | None = None) -> None
             notes.verified[session.hex()] = check
 
     if storage.writable():
-        with contextlib.suppress(DamagedError):  # told of whenever they are read
+        with contextlib.suppress(DamagedError):  # reported whenever they are read
             change(storage, note)

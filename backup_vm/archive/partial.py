@@ -14,6 +14,7 @@ import operator
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import naming
@@ -24,7 +25,7 @@ from backup_vm.errors import DamagedError, ForbiddenError
 from common.durable import closing_fd, pwrite_all
 from wire.chunks import ID_SIZE, ZERO_ID
 from wire.merkle import chunk_count
-from wire.messages import Offer
+from wire.messages import OFFER_FULL, Offer
 
 if TYPE_CHECKING:
     from backup_vm.archive.catalog import ChunkCatalog
@@ -77,6 +78,13 @@ class Partial:
             return cls(storage, name, offer) if name == _name(offer) else None
         except (ValueError, OSError, DamagedError):
             return None
+
+    def is_of(self, offer: Offer) -> bool:
+        """Whether it is of the session that dom0 offers (again): the same in all that its record
+        and its file will say. Its own offer has no check, and what the session builds on is in no
+        record: a bit of that gone wrong would make a session that builds on none there is.
+        """
+        return _lasting(self.offer) == _lasting(offer)
 
     def close(self) -> None:
         """Leave it for a later run, on disk; nothing happens when that was done, or it is gone."""
@@ -200,6 +208,11 @@ def adopt(storage: Storage) -> None:
         ):  # what is larger, or cannot be had, is sent again
             with suppress(DamagedError, FileNotFoundError):
                 _write(storage, here, storage.read(name))
+
+
+def _lasting(offer: Offer) -> Offer:
+    """An offer without what may be another when dom0 makes it again."""
+    return replace(offer, changed=0, flags=offer.flags & OFFER_FULL)
 
 
 def _write(storage: Storage, name: str, raw: bytes) -> None:

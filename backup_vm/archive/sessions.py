@@ -24,13 +24,12 @@ from backup_vm.archive.format import (
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
 from common.text import session_name
+from wire import LAST_SEQUENCE
 from wire.chunks import NotAuthentic
 from wire.merkle import chunk_count
 from wire.records import Clear, read_clear
 
 SUFFIX = ".session"
-LAST_SEQUENCE = 10**10 - 1
-"""Names sort by sequence as long as it has ten digits."""
 _BLOCK = 1 << 20
 
 
@@ -87,7 +86,9 @@ def load(storage: Storage, name: str) -> Session:
     session = Session(name, clear, record, head.base, head.inherit, head.count)
     if size != session_size(raw):
         raise DamagedError(f"{path} is damaged: it has another length than its head says")
-    if file_name(clear) != name or clear.sequence > LAST_SEQUENCE:
+    if clear.sequence > LAST_SEQUENCE:  # dom0 must not be told of it, and would refuse
+        raise DamagedError(f"{path} is damaged: it claims an impossible number, {clear.sequence}")
+    if file_name(clear) != name:
         raise DamagedError(f"{path} is damaged: its record is not the one its name says")
     if session.count > session.chunks or session.inherit > session.chunks:
         raise DamagedError(f"{path} is damaged: it has more chunks than its volume")

@@ -140,11 +140,13 @@ def _values(old: bytes, field: Field) -> Iterator[tuple[str, bytes]]:
 
 def in_length(raw: bytes, fields: Iterable[Field], seal: Seal | None) -> Iterator[Change]:
     """Cut at every field and within it, too long, empty, twice, with pages of zeros."""
-    cuts = {0, 1, len(raw) - 1, len(raw) // 2}
+    cuts = {0: "at 0", 1: "at 1", len(raw) - 1: "at the end", len(raw) // 2: "in the middle"}
     for field in fields:
-        cuts |= {field.at, field.at + field.size - 1}
-    for at in sorted(cut for cut in cuts if 0 <= cut < len(raw)):
-        yield Change(f"cut at {at}", raw[:at])
+        cuts.setdefault(field.at, f"before {field.name}")
+        cuts.setdefault(field.at + field.size - 1, f"within {field.name}")
+    for at, where in sorted(cuts.items()):
+        if 0 <= at < len(raw):
+            yield Change(f"cut {where}", raw[:at])
     for name, changed in (
         ("a byte more", raw + b"\0"),
         ("a page more", raw + bytes(4096)),

@@ -226,7 +226,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-daily -x -d 'kee
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-weekly -x -d 'keep the newest of each of the last N weeks that have one; N may be '"'"'unlimited'"'"''
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-monthly -x -d 'keep the newest of each of the last N months that have one; N may be '"'"'unlimited'"'"''
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-yearly -x -d 'keep the newest of each of the last N years that have one; N may be '"'"'unlimited'"'"''
-complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-within -x -d 'keep all of the last 2d, 3w, 1y6m...'
+complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-within -x -d 'keep all of the last TIME, such as 2d, 3w or 1y6m'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-tag -x -d 'keep those with this tag; may be given again'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-default -d 'keep all of the last day, daily for 30 days, weekly after'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l until-free -x -d 'then remove the oldest until 10% of the disk, or 20G, are free'
