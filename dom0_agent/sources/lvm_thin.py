@@ -9,7 +9,6 @@ for its own. It is not even active, so that no device shows its contents, until 
 import fcntl
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +17,7 @@ from common.durable import closing_fd
 from common.image_writer import ImageWriter
 from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.config import Volume
+from dom0_agent.kernel import ByteRange
 from dom0_agent.sources import Range, lvm, snapshot_name, snapshot_number
 from dom0_agent.sources.thin_pool import ThinPool
 from wire.status import Code, Refused
@@ -305,4 +305,4 @@ def _empty(device: Path, discard: bool) -> None:
     """
     with closing_fd(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)) as fd:
         size = os.lseek(fd, 0, os.SEEK_END)
-        fcntl.ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, struct.pack("QQ", 0, size))
+        fcntl.ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, ByteRange.row().pack(0, size))

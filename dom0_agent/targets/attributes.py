@@ -10,8 +10,8 @@ import fcntl
 import os
 import signal
 import stat
-import struct
 
+from dom0_agent.kernel import FileAttributes
 from dom0_agent.log import WARNING, log
 from wire.status import Code, Refused
 
@@ -25,7 +25,7 @@ compressed.
 """
 _OF_CONTENTS = frozenset({"security.ima", "security.evm"})
 """Attributes that are digests of a file: wrong for another's contents."""
-_PROJECT = struct.Struct("=IIIII8x")
+_PROJECT = FileAttributes.row()
 _NOT_HERE = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 
