@@ -97,11 +97,9 @@ class Call:
         """The archive the request names, if the caller may use it."""
         return self.archives().for_caller(request.archive, self.caller)
 
-    def volume(self, restoring: bool = False) -> Volume:
+    def volume(self) -> Volume:
         """The volume that target and argument name."""
-        volume = open_catalog(self.config, self.caller).find(
-            self.target or "dom0", self.argument, restoring
-        )
+        volume = open_catalog(self.config, self.caller).find(self.target or "dom0", self.argument)
         if volume is None:
             raise Refused(
                 Code.NO_VOLUME,

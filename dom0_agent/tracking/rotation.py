@@ -18,6 +18,7 @@ from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.config import Volume, remember
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Source, Sources, snapshot_name
+from dom0_agent.targets import clean
 from dom0_agent.tracking.committing import Work, apply, apply_again, opened_ids, prepare, prove
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.state import ArchiveProgress, Committed, Pending, Redo, State, VolumeState
@@ -55,7 +56,6 @@ class Rotation:
                 self.store.save(self.state)
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
-        self.source.clean()
         self.store.tidy(self.state)
 
     def give_way(self) -> bool:
@@ -351,6 +351,7 @@ def volume_rotation(
     with store.locked() as state:
         rotation = Rotation(store, state, Sources(state_dir).open(volume))
         rotation.recover(archives)
+        clean(rotation.source)
         yield rotation
 
 

@@ -10,7 +10,9 @@ from backup_vm.jobs.backup import Archiver, Report
 from backup_vm.terminal.progress import Progress
 from dom0_agent import notify
 from dom0_agent.admin import cli
-from dom0_agent.catalog.tags import TAG
+from dom0_agent.admin.catalog import write_down
+from dom0_agent.admin.tags import TAG
+from dom0_agent.config import load
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Refusal
 
@@ -34,6 +36,7 @@ def stumbles(qubes: QubesSite, monkeypatch: pytest.MonkeyPatch) -> Break:
 
 
 def backed_up(site: QubesSite) -> Report:
+    write_down(load(site.config))
     with site.open(True) as archive:
         agent = site.agent(archive)
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.text import printable
 from dom0_agent.admin.cli import UserError
-from dom0_agent.catalog.tags import VM_TAG, tag_new, tagged
+from dom0_agent.admin.tags import VM_TAG, tag_new, tagged
 from dom0_agent.config import ConfigError, load
 from dom0_agent.log import WARNING, log
 from dom0_agent.notify import notify
