@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from wire import CHUNK_SIZES
+from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE
 from wire.names import BadName, parse_name, parse_volume_name
 
 DEFAULT_PATH = Path("/etc/sparsebak/agent.toml")
@@ -47,7 +47,7 @@ class Volume:
     logical volume.
 
     ``live``: where the data is while the qube runs, if elsewhere: there when that exists.
-    ``domain``: 16 bytes; volumes of one domain share chunks in an archive.
+    ``dedup_domain``: 16 bytes; volumes of one deduplication domain share chunks in an archive.
     """
 
     qube: str
@@ -55,7 +55,7 @@ class Volume:
     pool: Pool
     vid: str
     live: str = ""
-    domain: bytes = bytes(16)
+    dedup_domain: bytes = bytes(DEDUP_DOMAIN_SIZE)
 
     @property
     def name(self) -> str:
@@ -66,13 +66,13 @@ class Volume:
 def remember(volume: Volume) -> dict[str, Any]:
     """A volume in the form that a state file can hold."""
     pool = {**asdict(volume.pool), "path": str(volume.pool.path)}
-    return {**asdict(volume), "pool": pool, "domain": volume.domain.hex()}
+    return {**asdict(volume), "pool": pool, "dedup_domain": volume.dedup_domain.hex()}
 
 
 def recall(raw: dict[str, Any]) -> Volume:
     """Undo remember."""
     pool = Pool(**{**raw["pool"], "path": Path(raw["pool"]["path"])})
-    return Volume(**{**raw, "pool": pool, "domain": bytes.fromhex(raw["domain"])})
+    return Volume(**{**raw, "pool": pool, "dedup_domain": bytes.fromhex(raw["dedup_domain"])})
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class QubesCatalog:
         # a standalone's root is what runs in it: to share chunks with it would let another learn
         # them
         shared = "root" if volume == "root" and klass == "TemplateVM" else f"{qube}/{volume}"
-        return Volume(qube, volume, pool, *places, domain=_domain(shared))
+        return Volume(qube, volume, pool, *places, dedup_domain=_dedup_domain(shared))
 
     def _pool(self, name: str) -> Pool | str:
         """The pool, or why its volumes cannot be backed up."""
@@ -177,7 +177,7 @@ class QubesCatalog:
         return f"pool {name} has driver {driver}; lvm_thin and file-reflink are supported"
 
     def _document(self, qube: str, volume: str) -> Iterator[Volume | Skipped]:
-        """What was taken down of settings, or of dom0's configuration, if anything."""
+        """What was saved of settings, or of dom0's configuration, if anything."""
         wanted = self._options.dom0_config if qube == "dom0" else self._options.settings
         path = document(self._config.state_dir, qube, volume)
         if not wanted or not documents_are_taken_down() or not path.is_file():
@@ -185,11 +185,11 @@ class QubesCatalog:
         name = f"{qube}/{volume}"
         if not 0 <= time.time() - path.stat().st_mtime + 60 <= SETTINGS_AGE:
             when = session_name(int(path.stat().st_mtime))
-            text = f"it was taken down last at {when}; run: sparsebak-agent settings collect"
+            text = f"it was last saved at {when}; run: sparsebak-agent settings collect"
             yield Skipped(name, text, failed=True)
             return
         pool = Pool(SETTINGS, SETTINGS, path.parent, data_limit=100)  # they are small
-        yield Volume(qube, volume, pool, path.name, domain=_domain(name))
+        yield Volume(qube, volume, pool, path.name, dedup_domain=_dedup_domain(name))
 
 
 def document(state_dir: Path, qube: str, volume: str) -> Path:
@@ -218,6 +218,6 @@ def _lasts(domain: Any, klass: str) -> bool:
     return klass != "DispVM" or not getattr(domain, "auto_cleanup", True)
 
 
-def _domain(name: str) -> bytes:
+def _dedup_domain(name: str) -> bytes:
     """A deduplication domain: the roots of all templates are one, each other volume is one."""
     return hashlib.blake2b(name.encode(), digest_size=16, person=b"sparsebak domain").digest()

@@ -202,7 +202,7 @@ def test_settings_are_taken_down_by_dom0_alone(
     """
     folder = qubes.state / "settings"
     assert collect_command(qubes) == 0
-    assert "4 of 4 taken down, 4 changed" in capsys.readouterr().out
+    assert "4 of 4 saved, 4 changed" in capsys.readouterr().out
     before = {path.name: path.stat().st_ino for path in folder.glob("*.settings")}
     assert before.keys() == {"fedora.settings", "vault.settings", "work.settings"} | {
         f"{BACKUP_VM}.settings"
@@ -235,7 +235,7 @@ def test_settings_that_cannot_be_taken_down_count_as_failed_in_the_end(
         report = Archiver(archive, qubes.agent(archive), Progress()).run(qubes.listed(archive))
     assert [name for name, _ in report.failed] == ["work/settings"]
     assert agent(qubes, "check") == 1
-    assert "taken down last at 20231114-221320" in capsys.readouterr().err
+    assert "last saved at 20231114-221320" in capsys.readouterr().err
     assert agent(qubes, "monitor") == 0 and qubes_snapshots(qubes, "work/settings")
 
 

@@ -104,5 +104,5 @@ def test_setup_takes_no_tag_away_because_of_it(
     qubes.qubesd.qubes["work"].tags.add(TAG)
     stumbles("admin.vm.volume.Info")
     assert cli.main(["--config", str(qubes.config), "setup", "backup-vm"]) == 0
-    assert "work: qubesd: it stumbles; its tag stays" in capsys.readouterr().out
+    assert "work: qubesd: it stumbles; its tag was not changed" in capsys.readouterr().out
     assert TAG in qubes.qubesd.qubes["work"].tags and TAG in qubes.qubesd.qubes["vault"].tags

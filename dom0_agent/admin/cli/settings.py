@@ -33,37 +33,56 @@ from wire.names import parse_name
 def add_to(commands: Any) -> None:
     """Declare the command."""
     settings = commands.add_parser(
-        "settings", help="take settings down for backups, look at restored ones, and apply them"
+        "settings",
+        help="save settings of qubes and of dom0 for backups; show and apply restored ones",
+        description=(
+            "Saves settings of qubes and dom0's own configuration, so that backups include them."
+            " Shows and applies those that a restore brought to dom0."
+        ),
     )
     actions = settings.add_subparsers(dest="action", required=True, metavar="ACTION")
     collect = actions.add_parser(
         "collect",
-        help="take down the settings of every qube, and dom0's configuration, for the next backup",
+        help="save the settings of every qube, and dom0's configuration, for the next backup",
+        description=(
+            "Saves the settings of every qube that is backed up, and dom0's own configuration, as"
+            " they are now. The next backup includes them. A timer does this every hour."
+        ),
     )
     collect.add_argument(
         "--due",
         action="store_true",
-        help="dom0's configuration only if that was not done in the last six hours",
+        help="skip dom0's configuration if it was saved in the last six hours",
     )
     collect.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     collect.set_defaults(run=_collect)
     show = actions.add_parser(
-        "show", help="what applying them would change (for dom0: which files differ)"
+        "show",
+        help="show what applying them would change (for dom0: which files differ)",
+        description=(
+            "Shows what applying the restored settings of a qube would change, or which files of"
+            " dom0 differ."
+        ),
     )
-    show.add_argument("qube", metavar="QUBE", help="or dom0")
+    show.add_argument("qube", metavar="QUBE", help="the qube, or dom0")
     show.set_defaults(run=_run, apply=False, also=[], paths=[], yes=False)
     apply = actions.add_parser(
         "apply",
-        help="show it, ask, and apply what is safe by itself; a qube that is gone is made anew",
+        help="show the changes, ask, and apply those that are safe by themselves",
+        description=(
+            "Shows the changes, asks, and applies those that give a qube no more than a new one"
+            " has. Other groups are applied only when --also names them. A qube that does not exist"
+            " is created."
+        ),
     )
-    apply.add_argument("qube", metavar="QUBE", help="or dom0")
+    apply.add_argument("qube", metavar="QUBE", help="the qube, or dom0")
     apply.add_argument("paths", nargs="*", metavar="FILE", help="with dom0: the files to put back")
     apply.add_argument(
         "--also",
         action="append",
         default=[],
         choices=GROUPS,
-        help="this group too; may be given again",
+        help="apply this group, too; may be given again",
     )
     yes_option(apply)
     apply.set_defaults(run=_run, apply=True)
@@ -79,7 +98,7 @@ def _collect(options: argparse.Namespace) -> int:
             print(f"sparsebak-agent: {taken.name}: {printable(taken.error)}", file=sys.stderr)
     write_down(config)
     if not options.quiet:
-        print(f"{count - failed} of {count} taken down, {changed} changed since the last time.")
+        print(f"{count - failed} of {count} saved, {changed} changed since the last time.")
     return 1 if failed else 0
 
 
@@ -117,17 +136,17 @@ def _make(options: argparse.Namespace, config: Config, settings: QubeSettings, o
     """A qube that is gone: say what it would be, ask, and make it."""
     qube, fields = options.qube, (settings.klass, settings.label, settings.template, settings.netvm)
     words = zip(("class", "label", "template", "netvm"), fields, strict=True)
-    print(f"{qube} does not exist. It would be made with")
+    print(f"{qube} does not exist. It would be created with")
     for what, value in words:
         print(printable(f"  {what}: {value or '-'}"))
     if older:
         print("without network, for these settings are not the newest that dom0 knows.")
     if not options.apply:
         return 0
-    confirm(options, f"Make {qube}?")
+    confirm(options, f"Create {qube}?")
     failures = restored.create(qube, settings, older)
     write_down(config)
-    print(f"{qube} is made; what else there is to apply: sparsebak-agent settings show {qube}")
+    print(f"Created {qube}. What else there is to apply: sparsebak-agent settings show {qube}")
     return 1 if failures else 0
 
 

@@ -17,12 +17,14 @@ def add_to(commands: Any) -> None:
         "volumes",
         help="show what is backed up, and what is left out and why",
         description=(
-            "Shows what is backed up, and what is left out and why. On Qubes OS this asks qubesd;"
-            " backup VMs are then told what it answered. A timer does the same every ten minutes."
+            "Shows the volumes that are backed up, and those left out, with the reason. On Qubes OS"
+            " this asks qubesd. Backup VMs are told its answer until the list is renewed, which a"
+            " timer does every ten minutes."
         ),
     )
-    command.add_argument("--caller", default="", metavar="NAME", help="as it is for this backup VM")
-    command.add_argument("--json", action="store_true")
+    command.add_argument(
+        "--caller", default="", metavar="NAME", help="list volumes as seen by this backup VM"
+    )
     command.set_defaults(run=_run)
 
 

@@ -53,7 +53,7 @@ def collect_all(config: Config, due: bool = False) -> Iterator[Taken]:
     try:
         fd = lock(folder / "lock")
     except Busy:
-        raise Refused(Code.BUSY, "settings are just being taken down; try again") from None
+        raise Refused(Code.BUSY, "settings are being saved by another command; try again") from None
     with closing_fd(fd):
         yield from _collect_all(config, qubes_options(config), due)
 
