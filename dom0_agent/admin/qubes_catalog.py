@@ -199,7 +199,10 @@ def document(state_dir: Path, qube: str, volume: str) -> Path:
 
 def documents_are_taken_down() -> bool:
     """Whether the package that does it is installed: sparsebak-dom0-settings."""
-    return importlib.util.find_spec("dom0_agent.admin.settings") is not None
+    try:
+        return importlib.util.find_spec("dom0_agent.admin.settings.collecting") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _is_there(qube: str) -> bool:

@@ -257,6 +257,27 @@ def test_dom0_and_vm_install_into_separate_trees(tmp_path: Path) -> None:
             and (library / "wire").is_dir()
             and not (library / others).exists()
         )
+    assert not (tmp_path / "install-dom0/usr/lib/sparsebak/dom0_agent/admin/settings").exists()
     assert (
         tmp_path / "install-dom0/etc/qubes-rpc/sparsebak.Restore"
     ).stat().st_mode & 0o777 == 0o755
+
+
+def test_the_agent_runs_without_the_package_of_settings_and_with_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from dom0_agent.admin.cli import main; "
+    )
+    library = tmp_path / "usr/lib/sparsebak"
+    run = [sys.executable, "-c", code + "sys.exit(main(sys.argv[1:]))", str(library)]
+    for target, known in (("install-dom0", False), ("install-dom0-settings", True)):
+        subprocess.run(["make", "-s", target, f"DESTDIR={tmp_path}"], cwd=ROOT, check=True)
+        listed = subprocess.run(
+            [*run, "--help"], cwd="/", capture_output=True, text=True, check=True
+        )
+        words = {line.split()[0] for line in listed.stdout.splitlines() if line.strip()}
+        assert ("settings" in words) == known and "volumes" in words
+        done = subprocess.run(
+            [*run, "settings", "--help"], cwd="/", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == (0 if known else 2)
+        assert known or "install sparsebak-dom0-settings" in done.stderr
