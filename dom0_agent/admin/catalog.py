@@ -10,6 +10,7 @@ from dom0_agent.admin.qubes_catalog import QubesCatalog
 from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.catalog import VolumeCatalog, kept, open_catalog
 from dom0_agent.config import Config, Volume
+from dom0_agent.log import ERROR, log
 from wire.status import Code, Refused
 
 PATIENCE = 10.0
@@ -47,6 +48,17 @@ def write_down(config: Config) -> VolumeCatalog:
         )
         _keep(config, found)
     return catalog
+
+
+def current(config: Config) -> VolumeCatalog:
+    """The same where it is not what a command is for: a disk that is full does not keep it from its
+    work, which may be to make room.
+    """
+    try:
+        return write_down(config)
+    except OSError as error:
+        log(ERROR, f"{kept.place(config)} cannot be written: {error.strerror}")
+        return ask(config)
 
 
 def _keep(config: Config, found: kept.Kept) -> None:

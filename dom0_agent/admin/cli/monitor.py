@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from common.text import printable
-from dom0_agent.admin.catalog import ask, write_down
+from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, mib
 from dom0_agent.admin.leftovers import let_go, orphans
 from dom0_agent.admin.monitoring import Outcome, monitor
@@ -42,7 +42,7 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     by_id = Archives(config.state_dir).by_id()
-    catalog, outcomes = _catalog(config), []
+    catalog, outcomes = current(config), []
     for outcome in monitor(config.state_dir, select(catalog, options.volumes), by_id):
         outcomes.append(outcome)
         if outcome.error and not outcome.busy:
@@ -66,17 +66,6 @@ def _run(options: argparse.Namespace) -> int:
             f" changed{skipped}"
         )
     return 1 if any(outcome.error and not outcome.busy for outcome in outcomes) else 0
-
-
-def _catalog(config: Config) -> VolumeCatalog:
-    """The volumes as they are now, written down for calls. A full disk does not keep from walking
-    on, which makes room.
-    """
-    try:
-        return write_down(config)
-    except OSError as error:
-        print(f"sparsebak-agent: volumes cannot be listed: {error}", file=sys.stderr)
-        return ask(config)
 
 
 def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
