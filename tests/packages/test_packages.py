@@ -168,4 +168,4 @@ def test_one_version_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_packages_have_the_projects_version(rpms: dict[str, Path]) -> None:
-    assert {path.name.split("-")[2] for path in rpms.values()} == {VERSION}
+    assert {path.name.split("-")[-2] for path in rpms.values()} == {VERSION}
