@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.durable import Busy, closing_fd, lock, make_directory
-from dom0_agent.archives import Archive
 from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Volume, recall
+from dom0_agent.keyring import ArchiveKey
 from dom0_agent.sources import Source, Sources
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.rotation import Rotation
@@ -140,7 +140,7 @@ def forget(state_dir: Path, qube: str, name: str, volume: Volume | None) -> None
         store.directory.parent.rmdir()
 
 
-def drop_archive(state_dir: Path, archive: Archive) -> None:
+def drop_archive(state_dir: Path, archive: ArchiveKey) -> None:
     """Let go of what volumes hold for an archive that is removed: else a session that was begun
     would hold its snapshot.
     """

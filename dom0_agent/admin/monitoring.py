@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from dom0_agent.archives import Archive
 from dom0_agent.config import Volume
+from dom0_agent.keyring import Keyring
 from dom0_agent.sources import Sources
 from dom0_agent.tracking.rotation import Rotation
 from dom0_agent.tracking.state import VolumeState
@@ -43,9 +43,7 @@ class Outcome:
     busy: bool = False
 
 
-def monitor(
-    state_dir: Path, volumes: Sequence[Volume], archives: dict[str, Archive]
-) -> Iterator[Outcome]:
+def monitor(state_dir: Path, volumes: Sequence[Volume], keyring: Keyring) -> Iterator[Outcome]:
     """Walk the base snapshots on. A volume that another call works on is left for the next time."""
     volumes = [
         volume for volume in volumes if volume.pool.driver != "settings"
@@ -54,7 +52,7 @@ def monitor(
         members = list(alike)
         size = BATCH if thin else 1
         for start in range(0, len(members), size):
-            yield from _Batch(state_dir, members[start : start + size], archives).run()
+            yield from _Batch(state_dir, members[start : start + size], keyring).run()
 
 
 class _Turn:
@@ -81,10 +79,8 @@ class _Turn:
 
 
 class _Batch:
-    def __init__(
-        self, state_dir: Path, volumes: Sequence[Volume], archives: dict[str, Archive]
-    ) -> None:
-        self._volumes, self._archives = volumes, archives
+    def __init__(self, state_dir: Path, volumes: Sequence[Volume], keyring: Keyring) -> None:
+        self._volumes, self._keyring = volumes, keyring
         self._sources, self._outcomes = Sources(state_dir), dict[str, Outcome]()
         # Before storage is asked about anything: what it says is then no older than what the locks
         # protect.
@@ -114,7 +110,7 @@ class _Batch:
 
     def _has_changed(self, turn: _Turn) -> bool:
         with self._noting(turn), turn.held(self._sources) as rotation:
-            rotation.recover(self._archives)
+            rotation.recover(self._keyring)
             if not rotation.followed:
                 return False
             if rotation.give_way():

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from dom0_agent.archives import Archive, Archives
+from dom0_agent.admin.archives import adopt
+from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.tracking.state import ArchiveProgress, Committed, VolumeState
 from wire import CHUNK_SIZES
 from wire.chunks import SUITES, Keys, NotAuthentic
@@ -98,7 +99,7 @@ def unlock(introduction: Introduction, secret: bytes) -> bytes:
 
 def take_over(
     state_dir: Path, introduction: Introduction, label: str, caller: str, master: bytes
-) -> tuple[Archive, list[str]]:
+) -> tuple[ArchiveKey, list[str]]:
     """Add the archive, and what its records tell of its volumes. Returns it and the names of the
     volumes.
 
@@ -109,9 +110,9 @@ def take_over(
     records = [
         _open(untrusted_record, keys, entry) for untrusted_record in introduction.untrusted_records
     ]
-    archives = Archives(state_dir)
-    archive = Archive(
-        directory=archives.place(entry.archive),
+    keyring = Keyring(state_dir)
+    archive = ArchiveKey(
+        directory=keyring.place(entry.archive),
         id=entry.archive,
         label=label,
         caller=caller,
@@ -123,7 +124,7 @@ def take_over(
     )
     for record in records:
         _remember(state_dir, archive, record, keys)
-    archives.adopt(archive, master)  # the commit point: before it, the same can be done again
+    adopt(keyring, archive, master)  # the commit point: before it, the same can be done again
     return archive, [f"{record.qube}/{record.volume}" for record in records]
 
 
@@ -146,7 +147,7 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
     return record
 
 
-def _remember(state_dir: Path, archive: Archive, record: Record, keys: Keys) -> None:
+def _remember(state_dir: Path, archive: ArchiveKey, record: Record, keys: Keys) -> None:
     store, key = VolumeState(state_dir, record.qube, record.volume), archive.id.hex()
     with store.locked() as state:
         follow = state.follows.get(key)

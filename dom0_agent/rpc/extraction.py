@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from common.durable import closing_fd
 from common.pipeline import in_order
-from dom0_agent.archives import Archive
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.config import Config
+from dom0_agent.keyring import ArchiveKey
 from dom0_agent.sources import Range, Source
 from dom0_agent.tracking.chunk_ids import CommittedIds, KnownIds
 from dom0_agent.tracking.pending_log import PendingLog
@@ -83,7 +83,7 @@ class Extraction:
 
     def __init__(
         self,
-        archive: Archive,
+        archive: ArchiveKey,
         pending: Pending,
         source: Source,
         changed: ChangedMap,
@@ -312,7 +312,9 @@ def _read_through_cache(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
 
 
-def make_record(archive: Archive, name: str, follow: ArchiveProgress, pending: Pending) -> Record:
+def make_record(
+    archive: ArchiveKey, name: str, follow: ArchiveProgress, pending: Pending
+) -> Record:
     """The record of a pending session that was wholly extracted."""
     qube, volume = parse_volume_name(name)
     return Record(

@@ -22,8 +22,8 @@ from typing import NoReturn
 
 from dom0_agent.config import ConfigError, load
 from dom0_agent.log import INFO, WARNING, log
-from dom0_agent.rpc.dispatch import SERVICES, PatientReader, PatientWriter, confine, run
-from dom0_agent.rpc.heads import LONGEST, Call, parse_head
+from dom0_agent.rpc.dispatch import PatientReader, PatientWriter, answer, confine
+from dom0_agent.rpc.heads import LONGEST, SERVICES, Words, parse_head
 from dom0_agent.rpc.limits import EVERY, FIRST_BYTE, HEAVY, HEAVY_SERVICES
 from wire.stream import SEND_BUFFER
 
@@ -118,18 +118,18 @@ def _more_descriptors() -> None:
 
 @dataclass(eq=False)
 class Held:
-    """A connection that is not answered yet. ``call`` is known once its beginning has been read."""
+    """A connection that is not answered yet. ``words`` are known once its beginning was read."""
 
     connection: socket.socket
     deadline: float
     untrusted_head: bytes = b""
-    call: Call | None = None
+    words: Words | None = None
     ready: bool = False
 
     @property
     def caller(self) -> str:
         """Who calls; nobody, as long as the beginning has not been read."""
-        return self.call.caller if self.call else ""
+        return self.words.caller if self.words else ""
 
 
 class Resident:
@@ -144,7 +144,7 @@ class Resident:
         self._listening = {one.fileno(): one for one in sockets}
         self._config_path = config_path
         self._held: dict[int, Held] = {}
-        self._running: dict[int, Call] = {}
+        self._running: dict[int, Words] = {}
         self._poll = select.poll()
         self._stopping = 0.0
         for fd, one in self._listening.items():
@@ -217,7 +217,7 @@ class Resident:
         """
         try:
             untrusted_bytes = held.connection.recv(LONGEST, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            if held.call is None:
+            if held.words is None:
                 end = untrusted_bytes.find(b"\0")
                 held.untrusted_head += held.connection.recv(
                     end + 1 if end >= 0 else len(untrusted_bytes), socket.MSG_DONTWAIT
@@ -228,16 +228,16 @@ class Resident:
             untrusted_bytes = b""
         if not untrusted_bytes:  # it went: begun ahead and not needed
             self._drop(held)
-        elif held.call is not None:
+        elif held.words is not None:
             held.ready = True
             self._poll.unregister(held.connection.fileno())
             of_caller = sum(h.ready and h.caller == held.caller for h in self._held.values())
             if of_caller > QUEUED:
                 self._drop(held)
         elif held.untrusted_head.endswith(b"\0"):
-            held.call = parse_head(held.untrusted_head[:-1])
+            held.words = parse_head(held.untrusted_head[:-1])
             held.deadline = time.monotonic() + FIRST_BYTE
-            if held.call is None:
+            if held.words is None:
                 self._refuse(held)
             else:
                 self._make_room(held, SILENT)
@@ -272,7 +272,7 @@ class Resident:
         each caller ahead.
         """
         for held in list(self._held.values()):
-            if held.call is not None and self._has_place(held):
+            if held.words is not None and self._has_place(held):
                 try:
                     pid = os.fork()
                 except OSError as error:
@@ -280,26 +280,26 @@ class Resident:
                     time.sleep(0.05)
                     return
                 if pid == 0:
-                    self._child(held, held.call)
-                self._running[pid] = held.call
+                    self._child(held, held.words)
+                self._running[pid] = held.words
                 self._drop(held)
 
     def _has_place(self, held: Held) -> bool:
-        call, running = held.call, self._running.values()
-        if call is None or (
-            not held.ready and sum(one.caller == call.caller for one in running) >= AHEAD
+        words, running = held.words, self._running.values()
+        if words is None or (
+            not held.ready and sum(one.caller == words.caller for one in running) >= AHEAD
         ):
             return False
         limits = [(EVERY, list(running))]
-        if call.service in HEAVY_SERVICES:
+        if words.service in HEAVY_SERVICES:
             limits.append((HEAVY, [one for one in running if one.service in HEAVY_SERVICES]))
         return all(
             len(calls) < limit.total
-            and sum(one.caller == call.caller for one in calls) < limit.caller
+            and sum(one.caller == words.caller for one in calls) < limit.caller
             for limit, calls in limits
         )
 
-    def _child(self, held: Held, call: Call) -> NoReturn:
+    def _child(self, held: Held, words: Words) -> NoReturn:
         """The call, in a process of its own, which keeps no connection but its own open."""
         code = 1
         try:
@@ -310,7 +310,7 @@ class Resident:
                 one.close()
             for other in self._held.values():
                 other.connection.close()
-            code = _answer(connection, call, self._config_path)
+            code = _answer(connection, words, self._config_path)
         finally:
             os._exit(code)
 
@@ -323,13 +323,13 @@ class Resident:
                 return
             if pid == 0:
                 return
-            call = self._running.pop(pid, None)
-            if os.WIFSIGNALED(status) and call is not None:
+            words = self._running.pop(pid, None)
+            if os.WIFSIGNALED(status) and words is not None:
                 name = signal.Signals(os.WTERMSIG(status)).name
-                log(WARNING, f"sparsebak.{call.service} from {call.caller} was killed: {name}")
+                log(WARNING, f"sparsebak.{words.service} from {words.caller} was killed: {name}")
 
 
-def _answer(connection: socket.socket, call: Call, config_path: Path) -> int:
+def _answer(connection: socket.socket, words: Words, config_path: Path) -> int:
     """One call, in a process of its own."""
     confine()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -339,4 +339,4 @@ def _answer(connection: socket.socket, call: Call, config_path: Path) -> int:
     # The agent is asked to end: a call whose request never came does, without a word; any other is
     # let end.
     signal.signal(signal.SIGUSR1, lambda *_: None if reader.begun else os._exit(1))
-    return run(call.service, call.environ, config_path, reader, PatientWriter(fd))
+    return answer(words, config_path, reader, PatientWriter(fd))

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dom0_agent.archives import Archive
 from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.config import Volume, remember
+from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Source, Sources, snapshot_name
 from dom0_agent.tracking.committing import Work, apply, apply_again, opened_ids, prepare, prove
@@ -43,15 +43,15 @@ class Rotation:
     def __init__(self, store: VolumeState, state: State, source: Source) -> None:
         self.store, self.state, self.source = store, state, source
 
-    def recover(self, archives: dict[str, Archive]) -> None:
+    def recover(self, keyring: Keyring) -> None:
         """Finish what a crash interrupted: ids still to be applied, snapshots and files that
         nothing mentions.
         """
-        for key, follow in self.state.follows.items():
+        for archive_id, follow in self.state.follows.items():
             redo, follow.redo = follow.redo, None
             if redo is not None:
-                if key in archives:
-                    apply_again(self.store, follow, archives[key], redo)
+                if (archive := keyring.find(bytes.fromhex(archive_id))) is not None:
+                    apply_again(self.store, follow, archive, redo)
                 self.store.save(self.state)
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
@@ -182,7 +182,7 @@ class Rotation:
             self.finish()
 
     def snapshot(
-        self, archive: Archive, volume: Volume, request: Request
+        self, archive: ArchiveKey, volume: Volume, request: Request
     ) -> tuple[ArchiveProgress, Pending, bool]:
         """Begin a session, or return the one already pending (third value true)."""
         key = archive.id.hex()
@@ -216,7 +216,7 @@ class Rotation:
         return follow, follow.pending, False
 
     def _begin(
-        self, follow: ArchiveProgress, archive: Archive, request: Request, domain: bytes
+        self, follow: ArchiveProgress, archive: ArchiveKey, request: Request, domain: bytes
     ) -> Pending:
         """The session that comes next. Its number and time go up with every session begun, whatever
         becomes of it.
@@ -238,7 +238,7 @@ class Rotation:
         )
 
     def _builds_on(
-        self, follow: ArchiveProgress, archive: Archive, request: Request, domain: bytes
+        self, follow: ArchiveProgress, archive: ArchiveKey, request: Request, domain: bytes
     ) -> bool:
         """Whether a session can build on the committed one: both sides have it, and the ids are
         its.
@@ -256,7 +256,7 @@ class Rotation:
         log(WARNING, f"{self.store.name}: {reason}; full session")
         return False
 
-    def commit(self, archive: Archive, session: bytes) -> None:
+    def commit(self, archive: ArchiveKey, session: bytes) -> None:
         """The caller holds the session durably: make it the one that later sessions build on."""
         follow = self._follow(archive)
         if follow.committed and follow.committed.session == session.hex():
@@ -287,7 +287,7 @@ class Rotation:
             follow.redo = None
         self.finish()
 
-    def abort(self, archive: Archive, session: bytes) -> None:
+    def abort(self, archive: ArchiveKey, session: bytes) -> None:
         """Give a pending session up: what it would have sent counts as changed again."""
         follow = self._follow(archive)
         pending = self._pending(follow, session)
@@ -310,7 +310,7 @@ class Rotation:
         merged.merge(self.store.load_map(follow.map, self.state.base_size))
         follow.map = self.store.save_map(f"{key}.{pending.session}.map", merged)
 
-    def _follow(self, archive: Archive) -> ArchiveProgress:
+    def _follow(self, archive: ArchiveKey) -> ArchiveProgress:
         follow = self.state.follows.get(archive.id.hex())
         if follow is None:
             raise Refused(
@@ -319,12 +319,12 @@ class Rotation:
         return follow
 
     def _pending(self, follow: ArchiveProgress, session: bytes) -> Pending:
-        if follow.pending is None or follow.pending.session != session.hex():
+        if (pending := follow.pending_as(session)) is None:
             raise Refused(
                 Code.NO_SESSION,
                 f"{self.store.name}: session {session.hex()} is not the pending one",
             )
-        return follow.pending
+        return pending
 
 
 def _session_time(last: int, untrusted_time: int) -> int:
@@ -341,16 +341,14 @@ def _session_time(last: int, untrusted_time: int) -> int:
 
 
 @contextmanager
-def volume_rotation(
-    state_dir: Path, volume: Volume, archives: dict[str, Archive]
-) -> Iterator[Rotation]:
+def volume_rotation(state_dir: Path, volume: Volume, keyring: Keyring) -> Iterator[Rotation]:
     """Lock a volume, recover it, and yield the operations on it. ``archives`` by id in
     hexadecimal.
     """
     store = VolumeState(state_dir, volume.qube, volume.volume)
     with store.locked() as state:
         rotation = Rotation(store, state, Sources(state_dir).open(volume))
-        rotation.recover(archives)
+        rotation.recover(keyring)
         yield rotation
 
 

@@ -112,6 +112,11 @@ class ArchiveProgress:
     mark: int = 0
     mark_time: int = 0
 
+    def pending_as(self, session: bytes) -> Pending | None:
+        """The pending session if it is that one."""
+        found = self.pending
+        return found if found is not None and found.session == session.hex() else None
+
 
 @dataclass
 class State:
@@ -179,6 +184,10 @@ class VolumeState:
     @property
     def _path(self) -> Path:
         return self.directory / "state.json"
+
+    def is_kept(self) -> bool:
+        """Whether anything is known of the volume."""
+        return self._path.exists()
 
     def uses(self) -> int:
         """A number that goes up by one when the lock is taken, and when it is given back."""

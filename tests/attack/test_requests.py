@@ -10,6 +10,7 @@ import time
 import pytest
 
 from dom0_agent.rpc import dispatch
+from dom0_agent.rpc.heads import SERVICES
 from dom0_agent.sources.file import FileSource
 from dom0_agent.tracking.pending_log import PendingLog
 from dom0_agent.tracking.rotation import FORGOTTEN, MAX_SEQUENCE
@@ -41,7 +42,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names(attacker: Attacker, name: str) -> None:
-    for called in dispatch.SERVICES:
+    for called in SERVICES:
         request = attacker.request(bytes(16))
         if name:
             attacker.refused(
@@ -55,7 +56,7 @@ def test_names(attacker: Attacker, name: str) -> None:
             )
 
 
-@pytest.mark.parametrize("called", dispatch.SERVICES)
+@pytest.mark.parametrize("called", SERVICES)
 def test_requests_of_every_wrong_length(attacker: Attacker, called: str) -> None:
     request = attacker.request()
     for length in range(len(request)):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli as vm_cli
-from dom0_agent.rpc.dispatch import SERVICES
+from dom0_agent.rpc.heads import SERVICES
 from tools.audit import imported
 
 ROOT = Path(__file__).parent.parent.parent

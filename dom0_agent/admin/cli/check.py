@@ -9,10 +9,10 @@ import time
 from typing import Any
 
 from common.text import printable, session_name
-from dom0_agent.archives import Archives
 from dom0_agent.catalog import Skipped, open_catalog
 from dom0_agent.catalog.tags import untagged
 from dom0_agent.config import Config, ConfigError, Volume, load
+from dom0_agent.keyring import Keyring
 from dom0_agent.notify import notify
 from dom0_agent.tracking.state import ArchiveProgress, VolumeState
 from wire.status import Refused
@@ -56,7 +56,7 @@ def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]
     callers = (
         [caller]
         if caller
-        else sorted({archive.caller for archive in Archives(config.state_dir).readable()}) or [""]
+        else sorted({archive.caller for archive in Keyring(config.state_dir).readable()}) or [""]
     )
     catalogs = [open_catalog(config, one) for one in callers]
     listed = [{volume.name: volume for volume in catalog.volumes()} for catalog in catalogs]

@@ -12,9 +12,9 @@ from typing import Any
 from common.text import printable, session_name
 from dom0_agent.admin.cli import mib
 from dom0_agent.admin.leftovers import orphans
-from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config, Volume, load
+from dom0_agent.keyring import Keyring
 from dom0_agent.sources import Source, Sources
 from dom0_agent.tracking.rotation import changed_since
 from dom0_agent.tracking.state import State, VolumeState, known_volumes
@@ -37,7 +37,7 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
-    labels = {archive.id.hex(): archive.label for archive in Archives(config.state_dir).readable()}
+    labels = {archive.id.hex(): archive.label for archive in Keyring(config.state_dir).readable()}
     if options.head:
         return _heads(config, labels)
     catalog, sources = open_catalog(config), Sources(config.state_dir)

@@ -6,9 +6,9 @@ Reads the catalog and the state files. Changes nothing.
 
 from collections.abc import Iterator
 
-from dom0_agent.archives import Archive
 from dom0_agent.catalog import VolumeCatalog, open_catalog
 from dom0_agent.config import Config
+from dom0_agent.keyring import ArchiveKey
 from dom0_agent.log import ERROR, log
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.sources import Sources
@@ -25,7 +25,7 @@ def main(call: Call) -> None:
         call.reply(entry)
 
 
-def entries(config: Config, archive: Archive, caller: str) -> Iterator[VolumeEntry]:
+def entries(config: Config, archive: ArchiveKey, caller: str) -> Iterator[VolumeEntry]:
     """The volumes of the catalog, those that nobody could tell of, then those of which only
     sessions are left.
     """
@@ -57,7 +57,7 @@ def _is_gone(catalog: VolumeCatalog, qube: str, volume: str) -> bool:
         return False
 
 
-def _follows(config: Config, archive: Archive, qube: str, volume: str) -> bool:
+def _follows(config: Config, archive: ArchiveKey, qube: str, volume: str) -> bool:
     try:
         return archive.id.hex() in VolumeState(config.state_dir, qube, volume).load().follows
     except Refused:
@@ -65,7 +65,7 @@ def _follows(config: Config, archive: Archive, qube: str, volume: str) -> bool:
 
 
 def _entry(
-    config: Config, archive: Archive, qube: str, volume: str, size: int, flags: int
+    config: Config, archive: ArchiveKey, qube: str, volume: str, size: int, flags: int
 ) -> VolumeEntry:
     store = VolumeState(config.state_dir, qube, volume)
     try:

@@ -13,7 +13,8 @@ from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Volume
 from dom0_agent.log import INFO, log
 from dom0_agent.notify import notify
-from dom0_agent.rpc.dispatch import ABSENT, Call
+from dom0_agent.rpc.dispatch import Call
+from dom0_agent.rpc.heads import ABSENT
 from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.rpc.services.verify import age_note
 from dom0_agent.sources import Replacement, Source
@@ -26,7 +27,7 @@ from wire.status import NOTE_OLDER, Code, Refused
 
 def main(call: Call) -> Status:
     """Reply with a status whose note says whether the session is the newest one that dom0 knows."""
-    if (asked := call.asked) is None:
+    if (asked := call.asked.restoring) is None:
         raise Refused(Code.BAD_REQUEST, "a restore without an argument")
     archive = call.archive(call.request())
     volume = _target(call, asked)
@@ -35,7 +36,7 @@ def main(call: Call) -> Status:
     note = age_note(call.config, archive, record)
     if note & NOTE_OLDER and not asked.older:
         raise Refused(Code.OLDER, f"{asked.argument()} does not say that the session is older")
-    with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:
+    with volume_rotation(call.config.state_dir, volume, call.keyring) as rotation:
         target = _begin(volume, rotation.source, record.size, bool(note & NOTE_OLDER))
         try:
             receive(call.stdin, archive, record, target, call.config.threads)
