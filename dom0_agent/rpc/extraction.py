@@ -7,15 +7,17 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from common.durable import closing_fd
 from common.pipeline import in_order
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.config import Config
 from dom0_agent.keyring import ArchiveKey
+from dom0_agent.rpc.batches import Batch, in_chunks, joined, spans
 from dom0_agent.sources import Range, Source
 from dom0_agent.tracking.chunk_ids import CommittedIds, KnownIds
 from dom0_agent.tracking.pending_log import PendingLog
@@ -38,31 +40,6 @@ WATCH = 5.0
 """Seconds between two looks at whether the session is still wanted."""
 REMEMBERED = 1 << 17
 """Ids remembered as sent in this call, so that a repeated chunk is compressed and sent once."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Runs of chunks, each from a first to an end not included, and the ids known for them all, one
-    after another. Without ``data`` all of them are zeros."""
-
-    runs: tuple[Range, ...]
-    known: bytes
-    data: bool
-
-    @property
-    def end(self) -> int:
-        """The first chunk after it."""
-        return self.runs[-1][1]
-
-    @property
-    def count(self) -> int:
-        """Chunks in it."""
-        return len(self.known) // ID_SIZE
-
-    def numbers(self) -> Iterator[int]:
-        """The numbers of its chunks."""
-        for first, end in self.runs:
-            yield from range(first, end)
 
 
 @dataclass(frozen=True)
@@ -126,7 +103,7 @@ class Extraction:
         ):
             work: Callable[[Batch], list[Result]] = lambda batch: self._extract(fd, batch, sealer)  # noqa: E731
             most = batch_bytes // self._chunk_size
-            plan = _joined(self._plan(fd, log.position, most), most)
+            plan = joined(self._plan(fd, log.position, most), most)
             for batch, results in in_order(lambda b: (b, work(b)), plan, threads, ahead):
                 self._emit(results, first, out)
                 log.append(batch.end, [(result.number, result.id) for result in results])
@@ -150,33 +127,28 @@ class Extraction:
                 self._sent.add(result.id)
         out.writelines(parts)
 
-    def _plan(self, fd: int, position: int, batch: int) -> Iterator[Batch]:
+    def _plan(self, fd: int, position: int, most: int) -> Iterator[Batch]:
         """Everything that may differ, in order, from chunk ``position`` on."""
-        whole = [(0, self._chunks)]
-        grains = grains_per_chunk(self._chunk_size)
-        for first, end in whole if self._pending.full else self._changed.runs(grains, self._chunks):
-            at = max(first, position)
-            for begin, stop in self._data_chunks(fd, at, end):
-                yield from self._holes(at, begin)
-                for number in range(begin, stop, batch):
-                    yield self._batch(number, min(number + batch, stop), True)
-                at = stop
-            yield from self._holes(at, end)
+        changed = self._changed_from(position)
+        for first, end, has_data in spans(changed, partial(self._data_in, fd)):
+            if not has_data:
+                yield from self._holes(first, end)
+                continue
+            for number in range(first, end, most):
+                yield self._batch(number, min(number + most, end), True)
 
-    def _data_chunks(self, fd: int, first: int, end: int) -> Iterator[Range]:
-        """Runs of chunks from ``first`` to ``end`` that hold data, in order and apart."""
-        size = self._chunk_size
-        begin = stop = first
-        for data, hole in self._source.data_ranges(
-            fd, first * size, min(end * size, self._pending.size)
-        ):
-            if data // size > stop:
-                if begin < stop:
-                    yield begin, stop
-                begin = data // size
-            stop = -(-hole // size)
-        if begin < stop:
-            yield begin, stop
+    def _changed_from(self, position: int) -> Iterator[Range]:
+        """Runs of chunks that may have changed, from ``position`` on."""
+        if self._pending.full:
+            yield position, self._chunks
+            return
+        for first, end in self._changed.runs(grains_per_chunk(self._chunk_size), self._chunks):
+            if position < end:
+                yield max(first, position), end
+
+    def _data_in(self, fd: int, first: int, end: int) -> Iterator[Range]:
+        start, beyond = first * self._chunk_size, min(end * self._chunk_size, self._pending.size)
+        return in_chunks(self._source.data_ranges(fd, start, beyond), self._chunk_size)
 
     def _holes(self, first: int, end: int) -> Iterator[Batch]:
         """Chunks that are holes now: only those matter that were not zeros before."""
@@ -280,22 +252,6 @@ def _make_useless(fd: int) -> None:
     os.dup2(read_end, fd, inheritable=False)
     os.close(read_end)
     os.close(write_end)
-
-
-def _joined(pieces: Iterable[Batch], most: int) -> Iterator[Batch]:
-    """Pieces with data together, as long as they have no more than ``most`` chunks: what is
-    scattered is done at once, too.
-    """
-    held: Batch | None = None
-    for piece in pieces:
-        if held is not None and held.data and piece.data and held.count + piece.count <= most:
-            held = Batch(held.runs + piece.runs, held.known + piece.known, True)
-            continue
-        if held is not None:
-            yield held
-        held = piece
-    if held is not None:
-        yield held
 
 
 def _read_into(fd: int, view: memoryview, at: int) -> int:
