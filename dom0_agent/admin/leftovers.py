@@ -78,7 +78,7 @@ def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
         rotation = Rotation(store, state, source)
         pending = [follow.pending for follow in state.follows.values() if follow.pending]
         if any(in_use(store.directory / one.log) for one in pending):
-            if rotation.give_way():  # read as slowly as can be, it must not fill the pool
+            if rotation.yield_space():  # read as slowly as can be, it must not fill the pool
                 rotation.finish()
             return False
         for follow in state.follows.values():
@@ -144,16 +144,16 @@ def drop_archive(state_dir: Path, archive: ArchiveKey) -> None:
     """Let go of what volumes hold for an archive that is removed: else a session that was begun
     would hold its snapshot.
     """
-    key = archive.id.hex()
+    archive_id = archive.id.hex()
     for qube, name in known_volumes(state_dir):
         store = VolumeState(state_dir, qube, name)
         try:
-            if key not in store.load().follows:
+            if archive_id not in store.load().follows:
                 continue
         except Refused:  # damaged, which its next session says
             continue
         with store.locked() as state:
-            del state.follows[key]
+            del state.follows[archive_id]
             place = remembered(state)
             if not any(follow.committed or follow.pending for follow in state.follows.values()):
                 state.base = None

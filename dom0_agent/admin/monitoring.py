@@ -113,7 +113,7 @@ class _Batch:
             rotation.recover(self._keyring)
             if not rotation.followed:
                 return False
-            if rotation.give_way():
+            if rotation.yield_space():
                 rotation.finish()
                 if not rotation.followed:
                     return False

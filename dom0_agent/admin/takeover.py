@@ -148,9 +148,9 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
 
 
 def _remember(state_dir: Path, archive: ArchiveKey, record: Record, keys: Keys) -> None:
-    store, key = VolumeState(state_dir, record.qube, record.volume), archive.id.hex()
+    store, archive_id = VolumeState(state_dir, record.qube, record.volume), archive.id.hex()
     with store.locked() as state:
-        follow = state.follows.get(key)
+        follow = state.follows.get(archive_id)
         if follow is not None and (follow.pending or follow.mark >= record.sequence):
             return
         committed = Committed(
@@ -162,9 +162,9 @@ def _remember(state_dir: Path, archive: ArchiveKey, record: Record, keys: Keys) 
             digest=record.digest(keys).hex(),
             root=record.root.hex(),
         )
-        state.follows[key] = ArchiveProgress(
+        state.follows[archive_id] = ArchiveProgress(
             volume_id=record.volume_id.hex(),
-            ids=f"{key}.ids",
+            ids=f"{archive_id}.ids",
             committed=committed,
             mark=record.sequence,
             mark_time=record.time,

@@ -168,7 +168,7 @@ class Resident:
         last = time.monotonic()
         while True:
             self._reap()
-            self._give_up(time.monotonic())
+            self._drop_silent(time.monotonic())
             self._start_ready()
             if self._held or self._running:
                 last = time.monotonic()
@@ -254,7 +254,7 @@ class Resident:
             self._poll.unregister(held.connection.fileno())
         held.connection.close()
 
-    def _give_up(self, now: float) -> None:
+    def _drop_silent(self, now: float) -> None:
         """Those that said nothing for too long; when it is stopped, soon."""
         if self._stopping:
             for fd in self._listening:

@@ -58,7 +58,7 @@ class Rotation:
         self.source.clean()
         self.store.tidy(self.state)
 
-    def give_way(self) -> bool:
+    def yield_space(self) -> bool:
         """Where the storage is nearly full, give up pending sessions: their snapshots hold space.
         Whether any state changed.
 
@@ -72,17 +72,17 @@ class Rotation:
             if full.code != Code.NO_SPACE:  # the pool is not there: others say so
                 return False
             pending = [
-                (key, follow, follow.pending)
-                for key, follow in self.state.follows.items()
+                (archive_id, follow, follow.pending)
+                for archive_id, follow in self.state.follows.items()
                 if follow.pending is not None
             ]
-            for key, follow, session in pending:
+            for archive_id, follow, session in pending:
                 if not session.crowded and in_use(self.store.directory / session.log):
                     session.crowded = True
                     log(WARNING, f"{self.store.name}: its session has to end soon, for {full}")
                 else:
                     log(WARNING, f"{self.store.name}: its pending session is given up, for {full}")
-                    self.give_up(key, follow)
+                    self.abort_pending(archive_id, follow)
             return bool(pending)
         return False
 
@@ -112,9 +112,9 @@ class Rotation:
         """
         try:
             changed, size = self._changed(number)
-            for key, follow in self.state.follows.items():
+            for archive_id, follow in self.state.follows.items():
                 if follow.committed or follow.pending:
-                    self._fold(key, follow, changed, size, number)
+                    self._fold(archive_id, follow, changed, size, number)
         except BaseException:
             self.source.drop(number)
             raise
@@ -148,13 +148,13 @@ class Rotation:
         return changed, size
 
     def _fold(
-        self, key: str, follow: ArchiveProgress, changed: ChangedMap, size: int, number: int
+        self, archive_id: str, follow: ArchiveProgress, changed: ChangedMap, size: int, number: int
     ) -> None:
         if changed.changed(size) == 0:
             return
         merged = self.store.load_map(follow.map, size)
         merged.merge(changed)
-        follow.map = self.store.save_map(f"{key}.{snapshot_name(number)}.map", merged)
+        follow.map = self.store.save_map(f"{archive_id}.{snapshot_name(number)}.map", merged)
 
     def finish(self) -> None:
         """The commit point, then the removal of what is no longer needed: of the base, too, if no
@@ -177,7 +177,7 @@ class Rotation:
     def monitor(self) -> None:
         """Walk the base snapshot on."""
         if self.followed:
-            self.give_way()
+            self.yield_space()
             self.rotate()
             self.finish()
 
@@ -185,14 +185,14 @@ class Rotation:
         self, archive: ArchiveKey, volume: Volume, request: Request
     ) -> tuple[ArchiveProgress, Pending, bool]:
         """Begin a session, or return the one already pending (third value true)."""
-        key = archive.id.hex()
-        follow = self.state.follows.get(key)
+        archive_id = archive.id.hex()
+        follow = self.state.follows.get(archive_id)
         if request.number > max(MAX_SEQUENCE, follow.mark if follow else 0) + FORGOTTEN:
             raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
         volume_id = archive.keys().volume_id(volume.qube, volume.volume).hex()
         if follow is None:
-            follow = self.state.follows[key] = ArchiveProgress(
-                volume_id=volume_id, ids=f"{key}.ids"
+            follow = self.state.follows[archive_id] = ArchiveProgress(
+                volume_id=volume_id, ids=f"{archive_id}.ids"
             )
         elif follow.volume_id != volume_id:
             raise Refused(
@@ -206,7 +206,7 @@ class Rotation:
                 WARNING,
                 f"{self.store.name}: snapshot of the pending session is gone; it is given up",
             )
-            self.give_up(key, follow)
+            self.abort_pending(archive_id, follow)
         self.source.require_room()
         self.rotate()
         follow.pending = self._begin(follow, archive, request, volume.domain)
@@ -293,10 +293,10 @@ class Rotation:
         pending = self._pending(follow, session)
         if in_use(self.store.directory / pending.log):
             raise Refused(Code.BUSY, f"{self.store.name}: the session is being extracted")
-        self.give_up(archive.id.hex(), follow)
+        self.abort_pending(archive.id.hex(), follow)
         self.finish()
 
-    def give_up(self, key: str, follow: ArchiveProgress) -> None:
+    def abort_pending(self, archive_id: str, follow: ArchiveProgress) -> None:
         """Give a pending session up: what it would have sent counts as changed again. Not saved
         yet.
         """
@@ -308,7 +308,7 @@ class Rotation:
             return
         merged = self.store.load_map(pending.map, max(pending.size, self.state.base_size))
         merged.merge(self.store.load_map(follow.map, self.state.base_size))
-        follow.map = self.store.save_map(f"{key}.{pending.session}.map", merged)
+        follow.map = self.store.save_map(f"{archive_id}.{pending.session}.map", merged)
 
     def _follow(self, archive: ArchiveKey) -> ArchiveProgress:
         follow = self.state.follows.get(archive.id.hex())

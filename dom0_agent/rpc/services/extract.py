@@ -48,7 +48,7 @@ def main(call: Call) -> None:
             log.flush()
         raise
     except IdsDamaged as damage:
-        _give_up(on, request)
+        _abort(on, request)
         raise Refused(Code.DAMAGED, f"{damage}; the next session compares everything") from None
     finally:
         log.close()
@@ -78,7 +78,7 @@ def _extract(
         return extraction.run(log, request.number, call.stdout, call.config, wanted)
 
 
-def _give_up(on: VolumeCall, request: Request) -> None:
+def _abort(on: VolumeCall, request: Request) -> None:
     """Give up a session whose base proved damaged, and the base with it: its root could not be
     right.
     """
@@ -87,7 +87,7 @@ def _give_up(on: VolumeCall, request: Request) -> None:
         rotation = Rotation(on.store, state, on.source())
         with opened_ids(on.store, follow, on.archive) as ids:
             ids.drop()
-        rotation.give_up(on.archive_id, follow)
+        rotation.abort_pending(on.archive_id, follow)
         rotation.finish()
 
 
