@@ -72,6 +72,8 @@ class _Turn:
         or did.
         """
         with self.store.locked(patience=0) as state:
+            # Whoever had the lock in between may have taken a snapshot, committed, or dropped ours:
+            # what this batch found out in its last round is of the past then.
             if self.store.uses() != self.uses + 1:
                 raise Refused(Code.BUSY, f"{self.volume.name} was just worked on")
             self.uses += 2
@@ -92,6 +94,9 @@ class _Batch:
 
     def run(self) -> list[Outcome]:
         """Outcomes in the volumes' order."""
+        # LVM's commands are 97 % of a walk (measured: 20 volumes in which nothing changed). So what
+        # one of them can do for many is done together: a report, a reserved metadata snapshot, an
+        # lvremove; only lvcreate makes one snapshot at a time.
         with self._sources.together(self._volumes_of(self._turns)):
             changed = [turn for turn in self._turns if self._has_changed(turn)]
         begun = deque(turn for turn in changed if self._begin(turn))

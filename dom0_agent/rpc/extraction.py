@@ -92,8 +92,12 @@ class Extraction:
 
         ``wanted`` says whether the session is still pending; Refused soon after it is not.
         """
+        # Of this call alone: its random salt selects the key, so that a chunk number, which is the
+        # nonce, comes once under one key, also where a call resumes what another began.
         sealer = Sealer(self._keys, config.compression_level, config.chunk_padding)
-        threads = min(config.threads, os.cpu_count() or 1) + 1  # while one waits for the disk
+        # One more than processors, for the disk: with scattered reads two threads waited for it a
+        # third of their time (100 MiB changed: 1.21 s with two, 1.09 with three, 1.15 with four).
+        threads = min(config.threads, os.cpu_count() or 1) + 1
         log.rewind(first)
         batch_bytes = max(BATCH_BYTES, self._chunk_size)
         ahead = max(2, min(4 * threads + 4, IN_FLIGHT_BYTES // batch_bytes))
@@ -121,9 +125,9 @@ class Extraction:
                 continue
             length = CHUNK_HEAD_SIZE + len(result.sealed)
             parts += [CHUNK_FRAME.pack(KIND_CHUNK, length, result.number, result.id), result.sealed]
-            if (
-                len(self._sent) < REMEMBERED
-            ):  # only what is already on its way: the caller reads in order
+            # Only what is on its way already: the caller reads in order, and is told an id without
+            # data only after it was sent the data.
+            if len(self._sent) < REMEMBERED:
                 self._sent.add(result.id)
         out.writelines(parts)
 
@@ -174,6 +178,8 @@ class Extraction:
             return [
                 Result(number, ZERO_ID, b"") for number, known_id in numbered if known_id != ZERO_ID
             ]
+        # Read by the thread that computes: what another had read ahead was out of this processor's
+        # cache by then, and a full backup took longer.
         results = []
         view = self._read(fd, batch)
         for i, (number, known_id) in enumerate(numbered):
@@ -196,6 +202,7 @@ class Extraction:
         """
         buffer: mmap.mmap | None = getattr(self._buffers, "buffer", None)
         if buffer is None:
+            # Whole pages, as O_DIRECT wants them, and used again: each new mapping is faulted in.
             buffer = self._buffers.buffer = mmap.mmap(-1, max(BATCH_BYTES, self._chunk_size))
         view, at = memoryview(buffer)[: batch.count * self._chunk_size], 0
         for first, end in batch.runs:
@@ -248,6 +255,8 @@ def _make_useless(fd: int) -> None:
     """Close what a descriptor stands for while others use its number: from now on they get
     errors.
     """
+    # Not closed: the number could be that of the next file that is opened, and a thread that reads
+    # just now would read from that and seal it.
     read_end, write_end = os.pipe()
     os.dup2(read_end, fd, inheritable=False)
     os.close(read_end)

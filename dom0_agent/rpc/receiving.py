@@ -55,6 +55,8 @@ def _arriving(stream: Reader, tree: Tree, record: Record) -> Iterator[SealedChun
     pages = [tree.page(_ids(stream, index, chunks)) for index in range(page_count(chunks))]
     if tree.root(record.size, record.chunk_size, pages) != record.root:
         raise Refused(Code.NOT_AUTHENTIC, "the chunk ids do not match the record's root")
+    # Kept of the first pass are 32 bytes a page, not the ids, which would be 256 MiB for a TiB: the
+    # ids come again, and have to be the same.
     for index, page in enumerate(pages):
         first = index * PAGE_IDS
         ids = _ids(stream, index, chunks)

@@ -216,6 +216,8 @@ class Resident:
         stays for the call.
         """
         try:
+            # Looked at, and not taken: the parent reads the beginning to its NUL byte, and all that
+            # comes behind it is for the call's own process.
             untrusted_bytes = held.connection.recv(LONGEST, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             if held.words is None:
                 end = untrusted_bytes.find(b"\0")

@@ -13,6 +13,9 @@ from dom0_agent.sources.extents import UNSURE, WORD, Row, Rows, joined
 
 _FS_IOC_FIEMAP = 0xC020660B
 _SYNC = 1
+"""FIEMAP_FLAG_SYNC: what was written and has no place yet is brought to disk first. Without it a
+file just written has extents that say "somewhere, later".
+"""
 _HEAD = struct.Struct("=QQIIII")
 """struct fiemap: start and length of what is asked for, flags, how many extents were mapped and how
 many there is room for.

@@ -140,6 +140,8 @@ class CommittedIds:
         applied in part. Returns the page digests. Raises OSError; this object is of no use any
         more.
         """
+        # First of all: what is written below is of two sessions until it ends, and digests beside
+        # it would be believed.
         self._pages.unlink(missing_ok=True)
         if full:  # another file, whatever was wrong with the old one
             self._path.unlink(missing_ok=True)
@@ -149,8 +151,8 @@ class CommittedIds:
                 ids = os.pread(fd, PAGE_BYTES, index * PAGE_BYTES).ljust(PAGE_BYTES, b"\x00")
                 laid = _laid_over(ids, index, overlay, chunks)
                 pwrite_all(fd, laid, index * PAGE_BYTES)
-            os.ftruncate(fd, chunks * ID_SIZE)
-            os.fsync(fd)
+            os.ftruncate(fd, chunks * ID_SIZE)  # the last page was written whole
+            os.fsync(fd)  # before the digests, or they might vouch for what a crash took back
         if pages is None:
             with CommittedIds(self._path, self._tree) as applied:
                 pages = applied.every_digest(chunks)

@@ -116,6 +116,8 @@ class Rotation:
                 if follow.committed or follow.pending:
                     self._fold(archive_id, follow, changed, size, number)
         except BaseException:
+            # No state mentions it, so that nobody would miss it; but until the next recovery it
+            # would hold whatever the qube overwrites.
             self.source.drop(number)
             raise
         self.state.sequence, self.state.base, self.state.base_size = number, number, size
@@ -131,6 +133,8 @@ class Rotation:
                 f" {MAX_VOLUME_SIZE >> 40} TiB",
             )
         if base is None or base not in self.source.snapshots():
+            # Somebody removed it, or the pool is an old copy. There is nothing to compare with, so
+            # that all is compared by its ids.
             if base is not None:
                 log(
                     WARNING,
@@ -141,9 +145,9 @@ class Rotation:
         changed = ChangedMap()
         for start, end in self.source.delta(base, number):
             changed.mark(start, min(end, size))
-        if (
-            size != before
-        ):  # the last chunk is padded with zeros, so that moving the end changes it too
+        # The last chunk is padded with zeros, so that moving the end changes it, too; and what a
+        # volume grew by is in no delta.
+        if size != before:
             changed.mark(max(min(before, size) - 1, 0), size)
         return changed, size
 
@@ -163,6 +167,9 @@ class Rotation:
         if not self.followed:
             self.state.base = None
         self.store.save(self.state)
+        # Not before that: a crash would leave a state whose base is gone, which costs a comparison
+        # of the whole volume. This way round it leaves snapshots that hold space until the next
+        # call on the volume.
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
         self.store.tidy(self.state)
@@ -207,9 +214,14 @@ class Rotation:
                 f"{self.store.name}: snapshot of the pending session is gone; it is given up",
             )
             self.abort_pending(archive_id, follow)
+        # Asked for a session, which holds its snapshot until it is sent. Monitor does not ask: what
+        # it takes it gives back at once, and the old base with it.
         self.source.require_room()
         self.rotate()
         follow.pending = self._begin(follow, archive, request, volume.domain)
+        # The session has taken the map along. What changes from here on goes into a new one, so
+        # that Monitor can walk on while the session is sent, and Abort has only to put the two
+        # together.
         follow.map = None
         self.state.place = remember(volume)
         self.finish()
@@ -267,6 +279,8 @@ class Rotation:
                 Code.INCOMPLETE,
                 f"{self.store.name}: Commit of a session that was not wholly extracted",
             )
+        # Before anything is written: afterwards nobody could tell whether ids that do not fit were
+        # wrong before, or are half written.
         work, pages = prepare(self.store, follow, archive, pending)
         follow.committed = Committed(
             session=pending.session,
@@ -282,6 +296,9 @@ class Rotation:
             follow.redo = Redo(
                 log=pending.log, session=pending.session, full=pending.full, size=pending.size
             )
+            # The session is committed from here on, whatever becomes of the ids. They are written
+            # in place, for a volume of a TiB has 256 MiB of them, so that a crash may leave pages
+            # of both sessions; the redo has the log laid over them again.
             self.store.save(self.state)
             apply(self.store, follow, archive, follow.redo, pages)
             follow.redo = None
@@ -302,7 +319,7 @@ class Rotation:
         """
         pending, follow.pending = follow.pending, None
         if pending is None or follow.committed is None:
-            follow.map = None
+            follow.map = None  # the next session is a full one, which asks no map
             return
         if pending.map is None:
             return
@@ -335,6 +352,8 @@ def _session_time(last: int, untrusted_time: int) -> int:
     sealed. Only where the earlier one lies further ahead than callers get (dom0's clock was wrong),
     time goes back.
     """
+    # A run's volumes share one time, by which a user names the moment; dom0 takes it from the
+    # caller, who alone knows what belongs to a run, but only near its own clock.
     now = int(clock.time())
     time = untrusted_time if abs(untrusted_time - now) <= CLOCK_SLACK else now
     return last + 1 if time <= last <= now + 2 * CLOCK_SLACK else time

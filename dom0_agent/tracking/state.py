@@ -167,6 +167,7 @@ class VolumeState:
         A damaged state file is set aside here.
         """
         make_directory(self.directory)
+        # A file of its own: the state file is replaced, and a lock on it would go with the old one.
         try:
             fd = lock(self.directory / "lock", patience=patience)
         except Busy:
@@ -213,7 +214,7 @@ class VolumeState:
             raise StateDamaged(f"{self._path} is damaged: {error}") from None
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
-                raise
+                raise  # an administrator's command by somebody who is not root
             if error.errno not in UNREADABLE:  # no damage, and not to be set aside
                 raise Refused(
                     Code.INTERNAL, f"{self._path} cannot be read: {error.strerror}"
