@@ -101,6 +101,8 @@ class Extraction:
         log.rewind(first)
         batch_bytes = max(BATCH_BYTES, self._chunk_size)
         ahead = max(2, min(4 * threads + 4, IN_FLIGHT_BYTES // batch_bytes))
+        # Past the page cache: a clone has no pages there though its original has, and 3 GiB of one
+        # took 1.6 to 11 s through it, 0.6 s past it.
         with (
             closing_fd(self._source.open(self._pending.snapshot, direct=True)) as fd,
             _held_while(wanted, fd),

@@ -94,6 +94,10 @@ def _abort(on: VolumeCall, request: Request) -> None:
 class _KnownFromCaller:
     """The ids that the caller says it holds, read from its stream page by page. They only decide
     what need not be sent.
+
+    Of this volume only: with all ids of the archive the first session of a volume that is a copy of
+    another would take half the time, for 32 bytes a chunk of the whole archive at the beginning of
+    each session; private volumes are hardly ever copies.
     """
 
     def __init__(self, stream: Reader, chunks: int) -> None:
