@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from common.memory import keep_freed
+from common.override import override
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load
 from dom0_agent.keyring import ArchiveKey, Keyring
@@ -122,7 +123,7 @@ class _Waiting:
         return too_slow
 
 
-class PatientReader:
+class PatientReader(Reader):
     """Standard input, given up when nothing comes for ``patience`` seconds: a silent caller must
     not hold a volume's lock.
 
@@ -137,8 +138,8 @@ class PatientReader:
         self._poll.register(fd, select.POLLIN)
         self._waiting = _Waiting(patience)
 
+    @override
     def read(self, size: int, /) -> memoryview:
-        """See Reader."""
         if not self._held:
             begun, since = self._begun, time.monotonic()
             self.wait()
@@ -163,7 +164,7 @@ class PatientReader:
         self._begun = True
 
 
-class PatientWriter:
+class PatientWriter(Writer):
     """Standard output, given up when the caller takes nothing for ``patience`` seconds: it must not
     hold a session for ever.
 
@@ -178,12 +179,13 @@ class PatientWriter:
     def _stalled(self, number: int, frame: FrameType | None) -> None:
         raise BrokenPipeError(f"the caller took nothing for {self._patience:g} seconds")
 
+    @override
     def write(self, data: bytes, /) -> None:
-        """See Writer."""
         self.writelines([data])
 
+    @override
     def writelines(self, parts: list[bytes], /) -> None:
-        """See Writer. Nothing is joined, which would be a copy of all that leaves dom0."""
+        # Nothing is joined, which would be a copy of all that leaves dom0.
         at, left = 0, [memoryview(part) for part in parts]
         try:
             while at < len(left):
@@ -202,8 +204,9 @@ class PatientWriter:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
+    @override
     def flush(self) -> None:
-        """See Writer; nothing is kept back."""
+        """Nothing is kept back."""
 
 
 Admission = Callable[[Asked, Config], AbstractContextManager[object]]

@@ -2,8 +2,8 @@
 it would be without it.
 
 A call costs 3.5 ms, a fork, where one to a service file costs 55: Python's own start takes 10 of
-them, and imports nearly all of the rest. A run over 30 volumes in which nothing changed takes 0.74 s
-with it, 4.4 s without.
+them, and imports nearly all of the rest. A run over 30 volumes in which nothing changed takes 0.74
+seconds with it, 4.4 without.
 
 qrexec hands a call to a service that is a socket as a connection, which first says
 ``SERVICE+ARGUMENT SOURCE TYPE TARGET`` and a NUL byte (core-qrexec, ``libqrexec/exec.c``, "socket
