@@ -1,5 +1,5 @@
-"""What dom0's administrator does to archives: make one, adopt one of another dom0, keep other key
-slots, forget one. Calls only read what this writes (``dom0_agent.keyring``).
+"""What dom0's administrator does to archives: make one, keep one and its key, give it other key
+slots, forget it. Calls only read what this writes (``dom0_agent.keyring``).
 """
 
 import dataclasses
@@ -52,11 +52,11 @@ def add(
         slots=tuple(slots),
         suite=suite,
     )
-    adopt(keyring, archive, master)
+    keep(keyring, archive, master)
     return archive, recovery
 
 
-def adopt(keyring: Keyring, archive: ArchiveKey, master: bytes) -> None:
+def keep(keyring: Keyring, archive: ArchiveKey, master: bytes) -> None:
     """Keep an archive, whose directory is its place in the keyring, and its key; Refused when it is
     here already.
     """

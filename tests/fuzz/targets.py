@@ -26,7 +26,7 @@ from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import SparsebakError
 from backup_vm.jobs import export
 from backup_vm.terminal.progress import Progress
-from dom0_agent.admin import takeover
+from dom0_agent.admin import adoption
 from dom0_agent.admin.settings.document import QubeSettings, from_bytes
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.config import load
@@ -82,7 +82,7 @@ def keys_file(data: bytes) -> None:
     path = world().site.root / "keys"
     path.write_bytes(data)
     with contextlib.suppress(Refused):
-        takeover.read(path)
+        adoption.read(path)
 
 
 def settings(data: bytes) -> None:

@@ -12,10 +12,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dom0_agent.admin.adoption import adopt, read, unlock
 from dom0_agent.admin.archives import is_sound, set_slots
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.cli.archive import ask_secret, new_passphrase, print_recovery, read_secret
-from dom0_agent.admin.takeover import read, take_over, unlock
 from dom0_agent.config import load
 from dom0_agent.keyring import ArchiveKey, Keyring
 from wire.messages import MODE_OPEN
@@ -198,11 +198,11 @@ def _show_recovery(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     state_dir = load(options.config).state_dir
     label, caller = parse_name(options.label, "label"), parse_name(options.caller, "caller")
-    introduction = read(options.file)
-    entry = introduction.untrusted_entry
+    file = read(options.file)
+    entry = file.untrusted_entry
     known = Keyring(state_dir).find(entry.archive)
     if known is not None and is_sound(known.directory):
-        raise UserError(_compared(known, introduction.untrusted_slots))
+        raise UserError(_compared(known, file.untrusted_slots))
     same = Keyring(state_dir).by_label(label)
     if same is not None and same.id != entry.archive:
         raise UserError(f"there is an archive labelled {label} already; choose another label")
@@ -227,9 +227,7 @@ def _import(options: argparse.Namespace) -> int:
             if options.passphrase_file
             else ask_secret("Passphrase or recovery key: ")
         )
-    archive, volumes = take_over(
-        state_dir, introduction, label, caller, unlock(introduction, secret)
-    )
+    archive, volumes = adopt(state_dir, file, label, caller, unlock(file, secret))
     print(f"Archive {label} ({archive.id.hex()}) is known here now, with {len(volumes)} volumes:")
     for name in sorted(volumes):
         print(f"    {name}")

@@ -96,16 +96,16 @@ def test_a_damaged_archive_can_be_taken_over_again(
     assert len(site.images()) == 2
 
 
-def test_an_archive_is_adopted_once(keyring: Keyring) -> None:
+def test_an_archive_is_kept_once(keyring: Keyring) -> None:
     (one,) = keyring
     other, master = replace(one, label="other"), one.master()
-    assert "known here already" in refused(lambda: archives.adopt(keyring, other, master))
+    assert "known here already" in refused(lambda: archives.keep(keyring, other, master))
     archives.remove(one)
     assert list(keyring) == [] and keyring.by_label("tests") is None
     left_over = one.directory.with_name(f".{one.id.hex()}.tmp")
     left_over.mkdir()
     (left_over / "key").write_bytes(b"half")
-    archives.adopt(keyring, other, master)
+    archives.keep(keyring, other, master)
     assert keyring.by_label("other") == other and other.keys() is not None
 
 
