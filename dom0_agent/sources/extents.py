@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, zip_longest
 
 from dom0_agent.changed_map import GRAIN, ChangedMap
+from dom0_agent.sources import Range
 
-Range = tuple[int, int]
 Row = tuple[int, int, int, int, int]
 # Plain tuples, and numbers for their fields: there may be millions, and a class would double what
 # each costs.

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from dom0_agent.config import Pool
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import lvm, thin_xml
+from dom0_agent.sources import Range, lvm, thin_xml
 from dom0_agent.sources.metadata_snapshot import MetadataSnapshot, ThinDevice
 from wire.status import Code, Refused
 
-Range = tuple[int, int]
 _USED_DATA = 5
 """The word of a pool's status that tells how many of its blocks are in use, of how many."""
 
