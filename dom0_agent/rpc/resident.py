@@ -26,9 +26,10 @@ from typing import NoReturn
 
 from dom0_agent.config import ConfigError, load
 from dom0_agent.log import INFO, WARNING, log
-from dom0_agent.rpc.dispatch import PatientReader, PatientWriter, answer, confine
+from dom0_agent.rpc.dispatch import answer, confine
 from dom0_agent.rpc.heads import LONGEST, SERVICES, Words, parse_head
 from dom0_agent.rpc.limits import EVERY, FIRST_BYTE, HEAVY, HEAVY_SERVICES
+from dom0_agent.rpc.streams import PatientReader, PatientWriter
 from wire.stream import SEND_BUFFER
 
 IDLE = 120.0

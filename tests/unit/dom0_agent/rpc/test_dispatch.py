@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dom0_agent.config import load
 from dom0_agent.keyring import Keyring
-from dom0_agent.rpc import dispatch
+from dom0_agent.rpc import dispatch, streams
 from dom0_agent.rpc.heads import SERVICES
 from tests.kit import Site, change, fill
 from wire.messages import HEADER, HEADER_SIZE, KIND_STATUS, Request, Status
@@ -239,8 +239,8 @@ def test_what_comes_is_read_whatever_is_asked_for_at_a_time(
         os.write(writing, data)
         os.close(writing)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dispatch, "BLOCK", block)
-            reader, got = dispatch.PatientReader(reading), b""
+            patch.setattr(streams, "BLOCK", block)
+            reader, got = streams.PatientReader(reading), b""
             for size in sizes:
                 wanted = min(size, len(data) - len(got))
                 got += read_exactly(reader, wanted) if wanted else b""
