@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dom0_agent.log import ERROR, log
-from wire import CHUNK_SIZES
-from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, Keys
+from wire import CHUNK_SIZES, FORMAT, other_format
+from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, DomainKeys, Keys
 from wire.messages import MODE_OPEN, MODE_SEALED
 from wire.names import parse_name
 from wire.slots import SLOT_SIZE
@@ -33,8 +33,8 @@ class ArchiveKey:
     """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.messages' MODE_ numbers, ``suite``
     one of wire.chunks's.
 
-    ``key_check``: digest of the master key, by which a damaged one is noticed; empty where an
-    earlier version kept none.
+    ``key_check``: digest of the master key, by which a damaged one is noticed; empty until it is
+    kept.
     """
 
     directory: Path
@@ -63,6 +63,10 @@ class ArchiveKey:
     def keys(self) -> Keys:
         """The archive's keys; read once."""
         return self._keys
+
+    def domain_keys(self, dedup_domain: bytes) -> DomainKeys:
+        """The keys of one of its deduplication domains (16 bytes)."""
+        return self.keys().of_domain(dedup_domain, self.suite)
 
     @cached_property
     def _keys(self) -> Keys:
@@ -147,11 +151,15 @@ def digest(data: bytes) -> str:
 
 
 def load(directory: Path) -> ArchiveKey:
-    """An archive as it was written; Refused when it is damaged. Earlier versions wrote no check."""
+    """An archive as it was written; Refused when it is damaged, or of another format."""
     try:
         raw = json.loads((directory / "archive.json").read_bytes())
-        if "check" in raw and raw.pop("check") != check(raw):  # version 0.1.0 wrote none
+        if raw.pop("check", None) != check(raw):
             raise ValueError("its check does not fit")
+        number = raw.pop("format", 1)  # format 1 had no number here
+        if number != FORMAT:
+            what, hint = other_format(number)
+            raise Refused(Code.INTERNAL, f"{directory} is an archive of {what}: {hint}")
         slots = tuple(bytes.fromhex(slot) for slot in raw.pop("slots"))
         found = ArchiveKey(
             directory=directory, id=bytes.fromhex(directory.name), slots=slots, **raw

@@ -35,6 +35,6 @@ def run(options: argparse.Namespace) -> int:
         volume = one(context.volumes(archive, context.keys(archive)), options.volume)
         if not options.dry_run:
             sessions = count_text(len(volume.sessions), "session")
-            context.confirm(f"Remove all of {volume.name}, {sessions}? They cannot be had back.")
+            context.confirm(f"Remove all of {volume.name}, {sessions}? This cannot be undone.")
         doomed = [(volume, session) for session in volume.sessions]
         return remove(context, archive, doomed, options.dry_run, entirely=frozenset({volume.id}))

@@ -26,15 +26,15 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     prune = commands.add_parser(
         "prune",
-        help="remove sessions and give their space back",
+        help="remove sessions and reclaim their space",
         description=(
-            "Removes sessions: those named, or all that no rule keeps. Without either the rules of"
-            " the settings file count. A session is kept if any rule keeps it; the newest of a"
-            " volume always is. On a terminal it asks before anything is removed."
+            "Removes sessions: those named, or all that no rule keeps. Without either, the rules in"
+            " the settings file apply. A session is kept if any rule keeps it; the newest of a"
+            " volume always is. On a terminal, asks before anything is removed."
         ),
     )
     prune.add_argument(
-        "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="of which volumes (default: all)"
+        "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="whose sessions (default: all volumes)"
     )
     prune.add_argument(
         "--session", action="append", metavar="S", help="remove this one; may be given again"
@@ -138,7 +138,7 @@ def _ask(context: Context, doomed: "Sequence[tuple[Named, Session]]") -> None:
     names = {volume.name for volume, _ in doomed}
     where = next(iter(names)) if len(names) == 1 else count_text(len(names), "volume")
     sessions = count_text(len(doomed), "session")
-    context.confirm_by_hand(f"Remove {sessions} of {where}? They cannot be had back.")
+    context.confirm_by_hand(f"Remove {sessions} of {where}? This cannot be undone.")
 
 
 def _rules(options: argparse.Namespace) -> "Rules":
@@ -153,7 +153,7 @@ def _rules(options: argparse.Namespace) -> "Rules":
         tag=frozenset(parse_tag(tag) for tag in options.keep_tag or ()),
     )
     if options.keep_default and rules.any():
-        raise UsageError("--keep-default stands alone, without other rules")
+        raise UsageError("--keep-default cannot be combined with other rules")
     return DEFAULT if options.keep_default else rules
 
 
@@ -181,7 +181,7 @@ def judge(
     if not until_free and not rules.any() and not any(rules_for(one).any() for one in chosen):
         raise UsageError(
             "nothing says which sessions to keep",
-            "give --keep-daily 7 or the like, --keep-default, or --session",
+            "give rules such as --keep-daily 7, --keep-default, or --session",
         )
     for volume in chosen:
         volume.notes_must_be_sound()
@@ -257,7 +257,7 @@ def remove(
         context.result(
             {},
             f"{count_text(done.sessions, 'session')} would be removed, {size_text(done.space)}"
-            " given back.",
+            " freed.",
         )
         return code
     left = set(archive.session_files())
@@ -265,7 +265,5 @@ def remove(
     for volume, session in doomed:
         if session.file not in left:
             context.say(f"removed {volume.name} {session.name}")
-    context.say(
-        f"{count_text(done.sessions, 'session')} removed, {size_text(done.space)} given back."
-    )
+    context.say(f"{count_text(done.sessions, 'session')} removed, {size_text(done.space)} freed.")
     return code

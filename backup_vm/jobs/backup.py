@@ -119,7 +119,7 @@ class Archiver:
                 if publish and not partial.discarded:
                     partial.publish()
         except (OSError, SparsebakError) as error:  # the disk or network that made an end of it
-            self._warn(f"what came of sessions that are not complete could not be kept: {error}")
+            self._warn(f"the part of interrupted sessions that had come could not be kept: {error}")
         finally:
             self._progress.stop()
 
@@ -163,7 +163,7 @@ class Archiver:
                 self._warn(
                     f"the archive lacks session {session_name(volume.time)} of"
                     f" {volume.qube}/{volume.volume}, which dom0 knows: it was removed, or an old"
-                    " copy of the archive was put back; everything is compared anew"
+                    " copy of the archive was put back; everything is compared again"
                 )
 
     def _try(self, volume: VolumeEntry, action: Callable[[], None]) -> None:
@@ -295,7 +295,7 @@ class Archiver:
         if offer.flags & OFFER_RESUMED:
             raise AgentError(
                 f"Snapshot {volume.qube}/{volume.volume}: the agent offers a session that was"
-                " given up"
+                " abandoned"
             )
         return offer
 
@@ -346,7 +346,7 @@ class Archiver:
         raise SparsebakError(
             f"{self._archive.storage.describe()} has {_size(free)} free, and this backup may need"
             f" up to {_size(needed)}",
-            "prune old sessions, or go on with --ignore-free-space if you expect it to compress",
+            "prune old sessions, or continue with --ignore-free-space if you expect it to compress",
         )
 
     def _extract(

@@ -65,7 +65,7 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
         recovery = any(slot[:1] == bytes((KIND_RECOVERY,)) for slot in parameters.slots)
         state = GOOD if recovery and len(parameters.slots) > 1 else WARN
         remedy = (
-            f"in dom0: sparsebak-agent keys show-recovery {parameters.label}; then: sparsebak keys"
+            f"in dom0: sparsebak-agent keys new-recovery {parameters.label}; then: sparsebak keys"
             " --refresh"
         )
         slots = count_text(len(parameters.slots), "key slot")

@@ -78,7 +78,7 @@ def wanted_room(archive: Archive, text: str) -> int:
 
 def _unknown(archive: Archive) -> UsageError:
     return UsageError(
-        f"nobody knows how much room there is in {archive.storage.describe()}",
+        f"the free space of {archive.storage.describe()} cannot be determined",
         "give rules, such as --keep-last",
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from common.durable import make_directory, replace, sync_directory, write_synced
 from dom0_agent.keyring import ArchiveKey, Keyring, check, digest, load
 from dom0_agent.log import WARNING, log
-from wire import CHUNK_SIZES
+from wire import CHUNK_SIZES, FORMAT
 from wire.chunks import KEY_SIZE, SUITES
 from wire.messages import MODE_OPEN, MODE_SEALED
 from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, make_slot
@@ -112,6 +112,7 @@ def remove(archive: ArchiveKey) -> None:
 def dump(archive: ArchiveKey) -> bytes:
     """What archive.json holds; the keyring's ``load`` undoes it."""
     fields = {
+        "format": FORMAT,
         "label": archive.label,
         "caller": archive.caller,
         "mode": archive.mode,

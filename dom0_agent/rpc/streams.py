@@ -67,7 +67,7 @@ class PatientReader(Reader):
             # its own first costs an eighth of a verify.
             self._held = memoryview(os.read(self._fd, BLOCK))
             if begun and self._waiting.add(since, len(self._held)):
-                raise CutShort(f"the caller sent next to nothing in {self._patience:g} seconds")
+                raise CutShort(f"the caller sent almost nothing in {self._patience:g} seconds")
         data, self._held = self._held[:size], self._held[size:]
         return data
 
@@ -97,7 +97,7 @@ class PatientWriter(Writer):
         signal.signal(signal.SIGALRM, self._stalled)
 
     def _stalled(self, number: int, frame: FrameType | None) -> None:
-        raise BrokenPipeError(f"the caller took nothing for {self._patience:g} seconds")
+        raise BrokenPipeError(f"the caller read nothing for {self._patience:g} seconds")
 
     @override
     def write(self, data: bytes, /) -> None:
@@ -114,7 +114,7 @@ class PatientWriter(Writer):
                 written = os.writev(self._fd, left[at : at + IOV_MAX])
                 if self._waiting.add(since, written):
                     raise BrokenPipeError(
-                        f"the caller took next to nothing in {self._patience:g} seconds"
+                        f"the caller read almost nothing in {self._patience:g} seconds"
                     )
                 while at < len(left) and written >= len(left[at]):
                     written -= len(left[at])

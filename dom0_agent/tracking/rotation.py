@@ -79,9 +79,9 @@ class Rotation:
             for archive_id, follow, session in pending:
                 if not session.crowded and in_use(self.store.directory / session.log):
                     session.crowded = True
-                    log(WARNING, f"{self.store.name}: its session has to end soon, for {full}")
+                    log(WARNING, f"{self.store.name}: its session has to end soon, because {full}")
                 else:
-                    log(WARNING, f"{self.store.name}: its pending session is given up, for {full}")
+                    log(WARNING, f"{self.store.name}: pending session dropped, because {full}")
                     self.abort_pending(archive_id, follow)
             return bool(pending)
         return False
@@ -204,21 +204,21 @@ class Rotation:
         elif follow.volume_id != volume_id:
             raise Refused(
                 Code.INTERNAL,
-                f"{self.store.name}: the key of archive {archive.label} is not the one that it was",
+                f"{self.store.name}: the key of archive {archive.label} has changed",
             )
         if follow.pending:
             if follow.pending.snapshot in self.source.snapshots():
                 return follow, follow.pending, True
             log(
                 WARNING,
-                f"{self.store.name}: snapshot of the pending session is gone; it is given up",
+                f"{self.store.name}: snapshot of the pending session is gone; it is dropped",
             )
             self.abort_pending(archive_id, follow)
         # Asked for a session, which holds its snapshot until it is sent. Monitor does not ask: what
         # it takes it gives back at once, and the old base with it.
         self.source.require_room()
         self.rotate()
-        follow.pending = self._begin(follow, archive, request, volume.domain)
+        follow.pending = self._begin(follow, archive, request, volume.dedup_domain)
         # The session has taken the map along. What changes from here on goes into a new one, so
         # that Monitor can walk on while the session is sent, and Abort has only to put the two
         # together.
@@ -228,12 +228,12 @@ class Rotation:
         return follow, follow.pending, False
 
     def _begin(
-        self, follow: ArchiveProgress, archive: ArchiveKey, request: Request, domain: bytes
+        self, follow: ArchiveProgress, archive: ArchiveKey, request: Request, dedup_domain: bytes
     ) -> Pending:
         """The session that comes next. Its number and time go up with every session begun, whatever
         becomes of it.
         """
-        full = not self._builds_on(follow, archive, request, domain)
+        full = not self._builds_on(follow, archive, request, dedup_domain.hex())
         session = os.urandom(16).hex()
         follow.mark = max(follow.mark, request.number) + 1
         follow.mark_time = _session_time(follow.mark_time, request.time)
@@ -244,13 +244,13 @@ class Rotation:
             time=follow.mark_time,
             size=self.state.base_size,
             full=full,
-            domain=domain.hex(),
+            dedup_domain=dedup_domain.hex(),
             map=follow.map,
             log=f"{archive.id.hex()}.{session}.log",
         )
 
     def _builds_on(
-        self, follow: ArchiveProgress, archive: ArchiveKey, request: Request, domain: bytes
+        self, follow: ArchiveProgress, archive: ArchiveKey, request: Request, dedup_domain: str
     ) -> bool:
         """Whether a session can build on the committed one: both sides have it, and the ids are
         its.
@@ -258,10 +258,12 @@ class Rotation:
         committed = follow.committed
         if committed is None:
             return False
-        if (committed.session, committed.domain) != (request.session.hex(), domain.hex()):
+        if committed.session != request.session.hex():
             reason = "the archive's newest session is not the one committed here"
+        elif committed.dedup_domain != dedup_domain:  # no id or key of the one serves the other
+            reason = "the volume is in another deduplication domain now"
         else:
-            with opened_ids(self.store, follow, archive) as ids:
+            with opened_ids(self.store, follow, archive, dedup_domain) as ids:
                 if prove(ids, follow, archive):
                     return True
             reason = "the chunk ids kept here are not those of the session committed"
@@ -277,7 +279,7 @@ class Rotation:
         if pending.root is None or pending.digest is None:
             raise Refused(
                 Code.INCOMPLETE,
-                f"{self.store.name}: Commit of a session that was not wholly extracted",
+                f"{self.store.name}: Commit of a session that was not extracted completely",
             )
         # Before anything is written: afterwards nobody could tell whether ids that do not fit were
         # wrong before, or are half written.
@@ -287,14 +289,18 @@ class Rotation:
             sequence=pending.sequence,
             time=pending.time,
             size=pending.size,
-            domain=pending.domain,
+            dedup_domain=pending.dedup_domain,
             digest=pending.digest,
             root=pending.root,
         )
         follow.pending = None
         if work is Work.APPLY:
             follow.redo = Redo(
-                log=pending.log, session=pending.session, full=pending.full, size=pending.size
+                log=pending.log,
+                session=pending.session,
+                full=pending.full,
+                size=pending.size,
+                dedup_domain=pending.dedup_domain,
             )
             # The session is committed from here on, whatever becomes of the ids. They are written
             # in place, for a volume of a TiB has 256 MiB of them, so that a crash may leave pages

@@ -71,7 +71,7 @@ def _extract(
         known = _KnownFromCaller(call.stdin, chunk_count(pending.size, on.archive.chunk_size))
     changed = on.store.load_map(pending.map, pending.size)
     wanted: Callable[[], bool] = lambda: on.is_pending(request.session)  # noqa: E731
-    with opened_ids(on.store, follow, on.archive) as ids:
+    with opened_ids(on.store, follow, on.archive, pending.dedup_domain) as ids:
         if not pending.full and not prove(ids, follow, on.archive):
             raise IdsDamaged(f"{follow.ids} is not that of the session before")
         extraction = Extraction(on.archive, pending, on.source(), changed, ids, known)
@@ -83,9 +83,9 @@ def _abort(on: VolumeCall, request: Request) -> None:
     right.
     """
     with on.locked() as state:
-        follow, _ = on.pending(state, request.session)
+        follow, pending = on.pending(state, request.session)
         rotation = Rotation(on.store, state, on.source())
-        with opened_ids(on.store, follow, on.archive) as ids:
+        with opened_ids(on.store, follow, on.archive, pending.dedup_domain) as ids:
             ids.drop()
         rotation.abort_pending(on.archive_id, follow)
         rotation.finish()
