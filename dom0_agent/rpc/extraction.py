@@ -263,14 +263,14 @@ def _make_useless(fd: int) -> None:
     os.close(write_end)
 
 
-def _read_into(fd: int, view: memoryview, at: int) -> int:
+def _read_into(fd: int, view: memoryview, offset: int) -> int:
     try:
-        return os.preadv(fd, [view], at)
+        return os.preadv(fd, [view], offset)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         _read_through_cache(fd)
-        return os.preadv(fd, [view], at)
+        return os.preadv(fd, [view], offset)
 
 
 def _read_through_cache(fd: int) -> None:

@@ -106,20 +106,20 @@ def _check(options: argparse.Namespace, config: Config) -> int:
                     "late": [
                         {
                             "volume": name,
-                            "newest": session_name(at) if at else None,
+                            "newest": session_name(when) if when else None,
                             "refused": name.partition("/")[0] in refused,
                         }
-                        for name, at in late
+                        for name, when in late
                     ]
                 }
             )
         )
     elif late:
-        for name, at in late:
+        for name, when in late:
             if name in untold:
                 continue
             print(
-                f"{name}: {f'last backup {session_name(at)}' if at else 'never backed up'}",
+                f"{name}: {f'last backup {session_name(when)}' if when else 'never backed up'}",
                 file=sys.stderr,
             )
         if refused:
