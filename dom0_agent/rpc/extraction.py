@@ -22,12 +22,10 @@ from dom0_agent.sources import Range, Source
 from dom0_agent.tracking.chunk_ids import CommittedIds, KnownIds
 from dom0_agent.tracking.pending_log import PendingLog
 from dom0_agent.tracking.rotation import grains_per_chunk
-from dom0_agent.tracking.state import ArchiveProgress, Pending
+from dom0_agent.tracking.state import Pending
 from wire.chunks import ID_SIZE, ZERO_ID, ChunkIds, Sealer
 from wire.merkle import PAGE_IDS, Tree, chunk_count
 from wire.messages import CHUNK_FRAME, CHUNK_HEAD_SIZE, KIND_CHUNK
-from wire.names import parse_volume_name
-from wire.records import Record
 from wire.status import Code, Refused
 from wire.stream import Writer
 
@@ -275,25 +273,3 @@ def _read_into(fd: int, view: memoryview, offset: int) -> int:
 
 def _read_through_cache(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
-
-
-def make_record(
-    archive: ArchiveKey, name: str, follow: ArchiveProgress, pending: Pending
-) -> Record:
-    """The record of a pending session that was wholly extracted."""
-    qube, volume = parse_volume_name(name)
-    return Record(
-        suite=archive.suite,
-        archive=archive.id,
-        volume_id=bytes.fromhex(follow.volume_id),
-        session=bytes.fromhex(pending.session),
-        sequence=pending.sequence,
-        time=pending.time,
-        size=pending.size,
-        chunk_size=archive.chunk_size,
-        qube=qube,
-        volume=volume,
-        dedup_domain=bytes.fromhex(pending.dedup_domain),
-        root=bytes.fromhex(pending.root or ""),
-        previous=bytes.fromhex(follow.committed.digest) if follow.committed else bytes(32),
-    )

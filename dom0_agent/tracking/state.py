@@ -158,7 +158,7 @@ class VolumeState:
     """The directory of one volume. Everything but ``load`` and ``load_map`` needs its lock."""
 
     def __init__(self, state_dir: Path, qube: str, volume: str) -> None:
-        self.name = f"{qube}/{volume}"
+        self.qube, self.volume, self.name = qube, volume, f"{qube}/{volume}"
         self.directory = state_dir / "volumes" / qube / volume
 
     @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dom0_agent.rpc.dispatch import Call
-from dom0_agent.rpc.extraction import Extraction, make_record
+from dom0_agent.rpc.extraction import Extraction
 from dom0_agent.rpc.volume_call import VolumeCall
 from dom0_agent.tracking.chunk_ids import IdsDamaged
 from dom0_agent.tracking.committing import opened_ids, prove
@@ -21,6 +21,7 @@ from dom0_agent.tracking.state import ArchiveProgress, Pending
 from wire.chunks import ID_SIZE
 from wire.merkle import PAGE_IDS, chunk_count
 from wire.messages import KIND_RECORD, REQUEST_KNOWN, Request
+from wire.records import Record
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, read_exactly, write_frame
 
@@ -40,7 +41,7 @@ def main(call: Call) -> None:
         with on.locked() as state:
             follow, pending = on.pending(state, request.session)
             pending.root = root.hex()
-            record = make_record(on.archive, on.store.name, follow, pending)
+            record = _record(on, follow, pending)
             pending.digest = record.digest(on.archive.keys()).hex()
             on.store.save(state)
     except (BrokenPipeError, CutShort):
@@ -76,6 +77,26 @@ def _extract(
             raise IdsDamaged(f"{follow.ids} is not that of the session before")
         extraction = Extraction(on.archive, pending, on.source(), changed, ids, known)
         return extraction.run(log, request.number, call.stdout, call.config, wanted)
+
+
+def _record(on: VolumeCall, follow: ArchiveProgress, pending: Pending) -> Record:
+    """The record of a pending session that was wholly extracted."""
+    archive = on.archive
+    return Record(
+        suite=archive.suite,
+        archive=archive.id,
+        volume_id=bytes.fromhex(follow.volume_id),
+        session=bytes.fromhex(pending.session),
+        sequence=pending.sequence,
+        time=pending.time,
+        size=pending.size,
+        chunk_size=archive.chunk_size,
+        qube=on.store.qube,
+        volume=on.store.volume,
+        dedup_domain=bytes.fromhex(pending.dedup_domain),
+        root=bytes.fromhex(pending.root or ""),
+        previous=bytes.fromhex(follow.committed.digest) if follow.committed else bytes(32),
+    )
 
 
 def _abort(on: VolumeCall, request: Request) -> None:
