@@ -22,7 +22,7 @@ from wire.messages import (
     KIND_VOLUME,
     REQUEST_KNOWN,
     ArchiveEntry,
-    Layout,
+    Message,
     Offer,
     Request,
     Status,
@@ -73,7 +73,7 @@ _MEANINGS = {
         "in dom0: sparsebak-agent volumes",
     ),
 }
-Parsed = TypeVar("Parsed", bound=Layout)
+Parsed = TypeVar("Parsed", bound=Message)
 DOM0 = "dom0"
 ABSENT = "@default"
 """Target of a call about a qube that does not exist: policy knows it by this name, the argument has

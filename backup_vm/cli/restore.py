@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wire.messages import Status, VolumeEntry
 
 SETTINGS = "settings"
-"""The volume of a qube's settings, of which dom0 makes a qube that is gone: it comes first."""
+"""The volume of a qube's settings, of which dom0 creates a qube that is gone: it comes first."""
 
 
 def add_to(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which volumes exist and where they lie: one module for each way of knowing without asking
+"""Which volumes exist and where they are: one module for each way of knowing without asking
 anybody.
 
 On Qubes OS that is a list that dom0's own timer and commands write (``dom0_agent.admin.catalog``).

@@ -21,7 +21,7 @@ from dom0_agent.log import ERROR, INFO, WARNING, log
 from dom0_agent.rpc.heads import SERVICES, Asked, Words, from_environment, understand
 from dom0_agent.rpc.limits import EVERY, HEAVY, HEAVY_SERVICES, slot
 from dom0_agent.rpc.streams import PatientReader, PatientWriter
-from wire.messages import Layout, Request, Status
+from wire.messages import Message, Request, Status
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, Writer, read_exactly, send
 
@@ -85,7 +85,7 @@ class Call:
             )
         return volume
 
-    def reply(self, message: Layout) -> None:
+    def reply(self, message: Message) -> None:
         """Write one frame."""
         send(self.stdout, message)
 
