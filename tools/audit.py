@@ -41,6 +41,7 @@ UNTRUSTED = (
     "dom0_agent/admin/cli/keys.py",
     "wire/names.py",
     "wire/layout.py",
+    "wire/declared.py",
     "wire/messages.py",
     "wire/stream.py",
     "wire/records.py",
