@@ -19,6 +19,7 @@ from pathlib import Path
 from dom0_agent.config import Volume
 from dom0_agent.keyring import Keyring
 from dom0_agent.sources import Sources
+from dom0_agent.targets import clean
 from dom0_agent.tracking.rotation import Rotation
 from dom0_agent.tracking.state import VolumeState
 from wire.status import Code, Refused
@@ -116,6 +117,7 @@ class _Batch:
     def _has_changed(self, turn: _Turn) -> bool:
         with self._noting(turn), turn.held(self._sources) as rotation:
             rotation.recover(self._keyring)
+            clean(rotation.source)
             if not rotation.followed:
                 return False
             if rotation.yield_space():

@@ -74,10 +74,10 @@ class Call:
         """The archive the request names, if the caller may use it."""
         return self.keyring.for_caller(request.archive, self.caller)
 
-    def volume(self, restoring: bool = False) -> Volume:
+    def volume(self) -> Volume:
         """The volume that target and argument name."""
         qube, name = self.target or "dom0", self.asked.volume
-        volume = open_catalog(self.config, self.caller).find(qube, name, restoring)
+        volume = open_catalog(self.config, self.caller).find(qube, name)
         if volume is None:
             raise Refused(
                 Code.NO_VOLUME,

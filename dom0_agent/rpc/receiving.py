@@ -10,7 +10,7 @@ against the root before any chunk is taken, in flat memory.
 from collections.abc import Iterator
 
 from dom0_agent.keyring import ArchiveKey
-from dom0_agent.sources import Replacement
+from dom0_agent.targets.interface import Replacement
 from wire.chunks import ID_SIZE, OVERHEAD, ZERO_ID, NotAuthentic
 from wire.merkle import PAGE_IDS, Tree, chunk_count, page_count
 from wire.messages import END, LENGTH

@@ -11,10 +11,7 @@ services"); then come the caller's bytes. Nothing that a call does can stay behi
 accepts, reads that first line and no more, forks, and reaps.
 """
 
-import gc
-import importlib
 import os
-import resource
 import select
 import signal
 import socket
@@ -24,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from dom0_agent.config import ConfigError, load
 from dom0_agent.log import INFO, WARNING, log
 from dom0_agent.rpc.dispatch import answer, confine
-from dom0_agent.rpc.heads import LONGEST, SERVICES, Words, parse_head
+from dom0_agent.rpc.heads import LONGEST, Words, parse_head
 from dom0_agent.rpc.limits import EVERY, FIRST_BYTE, HEAVY, HEAVY_SERVICES
 from dom0_agent.rpc.streams import PatientReader, PatientWriter
 from wire.stream import SEND_BUFFER
@@ -46,79 +42,6 @@ AHEAD = 3
 """Calls of a caller that are begun before their request comes, so that they are ready for it."""
 STOPPING = 3.0
 """Seconds after SIGTERM in which a request may still come."""
-DESCRIPTORS = 4096
-_BACKLOG = 1024
-_FIRST_SYSTEMD_FD = 3  # sd_listen_fds(3)
-
-
-def listening(folder: Path | None) -> list[socket.socket]:
-    """The sockets that systemd holds for us, or new ones in a folder, one for each service, for its
-    owner alone.
-    """
-    if folder is None:
-        count = (
-            int(os.environ.get("LISTEN_FDS", "0"))
-            if os.environ.get("LISTEN_PID") == str(os.getpid())
-            else 0
-        )
-        return [
-            socket.socket(fileno=fd) for fd in range(_FIRST_SYSTEMD_FD, _FIRST_SYSTEMD_FD + count)
-        ]
-    folder.mkdir(mode=0o700, exist_ok=True)
-    os.umask(
-        0o077
-    )  # who connects may say that it is any caller; the folder may have been there, for others, too
-    made = []
-    for service in SERVICES:
-        path = folder / f"sparsebak.{service}"
-        with suppress(FileNotFoundError):
-            path.unlink()
-        one = socket.socket(socket.AF_UNIX)
-        one.bind(str(path))
-        one.listen(_BACKLOG)
-        made.append(one)
-    return made
-
-
-def preload(config_path: Path) -> None:
-    """Import whatever a call may need, so that no call has to."""
-    for service in SERVICES:
-        importlib.import_module(f"dom0_agent.rpc.services.{service.lower()}")
-    ciphers = [
-        f"cryptography.hazmat.primitives.{name}" for name in ("hashes", "ciphers.aead", "kdf.hkdf")
-    ]
-    modules = ["zstandard", *ciphers, "json", "concurrent.futures.thread"]
-    with suppress(ConfigError):  # told of by the calls
-        config = load(config_path)
-        drivers = {volume.pool.driver for volume in config.volumes}
-        modules.append(f"dom0_agent.catalog.{config.catalog}")
-        if config.catalog == "qubes":
-            modules += ["qubesadmin", "dom0_agent.targets.qubesd", "dom0_agent.sources.settings"]
-            drivers |= {"lvm_thin", "reflink", "file"}
-        modules += [f"dom0_agent.sources.{driver}" for driver in drivers]
-    for name in modules:
-        with suppress(ImportError):
-            importlib.import_module(name)
-    gc.freeze()  # a call that looked for garbage in all of this would copy it, page by page
-
-
-def serve(sockets: list[socket.socket], config_path: Path, idle: float | None) -> None:
-    """Accept calls until none has come for ``idle`` seconds and none is running; None: for ever.
-
-    SIGTERM lets the calls that run, and those whose request is there, come to their end, and
-    accepts no more.
-    """
-    _more_descriptors()
-    Resident(sockets, config_path).run(idle)
-
-
-def _more_descriptors() -> None:
-    """Room for every connection that may be held; what a service may have by default (1,024) is not
-    enough.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 @dataclass(eq=False)
@@ -168,7 +91,11 @@ class Resident:
         self._stopping = self._stopping or time.monotonic()
 
     def run(self, idle: float | None) -> None:
-        """See serve."""
+        """Accept calls until none came for ``idle`` seconds and none is running; None: for ever.
+
+        SIGTERM lets the calls that run, and those whose request is there, come to their end, and
+        accepts no more.
+        """
         log(INFO, f"ready on {len(self._listening)} sockets")
         last = time.monotonic()
         while True:

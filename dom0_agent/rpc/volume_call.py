@@ -13,6 +13,7 @@ from dom0_agent.config import Volume, recall
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.sources import Source, Sources
+from dom0_agent.targets import clean
 from dom0_agent.tracking.rotation import Rotation
 from dom0_agent.tracking.state import ArchiveProgress, Pending, State, VolumeState
 from wire.messages import Request
@@ -81,6 +82,7 @@ class VolumeCall:
         with self.locked() as state:
             rotation = Rotation(self.store, state, self.source())
             rotation.recover(self.call.keyring)
+            clean(rotation.source)
             yield rotation
 
     def pending(self, state: State, session: bytes) -> tuple[ArchiveProgress, Pending]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from common.durable import closing_fd, make_directory, sync_directory
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range, snapshot_name, snapshot_number
-from dom0_agent.targets.file import FileReplacement, failed, open_regular
+from dom0_agent.sources.files import failed, open_regular
 from wire.status import Code, Refused
 
 STORE = ".sparsebak"
@@ -56,7 +56,6 @@ class DirectorySource:
         self.image = volume.pool.path / volume.vid
         self._live_image = volume.pool.path / volume.live if volume.live else self.image
         self._store = volume.pool.path / STORE / volume.qube / volume.volume
-        self._beside = self.image.with_name(self.image.name + ".sparsebak-restore")
 
     def _path(self, number: int) -> Path:
         return self._store / (snapshot_name(number) + _SUFFIX)
@@ -168,15 +167,6 @@ class DirectorySource:
             hole = min(max(os.lseek(fd, data, os.SEEK_HOLE), whole), end)
             yield data, hole
             start = hole
-
-    def replace(self, size: int) -> "FileReplacement":
-        """See Source."""
-        self.require_room()  # a small one is not looked after again
-        return FileReplacement(self.image, self._beside, size, self.require_room)
-
-    def clean(self) -> None:
-        """See Source."""
-        remove(self._beside, f"{self.name}: cannot remove what a restore left")
 
     def held(self) -> int:
         """See Source."""

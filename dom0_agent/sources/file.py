@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from common.durable import closing_fd, pwrite_all
 from dom0_agent.sources import Range
 from dom0_agent.sources.directory import DirectorySource
-from dom0_agent.targets.file import CHECK_ROOM
+from dom0_agent.sources.files import CHECK_ROOM
 
 _BLOCK = 1 << 20
 _GRAIN = 64 * 1024

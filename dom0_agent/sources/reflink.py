@@ -25,8 +25,8 @@ from dom0_agent.sources.extents import (
     ranges,
     still_there,
 )
-from dom0_agent.targets import attributes
-from dom0_agent.targets.file import failed
+from dom0_agent.sources.files import failed
+from dom0_agent.sources.flags import match_nocow
 from wire.status import Code, Refused
 
 _FICLONE = 0x40049409
@@ -55,7 +55,7 @@ class ReflinkSource(DirectorySource):
     def _copy(self, image: int, copy: int) -> None:
         # Btrfs clones a file into one that is as it is in this: with copy on write and checksums,
         # or without.
-        attributes.match_nocow(image, copy)
+        match_nocow(image, copy)
         made = os.fstat(copy).st_ctime_ns
         try:
             fcntl.ioctl(copy, _FICLONE, image)

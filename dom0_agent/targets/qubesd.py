@@ -1,6 +1,9 @@
 """Restore on Qubes OS: contents go to qubesd as one stream, so that it keeps the old ones as a
 revision (qvm-volume revert).
 
+The one place where a call asks qubesd, for what nobody else can tell or do at that moment: that a
+qube is halted, or is not there at all, and to take new contents.
+
 The Admin API takes a volume only whole: a stream that ends early is refused and leaves the volume
 as it was (core-admin, ``qubes-rpc/admin.vm.volume.Import``). So nothing takes effect before the
 last byte is proven.
@@ -16,6 +19,17 @@ from wire.status import Code, Refused
 _ZEROS = bytes(1 << 20)
 
 
+def require_absent(qube: str) -> None:
+    """Refused when a qube exists: a call about it must then name it as its target, which policy
+    decides about by its tags.
+    """
+    with asking():
+        if qube in connect().domains:
+            raise Refused(
+                Code.DENIED, f"{qube} exists, so that the call must name it as its target"
+            )
+
+
 class QubesImport:
     """New contents for a volume of a halted qube; see Replacement."""
 
@@ -25,12 +39,17 @@ class QubesImport:
         if size < 1:
             raise Refused(Code.BAD_REQUEST, f"{volume.name}: qubesd accepts no empty volume")
         with asking():
-            domain = connect().domains[volume.qube]
+            domains = connect().domains
+            if volume.qube not in domains or volume.volume not in domains[volume.qube].volumes:
+                raise Refused(Code.NO_VOLUME, f"qubesd knows no volume {volume.name}")
+            domain = domains[volume.qube]
+            self._target = domain.volumes[volume.volume]
+            if not self._target.save_on_stop:
+                raise Refused(Code.NO_VOLUME, f"{volume.name} is not kept when the qube stops")
             if not domain.is_halted():
                 raise Refused(
                     Code.NOT_HALTED, f"{volume.qube} is running; shut it down before it is restored"
                 )
-            self._target = domain.volumes[volume.volume]
         self._name, self._size, self._at, self._last = volume.name, size, 0, b"\0"
         self._failure: BaseException | None = None
         read, self._fd = os.pipe2(os.O_CLOEXEC)

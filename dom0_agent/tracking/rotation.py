@@ -9,15 +9,12 @@ new one.
 
 import os
 import time as clock
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.config import Volume, remember
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import Source, Sources, snapshot_name
+from dom0_agent.sources import Source, snapshot_name
 from dom0_agent.tracking.committing import Work, apply, apply_again, opened_ids, prepare, prove
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.state import ArchiveProgress, Committed, Pending, Redo, State, VolumeState
@@ -55,7 +52,6 @@ class Rotation:
                 self.store.save(self.state)
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
-        self.source.clean()
         self.store.tidy(self.state)
 
     def yield_space(self) -> bool:
@@ -363,18 +359,6 @@ def _session_time(last: int, untrusted_time: int) -> int:
     now = int(clock.time())
     time = untrusted_time if abs(untrusted_time - now) <= CLOCK_SLACK else now
     return last + 1 if time <= last <= now + 2 * CLOCK_SLACK else time
-
-
-@contextmanager
-def volume_rotation(state_dir: Path, volume: Volume, keyring: Keyring) -> Iterator[Rotation]:
-    """Lock a volume, recover it, and yield the operations on it. ``archives`` by id in
-    hexadecimal.
-    """
-    store = VolumeState(state_dir, volume.qube, volume.volume)
-    with store.locked() as state:
-        rotation = Rotation(store, state, Sources(state_dir).open(volume))
-        rotation.recover(keyring)
-        yield rotation
 
 
 def changed_since(store: VolumeState, follow: ArchiveProgress, size: int) -> int:

@@ -72,6 +72,7 @@ def test_a_new_dom0_goes_on_with_the_archive(
     assert take_over(qubes, file) == 0
     assert "work/private" in capsys.readouterr().out
     assert take_over(qubes, file, label="more") == 1  # it is known now
+    qubes.take_down()
     with qubes.open() as archive:
         gone = {
             f"{entry.qube}/{entry.volume}": entry.flags for entry in qubes.agent(archive).list()
@@ -90,6 +91,8 @@ def test_a_new_dom0_goes_on_with_the_archive(
             qubes.agent(archive).restore(
                 asked, feed(archive, image, named.name, Progress()), absent=name == "settings"
             )
+            if name == "settings":
+                qubes.apply("work")
     assert qubes.contents() == before
     done = {f"{one.qube}/{one.volume}": one.stored for one in qubes.backup().done}
     assert (

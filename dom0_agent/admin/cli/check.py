@@ -9,8 +9,9 @@ import time
 from typing import Any
 
 from common.text import printable, session_name
-from dom0_agent.catalog import Skipped, open_catalog
-from dom0_agent.catalog.tags import untagged
+from dom0_agent.admin.catalog import ask
+from dom0_agent.admin.tags import untagged
+from dom0_agent.catalog import Skipped
 from dom0_agent.config import Config, ConfigError, Volume, load
 from dom0_agent.keyring import Keyring
 from dom0_agent.notify import notify
@@ -61,7 +62,7 @@ def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]
         if caller
         else sorted({archive.caller for archive in Keyring(config.state_dir).readable()}) or [""]
     )
-    catalogs = [open_catalog(config, one) for one in callers]
+    catalogs = [ask(config, one) for one in callers]
     listed = [{volume.name: volume for volume in catalog.volumes()} for catalog in catalogs]
     expected = [
         volume for name, volume in listed[0].items() if all(name in others for others in listed)

@@ -6,11 +6,12 @@ import sys
 from typing import Any
 
 from common.text import printable
+from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, mib
 from dom0_agent.admin.leftovers import let_go, orphans
 from dom0_agent.admin.monitoring import Outcome, monitor
-from dom0_agent.catalog import VolumeCatalog, open_catalog
-from dom0_agent.catalog.tags import tag_new
+from dom0_agent.admin.tags import tag_new
+from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.keyring import Keyring
 from dom0_agent.log import INFO, log
@@ -41,7 +42,7 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     keyring = Keyring(config.state_dir)
-    catalog, outcomes = open_catalog(config), []
+    catalog, outcomes = current(config), []
     for outcome in monitor(config.state_dir, select(catalog, options.volumes), keyring):
         outcomes.append(outcome)
         if outcome.error and not outcome.busy:

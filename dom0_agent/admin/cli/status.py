@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 from common.text import printable, session_name
+from dom0_agent.admin.catalog import ask
 from dom0_agent.admin.cli import mib
 from dom0_agent.admin.leftovers import orphans
-from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.keyring import Keyring
 from dom0_agent.sources import Source, Sources
@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     labels = {archive.id.hex(): archive.label for archive in Keyring(config.state_dir).readable()}
     if options.head:
         return _heads(config, labels)
-    catalog, sources = open_catalog(config), Sources(config.state_dir)
+    catalog, sources = ask(config), Sources(config.state_dir)
     volumes = list(catalog.volumes())
     with sources.together(volumes):
         found = [_volume(config, volume, sources.open(volume), labels) for volume in volumes]
