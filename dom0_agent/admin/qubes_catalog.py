@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.override import override
 from common.text import session_name
 from dom0_agent.admin.qubes_options import TAG_PREFIX, QubesOptions
-from dom0_agent.catalog import CONFIG, SETTINGS, Skipped
+from dom0_agent.catalog import CONFIG, SETTINGS, Skipped, VolumeCatalog
 from dom0_agent.catalog.kept import OWN
 from dom0_agent.config import Config, Pool, Volume
 from dom0_agent.qubesd import asking, connect
@@ -37,7 +38,7 @@ _WHY_NOT = {
 }
 
 
-class QubesCatalog:
+class QubesCatalog(VolumeCatalog):
     """See VolumeCatalog."""
 
     age = 0.0
@@ -51,20 +52,21 @@ class QubesCatalog:
     def _app(self) -> Any:
         return connect()
 
+    @override
     def volumes(self) -> tuple[Volume, ...]:
-        """See VolumeCatalog."""
         return tuple(found for found in self._everything if isinstance(found, Volume))
 
+    @override
     def skipped(self) -> tuple[Skipped, ...]:
-        """See VolumeCatalog."""
         return tuple(found for found in self._everything if isinstance(found, Skipped))
 
     def qubes(self) -> tuple[str, ...]:
         """Names of the qubes that are backed up, of which there may be nothing but settings."""
         return tuple(self._qubes) if self._everything else ()
 
+    @override
     def find(self, qube: str, volume: str, left_out: bool = False) -> Volume | None:
-        """See VolumeCatalog. With ``left_out`` also one that is not backed up."""
+        """With ``left_out`` also one that is not backed up."""
         with asking():
             if qube == "dom0":
                 found = self._document(*CONFIG)

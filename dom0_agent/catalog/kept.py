@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import checked
-from dom0_agent.catalog import Skipped
+from common.override import override
+from dom0_agent.catalog import Skipped, VolumeCatalog
 from dom0_agent.config import Config, Volume, recall, remember
 from wire.status import Code, Refused
 
@@ -83,29 +84,29 @@ def read(config: Config) -> Kept:
     raise Refused(Code.NOT_LISTED, f"{text}; run: sparsebak-agent volumes")
 
 
-class KeptCatalog:
+class KeptCatalog(VolumeCatalog):
     """See VolumeCatalog."""
 
     def __init__(self, config: Config, caller: str = "") -> None:
         self._kept = read(config)
         self._own = caller if caller not in self._kept.named else ""
 
+    @override
     @property
     def age(self) -> float:
-        """See VolumeCatalog."""
         return time.time() - self._kept.asked
 
+    @override
     def volumes(self) -> tuple[Volume, ...]:
-        """See VolumeCatalog."""
         return tuple(volume for volume in self._kept.volumes if volume.qube != self._own)
 
+    @override
     def skipped(self) -> tuple[Skipped, ...]:
-        """See VolumeCatalog."""
         own = (Skipped(self._own, OWN),) if self._own else ()
         return (*self._kept.skipped, *own)
 
+    @override
     def find(self, qube: str, volume: str) -> Volume | None:
-        """See VolumeCatalog."""
         for skipped in self._kept.skipped:
             if skipped.failed and skipped.name in (qube, f"{qube}/{volume}"):
                 raise Refused(Code.INTERNAL, f"{skipped.name}: {skipped.reason}")

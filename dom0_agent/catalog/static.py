@@ -1,10 +1,11 @@
 """Catalog ``static``: the volumes listed in agent.toml."""
 
-from dom0_agent.catalog import Skipped
+from common.override import override
+from dom0_agent.catalog import Skipped, VolumeCatalog
 from dom0_agent.config import Config, Volume
 
 
-class StaticCatalog:
+class StaticCatalog(VolumeCatalog):
     """See VolumeCatalog."""
 
     age = 0.0
@@ -12,14 +13,14 @@ class StaticCatalog:
     def __init__(self, config: Config) -> None:
         self._volumes = config.volumes
 
+    @override
     def volumes(self) -> tuple[Volume, ...]:
-        """See VolumeCatalog."""
         return self._volumes
 
+    @override
     def skipped(self) -> tuple[Skipped, ...]:
-        """See VolumeCatalog."""
         return ()
 
+    @override
     def find(self, qube: str, volume: str) -> Volume | None:
-        """See VolumeCatalog."""
         return next((v for v in self._volumes if (v.qube, v.volume) == (qube, volume)), None)

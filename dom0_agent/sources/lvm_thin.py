@@ -11,9 +11,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
+from common.override import override
 from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.config import Volume
-from dom0_agent.sources import Range, lvm, snapshot_name, snapshot_number
+from dom0_agent.sources import Range, Source, lvm, snapshot_name, snapshot_number
 from dom0_agent.sources.thin_pool import ThinPool
 from wire.status import Code, Refused
 
@@ -21,7 +22,7 @@ _JUST_READ = 16 << 20
 """Bytes below which reading zeros is cheaper than asking where they are."""
 
 
-class LvmThinSource:
+class LvmThinSource(Source):
     """See Source."""
 
     def __init__(self, volume: Volume, pool: ThinPool) -> None:
@@ -31,12 +32,12 @@ class LvmThinSource:
         self._opened: dict[int, int] = {}
         self._mapped: dict[int, ChangedMap] = {}
 
+    @override
     def together(self) -> AbstractContextManager[None]:
-        """See Source."""
         return self.pool.together()
 
+    @override
     def require_room(self) -> None:
-        """See Source."""
         self.pool.require_data()
 
     @property
@@ -57,8 +58,8 @@ class LvmThinSource:
             )
         return found
 
+    @override
     def live_size(self) -> int:
-        """See Source."""
         return self._live().size
 
     def _lv(self, number: int) -> str:
@@ -70,16 +71,16 @@ class LvmThinSource:
             raise Refused(Code.SOURCE_FAILED, f"{self.name}: snapshot {self._lv(number)} is gone")
         return found
 
+    @override
     def snapshots(self) -> set[int]:
-        """See Source."""
         numbers = (
             snapshot_number(volume.name[len(self.prefix) :])
             for volume in self.pool.named(self.prefix)
         )
         return {number for number in numbers if number is not None}
 
+    @override
     def snapshot(self, number: int) -> None:
-        """See Source."""
         self._live()
         self.pool.require_metadata()
         name = self._lv(number)
@@ -101,8 +102,9 @@ class LvmThinSource:
             "lvcreate", "--snapshot", *how, "--addtag", lvm.TAG, "--name", name, origin
         )
 
+    @override
     def unchanged(self, number: int) -> bool:
-        """See Source. Asked of the pool's metadata, if nobody has the volume open: of one that is
+        """Asked of the pool's metadata, if nobody has the volume open: of one that is
         in use it is not likely.
         """
         live, base = self._live(), self._snapshot(number)
@@ -112,17 +114,17 @@ class LvmThinSource:
             and next(self.pool.delta(base, live), None) is None
         )
 
+    @override
     def drop(self, number: int) -> None:
-        """See Source."""
         if self.pool.find(self._lv(number)) is not None:
             self.pool.remove(self._lv(number))
 
+    @override
     def size(self, number: int) -> int:
-        """See Source."""
         return self._snapshot(number).size
 
+    @override
     def open(self, number: int, direct: bool = False) -> int:
-        """See Source."""
         snapshot = self._snapshot(number)
         if not snapshot.active:
             self.pool.change(
@@ -143,16 +145,18 @@ class LvmThinSource:
         self._opened[fd] = number
         return fd
 
+    @override
     def delta(self, old: int, new: int) -> Iterator[Range]:
-        """See Source. After a shrink thin_delta names ranges past the end, too."""
+        """After a shrink thin_delta names ranges past the end, too."""
         a, b = self._snapshot(old), self._snapshot(new)
         size = min(a.size, b.size)
         for start, end in self.pool.delta(a, b):
             if start < size:
                 yield start, min(end, size)
 
+    @override
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[Range]:
-        """See Source. Asked of the pool's metadata, once; in a short range all counts as data."""
+        """Asked of the pool's metadata, once; in a short range all counts as data."""
         if end - start <= _JUST_READ:
             if start < end:
                 yield start, end
@@ -167,8 +171,8 @@ class LvmThinSource:
             if last * GRAIN > start:
                 yield max(first * GRAIN, start), min(last * GRAIN, end)
 
+    @override
     def held(self) -> int:
-        """See Source."""
         snapshots = self.pool.named(self.prefix)
         exclusive = self.pool.exclusive() if snapshots else {}
         return sum(exclusive.get(snapshot.thin_id or 0, 0) for snapshot in snapshots)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from common.durable import closing_fd
+from common.override import override
 from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Range, btrfs, fiemap
@@ -86,8 +87,9 @@ class ReflinkSource(DirectorySource):
             return Refused(Code.SOURCE_FAILED, f"{self.name}: {self.image} is in use as swap space")
         return error
 
+    @override
     def unchanged(self, number: int) -> bool:
-        """See Source. Either the image has the time of change that it had before the snapshot:
+        """Either the image has the time of change that it had before the snapshot:
         whoever writes to it, maps it to write or truncates it sets that, and cannot set it back. Or
         both files lie at the same places: writing would have moved the image's."""
         with closing_fd(self._open_image()) as image, closing_fd(self.open(number)) as base:
@@ -107,8 +109,9 @@ class ReflinkSource(DirectorySource):
             except OSError as error:
                 raise failed(f"{self.name}: cannot read the map of the image", error) from None
 
+    @override
     def delta(self, old: int, new: int) -> Iterator[Range]:
-        """See Source. After a base that does not stop moving, or of a file in very many pieces,
+        """After a base that does not stop moving, or of a file in very many pieces,
         everything is changed.
         """
         with closing_fd(self.open(old)) as a, closing_fd(self.open(new)) as b:
@@ -140,8 +143,9 @@ class ReflinkSource(DirectorySource):
                 os.setxattr(b, _MAP, digest)
         return changed
 
+    @override
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[Range]:
-        """See Source. A qube can tear its image into any number of pieces: where there are very
+        """A qube can tear its image into any number of pieces: where there are very
         many, the rest is data.
         """
         for count, (data, hole) in enumerate(super().data_ranges(fd, start, end)):
@@ -150,8 +154,8 @@ class ReflinkSource(DirectorySource):
                 return
             yield data, hole
 
+    @override
     def held(self) -> int:
-        """See Source."""
         return sum(self._exclusive(number) for number in self.snapshots())
 
     def _exclusive(self, number: int) -> int:

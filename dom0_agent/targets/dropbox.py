@@ -8,6 +8,7 @@ dom0 knew when it was restored.
 from pathlib import Path
 
 from common.durable import make_directory
+from common.override import override
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources.file import FileSource
 from dom0_agent.targets.file import FileReplacement
@@ -56,7 +57,7 @@ class Dropped(FileReplacement):
         super().__init__(FileSource(Volume(qube, volume, pool, path.name)), size)
         self._before = place(state_dir, qube, volume, not older)
 
+    @override
     def commit(self) -> None:
-        """See Replacement."""
         super().commit()
         self._before.unlink(missing_ok=True)

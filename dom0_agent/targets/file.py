@@ -7,9 +7,11 @@ from pathlib import Path
 
 from common.durable import closing_fd, sync_directory
 from common.image_writer import ImageWriter
+from common.override import override
 from dom0_agent.sources.directory import DirectorySource, remove
 from dom0_agent.sources.files import CHECK_ROOM, failed, open_regular
 from dom0_agent.targets import attributes
+from dom0_agent.targets.interface import Replacement
 from wire.status import Code, Refused
 
 
@@ -22,7 +24,7 @@ def _beside(image: Path) -> Path:
     return image.with_name(image.name + ".sparsebak-restore")
 
 
-class FileReplacement:
+class FileReplacement(Replacement):
     """New contents written to a file without a name, which then takes the image's place; see
     Replacement.
 
@@ -69,8 +71,9 @@ class FileReplacement:
         # A file system that has no files without a name.
         return os.open(self._beside, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
+    @override
     def write(self, offset: int, parts: list[bytes]) -> None:
-        """See Replacement. Looks at the pool's room every now and then: a full one would harm every
+        """Looks at the pool's room every now and then: a full one would harm every
         qube that writes.
         """
         self._unchecked += sum(map(len, parts))
@@ -82,8 +85,9 @@ class FileReplacement:
         except OSError as error:
             raise failed(f"cannot write beside {self._image}", error) from None
 
+    @override
     def commit(self) -> None:
-        """See Replacement. Refused when somebody opened the image meanwhile, or another took its
+        """Refused when somebody opened the image meanwhile, or another took its
         place.
         """
         try:
@@ -117,8 +121,8 @@ class FileReplacement:
             raise Refused(Code.BUSY, f"another file took the place of {self._image} meanwhile")
         attributes.require_replaceable(str(self._image), self._old)
 
+    @override
     def discard(self) -> None:
-        """See Replacement."""
         self._file.close()
         self._close()
         self._remove_name()

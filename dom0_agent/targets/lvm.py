@@ -7,8 +7,10 @@ from pathlib import Path
 
 from common.durable import closing_fd
 from common.image_writer import ImageWriter
+from common.override import override
 from dom0_agent.sources import Source, lvm
 from dom0_agent.sources.lvm_thin import LvmThinSource
+from dom0_agent.targets.interface import Replacement
 from wire.status import Code, Refused
 
 _NEW = "new"
@@ -31,7 +33,7 @@ def clean(source: LvmThinSource) -> None:
         source.pool.remove(source.prefix + _NEW)
 
 
-class LvmReplacement:
+class LvmReplacement(Replacement):
     """New contents in a snapshot of the volume, merged into it at the end: LVM swaps the two in one
     step.
 
@@ -94,8 +96,9 @@ class LvmReplacement:
             except Refused:
                 raise first from None
 
+    @override
     def write(self, offset: int, parts: list[bytes]) -> None:
-        """See Replacement. Looks at the pool's space every now and then: a full pool would harm
+        """Looks at the pool's space every now and then: a full pool would harm
         every volume in it.
         """
         self._unchecked += sum(len(part) for part in parts)
@@ -110,8 +113,8 @@ class LvmReplacement:
                 f"cannot write beside {self._pool.group}/{self._name}: {error.strerror}",
             ) from None
 
+    @override
     def commit(self) -> None:
-        """See Replacement."""
         try:
             self._file.sync()
         finally:
@@ -129,8 +132,8 @@ class LvmReplacement:
             )
             raise Refused(Code.BUSY, text)
 
+    @override
     def discard(self) -> None:
-        """See Replacement."""
         self._file.close()
         self._pool.remove(self._beside)
 

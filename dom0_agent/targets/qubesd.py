@@ -12,8 +12,10 @@ last byte is proven.
 import os
 import threading
 
+from common.override import override
 from dom0_agent.config import Volume
 from dom0_agent.qubesd import asking, connect
+from dom0_agent.targets.interface import Replacement
 from wire.status import Code, Refused
 
 _ZEROS = bytes(1 << 20)
@@ -30,7 +32,7 @@ def require_absent(qube: str) -> None:
             )
 
 
-class QubesImport:
+class QubesImport(Replacement):
     """New contents for a volume of a halted qube; see Replacement."""
 
     ordered = True
@@ -63,8 +65,8 @@ class QubesImport:
         except BaseException as error:
             self._failure = error
 
+    @override
     def write(self, offset: int, parts: list[bytes]) -> None:
-        """See Replacement."""
         self._pad(offset)
         for part in parts:
             self._put(memoryview(part))
@@ -97,8 +99,8 @@ class QubesImport:
             self._fd = -1
         self._thread.join()
 
+    @override
     def commit(self) -> None:
-        """See Replacement."""
         self._pad(self._size - 1)
         self._send(memoryview(self._last))
         self._end()
@@ -107,6 +109,7 @@ class QubesImport:
                 Code.SOURCE_FAILED, f"{self._name}: qubesd did not accept it: {self._failure}"
             )
 
+    @override
     def discard(self) -> None:
-        """See Replacement. The stream ends too early for qubesd to take it."""
+        """The stream ends too early for qubesd to take it."""
         self._end()
