@@ -12,8 +12,12 @@ from dom0_agent.sources.extents import UNSURE, WORD, Row, Rows, joined
 
 _FS_IOC_FIEMAP = 0xC020660B
 _SYNC = 1
+"""FIEMAP_FLAG_SYNC: what was written and has no place yet is brought to disk first. Without it a
+file just written has extents that say "somewhere, later".
+"""
 _HEAD, _EXTENT = kernel.FiemapHead.row(), kernel.FiemapExtent.row()
 _BATCH = 2048
+"""Extents asked for at once."""
 
 _LAST = 0x1
 _SHARED = 0x2000
