@@ -24,6 +24,16 @@ MAX_VOLUME_SIZE = 1 << 46
 them.
 """
 
+CLAIMED_SEQUENCE = (1 << 32) + (1 << 20)
+"""Sequence number that an archive may claim for a session that dom0 does not know of, at most: from
+there on dom0 counts by one, whatever it is told.
+"""
+
+LAST_SEQUENCE = CLAIMED_SEQUENCE + (1 << 20)
+"""Sequence number that a session can have, at most: a million sessions of a volume after the
+highest claim. dom0 begins none beyond that. Names sort by sequence: it has ten digits.
+"""
+
 
 def other_format(number: object) -> tuple[str, str]:
     """What to say of something of another format than FORMAT, and what to do about it."""

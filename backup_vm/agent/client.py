@@ -22,7 +22,7 @@ from wire.messages import (
     KIND_VOLUME,
     REQUEST_KNOWN,
     ArchiveEntry,
-    Layout,
+    Message,
     Offer,
     Request,
     Status,
@@ -30,7 +30,7 @@ from wire.messages import (
     largest_frame,
 )
 from wire.names import BadName, Restoring, parse_volume_name
-from wire.status import Code
+from wire.status import NOTE_OLD_LIST, Code
 from wire.stream import CutShort, read_exactly
 
 _MEANINGS = {
@@ -68,8 +68,12 @@ _MEANINGS = {
         "what was sent is not what dom0 was asked for",
         "use the same version in dom0 and here",
     ),
+    Code.NOT_LISTED: (
+        "dom0 has not listed its qubes yet, or not since its configuration changed",
+        "in dom0: sparsebak-agent volumes",
+    ),
 }
-Parsed = TypeVar("Parsed", bound=Layout)
+Parsed = TypeVar("Parsed", bound=Message)
 DOM0 = "dom0"
 ABSENT = "@default"
 """Target of a call about a qube that does not exist: policy knows it by this name, the argument has
@@ -166,6 +170,8 @@ class Agent:
         self._prepared: dict[tuple[str, str | None, str], Connection] = {}
         self._since: dict[tuple[str, str | None, str], float] = {}
         self._ending: list[Connection] = []
+        self.list_age = 0
+        """Seconds since dom0 listed its volumes, if that is too long ago; else 0."""
 
     def use(self, archive: bytes, chunk_size: int) -> None:
         """Say which archive the calls are about."""
@@ -290,6 +296,8 @@ class Agent:
                 parse_volume_name(f"{entry.qube}/{entry.volume}")
         except BadName as error:
             raise AgentError(f"List: {error}") from None
+        status = reply.status
+        self.list_age = status.detail if status and status.notes & NOTE_OLD_LIST else 0
         return entries
 
     def snapshot(self, qube: str, volume: str, newest: bytes, sequence: int, time: int) -> Offer:

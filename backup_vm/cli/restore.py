@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wire.messages import Status, VolumeEntry
 
 SETTINGS = "settings"
-"""The volume of a qube's settings, by which a qube that is gone is made anew: it comes first."""
+"""The volume of a qube's settings, of which dom0 creates a qube that is gone: it comes first."""
 
 
 def add_to(commands: Any) -> None:
@@ -64,7 +64,11 @@ def run(options: argparse.Namespace) -> int:
             due.append((volume, session, asked))
         if not context.dom0_asks():
             _ask(context, entries, [asked for _, _, asked in due])
-        results = [_restore(context, archive, agent, entries, *one) for one in due]
+        results = []
+        for one in due:
+            results.append(_restore(context, archive, agent, entries, *one))
+            if results[-1]["absent"] and len(due) > len(results):
+                _say_that_it_comes_first(one[2].qube)
     if context.json:
         context.result({"restored": results}, "")
     return 0
@@ -122,6 +126,16 @@ def _ask(context: Context, entries: "list[VolumeEntry]", due: list[Restoring]) -
         context.confirm(f"Replace the present contents of {', '.join(lost)}?")
 
 
+def _say_that_it_comes_first(qube: str) -> None:
+    """Only dom0's administrator makes a qube of its settings."""
+    from backup_vm.errors import SparsebakError
+
+    raise SparsebakError(
+        f"{qube} does not exist; its settings are in dom0 now, and nothing else of it was restored",
+        f"in dom0: sudo sparsebak-agent settings apply {qube}; then, here, the same again",
+    )
+
+
 def _target(volume: "Named", asked: str, to: str | None) -> tuple[str, str]:
     """Qube and volume to write to."""
     from backup_vm.errors import UsageError
@@ -154,11 +168,18 @@ def _restore(
     progress = progress_for("restore", context.quiet)
     progress.start(image_bytes(image))
     try:
-        status = _call(agent, entries, asked, lambda: feed(archive, image, volume.name, progress))
+        status, absent = _call(
+            agent, entries, asked, lambda: feed(archive, image, volume.name, progress)
+        )
     finally:
         progress.stop()
     name = f"{asked.qube}/{asked.volume}"
-    if asked.volume == SETTINGS or asked.qube == "dom0":
+    if absent:
+        context.say(
+            f"{name} as of {session.name} is in dom0; the qube is made of it there: sudo"
+            f" sparsebak-agent settings apply {asked.qube}"
+        )
+    elif asked.volume == SETTINGS or asked.qube == "dom0":
         context.say(
             f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings"
             f" show {asked.qube}"
@@ -170,13 +191,14 @@ def _restore(
         "volume": asked.volume,
         "session": session.name,
         "older": bool(status.notes & NOTE_OLDER),
+        "absent": absent,
     }
 
 
-def _call(agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: Any) -> "Status":
-    """Restore; the settings of a qube that dom0 does not list make it again, unless it turns out to
-    be there.
-    """
+def _call(
+    agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: Any
+) -> "tuple[Status, bool]":
+    """Restore; the status, and whether it was the settings of a qube that is not there."""
     from backup_vm.agent.client import RefusedError
     from wire.messages import VOLUME_GONE
     from wire.status import Code
@@ -185,8 +207,8 @@ def _call(agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: 
         entry.qube == asked.qube and not entry.flags & VOLUME_GONE for entry in entries
     ):
         try:
-            return agent.restore(asked, feed(), absent=True)
+            return agent.restore(asked, feed(), absent=True), True
         except RefusedError as error:
             if error.refusal != Code.DENIED:
                 raise
-    return agent.restore(asked, feed())
+    return agent.restore(asked, feed()), False

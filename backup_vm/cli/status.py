@@ -111,7 +111,7 @@ def gather(context: Context, archive: "Archive") -> "tuple[dict[str, Any], View]
     parameters = archive.parameters
     try:
         scrubbed = notes.load(archive.storage).scrubbed
-    except DamagedError:  # told of by stored_volumes
+    except DamagedError:  # reported by stored_volumes
         scrubbed = None
     data = {
         "path": archive.storage.describe(),

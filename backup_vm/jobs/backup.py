@@ -198,7 +198,7 @@ class Archiver:
         offers: dict[bytes, Offer],
     ) -> None:
         offer = self._snapshot(volume, 0)
-        if partial is not None and partial.offer.session != offer.session:
+        if partial is not None and not partial.is_of(offer):
             self._drop(store, partial)
             partial = None
         if not offer.flags & OFFER_RESUMED:

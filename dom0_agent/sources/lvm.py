@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 from dom0_agent.log import WARNING, log
 from wire.status import Code, Refused
@@ -72,6 +73,11 @@ def device_name(group: str, name: str) -> str:
     return f"{group.replace('-', '--')}-{name.replace('-', '--')}"
 
 
+def device_path(group: str, name: str) -> Path:
+    """The device of an active logical volume."""
+    return Path("/dev/mapper") / device_name(group, name)
+
+
 def environment() -> dict[str, str]:
     """What commands of dom0 get: no locale, no descriptors complained of, the system's own
     programs.
@@ -117,7 +123,7 @@ def run(*command: str) -> str:
 
 
 def report() -> dict[tuple[str, str], LogicalVolume]:
-    """All logical volumes by group and name. One that makes no sense is left out: it may be
+    """All logical volumes by group and name. A malformed one is left out: it may be
     anybody's.
     """
     raw = run(

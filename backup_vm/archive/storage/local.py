@@ -232,6 +232,10 @@ class LocalStorage:
         """See Storage."""
         return LocalReader(self._beneath, name)
 
+    def unreadable(self) -> list[str]:
+        """See Storage."""
+        return []
+
     def size(self, name: str) -> int:
         """See Storage."""
         return self._beneath.stat(name).st_size

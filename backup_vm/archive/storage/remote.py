@@ -2,8 +2,8 @@
 belongs to this machine.
 
 What there is, is listed when it is first asked for, and kept right by what we change; ``refresh``
-lists anew. Names in a listing are the store's word: those that could not be names of files here are
-left out.
+lists again. Names in a listing are the store's word: those that could not be names of files here
+are left out.
 """
 
 import threading
@@ -48,6 +48,7 @@ class RemoteStorage:
         self._cache = Cache(url)
         self._own = LocalStorage(self._cache.own)
         self._listing: dict[str, Entry] | None = None
+        self._unreadable: list[str] = []
         self._written: dict[str, Entry] = {}
         self._removed: dict[str, Entry] = {}
         """What this run did, for a store whose listings come late."""
@@ -66,10 +67,12 @@ class RemoteStorage:
 
     def _list(self) -> dict[str, Entry]:
         found = self._place.ask(lambda: dict(self._objects.list()))
+        odd = [name for name in found if not can_be_a_name(name)]
+        self._unreadable = [*self._objects.unreadable, *odd]
         return {name: entry for name, entry in found.items() if can_be_a_name(name)}
 
     def refresh(self) -> None:
-        """List anew: another machine may have added, moved and removed objects. What this run did
+        """List again: another machine may have added, moved and removed objects. What this run did
         is kept right.
         """
         listed = self._list()
@@ -187,6 +190,11 @@ class RemoteStorage:
             if name.startswith(f"{folder}/") and name.count("/") == 2
         }
 
+    def unreadable(self) -> list[str]:
+        """See Storage."""
+        self._there()
+        return self._unreadable
+
     def size(self, name: str) -> int:
         """See Storage."""
         return self._own.size(name) if self._is_own(name) else self._entry(name).size
@@ -269,6 +277,8 @@ class RemoteStorage:
 
     def reader(self, name: str) -> Reader:
         """See Storage."""
+        if self._is_own(name):
+            return self._own.reader(name)
         return RemoteReader(self._blocks, name, self._entry(name))
 
     def create(self, name: str) -> "_Upload":

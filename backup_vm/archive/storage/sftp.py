@@ -33,6 +33,9 @@ _SPACE, _LINK = b"statvfs@openssh.com", b"hardlink@openssh.com"
 class SftpHost:
     """See Objects."""
 
+    unreadable = ()
+    """See Objects. A folder has no names that cannot be read."""
+
     def __init__(self, url: str) -> None:
         self._host = Host.of(url + "/")
         path = unquote(urlsplit(url).path)
