@@ -64,7 +64,7 @@ def read(
 
 def _elsewhere(archive: "Archive", chunk_id: bytes, place: "Place") -> "Place | None":
     """Another place of a chunk that is not where it should be: another machine may have moved it,
-    and the catalog may lie.
+    and the catalog may be wrong.
     """
 
     def now() -> "Place | None":
