@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dom0_agent.changed_map import GRAIN
+from dom0_agent.kernel import FiemapExtent
 from dom0_agent.sources import extents, fiemap
 from dom0_agent.sources.extents import (
     UNSURE,
@@ -160,7 +161,9 @@ def test_what_fiemap_says_of_an_extent(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     flags = [0, 0x2000, fiemap.UNWRITTEN, fiemap.ENCODED, 0x4, 0x200, 0x1]
     words = [[at * 10, at * 10 + 100, 10, 7, 7, flag | 9 << 32, 7] for at, flag in enumerate(flags)]
-    monkeypatch.setattr(fiemap, "records", lambda fd, size: iter([array("Q", sum(words, []))]))
+    raw = array("Q", sum(words, [])).tobytes()
+    extents = list(FiemapExtent.row().iter_unpack(raw))
+    monkeypatch.setattr(fiemap, "records", lambda fd, size: iter([extents]))
     found = [row for rows in fiemap.rows(0, 70) for row in rows]
     assert found == [
         (0, 20, 0, 100, 0),
