@@ -28,29 +28,13 @@ _BATCH = 2048
 """Extents asked for at once."""
 
 _LAST = 0x1
-_SHARED = 0x2000
+SHARED = 0x2000
 ENCODED = 0x8
 UNWRITTEN = 0x800
 DOUBTFUL = 0x2 | 0x4 | ENCODED | 0x80 | 0x100 | 0x200 | 0x400
 """Unknown, delalloc, compressed, encrypted, not aligned, inline, tail: nothing can be concluded
 from such an extent. Of a compressed one the map does not say from where within it the bytes are
 taken."""
-_SHOWN = 1 << 17
-"""Extents looked at to say what a file holds alone."""
-
-
-def exclusive(fd: int, size: int) -> int:
-    """Bytes of a file that no other file shares; of one in very many pieces, of as much as is
-    looked at.
-    """
-    found = looked = 0
-    for words in records(fd, size):
-        extents = list(_extents(words))
-        found += sum(length for _, _, length, flags in extents if not flags & _SHARED)
-        looked += len(extents)
-        if looked >= _SHOWN:
-            break
-    return found
 
 
 def rows(fd: int, size: int) -> Rows:
@@ -58,14 +42,14 @@ def rows(fd: int, size: int) -> Rows:
     return joined(_rows(words) for words in records(fd, size))
 
 
-def _extents(words: "array[int]") -> Iterator[tuple[int, int, int, int]]:
+def extents(words: "array[int]") -> Iterator[tuple[int, int, int, int]]:
     """Logical and physical offset, length and flags of each extent."""
     fields = (words[field::_WORDS] for field in (_LOGICAL, _PHYSICAL, _LENGTH, _FLAGS))
     return zip(*fields, strict=True)
 
 
 def _rows(words: "array[int]") -> Iterator[Row]:
-    for logical, physical, length, flags in _extents(words):
+    for logical, physical, length, flags in extents(words):
         if flags & DOUBTFUL:
             yield logical, length, 0, 0, UNSURE
         elif not flags & UNWRITTEN:  # that reads as zeros, as a hole does
