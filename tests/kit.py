@@ -279,7 +279,7 @@ class Site:
         keyring = Keyring(config.state_dir)
         outcomes = list(monitor(config.state_dir, list(open_catalog(config).volumes()), keyring))
         errors = [outcome.error for outcome in outcomes if outcome.error]
-        assert not errors, errors
+        assert not errors, (errors, still_held())
         return outcomes
 
     def snapshots(self, name: str = "work/private") -> list[str]:
@@ -302,6 +302,15 @@ def own_domains() -> Iterator[None]:
 
     with mock.patch.object(StaticCatalog, "__init__", make):
         yield
+
+
+def still_held() -> tuple[list[str], list[str]]:
+    """What else this process has at work: its threads, and what its descriptors stand for."""
+    files = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one of this listing
+            files.append(os.readlink(f"/proc/self/fd/{number}"))
+    return [thread.name for thread in threading.enumerate()], files
 
 
 def fill(image: Path, size: int, seed: int = 0) -> None:

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backup_vm import stopping
-from backup_vm.archive import catalog_file, naming, parameters, partial, reconcile, sessions
+from backup_vm.archive import (
+    catalog_file,
+    naming,
+    notes,
+    parameters,
+    partial,
+    reconcile,
+    sessions,
+)
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, chain
 from backup_vm.archive.lease import Lease
+from backup_vm.archive.marks import Marks
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
@@ -245,8 +254,19 @@ class Archive:
                 self.storage.remove(*left)
             now = reconcile.Listing.of(self.storage)
         self._catalog = reconcile.open_catalog(self, now)
+        self._miss_notes(self._catalog.marks)
         if self._catalog.marks.reclaiming:
             reclaim(self)
+
+    def _miss_notes(self, marks: Marks) -> None:
+        """Say once that the notes are gone: without them no session seems to have a tag."""
+        there = self.storage.exists(notes.NAME)
+        if marks.noted and not there:
+            self.warnings.append(
+                f"{self.storage.describe(notes.NAME)} is missing, and with it all tags and notes;"
+                " put it back from a copy of the archive before anything is pruned"
+            )
+        marks.noted = there
 
     def record(self) -> None:
         """At the end of a run: the catalog is made for the files that there are now.

@@ -42,9 +42,8 @@ def _alone(fd: int) -> int:
     looked at.
     """
     found = looked = 0
-    for words in fiemap.records(fd, os.fstat(fd).st_size):
-        extents = list(fiemap.extents(words))
-        found += sum(length for _, _, length, flags in extents if not flags & fiemap.SHARED)
+    for extents in fiemap.records(fd, os.fstat(fd).st_size):
+        found += sum(span for _, _, span, _, flags, _ in extents if not flags & fiemap.SHARED)
         looked += len(extents)
         if looked >= _SHOWN:
             break

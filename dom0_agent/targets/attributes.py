@@ -9,8 +9,8 @@ import fcntl
 import os
 import signal
 import stat
-import struct
 
+from dom0_agent.kernel import FileAttributes
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources.flags import APPEND, COPYING, IMMUTABLE, NOT_HERE, change_flags, flags
 from wire.status import Code, Refused
@@ -22,7 +22,7 @@ compressed.
 """
 _OF_CONTENTS = frozenset({"security.ima", "security.evm"})
 """Attributes that are digests of a file: wrong for another's contents."""
-_PROJECT = struct.Struct("=IIIII8x")
+_PROJECT = FileAttributes.row()
 
 
 def require_replaceable(name: str, fd: int) -> None:

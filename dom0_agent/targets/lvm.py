@@ -2,12 +2,12 @@
 
 import fcntl
 import os
-import struct
 from pathlib import Path
 
 from common.durable import closing_fd
 from common.image_writer import ImageWriter
 from common.override import override
+from dom0_agent.kernel import ByteRange
 from dom0_agent.sources import Source, lvm
 from dom0_agent.sources.lvm_thin import LvmThinSource
 from dom0_agent.targets.interface import Replacement
@@ -144,4 +144,4 @@ def _empty(device: Path, discard: bool) -> None:
     """
     with closing_fd(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)) as fd:
         size = os.lseek(fd, 0, os.SEEK_END)
-        fcntl.ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, struct.pack("QQ", 0, size))
+        fcntl.ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, ByteRange.row().pack(0, size))

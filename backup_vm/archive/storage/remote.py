@@ -276,6 +276,8 @@ class RemoteStorage:
 
     def reader(self, name: str) -> Reader:
         """See Storage."""
+        if self._is_own(name):
+            return self._own.reader(name)
         return RemoteReader(self._blocks, name, self._entry(name))
 
     def create(self, name: str) -> "_Upload":
