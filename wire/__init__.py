@@ -18,3 +18,9 @@ MAX_VOLUME_SIZE = 1 << 46
 """Bytes (64 TiB). Sizes from the other side above this are refused before anything is allocated for
 them.
 """
+
+NO_SESSION = bytes(16)
+"""What stands for the id of a session where there is none."""
+
+NO_ARCHIVE = bytes(16)
+"""The same for the id of an archive."""

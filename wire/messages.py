@@ -147,6 +147,11 @@ class VolumeEntry(Layout):
     time: int
     flags: int
 
+    @property
+    def name(self) -> str:
+        """The volume, for people: ``qube/volume``."""
+        return f"{self.qube}/{self.volume}"
+
     KIND = KIND_VOLUME
     LAYOUT = Fields(
         qube=text(64),

@@ -99,7 +99,7 @@ class Archive:
         for name in files:
             session = self._load(name)
             if session is not None:
-                found[name.split("/")[1]].append(session)
+                found[naming.volume_of(name)].append(session)
         for series in found.values():
             series.sort(key=lambda session: session.clear.sequence)
         return dict(found)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import sessions
+from backup_vm.archive import naming, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.merge import Merge, groups
 from backup_vm.archive.references import key
@@ -150,7 +150,7 @@ class Account:
         import numpy as np
 
         dropped = [np.empty(0, np.int64)]
-        for volume in {file.split("/")[1] for file in doomed}:
+        for volume in {naming.volume_of(file) for file in doomed}:
             for run, successor in groups(self._volumes[volume], doomed):
                 if successor is not None:
                     dropped += self._superseded([*run, successor])

@@ -74,7 +74,7 @@ def _asked_note(options: argparse.Namespace) -> "Note | None":
 
 
 def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
-    from backup_vm.jobs.backup import Archiver
+    from backup_vm.jobs.backup import BackupRun
     from backup_vm.terminal.progress import progress_for
 
     options = context.options
@@ -84,7 +84,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         if options.dry_run:
             return _preview(context, chosen)
         progress = progress_for("backup", context.quiet or context.json)
-        report = Archiver(archive, agent, progress, options.ignore_free_space, context.warn).run(
+        report = BackupRun(archive, agent, progress, options.ignore_free_space, context.warn).run(
             chosen
         )
         if note is not None:

@@ -14,16 +14,14 @@ from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import AgentError, DamagedError, SparsebakError
-from backup_vm.jobs.failing import check_record, explained
+from backup_vm.jobs.failing import check_offer, check_record, explained
+from backup_vm.jobs.receiving import Coming
 from backup_vm.terminal.interrupts import Interrupted, Interrupts
 from backup_vm.terminal.progress import Progress
+from backup_vm.terminal.text import size_text
 from common.text import session_name
-from wire.merkle import chunk_count
+from wire import NO_SESSION
 from wire.messages import (
-    CHUNK_HEAD,
-    CHUNK_HEAD_SIZE,
-    KIND_CHUNK,
-    KIND_RECORD,
     OFFER_FULL,
     OFFER_RESUMED,
     VOLUME_PENDING,
@@ -57,6 +55,11 @@ class Done:
     full: bool
     resumed: bool
 
+    @property
+    def name(self) -> str:
+        """The volume, for people: ``qube/volume``."""
+        return f"{self.qube}/{self.volume}"
+
 
 @dataclass
 class Report:
@@ -68,7 +71,7 @@ class Report:
     """Session files that this run found to be spoilt, and no run before it."""
 
 
-class Archiver:
+class BackupRun:
     """One run over an archive that is open for writing."""
 
     def __init__(
@@ -84,35 +87,36 @@ class Archiver:
         self._interrupts = Interrupts()
         self._partials: list[Partial] = []
         self._newest: dict[bytes, Session | None] = {}
+        self._writer = PackWriter(archive)
         self.report = Report(spoilt=sorted(archive.found))
 
     def run(self, volumes: list[VolumeEntry]) -> Report:
         """Back up the volumes. A volume that fails does not keep the others from being
         backed up.
         """
-        store, publish = PackWriter(self._archive), False
+        publish = False
         try:
             with self._interrupts:
-                self._run(store, volumes)
+                self._run(volumes)
             publish = True
         except Interrupted:
-            store.flush()  # keep what has come so far, to resume from there
+            self._writer.flush()  # keep what has come so far, to resume from there
             publish = True
             raise KeyboardInterrupt from None
         except (OSError, sqlite3.Error) as error:
             raise explained(error, self._archive) from None
         finally:
-            self._leave(store, publish)
+            self._leave(publish)
         return self.report
 
-    def _leave(self, store: PackWriter, publish: bool) -> None:
+    def _leave(self, publish: bool) -> None:
         """End in an orderly way, whatever happened; what has come of sessions that are not complete
         is kept.
 
         ``publish``: in the store, too, which is no use to try when it was that which failed.
         """
         try:
-            store.close()
+            self._writer.close()
             for partial in self._partials:
                 partial.close()
             for partial in self._partials:
@@ -123,14 +127,14 @@ class Archiver:
         finally:
             self._progress.stop()
 
-    def _run(self, store: PackWriter, volumes: list[VolumeEntry]) -> None:
+    def _run(self, volumes: list[VolumeEntry]) -> None:
         self._notice_rollback(volumes)
         self._ahead("Snapshot", volumes[0])
-        offers = self._finish_interrupted(store, volumes)
+        offers = self._finish_interrupted(volumes)
         offers = self._snapshot_all(volumes, offers)
         self._check_space(volumes, offers)
-        self._extract_all(store, volumes, offers)
-        store.finish()
+        self._extract_all(volumes, offers)
+        self._writer.finish()
         self._account_for(volumes)
 
     def _account_for(self, volumes: list[VolumeEntry]) -> None:
@@ -140,7 +144,7 @@ class Archiver:
         new = {(done.qube, done.volume) for done in self.report.done if not done.resumed}
         failed = {name for name, _ in self.report.failed}
         for volume in volumes:
-            name = f"{volume.qube}/{volume.volume}"
+            name = volume.name
             if (volume.qube, volume.volume) not in new and name not in failed:
                 error = SparsebakError(
                     "this run stored no new session of it", "run: sparsebak backup"
@@ -159,10 +163,10 @@ class Archiver:
         """
         for volume in volumes:
             newest = self._newest_of(volume.volume_id)
-            if volume.session != bytes(16) and (newest is None or newest.clear.time < volume.time):
+            if volume.session != NO_SESSION and (newest is None or newest.clear.time < volume.time):
                 self._warn(
                     f"the archive lacks session {session_name(volume.time)} of"
-                    f" {volume.qube}/{volume.volume}, which dom0 knows: it was removed, or an old"
+                    f" {volume.name}, which dom0 knows: it was removed, or an old"
                     " copy of the archive was put back; everything is compared anew"
                 )
 
@@ -170,12 +174,10 @@ class Archiver:
         try:
             action()
         except (AgentError, DamagedError) as error:
-            self.report.failed.append((f"{volume.qube}/{volume.volume}", error))
+            self.report.failed.append((volume.name, error))
 
-    def _finish_interrupted(
-        self, store: PackWriter, volumes: list[VolumeEntry]
-    ) -> dict[bytes, Offer]:
-        """Commit, go on with, or give up what earlier runs left. Returns offers that turned out to
+    def _finish_interrupted(self, volumes: list[VolumeEntry]) -> dict[bytes, Offer]:
+        """Commit, resume, or give up what earlier runs left. Returns offers that turned out to
         be new ones.
         """
         self._partials = self._archive.partials()
@@ -184,22 +186,18 @@ class Archiver:
         for volume in volumes:
             partial = partials.pop(volume.volume_id, None)
             if volume.flags & VOLUME_PENDING:
-                self._try(volume, lambda v=volume, p=partial: self._finish_one(store, v, p, offers))  # type: ignore[misc]
+                self._try(volume, lambda v=volume, p=partial: self._finish_one(v, p, offers))  # type: ignore[misc]
             elif partial is not None:
-                self._drop(store, partial)
-        store.flush()
+                self._drop(partial)
+        self._writer.flush()
         return offers
 
     def _finish_one(
-        self,
-        store: PackWriter,
-        volume: VolumeEntry,
-        partial: Partial | None,
-        offers: dict[bytes, Offer],
+        self, volume: VolumeEntry, partial: Partial | None, offers: dict[bytes, Offer]
     ) -> None:
         offer = self._snapshot(volume, 0)
         if partial is not None and partial.offer.session != offer.session:
-            self._drop(store, partial)
+            self._drop(partial)
             partial = None
         if not offer.flags & OFFER_RESUMED:
             offers[volume.volume_id] = offer
@@ -211,11 +209,11 @@ class Archiver:
                 partial.discard()
         elif partial is not None and self._may_end_in(offer, newest):
             self._progress.start(offer.changed)
-            self._extract(store, volume, offer, True, partial)
+            self._extract(volume, offer, partial)
         else:
             self._agent.abort(volume.qube, volume.volume, offer.session)
             if partial is not None:
-                self._drop(store, partial)
+                self._drop(partial)
 
     def _may_end_in(self, offer: Offer, newest: Session | None) -> bool:
         """Whether an interrupted session can be resumed: what it builds on is the newest there is,
@@ -226,10 +224,10 @@ class Archiver:
         marked = self._archive.catalog.marks.must_compare(offer.volume_id.hex())
         return newest is not None and offer.previous == newest.clear.session and not marked
 
-    def _drop(self, store: PackWriter, partial: Partial) -> None:
+    def _drop(self, partial: Partial) -> None:
         from backup_vm.archive.prune import drop_partial
 
-        store.flush()  # or what others have taken in would seem to be wanted by nobody
+        self._writer.flush()  # or what others have taken in would seem to be wanted by nobody
         drop_partial(self._archive, partial)
 
     def _snapshot(self, volume: VolumeEntry, time: int) -> Offer:
@@ -237,24 +235,11 @@ class Archiver:
         session = (
             newest.clear.session
             if newest and not self._archive.catalog.marks.must_compare(newest.volume)
-            else bytes(16)
+            else NO_SESSION
         )
         sequence = newest.clear.sequence if newest else 0
         offer = self._agent.snapshot(volume.qube, volume.volume, session, sequence, time)
-        if (
-            offer.volume_id != volume.volume_id
-            or offer.chunk_size != self._archive.parameters.chunk_size
-        ):
-            raise AgentError(
-                f"Snapshot {volume.qube}/{volume.volume}: the agent offered something else"
-            )
-        if not offer.flags & (OFFER_FULL | OFFER_RESUMED) and (
-            newest is None or offer.previous != newest.clear.session
-        ):
-            raise AgentError(
-                f"Snapshot {volume.qube}/{volume.volume}: the agent builds on a session that is not"
-                " the newest"
-            )
+        check_offer(volume, offer, newest, self._archive.parameters)
         return offer
 
     def _snapshot_all(
@@ -265,9 +250,7 @@ class Archiver:
         """
         time = max((offer.time for offer in offers.values()), default=self._new_time(volumes))
         failed = {name for name, _ in self.report.failed}
-        due = [
-            v for v in volumes if v.volume_id not in offers and f"{v.qube}/{v.volume}" not in failed
-        ]
+        due = [v for v in volumes if v.volume_id not in offers and v.name not in failed]
         for at, volume in enumerate(due):
             following = due[at + 1] if at + 1 < len(due) else None
             self._ahead("Snapshot" if following else "Extract", following or volumes[0])
@@ -294,8 +277,7 @@ class Archiver:
             offer = self._snapshot(volume, time)
         if offer.flags & OFFER_RESUMED:
             raise AgentError(
-                f"Snapshot {volume.qube}/{volume.volume}: the agent offers a session that was"
-                " given up"
+                f"Snapshot {volume.name}: the agent offers a session that was given up"
             )
         return offer
 
@@ -309,9 +291,7 @@ class Archiver:
             [now, *(s.clear.time + 1 for s in newest if s and s.clear.time <= now + JUST_NOW)]
         )
 
-    def _extract_all(
-        self, store: PackWriter, volumes: list[VolumeEntry], offers: dict[bytes, Offer]
-    ) -> None:
+    def _extract_all(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
         self._progress.start(sum(offer.changed for offer in offers.values()))
         due = [volume for volume in volumes if volume.volume_id in offers]
         for at, volume in enumerate(due):
@@ -319,8 +299,8 @@ class Archiver:
                 self._ahead("Extract", due[at + 1])
             elif sum(offer.changed for offer in offers.values()) <= SOON:
                 self._ahead("Commit", due[0])
-            self._try(volume, lambda v=volume: self._extract(store, v, offers[v.volume_id], False))  # type: ignore[misc]
-        store.flush()
+            self._try(volume, lambda v=volume: self._extract(v, offers[v.volume_id]))  # type: ignore[misc]
+        self._writer.flush()
 
     def _ahead(self, service: str, volume: VolumeEntry) -> None:
         """Let the service of a call that comes next start meanwhile."""
@@ -344,88 +324,63 @@ class Archiver:
             if volume.volume_id in offers:
                 self._agent.abort(volume.qube, volume.volume, offers[volume.volume_id].session)
         raise SparsebakError(
-            f"{self._archive.storage.describe()} has {_size(free)} free, and this backup may need"
-            f" up to {_size(needed)}",
+            f"{self._archive.storage.describe()} has {size_text(free)} free, and this backup may"
+            f" need up to {size_text(needed)}",
             "prune old sessions, or go on with --ignore-free-space if you expect it to compress",
         )
 
-    def _extract(
-        self,
-        store: PackWriter,
-        volume: VolumeEntry,
-        offer: Offer,
-        resumed: bool,
-        partial: Partial | None = None,
-    ) -> None:
-        """Take in one session; it is stored and committed as soon as its last pack is durable."""
-        name = f"{volume.qube}/{volume.volume}"
-        newest = self._newest_of(volume.volume_id)
-        if partial is None:
-            partial = Partial.create(self._archive.storage, offer)
-            self._partials.append(partial)
-        full = bool(offer.flags & OFFER_FULL)
-        known = known_ids(self._archive, newest, offer) if full and newest is not None else None
-        stored, chunks = store.stored, chunk_count(offer.size, offer.chunk_size)
-        changed, following, record = 0, partial.position, b""
-        self._progress.volume(name)
+    def _extract(self, volume: VolumeEntry, offer: Offer, partial: Partial | None = None) -> None:
+        """Take in one session, the rest of it where a ``partial`` one was begun; it is stored and
+        committed as soon as its last pack is durable.
+        """
+        coming = self._coming(volume, offer, partial)
+        known = None
+        if coming.full and coming.newest is not None:
+            known = known_ids(self._archive, coming.newest, offer)
+        stored = self._writer.stored
+        self._progress.volume(volume.name)
         with self._agent.extract(
-            volume.qube, volume.volume, offer.session, partial.position, known
+            volume.qube, volume.volume, offer.session, coming.partial.position, known
         ) as reply:
-            for kind, payload in reply.frames():
-                if kind == KIND_RECORD:
-                    record = payload
-                    continue
-                number, chunk_id = (
-                    CHUNK_HEAD.unpack_from(payload)
-                    if len(payload) >= CHUNK_HEAD_SIZE
-                    else (chunks, b"")
-                )
-                if kind != KIND_CHUNK or record or not following <= number < chunks:
-                    raise AgentError(
-                        f"Extract {name}: the agent sent a frame that does not belong there"
-                    )
-                following = number + 1
-                store.chunk(partial, number, chunk_id, memoryview(payload)[CHUNK_HEAD_SIZE:])
-                changed += 1
-                self._progress.advance(offer.chunk_size)
-                self._interrupts.check()
-        check_record(name, record, offer, self._archive.parameters)
+            record, count = coming.receive(reply, self._writer, lambda: self._after_chunk(offer))
+        check_record(volume.name, record, offer, self._archive.parameters)
         self._progress.finished(offer.changed)
-        inherit = 0 if full or newest is None else min(newest.chunks, chunks)
         done = Done(
             qube=volume.qube,
             volume=volume.volume,
             session=session_name(offer.time),
             id=offer.session.hex(),
             size=offer.size,
-            changed=changed * offer.chunk_size,
-            stored=store.stored - stored,
-            full=full,
-            resumed=resumed,
+            changed=count * offer.chunk_size,
+            stored=self._writer.stored - stored,
+            full=coming.full,
+            resumed=coming.resumed,
         )
-        complete = partial
-
-        def finish() -> None:
-            self._finish(volume, complete, record, inherit, done)
-
-        # It may come while another volume is being extracted: what fails then is this one's
+        # That may be while another volume is being extracted: what fails then is this one's
         # failure, and no other's.
-        store.then(lambda: self._try(volume, finish))
-
-    def _finish(
-        self, volume: VolumeEntry, partial: Partial, record: bytes, inherit: int, done: Done
-    ) -> None:
-        self._newest[volume.volume_id] = self._archive.store_session(
-            partial, record, partial.offer.previous, inherit
+        self._writer.when_durable(
+            lambda: self._try(volume, lambda: self._complete(coming, record, done))
         )
-        if done.full:
+
+    def _coming(self, volume: VolumeEntry, offer: Offer, partial: Partial | None) -> Coming:
+        newest, resumed = self._newest_of(volume.volume_id), partial is not None
+        if partial is None:
+            partial = Partial.create(self._archive.storage, offer)
+            self._partials.append(partial)
+        return Coming(volume, offer, newest, partial, resumed)
+
+    def _after_chunk(self, offer: Offer) -> None:
+        self._progress.advance(offer.chunk_size)
+        self._interrupts.check()
+
+    def _complete(self, coming: Coming, record: bytes, done: Done) -> None:
+        """Store the session, then commit it: dom0 builds on what is durable here, and on nothing
+        else.
+        """
+        volume = coming.volume
+        self._newest[volume.volume_id] = coming.store(self._archive, record)
+        if coming.full:
             self._archive.catalog.marks.compared(volume.volume_id.hex())
-        self._agent.commit(volume.qube, volume.volume, partial.offer.session)
-        partial.discard()
+        self._agent.commit(volume.qube, volume.volume, coming.offer.session)
+        coming.partial.discard()
         self.report.done.append(done)
-
-
-def _size(size: int) -> str:
-    from backup_vm.terminal.text import size_text
-
-    return size_text(size)

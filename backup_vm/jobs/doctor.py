@@ -14,7 +14,7 @@ from backup_vm.jobs.retention import DAY
 from backup_vm.reporting.view import TIMER
 from backup_vm.terminal.text import count_text, size_text
 from common.text import session_name
-from wire import VERSION
+from wire import NO_SESSION, VERSION
 from wire.messages import VOLUME_GONE, VOLUME_PENDING
 from wire.slots import KIND_RECOVERY
 
@@ -145,10 +145,8 @@ def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:
 
 def _of_volumes(listed: "list[VolumeEntry]") -> Iterator[Finding]:
     present = [volume for volume in listed if not volume.flags & VOLUME_GONE]
-    never = [f"{volume.qube}/{volume.volume}" for volume in present if volume.session == bytes(16)]
-    begun = [
-        f"{volume.qube}/{volume.volume}" for volume in present if volume.flags & VOLUME_PENDING
-    ]
+    never = [volume.name for volume in present if volume.session == NO_SESSION]
+    begun = [volume.name for volume in present if volume.flags & VOLUME_PENDING]
     if not present:
         yield Finding(
             BAD,
@@ -157,7 +155,7 @@ def _of_volumes(listed: "list[VolumeEntry]") -> Iterator[Finding]:
         )
         return
     yield Finding(GOOD, f"dom0 lists {count_text(len(present), 'volume')}")
-    unread = [f"{volume.qube}/{volume.volume}" for volume in present if not volume.size]
+    unread = [volume.name for volume in present if not volume.size]
     if unread:
         yield Finding(
             WARN,

@@ -269,7 +269,7 @@ def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
     remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from backup_vm.archive import pack_writer
-    from backup_vm.jobs.backup import Archiver
+    from backup_vm.jobs.backup import BackupRun
     from backup_vm.terminal.interrupts import Interrupted
     from backup_vm.terminal.progress import Progress
 
@@ -288,7 +288,7 @@ def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
     site.image().write_bytes(random.Random(3).randbytes(40 * GRAIN))
     with site.open(True) as archive, pytest.raises(KeyboardInterrupt):
         agent = site.agent(archive)
-        Archiver(archive, agent, Cut()).run(agent.list())
+        BackupRun(archive, agent, Cut()).run(agent.list())
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
         with site.open(True) as archive:
