@@ -40,12 +40,10 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.jobs.copy import copy
     from backup_vm.paths import expanded
-    from backup_vm.terminal.progress import progress_for
 
     context = Context(options)
     target = expanded(options.target)
-    with context.open() as archive:
-        progress = progress_for("copy", context.quiet or context.json)
+    with context.open() as archive, context.progress("copy") as progress:
         done = copy(archive, target, progress, options.delete, options.init)
     for problem in done.failed:
         context.warn(problem)

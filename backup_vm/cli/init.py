@@ -95,8 +95,7 @@ def _make_default(context: Context, place: str) -> Path:
     mounted.
     """
     from backup_vm.archive.storage import is_remote
-    from backup_vm.terminal.output import replacing
-    from common.durable import write_synced
+    from backup_vm.terminal.output import whole_file
 
     file, place = _settings_to_make(context, place)
     lines = [f"archive = {json.dumps(place)}"]
@@ -109,8 +108,8 @@ def _make_default(context: Context, place: str) -> Path:
     if not is_remote(place) and str(mount) not in ("/", "/home", "/rw", "/tmp"):  # noqa: S108
         lines.append(f"require_mount = {json.dumps(str(mount))}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as beside:
-        write_synced(beside, ("\n".join(lines) + "\n").encode())
+    with whole_file(file) as out:
+        out.write(("\n".join(lines) + "\n").encode())
     return file
 
 
