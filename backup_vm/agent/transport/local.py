@@ -14,7 +14,7 @@ from backup_vm.agent.transport import Connection
 from backup_vm.agent.transport.spawning import spawn
 from backup_vm.errors import AgentError
 
-_TREE = Path(__file__).resolve().parent.parent.parent
+_TREE = Path(__file__).resolve().parents[3]
 SERVICE_FOLDERS = (_TREE / "qubes-rpc", Path("/etc/qubes-rpc"))
 _KEPT = ("PATH", "HOME", "LANG", "USER", "LOGNAME")
 
