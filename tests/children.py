@@ -162,7 +162,7 @@ def _limit_memory(beyond: int) -> None:
 
 def _within(agent: str | None) -> None:
     """Let the agent that is named by its configuration run in this process."""
-    from backup_vm.agent.client import transport
+    from backup_vm.agent import transport
 
     if agent and agent.startswith("local:"):
         config = Path(agent.removeprefix("local:"))

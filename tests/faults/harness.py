@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from backup_vm import cli
-from backup_vm.agent.client import transport
+from backup_vm.agent import transport
 from backup_vm.errors import SparsebakError
 from tests.faultfs import FaultFS
 from tests.kit import PASSPHRASE, InProcess, Site

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from backup_vm import cli
-from backup_vm.agent.client import transport
+from backup_vm.agent import transport
 from backup_vm.archive import pack_writer, references
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.local import LocalStorage
