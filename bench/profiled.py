@@ -47,7 +47,7 @@ STAGES = {
         ],
     },
     "vm": {
-        "wait for the agent": ["backup_vm.agent.client:read_exactly"],
+        "wait for the agent": ["backup_vm.agent.call:read_exactly"],
         "hash": ["wire.chunks:ChunkIds.of"],
         "open, expand": ["wire.chunks:Opener.open"],
         "store": ["backup_vm.archive.packs:NewPack.add"],

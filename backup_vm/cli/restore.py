@@ -173,7 +173,7 @@ def _call(agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: 
     """Restore; the settings of a qube that dom0 does not list make it again, unless it turns out to
     be there.
     """
-    from backup_vm.agent.client import RefusedError
+    from backup_vm.agent.call import RefusedError
     from wire.messages import VOLUME_GONE
     from wire.status import Code
 

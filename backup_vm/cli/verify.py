@@ -76,7 +76,7 @@ def _damaged(
 
 
 def _verify(context: Context, chosen: "Chosen", progress: "Progress") -> dict[str, Any]:
-    from backup_vm.agent.client import RefusedError
+    from backup_vm.agent.call import RefusedError
     from backup_vm.jobs.reading import feed, image_bytes, read_image
     from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
 

@@ -5,7 +5,7 @@ run.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backup_vm.agent.client import Reply
+from backup_vm.agent.call import Reply
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.partial import Partial
