@@ -62,7 +62,7 @@ STAGES = {
             "common.image_writer:ImageWriter.write",
             "common.image_writer:ImageWriter.sync",
         ],
-        "open archive": ["backup_vm.archive.archive:Archive.recover"],
+        "open archive": ["backup_vm.archive.opening:_recover"],
     },
 }
 _spent: dict[str, float] = defaultdict(float)

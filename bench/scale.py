@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from backup_vm.archive import packs, sessions
-from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import FOOTER, INDEX_ENTRY_SIZE, PACK_HEAD
+from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.prune import prune
 from backup_vm.jobs.retention import DEFAULT

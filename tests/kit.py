@@ -14,8 +14,9 @@ from typing import IO, Any
 
 from backup_vm.agent.client import Agent
 from backup_vm.agent.transport import Connection
-from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
+from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.jobs.backup import BackupRun, Report
 from backup_vm.jobs.reading import assemble, feed, read_image

@@ -88,7 +88,7 @@ class Context:
         """
         import sqlite3
 
-        from backup_vm.archive.archive import open_archive
+        from backup_vm.archive.opening import open_archive
 
         place = self.location()
         try:

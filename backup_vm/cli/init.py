@@ -44,7 +44,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.archive.archive import create_archive
+    from backup_vm.archive.opening import create_archive
     from backup_vm.archive.parameters import Parameters
     from backup_vm.archive.storage import open_storage
     from backup_vm.errors import UsageError

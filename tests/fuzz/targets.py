@@ -21,7 +21,8 @@ from pathlib import Path
 from backup_vm.agent.call import Reply
 from backup_vm.agent.transport import Connection
 from backup_vm.archive import notes, packs, parameters, partial, sessions
-from backup_vm.archive.archive import Archive, open_archive
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.opening import open_archive
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import SparsebakError
 from backup_vm.jobs import export
