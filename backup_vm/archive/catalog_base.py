@@ -161,7 +161,7 @@ class CatalogBase:
         elif self.meta(key) is not None:
             self._db.execute("DELETE FROM meta WHERE key=?", (key,))
 
-    def notes(self, prefix: str) -> dict[str, str]:
+    def meta_with(self, prefix: str) -> dict[str, str]:
         """Remembered values whose keys begin with ``prefix``."""
         rows = self._db.execute(
             "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)

@@ -57,7 +57,7 @@ class Marks:
 
     def to_compare(self) -> list[str]:
         """All such volumes."""
-        return [key.removeprefix(_COMPARE) for key in self._catalog.notes(_COMPARE)]
+        return [key.removeprefix(_COMPARE) for key in self._catalog.meta_with(_COMPARE)]
 
     @property
     def storing(self) -> bool:
