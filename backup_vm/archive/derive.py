@@ -58,10 +58,11 @@ def sweep(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
             lacking[name] = lacking.get(name, 0) + catalog.lacking(set(ids) - {ZERO_ID})
             yield ids
 
-    damaged = len(archive.damaged)
     catalog.savepoint()
     dropped = catalog.drop_unreferenced(every())
-    if archive.damaged or len(archive.damaged) != damaged:
+    # Known only when all of them were read: one that turned out to be damaged on the way may refer
+    # to any chunk.
+    if archive.damaged:
         catalog.undo()
     elif dropped:
         catalog.marks.unclaimed = True
