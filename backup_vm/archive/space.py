@@ -71,14 +71,14 @@ class Account:
 
         self._storage, self._volumes = archive.storage, volumes
         self._chunk_size = archive.parameters.chunk_size
-        keys: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        found: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         lengths = [np.empty(0, np.int64)]
         for ids, sizes in archive.catalog.lengths():
-            keys.append(prefixes(np.frombuffer(ids, np.uint8).reshape(-1, ID_SIZE)))
+            found.append(prefixes(np.frombuffer(ids, np.uint8).reshape(-1, ID_SIZE)))
             lengths.append(np.array(sizes, np.int64))
-        all_keys, all_lengths = np.concatenate(keys), np.concatenate(lengths)
-        order = np.argsort(all_keys)
-        self._prefixes, self._lengths = all_keys[order], all_lengths[order]
+        all_prefixes, all_lengths = np.concatenate(found), np.concatenate(lengths)
+        order = np.argsort(all_prefixes)
+        self._prefixes, self._lengths = all_prefixes[order], all_lengths[order]
         self._uses = np.zeros(len(self._prefixes) + 1, np.int64)
         self._by_session: dict[str, Indexes] = {}
         for series in volumes.values():
