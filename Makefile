@@ -28,8 +28,10 @@ test-lvm: setup packages
 test-roots:
 	$(PYTHON) tools/roots.py $(addprefix --root=,$(ROOTS)) -- $(TESTS)
 
-demo: setup packages
-	$(VENV)/bin/python tools/demo.py
+# Installs what sparsebak itself needs and no more, where there is no environment for the tests yet.
+DEMO := $(if $(wildcard $(READY)),$(VENV),build/demo)
+demo: $(DEMO)/.ready
+	$(DEMO)/bin/python tools/demo.py
 
 bench: setup packages
 	$(VENV)/bin/python -m bench
@@ -102,8 +104,12 @@ lint: setup
 setup: $(READY)
 
 $(READY): pyproject.toml tools/make-venv
-	tools/make-venv $(PYTHON) $(VENV)
+	tools/make-venv $(PYTHON) $(VENV) '[remote,dev]'
 	touch $(READY)
+
+build/demo/.ready: pyproject.toml tools/make-venv
+	tools/make-venv $(PYTHON) build/demo
+	touch $@
 
 packages:
 	@tools/system-packages

@@ -95,7 +95,7 @@ def _retention(raw: dict[str, Any]) -> Retention:
     if not isinstance(until, str):
         raise ValueError(f'{_FREE} must be a text such as "10%"')
     if not isinstance(qubes, dict) or not all(isinstance(rules, dict) for rules in qubes.values()):
-        raise ValueError("rules of a qube stand in a table of their own: [retention.qubes.NAME]")
+        raise ValueError("rules of a qube belong in a table of their own: [retention.qubes.NAME]")
     for name in qubes:
         _ = parse_volume_name(name) if "/" in name else parse_name(name, "qube")
     return Retention(
@@ -108,5 +108,5 @@ def _rules(raw: dict[str, Any]) -> Rules:
     if default is True and not raw:
         return DEFAULT
     if default is not False:
-        raise ValueError(f"{_DEFAULT} = true stands alone, without other rules")
+        raise ValueError(f"{_DEFAULT} = true cannot be combined with other rules")
     return parse_rules(raw)

@@ -6,8 +6,8 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit codes; documented in README.md. Where restic has a code for the same thing, it is the
-    same.
+    """Exit codes; docs/exit-codes.md lists them. Where restic has a code for the same thing, it is
+    the same.
     """
 
     OK = 0

@@ -62,7 +62,7 @@ def build(folder: Path, chunks: int, count: int) -> None:
                 sequence=number + 1,
                 time=1_700_000_000 + number * DAY // 8, size=full * CHUNK, chunk_size=CHUNK,
                 qube="big", volume="private",
-                domain=bytes(16), root=bytes(32), previous=bytes(32),
+                dedup_domain=bytes(16), root=bytes(32), previous=bytes(32),
             ).seal(KEYS)  # fmt: skip
             inherit = 0 if number == 0 else full
             base = number.to_bytes(16, "big")

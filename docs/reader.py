@@ -35,7 +35,9 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 ZERO = bytes(32)
 CLEAR = struct.Struct("<4sHBB16s16s16sQQQI")
 PAGE = 1024
+FORMAT = 2
 SUITES = {1: b"chunk ids", 2: b"chunk ids 2"}
+Place = tuple[Path, int, int]
 BROKEN = (OSError, ValueError, InvalidTag, KeyError, TypeError, AttributeError)
 BROKEN += (RecursionError, struct.error)
 
@@ -66,12 +68,10 @@ def chunk_hash(suite: int, key: bytes, chunk: bytes) -> bytes:
 class Keys:
     def __init__(self, master: bytes) -> None:
         self.master = master
-        self.sealing, self.records, self.root = (
-            self.sub(name) for name in (b"sealing", b"records", b"root")
-        )
+        self.records = self.sub(b"records")
 
-    def sub(self, name: bytes, rest: bytes = b"") -> bytes:
-        return derive(self.master, b"sparsebak/1 " + name + b"\0" + rest)
+    def sub(self, name: bytes, domain: bytes = b"") -> bytes:
+        return derive(self.master, b"sparsebak/2 " + name + b"\0" + domain)
 
 
 def recovery_key(text: str) -> bytes:
@@ -94,7 +94,7 @@ def recovery_key(text: str) -> bytes:
 def wrapping_key(slot: bytes, secret: str) -> bytes:
     kind, log_n, r, p = slot[:4]
     if kind == 2:
-        return derive(recovery_key(secret), b"sparsebak/1 recovery", slot[4:20])
+        return derive(recovery_key(secret), b"sparsebak/2 recovery", slot[4:20])
     if kind != 1 or log_n > 17 or not (1 <= r <= 8 and 1 <= p <= 4) or r * p << log_n > 1 << 21:
         raise ValueError("a slot that nothing has made")
     return Scrypt(slot[4:20], 32, 1 << log_n, r, p).derive(
@@ -115,9 +115,8 @@ def master_key(parameters: dict[str, object], secret: str) -> bytes:
                 wrapping = wrapping_key(slot, form)
             except ValueError:
                 continue
-            for mode in (b"sealed", b""):  # none: by version 0.1.0
-                with suppress(InvalidTag):
-                    return short_open(wrapping, slot[20:], slot[:20] + archive + mode)
+            with suppress(InvalidTag):
+                return short_open(wrapping, slot[20:], slot[:20] + archive + b"sealed")
     raise Unreadable("this passphrase or recovery key does not open the archive")
 
 
@@ -132,9 +131,11 @@ class Session:
         self.volume_id, self.id, self.sequence, self.time, self.size, self.chunk = rest
         self.suite = suite
         text = short_open(keys.records, sealed, clear)
-        if (magic, form, of) != (b"SBRC", 1, archive) or suite not in SUITES:
+        if (magic, form, of) != (b"SBRC", FORMAT, archive) or suite not in SUITES:
             raise Unreadable("a record of another archive or format")
-        qube, volume, self.domain, self.root, _ = struct.unpack("<64s64s16s32s32s", text)
+        qube, volume, domain, self.root, _ = struct.unpack("<64s64s16s32s32s", text)
+        names = (SUITES[suite], b"sealing", b"root")  # of its deduplication domain
+        self.id_key, self.sealing, self.root_key = (keys.sub(name, domain) for name in names)
         self.volume = (
             f"{qube.rstrip(bytes(1)).decode('ascii')}/{volume.rstrip(bytes(1)).decode('ascii')}"
         )
@@ -147,8 +148,10 @@ class Session:
 class Archive:
     def __init__(self, folder: Path, secret: str | None) -> None:
         self.folder, self.parameters = folder, parameters(folder)
-        if self.parameters["format"] != 1 or self.parameters["suite"] not in SUITES:
-            raise Unreadable("a format that this reader does not know")
+        if self.parameters["format"] != FORMAT:
+            raise Unreadable(f"an archive of format {self.parameters['format']}, not {FORMAT}")
+        if self.parameters["suite"] not in SUITES:
+            raise Unreadable("a suite that this reader does not know")
         self.id = bytes.fromhex(self.parameters["archive"])
         open_key = self.parameters.get("key")
         self.keys = Keys(
@@ -169,9 +172,9 @@ class Archive:
             for name, series in sorted(found.items())
         }
 
-    def places(self, wanted: set[bytes]) -> dict[bytes, list[tuple[Path, int, int]]]:
+    def places(self, wanted: set[bytes]) -> dict[bytes, list[Place]]:
         """Pack, offset and length of each chunk wanted, from the packs' indexes."""
-        found: dict[bytes, list[tuple[Path, int, int]]] = {}
+        found: dict[bytes, list[Place]] = {}
         for path in regular(self.folder, "packs/*/*.pack"):
             try:
                 for offset, length, chunk_id in index(path):
@@ -204,14 +207,11 @@ class Archive:
             for number, chunk_id in image.items()
             if chunk_id != ZERO and number < chunks
         }
-        places, id_key = (
-            self.places(set(wanted.values())),
-            self.keys.sub(SUITES[session.suite], session.domain),
-        )
+        places = self.places(set(wanted.values()))
         with open(output, "xb") as file:
             file.truncate(session.size)
             for number, chunk_id in sorted(wanted.items()):
-                chunk = self.chunk(chunk_id, places.get(chunk_id, []), id_key, session)
+                chunk = self.chunk(chunk_id, places.get(chunk_id, []), session)
                 file.seek(number * session.chunk)
                 file.write(chunk[: session.size - number * session.chunk])
 
@@ -222,23 +222,21 @@ class Archive:
                 image.get(number, ZERO) if number < chunks else ZERO
                 for number in range(first, first + PAGE)
             )
-            pages.append(keyed(self.keys.root, ids, person=b"sparsebak page"))
+            pages.append(keyed(session.root_key, ids, person=b"sparsebak page"))
         sizes = struct.pack("<QI", session.size, session.chunk)
-        if keyed(self.keys.root, sizes, *pages, person=b"sparsebak root") != session.root:
+        if keyed(session.root_key, sizes, *pages, person=b"sparsebak root") != session.root:
             raise Unreadable(
                 f"{session.volume} {session.name}: its chunks are not those of its record"
             )
 
-    def chunk(
-        self, chunk_id: bytes, places: list[tuple[Path, int, int]], id_key: bytes, session: Session
-    ) -> bytes:
+    def chunk(self, chunk_id: bytes, places: list[Place], session: Session) -> bytes:
         """The chunk from the first place where it proves to be what its id says."""
         for path, offset, length in places:
             try:
                 with open(path, "rb") as file:
                     file.seek(offset)
                     sealed = file.read(length)
-                key = AESGCM(derive(self.keys.sealing, b"stream", sealed[1:17]))
+                key = AESGCM(derive(session.sealing, b"stream", sealed[1:17]))
                 data = key.decrypt(sealed[17:29], sealed[29:], sealed[:1] + chunk_id)
             except (InvalidTag, ValueError, OSError):
                 continue
@@ -248,7 +246,8 @@ class Archive:
                 if zstandard.frame_content_size(data) != session.chunk:
                     continue
                 data = zstandard.ZstdDecompressor().decompress(data)
-            if len(data) == session.chunk and chunk_hash(session.suite, id_key, data) == chunk_id:
+            right = chunk_hash(session.suite, session.id_key, data) == chunk_id
+            if len(data) == session.chunk and right:
                 return data
         raise Unreadable(f"chunk {chunk_id.hex()} is lost or damaged")
 
@@ -290,7 +289,7 @@ def index(path: Path) -> Iterator[tuple[int, int, bytes]]:
     with open(path, "rb") as file:
         file.seek(-36, os.SEEK_END)
         start, count, _, magic = struct.unpack("<QI16s8s", file.read(36))
-        if magic != b"SBINDX\0\1" or start + 60 * count + 36 != size:
+        if magic != b"SBINDX\0\2" or start + 60 * count + 36 != size:
             raise Unreadable("it is damaged")
         file.seek(start)
         for _ in range(count):

@@ -19,8 +19,8 @@ from typing import Any
 
 from common.durable import make_directory, replace, sync_directory, write_synced
 from dom0_agent.log import ERROR, WARNING, log
-from wire import CHUNK_SIZES
-from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, Keys
+from wire import CHUNK_SIZES, FORMAT, other_format
+from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, DomainKeys, Keys
 from wire.messages import MODE_OPEN, MODE_SEALED
 from wire.names import parse_name
 from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, SLOT_SIZE, make_slot
@@ -37,8 +37,8 @@ class Archive:
     """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.messages' MODE_ numbers, ``suite``
     one of wire.chunks's.
 
-    ``key_check``: digest of the master key, by which a damaged one is noticed; empty where an
-    earlier version kept none.
+    ``key_check``: digest of the master key, by which a damaged one is noticed; empty until it is
+    kept.
     """
 
     directory: Path
@@ -67,6 +67,10 @@ class Archive:
     def keys(self) -> Keys:
         """The archive's keys; read once."""
         return self._keys
+
+    def domain_keys(self, dedup_domain: bytes) -> DomainKeys:
+        """The keys of one of its deduplication domains (16 bytes)."""
+        return self.keys().of_domain(dedup_domain, self.suite)
 
     @cached_property
     def _keys(self) -> Keys:
@@ -206,6 +210,7 @@ class Archives:
 
 def _dump(archive: Archive) -> bytes:
     fields = {
+        "format": FORMAT,
         "label": archive.label,
         "caller": archive.caller,
         "mode": archive.mode,
@@ -237,11 +242,15 @@ def is_sound(directory: Path) -> bool:
 
 
 def _load(directory: Path) -> Archive:
-    """An archive as it was written; Refused when it is damaged. Earlier versions wrote no check."""
+    """An archive as it was written; Refused when it is damaged, or of another format."""
     try:
         raw = json.loads((directory / "archive.json").read_bytes())
-        if "check" in raw and raw.pop("check") != _check(raw):  # version 0.1.0 wrote none
+        if raw.pop("check", None) != _check(raw):
             raise ValueError("its check does not fit")
+        number = raw.pop("format", 1)  # format 1 had no number here
+        if number != FORMAT:
+            what, hint = other_format(number)
+            raise Refused(Code.INTERNAL, f"{directory} is an archive of {what}: {hint}")
         slots = tuple(bytes.fromhex(slot) for slot in raw.pop("slots"))
         found = Archive(directory=directory, id=bytes.fromhex(directory.name), slots=slots, **raw)
         parse_name(found.label, "label")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from wire import CHUNK_SIZES
+from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE
 from wire.names import BadName, parse_name, parse_volume_name
 
 DEFAULT_PATH = Path("/etc/sparsebak/agent.toml")
@@ -49,8 +49,8 @@ class Volume:
     logical volume.
 
     ``live``: where the data is while the qube runs, if elsewhere. ``files``: what ``dom0/config``
-    is made of. ``domain``: 16 bytes; volumes of one domain share chunks in an archive. ``managed``:
-    qubesd keeps it, and new contents go through the Admin API.
+    is made of. ``dedup_domain``: 16 bytes; volumes of one deduplication domain share chunks in an
+    archive. ``managed``: qubesd keeps it, and new contents go through the Admin API.
     """
 
     qube: str
@@ -58,7 +58,7 @@ class Volume:
     pool: Pool
     vid: str
     live: str = ""
-    domain: bytes = bytes(16)
+    dedup_domain: bytes = bytes(DEDUP_DOMAIN_SIZE)
     managed: bool = False
     files: tuple[str, ...] = ()
 
@@ -74,7 +74,7 @@ def remember(volume: Volume) -> dict[str, Any]:
     return {
         **asdict(volume),
         "pool": pool,
-        "domain": volume.domain.hex(),
+        "dedup_domain": volume.dedup_domain.hex(),
         "files": list(volume.files),
     }
 
@@ -86,7 +86,7 @@ def recall(raw: dict[str, Any]) -> Volume:
         **{
             **raw,
             "pool": pool,
-            "domain": bytes.fromhex(raw["domain"]),
+            "dedup_domain": bytes.fromhex(raw["dedup_domain"]),
             "files": tuple(raw["files"]),
         }
     )

@@ -3,6 +3,8 @@ that change at random.
 """
 
 import contextlib
+import dataclasses
+import hashlib
 import io
 import os
 import random
@@ -11,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+from unittest import mock
 
 from backup_vm.agent.client import Agent
 from backup_vm.agent.transport import Connection
@@ -26,7 +29,8 @@ from common.text import session_name
 from dom0_agent.admin.monitoring import Outcome, monitor
 from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
-from dom0_agent.config import load
+from dom0_agent.catalog.static import StaticCatalog
+from dom0_agent.config import Config, Volume, load
 from dom0_agent.rpc import dispatch
 from wire import slots
 from wire.chunks import SUITE_SHA256, Keys
@@ -109,10 +113,11 @@ class Site:
             root / "archive",
         )
         self.config = root / "agent.toml"
+        self.recovery: bytes | None = None
         self.label, self.driver, self.volumes = "tests", driver, volumes
         if make:
             self._make()
-            self.add_archive("tests", self.archive, sealed, chunk_size, suite)
+            self.recovery = self.add_archive("tests", self.archive, sealed, chunk_size, suite)
 
     def _make(self) -> None:
         """Make what lies in the pool, and agent.toml."""
@@ -138,11 +143,13 @@ class Site:
         sealed: bool = True,
         chunk_size: int = 64 * 1024,
         suite: int = SUITE_SHA256,
-    ) -> None:
+    ) -> bytes | None:
+        """Make an archive and return its recovery key (sealed mode)."""
         log_n, slots.SCRYPT_LOG_N = slots.SCRYPT_LOG_N, 10  # the cost is measured elsewhere
         try:
             archives = Archives(load(self.config).state_dir)
-            archives.add(label, "backup-vm", suite, chunk_size, PASSPHRASE if sealed else None)
+            passphrase = PASSPHRASE if sealed else None
+            _, recovery = archives.add(label, "backup-vm", suite, chunk_size, passphrase)
         finally:
             slots.SCRYPT_LOG_N = log_n
         entry, found = Agent(InProcess(self.config)).enroll(label)
@@ -159,6 +166,7 @@ class Site:
                 master,
             ),
         )
+        return recovery
 
     def image(self, name: str = "work/private") -> Path:
         return self.pool / (name.replace("/", "-") + ".img")
@@ -277,6 +285,23 @@ class Site:
     def snapshots(self, name: str = "work/private") -> list[str]:
         folder = self.pool / ".sparsebak" / name
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+@contextlib.contextmanager
+def own_domains() -> Iterator[None]:
+    """Each volume listed in agent.toml is a deduplication domain of its own, as the private volumes
+    of qubes are.
+    """
+
+    def own(volume: Volume) -> Volume:
+        domain = hashlib.blake2b(volume.name.encode(), digest_size=16).digest()
+        return dataclasses.replace(volume, dedup_domain=domain)
+
+    def make(catalog: StaticCatalog, config: Config) -> None:
+        catalog._volumes = tuple(map(own, config.volumes))
+
+    with mock.patch.object(StaticCatalog, "__init__", make):
+        yield
 
 
 def fill(image: Path, size: int, seed: int = 0) -> None:

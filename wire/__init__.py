@@ -2,11 +2,16 @@
 of its own.
 """
 
-VERSION = "0.1.0"
-"""Of the project; what Enroll tells, for both sides to compare."""
+VERSION = "0.2.0"
+"""Of the project: the one place where it is written. Enroll sends it, for both sides to compare."""
 
-FORMAT = 1
-"""Version of every format in this package; a reader refuses any other."""
+FORMAT = 2
+"""The format of archives, and of all that crosses; a reader refuses any other. docs/format.md says
+how it changes.
+"""
+
+DEDUP_DOMAIN_SIZE = 16
+"""Bytes of a deduplication domain; all zero for "the whole archive"."""
 
 CHUNK_SIZES = tuple(1 << bits for bits in range(16, 23))
 """The chunk sizes an archive may have, in bytes: the powers of two from 64 KiB to 4 MiB."""
@@ -24,3 +29,16 @@ NO_SESSION = bytes(16)
 
 NO_ARCHIVE = bytes(16)
 """The same for the id of an archive."""
+
+
+def other_format(number: object) -> tuple[str, str]:
+    """What to say of something of another format than FORMAT, and what to do about it."""
+    if isinstance(number, int) and number < FORMAT:
+        return (
+            f"format {number}, from before the first release, which this version does not read",
+            "get what you need with the version that made it, and make a new archive",
+        )
+    return (
+        f"format {number}, which this version does not know",
+        "use the version of sparsebak that made it, or a newer one",
+    )

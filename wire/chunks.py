@@ -9,7 +9,10 @@ import hashlib
 import hmac
 import os
 import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from wire import DEDUP_DOMAIN_SIZE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -19,6 +22,8 @@ SUITES = {SUITE_BLAKE2B: "blake2b", SUITE_SHA256: "hmac-sha256"}
 """What chunk ids are made with, by the number of the suite; an archive has one for life. All else
 is the same in both: AES-256-GCM, HKDF-SHA256, zstd, BLAKE2b for roots and records. A reader refuses
 any other number."""
+
+_ID_LABELS = {SUITE_BLAKE2B: "chunk ids", SUITE_SHA256: "chunk ids 2"}
 
 KEY_SIZE = ID_SIZE = 32
 ZERO_ID = bytes(ID_SIZE)
@@ -46,18 +51,55 @@ def derive(key: bytes, info: bytes, salt: bytes | None = None) -> bytes:
     return HKDF(algorithm=SHA256(), length=KEY_SIZE, salt=salt, info=info).derive(key)
 
 
+@dataclass(frozen=True)
+class DomainKeys:
+    """All that it takes to seal or open the images of one deduplication domain: three keys of 32
+    bytes.
+
+    They are derived for the domain, each on its own, so that whoever is given them can open nothing
+    of another domain, and no record: what opens chunks or computes roots takes these and never the
+    archive's ``Keys``. ``suite`` says what ``ids`` is for: one key, one algorithm.
+    """
+
+    suite: int
+    ids: bytes = field(repr=False)
+    sealing: bytes = field(repr=False)
+    root: bytes = field(repr=False)
+
+
 class Keys:
-    """The sub-keys of an archive, each derived from the 32-byte master key when first asked for."""
+    """The sub-keys of an archive, each derived from the 32-byte master key when asked for."""
 
     def __init__(self, master: bytes) -> None:
         if len(master) != KEY_SIZE:
             raise ValueError("a master key has 32 bytes")
         self._master = master
+        self._domains: dict[tuple[bytes, int], DomainKeys] = {}
 
-    def sub_key(self, label: str, context: bytes = b"") -> bytes:
-        """32-byte sub-key for a purpose: "chunk ids" or "chunk ids 2" (with the domain), "sealing",
-        "records", "root", "volume ids"."""
-        return derive(self._master, b"sparsebak/1 " + label.encode("ascii") + b"\x00" + context)
+    def sub_key(self, label: str, dedup_domain: bytes = b"") -> bytes:
+        """32-byte sub-key for a purpose: "records" and "volume ids" of the archive, or one of
+        ``of_domain``.
+        """
+        # The number belongs to the label: it says in which format this way to derive keys came up,
+        # and stays what it is where a later format derives them alike.
+        info = b"sparsebak/2 " + label.encode("ascii") + b"\x00" + dedup_domain
+        return derive(self._master, info)
+
+    def of_domain(self, dedup_domain: bytes, suite: int) -> DomainKeys:
+        """The keys of a deduplication domain (16 bytes); derived once."""
+        if len(dedup_domain) != DEDUP_DOMAIN_SIZE:
+            # the domain ends the text that a key is derived from: of another length it could be
+            # another's
+            raise ValueError("a deduplication domain has 16 bytes")
+        found = self._domains.get((dedup_domain, suite))
+        if found is None:
+            found = self._domains[dedup_domain, suite] = DomainKeys(
+                suite=suite,
+                ids=self.sub_key(_ID_LABELS[suite], dedup_domain),
+                sealing=self.sub_key("sealing", dedup_domain),
+                root=self.sub_key("root", dedup_domain),
+            )
+        return found
 
     def volume_id(self, qube: str, volume: str) -> bytes:
         """16 bytes that stand for the volume wherever names must not."""
@@ -66,15 +108,16 @@ class Keys:
 
 
 class ChunkIds:
-    """Chunk ids of one deduplication domain (16 bytes, all zero for "the whole archive")."""
+    """Chunk ids of one deduplication domain.
 
-    def __init__(self, keys: Keys, domain: bytes, chunk_size: int, suite: int) -> None:
-        """``suite`` is one of SUITES."""
-        sha256 = suite == SUITE_SHA256
-        self._key = keys.sub_key(
-            "chunk ids 2" if sha256 else "chunk ids", domain
-        )  # one key, one algorithm
-        self._hash = self._sha256 if sha256 else self._blake2b
+    The same chunk has another id in another domain. So the backup VM, which stores each id once and
+    knows of no domains, never lets two of them share a sealed chunk, which only one of them could
+    open.
+    """
+
+    def __init__(self, keys: DomainKeys, chunk_size: int) -> None:
+        self._key = keys.ids
+        self._hash = self._sha256 if keys.suite == SUITE_SHA256 else self._blake2b
         self._zeros = self._hash(bytes(chunk_size))
 
     def _blake2b(self, chunk: bytes | memoryview) -> bytes:
@@ -92,16 +135,16 @@ class ChunkIds:
 
 
 class Sealer:
-    """Seals chunks under one fresh random salt; made anew for every Extract call. Safe to share
-    between threads.
+    """Seals chunks of one domain under one fresh random salt; made again for every Extract call.
+    Safe to share between threads.
 
     ``padding``: compressed chunks are filled up to a multiple of so many bytes, so that their sizes
     tell less; 0 for none.
     """
 
-    def __init__(self, keys: Keys, level: int, padding: int = 0) -> None:
+    def __init__(self, keys: DomainKeys, level: int, padding: int = 0) -> None:
         self._salt = os.urandom(SALT_SIZE)
-        self._aead = _aead(derive(keys.sub_key("sealing"), b"stream", self._salt))
+        self._aead = _aead(derive(keys.sealing, b"stream", self._salt))
         self._level, self._padding = level, padding
 
     def seal(self, counter: int, chunk_id: bytes, chunk: bytes | memoryview) -> bytes:
@@ -131,12 +174,12 @@ class Sealer:
 
 
 class Opener:
-    """Opens sealed chunks of one archive. Safe to share between threads."""
+    """Opens sealed chunks of one deduplication domain. Safe to share between threads."""
 
     _SALTS = 256
 
-    def __init__(self, keys: Keys) -> None:
-        self._key = keys.sub_key("sealing")
+    def __init__(self, keys: DomainKeys) -> None:
+        self._key = keys.sealing
         self._streams: dict[bytes, AESGCM] = {}
 
     def open(

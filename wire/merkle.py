@@ -9,7 +9,7 @@ import hashlib
 import struct
 from collections.abc import Iterable
 
-from wire.chunks import ID_SIZE
+from wire.chunks import ID_SIZE, DomainKeys
 
 PAGE_IDS = 1024
 PAGE_BYTES = PAGE_IDS * ID_SIZE
@@ -28,10 +28,10 @@ def page_count(chunks: int) -> int:
 
 
 class Tree:
-    """Page digests and roots under an archive's "root" sub-key."""
+    """Page digests and roots of one deduplication domain's images."""
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
+    def __init__(self, keys: DomainKeys) -> None:
+        self._key = keys.root
         self.zero_page = self._page(ZERO_PAGE)
 
     def _page(self, ids: bytes) -> bytes:

@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from wire import FORMAT
 from wire.chunks import OVERHEAD
 from wire.layout import TIME, U8, U16, U32, U64, Fields, raw, text
 
@@ -28,7 +29,7 @@ CHUNK_FRAME = struct.Struct(HEADER.format + CHUNK_HEAD.format.removeprefix("<"))
 LENGTH = struct.Struct("<I")
 """Before each sealed chunk sent to Restore and Verify."""
 
-END = b"SBEND\n\x00\x01"
+END = b"SBEND\n\x00\x02"
 """Last bytes of a stream sent to Restore and Verify."""
 
 (
@@ -108,7 +109,7 @@ class Request(Layout):
 
     LAYOUT = Fields(
         magic=REQUEST_MAGIC,
-        format=b"\x01\x00",
+        format=FORMAT.to_bytes(2, "little"),
         flags=U16,
         archive=raw(16),
         session=raw(16),
@@ -167,10 +168,10 @@ class VolumeEntry(Layout):
 
 @dataclass(frozen=True)
 class ArchiveEntry(Layout):
-    """What Enroll tells of an archive. ``key`` is the master key in open mode, zero in
-    sealed mode.
-    """
+    """What Enroll tells of an archive. ``format``: in which dom0 makes its sessions. ``key`` is the
+    master key in open mode, zero in sealed mode."""
 
+    format: int
     archive: bytes
     label: str
     mode: int
@@ -182,6 +183,7 @@ class ArchiveEntry(Layout):
 
     KIND = KIND_ARCHIVE
     LAYOUT = Fields(
+        format=U16,
         archive=raw(16),
         label=text(64),
         mode=U8,

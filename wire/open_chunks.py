@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from common.image_writer import WRITE_BYTES
 from common.pipeline import in_order, neighbours
-from wire.chunks import ChunkIds, Keys, NotAuthentic, Opener
+from wire.chunks import ChunkIds, DomainKeys, NotAuthentic, Opener
 from wire.records import Record
 
 AHEAD_BYTES = 12 << 20
@@ -30,10 +30,24 @@ class ChunkNotAuthentic(NotAuthentic):
         self.number = number
 
 
+class ChunkOpener:
+    """Opens chunks of one image, from any thread."""
+
+    def __init__(self, keys: DomainKeys, chunk_size: int) -> None:
+        self._opener, self._ids, self._size = Opener(keys), ChunkIds(keys, chunk_size), chunk_size
+
+    def open(self, chunk: SealedChunk) -> bytes:
+        """Contents, as long as a chunk is; raise ChunkNotAuthentic."""
+        try:
+            return self._opener.open(chunk.id, chunk.untrusted_data, self._ids, self._size)
+        except NotAuthentic as error:
+            raise ChunkNotAuthentic(chunk.number, str(error)) from None
+
+
 def open_chunks(
     chunks: Iterable[SealedChunk],
     record: Record,
-    keys: Keys,
+    keys: DomainKeys,
     threads: int,
     sink: Callable[[int, list[bytes]], object] | None,
     ordered: bool = False,
@@ -41,22 +55,13 @@ def open_chunks(
     """Open every chunk and hand offset and contents to ``sink``, if there is one: from several
     threads, or ``ordered``.
 
-    The last chunk is cut at the record's size. Raises ChunkNotAuthentic, and whatever ``chunks``
-    and ``sink`` raise.
+    ``keys`` are those of the record's deduplication domain. The last chunk is cut at the record's
+    size. Raises ChunkNotAuthentic, and whatever ``chunks`` and ``sink`` raise.
     """
-    opener, ids, size = (
-        Opener(keys),
-        ChunkIds(keys, record.domain, record.chunk_size, record.suite),
-        record.chunk_size,
-    )
+    opener, size = ChunkOpener(keys, record.chunk_size), record.chunk_size
 
     def work(together: list[SealedChunk]) -> tuple[int, list[bytes]]:
-        parts = []
-        for chunk in together:
-            try:
-                parts.append(opener.open(chunk.id, chunk.untrusted_data, ids, size))
-            except NotAuthentic as error:
-                raise ChunkNotAuthentic(chunk.number, str(error)) from None
+        parts = [opener.open(chunk) for chunk in together]
         offset, parts = (
             together[0].number * size,
             [*parts[:-1], parts[-1][: record.size - together[-1].number * size]],

@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from wire import CHUNK_SIZES, FORMAT, MAX_VOLUME_SIZE
-from wire.chunks import SUITES, Keys, NotAuthentic, open_bytes, seal_bytes
+from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE, FORMAT, MAX_VOLUME_SIZE, other_format
+from wire.chunks import SUITES, DomainKeys, Keys, NotAuthentic, open_bytes, seal_bytes
 from wire.layout import TIME, U8, U16, U32, U64, Fields, raw, text
 from wire.names import BadName, parse_name
 
@@ -28,7 +28,7 @@ CLEAR = Fields(
 SECRET = Fields(
     qube=text(64),
     volume=text(64),
-    domain=raw(16),
+    dedup_domain=raw(DEDUP_DOMAIN_SIZE),
     root=raw(32),
     previous=raw(32),
 )
@@ -54,11 +54,12 @@ class Clear:
 
 @dataclass(frozen=True)
 class Record(Clear):
-    """A session record. ``previous``: digest of the record before it, zero for the first."""
+    """A session record. ``dedup_domain`` says which keys the image needs; ``previous``: digest of
+    the record before it, zero for the first."""
 
     qube: str
     volume: str
-    domain: bytes
+    dedup_domain: bytes
     root: bytes
     previous: bytes
 
@@ -75,6 +76,10 @@ class Record(Clear):
             self._clear() + self._secret(), digest_size=32, key=keys.sub_key("records")
         ).digest()
 
+    def domain_keys(self, keys: Keys) -> DomainKeys:
+        """The keys that its image is opened with."""
+        return keys.of_domain(self.dedup_domain, self.suite)
+
     def _clear(self) -> bytes:
         return CLEAR.build({**vars(self), "format": FORMAT})
 
@@ -89,11 +94,11 @@ def read_clear(untrusted_record: bytes) -> Clear:
     if len(untrusted_record) != RECORD_SIZE:
         raise NotAuthentic("a session record has another length")
     parsed = _parse(CLEAR, untrusted_record[:CLEAR_SIZE])
-    kind, clear = parsed.pop("format"), Clear(**parsed)
-    if kind != FORMAT or clear.suite not in SUITES:
-        raise NotAuthentic(
-            f"record of format {kind}, suite {clear.suite}, which this version does not know"
-        )
+    number, clear = parsed.pop("format"), Clear(**parsed)
+    if number != FORMAT:
+        raise NotAuthentic(f"record of {other_format(number)[0]}")
+    if clear.suite not in SUITES:
+        raise NotAuthentic(f"record of suite {clear.suite}, which this version does not know")
     if clear.chunk_size not in CHUNK_SIZES or clear.size > MAX_VOLUME_SIZE:
         raise NotAuthentic("record with an impossible size")
     return clear

@@ -43,7 +43,7 @@ def _wrapping_key(raw_head: bytes, secret: bytes) -> bytes:
     head = _HEAD.parse(raw_head)
     kind, log_n, r, p, salt = (head[name] for name in ("kind", "log_n", "r", "p", "salt"))
     if kind == KIND_RECOVERY:  # 160 random bits need no stretching
-        return derive(secret, b"sparsebak/1 recovery", salt)
+        return derive(secret, b"sparsebak/2 recovery", salt)
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
     sane = 10 <= log_n <= 17 and 1 <= r <= SCRYPT_R and 1 <= p <= SCRYPT_P
@@ -77,9 +77,8 @@ def open_slot(untrusted_slot: bytes, kind: int, secret: bytes, archive: bytes) -
         key = _wrapping_key(head, secret)
     except NotAuthentic:
         return None
-    for mode in (_SEALED, b""):  # none: by version 0.1.0, which made slots for sealed archives, too
-        with contextlib.suppress(NotAuthentic):
-            return open_bytes(key, wrapped, head + archive + mode)
+    with contextlib.suppress(NotAuthentic):
+        return open_bytes(key, wrapped, head + archive + _SEALED)
     return None
 
 

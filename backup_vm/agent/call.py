@@ -33,10 +33,10 @@ _MEANINGS = {
     ),
     Code.NO_SESSION: ("dom0 knows no such session", "run: sparsebak backup"),
     Code.BUSY: ("the volume is busy with another operation", "wait for it to end, then try again"),
-    Code.INCOMPLETE: ("the session was not wholly extracted", "run: sparsebak backup"),
+    Code.INCOMPLETE: ("the session was not extracted completely", "run: sparsebak backup"),
     Code.NO_SPACE: ("dom0's storage is full", "free space in the pool, then try again"),
     Code.SOURCE_FAILED: ("dom0 cannot read or write the volume", "see dom0's log"),
-    Code.NOT_AUTHENTIC: ("the session does not prove authentic", "run: sparsebak scrub"),
+    Code.NOT_AUTHENTIC: ("the session is not authentic", "run: sparsebak scrub"),
     Code.WRONG_VOLUME: (
         "the session belongs to another volume",
         "an administrator can allow it in dom0: allow_restore",
@@ -46,7 +46,7 @@ _MEANINGS = {
     Code.NOT_HALTED: ("the qube is running", "shut it down, then try again"),
     Code.OLDER: (
         "dom0 does not know this session as the newest of its volume",
-        "to restore it all the same, name it with --session",
+        "to restore it anyway, name it with --session",
     ),
     Code.NOT_AS_ASKED: (
         "what was sent is not what dom0 was asked for",
@@ -121,7 +121,7 @@ class Reply:
         except ValueError as error:
             hint = "use the same version in dom0 and here"
             raise AgentError(
-                f"{self.what}: the agent sent what makes no sense: {error}", hint
+                f"{self.what}: the agent sent a malformed answer: {error}", hint
             ) from None
 
     def only(self) -> list[tuple[int, bytes]]:

@@ -177,7 +177,7 @@ class Archive:
             if name.endswith(ending):
                 raise DamagedError(
                     f"{session.name} builds on a damaged session: {error}",
-                    "sessions that do not build on it can still be had",
+                    "sessions that do not build on it can still be restored",
                 )
         raise DamagedError(
             f"{session.name} builds on session {missing.hex()} (after it: {found[0].name}), whose"

@@ -169,7 +169,7 @@ class Columns:
         return found
 
     def _damaged(self) -> DamagedError:
-        return DamagedError(f"{self._path()} is damaged: its chunk numbers cannot be")
+        return DamagedError(f"{self._path()} is damaged: its chunk numbers are impossible")
 
     def _path(self) -> str:
         return self._storage.describe(self._session.file)

@@ -6,8 +6,8 @@ from wire.chunks import ID_SIZE
 from wire.layout import U32, U64, Fields, raw
 from wire.records import RECORD_SIZE
 
-PACK_MAGIC = b"SBPACK\x00\x01"
-INDEX_MAGIC = b"SBINDX\x00\x01"
+PACK_MAGIC = b"SBPACK\x00\x02"
+INDEX_MAGIC = b"SBINDX\x00\x02"
 SESSION_MAGIC = b"SBSESS\x00\x02"
 CHECKSUM_SIZE = 16
 """XXH3-128 of sealed chunks and pack indexes, big-endian as the library gives it."""

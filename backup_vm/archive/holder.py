@@ -93,7 +93,7 @@ class Holder:
 
     def __str__(self) -> str:
         if not self.process:
-            return "nobody knows whose"
+            return "holder unknown"
         try:
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
         except (ValueError, OverflowError, OSError):

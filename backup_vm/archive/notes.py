@@ -21,11 +21,11 @@ from backup_vm.archive.lease import NOTES, Lease
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from common.durable import Busy, closing_fd, lock_fd
+from wire import FORMAT, other_format
 from wire.layout import LAST_TIME
 
 NAME = "notes.json"
 LOCK = "notes.lock"
-FORMAT = 1
 LONGEST_NOTE = 500
 _LONGEST = 32 << 20
 """Bytes: notes of some hundred thousand sessions."""
@@ -108,13 +108,13 @@ def load(storage: Storage) -> Notes:
         return _parse(json.loads(body))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
         raise DamagedError(
-            f"{path} makes no sense: {error}", "restore it from a copy, or remove it and tag again"
+            f"{path} is malformed: {error}", "restore it from a copy, or remove it and tag again"
         ) from None
 
 
 def _parse(fields: dict[str, Any]) -> Notes:
     if fields["format"] != FORMAT:
-        raise ValueError(f"format {fields['format']}; this version knows {FORMAT}")
+        raise ValueError(f"it is of {other_format(fields['format'])[0]}")
     notes = Notes()
     for key, note in fields["sessions"].items():
         notes.sessions[key] = Note(

@@ -81,8 +81,8 @@ class PackWriter:
         if chunk_id != ZERO_ID and not self.holds(chunk_id):
             if not sealed:
                 raise DamagedError(
-                    f"the agent took it that the archive holds chunk {chunk_id.hex()[:16]}, but it"
-                    " does not",
+                    f"the agent skipped chunk {chunk_id.hex()[:16]}, expecting it in the archive,"
+                    " where it is missing",
                     "run: sparsebak scrub, then sparsebak backup",
                 )
             if filling.pack is None:

@@ -183,10 +183,10 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
     end = PACK_HEAD_SIZE
     for entry in found:  # whoever can write to the disk can make a checksum
         if entry.offset < end + ENTRY_SIZE or not 0 < entry.length <= _LARGEST:
-            raise DamagedError(f"{path} is damaged: its index cannot be")
+            raise DamagedError(f"{path} is damaged: its index is malformed")
         end = entry.offset + entry.length
     if end > footer["index"]:
-        raise DamagedError(f"{path} is damaged: its index cannot be")
+        raise DamagedError(f"{path} is damaged: its index is malformed")
     return found
 
 

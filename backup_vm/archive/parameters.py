@@ -9,7 +9,7 @@ from typing import Any
 from backup_vm.archive.damage import text_checksum
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
-from wire import CHUNK_SIZES, FORMAT
+from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import KEY_SIZE, SUITES, Keys
 from wire.layout import LAST_TIME
 from wire.names import parse_name
@@ -50,8 +50,8 @@ class Parameters:
             if passphrase is not None:
                 raise WrongKeyError(
                     f"archive {self.label} says that it is open, so that it takes no passphrase",
-                    "if you made it with --open, give no passphrase; if not, somebody has put it in"
-                    " the place of yours",
+                    "if you made it with --open, give no passphrase; if not, somebody has replaced"
+                    " your archive",
                 )
             return Keys(self.master)
         if passphrase is None:
@@ -98,8 +98,8 @@ def load(storage: Storage) -> Parameters:
     body, _, check = raw.rpartition(_CHECK.encode())
     if check != f'"{text_checksum(body)}"\n'.encode():
         hint = (
-            "restore this file from a copy; dom0 gives its contents again by: sparsebak init DIR"
-            " --label LABEL --repair"
+            "restore this file from a copy, or write it again from what dom0 knows: sparsebak init"
+            " DIR --label LABEL --repair"
         )
         raise DamagedError(f"{storage.describe(NAME)} is damaged: its checksum is wrong", hint)
     try:
@@ -110,14 +110,16 @@ def load(storage: Storage) -> Parameters:
         ValueError,
         RecursionError,
     ) as error:  # whoever writes a disk can write a checksum
-        raise DamagedError(f"{storage.describe(NAME)} makes no sense: {error}") from None
+        raise DamagedError(f"{storage.describe(NAME)} is malformed: {error}") from None
 
 
 def _parse(storage: Storage, fields: dict[str, Any]) -> Parameters:
-    if fields["format"] != FORMAT or fields["suite"] not in SUITES:
+    if fields["format"] != FORMAT:
+        what, hint = other_format(fields["format"])
+        raise NoArchiveError(f"{storage.describe(NAME)}: an archive of {what}", hint)
+    if fields["suite"] not in SUITES:
         raise NoArchiveError(
-            f"{storage.describe(NAME)}: format {fields['format']}, suite {fields['suite']}, which"
-            " this version does not know",
+            f"{storage.describe(NAME)}: suite {fields['suite']}, which this version does not know",
             "use the version of sparsebak that made the archive, or a newer one",
         )
     if fields["mode"] != ("open" if "key" in fields else "sealed"):

@@ -62,7 +62,7 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
     catalog, marks = archive.catalog, archive.catalog.marks
     doubts = archive.uncertain()
     if doubts:
-        archive.warnings.append(f"no space is given back: {doubts[0]}")
+        archive.warnings.append(f"no space is reclaimed: {doubts[0]}")
         marks.storing = marks.unclaimed = True  # to be looked at again when that has ended
         # named in this run alone: what they need is given back by another prune, not by any next
         # writer
@@ -84,7 +84,7 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
         catalog.commit()
     except DamagedError as error:
         catalog.rollback()
-        archive.warnings.append(f"no space is given back: {error}")
+        archive.warnings.append(f"no space is reclaimed: {error}")
         marks.storing = marks.unclaimed = True
         marks.reclaiming = False
         return 0, 0
@@ -124,7 +124,7 @@ def _in_question(archive: "Archive") -> Iterator[_Pack]:
         try:
             index = packs.read_index(archive.storage, names[number], archive.parameters.archive)
         except (DamagedError, FileNotFoundError) as error:
-            archive.warnings.append(f"{error}; nothing of it is given back")
+            archive.warnings.append(f"{error}; none of its space is reclaimed")
             continue
         listed = catalog.in_pack(number)
         if catalog.marks.unclaimed:
@@ -271,9 +271,7 @@ def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
         try:
             storage.remove(*(pack.name for pack in there))
         except ForbiddenError as error:  # whoever may only add leaves it to whoever may remove
-            archive.warnings.append(
-                f"{error}; space is given back by a prune that may remove files"
-            )
+            archive.warnings.append(f"{error}; a prune that may remove files reclaims the space")
             return None
     if dead:
         catalog.begin()

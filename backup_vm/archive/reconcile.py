@@ -142,8 +142,8 @@ def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, in
         more = f" (and {len(archive.lost) - 1} more)" if len(archive.lost) > 1 else ""
         archive.warnings.append(
             f"{archive.storage.describe(archive.lost[-1])} is missing{more}, the newest session of"
-            " its volume at the last run: put it back from a copy, before another prune gives its"
-            " space back"
+            " its volume at the last run: put it back from a copy, before another prune"
+            " reclaims its space"
         )
 
 

@@ -124,8 +124,8 @@ def _prune(
     pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
     if pruned.sessions:
         context.say(
-            f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)} given"
-            " back."
+            f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)}"
+            " freed."
         )
 
 

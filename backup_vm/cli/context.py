@@ -208,13 +208,18 @@ class Context:
 
         Raises SparsebakError if the answer is not yes, or if nobody is there to give one.
         """
-        if self.options.yes:
-            return
-        if not self.may_ask:
+        self.must_have_word(question)
+        if not self.options.yes:
+            self._ask(question)
+
+    def must_have_word(self, question: str) -> None:
+        """Raise SparsebakError at once where ``confirm`` would have neither --yes nor anybody to
+        ask.
+        """
+        if not self.options.yes and not self.may_ask:
             raise SparsebakError(
-                f"nobody is here to be asked: {question}", "give --yes to do it without a question"
+                f"there is nobody to ask: {question}", "give --yes to do it without a question"
             )
-        self._ask(question)
 
     def confirm_by_hand(self, question: str) -> None:
         """The same for what was described by rules, which say enough where nobody is there: ask

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import key_option, yes_option
 from backup_vm.errors import Exit
 from backup_vm.terminal.text import count_text, size_text
 
@@ -16,23 +17,25 @@ def add_to(commands: Any) -> None:
         "copy",
         help="bring a second copy of the archive up to date; only what it lacks is sent",
         description=(
-            "Brings a copy of the archive up to date, or makes one. Needs no key. What is"
-            " interrupted resumes where it stopped. The copy is an archive of its own, to restore"
-            " from, prune, or even back up into. What cannot be read here is named, and all the"
-            " rest is copied."
+            "Brings a copy of the archive up to date, or makes one. Needs no key; with one, or in"
+            " an open archive, only what proves authentic is sent. An interrupted copy resumes at"
+            " the next run. The copy is an archive of its own, to restore from, prune, or even"
+            " back up into. What cannot be read here is named, and all the rest is copied."
         ),
     )
     copy.add_argument("target", metavar="DIR", help="the copy: a folder or a URL, as for --archive")
     copy.add_argument(
         "--delete",
         action="store_true",
-        help="remove sessions from the copy that are not here any more",
+        help="remove sessions from the copy that are not here any more; asks first",
     )
     copy.add_argument(
         "--init",
         action="store_true",
-        help="make a new copy where there was one before, and is none now",
+        help="make a new copy where there was one before and is none now",
     )
+    yes_option(copy)
+    key_option(copy)
     copy.set_defaults(run=run)
 
 
@@ -43,8 +46,16 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     target = expanded(options.target)
+
+    def confirm(surplus: int) -> None:
+        what = f"{count_text(surplus, 'session')} that {'is' if surplus == 1 else 'are'} not here"
+        context.confirm(f"Remove {what} from {target}? They cannot be had back.")
+
+    if options.delete:
+        context.must_have_word(f"may sessions be removed from {target}?")
     with context.open() as archive, context.progress("copy") as progress:
-        done = copy(archive, target, progress, options.delete, options.init)
+        delete = confirm if options.delete else None
+        done = copy(archive, target, progress, delete, options.init, context.keys(archive))
     for problem in done.failed:
         context.warn(problem)
     fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}

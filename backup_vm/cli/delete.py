@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         volume = contents.one(options.volume)
         if not options.dry_run:
             sessions = count_text(len(volume.sessions), "session")
-            context.confirm(f"Remove all of {volume.name}, {sessions}? They cannot be had back.")
+            context.confirm(f"Remove all of {volume.name}, {sessions}? This cannot be undone.")
         doomed = [(volume, session) for session in volume.sessions]
         removal = Removal(contents.archive, doomed, entirely=frozenset({volume.id}))
         return context.remove(removal)

@@ -25,7 +25,7 @@ def add_to(commands: Any) -> None:
     diff.add_argument(
         "old", metavar="S1", help="a session: its time, the beginning of it, a tag, or 'latest'"
     )
-    diff.add_argument("new", metavar="S2", help="another session of it")
+    diff.add_argument("new", metavar="S2", help="another session of the volume")
     key_option(diff)
     diff.set_defaults(run=run)
 

@@ -11,9 +11,9 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     take = commands.add_parser(
         "import",
-        help="take in a session that export wrote from a copy of this archive",
+        help="store a session that export wrote from a copy of this archive",
         description=(
-            "Takes in a session that export wrote. It must come from an archive of the same key:"
+            "Stores a session that export wrote. It must come from an archive of the same key:"
             " this one, or a copy of it. Give the passphrase to have it proven authentic first;"
             " without it, run verify afterwards."
         ),

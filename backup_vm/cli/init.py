@@ -7,7 +7,7 @@ from typing import Any
 
 from backup_vm.cli.context import Context
 from backup_vm.errors import AgentError
-from wire import CHUNK_SIZES
+from wire import CHUNK_SIZES, FORMAT
 from wire.chunks import SUITES
 from wire.messages import MODE_OPEN
 from wire.names import BadName, parse_name
@@ -37,7 +37,7 @@ def add_to(commands: Any) -> None:
     init.add_argument(
         "--default",
         action="store_true",
-        help="make it the archive of all commands, in the settings file",
+        help="write it into the settings file, as the archive of all commands",
     )
     init.set_defaults(run=run)
 
@@ -57,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     entry, slots = context.agent().enroll(label)
     if (
-        entry.chunk_size not in CHUNK_SIZES
+        entry.format != FORMAT
+        or entry.chunk_size not in CHUNK_SIZES
         or entry.suite not in SUITES
         or len(slots) != entry.slots
     ):

@@ -23,7 +23,7 @@ def add_to(commands: Any) -> None:
     keys.add_argument(
         "--refresh",
         action="store_true",
-        help="take in the key slots that were changed in dom0",
+        help="store the key slots that were changed in dom0",
     )
     keys.add_argument(
         "-o", "--output", type=path, metavar="FILE", help="what to write (default: standard output)"
@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     from backup_vm.errors import UsageError
     from backup_vm.terminal.output import put_bytes, whole_file
+    from wire import FORMAT
     from wire.messages import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
     from wire.stream import send, write_frame
 
@@ -44,13 +45,14 @@ def run(options: argparse.Namespace) -> int:
     if options.refresh:
         return _refresh(context)
     if context.json and options.output is None:
-        raise UsageError("what keys writes is no text", "with --json give -o FILE")
+        raise UsageError("the output of keys is not text", "with --json give -o FILE")
     with context.open() as archive:
         parameters, newest = (
             archive.parameters,
             [series[-1] for series in archive.sessions().values()],
         )
         entry = ArchiveEntry(
+            format=FORMAT,
             archive=parameters.archive,
             label=parameters.label,
             mode=MODE_OPEN if parameters.master else MODE_SEALED,
@@ -93,7 +95,7 @@ def _refresh(context: Context) -> int:
             raise DamagedError(
                 f"the archive says that it is {archive.parameters.mode}, dom0 knows it as the"
                 " opposite",
-                "somebody has changed archive.toml; dom0 gives its contents again by: sparsebak"
+                "somebody has changed archive.toml; write it again from what dom0 knows: sparsebak"
                 f" init DIR --label {entry.label} --repair",
             )
         replace(archive.parameters, slots=tuple(slots)).save(archive.storage)

@@ -19,10 +19,10 @@ def add_to(commands: Any) -> None:
         "mount",
         help="show sessions as raw image files in a folder, read on demand; needs the key",
         description=(
-            "Shows each session of a volume as a raw image file, until it is interrupted or the"
-            " folder is unmounted. The archive cannot be written to meanwhile. What is in an image"
-            " is as hostile as the qube it came from: attach it to a disposable qube rather than"
-            " mounting it here."
+            "Shows each session of a volume as a raw image file, until the command is interrupted"
+            " or the folder is unmounted. The archive cannot be written to meanwhile. What is in an"
+            " image is as hostile as the qube it came from: attach it to a disposable qube rather"
+            " than mounting it here."
         ),
     )
     volume_argument(mount, "whose sessions to show")

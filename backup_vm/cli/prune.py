@@ -20,15 +20,15 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     prune = commands.add_parser(
         "prune",
-        help="remove sessions and give their space back",
+        help="remove sessions and reclaim their space",
         description=(
-            "Removes sessions: those named, or all that no rule keeps. Without either the rules of"
-            " the settings file count. A session is kept if any rule keeps it; the newest of a"
-            " volume always is. On a terminal it asks before anything is removed."
+            "Removes sessions: those named, or all that no rule keeps. Without either, the rules in"
+            " the settings file apply. A session is kept if any rule keeps it; the newest of a"
+            " volume always is. On a terminal, asks before anything is removed."
         ),
     )
     prune.add_argument(
-        "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="of which volumes (default: all)"
+        "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="whose sessions (default: all volumes)"
     )
     prune.add_argument(
         "--session", action="append", metavar="S", help="remove this one; may be given again"
@@ -141,5 +141,5 @@ def _rules(options: argparse.Namespace) -> "Rules":
         tag=frozenset(parse_tag(tag) for tag in options.keep_tag or ()),
     )
     if options.keep_default and rules.any():
-        raise UsageError("--keep-default stands alone, without other rules")
+        raise UsageError("--keep-default cannot be combined with other rules")
     return DEFAULT if options.keep_default else rules

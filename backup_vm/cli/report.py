@@ -14,7 +14,7 @@ def add_to(commands: Any) -> None:
         help="write a page of HTML: sessions by day, growth, health",
         description=(
             "Writes one page of HTML that needs no network and no script. It names qubes: keep it"
-            " where names may be."
+            " where their names may be known."
         ),
     )
     report.add_argument(

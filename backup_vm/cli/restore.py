@@ -84,11 +84,11 @@ def _is_older(
     if not latest:
         return True
     if known is None or not any(newest):
-        said = f"dom0 knows no session of {volume.name}, so that it cannot say which is the newest"
+        said = f"dom0 knows no session of {volume.name} and cannot say which is the newest"
     elif known.time < session.clear.time:
         said = (
-            f"dom0 was not told that {session.name} of {volume.name} is stored; the next backup"
-            " does"
+            f"dom0 does not know yet that {session.name} of {volume.name} is stored; the next"
+            " backup tells it"
         )
     else:
         said = (
@@ -97,7 +97,7 @@ def _is_older(
         )
     raise SparsebakError(
         f"{said}; nothing was restored",
-        f"to restore {session.name} all the same, name it: --session {session.name}",
+        f"to restore {session.name} anyway, name it: --session {session.name}",
     )
 
 

@@ -15,12 +15,12 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     unlock = commands.add_parser(
         "unlock",
-        help="remove what a writing run that was cut off has left to keep others away",
+        help="remove the lease of a run that was cut off, which keeps other runs away",
         description=(
-            "Removes leases that nobody holds any more: of processes of this machine that are gone,"
-            " and those not renewed for half an hour. All others it asks about first; where nobody"
-            " can be asked, they stay without --yes. A run whose lease is removed ends before it"
-            " writes anything more."
+            "Removes leases that nobody holds any more: those of processes of this machine that are"
+            " gone, and those not renewed for half an hour. Asks before it removes any other;"
+            " without --yes they stay where nobody can be asked. A run whose lease is removed ends"
+            " before it writes anything more."
         ),
     )
     yes_option(unlock)

@@ -123,7 +123,7 @@ class BackupRun:
                 if publish and not partial.discarded:
                     partial.publish()
         except (OSError, SparsebakError) as error:  # the disk or network that made an end of it
-            self._warn(f"what came of sessions that are not complete could not be kept: {error}")
+            self._warn(f"the part of interrupted sessions that had come could not be kept: {error}")
         finally:
             self._progress.stop()
 
@@ -167,7 +167,7 @@ class BackupRun:
                 self._warn(
                     f"the archive lacks session {session_name(volume.time)} of"
                     f" {volume.name}, which dom0 knows: it was removed, or an old"
-                    " copy of the archive was put back; everything is compared anew"
+                    " copy of the archive was put back; everything is compared again"
                 )
 
     def _try(self, volume: VolumeEntry, action: Callable[[], None]) -> None:
@@ -277,7 +277,7 @@ class BackupRun:
             offer = self._snapshot(volume, time)
         if offer.flags & OFFER_RESUMED:
             raise AgentError(
-                f"Snapshot {volume.name}: the agent offers a session that was given up"
+                f"Snapshot {volume.name}: the agent offers a session that was abandoned"
             )
         return offer
 
@@ -326,7 +326,7 @@ class BackupRun:
         raise SparsebakError(
             f"{self._archive.storage.describe()} has {size_text(free)} free, and this backup may"
             f" need up to {size_text(needed)}",
-            "prune old sessions, or go on with --ignore-free-space if you expect it to compress",
+            "prune old sessions, or continue with --ignore-free-space if you expect it to compress",
         )
 
     def _extract(self, volume: VolumeEntry, offer: Offer, partial: Partial | None = None) -> None:

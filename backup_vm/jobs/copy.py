@@ -7,7 +7,7 @@ being copied: what builds on it is stored as a full one.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -24,8 +24,10 @@ from backup_vm.archive.prune import prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import open_storage
 from backup_vm.errors import DamagedError, NoArchiveError, SparsebakError
+from backup_vm.jobs.reading import Proven, open_image, opened
 from backup_vm.terminal.progress import Progress
-from wire.chunks import ZERO_ID
+from wire.chunks import ZERO_ID, Keys
+from wire.open_chunks import ChunkNotAuthentic
 
 _SLICE = 1 << 12
 
@@ -43,22 +45,31 @@ class Copied:
 
 
 def copy(
-    source: Archive, location: str, progress: Progress, delete: bool = False, init: bool = False
+    source: Archive,
+    location: str,
+    progress: Progress,
+    delete: Callable[[int], object] | None = None,
+    init: bool = False,
+    keys: Keys | None = None,
 ) -> Copied:
     """Bring the copy in a directory or at a URL up to date.
 
     It is made if there is none and never was one, as far as the source's notes know: where one was,
     a disk is more likely not mounted. ``init`` makes it there, too. With ``delete`` sessions go
-    that the source does not have, unless anything failed; otherwise the copy may hold more. Dying
-    anywhere leaves a copy that is whole as far as it goes, and the next run resumes.
+    that the source does not have, unless anything failed; otherwise the copy may hold more. It is
+    asked first, with their number, if there are any, and raises to keep them. With the archive's
+    ``keys`` the records, ids and chunks that are sent have proven authentic. Dying anywhere leaves
+    a copy that is whole as far as it goes, and the next run resumes.
     """
     _prepare(source, location, init)
     with open_archive(location, writing=True, command="copy") as target:
         _same_archive(source, target)
-        run = _Run(source, target, progress)
+        run = _Run(source, target, progress, keys)
+        if delete is not None and run.surplus:
+            delete(len(run.surplus))
         run.send_all()
         _copy_notes(source, target, run.done)
-        if delete:
+        if delete is not None:
             run.remove()
         return run.done
 
@@ -108,11 +119,17 @@ def _same_archive(source: Archive, target: Archive) -> None:
 class _Run:
     """One run. ``done`` says what became of it."""
 
-    def __init__(self, source: Archive, target: Archive, progress: Progress) -> None:
+    def __init__(
+        self, source: Archive, target: Archive, progress: Progress, keys: Keys | None
+    ) -> None:
         self._source, self._target, self._progress = source, target, progress
+        self._keys = keys
         self.done = Copied()
         self._ours = source.sessions()
         self._theirs = target.sessions()
+        ours = {session.file for series in self._ours.values() for session in series}
+        self.surplus = {s.file for series in self._theirs.values() for s in series} - ours
+        """Files of the sessions that only the copy has."""
         self._whole = self._complete()
         """Files of the sessions that the copy has, complete."""
         self._lost: set[bytes] = set()
@@ -175,6 +192,7 @@ class _Run:
         base, inherit = session.base, session.inherit
         if base != NO_BASE and (missing == base or found[-2].file not in self._whole):
             base, inherit = NO_BASE, 0  # what it builds on cannot be had, or not in the copy
+        proven = self._proven(session)
         for part in self._parts(session, base):
             self._places(store, part)  # before anything of it is stored
         said = sessions.digest(source.storage, session) + inherit.to_bytes(8, "little")
@@ -183,7 +201,7 @@ class _Run:
         try:
             for part in self._parts(session, base):
                 left = [one for one in part if one[0] >= incoming.position]
-                for entry in self._with_chunks(store, reader, left):
+                for entry in self._opened(self._with_chunks(store, reader, left), left, proven):
                     incoming.take(entry)
                     self._progress.advance(session.clear.chunk_size)
             incoming.finish()
@@ -199,6 +217,28 @@ class _Run:
             target.catalog.set_spoilt(spoilt - {session.file})
         self._sent.append(session)
         self.done.sessions += 1
+
+    def _proven(self, session: Session) -> Proven | None:
+        """With the key: a session whose record and ids are authentic; raise DamagedError."""
+        if self._keys is None:
+            return None
+        image = self._source.image(self._ours[session.volume], session)
+        return open_image(self._source, image, self._keys, session.volume)
+
+    def _opened(
+        self, entries: Iterator[Entry], part: list[tuple[int, bytes]], proven: Proven | None
+    ) -> Iterator[Entry]:
+        """The entries of a part; with the key each after its chunk has opened, so that none that
+        was forged is stored.
+        """
+        if proven is None or self._keys is None:
+            yield from entries
+            return
+        try:
+            yield from opened(entries, proven)
+        except ChunkNotAuthentic as error:
+            self._lost.add(dict(part)[error.number])
+            raise DamagedError(f"{error} ({self._source.storage.describe()})") from None
 
     def _parts(self, session: Session, base: bytes) -> Iterator[list[tuple[int, bytes]]]:
         """The entries of a session, in parts: as they are, or those it has when it builds on
@@ -281,14 +321,14 @@ class _Run:
                     )
                     self.done.failed.append(lost)
         if self.done.failed:
-            self.done.failed.append("nothing was removed from the copy, for not all is well here")
+            self.done.failed.append(
+                "nothing was removed from the copy, because of the problems here"
+            )
             return
-        kept = {session.file for series in self._ours.values() for session in series}
-        doomed = [one for series in self._target.sessions().values() for one in series]
+        theirs = [one for series in self._target.sessions().values() for one in series]
+        doomed = [one for one in theirs if one.file in self.surplus]
         try:
-            self.done.removed = prune(
-                self._target, [one for one in doomed if one.file not in kept]
-            ).sessions
+            self.done.removed = prune(self._target, doomed).sessions
         except DamagedError as error:
             self.done.failed.append(str(error))
 

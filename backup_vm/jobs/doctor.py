@@ -85,7 +85,7 @@ def _of_slots(parameters: Parameters) -> Finding:
     return _warn_unless(
         recovery and len(parameters.slots) > 1,
         f"{slots}, {'a recovery key among them' if recovery else 'no recovery key'}",
-        f"in dom0: sparsebak-agent keys show-recovery {parameters.label}; then: sparsebak keys"
+        f"in dom0: sparsebak-agent keys new-recovery {parameters.label}; then: sparsebak keys"
         " --refresh",
     )
 

@@ -6,7 +6,9 @@ The sealed file is specified in docs/format.md, "Exported sessions".
 
 import hashlib
 import tarfile
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,16 +19,24 @@ from backup_vm.archive.image import Image, chain, runs
 from backup_vm.archive.intake import Entry, Incoming
 from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.jobs.reading import open_image, read_chunks, sealed_chunks
+from backup_vm.jobs.reading import (
+    THREADS,
+    open_all,
+    open_image,
+    read_chunks,
+    sealed_chunks,
+)
 from backup_vm.terminal.progress import Progress
-from wire.chunks import ID_SIZE, ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
+from wire import FORMAT, other_format
+from wire.chunks import ID_SIZE, ZERO_ID, Keys, NotAuthentic
 from wire.layout import U32, Fields, raw
 from wire.merkle import PAGE_IDS, Tree, chunk_count
 from wire.messages import LENGTH, largest_frame
+from wire.open_chunks import SealedChunk, open_chunks
 from wire.records import RECORD_SIZE, Clear, open_record, read_clear
 from wire.stream import CutShort, read_exactly
 
-MAGIC = b"SBEXPT\x00\x01"
+MAGIC = b"SBEXPT\x00\x02"
 HEAD = Fields(magic=MAGIC, archive=raw(16), parameters=U32)
 DIGEST_SIZE = 32
 _MOST_PARAMETERS = 1 << 20
@@ -60,13 +70,15 @@ def export(
     progress: Progress,
     keys: Keys | None = None,
 ) -> None:
-    """Write a session as one sealed file; with the archive's keys only if its ids prove right.
-    Raises DamagedError.
+    """Write a session as one sealed file; raise DamagedError.
+
+    With the archive's keys its record, its ids and each of its chunks prove authentic. Chunks are
+    written as they are read, and open on other threads meanwhile: what was written up to an error
+    is to be thrown away. Without keys nothing but checksums can be compared.
     """
     for session in image.sessions:
         sessions.check(archive.storage, session)
-    if keys is not None:
-        open_image(archive, image, keys, name)
+    proven = None if keys is None else open_image(archive, image, keys, name)
     sealed = (
         archive.parameters.master is None
     )  # else the key lies in archive.toml, and must not go along
@@ -74,13 +86,27 @@ def export(
     hashed.write(HEAD.build({"archive": archive.parameters.archive, "parameters": len(described)}))
     hashed.write(described)
     hashed.write(image.session.record)
-    for _, ids in image.windows():
+    for first, ids in image.windows():
+        if proven is not None:
+            proven.check(first, ids)
         hashed.write(b"".join(ids))
-    for ids, chunks in sealed_chunks(archive, image, name):
-        for chunk in chunks:
-            hashed.write(LENGTH.pack(len(chunk.untrusted_data)))
-            hashed.write(chunk.untrusted_data)
-        progress.advance(len(ids) * image.session.clear.chunk_size)
+
+    def written() -> Iterator[SealedChunk]:
+        first = 0
+        for ids, chunks in sealed_chunks(archive, image, name):
+            if proven is not None:
+                proven.check(first, ids)
+            first += len(ids)
+            for chunk in chunks:
+                hashed.write(LENGTH.pack(len(chunk.untrusted_data)))
+                hashed.write(chunk.untrusted_data)
+                yield chunk
+            progress.advance(len(ids) * image.session.clear.chunk_size)
+
+    if proven is None:
+        deque(written(), maxlen=0)
+    else:
+        open_all(written(), proven)
     out.write(hashed.digest())
 
 
@@ -88,7 +114,11 @@ def read_head(stream: IO[bytes], path: Path) -> tuple[_Hashed, bytes, Clear]:
     """The beginning of an exported file, up to its record; raise SparsebakError."""
     hashed = _Hashed(stream)
     try:
-        head = HEAD.parse(hashed.read(HEAD.size))
+        raw_head = hashed.read(HEAD.size)
+        if raw_head[:7] == MAGIC[:7] and raw_head[7] != FORMAT:
+            what, hint = other_format(raw_head[7])
+            raise SparsebakError(f"{path} is an exported session of {what}", hint)
+        head = HEAD.parse(raw_head)
         if head["parameters"] > _MOST_PARAMETERS:
             raise NotAuthentic("impossible parameters")
         hashed.read(head["parameters"])
@@ -106,7 +136,8 @@ def take_in(
     proven undamaged.
 
     With the archive's keys also that it is authentic. Without them a chunk that somebody forged
-    would be noticed only by a later verify. Raises DamagedError, SparsebakError.
+    would be noticed only by a later verify. A file that is another one when it is read again
+    becomes no session. Raises DamagedError, SparsebakError.
     """
     clear, digest = prove(archive, stream, path, progress, keys)
     if _is_whole(archive, clear):
@@ -117,9 +148,10 @@ def take_in(
     try:
         incoming = Incoming(archive, store, record, NO_BASE, 0, digest[:16])
         try:
-            for entry in _entries(archive, hashed, clear, progress):
-                if entry.number >= incoming.position:
-                    incoming.take(entry)
+            _take_all(incoming, _entries(archive, hashed, clear, progress))
+            if hashed.digest() != digest:
+                incoming.give_up()
+                raise DamagedError(f"{path} changed while it was read", "import it again")
             stored = incoming.finish()
             store.finish()
             archive.damaged.pop(stored.file, None)
@@ -131,6 +163,14 @@ def take_in(
     finally:
         store.close()
     return clear
+
+
+def _take_all(incoming: Incoming, entries: Iterator[Entry]) -> None:
+    """Take what is still wanted, as far as there is any: the digest says whether that was all."""
+    with suppress(CutShort):
+        for entry in entries:
+            if entry.number >= incoming.position:
+                incoming.take(entry)
 
 
 def _is_whole(archive: Archive, clear: Clear) -> bool:
@@ -167,10 +207,10 @@ def prove(
                 pass
         else:
             opened = open_record(record, keys)
-            opener, tree = Opener(keys), Tree(keys.sub_key("root"))
-            ids = ChunkIds(keys, opened.domain, clear.chunk_size, clear.suite)
-            for entry in _entries(archive, hashed, clear, progress, (tree, opened.root)):
-                opener.open(entry.id, entry.sealed, ids, clear.chunk_size)
+            domain_keys = opened.domain_keys(keys)
+            root = Tree(domain_keys), opened.root
+            entries = _entries(archive, hashed, clear, progress, root)
+            open_chunks(map(SealedChunk._make, entries), opened, domain_keys, THREADS, None)
         if read_exactly(stream, DIGEST_SIZE) != hashed.digest() or stream.read(1):
             raise DamagedError(f"{path} is damaged: its checksum is wrong", "export it again")
     except CutShort:
@@ -249,7 +289,6 @@ def export_tar(
         archive,
         image,
         proven,
-        keys,
         progress,
         lambda _, parts: out.write(b"".join(parts)),
         ordered=True,

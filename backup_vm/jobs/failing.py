@@ -54,5 +54,5 @@ def explained(error: OSError | sqlite3.Error, archive: Archive) -> SparsebakErro
             f"{archive.storage.describe()} is full; what was stored so far is kept",
             "prune old sessions or free space, then run: sparsebak backup; it resumes from there",
         )
-    hint = "nothing stored is lost; mend this and run: sparsebak backup"
+    hint = "nothing stored is lost; fix this and run: sparsebak backup"
     return SparsebakError(f"{archive.storage.describe()}: {error}", hint)

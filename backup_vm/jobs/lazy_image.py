@@ -67,8 +67,9 @@ class LazyImage:
         self._proven = open_image(archive, image, keys, name)
         self._record = self._proven.record
         self._archive, self._image, self._name, self._cache = archive, image, name, cache
-        self._ids = ChunkIds(keys, self._record.domain, self._record.chunk_size, self._record.suite)
-        self._opener, self._reader = Opener(keys), reader or PackReader(archive.storage)
+        self._ids = ChunkIds(self._proven.keys, self._record.chunk_size)
+        self._opener = Opener(self._proven.keys)
+        self._reader = reader or PackReader(archive.storage)
         self._pages: OrderedDict[int, list[bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self.size = self._record.size

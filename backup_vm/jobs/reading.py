@@ -3,10 +3,11 @@ key.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import lookup, sessions
 from backup_vm.archive.archive import Archive
@@ -16,12 +17,22 @@ from backup_vm.archive.packs import PackReader
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
-from common.image_writer import ImageWriter
-from wire.chunks import ZERO_ID, Keys, NotAuthentic
+from common.image_writer import WRITE_BYTES, ImageWriter
+from common.pipeline import in_order
+from wire.chunks import ZERO_ID, DomainKeys, Keys, NotAuthentic
 from wire.merkle import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count
 from wire.messages import END, LENGTH
-from wire.open_chunks import ChunkNotAuthentic, SealedChunk, open_chunks
+from wire.open_chunks import (
+    AHEAD_BYTES,
+    ChunkNotAuthentic,
+    ChunkOpener,
+    SealedChunk,
+    open_chunks,
+)
 from wire.records import Record, open_record
+
+if TYPE_CHECKING:
+    from backup_vm.archive.intake import Entry
 
 THREADS = min(os.cpu_count() or 1, 4)
 
@@ -102,6 +113,7 @@ class Proven:
     """
 
     record: Record
+    keys: DomainKeys
     name: str
     tree: Tree
     pages: bytes
@@ -119,15 +131,25 @@ class Proven:
 
 
 def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
-    """Check a session's record and ids with the key; raise DamagedError."""
-    session = image.session
-    path = archive.storage.describe(session.file)
+    """Check a session's record and ids with the archive's keys; raise DamagedError."""
+    path = archive.storage.describe(image.session.file)
     try:
-        record = open_record(session.record, keys)
+        record = open_record(image.session.record, keys)
     except NotAuthentic as error:
         raise DamagedError(f"{path}: {error}") from None
-    tree = Tree(keys.sub_key("root"))
-    pages = bytearray()
+    if record.archive != archive.parameters.archive:
+        raise DamagedError(f"{path} belongs to another archive")
+    return prove_image(archive, image, record, record.domain_keys(keys), name)
+
+
+def prove_image(
+    archive: Archive, image: Image, record: Record, keys: DomainKeys, name: str
+) -> Proven:
+    """Check the ids of a session whose record has been opened; raise DamagedError.
+
+    From here on the keys of the record's deduplication domain are enough.
+    """
+    tree, pages = Tree(keys), bytearray()
 
     def digests() -> Iterator[bytes]:
         for _, ids in image.windows():
@@ -136,16 +158,14 @@ def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
                 pages.extend(digest)
                 yield digest
 
-    if record.archive != archive.parameters.archive:
-        raise DamagedError(f"{path} belongs to another archive")
     if tree.root(record.size, record.chunk_size, digests()) != record.root:
         for part in image.sessions:
             sessions.check(archive.storage, part)
         raise DamagedError(
-            f"{name}: session {session.name} is not complete or not authentic: its chunk ids do not"
-            " match"
+            f"{name}: session {image.session.name} is not complete or not authentic: its chunk ids"
+            " do not match"
         )
-    return Proven(record, name, tree, bytes(pages))
+    return Proven(record, keys, name, tree, bytes(pages))
 
 
 def read_image(
@@ -162,7 +182,7 @@ def read_image(
     Without a sink this verifies. Raises DamagedError naming what is wrong.
     """
     proven = open_image(archive, image, keys, name)
-    read_chunks(archive, image, proven, keys, progress, sink)
+    read_chunks(archive, image, proven, progress, sink)
     return proven.record
 
 
@@ -170,12 +190,12 @@ def read_chunks(
     archive: Archive,
     image: Image,
     proven: Proven,
-    keys: Keys,
     progress: Progress,
     sink: Callable[[int, list[bytes]], object] | None,
     ordered: bool = False,
 ) -> None:
     """Open every chunk of an image whose record and ids have proven authentic; see read_image.
+
     ``ordered``: by offset.
     """
 
@@ -187,10 +207,52 @@ def read_chunks(
             yield from chunks
             progress.advance(len(window) * proven.record.chunk_size)
 
+    open_all(everything(), proven, sink, ordered)
+
+
+def open_all(
+    chunks: Iterable[SealedChunk],
+    proven: Proven,
+    sink: Callable[[int, list[bytes]], object] | None = None,
+    ordered: bool = False,
+) -> None:
+    """Open chunks of a proven image, which are drawn in order in the calling thread; see
+    open_chunks.
+
+    Raises DamagedError for one that is not authentic.
+    """
     try:
-        open_chunks(everything(), proven.record, keys, THREADS, sink, ordered)
+        open_chunks(chunks, proven.record, proven.keys, THREADS, sink, ordered)
     except ChunkNotAuthentic as error:
-        raise DamagedError(f"{proven.name}: {error}", "run: sparsebak scrub") from None
+        raise not_authentic(proven.name, error) from None
+
+
+def opened(entries: "Iterable[Entry]", proven: Proven) -> "Iterator[Entry]":
+    """The same entries, each after its chunk, if it has one, has opened with the key.
+
+    Drawn a few MiB ahead, in the calling thread. Raises ChunkNotAuthentic.
+    """
+    size = proven.record.chunk_size
+    opener, source = ChunkOpener(proven.keys, size), iter(entries)
+
+    def work(group: "list[Entry]") -> "list[Entry]":
+        for entry in group:
+            if entry.sealed:
+                opener.open(SealedChunk._make(entry))
+        return group
+
+    most = max(1, WRITE_BYTES // size)
+    ahead = max(2, min(2 * THREADS + 2, AHEAD_BYTES // (most * size)))
+    groups = iter(lambda: list(islice(source, most)), [])
+    for group in in_order(work, groups, THREADS, ahead):
+        yield from group
+
+
+def not_authentic(name: str, error: ChunkNotAuthentic) -> DamagedError:
+    """What to say of a chunk that does not open although its checksum is right."""
+    return DamagedError(
+        f"{name}: {error}", "to see which sessions are sound: sparsebak verify --session all"
+    )
 
 
 def assemble(

@@ -30,7 +30,7 @@ class Removal:
         names = {volume.name for volume, _ in self.doomed}
         where = next(iter(names)) if len(names) == 1 else count_text(len(names), "volume")
         sessions = count_text(len(self.doomed), "session")
-        return f"Remove {sessions} of {where}? They cannot be had back."
+        return f"Remove {sessions} of {where}? This cannot be undone."
 
     def foreseen(self) -> Pruned:
         """What ``run`` would do; as for chunks, nobody counted them."""
@@ -64,7 +64,7 @@ class Removal:
         else:
             lines = [f"would remove {volume.name} {s.name}" for volume, s in self.doomed]
         sessions = count_text(foreseen.sessions, "session")
-        return [*lines, f"{sessions} would be removed, {size_text(foreseen.space)} given back."]
+        return [*lines, f"{sessions} would be removed, {size_text(foreseen.space)} freed."]
 
     def report(self, done: Pruned) -> list[str]:
         """What was done, for people."""
@@ -75,7 +75,7 @@ class Removal:
             if session.file not in left
         ]
         sessions = count_text(done.sessions, "session")
-        return [*lines, f"{sessions} removed, {size_text(done.space)} given back."]
+        return [*lines, f"{sessions} removed, {size_text(done.space)} freed."]
 
 
 def _row(volume: Named, session: Session) -> dict[str, Any]:

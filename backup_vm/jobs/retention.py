@@ -80,7 +80,7 @@ def reasons(sessions: Sequence[Candidate], rules: Rules, now: int) -> list[list[
     )
     ahead = [at for at in newest_first if sessions[at].time > now + AHEAD]
     for at in ahead:
-        why[at].append("its time lies ahead")
+        why[at].append("its time is in the future")
     for at, session in enumerate(sessions):
         why[at] += [f"tag {tag}" for tag in sorted(session.tags & rules.tag)]
     counted = newest_first[len(ahead) :]

@@ -70,7 +70,7 @@ def judge(
     if not until_free and not given.any() and not any(rules_for(one).any() for one in chosen):
         raise UsageError(
             "nothing says which sessions to keep",
-            "give --keep-daily 7 or the like, --keep-default, or --session",
+            "give rules such as --keep-daily 7, --keep-default, or --session",
         )
     for volume in chosen:
         volume.notes_must_be_sound()
@@ -116,7 +116,7 @@ def wanted_room(archive: Archive, text: str) -> int:
 
 def _unknown(archive: Archive) -> UsageError:
     return UsageError(
-        f"nobody knows how much room there is in {archive.storage.describe()}",
+        f"the free space of {archive.storage.describe()} cannot be determined",
         "give rules, such as --keep-last",
     )
 

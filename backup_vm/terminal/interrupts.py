@@ -3,6 +3,7 @@
 import os
 import signal
 import threading  # here, not in a handler: a signal may come in the middle of its import
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
@@ -20,6 +21,12 @@ LIMIT = 1.8
 """Seconds from a signal to the process's end, whatever it waits for: a disk or a service that is
 stuck.
 """
+
+_NUDGE = signal.SIGURG
+"""Ends a system call, and means nothing by itself; ignored where nobody handles it."""
+
+_SOON = 0.05
+"""Seconds for a handler to run by itself."""
 
 MESSAGE = "sparsebak: interrupted; what was stored is kept"
 
@@ -57,7 +64,8 @@ def handled(process: bool = True) -> Iterator[None]:
         if handler is not signal.SIG_IGN:
             signal.signal(number, _stop)
     try:
-        yield
+        with _seen_to():
+            yield
     finally:
         if _limit is not None and not process:
             _limit.cancel()
@@ -65,6 +73,42 @@ def handled(process: bool = True) -> Iterator[None]:
             # The exit code stands when the command is done: nothing may change it while Python
             # shuts down.
             signal.signal(number, signal.SIG_IGN if process else handler)
+
+
+@contextmanager
+def _seen_to() -> Iterator[None]:
+    """Have a handler run soon, whatever its thread waits in.
+
+    Python only notes a signal, and runs its handler when the main thread is next in Python code.
+    One that comes just before a read(2) begins does not end that read, which may wait for ever. So
+    another thread is woken by each signal (a byte in a pipe), and nudges the main one.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writing, False)
+    over = threading.Event()
+    handler = signal.signal(_NUDGE, lambda number, frame: None)
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    main = threading.get_ident()
+    watcher = threading.Thread(target=_watch, args=(reading, main, over), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(woken)
+        os.close(writing)
+        watcher.join()
+        os.close(reading)
+        signal.signal(_NUDGE, handler)
+
+
+def _watch(reading: int, main: int, over: threading.Event) -> None:
+    while numbers := os.read(reading, 64):
+        deadline = time.monotonic() + LIMIT
+        while any(one in numbers for one in SIGNALS) and _came is None and not over.wait(_SOON):
+            if time.monotonic() > deadline:
+                _end()  # not even a nudge is noticed: a disk that is stuck
+            signal.pthread_kill(main, _NUDGE)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -82,7 +82,7 @@ def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
                 rotation.finish()
             return False
         for follow in state.follows.values():
-            follow.pending = follow.map = None  # without a base all counts as changed
+            follow.pending = follow.map = None  # without a base everything is treated as changed
         state.base = None
         with source.together():
             rotation.finish()
@@ -120,7 +120,7 @@ def forget(state_dir: Path, qube: str, name: str, volume: Volume | None) -> None
         if not places and state.snapshots():
             raise Refused(
                 Code.SOURCE_FAILED,
-                f"{qube}/{name}: nobody knows where its snapshots lie; see docs/recovery.md",
+                f"{qube}/{name}: it is not known where its snapshots are; see docs/recovery.md",
             )
         sources = Sources(state_dir)
         for one in places.values():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dom0_agent.archives import Archive, Archives
 from dom0_agent.tracking.state import ArchiveProgress, Committed, VolumeState
-from wire import CHUNK_SIZES
+from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import SUITES, Keys, NotAuthentic
 from wire.messages import (
     HEADER,
@@ -55,6 +55,8 @@ def read(path: Path) -> Introduction:
             kinds[kind].append(untrusted_payload)
         (untrusted_archive,) = kinds[KIND_ARCHIVE]
         entry = ArchiveEntry.parse(untrusted_archive)
+        if entry.format != FORMAT:
+            raise ValueError(f"an archive of {other_format(entry.format)[0]}")
         if (
             entry.mode not in (MODE_OPEN, MODE_SEALED)
             or entry.suite not in SUITES
@@ -65,7 +67,7 @@ def read(path: Path) -> Introduction:
             raise ValueError("key slots are missing")
     except (ValueError, CutShort) as error:
         raise Refused(
-            Code.BAD_REQUEST, f"{path} is not what 'sparsebak keys' writes: {error}"
+            Code.BAD_REQUEST, f"{path} is not what 'sparsebak keys' of this version writes: {error}"
         ) from None
     return Introduction(entry, tuple(kinds[KIND_SLOT]), tuple(kinds[KIND_RECORD]))
 
@@ -131,9 +133,7 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
     try:
         record = open_record(untrusted_record, keys)
     except NotAuthentic as error:
-        raise Refused(
-            Code.NOT_AUTHENTIC, f"a session record does not prove authentic: {error}"
-        ) from None
+        raise Refused(Code.NOT_AUTHENTIC, f"a session record is not authentic: {error}") from None
     if (record.archive, record.suite, record.chunk_size) != (
         entry.archive,
         entry.suite,
@@ -157,7 +157,7 @@ def _remember(state_dir: Path, archive: Archive, record: Record, keys: Keys) -> 
             sequence=record.sequence,
             time=record.time,
             size=record.size,
-            domain=record.domain.hex(),
+            dedup_domain=record.dedup_domain.hex(),
             digest=record.digest(keys).hex(),
             root=record.root.hex(),
         )

@@ -148,7 +148,7 @@ class QubesCatalog:
         # a standalone's root is what runs in it: to share chunks with it would let another learn
         # them
         shared = "root" if volume == "root" and klass == "TemplateVM" else f"{qube}/{volume}"
-        return Volume(qube, volume, pool, *places, domain=_domain(shared), managed=True)
+        return Volume(qube, volume, pool, *places, dedup_domain=_dedup_domain(shared), managed=True)
 
     def _pool(self, name: str) -> Pool | str:
         """The pool, or why its volumes cannot be backed up."""
@@ -176,7 +176,7 @@ class QubesCatalog:
             *CONFIG,
             pool,
             "/".join(CONFIG),
-            domain=_domain("/".join(CONFIG)),
+            dedup_domain=_dedup_domain("/".join(CONFIG)),
             files=self._options.dom0_config,
         )
 
@@ -185,7 +185,7 @@ class QubesCatalog:
             f"{qube}/{SETTINGS}",
             Pool(SETTINGS, "settings", self._config.state_dir / SETTINGS),
         )
-        return Volume(qube, SETTINGS, pool, name, domain=_domain(name))
+        return Volume(qube, SETTINGS, pool, name, dedup_domain=_dedup_domain(name))
 
 
 def _is_there(qube: str) -> bool:
@@ -204,6 +204,6 @@ def _lasts(domain: Any, klass: str) -> bool:
     return klass != "DispVM" or not getattr(domain, "auto_cleanup", True)
 
 
-def _domain(name: str) -> bytes:
+def _dedup_domain(name: str) -> bytes:
     """A deduplication domain: the roots of all templates are one, each other volume is one."""
     return hashlib.blake2b(name.encode(), digest_size=16, person=b"sparsebak domain").digest()

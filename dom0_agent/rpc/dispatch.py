@@ -176,7 +176,7 @@ class PatientReader:
             self.wait()
             self._held = memoryview(os.read(self._fd, BLOCK))
             if begun and self._waiting.add(since, len(self._held)):
-                raise CutShort(f"the caller sent next to nothing in {self._patience:g} seconds")
+                raise CutShort(f"the caller sent almost nothing in {self._patience:g} seconds")
         data, self._held = self._held[:size], self._held[size:]
         return data
 
@@ -206,7 +206,7 @@ class PatientWriter:
         signal.signal(signal.SIGALRM, self._stalled)
 
     def _stalled(self, number: int, frame: FrameType | None) -> None:
-        raise BrokenPipeError(f"the caller took nothing for {self._patience:g} seconds")
+        raise BrokenPipeError(f"the caller read nothing for {self._patience:g} seconds")
 
     def write(self, data: bytes, /) -> None:
         """See Writer."""
@@ -222,7 +222,7 @@ class PatientWriter:
                 written = os.writev(self._fd, left[at : at + IOV_MAX])
                 if self._waiting.add(since, written):
                     raise BrokenPipeError(
-                        f"the caller took next to nothing in {self._patience:g} seconds"
+                        f"the caller read almost nothing in {self._patience:g} seconds"
                     )
                 while at < len(left) and written >= len(left[at]):
                     written -= len(left[at])

@@ -91,14 +91,12 @@ class Extraction:
         known_page: Callable[[int], bytes] | None,
     ) -> None:
         self._pending, self._source, self._changed, self._ids = pending, source, changed, ids
-        self._keys = archive.keys()
+        self._keys = archive.domain_keys(bytes.fromhex(pending.dedup_domain))
         self._chunk_size = archive.chunk_size
         self._chunks = chunk_count(pending.size, archive.chunk_size)
         nothing: Callable[[int], bytes] = lambda _: b""  # noqa: E731
         self._known = KnownIds((known_page or nothing) if pending.full else ids.page)
-        self._chunk_ids = ChunkIds(
-            self._keys, bytes.fromhex(pending.domain), archive.chunk_size, archive.suite
-        )
+        self._chunk_ids = ChunkIds(self._keys, archive.chunk_size)
         self._sent: set[bytes] = set()
         self._buffers = threading.local()
 
@@ -133,7 +131,7 @@ class Extraction:
         if log.position < self._chunks:
             log.append(self._chunks, [])
         log.sync()
-        tree = Tree(self._keys.sub_key("root"))
+        tree = Tree(self._keys)
         pages = self._ids.digests(log.entries(), self._pending.full, self._chunks)
         return tree.root(self._pending.size, self._chunk_size, pages)
 
@@ -269,7 +267,7 @@ def _held_while(wanted: Callable[[], bool], fd: int) -> Iterator[None]:
         over.set()
         watcher.join()
     if gone.is_set():
-        raise Refused(Code.NO_SESSION, "the session was given up while it was extracted")
+        raise Refused(Code.NO_SESSION, "the session was dropped while it was extracted")
 
 
 def _make_useless(fd: int) -> None:
@@ -326,7 +324,7 @@ def make_record(archive: Archive, name: str, follow: ArchiveProgress, pending: P
         chunk_size=archive.chunk_size,
         qube=qube,
         volume=volume,
-        domain=bytes.fromhex(pending.domain),
+        dedup_domain=bytes.fromhex(pending.dedup_domain),
         root=bytes.fromhex(pending.root or ""),
         previous=bytes.fromhex(follow.committed.digest) if follow.committed else bytes(32),
     )

@@ -37,9 +37,9 @@ def receive(
     """Check a whole session as it comes in, and write it to ``target`` if there is one. Raise
     Refused.
     """
-    keys = archive.keys()
+    keys = record.domain_keys(archive.keys())
     try:
-        arriving = _arriving(stream, Tree(keys.sub_key("root")), record)
+        arriving = _arriving(stream, Tree(keys), record)
         write, ordered = (target.write, target.ordered) if target is not None else (None, False)
         open_chunks(arriving, record, keys, threads, write, ordered)
         if read_exactly(stream, len(END)) != END:

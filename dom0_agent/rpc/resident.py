@@ -175,7 +175,7 @@ class Resident:
             elif self._stopping:
                 return
             elif idle is not None and time.monotonic() - last >= idle:
-                log(INFO, "no calls; going")
+                log(INFO, "no calls; exiting")
                 return
             for fd, _ in self._poll.poll(1000):
                 self._happened(fd)

@@ -103,7 +103,7 @@ def run(*command: str) -> str:
         raise Refused(Code.SOURCE_FAILED, f"{command[0]} is not installed") from None
     except subprocess.TimeoutExpired:
         raise Refused(
-            Code.SOURCE_FAILED, f"{command[0]} did not end within {TIMEOUT} seconds; given up"
+            Code.SOURCE_FAILED, f"{command[0]} did not end within {TIMEOUT} seconds; stopped"
         ) from None
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -128,13 +128,13 @@ def report() -> dict[tuple[str, str], LogicalVolume]:
     try:
         listed = [dict(fields) for fields in json.loads("\n".join(lines))["report"][0]["lv"]]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise Refused(Code.SOURCE_FAILED, f"lvs: a report that makes no sense: {error}") from None
+        raise Refused(Code.SOURCE_FAILED, f"lvs: invalid report: {error}") from None
     found = {}
     for fields in listed:
         try:
             volume = _parse(fields)
         except (ValueError, KeyError, TypeError) as error:
-            log(WARNING, f"lvs: a volume that makes no sense is left out: {error}: {fields}")
+            log(WARNING, f"lvs: a malformed volume is left out: {error}: {fields}")
             continue
         found[volume.group, volume.name] = volume
     return found

@@ -71,7 +71,7 @@ class ReflinkSource(DirectorySource):
         if error.errno == errno.EXDEV:
             return Refused(
                 Code.SOURCE_FAILED,
-                f"{self.name}: {self.image} lies on another file system than its pool; "
+                f"{self.name}: {self.image} is on another file system than its pool; "
                 f"list {self.image.parent} as a pool of its own",
             )
         if error.errno == errno.EOPNOTSUPP:

@@ -41,7 +41,7 @@ class SettingsSource(FileSource):
     def snapshot(self, number: int) -> None:
         """See Source."""
         path = self._path(number)
-        with whole_or_absent(path, f"{self.name}: cannot write it down"):
+        with whole_or_absent(path, f"{self.name}: cannot save it"):
             make_directory(self._store)
             if self._volume.qube == "dom0":
                 from dom0_agent.admin.settings import config_tar

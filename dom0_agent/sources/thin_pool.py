@@ -195,7 +195,7 @@ class ThinPool:
         if len(words) < 8 or words[2] != "thin-pool":
             raise Refused(
                 Code.SOURCE_FAILED,
-                f"pool {self.title} is in no state to be used: {' '.join(words)}",
+                f"pool {self.title} is not usable: unexpected status {' '.join(words)}",
             )
         return words
 

@@ -59,5 +59,5 @@ def ranges(pipe: int, what: str) -> Iterator[tuple[int, int]]:
             yield from ((begin * elements.block, end * elements.block) for begin, end in whole)
         parser.Parse(b"", True)
     except (ExpatError, KeyError, ValueError) as error:
-        raise Refused(Code.SOURCE_FAILED, f"{what} printed what makes no sense: {error}") from None
+        raise Refused(Code.SOURCE_FAILED, f"{what} printed invalid output: {error}") from None
     yield from ((begin * elements.block, end * elements.block) for begin, end in elements.found)

@@ -23,7 +23,7 @@ class QubesImport:
 
     def __init__(self, volume: Volume, size: int) -> None:
         if size < 1:
-            raise Refused(Code.BAD_REQUEST, f"{volume.name}: qubesd takes no empty volume")
+            raise Refused(Code.BAD_REQUEST, f"{volume.name}: qubesd accepts no empty volume")
         with asking():
             domain = connect().domains[volume.qube]
             if not domain.is_halted():
@@ -69,7 +69,7 @@ class QubesImport:
         except BrokenPipeError:
             self._end()
             raise Refused(
-                Code.SOURCE_FAILED, f"{self._name}: qubesd took no more: {self._failure}"
+                Code.SOURCE_FAILED, f"{self._name}: qubesd stopped reading: {self._failure}"
             ) from None
 
     def _end(self) -> None:
@@ -85,7 +85,7 @@ class QubesImport:
         self._end()
         if self._failure is not None:
             raise Refused(
-                Code.SOURCE_FAILED, f"{self._name}: qubesd did not take it: {self._failure}"
+                Code.SOURCE_FAILED, f"{self._name}: qubesd did not accept it: {self._failure}"
             )
 
     def discard(self) -> None:

@@ -35,7 +35,7 @@ class CommittedIds:
 
     def __init__(self, path: Path, tree: Tree) -> None:
         self._path, self._pages = path, path.with_name(path.name + ".pages")
-        self._tree, self._proven = tree, b""
+        self.tree, self._proven = tree, b""
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -73,7 +73,7 @@ class CommittedIds:
                 continue
             if (
                 len(found) == page_count(chunks) * DIGEST_SIZE
-                and self._tree.root(size, chunk_size, [found]) == root
+                and self.tree.root(size, chunk_size, [found]) == root
             ):
                 self._proven = found
                 return True
@@ -97,7 +97,7 @@ class CommittedIds:
         except OSError as error:
             raise IdsDamaged(f"{self._path}: {error}") from None
         digest = self._proven[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
-        if digest and self._tree.page(ids) != digest:
+        if digest and self.tree.page(ids) != digest:
             raise IdsDamaged(f"{self._path}: page {index} is not what was committed")
         return ids
 
@@ -121,9 +121,9 @@ class CommittedIds:
 
     def _digest(self, index: int, overlay: list[Entry], full: bool, chunks: int) -> bytes:
         if not overlay and (full or index * PAGE_IDS >= self.count):
-            return self._tree.zero_page
+            return self.tree.zero_page
         ids = bytes(PAGE_BYTES) if full else self.page(index)
-        return self._tree.page(_laid_over(ids, index, overlay, chunks))
+        return self.tree.page(_laid_over(ids, index, overlay, chunks))
 
     def apply(
         self, entries: Iterable[Entry], full: bool, chunks: int, pages: bytes | None = None
@@ -147,7 +147,7 @@ class CommittedIds:
             os.ftruncate(fd, chunks * ID_SIZE)
             os.fsync(fd)
         if pages is None:
-            with CommittedIds(self._path, self._tree) as applied:
+            with CommittedIds(self._path, self.tree) as applied:
                 pages = applied.every_digest(chunks)
         write_synced(self._pages, pages)
         return pages

@@ -28,18 +28,24 @@ class Work(Enum):
     GIVEN_UP = auto()
 
 
-def opened_ids(store: VolumeState, follow: ArchiveProgress, archive: Archive) -> CommittedIds:
-    """The ids of an archive's committed session; not proven yet."""
-    return CommittedIds(store.directory / follow.ids, Tree(archive.keys().sub_key("root")))
+def opened_ids(
+    store: VolumeState, follow: ArchiveProgress, archive: Archive, dedup_domain: str
+) -> CommittedIds:
+    """The ids of an archive's committed session; not proven yet.
+
+    ``dedup_domain`` (hexadecimal) is that of the session whose pages are to be made or compared.
+    That is the committed session's too, wherever its ids are used: one in another domain is a full
+    session.
+    """
+    keys = archive.domain_keys(bytes.fromhex(dedup_domain))
+    return CommittedIds(store.directory / follow.ids, Tree(keys))
 
 
 def prove(ids: CommittedIds, follow: ArchiveProgress, archive: Archive) -> bool:
     """Whether ids are those of the committed session."""
     committed = follow.committed
-    return (
-        committed is not None
-        and committed.root is not None
-        and ids.prove(committed.size, archive.chunk_size, bytes.fromhex(committed.root))
+    return committed is not None and ids.prove(
+        committed.size, archive.chunk_size, bytes.fromhex(committed.root)
     )
 
 
@@ -50,14 +56,13 @@ def prepare(
     chunks = chunk_count(pending.size, archive.chunk_size)
     session_log = PendingLog(store.directory / pending.log)
     try:
-        with opened_ids(store, follow, archive) as ids:
+        with opened_ids(store, follow, archive, pending.dedup_domain) as ids:
             if session_log.position != chunks:
                 raise LogDamaged(f"{pending.log} covers {session_log.position} of {chunks} chunks")
             if not pending.full and not prove(ids, follow, archive):
                 raise IdsDamaged(f"{follow.ids} is not that of the session before")
             pages = b"".join(ids.digests(session_log.entries(), pending.full, chunks))
-            tree = Tree(archive.keys().sub_key("root"))
-            if tree.root(pending.size, archive.chunk_size, [pages]).hex() != pending.root:
+            if ids.tree.root(pending.size, archive.chunk_size, [pages]).hex() != pending.root:
                 raise LogDamaged(f"{pending.log} does not give the root of its session")
             same = not pending.full and ids.count == chunks
             if same and next(session_log.entries(), None) is None:
@@ -85,7 +90,7 @@ def apply(
     try:
         if session_log.position != chunks:
             raise LogDamaged(f"{redo.log} covers {session_log.position} of {chunks} chunks")
-        with opened_ids(store, follow, archive) as ids:
+        with opened_ids(store, follow, archive, redo.dedup_domain) as ids:
             ids.apply(session_log.entries(), redo.full, chunks, pages)
     finally:
         session_log.close()

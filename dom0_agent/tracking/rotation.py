@@ -79,9 +79,9 @@ class Rotation:
             for key, follow, session in pending:
                 if not session.crowded and in_use(self.store.directory / session.log):
                     session.crowded = True
-                    log(WARNING, f"{self.store.name}: its session has to end soon, for {full}")
+                    log(WARNING, f"{self.store.name}: its session has to end soon, because {full}")
                 else:
-                    log(WARNING, f"{self.store.name}: its pending session is given up, for {full}")
+                    log(WARNING, f"{self.store.name}: pending session dropped, because {full}")
                     self.give_up(key, follow)
             return bool(pending)
         return False
@@ -197,31 +197,31 @@ class Rotation:
         elif follow.volume_id != volume_id:
             raise Refused(
                 Code.INTERNAL,
-                f"{self.store.name}: the key of archive {archive.label} is not the one that it was",
+                f"{self.store.name}: the key of archive {archive.label} has changed",
             )
         if follow.pending:
             if follow.pending.snapshot in self.source.snapshots():
                 return follow, follow.pending, True
             log(
                 WARNING,
-                f"{self.store.name}: snapshot of the pending session is gone; it is given up",
+                f"{self.store.name}: snapshot of the pending session is gone; it is dropped",
             )
             self.give_up(key, follow)
         self.source.require_room()
         self.rotate()
-        follow.pending = self._begin(follow, archive, request, volume.domain)
+        follow.pending = self._begin(follow, archive, request, volume.dedup_domain)
         follow.map = None
         self.state.place = remember(volume)
         self.finish()
         return follow, follow.pending, False
 
     def _begin(
-        self, follow: ArchiveProgress, archive: Archive, request: Request, domain: bytes
+        self, follow: ArchiveProgress, archive: Archive, request: Request, dedup_domain: bytes
     ) -> Pending:
         """The session that comes next. Its number and time go up with every session begun, whatever
         becomes of it.
         """
-        full = not self._builds_on(follow, archive, request, domain)
+        full = not self._builds_on(follow, archive, request, dedup_domain.hex())
         session = os.urandom(16).hex()
         follow.mark = max(follow.mark, request.number) + 1
         follow.mark_time = _session_time(follow.mark_time, request.time)
@@ -232,13 +232,13 @@ class Rotation:
             time=follow.mark_time,
             size=self.state.base_size,
             full=full,
-            domain=domain.hex(),
+            dedup_domain=dedup_domain.hex(),
             map=follow.map,
             log=f"{archive.id.hex()}.{session}.log",
         )
 
     def _builds_on(
-        self, follow: ArchiveProgress, archive: Archive, request: Request, domain: bytes
+        self, follow: ArchiveProgress, archive: Archive, request: Request, dedup_domain: str
     ) -> bool:
         """Whether a session can build on the committed one: both sides have it, and the ids are
         its.
@@ -246,10 +246,12 @@ class Rotation:
         committed = follow.committed
         if committed is None:
             return False
-        if (committed.session, committed.domain) != (request.session.hex(), domain.hex()):
+        if committed.session != request.session.hex():
             reason = "the archive's newest session is not the one committed here"
+        elif committed.dedup_domain != dedup_domain:  # no id or key of the one serves the other
+            reason = "the volume is in another deduplication domain now"
         else:
-            with opened_ids(self.store, follow, archive) as ids:
+            with opened_ids(self.store, follow, archive, dedup_domain) as ids:
                 if prove(ids, follow, archive):
                     return True
             reason = "the chunk ids kept here are not those of the session committed"
@@ -265,7 +267,7 @@ class Rotation:
         if pending.root is None or pending.digest is None:
             raise Refused(
                 Code.INCOMPLETE,
-                f"{self.store.name}: Commit of a session that was not wholly extracted",
+                f"{self.store.name}: Commit of a session that was not extracted completely",
             )
         work, pages = prepare(self.store, follow, archive, pending)
         follow.committed = Committed(
@@ -273,14 +275,18 @@ class Rotation:
             sequence=pending.sequence,
             time=pending.time,
             size=pending.size,
-            domain=pending.domain,
+            dedup_domain=pending.dedup_domain,
             digest=pending.digest,
             root=pending.root,
         )
         follow.pending = None
         if work is Work.APPLY:
             follow.redo = Redo(
-                log=pending.log, session=pending.session, full=pending.full, size=pending.size
+                log=pending.log,
+                session=pending.session,
+                full=pending.full,
+                size=pending.size,
+                dedup_domain=pending.dedup_domain,
             )
             self.store.save(self.state)
             apply(self.store, follow, archive, follow.redo, pages)

@@ -7,7 +7,7 @@ a crash, and removed.
 
 A state file that is damaged is set aside as ``state.json.damaged``, and dom0 knows nothing of the
 volume any more: its next session compares everything, and until that is committed every session of
-it counts as an older one.
+it is treated as an older one.
 """
 
 import errno
@@ -35,8 +35,10 @@ from dom0_agent.log import ERROR, WARNING, log
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
 
-FORMAT = 2
-"""Format 1 had no check, no marks and no root."""
+FORMAT = 3
+"""Of the state file; earlier ones, of before the first release, were of archives that nothing reads
+any more.
+"""
 PATIENCE = 10.0
 """Seconds a call waits for the volume's lock before it answers "busy"."""
 
@@ -50,18 +52,17 @@ class StateDamaged(Exception):
 
 @dataclass
 class Committed:
-    """The newest session that the backup VM said it holds. Ids and digests in hexadecimal.
-
-    ``root`` is that of its record; without it the ids are not believed.
+    """The newest session that the backup VM said it holds. Ids and digests in hexadecimal; ``root``
+    is that of its record.
     """
 
     session: str
     sequence: int
     time: int
     size: int
-    domain: str
+    dedup_domain: str
     digest: str
-    root: str | None = None
+    root: str
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Pending:
     time: int
     size: int
     full: bool
-    domain: str
+    dedup_domain: str
     map: str | None
     log: str
     root: str | None = None
@@ -92,6 +93,7 @@ class Redo:
     session: str
     full: bool
     size: int
+    dedup_domain: str
 
 
 @dataclass
@@ -212,9 +214,11 @@ class VolumeState:
             raise StateDamaged(f"{self._path} cannot be read: {error.strerror}") from None
         if not isinstance(raw, dict) or not isinstance(found := raw.pop("format", None), int):
             raise StateDamaged(f"{self._path} is damaged: it has no format")
-        if found not in (1, FORMAT):
-            raise Refused(Code.INTERNAL, f"{self._path} is of another version of sparsebak")
-        if found == FORMAT and raw.pop("check", None) != _check(raw):
+        if found > FORMAT:
+            raise Refused(Code.INTERNAL, f"{self._path} is of a newer version of sparsebak")
+        if found < FORMAT:
+            raise StateDamaged(f"{self._path} is of format {found}, from before the first release")
+        if raw.pop("check", None) != _check(raw):
             raise StateDamaged(f"{self._path} is damaged: its check does not fit")
         try:
             follows = {archive: _follow(fields) for archive, fields in raw.pop("follows").items()}
@@ -239,7 +243,8 @@ class VolumeState:
         except OSError:
             found = None
         if found is None:
-            log(WARNING, f"{self.directory / name} is missing or damaged; all counts as changed")
+            path = self.directory / name
+            log(WARNING, f"{path} is missing or damaged; everything is treated as changed")
             return ChangedMap.everything(size)
         return found
 
@@ -280,12 +285,7 @@ def _follow(raw: dict[str, Any]) -> ArchiveProgress:
     for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
         if raw.get(key) is not None:
             raw[key] = kind(**raw[key])
-    follow = ArchiveProgress(**raw)
-    for one in (follow.committed, follow.pending):  # format 1 had no marks
-        if one is not None:
-            follow.mark = max(follow.mark, one.sequence)
-            follow.mark_time = max(follow.mark_time, one.time)
-    return follow
+    return ArchiveProgress(**raw)
 
 
 def known_volumes(state_dir: Path) -> Iterator[tuple[str, str]]:

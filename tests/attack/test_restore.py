@@ -157,8 +157,9 @@ def forged(attacker: Attacker, plain: bytes, method: int) -> Stream:
     """
     stream, site_keys = attacker.stream(), keys(attacker.site)
     number = stream.data[0]
-    good = Sealer(site_keys, 3).seal(number, stream.ids[number], bytes(GRAIN))
-    key = derive(site_keys.sub_key("sealing"), b"stream", good[1:17])
+    domain_keys = open_record(stream.record, site_keys).domain_keys(site_keys)
+    good = Sealer(domain_keys, 3).seal(number, stream.ids[number], bytes(GRAIN))
+    key = derive(domain_keys.sealing, b"stream", good[1:17])
     data = AESGCM(key).encrypt(good[17:29], plain, bytes([method]) + stream.ids[number])
     return stream.but(sealed={**stream.sealed, number: bytes([method]) + good[1:29] + data})
 
@@ -195,9 +196,9 @@ def test_a_bomb_made_without_the_key(attacker: Attacker) -> None:
     )
 
 
-def test_a_record_from_the_future(attacker: Attacker) -> None:
+def test_a_record_of_another_format_or_suite(attacker: Attacker) -> None:
     stream = attacker.stream()
-    for at, value in ((4, b"\x02\x00"), (6, b"\x01"), (6, b"\x03")):
+    for at, value in ((4, b"\x01\x00"), (4, b"\x03\x00"), (6, b"\x01"), (6, b"\x03")):
         record = stream.record[:at] + value + stream.record[at + len(value) :]
         both(attacker, stream.but(record=record), Code.NOT_AUTHENTIC)
 

@@ -170,13 +170,13 @@ def test_the_newest_session_is_missed_and_can_be_put_back(
     gone = session_files(built)[which]
     for path in gone:
         path.rename(kept / path.name)
-    error = commands.run("copy", str(copy), "--delete", expect=4)[1]
+    error = commands.run("copy", str(copy), "--delete", "--yes", expect=4)[1]
     assert gone[-1].name in error and built.images(folder=copy) == images
     assert gone[-1].name in commands.run("list", "--passphrase-file", str(commands.passphrase))[1]
     before = packs_take(built)
     words = ["prune", "--keep-last", "1", "--passphrase-file", str(commands.passphrase)]
     error = commands.run(*words, expect=4)[1]
-    assert gone[-1].name in error and "no space is given back" in error
+    assert gone[-1].name in error and "no space is reclaimed" in error
     commands.run("scrub")
     assert packs_take(built) == before
     for path in gone:
@@ -225,7 +225,7 @@ def test_damage_to_one_volume_leaves_the_others_alone(tmp_path: Path) -> None:
         assert (
             done.sessions == 1
             and done.space == 0
-            and "no space is given back" in str(archive.warnings)
+            and "no space is reclaimed" in str(archive.warnings)
         )
         theirs = archive.sessions(ids["other/private"])[ids["other/private"]]
         with pytest.raises(DamagedError, match="left as it is"):

@@ -250,7 +250,7 @@ def seeds(name: str) -> Iterable[bytes]:
         "pack": lambda: [path.read_bytes() for path in site.archive.rglob("*.pack")],
         "exported": lambda: [_exported()],
         "tags_and_notes": lambda: [
-            b'{"format": 1, "sessions": {"00": {"tags": ["a"], "note": "b"}}, "verified": {},'
+            b'{"format": 2, "sessions": {"00": {"tags": ["a"], "note": "b"}}, "verified": {},'
             b' "scrubbed": [1, true]}'
         ],
         "connection": lambda: [

@@ -6,10 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from setuptools.config.pyprojecttoml import read_configuration
 
+from backup_vm import cli as vm
+from dom0_agent.admin import cli as dom0
 from tests.conftest import cannot
 from wire import VERSION
 
@@ -75,10 +80,7 @@ def test_what_dom0_gets(rpms: dict[str, Path]) -> None:
     modules = [
         name for name in files if name.endswith(".py") and not name.startswith("/usr/share/doc/")
     ]
-    assert all(
-        name.startswith(("/usr/lib/sparsebak/dom0_agent/", "/usr/lib/sparsebak/wire/"))
-        for name in modules
-    )
+    assert all(re.match(r"/usr/lib/sparsebak/(common|wire|dom0_agent)/", name) for name in modules)
     assert all(files[name] == ("-rw-r--r--", "root", "root") for name in modules)
     assert not [
         name for name in files if "backup_vm" in name or "site-packages" in name or "tests" in name
@@ -138,7 +140,18 @@ def test_the_debian_package(tmp_path: Path) -> None:
     assert {name.split()[0] for name in fields.strip().split(", ")} == VM_NEEDS
 
 
-def test_one_version_everywhere() -> None:
-    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    changelog = re.match(r"sparsebak \((.*)\)", (ROOT / "debian/changelog").read_text())
-    assert version and changelog and version[1] == changelog[1] == VERSION
+def test_one_version_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    project = read_configuration(ROOT / "pyproject.toml")["project"]
+    debian = re.match(r"sparsebak \((.*)\)", (ROOT / "debian/changelog").read_text())
+    newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert debian and newest
+    assert project["version"] == debian[1] == newest[1] == VERSION
+    for parser in (vm.parser, dom0.parser):
+        with redirect_stdout(StringIO()) as said, pytest.raises(SystemExit):
+            parser().parse_args(["--version"])
+        assert said.getvalue().split()[-1] == VERSION
+
+
+def test_packages_have_the_projects_version(rpms: dict[str, Path]) -> None:
+    assert {path.name.split("-")[2] for path in rpms.values()} == {VERSION}

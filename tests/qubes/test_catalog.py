@@ -106,7 +106,9 @@ def test_running_qubes(machine: Qubesd, tmp_path: Path) -> None:
 
 def test_domains_of_deduplication(machine: Qubesd, tmp_path: Path) -> None:
     machine.add("debian", "TemplateVM", "vm-pool")
-    found = {volume.name: volume.domain for volume in open_catalog(configured(tmp_path)).volumes()}
+    found = {
+        volume.name: volume.dedup_domain for volume in open_catalog(configured(tmp_path)).volumes()
+    }
     assert found["debian/root"] == found["fedora/root"]
     templates = {"debian/root", "fedora/root"}
     others = [domain for name, domain in found.items() if name not in templates]

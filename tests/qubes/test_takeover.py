@@ -17,6 +17,7 @@ from dom0_agent.admin import takeover
 from dom0_agent.tracking.state import State, VolumeState
 from tests.kit import PASSPHRASE, Site, change, fill
 from tests.qubes.kit import QubesSite
+from wire.messages import HEADER_SIZE
 from wire.names import Restoring
 from wire.status import Refused
 
@@ -207,6 +208,21 @@ def test_a_file_that_is_not_what_it_should_be(
     bad.write_bytes(bytes(takeover.LIMIT + 1))
     with pytest.raises(Refused, match="too long"):
         takeover.read(bad)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_an_archive_of_another_format_is_not_taken_over(
+    site: Site, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = keys_file(site)
+    shutil.rmtree(site.state)
+    raw = bytearray(file.read_bytes())
+    raw[HEADER_SIZE] = number
+    file.write_bytes(raw)
+    capsys.readouterr()
+    assert take_over(site, file) == 1 and not (site.state / "archives").exists()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"an archive of format {number}, " in err
 
 
 def test_an_old_copy_brings_no_slot_back(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,7 +99,7 @@ def test_what_is_cut_in_the_middle_is_no_copy(
     failures: list[Exception] = [Unreachable("cut")] * 2
     with monkeypatch.context() as patch:
         patch.setattr(lying, "get", cut)
-        with pytest.raises(SparsebakError, match="not received whole"):
+        with pytest.raises(SparsebakError, match="received incompletely"):
             RemoteStorage(URL, lying).local(NAME)
     files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not any(path.stat().st_size == 9 for path in files)

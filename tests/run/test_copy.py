@@ -14,6 +14,7 @@ from backup_vm.archive import sessions
 from backup_vm.archive.storage.local import LocalStorage
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, fill
+from tests.mutation.forms import seal_pack, seal_session
 
 
 @pytest.fixture
@@ -46,6 +47,15 @@ def spoil_chunk(site: Site, session: int, number: int) -> None:
         byte = file.read(1)[0]
         file.seek(place.offset + 99)
         file.write(bytes([byte ^ 4]))
+
+
+def forge_chunk(site: Site, session: int, number: int) -> None:
+    """Spoil a chunk, and make every checksum right again, as whoever can write to the disk can."""
+    before = {path: path.read_bytes() for path in site.archive.rglob("*.pack")}
+    spoil_chunk(site, session, number)
+    for path, raw in before.items():
+        if path.read_bytes() != raw:
+            path.write_bytes(seal_pack(path.read_bytes()))
 
 
 def lose(site: Site, session: int, folder: bool = False) -> None:
@@ -95,7 +105,8 @@ def test_what_was_copied_before_stays(
     HARMS[harm][0](built)
     session = files(built.archive)[-1].name
     code = 4 if "file" in harm else 0
-    assert commands.json("copy", str(target), "--delete", expect=code)["removed"] == 0
+    words = ("copy", str(target), "--delete", "--yes")
+    assert commands.json(*words, expect=code)["removed"] == 0
     assert built.images(folder=target) == before
     assert session in {path.name for path in files(target)}
 
@@ -126,6 +137,71 @@ def test_none_is_made_where_one_was(built: Site, commands_for: Callable[[Site], 
         assert not list(target.parent.iterdir())
     commands.run("copy", str(target), "--init")
     assert built.images(folder=target) == built.images()
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "open"])
+def test_with_the_key_no_forged_chunk_leaves_the_archive(
+    tmp_path: Path, commands_for: Callable[[Site], Commands], sealed: bool
+) -> None:
+    """Its checksums are right, so that without the key nobody can know."""
+    site = Site(tmp_path / "site", sealed=sealed)
+    commands = commands_for(site)
+    fill(site.image(), 40 * GRAIN)
+    site.backup()
+    first = site.contents()
+    with open(site.image(), "r+b") as file:
+        file.seek(3 * GRAIN)
+        file.write(random.Random(7).randbytes(4 * GRAIN))
+    site.backup()
+    forge_chunk(site, 1, 4)
+    assert site.scrubbed() == []
+    names = [path.name[11:] for path in files(site.archive)]
+    key = ["--passphrase-file", str(commands.passphrase)] if sealed else []
+    file, target = site.root / "one", site.root / "copy"
+    error = commands.fails(4, "export", "work/private", "-o", str(file), *key)
+    assert "chunk 4" in error and not file.exists()
+    assert list(site.root.glob("*one*")) == []
+    error = commands.run("copy", str(target), *key, expect=4)[1]
+    assert "chunk 4" in error
+    assert len(files(target)) == 1 and names[0] in files(target)[0].name
+    assert list(site.images(folder=target).values()) == [first]
+    if not sealed:
+        return
+    commands.run("export", "work/private", "-o", str(file))
+    commands.run("copy", str(target))
+    assert len(files(target)) == 2
+    commands.run("--archive", str(target), "delete", "work/private", "--yes", *key)
+    assert "chunk 4" in commands.fails(4, "--archive", str(target), "import", str(file), *key)
+    assert files(target) == [] and list(target.rglob("*.pack")) == []
+    commands.run("--archive", str(target), "import", str(file))
+    commands.run("--archive", str(target), "verify", "--session", "all", *key, expect=4)
+
+
+def test_with_the_key_a_copy_is_what_one_without_is(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
+    commands, key = commands_for(built), ["--passphrase-file", str(built.root / "pw")]
+    done = commands.json("copy", str(built.root / "with"), *key)
+    assert done["sessions"] == 4
+    without = commands.json("copy", str(built.root / "without"))
+    assert {**done, "target": ""} == {**without, "target": ""}
+    assert built.images(folder=built.root / "with") == built.images()
+
+
+def test_a_session_that_another_key_sealed_is_not_copied(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
+    """Its file is sound, and its record, or what it says of its chunks, is not."""
+    commands, key = commands_for(built), ["--passphrase-file", str(built.root / "pw")]
+    before = built.images()
+    last = files(built.archive)[-1]
+    raw = bytearray(last.read_bytes())
+    raw[40 + 200] ^= 1  # within the sealed part of the record
+    last.write_bytes(seal_session(bytes(raw)))
+    target = built.root / "copy"
+    error = commands.run("copy", str(target), *key, expect=4)[1]
+    assert last.name in error
+    assert list(built.images(folder=target)) == list(before)[:-1]
 
 
 def test_a_copy_does_not_turn_open(built: Site, commands_for: Callable[[Site], Commands]) -> None:

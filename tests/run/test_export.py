@@ -3,6 +3,7 @@ missing, cut off or damaged.
 """
 
 import hashlib
+import io
 import os
 import random
 import shutil
@@ -126,6 +127,10 @@ def test_files_that_are_damaged_or_none_change_nothing(
     for wrong_raw in (b"", b"not an export" * 100, raw[:100]):
         file.write_bytes(wrong_raw)
         assert "not an exported session" in commands.fails(1, "import", str(file))
+    for number, what in ((1, "from before the first release"), (3, "a newer one")):
+        file.write_bytes(raw[:7] + bytes([number]) + raw[8:])
+        told = commands.fails(1, "import", str(file))
+        assert f"an exported session of format {number}" in told and what in told
     assert built.images() == before
     other = built.root / "other"
     built.add_archive("other", other)
@@ -258,7 +263,7 @@ def test_a_copy_is_brought_up_to_date(
         assert done["stored"] < 2_000_000 and done["sessions"] >= 1
         assert images(built, target).items() >= built.images().items(), "it may hold more"
     assert set(names) <= set(images(built, target))
-    assert commands.json("copy", str(target), "--delete")["removed"] == 3
+    assert commands.json("copy", str(target), "--delete", "--yes")["removed"] == 3
     assert images(built, target) == built.images()
     with built.open(folder=target) as archive:
         assert "gold" in str(commands.keyed("--archive", str(target), "list"))
@@ -266,6 +271,46 @@ def test_a_copy_is_brought_up_to_date(
     assert commands.json("--archive", str(target), "scrub")["ok"]
     built.backup(folder=target)
     assert list(images(built, target).values())[-1] == built.contents()
+
+
+class Changing(io.BytesIO):
+    """A file that is another one when it is read again, as a store that lies can make it."""
+
+    def __init__(self, first: bytes, then: bytes) -> None:
+        super().__init__(first)
+        self._then = then
+
+    def seek(self, at: int, whence: int = 0) -> int:
+        if at == whence == 0:
+            self.truncate(0)
+            super().seek(0)
+            self.write(self._then)
+        return super().seek(at, whence)
+
+
+@pytest.mark.parametrize("harm", ["another chunk", "cut short"])
+def test_a_file_that_changes_while_it_is_imported(built: Site, harm: str) -> None:
+    from backup_vm.jobs.export import export, take_in
+
+    out, before = io.BytesIO(), built.images()
+    with built.open() as archive:
+        (series,) = archive.sessions().values()
+        export(archive, archive.image(series, series[1]), "work/private", out, Progress())
+    drop(built, built.archive, 1)
+    left, packs = built.images(), sorted(built.archive.rglob("*.pack"))
+    raw = out.getvalue()
+    at = len(raw) - 100
+    then = raw[:at] if harm == "cut short" else raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+    with (
+        built.open(True) as archive,
+        pytest.raises(DamagedError, match="changed while it was read"),
+    ):
+        take_in(archive, Changing(raw, then), Path("x"), Progress(), built.keys(archive))
+    assert built.images() == left
+    assert sorted(built.archive.rglob("*.pack")) == packs
+    with built.open(True) as archive:
+        take_in(archive, io.BytesIO(raw), Path("x"), Progress(), built.keys(archive))
+    assert built.images() == before and built.scrubbed() == []
 
 
 def test_two_copies_that_went_on_each_for_itself(built: Site) -> None:

@@ -69,7 +69,7 @@ def test_a_session_that_dom0_was_not_told_of(
         made.backup(agent=agent)
     latest = list(made.images().items())[-1]
     capsys.readouterr()
-    assert restore() == 1 and f"was not told that {latest[0]}" in capsys.readouterr().err
+    assert restore() == 1 and f"does not know yet that {latest[0]}" in capsys.readouterr().err
     assert restore("--session", latest[0]) == 0 and made.contents() == latest[1]
     made.backup()
     assert restore() == 0

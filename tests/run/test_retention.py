@@ -74,7 +74,7 @@ def test_without_rules_nothing_is_pruned(
         2, "prune", "work", "--session", names[0], "--keep-last", "1"
     )
     assert "which volumes" in commands.fails(2, "prune", "--session", names[0])
-    assert "stands alone" in commands.fails(2, "prune", "--keep-default", "--keep-last", "1")
+    assert "cannot be combined" in commands.fails(2, "prune", "--keep-default", "--keep-last", "1")
     assert "10%" in commands.fails(
         2, "prune", "--until-free", "lots", "--passphrase-file", str(commands.passphrase)
     )
@@ -106,7 +106,7 @@ def test_rules_of_the_settings(
     assert [s["session"] for s in commands.keyed("prune")["removed"]] == names[:3]
     for wrong, said in (
         ("[retention]\nkeep_dayly = 1", "keep_dayly"),
-        ("[retention]\nkeep_default = true\nkeep_last = 1", "stands alone"),
+        ("[retention]\nkeep_default = true\nkeep_last = 1", "cannot be combined"),
         ("[retention]\nafter_backup = 1", "after_backup"),
         ("[retention]\nuntil_free = 10", "until_free"),
         ("[retention]\nqubes = 1", "retention.qubes"),

@@ -2,11 +2,13 @@
 nothing left behind.
 """
 
+import _thread
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -98,6 +100,20 @@ def test_a_signal_ends_a_command_clean(big: Site, command: str) -> None:
         if command != "copy":
             (big.root / "out").unlink(missing_ok=True)
     assert big.contents() == contents
+
+
+def test_a_signal_just_before_a_wait_ends_it() -> None:
+    """Python notes it, and the main thread begins to read before it looks."""
+    reading, writing = os.pipe()
+    noting = threading.Timer(0.1, _thread.interrupt_main, [signal.SIGTERM])  # notes it, no more
+    start = time.monotonic()
+    with pytest.raises(interrupts.Stop), interrupts.handled(process=False):
+        noting.start()
+        os.read(reading, 1)
+    assert time.monotonic() - start < interrupts.LIMIT
+    assert interrupts.exit_code() == 128 + signal.SIGTERM
+    os.close(reading)
+    os.close(writing)
 
 
 def test_a_run_that_waits_for_a_silent_service_ends(site: Site, tmp_path: Path) -> None:
@@ -206,3 +222,21 @@ def test_questions_on_a_terminal(tmp_path: Path) -> None:
     assert answered(site, b"", "prune", "--keep-last", "1", "-u")[0] == 0
     assert answered(site, b"yes\n", "delete", "work/private")[0] == 0
     assert not site.images()
+
+
+def test_a_copy_asks_before_it_removes(tmp_path: Path) -> None:
+    site, copy = Site(tmp_path / "site", sealed=False), tmp_path / "copy"
+    words = ("copy", str(copy), "--delete")
+    fill(site.image(), 1 << 20)
+    site.backup()
+    assert answered(site, b"", *words)[0] == 0, "there is nothing to ask for"
+    for folder in (site.archive, copy):
+        fill(site.image(), 1 << 20, 1)
+        site.backup(folder=folder)
+    before = site.images(folder=copy)
+    code, shown = answered(site, b"n\n", *words)
+    assert code == 1 and "Remove 1 session that is not here from" in shown, shown
+    assert site.images(folder=copy) == before != site.images()
+    assert answered(site, signal.SIGINT, *words)[0] == 130
+    assert answered(site, b"y\n", *words)[0] == 0
+    assert site.images(folder=copy) == site.images()

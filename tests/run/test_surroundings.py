@@ -188,7 +188,7 @@ def test_room_that_is_not_known(commands: Commands, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(LocalStorage, "free", lambda self: None)
     monkeypatch.setattr(LocalStorage, "capacity", lambda self: None)
     for room in ("20G", "10%"):
-        assert "nobody knows how much room" in commands.fails(2, "prune", "--until-free", room)
+        assert "cannot be determined" in commands.fails(2, "prune", "--until-free", room)
     for wrong in ("9" * 400 + "G", "²%", "0%", "100%", "-1", "much"):
         assert "10%, or a size" in commands.fails(2, "prune", f"--until-free={wrong}")
     assert len(commands.names()) == 3
@@ -211,9 +211,16 @@ def test_what_destroys_asks(commands: Commands) -> None:
     fill(site.image(), 5 * GRAIN, 1)
     now = site.contents()
     key = ("--passphrase-file", str(commands.passphrase))
-    for words in (("delete", "work/private"), ("restore", "work/private"), ("restore", "work")):
+    copy = ("copy", str(site.root / "copy"), "--delete")
+    for words in (
+        ("delete", "work/private"),
+        ("restore", "work/private"),
+        ("restore", "work"),
+        copy,
+    ):
         for more in ((), ("-u",), ("--json",), ("-q",)):
             assert "--yes" in commands.fails(1, *words, *key, *more)
+    assert not (site.root / "copy").exists()
     assert len(commands.names()) == 1 and site.contents() == now
     commands.run("delete", "-n", "work/private", *key)
     commands.run("restore", "work/private", "--yes", *key)

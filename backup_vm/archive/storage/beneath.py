@@ -35,7 +35,7 @@ _UNHURRIED = os.O_NONBLOCK | os.O_NOCTTY
 
 class Beneath:
     """Files beneath a folder. Names are relative, with slashes. Raises DamagedError, naming what is
-    there, for anything that is not a regular file, or lies behind a link; OSError with the whole
+    there, for anything that is not a regular file, or is behind a link; OSError with the whole
     path otherwise.
     """
 
@@ -83,9 +83,9 @@ class Beneath:
                 break
             whole = upto == len(parts)
             if stat.S_ISLNK(found.st_mode):
-                return "is a link" if whole else "lies behind a link"
+                return "is a link" if whole else "is behind a link"
             if not whole and not stat.S_ISDIR(found.st_mode):
-                return "lies in what is no folder"
+                return "is in something that is not a folder"
         return "is not a regular file"
 
     @contextmanager

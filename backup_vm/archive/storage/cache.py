@@ -180,7 +180,7 @@ class Cache:
             get(beside)
             checksum = _checksum(beside, entry.size)
             if checksum is None:
-                raise SparsebakError(f"{name} was not received whole")
+                raise SparsebakError(f"{name} was received incompletely")
             return self._keep(folder, beside, name, entry, checksum)
         finally:
             beside.unlink(missing_ok=True)

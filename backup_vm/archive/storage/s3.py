@@ -68,7 +68,7 @@ class ObjectStore:
             from obstore import exceptions, store
         except ImportError:
             raise SparsebakError(
-                "obstore is not installed", "install it: pip install sparsebak[remote]"
+                "obstore is not installed", "install it: pip install obstore"
             ) from None
         _require_credentials(url, os.environ)
         self._url, self._obstore, self._errors = url, obstore, exceptions

@@ -67,7 +67,7 @@ class Fields:
         """The next number."""
         size = struct.calcsize(form)
         if self._at + size > len(self._data):
-            raise Unreachable("the server's answer makes no sense")
+            raise Unreachable("the server's answer is malformed")
         (value,) = struct.unpack_from(form, self._data, self._at)
         self._at += size
         return int(value)
@@ -76,7 +76,7 @@ class Fields:
         """The next string."""
         size = self.number()
         if self._at + size > len(self._data):
-            raise Unreachable("the server's answer makes no sense")
+            raise Unreachable("the server's answer is malformed")
         self._at += size
         return self._data[self._at - size : self._at]
 
@@ -130,7 +130,7 @@ class Client:
     def _packet(self) -> tuple[int, Fields]:
         size, kind = struct.unpack(">IB", self._channel.read(5))
         if not 1 <= size <= _MOST:
-            raise Unreachable("the server's answer makes no sense")
+            raise Unreachable("the server's answer is malformed")
         return kind, Fields(self._channel.read(size - 1))
 
     def send(self, kind: int, body: bytes) -> int:
@@ -146,7 +146,7 @@ class Client:
             got, fields = self._packet()
             of = fields.number()
             if of not in self.flying:
-                raise Unreachable("the server answers what nobody asked")
+                raise Unreachable("the server answers a request that was not sent")
             self.flying.discard(of)
             self._answers[of] = got, fields
         got, fields = self._answers.pop(number)
@@ -156,7 +156,7 @@ class Client:
                 said = fields.string() if fields.left else b""
                 raise Refused(code, said.decode(errors="replace")[:200])
         elif got != kind:
-            raise Unreachable("the server's answer makes no sense")
+            raise Unreachable("the server's answer is malformed")
         return fields
 
     def ask(self, kind: int, body: bytes, answer: int = STATUS) -> Fields:
@@ -199,7 +199,7 @@ class Client:
                 ended = True
                 continue
             if len(data) > size or not data:
-                raise Unreachable("the server's answer makes no sense")
+                raise Unreachable("the server's answer is malformed")
             if ended:
                 continue
             take(data)

@@ -54,7 +54,7 @@ def confirm(options: argparse.Namespace, question: str, word: str = "") -> None:
         return
     if not sys.stdin.isatty():
         raise UserError(f"{question} That needs --yes when there is no terminal to ask on")
-    answer = input(f"{question} {f'Type {word} to go on: ' if word else '[y/N] '}").strip()
+    answer = input(f"{question} {f'Type {word} to continue: ' if word else '[y/N] '}").strip()
     if answer != word if word else answer.lower() not in ("y", "yes"):
         raise UserError("nothing was changed")
 
@@ -70,10 +70,11 @@ def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
     """
     top = argparse.ArgumentParser(
         prog="sparsebak-agent",
-        description=(
-            "The dom0 side of sparsebak: archives and their keys, walking snapshots, status."
+        description="The dom0 side of sparsebak: keys of archives, snapshots, restored settings.",
+        epilog=(
+            "Exit codes: 0 done; 1 failed; 2 wrong usage; 130 interrupted (128 and the number of"
+            " any other signal). General options can be given before or after COMMAND."
         ),
-        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
@@ -90,14 +91,11 @@ def _common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     stands before the name.
     """
     declared = {action.dest: action for action in parser._actions}
+    group = parser if defaults else parser.add_argument_group("general options")
     for flags, named in _COMMON:
         dest = flags[-1].removeprefix("--")
-        action = declared.get(dest) or parser.add_argument(*flags, **named)
+        action = declared.get(dest) or group.add_argument(*flags, **named)
         action.default = defaults.get(dest, argparse.SUPPRESS)
-        if not defaults and dest not in declared:
-            action.help = (
-                argparse.SUPPRESS
-            )  # in the help of the whole; there is no need to say it in each
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for below in action.choices.values():
@@ -105,7 +103,10 @@ def _common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
 
 
 _COMMON: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (("--config",), {"type": Path, "help": f"configuration file (default: {DEFAULT_PATH})"}),
+    (
+        ("--config",),
+        {"type": Path, "metavar": "FILE", "help": f"configuration file (default: {DEFAULT_PATH})"},
+    ),
     (
         ("-u", "--unattended"),
         {

@@ -14,7 +14,7 @@ from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.leftovers import drop_archive
 from dom0_agent.archives import Archives
 from dom0_agent.config import load
-from wire import CHUNK_SIZES, DEFAULT_CHUNK_SIZE, slots
+from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE, DEFAULT_CHUNK_SIZE, slots
 from wire.chunks import KEY_SIZE, SUITES, ChunkIds, Keys
 from wire.messages import MODE_OPEN
 from wire.names import parse_name
@@ -27,49 +27,63 @@ _UNITS = {f"{size >> 10}K": size for size in CHUNK_SIZES} | {
 
 def add_to(commands: Any) -> None:
     """Declare the command."""
-    archive = commands.add_parser("archive", help="create, list or forget archives")
+    archive = commands.add_parser(
+        "archive",
+        help="create, list or forget archives",
+        description="Creates, lists and forgets archives, whose keys are kept in dom0.",
+    )
     actions = archive.add_subparsers(dest="action", required=True, metavar="ACTION")
     add = actions.add_parser(
         "add",
         help="create an archive's key; the backup VM then runs: sparsebak init DIR --label LABEL",
+        description=(
+            "Creates an archive's key: asks for a passphrase, and prints a recovery key. The backup"
+            " VM then makes the archive with: sparsebak init DIR --label LABEL"
+        ),
     )
-    add.add_argument("label", metavar="LABEL")
+    add.add_argument("label", metavar="LABEL", help="a name for the archive")
     add.add_argument(
         "--caller", required=True, metavar="NAME", help="the backup VM that may use the archive"
     )
     add.add_argument(
         "--open",
         action="store_true",
-        help="the key also lies in the archive: for a trusted backup VM and disk",
+        help="leave the key in the archive: for a backup VM and a disk that are trusted",
     )
     add.add_argument(
         "--passphrase-file",
         type=Path,
         metavar="F",
-        help="take the passphrase from the first line of a file",
+        help="the passphrase, in a file's first line",
     )
     add.add_argument(
         "--chunk-size",
         choices=_UNITS,
         default=f"{DEFAULT_CHUNK_SIZE >> 10}K",
         metavar="SIZE",
-        help="64K to 4M",
+        help="bytes of a chunk: a power of two from 64K to 4M (default: %(default)s)",
     )
     add.add_argument(
         "--hash",
         choices=SUITES.values(),
-        help="what chunk ids are made with; default: what this processor does faster",
+        help="hash for chunk ids (default: the one that this processor computes faster)",
     )
-    add.add_argument("--json", action="store_true")
     add.set_defaults(run=_add)
-    show = actions.add_parser("list", help="show the archives known here")
-    show.add_argument("--json", action="store_true")
+    show = actions.add_parser(
+        "list",
+        help="show the archives whose keys are kept here",
+        description="Shows the archives whose keys are kept here, and who may use them.",
+    )
     show.set_defaults(run=_list)
     remove = actions.add_parser(
         "remove",
         help="forget an archive and its key; its recovery key or passphrase still opens it",
+        description=(
+            "Forgets an archive and its key, after asking. The archive's files stay, and its"
+            " passphrase or its recovery key still opens them."
+        ),
     )
-    remove.add_argument("label", metavar="LABEL")
+    remove.add_argument("label", metavar="LABEL", help="the archive's label")
     yes_option(remove)
     remove.set_defaults(run=_remove)
 
@@ -111,7 +125,8 @@ def fastest_suite() -> int:
     chunk = bytes(DEFAULT_CHUNK_SIZE)
 
     def seconds(suite: int) -> float:
-        ids, best = ChunkIds(Keys(bytes(KEY_SIZE)), bytes(16), len(chunk), suite), float("inf")
+        keys = Keys(bytes(KEY_SIZE)).of_domain(bytes(DEDUP_DOMAIN_SIZE), suite)
+        ids, best = ChunkIds(keys, len(chunk)), float("inf")
         for _ in range(10):
             start = time.perf_counter()
             ids.of(chunk)

@@ -26,15 +26,19 @@ _SHUTDOWN = 120.0
 def add_to(commands: Any) -> None:
     """Declare the command."""
     backup = commands.add_parser(
-        "backup", help="on Qubes OS: have the backup VM make a backup, starting it if it is off"
+        "backup",
+        help="on Qubes OS: have the backup VM make a backup, starting it if it is off",
+        description=(
+            "On Qubes OS: has the backup VM make a backup. If the backup VM is off, it is started"
+            " first and shut down afterwards."
+        ),
     )
     backup.add_argument(
         "--vm", metavar="NAME", help="the backup VM (default: the one tagged by setup)"
     )
     backup.add_argument(
-        "--user", default="user", help="who runs sparsebak there (default: %(default)s)"
+        "--user", default="user", help="the user that runs the backup there (default: %(default)s)"
     )
-    backup.add_argument("-q", "--quiet", action="store_true")
     backup.set_defaults(run=_run)
 
 

@@ -21,24 +21,27 @@ from wire.status import Refused
 def add_to(commands: Any) -> None:
     """Declare the command."""
     check = commands.add_parser(
-        "check", help="say which volumes have no backup within some days; exit code 1 if any"
+        "check",
+        help="report volumes without a recent backup; exit code 1 if there are any",
+        description=(
+            "Reports the volumes that have no backup of the last days, and exits with 1 if there"
+            " are any."
+        ),
     )
     check.add_argument(
         "--days",
         type=_days,
         default=7.0,
         metavar="N",
-        help="how old a backup may be (default: %(default)g)",
+        help="how many days old a backup may be (default: %(default)g)",
     )
     check.add_argument(
         "--caller",
         default="",
         metavar="NAME",
-        help="as it is for this backup VM, whose own volumes do not count",
+        help="check as seen by this backup VM, whose own volumes do not count",
     )
-    check.add_argument("--notify", action="store_true", help="with a notification on the desktop")
-    check.add_argument("-q", "--quiet", action="store_true")
-    check.add_argument("--json", action="store_true")
+    check.add_argument("--notify", action="store_true", help="also notify on the desktop")
     check.set_defaults(run=_run)
 
 

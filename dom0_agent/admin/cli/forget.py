@@ -19,10 +19,17 @@ from wire.status import Refused
 def add_to(commands: Any) -> None:
     """Declare the command."""
     command = commands.add_parser(
-        "forget", help="drop a volume's snapshots and state; its next backup is a full one"
+        "forget",
+        help="drop a volume's snapshots and state; its next backup is a full one",
+        description=(
+            "Drops the snapshots and the state of a volume, after asking. Its sessions stay in the"
+            " archives; its next backup compares everything."
+        ),
     )
-    command.add_argument("volume", nargs="?", metavar="QUBE/VOLUME", help="also one that is gone")
-    command.add_argument("--all", action="store_true", help="every volume")
+    command.add_argument(
+        "volume", nargs="?", metavar="QUBE/VOLUME", help="the volume; it may be gone already"
+    )
+    command.add_argument("--all", action="store_true", help="all volumes")
     yes_option(command)
     command.set_defaults(run=_run)
 

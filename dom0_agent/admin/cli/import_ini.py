@@ -30,14 +30,25 @@ _OF_A_QUBE = re.compile(r"vm-(.+)-(private|root)")
 def add_to(commands: Any) -> None:
     """Declare the command."""
     command = commands.add_parser(
-        "import-ini", help="make a configuration from the original sparsebak's sparsebak.ini"
+        "import-ini",
+        help="convert the original sparsebak's sparsebak.ini into an agent.toml",
+        description=(
+            "Converts the sparsebak.ini of the original sparsebak into an agent.toml, and says what"
+            " comes next."
+        ),
     )
-    command.add_argument("file", type=Path, metavar="FILE")
+    command.add_argument("file", type=Path, metavar="FILE", help="the sparsebak.ini")
     command.add_argument(
-        "-o", "--output", type=Path, metavar="AGENT.TOML", help="default: standard output"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="AGENT.TOML",
+        help="the file to write (default: standard output)",
     )
     command.add_argument(
-        "--catalog", choices=("qubes", "static"), help="default: qubes on Qubes OS, else static"
+        "--catalog",
+        choices=("qubes", "static"),
+        help="where volumes come from (default: qubes on Qubes OS, else static)",
     )
     command.set_defaults(run=_run)
 

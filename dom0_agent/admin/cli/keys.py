@@ -27,32 +27,45 @@ _KINDS = {KIND_PASSPHRASE: "passphrase", KIND_RECOVERY: "recovery key"}
 def add_to(commands: Any) -> None:
     """Declare the command."""
     keys = commands.add_parser(
-        "keys", help="passphrases and recovery key of an archive; take over one from another dom0"
+        "keys",
+        help="manage passphrases and recovery key; take over an archive from another dom0",
+        description=(
+            "Manages the passphrases and the recovery key of an archive, and takes over an archive"
+            " from another dom0."
+        ),
     )
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, run, text in (
-        ("list", _list, "show the key slots"),
-        ("add", _add, "one more passphrase"),
-        ("change", _change, "another passphrase in the place of one"),
-        ("remove", _remove, "remove a slot"),
+    for name, run, text, sentences in (
+        ("list", _list, "show the key slots", "Shows the key slots: number and kind."),
+        ("add", _add, "add a passphrase", "Adds a passphrase that opens the archive."),
+        (
+            "change",
+            _change,
+            "replace a passphrase",
+            "Replaces a passphrase: the only one, or the one in the slot that --slot names.",
+        ),
+        (
+            "remove",
+            _remove,
+            "remove a key slot",
+            "Removes a key slot, after asking: its passphrase or recovery key then opens nothing.",
+        ),
         (
             "new-recovery",
             _recovery,
-            (
-                "make a new recovery key in the place of the old one, which opens nothing then, and"
-                " show it"
-            ),
+            "replace the recovery key, and show the new one",
+            "Makes a new recovery key, after asking, and shows it. The old one then opens nothing.",
         ),
     ):
-        action = actions.add_parser(name, help=text)
-        action.add_argument("label", metavar="LABEL")
+        action = actions.add_parser(name, help=text, description=sentences)
+        action.add_argument("label", metavar="LABEL", help="the archive's label")
         if name in ("change", "remove"):
             action.add_argument(
                 "--slot",
                 type=int,
                 required=name == "remove",
                 metavar="N",
-                help="as shown by: keys list",
+                help="the slot's number, as shown by: keys list",
             )
         if name in ("add", "change"):
             action.add_argument(
@@ -64,15 +77,20 @@ def add_to(commands: Any) -> None:
         if name in ("remove", "new-recovery"):
             yes_option(action)
         action.set_defaults(run=run)
-    old = actions.add_parser("show-recovery")  # its old name; no help: it is not to be found
-    old.add_argument("label", metavar="LABEL")
+    # The old name. Without help it is not listed among the actions.
+    old = actions.add_parser("show-recovery", description="The old name of: keys new-recovery")
+    old.add_argument("label", metavar="LABEL", help="the archive's label")
     old.set_defaults(run=_show_recovery)
     take = actions.add_parser(
         "import",
         help="take over an archive, from a file that 'sparsebak keys' wrote in the backup VM",
+        description=(
+            "Takes over an archive of another dom0, with its passphrase or its recovery key. The"
+            " backup VM writes the file that this needs, by: sparsebak keys -o FILE"
+        ),
     )
-    take.add_argument("label", metavar="LABEL")
-    take.add_argument("file", type=Path, metavar="FILE")
+    take.add_argument("label", metavar="LABEL", help="a name for the archive")
+    take.add_argument("file", type=Path, metavar="FILE", help="what 'sparsebak keys' wrote")
     take.add_argument(
         "--caller", required=True, metavar="NAME", help="the backup VM that may use the archive"
     )
@@ -85,7 +103,7 @@ def add_to(commands: Any) -> None:
     take.add_argument(
         "--open",
         action="store_true",
-        help="the archive was made with --open; otherwise one that says so is refused",
+        help="the archive was made with --open; without this, one that says so is refused",
     )
     take.set_defaults(run=_import)
 
@@ -99,8 +117,8 @@ def _sealed(options: argparse.Namespace) -> tuple[Archives, Archive]:
         )
     if archive.mode == MODE_OPEN:
         raise UserError(
-            f"{options.label} is open: its key has lain in the archive, readable, and sealing it"
-            " now would not call it back; make a new archive without --open"
+            f"{options.label} is open: its key has been readable in the archive, and sealing it"
+            " now would not make it secret again; make a new archive without --open"
         )
     return archives, archive
 
@@ -183,7 +201,7 @@ def _recovery(options: argparse.Namespace) -> int:
     archives, archive = _sealed(options)
     confirm(
         options,
-        f"Replace the recovery key of {options.label}? The one written down opens nothing then.",
+        f"Replace the recovery key of {options.label}? The old one then opens nothing.",
     )
     secret = os.urandom(RECOVERY_BYTES)
     slot = make_slot(KIND_RECOVERY, secret, archive.master(), archive.id)
@@ -217,8 +235,7 @@ def _import(options: argparse.Namespace) -> int:
                 "leave --open out"
                 if options.open
                 else (
-                    "if it was made with --open, say so here, too; if not, somebody has put it in"
-                    " its place"
+                    "if it was made with --open, say so here, too; if not, somebody has replaced it"
                 )
             )
         )

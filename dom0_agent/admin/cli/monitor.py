@@ -22,14 +22,19 @@ from wire.status import Code, Refused
 def add_to(commands: Any) -> None:
     """Declare the command."""
     command = commands.add_parser(
-        "monitor", help="find what changed since the last time, and keep only that"
+        "monitor",
+        help="record changed blocks and drop old snapshots",
+        description=(
+            "Records which blocks of each volume changed since the last run, and frees the space"
+            " that old snapshots hold. A timer runs it every ten minutes."
+        ),
     )
-    command.add_argument("volumes", nargs="*", metavar="QUBE[/VOLUME]", help="default: all")
-    command.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    command.add_argument(
+        "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="which volumes (default: all)"
+    )
     command.add_argument(
         "-v", "--verbose", action="store_true", help="print a line for each volume"
     )
-    command.add_argument("--json", action="store_true")
     command.set_defaults(run=_run)
 
 

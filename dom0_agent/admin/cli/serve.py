@@ -13,16 +13,23 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     serve = commands.add_parser(
         "serve",
-        help="answer calls on sockets, for quicker calls; systemd starts it for the first one",
+        help="answer calls on sockets, in milliseconds; systemd starts it for the first one",
+        description=(
+            "Answers calls on sockets, in milliseconds. On Qubes OS systemd starts it at the first"
+            " call."
+        ),
     )
     serve.add_argument(
         "--listen",
         type=Path,
         metavar="DIR",
-        help="make the sockets in this folder (default: those of systemd)",
+        help="create the sockets in this folder (default: those of systemd)",
     )
     serve.add_argument(
-        "--idle", type=float, metavar="SECONDS", help="end after so long without a call; 0: never"
+        "--idle",
+        type=float,
+        metavar="SECONDS",
+        help="exit after so many seconds without a call; 0: never",
     )
     serve.set_defaults(run=_run)
 

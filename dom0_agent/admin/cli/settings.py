@@ -25,23 +25,40 @@ from wire.names import parse_name
 def add_to(commands: Any) -> None:
     """Declare the command."""
     settings = commands.add_parser(
-        "settings", help="look at restored settings of a qube or of dom0, and apply them"
+        "settings",
+        help="show and apply restored settings of a qube or of dom0",
+        description=(
+            "Shows and applies settings that a restore brought to dom0: those of a qube, or dom0's"
+            " own configuration."
+        ),
     )
     actions = settings.add_subparsers(dest="action", required=True, metavar="ACTION")
     show = actions.add_parser(
-        "show", help="what applying them would change (for dom0: which files differ)"
+        "show",
+        help="show what applying them would change (for dom0: which files differ)",
+        description=(
+            "Shows what applying the restored settings of a qube would change, or which files of"
+            " dom0 differ."
+        ),
     )
-    show.add_argument("qube", metavar="QUBE", help="or dom0")
+    show.add_argument("qube", metavar="QUBE", help="the qube, or dom0")
     show.set_defaults(run=_run, apply=False, also=[], paths=[], yes=False)
-    apply = actions.add_parser("apply", help="show it, ask, and apply what is safe by itself")
-    apply.add_argument("qube", metavar="QUBE", help="or dom0")
+    apply = actions.add_parser(
+        "apply",
+        help="show the changes, ask, and apply those that are safe by themselves",
+        description=(
+            "Shows the changes, asks, and applies those that give a qube no more than a new one"
+            " has. Other groups are applied only when --also names them."
+        ),
+    )
+    apply.add_argument("qube", metavar="QUBE", help="the qube, or dom0")
     apply.add_argument("paths", nargs="*", metavar="FILE", help="with dom0: the files to put back")
     apply.add_argument(
         "--also",
         action="append",
         default=[],
         choices=GROUPS,
-        help="this group too; may be given again",
+        help="apply this group, too; may be given again",
     )
     yes_option(apply)
     apply.set_defaults(run=_run, apply=True)
@@ -55,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
         app, settings = restored.load(state_dir, qube)
         if qube not in app.domains:
             raise UserError(
-                f"{qube} does not exist; it is made anew by: sparsebak restore {qube}/settings"
+                f"{qube} does not exist; create it again with: sparsebak restore {qube}/settings"
             )
         steps = plan(app, app.domains[qube], settings, fresh=False)
     if not steps:

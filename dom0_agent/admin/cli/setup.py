@@ -18,7 +18,7 @@ from wire.names import parse_name
 POLICY = Path("/etc/qubes/policy.d/80-sparsebak.policy")
 OLD_POLICY = POLICY.with_name("30-sparsebak.policy")
 """As it was named once: it came before an administrator's own rules in 30-user.policy."""
-_CONFIG = """# The agent of sparsebak. What may stand here: /usr/share/doc/sparsebak-dom0/README.md
+_CONFIG = """# sparsebak's agent. All settings: /usr/share/doc/sparsebak-dom0/docs/agent.toml
 state_dir = "/var/lib/sparsebak"
 catalog = "qubes"
 
@@ -32,10 +32,15 @@ running = "live"          # of running qubes this moment's state; "committed": t
 def add_to(commands: Any) -> None:
     """Declare the command."""
     setup = commands.add_parser(
-        "setup", help="on Qubes OS: name the backup VM and let it back up the qubes of the catalog"
+        "setup",
+        help="on Qubes OS: name the backup VM and let it back up the qubes of the catalog",
+        description=(
+            "On Qubes OS: writes a configuration if there is none, and sets the tags that the"
+            " policy goes by. Run it again whenever the configuration has changed."
+        ),
     )
-    setup.add_argument("backup_vm", metavar="BACKUP-VM")
-    setup.add_argument("-n", "--dry-run", action="store_true", help="say what would be done")
+    setup.add_argument("backup_vm", metavar="BACKUP-VM", help="the qube that keeps the archive")
+    setup.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
     setup.set_defaults(run=_run)
 
 
@@ -64,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
                 if str(domain.name) not in unsure:
                     _tag(done, domain, TAG, str(domain.name) in wanted)
     for qube, reason in unsure.items():
-        print(printable(f"{qube}: {reason}; its tag stays as it is, run this again"))
+        print(printable(f"{qube}: {reason}; its tag was not changed; run this again"))
     if not POLICY.exists():
         print(f"{POLICY} is missing, so that every call is refused; install sparsebak-dom0 again")
     if OLD_POLICY.exists():
@@ -89,7 +94,7 @@ def _tag(done: "_Doing", domain: Any, tag: str, wanted: bool) -> None:
     if wanted and not present:
         done(f"tag {domain.name} {tag}", lambda: domain.tags.add(tag))
     elif present and not wanted:
-        done(f"take tag {tag} from {domain.name}", lambda: domain.tags.remove(tag))
+        done(f"remove tag {tag} from {domain.name}", lambda: domain.tags.remove(tag))
 
 
 def _write_config(path: Path) -> None:

@@ -24,14 +24,18 @@ from wire.status import Refused
 def add_to(commands: Any) -> None:
     """Declare the command."""
     status = commands.add_parser(
-        "status", help="show what is followed, and how far behind its archives are"
+        "status",
+        help="show snapshots, and how far each archive is behind",
+        description=(
+            "Shows for each volume how old its snapshot is and how much space it holds, and for"
+            " each archive the last session and how much has changed since."
+        ),
     )
     status.add_argument(
         "--head",
         action="store_true",
-        help="a short fingerprint of each archive's newest state, to write down",
+        help="print a short fingerprint of each archive's newest state, to write down",
     )
-    status.add_argument("--json", action="store_true")
     status.set_defaults(run=_run)
 
 

@@ -11,10 +11,13 @@ from dom0_agent.config import load
 def add_to(commands: Any) -> None:
     """Declare the command."""
     command = commands.add_parser(
-        "volumes", help="show what is backed up, and what is left out and why"
+        "volumes",
+        help="show what is backed up, and what is left out and why",
+        description="Shows the volumes that are backed up, and those left out, with the reason.",
     )
-    command.add_argument("--caller", default="", metavar="NAME", help="as it is for this backup VM")
-    command.add_argument("--json", action="store_true")
+    command.add_argument(
+        "--caller", default="", metavar="NAME", help="list volumes as seen by this backup VM"
+    )
     command.set_defaults(run=_run)
 
 

@@ -200,7 +200,7 @@ def _read_back(out: IO[bytes], names: list[str]) -> None:
     if found != names:
         raise Refused(
             Code.INTERNAL,
-            f"dom0's configuration was not written down whole: {len(found)} of {len(names)} files",
+            f"dom0's configuration was not saved completely: {len(found)} of {len(names)} files",
         )
 
 

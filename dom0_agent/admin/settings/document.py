@@ -99,7 +99,7 @@ def from_bytes(raw: bytes) -> QubeSettings:
         settings = QubeSettings(**fields)
         _check(settings)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, BadName) as error:
-        raise Refused(Code.BAD_REQUEST, f"the settings make no sense: {error}") from None
+        raise Refused(Code.BAD_REQUEST, f"the settings are malformed: {error}") from None
     return settings
 
 

@@ -155,13 +155,9 @@ def _connect(app: Any, domain: Any, settings: QubeSettings) -> str:
         error = str(failed) or type(failed).__name__
     try:
         domain.netvm = None
-        return (
-            error
-            if not _netvm(app, qube)
-            else f"{error}; CHECK IT, it may have {netvm} all the same"
-        )
+        return error if not _netvm(app, qube) else f"{error}; CHECK IT, it may have {netvm} anyway"
     except Exception as failed:
-        return f"{error}; CHECK IT, it may have {netvm} all the same: {failed}"
+        return f"{error}; CHECK IT, it may have {netvm} anyway: {failed}"
 
 
 def _netvm(app: Any, qube: str) -> str:

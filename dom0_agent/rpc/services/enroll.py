@@ -5,7 +5,7 @@ Reads the archive of the request's label; in open mode its key too. Changes noth
 
 from dom0_agent.archives import ADMIN
 from dom0_agent.rpc.dispatch import Call
-from wire import VERSION
+from wire import FORMAT, VERSION
 from wire.messages import KIND_SLOT, KIND_VERSION, MODE_OPEN, ArchiveEntry
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
@@ -25,6 +25,7 @@ def main(call: Call) -> None:
             f"{call.caller} asked for an archive labelled {label}, which it may not use",
         )
     entry = ArchiveEntry(
+        format=FORMAT,
         archive=archive.id,
         label=archive.label,
         mode=archive.mode,

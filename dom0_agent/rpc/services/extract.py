@@ -95,7 +95,7 @@ def _extract(
     if request.flags & REQUEST_KNOWN:
         known = _KnownFromCaller(call.stdin, chunk_count(pending.size, archive.chunk_size))
     changed = store.load_map(pending.map, pending.size)
-    with opened_ids(store, follow, archive) as ids:
+    with opened_ids(store, follow, archive, pending.dedup_domain) as ids:
         if not pending.full and not prove(ids, follow, archive):
             raise IdsDamaged(f"{follow.ids} is not that of the session before")
         extraction = Extraction(
@@ -112,9 +112,9 @@ def _give_up(
     right.
     """
     with store.locked() as state:
-        follow, _ = _pending(store, state, archive, request)
+        follow, pending = _pending(store, state, archive, request)
         rotation = Rotation(store, state, Sources(call.config.state_dir).open(volume))
-        with opened_ids(store, follow, archive) as ids:
+        with opened_ids(store, follow, archive, pending.dedup_domain) as ids:
             ids.drop()
         rotation.give_up(archive.id.hex(), follow)
         rotation.finish()

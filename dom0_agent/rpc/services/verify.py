@@ -38,7 +38,10 @@ def age_note(config: Config, archive: Archive, record: Record) -> int:
     )
     newest = follow.committed if follow else None
     if newest is None:
-        log(WARNING, f"{name}: no session of it is known here, so {session} counts as an older one")
+        log(
+            WARNING,
+            f"{name}: no session of it is known here, so {session} is treated as an older one",
+        )
         return NOTE_OLDER | NOTE_UNKNOWN
     if newest.digest == record.digest(archive.keys()).hex():
         return 0

@@ -17,9 +17,9 @@ from backup_vm import cli as vm_cli
 from backup_vm.agent.call import RefusedError
 from dom0_agent.admin import cli
 from dom0_agent.admin.cli import archive as command
-from dom0_agent.archives import Archives, _dump
+from dom0_agent.archives import Archives, _check, _dump
 from dom0_agent.config import load
-from dom0_agent.tracking.state import VolumeState, known_volumes
+from dom0_agent.tracking.state import FORMAT, VolumeState, known_volumes
 from tests.faultfs import Fault, FaultFS
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
 from wire.chunks import SUITES, ChunkIds
@@ -62,7 +62,7 @@ def test_a_key_with_one_wrong_bit_seals_nothing(site: Site, bit: int) -> None:
     fill(site.image(), 3 * GRAIN, 1)
     with pytest.raises(AssertionError, match="the agent failed"):
         site.backup()
-    without_check = replace(one, key_check="")  # as version 0.1.0 kept it
+    without_check = replace(one, key_check="")  # the volume ids show it, too
     (one.directory / "archive.json").write_bytes(_dump(without_check))
     with pytest.raises(AssertionError, match="the agent failed"):
         site.backup()
@@ -153,25 +153,20 @@ def test_a_damaged_state_is_set_aside_and_the_volume_compared(
     assert not done.full
 
 
-def test_a_state_of_format_1_is_taken_over(site: Site) -> None:
-    """It knew no roots, so that its ids are compared once, and no marks."""
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_state_from_before_the_release_is_set_aside(
+    site: Site, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     fill(site.image(), 3 * GRAIN)
     site.backup()
-    site.backup()
-    store = VolumeState(site.state, "work", "private")
-    path = store.directory / "state.json"
-    raw = json.loads(path.read_text())
-    raw["format"] = 1
-    del raw["check"]
-    for follow in raw["follows"].values():
-        del follow["mark"], follow["mark_time"], follow["committed"]["root"]
-    path.write_text(json.dumps(raw))
-    (follow,) = store.load().follows.values()
-    assert follow.committed is not None and follow.mark == follow.committed.sequence == 2
+    path = VolumeState(site.state, "work", "private").directory / "state.json"
+    older = path.read_text().replace(f'"format": {FORMAT}', f'"format": {number}')
+    path.write_text(older)
     (done,) = site.backup().done
     assert done.full and done.stored == 0
+    assert f"is of format {number}, from before the first release" in capsys.readouterr().err
+    assert path.with_name("state.json.damaged").read_text() == older
     assert not site.backup().done[0].full
-    assert list(site.images().values())[-1] == site.contents()
 
 
 def test_names_that_cannot_be_are_no_volumes(site: Site) -> None:
@@ -272,14 +267,27 @@ def test_ids_are_made_with_what_is_asked_for_or_with_what_is_faster(
     }
 
 
-def test_an_archive_from_before_there_was_a_choice_has_blake2b(archives: Archives) -> None:
+@pytest.mark.parametrize(
+    ("number", "what"),
+    [(None, "format 1, from before"), (1, "format 1, from before"), (3, "format 3")],
+)
+def test_an_archive_of_another_format_is_told_of_and_makes_way(
+    archives: Archives, number: int | None, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of format 1 has no number."""
     (one,) = archives
-    file = one.directory / "archive.json"
+    master, file = one.master(), one.directory / "archive.json"
     fields = json.loads(file.read_text())
-    for name in ("suite", "check", "key_check"):
-        del fields[name]
-    file.write_text(json.dumps(fields))
-    assert [archive.suite for archive in archives] == [1]
+    fields["format"] = number
+    if number is None:
+        del fields["format"]
+    del fields["check"]
+    file.write_text(json.dumps({"check": _check(fields), **fields}))
+    with pytest.raises(Refused, match=f"is an archive of {what}.*(make a new archive|newer one)"):
+        list(archives)
+    assert archives.by_label("tests") is None and what in capsys.readouterr().err
+    archives.adopt(one, master)
+    assert archives.by_label("tests") == one
 
 
 @pytest.mark.parametrize("error", ["EIO", "EUCLEAN", "EBADMSG"])
@@ -344,7 +352,7 @@ def test_an_archive_whose_file_was_changed_is_damaged(archives: Archives, name: 
     file.write_text(json.dumps(fields))
     with pytest.raises(Refused, match="check does not fit"):
         list(archives)
-    del fields["check"]  # as by an earlier version
+    del fields["check"]
     file.write_text(json.dumps(fields))
     with pytest.raises(Refused, match="is damaged"):
         list(archives)

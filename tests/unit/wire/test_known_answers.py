@@ -36,6 +36,8 @@ from wire.stream import CutShort, read_exactly
 
 MASTER = bytes(range(32))
 KEYS = Keys(MASTER)
+DOMAIN = b"d" * 16
+OURS = KEYS.of_domain(DOMAIN, 1)
 SIZE = 1 << 16
 RECORD = Record(
     suite=1,
@@ -48,7 +50,7 @@ RECORD = Record(
     chunk_size=SIZE,
     qube="work",
     volume="private",
-    domain=b"d" * 16,
+    dedup_domain=b"d" * 16,
     root=b"r" * 32,
     previous=b"p" * 32,
 )
@@ -67,11 +69,8 @@ def test_hkdf_gives_the_answers_of_rfc_5869() -> None:
 
 
 def test_sub_keys_and_volume_ids() -> None:
-    assert KEYS.sub_key("sealing") == hkdf(MASTER, b"sparsebak/1 sealing\0")
-    assert KEYS.sub_key("chunk ids", b"d" * 16) == hkdf(
-        MASTER, b"sparsebak/1 chunk ids\0" + b"d" * 16
-    )
-    key = hkdf(MASTER, b"sparsebak/1 volume ids\0")
+    assert KEYS.sub_key("records") == hkdf(MASTER, b"sparsebak/2 records\0")
+    key = hkdf(MASTER, b"sparsebak/2 volume ids\0")
     assert (
         KEYS.volume_id("work", "private")
         == hashlib.blake2b(b"work/private", digest_size=16, key=key).digest()
@@ -79,18 +78,18 @@ def test_sub_keys_and_volume_ids() -> None:
 
 
 def test_chunk_ids_of_suite_1() -> None:
-    key = hkdf(MASTER, b"sparsebak/1 chunk ids\0" + b"d" * 16)
-    ids = ChunkIds(KEYS, b"d" * 16, SIZE, 1)
+    key = hkdf(MASTER, b"sparsebak/2 chunk ids\0" + DOMAIN)
+    ids = ChunkIds(OURS, SIZE)
     assert ids.of(b"x" * SIZE) == hashlib.blake2b(b"x" * SIZE, digest_size=32, key=key).digest()
     assert ids.of(bytes(SIZE)) == ZERO_ID
 
 
 def test_chunk_ids_of_suite_2() -> None:
-    key = hkdf(MASTER, b"sparsebak/1 chunk ids 2\0" + b"d" * 16)
+    key = hkdf(MASTER, b"sparsebak/2 chunk ids 2\0" + DOMAIN)
     inner, outer = (
         bytes(byte ^ pad for byte in key.ljust(64, b"\0")) for pad in (0x36, 0x5C)
     )  # RFC 2104
-    ids = ChunkIds(KEYS, b"d" * 16, SIZE, 2)
+    ids = ChunkIds(KEYS.of_domain(DOMAIN, 2), SIZE)
     assert (
         ids.of(memoryview(b"x" * SIZE))
         == hashlib.sha256(outer + hashlib.sha256(inner + b"x" * SIZE).digest()).digest()
@@ -101,16 +100,16 @@ def test_chunk_ids_of_suite_2() -> None:
 @pytest.mark.parametrize("level", [1, 19])
 @pytest.mark.parametrize("padding", [0, 4096])
 def test_a_sealed_chunk_byte_by_byte(level: int, padding: int) -> None:
-    ids, chunk = ChunkIds(KEYS, bytes(16), SIZE, 1), (b"some text, some more text " * 9000)[:SIZE]
+    ids, chunk = ChunkIds(OURS, SIZE), (b"some text, some more text " * 9000)[:SIZE]
     chunk = os.urandom(900) + chunk[900:]
     counter = 0x0102030405
-    Sealer(KEYS, 3).seal(0, ids.of(chunk), chunk)  # another level before, in the same thread
-    sealed = (Sealer(KEYS, level, padding) if padding else Sealer(KEYS, level)).seal(
+    Sealer(OURS, 3).seal(0, ids.of(chunk), chunk)  # another level before, in the same thread
+    sealed = (Sealer(OURS, level, padding) if padding else Sealer(OURS, level)).seal(
         counter, ids.of(chunk), chunk
     )
     method, salt, nonce, rest = sealed[:1], sealed[1:17], sealed[17:29], sealed[29:]
     assert nonce == bytes.fromhex("050403020100000000000000")
-    plain = AESGCM(hkdf(KEYS.sub_key("sealing"), b"stream", salt)).decrypt(
+    plain = AESGCM(hkdf(hkdf(MASTER, b"sparsebak/2 sealing\0" + DOMAIN), b"stream", salt)).decrypt(
         nonce, rest, method + ids.of(chunk)
     )
     frame = zstandard.ZstdCompressor(level=level).compress(chunk)
@@ -121,7 +120,7 @@ def test_a_sealed_chunk_byte_by_byte(level: int, padding: int) -> None:
 
 
 def test_compressors_are_each_threads_own_and_kept() -> None:
-    ids, chunk, made = ChunkIds(KEYS, bytes(16), SIZE, 1), b"x" * SIZE, []
+    ids, chunk, made = ChunkIds(OURS, SIZE), b"x" * SIZE, []
     original = zstandard.ZstdCompressor
 
     def counting(*rest: Any, **named: Any) -> Any:
@@ -129,7 +128,7 @@ def test_compressors_are_each_threads_own_and_kept() -> None:
         return original(*rest, **named)
 
     def work() -> None:
-        sealer, opener = Sealer(KEYS, 7), Opener(KEYS)
+        sealer, opener = Sealer(OURS, 7), Opener(OURS)
         for counter in range(5):
             assert (
                 opener.open(ids.of(chunk), sealer.seal(counter, ids.of(chunk), chunk), ids, SIZE)
@@ -148,17 +147,17 @@ def test_compressors_are_each_threads_own_and_kept() -> None:
 
 
 def test_an_opener_keeps_few_streams() -> None:
-    ids, chunk = ChunkIds(KEYS, bytes(16), SIZE, 1), b"x" * SIZE
-    opener = Opener(KEYS)
+    ids, chunk = ChunkIds(OURS, SIZE), b"x" * SIZE
+    opener = Opener(OURS)
     for _ in range(Opener._SALTS + 3):
-        opener.open(ids.of(chunk), Sealer(KEYS, 1).seal(1, ids.of(chunk), chunk), ids, SIZE)
+        opener.open(ids.of(chunk), Sealer(OURS, 1).seal(1, ids.of(chunk), chunk), ids, SIZE)
         assert len(opener._streams) <= Opener._SALTS
     assert len(opener._streams) == 3
 
 
 def test_the_root_of_an_image() -> None:
-    key = b"k" * 32
-    tree = Tree(key)
+    key = hkdf(MASTER, b"sparsebak/2 root\0" + DOMAIN)
+    tree = Tree(OURS)
     ids = [bytes([number]) * 32 for number in range(1, 4)]
     page = hashlib.blake2b(
         b"".join(ids).ljust(32768, b"\0"), digest_size=32, key=key, person=b"sparsebak page"
@@ -173,7 +172,7 @@ def test_the_root_of_an_image() -> None:
 
 
 def test_a_zero_page_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = Tree(b"k" * 32)
+    tree = Tree(OURS)
     monkeypatch.setattr(tree, "_page", lambda ids: pytest.fail("hashed again"))
     assert tree.page(bytes(64)) == tree.zero_page
 
@@ -183,7 +182,7 @@ def test_a_record_byte_by_byte() -> None:
     clear = struct.pack(
         "<4sHBB16s16s16sQQQI",
         b"SBRC",
-        1,
+        2,
         1,
         0,
         b"a" * 16,
@@ -198,7 +197,7 @@ def test_a_record_byte_by_byte() -> None:
         b"work".ljust(64, b"\0") + b"private".ljust(64, b"\0") + b"d" * 16 + b"r" * 32 + b"p" * 32
     )
     assert len(sealed) == RECORD_SIZE == 336 and sealed[:CLEAR_SIZE] == clear
-    key, salt = hkdf(MASTER, b"sparsebak/1 records\0"), sealed[CLEAR_SIZE : CLEAR_SIZE + 16]
+    key, salt = hkdf(MASTER, b"sparsebak/2 records\0"), sealed[CLEAR_SIZE : CLEAR_SIZE + 16]
     assert sealed[CLEAR_SIZE + 16 : CLEAR_SIZE + 28] == bytes(12)
     assert (
         AESGCM(hkdf(key, b"stream", salt)).decrypt(bytes(12), sealed[CLEAR_SIZE + 28 :], clear)
@@ -308,12 +307,11 @@ def test_slots_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slot[:4] == bytes((1, 10, 8, 4)) and len(slot) == slots.SLOT_SIZE == 96
     key = hashlib.scrypt(b"secret", salt=slot[4:20], n=1024, r=8, p=4, dklen=32)
     assert open_bytes(key, slot[20:], slot[:20] + b"a" * 16 + b"sealed") == MASTER
-    older = slot[:20] + seal_bytes(key, MASTER, slot[:20] + b"a" * 16)  # of version 0.1.0
-    assert slots.open_slot(older, slots.KIND_PASSPHRASE, b"secret", b"a" * 16) == MASTER
-    other = slot[:20] + seal_bytes(key, MASTER, slot[:20] + b"a" * 16 + b"open")
-    assert slots.open_slot(other, slots.KIND_PASSPHRASE, b"secret", b"a" * 16) is None
+    for mode in (b"open", b""):
+        other = slot[:20] + seal_bytes(key, MASTER, slot[:20] + b"a" * 16 + mode)
+        assert slots.open_slot(other, slots.KIND_PASSPHRASE, b"secret", b"a" * 16) is None
     slot = slots.make_slot(slots.KIND_RECOVERY, b"r" * 20, MASTER, b"a" * 16)
-    key = hkdf(b"r" * 20, b"sparsebak/1 recovery", slot[4:20])
+    key = hkdf(b"r" * 20, b"sparsebak/2 recovery", slot[4:20])
     assert slot[0] == 2 and open_bytes(key, slot[20:], slot[:20] + b"a" * 16 + b"sealed") == MASTER
 
 

@@ -1,9 +1,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wire.chunks import Keys
 from wire.merkle import PAGE_BYTES, PAGE_IDS, Tree, chunk_count, page_count
 
-TREE = Tree(b"k" * 32)
+KEYS = Keys(b"k" * 32)
+TREE = Tree(KEYS.of_domain(bytes(16), 1))
 
 
 def test_counts_round_up() -> None:
@@ -25,6 +27,7 @@ def test_the_root_depends_on_everything() -> None:
         TREE.root(100, 20, pages),
         TREE.root(100, 10, pages[::-1]),
         TREE.root(100, 10, pages[:1]),
-        Tree(b"o" * 32).root(100, 10, pages),
+        Tree(KEYS.of_domain(b"o" * 16, 1)).root(100, 10, pages),
+        Tree(Keys(b"o" * 32).of_domain(bytes(16), 1)).root(100, 10, pages),
     }
-    assert len(roots) == 6
+    assert len(roots) == 7

@@ -19,7 +19,7 @@ RECORD = Record(
     chunk_size=131072,
     qube="work",
     volume="private",
-    domain=bytes(16),
+    dedup_domain=bytes(16),
     root=b"r" * 32,
     previous=b"p" * 32,
 )

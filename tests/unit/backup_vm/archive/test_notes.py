@@ -1,4 +1,4 @@
-"""Notes that make no sense are refused as damage, whatever their checksum says."""
+"""Notes that are malformed are refused as damage, whatever their checksum says."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from backup_vm.errors import DamagedError
 from wire.layout import LAST_TIME
 
 GOOD: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "sessions": {"00": {"tags": ["gold"], "note": "first"}},
     "verified": {"00": [1, True]},
     "scrubbed": [LAST_TIME, False],
@@ -59,16 +59,17 @@ def test_good_notes_are_read(tmp_path: Path) -> None:
         {"sessions": {"00": {"tags": [], "note": "two\nlines"}}},
         {"sessions": {"00": {"tags": []}}},
         {"sessions": {"00": []}},
-        {"format": 2},
+        {"format": 1},
+        {"format": 3},
     ],
 )
 def test_what_makes_no_sense_is_damage(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(DamagedError, match=r"notes\.json makes no sense"):
+    with pytest.raises(DamagedError, match=r"notes\.json is malformed"):
         loaded(tmp_path, json.dumps(GOOD | wrong).encode())
 
 
 def test_notes_nested_without_end_are_damage(tmp_path: Path) -> None:
-    with pytest.raises(DamagedError, match=r"notes\.json makes no sense"):
+    with pytest.raises(DamagedError, match=r"notes\.json is malformed"):
         loaded(tmp_path, b"[" * 200_000)
 
 

@@ -1,4 +1,4 @@
-"""An archive.toml that makes no sense is refused as damage, whatever its checksum says."""
+"""An archive.toml that is malformed is refused as damage, whatever its checksum says."""
 
 import os
 from pathlib import Path
@@ -52,16 +52,23 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_what_makes_no_sense_is_damage(tmp_path: Path, old: str, new: str) -> None:
-    with pytest.raises(DamagedError, match=r"archive\.toml makes no sense"):
+    with pytest.raises(DamagedError, match=r"archive\.toml is malformed"):
         parameters.load(changed(tmp_path, old, new))
 
 
 def test_a_file_nested_without_end_is_damage(tmp_path: Path) -> None:
-    with pytest.raises(DamagedError, match=r"archive\.toml makes no sense"):
+    with pytest.raises(DamagedError, match=r"archive\.toml is malformed"):
         parameters.load(changed(tmp_path, 'label = "usb"', "label = " + "[" * 100_000))
 
 
-@pytest.mark.parametrize(("old", "new"), [("format = 1", "format = 2"), ("suite = 1", "suite = 3")])
+@pytest.mark.parametrize(("old", "new"), [("format = 2", "format = 3"), ("suite = 1", "suite = 3")])
 def test_what_is_not_known_is_of_another_version(tmp_path: Path, old: str, new: str) -> None:
-    with pytest.raises(NoArchiveError, match="does not know"):
+    with pytest.raises(NoArchiveError, match="does not know") as caught:
         parameters.load(changed(tmp_path, old, new))
+    assert "or a newer one" in caught.value.hint
+
+
+def test_an_archive_from_before_the_release_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(NoArchiveError, match="an archive of format 1, from before") as caught:
+        parameters.load(changed(tmp_path, "format = 2", "format = 1"))
+    assert "make a new archive" in caught.value.hint

@@ -27,7 +27,7 @@ def record(sequence: int, chunks: int) -> bytes:
     names = {
         "qube": "q",
         "volume": "v",
-        "domain": bytes(16),
+        "dedup_domain": bytes(16),
         "root": bytes(32),
         "previous": bytes(32),
     }

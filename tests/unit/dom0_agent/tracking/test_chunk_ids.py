@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dom0_agent.tracking.chunk_ids import CommittedIds, IdsDamaged, KnownIds
-from wire.chunks import ZERO_ID
+from wire.chunks import ZERO_ID, Keys
 from wire.merkle import PAGE_IDS, Tree
 
-TREE = Tree(b"t" * 32)
+TREE = Tree(Keys(b"t" * 32).of_domain(bytes(16), 1))
 one_id = st.integers(0, 3).map(lambda n: bytes([n]) * 32)
 step = st.tuples(
     st.booleans(),
