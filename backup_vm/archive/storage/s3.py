@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from backup_vm.archive.storage import refusals
-from backup_vm.archive.storage.objects import Changed, Entry, Space, Unreachable
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
 from backup_vm.archive.storage.waiting import REQUESTS
 from backup_vm.errors import ForbiddenError, SparsebakError
+from common.override import override
 
 Result = TypeVar("Result")
 _PART = 8 << 20
@@ -59,8 +60,8 @@ CREDENTIALS = {
 """Sets of environment variables, by kind of URL, each of which is enough."""
 
 
-class ObjectStore:
-    """See Objects."""
+class ObjectStore(Objects):
+    """A bucket, or the part of it below a path."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -110,8 +111,8 @@ class ObjectStore:
             "set the clock, then try again",
         )
 
+    @override
     def list(self) -> list[tuple[str, Entry]]:
-        """See Objects."""
         try:
             return self._run(self._listed(None))
         except refusals.UnreadableName:  # obstore gives up a listing with such a name, all of it
@@ -133,13 +134,13 @@ class ObjectStore:
                 found.append((name, _entry(await self._obstore.head_async(self._store, name))))
         return found
 
+    @override
     def get(self, name: str, entry: Entry, target: Path) -> None:
-        """See Objects."""
         with open(target, "wb") as file:
             self._run(self._read(name, entry, None, file.write), name)
 
+    @override
     def get_range(self, name: str, entry: Entry, offset: int, length: int) -> bytes:
-        """See Objects."""
         parts: list[bytes] = []
         self._run(self._read(name, entry, (offset, offset + length), parts.append), name)
         return b"".join(parts)
@@ -159,8 +160,8 @@ class ObjectStore:
         if left:
             raise Unreachable(f"{name} came with another length than the store says")
 
+    @override
     def put(self, name: str, source: Path) -> str:
-        """See Objects."""
 
         async def ask() -> str:
             with open(source, "rb") as file:
@@ -173,8 +174,8 @@ class ObjectStore:
 
         return self._run(ask(), name)
 
+    @override
     def delete(self, name: str) -> None:
-        """See Objects."""
 
         async def ask() -> None:
             await self._obstore.delete_async(self._store, name)
@@ -182,8 +183,8 @@ class ObjectStore:
         with suppress(FileNotFoundError):
             self._run(ask(), name)
 
+    @override
     def times(self, folder: str) -> dict[str, float]:
-        """See Objects."""
 
         async def ask() -> dict[str, float]:
             found: dict[str, float] = {}
@@ -195,8 +196,9 @@ class ObjectStore:
 
         return self._run(ask())
 
+    @override
     def make(self, name: str, raw: bytes) -> bool | None:
-        """See Objects. Whether the store looks at the condition at all is tried out: some take it,
+        """Whether the store looks at the condition at all is tried out: some take it,
         and store anyway.
         """
 
@@ -220,16 +222,16 @@ class ObjectStore:
             self.delete(name)
         return None
 
+    @override
     def put_small(self, name: str, raw: bytes, again: bool = False) -> None:
-        """See Objects."""
 
         async def ask() -> None:
             await self._obstore.put_async(self._store, name, raw)
 
         self._run(ask(), name)
 
+    @override
     def get_small(self, name: str, limit: int) -> bytes:
-        """See Objects."""
 
         async def ask() -> bytes:
             answer = await self._obstore.get_async(self._store, name)
@@ -242,11 +244,12 @@ class ObjectStore:
 
         return self._run(ask(), name)
 
+    @override
     def sweep(self) -> None:
-        """See Objects. What the store keeps of uploads that were cut is not among its objects."""
+        """What the store keeps of uploads that were cut is not among its objects."""
 
+    @override
     def space(self) -> Space | None:
-        """See Objects."""
         return None
 
 
