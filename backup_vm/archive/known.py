@@ -18,6 +18,10 @@ from wire.messages import Offer
 def known_ids(archive: Archive, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:
     """Writes the ids of the volume's chunks at its newest session, in order; zeros for what is not
     held.
+
+    Of this volume alone. All ids of an archive could save half of the first session of a volume
+    that is a copy of another one, which private volumes hardly ever are, for 32 bytes a chunk of
+    the whole archive at the beginning of every session.
     """
     series = archive.sessions(newest.volume)[newest.volume]
     known, _ = chain(series, newest)

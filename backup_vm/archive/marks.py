@@ -5,25 +5,18 @@ Nothing depends on a mark that is lost: a catalog that is made from packs and se
 itself what is due.
 
 - ``compare`` (volumes): something that the volume's newest image needs is missing. Set by whoever
-finds that (opening,
-  scrub); the next backup of the volume stores a full session, for which everything is compared, and
-  ends it.
+  finds that (opening, scrub); the next backup of the volume stores a full session, for which
+  everything is compared, and ends it.
 - ``storing``: a run is bringing chunks in, and died if it is still set when the next one opens the
-archive: chunks may be in
-  the catalog that no session refers to. Opening drops them there, which makes ``unclaimed`` of it.
+  archive: chunks may be in the catalog that no session refers to. Opening drops them there, which
+  makes ``unclaimed`` of it.
 - ``unclaimed``: packs may hold chunks that neither a session needs nor the catalog lists. They are
-harmless, and the next
-  prune, which alone gives space back, looks for them. Ended by a reclaim that saw every session.
+  harmless, and the next prune, which alone gives space back, looks for them. Ended by a reclaim
+  that saw every session.
 - ``reclaiming``: a reclaim has begun and, if it is still set when the archive is opened, died. The
-next writer does it again.
+  next writer does it again.
 
-::
-
-    nothing -- Store begins a pack --> storing -- the run ends -------------> nothing
-                                               -- died, opened again -------> unclaimed -- reclaim
-                                               --> nothing
-    nothing -- reclaim begins -------> reclaiming -- all given back --------> nothing
-                                               -- died, opened by a writer -> reclaim again
+docs/architecture.md draws the moves between them.
 """
 
 from typing import TYPE_CHECKING

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 MAX_ENTRIES = 1 << 14
-"""Entries after which a pack is closed, however small, so that memory stays bounded."""
+"""Entries after which a pack is handed over, however small, so that memory stays bounded: zeros and
+chunks that are there already count, too, and fill no pack.
+"""
 RECORD_SECONDS, RECORD_ENTRIES = 1.0, 1 << 16
 """Seconds and entries after which packs that are held are recorded: what a run that is killed must
 send again. Each recording is a transaction that waits for the disk, about 9 ms; a pack of 32 MiB

@@ -57,18 +57,25 @@ class _Pack:
 def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[int, int]:
     """Give back what nothing needs; returns chunks freed and bytes given back.
 
+    What is dead is found in one reading of all sessions, each compared with its digest on the way.
+    A count of references for each chunk would have to be right after every crash, on every machine
+    that writes; the sessions are.
+
     ``candidates``: a file of ids that sessions referred to which are gone.
     """
     catalog, marks = archive.catalog, archive.catalog.marks
+    # A session that is missing or damaged may refer to any chunk, and may be put back from a copy.
     doubts = archive.uncertain()
     if doubts:
         archive.warnings.append(f"no space is reclaimed: {doubts[0]}")
         marks.storing = marks.unclaimed = True  # to be looked at again when that has ended
-        # named in this run alone: what they need is given back by another prune, not by any next
-        # writer
+        # Named in this run alone: what they need is given back by another prune, not by whichever
+        # run writes next, whose user has not read the name.
         if archive.lost:
             marks.reclaiming = False
         return 0, 0
+    # Durable before the first hole: what a hole takes cannot be seen from names and sizes, so that
+    # a run which finds this set looks at every pack.
     marks.reclaiming = True
     catalog.begin()
     try:
@@ -201,6 +208,7 @@ def _settle(archive: "Archive", group: list[_Pack]) -> int:
                 here = place is not None and numbers[place.pack] == pack.number
                 if here and place is not None and place.offset == entry.offset:
                     kept.append(entry)
+                # Before one of two copies goes, the other is read: its row may lie.
                 elif place is not None and reader.sound(
                     place.pack, entry._replace(offset=place.offset, length=place.length)
                 ):
@@ -268,6 +276,8 @@ def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
     there = [pack for pack in dead if storage.exists(pack.name)]
     space = sum(storage.allocated(pack.name) for pack in there)
     if there:
+        # Before the catalog forgets them: dying between leaves packs listed that are gone, which
+        # the next run sees; the other order would leave packs that nobody lists.
         try:
             storage.remove(*(pack.name for pack in there))
         except ForbiddenError as error:  # whoever may only add leaves it to whoever may remove

@@ -292,6 +292,8 @@ class BackupRun:
         )
 
     def _extract_all(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
+        # One after another: the threads of one volume keep all of dom0's processors busy, so that
+        # two large ones at once gain nothing; of small ones the next call's start is hidden.
         self._progress.start(sum(offer.changed for offer in offers.values()))
         due = [volume for volume in volumes if volume.volume_id in offers]
         for at, volume in enumerate(due):

@@ -63,6 +63,8 @@ class RemoteReader(Reader):
     @override
     def read(self, offset: int, length: int) -> bytes:
         end = min(offset + length, self._entry.size)
+        # Of a pack in which every tenth chunk is wanted, reading it all would be ten times the
+        # traffic: ahead only where the next read began less than a block after the last one.
         going_on = 0 <= offset - self._next < _BLOCK
         self._next = end
         if not going_on or length > _BLOCK:

@@ -44,6 +44,8 @@ def _nothing() -> None:
 class LocalStorage(Storage):
     """An archive in a directory of this machine."""
 
+    # Packs of 32 MiB: one is brought to disk while the next fills, without much memory, and an
+    # archive has few files. A second one on its way gains nothing on one disk.
     uploads = 1
     pack_size = 32 << 20
     elsewhere = False

@@ -39,6 +39,8 @@ _LEFT = (".uploading", ".whole")
 class RemoteStorage(Storage):
     """An archive of objects elsewhere, with what this machine keeps of them."""
 
+    # Larger packs than on a disk, for each is a request; and several on their way, for one
+    # connection seldom fills a line.
     uploads = 4
     pack_size = 64 << 20
     elsewhere = True
@@ -75,6 +77,8 @@ class RemoteStorage(Storage):
         """
         listed = self._list()
         with self._lock:
+            # A listing may be older than what this run did: some stores and their caches say so
+            # for minutes.
             for name, entry in self._removed.items():
                 if listed.get(name) == entry:
                     del listed[name]

@@ -74,7 +74,8 @@ class ObjectStore(Objects):
         _require_credentials(url, os.environ)
         self._url, self._obstore, self._errors = url, obstore, exceptions
         from_url: Any = store.from_url
-        # No limit of time for a request as a whole: what is slow is no failure (see ``waiting``).
+        # No limit of time for a request as a whole: what is slow is no failure. What is silent is
+        # told by the kernel's count of bytes, see ``waiting``.
         options: dict[str, Any] = {"timeout": "1day", "connect_timeout": "10s"}
         if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
             options["allow_http"] = True
@@ -149,6 +150,7 @@ class ObjectStore(Objects):
         """Hand on what comes, never more than was asked for, whatever the store sends."""
         options: Any = {"range": span} if span else {}
         answer = await self._obstore.get_async(self._store, name, options=options)
+        # Of the same answer, not asked before: the object may be replaced between two requests.
         if _entry(answer.meta) != entry:
             raise Changed(name)
         left = span[1] - span[0] if span else entry.size
@@ -212,6 +214,8 @@ class ObjectStore(Objects):
         try:
             if not self._run(ask(), name):
                 return False
+            # The same again must be refused now. A store that takes it looks at no condition, and a
+            # lease made there would be worth nothing.
             if not self._run(ask(), name):
                 return True
         except SparsebakError as error:

@@ -73,6 +73,7 @@ class SftpHost(Objects):
         with self._asking() as client:
             for name, attributes in self._walk(client):
                 found[name] = self._entry(client, name, attributes)
+        # An upload that was cut between removing what it replaces and taking its name: see above.
         whole = {name.removesuffix(_WHOLE) for name in found if name.endswith(_WHOLE)}
         self._elsewhere = frozenset(name for name in whole if name not in found)
         for name in self._elsewhere:
@@ -83,6 +84,8 @@ class SftpHost(Objects):
         """All files, one level of folders after the other; links and whatever else is neither are
         left out.
         """
+        # A level at a time, so that many folders are asked for at once: packs are in 256, and one
+        # after the other each would cost a round trip.
         level, seen = [""], 0
         for depth in range(_DEPTH):
             below = []
