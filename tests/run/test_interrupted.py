@@ -150,7 +150,7 @@ def test_a_volume_that_gets_lost_on_the_way_is_a_failure(
 ) -> None:
     """Whatever leaves a volume without a session: no run ends as if it had one."""
     fill(site.image(), SIZE)
-    monkeypatch.setattr(pack_writer.PackWriter, "then", lambda *_: None)
+    monkeypatch.setattr(pack_writer.PackWriter, "when_durable", lambda *_: None)
     report = run(site, Progress())
     assert not report.done and [name for name, _ in report.failed] == ["work/private"]
 
