@@ -209,7 +209,7 @@ def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> Chun
         catalog.drop_pack(numbers[name])
     for name, size in sorted(new):
         derive.index_pack(archive, catalog, name, size)
-    found = derive.sweep(archive, catalog)
+    found = derive.drop_unreferenced(archive, catalog)
     if fewer or new or amidst:
         everything = fewer or amidst
         suspects = catalog.packs() if everything else {catalog.number(n): n for n, _ in new}
@@ -242,7 +242,7 @@ def rebuild(
         temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
     catalog = derive.built(archive, temporary, now.packs)
     derive.leave_out(archive, catalog, known.rotten)
-    lacking = {name for name, count in derive.sweep_whole(archive, catalog).items() if count}
+    lacking = {name for name, count in derive.drop_unusable(archive, catalog).items() if count}
     catalog.set_spoilt(known.spoilt)
     for volume in known.compare:
         catalog.marks.compare(volume)
@@ -297,7 +297,7 @@ def true_digest(archive: "Archive") -> bytes:
         )
         try:
             derive.leave_out(archive, catalog, known.rotten)
-            derive.sweep_whole(archive, catalog)
+            derive.drop_unusable(archive, catalog)
             return catalog.digest()
         finally:
             catalog.close()

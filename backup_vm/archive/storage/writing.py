@@ -72,7 +72,8 @@ class BackgroundFile:
     def _hand_over(self) -> None:
         """Let the full block be written, and fill the other one meanwhile."""
         # Through the page cache, storing 2 GB took 4.8 s of processor time, more than half of it in
-        # the kernel: a full backup took 1.28 times as long as ``zstd -3 -T2``, and 1.13 this way.
+        # the kernel: a full backup took 1.28 times as long as ``zstd -3 -T2``, and 1.13 this way;
+        # with 100 MiB changed 1.9 s, and 1.5.
         self._wait()
         if self._pool is None:
             from concurrent.futures import ThreadPoolExecutor
