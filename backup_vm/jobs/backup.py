@@ -3,7 +3,6 @@ extracted, one by one.
 """
 
 import sqlite3
-import time as clock
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,9 +11,9 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.known import known_ids
 from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.partial import Partial
-from backup_vm.archive.sessions import Session
 from backup_vm.errors import AgentError, DamagedError, SparsebakError
-from backup_vm.jobs.failing import check_offer, check_record, explained
+from backup_vm.jobs.failing import check_record, explained
+from backup_vm.jobs.offering import Offering
 from backup_vm.jobs.receiving import Coming
 from backup_vm.terminal.interrupts import Interrupted, Interrupts
 from backup_vm.terminal.progress import Progress
@@ -30,10 +29,6 @@ from wire.messages import (
 )
 
 RESERVE = 1 << 20
-JUST_NOW = 60
-"""Seconds by which the newest session's time may lie ahead of our clock without a doubt about
-either.
-"""
 SOON = 64 << 20
 """Bytes of changes up to which the call that ends a run is begun before they are there."""
 
@@ -86,7 +81,7 @@ class BackupRun:
         self._ignore_free_space = ignore_free_space
         self._interrupts = Interrupts()
         self._partials: list[Partial] = []
-        self._newest: dict[bytes, Session | None] = {}
+        self._offering = Offering(archive, agent)
         self._writer = PackWriter(archive)
         self.report = Report(spoilt=sorted(archive.found))
 
@@ -151,18 +146,12 @@ class BackupRun:
                 )
                 self.report.failed.append((name, error))
 
-    def _newest_of(self, volume: bytes) -> Session | None:
-        """The newest session of a volume; nobody else stores any meanwhile."""
-        if volume not in self._newest:
-            self._newest[volume] = self._archive.newest(volume.hex())
-        return self._newest[volume]
-
     def _notice_rollback(self, volumes: list[VolumeEntry]) -> None:
         """Say, before anything is written, of which volumes the archive lacks the newest session
         that dom0 knows.
         """
         for volume in volumes:
-            newest = self._newest_of(volume.volume_id)
+            newest = self._offering.newest(volume.volume_id)
             if volume.session != NO_SESSION and (newest is None or newest.clear.time < volume.time):
                 self._warn(
                     f"the archive lacks session {session_name(volume.time)} of"
@@ -195,19 +184,19 @@ class BackupRun:
     def _finish_one(
         self, volume: VolumeEntry, partial: Partial | None, offers: dict[bytes, Offer]
     ) -> None:
-        offer = self._snapshot(volume, 0)
+        offer = self._offering.snapshot(volume, 0)
         if partial is not None and partial.offer.session != offer.session:
             self._drop(partial)
             partial = None
         if not offer.flags & OFFER_RESUMED:
             offers[volume.volume_id] = offer
             return
-        newest = self._newest_of(volume.volume_id)
+        newest = self._offering.newest(volume.volume_id)
         if newest is not None and newest.clear.session == offer.session:
             self._agent.commit(volume.qube, volume.volume, offer.session)
             if partial is not None:
                 partial.discard()
-        elif partial is not None and self._may_end_in(offer, newest):
+        elif partial is not None and self._offering.can_resume(offer):
             self._progress.start(offer.changed)
             self._extract(volume, offer, partial)
         else:
@@ -215,32 +204,11 @@ class BackupRun:
             if partial is not None:
                 self._drop(partial)
 
-    def _may_end_in(self, offer: Offer, newest: Session | None) -> bool:
-        """Whether an interrupted session can be resumed: what it builds on is the newest there is,
-        and whole.
-        """
-        if offer.flags & OFFER_FULL:
-            return True
-        marked = self._archive.catalog.marks.must_compare(offer.volume_id.hex())
-        return newest is not None and offer.previous == newest.clear.session and not marked
-
     def _drop(self, partial: Partial) -> None:
         from backup_vm.archive.prune import drop_partial
 
         self._writer.flush()  # or what others have taken in would seem to be wanted by nobody
         drop_partial(self._archive, partial)
-
-    def _snapshot(self, volume: VolumeEntry, time: int) -> Offer:
-        newest = self._newest_of(volume.volume_id)
-        session = (
-            newest.clear.session
-            if newest and not self._archive.catalog.marks.must_compare(newest.volume)
-            else NO_SESSION
-        )
-        sequence = newest.clear.sequence if newest else 0
-        offer = self._agent.snapshot(volume.qube, volume.volume, session, sequence, time)
-        check_offer(volume, offer, newest, self._archive.parameters)
-        return offer
 
     def _snapshot_all(
         self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]
@@ -248,7 +216,9 @@ class BackupRun:
         """One offer for each volume, all under one time, so that the run is one moment and has one
         name.
         """
-        time = max((offer.time for offer in offers.values()), default=self._new_time(volumes))
+        time = max(
+            (offer.time for offer in offers.values()), default=self._offering.new_time(volumes)
+        )
         failed = {name for name, _ in self.report.failed}
         due = [v for v in volumes if v.volume_id not in offers and v.name not in failed]
         for at, volume in enumerate(due):
@@ -256,40 +226,13 @@ class BackupRun:
             self._ahead("Snapshot" if following else "Extract", following or volumes[0])
 
             def take(volume: VolumeEntry = volume, time: int = time) -> None:
-                offers[volume.volume_id] = self._snapshot_now(volume, time)
+                offers[volume.volume_id] = self._offering.snapshot_now(volume, time)
 
             self._interrupts.check()
             self._try(volume, take)
             if volume.volume_id in offers and len(offers) == 1:
                 time = offers[volume.volume_id].time  # as dom0's clock has it
         return offers
-
-    def _snapshot_now(self, volume: VolumeEntry, time: int) -> Offer:
-        """An offer of the volume as it is now.
-
-        A call of a run that was killed may still have begun a session in dom0 after its list was
-        made. That one is of an earlier moment: stored under this run's name, it would pass for what
-        was changed since.
-        """
-        offer = self._snapshot(volume, time)
-        if offer.flags & OFFER_RESUMED:
-            self._agent.abort(volume.qube, volume.volume, offer.session)
-            offer = self._snapshot(volume, time)
-        if offer.flags & OFFER_RESUMED:
-            raise AgentError(
-                f"Snapshot {volume.name}: the agent offers a session that was abandoned"
-            )
-        return offer
-
-    def _new_time(self, volumes: list[VolumeEntry]) -> int:
-        """Now, or the second after the newest session if that was just now, so that names stay
-        distinct.
-        """
-        now = int(clock.time())
-        newest = (self._newest_of(volume.volume_id) for volume in volumes)
-        return max(
-            [now, *(s.clear.time + 1 for s in newest if s and s.clear.time <= now + JUST_NOW)]
-        )
 
     def _extract_all(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
         # One after another: the threads of one volume keep all of dom0's processors busy, so that
@@ -315,7 +258,7 @@ class BackupRun:
         compared = {
             key
             for key, offer in offers.items()
-            if offer.flags & OFFER_FULL and self._newest_of(key)
+            if offer.flags & OFFER_FULL and self._offering.newest(key)
         }
         needed = sum(offer.changed for key, offer in offers.items() if key not in compared)
         needed += needed // 50 + RESERVE
@@ -365,7 +308,7 @@ class BackupRun:
         )
 
     def _coming(self, volume: VolumeEntry, offer: Offer, partial: Partial | None) -> Coming:
-        newest, resumed = self._newest_of(volume.volume_id), partial is not None
+        newest, resumed = self._offering.newest(volume.volume_id), partial is not None
         if partial is None:
             partial = Partial.create(self._archive.storage, offer)
             self._partials.append(partial)
@@ -380,7 +323,7 @@ class BackupRun:
         else.
         """
         volume = coming.volume
-        self._newest[volume.volume_id] = coming.store(self._archive, record)
+        self._offering.stored(coming.store(self._archive, record))
         if coming.full:
             self._archive.catalog.marks.compared(volume.volume_id.hex())
         self._agent.commit(volume.qube, volume.volume, coming.offer.session)

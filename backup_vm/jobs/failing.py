@@ -7,27 +7,10 @@ from dataclasses import fields
 from backup_vm.archive import catalog_file
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.parameters import Parameters
-from backup_vm.archive.sessions import Session
 from backup_vm.errors import AgentError, SparsebakError
 from wire.chunks import NotAuthentic
-from wire.messages import OFFER_FULL, OFFER_RESUMED, Offer, VolumeEntry
+from wire.messages import Offer
 from wire.records import Clear, read_clear
-
-
-def check_offer(
-    volume: VolumeEntry, offer: Offer, newest: Session | None, archive: Parameters
-) -> None:
-    """Raise AgentError unless an offer is one of this volume, and of a session that can be stored:
-    a full one, one that an earlier run began, or one that builds on the newest there is.
-    """
-    if offer.volume_id != volume.volume_id or offer.chunk_size != archive.chunk_size:
-        raise AgentError(f"Snapshot {volume.name}: the agent offered something else")
-    if not offer.flags & (OFFER_FULL | OFFER_RESUMED) and (
-        newest is None or offer.previous != newest.clear.session
-    ):
-        raise AgentError(
-            f"Snapshot {volume.name}: the agent builds on a session that is not the newest"
-        )
 
 
 def check_record(name: str, record: bytes, offer: Offer, archive: Parameters) -> None:

@@ -5,19 +5,16 @@ While one block is brought to disk another one fills. What is left at the end, l
 goes through the page cache.
 """
 
-import errno
 import mmap
 import os
 from typing import TYPE_CHECKING
 
-from common.durable import pwrite_all
+from common.durable import NOT_DIRECT, pwrite_all
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 BLOCK = 4 << 20
-_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
-"""What a file system answers that opens a file for direct writing, and then cannot."""
 
 
 class Blocks:
@@ -108,7 +105,7 @@ class BackgroundFile:
             try:
                 written = os.pwrite(self._direct, view, offset)
             except OSError as error:
-                if error.errno not in _NOT_DIRECT:
+                if error.errno not in NOT_DIRECT:
                     raise
                 written = 0
             if written:
