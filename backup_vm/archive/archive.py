@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Archive:
     """See the module. ``writing`` says whether this run may change anything."""
 
-    def __init__(self, storage: Storage, settings: Parameters, writing: bool) -> None:
-        self.storage, self.parameters, self.writing = storage, settings, writing
+    def __init__(self, storage: Storage, parameters: Parameters, writing: bool) -> None:
+        self.storage, self.parameters, self.writing = storage, parameters, writing
         self.open_catalog: ChunkCatalog | None = None
         """The catalog, if this run has needed it yet; see ``catalog``."""
         self.temporary: TemporaryDirectory[str] | None = None

@@ -6,10 +6,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from backup_vm import stopping
-from backup_vm.archive import naming, parameters, reconcile
+from backup_vm.archive import naming, reconcile
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.lease import Lease
-from backup_vm.archive.parameters import Parameters
+from backup_vm.archive.parameters import NAME, Parameters
+from backup_vm.archive.parameters import load as load_parameters
 from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.storage import Storage, open_storage
 from backup_vm.errors import ForbiddenError, SparsebakError
@@ -28,10 +29,10 @@ def open_archive(
     """
     storage = open_storage(location)
     with closing(storage):
-        settings = parameters.load(storage)
+        parameters = load_parameters(storage)
         alone = storage.writable() if writing is None else writing
         with _locked(storage, alone, command):
-            archive = Archive(storage, settings, alone)
+            archive = Archive(storage, parameters, alone)
             try:
                 if alone:
                     _recover(archive)
@@ -108,14 +109,14 @@ def _record(archive: Archive) -> None:
         catalog.commit()
 
 
-def create_archive(location: str | Path, settings: Parameters) -> None:
+def create_archive(location: str | Path, parameters: Parameters) -> None:
     """Make an empty archive in a directory, made if missing, or at a URL; raise SparsebakError
     where there is one.
     """
     storage = open_storage(location)
-    if storage.exists(parameters.NAME):
+    if storage.exists(NAME):
         raise SparsebakError(
             f"there is an archive in {storage.describe()} already", "choose an empty directory"
         )
     storage.prepare()
-    settings.save(storage)
+    parameters.save(storage)

@@ -89,7 +89,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         if note is not None:
             _note(archive, report, note)
         _tell(context, report)
-        if context.settings.retention.after_backup and report.done:
+        if context.config.retention.after_backup and report.done:
             try:
                 _prune(context, archive, chosen, report)
             except SparsebakError as error:  # the backup itself is done, and was reported so
@@ -120,7 +120,7 @@ def _prune(
     contents = Contents(archive, None, stored_volumes(archive, None, told))
     done = {one.name for one in report.done}
     chosen = [volume for volume in contents.volumes if volume.name in done]
-    verdicts = judge(contents, chosen, context.settings.retention)
+    verdicts = judge(contents, chosen, context.config.retention)
     pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
     if pruned.sessions:
         context.say(

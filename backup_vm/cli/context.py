@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.config import load as load_settings
+from backup_vm.config import load as load_config
 from backup_vm.config import settings_file
 from backup_vm.errors import (
     AgentError,
@@ -46,7 +46,7 @@ class Context:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.settings = load_settings(options.config)
+        self.config = load_config(options.config)
         self.json = bool(options.json)
         self.quiet = options.talk == "quiet"
         """Whether to print nothing but errors and what was asked for."""
@@ -61,7 +61,7 @@ class Context:
         given = (
             getattr(self.options, name)
             or (os.environ.get(variable) if variable else None)
-            or self.settings.texts.get(name)
+            or self.config.texts.get(name)
         )
         return expanded(str(given)) if given else None
 

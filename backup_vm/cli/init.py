@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
             "the agent's archive is of a kind this version does not know",
             "use the same version on both sides",
         )
-    settings = Parameters(
+    parameters = Parameters(
         archive=entry.archive,
         label=label,
         suite=entry.suite,
@@ -79,14 +79,14 @@ def run(options: argparse.Namespace) -> int:
         _settings_to_make(context, place)
     if options.repair:
         _check_same_archive(open_storage(place), entry.archive)
-        settings.save(open_storage(place))
+        parameters.save(open_storage(place))
     else:
-        create_archive(place, settings)
+        create_archive(place, parameters)
     if options.default:
         context.say(f"{_make_default(context, place)} names it now.")
     context.done(
-        {"archive": place, "id": entry.archive.hex(), "mode": settings.mode},
-        f"Archive {label} in {place}, {settings.mode}, chunks of {entry.chunk_size >> 10} KiB.",
+        {"archive": place, "id": entry.archive.hex(), "mode": parameters.mode},
+        f"Archive {label} in {place}, {parameters.mode}, chunks of {entry.chunk_size >> 10} KiB.",
     )
     return 0
 

@@ -123,7 +123,7 @@ def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal"
     if options.session:
         named = [(one, find_session(one, name)) for one in chosen for name in options.session]
         return Removal(archive, named)
-    retention = context.settings.retention
+    retention = context.config.retention
     verdicts = judge(contents, chosen, retention, rules, options.until_free)
     doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
     return Removal(archive, doomed, verdicts)
