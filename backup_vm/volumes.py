@@ -148,8 +148,11 @@ class Contents:
         return one(self.volumes, name)
 
     def select(self, *names: str | None) -> list[Named]:
-        """The volumes that names stand for; all where none is given. Raise SparsebakError."""
-        return select(self.volumes, [name for name in names if name])
+        """The volumes that names stand for; all where there is none, or only None. Raise
+        SparsebakError, also for an empty name, as of a variable that a script forgot to set: it
+        must not stand for all.
+        """
+        return select(self.volumes, [name for name in names if name is not None])
 
     def image(self, volume: Named, session: Session) -> "Image":
         """The volume as it was at one of its sessions; raise DamagedError."""

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     with context.contents() as contents:
-        chosen = contents.select(options.volume)
+        chosen = contents.select(options.volume or None)
         for error in contents.archive.damaged.values():
             context.warn(str(error))
         seen = View.of(contents.archive, contents.volumes, options.space)

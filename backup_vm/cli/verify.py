@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     context = Context(options)
     results: list[dict[str, Any]] = []
     with context.contents() as contents:
-        chosen = contents.select(options.volume)
+        chosen = contents.select(options.volume or None)
         damaged = _damaged(contents.archive, chosen, options)
         with context.progress("verify") as progress:
             for volume in chosen:
