@@ -92,8 +92,11 @@ mutants: setup
 	$(VENV)/bin/mutmut run
 	$(VENV)/bin/mutmut results
 
-# Man pages and shell completion, from the command lines themselves.
+# Man pages and shell completion, from the command lines; from the declarations of structures the codes
+# that they are compiled to and the tables of bytes in docs/.
 pages: setup
+	$(VENV)/bin/python -m tools.compiled
+	$(VENV)/bin/python -m tools.tables
 	$(VENV)/bin/python -m tools.pages
 
 lint: setup

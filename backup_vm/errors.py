@@ -61,7 +61,7 @@ class NoArchiveError(SparsebakError):
 
 
 class ForbiddenError(SparsebakError):
-    """The place where the archive lies does not allow what was tried."""
+    """The place where the archive is does not allow what was tried."""
 
 
 class LockedError(SparsebakError):

@@ -27,7 +27,7 @@ def ask() -> None:
 
 
 def forget() -> None:
-    """Begin anew: no signal came."""
+    """Start again: no signal came."""
     global _deadline
     _deadline = None
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from backup_vm.archive import packs, sessions
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.format import FOOTER, INDEX_ENTRY_SIZE, PACK_HEAD
+from backup_vm.archive.format import INDEX_ENTRY_SIZE, PackFoot, PackHead
 from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.prune import prune
@@ -84,7 +84,7 @@ def _pack(folder: Path, ids: "np.ndarray") -> None:
     name = secrets.token_hex(16)
     path = folder / "packs" / name[:2] / f"{name}.pack"
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = PACK_HEAD.build({"archive": bytes(16)})
+    head = PackHead(bytes(16)).build()
     offsets = len(head) + 52 + np.arange(len(ids), dtype="<u8") * (SEALED + 52)
     rows = np.zeros((len(ids), INDEX_ENTRY_SIZE), np.uint8)
     rows[:, :8] = offsets.view(np.uint8).reshape(-1, 8)
@@ -95,9 +95,7 @@ def _pack(folder: Path, ids: "np.ndarray") -> None:
         file.write(head)
         file.seek(end)
         file.write(index)
-        file.write(
-            FOOTER.build({"index": end, "count": len(ids), "checksum": packs.checksum(index)})
-        )
+        file.write(PackFoot(end, len(ids), packs.checksum(index)).build())
 
 
 def measured(action: Callable[[], object]) -> tuple[float, float]:

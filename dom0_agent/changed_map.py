@@ -1,16 +1,40 @@
 """Which parts of a volume changed: one bit for each 64 KiB."""
 
+from __future__ import annotations
+
 import hashlib
 import re
-import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from dom0_agent.compiled import COMPILED
+from wire.layout import Structure
+
+if TYPE_CHECKING:
+    from construct import Bytes, Const, Int64ul, this
 
 GRAIN = 64 * 1024
 """Bytes of volume per bit."""
 
-_HEAD = struct.Struct("<8sQ")
-_MAGIC = b"SBMAP\x00\x00\x01"
+_DIGEST_SIZE = 16
 _MARKED = re.compile(rb"[^\x00]+")
+
+
+@dataclass(frozen=True)
+class MapHead(Structure, compiled=COMPILED):
+    """Beginning of a map's file."""
+
+    magic: ClassVar[Annotated[bytes, Const(b"SBMAP\x00\x00\x01")]]
+    bits_length: Annotated[int, Int64ul * "bytes of the bits"]
+
+
+class MapFile(Structure):
+    """A map's file."""
+
+    head: MapHead
+    bits: Annotated[bytes, Bytes(this.head.bits_length) * "one for each grain, lowest bit first"]
+    digest: Annotated[bytes, Bytes(_DIGEST_SIZE) * "BLAKE2b-128 of all before"]
 
 
 class ChangedMap:
@@ -20,7 +44,7 @@ class ChangedMap:
         self._bits = bytearray(bits)
 
     @classmethod
-    def everything(cls, size: int) -> "ChangedMap":
+    def everything(cls, size: int) -> ChangedMap:
         """A map with every grain of ``size`` bytes marked."""
         marked = cls()
         marked.mark(0, size)
@@ -40,7 +64,7 @@ class ChangedMap:
         self._bits[first // 8 + 1 : last // 8] = b"\xff" * (last // 8 - first // 8 - 1)
         self._bits[last // 8] |= 0xFF >> 7 - last % 8
 
-    def merge(self, other: "ChangedMap") -> None:
+    def merge(self, other: ChangedMap) -> None:
         """Mark all that ``other`` has marked."""
         length = max(len(self._bits), len(other._bits))
         either = int.from_bytes(self._bits, "little") | int.from_bytes(other._bits, "little")
@@ -96,20 +120,24 @@ class ChangedMap:
 
     def to_bytes(self) -> bytes:
         """The file form: magic, length, bits, BLAKE2b-128 of all that."""
-        body = _HEAD.pack(_MAGIC, len(self._bits)) + self._bits
-        return body + hashlib.blake2b(body, digest_size=16).digest()
+        body = MapHead(len(self._bits)).build() + self._bits
+        return body + _digest(body)
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> "ChangedMap | None":
+    def from_bytes(cls, raw: bytes) -> ChangedMap | None:
         """Undo to_bytes; None when the file is damaged (the caller then takes everything as
         changed).
         """
-        body, digest = raw[:-16], raw[-16:]
-        if len(body) < _HEAD.size or hashlib.blake2b(body, digest_size=16).digest() != digest:
+        body, digest = raw[:-_DIGEST_SIZE], raw[-_DIGEST_SIZE:]
+        head, bits = body[: MapHead.length()], body[MapHead.length() :]
+        if _digest(body) != digest:
             return None
-        magic, length = _HEAD.unpack_from(body)
-        return (
-            cls(body[_HEAD.size :])
-            if magic == _MAGIC and length == len(body) - _HEAD.size
-            else None
-        )
+        try:
+            sound = MapHead.parse(head).bits_length == len(bits)
+        except ValueError:
+            return None
+        return cls(bits) if sound else None
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_DIGEST_SIZE).digest()

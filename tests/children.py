@@ -13,6 +13,7 @@ import re
 import resource
 import select
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -71,6 +72,7 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(reading)
+            code = 1
             try:
                 os.setsid()
                 os.environ.update(environ)
@@ -80,8 +82,11 @@ class Child:
                 before()
                 for step in self._steps:
                     os.write(writing, json.dumps(_run(step)).encode() + b"\n")
+                code = 0
+            except BaseException:  # nobody else would show it
+                traceback.print_exc()
             finally:
-                os._exit(0)
+                os._exit(code)
         os.close(writing)
         self._pipe, self._rest = reading, b""
 
@@ -201,3 +206,19 @@ def _read(fd: int) -> str:
     """What was written, without the log of an agent in the same process."""
     lines = os.pread(fd, 1 << 20, 0).decode("utf-8", "replace").splitlines(keepends=True)
     return "".join(line for line in lines if not _LOGGED.match(line))
+
+
+def begun(process: "subprocess.Popen[str]") -> None:
+    """Wait until the command is there to take signals: before, they do what they do to any program
+    that starts.
+    """
+    caught = 1 << (signal.SIGHUP - 1)
+    for _ in range(2000):
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            return
+        ended = "State:\tZ" in status
+        if ended or int(status.split("SigCgt:")[1].split()[0], 16) & caught:
+            return
+        time.sleep(0.01)

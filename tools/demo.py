@@ -48,13 +48,14 @@ def write_some(image: Path, places: int, size: int, seed: int) -> None:
             file.write(rng.randbytes(size // 2) + b"sparsebak " * (size // 20))
 
 
-def main() -> None:
+def main(mib: int = 200) -> None:
+    """``mib``: how much to write into the image."""
     work = Path(tempfile.mkdtemp(prefix="sparsebak-demo-"))
     pool, mounted = work / "pool", False
     pool.mkdir()
     try:
         mounted = mount_btrfs(work / "btrfs.img", pool)
-        demo(work, pool, "reflink" if mounted else "file")
+        demo(work, pool, "reflink" if mounted else "file", mib)
     finally:
         if mounted:
             subprocess.run(["umount", pool], check=False)
@@ -73,7 +74,7 @@ def mount_btrfs(image: Path, pool: Path) -> bool:
     return False
 
 
-def demo(work: Path, pool: Path, driver: str) -> None:
+def demo(work: Path, pool: Path, driver: str, mib: int) -> None:
     image, archive, config = pool / "work.img", work / "laptop.sparsebak", work / "agent.toml"
     passphrase, restored = work / "passphrase", work / "restored.img"
     passphrase.write_text("correct horse battery staple\n")
@@ -85,10 +86,11 @@ def demo(work: Path, pool: Path, driver: str) -> None:
     os.environ |= {"SPARSEBAK_AGENT": f"local:{config}", "SPARSEBAK_ARCHIVE": str(archive)}
     agent, sparsebak = [BIN / "sparsebak-agent", "--config", config], [BIN / "sparsebak", "-v"]
 
-    say(f"A sparse disk image of 1 GiB with 200 MiB in it, kept with the source '{driver}'")
+    size = 5 * mib
+    say(f"A sparse disk image of {size} MiB with {mib} MiB in it, on the source '{driver}'")
     with open(image, "wb") as file:
-        file.truncate(1 << 30)
-    write_some(image, 400, MIB // 2, 1)
+        file.truncate(size * MIB)
+    write_some(image, 2 * mib, MIB // 2, 1)
 
     say("dom0 makes the archive's key, the backup VM the archive")
     run(
@@ -100,18 +102,18 @@ def demo(work: Path, pool: Path, driver: str) -> None:
     first = digest(image)
     run(*sparsebak, "backup")
 
-    say("20 MiB change; the second backup finds them in the storage's own metadata")
-    write_some(image, 40, MIB // 2, 2)
+    say(f"{mib // 10} MiB change; the second backup finds them in the storage's own metadata")
+    write_some(image, mib // 5, MIB // 2, 2)
     second = digest(image)
     run(*sparsebak, "backup")
     run(*sparsebak, "list", "work/private")
 
-    say("Prove it, then remove the first session; the second stays whole")
+    say("Prove the second session authentic and remove the first; the second stays complete")
     run(*sparsebak, "verify")
     run(*sparsebak, "prune", "work", "--keep-last", "1")
 
     say("An accident, and the way back")
-    write_some(image, 200, MIB // 2, 3)
+    write_some(image, mib, MIB // 2, 3)
     run(*sparsebak, "restore", "--yes", "work/private")
     same = digest(image) == second != first
     print(
@@ -119,7 +121,7 @@ def demo(work: Path, pool: Path, driver: str) -> None:
         f" {'identical' if same else 'DIFFERENT'}"
     )
 
-    say("Emergency: a raw image from archive and passphrase alone, with no dom0")
+    say("Emergency: a raw image from the archive and the passphrase alone, without dom0")
     run(*sparsebak, "assemble", "work/private", "--passphrase-file", passphrase, "-o", restored)
     same = same and digest(restored) == second
     print(
@@ -133,4 +135,4 @@ def demo(work: Path, pool: Path, driver: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

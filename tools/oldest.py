@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> int:
             "--disable-pip-version-check",
             "--no-deps",
         ]
-        subprocess.run([*pip, "--only-binary", ":all:", "--target", FOLDER, "-r", LIST], check=True)
+        # there is no wheel of the oldest construct, which is Python alone
+        wheels = ["--only-binary", ":all:", "--no-binary", "construct"]
+        subprocess.run([*pip, *wheels, "--target", FOLDER, "-r", LIST], check=True)
         ready.write_text(LIST.read_text())
     environment = {**os.environ, "PYTHONPATH": str(FOLDER)}
     return subprocess.run(

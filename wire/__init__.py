@@ -30,6 +30,16 @@ NO_SESSION = bytes(16)
 NO_ARCHIVE = bytes(16)
 """The same for the id of an archive."""
 
+CLAIMED_SEQUENCE = (1 << 32) + (1 << 20)
+"""Sequence number that an archive may claim for a session that dom0 does not know of, at most: from
+there on dom0 counts by one, whatever it is told.
+"""
+
+LAST_SEQUENCE = CLAIMED_SEQUENCE + (1 << 20)
+"""Sequence number that a session can have, at most: a million sessions of a volume after the
+highest claim. dom0 begins none beyond that. Names sort by sequence: it has ten digits.
+"""
+
 
 def other_format(number: object) -> tuple[str, str]:
     """What to say of something of another format than FORMAT, and what to do about it."""

@@ -1,33 +1,73 @@
-"""Every fixed-size structure that crosses between dom0 and the backup VM, declared once. Numbers
-are little-endian.
+"""Every structure that crosses between dom0 and the backup VM, declared once: see wire.layout.
+Numbers are little-endian.
 
 A reply is a series of frames, each a HEADER (kind, length) and its payload; the last frame is a
 Status. A stream without a Status has failed, whatever the exit code says. Requests have no header:
 their size is fixed.
 """
 
-import struct
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from wire import FORMAT
 from wire.chunks import OVERHEAD
-from wire.layout import TIME, U8, U16, U32, U64, Fields, raw, text
+from wire.compiled import COMPILED
+from wire.layout import Structure
 
-HEADER = struct.Struct("<BI")
-"""Kind of a frame, and length of its payload."""
+if TYPE_CHECKING:
+    from construct import Bytes, Const, GreedyRange, Int8ul, Int16ul, Int32ul, Int64ul, this
+
+    from wire.declared import Text, Time, of
+
+
+class Header(Structure, compiled=COMPILED):
+    """Before the payload of each frame."""
+
+    kind: Annotated[int, Int8ul * "kind of the frame"]
+    payload_length: Annotated[int, Int32ul * "bytes of its payload, which follows"]
+
+
+class Frame(Structure):
+    """A frame of a reply."""
+
+    header: Header
+    payload: Annotated[bytes, Bytes(this.header.payload_length) * "its payload"]
+
+
+class ReplyStream(Structure):
+    """A reply; its last frame is a Status."""
+
+    frames: Annotated[list[Frame], GreedyRange(of(Frame))]
+
+
+class ChunkHead(Structure, compiled=COMPILED):
+    """Beginning of the payload of a chunk's frame. The sealed chunk follows; nothing follows for
+    the all-zero id, and where the caller holds the chunk already."""
+
+    number: Annotated[int, Int64ul * "chunk number"]
+    id: Annotated[bytes, Bytes(32) * "chunk id"]
+
+
+class ChunkFrame(Structure, compiled=COMPILED):
+    """Beginning of a chunk's frame: its header, and of its payload the first part."""
+
+    header: Header
+    head: ChunkHead
+
+
+class Length(Structure, compiled=COMPILED):
+    """Before each sealed chunk sent to Restore and Verify, and in an exported file."""
+
+    sealed_length: Annotated[int, Int32ul * "bytes of the sealed chunk, which follows"]
+
+
+HEADER, CHUNK_HEAD, LENGTH = Header.row(), ChunkHead.row(), Length.row()
 HEADER_SIZE = HEADER.size
-
-CHUNK_HEAD = struct.Struct("<Q32s")
-"""First part of the payload of a CHUNK frame: chunk number and id. The sealed chunk follows;
-nothing follows for the all-zero id, and where the caller holds the chunk already."""
 CHUNK_HEAD_SIZE = CHUNK_HEAD.size
-"""Bytes of the payload before the sealed chunk."""
-CHUNK_FRAME = struct.Struct(HEADER.format + CHUNK_HEAD.format.removeprefix("<"))
-"""HEADER, then CHUNK_HEAD."""
-
-LENGTH = struct.Struct("<I")
-"""Before each sealed chunk sent to Restore and Verify."""
+"""Bytes of the payload of a chunk's frame before the sealed chunk."""
+CHUNK_FRAME = ChunkFrame.row()
 
 END = b"SBEND\n\x00\x02"
 """Last bytes of a stream sent to Restore and Verify."""
@@ -68,85 +108,41 @@ def largest_frame(chunk_size: int) -> int:
     return CHUNK_HEAD_SIZE + chunk_size + OVERHEAD
 
 
-class Layout:
-    """Base of the structures below: a frozen dataclass whose fields are those of its LAYOUT."""
+class Message(Structure):
+    """Base of the requests and of the payloads of frames."""
 
-    LAYOUT: ClassVar[Fields]
     KIND: ClassVar[int] = -1
+    """Kind of the frame that carries it."""
 
-    @classmethod
-    def length(cls) -> int:
-        """Length in bytes; fixed."""
-        return cls.LAYOUT.size
 
-    def build(self) -> bytes:
-        """The structure as bytes."""
-        return self.LAYOUT.build(vars(self))
+@dataclass(frozen=True, kw_only=True)
+class Request(Message, compiled=COMPILED):
+    """What every service reads first; what ``session`` and ``number`` mean, its own page says."""
 
-    @classmethod
-    def parse(cls, untrusted_raw: bytes) -> Self:
-        """Read exactly ``length()`` bytes; raise ValueError for another length or a value no field
-        can have.
-        """
-        try:
-            return cls(**cls.LAYOUT.parse(untrusted_raw))
-        except ValueError as error:
-            raise ValueError(f"{cls.__name__}: {error}") from None
+    magic: ClassVar[Annotated[bytes, Const(REQUEST_MAGIC)]]
+    format: ClassVar[Annotated[int, Const(FORMAT, Int16ul)]]
+    flags: Annotated[int, Int16ul * "bits: 1 the ids that the caller holds follow"] = 0
+    archive: Annotated[bytes, Bytes(16) * "archive id"] = bytes(16)
+    session: Annotated[bytes, Bytes(16) * "session id"] = bytes(16)
+    number: Annotated[int, Int64ul * "sequence, or chunk number"] = 0
+    time: Annotated[int, Time * "of the run, or zero"] = 0
+    label: Annotated[str, Text(64) * "an archive's label"] = ""
 
 
 @dataclass(frozen=True)
-class Request(Layout):
-    """What every service reads first. ``number`` and ``session`` mean what the service's own page
-    says.
-    """
-
-    archive: bytes = bytes(16)
-    session: bytes = bytes(16)
-    number: int = 0
-    time: int = 0
-    flags: int = 0
-    label: str = ""
-
-    LAYOUT = Fields(
-        magic=REQUEST_MAGIC,
-        format=FORMAT.to_bytes(2, "little"),
-        flags=U16,
-        archive=raw(16),
-        session=raw(16),
-        number=U64,
-        time=TIME,
-        label=text(64),
-    )
-
-
-@dataclass(frozen=True)
-class Status(Layout):
-    """Last frame of every reply: see wire.status. ``detail`` is the chunk number concerned,
-    or 0.
-    """
-
-    code: int
-    notes: int = 0
-    detail: int = 0
+class Status(Message, compiled=COMPILED):
+    """Last frame of every reply: see wire.status."""
 
     KIND = KIND_STATUS
-    LAYOUT = Fields(code=U16, notes=U16, detail=U64)
+
+    code: Annotated[int, Int16ul * "how the call ended"]
+    notes: Annotated[int, Int16ul * "bits, what else is to be known"] = 0
+    detail: Annotated[int, Int64ul * "number of the chunk concerned, or 0"] = 0
 
 
 @dataclass(frozen=True)
-class VolumeEntry(Layout):
-    """One volume the caller may back up. Sizes in bytes; ``session`` and ``time`` of the newest
-    committed session.
-    """
-
-    qube: str
-    volume: str
-    volume_id: bytes
-    size: int
-    changed: int
-    session: bytes
-    time: int
-    flags: int
+class VolumeEntry(Message, compiled=COMPILED):
+    """One volume the caller may back up."""
 
     @property
     def name(self) -> str:
@@ -154,83 +150,56 @@ class VolumeEntry(Layout):
         return f"{self.qube}/{self.volume}"
 
     KIND = KIND_VOLUME
-    LAYOUT = Fields(
-        qube=text(64),
-        volume=text(64),
-        volume_id=raw(16),
-        size=U64,
-        changed=U64,
-        session=raw(16),
-        time=TIME,
-        flags=U16,
-    )
+
+    qube: Annotated[str, Text(64) * "name of the qube"]
+    volume: Annotated[str, Text(64) * "name of its volume"]
+    volume_id: Annotated[bytes, Bytes(16) * "volume id"]
+    size: Annotated[int, Int64ul * "bytes of the volume"]
+    changed: Annotated[int, Int64ul * "bytes that may have changed since the newest session"]
+    session: Annotated[bytes, Bytes(16) * "id of the newest committed session"]
+    time: Annotated[int, Time * "time of that session, Unix seconds"]
+    flags: Annotated[int, Int16ul * "bits: 1 no longer in the catalog, 2 a session is pending"]
 
 
 @dataclass(frozen=True)
-class ArchiveEntry(Layout):
-    """What Enroll tells of an archive. ``format``: in which dom0 makes its sessions. ``key`` is the
-    master key in open mode, zero in sealed mode."""
-
-    format: int
-    archive: bytes
-    label: str
-    mode: int
-    suite: int
-    chunk_size: int
-    created: int
-    slots: int
-    key: bytes
+class ArchiveEntry(Message, compiled=COMPILED):
+    """What Enroll tells of an archive."""
 
     KIND = KIND_ARCHIVE
-    LAYOUT = Fields(
-        format=U16,
-        archive=raw(16),
-        label=text(64),
-        mode=U8,
-        suite=U8,
-        chunk_size=U32,
-        created=TIME,
-        slots=U8,
-        key=raw(32),
-    )
+
+    format: Annotated[int, Int16ul * "in which dom0 makes its sessions"]
+    archive: Annotated[bytes, Bytes(16) * "archive id"]
+    label: Annotated[str, Text(64) * "label"]
+    mode: Annotated[int, Int8ul * "0 sealed, 1 open"]
+    suite: Annotated[int, Int8ul * "suite"]
+    chunk_size: Annotated[int, Int32ul * "bytes of a chunk"]
+    created: Annotated[int, Time * "when it was made, Unix seconds"]
+    slots: Annotated[int, Int8ul * "number of key slots, whose frames follow"]
+    key: Annotated[bytes, Bytes(32) * "the master key in open mode, zero in sealed mode"]
 
 
 @dataclass(frozen=True)
-class Offer(Layout):
-    """A pending session. ``changed``: how many bytes may have changed, at most; ``previous``: the
-    session it builds on.
-    """
-
-    volume_id: bytes
-    session: bytes
-    previous: bytes
-    sequence: int
-    time: int
-    size: int
-    chunk_size: int
-    changed: int
-    flags: int
+class Offer(Message, compiled=COMPILED):
+    """A pending session."""
 
     KIND = KIND_OFFER
-    LAYOUT = Fields(
-        volume_id=raw(16),
-        session=raw(16),
-        previous=raw(16),
-        sequence=U64,
-        time=TIME,
-        size=U64,
-        chunk_size=U32,
-        changed=U64,
-        flags=U16,
-    )
+
+    volume_id: Annotated[bytes, Bytes(16) * "volume id"]
+    session: Annotated[bytes, Bytes(16) * "session id"]
+    previous: Annotated[bytes, Bytes(16) * "id of the session it builds on"]
+    sequence: Annotated[int, Int64ul * "sequence"]
+    time: Annotated[int, Time * "time of the snapshot, Unix seconds"]
+    size: Annotated[int, Int64ul * "bytes of the volume"]
+    chunk_size: Annotated[int, Int32ul * "bytes of a chunk"]
+    changed: Annotated[int, Int64ul * "bytes that may have changed, at most"]
+    flags: Annotated[int, Int16ul * "bits: 1 builds on no session, 2 begun by an earlier call"]
 
 
 @dataclass(frozen=True)
-class Monitored(Layout):
-    """What Monitor found: bytes that may have changed since the caller's last committed session."""
-
-    changed: int
-    size: int
+class Monitored(Message, compiled=COMPILED):
+    """What Monitor found."""
 
     KIND = KIND_MONITORED
-    LAYOUT = Fields(changed=U64, size=U64)
+
+    changed: Annotated[int, Int64ul * "bytes that may have changed since the caller's last session"]
+    size: Annotated[int, Int64ul * "bytes of the volume"]

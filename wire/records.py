@@ -2,66 +2,89 @@
 authenticated together.
 """
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE, FORMAT, MAX_VOLUME_SIZE, other_format
-from wire.chunks import SUITES, DomainKeys, Keys, NotAuthentic, open_bytes, seal_bytes
-from wire.layout import TIME, U8, U16, U32, U64, Fields, raw, text
+from wire.chunks import (
+    NONCE_SIZE,
+    SALT_SIZE,
+    SUITES,
+    TAG_SIZE,
+    DomainKeys,
+    Keys,
+    NotAuthentic,
+    open_bytes,
+    seal_bytes,
+)
+from wire.compiled import COMPILED
+from wire.layout import Structure
 from wire.names import BadName, parse_name
 
+if TYPE_CHECKING:
+    from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul
+
+    from wire.declared import Text, Time
+
 MAGIC = b"SBRC"
-CLEAR = Fields(
-    magic=MAGIC,
-    format=U16,
-    suite=U8,
-    reserved=b"\0",
-    archive=raw(16),
-    volume_id=raw(16),
-    session=raw(16),
-    sequence=U64,
-    time=TIME,
-    size=U64,
-    chunk_size=U32,
-)
-SECRET = Fields(
-    qube=text(64),
-    volume=text(64),
-    dedup_domain=raw(DEDUP_DOMAIN_SIZE),
-    root=raw(32),
-    previous=raw(32),
-)
-CLEAR_SIZE = CLEAR.size
-RECORD_SIZE = CLEAR_SIZE + 16 + 12 + SECRET.size + 16
+NO_PREVIOUS = bytes(32)
+"""``previous`` of a volume's first record."""
 
 
-@dataclass(frozen=True)
-class Clear:
-    """What a record says without the key; to be believed only once the record has been opened.
-    ``suite``: see wire.chunks.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Clear(Structure, compiled=COMPILED):
+    """What a record says without the key; to be believed only once the record has been opened."""
 
-    suite: int
-    archive: bytes
-    volume_id: bytes
-    session: bytes
-    sequence: int
-    time: int
-    size: int
-    chunk_size: int
+    magic: ClassVar[Annotated[bytes, Const(MAGIC)]]
+    format: Annotated[int, Int16ul * "version of the format"] = FORMAT
+    suite: Annotated[int, Int8ul * "suite, see Chunks"]
+    reserved: ClassVar[Annotated[bytes, Const(b"\0")]]
+    archive: Annotated[bytes, Bytes(16) * "archive id"]
+    volume_id: Annotated[bytes, Bytes(16) * "volume id"]
+    session: Annotated[bytes, Bytes(16) * "session id"]
+    sequence: Annotated[int, Int64ul * "sequence"]
+    time: Annotated[int, Time * "time of the session, Unix seconds"]
+    size: Annotated[int, Int64ul * "bytes of the volume"]
+    chunk_size: Annotated[int, Int32ul * "bytes of a chunk"]
 
 
-@dataclass(frozen=True)
-class Record(Clear):
-    """A session record. ``dedup_domain`` says which keys the image needs; ``previous``: digest of
-    the record before it, zero for the first."""
+@dataclass(frozen=True, kw_only=True)
+class Secret(Structure, compiled=COMPILED):
+    """What a record says under its seal."""
 
-    qube: str
-    volume: str
-    dedup_domain: bytes
-    root: bytes
-    previous: bytes
+    qube: Annotated[str, Text(64) * "name of the qube"]
+    volume: Annotated[str, Text(64) * "name of its volume"]
+    dedup_domain: Annotated[bytes, Bytes(DEDUP_DOMAIN_SIZE) * "deduplication domain"]
+    root: Annotated[bytes, Bytes(32) * "root of the image"]
+    previous: Annotated[bytes, Bytes(32) * "digest of the record before it, zero for the first"]
+
+
+class SealedRecord(Structure, compiled=COMPILED):
+    """A session record as it leaves dom0: the part in clear, then a short seal of the other."""
+
+    clear: Clear
+    seal: SealedSecret
+
+
+class SealedSecret(Structure, compiled=COMPILED):
+    """A short seal of a record's secret part; its associated data is the part in clear."""
+
+    salt: Annotated[bytes, Bytes(SALT_SIZE) * "random"]
+    nonce: Annotated[bytes, Bytes(NONCE_SIZE) * "zero"]
+    text: Annotated[bytes, Bytes(Secret.length()) * "AES-256-GCM of the sealed part"]
+    tag: Annotated[bytes, Bytes(TAG_SIZE) * "tag"]
+
+
+CLEAR_SIZE = Clear.length()
+RECORD_SIZE = SealedRecord.length()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Clear, Secret):
+    """A session record: all it says."""
 
     def seal(self, keys: Keys) -> bytes:
         """The RECORD_SIZE bytes that leave dom0."""
@@ -81,10 +104,10 @@ class Record(Clear):
         return keys.of_domain(self.dedup_domain, self.suite)
 
     def _clear(self) -> bytes:
-        return CLEAR.build({**vars(self), "format": FORMAT})
+        return Clear.coder().build(vars(self))
 
     def _secret(self) -> bytes:
-        return SECRET.build(vars(self))
+        return Secret.coder().build(vars(self))
 
 
 def read_clear(untrusted_record: bytes) -> Clear:
@@ -93,10 +116,12 @@ def read_clear(untrusted_record: bytes) -> Clear:
     """
     if len(untrusted_record) != RECORD_SIZE:
         raise NotAuthentic("a session record has another length")
-    parsed = _parse(CLEAR, untrusted_record[:CLEAR_SIZE])
-    number, clear = parsed.pop("format"), Clear(**parsed)
-    if number != FORMAT:
-        raise NotAuthentic(f"record of {other_format(number)[0]}")
+    try:
+        clear = Clear.parse(untrusted_record[:CLEAR_SIZE])
+    except ValueError as error:
+        raise NotAuthentic(f"not a session record: {error}") from None
+    if clear.format != FORMAT:
+        raise NotAuthentic(f"record of {other_format(clear.format)[0]}")
     if clear.suite not in SUITES:
         raise NotAuthentic(f"record of suite {clear.suite}, which this version does not know")
     if clear.chunk_size not in CHUNK_SIZES or clear.size > MAX_VOLUME_SIZE:
@@ -110,17 +135,13 @@ def open_record(untrusted_record: bytes, keys: Keys) -> Record:
     body = open_bytes(
         keys.sub_key("records"), untrusted_record[CLEAR_SIZE:], untrusted_record[:CLEAR_SIZE]
     )
-    secret = _parse(SECRET, body)
     try:
-        parse_name(secret["qube"], "qube")
-        parse_name(secret["volume"], "volume")
-    except BadName as error:
-        raise NotAuthentic(str(error)) from None
-    return Record(**vars(clear), **secret)
-
-
-def _parse(layout: Fields, untrusted_raw: bytes) -> dict[str, Any]:
-    try:
-        return layout.parse(untrusted_raw)
+        secret = Secret.parse(body)
     except ValueError as error:
         raise NotAuthentic(f"not a session record: {error}") from None
+    try:
+        parse_name(secret.qube, "qube")
+        parse_name(secret.volume, "volume")
+    except BadName as error:
+        raise NotAuthentic(str(error)) from None
+    return Record(**vars(clear), **vars(secret))

@@ -2,15 +2,31 @@
 LUKS has them.
 """
 
+from __future__ import annotations
+
 import base64
 import codecs
 import contextlib
 import os
 from collections.abc import Iterable
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from wire.chunks import KEY_SIZE, NotAuthentic, derive, open_bytes, seal_bytes
-from wire.layout import U8, Fields, raw
+from wire.chunks import (
+    KEY_SIZE,
+    NONCE_SIZE,
+    SALT_SIZE,
+    TAG_SIZE,
+    NotAuthentic,
+    derive,
+    open_bytes,
+    seal_bytes,
+)
+from wire.compiled import COMPILED
+from wire.layout import Structure
+
+if TYPE_CHECKING:
+    from construct import Bytes, Int8ul
 
 KIND_PASSPHRASE, KIND_RECOVERY = 1, 2
 SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P = 16, 8, 4
@@ -23,9 +39,6 @@ ask for more (the first made N = 2^17, r = 8, p = 1), and a slot from elsewhere 
 16 of these are tried in ten seconds."""
 SECRET_LIMIT = 1 << 12
 """Bytes of a passphrase, at most; what a file holds beyond is not looked at."""
-_HEAD = Fields(kind=U8, log_n=U8, r=U8, p=U8, salt=raw(16))
-_HEAD_SIZE = _HEAD.size
-SLOT_SIZE = _HEAD_SIZE + 16 + 12 + KEY_SIZE + 16
 RECOVERY_BYTES = 20
 MAX_SLOTS = 16
 _SEALED = b"sealed"
@@ -35,13 +48,43 @@ archive.
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
+@dataclass(frozen=True)
+class SlotHead(Structure):
+    """Beginning of a key slot: what makes the wrapping key of a secret."""
+
+    kind: Annotated[int, Int8ul * "1 passphrase, 2 recovery key"]
+    log_n: Annotated[int, Int8ul * "scrypt's N, as a power of two"]
+    r: Annotated[int, Int8ul * "scrypt's r"]
+    p: Annotated[int, Int8ul * "scrypt's p"]
+    salt: Annotated[bytes, Bytes(16) * "scrypt's salt, random"]
+
+
+class SealedKey(Structure):
+    """A short seal of the master key."""
+
+    salt: Annotated[bytes, Bytes(SALT_SIZE) * "random"]
+    nonce: Annotated[bytes, Bytes(NONCE_SIZE) * "zero"]
+    text: Annotated[bytes, Bytes(KEY_SIZE) * "AES-256-GCM of the master key"]
+    tag: Annotated[bytes, Bytes(TAG_SIZE) * "tag"]
+
+
+class Slot(Structure, compiled=COMPILED):
+    """A key slot: its head, then a short seal of the master key."""
+
+    head: SlotHead
+    seal: SealedKey
+
+
+SLOT_SIZE = Slot.length()
+
+
 class BadRecoveryKey(ValueError):
     """A typed recovery key that cannot be right; the text says which group."""
 
 
 def _wrapping_key(raw_head: bytes, secret: bytes) -> bytes:
-    head = _HEAD.parse(raw_head)
-    kind, log_n, r, p, salt = (head[name] for name in ("kind", "log_n", "r", "p", "salt"))
+    head = SlotHead.parse(raw_head)
+    kind, log_n, r, p, salt = head.kind, head.log_n, head.r, head.p, head.salt
     if kind == KIND_RECOVERY:  # 160 random bits need no stretching
         return derive(secret, b"sparsebak/2 recovery", salt)
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
@@ -57,14 +100,7 @@ def make_slot(kind: int, secret: bytes, master: bytes, archive: bytes) -> bytes:
     """Wrap ``master`` for the archive under a passphrase (UTF-8 bytes) or a recovery key (20
     bytes).
     """
-    fields = {
-        "kind": kind,
-        "log_n": SCRYPT_LOG_N,
-        "r": SCRYPT_R,
-        "p": SCRYPT_P,
-        "salt": os.urandom(16),
-    }
-    head = _HEAD.build(fields)
+    head = SlotHead(kind, SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P, os.urandom(16)).build()
     return head + seal_bytes(_wrapping_key(head, secret), master, head + archive + _SEALED)
 
 
@@ -72,7 +108,8 @@ def open_slot(untrusted_slot: bytes, kind: int, secret: bytes, archive: bytes) -
     """The master key, or None when the slot is of another kind or the secret is not the slot's."""
     if len(untrusted_slot) != SLOT_SIZE or untrusted_slot[0] != kind:
         return None
-    head, wrapped = untrusted_slot[:_HEAD_SIZE], untrusted_slot[_HEAD_SIZE:]
+    at = SlotHead.length()
+    head, wrapped = untrusted_slot[:at], untrusted_slot[at:]
     try:
         key = _wrapping_key(head, secret)
     except NotAuthentic:

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from wire.messages import HEADER, Layout
+from wire.messages import HEADER, Message
 
 SEND_BUFFER = 1 << 20
 """Bytes on their way that a local socket is asked to hold. The kernel gives what it may, with its
@@ -60,6 +60,6 @@ def write_frame(stream: Writer, kind: int, payload: bytes) -> None:
     stream.write(HEADER.pack(kind, len(payload)) + payload)
 
 
-def send(stream: Writer, message: Layout) -> None:
+def send(stream: Writer, message: Message) -> None:
     """Write one of the structures of wire.messages as a frame of its own kind."""
     write_frame(stream, message.KIND, message.build())

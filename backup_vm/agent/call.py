@@ -13,7 +13,7 @@ from typing import IO, TypeVar
 
 from backup_vm.agent.transport import Connection
 from backup_vm.errors import AgentError
-from wire.messages import HEADER, HEADER_SIZE, KIND_STATUS, Layout, Status
+from wire.messages import HEADER, HEADER_SIZE, KIND_STATUS, Message, Status
 from wire.status import Code
 from wire.stream import CutShort, read_exactly
 
@@ -53,7 +53,7 @@ _MEANINGS = {
         "use the same version in dom0 and here",
     ),
 }
-Parsed = TypeVar("Parsed", bound=Layout)
+Parsed = TypeVar("Parsed", bound=Message)
 _EXITS = {
     125: "the service is not executable in dom0",
     126: "dom0's policy refused the call",

@@ -205,10 +205,10 @@ class Archive:
         self.open_catalog = reconcile.rebuild(self, reconcile.Listing.of(self.storage), known)
 
     def doubt_catalog(self) -> bool:
-        """A reader found the catalog to lie: make another, aside, once. Whether that was done, now
-        or before.
+        """A reader found the catalog to be wrong: make another, aside, once. Whether that was done,
+        now or before.
 
-        The one that lies stays open until the end, for other threads may be at it.
+        The wrong one stays open until the end, for other threads may be at it.
         """
         with self._doubting:
             if self._doubted is None and not self.writing and not self.derived:

@@ -1,4 +1,4 @@
-"""``catalog.sqlite``: in which pack each chunk lies. A cache: deleted or damaged, it is rebuilt
+"""``catalog.sqlite``: in which pack each chunk is. A cache: deleted or damaged, it is rebuilt
 from packs and sessions.
 
 It says for which files it was made (``packs`` and ``files``, names and sizes): it is believed only
@@ -33,7 +33,7 @@ def _typed(rows: _Rows, *kinds: type) -> _Rows:
 
 
 class Place(NamedTuple):
-    """Where a sealed chunk lies: pack file, offset and length of the sealed bytes."""
+    """Where a sealed chunk is: pack file, offset and length of the sealed bytes."""
 
     pack: str
     offset: int
@@ -115,7 +115,7 @@ class ChunkCatalog(CatalogBase):
         return twice
 
     def put(self, chunk_id: bytes, pack: int, offset: int, length: int) -> None:
-        """Add a chunk, or say where it lies now."""
+        """Add a chunk, or say where it is now."""
         self._db.execute(
             "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?)", (chunk_id, pack, offset, length)
         )

@@ -6,9 +6,9 @@ import functools
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from backup_vm.archive.marks import Marks
 
@@ -32,6 +32,7 @@ CREATE INDEX freed_by_pack ON freed (pack);
 """
 
 
+TABLES = ("meta", "packs", "files", "spoilt", "chunks", "rotten", "freed")
 _TEXT, _NUMBER = "typeof({}) != 'text'", "typeof({}) != 'integer'"
 _ODD = tuple(
     f"SELECT count(*) FROM {table} WHERE "  # noqa: S608 (names from the lines below)
@@ -109,12 +110,34 @@ class CatalogBase:
         catalog.set_meta("archive", archive.hex())
         return catalog
 
+    def ours(self) -> bool:
+        """Whether its schema is a catalog's, to the letter: of no other is anything run."""
+        return _contents(self._db) == _expected()
+
+    def rows(self, table: str, every: bool) -> Iterator[tuple[Any, ...]]:
+        """Rows of a table of ours: all, or the first and the last."""
+        text = f"SELECT * FROM {table} ORDER BY 1"  # noqa: S608 (a name from TABLES)
+        if every:
+            yield from self._db.execute(text)
+            return
+        yield from self._db.execute(f"{text} LIMIT 1")
+        yield from self._db.execute(f"{text} DESC LIMIT 1")
+
+    def row_count(self, table: str) -> int:
+        """How many rows a table of ours has."""
+        return int(self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608
+
+    def columns(self, table: str) -> list[str]:
+        """Names of the columns of a table of ours."""
+        found = self._db.execute("SELECT name FROM pragma_table_info(?)", (table,))
+        return [name for (name,) in found]
+
     def sound_for(self, archive: bytes) -> bool:
         """Whether this is a catalog of that archive and of this version, to the letter of its
         schema: nothing else is run.
         """
         return (
-            _contents(self._db) == _expected()
+            self.ours()
             and not any(self._db.execute(query).fetchone()[0] for query in _ODD)
             and self.meta("version") == str(VERSION)
             and self.meta("archive") == archive.hex()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
 NAME = "catalog.sqlite"
-_JOURNAL = "-journal"
+JOURNAL = "-journal"
 _NOT_DAMAGE = frozenset({"FULL", "READONLY", "BUSY", "LOCKED", "NOMEM", "PERM", "AUTH"})
 
 
@@ -34,13 +34,13 @@ def folder_aside() -> "TemporaryDirectory[str]":
 
 def half_written(storage: Storage) -> bool:
     """Whether a journal lies beside the catalog, that the next one who writes plays back."""
-    name = NAME + _JOURNAL
+    name = NAME + JOURNAL
     return storage.exists(name) and storage.size(name) > 0
 
 
 def copy(storage: Storage, folder: Path) -> Path:
     """Copy the catalog, with its journal, into a folder; returns the copy."""
-    for name in (NAME, NAME + _JOURNAL):
+    for name in (NAME, NAME + JOURNAL):
         if storage.exists(name):
             with storage.open(name) as source, open(folder / name, "xb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)

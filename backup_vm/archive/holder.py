@@ -65,7 +65,7 @@ class Holder:
 
     @classmethod
     def load(cls, untrusted_raw: bytes) -> "Holder":
-        """Read it; where that makes no sense, a holder of whom nothing is known."""
+        """Read it; where it is malformed, a holder of whom nothing is known."""
         try:
             untrusted_fields = json.loads(untrusted_raw)
             known = asdict(cls())

@@ -6,13 +6,13 @@ Entries come through a partial session, so that what is interrupted resumes wher
 
 from typing import NamedTuple
 
-from backup_vm.archive import sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.partial import SUFFIX, Partial
 from backup_vm.archive.prune import drop_partial
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, SparsebakError
+from wire import LAST_SEQUENCE
 from wire.messages import Offer
 from wire.records import read_clear
 
@@ -54,7 +54,7 @@ class Incoming:
                 "sessions go only into archives of the same key: copies of the archive that they"
                 " come from",
             )
-        if clear.sequence > sessions.LAST_SEQUENCE:
+        if clear.sequence > LAST_SEQUENCE:
             raise DamagedError(f"this session claims an impossible number, {clear.sequence}")
         self._partial = self._begin(fingerprint)
 

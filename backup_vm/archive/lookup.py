@@ -1,7 +1,7 @@
-"""Sealed chunks by id: where the catalog says or, when it is found to lie, where the packs
+"""Sealed chunks by id: where the catalog says or, when it is found to be wrong, where the packs
 themselves say.
 
-The catalog lies beside the files that it describes: whoever can write to these can write to it, and
+The catalog is beside the files that it describes: whoever can write to these can write to it, and
 a bad bit in it is as likely as in them. What it says is checked where it is used, and damage to it
 is never damage to a session.
 """

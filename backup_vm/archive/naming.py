@@ -68,3 +68,4 @@ def foreign(storage: Storage) -> Iterator[str]:
             ours = is_session(name) or is_pack(name) or is_partial(name) or is_unfinished(name)
             if not ours and not name.endswith(TEMPORARY):
                 yield name
+    yield from storage.unreadable()

@@ -97,8 +97,12 @@ def load(storage: Storage) -> Notes:
         raw = storage.read(NAME, _LONGEST)
     except FileNotFoundError:
         return Notes()
+    return parse(raw, storage.describe(NAME))
+
+
+def parse(raw: bytes, path: str) -> Notes:
+    """What a notes.json says that is at ``path``; raise DamagedError."""
     body, _, check = raw.rstrip(b"\n").rpartition(b"\n")
-    path = storage.describe(NAME)
     if check.decode("ascii", "replace") != text_checksum(body):
         raise DamagedError(
             f"{path} is damaged: its checksum is wrong",
@@ -229,5 +233,5 @@ def checked(storage: Storage, sound: bool, session: bytes | None = None) -> None
             notes.verified[session.hex()] = check
 
     if storage.writable():
-        with contextlib.suppress(DamagedError):  # told of whenever they are read
+        with contextlib.suppress(DamagedError):  # reported whenever they are read
             change(storage, note)

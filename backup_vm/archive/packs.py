@@ -14,12 +14,12 @@ from backup_vm.archive.damage import damage
 from backup_vm.archive.format import (
     ENTRY,
     ENTRY_SIZE,
-    FOOTER,
     FOOTER_SIZE,
     INDEX_ENTRY,
     INDEX_ENTRY_SIZE,
-    PACK_HEAD,
     PACK_HEAD_SIZE,
+    PackFoot,
+    PackHead,
 )
 from backup_vm.archive.storage import Reader, Storage
 from backup_vm.errors import DamagedError
@@ -30,7 +30,7 @@ SUFFIX = ".pack"
 _OPEN_FILES = 64
 _LARGEST = largest_frame(CHUNK_SIZES[-1])
 _END = 1 << 62
-_SALT = 16
+SALT = 16
 """Bytes at the beginning of a sealed chunk, which are random."""
 _LARGEST_INDEX = INDEX_ENTRY_SIZE << 18
 """Bytes; packs that are written have far less: see MAX_ENTRIES of pack_writer."""
@@ -64,7 +64,7 @@ class NewPack:
         self.name = f"packs/{identifier[:2]}/{identifier}{SUFFIX}"
         self._file = storage.create(self.name)
         self._index: list[bytes] = []
-        self._file.write(PACK_HEAD.build({"archive": archive}))
+        self._file.write(PackHead(archive).build())
 
     @property
     def size(self) -> int:
@@ -83,8 +83,8 @@ class NewPack:
     def finish(self) -> None:
         """Write the index and make the pack durable."""
         index = b"".join(self._index)
-        footer = {"index": self._file.size, "count": len(self._index), "checksum": checksum(index)}
-        self._file.write(index, FOOTER.build(footer))
+        foot = PackFoot(self._file.size, len(self._index), checksum(index))
+        self._file.write(index, foot.build())
         self._file.finish()
 
     def abandon(self) -> None:
@@ -146,7 +146,7 @@ class PackReader:
         try:
             with self._lock, damage(self._storage, name):
                 # The salt of a sealed chunk is 16 random bytes: zeros there are a hole.
-                return not any(self._reader(name).read(entry.offset, min(_SALT, entry.length)))
+                return not any(self._reader(name).read(entry.offset, min(SALT, entry.length)))
         except DamagedError:
             return True
 
@@ -165,17 +165,17 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
     with damage(storage, name):
         size, reader = storage.size(name), storage.reader(name)
         try:
-            head = PACK_HEAD.parse(reader.read(0, PACK_HEAD_SIZE))
+            head = PackHead.parse(reader.read(0, PACK_HEAD_SIZE))
             tail = reader.read(max(size - _TAIL, 0), _TAIL)
-            footer = FOOTER.parse(tail[-FOOTER_SIZE:])
-            length = footer["count"] * INDEX_ENTRY_SIZE
-            if head["archive"] != archive or footer["index"] + length + FOOTER_SIZE != size:
+            foot = PackFoot.parse(tail[-FOOTER_SIZE:])
+            length = foot.count * INDEX_ENTRY_SIZE
+            if head.archive != archive or foot.index + length + FOOTER_SIZE != size:
                 raise DamagedError(f"{path} is damaged: head and foot do not fit together")
             if length > _LARGEST_INDEX:
                 raise DamagedError(f"{path} is damaged: an impossible number of chunks")
             whole = tail
             if length + FOOTER_SIZE > len(tail):
-                whole = reader.read(footer["index"], length + FOOTER_SIZE)
+                whole = reader.read(foot.index, length + FOOTER_SIZE)
             index = whole[len(whole) - FOOTER_SIZE - length : len(whole) - FOOTER_SIZE]
         except ValueError:
             raise DamagedError(
@@ -183,7 +183,7 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
             ) from None
         finally:
             reader.close()
-    if checksum(index) != footer["checksum"]:
+    if checksum(index) != foot.checksum:
         raise DamagedError(f"{path} is damaged: its index has another checksum")
     found = [
         Packed(chunk_id, offset, length, digest)
@@ -194,7 +194,7 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
         if entry.offset < end + ENTRY_SIZE or not 0 < entry.length <= _LARGEST:
             raise DamagedError(f"{path} is damaged: its index is malformed")
         end = entry.offset + entry.length
-    if end > footer["index"]:
+    if end > foot.index:
         raise DamagedError(f"{path} is damaged: its index is malformed")
     return found
 

@@ -95,31 +95,36 @@ def load(storage: Storage) -> Parameters:
             " --label LABEL"
         )
         raise NoArchiveError(f"there is no archive in {storage.describe()}", hint) from None
+    return parse(raw, storage.describe(NAME))
+
+
+def parse(raw: bytes, place: str) -> Parameters:
+    """What an archive.toml says that is at ``place``; raise NoArchiveError or DamagedError."""
     body, _, check = raw.rpartition(_CHECK.encode())
     if check != f'"{text_checksum(body)}"\n'.encode():
         hint = (
             "restore this file from a copy, or write it again from what dom0 knows: sparsebak init"
             " DIR --label LABEL --repair"
         )
-        raise DamagedError(f"{storage.describe(NAME)} is damaged: its checksum is wrong", hint)
+        raise DamagedError(f"{place} is damaged: its checksum is wrong", hint)
     try:
-        return _parse(storage, tomllib.loads(body.decode()))
+        return _parse(place, tomllib.loads(body.decode()))
     except (
         KeyError,
         TypeError,
         ValueError,
         RecursionError,
     ) as error:  # whoever writes a disk can write a checksum
-        raise DamagedError(f"{storage.describe(NAME)} is malformed: {error}") from None
+        raise DamagedError(f"{place} is malformed: {error}") from None
 
 
-def _parse(storage: Storage, fields: dict[str, Any]) -> Parameters:
+def _parse(place: str, fields: dict[str, Any]) -> Parameters:
     if fields["format"] != FORMAT:
         what, hint = other_format(fields["format"])
-        raise NoArchiveError(f"{storage.describe(NAME)}: an archive of {what}", hint)
+        raise NoArchiveError(f"{place}: an archive of {what}", hint)
     if fields["suite"] not in SUITES:
         raise NoArchiveError(
-            f"{storage.describe(NAME)}: suite {fields['suite']}, which this version does not know",
+            f"{place}: suite {fields['suite']}, which this version does not know",
             "use the version of sparsebak that made the archive, or a newer one",
         )
     if fields["mode"] != ("open" if "key" in fields else "sealed"):

@@ -12,25 +12,25 @@ wanted, and whichever machine backs up next resumes from it.
 import hashlib
 import operator
 import os
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import naming
 from backup_vm.archive.damage import damage
+from backup_vm.archive.format import GROUP, SESSION_ENTRY_SIZE, pack_numbers, unpack_numbers
 from backup_vm.archive.storage import WHOLE, Storage
 from backup_vm.errors import DamagedError, ForbiddenError
 from common.durable import closing_fd, pwrite_all
 from wire.chunks import ID_SIZE, ZERO_ID
 from wire.merkle import chunk_count
-from wire.messages import Offer
+from wire.messages import OFFER_FULL, Offer
 
 if TYPE_CHECKING:
     from backup_vm.archive.catalog import ChunkCatalog
 
 SUFFIX, UNFINISHED = ".partial", ".unfinished"
-_GROUP = struct.Struct("<QQ16s")
 _MAX_GROUP = 1 << 17
 """Entries of one group; what is written has less than a tenth of that."""
 
@@ -49,7 +49,7 @@ class Partial:
         self._end = Offer.length()
         chunks = chunk_count(offer.size, offer.chunk_size) if offer.chunk_size else 0
         for upto, payload, after in self._groups():
-            count = len(payload) // (8 + ID_SIZE)
+            count = len(payload) // SESSION_ENTRY_SIZE
             if upto > chunks or not _rising(payload[: 8 * count], self.position, upto):
                 break  # whoever can write to the disk can make a digest
             self.position, self._end = upto, after
@@ -78,6 +78,13 @@ class Partial:
             return cls(storage, name, offer) if name == _name(offer) else None
         except (ValueError, OSError, DamagedError):
             return None
+
+    def is_of(self, offer: Offer) -> bool:
+        """Whether it is of the session that dom0 offers (again): the same in all that its record
+        and its file will say. Its own offer has no check, and what the session builds on is in no
+        record: a bit of that gone wrong would make a session that builds on none there is.
+        """
+        return _lasting(self.offer) == _lasting(offer)
 
     def close(self) -> None:
         """Leave it for a later run, on disk; nothing happens when that was done, or it is gone."""
@@ -126,9 +133,9 @@ class Partial:
 
         Raises OSError; then it is as it was before.
         """
-        numbers = struct.pack(f"<{len(entries)}Q", *(number for number, _ in entries))
+        numbers = pack_numbers([number for number, _ in entries])
         payload = numbers + b"".join(chunk_id for _, chunk_id in entries)
-        group = _GROUP.pack(upto, len(entries), _digest(upto, payload)) + payload
+        group = GROUP.pack(upto, len(entries), _digest(upto, payload)) + payload
         with self._file() as fd:
             try:
                 pwrite_all(fd, group, self._end)
@@ -148,7 +155,7 @@ class Partial:
             if catalog.lacking(i for i in _ids(payload) if i != ZERO_ID):
                 break
             position, end = upto, after
-            count += len(payload) // (8 + ID_SIZE)
+            count += len(payload) // SESSION_ENTRY_SIZE
         if end != self._end:
             with self._file() as fd:
                 os.ftruncate(fd, end)
@@ -157,12 +164,12 @@ class Partial:
     def numbers(self) -> Iterator[bytes]:
         """The column of chunk numbers, piece by piece."""
         for _, payload, _ in self._groups():
-            yield payload[: len(payload) // (8 + ID_SIZE) * 8]
+            yield payload[: len(payload) // SESSION_ENTRY_SIZE * 8]
 
     def ids(self) -> Iterator[bytes]:
         """The column of chunk ids, piece by piece."""
         for _, payload, _ in self._groups():
-            yield payload[len(payload) // (8 + ID_SIZE) * 8 :]
+            yield payload[len(payload) // SESSION_ENTRY_SIZE * 8 :]
 
 
 def listed_ids(storage: Storage, name: str) -> Iterator[bytes]:
@@ -183,7 +190,7 @@ def listed_ids(storage: Storage, name: str) -> Iterator[bytes]:
 
 def _columns(read: Callable[[int, int], bytes]) -> Iterator[bytes]:
     for _, payload, _ in _groups(read):
-        yield payload[len(payload) // (8 + ID_SIZE) * 8 :]
+        yield payload[len(payload) // SESSION_ENTRY_SIZE * 8 :]
 
 
 def adopt(storage: Storage) -> None:
@@ -201,6 +208,11 @@ def adopt(storage: Storage) -> None:
         ):  # what is larger, or cannot be had, is sent again
             with suppress(DamagedError, FileNotFoundError):
                 _write(storage, here, storage.read(name))
+
+
+def _lasting(offer: Offer) -> Offer:
+    """An offer without what may be another when dom0 makes it again."""
+    return replace(offer, changed=0, flags=offer.flags & OFFER_FULL)
 
 
 def _write(storage: Storage, name: str, raw: bytes) -> None:
@@ -224,28 +236,28 @@ def _name(offer: Offer) -> str:
 def _groups(read: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes, int]]:
     """For each sound group: first chunk number it does not cover, payload, file offset after it."""
     at, position = Offer.length(), 0
-    while len(head := read(at, _GROUP.size)) == _GROUP.size:
-        upto, count, digest = _GROUP.unpack(head)
+    while len(head := read(at, GROUP.size)) == GROUP.size:
+        upto, count, digest = GROUP.unpack(head)
         if count > _MAX_GROUP or upto < position:
             return
-        payload = read(at + _GROUP.size, count * (8 + ID_SIZE))
-        if len(payload) != count * (8 + ID_SIZE) or _digest(upto, payload) != digest:
+        payload = read(at + GROUP.size, count * SESSION_ENTRY_SIZE)
+        if len(payload) != count * SESSION_ENTRY_SIZE or _digest(upto, payload) != digest:
             return
-        at += _GROUP.size + len(payload)
+        at += GROUP.size + len(payload)
         position = upto
         yield upto, payload, at
 
 
 def _rising(numbers: bytes, position: int, upto: int) -> bool:
     """Whether chunk numbers rise, from ``position`` on, and stay below ``upto``."""
-    column = position - 1, *struct.unpack(f"<{len(numbers) // 8}Q", numbers), upto
+    column = position - 1, *unpack_numbers(numbers), upto
     return all(map(operator.lt, column, column[1:]))
 
 
 def _ids(payload: bytes) -> Iterator[bytes]:
-    column = payload[len(payload) // (8 + ID_SIZE) * 8 :]
+    column = payload[len(payload) // SESSION_ENTRY_SIZE * 8 :]
     return (column[at : at + ID_SIZE] for at in range(0, len(column), ID_SIZE))
 
 
 def _digest(upto: int, payload: bytes) -> bytes:
-    return hashlib.blake2b(struct.pack("<Q", upto) + payload, digest_size=16).digest()
+    return hashlib.blake2b(pack_numbers([upto]) + payload, digest_size=16).digest()

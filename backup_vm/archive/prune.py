@@ -113,12 +113,12 @@ def _may_go(
 
 
 def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
-    with suppress(DamagedError):  # told of whenever they are read
+    with suppress(DamagedError):  # reported whenever they are read
         notes.change(archive.storage, lambda every: every.keep_only(kept))
 
 
 def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]]) -> None:
-    """Read the files that are to be merged against their digests, lest damage be stored anew under
+    """Read the files that are to be merged against their digests, so that no damage is stored under
     a good one.
     """
     for run, successor in groups:

@@ -63,7 +63,7 @@ def foreign(archive: Archive) -> Iterator[str]:
 
 
 def _catalog(archive: Archive) -> Iterator[Finding]:
-    """The catalog is a cache: it is compared with what it is made from, and made anew if it
+    """The catalog is a cache: it is compared with what it is made from, and rebuilt if it
     differs.
     """
     problem = ""

@@ -16,20 +16,20 @@ from backup_vm.archive.damage import opened
 from backup_vm.archive.format import (
     DIGEST_SIZE,
     NO_BASE,
-    SESSION_HEAD,
+    RECORD_AT,
     SESSION_HEAD_SIZE,
+    SessionHead,
     session_size,
 )
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
 from common.text import session_name
+from wire import LAST_SEQUENCE
 from wire.chunks import NotAuthentic
 from wire.merkle import chunk_count
 from wire.records import Clear, read_clear
 
 SUFFIX = ".session"
-LAST_SEQUENCE = 10**10 - 1
-"""Names sort by sequence as long as it has ten digits."""
 _BLOCK = 1 << 20
 
 
@@ -79,14 +79,16 @@ def load(storage: Storage, name: str) -> Session:
     with opened(storage, name) as fd:
         raw, size = os.pread(fd, SESSION_HEAD_SIZE, 0), os.fstat(fd).st_size
     try:
-        head = SESSION_HEAD.parse(raw)
-        clear = read_clear(head["record"])
+        head, record = SessionHead.parse(raw[:RECORD_AT]), raw[RECORD_AT:]
+        clear = read_clear(record)
     except (ValueError, NotAuthentic) as error:
         raise DamagedError(f"{path} is damaged: {error}") from None
-    session = Session(name, clear, head["record"], head["base"], head["inherit"], head["count"])
+    session = Session(name, clear, record, head.base, head.inherit, head.count)
     if size != session_size(raw):
         raise DamagedError(f"{path} is damaged: it has another length than its head says")
-    if file_name(clear) != name or clear.sequence > LAST_SEQUENCE:
+    if clear.sequence > LAST_SEQUENCE:  # dom0 must not be told of it, and would refuse
+        raise DamagedError(f"{path} is damaged: it claims an impossible number, {clear.sequence}")
+    if file_name(clear) != name:
         raise DamagedError(f"{path} is damaged: its record is not the one its name says")
     if session.count > session.chunks or session.inherit > session.chunks:
         raise DamagedError(f"{path} is damaged: it has more chunks than its volume")
@@ -137,9 +139,7 @@ def write(
     new = storage.create(name)
     try:
         for part in _parts(
-            SESSION_HEAD.build(
-                {"inherit": inherit, "count": count, "base": base, "record": record}
-            ),
+            SessionHead(inherit, count, base).build() + record,
             numbers,
             ids,
         ):

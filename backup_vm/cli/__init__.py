@@ -20,7 +20,7 @@ from wire import VERSION
 COMMANDS = (
     *("init", "backup", "list", "status", "report", "diff", "restore", "assemble", "mount"),
     *("verify", "scrub", "prune", "delete", "tag", "export", "import", "copy", "keys", "doctor"),
-    "unlock",
+    *("inspect", "unlock"),
 )
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found;
 5 the agent refused or cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no

@@ -103,6 +103,10 @@ class Context:
 
             raise explain(error, f"the catalog of {place}") from None
 
+    def has_archive(self) -> bool:
+        """Whether an archive was named."""
+        return self._setting("archive", "SPARSEBAK_ARCHIVE") is not None
+
     def has_agent(self) -> bool:
         """Whether an agent was named, or is to be expected on this machine."""
         return self._setting("agent", "SPARSEBAK_AGENT") is not None or _QREXEC.exists()

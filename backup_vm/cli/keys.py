@@ -14,7 +14,7 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     keys = commands.add_parser(
         "keys",
-        help="write down what a new dom0 needs to take the archive over",
+        help="write what a new dom0 needs to take the archive over",
         description=(
             "Writes key slots and newest records, all sealed, for: "
             "sparsebak-agent keys import LABEL FILE --caller QUBE"

@@ -43,7 +43,10 @@ def add_to(commands: Any) -> None:
             f"--keep-{period}", type=_count, metavar="N", help=f"keep {what}; N may be 'unlimited'"
         )
     prune.add_argument(
-        "--keep-within", type=_duration, metavar="TIME", help="keep all of the last 2d, 3w, 1y6m..."
+        "--keep-within",
+        type=_duration,
+        metavar="TIME",
+        help="keep all of the last TIME, such as 2d, 3w or 1y6m",
     )
     prune.add_argument(
         "--keep-tag",

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from wire.messages import Status, VolumeEntry
 
 SETTINGS = "settings"
-"""The volume of a qube's settings, by which a qube that is gone is made anew: it comes first."""
+"""The volume of a qube's settings, by which a qube that is gone is created again: it comes first.
+"""
 
 
 def add_to(commands: Any) -> None:

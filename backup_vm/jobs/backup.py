@@ -185,7 +185,7 @@ class BackupRun:
         self, volume: VolumeEntry, partial: Partial | None, offers: dict[bytes, Offer]
     ) -> None:
         offer = self._offering.snapshot(volume, 0)
-        if partial is not None and partial.offer.session != offer.session:
+        if partial is not None and not partial.is_of(offer):
             self._drop(partial)
             partial = None
         if not offer.flags & OFFER_RESUMED:

@@ -14,7 +14,7 @@ from typing import IO
 
 from backup_vm.archive import parameters, sessions
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.format import NO_BASE
+from backup_vm.archive.format import DIGEST_SIZE, EXPORT_MAGIC, NO_BASE, ExportHead
 from backup_vm.archive.image import Image, chain, runs
 from backup_vm.archive.intake import Entry, Incoming
 from backup_vm.archive.pack_writer import PackWriter
@@ -29,16 +29,12 @@ from backup_vm.jobs.reading import (
 from backup_vm.terminal.progress import Progress
 from wire import FORMAT, other_format
 from wire.chunks import ID_SIZE, ZERO_ID, Keys, NotAuthentic
-from wire.layout import U32, Fields, raw
 from wire.merkle import PAGE_IDS, Tree, chunk_count
 from wire.messages import LENGTH, largest_frame
 from wire.open_chunks import SealedChunk, open_chunks
 from wire.records import RECORD_SIZE, Clear, open_record, read_clear
 from wire.stream import CutShort, read_exactly
 
-MAGIC = b"SBEXPT\x00\x02"
-HEAD = Fields(magic=MAGIC, archive=raw(16), parameters=U32)
-DIGEST_SIZE = 32
 _MOST_PARAMETERS = 1 << 20
 _BLOCK = 512
 
@@ -83,7 +79,7 @@ def export(
         archive.parameters.master is None
     )  # else the key lies in archive.toml, and must not go along
     described, hashed = archive.storage.read(parameters.NAME) if sealed else b"", _Hashed(out)
-    hashed.write(HEAD.build({"archive": archive.parameters.archive, "parameters": len(described)}))
+    hashed.write(ExportHead(archive.parameters.archive, len(described)).build())
     hashed.write(described)
     hashed.write(image.session.record)
     for first, ids in image.windows():
@@ -114,14 +110,14 @@ def read_head(stream: IO[bytes], path: Path) -> tuple[_Hashed, bytes, Clear]:
     """The beginning of an exported file, up to its record; raise SparsebakError."""
     hashed = _Hashed(stream)
     try:
-        raw_head = hashed.read(HEAD.size)
-        if raw_head[:7] == MAGIC[:7] and raw_head[7] != FORMAT:
+        raw_head = hashed.read(ExportHead.length())
+        if raw_head[:7] == EXPORT_MAGIC[:7] and raw_head[7] != FORMAT:
             what, hint = other_format(raw_head[7])
             raise SparsebakError(f"{path} is an exported session of {what}", hint)
-        head = HEAD.parse(raw_head)
-        if head["parameters"] > _MOST_PARAMETERS:
+        head = ExportHead.parse(raw_head)
+        if head.parameters_length > _MOST_PARAMETERS:
             raise NotAuthentic("impossible parameters")
-        hashed.read(head["parameters"])
+        hashed.read(head.parameters_length)
         record = hashed.read(RECORD_SIZE)
         return hashed, record, read_clear(record)
     except (ValueError, CutShort, NotAuthentic) as error:

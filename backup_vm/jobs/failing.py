@@ -22,7 +22,7 @@ def check_record(name: str, record: bytes, offer: Offer, archive: Parameters) ->
     offered = {
         one.name: getattr(offer, one.name)
         for one in fields(Clear)
-        if one.name not in ("suite", "archive")
+        if one.name not in ("format", "suite", "archive")
     }
     if clear != Clear(suite=archive.suite, archive=archive.archive, **offered):
         raise AgentError(f"Extract {name}: the record is not the one of the session offered")

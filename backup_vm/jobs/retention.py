@@ -18,8 +18,8 @@ AHEAD = DAY
 wrong, and it is kept.
 """
 PAUSE = 90 * DAY
-"""Seconds without a session after which ``within`` counts anew: a clock set far ahead must not make
-all before it old.
+"""Seconds without a session after which ``within`` starts again: a clock set far ahead must not
+make all before it old.
 """
 UNLIMITED = 1 << 62
 _UNITS = {"h": 3600, "d": DAY, "w": 7 * DAY, "m": 30 * DAY, "y": 365 * DAY}

@@ -28,7 +28,7 @@ def look(
     parameters = archive.parameters
     try:
         scrubbed = notes.load(archive.storage).scrubbed
-    except DamagedError:  # told of by stored_volumes
+    except DamagedError:  # reported by stored_volumes
         scrubbed = None
     problems = [] if failed is None else [f"agent: {failed}"]
     row: StatusRow = {

@@ -1,4 +1,4 @@
-"""Which volumes exist and where they lie: one module for each way of knowing."""
+"""Which volumes exist and where they are: one module for each way of knowing."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,7 +32,7 @@ class VolumeCatalog(Protocol):
         """
 
     def absent(self, qube: str) -> Volume:
-        """The settings of a qube that does not exist, for it to be made anew; Refused when it does,
+        """The settings of a qube that does not exist, to create it again; Refused when it does,
         or cannot be.
         """
 

@@ -23,7 +23,7 @@ from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load, r
 from dom0_agent.log import ERROR, INFO, WARNING, log
 from dom0_agent.rpc.limits import EVERY, FIRST_BYTE, HEAVY, HEAVY_SERVICES, slot
 from dom0_agent.tracking.state import VolumeState
-from wire.messages import Layout, Request, Status
+from wire.messages import Message, Request, Status
 from wire.names import BadName, Restoring, parse_name, parse_restoring
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, Writer, read_exactly, send
@@ -130,7 +130,7 @@ class Call:
         except (KeyError, TypeError, ValueError):  # written by another version
             return self.volume()
 
-    def reply(self, message: Layout) -> None:
+    def reply(self, message: Message) -> None:
         """Write one frame."""
         send(self.stdout, message)
 

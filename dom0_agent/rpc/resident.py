@@ -83,7 +83,7 @@ def preload(config_path: Path) -> None:
         f"cryptography.hazmat.primitives.{name}" for name in ("hashes", "ciphers.aead", "kdf.hkdf")
     ]
     modules = ["zstandard", *ciphers, "json", "concurrent.futures.thread"]
-    with suppress(ConfigError):  # told of by the calls
+    with suppress(ConfigError):  # the calls report it
         config = load(config_path)
         drivers = {volume.pool.driver for volume in config.volumes}
         modules.append(f"dom0_agent.catalog.{config.catalog}")

@@ -117,7 +117,7 @@ def run(*command: str) -> str:
 
 
 def report() -> dict[tuple[str, str], LogicalVolume]:
-    """All logical volumes by group and name. One that makes no sense is left out: it may be
+    """All logical volumes by group and name. A malformed one is left out: it may be
     anybody's.
     """
     raw = run(

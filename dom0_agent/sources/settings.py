@@ -36,7 +36,7 @@ class SettingsSource(FileSource):
         return max((self.size(number) for number in self.snapshots()), default=0)
 
     def require_room(self) -> None:
-        """See Source. They are small, and lie with dom0's own state."""
+        """See Source. They are small, and stored with dom0's own state."""
 
     def snapshot(self, number: int) -> None:
         """See Source."""

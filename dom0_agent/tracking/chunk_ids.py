@@ -7,23 +7,49 @@ committed record: without them the next session is a full one. They are written 
 that can be applied again after a crash.
 """
 
+from __future__ import annotations
+
 import errno
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from common.durable import UNREADABLE, closing_fd, pwrite_all, write_synced
+from dom0_agent.compiled import COMPILED
 from wire.chunks import ID_SIZE, ZERO_ID
+from wire.layout import Structure
 from wire.merkle import DIGEST_SIZE, PAGE_BYTES, PAGE_IDS, Tree, chunk_count, page_count
+
+if TYPE_CHECKING:
+    from construct import Bytes, GreedyRange, Int64ul
 
 Entry = tuple[int, bytes]
 """A chunk number and its id."""
 
-ENTRY = struct.Struct(f"<Q{ID_SIZE}s")
+
+class ChunkEntry(Structure, compiled=COMPILED):
+    """A chunk as the log of a pending session has it."""
+
+    number: Annotated[int, Int64ul * "chunk number"]
+    id: Annotated[bytes, Bytes(ID_SIZE) * "chunk id"]
+
+
+class IdsFile(Structure):
+    """The ids of all chunks of a volume's newest committed session."""
+
+    ids: Annotated[list[bytes], GreedyRange(Bytes(ID_SIZE) * "chunk ids, in order")]
+
+
+class PagesFile(Structure):
+    """The digests of the pages of an ids file."""
+
+    pages: Annotated[list[bytes], GreedyRange(Bytes(DIGEST_SIZE) * "page digests, in order")]
+
+
+ENTRY = ChunkEntry.row()
 
 
 class IdsDamaged(Exception):

@@ -7,18 +7,50 @@ write that fails, or is short, loses none and can be tried again. Holding the lo
 being "in the middle of Extract" means.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from common.durable import Busy, lock, pwrite_all
-from dom0_agent.tracking.chunk_ids import ENTRY, Entry
+from dom0_agent.compiled import COMPILED
+from dom0_agent.tracking.chunk_ids import ENTRY, ChunkEntry, Entry
+from wire.layout import Structure
 from wire.status import Code, Refused
 
-_GROUP = struct.Struct("<QQI16s")
+if TYPE_CHECKING:
+    from construct import Bytes, GreedyRange, Int32ul, Int64ul, this
+
+    from wire.declared import of
+
+
+class GroupHead(Structure, compiled=COMPILED):
+    """Beginning of a group of the log."""
+
+    first: Annotated[int, Int64ul * "first chunk number covered"]
+    end: Annotated[int, Int64ul * "first chunk number not covered"]
+    count: Annotated[int, Int32ul * "number of entries"]
+    digest: Annotated[bytes, Bytes(16) * "BLAKE2b-128 of first, end and the entries"]
+
+
+class Group(Structure):
+    """A group of the log."""
+
+    head: GroupHead
+    entries: Annotated[list[ChunkEntry], of(ChunkEntry)[this.head.count]]
+
+
+class LogFile(Structure):
+    """The log of a pending session."""
+
+    groups: Annotated[list[Group], GreedyRange(of(Group))]
+
+
+_GROUP = GroupHead.row()
 _FULL_GROUP = 1024
 """Entries kept in memory before they are written."""
 _MAX_GROUP = 1 << 16
@@ -26,7 +58,9 @@ _MAX_GROUP = 1 << 16
 
 
 def _digest(first: int, end: int, payload: bytes) -> bytes:
-    return hashlib.blake2b(struct.pack("<QQ", first, end) + payload, digest_size=16).digest()
+    return hashlib.blake2b(
+        first.to_bytes(8, "little") + end.to_bytes(8, "little") + payload, digest_size=16
+    ).digest()
 
 
 class LogDamaged(Refused):

@@ -21,20 +21,12 @@ from dom0_agent.sources import Source, Sources, snapshot_name
 from dom0_agent.tracking.committing import Work, apply, apply_again, opened_ids, prepare, prove
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.state import ArchiveProgress, Committed, Pending, Redo, State, VolumeState
-from wire import MAX_VOLUME_SIZE
+from wire import CLAIMED_SEQUENCE, MAX_VOLUME_SIZE
 from wire.messages import Request
 from wire.status import Code, Refused
 
 CLOCK_SLACK = 600
 """Seconds by which the time that a caller proposes for its run may differ from dom0's clock."""
-MAX_SEQUENCE = 1 << 32
-"""Sequence number that an archive may claim for a session that dom0 does not know of, at most: from
-there on it would take thousands of millions of calls to come to a number that has not ten digits in
-a file's name."""
-FORGOTTEN = 1 << 20
-"""Sessions beyond that, and beyond those that dom0 knows of, that an archive may have: dom0's state
-may have been lost, or be an old copy, after a caller had claimed the most it could. Refused, such a
-volume would never be backed up again."""
 
 
 class Rotation:
@@ -187,7 +179,7 @@ class Rotation:
         """Begin a session, or return the one already pending (third value true)."""
         key = archive.id.hex()
         follow = self.state.follows.get(key)
-        if request.number > max(MAX_SEQUENCE, follow.mark if follow else 0) + FORGOTTEN:
+        if request.number > max(CLAIMED_SEQUENCE, follow.mark if follow else 0):
             raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
         volume_id = archive.keys().volume_id(volume.qube, volume.volume).hex()
         if follow is None:

@@ -11,9 +11,9 @@ import pytest
 
 from dom0_agent import notify
 from dom0_agent.rpc.services import restore
-from dom0_agent.tracking.rotation import FORGOTTEN, MAX_SEQUENCE
 from tests.attack.kit import Attacker, Stream, named
 from tests.kit import change
+from wire import CLAIMED_SEQUENCE
 from wire.chunks import ZERO_ID
 from wire.merkle import chunk_count
 from wire.messages import CHUNK_HEAD, KIND_CHUNK, KIND_OFFER, KIND_RECORD, Offer, Request
@@ -53,7 +53,7 @@ def hidden(attacker: Attacker, number: int) -> tuple[Stream, Offer]:
     return Stream(record, ids, sealed), offer
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 3, 1 << 20, MAX_SEQUENCE])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 1 << 20, CLAIMED_SEQUENCE])
 def test_an_aborted_session_is_an_older_one(attacker: Attacker, number: int) -> None:
     site = attacker.site
     stale, offer = hidden(attacker, number)
@@ -71,10 +71,21 @@ def test_an_aborted_session_is_an_older_one(attacker: Attacker, number: int) -> 
     assert named(stale.record) != named(newest.record)  # the prompt tells them apart
 
 
+def test_from_the_highest_claim_on_numbers_go_up_by_one(attacker: Attacker) -> None:
+    """Or a caller could claim its way up to numbers that no archive takes."""
+    claims = (CLAIMED_SEQUENCE, CLAIMED_SEQUENCE + 1, CLAIMED_SEQUENCE, 0)
+    numbers = [hidden(attacker, number)[1].sequence for number in claims]
+    assert numbers == list(range(CLAIMED_SEQUENCE + 1, CLAIMED_SEQUENCE + 5))
+    request = attacker.request(number=CLAIMED_SEQUENCE + 5)
+    attacker.refused(lambda: attacker.call("Snapshot", request), Code.BAD_REQUEST)
+    attacker.site.backup()
+    assert list(attacker.site.images().values())[-1] == attacker.site.contents()
+
+
 def test_numbers_go_up_with_every_session_begun(attacker: Attacker) -> None:
-    numbers = [hidden(attacker, number)[1].sequence for number in (0, 5, 0, MAX_SEQUENCE, 3)]
-    assert numbers == sorted(set(numbers)) and numbers[-1] == MAX_SEQUENCE + 2
-    for impossible in (MAX_SEQUENCE + FORGOTTEN + 3, (1 << 63) - 1, (1 << 64) - 1):
+    numbers = [hidden(attacker, number)[1].sequence for number in (0, 5, 0, 1 << 32, 3)]
+    assert numbers == sorted(set(numbers)) and numbers[-1] == (1 << 32) + 2
+    for impossible in (CLAIMED_SEQUENCE + 1, (1 << 63) - 1, (1 << 64) - 1):
         attacker.refused(
             lambda n=impossible: attacker.call("Snapshot", attacker.request(number=n)),
             Code.BAD_REQUEST,

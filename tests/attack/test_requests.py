@@ -12,10 +12,10 @@ import pytest
 from dom0_agent.rpc import dispatch
 from dom0_agent.sources.file import FileSource
 from dom0_agent.tracking.pending_log import PendingLog
-from dom0_agent.tracking.rotation import FORGOTTEN, MAX_SEQUENCE
 from dom0_agent.tracking.state import VolumeState
 from tests.attack.kit import Attacker
 from tests.kit import GRAIN, change, in_child
+from wire import CLAIMED_SEQUENCE
 from wire.layout import LAST_TIME
 from wire.messages import Request
 from wire.status import Code, Refused
@@ -79,7 +79,7 @@ def test_numbers_near_the_limits(attacker: Attacker, number: int) -> None:
         )
     assert attacker.call(
         "Snapshot", Request(archive=attacker.archive_id(), number=number, time=at).build()
-    ).code == (Code.OK if number <= MAX_SEQUENCE + FORGOTTEN else Code.BAD_REQUEST)
+    ).code == (Code.OK if number <= CLAIMED_SEQUENCE else Code.BAD_REQUEST)
     site = attacker.site
     # a lie about sequence or time costs the liar a full session, and nobody anything else
     site.backup()

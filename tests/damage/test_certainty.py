@@ -24,6 +24,8 @@ from tests.certainty import (
 )
 from tests.commands import Commands
 from tests.kit import GRAIN, Site
+from tests.mutation.forms import seal_session, session_fields
+from wire import LAST_SEQUENCE
 
 Make = Callable[[Site], Commands]
 
@@ -228,6 +230,31 @@ def test_damage_to_one_volume_leaves_the_others_alone(tmp_path: Path) -> None:
         assert prune(archive, doomed).space > 0
         assert not archive.damaged and not damaged.exists()
     assert site.scrubbed() == []
+
+
+@pytest.mark.parametrize("number", [LAST_SEQUENCE + 1, 5 * 10**9, 10**10 - 1])
+def test_a_session_of_a_number_that_dom0_does_not_give(
+    built: Site, commands_for: Make, number: int
+) -> None:
+    """Whoever writes to the disk made it: it is damage, and keeps no volume from being stored."""
+    images, commands = built.images(), commands_for(built)
+    last = session_files(built)[-1]
+    raw = bytearray(last.read_bytes())
+    fields = {field.name: field for field in session_fields(bytes(raw))}
+    at, session = fields["sequence"].at, fields["session id"]
+    raw[at : at + 8] = number.to_bytes(8, "little")
+    raw[session.at : session.at + 16] = b"forged" + bytes(10)
+    forged = last.with_name(f"{number:010}-{(b'forged' + bytes(10)).hex()}.session")
+    forged.write_bytes(seal_session(bytes(raw)))
+    assert built.images() == images
+    report = run(built)
+    assert not report.failed and len(report.done) == len(built.volumes)
+    assert newest(built) == [built.contents(name) for name in built.volumes]
+    assert forged.name in commands.run("scrub", expect=4)[1]
+    forged.unlink()
+    run(built)
+    assert newest(built) == [built.contents(name) for name in built.volumes]
+    assert built.scrubbed() == []
 
 
 # Files of other programs

@@ -36,7 +36,8 @@ def main() -> None:
             )
         return
     corpus = Path(tempfile.mkdtemp(prefix="sparsebak-corpus-"))
-    for number, seed in enumerate(targets.seeds(options.target)):
+    inputs = (*targets.seeds(options.target), *targets.at_fields(options.target))
+    for number, seed in enumerate(inputs):
         (corpus / f"seed-{number}").write_bytes(seed)
     target = targets.TARGETS[options.target]
     flags = [

@@ -22,15 +22,18 @@ from backup_vm.agent.call import Reply
 from backup_vm.agent.transport import Connection
 from backup_vm.archive import notes, packs, parameters, partial, sessions
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.format import ExportedFile, PackFile, PartialFile, SessionFile
+from backup_vm.archive.inspection import inspect, kind_of
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.archive.walk import Ends
 from backup_vm.errors import SparsebakError
 from backup_vm.jobs import export
 from backup_vm.terminal.progress import Progress
 from dom0_agent.admin import takeover
 from dom0_agent.admin.settings.document import QubeSettings, from_bytes
 from dom0_agent.archives import Archives
-from dom0_agent.changed_map import ChangedMap
+from dom0_agent.changed_map import ChangedMap, MapFile
 from dom0_agent.config import load
 from dom0_agent.rpc import heads
 from dom0_agent.rpc.dispatch import SERVICES
@@ -38,8 +41,11 @@ from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.sources import thin_xml
 from tests.attack.kit import Attacker
 from tests.kit import GRAIN, PASSPHRASE, Site
+from tests.mutation import forms
 from wire import messages
+from wire.layout import Structure
 from wire.names import BadName, parse_volume_name
+from wire.restore import RestoreStream
 from wire.slots import BadRecoveryKey, parse_recovery
 from wire.status import Refused
 
@@ -210,12 +216,22 @@ def connection(data: bytes) -> None:
     assert found is None or found.service in SERVICES
 
 
+def inspected(data: bytes) -> None:
+    """Any file, shown field by field: of the kind that it begins as, or else a partial session."""
+    name = "x/file.session" if data[:2] == b"SB" else "x/file.partial"
+    _scratch(name, data)
+    storage = world().scratch
+    with contextlib.suppress(SparsebakError, Ends):
+        for field in inspect(storage, name, kind_of(storage, name), True, lambda _: None):
+            assert field.at + field.size <= len(data)
+
+
 def _scratch(name: str, data: bytes) -> None:
     world().scratch.local(name).write_bytes(data)
 
 
 _DOM0 = (request, restore_stream, keys_file, settings, changed_map, thin_delta, names, connection)
-_VM = (reply, archive_toml, session, pack, partial_session, exported, tags_and_notes)
+_VM = (*(reply, archive_toml, session, pack, partial_session, exported, tags_and_notes, inspected),)
 TARGETS: dict[str, Target] = {target.__name__: target for target in (*_DOM0, *_VM)}
 
 
@@ -258,8 +274,35 @@ def seeds(name: str) -> Iterable[bytes]:
             b"sparsebak.List+ vm keyword adminvm\0",
         ],
         "partial_session": lambda: [bytes(messages.Offer.length() + 100)],
+        "inspected": lambda: [
+            *(raw for name in ("session", "pack", "exported") for raw in seeds(name)),
+            bytes(messages.Offer.length() + 100),
+        ],
     }
     return found[name]()
+
+
+DECLARED: dict[str, type[Structure]] = {
+    "request": messages.Request,
+    "restore_stream": RestoreStream,
+    "reply": messages.ReplyStream,
+    "changed_map": MapFile,
+    "session": SessionFile,
+    "pack": PackFile,
+    "partial_session": PartialFile,
+    "exported": ExportedFile,
+}
+"""Targets whose input is declared field by field."""
+
+
+def at_fields(name: str) -> Iterable[bytes]:
+    """Real inputs of a target, each of their fields at its bounds, and cut at each."""
+    if name not in DECLARED:
+        return
+    for seed in seeds(name):
+        fields = forms.fields_of(DECLARED[name], seed)
+        for change in (*forms.in_fields(seed, fields, None), *forms.in_length(seed, fields, None)):
+            yield change.raw
 
 
 def _keys_file(site: Site) -> bytes:

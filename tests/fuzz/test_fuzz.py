@@ -54,3 +54,11 @@ def test_damaged_copies_of_real_inputs(name: str) -> None:
                 elif raw:
                     raw[at % len(raw)] ^= 1 << rng.randrange(8)
             targets.TARGETS[name](bytes(raw))
+
+
+@pytest.mark.parametrize("name", targets.DECLARED)
+def test_every_field_of_real_inputs_at_its_bounds(name: str) -> None:
+    changes = list(targets.at_fields(name))
+    for changed in changes:
+        targets.TARGETS[name](changed)
+    assert len(changes) > 30

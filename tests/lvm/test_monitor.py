@@ -203,7 +203,7 @@ def test_a_flood_of_snapshots_cannot_fill_the_pool(
         most = max(most, used / total)
         site.monitor()
     assert most < 1, "the pool was never full"
-    assert "its pending session is given up" in capsys.readouterr().err
+    assert "pending session dropped, because" in capsys.readouterr().err
     rewrite()
     site.monitor()
     assert len(site.snapshots()) == 1

@@ -39,7 +39,7 @@ CUT_CODES = {Exit.FAILED, Exit.INCOMPLETE, Exit.AGENT}
 
 @dataclass
 class Machine:
-    """One machine: its way to the pack_writer, its cache, and how many seconds its clock is off."""
+    """One machine: its way to the store, its cache, and how many seconds its clock is off."""
 
     name: str
     network: Network

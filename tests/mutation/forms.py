@@ -2,6 +2,7 @@
 get one of them wrong.
 """
 
+import contextlib
 import hashlib
 import json
 import struct
@@ -12,26 +13,24 @@ from typing import Any
 import xxhash
 
 from backup_vm.archive.format import (
+    CHECKSUM_SIZE,
+    DIGEST_SIZE,
     ENTRY_SIZE,
     FOOTER_SIZE,
+    GROUP,
+    INDEX_ENTRY,
     INDEX_ENTRY_SIZE,
+    INDEX_MAGIC,
     PACK_HEAD_SIZE,
-    SESSION_HEAD_SIZE,
+    SESSION_ENTRY_SIZE,
+    pack_numbers,
 )
+from backup_vm.archive.walk import Ends, Field, walk
+from wire.layout import Structure
 from wire.messages import Offer
 
 Seal = Callable[[bytes], bytes]
 """Makes all checksums of a file right again, as whoever writes a disk can."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """``number``: little-endian and unsigned; otherwise bytes that mean nothing by themselves."""
-
-    name: str
-    at: int
-    size: int
-    number: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,162 +42,56 @@ class Change:
     forged: bool = False
 
 
-RECORD = (
-    ("record magic", 4, False),
-    ("format", 2, True),
-    ("suite", 1, True),
-    ("reserved", 1, True),
-    ("archive id", 16, False),
-    ("volume id", 16, False),
-    ("session id", 16, False),
-    ("sequence", 8, True),
-    ("time", 8, True),
-    ("size", 8, True),
-    ("chunk size", 4, True),
-    ("salt", 16, False),
-    ("nonce", 12, False),
-    ("sealed text", 208, False),
-    ("tag", 16, False),
-)
-OFFER = (
-    ("volume id", 16, False),
-    ("session id", 16, False),
-    ("previous", 16, False),
-    ("sequence", 8, True),
-    ("time", 8, True),
-    ("size", 8, True),
-    ("chunk size", 4, True),
-    ("changed", 8, True),
-    ("flags", 2, True),
-)
-
-
-def laid_out(parts: Iterable[tuple[str, int, bool]], at: int) -> list[Field]:
-    """Fields one after another."""
+def fields_of(structure: type[Structure], raw: bytes) -> list[Field]:
+    """The fields of a file, as it is declared, as far as it makes sense; of rows the first and the
+    last.
+    """
     found = []
-    for name, size, number in parts:
-        found.append(Field(name, at, size, number))
-        at += size
+    with contextlib.suppress(Ends):
+        for field in walk(structure, lambda at, size: raw[at : at + size], len(raw)):
+            if field.size and not field.rows:
+                found.append(field)
     return found
 
 
-def session_fields(raw: bytes) -> list[Field]:
-    count = int.from_bytes(raw[16:24], "little")
-    head = (("magic", 8, False), ("inherit", 8, True), ("count", 8, True), ("base", 16, False))
-    fields = laid_out((*head, *RECORD), 0)
-    numbers, ids = SESSION_HEAD_SIZE, SESSION_HEAD_SIZE + 8 * count
-    if count:
-        fields += [
-            Field("first chunk number", numbers, 8, True),
-            Field("last chunk number", ids - 8, 8, True),
-            Field("first chunk id", ids, 32),
-            Field("last chunk id", ids + 32 * (count - 1), 32),
-        ]
-    return [*fields, Field("digest", len(raw) - 32, 32)]
-
-
 def seal_session(raw: bytes) -> bytes:
-    return raw[:-32] + hashlib.blake2b(raw[:-32], digest_size=32).digest()
+    body = raw[:-DIGEST_SIZE]
+    return body + hashlib.blake2b(body, digest_size=DIGEST_SIZE).digest()
 
 
-_ENTRY = (("length", 4, True), ("id", 32, False), ("checksum", 16, False))
-
-
-def pack_fields(raw: bytes) -> list[Field]:
-    index, count = struct.unpack_from("<QI", raw, len(raw) - FOOTER_SIZE)
-    fields = laid_out((("magic", 8, False), ("archive id", 16, False)), 0)
-    for name, at in (("first", index), ("last", index + (count - 1) * INDEX_ENTRY_SIZE)):
-        offset, length = struct.unpack_from("<QI", raw, at)
-        fields += laid_out([(f"{name} head {n}", s, k) for n, s, k in _ENTRY], offset - ENTRY_SIZE)
-        fields += laid_out(
-            (
-                (f"{name} method", 1, True),
-                (f"{name} salt", 16, False),
-                (f"{name} nonce", 12, False),
-            ),
-            offset,
-        )
-        fields.append(Field(f"{name} tag", offset + length - 16, 16))
-        fields += laid_out(
-            [
-                (f"{name} index offset", 8, True),
-                *((f"{name} index {n}", s, k) for n, s, k in _ENTRY),
-            ],
-            at,
-        )
-    foot = (
-        ("index at", 8, True),
-        ("count", 4, True),
-        ("index checksum", 16, False),
-        ("end", 8, False),
-    )
-    return fields + laid_out(foot, len(raw) - FOOTER_SIZE)
+seal_exported = seal_session
 
 
 def seal_pack(raw: bytes) -> bytes:
     """The index's checksum, and those of chunks that lie where the index says, in both places."""
-    whole = bytearray(raw)
-    index, count = struct.unpack_from("<QI", raw, len(raw) - FOOTER_SIZE)
-    end = len(raw) - FOOTER_SIZE
+    whole, end = bytearray(raw), len(raw) - FOOTER_SIZE
+    index, count = struct.unpack_from("<QI", raw, end)
     if index <= end - count * INDEX_ENTRY_SIZE:
         for at in range(index, index + count * INDEX_ENTRY_SIZE, INDEX_ENTRY_SIZE):
-            offset, length = struct.unpack_from("<QI", raw, at)
+            offset, length, *_ = INDEX_ENTRY.unpack_from(raw, at)
             if PACK_HEAD_SIZE + ENTRY_SIZE <= offset <= index - length:
                 found = xxhash.xxh3_128_digest(raw[offset : offset + length])
-                whole[at + INDEX_ENTRY_SIZE - 16 : at + INDEX_ENTRY_SIZE] = found
-                whole[offset - 16 : offset] = found
-        whole[end + 12 : end + 28] = xxhash.xxh3_128_digest(
-            bytes(whole[index : index + count * INDEX_ENTRY_SIZE])
-        )
+                next_at = at + INDEX_ENTRY_SIZE
+                whole[next_at - CHECKSUM_SIZE : next_at] = found
+                whole[offset - CHECKSUM_SIZE : offset] = found
+        rows = bytes(whole[index : index + count * INDEX_ENTRY_SIZE])
+        at = end + FOOTER_SIZE - len(INDEX_MAGIC) - CHECKSUM_SIZE
+        whole[at : at + CHECKSUM_SIZE] = xxhash.xxh3_128_digest(rows)
     return bytes(whole)
-
-
-def partial_fields(raw: bytes) -> list[Field]:
-    at = Offer.length()
-    fields = laid_out(OFFER, 0)
-    group = (("upto", 8, True), ("group count", 8, True), ("group digest", 16, False))
-    fields += laid_out(group, at)
-    count = int.from_bytes(raw[at + 8 : at + 16], "little")
-    fields += [
-        Field("first number", at + 32, 8, True),
-        Field("first id", at + 32 + 8 * count, 32),
-    ]
-    return fields
 
 
 def seal_partial(raw: bytes) -> bytes:
     whole, at = bytearray(raw), Offer.length()
-    while at + 32 <= len(raw):
-        count = int.from_bytes(raw[at + 8 : at + 16], "little")
-        end = at + 32 + count * 40
+    while at + GROUP.size <= len(raw):
+        upto, count, digest = GROUP.unpack_from(raw, at)
+        end = at + GROUP.size + count * SESSION_ENTRY_SIZE
         if end > len(raw):
             break
-        covered = raw[at : at + 8] + raw[at + 32 : end]
-        whole[at + 16 : at + 32] = hashlib.blake2b(covered, digest_size=16).digest()
+        payload = raw[at + GROUP.size : end]
+        right = hashlib.blake2b(pack_numbers([upto]) + payload, digest_size=len(digest)).digest()
+        whole[at : at + GROUP.size] = GROUP.pack(upto, count, right)
         at = end
     return bytes(whole)
-
-
-def exported_fields(raw: bytes) -> list[Field]:
-    length = int.from_bytes(raw[24:28], "little")
-    fields = laid_out(
-        (("magic", 8, False), ("archive id", 16, False), ("length of parameters", 4, True)), 0
-    )
-    fields += laid_out(RECORD, 28 + length)
-    ids = 28 + length + 336
-    size, chunk = struct.unpack_from("<QI", raw, 28 + length + 72)
-    chunks = ids + 32 * -(-size // chunk)
-    return [
-        *fields,
-        Field("first id", ids, 32),
-        Field("first length", chunks, 4, True),
-        Field("first method", chunks + 4, 1, True),
-        Field("digest", len(raw) - 32, 32),
-    ]
-
-
-def seal_exported(raw: bytes) -> bytes:
-    return raw[:-32] + hashlib.blake2b(raw[:-32], digest_size=32).digest()
 
 
 def in_fields(raw: bytes, fields: Iterable[Field], seal: Seal | None) -> Iterator[Change]:
@@ -247,11 +140,13 @@ def _values(old: bytes, field: Field) -> Iterator[tuple[str, bytes]]:
 
 def in_length(raw: bytes, fields: Iterable[Field], seal: Seal | None) -> Iterator[Change]:
     """Cut at every field and within it, too long, empty, twice, with pages of zeros."""
-    cuts = {0, 1, len(raw) - 1, len(raw) // 2}
+    cuts = {0: "at 0", 1: "at 1", len(raw) - 1: "at the end", len(raw) // 2: "in the middle"}
     for field in fields:
-        cuts |= {field.at, field.at + field.size - 1}
-    for at in sorted(cut for cut in cuts if 0 <= cut < len(raw)):
-        yield Change(f"cut at {at}", raw[:at])
+        cuts.setdefault(field.at, f"before {field.name}")
+        cuts.setdefault(field.at + field.size - 1, f"within {field.name}")
+    for at, where in sorted(cuts.items()):
+        if 0 <= at < len(raw):
+            yield Change(f"cut {where}", raw[:at])
     for name, changed in (
         ("a byte more", raw + b"\0"),
         ("a page more", raw + bytes(4096)),
@@ -329,7 +224,7 @@ def notes_changes(raw: bytes) -> Iterator[Change]:
         ("not UTF-8", b'"\xff\xfe"'),
     ):
         yield Change(f"{name}, forged", seal_notes(text), True)
-    yield from in_length(raw, [Field("checksum", len(raw) - 33, 33)], None)
+    yield from in_length(raw, [Field("checksum", len(raw) - 33, 33, None)], None)
 
 
 def seal_notes(body: bytes) -> bytes:
@@ -372,7 +267,7 @@ def toml_changes(raw: bytes) -> Iterator[Change]:
     ):
         yield Change(f"{name}, forged", seal_toml(text.encode()), True)
     yield Change("not UTF-8, forged", seal_toml(b'label = "\xff"\n'), True)
-    yield from in_length(raw, [Field("checksum", len(body), len(raw) - len(body))], None)
+    yield from in_length(raw, [Field("checksum", len(body), len(raw) - len(body), None)], None)
 
 
 def seal_toml(body: bytes) -> bytes:

@@ -39,7 +39,8 @@ class Kept:
     name: str
     file: str
     contents: bytes
-    packs: frozenset[str]
+    packs: tuple[str, ...]
+    """In the order in which the image needs them first, for their names are random."""
     needs: frozenset[str]
     """Session files, its own among them."""
 
@@ -62,7 +63,7 @@ class Scene:
         """Files of the sessions whose image needs a file of the archive."""
         if file == "archive.toml":
             return EVERYTHING
-        return frozenset(k.file for k in self.kept if file in k.packs | k.needs)
+        return frozenset(k.file for k in self.kept if file in {*k.packs, *k.needs})
 
 
 def build(folder: Path, sealed: bool = True) -> Scene:
@@ -90,7 +91,7 @@ def build(folder: Path, sealed: bool = True) -> Scene:
             for volume in stored_volumes(archive, keys, {}):
                 for turn, session in enumerate(volume.sessions):
                     image = archive.image(list(volume.sessions), session)
-                    ids = {i for _, window in image.windows() for i in window}
+                    ids = dict.fromkeys(i for _, window in image.windows() for i in window)
                     places: dict[bytes, Place] = archive.catalog.places(ids)
                     scene.kept.append(
                         Kept(
@@ -98,7 +99,7 @@ def build(folder: Path, sealed: bool = True) -> Scene:
                             session.name,
                             session.file,
                             contents[volume.name, turn],
-                            frozenset(place.pack for place in places.values()),
+                            tuple(dict.fromkeys(places[i].pack for i in ids if i in places)),
                             frozenset(s.file for s in volume.sessions[: turn + 1]),
                         )
                     )
@@ -165,6 +166,7 @@ class Trial:
 
     def __init__(self, scene: Scene, site: Site, files: Sequence[str], forged: bool) -> None:
         self.scene, self.site, self.forged = scene, site, forged
+        self._packs = any(file.startswith("packs/") for file in files)
         self.faults: list[str] = []
         self.affected = frozenset().union(*map(scene.needing, files))
         self._out = site.root / "out"
@@ -230,7 +232,9 @@ class Trial:
             self.faults.append(f"verify in dom0: exit code 0, but {sorted(lost)} are lost")
         if by_dom0.code and not lost and not self.affected:
             self.faults.append(f"verify in dom0: exit code {by_dom0.code}: {by_dom0.err}")
-        if exported.code == 0 and self.run(self._prove)[0].code:
+        # a forged chunk is noticed where it is opened, which a sealed export does not do
+        proves = not (self.forged and self._packs)
+        if exported.code == 0 and proves and self.run(self._prove)[0].code:
             self.faults.append("export: exit code 0, but what it wrote does not prove right")
         self.lost = lost
 
@@ -277,7 +281,7 @@ class Trial:
     def back_up(self, certain: bool) -> None:
         """Two backups: the second has nothing to complain of, and what is newest is what there is.
 
-        Not ``certain``: chunks were forged, which only the key shows.
+        Not ``certain``: what was forged only the key shows, and with it nothing comes out wrong.
         """
         words = ("backup", "--ignore-free-space")
         first, second = self.run(words, words)
@@ -288,8 +292,10 @@ class Trial:
         if second.code:
             self.faults.append(f"second backup: exit code {second.code}: {second.err.strip()}")
         out = self._out / "newest"
-        for name in VOLUMES if certain else ():
+        for name in VOLUMES:
             (outcome,) = self.run(("assemble", name, "-o", str(out), *self._key))
+            if outcome.code == DAMAGED and not certain:
+                continue
             if outcome.code or out.read_bytes() != self.site.contents(name):
                 self.faults.append(f"newest session of {name} after backup: {outcome}")
             out.unlink(missing_ok=True)

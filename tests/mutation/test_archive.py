@@ -2,8 +2,10 @@
 stays where it is.
 """
 
+import hashlib
 import os
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.format import PackFile, PartialFile, SessionFile
 from tests.conftest import folder_in_memory
 from tests.kit import Site
 from tests.mutation import forms
@@ -33,11 +36,32 @@ def folder(quick_folder: Path) -> Path:
     return quick_folder / "case"
 
 
+FAILED_ONCE = {
+    "pack": ("last method largest, forged",),
+    "shared pack": ("last method largest, forged", "first tag first bit, forged"),
+    "partial": ("previous first bit", "previous zero"),
+}
+"""Changes that a command once took wrongly: tried in every run."""
+
+
 def chosen(kind: str, changes: list[Change], count: int = SAMPLE) -> list[Change]:
-    """All of them in a long run; else so many, the same ones each time."""
+    """All of them in a long run; else so many, the same ones each time.
+
+    A change is known by its name: keys, and so ids, digests and sizes, are others in every run.
+    """
     if LONG:
         return changes
-    return random.Random(kind).sample(changes, min(count, len(changes)))
+    once = FAILED_ONCE.get(kind, ())
+    rest = [change for change in changes if change.name not in once]
+    rest.sort(
+        key=lambda change: hashlib.sha256(f"{kind} {_in_general(change.name)}".encode()).digest()
+    )
+    return [change for change in changes if change.name in once] + rest[:count]
+
+
+def _in_general(name: str) -> str:
+    """A change's name without what is random in it."""
+    return re.sub("[0-9a-f]{7,}", "", name)
 
 
 def check(faults: list[str]) -> None:
@@ -55,10 +79,10 @@ def file_of(scene: Scene, kind: str) -> str:
     if kind in ("first session", "session", "last session"):
         return {"first session": first, "session": middle, "last session": last}[kind].file
     if kind == "pack":
-        own = middle.packs - first.packs - last.packs or middle.packs - first.packs
-        return min(own)
+        new = [name for name in middle.packs if name not in first.packs]
+        return next((name for name in new if name not in last.packs), new[0])
     if kind == "shared pack":
-        return min(first.packs & b.packs or first.packs)
+        return next((name for name in first.packs if name in b.packs), first.packs[0])
     patterns = {"partial": "volumes/*/*.partial", "parameters": "archive.toml"}
     patterns |= {"notes": "notes.json", "catalog": "catalog.sqlite"}
     (found,) = scene.site.archive.glob(patterns[kind])
@@ -72,13 +96,13 @@ def changes_of(kind: str, raw: bytes) -> list[Change]:
     if kind == "parameters":
         return list(forms.toml_changes(raw))
     if kind == "catalog":
-        return list(forms.in_length(raw, [forms.Field("header", 0, 100)], None))
-    fields, seal = {
-        "session": (forms.session_fields, forms.seal_session),
-        "pack": (forms.pack_fields, forms.seal_pack),
-        "partial": (forms.partial_fields, forms.seal_partial),
+        return list(forms.in_length(raw, [forms.Field("header", 0, 100, None)], None))
+    structure, seal = {
+        "session": (SessionFile, forms.seal_session),
+        "pack": (PackFile, forms.seal_pack),
+        "partial": (PartialFile, forms.seal_partial),
     }[kind.rsplit(maxsplit=1)[-1]]
-    described = fields(raw)
+    described = forms.fields_of(structure, raw)
     return [
         *forms.in_fields(raw, described, seal),
         *forms.in_length(raw, described, seal),
@@ -98,7 +122,7 @@ def test_a_file_with_other_contents(scene: Scene, folder: Path, kind: str) -> No
     for number, change in enumerate(chosen(kind, changes_of(kind, raw))):
         site = scene.copy(folder)
         (site.archive / file).write_bytes(change.raw)
-        certain = not (change.forged and "pack" in kind)
+        certain = not (change.forged and kind in ("pack", "shared pack", "partial"))
         if "pack" in kind and len(change.raw) == len(raw):
             number = 1
         faults += tried(scene, folder, (file,), change.name, change.forged, number, certain)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.format import ExportedFile
 from backup_vm.archive.holder import Holder
 from backup_vm.errors import Exit
 from tests.children import Outcome, run
@@ -56,7 +57,7 @@ def told(outcome: Outcome, *codes: int) -> list[str]:
 def test_an_exported_session_with_other_contents(scene: Scene, quick_folder: Path) -> None:
     raw, faults = scene.exported.read_bytes(), []
     contents = [kept for kept in scene.kept if kept.volume == "a/private"][-1].contents
-    fields = forms.exported_fields(raw)
+    fields = forms.fields_of(ExportedFile, raw)
     changes = [
         *forms.in_fields(raw, fields, forms.seal_exported),
         *forms.in_length(raw, fields, forms.seal_exported),

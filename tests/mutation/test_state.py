@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from dom0_agent.admin import cli as agent_cli
+from dom0_agent.changed_map import MapFile
+from dom0_agent.tracking.chunk_ids import IdsFile, PagesFile
+from dom0_agent.tracking.pending_log import LogFile
 from tests.children import Outcome, run
 from tests.conftest import folder_in_memory
 from tests.kit import Site
@@ -66,15 +69,11 @@ def changes_of(kind: str, raw: bytes) -> list[Change]:
         trees = forms.in_tree(json.loads(raw))
         found = [Change(f"{name}, forged", json.dumps(tree).encode(), True) for name, tree in trees]
         return [*found, *forms.in_length(raw, [], None)]
-    size = len(raw)
-    fields = [Field("first", 0, min(8, size), True), Field("last", max(0, size - 8), min(8, size))]
-    if kind == "log":
-        fields = forms.laid_out(
-            (("first", 8, True), ("end", 8, True), ("count", 4, True), ("digest", 16, False)), 0
-        )
-    if kind == "map":
-        fields = forms.laid_out((("magic", 8, False), ("length", 8, True)), 0)
-        fields.append(Field("bits", 16, size - 16))
+    if kind == "key":
+        fields = [Field("key", 0, len(raw), None)]
+    else:
+        files = {"log": LogFile, "map": MapFile, "ids": IdsFile, "pages": PagesFile}
+        fields = forms.fields_of(files[kind], raw)
     return [*forms.in_fields(raw, fields, None), *forms.in_length(raw, fields, None)]
 
 

@@ -35,7 +35,7 @@ def test_setup_tags_and_does_nothing_twice(
     qubes.qubesd.qubes["vault"].properties["include_in_backups"] = (False, "bool", "False")
     capsys.readouterr()
     assert agent(qubes, "setup", BACKUP_VM) == 0
-    assert "take tag sparsebak from vault" in capsys.readouterr().out
+    assert "remove tag sparsebak from vault" in capsys.readouterr().out
     assert agent(qubes, "setup", BACKUP_VM) == 0
     assert "Nothing to do" in capsys.readouterr().out
 

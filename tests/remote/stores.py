@@ -129,6 +129,8 @@ class Lying:
     with it.
     """
 
+    unreadable = ()
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)

@@ -93,7 +93,7 @@ def test_what_cannot_be(made: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert keys(made, "list", "nothing") == 1
     made.add_archive("open", made.root / "open", sealed=False)
     assert keys(made, "add", "open", passphrase=b"seal it") == 1
-    assert "has been readable in the archive" in capsys.readouterr().err
+    assert "is open: its key has been readable in the archive" in capsys.readouterr().err
 
 
 def test_passphrases_however_they_are_written(

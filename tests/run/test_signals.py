@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm.terminal import interrupts
+from tests.children import begun
 from tests.kit import Site, fill
 
 SPARSEBAK = Path(sys.executable).parent / "sparsebak"
@@ -43,22 +44,6 @@ def signals_as_usual() -> None:
     """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-
-
-def begun(process: "subprocess.Popen[str]") -> None:
-    """Wait until the command is there to take signals: before, they do what they do to any program
-    that starts.
-    """
-    caught = 1 << (signal.SIGHUP - 1)
-    for _ in range(2000):
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-        except OSError:
-            return
-        ended = "State:\tZ" in status
-        if ended or int(status.split("SigCgt:")[1].split()[0], 16) & caught:
-            return
-        time.sleep(0.01)
 
 
 COMMANDS = {

@@ -13,7 +13,7 @@ from dom0_agent.rpc.dispatch import SERVICES
 from tools.audit import imported
 
 ROOT = Path(__file__).parent.parent.parent
-DOM0_LIBRARIES = {"cryptography", "zstandard", "qubesadmin"}
+DOM0_LIBRARIES = {"construct", "cryptography", "zstandard", "qubesadmin"}
 
 
 def modules(*packages: str) -> list[Path]:

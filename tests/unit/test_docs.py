@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[2]
 TEST = re.compile(r"`(?:tests/)?((?:\w+/)*(?:test_\w+|histories)\.py)`")
 LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)(#[^)\s]+)?\)")
@@ -66,7 +68,19 @@ def test_the_readme_is_one_screen_and_gives_the_command_that_ci_runs() -> None:
     assert any(line.split("#")[0].strip() == command for line in lines)
 
 
-def test_the_glossary_is_linked_where_newcomers_begin() -> None:
+def test_every_word_of_the_glossary_is_linked_from_some_page() -> None:
+    words = anchors(ROOT / "docs/glossary.md") - {"glossary"}
+    assert len(words) == 12
+    used = {anchor[1:] for _, text in pages() for name, anchor in LINK.findall(text) if anchor}
+    assert not words - used
     for name in ("README.md", "docs/linux.md", "docs/qubes.md", "docs/everyday.md"):
         assert "glossary.md" in (ROOT / name).read_text(), name
-    assert len(re.findall(r"^\*\*", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)) == 12
+
+
+def test_the_public_ci_runs_the_same_command_and_pins_its_actions() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    command = (ROOT / ".ci/run").read_text().splitlines()[-1].removeprefix("exec ")
+    assert command in [step.get("run") for step in steps]
+    for action in (step["uses"] for step in steps if "uses" in step):
+        assert re.fullmatch(r"actions/[\w-]+@v\d+(\.\d+)*", action)

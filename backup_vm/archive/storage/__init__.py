@@ -1,4 +1,4 @@
-"""Where an archive's files lie. Nothing outside this package opens them; names are relative, with
+"""Where an archive's files are. Nothing outside this package opens them; names are relative, with
 slashes.
 
 A directory of this machine (``local``), or objects elsewhere (``remote``) in an S3-compatible store
@@ -98,6 +98,9 @@ class Storage(Protocol):
         """Bytes of each file two levels below ``folder``, in no order; -1 of what is no regular
         file.
         """
+
+    def unreadable(self) -> list[str]:
+        """Names of other programs' files of which a listing tells, and that are none here."""
 
     def size(self, name: str) -> int:
         """Bytes of a file."""

@@ -239,6 +239,10 @@ class LocalStorage(Storage):
         return LocalReader(self._beneath, name)
 
     @override
+    def unreadable(self) -> list[str]:
+        return []
+
+    @override
     def size(self, name: str) -> int:
         return self._beneath.stat(name).st_size
 

@@ -4,7 +4,7 @@ while.
 
 import random
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -86,6 +86,9 @@ class Objects(Protocol):
 
     They may be called from threads, and end by KeyboardInterrupt soon after ``stopping.ask``.
     """
+
+    unreadable: Collection[str]
+    """Names of other programs' objects where ours are, which the last listing passed over."""
 
     def list(self) -> Iterable[tuple[str, Entry]]:
         """All objects. The names are as the place has them: not to be believed."""

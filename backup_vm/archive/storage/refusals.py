@@ -56,7 +56,9 @@ _NAME_UNKNOWN = ("Name or service not known", "No address associated", "nodename
 
 
 class UnreadableName(SparsebakError):
-    """Another program's object has a name that obstore takes for impossible."""
+    """Another program's object has a name that obstore takes for impossible: ``name``."""
+
+    name = ""
 
 
 class Said(NamedTuple):
@@ -124,11 +126,13 @@ def _not_reached(text: str) -> Exception:
             "AWS_CA_BUNDLE names a file with the certificate of an authority of your own",
         )
     if odd := _ODD_NAME.search(text):
-        return UnreadableName(
+        failure = UnreadableName(
             f"the store lists an object of another program's, {odd[1]!r}, whose name cannot be"
             " read",
             "remove it; an archive is best kept under a path of its own",
         )
+        failure.name = odd[1]
+        return failure
     cause = _CAUSE.search(text)
     what = cause[1] if cause else _first_line(text)
     if any(words in what for words in _NAME_UNKNOWN):

@@ -2,8 +2,8 @@
 belongs to this machine.
 
 What there is, is listed when it is first asked for, and kept right by what we change; ``refresh``
-lists anew. Names in a listing are the store's word: those that could not be names of files here are
-left out.
+lists again. Names in a listing are the store's word: those that could not be names of files here
+are left out.
 """
 
 import threading
@@ -51,6 +51,7 @@ class RemoteStorage(Storage):
         self._cache = Cache(url)
         self._own = LocalStorage(self._cache.own)
         self._listing: dict[str, Entry] | None = None
+        self._unreadable: list[str] = []
         self._written: dict[str, Entry] = {}
         self._removed: dict[str, Entry] = {}
         """What this run did, for a store whose listings come late."""
@@ -69,10 +70,12 @@ class RemoteStorage(Storage):
 
     def _list(self) -> dict[str, Entry]:
         found = self._place.ask(lambda: dict(self._objects.list()))
+        odd = [name for name in found if not can_be_a_name(name)]
+        self._unreadable = [*self._objects.unreadable, *odd]
         return {name: entry for name, entry in found.items() if can_be_a_name(name)}
 
     def refresh(self) -> None:
-        """List anew: another machine may have added, moved and removed objects. What this run did
+        """List again: another machine may have added, moved and removed objects. What this run did
         is kept right.
         """
         listed = self._list()
@@ -190,6 +193,11 @@ class RemoteStorage(Storage):
             for name, entry in self._there().items()
             if name.startswith(f"{folder}/") and name.count("/") == 2
         }
+
+    @override
+    def unreadable(self) -> list[str]:
+        self._there()
+        return self._unreadable
 
     @override
     def size(self, name: str) -> int:

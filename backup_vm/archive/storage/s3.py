@@ -7,12 +7,14 @@ address, are asked for only with SPARSEBAK_INSTANCE_CREDENTIALS=1.
 """
 
 import os
+import re
 import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from backup_vm.archive.storage import refusals
 from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
@@ -25,7 +27,11 @@ _PART = 8 << 20
 """Bytes of one part of an upload."""
 _STREAM = 1 << 20
 Listed = list[tuple[str, Entry]]
-_FOLDERS, _FILES = ("packs", "volumes", "locks"), ("archive.toml", "notes.json")
+Level = tuple[list[str], Listed]
+_FOLDERS = {"packs": 1, "volumes": 1, "locks": 0}
+"""Where our objects are, and how deep there are folders in it."""
+_FOLDER = re.compile("packs/[0-9a-f]{2}|volumes/[0-9a-f]{32}")
+_FILES = ("archive.toml", "notes.json")
 _MOST = 20_000_000
 """Objects in a listing beyond which it is taken for one without end: 64 MiB each would be 1.2 PiB.
 """
@@ -73,6 +79,8 @@ class ObjectStore(Objects):
             ) from None
         _require_credentials(url, os.environ)
         self._url, self._obstore, self._errors = url, obstore, exceptions
+        self._prefix = urlsplit(url).path.strip("/")
+        self.unreadable: list[str] = []
         from_url: Any = store.from_url
         # No limit of time for a request as a whole: what is slow is no failure. What is silent is
         # told by the kernel's count of bytes, see ``waiting``.
@@ -114,25 +122,58 @@ class ObjectStore(Objects):
 
     @override
     def list(self) -> list[tuple[str, Entry]]:
+        self.unreadable = []
         try:
             return self._run(self._listed(None))
-        except refusals.UnreadableName:  # obstore gives up a listing with such a name, all of it
-            return self._run(self._ours())
+        except refusals.UnreadableName:  # of another program's, perhaps nowhere near ours
+            return self._ours()
 
-    async def _listed(self, folder: str | None) -> Listed:
-        found: Listed = []
-        async for batch in self._obstore.list(self._store, prefix=folder):
-            found += [(str(item["path"]), _entry(item)) for item in batch]
+    async def _listed(self, folder: str | None, after: str | None = None) -> Listed:
+        found: dict[str, Entry] = {}
+        async for batch in self._obstore.list(self._store, prefix=folder, offset=after):
+            for item in batch:
+                # A "folder" object, ``NAME/``, is listed after NAME, and as if it were that.
+                found.setdefault(str(item["path"]), _entry(item))
             if len(found) > _MOST:
                 raise SparsebakError(f"{self._url} lists more than {_MOST} objects")
-        return found
+        return list(found.items())
 
-    async def _ours(self) -> Listed:
-        """What lies where our objects do."""
-        found = [one for folder in _FOLDERS for one in await self._listed(folder)]
+    async def _level(self, folder: str) -> Level:
+        """What is directly in a folder: folders, and objects."""
+        found = await self._obstore.list_with_delimiter_async(self._store, prefix=folder)
+        folders = [str(name) for name in found["common_prefixes"]]
+        return folders, [(str(item["path"]), _entry(item)) for item in found["objects"]]
+
+    def _ours(self) -> Listed:
+        """What is where our objects are."""
+        found = [one for folder, deep in _FOLDERS.items() for one in self._below(folder, deep)]
         for name in _FILES:
             with suppress(FileNotFoundError):
-                found.append((name, _entry(await self._obstore.head_async(self._store, name))))
+                found.append((name, self._run(self._head(name), name)))
+        return found
+
+    async def _head(self, name: str) -> Entry:
+        return _entry(await self._obstore.head_async(self._store, name))
+
+    def _below(self, folder: str, deep: int) -> Listed:
+        """What can be read in a folder of ours, which has folders of ours so ``deep``.
+
+        obstore gives up a listing, all of it, for one name that it cannot read. So folders are
+        listed one by one, and one with such a name directly in it from where our names begin: they
+        begin with a digit or a letter, and before these sort all that is usual among the others, an
+        empty part, ``.`` and control characters. Raises UnreadableName where that is not enough.
+        """
+        try:
+            return self._run(self._listed(folder))
+        except refusals.UnreadableName as error:
+            self.unreadable.append(error.name.removeprefix(f"{self._prefix}/"))
+        try:
+            folders, found = self._run(self._level(folder))
+        except refusals.UnreadableName:
+            return self._run(self._listed(folder, f"{folder}/0"))
+        if deep:
+            ours = filter(_FOLDER.fullmatch, folders)
+            found += [one for below in ours for one in self._below(below, deep - 1)]
         return found
 
     @override
@@ -190,7 +231,8 @@ class ObjectStore(Objects):
 
         async def ask() -> dict[str, float]:
             found: dict[str, float] = {}
-            async for batch in self._obstore.list(self._store, prefix=f"{folder}/"):
+            after = f"{folder}/0"  # see ``_below``
+            async for batch in self._obstore.list(self._store, prefix=folder, offset=after):
                 for item in batch:
                     name = str(item["path"]).rpartition("/")[2]
                     found[name] = item["last_modified"].timestamp()

@@ -34,6 +34,9 @@ _SPACE, _LINK = b"statvfs@openssh.com", b"hardlink@openssh.com"
 class SftpHost(Objects):
     """A folder on a host that is reached by SFTP."""
 
+    unreadable = ()
+    """A folder has no names that cannot be read."""
+
     def __init__(self, url: str) -> None:
         self._host = Host.of(url + "/")
         path = unquote(urlsplit(url).path)

@@ -123,13 +123,13 @@ _COMMON: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors are one line on standard error."""
     collect_rarely()
-    if argv is None:
-        _as_a_process()
-    words = sys.argv[1:] if argv is None else argv
-    options = parser(words).parse_args(words)
-    if options.unattended:
-        sys.stdin = open(os.devnull)  # nobody is there to ask
     try:
+        if argv is None:
+            _as_a_process()
+        words = sys.argv[1:] if argv is None else argv
+        options = parser(words).parse_args(words)
+        if options.unattended:
+            sys.stdin = open(os.devnull)  # nobody is there to ask
         code = int(options.run(options))
         sys.stdout.flush()
         return code

@@ -132,7 +132,7 @@ def _for_qubes(volumes: dict[str, str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as TOML has it: as JSON, but for what JSON writes as two escapes."""
+    """A text as TOML has it: as JSON, except what JSON writes as two escapes."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -1,7 +1,7 @@
 """``sparsebak-agent keys``: passphrases and recovery key of an archive, and taking one over that
 another dom0 made.
 
-The master key lies in dom0, so that no old passphrase is needed; changing a slot rewrites no data.
+The master key is in dom0, so that no old passphrase is needed; changing a slot rewrites no data.
 The archive's own copy of the slots is brought up to date in the backup VM by ``sparsebak keys
 --refresh``.
 """

@@ -1,23 +1,53 @@
-"""Structures: what is built is read back, and what does not fit is refused."""
+"""Structures, as they are declared and as they are compiled: what is built is read back, what does
+not fit is refused.
+"""
+
+from __future__ import annotations
 
 import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.text import session_name
-from wire.layout import LAST_TIME, TIME, U8, U16, U32, U64, Fields, raw, text
+from tools.compiled import codes
+from wire.declared import Declared
+from wire.layout import LAST_TIME, Coder, Compiled, Structure
+
+if TYPE_CHECKING:
+    from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul
+
+    from wire.declared import Text, Time
 
 
-def structure() -> Fields:
-    return Fields(magic=b"MAGC", a=U8, b=U16, c=U32, d=U64, key=raw(5), name=text(9), end=b"\0\1")
+@dataclass
+class All(Structure):
+    magic: ClassVar[Annotated[bytes, Const(b"MAGC")]]
+    a: Annotated[int, Int8ul]
+    b: Annotated[int, Int16ul]
+    c: Annotated[int, Int32ul]
+    d: Annotated[int, Int64ul]
+    key: Annotated[bytes, Bytes(5)]
+    name: Annotated[str, Text(9)]
+    end: ClassVar[Annotated[bytes, Const(b"\0\1")]]
+    other: ClassVar[int] = 3
 
 
-ALL = structure()
+class Times(Structure):
+    time: Annotated[int, Time]
+
+
+BOTH = [Declared(All), Compiled(codes(All))]
+SIZE = All.length()
 GOOD = {"a": 1, "b": 2, "c": 3, "d": 4, "key": b"12345", "name": "work"}
+both = pytest.mark.parametrize("coder", BOTH, ids=["declared", "compiled"])
 
 
+@both
 @given(
     st.integers(0, 2**8 - 1),
     st.integers(0, 2**16 - 1),
@@ -26,36 +56,42 @@ GOOD = {"a": 1, "b": 2, "c": 3, "d": 4, "key": b"12345", "name": "work"}
     st.binary(min_size=5, max_size=5),
     st.text(string.printable, max_size=9),
 )
-def test_what_is_built_is_read_back(a: int, b: int, c: int, d: int, key: bytes, name: str) -> None:
+def test_what_is_built_is_read_back(
+    coder: Coder, a: int, b: int, c: int, d: int, key: bytes, name: str
+) -> None:
     values = {"a": a, "b": b, "c": c, "d": d, "key": key, "name": name}
-    built = ALL.build(values)
-    assert len(built) == ALL.size and ALL.parse(built) == values
+    built = coder.build(values)
+    assert len(built) == coder.size and coder.parse(built) == values
+    assert All.parse(built) == All(**values) and All(**values).build() == built
 
 
-def test_bytes_are_as_documented() -> None:
-    fields, documented = (
-        structure(),
-        b"MAGC\1\2\0\3\0\0\0\4\0\0\0\0\0\0\x0012345LUX\0\0\0\0\0\0\0\1",
-    )
-    assert fields.size == len(documented)
-    assert fields.build(GOOD | {"name": "LUX", "other": None}) == documented
-    assert fields.parse(documented) == GOOD | {"name": "LUX"}
+@both
+def test_bytes_are_as_documented(coder: Coder) -> None:
+    documented = b"MAGC\1\2\0\3\0\0\0\4\0\0\0\0\0\0\x0012345LUX\0\0\0\0\0\0\0\1"
+    assert coder.size == len(documented)
+    assert coder.build(GOOD | {"name": "LUX", "other": None}) == documented
+    assert coder.parse(documented) == GOOD | {"name": "LUX"}
 
 
-def test_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match=f"{ALL.size - 1} bytes where {ALL.size} belong"):
-        ALL.parse(ALL.build(GOOD)[:-1])
+@both
+@pytest.mark.parametrize("more", [-SIZE, -1, 1, SIZE])
+def test_another_length_is_refused(coder: Coder, more: int) -> None:
+    raw = (2 * coder.build(GOOD))[: SIZE + more]
+    with pytest.raises(ValueError, match=f"{SIZE + more} bytes where {SIZE} belong"):
+        coder.parse(raw)
 
 
-@given(st.binary(max_size=2 * ALL.size))
-def test_anything_else_is_a_value_error(raw_bytes: bytes) -> None:
+@both
+@given(st.binary(max_size=2 * SIZE))
+def test_anything_else_is_a_value_error(coder: Coder, raw_bytes: bytes) -> None:
     try:
-        values = ALL.parse(raw_bytes)
+        values = coder.parse(raw_bytes)
     except ValueError:
         return
-    assert ALL.build(values)[:4] == b"MAGC"
+    assert coder.build(values)[:4] == b"MAGC"
 
 
+@both
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -68,32 +104,53 @@ def test_anything_else_is_a_value_error(raw_bytes: bytes) -> None:
         ("name", "é"),
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, value: object) -> None:
+def test_what_does_not_fit_is_refused(coder: Coder, name: str, value: object) -> None:
     with pytest.raises(ValueError):
-        ALL.build(GOOD | {name: value})
+        coder.build(GOOD | {name: value})
 
 
-@pytest.mark.parametrize("at", [0, ALL.size - 1])
-def test_constants_are_checked(at: int) -> None:
-    damaged = bytearray(ALL.build(GOOD))
+@both
+@pytest.mark.parametrize("at", [0, SIZE - 1])
+def test_constants_are_checked(coder: Coder, at: int) -> None:
+    damaged = bytearray(coder.build(GOOD))
     damaged[at] ^= 1
     with pytest.raises(ValueError, match="magic" if at == 0 else "end"):
-        ALL.parse(bytes(damaged))
+        coder.parse(bytes(damaged))
 
 
-def test_text_that_is_not_ascii_is_refused() -> None:
-    with pytest.raises(ValueError, match="name"):
-        ALL.parse(ALL.build(GOOD).replace(b"work", b"w\xe9rk"))
+@both
+def test_text_that_is_not_ascii_is_refused(coder: Coder) -> None:
+    with pytest.raises(ValueError):
+        coder.parse(coder.build(GOOD).replace(b"work", b"w\xe9rk"))
+
+
+def raises(action: Any, *arguments: Any) -> bool:
+    try:
+        action(*arguments)
+    except ValueError:
+        return True
+    return False
 
 
 @given(st.integers(0, 2**64 - 1))
 def test_times_end_with_the_year_9999(seconds: int) -> None:
-    fields, built = Fields(time=TIME), Fields(time=U64).build({"time": seconds})
-    assert fields.size == len(built) == 8
-    if seconds <= LAST_TIME:
-        assert fields.build({"time": seconds}) == built and fields.parse(built) == {"time": seconds}
-        assert len(session_name(seconds)) == 15
-    else:
-        for action in (lambda: fields.build({"time": seconds}), lambda: fields.parse(built)):
-            with pytest.raises(ValueError, match="later than the year 9999"):
-                action()
+    raw = seconds.to_bytes(8, "little")
+    for coder in (Declared(Times), Compiled(codes(Times))):
+        assert coder.size == 8
+        if seconds <= LAST_TIME:
+            assert coder.build({"time": seconds}) == raw and coder.parse(raw) == {"time": seconds}
+            assert len(session_name(seconds)) == 15
+        else:
+            assert raises(coder.build, {"time": seconds}) and raises(coder.parse, raw)
+
+
+def test_a_row_is_of_numbers_and_bytes_alone() -> None:
+    table: Mapping[str, Any] = {"Row": {"a": "Q", "b": "4s"}}
+
+    class Row(Structure, compiled=table):
+        a: Annotated[int, Int64ul]
+
+    assert Row.row().unpack(bytes(12)) == (0, bytes(4))
+    for code in (b"MAGC", "T", "4t"):
+        with pytest.raises(ValueError, match="more than its struct"):
+            _ = Compiled({"a": "Q", "b": code}).row

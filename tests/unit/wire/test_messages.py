@@ -25,7 +25,9 @@ sixteen = st.binary(min_size=16, max_size=16)
 def test_a_request_survives_the_way(
     archive: bytes, session: bytes, number: int, time: int, flags: int, label: str
 ) -> None:
-    request = Request(archive, session, number, time, flags, label)
+    request = Request(
+        archive=archive, session=session, number=number, time=time, flags=flags, label=label
+    )
     assert Request.parse(request.build()) == request
 
 

@@ -50,7 +50,7 @@ function _shtab_sparsebak_using
   test "$_shtab_sparsebak_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount verify scrub prune delete tag export import copy keys doctor unlock
+set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount verify scrub prune delete tag export import copy keys doctor inspect unlock
 set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --format --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --note --output --passphrase-file --remove --require-mount --session --tag --to --until-free -o
 
 complete -c sparsebak -e
@@ -226,7 +226,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-daily -x -d 'kee
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-weekly -x -d 'keep the newest of each of the last N weeks that have one; N may be '"'"'unlimited'"'"''
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-monthly -x -d 'keep the newest of each of the last N months that have one; N may be '"'"'unlimited'"'"''
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-yearly -x -d 'keep the newest of each of the last N years that have one; N may be '"'"'unlimited'"'"''
-complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-within -x -d 'keep all of the last 2d, 3w, 1y6m...'
+complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-within -x -d 'keep all of the last TIME, such as 2d, 3w or 1y6m'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-tag -x -d 'keep those with this tag; may be given again'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-default -d 'keep all of the last day, daily for 30 days, weekly after'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l until-free -x -d 'then remove the oldest until 10% of the disk, or 20G, are free'
@@ -339,6 +339,19 @@ complete -c sparsebak -n '_shtab_sparsebak_using doctor' -s q -l quiet -d 'print
 complete -c sparsebak -n '_shtab_sparsebak_using doctor' -s v -l verbose -d 'print more, also where there is no terminal'
 complete -c sparsebak -n '_shtab_sparsebak_using doctor' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using doctor' -l json -d 'print data for programs'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a inspect -d 'Shows any file of an archive, or an exported session, field by field: offset, length, name, value. Needs no key; with one also what is sealed in a session'"'"'s record. Reports what is damaged, and where.'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -l all -d 'all rows, not only the first and the last, and all checksums'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -l require-mount -x -d 'do nothing unless this is mounted'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -l caller -x -d 'with a local agent: call in the name of this qube (default: dom0)'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -s q -l quiet -d 'print nothing but errors'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -s v -l verbose -d 'print more, also where there is no terminal'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak -n '_shtab_sparsebak_using inspect' -l json -d 'print data for programs'
 complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a unlock -d 'Removes leases that nobody holds any more: those of processes of this machine that are gone, and those not renewed for half an hour. Asks before it removes any other; without --yes they stay where nobody can be asked. A run whose lease is removed ends before it writes anything more.'
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -l yes -d 'do not ask'

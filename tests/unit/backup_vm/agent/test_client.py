@@ -70,7 +70,6 @@ def test_an_offer_of_an_impossible_time_is_refused() -> None:
     late = good.build().replace(
         LAST_TIME.to_bytes(8, "little"), (LAST_TIME + 1).to_bytes(8, "little")
     )
-    with pytest.raises(
-        AgentError, match="malformed answer: Offer: time is .* later than the year 9999"
-    ):
+    said = "malformed answer: Offer: time is .* later than the year 9999"
+    with pytest.raises(AgentError, match=said):
         CALLS["Snapshot work/private"](Agent(Answering((good.KIND, late), DONE)))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backup_vm.archive import merge, references, sessions
 from backup_vm.archive.columns import Columns, columns_of
-from backup_vm.archive.format import DIGEST_SIZE, SESSION_HEAD
+from backup_vm.archive.format import DIGEST_SIZE, SessionHead
 from backup_vm.archive.image import Image, split
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.local import LocalStorage
@@ -65,8 +65,8 @@ def forged(storage: LocalStorage, session: Session, **fields: int | list[int]) -
     """Write a session file that says something else, under a checksum that is right."""
     numbers = fields.pop("numbers", [3, 5])
     assert isinstance(numbers, list)
-    head = {"inherit": 0, "count": len(numbers), "base": bytes(16), "record": session.record}
-    body = SESSION_HEAD.build(head | fields)
+    head = {"inherit": 0, "count": len(numbers), "base": bytes(16)}
+    body = SessionHead.coder().build(head | fields) + session.record
     body += b"".join((n % (1 << 64)).to_bytes(8, "little") for n in numbers) + bytes(32) * len(
         numbers
     )

@@ -21,6 +21,7 @@ NEEDED = {
     "export": ["Q/V", "-o", "F"],
     "import": ["F"],
     "copy": ["DIR"],
+    "inspect": ["F"],
 }
 COMMON = {
     "-q": ("talk", "quiet"),

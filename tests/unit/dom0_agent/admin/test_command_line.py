@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dom0_agent.admin import cli
+from tests.children import begun
 from tests.kit import Site, fill
 
 ROOT = Path(__file__).parents[4]
@@ -185,9 +186,9 @@ def test_it_ends_when_it_is_told_to(site: Site, number: signal.Signals) -> None:
     with VolumeState(site.state, "work", "private").locked():
         command = [str(AGENT), "--config", str(site.config), "forget", "work/private", "--yes"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            time.sleep(0.6)
+            begun(process)
             process.send_signal(number)
-            error = process.communicate(timeout=5)[1]
+            error = process.communicate(timeout=30)[1]
     assert process.returncode == (130 if number == signal.SIGINT else 128 + number)
     assert error == "" and len(site.snapshots()) == 1
 

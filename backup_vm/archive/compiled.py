@@ -1,0 +1,15 @@
+"""What structures are compiled to, see wire.layout. Made from their declarations
+by "make pages": change those instead."""
+
+from wire.layout import Codes
+
+COMPILED: dict[str, Codes] = {
+    "PackHead": {"magic": b"SBPACK\x00\x02", "archive": "16s"},
+    "ChunkEntry": {"sealed_length": "L", "id": "32s", "checksum": "16s"},
+    "IndexEntry": {"offset": "Q", "sealed_length": "L", "id": "32s", "checksum": "16s"},
+    "PackFoot": {"index": "Q", "count": "L", "checksum": "16s", "magic": b"SBINDX\x00\x02"},
+    "SessionHead": {"magic": b"SBSESS\x00\x02", "inherit": "Q", "count": "Q", "base": "16s"},
+    "SessionEntry": {"number": "Q", "id": "32s"},
+    "GroupHead": {"upto": "Q", "count": "Q", "digest": "16s"},
+    "ExportHead": {"magic": b"SBEXPT\x00\x02", "archive": "16s", "parameters_length": "L"},
+}

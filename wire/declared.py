@@ -1,0 +1,97 @@
+"""From a structure's annotations to its declaration in construct. Imported only by what needs one:
+see wire.layout.
+
+A field is ``name: Annotated[type, construct * "meaning"]``. A constant belongs to the class:
+``name: ClassVar[Annotated[type, Const(value)]]``. A structure in a structure is ``name: Other``.
+Other annotations are no part of the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+
+import construct
+from construct import Construct, ConstructError, ExprValidator, Int64ul, PaddedString, Struct
+
+from wire.layout import LAST_TIME, Structure, check_length
+
+Time = ExprValidator(Int64ul, lambda seconds, _: seconds <= LAST_TIME)
+"""8 bytes: Unix seconds, up to the end of the year 9999."""
+
+
+def Text(size: int) -> Construct:  # noqa: N802 - named as construct names what it declares
+    """ASCII of at most ``size`` bytes, filled up with zeros."""
+    return PaddedString(size, "ascii")
+
+
+_KNOWN: dict[type[Structure], Struct] = {}
+
+
+def declaration(structure: type[Structure]) -> Struct:
+    """A structure as construct's Struct of named fields, in order."""
+    if structure not in _KNOWN:
+        _KNOWN[structure] = Struct(*_fields(structure))
+    return _KNOWN[structure]
+
+
+of = declaration
+"""The same, as annotations say it: ``of(Entry)[this.count]``."""
+
+
+def _fields(structure: type[Structure]) -> Iterator[Construct]:
+    names = {name: getattr(construct, name) for name in construct.__all__}
+    names |= {"Time": Time, "Text": Text, "of": of}
+    for name, hint in get_type_hints(structure, localns=names, include_extras=True).items():
+        if get_origin(hint) is ClassVar:
+            (hint,) = get_args(hint)
+        declared = [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Construct)]
+        if not declared and isinstance(hint, type) and issubclass(hint, Structure):
+            declared = [declaration(hint)]
+        yield from (name / one for one in declared)
+
+
+def declared(struct: Construct) -> type[Structure] | None:
+    """The structure whose declaration this is."""
+    return next((one for one, known in _KNOWN.items() if known is struct), None)
+
+
+class Declared:
+    """Builds and parses a structure of fixed size by its declaration; see wire.layout.Coder."""
+
+    def __init__(self, structure: type[Structure]) -> None:
+        self._struct = declaration(structure)
+        self._values = [one.name for one in self._struct.subcons if not is_constant(one)]
+        self.size = int(self._struct.sizeof())
+
+    def build(self, values: Mapping[str, Any]) -> bytes:
+        """See Coder."""
+        try:
+            return bytes(self._struct.build({**values}))
+        except (ConstructError, UnicodeError) as error:
+            raise ValueError(_line(error)) from None
+
+    def parse(self, untrusted_raw: bytes) -> dict[str, Any]:
+        """See Coder."""
+        check_length(untrusted_raw, self.size)
+        try:
+            found = self._struct.parse(untrusted_raw)
+        except (ConstructError, UnicodeError) as error:
+            raise ValueError(_line(error)) from None
+        return {name: found[name] for name in self._values}
+
+
+def is_constant(field: Construct) -> bool:
+    """Whether a field always has the same bytes."""
+    return isinstance(bare(field), construct.Const)
+
+
+def bare(field: Construct) -> Construct:
+    """A field's construct without its name and meaning."""
+    while isinstance(field, construct.Renamed):
+        field = field.subcon
+    return field
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
