@@ -33,8 +33,8 @@ STAGES = {
         "open, expand": ["wire.chunks:Opener.open"],
         "root": ["dom0_agent.rpc.extraction:Extraction._root", "wire.merkle:Tree.page"],
         "pipe": [
-            "dom0_agent.rpc.dispatch:PatientWriter.write",
-            "dom0_agent.rpc.dispatch:PatientReader.read",
+            "dom0_agent.rpc.streams:PatientWriter.write",
+            "dom0_agent.rpc.streams:PatientReader.read",
         ],
         "write image": [
             "common.image_writer:ImageWriter.write",

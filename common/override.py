@@ -1,18 +1,21 @@
 """``typing.override``: what a method does is said by the class that declares it.
 
-Python has it from 3.12 on; before that it is a mark that does nothing. The type checker, which
-reads override.pyi instead, refuses one that overrides nothing, whatever the version.
+Python has it from 3.12 on. Before, it is a mark that does nothing; the type checker knows it in
+either case, and refuses one on a method that overrides nothing.
 """
 
-import sys
+from typing import TYPE_CHECKING, TypeVar
 
-if sys.version_info >= (3, 12):
-    from typing import override
+__all__ = ["override"]
+
+if TYPE_CHECKING:
+    from typing_extensions import override  # of the type checker's own stubs; never installed
 else:
-    from typing import TypeVar
+    try:
+        from typing import override
+    except ImportError:
+        Method = TypeVar("Method")
 
-    Method = TypeVar("Method")
-
-    def override(method: Method, /) -> Method:
-        """Mark a method that overrides one of a base class."""
-        return method
+        def override(method: Method, /) -> Method:
+            """Mark a method that overrides one of a base class."""
+            return method

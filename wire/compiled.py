@@ -106,4 +106,5 @@ COMPILED: dict[str, Codes] = {
         "seal.text": "32s",
         "seal.tag": "16s",
     },
+    "RootHead": {"size": "Q", "chunk_size": "L"},
 }

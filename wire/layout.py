@@ -32,9 +32,10 @@ TIME = "T"
 
 Codes = Mapping[str, str | bytes]
 """A structure's fields in order. Each is a code of ``struct`` ("B", "H", "I", "Q", "16s"), TIME,
-"64t" for ASCII filled up with zeros, or the bytes of a constant."""
+"64t" for ASCII filled up with zeros, or the bytes of a constant. Numbers of a structure of the
+kernel, in the machine's own order of bytes, have a "=" before them."""
 
-_STRUCT = str.maketrans({"t": "s", TIME: "Q"})
+_STRUCT = str.maketrans({"t": "s", TIME: "Q", "=": None})
 
 
 class Coder(Protocol):
@@ -63,7 +64,8 @@ class Compiled:
             f"{len(code)}s" if isinstance(code, bytes) else code.translate(_STRUCT)
             for code in codes.values()
         )
-        self._struct = struct.Struct("<" + "".join(parts))
+        native = any(isinstance(code, str) and code.startswith("=") for code in codes.values())
+        self._struct = struct.Struct(("=" if native else "<") + "".join(parts))
         self.size = self._struct.size
 
     def build(self, values: Mapping[str, Any]) -> bytes:

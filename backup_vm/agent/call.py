@@ -52,6 +52,10 @@ _MEANINGS = {
         "what was sent is not what dom0 was asked for",
         "use the same version in dom0 and here",
     ),
+    Code.NOT_LISTED: (
+        "dom0 has not listed its qubes yet, or not since its configuration changed",
+        "in dom0: sparsebak-agent volumes",
+    ),
 }
 Parsed = TypeVar("Parsed", bound=Message)
 _EXITS = {

@@ -24,7 +24,7 @@ from wire.messages import (
     largest_frame,
 )
 from wire.names import BadName, Restoring, parse_volume_name
-from wire.status import Code
+from wire.status import NOTE_OLD_LIST, Code
 
 DOM0 = "dom0"
 ABSENT = "@default"
@@ -49,6 +49,8 @@ class Agent:
         self._prepared: dict[tuple[str, str | None, str], Connection] = {}
         self._since: dict[tuple[str, str | None, str], float] = {}
         self._ending: list[Connection] = []
+        self.list_age = 0
+        """Seconds since dom0 listed its volumes, if that is too long ago; else 0."""
 
     def use(self, archive: bytes, chunk_size: int) -> None:
         """Say which archive the calls are about."""
@@ -138,6 +140,8 @@ class Agent:
                 parse_volume_name(entry.name)
         except BadName as error:
             raise AgentError(f"List: {error}") from None
+        status = reply.status
+        self.list_age = status.detail if status and status.notes & NOTE_OLD_LIST else 0
         return entries
 
     def snapshot(self, qube: str, volume: str, newest: bytes, sequence: int, time: int) -> Offer:

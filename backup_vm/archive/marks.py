@@ -15,6 +15,8 @@ itself what is due.
   that saw every session.
 - ``reclaiming``: a reclaim has begun and, if it is still set when the archive is opened, died. The
   next writer does it again.
+- ``noted``: there was a ``notes.json``. Ended when a writer finds that it is gone, and says so:
+  nothing else would tell that sessions had tags.
 
 docs/architecture.md draws the moves between them.
 """
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _COMPARE = "compare:"
 _STORING, _UNCLAIMED, _RECLAIMING = "storing", "unclaimed", "reclaiming"
+_NOTED = "noted"
 
 
 class Marks:
@@ -78,6 +81,15 @@ class Marks:
     @reclaiming.setter
     def reclaiming(self, value: bool) -> None:
         self._set(_RECLAIMING, value)
+
+    @property
+    def noted(self) -> bool:
+        """Whether there was a file of notes when a writer last looked."""
+        return self._catalog.meta(_NOTED) is not None
+
+    @noted.setter
+    def noted(self, value: bool) -> None:
+        self._set(_NOTED, value)
 
     def _set(self, key: str, value: bool) -> None:
         if value != (self._catalog.meta(key) is not None):

@@ -6,9 +6,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from backup_vm import stopping
-from backup_vm.archive import naming, reconcile
+from backup_vm.archive import naming, notes, reconcile
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.lease import Lease
+from backup_vm.archive.marks import Marks
 from backup_vm.archive.parameters import NAME, Parameters
 from backup_vm.archive.parameters import load as load_parameters
 from backup_vm.archive.reclaim import reclaim
@@ -77,8 +78,20 @@ def _recover(archive: Archive) -> None:
             archive.storage.remove(*left)
         now = reconcile.Listing.of(archive.storage)
     catalog = archive.open_catalog = reconcile.open_catalog(archive, now)
+    _miss_notes(archive, catalog.marks)
     if catalog.marks.reclaiming:
         reclaim(archive)
+
+
+def _miss_notes(archive: Archive, marks: Marks) -> None:
+    """Say once that the notes are gone: without them no session seems to have a tag."""
+    there = archive.storage.exists(notes.NAME)
+    if marks.noted and not there:
+        archive.warnings.append(
+            f"{archive.storage.describe(notes.NAME)} is missing, and with it all tags and notes;"
+            " put it back from a copy of the archive before anything is pruned"
+        )
+    marks.noted = there
 
 
 def _work_aside(archive: Archive) -> None:

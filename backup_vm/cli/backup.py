@@ -79,7 +79,13 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
     options = context.options
     with context.open(writing=not options.dry_run) as archive:
         agent.use(archive.parameters.archive, archive.parameters.chunk_size)
-        chosen = _choose(agent.list(), options.volumes)
+        listed = agent.list()
+        if agent.list_age:
+            context.warn(
+                f"dom0 listed its qubes {agent.list_age // 60} minutes ago; one that was made since"
+                " is not backed up (in dom0: systemctl enable --now sparsebak-monitor.timer)"
+            )
+        chosen = _choose(listed, options.volumes)
         if options.dry_run:
             return _preview(context, chosen)
         run = BackupRun(

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from wire.messages import Status, VolumeEntry
 
 SETTINGS = "settings"
-"""The volume of a qube's settings, by which a qube that is gone is created again: it comes first.
-"""
+"""The volume of a qube's settings, of which dom0 creates a qube that is gone: it comes first."""
 
 
 def add_to(commands: Any) -> None:
@@ -65,7 +64,11 @@ def run(options: argparse.Namespace) -> int:
             due.append((Chosen(contents, volume, session), asked))
         if not context.dom0_asks():
             _ask(context, entries, [asked for _, asked in due])
-        results = [_restore(context, agent, entries, *one) for one in due]
+        results = []
+        for one, asked in due:
+            results.append(_restore(context, agent, entries, one, asked))
+            if results[-1]["absent"] and len(due) > len(results):
+                _say_that_it_comes_first(asked.qube)
     context.done({"restored": results})
     return 0
 
@@ -122,6 +125,16 @@ def _ask(context: Context, entries: "list[VolumeEntry]", due: list[Restoring]) -
         context.confirm(f"Replace the present contents of {', '.join(lost)}?")
 
 
+def _say_that_it_comes_first(qube: str) -> None:
+    """Only dom0's administrator makes a qube of its settings."""
+    from backup_vm.errors import SparsebakError
+
+    raise SparsebakError(
+        f"{qube} does not exist; its settings are in dom0 now, and nothing else of it was restored",
+        f"in dom0: sudo sparsebak-agent settings apply {qube}; then, here, the same again",
+    )
+
+
 def _target(volume: "Named", asked: str, to: str | None) -> tuple[str, str]:
     """Qube and volume to write to."""
     from backup_vm.errors import UsageError
@@ -154,8 +167,15 @@ def _restore(
         chosen.image(),
     )
     with context.progress("restore", image_bytes(image)) as progress:
-        status = _call(agent, entries, asked, lambda: feed(archive, image, source, progress))
-    if asked.volume == SETTINGS or asked.qube == "dom0":
+        status, absent = _call(
+            agent, entries, asked, lambda: feed(archive, image, source, progress)
+        )
+    if absent:
+        context.say(
+            f"{asked.name} as of {session.name} is in dom0; the qube is made of it there: sudo"
+            f" sparsebak-agent settings apply {asked.qube}"
+        )
+    elif asked.volume == SETTINGS or asked.qube == "dom0":
         context.say(
             f"{asked.name} as of {session.name} is in dom0; look at it there: sparsebak-agent"
             f" settings show {asked.qube}"
@@ -167,13 +187,14 @@ def _restore(
         "volume": asked.volume,
         "session": session.name,
         "older": bool(status.notes & NOTE_OLDER),
+        "absent": absent,
     }
 
 
-def _call(agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: Any) -> "Status":
-    """Restore; the settings of a qube that dom0 does not list make it again, unless it turns out to
-    be there.
-    """
+def _call(
+    agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: Any
+) -> "tuple[Status, bool]":
+    """Restore; the status, and whether it was the settings of a qube that is not there."""
     from backup_vm.agent.call import RefusedError
     from wire.messages import VOLUME_GONE
     from wire.status import Code
@@ -182,8 +203,8 @@ def _call(agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: 
         entry.qube == asked.qube and not entry.flags & VOLUME_GONE for entry in entries
     ):
         try:
-            return agent.restore(asked, feed(), absent=True)
+            return agent.restore(asked, feed(), absent=True), True
         except RefusedError as error:
             if error.refusal != Code.DENIED:
                 raise
-    return agent.restore(asked, feed())
+    return agent.restore(asked, feed()), False

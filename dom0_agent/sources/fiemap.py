@@ -5,17 +5,19 @@ Structures and flags: Linux, ``include/uapi/linux/fiemap.h``.
 
 import errno
 import fcntl
-import struct
-from array import array
 from collections.abc import Iterator
 
+from dom0_agent import kernel
 from dom0_agent.sources.extents import UNSURE, WORD, Row, Rows, joined
 
 _FS_IOC_FIEMAP = 0xC020660B
 _SYNC = 1
-_HEAD = struct.Struct("=QQIIII")
-_RECORD = 56
+"""FIEMAP_FLAG_SYNC: what was written and has no place yet is brought to disk first. Without it a
+file just written has extents that say "somewhere, later".
+"""
+_HEAD, _EXTENT = kernel.FiemapHead.row(), kernel.FiemapExtent.row()
 _BATCH = 2048
+"""Extents asked for at once."""
 
 _LAST = 0x1
 _SHARED = 0x2000
@@ -25,6 +27,8 @@ DOUBTFUL = 0x2 | 0x4 | ENCODED | 0x80 | 0x100 | 0x200 | 0x400
 """Unknown, delalloc, compressed, encrypted, not aligned, inline, tail: nothing can be concluded
 from such an extent. Of a compressed one the map does not say from where within it the bytes are
 taken."""
+Extent = tuple[int, int, int, bytes, int, bytes]
+"""The fields of a FiemapExtent."""
 _SHOWN = 1 << 17
 """Extents looked at to say what a file holds alone."""
 
@@ -34,10 +38,9 @@ def exclusive(fd: int, size: int) -> int:
     looked at.
     """
     found = looked = 0
-    for words in records(fd, size):
-        pairs = zip(words[2::7], words[5::7], strict=True)
-        found += sum(length for length, flags in pairs if not flags & _SHARED)
-        looked += len(words) // 7
+    for extents in records(fd, size):
+        found += sum(span for _, _, span, _, flags, _ in extents if not flags & _SHARED)
+        looked += len(extents)
         if looked >= _SHOWN:
             break
     return found
@@ -45,13 +48,11 @@ def exclusive(fd: int, size: int) -> int:
 
 def rows(fd: int, size: int) -> Rows:
     """See Reader."""
-    return joined(_rows(words) for words in records(fd, size))
+    return joined(_rows(extents) for extents in records(fd, size))
 
 
-def _rows(words: "array[int]") -> Iterator[Row]:
-    for logical, physical, length, flags in zip(
-        words[0::7], words[1::7], words[2::7], words[5::7], strict=True
-    ):
+def _rows(extents: list[Extent]) -> Iterator[Row]:
+    for logical, physical, length, _, flags, _ in extents:
         if flags & DOUBTFUL:
             yield logical, length, 0, 0, UNSURE
         elif not flags & UNWRITTEN:  # that reads as zeros, as a hole does
@@ -65,23 +66,23 @@ def flush(fd: int) -> None:
     next(records(fd, 1, 1), None)
 
 
-def records(fd: int, size: int, most: int = _BATCH) -> "Iterator[array[int]]":
-    """The kernel's records up to ``size`` bytes of the file, in order and some at a time: seven
-    numbers of 64 bits each.
-    """
+def records(fd: int, size: int, most: int = _BATCH) -> Iterator[list[Extent]]:
+    """The kernel's records up to ``size`` bytes of the file, in order and some at a time."""
     start = 0
     while start < size:
-        buffer = bytearray(_HEAD.size + most * _RECORD)
+        buffer = bytearray(_HEAD.size + most * _EXTENT.size)
         _HEAD.pack_into(buffer, 0, start, size - start, _SYNC, 0, most, 0)
         fcntl.ioctl(fd, _FS_IOC_FIEMAP, buffer)
         count = _HEAD.unpack_from(buffer)[3]
         if count == 0:
             return
-        words = array("Q", bytes(memoryview(buffer)[_HEAD.size : _HEAD.size + count * _RECORD]))
-        yield words
-        end = words[-7] + words[-5]
+        told = memoryview(buffer)[_HEAD.size : _HEAD.size + count * _EXTENT.size]
+        extents = list(_EXTENT.iter_unpack(told))
+        yield extents
+        logical, _, length, _, flags, _ = extents[-1]
+        end = logical + length
         if end <= start:
             raise OSError(errno.EIO, "the file system's map does not advance")
         start = end
-        if words[-2] & _LAST:
+        if flags & _LAST:
             return

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.format import SessionFile
 from backup_vm.archive.prune import prune
 from backup_vm.errors import DamagedError
 from backup_vm.volumes import stored_volumes
@@ -24,7 +25,7 @@ from tests.certainty import (
 )
 from tests.commands import Commands
 from tests.kit import GRAIN, Site
-from tests.mutation.forms import seal_session, session_fields
+from tests.mutation.forms import fields_of, seal_session
 from wire import LAST_SEQUENCE
 
 Make = Callable[[Site], Commands]
@@ -240,8 +241,8 @@ def test_a_session_of_a_number_that_dom0_does_not_give(
     images, commands = built.images(), commands_for(built)
     last = session_files(built)[-1]
     raw = bytearray(last.read_bytes())
-    fields = {field.name: field for field in session_fields(bytes(raw))}
-    at, session = fields["sequence"].at, fields["session id"]
+    fields = {field.name: field for field in fields_of(SessionFile, bytes(raw))}
+    at, session = fields["record.clear.sequence"].at, fields["record.clear.session"]
     raw[at : at + 8] = number.to_bytes(8, "little")
     raw[session.at : session.at + 16] = b"forged" + bytes(10)
     forged = last.with_name(f"{number:010}-{(b'forged' + bytes(10)).hex()}.session")
@@ -255,6 +256,20 @@ def test_a_session_of_a_number_that_dom0_does_not_give(
     run(built)
     assert newest(built) == [built.contents(name) for name in built.volumes]
     assert built.scrubbed() == []
+
+
+def test_notes_that_are_gone_are_missed_once(built: Site, commands_for: Make) -> None:
+    """Without them no session seems to have a tag, and the next prune may take one that had."""
+    commands, notes = commands_for(built), built.archive / "notes.json"
+    commands.run("scrub")
+    assert commands.run("backup")[1] == "", "it was there all along"
+    commands.keyed(
+        "tag", built.volumes[0].partition("/")[0], "--session", "latest", "--add", "gold"
+    )
+    notes.unlink()
+    error = commands.run("backup")[1]
+    assert "notes.json is missing" in error and error.count("\n") == 1
+    assert commands.run("backup")[1] == commands.run("scrub")[1] == ""
 
 
 # Files of other programs

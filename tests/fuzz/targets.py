@@ -30,13 +30,13 @@ from backup_vm.archive.walk import Ends
 from backup_vm.errors import SparsebakError
 from backup_vm.jobs import export
 from backup_vm.terminal.progress import Progress
-from dom0_agent.admin import takeover
+from dom0_agent.admin import adoption
 from dom0_agent.admin.settings.document import QubeSettings, from_bytes
-from dom0_agent.archives import Archives
 from dom0_agent.changed_map import ChangedMap, MapFile
 from dom0_agent.config import load
+from dom0_agent.keyring import Keyring
 from dom0_agent.rpc import heads
-from dom0_agent.rpc.dispatch import SERVICES
+from dom0_agent.rpc.heads import SERVICES
 from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.sources import thin_xml
 from tests.attack.kit import Attacker
@@ -79,7 +79,7 @@ def request(data: bytes) -> None:
 
 def restore_stream(data: bytes) -> None:
     """A whole Restore, without a volume to write to."""
-    (archive,) = Archives(load(world().site.config).state_dir)
+    (archive,) = Keyring(load(world().site.config).state_dir)
     stream = io.BytesIO(data)
     with contextlib.suppress(Refused, EOFError):
         receive(stream, archive, read_record(stream, archive), None, 1)
@@ -89,7 +89,7 @@ def keys_file(data: bytes) -> None:
     path = world().site.root / "keys"
     path.write_bytes(data)
     with contextlib.suppress(Refused):
-        takeover.read(path)
+        adoption.read(path)
 
 
 def settings(data: bytes) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.remote import RemoteStorage
 from backup_vm.archive.storage.s3 import ObjectStore
@@ -205,6 +206,13 @@ def test_as_a_user_runs_it(
     commands.keyed(*place, "tag", "work", "--add", "gold")
     data = commands.keyed(*place, "status")
     assert data["path"] == url and data["volumes"][0]["verified"]["ok"]
+    with open_archive(url, writing=False) as archive:
+        files = [*archive.session_files(), *archive.pack_files()[:1]]
+    for name in [*files, "archive.toml", "notes.json", "catalog.sqlite"]:
+        shown = commands.keyed(*place, "inspect", name)
+        assert shown["ok"] and len(shown["fields"]) > 5
+    names = [field["value"] for field in commands.keyed(*place, "inspect", files[0])["fields"]]
+    assert "work" in names and "private" in names
     known = server.kind == "sftp"  # an object store does not say how much room there is
     assert (data["free"] is not None) == known
     assert ("? free" not in commands.run(*place, "status")[0]) == known

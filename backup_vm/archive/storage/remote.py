@@ -281,6 +281,8 @@ class RemoteStorage(Storage):
 
     @override
     def reader(self, name: str) -> Reader:
+        if self._is_own(name):
+            return self._own.reader(name)
         return RemoteReader(self._blocks, name, self._entry(name))
 
     @override

@@ -1,1 +1,0 @@
-from typing_extensions import override as override
