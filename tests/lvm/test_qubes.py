@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tests.qubes
-from backup_vm.agent.client import RefusedError
+from backup_vm.agent.call import RefusedError
 from dom0_agent.admin.catalog import write_down
 from dom0_agent.config import load
 from dom0_agent.sources import lvm
