@@ -162,7 +162,7 @@ def _restore(
 ) -> dict[str, Any]:
     from backup_vm.jobs.reading import feed, image_bytes
     from backup_vm.terminal.progress import progress_for
-    from wire.status import NOTE_OLDER
+    from wire.status import STATUS_OLDER
 
     image = archive.image(list(volume.sessions), session)
     progress = progress_for("restore", context.quiet)
@@ -190,7 +190,7 @@ def _restore(
         "qube": asked.qube,
         "volume": asked.volume,
         "session": session.name,
-        "older": bool(status.notes & NOTE_OLDER),
+        "older": bool(status.flags & STATUS_OLDER),
         "absent": absent,
     }
 

@@ -90,7 +90,7 @@ def _verify(
 ) -> dict[str, Any]:
     from backup_vm.agent.client import RefusedError
     from backup_vm.jobs.reading import feed, image_bytes, read_image
-    from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
+    from wire.status import STATUS_OLDER, STATUS_UNKNOWN, Code
 
     problem = None
     try:
@@ -101,8 +101,8 @@ def _verify(
             read_image(archive, image, keys, volume.name, progress, None)
         else:
             status = context.agent(archive).verify(feed(archive, image, volume.name, progress))
-            if status.notes & NOTE_OLDER and session is volume.sessions[-1]:
-                known = "no session" if status.notes & NOTE_UNKNOWN else "another session"
+            if status.flags & STATUS_OLDER and session is volume.sessions[-1]:
+                known = "no session" if status.flags & STATUS_UNKNOWN else "another session"
                 context.warn(
                     f"{volume.name} {session.name}: the newest here; dom0 knows {known} as the"
                     " newest"
