@@ -112,7 +112,7 @@ WRITING = {
 MODES = {"w", "wb", "w+b", "r+", "r+b", "x", "xb", "x+b", "a", "ab", "a+b"}
 FLAGS = {"O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND", "O_TMPFILE"}
 LVM = {
-    "lvs", "lvcreate", "lvchange", "lvremove", "dmsetup", "thin_delta", "thin_dump", "thin_ls",
+    "lvs", "lvcreate", "lvchange", "lvremove", "dmsetup", "thin_delta", "thin_dump",
 }  # fmt: skip
 
 

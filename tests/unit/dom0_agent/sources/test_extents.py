@@ -1,6 +1,5 @@
 """The comparison of two maps, against bytes laid out by the same maps."""
 
-from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,10 +159,12 @@ def test_what_fiemap_says_of_an_extent(monkeypatch: pytest.MonkeyPatch) -> None:
     not certain.
     """
     flags = [0, 0x2000, fiemap.UNWRITTEN, fiemap.ENCODED, 0x4, 0x200, 0x1]
-    words = [[at * 10, at * 10 + 100, 10, 7, 7, flag | 9 << 32, 7] for at, flag in enumerate(flags)]
-    raw = array("Q", sum(words, [])).tobytes()
-    extents = list(FiemapExtent.row().iter_unpack(raw))
-    monkeypatch.setattr(fiemap, "records", lambda fd, size: iter([extents]))
+    row = FiemapExtent.row()
+    told = b"".join(
+        row.pack(at * 10, at * 10 + 100, 10, b"\7" * 16, flag, b"\x09" * 12)
+        for at, flag in enumerate(flags)
+    )
+    monkeypatch.setattr(fiemap, "records", lambda fd, size: iter([list(row.iter_unpack(told))]))
     found = [row for rows in fiemap.rows(0, 70) for row in rows]
     assert found == [
         (0, 20, 0, 100, 0),
