@@ -136,7 +136,7 @@ class Status(Message, compiled=COMPILED):
     KIND = KIND_STATUS
 
     code: Annotated[int, Int16ul * "how the call ended"]
-    notes: Annotated[int, Int16ul * "bits, what else is to be known"] = 0
+    flags: Annotated[int, Int16ul * "bits, what else is to be known"] = 0
     detail: Annotated[int, Int64ul * "number of the chunk concerned, or 0"] = 0
 
 

@@ -24,7 +24,7 @@ from wire.messages import (
     largest_frame,
 )
 from wire.names import BadName, Restoring, parse_volume_name
-from wire.status import NOTE_OLD_LIST, Code
+from wire.status import STATUS_OLD_LIST, Code
 
 DOM0 = "dom0"
 ABSENT = "@default"
@@ -141,7 +141,7 @@ class Agent:
         except BadName as error:
             raise AgentError(f"List: {error}") from None
         status = reply.status
-        self.list_age = status.detail if status and status.notes & NOTE_OLD_LIST else 0
+        self.list_age = status.detail if status and status.flags & STATUS_OLD_LIST else 0
         return entries
 
     def snapshot(self, qube: str, volume: str, newest: bytes, sequence: int, time: int) -> Offer:

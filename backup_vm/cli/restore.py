@@ -158,7 +158,7 @@ def _restore(
     asked: Restoring,
 ) -> dict[str, Any]:
     from backup_vm.jobs.reading import feed, image_bytes
-    from wire.status import NOTE_OLDER
+    from wire.status import STATUS_OLDER
 
     archive, source, session, image = (
         chosen.archive,
@@ -186,7 +186,7 @@ def _restore(
         "qube": asked.qube,
         "volume": asked.volume,
         "session": session.name,
-        "older": bool(status.notes & NOTE_OLDER),
+        "older": bool(status.flags & STATUS_OLDER),
         "absent": absent,
     }
 

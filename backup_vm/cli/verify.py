@@ -78,7 +78,7 @@ def _damaged(
 def _verify(context: Context, chosen: "Chosen", progress: "Progress") -> dict[str, Any]:
     from backup_vm.agent.call import RefusedError
     from backup_vm.jobs.reading import feed, image_bytes, read_image
-    from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
+    from wire.status import STATUS_OLDER, STATUS_UNKNOWN, Code
 
     problem = None
     archive, volume, session = chosen.archive, chosen.volume, chosen.session
@@ -91,8 +91,8 @@ def _verify(context: Context, chosen: "Chosen", progress: "Progress") -> dict[st
             read_image(archive, image, keys, volume.name, progress, None)
         else:
             status = context.agent(archive).verify(feed(archive, image, volume.name, progress))
-            if status.notes & NOTE_OLDER and session is volume.sessions[-1]:
-                known = "no session" if status.notes & NOTE_UNKNOWN else "another session"
+            if status.flags & STATUS_OLDER and session is volume.sessions[-1]:
+                known = "no session" if status.flags & STATUS_UNKNOWN else "another session"
                 context.warn(
                     f"{volume.name} {session.name}: the newest here; dom0 knows {known} as the"
                     " newest"

@@ -16,7 +16,7 @@ from dom0_agent.sources import Sources
 from dom0_agent.tracking.rotation import changed_since
 from dom0_agent.tracking.state import VolumeState, known_volumes
 from wire.messages import VOLUME_GONE, VOLUME_PENDING, Status, VolumeEntry
-from wire.status import NOTE_OLD_LIST, Code, Refused
+from wire.status import STATUS_OLD_LIST, Code, Refused
 
 OLD = 1800.0
 """Seconds for which a list of volumes is as good as new: a timer writes it every ten minutes."""
@@ -30,7 +30,7 @@ def main(call: Call) -> Status:
         call.reply(entry)
     if -OLD <= catalog.age <= OLD:
         return Status(Code.OK)
-    return Status(Code.OK, NOTE_OLD_LIST, int(abs(catalog.age)))
+    return Status(Code.OK, STATUS_OLD_LIST, int(abs(catalog.age)))
 
 
 def entries(config: Config, archive: ArchiveKey, catalog: VolumeCatalog) -> Iterator[VolumeEntry]:
