@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from wire import FORMAT
+from wire import FORMAT, NO_ARCHIVE, NO_SESSION
 from wire.chunks import OVERHEAD
 from wire.compiled import COMPILED
 from wire.layout import Structure
@@ -122,8 +122,8 @@ class Request(Message, compiled=COMPILED):
     magic: ClassVar[Annotated[bytes, Const(REQUEST_MAGIC)]]
     format: ClassVar[Annotated[int, Const(FORMAT, Int16ul)]]
     flags: Annotated[int, Int16ul * "bits: 1 the ids that the caller holds follow"] = 0
-    archive: Annotated[bytes, Bytes(16) * "archive id"] = bytes(16)
-    session: Annotated[bytes, Bytes(16) * "session id"] = bytes(16)
+    archive: Annotated[bytes, Bytes(16) * "archive id"] = NO_ARCHIVE
+    session: Annotated[bytes, Bytes(16) * "session id"] = NO_SESSION
     number: Annotated[int, Int64ul * "sequence, or chunk number"] = 0
     time: Annotated[int, Time * "of the run, or zero"] = 0
     label: Annotated[str, Text(64) * "an archive's label"] = ""
