@@ -1,11 +1,11 @@
-# sparsebak: make test, make demo, make bench; make install-dom0 and make install-vm for packages.
+# sparsebak: make test, make demo, make bench; make install-dom0, install-dom0-settings and install-vm for packages.
 PYTHON ?= python3
 PREFIX ?= /usr
 LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm test-roots demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-vm clean
+.PHONY: test test-lvm test-roots demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -120,7 +120,7 @@ packages:
 install-dom0:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)/etc/qubes-rpc $(DESTDIR)/etc/qubes/policy.d $(DESTDIR)$(PREFIX)/bin
 	install -d -m 0700 $(DESTDIR)/etc/sparsebak $(DESTDIR)/var/lib/sparsebak
-	tools/install-package $(DESTDIR)$(LIB) common wire dom0_agent
+	tools/install-package $(DESTDIR)$(LIB) common wire dom0_agent -not -path 'dom0_agent/admin/settings/*' -not -path dom0_agent/admin/cli/settings.py
 	install -m 0755 dom0_agent/rpc/run-service $(DESTDIR)$(LIB)/dom0_agent/rpc/
 	install -m 0755 dom0_agent/admin/on-removal $(DESTDIR)$(LIB)/dom0_agent/admin/
 	install -m 0755 qubes-rpc/sparsebak.* $(DESTDIR)/etc/qubes-rpc/
@@ -130,6 +130,12 @@ install-dom0:
 	cd $(DESTDIR)/etc/qubes/policy.d && if [ -e 30-sparsebak.policy ]; then mv 30-sparsebak.policy 30-sparsebak.policy.old; fi
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.admin.cli
 	cd share/sparsebak-dom0 && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;
+
+# Settings of qubes and dom0's configuration, on Qubes OS: without it they are not backed up.
+install-dom0-settings:
+	tools/install-package $(DESTDIR)$(LIB) dom0_agent/admin/settings dom0_agent/admin/cli/settings.py
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 0644 systemd/dom0-settings/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 
 install-vm:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(PREFIX)/bin

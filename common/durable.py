@@ -26,6 +26,10 @@ UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
 """What opening or reading a file answers when the disk has lost it: a bad sector; damage to what
 XFS or ext4 keep of it.
 """
+NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+"""What file systems answer that cannot write past the page cache, or not this: then it goes
+through it.
+"""
 _NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -87,6 +91,8 @@ def write_synced(path: Path, *parts: bytes, mode: int = 0o600) -> None:
 def replace(path: Path, *parts: bytes, mode: int = 0o600) -> None:
     """Replace a file atomically: the one commit point of every state change."""
     temporary = path.with_name(path.name + ".tmp")
+    # To disk before it gets the name: a rename may come to disk before the contents of what it
+    # renames do, and a crash then leaves an empty file in the place of the old one.
     try:
         write_synced(temporary, *parts, mode=mode)
         os.replace(temporary, path)
@@ -108,6 +114,8 @@ def lock(path: Path, shared: bool = False, patience: float = 0.0) -> int:
 
 def lock_fd(fd: int, shared: bool = False, patience: float = 0.0) -> int:
     """The same for an open file, which is returned; it is closed when an error is raised."""
+    # flock(2) waits without a limit, and an alarm would be for the main thread alone. So it is
+    # asked again and again; most locks here are held for milliseconds.
     deadline = time.monotonic() + patience
     try:
         while True:

@@ -45,6 +45,8 @@ def in_order(
     after which no further item is begun. One item or one thread is done in the calling thread,
     without starting any.
     """
+    # Most calls of a run in which nothing changed have one item or none: threads, and the import
+    # of what makes them, would be most of what they cost.
     from itertools import chain, islice
 
     source = iter(items)

@@ -17,19 +17,21 @@ from unittest import mock
 
 from backup_vm.agent.client import Agent
 from backup_vm.agent.transport import Connection
-from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
+from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
-from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.jobs.backup import BackupRun, Report
 from backup_vm.jobs.reading import assemble, feed, read_image
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
 from common.text import session_name
+from dom0_agent.admin import archives
 from dom0_agent.admin.monitoring import Outcome, monitor
-from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.catalog.static import StaticCatalog
 from dom0_agent.config import Config, Volume, load
+from dom0_agent.keyring import Keyring
 from dom0_agent.rpc import dispatch
 from wire import slots
 from wire.chunks import SUITE_SHA256, Keys
@@ -146,9 +148,9 @@ class Site:
         """Make an archive and return its recovery key (sealed mode)."""
         log_n, slots.SCRYPT_LOG_N = slots.SCRYPT_LOG_N, 10  # the cost is measured elsewhere
         try:
-            archives = Archives(load(self.config).state_dir)
+            keyring = Keyring(load(self.config).state_dir)
             passphrase = PASSPHRASE if sealed else None
-            _, recovery = archives.add(label, "backup-vm", suite, chunk_size, passphrase)
+            _, recovery = archives.add(keyring, label, "backup-vm", suite, chunk_size, passphrase)
         finally:
             slots.SCRYPT_LOG_N = log_n
         entry, found = Agent(InProcess(self.config)).enroll(label)
@@ -190,7 +192,7 @@ class Site:
             agent.use(archive.parameters.archive, archive.parameters.chunk_size)
             volumes = [v for v in agent.list() if not names or f"{v.qube}/{v.volume}" in names]
             try:
-                report = Archiver(archive, agent, Progress()).run(volumes)
+                report = BackupRun(archive, agent, Progress()).run(volumes)
             finally:
                 agent.close()
         assert not report.failed, report.failed
@@ -275,10 +277,10 @@ class Site:
 
     def monitor(self) -> list[Outcome]:
         config = load(self.config)
-        archives = Archives(config.state_dir).by_id()
-        outcomes = list(monitor(config.state_dir, list(open_catalog(config).volumes()), archives))
+        keyring = Keyring(config.state_dir)
+        outcomes = list(monitor(config.state_dir, list(open_catalog(config).volumes()), keyring))
         errors = [outcome.error for outcome in outcomes if outcome.error]
-        assert not errors, errors
+        assert not errors, (errors, still_held())
         return outcomes
 
     def snapshots(self, name: str = "work/private") -> list[str]:
@@ -301,6 +303,15 @@ def own_domains() -> Iterator[None]:
 
     with mock.patch.object(StaticCatalog, "__init__", make):
         yield
+
+
+def still_held() -> tuple[list[str], list[str]]:
+    """What else this process has at work: its threads, and what its descriptors stand for."""
+    files = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one of this listing
+            files.append(os.readlink(f"/proc/self/fd/{number}"))
+    return [thread.name for thread in threading.enumerate()], files
 
 
 def fill(image: Path, size: int, seed: int = 0) -> None:

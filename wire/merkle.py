@@ -1,5 +1,5 @@
-"""The root of an image: a keyed hash over page digests, each a keyed hash over 1,024 chunk ids in
-order.
+"""The root of an image, by a Merkle tree of two levels: a keyed hash over page digests, each a
+keyed hash over 1,024 chunk ids in order.
 
 A small change to a huge volume rehashes a few pages; a restore or verify checks page by page in
 flat memory.
@@ -57,6 +57,8 @@ class Tree:
         """Digest of up to 1,024 ids (32 bytes each); a shorter page counts as filled up with zero
         ids.
         """
+        # Most pages of a large volume may be holes: they are compared, which is quicker than
+        # hashed.
         ids = ids.ljust(PAGE_BYTES, b"\x00")
         return self.zero_page if ids == ZERO_PAGE else self._page(ids)
 

@@ -144,6 +144,11 @@ class Status(Message, compiled=COMPILED):
 class VolumeEntry(Message, compiled=COMPILED):
     """One volume the caller may back up."""
 
+    @property
+    def name(self) -> str:
+        """The volume, for people: ``qube/volume``."""
+        return f"{self.qube}/{self.volume}"
+
     KIND = KIND_VOLUME
 
     qube: Annotated[str, Text(64) * "name of the qube"]

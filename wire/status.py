@@ -23,6 +23,7 @@ class Code(IntEnum):
     NOT_HALTED = 14
     OLDER = 15
     NOT_AS_ASKED = 16
+    NOT_LISTED = 17
 
 
 NOTE_OLDER = 1
@@ -32,6 +33,12 @@ in this archive.
 NOTE_UNKNOWN = 2
 """Note bit of a status, with NOTE_OLDER: dom0 knows no session of this volume in this archive at
 all.
+"""
+
+
+NOTE_OLD_LIST = 4
+"""Note bit of the status of a List: the volumes were listed longer ago than dom0 is used to; its
+detail is how many seconds.
 """
 
 

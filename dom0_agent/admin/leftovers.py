@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.durable import Busy, closing_fd, lock, make_directory
-from dom0_agent.archives import Archive
 from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Volume, recall
+from dom0_agent.keyring import ArchiveKey
 from dom0_agent.sources import Source, Sources
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.rotation import Rotation
@@ -78,7 +78,7 @@ def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
         rotation = Rotation(store, state, source)
         pending = [follow.pending for follow in state.follows.values() if follow.pending]
         if any(in_use(store.directory / one.log) for one in pending):
-            if rotation.give_way():  # read as slowly as can be, it must not fill the pool
+            if rotation.yield_space():  # read as slowly as can be, it must not fill the pool
                 rotation.finish()
             return False
         for follow in state.follows.values():
@@ -140,20 +140,20 @@ def forget(state_dir: Path, qube: str, name: str, volume: Volume | None) -> None
         store.directory.parent.rmdir()
 
 
-def drop_archive(state_dir: Path, archive: Archive) -> None:
+def drop_archive(state_dir: Path, archive: ArchiveKey) -> None:
     """Let go of what volumes hold for an archive that is removed: else a session that was begun
     would hold its snapshot.
     """
-    key = archive.id.hex()
+    archive_id = archive.id.hex()
     for qube, name in known_volumes(state_dir):
         store = VolumeState(state_dir, qube, name)
         try:
-            if key not in store.load().follows:
+            if archive_id not in store.load().follows:
                 continue
         except Refused:  # damaged, which its next session says
             continue
         with store.locked() as state:
-            del state.follows[key]
+            del state.follows[archive_id]
             place = remembered(state)
             if not any(follow.committed or follow.pending for follow in state.follows.values()):
                 state.base = None

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from dom0_agent.archives import Archive
 from dom0_agent.config import Volume
+from dom0_agent.keyring import Keyring
 from dom0_agent.sources import Sources
 from dom0_agent.tracking.rotation import Rotation
 from dom0_agent.tracking.state import VolumeState
@@ -43,9 +43,7 @@ class Outcome:
     busy: bool = False
 
 
-def monitor(
-    state_dir: Path, volumes: Sequence[Volume], archives: dict[str, Archive]
-) -> Iterator[Outcome]:
+def monitor(state_dir: Path, volumes: Sequence[Volume], keyring: Keyring) -> Iterator[Outcome]:
     """Walk the base snapshots on. A volume that another call works on is left for the next time."""
     volumes = [
         volume for volume in volumes if volume.pool.driver != "settings"
@@ -54,7 +52,7 @@ def monitor(
         members = list(alike)
         size = BATCH if thin else 1
         for start in range(0, len(members), size):
-            yield from _Batch(state_dir, members[start : start + size], archives).run()
+            yield from _Batch(state_dir, members[start : start + size], keyring).run()
 
 
 class _Turn:
@@ -74,6 +72,8 @@ class _Turn:
         or did.
         """
         with self.store.locked(patience=0) as state:
+            # Whoever had the lock in between may have taken a snapshot, committed, or dropped ours:
+            # what this batch found out in its last round is of the past then.
             if self.store.uses() != self.uses + 1:
                 raise Refused(Code.BUSY, f"{self.volume.name} was just worked on")
             self.uses += 2
@@ -81,10 +81,8 @@ class _Turn:
 
 
 class _Batch:
-    def __init__(
-        self, state_dir: Path, volumes: Sequence[Volume], archives: dict[str, Archive]
-    ) -> None:
-        self._volumes, self._archives = volumes, archives
+    def __init__(self, state_dir: Path, volumes: Sequence[Volume], keyring: Keyring) -> None:
+        self._volumes, self._keyring = volumes, keyring
         self._sources, self._outcomes = Sources(state_dir), dict[str, Outcome]()
         # Before storage is asked about anything: what it says is then no older than what the locks
         # protect.
@@ -96,6 +94,9 @@ class _Batch:
 
     def run(self) -> list[Outcome]:
         """Outcomes in the volumes' order."""
+        # LVM's commands are 97 % of a walk (measured: 20 volumes in which nothing changed). So what
+        # one of them can do for many is done together: a report, a reserved metadata snapshot, an
+        # lvremove; only lvcreate makes one snapshot at a time.
         with self._sources.together(self._volumes_of(self._turns)):
             changed = [turn for turn in self._turns if self._has_changed(turn)]
         begun = deque(turn for turn in changed if self._begin(turn))
@@ -114,10 +115,10 @@ class _Batch:
 
     def _has_changed(self, turn: _Turn) -> bool:
         with self._noting(turn), turn.held(self._sources) as rotation:
-            rotation.recover(self._archives)
+            rotation.recover(self._keyring)
             if not rotation.followed:
                 return False
-            if rotation.give_way():
+            if rotation.yield_space():
                 rotation.finish()
                 if not rotation.followed:
                     return False

@@ -1,9 +1,18 @@
-"""Which volumes exist and where they are: one module for each way of knowing."""
+"""Which volumes exist and where they are: one module for each way of knowing without asking
+anybody.
+
+On Qubes OS that is a list that dom0's own timer and commands write (``dom0_agent.admin.catalog``).
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 from dom0_agent.config import Config, Volume
+
+SETTINGS = "settings"
+"""The volume of a qube's settings, and the driver of the pool of all documents."""
+CONFIG = ("dom0", "config")
+"""The volume of dom0's own configuration."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +35,12 @@ class VolumeCatalog(Protocol):
     def skipped(self) -> tuple[Skipped, ...]:
         """What is there and left out."""
 
-    def find(self, qube: str, volume: str, restoring: bool = False) -> Volume | None:
-        """The volume of that name, or None. ``restoring``: one that is there but not backed up will
-        do.
-        """
+    def find(self, qube: str, volume: str) -> Volume | None:
+        """The volume of that name, or None; Refused when nobody could tell of it."""
 
-    def absent(self, qube: str) -> Volume:
-        """The settings of a qube that does not exist, to create it again; Refused when it does,
-        or cannot be.
-        """
+    @property
+    def age(self) -> float:
+        """Seconds since it was known to be so."""
 
 
 def open_catalog(config: Config, caller: str = "") -> VolumeCatalog:
@@ -42,9 +48,14 @@ def open_catalog(config: Config, caller: str = "") -> VolumeCatalog:
     out unless named.
     """
     if config.catalog == "qubes":
-        from dom0_agent.catalog.qubes import QubesCatalog
+        from dom0_agent.catalog.kept import KeptCatalog
 
-        return QubesCatalog(config, caller)
+        return KeptCatalog(config, caller)
     from dom0_agent.catalog.static import StaticCatalog
 
     return StaticCatalog(config)
+
+
+def is_document(qube: str, volume: str) -> bool:
+    """Whether a volume on Qubes OS is a document of dom0: settings, or its configuration."""
+    return (qube, volume) == CONFIG if qube == "dom0" else volume == SETTINGS

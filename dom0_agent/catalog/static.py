@@ -1,28 +1,26 @@
 """Catalog ``static``: the volumes listed in agent.toml."""
 
-from dom0_agent.catalog import Skipped
+from common.override import override
+from dom0_agent.catalog import Skipped, VolumeCatalog
 from dom0_agent.config import Config, Volume
-from wire.status import Code, Refused
 
 
-class StaticCatalog:
-    """See Catalog."""
+class StaticCatalog(VolumeCatalog):
+    """See VolumeCatalog."""
+
+    age = 0.0
 
     def __init__(self, config: Config) -> None:
         self._volumes = config.volumes
 
+    @override
     def volumes(self) -> tuple[Volume, ...]:
-        """See Catalog."""
         return self._volumes
 
+    @override
     def skipped(self) -> tuple[Skipped, ...]:
-        """See Catalog."""
         return ()
 
-    def find(self, qube: str, volume: str, restoring: bool = False) -> Volume | None:
-        """See Catalog."""
+    @override
+    def find(self, qube: str, volume: str) -> Volume | None:
         return next((v for v in self._volumes if (v.qube, v.volume) == (qube, volume)), None)
-
-    def absent(self, qube: str) -> Volume:
-        """See Catalog."""
-        raise Refused(Code.NO_VOLUME, f"{qube} is not in the catalog")

@@ -67,6 +67,7 @@ def _both(stack: ExitStack, folder: Path, caller: str, kind: str, limit: Limit) 
 
 def _one(stack: ExitStack, folder: Path, name: str, count: int) -> bool:
     """One of ``count`` files that nobody has locked. No name of a qube has a plus in it."""
+    # Locks, not a counter in a file: the kernel takes them back from a process that is killed.
     for number in range(count):
         try:
             stack.enter_context(closing_fd(lock(folder / f"{name}+{number}")))

@@ -9,8 +9,8 @@ against the root before any chunk is taken, in flat memory.
 
 from collections.abc import Iterator
 
-from dom0_agent.archives import Archive
-from dom0_agent.sources import Replacement
+from dom0_agent.keyring import ArchiveKey
+from dom0_agent.targets.interface import Replacement
 from wire.chunks import ID_SIZE, OVERHEAD, ZERO_ID, NotAuthentic
 from wire.merkle import PAGE_IDS, Tree, chunk_count, page_count
 from wire.messages import END, LENGTH
@@ -20,7 +20,7 @@ from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, read_exactly, read_view
 
 
-def read_record(stream: Reader, archive: Archive) -> Record:
+def read_record(stream: Reader, archive: ArchiveKey) -> Record:
     """Read and authenticate the record of a session of this archive, or raise Refused."""
     try:
         record = open_record(read_exactly(stream, RECORD_SIZE), archive.keys())
@@ -32,7 +32,7 @@ def read_record(stream: Reader, archive: Archive) -> Record:
 
 
 def receive(
-    stream: Reader, archive: Archive, record: Record, target: Replacement | None, threads: int
+    stream: Reader, archive: ArchiveKey, record: Record, target: Replacement | None, threads: int
 ) -> None:
     """Check a whole session as it comes in, and write it to ``target`` if there is one. Raise
     Refused.
@@ -55,6 +55,8 @@ def _arriving(stream: Reader, tree: Tree, record: Record) -> Iterator[SealedChun
     pages = [tree.page(_ids(stream, index, chunks)) for index in range(page_count(chunks))]
     if tree.root(record.size, record.chunk_size, pages) != record.root:
         raise Refused(Code.NOT_AUTHENTIC, "the chunk ids do not match the record's root")
+    # Kept of the first pass are 32 bytes a page, not the ids, which would be 256 MiB for a TiB: the
+    # ids come again, and have to be the same.
     for index, page in enumerate(pages):
         first = index * PAGE_IDS
         ids = _ids(stream, index, chunks)

@@ -1,5 +1,5 @@
-"""Kinds of storage, one module each. All offer the methods of Source; no other module touches a
-volume.
+"""Kinds of storage, one module each, with the methods of Source. They read volumes, and write
+nothing but snapshots of their own: new contents are the business of ``targets``.
 """
 
 import re
@@ -30,25 +30,6 @@ def snapshot_number(name: str) -> int | None:
     """Undo snapshot_name; None for what it did not make."""
     found = _NUMBER.fullmatch(name)
     return int(found[1]) << 32 | int(found[2], 16) if found else None
-
-
-class Replacement(Protocol):
-    """New contents for a volume, written beside the old ones. ``ordered``: only one write at a
-    time, with rising offsets.
-    """
-
-    ordered: bool
-
-    def write(self, offset: int, parts: list[bytes]) -> None:
-        """Write parts one after another; what is never written reads as zeros. May be called from
-        several threads.
-        """
-
-    def commit(self) -> None:
-        """Put the new contents in the old ones' place, durably and at once."""
-
-    def discard(self) -> None:
-        """Forget the new contents; the volume is as it was."""
 
 
 class Source(Protocol):
@@ -106,15 +87,6 @@ class Source(Protocol):
         zeros, in order.
         """
 
-    def replace(self, size: int) -> Replacement:
-        """Begin new contents of ``size`` bytes."""
-
-    def clean(self) -> None:
-        """Remove what an interrupted ``replace`` left."""
-
-    def held(self) -> int:
-        """Bytes of storage that snapshots of ours hold, as far as the storage can tell cheaply."""
-
 
 class Sources:
     """The sources of one call or command. Those of one LVM pool share what LVM reports of it."""
@@ -129,15 +101,11 @@ class Sources:
             from dom0_agent.sources.lvm_thin import LvmThinSource
 
             return LvmThinSource(volume, self._pool(volume))
-        if volume.pool.driver == "settings":
-            from dom0_agent.sources.settings import SettingsSource
-
-            return SettingsSource(volume, self._state_dir)
         if volume.pool.driver == "reflink":
             from dom0_agent.sources.reflink import ReflinkSource
 
             return ReflinkSource(volume)
-        from dom0_agent.sources.file import FileSource
+        from dom0_agent.sources.file import FileSource  # documents, too: small files of ours
 
         return FileSource(volume)
 

@@ -4,14 +4,16 @@
 
 import errno
 import os
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from common.durable import closing_fd, make_directory, sync_directory
+from common.override import override
 from dom0_agent.config import Volume
-from dom0_agent.sources import Range, snapshot_name, snapshot_number
-from dom0_agent.targets.file import FileReplacement, failed, open_regular
+from dom0_agent.sources import Range, Source, snapshot_name, snapshot_number
+from dom0_agent.sources.files import failed, open_regular
 from wire.status import Code, Refused
 
 STORE = ".sparsebak"
@@ -44,7 +46,7 @@ def remove(path: Path, text: str) -> None:
         raise failed(text, error) from None
 
 
-class DirectorySource:
+class DirectorySource(Source):
     """A volume that is an image file; see Source for the methods."""
 
     _grain = 1
@@ -56,7 +58,6 @@ class DirectorySource:
         self.image = volume.pool.path / volume.vid
         self._live_image = volume.pool.path / volume.live if volume.live else self.image
         self._store = volume.pool.path / STORE / volume.qube / volume.volume
-        self._beside = self.image.with_name(self.image.name + ".sparsebak-restore")
 
     def _path(self, number: int) -> Path:
         return self._store / (snapshot_name(number) + _SUFFIX)
@@ -70,12 +71,14 @@ class DirectorySource:
         except OSError as error:
             raise failed(f"{self.name}: cannot open {image}", error) from None
 
+    @override
     def together(self) -> AbstractContextManager[None]:
-        """See Source. Image files have nothing to share."""
+        """Image files have nothing to share."""
         return nullcontext()
 
+    @override
     def require_room(self) -> None:
-        """See Source. What the file system does not tell is not held against it; that nothing can
+        """What the file system does not tell is not held against it; that nothing can
         be written is.
         """
         try:
@@ -95,13 +98,13 @@ class DirectorySource:
                 "or allow more with data_limit in agent.toml",
             )
 
+    @override
     def live_size(self) -> int:
-        """See Source."""
         with closing_fd(self._open_image()) as fd:
             return os.fstat(fd).st_size
 
+    @override
     def snapshots(self) -> set[int]:
-        """See Source."""
         if not self._store.is_dir():
             return set()
         try:
@@ -111,8 +114,8 @@ class DirectorySource:
         numbers = (snapshot_number(name.removesuffix(_SUFFIX)) for name in names)
         return {number for number in numbers if number is not None}
 
+    @override
     def snapshot(self, number: int) -> None:
-        """See Source."""
         path, text = self._path(number), f"{self.name}: cannot take a snapshot"
         with closing_fd(self._open_image()) as image, whole_or_absent(path, text):
             make_directory(self._store)
@@ -123,26 +126,27 @@ class DirectorySource:
                 os.fsync(copy)
             sync_directory(self._store)
 
+    @override
     def unchanged(self, number: int) -> bool:
-        """See Source."""
         return False
 
+    @abstractmethod
     def _copy(self, image: int, copy: int) -> None:
-        raise NotImplementedError
+        """Make an empty file what an open image is, or a clone of it."""
 
+    @override
     def drop(self, number: int) -> None:
-        """See Source."""
         remove(self._path(number), f"{self.name}: cannot remove a snapshot")
 
+    @override
     def size(self, number: int) -> int:
-        """See Source."""
         try:
             return os.stat(self._path(number), follow_symlinks=False).st_size
         except OSError as error:
             raise failed(f"{self.name}: snapshot {number}", error) from None
 
+    @override
     def open(self, number: int, direct: bool = False) -> int:
-        """See Source."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             return os.open(self._path(number), flags | (os.O_DIRECT if direct else 0))
@@ -151,8 +155,9 @@ class DirectorySource:
                 return self.open(number)
             raise failed(f"{self.name}: snapshot {number}", error) from None
 
+    @override
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[Range]:
-        """See Source. Asked of the file system by SEEK_DATA and SEEK_HOLE; what it cannot tell
+        """Asked of the file system by SEEK_DATA and SEEK_HOLE; what it cannot tell
         counts as data.
         """
         while start < end:
@@ -168,19 +173,3 @@ class DirectorySource:
             hole = min(max(os.lseek(fd, data, os.SEEK_HOLE), whole), end)
             yield data, hole
             start = hole
-
-    def replace(self, size: int) -> "FileReplacement":
-        """See Source."""
-        self.require_room()  # a small one is not looked after again
-        return FileReplacement(self.image, self._beside, size, self.require_room)
-
-    def clean(self) -> None:
-        """See Source."""
-        remove(self._beside, f"{self.name}: cannot remove what a restore left")
-
-    def held(self) -> int:
-        """See Source."""
-        try:
-            return sum(os.stat(self._path(number)).st_blocks * 512 for number in self.snapshots())
-        except OSError as error:
-            raise failed(f"{self.name}: cannot look at its snapshots", error) from None

@@ -14,9 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, zip_longest
 
 from dom0_agent.changed_map import GRAIN, ChangedMap
+from dom0_agent.sources import Range
 
-Range = tuple[int, int]
 Row = tuple[int, int, int, int, int]
+# Plain tuples, and numbers for their fields: there may be millions, and a class would double what
+# each costs.
+LOGICAL, LENGTH, PLACE, SHIFT, KIND = range(5)
+WHERE = slice(PLACE, KIND + 1)
+"""Of a row: what two rows have in common that hold the same bytes at a place of their files."""
 Rows = Iterator[list[Row]]
 Reader = Callable[[int, int], Rows]
 """Reads the map of an open file up to so many bytes of it; raises OSError and TooManyPieces."""
@@ -48,8 +53,13 @@ def joined(read: Iterable[Iterable[Row]]) -> Rows:
         for row in rows:
             if held is None:
                 held = row
-            elif held[0] + held[1] == row[0] and held[2:] == row[2:] and row[4] < UNSURE:
-                held = (held[0], held[1] + row[1], held[2], held[3], held[4])
+            elif (
+                held[LOGICAL] + held[LENGTH] == row[LOGICAL]
+                and held[WHERE] == row[WHERE]
+                and row[KIND] < UNSURE
+            ):
+                length = held[LENGTH] + row[LENGTH]
+                held = (held[LOGICAL], length, held[PLACE], held[SHIFT], held[KIND])
             else:
                 out.append(held)
                 held = row
@@ -97,13 +107,13 @@ class _Side:
                 self.end = self._size
                 return
             self._rows += rows
-            self.end = min(rows[-1][0] + rows[-1][1], self._size)
+            self.end = min(_end(rows[-1]), self._size)
 
     def take(self, end: int) -> list[Row]:
         """The rows up to ``end``; one that goes on beyond it is cut."""
         cut = bisect_left(self._rows, (end,))
         taken, self._rows = self._rows[:cut], self._rows[cut:]
-        if taken and (beyond := taken[-1][0] + taken[-1][1] - end) > 0:
+        if taken and (beyond := _end(taken[-1]) - end) > 0:
             logical, length, *rest = taken[-1]
             taken[-1] = (logical, length - beyond, *rest)  # type: ignore[assignment]
             self._rows.insert(0, (end, beyond, *rest))  # type: ignore[arg-type]
@@ -124,7 +134,7 @@ def compare(base: Rows, new: Rows, size: int) -> Iterator[Range]:
 
 
 def _unlike(a: list[Row], b: list[Row], start: int, end: int) -> Iterator[Range]:
-    common = {row for row in set(a).intersection(b) if row[4] < UNSURE}
+    common = {row for row in set(a).intersection(b) if row[KIND] < UNSURE}
     if len(common) == len(a) == len(b):
         return
     # Without what they have in common: a gap in both is alike, so that is right for the common
@@ -133,9 +143,9 @@ def _unlike(a: list[Row], b: list[Row], start: int, end: int) -> Iterator[Range]
     others = iter([row for row in b if row not in common])
     x, y, at, begin = next(mine, None), next(others, None), start, -1
     while at < end:
-        while x is not None and x[0] + x[1] <= at:
+        while x is not None and _end(x) <= at:
             x = next(mine, None)
-        while y is not None and y[0] + y[1] <= at:
+        while y is not None and _end(y) <= at:
             y = next(others, None)
         here_x, end_x = _at(x, at, end)
         here_y, end_y = _at(y, at, end)
@@ -153,16 +163,21 @@ def _unlike(a: list[Row], b: list[Row], start: int, end: int) -> Iterator[Range]
 def _alike(x: Row | None, y: Row | None) -> bool:
     if x is None or y is None:
         return x is y
-    return x[2:] == y[2:] and x[4] < UNSURE
+    return x[WHERE] == y[WHERE] and x[KIND] < UNSURE
+
+
+def _end(row: Row) -> int:
+    """Where in the file a row ends."""
+    return row[LOGICAL] + row[LENGTH]
 
 
 def _at(row: Row | None, at: int, end: int) -> tuple[Row | None, int]:
     """The row if it covers ``at`` (else None), and where that ends."""
     if row is None:
         return None, end
-    if row[0] > at:
-        return None, min(row[0], end)
-    return row, min(row[0] + row[1], end)
+    if row[LOGICAL] > at:
+        return None, min(row[LOGICAL], end)
+    return row, min(_end(row), end)
 
 
 def changed_ranges(
@@ -204,7 +219,7 @@ def still_there(read: Reader, live: int, base: int, size: int, remembered: bytes
         return False
     held = Digest(read(base, size))
     for now, then in zip_longest(read(live, size), held):
-        if now != then or any(row[4] >= UNSURE for row in then):
+        if now != then or any(row[KIND] >= UNSURE for row in then):
             return False
     return held.value() == remembered
 

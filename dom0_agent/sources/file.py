@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator
 
 from common.durable import closing_fd, pwrite_all
+from common.override import override
 from dom0_agent.sources import Range
 from dom0_agent.sources.directory import DirectorySource
-from dom0_agent.targets.file import CHECK_ROOM
+from dom0_agent.sources.files import CHECK_ROOM
 
 _BLOCK = 1 << 20
 _GRAIN = 64 * 1024
@@ -33,8 +34,8 @@ class FileSource(DirectorySource):
                     self.require_room()
                     unchecked = 0
 
+    @override
     def delta(self, old: int, new: int) -> Iterator[Range]:
-        """See Source."""
         with closing_fd(self.open(old)) as a, closing_fd(self.open(new)) as b:
             size = min(os.fstat(a).st_size, os.fstat(b).st_size)
             for start, end in _union(self.data_ranges(a, 0, size), self.data_ranges(b, 0, size)):

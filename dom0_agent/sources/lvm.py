@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 from dom0_agent.log import WARNING, log
 from wire.status import Code, Refused
@@ -70,6 +71,11 @@ def device_name(group: str, name: str) -> str:
     volume.
     """
     return f"{group.replace('-', '--')}-{name.replace('-', '--')}"
+
+
+def device_path(group: str, name: str) -> Path:
+    """The device of an active logical volume."""
+    return Path("/dev/mapper") / device_name(group, name)
 
 
 def environment() -> dict[str, str]:

@@ -1,31 +1,20 @@
 """One LVM thin pool: its volumes, its space, and its metadata, read from a reserved metadata
 snapshot.
-
-The kernel keeps at most one metadata snapshot a pool (Linux,
-Documentation/admin-guide/device-mapper/thin-provisioning.rst), and it belongs to whoever reserved
-it. Ours is marked in a file, so that one left over from a crash is told from another program's,
-which is waited for and never touched.
 """
 
-import os
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from common.durable import Busy, closing_fd, lock, make_directory
 from dom0_agent.config import Pool
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import lvm, thin_xml
+from dom0_agent.sources import Range, lvm, thin_xml
+from dom0_agent.sources.metadata_snapshot import MetadataSnapshot, ThinDevice
 from wire.status import Code, Refused
 
-Range = tuple[int, int]
-PATIENCE = 30.0
-"""Seconds to wait for a metadata snapshot that somebody else holds."""
-_UNSURE = "unsure"
-_MARK_SIZE = 32
-_POLL = 0.5
+_USED_DATA = 5
+"""The word of a pool's status that tells how many of its blocks are in use, of how many."""
 
 
 class ThinPool:
@@ -39,9 +28,11 @@ class ThinPool:
             report,
         )
         self.title = f"{self.group}/{self.name}"
-        self._mark = state_dir / "pools" / f"{self.group}+{self.name}"
-        self._device = lvm.device_name(self.group, self.name)
-        self._depth, self._reserved = 0, -1
+        self._device = ThinDevice(self.group, self.name)
+        mark = state_dir / "pools" / f"{self.group}+{self.name}"
+        self._metadata = MetadataSnapshot(self._device, mark)
+        self._reserved: ExitStack | None = None
+        self._depth = 0
         self._doomed: list[str] = []
 
     def find(self, name: str) -> lvm.LogicalVolume | None:
@@ -94,12 +85,12 @@ class ThinPool:
 
     def used_percent(self) -> float:
         """Share of the data space in use now, from device-mapper."""
-        used, total = self._status()[5].split("/")
+        used, total = self._device.status()[_USED_DATA].split("/")
         return 100 * int(used) / max(int(total), 1)
 
     def change(self, *command: str) -> None:
         """Run a command that changes the pool."""
-        self._release()  # a metadata snapshot would not know of it
+        self._release()  # it would not know of what is made now, and thin_delta would not find it
         try:
             lvm.change(*command)
         finally:
@@ -150,28 +141,16 @@ class ThinPool:
         """Ranges of a thin volume that have blocks; all else reads as zeros."""
         yield from self._ask("thin_dump", "-m", "--dev-id", str(volume.thin_id))
 
-    def exclusive(self) -> dict[int, int]:
-        """Bytes that only this one holds, by thin id."""
+    @contextmanager
+    def metadata(self) -> Iterator[str]:
+        """The device with the pool's metadata, as of a snapshot of them that is held inside."""
         with self.together():
             self._reserve()
-            lines = lvm.run(
-                "thin_ls",
-                "-m",
-                "--no-headers",
-                "-o",
-                "DEV,EXCLUSIVE_BLOCKS",
-                f"/dev/mapper/{self._device}_tmeta",
-            )
-        block = self.itself().block
-        return {
-            int(thin_id): int(blocks) * block
-            for thin_id, blocks in (line.split() for line in lines.splitlines() if line)
-        }
+            yield self._device.metadata
 
     def _ask(self, *command: str) -> Iterator[Range]:
-        with self.together():
-            self._reserve()
-            whole = [*command, f"/dev/mapper/{self._device}_tmeta"]
+        with self.metadata() as device:
+            whole = [*command, device]
             with subprocess.Popen(
                 whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=lvm.environment()
             ) as process:
@@ -187,76 +166,19 @@ class ThinPool:
                         Code.SOURCE_FAILED, f"{command[0]} failed: {words or process.returncode}"
                     )
 
-    def _status(self) -> list[str]:
-        """Words of the pool's status line; thin-provisioning.rst, "Status": held metadata root is
-        the seventh.
-        """
-        words = lvm.run("dmsetup", "status", f"{self._device}-tpool").split()
-        if len(words) < 8 or words[2] != "thin-pool":
-            raise Refused(
-                Code.SOURCE_FAILED,
-                f"pool {self.title} is not usable: unexpected status {' '.join(words)}",
-            )
-        return words
-
-    def _message(self, text: str) -> None:
-        lvm.run("dmsetup", "message", f"{self._device}-tpool", "0", text)
-
     def _reserve(self) -> None:
         """Make sure of a metadata snapshot that knows all volumes there are; held until
-        ``together`` ends.
+        ``together`` ends or the pool is changed.
         """
-        if self._reserved >= 0:
-            return
-        make_directory(self._mark.parent)
-        try:
-            fd = lock(self._mark, patience=PATIENCE)
-        except Busy:
-            raise Refused(
-                Code.BUSY, f"pool {self.title}: another call reads its metadata"
-            ) from None
-        try:
-            self._wait_for_turn(fd)
-            _write_mark(fd, _UNSURE)
-            self._message("reserve_metadata_snap")
-            _write_mark(fd, self._status()[6])
-        except BaseException:
-            os.close(fd)
-            raise
-        self._reserved = fd
-
-    def _wait_for_turn(self, fd: int) -> None:
-        """Until nobody holds the metadata snapshot. One of ours, left over from a crash, is
-        released.
-        """
-        deadline = time.monotonic() + PATIENCE
-        mark = os.pread(fd, _MARK_SIZE, 0).decode("ascii", "replace").strip()
-        while (root := self._status()[6]) != "-":
-            late = time.monotonic() >= deadline
-            if mark == root or (mark == _UNSURE and late):
-                log(
-                    WARNING,
-                    f"pool {self.title}: releasing a metadata snapshot left over from a crash",
-                )
-                self._message("release_metadata_snap")
-                return
-            if late:
-                raise Refused(
-                    Code.BUSY,
-                    f"pool {self.title}: another program holds the metadata snapshot; try again"
-                    " when it is done, or, if none is running, release it: dmsetup message"
-                    f" {self._device}-tpool 0 release_metadata_snap",
-                )
-            time.sleep(_POLL)
+        if self._reserved is None:
+            stack = ExitStack()
+            stack.enter_context(self._metadata)
+            self._reserved = stack
 
     def _release(self) -> None:
-        fd, self._reserved = self._reserved, -1
-        if fd < 0:
-            return
-        with closing_fd(fd):
-            _write_mark(fd, _UNSURE)
-            self._message("release_metadata_snap")
-            _write_mark(fd, "")
+        reserved, self._reserved = self._reserved, None
+        if reserved is not None:
+            reserved.close()
 
 
 class Report:
@@ -277,8 +199,3 @@ class Report:
         if self.outdated:
             self._volumes = None
         return self.volumes()
-
-
-def _write_mark(fd: int, text: str) -> None:
-    os.pwrite(fd, text.encode().ljust(_MARK_SIZE), 0)  # one write: whole or not at all
-    os.fsync(fd)

@@ -1,8 +1,7 @@
-"""What a file has besides its bytes: what a clone must have in common with it, and what a restored
-image keeps of it.
+"""Attributes of image files beside their bytes: what a restored image keeps of the one before it,
+and which one must not be replaced.
 
-Flags and numbers: Linux, ``include/uapi/linux/fs.h`` (FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR);
-chattr(1) describes the flags.
+Numbers: Linux, ``include/uapi/linux/fs.h`` (FS_IOC_FSGETXATTR).
 """
 
 import errno
@@ -13,55 +12,17 @@ import stat
 
 from dom0_agent.kernel import FileAttributes
 from dom0_agent.log import WARNING, log
+from dom0_agent.sources.flags import APPEND, COPYING, IMMUTABLE, NOT_HERE, change_flags, flags
 from wire.status import Code, Refused
 
-_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
-_COMPRESSED, _IMMUTABLE, _APPEND, _NOCOW = 0x4, 0x10, 0x20, 0x00800000
-_COPYING = _NOCOW | _COMPRESSED | 0x400
-_KEPT = _COPYING | 0x8 | 0x40 | 0x80
+_KEPT = COPYING | 0x8 | 0x40 | 0x80
 """Kept by a restore: no copy on write; compressed, synchronous, not dumped, no access times, not
 compressed.
 """
 _OF_CONTENTS = frozenset({"security.ima", "security.evm"})
 """Attributes that are digests of a file: wrong for another's contents."""
 _PROJECT = FileAttributes.row()
-_NOT_HERE = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
-
-
-def flags(fd: int) -> int:
-    """A file's flags; none where its file system has none. Raises OSError."""
-    buffer = bytearray(8)  # the kernel writes an int, whatever the number of the ioctl says
-    try:
-        fcntl.ioctl(fd, _GETFLAGS, buffer)
-    except OSError as error:
-        if error.errno in _NOT_HERE:
-            return 0
-        raise
-    return int.from_bytes(buffer[:4], "little")
-
-
-def _set_flags(fd: int, wanted: int) -> None:
-    fcntl.ioctl(fd, _SETFLAGS, wanted.to_bytes(8, "little"))
-
-
-def _change_flags(fd: int, wanted: int) -> None:
-    """In two steps: Btrfs takes no copy on write instead of compression, which a folder may have
-    given, only from neither.
-    """
-    has = flags(fd)
-    if has & _COPYING and has != wanted:
-        _set_flags(fd, has & ~_COPYING)
-    _set_flags(fd, wanted)
-
-
-def match_nocow(like: int, empty: int) -> None:
-    """Make an empty file with copy on write, or without, as another is: later Btrfs does not let it
-    be changed.
-    """
-    wanted, has = flags(like), flags(empty)
-    if (wanted ^ has) & _NOCOW:
-        _change_flags(empty, (has & ~_COPYING) | (wanted & _NOCOW))
 
 
 def require_replaceable(name: str, fd: int) -> None:
@@ -71,7 +32,7 @@ def require_replaceable(name: str, fd: int) -> None:
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
         raise Refused(Code.SOURCE_FAILED, f"{name} is not a regular file")
-    if flags(fd) & (_IMMUTABLE | _APPEND):
+    if flags(fd) & (IMMUTABLE | APPEND):
         raise Refused(
             Code.SOURCE_FAILED,
             f"{name} may not be changed; take that off with: chattr -i -a {name}",
@@ -116,7 +77,7 @@ def keep(old: int, new: int) -> None:
     found = os.fstat(old)
     wanted, has = flags(old) & _KEPT, flags(new)
     if has & _KEPT != wanted:
-        _change_flags(new, has & ~_KEPT | wanted)
+        change_flags(new, has & ~_KEPT | wanted)
     if (found.st_uid, found.st_gid) != (os.fstat(new).st_uid, os.fstat(new).st_gid):
         os.fchown(new, found.st_uid, found.st_gid)
     os.fchmod(new, stat.S_IMODE(found.st_mode))
@@ -138,7 +99,7 @@ def _names(fd: int) -> list[str]:
     try:
         return [name for name in os.listxattr(fd) if name not in _OF_CONTENTS]
     except OSError as error:
-        if error.errno in _NOT_HERE:
+        if error.errno in NOT_HERE:
             return []
         raise
 
@@ -150,7 +111,7 @@ def _keep_project(old: int, new: int) -> None:
         fcntl.ioctl(old, _FSGETXATTR, theirs)
         fcntl.ioctl(new, _FSGETXATTR, ours)
     except OSError as error:
-        if error.errno in _NOT_HERE:
+        if error.errno in NOT_HERE:
             return
         raise
     project, fields = _PROJECT.unpack(theirs)[3], list(_PROJECT.unpack(ours))

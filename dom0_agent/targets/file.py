@@ -1,48 +1,30 @@
-"""Files of a pool in dom0: opening an image as nothing but a regular file, and putting a new one in
-its place.
-"""
+"""Images in folders: new contents in a file beside the image, which takes its place at the end."""
 
 import errno
 import os
-import stat
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from common.durable import closing_fd, sync_directory
 from common.image_writer import ImageWriter
+from common.override import override
+from dom0_agent.sources.directory import DirectorySource, remove
+from dom0_agent.sources.files import CHECK_ROOM, failed, open_regular
 from dom0_agent.targets import attributes
+from dom0_agent.targets.interface import Replacement
 from wire.status import Code, Refused
 
-CHECK_ROOM = 256 << 20
-"""Bytes written between two looks at the pool's room."""
+
+def clean(source: DirectorySource) -> None:
+    """Remove what an interrupted restore left."""
+    remove(_beside(source.image), f"{source.name}: cannot remove what a restore left")
 
 
-def failed(text: str, error: OSError) -> Refused:
-    """The refusal for an error of the storage."""
-    code = Code.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Code.SOURCE_FAILED
-    why = "the pool is read-only" if error.errno == errno.EROFS else error.strerror or str(error)
-    return Refused(code, f"{text}: {why}")
+def _beside(image: Path) -> Path:
+    return image.with_name(image.name + ".sparsebak-restore")
 
 
-def open_regular(path: Path, whose: str) -> int:
-    """A descriptor to read a regular file, the image of ``whose``. Raises OSError.
-
-    Refused for anything else, which is not even opened: a FIFO would wait for its writer, a tape
-    would be wound.
-    """
-    with closing_fd(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as found:
-        mode = os.fstat(found).st_mode
-        if stat.S_ISLNK(mode):
-            raise Refused(
-                Code.SOURCE_FAILED, f"{whose}: cannot open {path}: a link, not a regular file"
-            )
-        if not stat.S_ISREG(mode):
-            raise Refused(Code.SOURCE_FAILED, f"{whose}: {path} is not a regular file")
-        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
-
-
-class FileReplacement:
+class FileReplacement(Replacement):
     """New contents written to a file without a name, which then takes the image's place; see
     Replacement.
 
@@ -51,10 +33,10 @@ class FileReplacement:
 
     ordered = False
 
-    def __init__(
-        self, image: Path, beside: Path, size: int, require_room: Callable[[], None]
-    ) -> None:
-        self._image, self._beside, self._require_room = image, beside, require_room
+    def __init__(self, source: DirectorySource, size: int) -> None:
+        self._image, self._require_room = source.image, source.require_room
+        self._require_room()  # a small one is not looked after again
+        self._beside = beside = _beside(self._image)
         self._unchecked = 0
         self._old = self._new = -1
         try:
@@ -70,7 +52,7 @@ class FileReplacement:
                 self._remove_name()
             self._close()
             if isinstance(error, OSError):
-                raise failed(f"cannot write beside {image}", error) from None
+                raise failed(f"cannot write beside {self._image}", error) from None
             raise
 
     def _look(self) -> None:
@@ -89,8 +71,9 @@ class FileReplacement:
         # A file system that has no files without a name.
         return os.open(self._beside, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
+    @override
     def write(self, offset: int, parts: list[bytes]) -> None:
-        """See Replacement. Looks at the pool's room every now and then: a full one would harm every
+        """Looks at the pool's room every now and then: a full one would harm every
         qube that writes.
         """
         self._unchecked += sum(map(len, parts))
@@ -102,8 +85,9 @@ class FileReplacement:
         except OSError as error:
             raise failed(f"cannot write beside {self._image}", error) from None
 
+    @override
     def commit(self) -> None:
-        """See Replacement. Refused when somebody opened the image meanwhile, or another took its
+        """Refused when somebody opened the image meanwhile, or another took its
         place.
         """
         try:
@@ -137,8 +121,8 @@ class FileReplacement:
             raise Refused(Code.BUSY, f"another file took the place of {self._image} meanwhile")
         attributes.require_replaceable(str(self._image), self._old)
 
+    @override
     def discard(self) -> None:
-        """See Replacement."""
         self._file.close()
         self._close()
         self._remove_name()

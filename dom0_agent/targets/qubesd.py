@@ -1,6 +1,9 @@
 """Restore on Qubes OS: contents go to qubesd as one stream, so that it keeps the old ones as a
 revision (qvm-volume revert).
 
+The one place where a call asks qubesd, for what nobody else can tell or do at that moment: that a
+qube is halted, or is not there at all, and to take new contents.
+
 The Admin API takes a volume only whole: a stream that ends early is refused and leaves the volume
 as it was (core-admin, ``qubes-rpc/admin.vm.volume.Import``). So nothing takes effect before the
 last byte is proven.
@@ -9,14 +12,27 @@ last byte is proven.
 import os
 import threading
 
+from common.override import override
 from dom0_agent.config import Volume
 from dom0_agent.qubesd import asking, connect
+from dom0_agent.targets.interface import Replacement
 from wire.status import Code, Refused
 
 _ZEROS = bytes(1 << 20)
 
 
-class QubesImport:
+def require_absent(qube: str) -> None:
+    """Refused when a qube exists: a call about it must then name it as its target, which policy
+    decides about by its tags.
+    """
+    with asking():
+        if qube in connect().domains:
+            raise Refused(
+                Code.DENIED, f"{qube} exists, so that the call must name it as its target"
+            )
+
+
+class QubesImport(Replacement):
     """New contents for a volume of a halted qube; see Replacement."""
 
     ordered = True
@@ -25,12 +41,17 @@ class QubesImport:
         if size < 1:
             raise Refused(Code.BAD_REQUEST, f"{volume.name}: qubesd accepts no empty volume")
         with asking():
-            domain = connect().domains[volume.qube]
+            domains = connect().domains
+            if volume.qube not in domains or volume.volume not in domains[volume.qube].volumes:
+                raise Refused(Code.NO_VOLUME, f"qubesd knows no volume {volume.name}")
+            domain = domains[volume.qube]
+            self._target = domain.volumes[volume.volume]
+            if not self._target.save_on_stop:
+                raise Refused(Code.NO_VOLUME, f"{volume.name} is not kept when the qube stops")
             if not domain.is_halted():
                 raise Refused(
                     Code.NOT_HALTED, f"{volume.qube} is running; shut it down before it is restored"
                 )
-            self._target = domain.volumes[volume.volume]
         self._name, self._size, self._at, self._last = volume.name, size, 0, b"\0"
         self._failure: BaseException | None = None
         read, self._fd = os.pipe2(os.O_CLOEXEC)
@@ -44,8 +65,8 @@ class QubesImport:
         except BaseException as error:
             self._failure = error
 
+    @override
     def write(self, offset: int, parts: list[bytes]) -> None:
-        """See Replacement."""
         self._pad(offset)
         for part in parts:
             self._put(memoryview(part))
@@ -78,8 +99,8 @@ class QubesImport:
             self._fd = -1
         self._thread.join()
 
+    @override
     def commit(self) -> None:
-        """See Replacement."""
         self._pad(self._size - 1)
         self._send(memoryview(self._last))
         self._end()
@@ -88,6 +109,7 @@ class QubesImport:
                 Code.SOURCE_FAILED, f"{self._name}: qubesd did not accept it: {self._failure}"
             )
 
+    @override
     def discard(self) -> None:
-        """See Replacement. The stream ends too early for qubesd to take it."""
+        """The stream ends too early for qubesd to take it."""
         self._end()

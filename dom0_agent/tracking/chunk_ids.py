@@ -122,7 +122,7 @@ class CommittedIds:
             ids = os.pread(self._fd, PAGE_BYTES, index * PAGE_BYTES).ljust(PAGE_BYTES, b"\x00")
         except OSError as error:
             raise IdsDamaged(f"{self._path}: {error}") from None
-        digest = self._proven[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
+        digest = self._proven_digest(index)
         if digest and self.tree.page(ids) != digest:
             raise IdsDamaged(f"{self._path}: page {index} is not what was committed")
         return ids
@@ -133,17 +133,22 @@ class CommittedIds:
 
         With ``full`` they are laid over nothing; otherwise the ids have been proven.
         """
-        usable = min(self.count, chunks) // PAGE_IDS  # beyond, the end of the volume may have moved
-        changed = _by_page(entries)
-        page, overlay = next(changed, (-1, []))
+        overlay = _Overlay(entries)
         for index in range(page_count(chunks)):
-            if index != page:
-                digest = self._proven[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
-                known = not full and index < usable and len(digest) == DIGEST_SIZE
-                yield digest if known else self._digest(index, [], full, chunks)
-                continue
-            yield self._digest(index, overlay, full, chunks)
-            page, overlay = next(changed, (-1, []))
+            laid = overlay.of(index)
+            kept = b"" if laid or full else self._reusable(index, chunks)
+            yield kept or self._digest(index, laid, full, chunks)
+
+    def _reusable(self, index: int, chunks: int) -> bytes:
+        """The proven digest of a page that nothing is laid over; nothing where it does not hold for
+        an image of ``chunks`` chunks.
+        """
+        if index >= min(self.count, chunks) // PAGE_IDS:
+            return b""  # not whole in both images: the end of the volume may have moved within it
+        return self._proven_digest(index)
+
+    def _proven_digest(self, index: int) -> bytes:
+        return self._proven[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
 
     def _digest(self, index: int, overlay: list[Entry], full: bool, chunks: int) -> bytes:
         if not overlay and (full or index * PAGE_IDS >= self.count):
@@ -161,6 +166,8 @@ class CommittedIds:
         applied in part. Returns the page digests. Raises OSError; this object is of no use any
         more.
         """
+        # First of all: what is written below is of two sessions until it ends, and digests beside
+        # it would be believed.
         self._pages.unlink(missing_ok=True)
         if full:  # another file, whatever was wrong with the old one
             self._path.unlink(missing_ok=True)
@@ -170,8 +177,8 @@ class CommittedIds:
                 ids = os.pread(fd, PAGE_BYTES, index * PAGE_BYTES).ljust(PAGE_BYTES, b"\x00")
                 laid = _laid_over(ids, index, overlay, chunks)
                 pwrite_all(fd, laid, index * PAGE_BYTES)
-            os.ftruncate(fd, chunks * ID_SIZE)
-            os.fsync(fd)
+            os.ftruncate(fd, chunks * ID_SIZE)  # the last page was written whole
+            os.fsync(fd)  # before the digests, or they might vouch for what a crash took back
         if pages is None:
             with CommittedIds(self._path, self.tree) as applied:
                 pages = applied.every_digest(chunks)
@@ -182,6 +189,21 @@ class CommittedIds:
         """Forget what was found to be damaged; the next session is a full one."""
         for path in (self._path, self._pages):
             path.unlink(missing_ok=True)
+
+
+class _Overlay:
+    """Entries, in order, to be laid over pages that are asked for in rising order."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._pages = _by_page(entries)
+        self._next = next(self._pages, None)
+
+    def of(self, index: int) -> list[Entry]:
+        """The entries of a page."""
+        if self._next is None or self._next[0] != index:
+            return []
+        entries, self._next = self._next[1], next(self._pages, None)
+        return entries
 
 
 def _laid_over(ids: bytes, index: int, overlay: list[Entry], chunks: int) -> bytes:

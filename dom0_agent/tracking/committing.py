@@ -9,7 +9,7 @@ session compares the whole volume.
 
 from enum import Enum, auto
 
-from dom0_agent.archives import Archive
+from dom0_agent.keyring import ArchiveKey
 from dom0_agent.log import WARNING, log
 from dom0_agent.tracking.chunk_ids import CommittedIds, IdsDamaged
 from dom0_agent.tracking.pending_log import LogDamaged, PendingLog
@@ -29,7 +29,7 @@ class Work(Enum):
 
 
 def opened_ids(
-    store: VolumeState, follow: ArchiveProgress, archive: Archive, dedup_domain: str
+    store: VolumeState, follow: ArchiveProgress, archive: ArchiveKey, dedup_domain: str
 ) -> CommittedIds:
     """The ids of an archive's committed session; not proven yet.
 
@@ -41,7 +41,7 @@ def opened_ids(
     return CommittedIds(store.directory / follow.ids, Tree(keys))
 
 
-def prove(ids: CommittedIds, follow: ArchiveProgress, archive: Archive) -> bool:
+def prove(ids: CommittedIds, follow: ArchiveProgress, archive: ArchiveKey) -> bool:
     """Whether ids are those of the committed session."""
     committed = follow.committed
     return committed is not None and ids.prove(
@@ -50,7 +50,7 @@ def prove(ids: CommittedIds, follow: ArchiveProgress, archive: Archive) -> bool:
 
 
 def prepare(
-    store: VolumeState, follow: ArchiveProgress, archive: Archive, pending: Pending
+    store: VolumeState, follow: ArchiveProgress, archive: ArchiveKey, pending: Pending
 ) -> tuple[Work, bytes]:
     """What Commit has to do, and the page digests there are then. Refused while Extract goes on."""
     chunks = chunk_count(pending.size, archive.chunk_size)
@@ -78,7 +78,7 @@ def prepare(
 def apply(
     store: VolumeState,
     follow: ArchiveProgress,
-    archive: Archive,
+    archive: ArchiveKey,
     redo: Redo,
     pages: bytes | None = None,
 ) -> None:
@@ -96,7 +96,9 @@ def apply(
         session_log.close()
 
 
-def apply_again(store: VolumeState, follow: ArchiveProgress, archive: Archive, redo: Redo) -> None:
+def apply_again(
+    store: VolumeState, follow: ArchiveProgress, archive: ArchiveKey, redo: Redo
+) -> None:
     """Finish what a crash or a failed write interrupted; what fails again leaves ids that do not
     prove.
     """

@@ -86,6 +86,8 @@ class PendingLog:
         try:
             for start, _, upto, payload in self._groups():
                 self.position, self._end = upto, start + _GROUP.size + len(payload)
+            # Behind the first group that is not sound may lie sound ones, of a write that was not
+            # synced and came to disk in part: without what is between they say nothing.
             os.ftruncate(self._fd, self._end)
         except BaseException:
             os.close(self._fd)
@@ -171,6 +173,8 @@ class PendingLog:
             end = self.position if last else part[-1][0] + 1
             payload = b"".join(ENTRY.pack(*entry) for entry in part)
             head = _GROUP.pack(self._written, end, len(part), _digest(self._written, end, payload))
+            # At the end as we know it, not at the file's: what a write left that failed halfway is
+            # overwritten by its next try.
             pwrite_all(self._fd, head + payload, self._end)
             self._end += len(head) + len(payload)
             self._written = end

@@ -9,15 +9,13 @@ new one.
 
 import os
 import time as clock
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-from dom0_agent.archives import Archive
 from dom0_agent.changed_map import GRAIN, ChangedMap
 from dom0_agent.config import Volume, remember
+from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import Source, Sources, snapshot_name
+from dom0_agent.sources import Source, snapshot_name
+from dom0_agent.targets import clean
 from dom0_agent.tracking.committing import Work, apply, apply_again, opened_ids, prepare, prove
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.state import ArchiveProgress, Committed, Pending, Redo, State, VolumeState
@@ -35,22 +33,22 @@ class Rotation:
     def __init__(self, store: VolumeState, state: State, source: Source) -> None:
         self.store, self.state, self.source = store, state, source
 
-    def recover(self, archives: dict[str, Archive]) -> None:
+    def recover(self, keyring: Keyring) -> None:
         """Finish what a crash interrupted: ids still to be applied, snapshots and files that
         nothing mentions.
         """
-        for key, follow in self.state.follows.items():
+        for archive_id, follow in self.state.follows.items():
             redo, follow.redo = follow.redo, None
             if redo is not None:
-                if key in archives:
-                    apply_again(self.store, follow, archives[key], redo)
+                if (archive := keyring.find(bytes.fromhex(archive_id))) is not None:
+                    apply_again(self.store, follow, archive, redo)
                 self.store.save(self.state)
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
-        self.source.clean()
+        clean(self.source)
         self.store.tidy(self.state)
 
-    def give_way(self) -> bool:
+    def yield_space(self) -> bool:
         """Where the storage is nearly full, give up pending sessions: their snapshots hold space.
         Whether any state changed.
 
@@ -64,17 +62,17 @@ class Rotation:
             if full.code != Code.NO_SPACE:  # the pool is not there: others say so
                 return False
             pending = [
-                (key, follow, follow.pending)
-                for key, follow in self.state.follows.items()
+                (archive_id, follow, follow.pending)
+                for archive_id, follow in self.state.follows.items()
                 if follow.pending is not None
             ]
-            for key, follow, session in pending:
+            for archive_id, follow, session in pending:
                 if not session.crowded and in_use(self.store.directory / session.log):
                     session.crowded = True
                     log(WARNING, f"{self.store.name}: its session has to end soon, because {full}")
                 else:
                     log(WARNING, f"{self.store.name}: pending session dropped, because {full}")
-                    self.give_up(key, follow)
+                    self.abort_pending(archive_id, follow)
             return bool(pending)
         return False
 
@@ -104,10 +102,12 @@ class Rotation:
         """
         try:
             changed, size = self._changed(number)
-            for key, follow in self.state.follows.items():
+            for archive_id, follow in self.state.follows.items():
                 if follow.committed or follow.pending:
-                    self._fold(key, follow, changed, size, number)
+                    self._fold(archive_id, follow, changed, size, number)
         except BaseException:
+            # No state mentions it, so that nobody would miss it; but until the next recovery it
+            # would hold whatever the qube overwrites.
             self.source.drop(number)
             raise
         self.state.sequence, self.state.base, self.state.base_size = number, number, size
@@ -123,6 +123,8 @@ class Rotation:
                 f" {MAX_VOLUME_SIZE >> 40} TiB",
             )
         if base is None or base not in self.source.snapshots():
+            # Somebody removed it, or the pool is an old copy. There is nothing to compare with, so
+            # that all is compared by its ids.
             if base is not None:
                 log(
                     WARNING,
@@ -133,20 +135,20 @@ class Rotation:
         changed = ChangedMap()
         for start, end in self.source.delta(base, number):
             changed.mark(start, min(end, size))
-        if (
-            size != before
-        ):  # the last chunk is padded with zeros, so that moving the end changes it too
+        # The last chunk is padded with zeros, so that moving the end changes it, too; and what a
+        # volume grew by is in no delta.
+        if size != before:
             changed.mark(max(min(before, size) - 1, 0), size)
         return changed, size
 
     def _fold(
-        self, key: str, follow: ArchiveProgress, changed: ChangedMap, size: int, number: int
+        self, archive_id: str, follow: ArchiveProgress, changed: ChangedMap, size: int, number: int
     ) -> None:
         if changed.changed(size) == 0:
             return
         merged = self.store.load_map(follow.map, size)
         merged.merge(changed)
-        follow.map = self.store.save_map(f"{key}.{snapshot_name(number)}.map", merged)
+        follow.map = self.store.save_map(f"{archive_id}.{snapshot_name(number)}.map", merged)
 
     def finish(self) -> None:
         """The commit point, then the removal of what is no longer needed: of the base, too, if no
@@ -155,6 +157,9 @@ class Rotation:
         if not self.followed:
             self.state.base = None
         self.store.save(self.state)
+        # Not before that: a crash would leave a state whose base is gone, which costs a comparison
+        # of the whole volume. This way round it leaves snapshots that hold space until the next
+        # call on the volume.
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
         self.store.tidy(self.state)
@@ -169,22 +174,22 @@ class Rotation:
     def monitor(self) -> None:
         """Walk the base snapshot on."""
         if self.followed:
-            self.give_way()
+            self.yield_space()
             self.rotate()
             self.finish()
 
     def snapshot(
-        self, archive: Archive, volume: Volume, request: Request
+        self, archive: ArchiveKey, volume: Volume, request: Request
     ) -> tuple[ArchiveProgress, Pending, bool]:
         """Begin a session, or return the one already pending (third value true)."""
-        key = archive.id.hex()
-        follow = self.state.follows.get(key)
+        archive_id = archive.id.hex()
+        follow = self.state.follows.get(archive_id)
         if request.number > max(CLAIMED_SEQUENCE, follow.mark if follow else 0):
             raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
         volume_id = archive.keys().volume_id(volume.qube, volume.volume).hex()
         if follow is None:
-            follow = self.state.follows[key] = ArchiveProgress(
-                volume_id=volume_id, ids=f"{key}.ids"
+            follow = self.state.follows[archive_id] = ArchiveProgress(
+                volume_id=volume_id, ids=f"{archive_id}.ids"
             )
         elif follow.volume_id != volume_id:
             raise Refused(
@@ -198,17 +203,22 @@ class Rotation:
                 WARNING,
                 f"{self.store.name}: snapshot of the pending session is gone; it is dropped",
             )
-            self.give_up(key, follow)
+            self.abort_pending(archive_id, follow)
+        # Asked for a session, which holds its snapshot until it is sent. Monitor does not ask: what
+        # it takes it gives back at once, and the old base with it.
         self.source.require_room()
         self.rotate()
         follow.pending = self._begin(follow, archive, request, volume.dedup_domain)
+        # The session has taken the map along. What changes from here on goes into a new one, so
+        # that Monitor can walk on while the session is sent, and Abort has only to put the two
+        # together.
         follow.map = None
         self.state.place = remember(volume)
         self.finish()
         return follow, follow.pending, False
 
     def _begin(
-        self, follow: ArchiveProgress, archive: Archive, request: Request, dedup_domain: bytes
+        self, follow: ArchiveProgress, archive: ArchiveKey, request: Request, dedup_domain: bytes
     ) -> Pending:
         """The session that comes next. Its number and time go up with every session begun, whatever
         becomes of it.
@@ -230,7 +240,7 @@ class Rotation:
         )
 
     def _builds_on(
-        self, follow: ArchiveProgress, archive: Archive, request: Request, dedup_domain: str
+        self, follow: ArchiveProgress, archive: ArchiveKey, request: Request, dedup_domain: str
     ) -> bool:
         """Whether a session can build on the committed one: both sides have it, and the ids are
         its.
@@ -250,7 +260,7 @@ class Rotation:
         log(WARNING, f"{self.store.name}: {reason}; full session")
         return False
 
-    def commit(self, archive: Archive, session: bytes) -> None:
+    def commit(self, archive: ArchiveKey, session: bytes) -> None:
         """The caller holds the session durably: make it the one that later sessions build on."""
         follow = self._follow(archive)
         if follow.committed and follow.committed.session == session.hex():
@@ -261,6 +271,8 @@ class Rotation:
                 Code.INCOMPLETE,
                 f"{self.store.name}: Commit of a session that was not extracted completely",
             )
+        # Before anything is written: afterwards nobody could tell whether ids that do not fit were
+        # wrong before, or are half written.
         work, pages = prepare(self.store, follow, archive, pending)
         follow.committed = Committed(
             session=pending.session,
@@ -280,35 +292,38 @@ class Rotation:
                 size=pending.size,
                 dedup_domain=pending.dedup_domain,
             )
+            # The session is committed from here on, whatever becomes of the ids. They are written
+            # in place, for a volume of a TiB has 256 MiB of them, so that a crash may leave pages
+            # of both sessions; the redo has the log laid over them again.
             self.store.save(self.state)
             apply(self.store, follow, archive, follow.redo, pages)
             follow.redo = None
         self.finish()
 
-    def abort(self, archive: Archive, session: bytes) -> None:
+    def abort(self, archive: ArchiveKey, session: bytes) -> None:
         """Give a pending session up: what it would have sent counts as changed again."""
         follow = self._follow(archive)
         pending = self._pending(follow, session)
         if in_use(self.store.directory / pending.log):
             raise Refused(Code.BUSY, f"{self.store.name}: the session is being extracted")
-        self.give_up(archive.id.hex(), follow)
+        self.abort_pending(archive.id.hex(), follow)
         self.finish()
 
-    def give_up(self, key: str, follow: ArchiveProgress) -> None:
+    def abort_pending(self, archive_id: str, follow: ArchiveProgress) -> None:
         """Give a pending session up: what it would have sent counts as changed again. Not saved
         yet.
         """
         pending, follow.pending = follow.pending, None
         if pending is None or follow.committed is None:
-            follow.map = None
+            follow.map = None  # the next session is a full one, which asks no map
             return
         if pending.map is None:
             return
         merged = self.store.load_map(pending.map, max(pending.size, self.state.base_size))
         merged.merge(self.store.load_map(follow.map, self.state.base_size))
-        follow.map = self.store.save_map(f"{key}.{pending.session}.map", merged)
+        follow.map = self.store.save_map(f"{archive_id}.{pending.session}.map", merged)
 
-    def _follow(self, archive: Archive) -> ArchiveProgress:
+    def _follow(self, archive: ArchiveKey) -> ArchiveProgress:
         follow = self.state.follows.get(archive.id.hex())
         if follow is None:
             raise Refused(
@@ -317,12 +332,12 @@ class Rotation:
         return follow
 
     def _pending(self, follow: ArchiveProgress, session: bytes) -> Pending:
-        if follow.pending is None or follow.pending.session != session.hex():
+        if (pending := follow.pending_as(session)) is None:
             raise Refused(
                 Code.NO_SESSION,
                 f"{self.store.name}: session {session.hex()} is not the pending one",
             )
-        return follow.pending
+        return pending
 
 
 def _session_time(last: int, untrusted_time: int) -> int:
@@ -333,23 +348,11 @@ def _session_time(last: int, untrusted_time: int) -> int:
     sealed. Only where the earlier one lies further ahead than callers get (dom0's clock was wrong),
     time goes back.
     """
+    # A run's volumes share one time, by which a user names the moment; dom0 takes it from the
+    # caller, who alone knows what belongs to a run, but only near its own clock.
     now = int(clock.time())
     time = untrusted_time if abs(untrusted_time - now) <= CLOCK_SLACK else now
     return last + 1 if time <= last <= now + 2 * CLOCK_SLACK else time
-
-
-@contextmanager
-def volume_rotation(
-    state_dir: Path, volume: Volume, archives: dict[str, Archive]
-) -> Iterator[Rotation]:
-    """Lock a volume, recover it, and yield the operations on it. ``archives`` by id in
-    hexadecimal.
-    """
-    store = VolumeState(state_dir, volume.qube, volume.volume)
-    with store.locked() as state:
-        rotation = Rotation(store, state, Sources(state_dir).open(volume))
-        rotation.recover(archives)
-        yield rotation
 
 
 def changed_since(store: VolumeState, follow: ArchiveProgress, size: int) -> int:

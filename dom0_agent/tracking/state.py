@@ -114,6 +114,11 @@ class ArchiveProgress:
     mark: int = 0
     mark_time: int = 0
 
+    def pending_as(self, session: bytes) -> Pending | None:
+        """The pending session if it is that one."""
+        found = self.pending
+        return found if found is not None and found.session == session.hex() else None
+
 
 @dataclass
 class State:
@@ -153,7 +158,7 @@ class VolumeState:
     """The directory of one volume. Everything but ``load`` and ``load_map`` needs its lock."""
 
     def __init__(self, state_dir: Path, qube: str, volume: str) -> None:
-        self.name = f"{qube}/{volume}"
+        self.qube, self.volume, self.name = qube, volume, f"{qube}/{volume}"
         self.directory = state_dir / "volumes" / qube / volume
 
     @contextmanager
@@ -164,6 +169,7 @@ class VolumeState:
         A damaged state file is set aside here.
         """
         make_directory(self.directory)
+        # A file of its own: the state file is replaced, and a lock on it would go with the old one.
         try:
             fd = lock(self.directory / "lock", patience=patience)
         except Busy:
@@ -181,6 +187,10 @@ class VolumeState:
     @property
     def _path(self) -> Path:
         return self.directory / "state.json"
+
+    def is_kept(self) -> bool:
+        """Whether anything is known of the volume."""
+        return self._path.exists()
 
     def uses(self) -> int:
         """A number that goes up by one when the lock is taken, and when it is given back."""
@@ -206,7 +216,7 @@ class VolumeState:
             raise StateDamaged(f"{self._path} is damaged: {error}") from None
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
-                raise
+                raise  # an administrator's command by somebody who is not root
             if error.errno not in UNREADABLE:  # no damage, and not to be set aside
                 raise Refused(
                     Code.INTERNAL, f"{self._path} cannot be read: {error.strerror}"

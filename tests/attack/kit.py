@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from backup_vm.jobs.reading import sealed_chunks
 from backup_vm.volumes import stored_volumes
 from common.text import session_name
-from dom0_agent.archives import Archives
 from dom0_agent.config import load
+from dom0_agent.keyring import Keyring
 from dom0_agent.rpc import dispatch
 from tests.kit import Site
 from wire.chunks import ID_SIZE, ZERO_ID, NotAuthentic
@@ -78,7 +78,7 @@ class Attacker:
         self.log: list[str] = []
 
     def archive_id(self, label: str = "tests") -> bytes:
-        found = Archives(load(self.site.config).state_dir).by_label(label)
+        found = Keyring(load(self.site.config).state_dir).by_label(label)
         assert found is not None
         return found.id
 

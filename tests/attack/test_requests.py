@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from dom0_agent.rpc import dispatch
+from dom0_agent.rpc import dispatch, streams
+from dom0_agent.rpc.heads import SERVICES
 from dom0_agent.sources.file import FileSource
 from dom0_agent.tracking.pending_log import PendingLog
 from dom0_agent.tracking.state import VolumeState
@@ -41,7 +42,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names(attacker: Attacker, name: str) -> None:
-    for called in dispatch.SERVICES:
+    for called in SERVICES:
         request = attacker.request(bytes(16))
         if name:
             attacker.refused(
@@ -55,7 +56,7 @@ def test_names(attacker: Attacker, name: str) -> None:
             )
 
 
-@pytest.mark.parametrize("called", dispatch.SERVICES)
+@pytest.mark.parametrize("called", SERVICES)
 def test_requests_of_every_wrong_length(attacker: Attacker, called: str) -> None:
     request = attacker.request()
     for length in range(len(request)):
@@ -204,7 +205,7 @@ def test_a_sender_that_falls_silent_is_given_up(attacker: Attacker) -> None:
     read, write = os.pipe()
     try:
         start = time.monotonic()
-        stdin = dispatch.PatientReader(read, patience=0.3)
+        stdin = streams.PatientReader(read, patience=0.3)
         os.write(write, attacker.request() + attacker.stream().to_bytes()[:5000])
         attacker.refused(lambda: attacker.call("Restore", stdin), Code.BAD_REQUEST)
         assert 0.2 < time.monotonic() - start < 10
@@ -229,7 +230,7 @@ def test_a_sender_that_trickles_is_given_up(attacker: Attacker) -> None:
     thread.start()
     start = time.monotonic()
     try:
-        stdin = dispatch.PatientReader(read, patience=0.3)
+        stdin = streams.PatientReader(read, patience=0.3)
         attacker.refused(lambda: attacker.call("Verify", stdin, None, ""), Code.BAD_REQUEST)
         assert time.monotonic() - start < 3
     finally:
@@ -250,7 +251,7 @@ def test_a_reader_that_trickles_is_given_up(attacker: Attacker) -> None:
     def run() -> None:
         thread = threading.Thread(target=take, daemon=True)
         thread.start()
-        out = dispatch.PatientWriter(write, 0.3)
+        out = streams.PatientWriter(write, 0.3)
         with pytest.raises(BrokenPipeError, match="almost nothing|read nothing"):
             for _ in range(100):
                 out.write(bytes(1 << 14))
@@ -273,7 +274,7 @@ def test_a_slow_sender_is_waited_for(attacker: Attacker) -> None:
 
     thread = threading.Thread(target=send)
     thread.start()
-    assert attacker.call("Restore", dispatch.PatientReader(read, patience=5)).code == Code.OK
+    assert attacker.call("Restore", streams.PatientReader(read, patience=5)).code == Code.OK
     thread.join()
     os.close(read)
 
@@ -283,7 +284,7 @@ def test_a_call_that_is_started_ahead_may_wait_for_its_request(attacker: Attacke
     thread = threading.Timer(0.6, lambda: (os.write(write, attacker.request()), os.close(write)))
     thread.start()
     assert (
-        attacker.call("List", dispatch.PatientReader(read, patience=0.1), None, "").code == Code.OK
+        attacker.call("List", streams.PatientReader(read, patience=0.1), None, "").code == Code.OK
     )
     thread.join()
     os.close(read)
@@ -300,7 +301,7 @@ def test_a_reader_that_stalls_is_given_up(attacker: Attacker) -> None:
 
     def stall() -> None:
         os.close(read)
-        out = dispatch.PatientWriter(write, 0.3)
+        out = streams.PatientWriter(write, 0.3)
         environ = {"QREXEC_REMOTE_DOMAIN": "backup-vm", "QREXEC_SERVICE_ARGUMENT": "private"}
         environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": "work"}
         assert dispatch.run("Extract", environ, site.config, io.BytesIO(request), out) == 1

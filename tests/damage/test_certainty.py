@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import pack_writer
+from backup_vm.archive.format import SessionFile
 from backup_vm.archive.prune import prune
-from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
 from backup_vm.volumes import stored_volumes
 from tests.certainty import (
@@ -22,26 +21,17 @@ from tests.certainty import (
     packs_take,
     run,
     session_files,
-    three_sessions,
     write,
 )
 from tests.commands import Commands
 from tests.kit import GRAIN, Site
-from tests.mutation.forms import seal_session, session_fields
+from tests.mutation.forms import fields_of, seal_session
 from wire import LAST_SEQUENCE
 
 Make = Callable[[Site], Commands]
 
 
-@pytest.fixture(autouse=True)
-def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
-
-
-@pytest.fixture
-def built(tmp_path: Path) -> Site:
-    return three_sessions(tmp_path)
+pytestmark = pytest.mark.usefixtures("small_packs")
 
 
 # Packs
@@ -251,8 +241,8 @@ def test_a_session_of_a_number_that_dom0_does_not_give(
     images, commands = built.images(), commands_for(built)
     last = session_files(built)[-1]
     raw = bytearray(last.read_bytes())
-    fields = {field.name: field for field in session_fields(bytes(raw))}
-    at, session = fields["sequence"].at, fields["session id"]
+    fields = {field.name: field for field in fields_of(SessionFile, bytes(raw))}
+    at, session = fields["record.clear.sequence"].at, fields["record.clear.session"]
     raw[at : at + 8] = number.to_bytes(8, "little")
     raw[session.at : session.at + 16] = b"forged" + bytes(10)
     forged = last.with_name(f"{number:010}-{(b'forged' + bytes(10)).hex()}.session")
@@ -266,6 +256,20 @@ def test_a_session_of_a_number_that_dom0_does_not_give(
     run(built)
     assert newest(built) == [built.contents(name) for name in built.volumes]
     assert built.scrubbed() == []
+
+
+def test_notes_that_are_gone_are_missed_once(built: Site, commands_for: Make) -> None:
+    """Without them no session seems to have a tag, and the next prune may take one that had."""
+    commands, notes = commands_for(built), built.archive / "notes.json"
+    commands.run("scrub")
+    assert commands.run("backup")[1] == "", "it was there all along"
+    commands.keyed(
+        "tag", built.volumes[0].partition("/")[0], "--session", "latest", "--add", "gold"
+    )
+    notes.unlink()
+    error = commands.run("backup")[1]
+    assert "notes.json is missing" in error and error.count("\n") == 1
+    assert commands.run("backup")[1] == commands.run("scrub")[1] == ""
 
 
 # Files of other programs

@@ -18,24 +18,25 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from backup_vm.agent.client import Reply
+from backup_vm.agent.call import Reply
 from backup_vm.agent.transport import Connection
 from backup_vm.archive import notes, packs, parameters, partial, sessions
-from backup_vm.archive.archive import Archive, open_archive
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import ExportedFile, PackFile, PartialFile, SessionFile
 from backup_vm.archive.inspection import inspect, kind_of
+from backup_vm.archive.opening import open_archive
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.walk import Ends
 from backup_vm.errors import SparsebakError
 from backup_vm.jobs import export
 from backup_vm.terminal.progress import Progress
-from dom0_agent.admin import takeover
+from dom0_agent.admin import adoption
 from dom0_agent.admin.settings.document import QubeSettings, from_bytes
-from dom0_agent.archives import Archives
 from dom0_agent.changed_map import ChangedMap, MapFile
 from dom0_agent.config import load
+from dom0_agent.keyring import Keyring
 from dom0_agent.rpc import heads
-from dom0_agent.rpc.dispatch import SERVICES
+from dom0_agent.rpc.heads import SERVICES
 from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.sources import thin_xml
 from tests.attack.kit import Attacker
@@ -78,7 +79,7 @@ def request(data: bytes) -> None:
 
 def restore_stream(data: bytes) -> None:
     """A whole Restore, without a volume to write to."""
-    (archive,) = Archives(load(world().site.config).state_dir)
+    (archive,) = Keyring(load(world().site.config).state_dir)
     stream = io.BytesIO(data)
     with contextlib.suppress(Refused, EOFError):
         receive(stream, archive, read_record(stream, archive), None, 1)
@@ -88,7 +89,7 @@ def keys_file(data: bytes) -> None:
     path = world().site.root / "keys"
     path.write_bytes(data)
     with contextlib.suppress(Refused):
-        takeover.read(path)
+        adoption.read(path)
 
 
 def settings(data: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dom0_agent.changed_map import GRAIN
-from dom0_agent.sources import thin_pool
+from dom0_agent.sources import metadata_snapshot
 from tests.kit import in_child
 from tests.lvm.kit import MIB, LvmSite, scribble
 from tests.steps import COMMANDS, deaths
@@ -22,8 +22,8 @@ Make = Callable[..., LvmSite]
 @pytest.fixture
 def site(lvm_site: Make, monkeypatch: pytest.MonkeyPatch) -> LvmSite:
     """A site with one session."""
-    monkeypatch.setattr(thin_pool, "PATIENCE", 0.3)
-    monkeypatch.setattr(thin_pool, "_POLL", 0.1)
+    monkeypatch.setattr(metadata_snapshot, "PATIENCE", 0.3)
+    monkeypatch.setattr(metadata_snapshot, "_POLL", 0.1)
     made = lvm_site(size=16 * MIB)
     scribble(made.image(), random.Random(1))
     made.backup()

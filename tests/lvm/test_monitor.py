@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dom0_agent.admin import cli
-from dom0_agent.sources import thin_pool
+from dom0_agent.sources import metadata_snapshot
 from dom0_agent.tracking.state import VolumeState
 from tests.attack.kit import Attacker
 from tests.lvm.kit import MIB, LvmSite, scribble
@@ -118,8 +118,8 @@ def test_a_metadata_snapshot_left_over_is_released_and_anothers_is_not(
     lvm_site: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site = lvm_site()
-    monkeypatch.setattr(thin_pool, "PATIENCE", 0.3)
-    monkeypatch.setattr(thin_pool, "_POLL", 0.1)
+    monkeypatch.setattr(metadata_snapshot, "PATIENCE", 0.3)
+    monkeypatch.setattr(metadata_snapshot, "_POLL", 0.1)
     scribble(site.image(), random.Random(1))
     site.backup()
     mark = site.state / "pools" / f"{site.group.name}+vm-pool"
@@ -141,7 +141,7 @@ def test_a_metadata_snapshot_left_over_is_released_and_anothers_is_not(
 def test_a_pool_nearly_full_is_left_alone(
     group_with_small_pool: Callable[[], LvmSite], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from backup_vm.agent.client import RefusedError
+    from backup_vm.agent.call import RefusedError
 
     site = group_with_small_pool()
     scribble(site.image(), random.Random(1))

@@ -37,9 +37,12 @@ def folder(quick_folder: Path) -> Path:
 
 
 FAILED_ONCE = {
-    "pack": ("last method largest, forged",),
-    "shared pack": ("last method largest, forged", "first tag first bit, forged"),
-    "partial": ("previous first bit", "previous zero"),
+    "pack": ("chunks[1].sealed.method largest, forged",),
+    "shared pack": (
+        "chunks[6].sealed.method largest, forged",
+        "chunks[0].sealed.data first bit, forged",
+    ),
+    "partial": ("offer.previous first bit", "offer.previous zero"),
 }
 """Changes that a command once took wrongly: tried in every run."""
 
@@ -52,6 +55,7 @@ def chosen(kind: str, changes: list[Change], count: int = SAMPLE) -> list[Change
     if LONG:
         return changes
     once = FAILED_ONCE.get(kind, ())
+    assert {*once} <= {change.name for change in changes}, "a field has another name now"
     rest = [change for change in changes if change.name not in once]
     rest.sort(
         key=lambda change: hashlib.sha256(f"{kind} {_in_general(change.name)}".encode()).digest()

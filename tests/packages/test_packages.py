@@ -38,7 +38,7 @@ def build(kind: str, needed: str, folder: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def rpms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = build("rpm", "rpmbuild", tmp_path_factory.mktemp("rpm"))
-    return {path.name.split("-0")[0]: path for path in found}
+    return {path.name.split(f"-{VERSION}")[0]: path for path in found}
 
 
 def listed(package: Path) -> dict[str, tuple[str, str, str]]:
@@ -89,6 +89,20 @@ def test_what_dom0_gets(rpms: dict[str, Path]) -> None:
         "/usr/lib/systemd/system/sparsebak-monitor.timer",
         "/usr/bin/sparsebak-agent",
     } <= files.keys()
+
+
+def test_settings_are_a_package_of_their_own(rpms: dict[str, Path]) -> None:
+    files = listed(rpms["sparsebak-dom0-settings"])
+    assert needs(rpms["sparsebak-dom0-settings"]) == {"sparsebak-dom0", "python3-qubesadmin"}
+    assert not files.keys() & listed(rpms["sparsebak-dom0"]).keys()
+    assert {
+        "/usr/lib/sparsebak/dom0_agent/admin/cli/settings.py",
+        "/usr/lib/sparsebak/dom0_agent/admin/settings/collecting.py",
+        "/usr/lib/systemd/system/sparsebak-settings.timer",
+    } <= files.keys()
+    assert all(
+        owned == ("-rw-r--r--", "root", "root") or owned[0][0] == "d" for owned in files.values()
+    )
 
 
 def test_what_the_backup_vm_gets(rpms: dict[str, Path]) -> None:
@@ -154,4 +168,4 @@ def test_one_version_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_packages_have_the_projects_version(rpms: dict[str, Path]) -> None:
-    assert {path.name.split("-")[2] for path in rpms.values()} == {VERSION}
+    assert {path.name.split("-")[-2] for path in rpms.values()} == {VERSION}

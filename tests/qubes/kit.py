@@ -4,7 +4,14 @@ import os
 import random
 from pathlib import Path
 
-from tests.kit import GRAIN, Site, change, fill
+from backup_vm.agent.client import Agent
+from backup_vm.archive.image import Image
+from backup_vm.jobs.backup import Report
+from dom0_agent.admin import cli
+from dom0_agent.admin.catalog import write_down
+from dom0_agent.admin.settings.collecting import collect_all
+from dom0_agent.config import load
+from tests.kit import GRAIN, Feed, Site, change, fill
 from tests.qubes.qubesd import Qubesd
 
 SIZE = 20 * GRAIN
@@ -46,6 +53,29 @@ class QubesSite(Site):
         path = self.pool / f"{self.qubesd.qubes[name].volumes[volume].vid}.img"
         path.parent.mkdir(parents=True, exist_ok=True)
         (self.qubesd.places / f"{name}+{volume}").write_text(str(path))
+
+    def take_down(self) -> None:
+        """What dom0's timers do: settings, and the list of volumes."""
+        failed = [taken for taken in collect_all(load(self.config)) if taken.error]
+        self.write_down()
+        assert not failed, failed
+
+    def write_down(self) -> None:
+        write_down(load(self.config))
+
+    def backup(self, *names: str, folder: Path | None = None, agent: Agent | None = None) -> Report:
+        self.take_down()
+        return super().backup(*names, folder=folder, agent=agent)
+
+    def restored(
+        self, agent: Agent, image: Image, to: str, feed: Feed, absent: bool = False
+    ) -> None:
+        self.write_down()
+        super().restored(agent, image, to, feed, absent)
+
+    def apply(self, name: str) -> None:
+        """What dom0's administrator does with the settings of a qube that is gone."""
+        assert cli.main(["--config", str(self.config), "settings", "apply", name, "--yes"]) == 0
 
     def image(self, name: str = "work/private") -> Path:
         qube, volume = name.split("/")

@@ -5,13 +5,17 @@ asked for it.
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dom0_agent.admin import cli
-from dom0_agent.catalog import open_catalog
+from dom0_agent.admin.catalog import _keep, ask, write_down
+from dom0_agent.admin.qubes_options import qubes_options
+from dom0_agent.catalog import kept
 from dom0_agent.config import Config, load
+from tests.kit import Site
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Qubesd
 
@@ -53,13 +57,14 @@ def test_what_is_backed_up_and_what_is_left_out(
     machine.add("files", "AppVM", "files").state = "Running"
     machine.add("other", "AppVM", "tank")
     machine.add("off", "AppVM", "vm-pool", include_in_backups=(False, "bool", "False"))
-    catalog = open_catalog(configured(tmp_path), "sd-backup")
+    catalog = ask(configured(tmp_path), "sd-backup")
     found = {volume.name: volume for volume in catalog.volumes()}
     assert [name for name in found if "settings" not in name] == [
         "alone/root", "alone/private", "fedora/root", "fedora/private", "files/private",
         "work/private",
     ]  # fmt: skip
-    assert found["work/private"].vid == "vm-work-private" and found["work/private"].live == ""
+    assert found["work/private"].vid == "vm-work-private"
+    assert found["work/private"].live == "vm-work-private-snap"  # the data, when there is one
     assert found["files/private"].pool.driver == "reflink"
     assert (found["files/private"].vid, found["files/private"].live) == (
         "appvms/files/private.img",
@@ -89,26 +94,24 @@ def test_lists_by_name_and_tag(machine: Qubesd, tmp_path: Path) -> None:
         tmp_path,
         'include = ["@tag:precious", "sd-backup"]\nexclude = ["@tag:scratch"]\nsettings = false',
     )
-    found = [volume.name for volume in open_catalog(config, "sd-backup").volumes()]
+    found = [volume.name for volume in ask(config, "sd-backup").volumes()]
     assert found == ["alone/root", "alone/private", "sd-backup/private"]
 
 
 def test_running_qubes(machine: Qubesd, tmp_path: Path) -> None:
     machine.qubes["work"].state = "Running"
-    found = open_catalog(configured(tmp_path)).find("work", "private")
+    found = ask(configured(tmp_path)).find("work", "private")
     assert found is not None and (found.vid, found.live) == (
         "vm-work-private",
         "vm-work-private-snap",
     )
-    found = open_catalog(configured(tmp_path, 'running = "committed"')).find("work", "private")
+    found = ask(configured(tmp_path, 'running = "committed"')).find("work", "private")
     assert found is not None and found.live == ""
 
 
 def test_domains_of_deduplication(machine: Qubesd, tmp_path: Path) -> None:
     machine.add("debian", "TemplateVM", "vm-pool")
-    found = {
-        volume.name: volume.dedup_domain for volume in open_catalog(configured(tmp_path)).volumes()
-    }
+    found = {volume.name: volume.dedup_domain for volume in ask(configured(tmp_path)).volumes()}
     assert found["debian/root"] == found["fedora/root"]
     templates = {"debian/root", "fedora/root"}
     others = [domain for name, domain in found.items() if name not in templates]
@@ -122,7 +125,7 @@ def test_sixty_qubes_cost_few_calls_and_little_time(machine: Qubesd, tmp_path: P
     config = configured(tmp_path)
     machine.calls.clear()
     start = time.process_time()
-    assert len(open_catalog(config).volumes()) > 120
+    assert len(ask(config).volumes()) > 65
     assert time.process_time() - start < 1.0  # the stand-in's own time included
     calls = Counter(machine.calls)
     assert (
@@ -134,7 +137,7 @@ def test_sixty_qubes_cost_few_calls_and_little_time(machine: Qubesd, tmp_path: P
 
 
 def test_a_qube_that_is_not_there(machine: Qubesd, tmp_path: Path) -> None:
-    catalog = open_catalog(configured(tmp_path))
+    catalog = ask(configured(tmp_path))
     assert catalog.find("nobody", "private") is None and catalog.find("work", "volatile") is None
     assert catalog.find("disp1", "private") is None
 
@@ -152,13 +155,14 @@ def test_configuration_that_cannot_be(tmp_path: Path, options: str, said: str) -
     from dom0_agent.config import ConfigError
 
     with pytest.raises(ConfigError, match=said):
-        configured(tmp_path, options)
+        qubes_options(configured(tmp_path, options))
 
 
 def test_a_session_is_ended_without_asking_qubesd(qubes: QubesSite) -> None:
     """Extract and Commit go by what Snapshot found: a qube that goes away meanwhile is backed up
     all the same.
     """
+    qubes.take_down()
     with qubes.open(True) as archive:
         agent = qubes.agent(archive)
         offer = agent.snapshot("work", "private", bytes(16), 0, 0)
@@ -169,5 +173,48 @@ def test_a_session_is_ended_without_asking_qubesd(qubes: QubesSite) -> None:
             assert sum(len(payload) for _, payload in reply.frames()) > len(before) // 40
         agent.commit("work", "private", offer.session)
         assert not qubes.qubesd.calls
+        qubes.take_down()
         gone = {f"{entry.qube}/{entry.volume}": entry.flags for entry in agent.list()}
         assert gone["work/private"]
+
+
+def test_calls_ask_qubesd_for_nothing_but_a_restore(qubes: QubesSite) -> None:
+    """A whole backup goes by what was written down: a qube made since is not in it, and nobody is
+    asked whether one runs.
+    """
+    qubes.take_down()
+    qubes.start("work")
+    qubes.add_qube("fresh")
+    qubes.qubesd.calls.clear()
+    report = Site.backup(qubes)
+    assert not qubes.qubesd.calls and "fresh" not in {done.qube for done in report.done}
+    assert list(qubes.images().values())[-1] == qubes.dirty().read_bytes()
+    qubes.stop("work")
+    Site.backup(qubes, "work/private")
+    assert list(qubes.images().values())[-1] == qubes.image().read_bytes()
+    qubes.qubesd.calls.clear()
+    Site.restore(qubes)
+    assert "admin.vm.volume.Info" in qubes.qubesd.calls
+    assert "fresh" in {done.qube for done in qubes.backup().done}
+
+
+def test_a_list_that_is_old_is_told_as_such(qubes: QubesSite) -> None:
+    qubes.take_down()
+    with qubes.open() as archive:
+        agent = qubes.agent(archive)
+        assert agent.list() and agent.list_age == 0
+        kept_list = kept.read(load(qubes.config))
+        old = replace(kept_list, asked=kept_list.asked - 4000)
+        kept.place(load(qubes.config)).write_bytes(old.to_bytes())
+        assert agent.list() and 4000 <= agent.list_age < 4100
+
+
+def test_of_two_lists_the_one_asked_for_later_stays(qubes: QubesSite) -> None:
+    config = load(qubes.config)
+    write_down(config)
+    first = kept.read(config)
+    _keep(config, replace(first, asked=first.asked - 5))
+    assert kept.read(config) == first
+    kept.place(config).write_bytes(replace(first, asked=first.asked + 500).to_bytes())
+    write_down(config)  # the clock was wrong, and is right again
+    assert kept.read(config).asked <= time.time()

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent.admin.settings import restored
+from dom0_agent.admin.catalog import ask
+from dom0_agent.admin.settings import apply as restored
+from dom0_agent.admin.settings.collecting import collect_all
 from dom0_agent.admin.settings.document import QubeSettings, collect, from_bytes
 from dom0_agent.admin.settings.plan import unexpired
-from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
 from tests.qubes.qubesd import Qube, Qubesd, Refusal
 from wire.status import Refused
@@ -60,7 +61,7 @@ def breaks(
 
 
 def test_firewall_first_then_the_network(machine: Qubesd) -> None:
-    restored.create_if_gone("gone", KEPT)
+    restored.create("gone", KEPT)
     made = machine.qubes["gone"]
     assert netvm(machine) == "sys-net" and made.firewall.splitlines() == RULES
     assert "sparsebak" in made.tags and machine.told == []  # type: ignore[attr-defined]
@@ -70,7 +71,7 @@ def test_a_firewall_that_fails_means_no_network(
     machine: Qubesd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks(machine, monkeypatch, "_vm_firewall", lambda verb, *_: verb == "Set")
-    restored.create_if_gone("gone", KEPT)
+    restored.create("gone", KEPT)
     assert netvm(machine) == ""
     (text,) = machine.told  # type: ignore[attr-defined]
     assert "gone stays without network: its firewall" in text
@@ -80,7 +81,7 @@ def test_a_firewall_that_is_not_taken_as_it_was_given(
     machine: Qubesd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "_vm_firewall", lambda *_: "action=accept\n")
-    restored.create_if_gone("gone", KEPT)
+    restored.create("gone", KEPT)
     assert netvm(machine) == ""
 
 
@@ -96,7 +97,7 @@ def test_a_firewall_that_is_not_taken_as_it_was_given(
 def test_no_network_where_it_is_not_sure(
     machine: Qubesd, settings: QubeSettings, older: bool
 ) -> None:
-    restored.create_if_gone("gone", settings, older)
+    restored.create("gone", settings, older)
     assert netvm(machine) == "" and "gone" in machine.qubes
     assert len(machine.told) == (settings.netvm is not None)  # type: ignore[attr-defined]
 
@@ -113,7 +114,7 @@ def test_a_network_that_fails_is_taken_away(
         return text
 
     monkeypatch.setattr(machine, "_vm_property", half)
-    restored.create_if_gone("gone", KEPT)
+    restored.create("gone", KEPT)
     assert netvm(machine) == "" and "set, and then it failed" in machine.told[0]  # type: ignore[attr-defined]
 
 
@@ -124,7 +125,7 @@ def test_a_qube_that_cannot_be_made_offline_is_not_made(
         machine, monkeypatch, "_vm_property", lambda verb, name, _: (verb, name) == ("Set", "netvm")
     )
     with pytest.raises(Refused):
-        restored.create_if_gone("gone", KEPT)
+        restored.create("gone", KEPT)
     assert "gone" not in machine.qubes
 
 
@@ -152,7 +153,10 @@ def test_named_disposables_are_kept_and_made_again(machine: Qubesd, tmp_path: Pa
     machine.add("disp7", "DispVM", "p")
     config = tmp_path / "agent.toml"
     config.write_text('state_dir = "state"\ncatalog = "qubes"\n[qubes]\ndom0_config = []\n')
-    catalog = open_catalog(load(config))
+    assert [taken.name for taken in collect_all(load(config)) if taken.changed] == [
+        f"{name}/settings" for name in ("fedora", "sys-net", "sys-usb", "work")
+    ]
+    catalog = ask(load(config))
     assert [v.name for v in catalog.volumes() if v.qube.startswith(("sys-usb", "disp"))] == [
         "sys-usb/settings"
     ]
@@ -161,7 +165,7 @@ def test_named_disposables_are_kept_and_made_again(machine: Qubesd, tmp_path: Pa
     ]
     kept = from_bytes(collect("sys-usb"))
     del machine.qubes["sys-usb"]
-    restored.create_if_gone("sys-usb", replace(kept, qube="sys-usb"))
+    restored.create("sys-usb", replace(kept, qube="sys-usb"))
     made = machine.qubes["sys-usb"]
     assert made.klass == "DispVM" and made.devices == {}  # devices wait to be applied
 
@@ -197,6 +201,6 @@ def test_one_qube_that_qubesd_stumbles_over_does_not_hide_the_others(
         return real(qube, verb, name, payload)
 
     monkeypatch.setattr(machine, "_vm_volume", gone)
-    catalog = open_catalog(load(config))
+    catalog = ask(load(config))
     assert {v.qube for v in catalog.volumes()} == {"fedora", "sys-net"}
     assert "No such domain" in next(s.reason for s in catalog.skipped() if s.name == "work")

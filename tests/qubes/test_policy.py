@@ -17,7 +17,7 @@ from xml.sax import saxutils
 
 import pytest
 
-from dom0_agent.rpc.dispatch import SERVICES
+from dom0_agent.rpc.heads import SERVICES
 from tests.conftest import elsewhere
 from tests.qubes import policy
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.agent.client import Agent, RefusedError
+from backup_vm.agent.call import RefusedError
+from backup_vm.agent.client import Agent
 from backup_vm.jobs.reading import feed
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
@@ -156,6 +157,8 @@ def test_a_qube_that_is_gone_comes_back(qubes: QubesSite) -> None:
             feed(archive, image, named.name, Progress()),
             absent=True,
         )
+    assert "work" not in qubes.qubesd.qubes  # a call makes no qube
+    qubes.apply("work")
     made = qubes.qubesd.qubes["work"]
     assert (made.klass, made.properties["label"][2], made.properties["memory"][2]) == (
         "AppVM",
@@ -198,6 +201,7 @@ def remade(site: QubesSite, session: int) -> str:
         image = archive.image(list(named.sessions), named.sessions[session])
         send = feed(archive, image, named.name, Progress())
         site.restored(site.agent(archive), image, "work/settings", send, absent=True)
+    site.apply("work")
     site.place("work", "private")
     return str(site.qubesd.qubes["work"].properties["netvm"][2])
 

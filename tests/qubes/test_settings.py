@@ -2,16 +2,23 @@
 was asked for.
 """
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dom0_agent.admin import cli
+from backup_vm.jobs.backup import BackupRun
+from backup_vm.terminal.progress import Progress
+from dom0_agent.admin import cli, qubes_catalog
 from dom0_agent.admin.settings.document import QubeSettings, collect, from_bytes
-from tests.qubes.kit import QubesSite
-from tests.qubes.qubesd import Qubesd
+from dom0_agent.catalog import open_catalog
+from dom0_agent.config import load
+from dom0_agent.targets.dropbox import CONFIG_LIMIT, LIMIT, Dropped, place, waiting
+from tests.qubes.kit import BACKUP_VM, QubesSite
+from tests.qubes.qubesd import Qubesd, Refusal
 from wire.status import Refused
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
@@ -181,3 +188,115 @@ def test_dom0s_own_configuration(
         and policy.stat().st_mode & 0o777 == 0o640
         and not other.exists()
     )
+
+
+def collect_command(site: QubesSite, *words: str) -> int:
+    return agent(site, "settings", "collect", *words)
+
+
+def test_settings_are_taken_down_by_dom0_alone(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A document changes when what it says does; those of qubes that are gone, or not backed up any
+    more, go.
+    """
+    folder = qubes.state / "settings"
+    assert collect_command(qubes) == 0
+    assert "4 of 4 saved, 4 changed" in capsys.readouterr().out
+    before = {path.name: path.stat().st_ino for path in folder.glob("*.settings")}
+    assert before.keys() == {"fedora.settings", "vault.settings", "work.settings"} | {
+        f"{BACKUP_VM}.settings"
+    }
+    work = folder / "work.settings"
+    os.utime(work, (1, 1))
+    qubes.qubesd.qubes["vault"].features["menu-items"] = "x.desktop"
+    del qubes.qubesd.qubes["fedora"]
+    assert collect_command(qubes, "-q") == 0 and capsys.readouterr().out == ""
+    after = {path.name: path.stat().st_ino for path in folder.glob("*.settings")}
+    assert "fedora.settings" not in after and after["vault.settings"] != before["vault.settings"]
+    assert after["work.settings"] == before["work.settings"] and work.stat().st_mtime > 1
+
+
+def test_settings_that_cannot_be_taken_down_count_as_failed_in_the_end(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qubes.backup()
+
+    def stumbles(*_: object) -> str:
+        raise Refusal("QubesException", "no firewall today")
+
+    monkeypatch.setattr(qubes.qubesd, "_vm_firewall", stumbles)
+    assert collect_command(qubes) == 1
+    assert "work/settings: qubesd: no firewall today" in capsys.readouterr().err
+    assert "work/settings" in names(qubes)  # as they were; they are not old yet
+    os.utime(qubes.state / "settings/work.settings", (1_700_000_000, 1_700_000_000))
+    qubes.write_down()
+    with qubes.open(True) as archive:
+        report = BackupRun(archive, qubes.agent(archive), Progress()).run(qubes.listed(archive))
+    assert [name for name, _ in report.failed] == ["work/settings"]
+    assert agent(qubes, "check") == 1
+    assert "last saved at 20231114-221320" in capsys.readouterr().err
+    assert agent(qubes, "monitor") == 0 and qubes_snapshots(qubes, "work/settings")
+
+
+def names(site: QubesSite) -> set[str]:
+    return {volume.name for volume in open_catalog(load(site.config)).volumes()}
+
+
+def qubes_snapshots(site: QubesSite, name: str) -> list[Path]:
+    return list((site.state / "settings/.sparsebak" / name).iterdir())
+
+
+def test_dom0s_configuration_is_read_seldom_by_the_timer(qubes: QubesSite, tmp_path: Path) -> None:
+    file = tmp_path / "rules"
+    file.write_text("one\n")
+    qubes.config.write_text(
+        qubes.config.read_text().replace("dom0_config = []", f'dom0_config = ["{file}"]')
+    )
+    kept = qubes.state / "settings/dom0.config"
+    assert collect_command(qubes, "--due") == 0
+    first = kept.read_bytes()
+    file.write_text("two\n")
+    assert collect_command(qubes, "--due") == 0 and kept.read_bytes() == first
+    os.utime(kept, (time.time() - 7 * 3600,) * 2)
+    assert collect_command(qubes, "--due") == 0 and kept.read_bytes() != first
+    file.write_text("three\n")
+    assert collect_command(qubes) == 0 and b"three" in kept.read_bytes()
+
+
+def test_without_the_package_there_are_no_settings(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qubes.backup()
+    assert "work/settings" in names(qubes)
+    monkeypatch.setattr(qubes_catalog, "documents_are_taken_down", lambda: False)
+    qubes.write_down()
+    assert names(qubes) == {
+        "fedora/private", "fedora/root", "vault/private", "work/private", f"{BACKUP_VM}/private",
+    }  # fmt: skip
+
+
+def test_what_is_restored_waits_unread(qubes: QubesSite) -> None:
+    """The last one restored is the one that waits; cut off between two steps it counts as older."""
+    assert waiting(qubes.state, "work", "settings") is None
+    work = qubes.qubesd.qubes["work"]
+    for memory in ("300", "500"):
+        work.properties["memory"] = (False, "int", memory)
+        qubes.backup()
+    for session, memory, older in ((0, 300, True), (1, 500, False), (0, 300, True)):
+        qubes.restore(session, "work/settings")
+        found = waiting(qubes.state, "work", "settings")
+        assert found is not None and found[1] == older
+        assert from_bytes(found[0].read_bytes()).properties["memory"] == memory
+        assert len(list((qubes.state / "restored").iterdir())) == 1
+    place(qubes.state, "work", "settings").write_bytes(b"")
+    found = waiting(qubes.state, "work", "settings")
+    assert found is not None and found[1]
+
+
+@pytest.mark.parametrize(("qube", "limit"), [("work", LIMIT), ("dom0", CONFIG_LIMIT)])
+def test_what_is_too_large_is_not_dropped(tmp_path: Path, qube: str, limit: int) -> None:
+    Dropped(tmp_path, qube, "x", LIMIT, False).discard()
+    assert not list((tmp_path / "restored").iterdir())
+    with pytest.raises(Refused, match="too many"):
+        Dropped(tmp_path, qube, "x", limit + 1, False)

@@ -1,13 +1,15 @@
 """Setting a machine up, making backups from dom0's timer, and noticing that one is late."""
 
+import errno
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from dom0_agent import notify
-from dom0_agent.admin import cli
+from dom0_agent.admin import catalog, cli
 from dom0_agent.admin.cli import backup as backup_command
 from dom0_agent.admin.cli import setup
 from tests.qubes.kit import BACKUP_VM, QubesSite
@@ -170,6 +172,23 @@ def test_a_qube_made_since_setup_is_picked_up(
     tags = {name: qube.tags for name, qube in qubes.qubesd.qubes.items()}
     assert tags["fresh"] == {"sparsebak"} and not tags["private-one"] and not tags["work"]
     assert tags[BACKUP_VM] == {"sparsebak-vm"}
+
+
+def test_a_full_disk_does_not_keep_the_monitor_from_making_room(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qubes.backup()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(catalog, "replace", full)
+    capsys.readouterr()
+    assert agent(qubes, "monitor") == 0
+    said = capsys.readouterr()
+    assert "volumes followed" in said.out
+    assert "catalog.json cannot be written: No space left on device" in said.err
+    assert agent(qubes, "volumes") == 1  # that is what it is for
 
 
 def test_a_new_qube_is_left_alone_where_that_is_wanted(qubes: QubesSite) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.jobs.backup import BackupRun, Report
 from backup_vm.terminal.progress import Progress
 from dom0_agent import notify
 from dom0_agent.admin import cli
-from dom0_agent.catalog.tags import TAG
+from dom0_agent.admin.catalog import write_down
+from dom0_agent.admin.tags import TAG
+from dom0_agent.config import load
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Refusal
 
@@ -34,10 +36,11 @@ def stumbles(qubes: QubesSite, monkeypatch: pytest.MonkeyPatch) -> Break:
 
 
 def backed_up(site: QubesSite) -> Report:
+    write_down(load(site.config))
     with site.open(True) as archive:
         agent = site.agent(archive)
         try:
-            return Archiver(archive, agent, Progress()).run(agent.list())
+            return BackupRun(archive, agent, Progress()).run(agent.list())
         finally:
             agent.close()
 
@@ -101,5 +104,5 @@ def test_setup_takes_no_tag_away_because_of_it(
     qubes.qubesd.qubes["work"].tags.add(TAG)
     stumbles("admin.vm.volume.Info")
     assert cli.main(["--config", str(qubes.config), "setup", "backup-vm"]) == 0
-    assert "work: qubesd: it stumbles; its tag stays" in capsys.readouterr().out
+    assert "work: qubesd: it stumbles; its tag was not changed" in capsys.readouterr().out
     assert TAG in qubes.qubesd.qubes["work"].tags and TAG in qubes.qubesd.qubes["vault"].tags

@@ -12,8 +12,8 @@ from backup_vm import cli
 from backup_vm.jobs.reading import feed
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
+from dom0_agent.admin import adoption
 from dom0_agent.admin import cli as agent_cli
-from dom0_agent.admin import takeover
 from dom0_agent.tracking.state import State, VolumeState
 from tests.kit import PASSPHRASE, Site, change, fill
 from tests.qubes.kit import QubesSite
@@ -72,6 +72,7 @@ def test_a_new_dom0_goes_on_with_the_archive(
     assert take_over(qubes, file) == 0
     assert "work/private" in capsys.readouterr().out
     assert take_over(qubes, file, label="more") == 1  # it is known now
+    qubes.take_down()
     with qubes.open() as archive:
         gone = {
             f"{entry.qube}/{entry.volume}": entry.flags for entry in qubes.agent(archive).list()
@@ -90,6 +91,8 @@ def test_a_new_dom0_goes_on_with_the_archive(
             qubes.agent(archive).restore(
                 asked, feed(archive, image, named.name, Progress()), absent=name == "settings"
             )
+            if name == "settings":
+                qubes.apply("work")
     assert qubes.contents() == before
     done = {f"{one.qube}/{one.volume}": one.stored for one in qubes.backup().done}
     assert (
@@ -177,20 +180,20 @@ def test_a_file_that_is_not_what_it_should_be(
             continue
         bad.write_bytes(raw)
         try:
-            introduction = takeover.read(bad)
-            takeover.take_over(
+            found = adoption.read(bad)
+            adoption.adopt(
                 site.state,
-                introduction,
+                found,
                 "x",
                 "backup-vm",
-                takeover.unlock(introduction, PASSPHRASE),
+                adoption.unlock(found, PASSPHRASE),
             )
         except Refused:
             assert not (site.state / "archives").exists()
             continue
         told, true = (
-            introduction.untrusted_entry,
-            takeover.read(keys).untrusted_entry,
+            found.untrusted_entry,
+            adoption.read(keys).untrusted_entry,
         )  # its label and time are only told
         assert (told.archive, told.mode, told.suite, told.chunk_size) == (
             true.archive,
@@ -201,13 +204,13 @@ def test_a_file_that_is_not_what_it_should_be(
         assert told.slots == true.slots
         shutil.rmtree(site.state)
     for suite, text in ((1, "belongs to another archive"), (3, "parameters of no archive")):
-        entry = takeover.read(keys).untrusted_entry
+        entry = adoption.read(keys).untrusted_entry
         assert entry.suite == 2
         bad.write_bytes(good.replace(entry.build(), replace(entry, suite=suite).build()))
         assert take_over(site, bad) == 1 and text in capsys.readouterr().err
-    bad.write_bytes(bytes(takeover.LIMIT + 1))
+    bad.write_bytes(bytes(adoption.LIMIT + 1))
     with pytest.raises(Refused, match="too long"):
-        takeover.read(bad)
+        adoption.read(bad)
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -78,6 +78,10 @@ def test_backup_and_back_from_nothing(machine: Machine, capsys: pytest.CaptureFi
     site.config.write_text(
         site.config.read_text().replace("dom0_config = []", f'dom0_config = ["{files}"]')
     )
+    assert cli.main(["backup", "--all"]) == 5  # what is listed was listed for another configuration
+    assert "sparsebak-agent volumes" in capsys.readouterr().err
+    machine.calls()
+    assert agent_cli.main(["--config", str(site.config), "setup", BACKUP_VM]) == 0
     assert cli.main(["backup", "--all"]) == 0
     calls = machine.calls()
     assert (
@@ -105,10 +109,17 @@ def test_backup_and_back_from_nothing(machine: Machine, capsys: pytest.CaptureFi
     site.image().write_bytes(b"")
     key = site.root / "passphrase"
     key.write_bytes(PASSPHRASE + b"\n")
-    assert cli.main(["restore", "work", "--passphrase-file", str(key)]) == 0
+    restore = ["restore", "work", "--passphrase-file", str(key)]
+    capsys.readouterr()
+    site.write_down()
+    assert cli.main(restore) == 1
+    assert "settings apply work" in capsys.readouterr().err and "work" not in site.qubesd.qubes
+    site.apply("work")
+    assert cli.main(restore) == 0
     asked = [call for call in machine.calls() if call.startswith("ask")]
     assert asked == [
         f"ask @default sparsebak.Restore+work+settings+{session}",
+        f"ask work sparsebak.Restore+work+settings+{session}",
         f"ask work sparsebak.Restore+work+private+{session}",
     ]
     assert site.contents() == before and site.qubesd.qubes["work"].tags >= {"sparsebak"}

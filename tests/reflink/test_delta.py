@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from common.durable import closing_fd
+from dom0_agent.admin.held import held
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import btrfs, extents, fiemap, snapshot_name
+from dom0_agent.sources.flags import flags
 from dom0_agent.sources.reflink import ReflinkSource
-from dom0_agent.targets import attributes
+from dom0_agent.targets.file import FileReplacement, clean
 from tests.kit import GRAIN, fill, punch, some_bytes, truly_changed
 from tests.reflink.histories import History, clone_range, dedupe
 from wire.status import Code, Refused
@@ -236,11 +238,11 @@ def test_images_with_and_without_copy_on_write(btrfs_folder: Path, nocow: str) -
     assert named_by_delta(source, 1, 2) == {5}
     with closing_fd(source.open(2)) as fd:
         assert os.pread(fd, SIZE, 0) == image.read_bytes()
-    target = source.replace(SIZE)
+    target = FileReplacement(source, SIZE)
     target.write(0, [b"restored"])
     target.commit()
     with closing_fd(os.open(image, os.O_RDONLY)) as fd:
-        assert bool(attributes.flags(fd) & 0x00800000) == (nocow != "pool")
+        assert bool(flags(fd) & 0x00800000) == (nocow != "pool")
 
 
 def test_an_image_in_too_many_pieces_counts_as_changed(
@@ -271,10 +273,10 @@ def test_a_pool_that_is_full_or_read_only_says_so(btrfs_folder: Path) -> None:
     assert caught.value.code == Code.NO_SPACE
     (btrfs_folder / "filler").unlink()
     subprocess.run(["mount", "-o", "remount,ro", btrfs_folder], check=True)
-    source.clean()
+    clean(source)
     source.drop(7)
     actions = [source.require_room, lambda: source.snapshot(2), lambda: source.drop(1)]
-    for action in (*actions, lambda: source.replace(1)):
+    for action in (*actions, lambda: FileReplacement(source, 1)):
         with pytest.raises(Refused, match="the pool is read-only"):
             action()
 
@@ -305,7 +307,7 @@ def test_where_the_pool_lies(btrfs_folder: Path, small_disk: Path, tmp_path: Pat
                 file.write(b"new")
             source.snapshot(2)
             assert named_by_delta(source, 1, 2) == {0}
-            target = source.replace(GRAIN)
+            target = FileReplacement(source, GRAIN)
             target.commit()
             assert (pool / name / "a.img").read_bytes() == bytes(GRAIN)
     finally:
@@ -362,11 +364,11 @@ def test_a_snapshot_holds_what_was_overwritten_since(reflink_folder: Path) -> No
     source, image = source_in(reflink_folder), reflink_folder / "work.img"
     image.write_bytes(os.urandom(SIZE))
     source.snapshot(1)
-    assert source.held() == 0
+    assert held(source) == 0
     with open(image, "r+b") as file:
         file.write(
             os.urandom(SIZE)
         )  # all of it: Btrfs keeps an extent whole as long as any of it is used
         os.fsync(file.fileno())
     subprocess.run(["sync", "-f", image], check=True)
-    assert source.held() == SIZE
+    assert held(source) == SIZE

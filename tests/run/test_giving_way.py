@@ -15,8 +15,8 @@ import pytest
 
 from dom0_agent.admin import cli
 from dom0_agent.admin.monitoring import Outcome, monitor
-from dom0_agent.archives import Archives
 from dom0_agent.config import load
+from dom0_agent.keyring import Keyring
 from dom0_agent.rpc import dispatch, extraction
 from dom0_agent.sources.file import FileSource
 from dom0_agent.tracking.rotation import Rotation
@@ -178,8 +178,8 @@ def test_what_another_call_did_between_two_steps_is_kept(
 
     monkeypatch.setattr(VolumeState, "locked", between)
     config = load(site.config)
-    archives = Archives(config.state_dir).by_id()
-    (outcome,) = monitor(config.state_dir, config.volumes, archives)
+    keyring = Keyring(config.state_dir)
+    (outcome,) = monitor(config.state_dir, config.volumes, keyring)
     assert outcome.busy
     assert list(site.images().values())[-1] == site.contents()
     fill(site.image(), 1 << 20, 4)

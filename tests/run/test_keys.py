@@ -8,8 +8,8 @@ from backup_vm import cli
 from backup_vm.archive.parameters import Parameters
 from backup_vm.errors import WrongKeyError
 from dom0_agent.admin import cli as agent_cli
-from dom0_agent.archives import Archives
 from dom0_agent.config import load
+from dom0_agent.keyring import Keyring
 from tests.kit import PASSPHRASE, Site, fill
 from wire import slots
 
@@ -138,7 +138,7 @@ def test_keys_and_state_are_for_their_owner_alone(made: Site) -> None:
 
 
 def test_no_key_is_in_a_log(made: Site, capfd: pytest.CaptureFixture[str]) -> None:
-    (archive,) = Archives(load(made.config).state_dir)
+    (archive,) = Keyring(load(made.config).state_dir)
     assert keys(made, "add", "tests", passphrase=b"second secret") == 0
     assert keys(made, "change", "tests", "--slot", "9", passphrase=b"second secret") == 1
     assert cli.main(["-v", "backup"]) == 0 and cli.main(["-v", "verify"]) == 0

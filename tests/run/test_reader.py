@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from backup_vm.archive.prune import prune
-from dom0_agent.archives import Archives
+from dom0_agent.admin import archives
+from dom0_agent.keyring import Keyring
 from tests.kit import GRAIN, PASSPHRASE, Site, change, fill
 from wire import slots
 from wire.chunks import SUITES
@@ -71,14 +72,14 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from backup_vm.agent.client import Agent
-    from backup_vm.archive.archive import create_archive
+    from backup_vm.archive.opening import create_archive
     from backup_vm.archive.parameters import Parameters
     from dom0_agent.config import load
     from tests.kit import InProcess
 
     monkeypatch.setattr(slots, "SCRYPT_LOG_N", 10)
-    _, recovery = Archives(load(site.config).state_dir).add(
-        "other", "backup-vm", 1, 64 << 10, PASSPHRASE
+    _, recovery = archives.add(
+        Keyring(load(site.config).state_dir), "other", "backup-vm", 1, 64 << 10, PASSPHRASE
     )
     entry, found = Agent(InProcess(site.config)).enroll("other")
     folder = site.root / "other"

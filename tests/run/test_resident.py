@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.agent.client import Agent, RefusedError
+from backup_vm.agent.call import RefusedError
+from backup_vm.agent.client import Agent
 from backup_vm.agent.transport.unix import UnixTransport
-from dom0_agent.rpc.dispatch import SERVICES
+from dom0_agent.rpc.heads import SERVICES
 from tests.kit import GRAIN, Site, change, fill
 from wire.messages import HEADER, HEADER_SIZE, Request, Status
 from wire.status import Code

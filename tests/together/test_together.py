@@ -14,9 +14,9 @@ import pytest
 
 from backup_vm.errors import Exit
 from dom0_agent.admin.monitoring import monitor
-from dom0_agent.archives import Archives
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
+from dom0_agent.keyring import Keyring
 from tests.children import Child, Outcome, Step
 from tests.conftest import folder_in_memory
 from tests.kit import GRAIN, PASSPHRASE, Site
@@ -142,8 +142,8 @@ def calls(site: Site) -> dict[str, Callable[[], object]]:
 def monitored(site: Site) -> None:
     """Walk the snapshots on; what another call works on is left for the next time."""
     config = load(site.config)
-    archives = Archives(config.state_dir).by_id()
-    outcomes = list(monitor(config.state_dir, list(open_catalog(config).volumes()), archives))
+    keyring = Keyring(config.state_dir)
+    outcomes = list(monitor(config.state_dir, list(open_catalog(config).volumes()), keyring))
     assert not [one.error for one in outcomes if one.error and not one.busy]
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import io
 import os
 import signal
@@ -33,6 +34,10 @@ COMMANDS = (
     "serve",
     "import-ini",
 )
+
+
+OPTIONAL = {"settings": "sparsebak-dom0-settings"}
+"""Commands that are in packages of their own."""
 
 
 class UserError(Exception):
@@ -78,10 +83,16 @@ def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
-    for name in [name for name in COMMANDS if name in words] or COMMANDS:
+    there = [name for name in COMMANDS if name not in OPTIONAL or _module_of(name)]
+    for name in [name for name in there if name in words] or there:
         importlib.import_module(f"dom0_agent.admin.cli.{name.replace('-', '_')}").add_to(commands)
     _common(top, config=DEFAULT_PATH, unattended=False, quiet=False, verbose=False, json=False)
     return top
+
+
+def _module_of(name: str) -> bool:
+    """Whether the module of a command is installed."""
+    return importlib.util.find_spec(f"dom0_agent.admin.cli.{name}") is not None
 
 
 def _common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -127,6 +138,10 @@ def main(argv: list[str] | None = None) -> int:
         if argv is None:
             _as_a_process()
         words = sys.argv[1:] if argv is None else argv
+        for name in OPTIONAL.keys() & set(words[:1]):
+            if not _module_of(name):
+                _tell(f"command {name} is in a package of its own; install {OPTIONAL[name]}")
+                return 2
         options = parser(words).parse_args(words)
         if options.unattended:
             sys.stdin = open(os.devnull)  # nobody is there to ask

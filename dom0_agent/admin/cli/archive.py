@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from common.text import session_name
+from dom0_agent.admin import archives
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.leftovers import drop_archive
-from dom0_agent.archives import Archives
 from dom0_agent.config import load
+from dom0_agent.keyring import Keyring
 from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE, DEFAULT_CHUNK_SIZE, slots
 from wire.chunks import KEY_SIZE, SUITES, ChunkIds, Keys
 from wire.messages import MODE_OPEN
@@ -89,9 +90,9 @@ def add_to(commands: Any) -> None:
 
 
 def _add(options: argparse.Namespace) -> int:
-    archives = Archives(load(options.config).state_dir)
+    keyring = Keyring(load(options.config).state_dir)
     label, caller = parse_name(options.label, "label"), parse_name(options.caller, "caller")
-    if archives.by_label(label) is not None:
+    if keyring.by_label(label) is not None:
         raise UserError(f"there is an archive labelled {label} already; choose another label")
     if options.open and options.passphrase_file:
         raise UserError(
@@ -103,7 +104,9 @@ def _add(options: argparse.Namespace) -> int:
         next((number for number, name in SUITES.items() if name == options.hash), None)
         or fastest_suite()
     )
-    archive, recovery = archives.add(label, caller, suite, _UNITS[options.chunk_size], passphrase)
+    archive, recovery = archives.add(
+        keyring, label, caller, suite, _UNITS[options.chunk_size], passphrase
+    )
     printed = recovery_text(recovery) if recovery else None
     if options.json:
         print(json.dumps({"label": label, "id": archive.id.hex(), "recovery_key": printed}))
@@ -177,7 +180,7 @@ def ask_secret(question: str) -> bytes:
 
 
 def _list(options: argparse.Namespace) -> int:
-    found = list(Archives(load(options.config).state_dir).readable())
+    found = list(Keyring(load(options.config).state_dir).readable())
     if options.json:
         fields = [
             {
@@ -202,13 +205,13 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    archives = Archives(load(options.config).state_dir)
-    archive = archives.by_label(parse_name(options.label, "label"))
+    state_dir = load(options.config).state_dir
+    archive = Keyring(state_dir).by_label(parse_name(options.label, "label"))
     if archive is None:
         raise UserError(
             f"no archive is labelled {options.label}; see: sparsebak-agent archive list"
         )
     confirm(options, f"Forget {options.label} and its key?", word=options.label)
-    drop_archive(load(options.config).state_dir, archive)
+    drop_archive(state_dir, archive)
     archives.remove(archive)
     return 0

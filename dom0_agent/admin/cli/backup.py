@@ -8,8 +8,9 @@ import time
 from typing import Any
 
 from common.text import printable
+from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError
-from dom0_agent.catalog.tags import VM_TAG, tag_new, tagged
+from dom0_agent.admin.tags import VM_TAG, tag_new, tagged
 from dom0_agent.config import ConfigError, load
 from dom0_agent.log import WARNING, log
 from dom0_agent.notify import notify
@@ -65,7 +66,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int]:
     """Have the backup made; the backup VM, and its command's exit code."""
-    tag_new(load(options.config))
+    config = load(options.config)
+    if config.catalog == "qubes":
+        current(config)
+    tag_new(config)
     with asking():
         app = connect()
         app.cache_enabled = False  # states change while we wait

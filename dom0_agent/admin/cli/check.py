@@ -9,10 +9,11 @@ import time
 from typing import Any
 
 from common.text import printable, session_name
-from dom0_agent.archives import Archives
-from dom0_agent.catalog import Skipped, open_catalog
-from dom0_agent.catalog.tags import untagged
+from dom0_agent.admin.catalog import ask
+from dom0_agent.admin.tags import untagged
+from dom0_agent.catalog import Skipped
 from dom0_agent.config import Config, ConfigError, Volume, load
+from dom0_agent.keyring import Keyring
 from dom0_agent.notify import notify
 from dom0_agent.tracking.state import ArchiveProgress, VolumeState
 from wire.status import Refused
@@ -59,9 +60,9 @@ def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]
     callers = (
         [caller]
         if caller
-        else sorted({archive.caller for archive in Archives(config.state_dir).readable()}) or [""]
+        else sorted({archive.caller for archive in Keyring(config.state_dir).readable()}) or [""]
     )
-    catalogs = [open_catalog(config, one) for one in callers]
+    catalogs = [ask(config, one) for one in callers]
     listed = [{volume.name: volume for volume in catalog.volumes()} for catalog in catalogs]
     expected = [
         volume for name, volume in listed[0].items() if all(name in others for others in listed)
@@ -106,20 +107,20 @@ def _check(options: argparse.Namespace, config: Config) -> int:
                     "late": [
                         {
                             "volume": name,
-                            "newest": session_name(at) if at else None,
+                            "newest": session_name(when) if when else None,
                             "refused": name.partition("/")[0] in refused,
                         }
-                        for name, at in late
+                        for name, when in late
                     ]
                 }
             )
         )
     elif late:
-        for name, at in late:
+        for name, when in late:
             if name in untold:
                 continue
             print(
-                f"{name}: {f'last backup {session_name(at)}' if at else 'never backed up'}",
+                f"{name}: {f'last backup {session_name(when)}' if when else 'never backed up'}",
                 file=sys.stderr,
             )
         if refused:

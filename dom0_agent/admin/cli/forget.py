@@ -7,9 +7,9 @@ import sys
 from typing import Any
 
 from common.text import printable
+from dom0_agent.admin.catalog import ask, find_anywhere
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.leftovers import forget
-from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
 from dom0_agent.tracking.state import known_volumes
 from wire.names import parse_volume_name
@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.all == (options.volume is not None):
         raise UserError("name a volume, or give --all")
     known = set(known_volumes(state_dir))
-    catalog = open_catalog(load(options.config))
+    catalog = ask(load(options.config))
     listed = {
         (volume.qube, volume.volume) for volume in catalog.volumes()
     }  # may have snapshots, too
@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
     failures = 0
     for qube, name in sorted(names):
         try:
-            forget(state_dir, qube, name, catalog.find(qube, name, restoring=True))
+            forget(state_dir, qube, name, find_anywhere(catalog, qube, name))
         except (Refused, OSError) as error:  # the others go all the same
             failures += 1
             text = str(error)

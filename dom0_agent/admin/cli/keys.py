@@ -12,11 +12,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dom0_agent.admin.adoption import adopt, read, unlock
+from dom0_agent.admin.archives import is_sound, set_slots
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.cli.archive import ask_secret, new_passphrase, print_recovery, read_secret
-from dom0_agent.admin.takeover import read, take_over, unlock
-from dom0_agent.archives import Archive, Archives, is_sound
 from dom0_agent.config import load
+from dom0_agent.keyring import ArchiveKey, Keyring
 from wire.messages import MODE_OPEN
 from wire.names import parse_name
 from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, MAX_SLOTS, RECOVERY_BYTES, make_slot
@@ -108,9 +109,8 @@ def add_to(commands: Any) -> None:
     take.set_defaults(run=_import)
 
 
-def _sealed(options: argparse.Namespace) -> tuple[Archives, Archive]:
-    archives = Archives(load(options.config).state_dir)
-    archive = archives.by_label(parse_name(options.label, "label"))
+def _sealed(options: argparse.Namespace) -> ArchiveKey:
+    archive = Keyring(load(options.config).state_dir).by_label(parse_name(options.label, "label"))
     if archive is None:
         raise UserError(
             f"no archive is labelled {options.label}; see: sparsebak-agent archive list"
@@ -120,11 +120,11 @@ def _sealed(options: argparse.Namespace) -> tuple[Archives, Archive]:
             f"{options.label} is open: its key has been readable in the archive, and sealing it"
             " now would not make it secret again; make a new archive without --open"
         )
-    return archives, archive
+    return archive
 
 
 def _list(options: argparse.Namespace) -> int:
-    kinds = [_KINDS.get(slot[0], "unknown") for slot in _sealed(options)[1].slots]
+    kinds = [_KINDS.get(slot[0], "unknown") for slot in _sealed(options).slots]
     if options.json:
         print(json.dumps({"slots": [{"slot": n, "kind": kind} for n, kind in enumerate(kinds)]}))
         return 0
@@ -133,12 +133,10 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _keep(
-    options: argparse.Namespace, archives: Archives, archive: Archive, slots: list[bytes]
-) -> int:
+def _keep(options: argparse.Namespace, archive: ArchiveKey, slots: list[bytes]) -> int:
     if len(slots) > MAX_SLOTS:
         raise UserError(f"an archive has at most {MAX_SLOTS} key slots; remove one first")
-    archives.set_slots(archive, tuple(slots))
+    set_slots(archive, tuple(slots))
     print(
         f"Key slots of {options.label}: {len(slots)}. In {archive.caller}, run: sparsebak keys"
         " --refresh"
@@ -146,19 +144,19 @@ def _keep(
     return 0
 
 
-def _new(options: argparse.Namespace, archive: Archive) -> bytes:
+def _new(options: argparse.Namespace, archive: ArchiveKey) -> bytes:
     return make_slot(
         KIND_PASSPHRASE, new_passphrase(options.passphrase_file), archive.master(), archive.id
     )
 
 
 def _add(options: argparse.Namespace) -> int:
-    archives, archive = _sealed(options)
-    return _keep(options, archives, archive, [*archive.slots, _new(options, archive)])
+    archive = _sealed(options)
+    return _keep(options, archive, [*archive.slots, _new(options, archive)])
 
 
 def _change(options: argparse.Namespace) -> int:
-    archives, archive = _sealed(options)
+    archive = _sealed(options)
     passphrases = [
         number for number, slot in enumerate(archive.slots) if slot[0] == KIND_PASSPHRASE
     ]
@@ -175,11 +173,11 @@ def _change(options: argparse.Namespace) -> int:
         )
     slots = list(archive.slots)
     slots[number] = _new(options, archive)
-    return _keep(options, archives, archive, slots)
+    return _keep(options, archive, slots)
 
 
 def _remove(options: argparse.Namespace) -> int:
-    archives, archive = _sealed(options)
+    archive = _sealed(options)
     if not 0 <= options.slot < len(archive.slots):
         raise UserError(
             f"{options.label} has no slot {options.slot}; see: sparsebak-agent keys list"
@@ -192,20 +190,18 @@ def _remove(options: argparse.Namespace) -> int:
         )
     kind = _KINDS.get(archive.slots[options.slot][0], "unknown slot")
     confirm(options, f"Remove slot {options.slot} ({kind}) of {options.label}?")
-    return _keep(
-        options, archives, archive, [s for n, s in enumerate(archive.slots) if n != options.slot]
-    )
+    return _keep(options, archive, [s for n, s in enumerate(archive.slots) if n != options.slot])
 
 
 def _recovery(options: argparse.Namespace) -> int:
-    archives, archive = _sealed(options)
+    archive = _sealed(options)
     confirm(
         options,
         f"Replace the recovery key of {options.label}? The old one then opens nothing.",
     )
     secret = os.urandom(RECOVERY_BYTES)
     slot = make_slot(KIND_RECOVERY, secret, archive.master(), archive.id)
-    _keep(options, archives, archive, [*(s for s in archive.slots if s[0] != KIND_RECOVERY), slot])
+    _keep(options, archive, [*(s for s in archive.slots if s[0] != KIND_RECOVERY), slot])
     print_recovery(secret)
     return 0
 
@@ -220,12 +216,12 @@ def _show_recovery(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     state_dir = load(options.config).state_dir
     label, caller = parse_name(options.label, "label"), parse_name(options.caller, "caller")
-    introduction = read(options.file)
-    entry = introduction.untrusted_entry
-    known = Archives(state_dir).by_id().get(entry.archive.hex())
+    file = read(options.file)
+    entry = file.untrusted_entry
+    known = Keyring(state_dir).find(entry.archive)
     if known is not None and is_sound(known.directory):
-        raise UserError(_compared(known, introduction.untrusted_slots))
-    same = Archives(state_dir).by_label(label)
+        raise UserError(_compared(known, file.untrusted_slots))
+    same = Keyring(state_dir).by_label(label)
     if same is not None and same.id != entry.archive:
         raise UserError(f"there is an archive labelled {label} already; choose another label")
     if options.open != (entry.mode == MODE_OPEN):
@@ -248,9 +244,7 @@ def _import(options: argparse.Namespace) -> int:
             if options.passphrase_file
             else ask_secret("Passphrase or recovery key: ")
         )
-    archive, volumes = take_over(
-        state_dir, introduction, label, caller, unlock(introduction, secret)
-    )
+    archive, volumes = adopt(state_dir, file, label, caller, unlock(file, secret))
     print(f"Archive {label} ({archive.id.hex()}) is known here now, with {len(volumes)} volumes:")
     for name in sorted(volumes):
         print(f"    {name}")
@@ -262,7 +256,7 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compared(known: Archive, untrusted_slots: tuple[bytes, ...]) -> str:
+def _compared(known: ArchiveKey, untrusted_slots: tuple[bytes, ...]) -> str:
     """What a file says of an archive that is known: an old copy must not bring back what was
     removed.
     """

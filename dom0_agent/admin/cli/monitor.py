@@ -6,13 +6,14 @@ import sys
 from typing import Any
 
 from common.text import printable
+from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, mib
 from dom0_agent.admin.leftovers import let_go, orphans
 from dom0_agent.admin.monitoring import Outcome, monitor
-from dom0_agent.archives import Archives
-from dom0_agent.catalog import VolumeCatalog, open_catalog
-from dom0_agent.catalog.tags import tag_new
+from dom0_agent.admin.tags import tag_new
+from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Config, Volume, load
+from dom0_agent.keyring import Keyring
 from dom0_agent.log import INFO, log
 from dom0_agent.sources import Sources
 from wire.names import parse_name, parse_volume_name
@@ -40,9 +41,9 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
-    by_id = Archives(config.state_dir).by_id()
-    catalog, outcomes = open_catalog(config), []
-    for outcome in monitor(config.state_dir, select(catalog, options.volumes), by_id):
+    keyring = Keyring(config.state_dir)
+    catalog, outcomes = current(config), []
+    for outcome in monitor(config.state_dir, select(catalog, options.volumes), keyring):
         outcomes.append(outcome)
         if outcome.error and not outcome.busy:
             print(f"sparsebak-agent: {printable(outcome.error)}", file=sys.stderr)

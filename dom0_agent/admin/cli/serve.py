@@ -35,7 +35,8 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from dom0_agent.rpc.resident import IDLE, listening, preload, serve
+    from dom0_agent.admin.serving import listening, preload, serve
+    from dom0_agent.rpc.resident import IDLE
 
     sockets = listening(options.listen)
     if not sockets:

@@ -1,5 +1,6 @@
-"""``sparsebak-agent settings show|apply QUBE``: look at restored settings, then apply them, the
-safe ones and those named.
+"""``sparsebak-agent settings collect|show|apply``: take settings down for backups; look at restored
+ones, then apply them, the safe ones and those named. The command of package
+sparsebak-dom0-settings.
 """
 
 import argparse
@@ -14,11 +15,18 @@ from typing import Any
 
 from common.durable import closing_fd, pwrite_all, sync_directory
 from common.text import printable
+from dom0_agent.admin.catalog import write_down
 from dom0_agent.admin.cli import UserError, confirm, yes_option
-from dom0_agent.admin.settings import config_tar, restored
+from dom0_agent.admin.settings import apply as restored
+from dom0_agent.admin.settings import config_tar
+from dom0_agent.admin.settings.collecting import collect_all
+from dom0_agent.admin.settings.document import QubeSettings
 from dom0_agent.admin.settings.plan import GROUPS, Step, plan
+from dom0_agent.catalog import CONFIG
+from dom0_agent.config import Config
 from dom0_agent.config import load as load_config
 from dom0_agent.qubesd import asking
+from dom0_agent.targets.dropbox import waiting
 from wire.names import parse_name
 
 
@@ -26,13 +34,28 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     settings = commands.add_parser(
         "settings",
-        help="show and apply restored settings of a qube or of dom0",
+        help="save settings of qubes and of dom0 for backups; show and apply restored ones",
         description=(
-            "Shows and applies settings that a restore brought to dom0: those of a qube, or dom0's"
-            " own configuration."
+            "Saves settings of qubes and dom0's own configuration, so that backups include them."
+            " Shows and applies those that a restore brought to dom0."
         ),
     )
     actions = settings.add_subparsers(dest="action", required=True, metavar="ACTION")
+    collect = actions.add_parser(
+        "collect",
+        help="save the settings of every qube, and dom0's configuration, for the next backup",
+        description=(
+            "Saves the settings of every qube that is backed up, and dom0's own configuration, as"
+            " they are now. The next backup includes them. A timer does this every hour."
+        ),
+    )
+    collect.add_argument(
+        "--due",
+        action="store_true",
+        help="skip dom0's configuration if it was saved in the last six hours",
+    )
+    collect.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    collect.set_defaults(run=_collect)
     show = actions.add_parser(
         "show",
         help="show what applying them would change (for dom0: which files differ)",
@@ -48,7 +71,8 @@ def add_to(commands: Any) -> None:
         help="show the changes, ask, and apply those that are safe by themselves",
         description=(
             "Shows the changes, asks, and applies those that give a qube no more than a new one"
-            " has. Other groups are applied only when --also names them."
+            " has. Other groups are applied only when --also names them. A qube that does not exist"
+            " is created."
         ),
     )
     apply.add_argument("qube", metavar="QUBE", help="the qube, or dom0")
@@ -64,16 +88,28 @@ def add_to(commands: Any) -> None:
     apply.set_defaults(run=_run, apply=True)
 
 
+def _collect(options: argparse.Namespace) -> int:
+    config, count, changed, failed = load_config(options.config), 0, 0, 0
+    if config.catalog != "qubes":
+        raise UserError("there are settings on Qubes OS only (catalog 'qubes')")
+    for taken in collect_all(config, options.due):
+        count, changed, failed = count + 1, changed + taken.changed, failed + bool(taken.error)
+        if taken.error:
+            print(f"sparsebak-agent: {taken.name}: {printable(taken.error)}", file=sys.stderr)
+    write_down(config)
+    if not options.quiet:
+        print(f"{count - failed} of {count} saved, {changed} changed since the last time.")
+    return 1 if failed else 0
+
+
 def _run(options: argparse.Namespace) -> int:
-    state_dir, qube = load_config(options.config).state_dir, parse_name(options.qube, "qube")
+    config, qube = load_config(options.config), parse_name(options.qube, "qube")
     if qube == "dom0":
-        return _dom0(options, restored.place(state_dir, "dom0", "config"))
+        return _dom0(options, waiting(config.state_dir, *CONFIG))
     with asking():
-        app, settings = restored.load(state_dir, qube)
+        app, settings, older = restored.load(config.state_dir, qube)
         if qube not in app.domains:
-            raise UserError(
-                f"{qube} does not exist; create it again with: sparsebak restore {qube}/settings"
-            )
+            return _make(options, config, settings, older)
         steps = plan(app, app.domains[qube], settings, fresh=False)
     if not steps:
         print(f"{qube} has these settings already.")
@@ -96,17 +132,36 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _make(options: argparse.Namespace, config: Config, settings: QubeSettings, older: bool) -> int:
+    """A qube that is gone: say what it would be, ask, and make it."""
+    qube, fields = options.qube, (settings.klass, settings.label, settings.template, settings.netvm)
+    words = zip(("class", "label", "template", "netvm"), fields, strict=True)
+    print(f"{qube} does not exist. It would be created with")
+    for what, value in words:
+        print(printable(f"  {what}: {value or '-'}"))
+    if older:
+        print("without network, for these settings are not the newest that dom0 knows.")
+    if not options.apply:
+        return 0
+    confirm(options, f"Create {qube}?")
+    failures = restored.create(qube, settings, older)
+    write_down(config)
+    print(f"Created {qube}. What else there is to apply: sparsebak-agent settings show {qube}")
+    return 1 if failures else 0
+
+
 def _words(step: Step, named: bool) -> str:
     only = f"   (only with --also {step.group})" if step.group and not named else ""
     return printable(f"  {step.what}: {step.old or '-'} -> {step.new or '-'}") + only
 
 
-def _dom0(options: argparse.Namespace, archive: Path) -> int:
-    if not archive.is_file():
+def _dom0(options: argparse.Namespace, found: tuple[Path, bool] | None) -> int:
+    if found is None:
         raise UserError(
             "no configuration of dom0 was restored; in the backup qube: sparsebak restore"
             " dom0/config"
         )
+    archive = found[0]
     if not options.paths:
         differing = dict.fromkeys(
             name for name, _, new in config_tar.files(archive) if _current(name) != new

@@ -3,15 +3,17 @@ the policy goes by.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from common.durable import make_directory, replace
 from common.text import printable
+from dom0_agent.admin.catalog import ask, write_down
 from dom0_agent.admin.cli import UserError
-from dom0_agent.catalog import open_catalog
-from dom0_agent.catalog.tags import TAG, VM_TAG
-from dom0_agent.config import load
+from dom0_agent.admin.qubes_catalog import documents_are_taken_down
+from dom0_agent.admin.tags import TAG, VM_TAG
+from dom0_agent.config import Config, load
 from dom0_agent.qubesd import asking, connect
 from wire.names import parse_name
 
@@ -60,7 +62,8 @@ def _run(options: argparse.Namespace) -> int:
                     "the tags of qubes depend on it; run again without --dry-run, or write it first"
                 )
                 return 0
-        catalog = open_catalog(load(options.config), name)
+        config = load(options.config)
+        catalog = ask(config, name)
         wanted = {volume.qube for volume in catalog.volumes()} - {"dom0"}
         unsure = {skipped.name: skipped.reason for skipped in catalog.skipped() if skipped.failed}
         for domain in sorted(app.domains, key=lambda domain: str(domain.name)):
@@ -70,6 +73,7 @@ def _run(options: argparse.Namespace) -> int:
                     _tag(done, domain, TAG, str(domain.name) in wanted)
     for qube, reason in unsure.items():
         print(printable(f"{qube}: {reason}; its tag was not changed; run this again"))
+    failed = 0 if options.dry_run else _take_down(config)
     if not POLICY.exists():
         print(f"{POLICY} is missing, so that every call is refused; install sparsebak-dom0 again")
     if OLD_POLICY.exists():
@@ -86,7 +90,23 @@ def _run(options: argparse.Namespace) -> int:
         f"Next, here: sparsebak-agent archive add LABEL --caller {name}; then in {name}: sparsebak"
         " init DIR --label LABEL"
     )
-    return 0
+    return 1 if failed else 0
+
+
+def _take_down(config: Config) -> int:
+    """Write down what calls read: settings, where that is installed, and the list of volumes; how
+    many settings could not be had.
+    """
+    failed = 0
+    if documents_are_taken_down():
+        from dom0_agent.admin.settings.collecting import collect_all
+
+        for taken in collect_all(config):
+            if taken.error:
+                failed += 1
+                print(printable(f"sparsebak-agent: {taken.name}: {taken.error}"), file=sys.stderr)
+    write_down(config)
+    return failed
 
 
 def _tag(done: "_Doing", domain: Any, tag: str, wanted: bool) -> None:

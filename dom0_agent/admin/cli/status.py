@@ -10,11 +10,12 @@ import time
 from typing import Any
 
 from common.text import printable, session_name
+from dom0_agent.admin.catalog import ask
 from dom0_agent.admin.cli import mib
+from dom0_agent.admin.held import held
 from dom0_agent.admin.leftovers import orphans
-from dom0_agent.archives import Archives
-from dom0_agent.catalog import open_catalog
 from dom0_agent.config import Config, Volume, load
+from dom0_agent.keyring import Keyring
 from dom0_agent.sources import Source, Sources
 from dom0_agent.tracking.rotation import changed_since
 from dom0_agent.tracking.state import State, VolumeState, known_volumes
@@ -41,10 +42,10 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
-    labels = {archive.id.hex(): archive.label for archive in Archives(config.state_dir).readable()}
+    labels = {archive.id.hex(): archive.label for archive in Keyring(config.state_dir).readable()}
     if options.head:
         return _heads(config, labels)
-    catalog, sources = open_catalog(config), Sources(config.state_dir)
+    catalog, sources = ask(config), Sources(config.state_dir)
     volumes = list(catalog.volumes())
     with sources.together(volumes):
         found = [_volume(config, volume, sources.open(volume), labels) for volume in volumes]
@@ -86,10 +87,10 @@ def _heads(config: Config, labels: dict[str, str]) -> int:
     """Of what dom0 knows as newest: who takes the archive over elsewhere sees whether it is all
     there and no older.
     """
-    for key, label in labels.items():
+    for archive_id, label in labels.items():
         digest, count, newest = hashlib.blake2b(digest_size=10), 0, 0
         for qube, name in known_volumes(config.state_dir):
-            follow = VolumeState(config.state_dir, qube, name).load().follows.get(key)
+            follow = VolumeState(config.state_dir, qube, name).load().follows.get(archive_id)
             if follow is not None and follow.committed is not None:
                 digest.update(f"{qube}/{name}\0{follow.committed.digest}\0".encode())
                 count, newest = count + 1, max(newest, follow.committed.time)
@@ -121,10 +122,10 @@ def _volume(
     config: Config, volume: Volume, source: Source, labels: dict[str, str]
 ) -> dict[str, Any]:
     store = VolumeState(config.state_dir, volume.qube, volume.volume)
-    error, size, snapshots, held = None, 0, 0, 0
+    error, size, snapshots, space = None, 0, 0, 0
     try:
         size = source.live_size()
-        snapshots, held = len(source.snapshots()), source.held()
+        snapshots, space = len(source.snapshots()), held(source)
     except Refused as refused:
         error = str(refused)
     try:
@@ -133,13 +134,13 @@ def _volume(
         error, state = error or str(refused), State()
     archives = [
         {
-            "label": labels.get(key, key),
+            "label": labels.get(archive_id, archive_id),
             "session": session_name(follow.committed.time) if follow.committed else None,
             "changed": changed_since(store, follow, size),
             "pending": follow.pending is not None,
         }
-        for key, follow in state.follows.items()
+        for archive_id, follow in state.follows.items()
     ]
     age = max(0, int(time.time()) - state.base_time) if state.base is not None else None
     names = {"qube": volume.qube, "volume": volume.volume, "size": size, "error": error}
-    return {**names, "snapshots": snapshots, "age": age, "held": held, "archives": archives}
+    return {**names, "snapshots": snapshots, "age": age, "held": space, "archives": archives}

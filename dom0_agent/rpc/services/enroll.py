@@ -3,7 +3,7 @@
 Reads the archive of the request's label; in open mode its key too. Changes nothing.
 """
 
-from dom0_agent.archives import ADMIN
+from dom0_agent.keyring import ADMIN
 from dom0_agent.rpc.dispatch import Call
 from wire import FORMAT, VERSION
 from wire.messages import KIND_SLOT, KIND_VERSION, MODE_OPEN, ArchiveEntry
@@ -18,7 +18,7 @@ def main(call: Call) -> None:
         label = parse_name(call.request("label").label, "label")
     except BadName as error:
         raise Refused(Code.BAD_REQUEST, str(error)) from None
-    archive = call.archives().by_label(label)
+    archive = call.keyring.by_label(label)
     if archive is None or call.caller not in (archive.caller, ADMIN):
         raise Refused(
             Code.NO_ARCHIVE,

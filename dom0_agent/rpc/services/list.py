@@ -1,63 +1,67 @@
 """sparsebak.List: the volumes that the caller may back up into an archive, and those it has
 sessions of.
 
-Reads the catalog and the state files. Changes nothing.
+Reads the catalog and the state files. Changes nothing. A catalog that is older than it should be is
+told as such: what was made since is not in it.
 """
 
 from collections.abc import Iterator
 
-from dom0_agent.archives import Archive
 from dom0_agent.catalog import VolumeCatalog, open_catalog
 from dom0_agent.config import Config
+from dom0_agent.keyring import ArchiveKey
 from dom0_agent.log import ERROR, log
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.sources import Sources
 from dom0_agent.tracking.rotation import changed_since
 from dom0_agent.tracking.state import VolumeState, known_volumes
-from wire.messages import VOLUME_GONE, VOLUME_PENDING, VolumeEntry
-from wire.status import Refused
+from wire.messages import VOLUME_GONE, VOLUME_PENDING, Status, VolumeEntry
+from wire.status import NOTE_OLD_LIST, Code, Refused
+
+OLD = 1800.0
+"""Seconds for which a list of volumes is as good as new: a timer writes it every ten minutes."""
 
 
-def main(call: Call) -> None:
+def main(call: Call) -> Status:
     """Reply with a VolumeEntry for each volume."""
     archive = call.archive(call.request())
-    for entry in entries(call.config, archive, call.caller):
+    catalog = open_catalog(call.config, call.caller)
+    for entry in entries(call.config, archive, catalog):
         call.reply(entry)
+    if -OLD <= catalog.age <= OLD:
+        return Status(Code.OK)
+    return Status(Code.OK, NOTE_OLD_LIST, int(abs(catalog.age)))
 
 
-def entries(config: Config, archive: Archive, caller: str) -> Iterator[VolumeEntry]:
+def entries(config: Config, archive: ArchiveKey, catalog: VolumeCatalog) -> Iterator[VolumeEntry]:
     """The volumes of the catalog, those that nobody could tell of, then those of which only
     sessions are left.
     """
-    catalog, sources = open_catalog(config, caller), Sources(config.state_dir)
+    sources, listed = Sources(config.state_dir), set[tuple[str, str]]()
     for volume in catalog.volumes():
         try:
             size = sources.open(volume).live_size()
         except Refused:
             size = 0  # Snapshot will say what is wrong with it
+        listed.add((volume.qube, volume.volume))
         yield _entry(config, archive, volume.qube, volume.volume, size, 0)
     known = list(known_volumes(config.state_dir))
     failed = {skipped.name for skipped in catalog.skipped() if skipped.failed}
-    for qube in sorted(failed):  # Snapshot will say so of these, too: a run without them is no good
-        for name in [name for one, name in known if one == qube] or ["private"]:
+    for one in sorted(failed):  # Snapshot will say so of these, too: a run without them is no good
+        qube, slash, volume_name = one.partition("/")
+        names = [volume_name] if slash else [name for at, name in known if at == qube]
+        for name in names or ["private"]:
             yield _entry(config, archive, qube, name, 0, 0)
     for qube, name in known:
         if (
-            qube not in failed
-            and _is_gone(catalog, qube, name)
+            failed.isdisjoint((qube, f"{qube}/{name}"))
+            and (qube, name) not in listed
             and _follows(config, archive, qube, name)
         ):
             yield _entry(config, archive, qube, name, 0, VOLUME_GONE)
 
 
-def _is_gone(catalog: VolumeCatalog, qube: str, volume: str) -> bool:
-    try:
-        return catalog.find(qube, volume) is None
-    except Refused:  # nobody could tell just now
-        return False
-
-
-def _follows(config: Config, archive: Archive, qube: str, volume: str) -> bool:
+def _follows(config: Config, archive: ArchiveKey, qube: str, volume: str) -> bool:
     try:
         return archive.id.hex() in VolumeState(config.state_dir, qube, volume).load().follows
     except Refused:
@@ -65,7 +69,7 @@ def _follows(config: Config, archive: Archive, qube: str, volume: str) -> bool:
 
 
 def _entry(
-    config: Config, archive: Archive, qube: str, volume: str, size: int, flags: int
+    config: Config, archive: ArchiveKey, qube: str, volume: str, size: int, flags: int
 ) -> VolumeEntry:
     store = VolumeState(config.state_dir, qube, volume)
     try:

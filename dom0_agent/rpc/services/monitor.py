@@ -7,7 +7,8 @@ Takes and drops snapshots of the volume, writes its state. Reads no contents, ex
 import time
 
 from dom0_agent.rpc.dispatch import Call
-from dom0_agent.tracking.rotation import changed_since, volume_rotation
+from dom0_agent.rpc.volume_call import VolumeCall
+from dom0_agent.tracking.rotation import changed_since
 from wire.messages import Monitored
 
 EVERY = 10.0
@@ -18,11 +19,10 @@ snapshot each time.
 
 def main(call: Call) -> None:
     """Reply with a Monitored frame."""
-    archive = call.archive(call.request())
-    volume = call.volume()
-    with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:
+    on = VolumeCall.by_catalog(call, call.request())
+    with on.rotation() as rotation:
         if not 0 <= time.time() - rotation.state.base_time < EVERY:
             rotation.monitor()
         size = rotation.source.live_size()
-        follow = rotation.state.follows.get(archive.id.hex())
+        follow = rotation.state.follows.get(on.archive_id)
         call.reply(Monitored(changed_since(rotation.store, follow, size) if follow else size, size))

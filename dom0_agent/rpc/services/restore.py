@@ -5,19 +5,21 @@ is for, what is sent and what it is put in the place of must be that and nothing
 
 Writes the volume, and that only from data which the archive's key proves to be this volume's; until
 the last byte is proven the old contents stay. Reads the archive's key and the volume's state. What
-was restored is told on dom0's desktop.
+was restored is told on dom0's desktop. The one service that asks qubesd (``targets.qubesd``).
 """
 
 from common.text import session_name
-from dom0_agent.catalog import open_catalog
-from dom0_agent.config import Volume
+from dom0_agent import targets
+from dom0_agent.catalog import SETTINGS, is_document
+from dom0_agent.config import Pool, Volume
 from dom0_agent.log import INFO, log
 from dom0_agent.notify import notify
-from dom0_agent.rpc.dispatch import ABSENT, Call
+from dom0_agent.rpc.dispatch import Call
+from dom0_agent.rpc.heads import ABSENT
 from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.rpc.services.verify import age_note
-from dom0_agent.sources import Replacement, Source
-from dom0_agent.tracking.rotation import volume_rotation
+from dom0_agent.targets.qubesd import require_absent
+from dom0_agent.tracking.state import VolumeState
 from wire.messages import Status
 from wire.names import Restoring
 from wire.records import Record
@@ -26,7 +28,7 @@ from wire.status import NOTE_OLDER, Code, Refused
 
 def main(call: Call) -> Status:
     """Reply with a status whose note says whether the session is the newest one that dom0 knows."""
-    if (asked := call.asked) is None:
+    if (asked := call.asked.restoring) is None:
         raise Refused(Code.BAD_REQUEST, "a restore without an argument")
     archive = call.archive(call.request())
     volume = _target(call, asked)
@@ -35,8 +37,9 @@ def main(call: Call) -> Status:
     note = age_note(call.config, archive, record)
     if note & NOTE_OLDER and not asked.older:
         raise Refused(Code.OLDER, f"{asked.argument()} does not say that the session is older")
-    with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:
-        target = _begin(volume, rotation.source, record.size, bool(note & NOTE_OLDER))
+    state_dir, older = call.config.state_dir, bool(note & NOTE_OLDER)
+    with VolumeState(state_dir, volume.qube, volume.volume).locked():
+        target = targets.open(volume, record.size, state_dir, older)
         try:
             receive(call.stdin, archive, record, target, call.config.threads)
         except BaseException:
@@ -56,24 +59,27 @@ def _target(call: Call, asked: Restoring) -> Volume:
         raise Refused(
             Code.NOT_AS_ASKED, f"the call is for {call.target or 'dom0'}, not for {asked.qube}"
         )
-    if call.target != ABSENT:
-        return call.volume(restoring=True)
-    if asked.volume != "settings":
+    if call.config.catalog == "qubes":
+        return _on_qubes(asked, call.target == ABSENT)
+    if call.target == ABSENT:
+        raise Refused(Code.NO_VOLUME, f"{asked.qube} is not in the catalog")
+    return call.volume()
+
+
+def _on_qubes(asked: Restoring, absent: bool) -> Volume:
+    """What is restored need not be backed up any more, nor be known since the list was written: of
+    all but documents, which only wait in dom0, qubesd is asked.
+    """
+    name = (asked.qube, asked.volume)
+    if is_document(*name):
+        if absent:
+            require_absent(asked.qube)
+        return Volume(*name, Pool("dropbox", SETTINGS), "")
+    if absent:
         raise Refused(Code.NO_VOLUME, f"{asked.qube} does not exist; its settings come first")
-    return open_catalog(call.config, call.caller).absent(asked.qube)
-
-
-def _begin(volume: Volume, source: Source, size: int, older: bool) -> Replacement:
-    if volume.managed:
-        from dom0_agent.targets.qubesd import QubesImport
-
-        return QubesImport(volume, size)
-    if volume.pool.driver == "settings":
-        from dom0_agent.sources.settings import SettingsSource
-
-        if isinstance(source, SettingsSource):
-            return source.replace(size, older)
-    return source.replace(size)
+    if asked.qube == "dom0":
+        raise Refused(Code.NO_VOLUME, f"dom0 has no volume {asked.volume}")
+    return Volume(*name, Pool("qubesd", "qubesd"), "")
 
 
 def _check_record(call: Call, asked: Restoring, volume: Volume, record: Record) -> None:

@@ -8,7 +8,8 @@ Reads no contents, except with ``file``.
 from common.durable import closing_fd
 from dom0_agent.changed_map import ChangedMap
 from dom0_agent.rpc.dispatch import Call
-from dom0_agent.tracking.rotation import Rotation, grains_per_chunk, volume_rotation
+from dom0_agent.rpc.volume_call import VolumeCall
+from dom0_agent.tracking.rotation import Rotation, grains_per_chunk
 from dom0_agent.tracking.state import Pending
 from wire.merkle import chunk_count
 from wire.messages import OFFER_FULL, OFFER_RESUMED, Offer
@@ -17,10 +18,10 @@ from wire.messages import OFFER_FULL, OFFER_RESUMED, Offer
 def main(call: Call) -> None:
     """Reply with an Offer."""
     request = call.request("session", "number", "time")
-    archive = call.archive(request)
-    volume = call.volume()
-    with volume_rotation(call.config.state_dir, volume, call.archives().by_id()) as rotation:
-        follow, pending, resumed = rotation.snapshot(archive, volume, request)
+    on = VolumeCall.by_catalog(call, request)
+    chunk_size = on.archive.chunk_size
+    with on.rotation() as rotation:
+        follow, pending, resumed = rotation.snapshot(on.archive, on.volume, request)
         offer = Offer(
             volume_id=bytes.fromhex(follow.volume_id),
             session=bytes.fromhex(pending.session),
@@ -30,8 +31,8 @@ def main(call: Call) -> None:
             sequence=pending.sequence,
             time=pending.time,
             size=pending.size,
-            chunk_size=archive.chunk_size,
-            changed=_at_most(rotation, pending, archive.chunk_size),
+            chunk_size=chunk_size,
+            changed=_at_most(rotation, pending, chunk_size),
             flags=(OFFER_FULL if pending.full else 0) | (OFFER_RESUMED if resumed else 0),
         )
     call.reply(offer)

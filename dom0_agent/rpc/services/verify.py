@@ -4,8 +4,8 @@ Reads the archive's key and the state of the volume that the record names. Chang
 """
 
 from common.text import session_name
-from dom0_agent.archives import Archive
 from dom0_agent.config import Config
+from dom0_agent.keyring import ArchiveKey
 from dom0_agent.log import WARNING, log
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.receiving import read_record, receive
@@ -23,7 +23,7 @@ def main(call: Call) -> Status:
     return Status(Code.OK, age_note(call.config, archive, record))
 
 
-def age_note(config: Config, archive: Archive, record: Record) -> int:
+def age_note(config: Config, archive: ArchiveKey, record: Record) -> int:
     """0 for the session that was committed last; NOTE_OLDER for any other, whatever its number
     says.
 

@@ -50,7 +50,7 @@ function _shtab_sparsebak_agent_using
   test "$_shtab_sparsebak_agent_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings show' 'settings apply' forget serve import-ini
+set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' forget serve import-ini
 set -g _shtab_sparsebak_agent_opts_with_value --also --caller --catalog --chunk-size --config --days --hash --idle --listen --output --passphrase-file --slot --user --vm -o
 
 complete -c sparsebak-agent -e
@@ -163,7 +163,7 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -s u -
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -l json -d 'print data as JSON, where there is any'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a volumes -d 'Shows the volumes that are backed up, and those left out, with the reason.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a volumes -d 'Shows the volumes that are backed up, and those left out, with the reason. On Qubes OS this asks qubesd. Backup VMs are told its answer until the list is renewed, which a timer does every ten minutes.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -l caller -x -d 'list volumes as seen by this backup VM'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
@@ -205,13 +205,21 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using check' -s u -l unat
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using check' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using check' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using check' -l json -d 'print data as JSON, where there is any'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a settings -d 'Shows and applies settings that a restore brought to dom0: those of a qube, or dom0'"'"'s own configuration.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a settings -d 'Saves settings of qubes and dom0'"'"'s own configuration, so that backups include them. Shows and applies those that a restore brought to dom0.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings' -l json -d 'print data as JSON, where there is any'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings; and test $_shtab_sparsebak_agent_npos -eq 0' -a collect -d 'Saves the settings of every qube that is backed up, and dom0'"'"'s own configuration, as they are now. The next backup includes them. A timer does this every hour.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings collect' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings collect' -l due -d 'skip dom0'"'"'s configuration if it was saved in the last six hours'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings collect' -s q -l quiet -d 'print errors only'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings collect' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings collect' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings collect' -s v -l verbose -d 'print more'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings collect' -l json -d 'print data as JSON, where there is any'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings; and test $_shtab_sparsebak_agent_npos -eq 0' -a show -d 'Shows what applying the restored settings of a qube would change, or which files of dom0 differ.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings show' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings show' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
@@ -219,7 +227,7 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings show' -s u
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings show' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings show' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings show' -l json -d 'print data as JSON, where there is any'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings; and test $_shtab_sparsebak_agent_npos -eq 0' -a apply -d 'Shows the changes, asks, and applies those that give a qube no more than a new one has. Other groups are applied only when --also names them.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings; and test $_shtab_sparsebak_agent_npos -eq 0' -a apply -d 'Shows the changes, asks, and applies those that give a qube no more than a new one has. Other groups are applied only when --also names them. A qube that does not exist is created.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings apply' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings apply' -l also -xka "network firewall properties features services tags devices" -d 'apply this group, too; may be given again'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings apply' -l yes -d 'do not ask'

@@ -7,13 +7,13 @@ import os
 import socket
 import tarfile
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dom0_agent.admin.settings import config_tar
-from dom0_agent.config import Pool, Volume
-from dom0_agent.sources.settings import SettingsSource
+from dom0_agent.admin.settings.collecting import _take_config, _taken
 from tests.faultfs import Fault, FaultFS
 from wire.status import Code, Refused
 
@@ -129,11 +129,11 @@ def test_one_that_shrinks_and_one_that_cannot_be_read(
 
 def test_what_cannot_be_written_is_refused(home: Path, tmp_path: Path) -> None:
     """A full disk for dom0's state: a small real one."""
-    pool = Pool("settings", "settings", tmp_path / "state")
-    volume = Volume("dom0", "config", pool, "dom0/config", files=(str(home),))
-    source = SettingsSource(volume, tmp_path)
-    source.snapshot(1 << 32)
-    assert len(source.snapshots()) == 1
+    kept = tmp_path / "state/dom0.config"
+    kept.parent.mkdir()
+    take = partial(_take_config, (str(home),))
+    assert _taken("dom0/config", kept, take).changed and not _taken("", kept, take).changed
+    before_it = kept.read_bytes()
     (home / "big").write_bytes(bytes(100_000))
     import resource
 
@@ -143,13 +143,12 @@ def test_what_cannot_be_written_is_refused(home: Path, tmp_path: Path) -> None:
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(Refused) as refused:
-            source.snapshot(2 << 32)
+        error = _taken("dom0/config", kept, take).error
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, old)
-    assert refused.value.code in (Code.SOURCE_FAILED, Code.NO_SPACE)
-    assert source.snapshots() == {1 << 32}
+    assert "File too large" in error
+    assert kept.read_bytes() == before_it and list(kept.parent.iterdir()) == [kept]
 
 
 def test_one_that_is_not_whole_is_refused(
@@ -178,10 +177,8 @@ def test_it_does_not_fill_the_disk_of_dom0(
     for number in range(48):
         (home / f"{number}").write_bytes(bytes(1 << 20))
     monkeypatch.setattr(config_tar, "_CHECK_ROOM", 1 << 20)
-    pool = Pool("settings", "settings", small_disk, data_limit=70)
-    volume = Volume("dom0", "config", pool, "dom0/config", files=(str(home),))
     with pytest.raises(Refused) as caught:
-        SettingsSource(volume, small_disk).snapshot(1 << 32)
+        _take_config((str(home),), small_disk / "dom0.config")
     assert caught.value.code == Code.NO_SPACE
     used = os.statvfs(small_disk)
-    assert used.f_bfree > used.f_blocks // 2 and not SettingsSource(volume, small_disk).snapshots()
+    assert used.f_bfree > used.f_blocks // 2 and not list(small_disk.glob("dom0*"))

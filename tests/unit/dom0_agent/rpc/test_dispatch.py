@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dom0_agent.archives import Archives
 from dom0_agent.config import load
-from dom0_agent.rpc import dispatch
+from dom0_agent.keyring import Keyring
+from dom0_agent.rpc import dispatch, streams
+from dom0_agent.rpc.heads import SERVICES
 from tests.kit import Site, change, fill
 from wire.messages import HEADER, HEADER_SIZE, KIND_STATUS, Request, Status
 from wire.status import Code
@@ -51,7 +52,7 @@ def call(
 
 
 def archive_id(site: Site) -> bytes:
-    return next(iter(Archives(load(site.config).state_dir))).id
+    return next(iter(Keyring(load(site.config).state_dir))).id
 
 
 def kept(site: Site) -> dict[str, bytes]:
@@ -72,7 +73,7 @@ def ready(site: Site) -> Site:
     return site
 
 
-NEEDS_ARCHIVE = [name for name in dispatch.SERVICES if name != "Enroll"]
+NEEDS_ARCHIVE = [name for name in SERVICES if name != "Enroll"]
 
 
 @pytest.mark.parametrize("name", NEEDS_ARCHIVE)
@@ -152,7 +153,7 @@ def test_what_was_not_extracted_cannot_be_committed(ready: Site) -> None:
     assert call(ready, "Abort", request) == Code.NO_SESSION
 
 
-@pytest.mark.parametrize("name", dispatch.SERVICES)
+@pytest.mark.parametrize("name", SERVICES)
 @given(raw=st.binary(max_size=300))
 def test_noise_is_refused(tmp_path_factory: pytest.TempPathFactory, name: str, raw: bytes) -> None:
     site = _noise_site(tmp_path_factory)
@@ -238,8 +239,8 @@ def test_what_comes_is_read_whatever_is_asked_for_at_a_time(
         os.write(writing, data)
         os.close(writing)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dispatch, "BLOCK", block)
-            reader, got = dispatch.PatientReader(reading), b""
+            patch.setattr(streams, "BLOCK", block)
+            reader, got = streams.PatientReader(reading), b""
             for size in sizes:
                 wanted = min(size, len(data) - len(got))
                 got += read_exactly(reader, wanted) if wanted else b""

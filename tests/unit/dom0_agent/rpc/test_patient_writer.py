@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dom0_agent.rpc import dispatch
-from dom0_agent.rpc.dispatch import IOV_MAX, PatientWriter
+from dom0_agent.rpc import streams
+from dom0_agent.rpc.streams import IOV_MAX, PatientWriter
 
 
 @given(st.lists(st.binary(max_size=9), max_size=40), st.lists(st.integers(1, 30), min_size=1))
@@ -22,7 +22,7 @@ def test_parts_arrive_as_if_joined(parts: list[bytes], taken: list[int]) -> None
         return len(data)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch.os, "writev", writev)
+        patch.setattr(streams.os, "writev", writev)
         PatientWriter(7).writelines(parts)
     assert arrived == b"".join(parts)
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from common import image_writer as images
+from dom0_agent.admin.held import held
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import file as file_source
 from dom0_agent.sources import lvm
 from dom0_agent.sources.file import FileSource
+from dom0_agent.targets.file import FileReplacement, clean
 from dom0_agent.tracking import rotation
 from tests.kit import GRAIN, Site, fill
 from wire.status import Code, Refused
@@ -77,7 +79,7 @@ def test_copies_across_file_systems(source: FileSource, monkeypatch: pytest.Monk
     refused(lambda: source.snapshot(2))
     monkeypatch.setattr(file_source, "_copy_range", lambda *_: 0)  # the image shrank meanwhile
     source.snapshot(3)
-    assert source.snapshots() == {1, 3} and source.held() > 0
+    assert source.snapshots() == {1, 3} and held(source) > 0
 
 
 def test_snapshots_are_read_where_direct_reading_is_not_possible(
@@ -111,20 +113,20 @@ def test_new_contents_that_cannot_be_written(
     source: FileSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = source.image.read_bytes()
-    target = source.replace(5000)
+    target = FileReplacement(source, 5000)
     monkeypatch.setattr(os, "pwrite", failing(errno.ENOSPC))
     refused(lambda: target.write(1, [b"x"]), Code.NO_SPACE)
     refused(lambda: target.write(0, [bytes(4096)]), Code.NO_SPACE)
     target.discard()
     monkeypatch.undo()
-    target = source.replace(5000)
+    target = FileReplacement(source, 5000)
     target.write(0, [b"new"])
     monkeypatch.setattr(os, "replace", failing(errno.EROFS))
     assert "cannot replace" in refused(target.commit)
-    source.clean()
+    clean(source)
     assert source.image.read_bytes() == before and len(list(source.image.parent.iterdir())) == 1
     monkeypatch.setattr(os, "open", failing(errno.EACCES))
-    assert "cannot write beside" in refused(lambda: source.replace(1))
+    assert "cannot write beside" in refused(lambda: FileReplacement(source, 1))
 
 
 def test_new_contents_keep_owner_and_mode(source: FileSource) -> None:
@@ -132,14 +134,14 @@ def test_new_contents_keep_owner_and_mode(source: FileSource) -> None:
         os.chown(source.image, 1234, 1234)
     source.image.chmod(0o640)
     for _ in range(2):
-        target = source.replace(10)
+        target = FileReplacement(source, 10)
         target.write(0, [b"new"])
         target.commit()
         status = source.image.stat()
         assert source.image.read_bytes() == b"new".ljust(10, b"\0")
         assert status.st_mode & 0o777 == 0o640 and (os.geteuid() != 0 or status.st_uid == 1234)
     source.image.unlink()
-    target = source.replace(10)
+    target = FileReplacement(source, 10)
     target.commit()
     assert source.image.read_bytes() == bytes(10)
 

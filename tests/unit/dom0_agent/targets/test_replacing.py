@@ -20,6 +20,7 @@ from dom0_agent.sources.directory import DirectorySource
 from dom0_agent.sources.file import FileSource
 from dom0_agent.targets import attributes
 from dom0_agent.targets import file as target_file
+from dom0_agent.targets.file import FileReplacement
 from tests.conftest import mounted
 from wire.status import Code, Refused
 
@@ -44,7 +45,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def restore(source: DirectorySource) -> None:
-    target = source.replace(9000)
+    target = FileReplacement(source, 9000)
     try:
         target.write(0, [b"after"])
     except BaseException:
@@ -119,11 +120,11 @@ def test_what_cannot_be_kept_is_refused(disk: Path) -> None:
     for flag in "ia":
         run("chattr", "+" + flag, source.image)
         try:
-            assert "may not be changed" in refused(lambda: source.replace(1))
+            assert "may not be changed" in refused(lambda: FileReplacement(source, 1))
         finally:
             run("chattr", "-" + flag, source.image)
     os.link(source.image, source.image.with_name("other.img"))
-    assert "2 names" in refused(lambda: source.replace(1))
+    assert "2 names" in refused(lambda: FileReplacement(source, 1))
     source.image.with_name("other.img").unlink()
     restore(source)
     assert [path.name for path in disk.iterdir() if path.name != "lost+found"] == ["work.img"]
@@ -135,7 +136,7 @@ def test_an_image_in_use_is_refused(disk: Path) -> None:
     before, image = source.image.read_bytes(), source.image
 
     def in_use() -> None:
-        assert "in use" in refused(lambda: source.replace(9000), Code.BUSY)
+        assert "in use" in refused(lambda: FileReplacement(source, 9000), Code.BUSY)
         assert image.read_bytes() == before
 
     for flags in (os.O_RDWR, os.O_RDONLY):
@@ -151,7 +152,7 @@ def test_an_image_in_use_is_refused(disk: Path) -> None:
         in_use()
     finally:
         run("losetup", "--detach", loop)
-    target = source.replace(9000)
+    target = FileReplacement(source, 9000)
     target.write(0, [b"after"])
     with closing_fd(os.open(image, os.O_RDWR)):
         assert "in use" in refused(target.commit, Code.BUSY)
@@ -160,13 +161,13 @@ def test_an_image_in_use_is_refused(disk: Path) -> None:
 
 
 def test_another_image_in_its_place_is_not_replaced(source: FileSource) -> None:
-    target = source.replace(10)
+    target = FileReplacement(source, 10)
     os.replace(source.image, source.image.with_name("kept"))
     source.image.write_bytes(b"another")
     assert "took the place" in refused(target.commit, Code.BUSY)
     assert source.image.read_bytes() == b"another"
     source.image.unlink()
-    target = source.replace(10)
+    target = FileReplacement(source, 10)
     source.image.write_bytes(b"another")
     assert "made meanwhile" in refused(target.commit, Code.BUSY)
     assert source.image.read_bytes() == b"another"
@@ -186,20 +187,20 @@ def test_nothing_is_left_behind(
             return original(path, flags, *rest, **more)
 
         monkeypatch.setattr(os, "open", named)
-    target = source.replace(5000)
+    target = FileReplacement(source, 5000)
     target.write(0, [b"x" * 5000])
     target.discard()
     assert os.listdir(folder) == ["work.img"]
     pid = os.fork()
     if pid == 0:
-        source.replace(5000).write(0, [b"x" * 5000])
+        FileReplacement(source, 5000).write(0, [b"x" * 5000])
         os._exit(0)
     os.waitpid(pid, 0)
     assert (os.listdir(folder) == ["work.img"]) == nameless
     restore(source)
     assert os.listdir(folder) == ["work.img"]
     monkeypatch.setattr(attributes, "keep", lambda *_: os.stat("/nonexistent"))
-    assert "cannot write beside" in refused(lambda: source.replace(1))
+    assert "cannot write beside" in refused(lambda: FileReplacement(source, 1))
     assert os.listdir(folder) == ["work.img"]
 
 
@@ -226,7 +227,11 @@ def test_only_regular_files_are_opened(source: FileSource) -> None:
         else:
             image.unlink()
         make(image)
-        for action in (source.live_size, lambda: source.snapshot(1), lambda: source.replace(1)):
+        for action in (
+            source.live_size,
+            lambda: source.snapshot(1),
+            lambda: FileReplacement(source, 1),
+        ):
             assert "not a regular file" in refused(action)
     image.unlink()
     if os.geteuid() == 0:
@@ -249,13 +254,13 @@ def test_a_pool_is_not_filled_up(source: FileSource, monkeypatch: pytest.MonkeyP
 
     room(51)
     source.require_room()
-    target = source.replace(10_000)
+    target = FileReplacement(source, 10_000)
     room(50)
     assert "95 % full" in refused(source.require_room, Code.NO_SPACE)
     refused(lambda: source.snapshot(2), Code.NO_SPACE)
     refused(lambda: target.write(0, [bytes(8192)]), Code.NO_SPACE)
     target.discard()
-    refused(lambda: source.replace(10), Code.NO_SPACE)
+    refused(lambda: FileReplacement(source, 10), Code.NO_SPACE)
     assert source.snapshots() == {1} and len(os.listdir(source.image.parent)) == 2
     blocks = 0
     room(0)

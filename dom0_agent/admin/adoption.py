@@ -1,5 +1,5 @@
-"""Taking an archive over in a new dom0: from a file that the backup VM wrote, and the passphrase or
-recovery key.
+"""Adopting an archive in a new dom0 (``keys import``), from a file that the backup VM wrote and the
+passphrase or recovery key.
 
 The file holds an ArchiveEntry, its key slots and each volume's newest record, as frames of fixed
 sizes. Nothing in it is believed before a slot opens, and of the records nothing but what the key
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from dom0_agent.archives import Archive, Archives
+from dom0_agent.admin.archives import keep
+from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.tracking.state import ArchiveProgress, Committed, VolumeState
 from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import SUITES, Keys, NotAuthentic
@@ -35,7 +36,7 @@ LIMIT = 4 << 20
 
 
 @dataclass(frozen=True)
-class Introduction:
+class KeysFile:
     """What the file says; only lengths and ranges have been checked."""
 
     untrusted_entry: ArchiveEntry
@@ -43,7 +44,7 @@ class Introduction:
     untrusted_records: tuple[bytes, ...]
 
 
-def read(path: Path) -> Introduction:
+def read(path: Path) -> KeysFile:
     """Read such a file, or raise Refused."""
     with open(path, "rb") as file:
         untrusted_raw = file.read(LIMIT + 1)
@@ -69,7 +70,7 @@ def read(path: Path) -> Introduction:
         raise Refused(
             Code.BAD_REQUEST, f"{path} is not what 'sparsebak keys' of this version writes: {error}"
         ) from None
-    return Introduction(entry, tuple(kinds[KIND_SLOT]), tuple(kinds[KIND_RECORD]))
+    return KeysFile(entry, tuple(kinds[KIND_SLOT]), tuple(kinds[KIND_RECORD]))
 
 
 def _frames(untrusted_raw: bytes) -> Iterator[tuple[int, bytes]]:
@@ -82,14 +83,14 @@ def _frames(untrusted_raw: bytes) -> Iterator[tuple[int, bytes]]:
         yield kind, read_exactly(stream, length)
 
 
-def unlock(introduction: Introduction, secret: bytes) -> bytes:
+def unlock(file: KeysFile, secret: bytes) -> bytes:
     """The master key: by passphrase or recovery key, or in open mode as it stands. Refused when it
     does not open.
     """
-    entry = introduction.untrusted_entry
+    entry = file.untrusted_entry
     if entry.mode == MODE_OPEN:
         return entry.key
-    master = open_any(introduction.untrusted_slots, secret, entry.archive)
+    master = open_any(file.untrusted_slots, secret, entry.archive)
     if master is not None:
         return master
     raise Refused(
@@ -98,34 +99,32 @@ def unlock(introduction: Introduction, secret: bytes) -> bytes:
     )
 
 
-def take_over(
-    state_dir: Path, introduction: Introduction, label: str, caller: str, master: bytes
-) -> tuple[Archive, list[str]]:
+def adopt(
+    state_dir: Path, file: KeysFile, label: str, caller: str, master: bytes
+) -> tuple[ArchiveKey, list[str]]:
     """Add the archive, and what its records tell of its volumes. Returns it and the names of the
     volumes.
 
     What dom0 then knows of a volume is its newest session and no chunk ids, so that its next backup
     looks at everything and sends what differs.
     """
-    entry, keys = introduction.untrusted_entry, Keys(master)
-    records = [
-        _open(untrusted_record, keys, entry) for untrusted_record in introduction.untrusted_records
-    ]
-    archives = Archives(state_dir)
-    archive = Archive(
-        directory=archives.place(entry.archive),
+    entry, keys = file.untrusted_entry, Keys(master)
+    records = [_open(untrusted_record, keys, entry) for untrusted_record in file.untrusted_records]
+    keyring = Keyring(state_dir)
+    archive = ArchiveKey(
+        directory=keyring.place(entry.archive),
         id=entry.archive,
         label=label,
         caller=caller,
         mode=entry.mode,
         chunk_size=entry.chunk_size,
         created=entry.created,
-        slots=introduction.untrusted_slots,
+        slots=file.untrusted_slots,
         suite=entry.suite,
     )
     for record in records:
         _remember(state_dir, archive, record, keys)
-    archives.adopt(archive, master)  # the commit point: before it, the same can be done again
+    keep(keyring, archive, master)  # the commit point: before it, the same can be done again
     return archive, [f"{record.qube}/{record.volume}" for record in records]
 
 
@@ -146,10 +145,10 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
     return record
 
 
-def _remember(state_dir: Path, archive: Archive, record: Record, keys: Keys) -> None:
-    store, key = VolumeState(state_dir, record.qube, record.volume), archive.id.hex()
+def _remember(state_dir: Path, archive: ArchiveKey, record: Record, keys: Keys) -> None:
+    store, archive_id = VolumeState(state_dir, record.qube, record.volume), archive.id.hex()
     with store.locked() as state:
-        follow = state.follows.get(key)
+        follow = state.follows.get(archive_id)
         if follow is not None and (follow.pending or follow.mark >= record.sequence):
             return
         committed = Committed(
@@ -161,9 +160,9 @@ def _remember(state_dir: Path, archive: Archive, record: Record, keys: Keys) -> 
             digest=record.digest(keys).hex(),
             root=record.root.hex(),
         )
-        state.follows[key] = ArchiveProgress(
+        state.follows[archive_id] = ArchiveProgress(
             volume_id=record.volume_id.hex(),
-            ids=f"{key}.ids",
+            ids=f"{archive_id}.ids",
             committed=committed,
             mark=record.sequence,
             mark_time=record.time,

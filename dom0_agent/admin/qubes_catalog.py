@@ -1,4 +1,4 @@
-"""Catalog ``qubes``: what qubesd knows, asked through qubesadmin in as few calls as can be.
+"""What qubesd knows of qubes and their volumes, asked through qubesadmin in as few calls as can be.
 
 One call lists the qubes and their states, one each gives a qube's properties and those of a volume.
 Classes of qubes and drivers of pools are those of Qubes OS 4.1 and later (core-admin, ``qubes/vm``
@@ -6,21 +6,25 @@ and ``qubes/storage``).
 """
 
 import hashlib
+import importlib.util
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dom0_agent.catalog import Skipped
-from dom0_agent.config import TAG_PREFIX, Config, Pool, Volume
+from common.override import override
+from common.text import session_name
+from dom0_agent.admin.qubes_options import TAG_PREFIX, QubesOptions
+from dom0_agent.catalog import CONFIG, SETTINGS, Skipped, VolumeCatalog
+from dom0_agent.catalog.kept import OWN
+from dom0_agent.config import Config, Pool, Volume
 from dom0_agent.qubesd import asking, connect
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
 
-SETTINGS = "settings"
-"""The volume that holds a qube's settings."""
-CONFIG = ("dom0", "config")
-"""The volume that holds dom0's own configuration."""
+SETTINGS_AGE = 86400
+"""Seconds for which what was taken down of settings counts as what they are."""
 _KEEPS = {
     "AppVM": ("private",),
     "TemplateVM": ("root", "private"),
@@ -34,76 +38,80 @@ _WHY_NOT = {
 }
 
 
-class QubesCatalog:
-    """See Catalog."""
+class QubesCatalog(VolumeCatalog):
+    """See VolumeCatalog."""
 
-    def __init__(self, config: Config, caller: str = "") -> None:
-        self._config, self._options, self._caller = config, config.qubes, caller
+    age = 0.0
+
+    def __init__(self, config: Config, options: QubesOptions, caller: str = "") -> None:
+        self._config, self._options, self._caller = config, options, caller
         self._pools: dict[str, Pool | str] = {}
+        self._qubes: list[str] = []
 
     @cached_property
     def _app(self) -> Any:
         return connect()
 
+    @override
     def volumes(self) -> tuple[Volume, ...]:
-        """See Catalog."""
         return tuple(found for found in self._everything if isinstance(found, Volume))
 
+    @override
     def skipped(self) -> tuple[Skipped, ...]:
-        """See Catalog."""
         return tuple(found for found in self._everything if isinstance(found, Skipped))
 
-    def find(self, qube: str, volume: str, restoring: bool = False) -> Volume | None:
-        """See Catalog."""
-        with asking():
-            if (qube, volume) == CONFIG:
-                return self._config_volume() if self._options.dom0_config or restoring else None
-            if qube not in self._app.domains:
-                return None
-            found = self._of(self._app.domains[qube], restoring)
-            return next((v for v in found if isinstance(v, Volume) and v.volume == volume), None)
+    def qubes(self) -> tuple[str, ...]:
+        """Names of the qubes that are backed up, of which there may be nothing but settings."""
+        return tuple(self._qubes) if self._everything else ()
 
-    def absent(self, qube: str) -> Volume:
-        """See Catalog."""
+    @override
+    def find(self, qube: str, volume: str, left_out: bool = False) -> Volume | None:
+        """With ``left_out`` also one that is not backed up."""
         with asking():
-            if qube in self._app.domains:
-                raise Refused(
-                    Code.DENIED, f"{qube} exists, so that the call must name it as its target"
-                )
-        return self._settings_volume(qube)
+            if qube == "dom0":
+                found = self._document(*CONFIG)
+            elif qube in self._app.domains:
+                found = self._of(self._app.domains[qube], left_out)
+            else:
+                return None
+            for one in found:
+                if one.name == f"{qube}/{volume}" and isinstance(one, Volume):
+                    return one
+                if one.name == f"{qube}/{volume}" and isinstance(one, Skipped) and one.failed:
+                    raise Refused(Code.INTERNAL, f"{one.name}: {one.reason}")
+            return None
 
     @cached_property
     def _everything(self) -> list[Volume | Skipped]:
         with asking():
-            found: list[Volume | Skipped] = (
-                [self._config_volume()] if self._options.dom0_config else []
-            )
+            found: list[Volume | Skipped] = [*self._document(*CONFIG)]
             domains = sorted(self._app.domains, key=lambda domain: str(domain.name))
         for domain in domains:
+            name = str(domain.name)
             try:
                 with asking():
-                    found += list(self._of(domain))
+                    of_it = list(self._of(domain))
             except (Refused, KeyError, ValueError) as error:  # the others are backed up
-                if _is_there(str(domain.name)):  # it may have gone meanwhile, as disposables do
-                    found.append(Skipped(str(domain.name), str(error), failed=True))
+                if _is_there(name):  # it may have gone meanwhile, as disposables do
+                    found.append(Skipped(name, str(error), failed=True))
+                continue
+            found += of_it
+            if str(domain.klass) != "AdminVM" and not any(one.name == name for one in of_it):
+                self._qubes.append(name)
         return found
 
-    def _of(self, domain: Any, restoring: bool = False) -> Iterator[Volume | Skipped]:
-        """All volumes of a qube, or why there are none. What is restored need not be backed up any
-        more.
-        """
+    def _of(self, domain: Any, left_out: bool = False) -> Iterator[Volume | Skipped]:
+        """All volumes of a qube, or why there are none."""
         name, klass = str(domain.name), str(domain.klass)
         if klass == "AdminVM":
             return
         reason = self._left_out(domain, name, klass)
-        if reason is not None and not (restoring and klass in _KEEPS and _lasts(domain, klass)):
+        if reason is not None and not (left_out and klass in _KEEPS and _lasts(domain, klass)):
             yield Skipped(name, reason)
             return
-        running = domain.is_running()
         for volume in _KEEPS[klass]:
-            yield self._volume(name, volume, klass, running)
-        if self._options.settings or restoring:
-            yield self._settings_volume(name)
+            yield self._volume(name, volume, klass)
+        yield from self._document(name, SETTINGS)
 
     def _left_out(self, domain: Any, name: str, klass: str) -> str | None:
         """Why a qube is not backed up, in words; None when it is."""
@@ -118,7 +126,7 @@ class QubesCatalog:
         if self._matches(self._options.exclude, domain, name):
             return "it is in the list 'exclude'"
         if name == self._caller and name not in self._options.include:
-            return "it is the backup qube itself; name it in the list 'include' to have it too"
+            return OWN
         if not domain.include_in_backups and not self._matches(self._options.include, domain, name):
             return "its property include_in_backups is off"
         return None
@@ -129,7 +137,7 @@ class QubesCatalog:
         tags = [text.removeprefix(TAG_PREFIX) for text in wanted if text.startswith(TAG_PREFIX)]
         return bool(tags) and not set(tags).isdisjoint(domain.tags)
 
-    def _volume(self, qube: str, volume: str, klass: str, running: bool) -> Volume | Skipped:
+    def _volume(self, qube: str, volume: str, klass: str) -> Volume | Skipped:
         raw = self._app.qubesd_call(qube, "admin.vm.volume.Info", volume).decode(
             "ascii"
         )  # all of it in one call
@@ -139,7 +147,7 @@ class QubesCatalog:
         pool = self._pool(info["pool"])
         if isinstance(pool, str):
             return Skipped(f"{qube}/{volume}", pool)
-        live = running and self._options.running == "live"
+        live = self._options.running == "live"
         if pool.driver == "lvm_thin":
             vid = info["vid"].rpartition("/")[2]
             places = vid, f"{vid}-snap" if live else ""
@@ -148,7 +156,7 @@ class QubesCatalog:
         # a standalone's root is what runs in it: to share chunks with it would let another learn
         # them
         shared = "root" if volume == "root" and klass == "TemplateVM" else f"{qube}/{volume}"
-        return Volume(qube, volume, pool, *places, dedup_domain=_dedup_domain(shared), managed=True)
+        return Volume(qube, volume, pool, *places, dedup_domain=_dedup_domain(shared))
 
     def _pool(self, name: str) -> Pool | str:
         """The pool, or why its volumes cannot be backed up."""
@@ -170,22 +178,33 @@ class QubesCatalog:
             return Pool(name, "reflink", Path(str(config["dir_path"])), data_limit=limit)
         return f"pool {name} has driver {driver}; lvm_thin and file-reflink are supported"
 
-    def _config_volume(self) -> Volume:
-        pool = Pool(SETTINGS, "settings", self._config.state_dir / SETTINGS)
-        return Volume(
-            *CONFIG,
-            pool,
-            "/".join(CONFIG),
-            dedup_domain=_dedup_domain("/".join(CONFIG)),
-            files=self._options.dom0_config,
-        )
+    def _document(self, qube: str, volume: str) -> Iterator[Volume | Skipped]:
+        """What was saved of settings, or of dom0's configuration, if anything."""
+        wanted = self._options.dom0_config if qube == "dom0" else self._options.settings
+        path = document(self._config.state_dir, qube, volume)
+        if not wanted or not documents_are_taken_down() or not path.is_file():
+            return
+        name = f"{qube}/{volume}"
+        if not 0 <= time.time() - path.stat().st_mtime + 60 <= SETTINGS_AGE:
+            when = session_name(int(path.stat().st_mtime))
+            text = f"it was last saved at {when}; run: sparsebak-agent settings collect"
+            yield Skipped(name, text, failed=True)
+            return
+        pool = Pool(SETTINGS, SETTINGS, path.parent, data_limit=100)  # they are small
+        yield Volume(qube, volume, pool, path.name, dedup_domain=_dedup_domain(name))
 
-    def _settings_volume(self, qube: str) -> Volume:
-        name, pool = (
-            f"{qube}/{SETTINGS}",
-            Pool(SETTINGS, "settings", self._config.state_dir / SETTINGS),
-        )
-        return Volume(qube, SETTINGS, pool, name, dedup_domain=_dedup_domain(name))
+
+def document(state_dir: Path, qube: str, volume: str) -> Path:
+    """Where a qube's settings, or dom0's configuration, are taken down for backups."""
+    return state_dir / SETTINGS / f"{qube}.{volume}"
+
+
+def documents_are_taken_down() -> bool:
+    """Whether the package that does it is installed: sparsebak-dom0-settings."""
+    try:
+        return importlib.util.find_spec("dom0_agent.admin.settings.collecting") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _is_there(qube: str) -> bool:

@@ -1,83 +1,25 @@
-"""What was restored of settings: kept in dom0 until its administrator applies it; a qube that is
-gone is made anew.
-
-``<state_dir>/restored/<qube>.<volume>`` holds the document, or for ``dom0/config`` the tar archive.
+"""Restored settings: they wait in dom0's dropbox until its administrator applies them; a qube that
+is gone is made anew from them.
 """
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from common.durable import make_directory, sync_directory
-from common.image_writer import ImageWriter
-from dom0_agent.admin.settings.document import LIMIT, QubeSettings, firewall_rules, from_bytes
+from dom0_agent.admin.settings.document import QubeSettings, firewall_rules, from_bytes
 from dom0_agent.admin.settings.plan import Step, plan, unexpired
-from dom0_agent.catalog.tags import TAG
+from dom0_agent.admin.tags import TAG
+from dom0_agent.catalog import SETTINGS
 from dom0_agent.log import INFO, WARNING, log
 from dom0_agent.notify import notify
 from dom0_agent.qubesd import asking, connect
+from dom0_agent.targets.dropbox import waiting
 from wire.status import Code, Refused
 
 
-def place(state_dir: Path, qube: str, volume: str) -> Path:
-    """Where the restored settings of a qube wait."""
-    return state_dir / "restored" / f"{qube}.{volume}"
-
-
-class SettingsReplacement:
-    """Restored settings on their way into their place in dom0; see Replacement."""
-
-    ordered = False
-
-    def __init__(
-        self, state_dir: Path, qube: str, volume: str, size: int, older: bool = False
-    ) -> None:
-        self._older = older
-        self._path, self._qube, self._is_document = (
-            place(state_dir, qube, volume),
-            qube,
-            qube != "dom0",
-        )
-        if self._is_document and size > LIMIT:
-            raise Refused(
-                Code.BAD_REQUEST,
-                f"{qube}/{volume}: settings of {size} bytes are too large to be any",
-            )
-        make_directory(self._path.parent)
-        self._beside = self._path.with_name(self._path.name + ".new")
-        self._file = ImageWriter(self._beside, size)
-
-    def write(self, offset: int, parts: list[bytes]) -> None:
-        """See Replacement."""
-        self._file.write(offset, parts)
-
-    def commit(self) -> None:
-        """See Replacement. A qube that is not there is created, with the safe part of its
-        settings.
-        """
-        self._file.sync()
-        self._file.close()
-        settings = from_bytes(self._beside.read_bytes()) if self._is_document else None
-        os.replace(self._beside, self._path)
-        sync_directory(self._path.parent)
-        if settings is not None:
-            create_if_gone(self._qube, settings, self._older)
-
-    def discard(self) -> None:
-        """See Replacement."""
-        self._file.close()
-        self._beside.unlink(missing_ok=True)
-
-    @staticmethod
-    def clean(state_dir: Path, qube: str, volume: str) -> None:
-        """Remove what an interrupted restore left."""
-        path = place(state_dir, qube, volume)
-        path.with_name(path.name + ".new").unlink(missing_ok=True)
-
-
-def create_if_gone(qube: str, settings: QubeSettings, older: bool = False) -> None:
-    """Make a qube that does not exist from its settings. What could not be set is logged.
+def create(qube: str, settings: QubeSettings, older: bool = False) -> int:
+    """Make a qube that does not exist from its settings. What could not be set is logged; how many
+    things.
 
     It has no network until its firewall is the one of its settings, as qubesd tells it; and none at
     all when the settings are ``older`` than the newest known, which may give a network that was
@@ -85,13 +27,6 @@ def create_if_gone(qube: str, settings: QubeSettings, older: bool = False) -> No
     """
     with asking():
         app = connect()
-        if qube in app.domains:
-            log(
-                INFO,
-                f"{qube}: its settings wait to be applied with: sparsebak-agent settings apply"
-                f" {qube}",
-            )
-            return
         if settings.template is not None and settings.template not in app.domains:
             raise Refused(
                 Code.SOURCE_FAILED,
@@ -106,8 +41,10 @@ def create_if_gone(qube: str, settings: QubeSettings, older: bool = False) -> No
         domain.tags.add(TAG)
         log(INFO, f"{qube}: created, {settings.klass} with label {settings.label}")
         steps = [step for step in plan(app, domain, settings, fresh=True) if step.what != "netvm"]
+        failures = 0
         for step, error in apply(steps, frozenset()):
             if error is not None:
+                failures += 1
                 log(WARNING, f"{qube}: {step.what} could not be set: {error}")
         if settings.netvm is not None:
             why_not = (
@@ -122,6 +59,7 @@ def create_if_gone(qube: str, settings: QubeSettings, older: bool = False) -> No
                 )
                 log(WARNING, text)
                 notify("Made without network", text, urgent=True)
+    return failures
 
 
 def _offline(app: Any, qube: str, settings: QubeSettings) -> Any:
@@ -182,13 +120,14 @@ def apply(steps: list[Step], groups: frozenset[str]) -> list[tuple[Step, str | N
     return done
 
 
-def load(state_dir: Path, qube: str) -> tuple[Any, QubeSettings]:
-    """qubesd and the settings that wait for a qube."""
-    path = place(state_dir, qube, "settings")
-    if not path.is_file():
+def load(state_dir: Path, qube: str) -> tuple[Any, QubeSettings, bool]:
+    """qubesd, the settings that wait for a qube, and whether they are not the newest known."""
+    found = waiting(state_dir, qube, SETTINGS)
+    if found is None:
         raise Refused(
             Code.NO_VOLUME,
             f"no settings of {qube} were restored; in the backup qube: sparsebak restore"
             f" {qube}/settings",
         )
-    return connect(), from_bytes(path.read_bytes())
+    path, older = found
+    return connect(), from_bytes(path.read_bytes()), older

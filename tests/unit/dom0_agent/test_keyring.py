@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli as vm_cli
-from backup_vm.agent.client import RefusedError
-from dom0_agent.admin import cli
+from backup_vm.agent.call import RefusedError
+from dom0_agent.admin import archives, cli
 from dom0_agent.admin.cli import archive as command
-from dom0_agent.archives import Archives, _check, _dump
 from dom0_agent.config import load
+from dom0_agent.keyring import Keyring, check
 from dom0_agent.tracking.state import FORMAT, VolumeState, known_volumes
 from tests.faultfs import Fault, FaultFS
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
@@ -27,8 +27,8 @@ from wire.status import Code, Refused
 
 
 @pytest.fixture
-def archives(site: Site) -> Archives:
-    return Archives(load(site.config).state_dir)
+def keyring(site: Site) -> Keyring:
+    return Keyring(load(site.config).state_dir)
 
 
 def refused(action: Callable[[], object]) -> str:
@@ -38,16 +38,16 @@ def refused(action: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_a_damaged_archive_is_told(archives: Archives) -> None:
-    (one,) = archives
+def test_a_damaged_archive_is_told(keyring: Keyring) -> None:
+    (one,) = keyring
     (one.directory / "key").write_bytes(b"short")
     assert "key is damaged" in refused(one.keys)
     (one.directory / "archive.json").write_text("{}")
-    assert "is damaged" in refused(lambda: list(archives))
+    assert "is damaged" in refused(lambda: list(keyring))
     with pytest.raises(ValueError, match="chunk size"):
-        archives.add("x", "y", 1, 12345, None)
+        archives.add(keyring, "x", "y", 1, 12345, None)
     with pytest.raises(ValueError, match="suite"):
-        archives.add("x", "y", 3, 1 << 17, None)
+        archives.add(keyring, "x", "y", 3, 1 << 17, None)
 
 
 @pytest.mark.parametrize("bit", [0, 255])
@@ -55,7 +55,7 @@ def test_a_key_with_one_wrong_bit_seals_nothing(site: Site, bit: int) -> None:
     """It would seal as well as the right one, and no passphrase would open that."""
     fill(site.image(), 3 * GRAIN)
     site.backup()
-    (one,) = Archives(load(site.config).state_dir)
+    (one,) = Keyring(load(site.config).state_dir)
     key = bytearray((one.directory / "key").read_bytes())
     key[bit // 8] ^= 1 << bit % 8
     (one.directory / "key").write_bytes(key)
@@ -63,14 +63,14 @@ def test_a_key_with_one_wrong_bit_seals_nothing(site: Site, bit: int) -> None:
     with pytest.raises(AssertionError, match="the agent failed"):
         site.backup()
     without_check = replace(one, key_check="")  # the volume ids show it, too
-    (one.directory / "archive.json").write_bytes(_dump(without_check))
+    (one.directory / "archive.json").write_bytes(archives.dump(without_check))
     with pytest.raises(AssertionError, match="the agent failed"):
         site.backup()
     assert len(site.images()) == 1
 
 
 def test_a_sealed_archive_is_not_open_by_one_wrong_digit(site: Site) -> None:
-    (one,) = Archives(load(site.config).state_dir)
+    (one,) = Keyring(load(site.config).state_dir)
     path = one.directory / "archive.json"
     path.write_text(path.read_text().replace('"mode": 0', '"mode": 1'))
     with pytest.raises(RefusedError):
@@ -83,7 +83,7 @@ def test_a_damaged_archive_can_be_taken_over_again(
 ) -> None:
     fill(site.image(), 3 * GRAIN)
     site.backup()
-    (one,) = Archives(load(site.config).state_dir)
+    (one,) = Keyring(load(site.config).state_dir)
     told, secret = site.root / "told.keys", site.root / "secret"
     secret.write_bytes(PASSPHRASE)
     assert vm_cli.main(["--archive", str(site.archive), "keys", "-o", str(told)]) == 0
@@ -96,17 +96,17 @@ def test_a_damaged_archive_can_be_taken_over_again(
     assert len(site.images()) == 2
 
 
-def test_an_archive_is_adopted_once(archives: Archives) -> None:
-    (one,) = archives
+def test_an_archive_is_kept_once(keyring: Keyring) -> None:
+    (one,) = keyring
     other, master = replace(one, label="other"), one.master()
-    assert "known here already" in refused(lambda: archives.adopt(other, master))
+    assert "known here already" in refused(lambda: archives.keep(keyring, other, master))
     archives.remove(one)
-    assert list(archives) == [] and archives.by_label("tests") is None
+    assert list(keyring) == [] and keyring.by_label("tests") is None
     left_over = one.directory.with_name(f".{one.id.hex()}.tmp")
     left_over.mkdir()
     (left_over / "key").write_bytes(b"half")
-    archives.adopt(other, master)
-    assert archives.by_label("other") == other and other.keys() is not None
+    archives.keep(keyring, other, master)
+    assert keyring.by_label("other") == other and other.keys() is not None
 
 
 def test_a_state_of_another_version_is_not_touched(site: Site) -> None:
@@ -272,22 +272,22 @@ def test_ids_are_made_with_what_is_asked_for_or_with_what_is_faster(
     [(None, "format 1, from before"), (1, "format 1, from before"), (3, "format 3")],
 )
 def test_an_archive_of_another_format_is_told_of_and_makes_way(
-    archives: Archives, number: int | None, what: str, capsys: pytest.CaptureFixture[str]
+    keyring: Keyring, number: int | None, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of format 1 has no number."""
-    (one,) = archives
+    (one,) = keyring
     master, file = one.master(), one.directory / "archive.json"
     fields = json.loads(file.read_text())
     fields["format"] = number
     if number is None:
         del fields["format"]
     del fields["check"]
-    file.write_text(json.dumps({"check": _check(fields), **fields}))
+    file.write_text(json.dumps({"check": check(fields), **fields}))
     with pytest.raises(Refused, match=f"is an archive of {what}.*(make a new archive|newer one)"):
-        list(archives)
-    assert archives.by_label("tests") is None and what in capsys.readouterr().err
-    archives.adopt(one, master)
-    assert archives.by_label("tests") == one
+        list(keyring)
+    assert keyring.by_label("tests") is None and what in capsys.readouterr().err
+    archives.keep(keyring, one, master)
+    assert keyring.by_label("tests") == one
 
 
 @pytest.mark.parametrize("error", ["EIO", "EUCLEAN", "EBADMSG"])
@@ -330,30 +330,30 @@ def test_a_state_that_cannot_be_read_is_no_reason_to_back_up_nothing(
     site.backup()
 
 
-def test_a_key_that_is_not_the_archives_seals_nothing(archives: Archives) -> None:
-    (one,) = archives
+def test_a_key_that_is_not_the_archives_seals_nothing(keyring: Keyring) -> None:
+    (one,) = keyring
     key = one.directory / "key"
     raw = key.read_bytes()
     key.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    (one,) = archives
+    (one,) = keyring
     with pytest.raises(Refused, match="key is damaged"):
         one.keys()
     key.write_bytes(raw)
-    (one,) = archives
+    (one,) = keyring
     assert one.master() == raw
 
 
 @pytest.mark.parametrize("name", ["label", "caller", "mode", "chunk_size", "created", "slots"])
-def test_an_archive_whose_file_was_changed_is_damaged(archives: Archives, name: str) -> None:
-    (one,) = archives
+def test_an_archive_whose_file_was_changed_is_damaged(keyring: Keyring, name: str) -> None:
+    (one,) = keyring
     file = one.directory / "archive.json"
     fields = json.loads(file.read_text())
     fields[name] = {"slots": ["00"], "created": "3"}.get(name, 3)
     file.write_text(json.dumps(fields))
     with pytest.raises(Refused, match="check does not fit"):
-        list(archives)
+        list(keyring)
     del fields["check"]
     file.write_text(json.dumps(fields))
     with pytest.raises(Refused, match="is damaged"):
-        list(archives)
-    assert list(archives.readable()) == []
+        list(keyring)
+    assert list(keyring.readable()) == []

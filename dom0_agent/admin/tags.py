@@ -6,7 +6,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from dom0_agent.catalog import open_catalog
+from dom0_agent.admin.catalog import ask
+from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.config import Config
 from dom0_agent.log import INFO, WARNING, log
 from dom0_agent.qubesd import asking, connect
@@ -33,7 +34,7 @@ def untagged(config: Config) -> tuple[str, list[Any]]:
         vms = [str(domain.name) for domain in tagged(app.domains, VM_TAG)]
         if len(vms) != 1:
             return "", []
-        qubes = {volume.qube for volume in open_catalog(config, vms[0]).volumes()} - {"dom0"}
+        qubes = {volume.qube for volume in ask(config, vms[0]).volumes()} - {"dom0"}
         new = [
             app.domains[qube]
             for qube in sorted(qubes)
@@ -59,7 +60,7 @@ def tag_new(config: Config) -> list[str]:
     """Let the backup VM have the qubes that were made since setup, unless the configuration says
     not to; their names.
     """
-    if not config.qubes.tag_new:
+    if not qubes_options(config).tag_new:
         return []
     vm, new = untagged(config)
     done = []

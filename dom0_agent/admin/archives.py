@@ -1,0 +1,134 @@
+"""What dom0's administrator does to archives: make one, keep one and its key, give it other key
+slots, forget it. Calls only read what this writes (``dom0_agent.keyring``).
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+from common.durable import make_directory, replace, sync_directory, write_synced
+from dom0_agent.keyring import ArchiveKey, Keyring, check, digest, load
+from dom0_agent.log import WARNING, log
+from wire import CHUNK_SIZES, FORMAT
+from wire.chunks import KEY_SIZE, SUITES
+from wire.messages import MODE_OPEN, MODE_SEALED
+from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY, RECOVERY_BYTES, make_slot
+from wire.status import Code, Refused
+
+
+def add(
+    keyring: Keyring,
+    label: str,
+    caller: str,
+    suite: int,
+    chunk_size: int,
+    passphrase: bytes | None,
+) -> tuple[ArchiveKey, bytes | None]:
+    """Make an archive: sealed with a passphrase, open without one. Returns it and its recovery key
+    (sealed mode).
+    """
+    if suite not in SUITES:
+        raise ValueError("no such suite")
+    if chunk_size not in CHUNK_SIZES:
+        raise ValueError("chunk size must be a power of two from 64 KiB to 4 MiB")
+    archive_id, master = os.urandom(16), os.urandom(KEY_SIZE)
+    slots: list[bytes] = []
+    recovery = None
+    if passphrase is not None:
+        recovery = os.urandom(RECOVERY_BYTES)
+        slots.append(make_slot(KIND_PASSPHRASE, passphrase, master, archive_id))
+        slots.append(make_slot(KIND_RECOVERY, recovery, master, archive_id))
+    archive = ArchiveKey(
+        directory=keyring.place(archive_id),
+        id=archive_id,
+        label=label,
+        caller=caller,
+        mode=MODE_OPEN if passphrase is None else MODE_SEALED,
+        chunk_size=chunk_size,
+        created=int(time.time()),
+        slots=tuple(slots),
+        suite=suite,
+    )
+    keep(keyring, archive, master)
+    return archive, recovery
+
+
+def keep(keyring: Keyring, archive: ArchiveKey, master: bytes) -> None:
+    """Keep an archive, whose directory is its place in the keyring, and its key; Refused when it is
+    here already.
+    """
+    folder = keyring.directory
+    make_directory(folder)
+    if archive.directory.exists():
+        if is_sound(archive.directory):
+            raise Refused(
+                Code.BUSY,
+                f"archive {archive.id.hex()} is known here already; see: sparsebak-agent"
+                " archive list",
+            )
+        _set_aside(archive.directory)
+    # A name with a dot is no archive to the keyring, so that the rename is the commit point.
+    temporary = folder / f".{archive.directory.name}.tmp"
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(mode=0o700)
+    write_synced(temporary / "key", master)
+    kept = dataclasses.replace(archive, key_check=digest(master))
+    write_synced(temporary / "archive.json", dump(kept))
+    sync_directory(temporary)
+    os.rename(temporary, archive.directory)
+    sync_directory(folder)
+
+
+def _set_aside(damaged: Path) -> None:
+    """Make place for an archive that is damaged here; what is left of it stays, under another
+    name.
+    """
+    aside = damaged.with_name(f".{damaged.name}.damaged")
+    if aside.exists():
+        shutil.rmtree(aside)
+    os.rename(damaged, aside)
+    log(WARNING, f"{damaged} is damaged; set aside as {aside.name}")
+
+
+def set_slots(archive: ArchiveKey, slots: tuple[bytes, ...]) -> None:
+    """Keep other key slots for an archive; the file's replacement is the commit point."""
+    replace(archive.directory / "archive.json", dump(dataclasses.replace(archive, slots=slots)))
+
+
+def remove(archive: ArchiveKey) -> None:
+    """Forget an archive and its key."""
+    gone = archive.directory.with_name(f".{archive.directory.name}.gone")
+    if gone.exists():  # of a removal that was interrupted
+        shutil.rmtree(gone)
+    os.rename(archive.directory, gone)
+    sync_directory(gone.parent)
+    shutil.rmtree(gone)
+
+
+def dump(archive: ArchiveKey) -> bytes:
+    """What archive.json holds; the keyring's ``load`` undoes it."""
+    fields = {
+        "format": FORMAT,
+        "label": archive.label,
+        "caller": archive.caller,
+        "mode": archive.mode,
+        "suite": archive.suite,
+        "chunk_size": archive.chunk_size,
+        "created": archive.created,
+        "slots": [slot.hex() for slot in archive.slots],
+        "key_check": archive.key_check,
+    }
+    return json.dumps({"check": check(fields), **fields}, indent=1).encode()
+
+
+def is_sound(directory: Path) -> bool:
+    """Whether an archive can be read, and its key."""
+    try:
+        load(directory).master()
+    except Refused:
+        return False
+    return True

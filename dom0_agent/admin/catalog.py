@@ -1,0 +1,75 @@
+"""The catalog as it is now, for dom0's own commands, and writing it down for the calls of backup
+VMs, which ask nobody.
+"""
+
+import time
+from contextlib import suppress
+
+from common.durable import Busy, closing_fd, lock, make_directory, replace
+from dom0_agent.admin.qubes_catalog import QubesCatalog
+from dom0_agent.admin.qubes_options import qubes_options
+from dom0_agent.catalog import VolumeCatalog, kept, open_catalog
+from dom0_agent.config import Config, Volume
+from dom0_agent.log import ERROR, log
+from wire.status import Code, Refused
+
+PATIENCE = 10.0
+"""Seconds to wait for another command that writes the list."""
+
+
+def ask(config: Config, caller: str = "") -> VolumeCatalog:
+    """The catalog as it is now, for a caller; Refused when qubesd does not answer."""
+    if config.catalog == "qubes":
+        return QubesCatalog(config, qubes_options(config), caller)
+    return open_catalog(config, caller)
+
+
+def find_anywhere(catalog: VolumeCatalog, qube: str, volume: str) -> Volume | None:
+    """A volume by name, also one that is left out; None when there is none."""
+    if isinstance(catalog, QubesCatalog):
+        return catalog.find(qube, volume, left_out=True)
+    return catalog.find(qube, volume)
+
+
+def write_down(config: Config) -> VolumeCatalog:
+    """The same for no caller in particular, kept for calls; its file's replacement is the commit
+    point.
+
+    Raises OSError. A list that was asked for later than this one stays.
+    """
+    asked, catalog = int(time.time()), ask(config)
+    if isinstance(catalog, QubesCatalog):
+        found = kept.Kept(
+            asked=asked,
+            options=kept.options_digest(config),
+            named=tuple(sorted(set(qubes_options(config).include))),
+            volumes=catalog.volumes(),
+            skipped=catalog.skipped(),
+        )
+        _keep(config, found)
+    return catalog
+
+
+def current(config: Config) -> VolumeCatalog:
+    """The same where it is not what a command is for: a disk that is full does not keep it from its
+    work, which may be to make room.
+    """
+    try:
+        return write_down(config)
+    except OSError as error:
+        log(ERROR, f"{kept.place(config)} cannot be written: {error.strerror}")
+        return ask(config)
+
+
+def _keep(config: Config, found: kept.Kept) -> None:
+    path = kept.place(config)
+    make_directory(path.parent)
+    try:
+        fd = lock(path.with_name("catalog.lock"), patience=PATIENCE)
+    except Busy:
+        raise Refused(Code.BUSY, "another command lists the qubes just now; try again") from None
+    with closing_fd(fd):
+        with suppress(Refused):  # none, or one that is good for nothing
+            if found.asked < kept.read(config).asked <= time.time():
+                return
+        replace(path, found.to_bytes())

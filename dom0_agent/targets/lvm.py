@@ -1,0 +1,147 @@
+"""Thin volumes: new contents in a snapshot of the volume, which LVM swaps with it in one step."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from common.durable import closing_fd
+from common.image_writer import ImageWriter
+from common.override import override
+from dom0_agent.kernel import ByteRange
+from dom0_agent.sources import Source, lvm
+from dom0_agent.sources.lvm_thin import LvmThinSource
+from dom0_agent.targets.interface import Replacement
+from wire.status import Code, Refused
+
+_NEW = "new"
+"""End of the name of what is being written, in place of a snapshot's number."""
+_CHECK_SPACE = 64 << 20
+"""Bytes written between two looks at the pool's space."""
+_BLKDISCARD, _BLKZEROOUT = 0x1277, 0x127F  # Linux, include/uapi/linux/fs.h
+
+
+def thin(source: Source) -> LvmThinSource:
+    """A source that is a thin volume, as such."""
+    if not isinstance(source, LvmThinSource):
+        raise TypeError(source)
+    return source
+
+
+def clean(source: LvmThinSource) -> None:
+    """Remove what an interrupted restore left."""
+    if source.pool.find(source.prefix + _NEW) is not None:
+        source.pool.remove(source.prefix + _NEW)
+
+
+class LvmReplacement(Replacement):
+    """New contents in a snapshot of the volume, merged into it at the end: LVM swaps the two in one
+    step.
+
+    A volume that is not there any more is made as a new one, and renamed at the end.
+    """
+
+    ordered = False
+
+    def __init__(self, source: LvmThinSource, size: int) -> None:
+        self._pool, self._name, self._beside = source.pool, source.lv, source.prefix + _NEW
+        pool, name, beside = self._pool, self._name, self._beside
+        pool.require_data()
+        pool.require_metadata()
+        self._unchecked = 0
+        old = pool.find(name)
+        if old is not None and old.in_use:
+            raise Refused(
+                Code.BUSY, f"{pool.group}/{name} is in use; shut down the qube or unmount it first"
+            )
+        self._old = old
+        try:
+            self._make(size)
+            self._file = ImageWriter(lvm.device_path(pool.group, beside), None)
+        except BaseException as error:
+            if pool.find(beside) is not None:
+                pool.remove(beside)
+            if isinstance(error, OSError):
+                raise Refused(
+                    Code.SOURCE_FAILED, f"cannot write beside {pool.group}/{name}: {error.strerror}"
+                ) from None
+            raise
+
+    def _make(self, size: int) -> None:
+        pool, whole = self._pool, self._pool.itself()
+        named = ("--addtag", lvm.TAG, "--name", self._beside)
+        device, discard = (
+            lvm.device_path(pool.group, self._beside),
+            whole.zeroes and whole.discards != "ignore",
+        )
+        if self._old is None:
+            pool.change("lvcreate", "--virtualsize", f"{size}b", "--thin", pool.title, *named)
+            if not whole.zeroes:
+                _empty(device, discard)
+            return
+        origin, old = f"{pool.group}/{self._name}", self._old
+        pool.change("lvcreate", "--snapshot", "--setactivationskip", "n", *named, origin)
+        if -(-size // old.extent) * old.extent != old.size:
+            self._resize(size)
+        _empty(device, discard)  # with what a volume that once shrank has beyond its end
+
+    def _resize(self, size: int) -> None:
+        """Nothing of it is a file system that anybody uses; LVM from 2.03.17 on wants to be told
+        so, earlier ones take no such option."""
+        words = ("--size", f"{size}b", f"{self._pool.group}/{self._beside}")
+        try:
+            self._pool.change("lvresize", "--force", *words)
+        except Refused as first:
+            try:
+                self._pool.change("lvresize", "--force", "--fs", "ignore", *words)
+            except Refused:
+                raise first from None
+
+    @override
+    def write(self, offset: int, parts: list[bytes]) -> None:
+        """Looks at the pool's space every now and then: a full pool would harm
+        every volume in it.
+        """
+        self._unchecked += sum(len(part) for part in parts)
+        if self._unchecked >= _CHECK_SPACE:
+            self._unchecked = 0
+            self._pool.require_data(self._pool.used_percent())
+        try:
+            self._file.write(offset, parts)
+        except OSError as error:
+            raise Refused(
+                Code.SOURCE_FAILED,
+                f"cannot write beside {self._pool.group}/{self._name}: {error.strerror}",
+            ) from None
+
+    @override
+    def commit(self) -> None:
+        try:
+            self._file.sync()
+        finally:
+            self._file.close()
+        full = f"{self._pool.group}/{self._beside}"
+        self._pool.change("lvchange", "--deltag", lvm.TAG, full)
+        if self._old is None:
+            self._pool.change("lvrename", self._pool.group, self._beside, self._name)
+            return
+        self._pool.change("lvconvert", "--merge", full)
+        if self._pool.named(self._beside):  # opened since: LVM merges at the next activation
+            text = (
+                f"{self._pool.group}/{self._name} was opened meanwhile; the new contents are there"
+                " once it was deactivated"
+            )
+            raise Refused(Code.BUSY, text)
+
+    @override
+    def discard(self) -> None:
+        self._file.close()
+        self._pool.remove(self._beside)
+
+
+def _empty(device: Path, discard: bool) -> None:
+    """Make a device read as zeros: by giving its blocks back, or where the pool does not do that by
+    writing zeros.
+    """
+    with closing_fd(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)) as fd:
+        size = os.lseek(fd, 0, os.SEEK_END)
+        fcntl.ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, ByteRange.row().pack(0, size))
