@@ -3,17 +3,21 @@ and to nobody else.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.notes import Notes
 from backup_vm.archive.notes import load as load_notes
 from backup_vm.archive.sessions import Session
-from backup_vm.errors import DamagedError, SparsebakError, UsageError
+from backup_vm.errors import DamagedError, SparsebakError, UsageError, WrongKeyError
 from common.text import is_session_name
 from wire.chunks import Keys, NotAuthentic
 from wire.names import BadName, parse_name, parse_volume_name
 from wire.records import open_record
+
+if TYPE_CHECKING:
+    from backup_vm.archive.image import Image
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,77 @@ def one(volumes: list[Named], name: str) -> Named:
             f"{name} has several volumes: {', '.join(v.name for v in found)}", "name one of them"
         )
     return found[0]
+
+
+def needed(keys: Keys | None) -> Keys:
+    """The keys; raise WrongKeyError where there are none."""
+    if keys is None:
+        raise WrongKeyError(
+            "the archive is sealed",
+            "give its passphrase or recovery key with --passphrase-file F",
+        )
+    return keys
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An archive that is open, its keys if they are here, and its volumes as far as their names are
+    known.
+    """
+
+    archive: Archive
+    keys: Keys | None
+    volumes: list[Named]
+
+    def needed_keys(self) -> Keys:
+        """The keys; raise WrongKeyError where the archive is sealed and none were given."""
+        return needed(self.keys)
+
+    def one(self, name: str) -> Named:
+        """The one volume a name stands for; raise SparsebakError."""
+        return one(self.volumes, name)
+
+    def select(self, *names: str | None) -> list[Named]:
+        """The volumes that names stand for; all where there is none, or only None. Raise
+        SparsebakError, also for an empty name, as of a variable that a script forgot to set: it
+        must not stand for all.
+        """
+        return select(self.volumes, [name for name in names if name is not None])
+
+    def now(self) -> "Contents":
+        """The same, with the sessions that are there now."""
+        told = {one.id: (one.qube, one.volume) for one in self.volumes if one.qube}
+        return replace(self, volumes=stored_volumes(self.archive, self.keys, told))
+
+    def image(self, volume: Named, session: Session) -> "Image":
+        """The volume as it was at one of its sessions; raise DamagedError."""
+        return self.archive.image(list(volume.sessions), session)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One session of one volume, and where it is."""
+
+    contents: Contents
+    volume: Named
+    session: Session
+
+    @property
+    def archive(self) -> Archive:
+        """The archive it is in, open."""
+        return self.contents.archive
+
+    def image(self) -> "Image":
+        """The volume as it was; raise DamagedError."""
+        return self.contents.image(self.volume, self.session)
+
+    def data(self) -> dict[str, Any]:
+        """What it is, as --json prints it."""
+        return {
+            "qube": self.volume.qube,
+            "volume": self.volume.volume,
+            "session": self.session.name,
+        }
 
 
 def find_session(volume: Named, wanted: str) -> Session:

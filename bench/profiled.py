@@ -47,7 +47,7 @@ STAGES = {
         ],
     },
     "vm": {
-        "wait for the agent": ["backup_vm.agent.client:read_exactly"],
+        "wait for the agent": ["backup_vm.agent.call:read_exactly"],
         "hash": ["wire.chunks:ChunkIds.of"],
         "open, expand": ["wire.chunks:Opener.open"],
         "store": ["backup_vm.archive.packs:NewPack.add"],
@@ -62,7 +62,7 @@ STAGES = {
             "common.image_writer:ImageWriter.write",
             "common.image_writer:ImageWriter.sync",
         ],
-        "open archive": ["backup_vm.archive.archive:Archive.recover"],
+        "open archive": ["backup_vm.archive.opening:_recover"],
     },
 }
 _spent: dict[str, float] = defaultdict(float)

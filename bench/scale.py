@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from backup_vm.archive import packs, sessions
-from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import INDEX_ENTRY_SIZE, PackFoot, PackHead
+from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.prune import prune
 from backup_vm.jobs.retention import DEFAULT
 from backup_vm.jobs.thinning import by_rules
-from backup_vm.reporting.view import view
+from backup_vm.reporting.view import View
 from backup_vm.volumes import stored_volumes
 from bench.__main__ import machine
 from wire.chunks import SUITE_BLAKE2B, Keys
@@ -136,7 +137,7 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
         return archive.catalog.count()
 
     def listing(archive: Archive) -> object:
-        return view(archive, stored_volumes(archive, KEYS, {}), False)
+        return View.of(archive, stored_volumes(archive, KEYS, {}), False)
 
     def a_range(archive: Archive) -> object:
         image = archive.image(series(archive), series(archive)[-1])

@@ -26,6 +26,10 @@ UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
 """What opening or reading a file answers when the disk has lost it: a bad sector; damage to what
 XFS or ext4 keep of it.
 """
+NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+"""What file systems answer that cannot write past the page cache, or not this: then it goes
+through it.
+"""
 _NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 

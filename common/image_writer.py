@@ -13,13 +13,11 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from common.durable import pwrite_all
+from common.durable import NOT_DIRECT, pwrite_all
 
 WRITE_BYTES = 1 << 20
 """Bytes to be written at a time, unless a chunk is larger."""
 _BLOCK = 4096
-_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
-"""What file systems answer that cannot write directly, or not this."""
 
 
 class ImageWriter:
@@ -41,7 +39,7 @@ class ImageWriter:
                 self._begin(size)
             self._direct = os.open(path, flags | os.O_DIRECT)
         except OSError as error:
-            if error.errno not in _NOT_DIRECT:
+            if error.errno not in NOT_DIRECT:
                 self.close()
                 if size is not None and error.errno != errno.EEXIST:
                     with suppress(OSError):  # half a file helps nobody
@@ -64,7 +62,7 @@ class ImageWriter:
                 pwrite_all(self._direct, self._aligned(parts, length), offset)
                 return
             except OSError as error:
-                if error.errno not in _NOT_DIRECT:
+                if error.errno not in NOT_DIRECT:
                     raise
         pwrite_all(self.fd, b"".join(parts), offset)
 

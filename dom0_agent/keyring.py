@@ -17,11 +17,14 @@ from typing import Any
 from dom0_agent.log import ERROR, log
 from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, DomainKeys, Keys
+from wire.compiled import COMPILED
+from wire.layout import Compiled
 from wire.messages import MODE_OPEN, MODE_SEALED
 from wire.names import parse_name
-from wire.slots import SLOT_SIZE
 from wire.status import Code, Refused
 
+_SLOT_SIZE = Compiled(COMPILED["Slot"]).size
+"""Of a key slot (wire.slots, which makes and opens them: nothing that a call needs)."""
 ADMIN = "dom0"
 """The caller that may use every archive: a call from dom0 itself. qrexec does not let a qube take
 this name.
@@ -171,7 +174,7 @@ def load(directory: Path) -> ArchiveKey:
             or found.mode not in (MODE_OPEN, MODE_SEALED)
             or found.suite not in SUITES
             or found.chunk_size not in CHUNK_SIZES
-            or any(len(slot) != SLOT_SIZE for slot in slots)
+            or any(len(slot) != _SLOT_SIZE for slot in slots)
         ):
             raise ValueError("a value in it is impossible")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

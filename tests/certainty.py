@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.jobs.backup import BackupRun, Report
 from backup_vm.jobs.reading import assemble
 from backup_vm.terminal.interrupts import Interrupted
 from backup_vm.terminal.progress import Progress
@@ -46,7 +46,7 @@ def run(site: Site, progress: Progress | None = None) -> Report:
     with site.open(True) as archive:
         agent = site.agent(archive)
         try:
-            return Archiver(archive, agent, progress or Progress()).run(agent.list())
+            return BackupRun(archive, agent, progress or Progress()).run(agent.list())
         finally:
             agent.close()
 

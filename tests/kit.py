@@ -17,10 +17,11 @@ from unittest import mock
 
 from backup_vm.agent.client import Agent
 from backup_vm.agent.transport import Connection
-from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
+from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
-from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.jobs.backup import BackupRun, Report
 from backup_vm.jobs.reading import assemble, feed, read_image
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
@@ -191,7 +192,7 @@ class Site:
             agent.use(archive.parameters.archive, archive.parameters.chunk_size)
             volumes = [v for v in agent.list() if not names or f"{v.qube}/{v.volume}" in names]
             try:
-                report = Archiver(archive, agent, Progress()).run(volumes)
+                report = BackupRun(archive, agent, Progress()).run(volumes)
             finally:
                 agent.close()
         assert not report.failed, report.failed

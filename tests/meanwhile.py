@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from backup_vm.archive import notes
-from backup_vm.archive.archive import open_archive
+from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.blocks import RemoteReader

@@ -24,6 +24,12 @@ MAX_VOLUME_SIZE = 1 << 46
 them.
 """
 
+NO_SESSION = bytes(16)
+"""What stands for the id of a session where there is none."""
+
+NO_ARCHIVE = bytes(16)
+"""The same for the id of an archive."""
+
 CLAIMED_SEQUENCE = (1 << 32) + (1 << 20)
 """Sequence number that an archive may claim for a session that dom0 does not know of, at most: from
 there on dom0 counts by one, whatever it is told.

@@ -23,7 +23,7 @@ COMPILED: dict[str, Codes] = {
         "time": "T",
         "label": "64t",
     },
-    "Status": {"code": "H", "notes": "H", "detail": "Q"},
+    "Status": {"code": "H", "flags": "H", "detail": "Q"},
     "VolumeEntry": {
         "qube": "64t",
         "volume": "64t",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from wire import FORMAT
+from wire import FORMAT, NO_ARCHIVE, NO_SESSION
 from wire.chunks import OVERHEAD
 from wire.compiled import COMPILED
 from wire.layout import Structure
@@ -122,8 +122,8 @@ class Request(Message, compiled=COMPILED):
     magic: ClassVar[Annotated[bytes, Const(REQUEST_MAGIC)]]
     format: ClassVar[Annotated[int, Const(FORMAT, Int16ul)]]
     flags: Annotated[int, Int16ul * "bits: 1 the ids that the caller holds follow"] = 0
-    archive: Annotated[bytes, Bytes(16) * "archive id"] = bytes(16)
-    session: Annotated[bytes, Bytes(16) * "session id"] = bytes(16)
+    archive: Annotated[bytes, Bytes(16) * "archive id"] = NO_ARCHIVE
+    session: Annotated[bytes, Bytes(16) * "session id"] = NO_SESSION
     number: Annotated[int, Int64ul * "sequence, or chunk number"] = 0
     time: Annotated[int, Time * "of the run, or zero"] = 0
     label: Annotated[str, Text(64) * "an archive's label"] = ""
@@ -136,13 +136,18 @@ class Status(Message, compiled=COMPILED):
     KIND = KIND_STATUS
 
     code: Annotated[int, Int16ul * "how the call ended"]
-    notes: Annotated[int, Int16ul * "bits, what else is to be known"] = 0
+    flags: Annotated[int, Int16ul * "bits, what else is to be known"] = 0
     detail: Annotated[int, Int64ul * "number of the chunk concerned, or 0"] = 0
 
 
 @dataclass(frozen=True)
 class VolumeEntry(Message, compiled=COMPILED):
     """One volume the caller may back up."""
+
+    @property
+    def name(self) -> str:
+        """The volume, for people: ``qube/volume``."""
+        return f"{self.qube}/{self.volume}"
 
     KIND = KIND_VOLUME
 

@@ -53,6 +53,11 @@ class Restoring(NamedTuple):
     session: str
     older: bool = False
 
+    @property
+    def name(self) -> str:
+        """The volume, for people: ``qube/volume``."""
+        return f"{self.qube}/{self.volume}"
+
     def argument(self) -> str:
         """As a service argument: ``QUBE+VOLUME+SESSION`` or ``QUBE+VOLUME+SESSION+older``; see
         parse_restoring.

@@ -26,17 +26,17 @@ class Code(IntEnum):
     NOT_LISTED = 17
 
 
-NOTE_OLDER = 1
-"""Note bit of a status: the record is not that of the newest session that dom0 knows of this volume
+STATUS_OLDER = 1
+"""Flag of a status: the record is not that of the newest session that dom0 knows of this volume
 in this archive.
 """
-NOTE_UNKNOWN = 2
-"""Note bit of a status, with NOTE_OLDER: dom0 knows no session of this volume in this archive at
+STATUS_UNKNOWN = 2
+"""Flag of a status, with STATUS_OLDER: dom0 knows no session of this volume in this archive at
 all.
 """
 
 
-NOTE_OLD_LIST = 4
+STATUS_OLD_LIST = 4
 """Note bit of the status of a List: the volumes were listed longer ago than dom0 is used to; its
 detail is how many seconds.
 """

@@ -1,28 +1,22 @@
-"""The agent's services as methods. What comes back is checked for length before it is read; a call
-without a final status has failed, whatever its exit code."""
+"""The agent's services as methods."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from time import monotonic
-from typing import IO, TypeVar
+from typing import IO
 
+from backup_vm.agent.call import Call, Reply
 from backup_vm.agent.transport import Connection, Transport
 from backup_vm.errors import AgentError
 from common.text import printable
+from wire import NO_ARCHIVE
 from wire.messages import (
-    HEADER,
-    HEADER_SIZE,
     KIND_ARCHIVE,
     KIND_OFFER,
     KIND_SLOT,
-    KIND_STATUS,
     KIND_VERSION,
     KIND_VOLUME,
     REQUEST_KNOWN,
     ArchiveEntry,
-    Message,
     Offer,
     Request,
     Status,
@@ -30,50 +24,8 @@ from wire.messages import (
     largest_frame,
 )
 from wire.names import BadName, Restoring, parse_volume_name
-from wire.status import NOTE_OLD_LIST, Code
-from wire.stream import CutShort, read_exactly
+from wire.status import STATUS_OLD_LIST, Code
 
-_MEANINGS = {
-    Code.BAD_REQUEST: (
-        "the agent did not understand the request",
-        "use the same version in dom0 and here",
-    ),
-    Code.DENIED: ("the agent does not allow this", "see dom0's log"),
-    Code.NO_ARCHIVE: (
-        "dom0 has no such archive for this qube",
-        "in dom0: sparsebak-agent archive add LABEL --caller NAME",
-    ),
-    Code.NO_VOLUME: (
-        "dom0 has no such volume for this qube",
-        "see: sparsebak list, and the agent's configuration in dom0",
-    ),
-    Code.NO_SESSION: ("dom0 knows no such session", "run: sparsebak backup"),
-    Code.BUSY: ("the volume is busy with another operation", "wait for it to end, then try again"),
-    Code.INCOMPLETE: ("the session was not extracted completely", "run: sparsebak backup"),
-    Code.NO_SPACE: ("dom0's storage is full", "free space in the pool, then try again"),
-    Code.SOURCE_FAILED: ("dom0 cannot read or write the volume", "see dom0's log"),
-    Code.NOT_AUTHENTIC: ("the session is not authentic", "run: sparsebak scrub"),
-    Code.WRONG_VOLUME: (
-        "the session belongs to another volume",
-        "an administrator can allow it in dom0: allow_restore",
-    ),
-    Code.DAMAGED: ("the agent's state is damaged", "see dom0's log"),
-    Code.INTERNAL: ("the agent failed", "see dom0's log"),
-    Code.NOT_HALTED: ("the qube is running", "shut it down, then try again"),
-    Code.OLDER: (
-        "dom0 does not know this session as the newest of its volume",
-        "to restore it anyway, name it with --session",
-    ),
-    Code.NOT_AS_ASKED: (
-        "what was sent is not what dom0 was asked for",
-        "use the same version in dom0 and here",
-    ),
-    Code.NOT_LISTED: (
-        "dom0 has not listed its qubes yet, or not since its configuration changed",
-        "in dom0: sparsebak-agent volumes",
-    ),
-}
-Parsed = TypeVar("Parsed", bound=Message)
 DOM0 = "dom0"
 ABSENT = "@default"
 """Target of a call about a qube that does not exist: policy knows it by this name, the argument has
@@ -83,90 +35,17 @@ STALE = 60.0
 """Seconds after which a call that was begun ahead is begun again: dom0 gives up those that stay
 silent.
 """
-_EXITS = {
-    125: "the service is not executable in dom0",
-    126: "dom0's policy refused the call",
-    127: "the service is not installed in dom0",
-}
-
-
 ENDING = 8
 """Calls that have said their last and are not waited for yet: each has a descriptor and a process.
 """
 
 
-class RefusedError(AgentError):
-    """The agent ended a call with a code other than OK."""
-
-    def __init__(self, what: str, status: Status, last_words: str) -> None:
-        self.status = status
-        try:
-            code = Code(status.code)
-        except ValueError:
-            code = Code.INTERNAL
-        self.refusal = code
-        text, hint = _MEANINGS[code]
-        if code in (Code.NOT_AUTHENTIC, Code.BAD_REQUEST) and status.detail:
-            text += f" (chunk {status.detail})"
-        super().__init__(f"{what}: {text}", last_words.split("): ", 1)[-1] if last_words else hint)
-
-
-@dataclass
-class Reply:
-    """The frames of a call, then its status."""
-
-    what: str
-    connection: Connection
-    limit: int
-    status: Status | None = None
-
-    def frames(self) -> Iterator[tuple[int, bytes]]:
-        """Kind and payload of each frame before the status; raise AgentError unless that is OK."""
-        stdout = self.connection.process.stdout
-        if stdout is None:
-            raise AgentError(f"{self.what}: no stream to read from")
-        try:
-            while True:
-                kind, length = HEADER.unpack(read_exactly(stdout, HEADER_SIZE))
-                if length > self.limit:
-                    raise AgentError(
-                        f"{self.what}: the agent sent a frame of impossible length {length}"
-                    )
-                payload = read_exactly(stdout, length)
-                if kind == KIND_STATUS:
-                    break
-                yield kind, payload
-        except CutShort:
-            code = self.connection.process.wait()
-            reason = _EXITS.get(code, "the agent ended without an answer")
-            raise AgentError(
-                f"{self.what}: {reason}", self.connection.last_words() or "see dom0's log"
-            ) from None
-        self.status = self.parsed(Status, payload)
-        if self.status.code != Code.OK:
-            raise RefusedError(self.what, self.status, self.connection.last_words())
-
-    def parsed(self, layout: type[Parsed], payload: bytes) -> Parsed:
-        """A frame's payload as the structure it should be; raise AgentError."""
-        try:
-            return layout.parse(payload)
-        except ValueError as error:
-            hint = "use the same version in dom0 and here"
-            raise AgentError(
-                f"{self.what}: the agent sent a malformed answer: {error}", hint
-            ) from None
-
-    def only(self) -> list[tuple[int, bytes]]:
-        """All frames at once, for short replies."""
-        return list(self.frames())
-
-
 class Agent:
-    """The services, for one archive (16 zero bytes before there is one)."""
+    """The services, for one archive (none before ``use``)."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._archive, self._limit = bytes(16), 1 << 16
+        self._archive, self._limit = NO_ARCHIVE, 1 << 16
         self._prepared: dict[tuple[str, str | None, str], Connection] = {}
         self._since: dict[tuple[str, str | None, str], float] = {}
         self._ending: list[Connection] = []
@@ -196,7 +75,6 @@ class Agent:
         while self._ending:
             self._ending.pop().close()
 
-    @contextmanager
     def _call(
         self,
         service: str,
@@ -205,58 +83,24 @@ class Agent:
         volume: str = "",
         feed: Callable[[IO[bytes]], None] | None = None,
         what: str = "",
-    ) -> Iterator[Reply]:
-        what = what or (f"{service} {qube}/{volume}" if qube else service)
+    ) -> Call:
         prepared = self._prepared.pop((service, qube, volume), None)
         if prepared is not None and monotonic() - self._since[service, qube, volume] > STALE:
             prepared.close()
             prepared = None
         connection = prepared or self._start(service, qube, volume)
-        stdin = connection.process.stdin
-        feeder: threading.Thread | None = None
-        failure: list[BaseException] = []
+        what = what or (f"{service} {qube}/{volume}" if qube else service)
+        reply = Reply(what, connection, self._limit)
+        return Call(reply, request.build(), feed, self._leave)
 
-        def write() -> None:
-            try:
-                if stdin is not None:
-                    stdin.write(request.build())
-                    if feed is not None:
-                        feed(stdin)
-                    stdin.close()
-            except BrokenPipeError:
-                pass  # the status says why nothing more was wanted
-            except BaseException as error:
-                failure.append(error)
-                # Not by force: the service sees its input end too early, and undoes what it began.
-                with suppress(OSError, ValueError):
-                    if stdin is not None:
-                        stdin.close()
-
-        try:
-            if feed is None:
-                write()
-            else:
-                feeder = threading.Thread(target=write, daemon=True)
-                feeder.start()
-            reply = Reply(what, connection, self._limit)
-            yield reply
-            if reply.status is not None and feeder is None:
-                self._ending.append(connection)
-                while len(self._ending) > ENDING:
-                    self._ending.pop(0).close()
-        except AgentError:
-            if feeder is not None:
-                feeder.join(timeout=5)
-            if failure:
-                raise failure[0] from None
-            raise
-        finally:
-            if connection in self._ending:
-                connection.hang_up()
-            else:
-                connection.close()
-            if feeder is not None:
-                feeder.join(timeout=5)
+    def _leave(self, connection: Connection) -> None:
+        """Hang up on a service that has sent its status, and wait for its end later: that takes it
+        some milliseconds, in which the next call is made.
+        """
+        connection.hang_up()
+        self._ending.append(connection)
+        while len(self._ending) > ENDING:
+            self._ending.pop(0).close()
 
     def enroll(self, label: str) -> tuple[ArchiveEntry, list[bytes]]:
         """Parameters and key slots of the archive made in dom0 under a label."""
@@ -293,11 +137,11 @@ class Agent:
             ]
         try:
             for entry in entries:
-                parse_volume_name(f"{entry.qube}/{entry.volume}")
+                parse_volume_name(entry.name)
         except BadName as error:
             raise AgentError(f"List: {error}") from None
         status = reply.status
-        self.list_age = status.detail if status and status.notes & NOTE_OLD_LIST else 0
+        self.list_age = status.detail if status and status.flags & STATUS_OLD_LIST else 0
         return entries
 
     def snapshot(self, qube: str, volume: str, newest: bytes, sequence: int, time: int) -> Offer:
@@ -311,7 +155,6 @@ class Agent:
             raise AgentError(f"Snapshot {qube}/{volume}: the agent sent no offer")
         return reply.parsed(Offer, frames[0][1])
 
-    @contextmanager
     def extract(
         self,
         qube: str,
@@ -319,14 +162,13 @@ class Agent:
         session: bytes,
         first: int,
         known: Callable[[IO[bytes]], None] | None = None,
-    ) -> Iterator[Reply]:
+    ) -> Call:
         """The frames of a session from chunk ``first`` on; ``known`` writes the ids that we
         hold.
         """
         flags = REQUEST_KNOWN if known else 0
         request = Request(archive=self._archive, session=session, number=first, flags=flags)
-        with self._call("Extract", request, qube, volume, known) as reply:
-            yield reply
+        return self._call("Extract", request, qube, volume, known)
 
     def commit(self, qube: str, volume: str, session: bytes) -> None:
         """Say that the session is on disk."""
@@ -355,7 +197,7 @@ class Agent:
         to be made again.
         """
         target, request = ABSENT if absent else asked.qube, Request(archive=self._archive)
-        what = f"Restore {asked.qube}/{asked.volume}"
+        what = f"Restore {asked.name}"
         with self._call("Restore", request, target, asked.argument(), feed, what) as reply:
             reply.only()
             return reply.status or Status(Code.INTERNAL)

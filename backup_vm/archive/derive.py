@@ -35,17 +35,17 @@ def built(archive: "Archive", path: Path, names: Mapping[str, int]) -> ChunkCata
     return catalog
 
 
-def sweep_whole(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
-    """``sweep``, and what lies in holes is taken out; returns how many chunks each session
+def drop_unusable(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
+    """Take out what nothing refers to, and what is in holes; returns how many chunks each session
     lacks.
     """
-    found = sweep(archive, catalog)
+    found = drop_unreferenced(archive, catalog)
     if forget_holes(archive, catalog, catalog.packs()):
         return lacking_in(archive, catalog, archive.session_files())
     return found
 
 
-def sweep(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
+def drop_unreferenced(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
     """Take out what nothing refers to, in one reading of all sessions; returns how many chunks each
     session lacks.
 
@@ -58,10 +58,11 @@ def sweep(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
             lacking[name] = lacking.get(name, 0) + catalog.lacking(set(ids) - {ZERO_ID})
             yield ids
 
-    damaged = len(archive.damaged)
     catalog.savepoint()
     dropped = catalog.drop_unreferenced(every())
-    if archive.damaged or len(archive.damaged) != damaged:
+    # Known only when all of them were read: one that turned out to be damaged on the way may refer
+    # to any chunk.
+    if archive.damaged:
         catalog.undo()
     elif dropped:
         catalog.marks.unclaimed = True

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from backup_vm.archive.compiled import COMPILED
+from wire import NO_SESSION
 from wire.chunks import ID_SIZE
 from wire.layout import Structure
 from wire.messages import Offer
@@ -91,7 +92,7 @@ ENTRY_SIZE = ENTRY.size
 INDEX_ENTRY_SIZE = INDEX_ENTRY.size
 FOOTER_SIZE = PackFoot.length()
 
-NO_BASE = bytes(16)
+NO_BASE = NO_SESSION
 """``base`` of a session that builds on nothing."""
 
 

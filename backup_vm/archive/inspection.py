@@ -96,7 +96,7 @@ def kind_of(storage: Storage, name: str) -> str:
 def inspect(
     storage: Storage, name: str, kind: str, every: bool, keys: Callable[[bytes], Keys | None]
 ) -> Iterator[Field]:
-    """The fields of a file, in order; Ends where the rest makes no sense. Raises DamagedError,
+    """The fields of a file, in order; Ends where the rest is malformed. Raises DamagedError,
     SparsebakError.
 
     ``every``: all rows, and all contents that a checksum covers. ``keys``: asked, with the

@@ -18,6 +18,11 @@ from wire.messages import Offer
 def known_ids(archive: Archive, newest: Session, offer: Offer) -> Callable[[IO[bytes]], None]:
     """Writes the ids of the volume's chunks at its newest session, in order; zeros for what is not
     held.
+
+    Of this volume alone. Where dom0 lost its state it compares 3 GiB in 3.2 to 3.8 s this way, and
+    a full session takes 6.9. So all ids of an archive could save half of the first session of a
+    volume that is a copy of another one, which private volumes hardly ever are, for 32 bytes a
+    chunk of the whole archive at the beginning of every session.
     """
     series = archive.sessions(newest.volume)[newest.volume]
     known, _ = chain(series, newest)

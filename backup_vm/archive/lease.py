@@ -39,6 +39,8 @@ _FIRST = 2.0
 """Seconds until the first one, which brings the lease to disk: after a power cut it still says
 whose it was.
 """
+# So long that a machine that sleeps for a few minutes, or a network that is down for ten, does not
+# end a run; no longer, for one that was cut off on another machine keeps others away until then.
 STALE = 1800.0
 """Seconds without a renewal, by the store's clock, after which a lease is free."""
 _HALF = STALE / 2
@@ -133,7 +135,8 @@ def look(locks: Locks, kind: str = WRITER) -> Found:
     times = locks.list()
     found = _judged(locks, kind, times, max(times.values(), default=0.0))
     if found.held():
-        # Is it still held? A file made now tells what time it is in the store.
+        # Is it still held? A file made now tells what time it is in the store. Our own clock is not
+        # asked: one that runs ahead would take over what is held.
         probe = f"probe-{os.urandom(8).hex()}"
         locks.put(probe, b"")
         try:
@@ -207,6 +210,7 @@ class Lease:
         before = look(self._locks, self._kind)
         for other in before.held().values():
             raise in_use(self._place, other)
+        # From before the file is made: it is as old as that at least, whenever the store got it.
         self._sure, self._wall = self._clocks.boot(), self._clocks.wall()
         try:
             made = self._make(before.highest + 1)
@@ -243,6 +247,8 @@ class Lease:
 
     def _alone(self, before: Found) -> bool:
         """Whether nothing else is there now but what was free, and is as it was."""
+        # Of two runs that make their files at one time each looks after it has made its own: one of
+        # them at least sees the other. Both may withdraw; they try again at random times.
         times = self._locks.list()
         others = {name: at for name, at in times.items() if _of(self._kind, name)}
         if others.pop(self.name, None) is None:
@@ -301,6 +307,7 @@ class Lease:
             if self.name not in times:
                 self._lose("it was removed")
             mine = generation(self.name)
+            # Generations only rise: whoever took over has a higher one, also where our file stays.
             if any(_of(self._kind, name) and generation(name) > mine for name in times):
                 self._lose("another run has taken it over")
             try:
@@ -309,6 +316,7 @@ class Lease:
                 self._locks.renew(self.name, self.holder.dump())
             except FileNotFoundError:
                 self._lose("it was removed")
+            # The request itself may have taken that long: it counts from when it was sent.
             if self._clocks.boot() - self._sure >= _HALF:
                 self._lose("it could not be renewed in time")
             self._sure, self._wall = begun, wall

@@ -5,28 +5,20 @@ Nothing depends on a mark that is lost: a catalog that is made from packs and se
 itself what is due.
 
 - ``compare`` (volumes): something that the volume's newest image needs is missing. Set by whoever
-finds that (opening,
-  scrub); the next backup of the volume stores a full session, for which everything is compared, and
-  ends it.
+  finds that (opening, scrub); the next backup of the volume stores a full session, for which
+  everything is compared, and ends it.
 - ``storing``: a run is bringing chunks in, and died if it is still set when the next one opens the
-archive: chunks may be in
-  the catalog that no session refers to. Opening drops them there, which makes ``unclaimed`` of it.
+  archive: chunks may be in the catalog that no session refers to. Opening drops them there, which
+  makes ``unclaimed`` of it.
 - ``unclaimed``: packs may hold chunks that neither a session needs nor the catalog lists. They are
-harmless, and the next
-  prune, which alone gives space back, looks for them. Ended by a reclaim that saw every session.
+  harmless, and the next prune, which alone gives space back, looks for them. Ended by a reclaim
+  that saw every session.
 - ``reclaiming``: a reclaim has begun and, if it is still set when the archive is opened, died. The
-next writer does it again.
-
+  next writer does it again.
 - ``noted``: there was a ``notes.json``. Ended when a writer finds that it is gone, and says so:
-nothing else would tell that sessions had tags.
+  nothing else would tell that sessions had tags.
 
-::
-
-    nothing -- Store begins a pack --> storing -- the run ends -------------> nothing
-                                               -- died, opened again -------> unclaimed -- reclaim
-                                               --> nothing
-    nothing -- reclaim begins -------> reclaiming -- all given back --------> nothing
-                                               -- died, opened by a writer -> reclaim again
+docs/architecture.md draws the moves between them.
 """
 
 from typing import TYPE_CHECKING
@@ -61,7 +53,7 @@ class Marks:
 
     def to_compare(self) -> list[str]:
         """All such volumes."""
-        return [key.removeprefix(_COMPARE) for key in self._catalog.notes(_COMPARE)]
+        return [key.removeprefix(_COMPARE) for key in self._catalog.meta_with(_COMPARE)]
 
     @property
     def storing(self) -> bool:

@@ -58,19 +58,24 @@ class Merge:
         import numpy as np
 
         for first in self._firsts():
-            ids, held = np.zeros((WINDOW, ID_SIZE), np.uint8), np.zeros(WINDOW, np.bool_)
-            superseded: list[Ids] = []
+            # What the sessions so far say of chunk ``first + i``: its id, if ``held[i]``.
+            ids = np.zeros((WINDOW, ID_SIZE), np.uint8)  # uint8[WINDOW, 32]
+            held = np.zeros(WINDOW, np.bool_)  # bool[WINDOW]
+            superseded: list[Ids] = []  # uint8[n, 32] each
             for session, columns in zip(self._series, self._columns, strict=True):
+                # A session inherits the first chunks only: the volume shrank, or it is a full one.
+                # What earlier ones say beyond that is gone.
                 if session.inherit < first + WINDOW:
-                    cut = held.copy()
-                    cut[: max(session.inherit - first, 0)] = False
-                    superseded.append(ids[cut])
-                    held &= ~cut
+                    beyond = held.copy()  # bool[WINDOW]
+                    beyond[: max(session.inherit - first, 0)] = False
+                    superseded.append(ids[beyond])
+                    held &= ~beyond
                 for numbers, new in columns.between(first, first + WINDOW):
-                    at = numbers - first
-                    superseded.append(ids[at[held[at]]])
-                    ids[at], held[at] = new, True
-            left = np.flatnonzero(held)
+                    where = numbers - first  # int64[n], rising; ``new``: uint8[n, 32]
+                    replaced = where[held[where]]
+                    superseded.append(ids[replaced])
+                    ids[where], held[where] = new, True
+            left = np.flatnonzero(held)  # int64[n]
             yield (left + first).astype("<u8"), ids[left], superseded
 
     def _firsts(self) -> Iterator[int]:

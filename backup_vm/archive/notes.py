@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backup_vm import stopping
+from backup_vm.archive.damage import text_checksum
 from backup_vm.archive.lease import NOTES, Lease
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
@@ -102,7 +103,7 @@ def load(storage: Storage) -> Notes:
 def parse(raw: bytes, path: str) -> Notes:
     """What a notes.json says that is at ``path``; raise DamagedError."""
     body, _, check = raw.rstrip(b"\n").rpartition(b"\n")
-    if check.decode("ascii", "replace") != _digest(body):
+    if check.decode("ascii", "replace") != text_checksum(body):
         raise DamagedError(
             f"{path} is damaged: its checksum is wrong",
             "restore it from a copy, or remove it and tag again",
@@ -155,11 +156,7 @@ def _dump(notes: Notes) -> bytes:
         "copies": sorted(notes.copies),
     }
     body = json.dumps(fields).encode()
-    return body + b"\n" + _digest(body).encode() + b"\n"
-
-
-def _digest(body: bytes) -> str:
-    return hashlib.blake2b(body, digest_size=16).hexdigest()
+    return body + b"\n" + text_checksum(body).encode() + b"\n"
 
 
 def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:

@@ -1,9 +1,17 @@
-"""Storing what arrives: chunks into packs, entries into partial sessions, complete sessions into
-session files.
+"""Storing what arrives: chunks into packs, entries into partial sessions.
 
-Packs are brought to disk, or elsewhere, in the background while the next one fills. Only when some
-are there do their chunks enter the catalog and their entries the partial session, and only then are
-sessions that end in them stored.
+The stages of a pack, and of all that waits for it::
+
+    filling --- full --------------------> handed over: brought to disk, or elsewhere, in the
+                                           background while the next one fills
+    handed over --- durable -------------> held
+    held --- about once a second --------> written down: its chunks in the catalog, its entries in
+                                           the partial sessions
+    written down ------------------------> what was to be done when it is durable is done: sessions
+                                           that end in it are stored
+
+This order is what "no session without its chunks" rests on: whatever is cut off anywhere leaves
+chunks that nothing refers to, and never the other way round.
 """
 
 import sqlite3
@@ -23,10 +31,13 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 MAX_ENTRIES = 1 << 14
-"""Entries after which a pack is closed, however small, so that memory stays bounded."""
+"""Entries after which a pack is handed over, however small, so that memory stays bounded: zeros and
+chunks that are there already count, too, and fill no pack.
+"""
 RECORD_SECONDS, RECORD_ENTRIES = 1.0, 1 << 16
-"""Time and entries after which packs that are on disk are recorded: what a run that is killed must
-send again.
+"""Seconds and entries after which packs that are held are recorded: what a run that is killed must
+send again. Each recording is a transaction that waits for the disk, about 9 ms; a pack of 32 MiB
+may take less than a tenth of a second to fill.
 """
 
 
@@ -46,7 +57,7 @@ class Filling:
     places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     entries: int = 0
-    after: list[Callable[[], None]] = field(default_factory=list)
+    when_durable: list[Callable[[], None]] = field(default_factory=list)
 
 
 class PackWriter:
@@ -55,8 +66,8 @@ class PackWriter:
     def __init__(self, archive: Archive) -> None:
         self._archive, self._catalog = archive, archive.catalog
         self._filling = Filling()
-        self._flying: deque[tuple[Future[None], Filling]] = deque()
-        self._settled: list[Filling] = []
+        self._in_flight: deque[tuple[Future[None], Filling]] = deque()
+        self._held: list[Filling] = []
         self._recorded = time.monotonic()
         self._background: ThreadPoolExecutor | None = None
         self.stored = 0
@@ -77,95 +88,103 @@ class PackWriter:
                     "run: sparsebak scrub, then sparsebak backup",
                 )
             if filling.pack is None:
+                # Durable before the first pack is: it says that chunks may be left over here.
                 self._catalog.marks.storing = True
                 filling.pack = NewPack(self._archive.storage, self._archive.parameters.archive)
             filling.places[chunk_id] = (filling.pack.add(chunk_id, sealed), len(sealed))
             self.stored += len(sealed)
         if not filling.groups or filling.groups[-1].partial is not partial:
             filling.groups.append(Group(partial))
-        filling.groups[-1].entries.append(
-            (number, chunk_id)
-        )  # one step, for Ctrl-C may come between any two
+        # In one step: Ctrl-C may come between any two.
+        filling.groups[-1].entries.append((number, chunk_id))
         filling.entries += 1
         if filling.entries >= MAX_ENTRIES or (
             filling.pack is not None and filling.pack.size >= self._archive.storage.pack_size
         ):
-            self._close_pack()
+            self._hand_over()
 
     def holds(self, chunk_id: bytes) -> bool:
         """Whether a chunk is in the archive, or on its way there."""
         return (
             chunk_id in self._filling.places
-            or any(chunk_id in filling.places for _, filling in self._flying)
-            or any(chunk_id in filling.places for filling in self._settled)
+            or any(chunk_id in filling.places for _, filling in self._in_flight)
+            or any(chunk_id in filling.places for filling in self._held)
             or self._catalog.has(chunk_id)
         )
 
-    def then(self, action: Callable[[], None]) -> None:
+    def when_durable(self, action: Callable[[], None]) -> None:
         """Do this once everything taken so far is durable."""
-        self._filling.after.append(action)
+        self._filling.when_durable.append(action)
 
-    def _close_pack(self) -> None:
-        while len(self._flying) >= self._archive.storage.uploads:
-            self._settle()
+    def _hand_over(self) -> None:
+        """Give the pack that was filled to the background, and begin another.
+
+        No more than ``uploads`` are on their way at once: they are in memory until they are there.
+        """
+        while len(self._in_flight) >= self._archive.storage.uploads:
+            self._await_oldest()
         filling, self._filling = self._filling, Filling()
-        if filling.pack is None and not self._flying:
-            self._keep(filling)
+        if filling.pack is None and not self._in_flight:
+            self._hold(filling)
             return
+        # Entries without a pack of their own wait their turn behind those in flight, too: a partial
+        # session's entries are written in order, or a resumed one would lack some in its middle.
         if self._background is None:
-            from concurrent.futures import (
-                ThreadPoolExecutor,
-            )  # here, for most runs find little or nothing changed
+            # Imported here: most runs find little or nothing changed.
+            from concurrent.futures import ThreadPoolExecutor
 
             self._background = ThreadPoolExecutor(self._archive.storage.uploads)
         finish = filling.pack.finish if filling.pack is not None else lambda: None
-        self._flying.append((self._background.submit(finish), filling))
+        self._in_flight.append((self._background.submit(finish), filling))
 
-    def _settle(self) -> None:
-        """Wait for the first of the packs that are being brought to disk."""
-        future, filled = self._flying[0]
+    def _await_oldest(self) -> None:
+        """Wait for the first of the packs that were handed over; raise what stopped it."""
+        future, filled = self._in_flight[0]
         future.result()
-        self._flying.popleft()
-        self._keep(filled)
+        self._in_flight.popleft()
+        self._hold(filled)
 
-    def _keep(self, filled: Filling) -> None:
-        """Remember a pack that is on disk, until it is time to record those there are."""
-        self._settled.append(filled)
+    def _hold(self, filled: Filling) -> None:
+        """Keep a pack that is durable, until it is time to record those that are held."""
+        self._held.append(filled)
         late = time.monotonic() - self._recorded >= RECORD_SECONDS
-        if late or sum(filling.entries for filling in self._settled) >= RECORD_ENTRIES:
+        if late or sum(filling.entries for filling in self._held) >= RECORD_ENTRIES:
             self._record()
 
     def _record(self) -> None:
-        """Note what is on disk, and do what waits for it."""
-        for filled in self._note():
-            for action in filled.after:
+        """Write down what is held, and do what waits for it."""
+        for filled in self._write_down():
+            for action in filled.when_durable:
                 action()
         self._recorded = time.monotonic()
 
-    def _note(self) -> list[Filling]:
-        """Bring the packs that are on disk into the catalog, and their entries into the partial
-        sessions.
+    def _write_down(self) -> list[Filling]:
+        """Bring the packs that are held into the catalog, and their entries into the partial
+        sessions; returns them.
+
+        The catalog first: entries in a partial session whose chunks no catalog knows would be cut
+        off when it is resumed.
         """
-        settled, self._settled = self._settled, []
+        held, self._held = self._held, []
         self._catalog.begin()
-        for filled in settled:
+        for filled in held:
             if filled.pack is not None:
                 number = self._catalog.add_pack(filled.pack.name, filled.pack.size)
                 self._catalog.add_all(
                     number, [(chunk_id, *place) for chunk_id, place in filled.places.items()]
                 )
         self._catalog.commit()
-        for filled in settled:
+        for filled in held:
             for group in filled.groups:
                 if group.entries:
                     group.partial.append(group.entries[-1][0] + 1, group.entries)
-        return settled
+        return held
 
     def flush(self) -> None:
         """Bring everything to disk and do all that waits for it."""
-        self._close_pack()
-        while self._flying:
-            self._settle()
+        self._hand_over()
+        while self._in_flight:
+            self._await_oldest()
         self._record()
 
     def finish(self) -> None:
@@ -177,15 +196,15 @@ class PackWriter:
 
     def close(self) -> None:
         """End; what is not on disk yet is given up."""
-        for future, _ in self._flying:
+        for future, _ in self._in_flight:
             future.cancel()
         if self._background is not None:
             self._background.shutdown(wait=True)
-        for filling in (self._filling, *(filling for _, filling in self._flying)):
+        for filling in (self._filling, *(filling for _, filling in self._in_flight)):
             if filling.pack is not None:
                 filling.pack.abandon()
         self._catalog.rollback()
         try:
-            self._note()
+            self._write_down()
         except (OSError, sqlite3.Error):  # of the disk or the catalog that made an end of it
             self._catalog.rollback()

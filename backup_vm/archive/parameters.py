@@ -2,11 +2,11 @@
 lines before.
 """
 
-import hashlib
 import tomllib
 from dataclasses import dataclass
 from typing import Any
 
+from backup_vm.archive.damage import text_checksum
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
 from wire import CHUNK_SIZES, FORMAT, other_format
@@ -80,11 +80,9 @@ class Parameters:
         if self.master is not None:
             lines.append(f'key = "{self.master.hex()}"')
         body = "\n".join(lines) + "\n"
-        storage.write(NAME, f'{body}{_CHECK}"{_digest(body.encode())}"\n'.encode(), mode=0o600)
-
-
-def _digest(body: bytes) -> str:
-    return hashlib.blake2b(body, digest_size=16).hexdigest()
+        storage.write(
+            NAME, f'{body}{_CHECK}"{text_checksum(body.encode())}"\n'.encode(), mode=0o600
+        )
 
 
 def load(storage: Storage) -> Parameters:
@@ -103,7 +101,7 @@ def load(storage: Storage) -> Parameters:
 def parse(raw: bytes, place: str) -> Parameters:
     """What an archive.toml says that is at ``place``; raise NoArchiveError or DamagedError."""
     body, _, check = raw.rpartition(_CHECK.encode())
-    if check != f'"{_digest(body)}"\n'.encode():
+    if check != f'"{text_checksum(body)}"\n'.encode():
         hint = (
             "restore this file from a copy, or write it again from what dom0 knows: sparsebak init"
             " DIR --label LABEL --repair"

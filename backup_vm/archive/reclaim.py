@@ -57,18 +57,25 @@ class _Pack:
 def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[int, int]:
     """Give back what nothing needs; returns chunks freed and bytes given back.
 
+    What is dead is found in one reading of all sessions, each compared with its digest on the way.
+    A count of references for each chunk would have to be right after every crash, on every machine
+    that writes; the sessions are.
+
     ``candidates``: a file of ids that sessions referred to which are gone.
     """
     catalog, marks = archive.catalog, archive.catalog.marks
+    # A session that is missing or damaged may refer to any chunk, and may be put back from a copy.
     doubts = archive.uncertain()
     if doubts:
         archive.warnings.append(f"no space is reclaimed: {doubts[0]}")
         marks.storing = marks.unclaimed = True  # to be looked at again when that has ended
-        # named in this run alone: what they need is given back by another prune, not by any next
-        # writer
+        # Named in this run alone: what they need is given back by another prune, not by whichever
+        # run writes next, whose user has not read the name.
         if archive.lost:
             marks.reclaiming = False
         return 0, 0
+    # Durable before the first hole: what a hole takes cannot be seen from names and sizes, so that
+    # a run which finds this set looks at every pack.
     marks.reclaiming = True
     catalog.begin()
     try:
@@ -164,26 +171,27 @@ def _judge(archive: "Archive", group: list[_Pack]) -> None:
     joined = b"".join(entry.id for pack in group for entry in pack.entries)
     if not joined:
         return
-    keys, where = np.unique(
-        references.key(np.frombuffer(joined, np.uint8).reshape(-1, ID_SIZE)), return_inverse=True
-    )
-    live = iter(_referred_to(archive, keys)[where.ravel()].tolist())
+    ids = np.frombuffer(joined, np.uint8).reshape(-1, ID_SIZE)
+    # Each prefix once, however many packs have the chunk: what the sessions are compared with is
+    # in memory for the whole reading.
+    wanted, where = np.unique(references.prefixes(ids), return_inverse=True)
+    live = iter(_referred_to(archive, wanted)[where.ravel()].tolist())
     for pack in group:
         for entry in pack.entries:
             (pack.live if next(live) else pack.dead).append(entry)
 
 
-def _referred_to(archive: "Archive", keys: "NDArray[np.uint64]") -> "NDArray[np.bool_]":
+def _referred_to(archive: "Archive", wanted: "NDArray[np.uint64]") -> "NDArray[np.bool_]":
+    """Of each id prefix, in rising order, whether any session or partial session has it."""
     import numpy as np
 
-    live = np.zeros(len(keys), np.bool_)
+    live = np.zeros(len(wanted), np.bool_)
     names = references.files(archive)
     archive.storage.fetch([name for name in names if name.endswith(".session")])
     for name in names:
         for column in references.proven_ids(archive, name):
-            these = references.key(column)
-            at = np.minimum(np.searchsorted(keys, these), len(keys) - 1)
-            live[at[keys[at] == these]] = True
+            at = references.positions(wanted, column)
+            live[at[at < len(wanted)]] = True
     return live
 
 
@@ -200,6 +208,7 @@ def _settle(archive: "Archive", group: list[_Pack]) -> int:
                 here = place is not None and numbers[place.pack] == pack.number
                 if here and place is not None and place.offset == entry.offset:
                     kept.append(entry)
+                # Before one of two copies goes, the other is read: its row may lie.
                 elif place is not None and reader.sound(
                     place.pack, entry._replace(offset=place.offset, length=place.length)
                 ):
@@ -218,30 +227,45 @@ def _settle(archive: "Archive", group: list[_Pack]) -> int:
 
 
 def _give_back(archive: "Archive", found: list[_Pack]) -> int:
-    storage, catalog = archive.storage, archive.catalog
-    dead = [pack for pack in found if pack.whole and not pack.live]
-    space = _remove(archive, dead)
-    if space is None:
+    """Give back the space of dead chunks, by the cheapest way there is for each pack; returns
+    bytes: a pack in which nothing lives is removed, another gets holes, and where no holes can be
+    made it is written again if it is mostly dead.
+    """
+    removed = _remove(archive, [pack for pack in found if pack.whole and not pack.live])
+    if removed is None:
         return 0
-    rest = [pack for pack in found if pack not in dead and pack.dead]
-    punched = []
-    for pack in rest:
-        left = [
+    rest = [pack for pack in found if pack.dead and (pack.live or not pack.whole)]
+    punched, freed = _punch(archive, rest)
+    left = rest[punched:]
+    return removed + freed + sum(_rewrite(archive, pack) for pack in left if pack.mostly_dead)
+
+
+def _punch(archive: "Archive", packs_to_punch: list[_Pack]) -> tuple[int, int]:
+    """Make holes of the dead chunks; returns of how many of the packs, from the first on, and the
+    bytes given back.
+
+    It ends at the first that takes none: storage that cannot make holes says so of every file.
+    """
+    storage, catalog, done, freed = archive.storage, archive.catalog, list[_Pack](), 0
+    for pack in packs_to_punch:
+        there = [
             (entry.offset, entry.length)
             for entry, hole in zip(pack.dead, holes(archive, pack.name, pack.dead), strict=True)
             if not hole
         ]
-        if not storage.punch(pack.name, left):
+        if not storage.punch(pack.name, there):
             break
-        space += sum(length for _, length in left)
-        punched.append(pack)
-    if punched:
-        storage.sync()  # before the catalog forgets; dying earlier punches them again
+        freed += sum(length for _, length in there)
+        done.append(pack)
+    if done:
+        # Durable before the catalog forgets what was freed: dying before punches it again, dying
+        # after would leave space that nobody gives back.
+        storage.sync()
         catalog.begin()
-        for pack in punched:
+        for pack in done:
             catalog.set_freed(pack.number, ())
         catalog.commit()
-    return space + sum(_rewrite(archive, p) for p in rest if p not in punched and p.mostly_dead)
+    return len(done), freed
 
 
 def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
@@ -252,6 +276,8 @@ def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
     there = [pack for pack in dead if storage.exists(pack.name)]
     space = sum(storage.allocated(pack.name) for pack in there)
     if there:
+        # Before the catalog forgets them: dying between leaves packs listed that are gone, which
+        # the next run sees; the other order would leave packs that nobody lists.
         try:
             storage.remove(*(pack.name for pack in there))
         except ForbiddenError as error:  # whoever may only add leaves it to whoever may remove

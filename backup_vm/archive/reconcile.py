@@ -4,17 +4,16 @@ brought to what there is.
 Packs and sessions never change under their names, so that names and sizes tell. Only holes in packs
 cannot be seen from that: but whoever punches them has removed session files first.
 
-==============================
-==================================================================================== the store,
-against the catalog  what is done ==============================
-==================================================================================== equal
-nothing: the catalog is believed after one listing of the store has sessions more
-those are looked through; nothing else unless a chunk of theirs is not listed has other packs
-packs that are gone (or have another size) leave it, new ones are read in lacks sessions it was made
-for  what no session refers to any more leaves it, and what may lie in a hole is looked at a chunk
-is listed nowhere       all of it is made again from the packs' own indexes
-==============================
-====================================================================================
+The store, against the catalog, and what is done:
+
+- equal: nothing; the catalog is believed after one listing of the store,
+- it has sessions more: those are looked through, and nothing else, unless a chunk of theirs is not
+  listed,
+- it has other packs: those that are gone (or have another size) leave the catalog, new ones are
+  read in,
+- it lacks sessions that the catalog was made for: what no session refers to any more leaves it, and
+  what may be in a hole is looked at,
+- a chunk is listed nowhere: all of it is rebuilt from the packs' own indexes.
 
 A chunk that is in no pack then is lost. The sessions that list it are spoilt; so are those that
 build on a session which is missing. They are named once, and a volume whose newest image needs what
@@ -107,6 +106,7 @@ def _opened(archive: "Archive") -> ChunkCatalog | None:
             if archive.session_files():
                 archive.warnings.append(f"{where} was missing; it has been rebuilt")
             return None
+        # A reader must not undo what a journal says is half done, which writes to the file.
         if archive.writing or not catalog_file.half_written(storage):
             catalog = ChunkCatalog(path, read_only=not archive.writing, alone=archive.writing)
             if catalog.sound_for(archive.parameters.archive):
@@ -184,8 +184,8 @@ def _aside(archive: "Archive", copied: bool, now: Listing) -> ChunkCatalog:
 def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> ChunkCatalog:
     """Bring a catalog to what there is; another one if it must be made again."""
     then = Listing(catalog.pack_sizes(), catalog.files())
-    # a run died, or this is a copy from its midst: what a prune has begun to give back cannot be
-    # seen from names and sizes
+    # A run died, or this is a copy from its midst: what a prune has begun to give back cannot be
+    # seen from names and sizes.
     amidst = catalog.marks.storing or catalog.marks.reclaiming
     if now == then and not amidst:
         return catalog
@@ -193,6 +193,8 @@ def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> Chun
     if now.packs == then.packs and not fewer and not amidst:
         names = _more(catalog, now)
         if _complete(archive, catalog, names):
+            # A backup of a few small sessions would wait for the disk once more, only to spare the
+            # next run a look through them.
             if len(names) > UNRECORDED:
                 catalog.begin()
                 catalog.set_files(now.files)
@@ -207,7 +209,7 @@ def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> Chun
         catalog.drop_pack(numbers[name])
     for name, size in sorted(new):
         derive.index_pack(archive, catalog, name, size)
-    found = derive.sweep(archive, catalog)
+    found = derive.drop_unreferenced(archive, catalog)
     if fewer or new or amidst:
         everything = fewer or amidst
         suspects = catalog.packs() if everything else {catalog.number(n): n for n, _ in new}
@@ -240,7 +242,7 @@ def rebuild(
         temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
     catalog = derive.built(archive, temporary, now.packs)
     derive.leave_out(archive, catalog, known.rotten)
-    lacking = {name for name, count in derive.sweep_whole(archive, catalog).items() if count}
+    lacking = {name for name, count in derive.drop_unusable(archive, catalog).items() if count}
     catalog.set_spoilt(known.spoilt)
     for volume in known.compare:
         catalog.marks.compare(volume)
@@ -252,6 +254,8 @@ def rebuild(
     _conclude(archive, catalog, now, lacking)
     if not archive.writing:
         return catalog
+    # Beside the old one first, and in its place when it is whole: dying here leaves no catalog, or
+    # the old one, and either is rebuilt again.
     catalog.close()
     storage.discard(name)
     os.replace(temporary, storage.database(name))
@@ -293,7 +297,7 @@ def true_digest(archive: "Archive") -> bytes:
         )
         try:
             derive.leave_out(archive, catalog, known.rotten)
-            derive.sweep_whole(archive, catalog)
+            derive.drop_unusable(archive, catalog)
             return catalog.digest()
         finally:
             catalog.close()

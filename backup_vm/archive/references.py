@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.columns import Ids
 
-    Keys = NDArray[np.uint64]
+    Prefixes = NDArray[np.uint64]
+    Indexes = NDArray[np.int64]
 
 _BLOCK = (1 << 15) * ID_SIZE
 
@@ -84,10 +85,25 @@ def _incomplete(archive: "Archive", name: str) -> "Iterator[Ids]":
         yield np.frombuffer(raw, np.uint8).reshape(-1, ID_SIZE)
 
 
-def key(column: "Ids") -> "Keys":
-    """First eight bytes of ids as a number: uint64[n]. Ids are keyed hashes, so that equal keys are
-    all but equal ids.
+def prefixes(column: "Ids") -> "Prefixes":
+    """First eight bytes of ids as a number: uint64[n]. Ids are keyed hashes, so that of equal
+    prefixes all but none belong to ids that differ; where one does, a chunk is kept that could go,
+    which is the safe side.
     """
     import numpy as np
 
     return np.ascontiguousarray(column[:, :8]).view("<u8").ravel()
+
+
+def positions(known: "Prefixes", column: "Ids") -> "Indexes":
+    """Of each id where its prefix stands in ``known``, which rises: int64[n]; ``len(known)`` of
+    those that are not there.
+    """
+    import numpy as np
+
+    wanted = prefixes(column)
+    if not len(known):
+        return np.zeros(len(wanted), np.int64)
+    at = np.searchsorted(known, wanted)
+    found = known[np.minimum(at, len(known) - 1)] == wanted
+    return np.where(found, at, len(known))

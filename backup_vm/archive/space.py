@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import sessions
+from backup_vm.archive import naming, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.merge import Merge, groups
-from backup_vm.archive.references import key
+from backup_vm.archive.references import positions, prefixes
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
 from wire.chunks import ID_SIZE
@@ -71,15 +71,15 @@ class Account:
 
         self._storage, self._volumes = archive.storage, volumes
         self._chunk_size = archive.parameters.chunk_size
-        keys: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        found: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         lengths = [np.empty(0, np.int64)]
         for ids, sizes in archive.catalog.lengths():
-            keys.append(key(np.frombuffer(ids, np.uint8).reshape(-1, ID_SIZE)))
+            found.append(prefixes(np.frombuffer(ids, np.uint8).reshape(-1, ID_SIZE)))
             lengths.append(np.array(sizes, np.int64))
-        all_keys, all_lengths = np.concatenate(keys), np.concatenate(lengths)
-        order = np.argsort(all_keys)
-        self._keys, self._lengths = all_keys[order], all_lengths[order]
-        self._uses = np.zeros(len(self._keys) + 1, np.int64)
+        all_prefixes, all_lengths = np.concatenate(found), np.concatenate(lengths)
+        order = np.argsort(all_prefixes)
+        self._prefixes, self._lengths = all_prefixes[order], all_lengths[order]
+        self._uses = np.zeros(len(self._prefixes) + 1, np.int64)
         self._by_session: dict[str, Indexes] = {}
         for series in volumes.values():
             for session in series:
@@ -103,17 +103,10 @@ class Account:
         """Where the chunks of an id column stand in the account; zeros and what is missing stand at
         the end.
         """
-        import numpy as np
-
-        these = key(ids)
-        at = np.searchsorted(self._keys, these)
-        missing = np.full(len(these), len(self._keys))
-        if not len(self._keys):
-            return missing
-        return np.where(self._keys[np.minimum(at, len(self._keys) - 1)] == these, at, missing)
+        return positions(self._prefixes, ids)
 
     def _sizes(self, at: "Indexes") -> int:
-        return int(self._lengths[at[at < len(self._keys)]].sum())
+        return int(self._lengths[at[at < len(self._prefixes)]].sum())
 
     def volume(self, volume: str) -> Use:
         """What one volume takes up."""
@@ -121,7 +114,7 @@ class Account:
 
         parts = [self._by_session[session.file] for session in self._volumes[volume]]
         listed = np.concatenate([np.empty(0, np.int64), *parts])
-        listed = listed[listed < len(self._keys)]
+        listed = listed[listed < len(self._prefixes)]
         mine, counts = np.unique(listed, return_counts=True)
         own = self._sizes(mine[self._uses[mine] == counts])
         whole = self._sizes(mine)
@@ -134,7 +127,7 @@ class Account:
         import numpy as np
 
         found: dict[int, int] = {}
-        held, total = np.zeros(len(self._keys) + 1, np.bool_), 0
+        held, total = np.zeros(len(self._prefixes) + 1, np.bool_), 0
         held[-1] = True
         every = [session for series in self._volumes.values() for session in series]
         for session in sorted(every, key=lambda session: session.clear.time):
@@ -150,7 +143,7 @@ class Account:
         import numpy as np
 
         dropped = [np.empty(0, np.int64)]
-        for volume in {file.split("/")[1] for file in doomed}:
+        for volume in {naming.volume_of(file) for file in doomed}:
             for run, successor in groups(self._volumes[volume], doomed):
                 if successor is not None:
                     dropped += self._superseded([*run, successor])

@@ -45,7 +45,7 @@ class Field:
 
 
 class Ends(Exception):
-    """A file makes no sense any more; the text says where and why."""
+    """A file is malformed from here on; the text says where and why."""
 
 
 def walk(structure: type[Structure], read: Read, size: int, every: bool = False) -> Iterator[Field]:

@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         try:
             code = _run(sys.argv[1:] if argv is None else argv)
         except KeyboardInterrupt:
-            output.complain(f"{journal_prefix(4)}{interrupts.MESSAGE}")
+            if interrupts.first_to_tell():
+                output.complain(f"{journal_prefix(4)}{interrupts.MESSAGE}")
             code = interrupts.exit_code()
     if argv is None and "obstore" in sys.modules:
         # Its threads may come back to a Python that is half gone, and abort: one run in fifty.

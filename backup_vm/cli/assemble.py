@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, path, session_option
+from backup_vm.cli.options import key_option, output_options, session_option, volume_argument
 from backup_vm.terminal.text import size_text
 
 
@@ -19,12 +19,9 @@ def add_to(commands: Any) -> None:
             " the key, but no agent."
         ),
     )
-    assemble.add_argument("volume", metavar="QUBE/VOLUME", help="the volume")
+    volume_argument(assemble)
     session_option(assemble)
-    assemble.add_argument(
-        "-o", "--output", required=True, type=path, metavar="IMAGE", help="the image to write"
-    )
-    assemble.add_argument("--force", action="store_true", help="replace an image that exists")
+    output_options(assemble, "IMAGE", "image")
     key_option(assemble)
     assemble.set_defaults(run=run)
 
@@ -33,8 +30,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.errors import SparsebakError
     from backup_vm.jobs.reading import assemble, image_bytes
-    from backup_vm.terminal.progress import progress_for
-    from backup_vm.volumes import find_session, one
 
     context = Context(options)
     target: Path = options.output
@@ -42,26 +37,18 @@ def run(options: argparse.Namespace) -> int:
         not target.is_file() or not (options.force or target.stat().st_size == 0)
     ):
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
-    with context.open() as archive:
-        keys = context.needed_keys(archive)
-        volume = one(context.volumes(archive, keys), options.volume)
-        session = find_session(volume, options.session)
-        image = archive.image(list(volume.sessions), session)
-        progress = progress_for("assemble", context.quiet)
-        progress.start(image_bytes(image))
-        try:
-            record = assemble(archive, image, keys, volume.name, target, progress)
-        finally:
-            progress.stop()
-    if context.json:
-        fields = {
+    with context.session(needs_key=True) as chosen:
+        keys, name, image = chosen.contents.needed_keys(), chosen.volume.name, chosen.image()
+        with context.progress("assemble", image_bytes(image)) as progress:
+            record = assemble(chosen.archive, image, keys, name, target, progress)
+    context.done(
+        {
             "qube": record.qube,
             "volume": record.volume,
-            "session": session.name,
+            "session": chosen.session.name,
             "size": record.size,
-        }
-        context.result({**fields, "image": str(target)}, "")
-    context.say(
-        f"{target}: {volume.name} as of {session.name}, {size_text(record.size)}, authentic."
+            "image": str(target),
+        },
+        f"{target}: {name} as of {chosen.session.name}, {size_text(record.size)}, authentic.",
     )
     return 0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.notes import Note
-    from backup_vm.jobs.backup import Report
+    from backup_vm.jobs.backup import Done, Report
     from wire.messages import VolumeEntry
 
 
@@ -74,8 +74,7 @@ def _asked_note(options: argparse.Namespace) -> "Note | None":
 
 
 def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
-    from backup_vm.jobs.backup import Archiver
-    from backup_vm.terminal.progress import progress_for
+    from backup_vm.jobs.backup import BackupRun
 
     options = context.options
     with context.open(writing=not options.dry_run) as archive:
@@ -89,14 +88,14 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         chosen = _choose(listed, options.volumes)
         if options.dry_run:
             return _preview(context, chosen)
-        progress = progress_for("backup", context.quiet or context.json)
-        report = Archiver(archive, agent, progress, options.ignore_free_space, context.warn).run(
-            chosen
+        run = BackupRun(
+            archive, agent, context.bar("backup"), options.ignore_free_space, context.warn
         )
+        report = run.run(chosen)
         if note is not None:
             _note(archive, report, note)
         _tell(context, report)
-        if context.settings.retention.after_backup and report.done:
+        if context.config.retention.after_backup and report.done:
             try:
                 _prune(context, archive, chosen, report)
             except SparsebakError as error:  # the backup itself is done, and was reported so
@@ -120,17 +119,14 @@ def _prune(
 ) -> None:
     """Prune by the settings' rules, of the volumes that were backed up."""
     from backup_vm.archive.prune import prune
-    from backup_vm.cli.prune import judge
-    from backup_vm.jobs.retention import Rules
-    from backup_vm.volumes import stored_volumes
+    from backup_vm.jobs.thinning import judge
+    from backup_vm.volumes import Contents, stored_volumes
 
-    volumes = stored_volumes(
-        archive, None, {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
-    )
-    done = {(one.qube, one.volume) for one in report.done}
-    verdicts = judge(
-        context, archive, volumes, [v for v in volumes if (v.qube, v.volume) in done], Rules(), None
-    )
+    told = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
+    contents = Contents(archive, None, stored_volumes(archive, None, told))
+    done = {one.name for one in report.done}
+    chosen = [volume for volume in contents.volumes if volume.name in done]
+    verdicts = judge(contents, chosen, context.config.retention)
     pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
     if pruned.sessions:
         context.say(
@@ -166,7 +162,7 @@ def _choose(listed: "list[VolumeEntry]", names: list[str]) -> "list[VolumeEntry]
 
 
 def _preview(context: Context, chosen: "list[VolumeEntry]") -> int:
-    rows = [[f"{v.qube}/{v.volume}", size_text(v.size), size_text(v.changed)] for v in chosen]
+    rows = [[v.name, size_text(v.size), size_text(v.changed)] for v in chosen]
     data = [
         {"qube": v.qube, "volume": v.volume, "size": v.size, "changed": v.changed} for v in chosen
     ]
@@ -177,30 +173,24 @@ def _preview(context: Context, chosen: "list[VolumeEntry]") -> int:
 
 
 def _tell(context: Context, report: "Report") -> None:
-    if context.json:
-        failed = [{"volume": name, "error": str(error)} for name, error in report.failed]
-        context.result(
-            {
-                "sessions": [asdict(done) for done in report.done],
-                "failed": failed,
-                "spoilt": report.spoilt,
-            },
-            "",
-        )
-    elif context.talks and report.done:
-        rows = [
-            [
-                f"{d.qube}/{d.volume}",
-                d.session,
-                size_text(d.size),
-                size_text(d.changed),
-                size_text(d.stored),
-            ]
-            + [" ".join(word for word, said in (("full", d.full), ("resumed", d.resumed)) if said)]
-            for d in report.done
-        ]
-        head = ["VOLUME", "SESSION", "SIZE", "CHANGED", "STORED", ""]
-        context.say(table([head, *rows], frozenset({2, 3, 4})))
+    failed = [{"volume": name, "error": str(error)} for name, error in report.failed]
+    sessions = [asdict(done) for done in report.done]
+    context.done(
+        {"sessions": sessions, "failed": failed, "spoilt": report.spoilt}, *_table(report.done)
+    )
     for name, error in report.failed:
         hint = f" ({error.hint})" if error.hint else ""
         context.warn(f"{name} was not backed up: {error}{hint}")
+
+
+def _table(sessions: "list[Done]") -> list[str]:
+    """What was stored, if anything was."""
+    if not sessions:
+        return []
+    rows = []
+    for one in sessions:
+        words = [word for word, said in (("full", one.full), ("resumed", one.resumed)) if said]
+        sizes = [size_text(size) for size in (one.size, one.changed, one.stored)]
+        rows.append([one.name, one.session, *sizes, " ".join(words)])
+    head = ["VOLUME", "SESSION", "SIZE", "CHANGED", "STORED", ""]
+    return [table([head, *rows], frozenset({2, 3, 4}))]

@@ -5,14 +5,21 @@ printed.
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.config import load as load_settings
+from backup_vm.config import load as load_config
 from backup_vm.config import settings_file
-from backup_vm.errors import AgentError, NoArchiveError, SparsebakError, UsageError, WrongKeyError
+from backup_vm.errors import (
+    AgentError,
+    Exit,
+    NoArchiveError,
+    SparsebakError,
+    UsageError,
+    WrongKeyError,
+)
 from backup_vm.paths import expanded, read_small
 from backup_vm.terminal import output
 from backup_vm.terminal.text import count_text, journal_prefix
@@ -21,8 +28,11 @@ from common.text import printable
 if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
-    from backup_vm.volumes import Named
+    from backup_vm.jobs.removal import Removal
+    from backup_vm.terminal.progress import Progress
+    from backup_vm.volumes import Chosen, Contents
     from wire.chunks import Keys
+    from wire.messages import VolumeEntry
 
 LONGEST_PASSPHRASE = 1 << 16
 """Bytes that a passphrase's file can have."""
@@ -36,7 +46,7 @@ class Context:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.settings = load_settings(options.config)
+        self.config = load_config(options.config)
         self.json = bool(options.json)
         self.quiet = options.talk == "quiet"
         """Whether to print nothing but errors and what was asked for."""
@@ -51,7 +61,7 @@ class Context:
         given = (
             getattr(self.options, name)
             or (os.environ.get(variable) if variable else None)
-            or self.settings.texts.get(name)
+            or self.config.texts.get(name)
         )
         return expanded(str(given)) if given else None
 
@@ -78,7 +88,7 @@ class Context:
         """
         import sqlite3
 
-        from backup_vm.archive.archive import open_archive
+        from backup_vm.archive.opening import open_archive
 
         place = self.location()
         try:
@@ -125,41 +135,77 @@ class Context:
             agent.use(archive.parameters.archive, archive.parameters.chunk_size)
         return agent
 
-    def keys(self, archive: "Archive") -> "Keys | None":
-        """The archive's keys: in open mode, or with --passphrase-file; None in a sealed archive
-        without one.
+    def keys(self, archive: "Archive", needed: bool = False) -> "Keys | None":
+        """The archive's keys: in open mode, or with --passphrase-file, or where they are ``needed``
+        as typed on the terminal; None in a sealed archive without one. Raise WrongKeyError.
         """
         file: Path | None = getattr(self.options, "passphrase_file", None)
-        return archive.parameters.keys(None if file is None else read_passphrase(file))
-
-    def needed_keys(self, archive: "Archive") -> "Keys":
-        """The same, or else as typed on the terminal."""
-        keys = self.keys(archive)
-        if keys is None and self.may_ask:
-            keys = archive.parameters.keys(_typed_passphrase())
-        if keys is None:
-            raise WrongKeyError(
-                "the archive is sealed",
-                "give its passphrase or recovery key with --passphrase-file F",
-            )
+        keys = archive.parameters.keys(None if file is None else read_passphrase(file))
+        if keys is None and needed and self.may_ask:
+            return archive.parameters.keys(_typed_passphrase())
         return keys
 
-    def volumes(self, archive: "Archive", keys: "Keys | None") -> "list[Named]":
-        """The volumes in the archive, with their names if the key or the agent tells them."""
-        from backup_vm.volumes import stored_volumes
+    @contextmanager
+    def contents(self, writing: bool = False, needs_key: bool = False) -> Iterator["Contents"]:
+        """The archive, open, and its volumes, with their names if the key or the agent tells them.
 
-        return stored_volumes(archive, keys, {} if keys is not None else self._told_names(archive))
+        Raises WrongKeyError where the key is needed, and neither here nor typed.
+        """
+        from backup_vm.volumes import Contents, needed, stored_volumes
 
-    def _told_names(self, archive: "Archive") -> dict[str, tuple[str, str]]:
+        with self.open(writing) as archive:
+            keys = self.keys(archive, needs_key)
+            if needs_key:
+                needed(keys)
+            told = {} if keys is not None else self._told_names(archive)
+            yield Contents(archive, keys, stored_volumes(archive, keys, told))
+
+    @contextmanager
+    def session(self, needs_key: bool = False) -> Iterator["Chosen"]:
+        """The session that ``--session`` names, of the one volume that the command line names, in
+        an archive that is open to read.
+        """
+        from backup_vm.volumes import Chosen, find_session
+
+        with self.contents(needs_key=needs_key) as contents:
+            volume = contents.one(self.options.volume)
+            yield Chosen(contents, volume, find_session(volume, self.options.session))
+
+    @contextmanager
+    def progress(self, what: str, total: int | None = None) -> Iterator["Progress"]:
+        """A bar, where somebody watches, for a piece of work of ``total`` bytes; without it whoever
+        does the work begins it.
+        """
+        progress = self.bar(what)
+        if total is not None:
+            progress.start(total)
+        try:
+            yield progress
+        finally:
+            progress.stop()
+
+    def bar(self, what: str) -> "Progress":
+        """The bar itself, for what begins and ends it by itself."""
+        from backup_vm.terminal.progress import progress_for
+
+        return progress_for(what, self.quiet or self.json)
+
+    def listed(self, archive: "Archive") -> "tuple[list[VolumeEntry], AgentError | None]":
+        """What dom0 lists, or nothing where there is no agent or it could not be asked, and then
+        why.
+        """
         if self.has_agent():
             try:
-                return {
-                    entry.volume_id.hex(): (entry.qube, entry.volume)
-                    for entry in self.agent(archive).list()
-                }
+                return self.agent(archive).list(), None
             except AgentError as error:
-                self.warn(f"cannot get volume names from dom0: {error}")
-        return {}
+                return [], error
+        return [], None
+
+    def _told_names(self, archive: "Archive") -> dict[str, tuple[str, str]]:
+        entries, failed = self.listed(archive)
+        if failed is not None:
+            self.warn(f"cannot get volume names from dom0: {failed}")
+        return {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in entries}
 
     def confirm(self, question: str) -> None:
         """Ask before something is destroyed that cannot be had back, unless --yes was given.
@@ -186,6 +232,21 @@ class Context:
         if self.may_ask and not self.options.yes:
             self._ask(question)
 
+    def remove(self, removal: "Removal") -> int:
+        """Remove sessions and report what was done, or with --dry-run what would be; returns the
+        exit code.
+        """
+        dry_run = self.options.dry_run
+        done = removal.foreseen() if dry_run else removal.run()
+        for reason in done.refused:
+            self.warn(reason)
+        row = removal.row(done, dry_run)
+        if dry_run:
+            self.result(row, "\n".join(removal.plan(done)))
+        else:
+            self.done(row, *removal.report(done))
+        return Exit.DAMAGED if done.refused or removal.archive.found else Exit.OK
+
     def _ask(self, question: str) -> None:
         output.ask(f"{printable(question)} [y/N] ")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -207,21 +268,27 @@ class Context:
         if self.talks:
             output.put(_printable_lines(text))
 
-    def result(self, data: dict[str, Any], text: str) -> None:
-        """Print what was asked for."""
-        if not self.json:
+    def result(self, data: Mapping[str, Any], text: str) -> None:
+        """Print what was asked for: as data with --json, else as text, whoever watches."""
+        if self.json:
+            self._put(data)
+        else:
             output.put(_printable_lines(text))
+
+    def done(self, data: Mapping[str, Any], *lines: str) -> None:
+        """Report what was done: as data with --json, else in lines to whoever watches; without
+        lines where all was said on the way.
+        """
+        if self.json:
+            self._put(data)
             return
+        for line in lines:
+            self.say(line)
+
+    def _put(self, data: Mapping[str, Any]) -> None:
         import json
 
         output.put(json.dumps(data))
-
-    def done(self, data: dict[str, Any], text: str) -> None:
-        """Report what was done: as data where that is asked for, else to whoever watches."""
-        if self.json:
-            self.result(data, "")
-        else:
-            self.say(text)
 
 
 def _printable_lines(text: str) -> str:

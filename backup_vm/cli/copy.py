@@ -43,7 +43,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.jobs.copy import copy
     from backup_vm.paths import expanded
-    from backup_vm.terminal.progress import progress_for
 
     context = Context(options)
     target = expanded(options.target)
@@ -54,8 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.delete:
         context.must_have_word(f"may sessions be removed from {target}?")
-    with context.open() as archive:
-        progress = progress_for("copy", context.quiet or context.json)
+    with context.open() as archive, context.progress("copy") as progress:
         delete = confirm if options.delete else None
         done = copy(archive, target, progress, delete, options.init, context.keys(archive))
     for problem in done.failed:

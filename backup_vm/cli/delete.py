@@ -4,8 +4,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import dry_run_option, key_option, yes_option
-from backup_vm.cli.prune import remove
+from backup_vm.cli.options import dry_run_option, key_option, volume_argument, yes_option
 from backup_vm.terminal.text import count_text
 
 
@@ -19,7 +18,7 @@ def add_to(commands: Any) -> None:
             " asked, it fails without --yes."
         ),
     )
-    delete.add_argument("volume", metavar="QUBE/VOLUME", help="the volume to remove")
+    volume_argument(delete, "the volume to remove")
     dry_run_option(delete, "only show what would be removed")
     yes_option(delete)
     key_option(delete)
@@ -28,13 +27,14 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.volumes import one
+    from backup_vm.jobs.removal import Removal
 
     context = Context(options)
-    with context.open(writing=True) as archive:
-        volume = one(context.volumes(archive, context.keys(archive)), options.volume)
+    with context.contents(writing=True) as contents:
+        volume = contents.one(options.volume)
         if not options.dry_run:
             sessions = count_text(len(volume.sessions), "session")
             context.confirm(f"Remove all of {volume.name}, {sessions}? This cannot be undone.")
         doomed = [(volume, session) for session in volume.sessions]
-        return remove(context, archive, doomed, options.dry_run, entirely=frozenset({volume.id}))
+        removal = Removal(contents.archive, doomed, entirely=frozenset({volume.id}))
+        return context.remove(removal)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option
+from backup_vm.cli.options import key_option, volume_argument
 from backup_vm.terminal.text import size_text, table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
         help="show which ranges of a volume differ between two sessions, and how much",
         description="Shows where two sessions of a volume differ, in whole chunks. Needs no key.",
     )
-    diff.add_argument("volume", metavar="QUBE/VOLUME", help="whose sessions to compare")
+    volume_argument(diff, "whose sessions to compare")
     diff.add_argument(
         "old", metavar="S1", help="a session: its time, the beginning of it, a tag, or 'latest'"
     )
@@ -32,13 +32,13 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.volumes import find_session, one
+    from backup_vm.volumes import find_session
 
     context = Context(options)
-    with context.open() as archive:
-        volume = one(context.volumes(archive, context.keys(archive)), options.volume)
+    with context.contents() as contents:
+        volume = contents.one(options.volume)
         old, new = (find_session(volume, name) for name in (options.old, options.new))
-        images = [archive.image(list(volume.sessions), session) for session in (old, new)]
+        images = [contents.image(volume, session) for session in (old, new)]
         size = max(old.clear.size, new.clear.size)
         ranges = [(start, min(end, size)) for start, end in changed_ranges(*images)]
     total = sum(end - start for start, end in ranges)

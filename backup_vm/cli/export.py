@@ -3,13 +3,15 @@ file.
 """
 
 import argparse
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, path, session_option
+from backup_vm.cli.options import key_option, output_options, session_option, volume_argument
 from backup_vm.terminal.text import size_text
+
+if TYPE_CHECKING:
+    from backup_vm.volumes import Chosen
 
 
 def add_to(commands: Any) -> None:
@@ -22,18 +24,15 @@ def add_to(commands: Any) -> None:
             " the key as a raw disk image or a tar file."
         ),
     )
-    export.add_argument("volume", metavar="QUBE/VOLUME", help="the volume")
+    volume_argument(export)
     session_option(export)
-    export.add_argument(
-        "-o", "--output", required=True, type=path, metavar="FILE", help="the file to write"
-    )
+    output_options(export, "FILE", "file")
     export.add_argument(
         "--format",
         choices=("sealed", "raw", "tar"),
         default="sealed",
         help="sealed (default); raw and tar need the key",
     )
-    export.add_argument("--force", action="store_true", help="replace a file that exists")
     key_option(export)
     export.set_defaults(run=run)
 
@@ -41,49 +40,35 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.errors import SparsebakError
-    from backup_vm.jobs.export import export, export_tar
-    from backup_vm.jobs.reading import assemble, image_bytes
-    from backup_vm.terminal.output import replacing
-    from backup_vm.terminal.progress import progress_for
-    from backup_vm.volumes import find_session, one
 
     context = Context(options)
     target: Path = options.output
     if target.exists() and not options.force:
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
-    with context.open() as archive:
-        keys = context.keys(archive) if options.format == "sealed" else context.needed_keys(archive)
-        volume = one(context.volumes(archive, keys), options.volume)
-        session = find_session(volume, options.session)
-        image = archive.image(list(volume.sessions), session)
-        progress = progress_for("export", context.quiet or context.json)
-        progress.start(image_bytes(image))
-        try:
-            if options.format == "raw" and keys is not None:
-                assemble(archive, image, keys, volume.name, target, progress)
-            else:
-                with (
-                    replacing(target, public=options.format == "sealed") as beside,
-                    open(beside, "wb") as out,
-                ):
-                    if keys is not None and options.format == "tar":
-                        export_tar(archive, image, keys, volume.name, out, progress)
-                    else:
-                        export(archive, image, volume.name, out, progress, keys)
-                    out.flush()
-                    os.fsync(out.fileno())
-        finally:
-            progress.stop()
+    with context.session(needs_key=options.format != "sealed") as chosen:
+        _write(context, chosen, target)
     size = target.stat().st_size
-    if context.json:
-        fields = {
-            "qube": volume.qube,
-            "volume": volume.volume,
-            "session": session.name,
-            "format": options.format,
-        }
-        context.result({**fields, "file": str(target), "size": size}, "")
-    context.say(
-        f"{target}: {volume.name} as of {session.name}, {options.format}, {size_text(size)}."
+    context.done(
+        {**chosen.data(), "format": options.format, "file": str(target), "size": size},
+        f"{target}: {chosen.volume.name} as of {chosen.session.name}, {options.format},"
+        f" {size_text(size)}.",
     )
     return 0
+
+
+def _write(context: Context, chosen: "Chosen", target: Path) -> None:
+    from backup_vm.jobs.export import export, export_tar
+    from backup_vm.jobs.reading import assemble, image_bytes
+    from backup_vm.terminal.output import whole_file
+
+    archive, contents, name = chosen.archive, chosen.contents, chosen.volume.name
+    form, image = context.options.format, chosen.image()
+    with context.progress("export", image_bytes(image)) as progress:
+        if form == "raw":
+            assemble(archive, image, contents.needed_keys(), name, target, progress)
+        elif form == "tar":
+            with whole_file(target) as out:
+                export_tar(archive, image, contents.needed_keys(), name, out, progress)
+        else:
+            with whole_file(target, public=True) as out:
+                export(archive, image, name, out, progress, contents.keys)

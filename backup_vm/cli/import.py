@@ -26,7 +26,6 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.jobs.export import read_head, take_in
-    from backup_vm.terminal.progress import progress_for
     from common.text import session_name
     from wire.merkle import chunk_count
 
@@ -34,12 +33,9 @@ def run(options: argparse.Namespace) -> int:
     with context.open(writing=True) as archive, open(options.file, "rb") as stream:
         clear = read_head(stream, options.file)[2]
         stream.seek(0)
-        progress = progress_for("import", context.quiet or context.json)
-        progress.start(2 * chunk_count(clear.size, clear.chunk_size) * clear.chunk_size)
-        try:
+        read_twice = 2 * chunk_count(clear.size, clear.chunk_size) * clear.chunk_size
+        with context.progress("import", read_twice) as progress:
             take_in(archive, stream, options.file, progress, context.keys(archive))
-        finally:
-            progress.stop()
     name = session_name(clear.time)
     volume = clear.volume_id.hex()
     # The volume's id and not its name: that is sealed. Without it verify looks for the session in

@@ -44,7 +44,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.archive.archive import create_archive
+    from backup_vm.archive.opening import create_archive
     from backup_vm.archive.parameters import Parameters
     from backup_vm.archive.storage import open_storage
     from backup_vm.errors import UsageError
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
             "the agent's archive is of a kind this version does not know",
             "use the same version on both sides",
         )
-    settings = Parameters(
+    parameters = Parameters(
         archive=entry.archive,
         label=label,
         suite=entry.suite,
@@ -79,14 +79,14 @@ def run(options: argparse.Namespace) -> int:
         _settings_to_make(context, place)
     if options.repair:
         _check_same_archive(open_storage(place), entry.archive)
-        settings.save(open_storage(place))
+        parameters.save(open_storage(place))
     else:
-        create_archive(place, settings)
+        create_archive(place, parameters)
     if options.default:
         context.say(f"{_make_default(context, place)} names it now.")
     context.done(
-        {"archive": place, "id": entry.archive.hex(), "mode": settings.mode},
-        f"Archive {label} in {place}, {settings.mode}, chunks of {entry.chunk_size >> 10} KiB.",
+        {"archive": place, "id": entry.archive.hex(), "mode": parameters.mode},
+        f"Archive {label} in {place}, {parameters.mode}, chunks of {entry.chunk_size >> 10} KiB.",
     )
     return 0
 
@@ -96,8 +96,7 @@ def _make_default(context: Context, place: str) -> Path:
     mounted.
     """
     from backup_vm.archive.storage import is_remote
-    from backup_vm.terminal.output import replacing
-    from common.durable import write_synced
+    from backup_vm.terminal.output import whole_file
 
     file, place = _settings_to_make(context, place)
     lines = [f"archive = {json.dumps(place)}"]
@@ -110,8 +109,8 @@ def _make_default(context: Context, place: str) -> Path:
     if not is_remote(place) and str(mount) not in ("/", "/home", "/rw", "/tmp"):  # noqa: S108
         lines.append(f"require_mount = {json.dumps(str(mount))}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as beside:
-        write_synced(beside, ("\n".join(lines) + "\n").encode())
+    with whole_file(file) as out:
+        out.write(("\n".join(lines) + "\n").encode())
     return file
 
 

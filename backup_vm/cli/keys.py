@@ -36,8 +36,7 @@ def run(options: argparse.Namespace) -> int:
     import io
 
     from backup_vm.errors import UsageError
-    from backup_vm.terminal.output import put_bytes, replacing
-    from common.durable import write_synced
+    from backup_vm.terminal.output import put_bytes, whole_file
     from wire import FORMAT
     from wire.messages import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
     from wire.stream import send, write_frame
@@ -72,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
     if options.output is None:
         put_bytes(out.getvalue())
         return 0
-    with replacing(options.output, force=False) as beside:
-        write_synced(beside, out.getvalue())
+    with whole_file(options.output, force=False) as file:
+        file.write(out.getvalue())
     data = {"file": str(options.output), "slots": len(parameters.slots), "records": len(newest)}
     context.done(data, f"{options.output} is written.")
     return 0

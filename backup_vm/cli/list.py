@@ -4,10 +4,11 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option
+from backup_vm.cli.options import key_option, space_option
 from backup_vm.terminal.text import ratio_text, size_text, table
 
 if TYPE_CHECKING:
+    from backup_vm.reporting.rows import VolumeRow
     from backup_vm.reporting.view import View
     from backup_vm.volumes import Named
 
@@ -34,29 +35,22 @@ def add_to(commands: Any) -> None:
     show.set_defaults(run=run)
 
 
-def space_option(parser: argparse.ArgumentParser) -> None:
-    """Declare --space and --no-space."""
-    text = "show the space used (default: only when that is quick)"
-    parser.add_argument("--space", action=argparse.BooleanOptionalAction, default=None, help=text)
-
-
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.reporting.view import view
-    from backup_vm.volumes import select
+    from backup_vm.reporting.view import View
 
     context = Context(options)
-    with context.open() as archive:
-        keys = context.keys(archive)
+    with context.contents() as contents:
+        looking = contents.archive.looking
 
-        def look() -> "tuple[View, list[Named], list[dict[str, Any]]]":
-            volumes = context.volumes(archive, keys)
-            chosen = select(volumes, [options.volume] if options.volume else [])
-            seen = view(archive, volumes, options.space)
-            return seen, chosen, [seen.volume_data(volume) for volume in chosen]
+        def look() -> "tuple[View, list[Named], list[VolumeRow]]":
+            now = contents.now() if looking.count else contents
+            chosen = now.select(options.volume or None)
+            seen = View.of(now.archive, now.volumes, options.space)
+            return seen, chosen, [seen.row(volume) for volume in chosen]
 
-        seen, chosen, data = archive.looking.steady(look)
-        for error in archive.damaged.values():
+        seen, chosen, data = looking.steady(look)
+        for error in contents.archive.damaged.values():
             context.warn(str(error))
         if options.tag:
             for volume in data:
@@ -84,10 +78,12 @@ def _volumes(seen: "View", volumes: "list[Named]") -> str:
     return table(rows, frozenset({1, 3, 4, 5, 6}))
 
 
-def _sessions(volumes: list[dict[str, Any]]) -> str:
+def _sessions(volumes: "list[VolumeRow]") -> str:
+    from backup_vm.reporting.rows import row_name
+
     rows = [["VOLUME", "SESSION", "SIZE", "CHANGED", "FREES", "", "TAGS"]]
     for volume in volumes:
-        name = f"{volume['qube']}/{volume['volume']}" if volume["qube"] else volume["volume"]
+        name = row_name(volume)
         for session in volume["sessions"]:
             frees = "" if session["frees"] is None else size_text(session["frees"])
             words = [" ".join(session["tags"]), session["note"] and f"“{session['note']}”"]

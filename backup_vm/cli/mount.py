@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, path, session_option
+from backup_vm.cli.options import key_option, path, session_option, volume_argument
 
 
 def add_to(commands: Any) -> None:
@@ -25,7 +25,7 @@ def add_to(commands: Any) -> None:
             " than mounting it here."
         ),
     )
-    mount.add_argument("volume", metavar="QUBE/VOLUME", help="whose sessions to show")
+    volume_argument(mount, "whose sessions to show")
     mount.add_argument("folder", type=path, metavar="DIR", help="an empty folder")
     session_option(mount, "all")
     mount.add_argument(
@@ -38,7 +38,7 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.errors import SparsebakError, UsageError
-    from backup_vm.volumes import find_session, one
+    from backup_vm.volumes import find_session
 
     context = Context(options)
     try:
@@ -63,15 +63,16 @@ def run(options: argparse.Namespace) -> int:
         ) from None
     from backup_vm.jobs.mount import SessionFiles
 
-    with context.open() as archive:
-        keys = context.needed_keys(archive)
-        volume = one(context.volumes(archive, keys), options.volume)
+    with context.contents(needs_key=True) as contents:
+        volume = contents.one(options.volume)
         sessions = (
             list(volume.sessions)
             if options.session == "all"
             else [find_session(volume, options.session)]
         )
-        files = SessionFiles(archive, volume, sessions, keys, context.warn)
+        files = SessionFiles(
+            contents.archive, volume, sessions, contents.needed_keys(), context.warn
+        )
         context.done(
             {"volume": volume.name, "folder": str(options.folder), "sessions": len(sessions)},
             f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or:"

@@ -92,6 +92,29 @@ def key_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def volume_argument(parser: argparse.ArgumentParser, text: str = "the volume") -> None:
+    """Declare the one volume that a command is about."""
+    parser.add_argument("volume", metavar="QUBE/VOLUME", help=text)
+
+
+def output_options(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    """Declare -o and --force, for commands that write one file."""
+    parser.add_argument(
+        "-o", "--output", required=True, type=path, metavar=metavar, help=f"the {what} to write"
+    )
+    parser.add_argument("--force", action="store_true", help=f"replace {_an(what)} that exists")
+
+
+def _an(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
+
+
+def space_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --space and --no-space."""
+    text = "show the space used (default: only when that is quick)"
+    parser.add_argument("--space", action=argparse.BooleanOptionalAction, default=None, help=text)
+
+
 def yes_option(parser: argparse.ArgumentParser) -> None:
     """Declare --yes."""
     parser.add_argument("--yes", action="store_true", help="do not ask")

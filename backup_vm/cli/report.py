@@ -28,18 +28,17 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     import time
 
-    from backup_vm.cli.status import gather
+    from backup_vm.reporting import status
     from backup_vm.reporting.page import page
-    from backup_vm.terminal.output import replacing
-    from common.durable import write_synced
+    from backup_vm.terminal.output import whole_file
 
     context = Context(options)
     with context.open() as archive:
-        status, seen = gather(context, archive)
-        data = [seen.volume_data(volume) for volume in seen.volumes]
+        row, seen = status.look(archive, *context.listed(archive), context.keys(archive), None)
+        volumes = [seen.row(volume) for volume in seen.volumes]
         points = seen.account.growth() if seen.account else []
-    text = page(status, data, points, int(time.time()))
-    with replacing(options.output, public=True) as beside:
-        write_synced(beside, text.encode())
+    text = page(row, volumes, points, int(time.time()))
+    with whole_file(options.output, public=True) as out:
+        out.write(text.encode())
     context.done({"page": str(options.output)}, f"{options.output} is written.")
     return 0

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option, session_option, yes_option
 from common.text import session_name
+from wire import NO_SESSION
 from wire.names import Restoring
 
 if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
-    from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
-    from backup_vm.volumes import Named
+    from backup_vm.volumes import Chosen, Named
     from wire.messages import Status, VolumeEntry
 
 SETTINGS = "settings"
@@ -45,32 +45,31 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.volumes import find_session, select
+    from backup_vm.volumes import Chosen, find_session
 
     context = Context(options)
-    with context.open() as archive:
-        chosen = select(context.volumes(archive, context.keys(archive)), [options.volume])
-        chosen.sort(key=lambda volume: volume.volume != SETTINGS)
-        agent = context.agent(archive)
+    with context.contents() as contents:
+        volumes = contents.select(options.volume)
+        volumes.sort(key=lambda volume: volume.volume != SETTINGS)
+        agent = context.agent(contents.archive)
         entries = agent.list()
         due = []
-        for volume in chosen:
+        for volume in volumes:
             session = find_session(volume, options.session)
             asked = Restoring(
                 *_target(volume, options.volume, options.to),
                 session.name,
                 _is_older(volume, session, entries, options.session == "latest"),
             )
-            due.append((volume, session, asked))
+            due.append((Chosen(contents, volume, session), asked))
         if not context.dom0_asks():
-            _ask(context, entries, [asked for _, _, asked in due])
+            _ask(context, entries, [asked for _, asked in due])
         results = []
-        for one in due:
-            results.append(_restore(context, archive, agent, entries, *one))
+        for one, asked in due:
+            results.append(_restore(context, agent, entries, one, asked))
             if results[-1]["absent"] and len(due) > len(results):
-                _say_that_it_comes_first(one[2].qube)
-    if context.json:
-        context.result({"restored": results}, "")
+                _say_that_it_comes_first(asked.qube)
+    context.done({"restored": results})
     return 0
 
 
@@ -83,7 +82,7 @@ def _is_older(
     from backup_vm.errors import SparsebakError
 
     known = next((one for one in entries if one.volume_id.hex() == volume.id), None)
-    newest = known.session if known else bytes(16)
+    newest = known.session if known else NO_SESSION
     if newest == session.clear.session:
         return False
     if not latest:
@@ -118,7 +117,7 @@ def _ask(context: Context, entries: "list[VolumeEntry]", due: list[Restoring]) -
         if entry.size and not entry.flags & VOLUME_GONE
     }
     lost = [
-        f"{asked.qube}/{asked.volume}"
+        asked.name
         for asked in due
         if (asked.qube, asked.volume) in there and asked.volume != SETTINGS and asked.qube != "dom0"
     ]
@@ -153,44 +152,41 @@ def _target(volume: "Named", asked: str, to: str | None) -> tuple[str, str]:
 
 def _restore(
     context: Context,
-    archive: "Archive",
     agent: "Agent",
     entries: "list[VolumeEntry]",
-    volume: "Named",
-    session: "Session",
+    chosen: "Chosen",
     asked: Restoring,
 ) -> dict[str, Any]:
     from backup_vm.jobs.reading import feed, image_bytes
-    from backup_vm.terminal.progress import progress_for
-    from wire.status import NOTE_OLDER
+    from wire.status import STATUS_OLDER
 
-    image = archive.image(list(volume.sessions), session)
-    progress = progress_for("restore", context.quiet)
-    progress.start(image_bytes(image))
-    try:
+    archive, source, session, image = (
+        chosen.archive,
+        chosen.volume.name,
+        chosen.session,
+        chosen.image(),
+    )
+    with context.progress("restore", image_bytes(image)) as progress:
         status, absent = _call(
-            agent, entries, asked, lambda: feed(archive, image, volume.name, progress)
+            agent, entries, asked, lambda: feed(archive, image, source, progress)
         )
-    finally:
-        progress.stop()
-    name = f"{asked.qube}/{asked.volume}"
     if absent:
         context.say(
-            f"{name} as of {session.name} is in dom0; the qube is made of it there: sudo"
+            f"{asked.name} as of {session.name} is in dom0; the qube is made of it there: sudo"
             f" sparsebak-agent settings apply {asked.qube}"
         )
     elif asked.volume == SETTINGS or asked.qube == "dom0":
         context.say(
-            f"{name} as of {session.name} is in dom0; look at it there: sparsebak-agent settings"
-            f" show {asked.qube}"
+            f"{asked.name} as of {session.name} is in dom0; look at it there: sparsebak-agent"
+            f" settings show {asked.qube}"
         )
     else:
-        context.say(f"Restored {name} to session {session.name}.")
+        context.say(f"Restored {asked.name} to session {session.name}.")
     return {
         "qube": asked.qube,
         "volume": asked.volume,
         "session": session.name,
-        "older": bool(status.notes & NOTE_OLDER),
+        "older": bool(status.flags & STATUS_OLDER),
         "absent": absent,
     }
 
@@ -199,7 +195,7 @@ def _call(
     agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: Any
 ) -> "tuple[Status, bool]":
     """Restore; the status, and whether it was the settings of a qube that is not there."""
-    from backup_vm.agent.client import RefusedError
+    from backup_vm.agent.call import RefusedError
     from wire.messages import VOLUME_GONE
     from wire.status import Code
 

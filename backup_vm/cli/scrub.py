@@ -26,18 +26,14 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.notes import checked
     from backup_vm.archive.scrub import foreign, scrub
-    from backup_vm.terminal.progress import progress_for
 
     context = Context(options)
     with context.open(writing=None) as archive:
-        progress = progress_for("scrub", context.quiet or context.json)
-        try:
+        with context.progress("scrub") as progress:
             findings = archive.looking.steady(
                 lambda: list(scrub(archive, progress)),
                 lambda found: {finding.problem for finding in found},
             )
-        finally:
-            progress.stop()
         sound = not findings and not archive.found
         checked(archive.storage, sound)
         for line in foreign(archive):
@@ -47,16 +43,13 @@ def run(options: argparse.Namespace) -> int:
     for finding in findings:
         spoils = f"; spoils {', '.join(finding.sessions)}" if finding.sessions else ""
         context.warn(finding.problem + spoils)
-    if context.json:
-        data = [
-            {"file": f.file, "problem": f.problem, "sessions": list(f.sessions)} for f in findings
-        ]
-        data += [
-            {"file": file, "problem": reason, "sessions": [file]}
-            for file, reason in archive.found.items()
-            if file not in {finding.file for finding in findings}
-        ]
-        context.result({"damaged": data, "ok": sound}, "")
-    if sound:
-        context.say("No damage found.")
+    damaged = [
+        {"file": f.file, "problem": f.problem, "sessions": list(f.sessions)} for f in findings
+    ]
+    damaged += [
+        {"file": file, "problem": reason, "sessions": [file]}
+        for file, reason in archive.found.items()
+        if file not in {finding.file for finding in findings}
+    ]
+    context.done({"damaged": damaged, "ok": sound}, *(["No damage found."] if sound else []))
     return Exit.OK if sound else Exit.DAMAGED

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive import notes
     from backup_vm.errors import UsageError
-    from backup_vm.volumes import find_session, select
+    from backup_vm.volumes import Chosen, find_session
 
     context = Context(options)
     added, removed = (
@@ -46,36 +46,27 @@ def run(options: argparse.Namespace) -> int:
     text = None if options.note is None else notes.parse_note(options.note)
     if not added and not removed and text is None:
         raise UsageError("nothing to do", "give --add, --remove or --note")
-    with context.open() as archive:
+    with context.contents() as contents:
         chosen = [
-            (volume, find_session(volume, options.session))
-            for volume in select(context.volumes(archive, context.keys(archive)), [options.volume])
+            Chosen(contents, volume, find_session(volume, options.session))
+            for volume in contents.select(options.volume)
         ]
 
         def change(all_notes: notes.Notes) -> None:
-            for _, session in chosen:
-                key, old = session.clear.session.hex(), all_notes.of(session.clear.session)
-                all_notes.sessions[key] = notes.Note(
+            for one in chosen:
+                session = one.session.clear.session
+                old = all_notes.of(session)
+                all_notes.sessions[session.hex()] = notes.Note(
                     (old.tags | added) - removed, old.text if text is None else text
                 )
 
-        after = notes.change(archive.storage, change)
-    data = []
-    for volume, session in chosen:
-        note = after.of(session.clear.session)
-        data.append(
-            {"qube": volume.qube, "volume": volume.volume, "session": session.name}
-            | note_data(note)
-        )
-        context.say(
-            f"{volume.name} {session.name}:"
-            f" {', '.join(sorted(note.tags)) or 'no tags'}{note.text and f'; {note.text}'}"
-        )
-    if context.json:
-        context.result({"sessions": data}, "")
+        after = notes.change(contents.archive.storage, change)
+    data, lines = [], []
+    for one in chosen:
+        note = after.of(one.session.clear.session)
+        tags = sorted(note.tags)
+        data.append({**one.data(), "tags": tags, "note": note.text})
+        said = f"{', '.join(tags) or 'no tags'}{note.text and f'; {note.text}'}"
+        lines.append(f"{one.volume.name} {one.session.name}: {said}")
+    context.done({"sessions": data}, *lines)
     return 0
-
-
-def note_data(note: Any) -> dict[str, Any]:
-    """A note as --json prints it."""
-    return {"tags": sorted(note.tags), "note": note.text}

@@ -11,10 +11,8 @@ from backup_vm.errors import DamagedError, Exit, RemovedError
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
-    from backup_vm.archive.sessions import Session
     from backup_vm.terminal.progress import Progress
-    from backup_vm.volumes import Named
-    from wire.chunks import Keys
+    from backup_vm.volumes import Chosen, Named
 
 
 def add_to(commands: Any) -> None:
@@ -40,18 +38,15 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.notes import checked
-    from backup_vm.terminal.progress import progress_for
-    from backup_vm.volumes import find_session, select
+    from backup_vm.volumes import Chosen, find_session
 
     context = Context(options)
     results: list[dict[str, Any]] = []
     removed: list[str] = []
-    with context.open() as archive:
-        keys = context.keys(archive)
-        chosen = select(context.volumes(archive, keys), [options.volume] if options.volume else [])
-        damaged = _damaged(archive, chosen, options)
-        progress = progress_for("verify", context.quiet or context.json)
-        try:
+    with context.contents() as contents:
+        chosen = contents.select(options.volume or None)
+        damaged = _damaged(contents.archive, chosen, options)
+        with context.progress("verify") as progress:
             for volume in chosen:
                 wanted = (
                     volume.sessions
@@ -60,14 +55,12 @@ def run(options: argparse.Namespace) -> int:
                 )
                 for session in wanted:
                     try:
-                        result = _verify(context, archive, keys, volume, session, progress)
+                        result = _verify(context, Chosen(contents, volume, session), progress)
                     except RemovedError:
                         removed.append(f"{volume.name} {session.name}")
                         continue
-                    checked(archive.storage, result["ok"], session.clear.session)
+                    checked(contents.archive.storage, result["ok"], session.clear.session)
                     results.append(result)
-        finally:
-            progress.stop()
     context.warn_removed(removed)
     code = _tell(context, results, damaged)
     # of a session that was named, or of the newest one, nothing is known now
@@ -80,37 +73,34 @@ def _damaged(
     """Session files that cannot be read, and may be among those that were asked for."""
     if options.volume and options.session not in ("latest", "all"):
         return []
+    from backup_vm.archive.naming import volume_of
+
     ids = {volume.id for volume in chosen}
     return [
         error
         for file, error in archive.damaged.items()
-        if not options.volume or file.split("/")[1] in ids
+        if not options.volume or volume_of(file) in ids
     ]
 
 
-def _verify(
-    context: Context,
-    archive: "Archive",
-    keys: "Keys | None",
-    volume: "Named",
-    session: "Session",
-    progress: "Progress",
-) -> dict[str, Any]:
-    from backup_vm.agent.client import RefusedError
+def _verify(context: Context, chosen: "Chosen", progress: "Progress") -> dict[str, Any]:
+    from backup_vm.agent.call import RefusedError
     from backup_vm.jobs.reading import feed, image_bytes, read_image
-    from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
+    from wire.status import STATUS_OLDER, STATUS_UNKNOWN, Code
 
     problem = None
+    archive, volume, session = chosen.archive, chosen.volume, chosen.session
+    keys = chosen.contents.keys
     try:
-        image = archive.image(list(volume.sessions), session)
+        image = chosen.image()
         progress.start(image_bytes(image))
         progress.volume(volume.name)
         if keys is not None:
             read_image(archive, image, keys, volume.name, progress, None)
         else:
             status = context.agent(archive).verify(feed(archive, image, volume.name, progress))
-            if status.notes & NOTE_OLDER and session is volume.sessions[-1]:
-                known = "no session" if status.notes & NOTE_UNKNOWN else "another session"
+            if status.flags & STATUS_OLDER and session is volume.sessions[-1]:
+                known = "no session" if status.flags & STATUS_UNKNOWN else "another session"
                 context.warn(
                     f"{volume.name} {session.name}: the newest here; dom0 knows {known} as the"
                     " newest"
@@ -121,13 +111,7 @@ def _verify(
         if error.refusal not in (Code.NOT_AUTHENTIC, Code.BAD_REQUEST):
             raise
         problem = f"{error} ({error.hint})"
-    return {
-        "qube": volume.qube,
-        "volume": volume.volume,
-        "session": session.name,
-        "ok": problem is None,
-        "problem": problem,
-    }
+    return {**chosen.data(), "ok": problem is None, "problem": problem}
 
 
 def _tell(context: Context, results: list[dict[str, Any]], damaged: list[DamagedError]) -> int:
@@ -139,6 +123,5 @@ def _tell(context: Context, results: list[dict[str, Any]], damaged: list[Damaged
             context.warn(f"{name} {result['session']}: {result['problem']}")
     for error in damaged:
         context.warn(str(error))
-    if context.json:
-        context.result({"sessions": results, "damaged": [str(error) for error in damaged]}, "")
+    context.done({"sessions": results, "damaged": [str(error) for error in damaged]})
     return Exit.OK if not damaged and all(result["ok"] for result in results) else Exit.DAMAGED

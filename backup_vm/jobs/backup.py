@@ -3,7 +3,6 @@ extracted, one by one.
 """
 
 import sqlite3
-import time as clock
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,18 +11,16 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.known import known_ids
 from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.partial import Partial
-from backup_vm.archive.sessions import Session
 from backup_vm.errors import AgentError, DamagedError, SparsebakError
 from backup_vm.jobs.failing import check_record, explained
+from backup_vm.jobs.offering import Offering
+from backup_vm.jobs.receiving import Coming
 from backup_vm.terminal.interrupts import Interrupted, Interrupts
 from backup_vm.terminal.progress import Progress
+from backup_vm.terminal.text import size_text
 from common.text import session_name
-from wire.merkle import chunk_count
+from wire import NO_SESSION
 from wire.messages import (
-    CHUNK_HEAD,
-    CHUNK_HEAD_SIZE,
-    KIND_CHUNK,
-    KIND_RECORD,
     OFFER_FULL,
     OFFER_RESUMED,
     VOLUME_PENDING,
@@ -32,10 +29,6 @@ from wire.messages import (
 )
 
 RESERVE = 1 << 20
-JUST_NOW = 60
-"""Seconds by which the newest session's time may lie ahead of our clock without a doubt about
-either.
-"""
 SOON = 64 << 20
 """Bytes of changes up to which the call that ends a run is begun before they are there."""
 
@@ -57,6 +50,11 @@ class Done:
     full: bool
     resumed: bool
 
+    @property
+    def name(self) -> str:
+        """The volume, for people: ``qube/volume``."""
+        return f"{self.qube}/{self.volume}"
+
 
 @dataclass
 class Report:
@@ -68,7 +66,7 @@ class Report:
     """Session files that this run found to be spoilt, and no run before it."""
 
 
-class Archiver:
+class BackupRun:
     """One run over an archive that is open for writing."""
 
     def __init__(
@@ -83,36 +81,37 @@ class Archiver:
         self._ignore_free_space = ignore_free_space
         self._interrupts = Interrupts()
         self._partials: list[Partial] = []
-        self._newest: dict[bytes, Session | None] = {}
+        self._offering = Offering(archive, agent)
+        self._writer = PackWriter(archive)
         self.report = Report(spoilt=sorted(archive.found))
 
     def run(self, volumes: list[VolumeEntry]) -> Report:
         """Back up the volumes. A volume that fails does not keep the others from being
         backed up.
         """
-        store, publish = PackWriter(self._archive), False
+        publish = False
         try:
             with self._interrupts:
-                self._run(store, volumes)
+                self._run(volumes)
             publish = True
         except Interrupted:
-            store.flush()  # keep what has come so far, to resume from there
+            self._writer.flush()  # keep what has come so far, to resume from there
             publish = True
             raise KeyboardInterrupt from None
         except (OSError, sqlite3.Error) as error:
             raise explained(error, self._archive) from None
         finally:
-            self._leave(store, publish)
+            self._leave(publish)
         return self.report
 
-    def _leave(self, store: PackWriter, publish: bool) -> None:
+    def _leave(self, publish: bool) -> None:
         """End in an orderly way, whatever happened; what has come of sessions that are not complete
         is kept.
 
         ``publish``: in the store, too, which is no use to try when it was that which failed.
         """
         try:
-            store.close()
+            self._writer.close()
             for partial in self._partials:
                 partial.close()
             for partial in self._partials:
@@ -123,14 +122,14 @@ class Archiver:
         finally:
             self._progress.stop()
 
-    def _run(self, store: PackWriter, volumes: list[VolumeEntry]) -> None:
+    def _run(self, volumes: list[VolumeEntry]) -> None:
         self._notice_rollback(volumes)
         self._ahead("Snapshot", volumes[0])
-        offers = self._finish_interrupted(store, volumes)
+        offers = self._finish_interrupted(volumes)
         offers = self._snapshot_all(volumes, offers)
         self._check_space(volumes, offers)
-        self._extract_all(store, volumes, offers)
-        store.finish()
+        self._extract_all(volumes, offers)
+        self._writer.finish()
         self._account_for(volumes)
 
     def _account_for(self, volumes: list[VolumeEntry]) -> None:
@@ -140,29 +139,23 @@ class Archiver:
         new = {(done.qube, done.volume) for done in self.report.done if not done.resumed}
         failed = {name for name, _ in self.report.failed}
         for volume in volumes:
-            name = f"{volume.qube}/{volume.volume}"
+            name = volume.name
             if (volume.qube, volume.volume) not in new and name not in failed:
                 error = SparsebakError(
                     "this run stored no new session of it", "run: sparsebak backup"
                 )
                 self.report.failed.append((name, error))
 
-    def _newest_of(self, volume: bytes) -> Session | None:
-        """The newest session of a volume; nobody else stores any meanwhile."""
-        if volume not in self._newest:
-            self._newest[volume] = self._archive.newest(volume.hex())
-        return self._newest[volume]
-
     def _notice_rollback(self, volumes: list[VolumeEntry]) -> None:
         """Say, before anything is written, of which volumes the archive lacks the newest session
         that dom0 knows.
         """
         for volume in volumes:
-            newest = self._newest_of(volume.volume_id)
-            if volume.session != bytes(16) and (newest is None or newest.clear.time < volume.time):
+            newest = self._offering.newest(volume.volume_id)
+            if volume.session != NO_SESSION and (newest is None or newest.clear.time < volume.time):
                 self._warn(
                     f"the archive lacks session {session_name(volume.time)} of"
-                    f" {volume.qube}/{volume.volume}, which dom0 knows: it was removed, or an old"
+                    f" {volume.name}, which dom0 knows: it was removed, or an old"
                     " copy of the archive was put back; everything is compared again"
                 )
 
@@ -170,12 +163,10 @@ class Archiver:
         try:
             action()
         except (AgentError, DamagedError) as error:
-            self.report.failed.append((f"{volume.qube}/{volume.volume}", error))
+            self.report.failed.append((volume.name, error))
 
-    def _finish_interrupted(
-        self, store: PackWriter, volumes: list[VolumeEntry]
-    ) -> dict[bytes, Offer]:
-        """Commit, go on with, or give up what earlier runs left. Returns offers that turned out to
+    def _finish_interrupted(self, volumes: list[VolumeEntry]) -> dict[bytes, Offer]:
+        """Commit, resume, or give up what earlier runs left. Returns offers that turned out to
         be new ones.
         """
         self._partials = self._archive.partials()
@@ -184,78 +175,40 @@ class Archiver:
         for volume in volumes:
             partial = partials.pop(volume.volume_id, None)
             if volume.flags & VOLUME_PENDING:
-                self._try(volume, lambda v=volume, p=partial: self._finish_one(store, v, p, offers))  # type: ignore[misc]
+                self._try(volume, lambda v=volume, p=partial: self._finish_one(v, p, offers))  # type: ignore[misc]
             elif partial is not None:
-                self._drop(store, partial)
-        store.flush()
+                self._drop(partial)
+        self._writer.flush()
         return offers
 
     def _finish_one(
-        self,
-        store: PackWriter,
-        volume: VolumeEntry,
-        partial: Partial | None,
-        offers: dict[bytes, Offer],
+        self, volume: VolumeEntry, partial: Partial | None, offers: dict[bytes, Offer]
     ) -> None:
-        offer = self._snapshot(volume, 0)
+        offer = self._offering.snapshot(volume, 0)
         if partial is not None and not partial.is_of(offer):
-            self._drop(store, partial)
+            self._drop(partial)
             partial = None
         if not offer.flags & OFFER_RESUMED:
             offers[volume.volume_id] = offer
             return
-        newest = self._newest_of(volume.volume_id)
+        newest = self._offering.newest(volume.volume_id)
         if newest is not None and newest.clear.session == offer.session:
             self._agent.commit(volume.qube, volume.volume, offer.session)
             if partial is not None:
                 partial.discard()
-        elif partial is not None and self._may_end_in(offer, newest):
+        elif partial is not None and self._offering.can_resume(offer):
             self._progress.start(offer.changed)
-            self._extract(store, volume, offer, True, partial)
+            self._extract(volume, offer, partial)
         else:
             self._agent.abort(volume.qube, volume.volume, offer.session)
             if partial is not None:
-                self._drop(store, partial)
+                self._drop(partial)
 
-    def _may_end_in(self, offer: Offer, newest: Session | None) -> bool:
-        """Whether an interrupted session can be resumed: what it builds on is the newest there is,
-        and whole.
-        """
-        if offer.flags & OFFER_FULL:
-            return True
-        marked = self._archive.catalog.marks.must_compare(offer.volume_id.hex())
-        return newest is not None and offer.previous == newest.clear.session and not marked
-
-    def _drop(self, store: PackWriter, partial: Partial) -> None:
+    def _drop(self, partial: Partial) -> None:
         from backup_vm.archive.prune import drop_partial
 
-        store.flush()  # or what others have taken in would seem to be wanted by nobody
+        self._writer.flush()  # or what others have taken in would seem to be wanted by nobody
         drop_partial(self._archive, partial)
-
-    def _snapshot(self, volume: VolumeEntry, time: int) -> Offer:
-        newest = self._newest_of(volume.volume_id)
-        session = (
-            newest.clear.session
-            if newest and not self._archive.catalog.marks.must_compare(newest.volume)
-            else bytes(16)
-        )
-        sequence = newest.clear.sequence if newest else 0
-        offer = self._agent.snapshot(volume.qube, volume.volume, session, sequence, time)
-        if (
-            offer.volume_id != volume.volume_id
-            or offer.chunk_size != self._archive.parameters.chunk_size
-        ):
-            raise AgentError(
-                f"Snapshot {volume.qube}/{volume.volume}: the agent offered something else"
-            )
-        if not offer.flags & (OFFER_FULL | OFFER_RESUMED) and (
-            newest is None or offer.previous != newest.clear.session
-        ):
-            raise AgentError(
-                f"Snapshot {volume.qube}/{volume.volume}: the agent builds on a session that is not"
-                " the newest"
-            )
-        return offer
 
     def _snapshot_all(
         self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]
@@ -263,17 +216,17 @@ class Archiver:
         """One offer for each volume, all under one time, so that the run is one moment and has one
         name.
         """
-        time = max((offer.time for offer in offers.values()), default=self._new_time(volumes))
+        time = max(
+            (offer.time for offer in offers.values()), default=self._offering.new_time(volumes)
+        )
         failed = {name for name, _ in self.report.failed}
-        due = [
-            v for v in volumes if v.volume_id not in offers and f"{v.qube}/{v.volume}" not in failed
-        ]
+        due = [v for v in volumes if v.volume_id not in offers and v.name not in failed]
         for at, volume in enumerate(due):
             following = due[at + 1] if at + 1 < len(due) else None
             self._ahead("Snapshot" if following else "Extract", following or volumes[0])
 
             def take(volume: VolumeEntry = volume, time: int = time) -> None:
-                offers[volume.volume_id] = self._snapshot_now(volume, time)
+                offers[volume.volume_id] = self._offering.snapshot_now(volume, time)
 
             self._interrupts.check()
             self._try(volume, take)
@@ -281,37 +234,9 @@ class Archiver:
                 time = offers[volume.volume_id].time  # as dom0's clock has it
         return offers
 
-    def _snapshot_now(self, volume: VolumeEntry, time: int) -> Offer:
-        """An offer of the volume as it is now.
-
-        A call of a run that was killed may still have begun a session in dom0 after its list was
-        made. That one is of an earlier moment: stored under this run's name, it would pass for what
-        was changed since.
-        """
-        offer = self._snapshot(volume, time)
-        if offer.flags & OFFER_RESUMED:
-            self._agent.abort(volume.qube, volume.volume, offer.session)
-            offer = self._snapshot(volume, time)
-        if offer.flags & OFFER_RESUMED:
-            raise AgentError(
-                f"Snapshot {volume.qube}/{volume.volume}: the agent offers a session that was"
-                " abandoned"
-            )
-        return offer
-
-    def _new_time(self, volumes: list[VolumeEntry]) -> int:
-        """Now, or the second after the newest session if that was just now, so that names stay
-        distinct.
-        """
-        now = int(clock.time())
-        newest = (self._newest_of(volume.volume_id) for volume in volumes)
-        return max(
-            [now, *(s.clear.time + 1 for s in newest if s and s.clear.time <= now + JUST_NOW)]
-        )
-
-    def _extract_all(
-        self, store: PackWriter, volumes: list[VolumeEntry], offers: dict[bytes, Offer]
-    ) -> None:
+    def _extract_all(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
+        # One after another: the threads of one volume keep all of dom0's processors busy, so that
+        # two large ones at once gain nothing; of small ones the next call's start is hidden.
         self._progress.start(sum(offer.changed for offer in offers.values()))
         due = [volume for volume in volumes if volume.volume_id in offers]
         for at, volume in enumerate(due):
@@ -319,8 +244,8 @@ class Archiver:
                 self._ahead("Extract", due[at + 1])
             elif sum(offer.changed for offer in offers.values()) <= SOON:
                 self._ahead("Commit", due[0])
-            self._try(volume, lambda v=volume: self._extract(store, v, offers[v.volume_id], False))  # type: ignore[misc]
-        store.flush()
+            self._try(volume, lambda v=volume: self._extract(v, offers[v.volume_id]))  # type: ignore[misc]
+        self._writer.flush()
 
     def _ahead(self, service: str, volume: VolumeEntry) -> None:
         """Let the service of a call that comes next start meanwhile."""
@@ -333,7 +258,7 @@ class Archiver:
         compared = {
             key
             for key, offer in offers.items()
-            if offer.flags & OFFER_FULL and self._newest_of(key)
+            if offer.flags & OFFER_FULL and self._offering.newest(key)
         }
         needed = sum(offer.changed for key, offer in offers.items() if key not in compared)
         needed += needed // 50 + RESERVE
@@ -344,88 +269,63 @@ class Archiver:
             if volume.volume_id in offers:
                 self._agent.abort(volume.qube, volume.volume, offers[volume.volume_id].session)
         raise SparsebakError(
-            f"{self._archive.storage.describe()} has {_size(free)} free, and this backup may need"
-            f" up to {_size(needed)}",
+            f"{self._archive.storage.describe()} has {size_text(free)} free, and this backup may"
+            f" need up to {size_text(needed)}",
             "prune old sessions, or continue with --ignore-free-space if you expect it to compress",
         )
 
-    def _extract(
-        self,
-        store: PackWriter,
-        volume: VolumeEntry,
-        offer: Offer,
-        resumed: bool,
-        partial: Partial | None = None,
-    ) -> None:
-        """Take in one session; it is stored and committed as soon as its last pack is durable."""
-        name = f"{volume.qube}/{volume.volume}"
-        newest = self._newest_of(volume.volume_id)
-        if partial is None:
-            partial = Partial.create(self._archive.storage, offer)
-            self._partials.append(partial)
-        full = bool(offer.flags & OFFER_FULL)
-        known = known_ids(self._archive, newest, offer) if full and newest is not None else None
-        stored, chunks = store.stored, chunk_count(offer.size, offer.chunk_size)
-        changed, following, record = 0, partial.position, b""
-        self._progress.volume(name)
+    def _extract(self, volume: VolumeEntry, offer: Offer, partial: Partial | None = None) -> None:
+        """Take in one session, the rest of it where a ``partial`` one was begun; it is stored and
+        committed as soon as its last pack is durable.
+        """
+        coming = self._coming(volume, offer, partial)
+        known = None
+        if coming.full and coming.newest is not None:
+            known = known_ids(self._archive, coming.newest, offer)
+        stored = self._writer.stored
+        self._progress.volume(volume.name)
         with self._agent.extract(
-            volume.qube, volume.volume, offer.session, partial.position, known
+            volume.qube, volume.volume, offer.session, coming.partial.position, known
         ) as reply:
-            for kind, payload in reply.frames():
-                if kind == KIND_RECORD:
-                    record = payload
-                    continue
-                number, chunk_id = (
-                    CHUNK_HEAD.unpack_from(payload)
-                    if len(payload) >= CHUNK_HEAD_SIZE
-                    else (chunks, b"")
-                )
-                if kind != KIND_CHUNK or record or not following <= number < chunks:
-                    raise AgentError(
-                        f"Extract {name}: the agent sent a frame that does not belong there"
-                    )
-                following = number + 1
-                store.chunk(partial, number, chunk_id, memoryview(payload)[CHUNK_HEAD_SIZE:])
-                changed += 1
-                self._progress.advance(offer.chunk_size)
-                self._interrupts.check()
-        check_record(name, record, offer, self._archive.parameters)
+            record, count = coming.receive(reply, self._writer, lambda: self._after_chunk(offer))
+        check_record(volume.name, record, offer, self._archive.parameters)
         self._progress.finished(offer.changed)
-        inherit = 0 if full or newest is None else min(newest.chunks, chunks)
         done = Done(
             qube=volume.qube,
             volume=volume.volume,
             session=session_name(offer.time),
             id=offer.session.hex(),
             size=offer.size,
-            changed=changed * offer.chunk_size,
-            stored=store.stored - stored,
-            full=full,
-            resumed=resumed,
+            changed=count * offer.chunk_size,
+            stored=self._writer.stored - stored,
+            full=coming.full,
+            resumed=coming.resumed,
         )
-        complete = partial
-
-        def finish() -> None:
-            self._finish(volume, complete, record, inherit, done)
-
-        # It may come while another volume is being extracted: what fails then is this one's
+        # That may be while another volume is being extracted: what fails then is this one's
         # failure, and no other's.
-        store.then(lambda: self._try(volume, finish))
-
-    def _finish(
-        self, volume: VolumeEntry, partial: Partial, record: bytes, inherit: int, done: Done
-    ) -> None:
-        self._newest[volume.volume_id] = self._archive.store_session(
-            partial, record, partial.offer.previous, inherit
+        self._writer.when_durable(
+            lambda: self._try(volume, lambda: self._complete(coming, record, done))
         )
-        if done.full:
+
+    def _coming(self, volume: VolumeEntry, offer: Offer, partial: Partial | None) -> Coming:
+        newest, resumed = self._offering.newest(volume.volume_id), partial is not None
+        if partial is None:
+            partial = Partial.create(self._archive.storage, offer)
+            self._partials.append(partial)
+        return Coming(volume, offer, newest, partial, resumed)
+
+    def _after_chunk(self, offer: Offer) -> None:
+        self._progress.advance(offer.chunk_size)
+        self._interrupts.check()
+
+    def _complete(self, coming: Coming, record: bytes, done: Done) -> None:
+        """Store the session, then commit it: dom0 builds on what is durable here, and on nothing
+        else.
+        """
+        volume = coming.volume
+        self._offering.stored(coming.store(self._archive, record))
+        if coming.full:
             self._archive.catalog.marks.compared(volume.volume_id.hex())
-        self._agent.commit(volume.qube, volume.volume, partial.offer.session)
-        partial.discard()
+        self._agent.commit(volume.qube, volume.volume, coming.offer.session)
+        coming.partial.discard()
         self.report.done.append(done)
-
-
-def _size(size: int) -> str:
-    from backup_vm.terminal.text import size_text
-
-    return size_text(size)

@@ -12,11 +12,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from backup_vm.archive import lookup, notes, packs, parameters, sessions
-from backup_vm.archive.archive import Archive, create_archive, open_archive
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import chain, split
 from backup_vm.archive.intake import Entry, Incoming
+from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.packs import PackReader
 from backup_vm.archive.prune import prune

@@ -3,24 +3,25 @@
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.parameters import Parameters
+from backup_vm.archive.storage import Storage
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.jobs.retention import DAY
 from backup_vm.reporting.view import TIMER
 from backup_vm.terminal.text import count_text, size_text
 from common.text import session_name
-from wire import VERSION
-from wire.messages import VOLUME_GONE, VOLUME_PENDING
+from wire import NO_SESSION, VERSION
+from wire.messages import VOLUME_GONE, VOLUME_PENDING, VolumeEntry
 from wire.slots import KIND_RECOVERY
 
 if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
-    from wire.messages import VolumeEntry
 
 GOOD, WARN, BAD = "ok", "warn", "bad"
 LATE_BACKUP, LATE_CHECK = 8 * DAY, 35 * DAY
@@ -37,10 +38,26 @@ class Finding:
     remedy: str = ""
 
 
+def _good(what: str) -> Finding:
+    return Finding(GOOD, what)
+
+
+def _warn_unless(good: bool, what: str, remedy: str) -> Finding:
+    return Finding(GOOD if good else WARN, what, remedy)
+
+
 def of_archive(archive: Archive) -> Iterator[Finding]:
     """The archive itself, its disk, its key slots, and when it was last checked."""
-    storage, parameters = archive.storage, archive.parameters
-    yield Finding(GOOD, f"archive {parameters.label} in {storage.describe()}, {parameters.mode}")
+    parameters, where = archive.parameters, archive.storage.describe()
+    yield _good(f"archive {parameters.label} in {where}, {parameters.mode}")
+    yield from _of_disk(archive.storage)
+    if parameters.mode == "sealed":
+        yield _of_slots(parameters)
+    yield from _of_sessions(archive)
+    yield _of_scrub(archive.storage)
+
+
+def _of_disk(storage: Storage) -> Iterator[Finding]:
     if not storage.writable():
         yield Finding(
             BAD,
@@ -55,25 +72,25 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
             "look at the disk yourself; neither a backup nor --until-free can",
         )
     else:
-        state = GOOD if free >= LITTLE_ROOM * capacity else WARN
-        yield Finding(
-            state,
+        yield _warn_unless(
+            free >= LITTLE_ROOM * capacity,
             f"{size_text(free)} free of {size_text(capacity)}",
             "run: sparsebak prune --until-free 10%",
         )
-    if parameters.mode == "sealed":
-        recovery = any(slot[:1] == bytes((KIND_RECOVERY,)) for slot in parameters.slots)
-        state = GOOD if recovery and len(parameters.slots) > 1 else WARN
-        remedy = (
-            f"in dom0: sparsebak-agent keys new-recovery {parameters.label}; then: sparsebak keys"
-            " --refresh"
-        )
-        slots = count_text(len(parameters.slots), "key slot")
-        yield Finding(
-            state,
-            f"{slots}, {'a recovery key among them' if recovery else 'no recovery key'}",
-            remedy,
-        )
+
+
+def _of_slots(parameters: Parameters) -> Finding:
+    recovery = any(slot[:1] == bytes((KIND_RECOVERY,)) for slot in parameters.slots)
+    slots = count_text(len(parameters.slots), "key slot")
+    return _warn_unless(
+        recovery and len(parameters.slots) > 1,
+        f"{slots}, {'a recovery key among them' if recovery else 'no recovery key'}",
+        f"in dom0: sparsebak-agent keys new-recovery {parameters.label}; then: sparsebak keys"
+        " --refresh",
+    )
+
+
+def _of_sessions(archive: Archive) -> Iterator[Finding]:
     series = archive.sessions()
     for error in archive.damaged.values():
         yield Finding(BAD, str(error), "run: sparsebak scrub")
@@ -88,31 +105,26 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
                 f"damage was found in volume {volume_id}",
                 "run: sparsebak backup; it compares the volume and stores what is lacking",
             )
+
+
+def _of_scrub(storage: Storage) -> Finding:
     try:
         scrubbed = notes.load(storage).scrubbed
     except DamagedError as error:
-        yield Finding(BAD, str(error), error.hint)
-        return
+        return Finding(BAD, str(error), error.hint)
+    remedy = "run: sparsebak scrub"
     if scrubbed is not None and not scrubbed.sound:
-        yield Finding(
-            BAD,
-            f"the last scrub, {session_name(scrubbed.time)}, found damage",
-            "run: sparsebak scrub",
-        )
-    else:
-        yield _age(
-            "the last scrub was",
-            scrubbed.time if scrubbed else 0,
-            LATE_CHECK,
-            "run: sparsebak scrub",
-            "no scrub yet",
-        )
+        when = session_name(scrubbed.time)
+        return Finding(BAD, f"the last scrub, {when}, found damage", remedy)
+    when_run = scrubbed.time if scrubbed else 0
+    return _age("the last scrub was", when_run, LATE_CHECK, remedy, "no scrub yet")
 
 
-def _age(what: str, at: int, late: int, remedy: str, never: str) -> Finding:
-    if not at:
+def _age(what: str, when: int, late: int, remedy: str, never: str) -> Finding:
+    """``when``: Unix time, 0 for never; ``late``: seconds after which that is long ago."""
+    if not when:
         return Finding(WARN, never, remedy)
-    return Finding(GOOD if time.time() - at <= late else WARN, f"{what} {session_name(at)}", remedy)
+    return _warn_unless(time.time() - when <= late, f"{what} {session_name(when)}", remedy)
 
 
 def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:
@@ -123,10 +135,9 @@ def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:
     except AgentError as error:
         yield Finding(BAD, str(error), error.hint)
         return
-    yield Finding(GOOD, "dom0's policy lets this qube ask, and the agent answers")
-    state = GOOD if version == VERSION else WARN
-    yield Finding(
-        state,
+    yield _good("dom0's policy lets this qube ask, and the agent answers")
+    yield _warn_unless(
+        version == VERSION,
         f"the agent is version {version or 'unknown'}, this is {VERSION}",
         "install the same version on both sides",
     )
@@ -143,12 +154,28 @@ def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:
     yield from _of_volumes(listed)
 
 
-def _of_volumes(listed: "list[VolumeEntry]") -> Iterator[Finding]:
+_VOLUMES: tuple[tuple[str, Callable[[VolumeEntry], bool], str], ...] = (
+    (
+        "empty, or dom0 cannot read them",
+        lambda volume: not volume.size,
+        "in dom0: sparsebak-agent status",
+    ),
+    (
+        "never backed up",
+        lambda volume: volume.session == NO_SESSION,
+        "run: sparsebak backup",
+    ),
+    (
+        "interrupted",
+        lambda volume: bool(volume.flags & VOLUME_PENDING),
+        "run: sparsebak backup; it resumes them",
+    ),
+)
+"""What may be said of volumes that dom0 lists, of which of them, and what to do."""
+
+
+def _of_volumes(listed: list[VolumeEntry]) -> Iterator[Finding]:
     present = [volume for volume in listed if not volume.flags & VOLUME_GONE]
-    never = [f"{volume.qube}/{volume.volume}" for volume in present if volume.session == bytes(16)]
-    begun = [
-        f"{volume.qube}/{volume.volume}" for volume in present if volume.flags & VOLUME_PENDING
-    ]
     if not present:
         yield Finding(
             BAD,
@@ -156,20 +183,11 @@ def _of_volumes(listed: "list[VolumeEntry]") -> Iterator[Finding]:
             "in dom0: sparsebak-agent setup NAME, or add volumes to agent.toml",
         )
         return
-    yield Finding(GOOD, f"dom0 lists {count_text(len(present), 'volume')}")
-    unread = [f"{volume.qube}/{volume.volume}" for volume in present if not volume.size]
-    if unread:
-        yield Finding(
-            WARN,
-            f"empty, or dom0 cannot read them: {', '.join(unread)}",
-            "in dom0: sparsebak-agent status",
-        )
-    if never:
-        yield Finding(WARN, f"never backed up: {', '.join(never)}", "run: sparsebak backup")
-    if begun:
-        yield Finding(
-            WARN, f"interrupted: {', '.join(begun)}", "run: sparsebak backup; it resumes them"
-        )
+    yield _good(f"dom0 lists {count_text(len(present), 'volume')}")
+    for what, is_so, remedy in _VOLUMES:
+        names = [volume.name for volume in present if is_so(volume)]
+        if names:
+            yield Finding(WARN, f"{what}: {', '.join(names)}", remedy)
 
 
 def of_timer() -> Iterator[Finding]:
@@ -185,7 +203,7 @@ def of_timer() -> Iterator[Finding]:
         ["systemctl", "is-enabled", TIMER], capture_output=True, text=True, check=False
     )
     if done.stdout.strip() == "enabled":
-        yield Finding(GOOD, f"{TIMER} is enabled")
+        yield _good(f"{TIMER} is enabled")
     else:
         remedy = (
             f"here: systemctl enable --now {TIMER}; or in dom0: systemctl enable --now"

@@ -53,6 +53,7 @@ class LazyImage:
     ``reader`` is shared with other images: each keeps packs open.
     """
 
+    # Of 1,024 ids each: with chunks of 128 KiB they stand for 8 GiB, in a few MiB of memory.
     _PAGES = 64
 
     def __init__(

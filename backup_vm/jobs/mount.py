@@ -1,5 +1,8 @@
 """A volume's sessions as a folder of raw image files, by FUSE. Nothing is read before somebody
 reads it.
+
+By mfusepy: one module over libfuse, which needs no compiler and no trio, and takes 17 MB where
+pyfuse3 takes 30. Neither is slow: opening a chunk costs a hundred times what either adds.
 """
 
 import errno

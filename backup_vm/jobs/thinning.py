@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
+from backup_vm.config import Retention
 from backup_vm.errors import UsageError
 from backup_vm.jobs.retention import AHEAD, Candidate, Rules, reasons
-from backup_vm.volumes import Named
+from backup_vm.volumes import Contents, Named
 
 ROOM = "makes room"
+NO_RULES = Rules()
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII)
 _SHARE = re.compile(r"[1-9]\d?%", re.ASCII)
 
@@ -48,6 +50,42 @@ def by_rules(
                 )
             )
     return verdicts
+
+
+def judge(
+    contents: Contents,
+    chosen: Sequence[Named],
+    retention: Retention,
+    given: Rules = NO_RULES,
+    until_free: str | None = None,
+) -> list[Verdict]:
+    """A verdict on every session of the volumes chosen, by the rules given, else by those of the
+    settings. Raise UsageError where neither says anything, DamagedError where tags are not known.
+    """
+    until_free = until_free or (retention.until_free if not given.any() else None)
+
+    def rules_for(volume: Named) -> Rules:
+        return given if given.any() else retention.rules_for(volume.qube, volume.volume)
+
+    if not until_free and not given.any() and not any(rules_for(one).any() for one in chosen):
+        raise UsageError(
+            "nothing says which sessions to keep",
+            "give rules such as --keep-daily 7, --keep-default, or --session",
+        )
+    for volume in chosen:
+        volume.notes_must_be_sound()
+        if retention.by_name and not given.any() and not volume.qube:
+            raise UsageError(
+                "the settings have rules for qubes by name, and which volume is which is not known",
+                "give --passphrase-file or --agent, or rules on the command line",
+            )
+    verdicts = by_rules(chosen, rules_for)
+    if not until_free:
+        return verdicts
+    tags = given.tag.union(*(rules_for(volume).tag for volume in chosen))
+    archive = contents.archive
+    wanted = wanted_room(archive, until_free)
+    return for_room(archive, verdicts, wanted, tags, contents.volumes)
 
 
 def _no_rules(rules: Rules) -> tuple[str, ...]:

@@ -1,12 +1,13 @@
 """The page itself: head, figures, health, growth, and for each qube its volumes and its calendar."""
 
 import datetime
+from collections.abc import Callable
 from html import escape
 from itertools import groupby
-from typing import Any
 
 from backup_vm.reporting.calendar import calendar
 from backup_vm.reporting.chart import growth
+from backup_vm.reporting.rows import CheckRow, StatusRow, VolumeRow, row_name
 from backup_vm.terminal.text import ratio_text, size_text
 
 _STYLE = """
@@ -51,7 +52,7 @@ OLD = 31
 
 
 def page(
-    status: dict[str, Any], volumes: list[dict[str, Any]], points: list[tuple[int, int]], now: int
+    status: StatusRow, volumes: list[VolumeRow], points: list[tuple[int, int]], now: int
 ) -> str:
     """The page, from what ``status --json`` and ``list --json`` tell, and the space used over time."""
     today = datetime.datetime.fromtimestamp(now, datetime.UTC)
@@ -77,13 +78,12 @@ def page(
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>{"".join(body)}</body></html>\n'
 
 
-def _figures(status: dict[str, Any], volumes: list[dict[str, Any]]) -> str:
+def _figures(status: StatusRow, volumes: list[VolumeRow]) -> str:
     sessions = [session for volume in volumes for session in volume["sessions"]]
     live = sum(volume["sessions"][-1]["size"] for volume in volumes)
-    plain = sum(
-        (v["own"] + v["shared"]) * v["compression"] for v in volumes if v["own"] is not None
-    )
-    stored = sum(v["own"] + v["shared"] for v in volumes if v["own"] is not None)
+    spaces = [((v["own"] or 0) + (v["shared"] or 0), v["compression"] or 0) for v in volumes]
+    stored = sum(size for size, _ in spaces)
+    plain = sum(size * compression for size, compression in spaces)
     figures = [
         (size_text(status["stored"]), "stored"),
         ("?" if status["free"] is None else size_text(status["free"]), "free on the disk"),
@@ -94,10 +94,10 @@ def _figures(status: dict[str, Any], volumes: list[dict[str, Any]]) -> str:
     return f'<div class="figures">{"".join(f"<div><b>{escape(a)}</b><span>{escape(b)}</span></div>" for a, b in figures)}</div>'
 
 
-def _health(status: dict[str, Any], volumes: list[dict[str, Any]], now: int) -> str:
+def _health(status: StatusRow, volumes: list[VolumeRow], now: int) -> str:
     items = [("bad", problem) for problem in status["problems"]]
     items.append(_check("Scrub", status["scrubbed"], now))
-    items += [_check(f"Verify {_name(volume)}", volume["verified"], now) for volume in volumes]
+    items += [_check(f"Verify {row_name(volume)}", volume["verified"], now) for volume in volumes]
     for volume in status["volumes"]:
         if volume["latest"] is None:
             items.append(("warn", f"{volume['name']} was never backed up"))
@@ -108,7 +108,7 @@ def _health(status: dict[str, Any], volumes: list[dict[str, Any]], now: int) -> 
     return f'<ul class="health">{"".join(f"""<li class="{kind}">{escape(text)}</li>""" for kind, text in items)}</ul>'
 
 
-def _check(what: str, check: dict[str, Any] | None, now: int) -> tuple[str, str]:
+def _check(what: str, check: CheckRow | None, now: int) -> tuple[str, str]:
     if check is None:
         return "warn", f"{what}: never done"
     days = max(0, now - check["time"]) // 86400
@@ -118,11 +118,7 @@ def _check(what: str, check: dict[str, Any] | None, now: int) -> tuple[str, str]
     return ("good" if days <= OLD else "warn"), f"{what}: sound, {when}"
 
 
-def _name(volume: dict[str, Any]) -> str:
-    return f"{volume['qube']}/{volume['volume']}" if volume["qube"] else str(volume["volume"])
-
-
-def _qube(qube: str, volumes: list[dict[str, Any]], today: datetime.date) -> str:
+def _qube(qube: str, volumes: list[VolumeRow], today: datetime.date) -> str:
     heads = (
         "Volume",
         "Sessions",
@@ -146,20 +142,24 @@ def _qube(qube: str, volumes: list[dict[str, Any]], today: datetime.date) -> str
     )
 
 
-def _row(volume: dict[str, Any]) -> str:
-    newest, known = volume["sessions"][-1], volume["own"] is not None
+def _row(volume: VolumeRow) -> str:
+    newest = volume["sessions"][-1]
     cells = [
         (volume["volume"] if volume["qube"] else "", ""),
         (str(len(volume["sessions"])), "number"),
         (newest["session"], ""),
         (size_text(newest["size"]), "number"),
-        (size_text(volume["own"]) if known else "", "number"),
-        (size_text(volume["shared"]) if known else "", "number"),
-        (ratio_text(volume["compression"]) if known else "", "number"),
-        (ratio_text(volume["deduplication"]) if known else "", "number"),
+        (_or_nothing(size_text, volume["own"]), "number"),
+        (_or_nothing(size_text, volume["shared"]), "number"),
+        (_or_nothing(ratio_text, volume["compression"]), "number"),
+        (_or_nothing(ratio_text, volume["deduplication"]), "number"),
     ]
     return (
         "<tr>"
         + "".join(f'<td class="{kind}">{escape(text)}</td>' for text, kind in cells)
         + "</tr>"
     )
+
+
+def _or_nothing(text: Callable[[float], str], value: float | None) -> str:
+    return "" if value is None else text(value)

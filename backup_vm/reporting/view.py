@@ -1,15 +1,15 @@
-"""What ``list``, ``status`` and ``report`` tell of an archive: sessions, space, ratios, health."""
+"""An archive as ``list``, ``status`` and ``report`` look at it: sessions, space, ratios, checks."""
 
 import shutil
 import subprocess
 from dataclasses import dataclass
-from typing import Any
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.notes import Check
+from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import LARGEST, Account, Use, entries
+from backup_vm.reporting.rows import SessionRow, VolumeRow, check_row, space_row
 from backup_vm.volumes import Named
-from common.text import session_name
 
 TIMER = "sparsebak-backup.timer"
 
@@ -30,23 +30,25 @@ class View:
         """Bytes that pruning a session would give back; None without an account."""
         return self.account.comes_back({file}) if self.account else None
 
-    def volume_data(self, volume: Named) -> dict[str, Any]:
-        """A volume and its sessions as --json prints them."""
-        use, last = self.use(volume), last_verified(volume)
+    @classmethod
+    def of(cls, archive: Archive, volumes: list[Named], space: bool | None) -> "View":
+        """Look at an archive. ``space``: whether to account for it; None: if that is quick."""
+        by_id = {volume.id: list(volume.sessions) for volume in volumes}
+        wanted = entries(by_id) <= LARGEST if space is None else space
+        return cls(archive, volumes, Account(archive, by_id) if wanted else None)
+
+    def row(self, volume: Named) -> VolumeRow:
+        """A volume and its sessions."""
         return {
             "qube": volume.qube,
             "volume": volume.volume,
             "id": volume.id,
-            "own": use.own if use else None,
-            "shared": use.shared if use else None,
-            "compression": round(use.compression, 3) if use else None,
-            "deduplication": round(use.deduplication, 3) if use else None,
-            "verified": check_data(last),
-            "sessions": [self._session_data(volume, at) for at in range(len(volume.sessions))],
+            **space_row(self.use(volume)),
+            "verified": check_row(last_verified(volume)),
+            "sessions": [self._session(volume, session) for session in volume.sessions],
         }
 
-    def _session_data(self, volume: Named, at: int) -> dict[str, Any]:
-        session = volume.sessions[at]
+    def _session(self, volume: Named, session: Session) -> SessionRow:
         note = volume.notes.of(session.clear.session)
         return {
             "session": session.name,
@@ -59,15 +61,8 @@ class View:
             "frees": self.comes_back(session.file),
             "tags": sorted(note.tags),
             "note": note.text,
-            "verified": check_data(volume.notes.verified.get(session.clear.session.hex())),
+            "verified": check_row(volume.notes.verified.get(session.clear.session.hex())),
         }
-
-
-def view(archive: Archive, volumes: list[Named], space: bool | None) -> View:
-    """Look at an archive. ``space``: whether to account for it; None: if it does not take long."""
-    by_id = {volume.id: list(volume.sessions) for volume in volumes}
-    wanted = entries(by_id) <= LARGEST if space is None else space
-    return View(archive, volumes, Account(archive, by_id) if wanted else None)
 
 
 def last_verified(volume: Named) -> Check | None:
@@ -76,18 +71,6 @@ def last_verified(volume: Named) -> Check | None:
     return max(
         (check for check in checks if check is not None), key=lambda check: check.time, default=None
     )
-
-
-def check_data(check: Check | None) -> dict[str, Any] | None:
-    """A check as --json prints it."""
-    return None if check is None else {"time": check.time, "ok": check.sound}
-
-
-def check_text(check: Check | None) -> str:
-    """A check for people."""
-    if check is None:
-        return "never"
-    return session_name(check.time) + ("" if check.sound else ", damage found")
 
 
 def next_run() -> str | None:

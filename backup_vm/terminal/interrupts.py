@@ -44,6 +44,16 @@ _came: int | None = None
 
 _limit: threading.Timer | None = None
 
+_untold = threading.Lock()
+"""Free until somebody says that the command was interrupted."""
+
+
+def first_to_tell() -> bool:
+    """Whether the caller is the one to print MESSAGE: the command at its end, or whoever ends it
+    when that takes too long, which may be just after.
+    """
+    return _untold.acquire(blocking=False)
+
 
 def exit_code() -> int:
     """128 and the number of the signal that came; as after Ctrl-C where none is known."""
@@ -56,8 +66,8 @@ def handled(process: bool = True) -> Iterator[None]:
 
     ``process``: whether the process ends with the command, so that LIMIT holds for its end as well.
     """
-    global _came
-    _came = None
+    global _came, _untold
+    _came, _untold = None, threading.Lock()
     stopping.forget()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
@@ -135,7 +145,8 @@ def _end() -> None:
     each.
     """
     with suppress(OSError):
-        os.write(2, f"{MESSAGE}\n".encode())
+        if first_to_tell():
+            os.write(2, f"{MESSAGE}\n".encode())
     os._exit(exit_code())
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from backup_vm import stopping
 from backup_vm.errors import SparsebakError
@@ -143,6 +143,17 @@ def replacing(target: Path, force: bool = True, public: bool = False) -> Iterato
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_file(target: Path, force: bool = True, public: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of ``target`` when it is whole and on disk; see
+    replacing.
+    """
+    with replacing(target, force, public) as beside, open(beside, "wb") as out:
+        yield out
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _umask() -> int:

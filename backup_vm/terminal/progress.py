@@ -4,6 +4,7 @@ import sys
 from typing import IO, Any, cast
 
 from backup_vm.terminal.output import Forgiving
+from common.override import override
 
 
 class Progress:
@@ -54,33 +55,33 @@ class TerminalProgress(Progress):
         self._before = 0.0
         self._pending = 0
 
+    @override
     def start(self, total: int) -> None:
-        """See Progress."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(self._what, total=max(total, 1))
         self._before = 0.0
         self._bar.start()
 
+    @override
     def volume(self, name: str) -> None:
-        """See Progress."""
         self._bar.update(self._task, description=f"{self._what} {name}")
 
+    @override
     def advance(self, size: int) -> None:
-        """See Progress."""
         self._pending += size
         if self._pending >= 8 << 20:  # a lock is taken for each update
             self._bar.advance(self._task, self._pending)
             self._pending = 0
 
+    @override
     def finished(self, size: int) -> None:
-        """See Progress."""
         self._pending = 0
         self._before += size
         self._bar.update(self._task, completed=self._before)
 
+    @override
     def stop(self) -> None:
-        """See Progress."""
         self._bar.stop()
 
 

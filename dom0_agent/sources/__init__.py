@@ -87,9 +87,6 @@ class Source(Protocol):
         zeros, in order.
         """
 
-    def held(self) -> int:
-        """Bytes of storage that snapshots of ours hold, as far as the storage can tell cheaply."""
-
 
 class Sources:
     """The sources of one call or command. Those of one LVM pool share what LVM reports of it."""

@@ -173,10 +173,3 @@ class DirectorySource(Source):
             hole = min(max(os.lseek(fd, data, os.SEEK_HOLE), whole), end)
             yield data, hole
             start = hole
-
-    @override
-    def held(self) -> int:
-        try:
-            return sum(os.stat(self._path(number)).st_blocks * 512 for number in self.snapshots())
-        except OSError as error:
-            raise failed(f"{self.name}: cannot look at its snapshots", error) from None

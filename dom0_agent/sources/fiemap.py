@@ -20,7 +20,7 @@ _BATCH = 2048
 """Extents asked for at once."""
 
 _LAST = 0x1
-_SHARED = 0x2000
+SHARED = 0x2000
 ENCODED = 0x8
 UNWRITTEN = 0x800
 DOUBTFUL = 0x2 | 0x4 | ENCODED | 0x80 | 0x100 | 0x200 | 0x400
@@ -29,21 +29,6 @@ from such an extent. Of a compressed one the map does not say from where within 
 taken."""
 Extent = tuple[int, int, int, bytes, int, bytes]
 """The fields of a FiemapExtent."""
-_SHOWN = 1 << 17
-"""Extents looked at to say what a file holds alone."""
-
-
-def exclusive(fd: int, size: int) -> int:
-    """Bytes of a file that no other file shares; of one in very many pieces, of as much as is
-    looked at.
-    """
-    found = looked = 0
-    for extents in records(fd, size):
-        found += sum(span for _, _, span, _, flags, _ in extents if not flags & _SHARED)
-        looked += len(extents)
-        if looked >= _SHOWN:
-            break
-    return found
 
 
 def rows(fd: int, size: int) -> Rows:

@@ -170,9 +170,3 @@ class LvmThinSource(Source):
         for first, last in self._mapped[number].runs(1, -(-end // GRAIN)):
             if last * GRAIN > start:
                 yield max(first * GRAIN, start), min(last * GRAIN, end)
-
-    @override
-    def held(self) -> int:
-        snapshots = self.pool.named(self.prefix)
-        exclusive = self.pool.exclusive() if snapshots else {}
-        return sum(exclusive.get(snapshot.thin_id or 0, 0) for snapshot in snapshots)

@@ -154,17 +154,6 @@ class ReflinkSource(DirectorySource):
                 return
             yield data, hole
 
-    @override
-    def held(self) -> int:
-        return sum(self._exclusive(number) for number in self.snapshots())
-
-    def _exclusive(self, number: int) -> int:
-        with closing_fd(self.open(number)) as fd:
-            try:
-                return fiemap.exclusive(fd, os.fstat(fd).st_size)
-            except OSError as error:
-                raise failed(f"{self.name}: cannot read the map of a snapshot", error) from None
-
 
 def _attribute(fd: int, name: str) -> bytes | None:
     """What was noted of a snapshot when it was new."""

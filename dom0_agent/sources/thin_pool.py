@@ -141,28 +141,16 @@ class ThinPool:
         """Ranges of a thin volume that have blocks; all else reads as zeros."""
         yield from self._ask("thin_dump", "-m", "--dev-id", str(volume.thin_id))
 
-    def exclusive(self) -> dict[int, int]:
-        """Bytes that only this one holds, by thin id."""
+    @contextmanager
+    def metadata(self) -> Iterator[str]:
+        """The device with the pool's metadata, as of a snapshot of them that is held inside."""
         with self.together():
             self._reserve()
-            lines = lvm.run(
-                "thin_ls",
-                "-m",
-                "--no-headers",
-                "-o",
-                "DEV,EXCLUSIVE_BLOCKS",
-                self._device.metadata,
-            )
-        block = self.itself().block
-        return {
-            int(thin_id): int(blocks) * block
-            for thin_id, blocks in (line.split() for line in lines.splitlines() if line)
-        }
+            yield self._device.metadata
 
     def _ask(self, *command: str) -> Iterator[Range]:
-        with self.together():
-            self._reserve()
-            whole = [*command, self._device.metadata]
+        with self.metadata() as device:
+            whole = [*command, device]
             with subprocess.Popen(
                 whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=lvm.environment()
             ) as process:

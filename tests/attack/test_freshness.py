@@ -18,7 +18,7 @@ from wire.chunks import ZERO_ID
 from wire.merkle import chunk_count
 from wire.messages import CHUNK_HEAD, KIND_CHUNK, KIND_OFFER, KIND_RECORD, Offer, Request
 from wire.names import BadName, Restoring, parse_restoring
-from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
+from wire.status import STATUS_OLDER, STATUS_UNKNOWN, Code
 
 
 @pytest.fixture
@@ -61,13 +61,13 @@ def test_an_aborted_session_is_an_older_one(attacker: Attacker, number: int) -> 
     site.backup()
     now = site.contents()
     newest = attacker.stream()
-    assert attacker.verify(newest).notes == 0
-    assert attacker.verify(stale).notes == NOTE_OLDER
+    assert attacker.verify(newest).flags == 0
+    assert attacker.verify(stale).flags == STATUS_OLDER
     attacker.refused(lambda: attacker.restore(stale, older=False), Code.OLDER)
     attacker.refused(lambda: attacker.restore(attacker.stream(0), older=False), Code.OLDER)
     assert attacker.restore(newest, older=False).code == Code.OK
     assert site.contents() == now
-    assert attacker.restore(stale).notes == NOTE_OLDER
+    assert attacker.restore(stale).flags == STATUS_OLDER
     assert named(stale.record) != named(newest.record)  # the prompt tells them apart
 
 
@@ -114,7 +114,7 @@ def test_without_dom0s_memory_every_session_needs_the_word(attacker: Attacker) -
     for path in attacker.site.state.rglob("state.json"):
         path.unlink()
     newest = attacker.stream()
-    assert attacker.verify(newest).notes == NOTE_OLDER | NOTE_UNKNOWN
+    assert attacker.verify(newest).flags == STATUS_OLDER | STATUS_UNKNOWN
     attacker.refused(lambda: attacker.restore(newest, older=False), Code.OLDER)
     assert attacker.restore(newest).code == Code.OK
     attacker.site.backup()

@@ -15,7 +15,7 @@ from tests.kit import GRAIN, Site, fill
 from wire.chunks import OVERHEAD, ZERO_ID, Keys, Sealer, derive
 from wire.messages import LENGTH
 from wire.records import RECORD_SIZE, open_record
-from wire.status import NOTE_OLDER, Code
+from wire.status import STATUS_OLDER, Code
 
 REFUSED = (Code.NOT_AUTHENTIC, Code.BAD_REQUEST)
 
@@ -76,7 +76,8 @@ def test_every_bit_of_a_chunk_and_of_the_record_counts(attacker: Attacker) -> No
 
 def test_an_older_session_is_told_and_parts_of_it_do_not_mix(attacker: Attacker) -> None:
     old, new = attacker.stream(0), attacker.stream(-1)
-    assert attacker.verify(old).notes & NOTE_OLDER and not attacker.verify(new).notes & NOTE_OLDER
+    assert attacker.verify(old).flags & STATUS_OLDER
+    assert not attacker.verify(new).flags & STATUS_OLDER
     both(attacker, new.but(record=old.record))
     differing = next(n for n in new.data if new.ids[n] != old.ids[n] and old.ids[n] != ZERO_ID)
     both(attacker, new.but(sealed={**new.sealed, differing: old.sealed[differing]}))

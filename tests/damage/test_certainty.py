@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import pack_writer
 from backup_vm.archive.format import SessionFile
 from backup_vm.archive.prune import prune
-from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
 from backup_vm.volumes import stored_volumes
 from tests.certainty import (
@@ -23,7 +21,6 @@ from tests.certainty import (
     packs_take,
     run,
     session_files,
-    three_sessions,
     write,
 )
 from tests.commands import Commands
@@ -34,15 +31,7 @@ from wire import LAST_SEQUENCE
 Make = Callable[[Site], Commands]
 
 
-@pytest.fixture(autouse=True)
-def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
-
-
-@pytest.fixture
-def built(tmp_path: Path) -> Site:
-    return three_sessions(tmp_path)
+pytestmark = pytest.mark.usefixtures("small_packs")
 
 
 # Packs

@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from backup_vm.archive import catalog_file, pack_writer
+from backup_vm.archive import catalog_file
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.prune import prune
 from backup_vm.archive.reclaim import reclaim
@@ -20,7 +20,6 @@ from backup_vm.volumes import stored_volumes
 from tests.certainty import (
     newest,
     run,
-    three_sessions,
     write,
 )
 from tests.commands import Commands
@@ -29,15 +28,7 @@ from tests.kit import GRAIN, Site
 Make = Callable[[Site], Commands]
 
 
-@pytest.fixture(autouse=True)
-def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-    monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
-
-
-@pytest.fixture
-def built(tmp_path: Path) -> Site:
-    return three_sessions(tmp_path)
+pytestmark = pytest.mark.usefixtures("small_packs")
 
 
 def test_an_old_catalog_beside_newer_files_is_not_believed(built: Site) -> None:

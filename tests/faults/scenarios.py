@@ -104,11 +104,11 @@ def cut_off(place: Place) -> None:
                 os._exit(DIED)
 
     def die() -> int:
-        from backup_vm.jobs.backup import Archiver
+        from backup_vm.jobs.backup import BackupRun
 
         with place.site.open(True) as archive:
             agent = place.site.agent(archive)
-            Archiver(archive, agent, CutOff()).run(agent.list())
+            BackupRun(archive, agent, CutOff()).run(agent.list())
         return 0
 
     assert run(die).code == DIED

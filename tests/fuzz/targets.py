@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from backup_vm.agent.client import Reply
+from backup_vm.agent.call import Reply
 from backup_vm.agent.transport import Connection
 from backup_vm.archive import notes, packs, parameters, partial, sessions
-from backup_vm.archive.archive import Archive, open_archive
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import ExportedFile, PackFile, PartialFile, SessionFile
 from backup_vm.archive.inspection import inspect, kind_of
+from backup_vm.archive.opening import open_archive
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.walk import Ends
 from backup_vm.errors import SparsebakError

@@ -141,7 +141,7 @@ def test_a_metadata_snapshot_left_over_is_released_and_anothers_is_not(
 def test_a_pool_nearly_full_is_left_alone(
     group_with_small_pool: Callable[[], LvmSite], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from backup_vm.agent.client import RefusedError
+    from backup_vm.agent.call import RefusedError
 
     site = group_with_small_pool()
     scribble(site.image(), random.Random(1))

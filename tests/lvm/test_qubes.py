@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import tests.qubes
-from backup_vm.agent.client import RefusedError
+from backup_vm.agent.call import RefusedError
+from dom0_agent.admin.catalog import write_down
+from dom0_agent.config import load
 from dom0_agent.sources import lvm
 from tests.lvm.kit import MIB, Group, LvmSite, scribble
 from tests.qubes.qubesd import Qubesd
@@ -65,6 +67,10 @@ class QubesOnLvm(LvmSite):
             'state_dir = "dom0"\ncatalog = "qubes"\n[qubes]\ndom0_config = []\nsettings = false\n'
         )
 
+    def list_volumes(self) -> None:
+        """What dom0's timer does before anything else."""
+        write_down(load(self.config))
+
     def start(self, name: str) -> Path:
         """The live device of a qube that now runs."""
         origin = f"{self.group.name}/vm-{name}-private"
@@ -97,7 +103,9 @@ def machine(group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(config, "QUBESD_SOCKET", str(server.socket))
     monkeypatch.setattr(config, "QREXEC_SERVICES_DIR", str(server.services))
     group.pool("vm-pool")
-    yield QubesOnLvm(tmp_path / "site", group, server)
+    site = QubesOnLvm(tmp_path / "site", group, server)
+    site.list_volumes()
+    yield site
     server.close()
     group.empty()
     for name in [name for name in sys.modules if name.split(".")[0] == "qubesadmin"]:

@@ -99,7 +99,7 @@ def test_backups_of_a_volume_that_is_written_to(lvm_site: Make) -> None:
 
 
 def test_a_volume_in_use_is_not_restored(lvm_site: Make) -> None:
-    from backup_vm.agent.client import RefusedError
+    from backup_vm.agent.call import RefusedError
 
     site = lvm_site()
     scribble(site.image(), random.Random(3))

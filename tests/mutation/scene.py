@@ -14,7 +14,7 @@ import pytest
 from backup_vm.archive import pack_writer
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.jobs.backup import Archiver
+from backup_vm.jobs.backup import BackupRun
 from backup_vm.terminal.interrupts import Interrupted
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
@@ -145,7 +145,7 @@ def cut_off(site: Site, name: str, chunks: int) -> None:
         agent = site.agent(archive)
         try:
             chosen = [v for v in agent.list() if f"{v.qube}/{v.volume}" == name]
-            Archiver(archive, agent, Cut()).run(chosen)
+            BackupRun(archive, agent, Cut()).run(chosen)
         finally:
             agent.close()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backup_vm.jobs.backup import Archiver
+from backup_vm.jobs.backup import BackupRun
 from backup_vm.terminal.progress import Progress
 from dom0_agent.admin import cli, qubes_catalog
 from dom0_agent.admin.settings.document import QubeSettings, collect, from_bytes
@@ -232,7 +232,7 @@ def test_settings_that_cannot_be_taken_down_count_as_failed_in_the_end(
     os.utime(qubes.state / "settings/work.settings", (1_700_000_000, 1_700_000_000))
     qubes.write_down()
     with qubes.open(True) as archive:
-        report = Archiver(archive, qubes.agent(archive), Progress()).run(qubes.listed(archive))
+        report = BackupRun(archive, qubes.agent(archive), Progress()).run(qubes.listed(archive))
     assert [name for name, _ in report.failed] == ["work/settings"]
     assert agent(qubes, "check") == 1
     assert "last saved at 20231114-221320" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.jobs.backup import BackupRun, Report
 from backup_vm.terminal.progress import Progress
 from dom0_agent import notify
 from dom0_agent.admin import cli
@@ -40,7 +40,7 @@ def backed_up(site: QubesSite) -> Report:
     with site.open(True) as archive:
         agent = site.agent(archive)
         try:
-            return Archiver(archive, agent, Progress()).run(agent.list())
+            return BackupRun(archive, agent, Progress()).run(agent.list())
         finally:
             agent.close()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.durable import closing_fd
+from dom0_agent.admin.held import held
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import btrfs, extents, fiemap, snapshot_name
 from dom0_agent.sources.flags import flags
@@ -363,11 +364,11 @@ def test_a_snapshot_holds_what_was_overwritten_since(reflink_folder: Path) -> No
     source, image = source_in(reflink_folder), reflink_folder / "work.img"
     image.write_bytes(os.urandom(SIZE))
     source.snapshot(1)
-    assert source.held() == 0
+    assert held(source) == 0
     with open(image, "r+b") as file:
         file.write(
             os.urandom(SIZE)
         )  # all of it: Btrfs keeps an extent whole as long as any of it is used
         os.fsync(file.fileno())
     subprocess.run(["sync", "-f", image], check=True)
-    assert source.held() == SIZE
+    assert held(source) == SIZE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive.archive import open_archive
+from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.remote import RemoteStorage
 from backup_vm.archive.storage.s3 import ObjectStore
@@ -276,7 +276,7 @@ def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
     remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from backup_vm.archive import pack_writer
-    from backup_vm.jobs.backup import Archiver
+    from backup_vm.jobs.backup import BackupRun
     from backup_vm.terminal.interrupts import Interrupted
     from backup_vm.terminal.progress import Progress
 
@@ -295,7 +295,7 @@ def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
     site.image().write_bytes(random.Random(3).randbytes(40 * GRAIN))
     with site.open(True) as archive, pytest.raises(KeyboardInterrupt):
         agent = site.agent(archive)
-        Archiver(archive, agent, Cut()).run(agent.list())
+        BackupRun(archive, agent, Cut()).run(agent.list())
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
         with site.open(True) as archive:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm import volumes
 from backup_vm.agent import transport
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.storage import open_storage
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.cli.context import Context
 from backup_vm.errors import Exit
 from backup_vm.volumes import Named
 from tests import meanwhile
@@ -108,15 +108,17 @@ def test_a_session_that_is_gone_is_damage_where_others_need_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url = stored(built, server, monkeypatch)
-    lost, volumes = meanwhile.series(url)[number].file, Context.volumes
+    lost, stored_volumes = meanwhile.series(url)[number].file, volumes.stored_volumes
 
-    def then_it_goes(context: Context, archive: Archive, keys: Keys | None) -> list[Named]:
-        found = volumes(context, archive, keys)
+    def then_it_goes(
+        archive: Archive, keys: Keys | None, told: dict[str, tuple[str, str]]
+    ) -> list[Named]:
+        found = stored_volumes(archive, keys, told)
         elsewhere(tmp_path, lambda: open_storage(url).remove(lost))
         archive.storage.refresh()
         return found
 
-    monkeypatch.setattr(Context, "volumes", then_it_goes)
+    monkeypatch.setattr(volumes, "stored_volumes", then_it_goes)
     one = next(one for one in READINGS if one.name == "verify" and one.wanted == 5)
     code, out, err = meanwhile.run(commands, built, one)
     assert code == expected, (out, err)

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 
 from backup_vm.archive import sessions
+from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.jobs.copy import copy
+from backup_vm.terminal.progress import Progress
 from tests.commands import Commands
-from tests.kit import GRAIN, Site, fill
+from tests.kit import GRAIN, Site, change, fill
 from tests.mutation.forms import seal_pack, seal_session
+from tests.steps import deaths
 
 
 @pytest.fixture
@@ -214,3 +218,45 @@ def test_a_copy_does_not_turn_open(built: Site, commands_for: Callable[[Site], C
     assert text != (built.archive / "archive.toml").read_text()
     assert "open" in commands.fails(1, "copy", str(target))
     assert (target / "archive.toml").read_text() == text
+
+
+def test_another_archive_is_not_overwritten(
+    built: Site, commands_for: Callable[[Site], Commands]
+) -> None:
+    commands, other = commands_for(built), built.root / "other"
+    built.add_archive("other", other)
+    assert "another archive" in commands.fails(1, "copy", str(other))
+    assert "not empty" in commands.fails(1, "copy", str(built.pool))
+    assert "in use" in commands.fails(11, "copy", str(built.archive))
+
+
+def test_killed_at_every_step_a_copy_goes_on(tmp_path: Path) -> None:
+    site, target = Site(tmp_path / "site"), tmp_path / "copy"
+    rng = random.Random(1)
+    fill(site.image(), 10 * GRAIN)
+    for _ in range(2):
+        site.backup()
+        change(site.image(), rng)
+    with site.open() as archive:
+        copy(archive, str(target), Progress())
+    site.backup()
+    with site.open(True) as archive:
+        (series,) = archive.sessions().values()
+        prune(archive, [series[1]])
+    whole = site.images()
+
+    def attempt() -> None:
+        with site.open() as archive:
+            copy(archive, str(work), Progress())
+
+    work = tmp_path / "work"
+    shutil.copytree(target, work)
+    for _ in deaths(attempt):
+        before = site.images(folder=work)
+        assert all(whole.get(name, before[name]) == image for name, image in before.items())
+        attempt()
+        assert site.images(folder=work).items() >= whole.items()
+        with site.open(True, work) as archive:
+            assert archive.warnings == [] and archive.storage.names("volumes", ".partial") == []
+        shutil.rmtree(work)
+        shutil.copytree(target, work)

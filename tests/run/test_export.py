@@ -375,46 +375,6 @@ def test_damage_in_the_source_is_not_copied(
     assert found and all(before[name] == image for name, image in found.items())
 
 
-def test_another_archive_is_not_overwritten(
-    built: Site, commands_for: Callable[[Site], Commands]
-) -> None:
-    commands, other = commands_for(built), built.root / "other"
-    built.add_archive("other", other)
-    assert "another archive" in commands.fails(1, "copy", str(other))
-    assert "not empty" in commands.fails(1, "copy", str(built.pool))
-    assert "in use" in commands.fails(11, "copy", str(built.archive))
-
-
-def test_killed_at_every_step_a_copy_goes_on(tmp_path: Path) -> None:
-    site, target = Site(tmp_path / "site"), tmp_path / "copy"
-    rng = random.Random(1)
-    fill(site.image(), 10 * GRAIN)
-    for _ in range(2):
-        site.backup()
-        change(site.image(), rng)
-    with site.open() as archive:
-        copy(archive, str(target), Progress())
-    site.backup()
-    drop(site, site.archive, 1)
-    whole = site.images()
-
-    def attempt() -> None:
-        with site.open() as archive:
-            copy(archive, str(work), Progress())
-
-    work = tmp_path / "work"
-    shutil.copytree(target, work)
-    for _ in deaths(attempt):
-        before = images(site, work)
-        assert all(whole.get(name, before[name]) == image for name, image in before.items())
-        attempt()
-        assert images(site, work).items() >= whole.items()
-        with site.open(True, work) as archive:
-            assert archive.warnings == [] and archive.storage.names("volumes", ".partial") == []
-        shutil.rmtree(work)
-        shutil.copytree(target, work)
-
-
 def test_an_import_killed_at_every_step(
     tmp_path: Path, commands_for: Callable[[Site], Commands]
 ) -> None:

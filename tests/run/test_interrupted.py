@@ -14,7 +14,7 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.jobs.backup import Archiver, Report
+from backup_vm.jobs.backup import BackupRun, Report
 from backup_vm.terminal.interrupts import Interrupted
 from backup_vm.terminal.progress import Progress
 from tests.kit import GRAIN, Site, change, fill, in_child
@@ -38,7 +38,7 @@ def run(site: Site, progress: Progress) -> Report:
     with site.open(True) as archive:
         agent = site.agent(archive)
         try:
-            return Archiver(archive, agent, progress).run(agent.list())
+            return BackupRun(archive, agent, progress).run(agent.list())
         finally:
             agent.close()
 
@@ -80,7 +80,7 @@ def test_interrupted_again_and_again(site: Site) -> None:
 
 
 @pytest.mark.parametrize("recorded", [0, 60])
-def test_a_dead_archiver_leaves_nothing_behind(
+def test_a_dead_backup_leaves_nothing_behind(
     site: Site, monkeypatch: pytest.MonkeyPatch, recorded: int
 ) -> None:
     monkeypatch.setattr(pack_writer, "RECORD_SECONDS", recorded)
@@ -139,7 +139,7 @@ def test_a_session_that_dom0_began_meanwhile_does_not_pass_for_this_run_s(site: 
         listed = agent.list()
         agent.snapshot("work", "private", bytes(16), 0, 0)
         site.image().write_bytes(os.urandom(SIZE))
-        report = Archiver(archive, agent, Progress()).run(listed)
+        report = BackupRun(archive, agent, Progress()).run(listed)
         agent.close()
     assert not report.failed and [done.resumed for done in report.done] == [False]
     assert list(site.images().values()) == [site.image().read_bytes()]
@@ -150,7 +150,7 @@ def test_a_volume_that_gets_lost_on_the_way_is_a_failure(
 ) -> None:
     """Whatever leaves a volume without a session: no run ends as if it had one."""
     fill(site.image(), SIZE)
-    monkeypatch.setattr(pack_writer.PackWriter, "then", lambda *_: None)
+    monkeypatch.setattr(pack_writer.PackWriter, "when_durable", lambda *_: None)
     report = run(site, Progress())
     assert not report.done and [name for name, _ in report.failed] == ["work/private"]
 
@@ -238,7 +238,7 @@ def test_the_disk_fills_up_during_a_run(site: Site, small_disk: "os.PathLike[str
     with site.open(True) as opened:
         agent = site.agent(opened)
         with pytest.raises(SparsebakError, match="is full"):
-            Archiver(opened, agent, Progress(), ignore_free_space=True).run(agent.list())
+            BackupRun(opened, agent, Progress(), ignore_free_space=True).run(agent.list())
     assert site.images() == {} and site.scrubbed() == []
     ballast.unlink()
     report = run(site, Progress())
@@ -267,7 +267,7 @@ def test_a_volume_that_failed_to_be_gone_on_with_does_not_stop_the_run(site: Sit
         agent = site.agent(archive)
         listed = agent.list()
         state.write_bytes(b'{"format": 99}')
-        report = Archiver(archive, agent, Progress()).run(listed)
+        report = BackupRun(archive, agent, Progress()).run(listed)
     assert [name for name, _ in report.failed] == ["work/private"] and not report.done
     state.write_bytes(whole)
     run(site, Progress())
@@ -291,7 +291,7 @@ def test_an_archive_put_back_is_noticed_before_anything_is_written(site: Site) -
     before = packs()
     with site.open(True) as archive:
         agent = site.agent(archive)
-        archiver = Archiver(
+        archiver = BackupRun(
             archive, agent, Progress(), warn=lambda text: said.append((text, packs()))
         )
         archiver.run(agent.list())

@@ -83,7 +83,7 @@ def test_unlock_needs_no_word_for_what_nobody_holds(
 
 def test_a_killed_run_keeps_nobody_away(site: Site) -> None:
     code = (
-        "import os, sys\nfrom backup_vm.archive.archive import open_archive\n"
+        "import os, sys\nfrom backup_vm.archive.opening import open_archive\n"
         "with open_archive(sys.argv[1], True): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, site.archive]).returncode == 9

@@ -72,7 +72,7 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from backup_vm.agent.client import Agent
-    from backup_vm.archive.archive import create_archive
+    from backup_vm.archive.opening import create_archive
     from backup_vm.archive.parameters import Parameters
     from dom0_agent.config import load
     from tests.kit import InProcess

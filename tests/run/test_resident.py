@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.agent.client import Agent, RefusedError
+from backup_vm.agent.call import RefusedError
+from backup_vm.agent.client import Agent
 from backup_vm.agent.transport.unix import UnixTransport
 from dom0_agent.rpc.heads import SERVICES
 from tests.kit import GRAIN, Site, change, fill

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backup_vm.agent.client import RefusedError
+from backup_vm.agent.call import RefusedError
 from backup_vm.archive.prune import prune
 from tests.kit import GRAIN, Site, change, fill
 from wire.status import Code

@@ -112,7 +112,7 @@ WRITING = {
 MODES = {"w", "wb", "w+b", "r+", "r+b", "x", "xb", "x+b", "a", "ab", "a+b"}
 FLAGS = {"O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND", "O_TMPFILE"}
 LVM = {
-    "lvs", "lvcreate", "lvchange", "lvremove", "dmsetup", "thin_delta", "thin_dump", "thin_ls",
+    "lvs", "lvcreate", "lvchange", "lvremove", "dmsetup", "thin_delta", "thin_dump",
 }  # fmt: skip
 
 
@@ -292,3 +292,13 @@ def test_the_agent_runs_without_the_package_of_settings_and_with_it(tmp_path: Pa
         )
         assert done.returncode == (0 if known else 2)
         assert known or "install sparsebak-dom0-settings" in done.stderr
+
+
+def test_every_package_is_installed() -> None:
+    """By the list in pyproject.toml, which says what ``pip install`` takes."""
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = [path.parent for path in modules("common", "wire", "dom0_agent", "backup_vm")]
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert sorted(listed) == sorted(found)

@@ -10,17 +10,18 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from backup_vm.agent.transport import Connection
+from backup_vm.agent.transport import Connection, Transport
 from backup_vm.agent.transport.spawning import spawn
 from backup_vm.errors import AgentError
+from common.override import override
 
 _TREE = Path(__file__).resolve().parents[3]
 SERVICE_FOLDERS = (_TREE / "qubes-rpc", Path("/etc/qubes-rpc"))
 _KEPT = ("PATH", "HOME", "LANG", "USER", "LOGNAME")
 
 
-class LocalTransport:
-    """See Transport."""
+class LocalTransport(Transport):
+    """Service files of this machine, as child processes."""
 
     def __init__(self, config: Path, caller: str) -> None:
         if not config.is_file():
@@ -29,10 +30,10 @@ class LocalTransport:
             )
         self._config, self._caller = config.resolve(), caller
 
+    @override
     def start(
         self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
     ) -> Connection:
-        """See Transport."""
         name = f"sparsebak.{service}"
         file = next((folder / name for folder in SERVICE_FOLDERS if (folder / name).exists()), None)
         if file is None:

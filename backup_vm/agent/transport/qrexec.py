@@ -4,18 +4,19 @@ allowed.
 
 from typing import IO
 
-from backup_vm.agent.transport import Connection
+from backup_vm.agent.transport import Connection, Transport
 from backup_vm.agent.transport.spawning import spawn
+from common.override import override
 
 CLIENT = "/usr/bin/qrexec-client-vm"
 
 
-class QrexecTransport:
-    """See Transport."""
+class QrexecTransport(Transport):
+    """Services of dom0, by qrexec-client-vm."""
 
+    @override
     def start(
         self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
     ) -> Connection:
-        """See Transport."""
         name = f"sparsebak.{service}+{volume}" if volume else f"sparsebak.{service}"
         return spawn([CLIENT, qube or "@adminvm", name], None, stdin)

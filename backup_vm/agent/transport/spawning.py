@@ -6,16 +6,18 @@ from typing import IO
 
 from backup_vm.agent.transport import Connection
 from backup_vm.errors import AgentError
+from common.override import override
 
 _PATIENCE = 5.0
 """Seconds that a service has to end when nobody talks to it any more."""
 
 
 class _Child(Connection):
-    """See Connection."""
+    """A connection to a child process."""
 
+    @override
     def close(self) -> None:
-        """See Connection. The child's end comes by force if it does not come soon."""
+        """The child's end comes by force if it does not come soon."""
         self.hang_up()
         try:
             self.process.wait(_PATIENCE)

@@ -8,13 +8,14 @@ import socket
 from pathlib import Path
 from typing import IO
 
-from backup_vm.agent.transport import Connection
+from backup_vm.agent.transport import Connection, Transport
 from backup_vm.errors import AgentError
+from common.override import override
 from wire.stream import SEND_BUFFER
 
 
 class _Call:
-    """See Process."""
+    """A call by a socket, as a Process: as much of one as a connection uses."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -54,16 +55,16 @@ class _Sending(io.BufferedWriter):
             super().close()
 
 
-class UnixTransport:
-    """See Transport."""
+class UnixTransport(Transport):
+    """Sockets of a resident agent in a folder."""
 
     def __init__(self, folder: Path, caller: str) -> None:
         self._folder, self._caller = folder, caller
 
+    @override
     def start(
         self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
     ) -> Connection:
-        """See Transport."""
         path = self._folder / f"sparsebak.{service}"
         connection = socket.socket(socket.AF_UNIX)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

@@ -5,7 +5,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from backup_vm.archive.storage import Reader
 from backup_vm.archive.storage.objects import Entry
+from common.override import override
 
 _BLOCK = 2 << 20
 _BLOCKS = 16
@@ -49,18 +51,20 @@ class Blocks:
             future.set_exception(error)
 
 
-class RemoteReader:
-    """See Reader. What is read on and on is fetched in blocks ahead; what is read here and there,
-    exactly.
+class RemoteReader(Reader):
+    """A file elsewhere. What is read in order is fetched in blocks ahead; what is read here and
+    there, exactly.
     """
 
     def __init__(self, blocks: Blocks, name: str, entry: Entry) -> None:
         self._blocks, self._name, self._entry = blocks, name, entry
         self._next = 0
 
+    @override
     def read(self, offset: int, length: int) -> bytes:
-        """See Reader."""
         end = min(offset + length, self._entry.size)
+        # Of a pack in which every tenth chunk is wanted, reading it all would be ten times the
+        # traffic: ahead only where the next read began less than a block after the last one.
         going_on = 0 <= offset - self._next < _BLOCK
         self._next = end
         if not going_on or length > _BLOCK:
@@ -75,5 +79,6 @@ class RemoteReader:
             offset += len(part)
         return b"".join(parts)
 
+    @override
     def close(self) -> None:
-        """See Reader."""
+        """Nothing is open between two reads."""

@@ -136,6 +136,8 @@ class Cache:
                 if match is None or match["of"] != of:
                     continue
                 path = folder / found
+                # Its checksum is in its name: a copy that was cut short by a crash, or changed by a
+                # disk, is none, and nothing needed to be synced when it was written.
                 if path in self._sound or _checksum(path, entry.size) == match["checksum"]:
                     self._sound.add(path)
                     return path

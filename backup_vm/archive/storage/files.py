@@ -6,17 +6,18 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
-from backup_vm.archive.storage import TEMPORARY
+from backup_vm.archive.storage import TEMPORARY, NewFile, Reader
 from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.archive.storage.writing import BackgroundFile, Blocks
 from common.durable import sync_directory_fd
+from common.override import override
 
 ASIDE = ".old"
 """After the name of a file that is being replaced where nothing can be replaced at once."""
 
 
-class LocalNewFile:
-    """See NewFile."""
+class LocalNewFile(NewFile):
+    """A file beside its name, which it takes when it is whole and on disk."""
 
     def __init__(
         self, beneath: Beneath, name: str, blocks: Blocks, check: Callable[[], None]
@@ -36,15 +37,15 @@ class LocalNewFile:
             raise
         self._file = BackgroundFile(fd, blocks)
 
+    @override
     def write(self, *parts: bytes | memoryview) -> None:
-        """See NewFile."""
         with self._beneath.telling(self._name, "write"):
             for part in parts:
                 self._file.write(part)
                 self.size += len(part)
 
+    @override
     def finish(self) -> None:
-        """See NewFile."""
         with self._beneath.telling(self._name, "write"):
             self._file.sync()
             self._file.close()
@@ -53,8 +54,8 @@ class LocalNewFile:
             os.close(self._folder)
             self._folder = -1
 
+    @override
     def abandon(self) -> None:
-        """See NewFile."""
         with suppress(OSError):  # what is removed need not be written
             self._file.close()
         if self._folder >= 0:
@@ -78,15 +79,15 @@ def rename(folder: int, name: str) -> None:
     sync_directory_fd(folder)
 
 
-class LocalReader:
-    """See Reader."""
+class LocalReader(Reader):
+    """A file, open as long as it is read."""
 
     def __init__(self, beneath: Beneath, name: str) -> None:
         self._beneath, self._name = beneath, name
         self._fd = beneath.open(name)
 
+    @override
     def read(self, offset: int, length: int) -> bytes:
-        """See Reader."""
         with self._beneath.telling(self._name):
             raw = os.pread(self._fd, length, offset)
             while len(raw) < length:  # a read may be short before the file's end, too
@@ -96,6 +97,6 @@ class LocalReader:
                 raw += more
             return raw
 
+    @override
     def close(self) -> None:
-        """See Reader."""
         os.close(self._fd)

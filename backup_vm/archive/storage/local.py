@@ -15,12 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO
 
-from backup_vm.archive.storage import LOCK, TEMPORARY, WHOLE
+from backup_vm.archive.storage import LOCK, TEMPORARY, WHOLE, Storage
 from backup_vm.archive.storage.beneath import Beneath, GuardedFile
 from backup_vm.archive.storage.files import ASIDE, LocalNewFile, LocalReader, rename
 from backup_vm.archive.storage.writing import Blocks
 from backup_vm.errors import DamagedError, ForbiddenError, LockedError, SparsebakError
 from common.durable import Busy, closing_fd, lock_fd, pwrite_all, sync_directory_fd
+from common.override import override
 
 if TYPE_CHECKING:
     from backup_vm.archive.lease import Locks
@@ -40,9 +41,11 @@ def _nothing() -> None:
     pass
 
 
-class LocalStorage:
-    """See Storage."""
+class LocalStorage(Storage):
+    """An archive in a directory of this machine."""
 
+    # Packs of 32 MiB: one is brought to disk while the next fills, without much memory, and an
+    # archive has few files. A second one on its way gains nothing on one disk.
     uploads = 1
     pack_size = 32 << 20
     elsewhere = False
@@ -53,16 +56,16 @@ class LocalStorage:
         self._beneath = Beneath(root)
         self._blocks = Blocks()
 
+    @override
     def describe(self, name: str = "") -> str:
-        """See Storage."""
         return str(self.root / name)
 
+    @override
     def close(self) -> None:
-        """See Storage."""
         self._beneath.close()
 
+    @override
     def prepare(self) -> None:
-        """See Storage."""
         # What is left of an init that failed half way does not keep the next one from beginning.
         mine = {"lost+found", "archive.toml" + TEMPORARY}
         if self.root.exists() and any(entry.name not in mine for entry in self.root.iterdir()):
@@ -72,8 +75,8 @@ class LocalStorage:
             )
         self.root.mkdir(parents=True, exist_ok=True)
 
+    @override
     def lock(self, shared: bool) -> int | None:
-        """See Storage."""
         try:
             fd = lock_fd(self._lock_file(), shared)
         except Busy:
@@ -97,14 +100,15 @@ class LocalStorage:
                 pwrite_all(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
 
+    @override
     def locks(self) -> "Locks":
-        """See Storage."""
         from backup_vm.archive.storage.locks import LocalLocks
 
         return LocalLocks(self._beneath)
 
+    @override
     def refresh(self) -> None:
-        """See Storage. Every look is a new one."""
+        """Every look is a new one."""
 
     def _lock_file(self) -> int:
         """The lock file, open; another thing in its place, which is no lock of ours, is
@@ -122,20 +126,21 @@ class LocalStorage:
             os.unlink(LOCK, dir_fd=self._beneath.fd())
         return self.own(LOCK, create=True)
 
+    @override
     def writable(self) -> bool:
-        """See Storage."""
         return os.access(self.root, os.W_OK)
 
+    @override
     def exists(self, name: str) -> bool:
-        """See Storage."""
         return self._beneath.exists(name)
 
+    @override
     def names(self, folder: str, suffix: str) -> list[str]:
-        """See Storage."""
         return sorted(name for name in self.sizes(folder, False) if name.endswith(suffix))
 
+    @override
     def sizes(self, folder: str, wanted: bool = True) -> dict[str, int]:
-        """See Storage. Without ``wanted`` the sizes mean nothing."""
+        """Without ``wanted`` the sizes mean nothing."""
         found: dict[str, int] = {}
         for middle, is_folder in self._beneath.entries(folder):
             volume = folder == "volumes" and _VOLUME.fullmatch(middle)
@@ -154,18 +159,18 @@ class LocalStorage:
             found.update((f"{inner}/{name}", size) for name, size in files)
         return found
 
+    @override
     def local(self, name: str) -> Path:
-        """See Storage."""
         if self.exists(name):
             self._beneath.stat(name)
         return self.root / name
 
+    @override
     def open(self, name: str) -> BinaryIO:
-        """See Storage."""
         return io.BufferedReader(GuardedFile(self._beneath, name), 1 << 16)
 
+    @override
     def own(self, name: str, create: bool = False) -> int:
-        """See Storage."""
         try:
             fd = self._beneath.open(name, os.O_RDWR)
         except FileNotFoundError:
@@ -185,8 +190,8 @@ class LocalStorage:
             fd = self._beneath.open(name, os.O_RDWR)
         return fd
 
+    @override
     def database(self, name: str) -> Path:
-        """See Storage."""
         for suffix in ("", "-journal", "-wal", "-shm"):
             beside = name + suffix
             if not self.exists(beside):
@@ -210,8 +215,8 @@ class LocalStorage:
                 raise DamagedError(f"{self.describe(name)}-journal names another journal")
         return self.root / name
 
+    @override
     def discard(self, name: str) -> None:
-        """See Storage."""
         for suffix in ("", "-journal", "-wal", "-shm"):
             with (
                 suppress(FileNotFoundError),
@@ -225,27 +230,28 @@ class LocalStorage:
                 else:
                     os.unlink(last, dir_fd=folder)
 
+    @override
     def fetch(self, names: list[str]) -> None:
-        """See Storage. They are at hand."""
+        """They are at hand."""
 
+    @override
     def reader(self, name: str) -> LocalReader:
-        """See Storage."""
         return LocalReader(self._beneath, name)
 
+    @override
     def unreadable(self) -> list[str]:
-        """See Storage."""
         return []
 
+    @override
     def size(self, name: str) -> int:
-        """See Storage."""
         return self._beneath.stat(name).st_size
 
+    @override
     def allocated(self, name: str) -> int:
-        """See Storage."""
         return self._beneath.stat(name).st_blocks * 512
 
+    @override
     def read(self, name: str, limit: int = WHOLE) -> bytes:
-        """See Storage."""
         try:
             file = self.open(name)
         except FileNotFoundError:
@@ -258,13 +264,13 @@ class LocalStorage:
             raise DamagedError(f"{self.describe(name)} is larger than any that is made here")
         return raw
 
+    @override
     def create(self, name: str) -> LocalNewFile:
-        """See Storage."""
         self.check()
         return LocalNewFile(self._beneath, name, self._blocks, self.check)
 
+    @override
     def write(self, name: str, *parts: bytes, mode: int = 0o644) -> None:
-        """See Storage."""
         self.check()
         with (
             self._beneath.telling(name, "write"),
@@ -282,8 +288,8 @@ class LocalStorage:
                     os.unlink(last + TEMPORARY, dir_fd=folder)
                 raise
 
+    @override
     def remove(self, *names: str) -> None:
-        """See Storage."""
         for name in names:
             self.check()
             with suppress(FileNotFoundError):
@@ -305,8 +311,8 @@ class LocalStorage:
         except PermissionError as error:
             raise ForbiddenError(f"cannot remove {error.filename}: {error.strerror}") from None
 
+    @override
     def clean(self) -> None:
-        """See Storage."""
         for name in (*self.names("packs", TEMPORARY), *self.names("volumes", TEMPORARY)):
             with suppress(FileNotFoundError, DamagedError):
                 self._remove(name)
@@ -323,8 +329,8 @@ class LocalStorage:
                     new = whole.rpartition("/")[2]
                     os.replace(last, new, src_dir_fd=folder, dst_dir_fd=folder)
 
+    @override
     def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
-        """See Storage."""
         from backup_vm.archive.storage import libc
 
         self.check()
@@ -336,15 +342,15 @@ class LocalStorage:
                 return False
             return libc.punch(fd, ranges)
 
+    @override
     def sync(self) -> None:
-        """See Storage."""
         from backup_vm.archive.storage import libc
 
         with self._beneath.telling("", "write"):
             libc.syncfs(self._beneath.fd())
 
+    @override
     def scratch(self) -> IO[bytes]:
-        """See Storage."""
         try:
             return self._nameless()
         except OSError as error:
@@ -366,12 +372,12 @@ class LocalStorage:
             os.unlink(name, dir_fd=root)
         return os.fdopen(fd, "w+b")
 
+    @override
     def capacity(self) -> int | None:
-        """See Storage."""
         disk = os.statvfs(self._beneath.fd())
         return disk.f_blocks * disk.f_frsize or None
 
+    @override
     def free(self) -> int | None:
-        """See Storage."""
         disk = os.statvfs(self._beneath.fd())
         return disk.f_bavail * disk.f_frsize if disk.f_blocks else None

@@ -5,10 +5,11 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from backup_vm.archive.lease import FOLDER, LONGEST
+from backup_vm.archive.lease import FOLDER, LONGEST, Locks
 from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.errors import DamagedError, ForbiddenError
 from common.durable import closing_fd, pwrite_all
+from common.override import override
 
 if TYPE_CHECKING:
     from backup_vm.archive.storage.objects import Objects, Place
@@ -17,14 +18,14 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK
 """What file systems without hard links answer."""
 
 
-class LocalLocks:
-    """See Locks. What is no regular file there is none of them."""
+class LocalLocks(Locks):
+    """Lock files in the archive's folder. What is no regular file there is none of them."""
 
     def __init__(self, beneath: Beneath) -> None:
         self._beneath = beneath
 
+    @override
     def list(self) -> dict[str, float]:
-        """See Locks."""
         found = {}
         for name, is_folder in self._beneath.entries(FOLDER):
             if not is_folder:
@@ -32,8 +33,9 @@ class LocalLocks:
                     found[name] = self._beneath.stat(f"{FOLDER}/{name}").st_mtime
         return found
 
+    @override
     def create(self, name: str, raw: bytes) -> bool | None:
-        """See Locks. Not brought to disk: after a crash of this machine nobody holds it."""
+        """Not brought to disk: after a crash of this machine nobody holds it."""
         path, beside = f"{FOLDER}/{name}", f"probe-{os.urandom(8).hex()}"
         with (
             self._beneath.telling(path, "write"),
@@ -73,8 +75,8 @@ class LocalLocks:
             raise
         return True
 
+    @override
     def put(self, name: str, raw: bytes) -> None:
-        """See Locks."""
         path = f"{FOLDER}/{name}"
         with (
             self._beneath.telling(path, "write"),
@@ -83,8 +85,8 @@ class LocalLocks:
         ):
             pwrite_all(made, raw, 0)
 
+    @override
     def renew(self, name: str, raw: bytes) -> None:
-        """See Locks."""
         path = f"{FOLDER}/{name}"
         with (
             closing_fd(self._beneath.open(path, os.O_RDWR)) as fd,
@@ -95,13 +97,13 @@ class LocalLocks:
             if os.fstat(fd).st_nlink == 0:
                 raise FileNotFoundError(path)
 
+    @override
     def read(self, name: str) -> bytes:
-        """See Locks."""
         with closing_fd(self._beneath.open(f"{FOLDER}/{name}")) as fd:
             return os.pread(fd, LONGEST, 0)
 
+    @override
     def remove(self, name: str) -> None:
-        """See Locks."""
         path = f"{FOLDER}/{name}"
         try:
             with self._beneath.telling(path, "write"), self._beneath.folder(path) as (fd, last):
@@ -112,32 +114,32 @@ class LocalLocks:
             raise ForbiddenError(f"cannot remove {path}: {error.strerror}") from None
 
 
-class RemoteLocks:
-    """See Locks."""
+class RemoteLocks(Locks):
+    """Lock files that are objects elsewhere."""
 
     def __init__(self, place: "Place", objects: "Objects") -> None:
         self._place, self._objects = place, objects
 
+    @override
     def list(self) -> dict[str, float]:
-        """See Locks."""
         return self._place.ask(lambda: self._objects.times(FOLDER))
 
+    @override
     def create(self, name: str, raw: bytes) -> bool | None:
-        """See Locks."""
         return self._place.ask(lambda: self._objects.make(f"{FOLDER}/{name}", raw))
 
+    @override
     def put(self, name: str, raw: bytes) -> None:
-        """See Locks."""
         self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw))
 
+    @override
     def renew(self, name: str, raw: bytes) -> None:
-        """See Locks."""
         self._place.ask(lambda: self._objects.put_small(f"{FOLDER}/{name}", raw, again=True))
 
+    @override
     def read(self, name: str) -> bytes:
-        """See Locks."""
         return self._place.ask(lambda: self._objects.get_small(f"{FOLDER}/{name}", LONGEST))
 
+    @override
     def remove(self, name: str) -> None:
-        """See Locks."""
         self._place.ask(lambda: self._objects.delete(f"{FOLDER}/{name}"))

@@ -87,9 +87,8 @@ class Objects(Protocol):
     They may be called from threads, and end by KeyboardInterrupt soon after ``stopping.ask``.
     """
 
-    @property
-    def unreadable(self) -> Collection[str]:
-        """Names of other programs' objects where ours are, which the last listing passed over."""
+    unreadable: Collection[str]
+    """Names of other programs' objects where ours are, which the last listing passed over."""
 
     def list(self) -> Iterable[tuple[str, Entry]]:
         """All objects. The names are as the place has them: not to be believed."""

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
 from backup_vm.archive.format import SESSION_HEAD_SIZE, session_size
-from backup_vm.archive.storage import TEMPORARY, WHOLE, Reader
+from backup_vm.archive.storage import TEMPORARY, WHOLE, NewFile, Reader, Storage
 from backup_vm.archive.storage.blocks import Blocks, RemoteReader
 from backup_vm.archive.storage.cache import Cache
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.locks import RemoteLocks
 from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place, can_be_a_name
 from backup_vm.errors import DamagedError, LockedError, SparsebakError
+from common.override import override
 
 Result = TypeVar("Result")
 _OWN = (".partial", ".sqlite", ".sqlite-journal", ".lock", TEMPORARY)
@@ -35,9 +36,11 @@ _LEFT = (".uploading", ".whole")
 """Ends of names that an upload which was cut leaves (see ``sftp``)."""
 
 
-class RemoteStorage:
-    """See Storage."""
+class RemoteStorage(Storage):
+    """An archive of objects elsewhere, with what this machine keeps of them."""
 
+    # Larger packs than on a disk, for each is a request; and several on their way, for one
+    # connection seldom fills a line.
     uploads = 4
     pack_size = 64 << 20
     elsewhere = True
@@ -77,6 +80,8 @@ class RemoteStorage:
         """
         listed = self._list()
         with self._lock:
+            # A listing may be older than what this run did: some stores and their caches say so
+            # for minutes.
             for name, entry in self._removed.items():
                 if listed.get(name) == entry:
                     del listed[name]
@@ -139,40 +144,40 @@ class RemoteStorage:
             raise FileNotFoundError(f"{self.describe(name)} is not there any more")
         return self._range(name, offset, length)
 
+    @override
     def describe(self, name: str = "") -> str:
-        """See Storage."""
         return (
             self._own.describe(name)
             if name and self._is_own(name)
             else f"{self._url}/{name}".rstrip("/")
         )
 
+    @override
     def prepare(self) -> None:
-        """See Storage."""
         if self._there():
             raise SparsebakError(f"{self._url} is not empty", "choose another path")
 
+    @override
     def lock(self, shared: bool) -> int | None:
-        """See Storage."""
         try:
             return self._own.lock(shared)
         except OSError as error:
             raise self._cache.cannot(error) from None
 
+    @override
     def locks(self) -> "RemoteLocks":
-        """See Storage."""
         return RemoteLocks(self._place, self._objects)
 
+    @override
     def writable(self) -> bool:
-        """See Storage."""
         return True
 
+    @override
     def exists(self, name: str) -> bool:
-        """See Storage."""
         return self._own.exists(name) if self._is_own(name) else name in self._there()
 
+    @override
     def names(self, folder: str, suffix: str) -> list[str]:
-        """See Storage."""
         if self._is_own(suffix):
             return self._own.names(folder, suffix)
         found = (
@@ -182,33 +187,33 @@ class RemoteStorage:
         )
         return sorted(name for name in found if name.count("/") == 2)
 
+    @override
     def sizes(self, folder: str) -> dict[str, int]:
-        """See Storage."""
         return {
             name: entry.size
             for name, entry in self._there().items()
             if name.startswith(f"{folder}/") and name.count("/") == 2
         }
 
+    @override
     def unreadable(self) -> list[str]:
-        """See Storage."""
         self._there()
         return self._unreadable
 
+    @override
     def size(self, name: str) -> int:
-        """See Storage."""
         return self._own.size(name) if self._is_own(name) else self._entry(name).size
 
+    @override
     def allocated(self, name: str) -> int:
-        """See Storage."""
         return self.size(name)
 
+    @override
     def close(self) -> None:
-        """See Storage."""
         self._own.close()
 
+    @override
     def read(self, name: str, limit: int = WHOLE) -> bytes:
-        """See Storage."""
         if self._is_own(name):
             return self._own.read(name, limit)
         raw = self._range(name, 0, limit + 1)  # as large as it is now, not as it was listed
@@ -216,24 +221,24 @@ class RemoteStorage:
             raise DamagedError(f"{self.describe(name)} is larger than any that is made here")
         return raw
 
+    @override
     def open(self, name: str) -> BinaryIO:
-        """See Storage."""
         return self._own.open(name) if self._is_own(name) else open(self.local(name), "rb")
 
+    @override
     def own(self, name: str, create: bool = False) -> int:
-        """See Storage."""
         return self._own.own(name, create)
 
+    @override
     def database(self, name: str) -> Path:
-        """See Storage."""
         return self._own.database(name)
 
+    @override
     def discard(self, name: str) -> None:
-        """See Storage."""
         self._own.discard(name)
 
+    @override
     def local(self, name: str) -> Path:
-        """See Storage."""
         if self._is_own(name):
             return self._own.local(name)
 
@@ -261,8 +266,8 @@ class RemoteStorage:
                 f"{self.describe(name)} is damaged: it has another length than its head says"
             )
 
+    @override
     def fetch(self, names: list[str]) -> None:
-        """See Storage."""
         lacking = [name for name in names if self._cache.find(name, self._entry(name)) is None]
         if len(lacking) > 1:
             with ThreadPoolExecutor(_THREADS) as pool:
@@ -275,18 +280,18 @@ class RemoteStorage:
                         pool.shutdown(wait=False, cancel_futures=True)
                         raise
 
+    @override
     def reader(self, name: str) -> Reader:
-        """See Storage."""
         if self._is_own(name):
             return self._own.reader(name)
         return RemoteReader(self._blocks, name, self._entry(name))
 
+    @override
     def create(self, name: str) -> "_Upload":
-        """See Storage."""
         return _Upload(self, name)
 
+    @override
     def write(self, name: str, *parts: bytes, mode: int = 0o644) -> None:
-        """See Storage."""
         if self._is_own(name):
             self._own.write(name, *parts, mode=mode)
             return
@@ -305,8 +310,8 @@ class RemoteStorage:
             self._cache.keep(path, name, entry)
         path.unlink(missing_ok=True)
 
+    @override
     def remove(self, *names: str) -> None:
-        """See Storage."""
         for name in names:
             if self._is_own(name):
                 self._own.remove(name)
@@ -319,32 +324,33 @@ class RemoteStorage:
                     self._removed[name] = entry
             self._cache.forget(name)
 
+    @override
     def clean(self) -> None:
-        """See Storage."""
         self._own.clean()
         self._cache.clean()
         if any(name.endswith(_LEFT) for name in self._there()):
             self._place.ask(self._objects.sweep)
             self.refresh()
 
+    @override
     def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
-        """See Storage."""
         return False
 
+    @override
     def sync(self) -> None:
-        """See Storage."""
+        """Nothing is written in place."""
 
+    @override
     def scratch(self) -> IO[bytes]:
-        """See Storage."""
         return self._cache.scratch()
 
+    @override
     def capacity(self) -> int | None:
-        """See Storage."""
         space = self._place.ask(self._objects.space)
         return space and space.capacity
 
+    @override
     def free(self) -> int | None:
-        """See Storage."""
         space = self._place.ask(self._objects.space)
         return space and space.free
 
@@ -357,16 +363,16 @@ class RemoteStorage:
         return self._cache.cannot(error)
 
 
-class _Upload:
-    """See NewFile: written here first, then uploaded whole."""
+class _Upload(NewFile):
+    """An object that is written here first, then uploaded whole."""
 
     def __init__(self, storage: RemoteStorage, name: str) -> None:
         self._storage, self._name = storage, name
         self._path, self._file = storage.beside()
         self.size = 0
 
+    @override
     def write(self, *parts: bytes | memoryview) -> None:
-        """See NewFile."""
         try:
             for part in parts:
                 self._file.write(part)
@@ -374,16 +380,16 @@ class _Upload:
         except OSError as error:
             raise self._storage.cannot(error) from None
 
+    @override
     def finish(self) -> None:
-        """See NewFile."""
         try:
             self._file.close()
         except OSError as error:
             raise self._storage.cannot(error) from None
         self._storage.upload(self._name, self._path, self.size)
 
+    @override
     def abandon(self) -> None:
-        """See NewFile."""
         with suppress(OSError):  # what is still in memory need not be written
             self._file.close()
         self._path.unlink(missing_ok=True)

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from backup_vm.archive.storage import refusals
-from backup_vm.archive.storage.objects import Changed, Entry, Space, Unreachable
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
 from backup_vm.archive.storage.waiting import REQUESTS
 from backup_vm.errors import ForbiddenError, SparsebakError
+from common.override import override
 
 Result = TypeVar("Result")
 _PART = 8 << 20
@@ -65,8 +66,8 @@ CREDENTIALS = {
 """Sets of environment variables, by kind of URL, each of which is enough."""
 
 
-class ObjectStore:
-    """See Objects."""
+class ObjectStore(Objects):
+    """A bucket, or the part of it below a path."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -81,7 +82,8 @@ class ObjectStore:
         self._prefix = urlsplit(url).path.strip("/")
         self.unreadable: list[str] = []
         from_url: Any = store.from_url
-        # No limit of time for a request as a whole: what is slow is no failure (see ``waiting``).
+        # No limit of time for a request as a whole: what is slow is no failure. What is silent is
+        # told by the kernel's count of bytes, see ``waiting``.
         options: dict[str, Any] = {"timeout": "1day", "connect_timeout": "10s"}
         if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
             options["allow_http"] = True
@@ -118,8 +120,8 @@ class ObjectStore:
             "set the clock, then try again",
         )
 
+    @override
     def list(self) -> list[tuple[str, Entry]]:
-        """See Objects."""
         self.unreadable = []
         try:
             return self._run(self._listed(None))
@@ -174,13 +176,13 @@ class ObjectStore:
             found += [one for below in ours for one in self._below(below, deep - 1)]
         return found
 
+    @override
     def get(self, name: str, entry: Entry, target: Path) -> None:
-        """See Objects."""
         with open(target, "wb") as file:
             self._run(self._read(name, entry, None, file.write), name)
 
+    @override
     def get_range(self, name: str, entry: Entry, offset: int, length: int) -> bytes:
-        """See Objects."""
         parts: list[bytes] = []
         self._run(self._read(name, entry, (offset, offset + length), parts.append), name)
         return b"".join(parts)
@@ -189,6 +191,7 @@ class ObjectStore:
         """Hand on what comes, never more than was asked for, whatever the store sends."""
         options: Any = {"range": span} if span else {}
         answer = await self._obstore.get_async(self._store, name, options=options)
+        # Of the same answer, not asked before: the object may be replaced between two requests.
         if _entry(answer.meta) != entry:
             raise Changed(name)
         left = span[1] - span[0] if span else entry.size
@@ -200,8 +203,8 @@ class ObjectStore:
         if left:
             raise Unreachable(f"{name} came with another length than the store says")
 
+    @override
     def put(self, name: str, source: Path) -> str:
-        """See Objects."""
 
         async def ask() -> str:
             with open(source, "rb") as file:
@@ -214,8 +217,8 @@ class ObjectStore:
 
         return self._run(ask(), name)
 
+    @override
     def delete(self, name: str) -> None:
-        """See Objects."""
 
         async def ask() -> None:
             await self._obstore.delete_async(self._store, name)
@@ -223,8 +226,8 @@ class ObjectStore:
         with suppress(FileNotFoundError):
             self._run(ask(), name)
 
+    @override
     def times(self, folder: str) -> dict[str, float]:
-        """See Objects."""
 
         async def ask() -> dict[str, float]:
             found: dict[str, float] = {}
@@ -237,8 +240,9 @@ class ObjectStore:
 
         return self._run(ask())
 
+    @override
     def make(self, name: str, raw: bytes) -> bool | None:
-        """See Objects. Whether the store looks at the condition at all is tried out: some take it,
+        """Whether the store looks at the condition at all is tried out: some take it,
         and store anyway.
         """
 
@@ -252,6 +256,8 @@ class ObjectStore:
         try:
             if not self._run(ask(), name):
                 return False
+            # The same again must be refused now. A store that takes it looks at no condition, and a
+            # lease made there would be worth nothing.
             if not self._run(ask(), name):
                 return True
         except SparsebakError as error:
@@ -262,16 +268,16 @@ class ObjectStore:
             self.delete(name)
         return None
 
+    @override
     def put_small(self, name: str, raw: bytes, again: bool = False) -> None:
-        """See Objects."""
 
         async def ask() -> None:
             await self._obstore.put_async(self._store, name, raw)
 
         self._run(ask(), name)
 
+    @override
     def get_small(self, name: str, limit: int) -> bytes:
-        """See Objects."""
 
         async def ask() -> bytes:
             answer = await self._obstore.get_async(self._store, name)
@@ -284,11 +290,12 @@ class ObjectStore:
 
         return self._run(ask(), name)
 
+    @override
     def sweep(self) -> None:
-        """See Objects. What the store keeps of uploads that were cut is not among its objects."""
+        """What the store keeps of uploads that were cut is not among its objects."""
 
+    @override
     def space(self) -> Space | None:
-        """See Objects."""
         return None
 
 

@@ -16,10 +16,11 @@ from urllib.parse import unquote, urlsplit
 
 from backup_vm.archive.storage import sftp_protocol as protocol
 from backup_vm.archive.storage.connections import Connections
-from backup_vm.archive.storage.objects import Changed, Entry, Space, Unreachable
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
 from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
 from backup_vm.archive.storage.ssh import Host
 from backup_vm.errors import ForbiddenError, SparsebakError, UsageError
+from common.override import override
 
 _UPLOADING, _WHOLE = ".uploading", ".whole"
 _DEPTH = 3
@@ -30,11 +31,11 @@ _RENAME, _SYNC = b"posix-rename@openssh.com", b"fsync@openssh.com"
 _SPACE, _LINK = b"statvfs@openssh.com", b"hardlink@openssh.com"
 
 
-class SftpHost:
-    """See Objects."""
+class SftpHost(Objects):
+    """A folder on a host that is reached by SFTP."""
 
     unreadable = ()
-    """See Objects. A folder has no names that cannot be read."""
+    """A folder has no names that cannot be read."""
 
     def __init__(self, url: str) -> None:
         self._host = Host.of(url + "/")
@@ -69,12 +70,13 @@ class SftpHost:
             return Unreachable(str(error))
         return SparsebakError(what)
 
+    @override
     def list(self) -> list[tuple[str, Entry]]:
-        """See Objects."""
         found: dict[str, Entry] = {}
         with self._asking() as client:
             for name, attributes in self._walk(client):
                 found[name] = self._entry(client, name, attributes)
+        # An upload that was cut between removing what it replaces and taking its name: see above.
         whole = {name.removesuffix(_WHOLE) for name in found if name.endswith(_WHOLE)}
         self._elsewhere = frozenset(name for name in whole if name not in found)
         for name in self._elsewhere:
@@ -85,6 +87,8 @@ class SftpHost:
         """All files, one level of folders after the other; links and whatever else is neither are
         left out.
         """
+        # A level at a time, so that many folders are asked for at once: packs are in 256, and one
+        # after the other each would cost a round trip.
         level, seen = [""], 0
         for depth in range(_DEPTH):
             below = []
@@ -113,13 +117,13 @@ class SftpHost:
             raise SparsebakError(f"{self._host.name} does not say how large its files are")
         return Entry(attributes.size, str(attributes.mtime))
 
+    @override
     def get(self, name: str, entry: Entry, target: Path) -> None:
-        """See Objects."""
         with open(target, "wb") as file:
             self._read(name, entry, 0, entry.size, file.write)
 
+    @override
     def get_range(self, name: str, entry: Entry, offset: int, length: int) -> bytes:
-        """See Objects."""
         parts: list[bytes] = []
         self._read(name, entry, offset, length, parts.append)
         return b"".join(parts)
@@ -147,8 +151,8 @@ class SftpHost:
         except Refused:
             return client.ask(protocol.STAT, text(path), protocol.ATTRS).attributes()
 
+    @override
     def put(self, name: str, source: Path) -> str:
-        """See Objects."""
         try:
             return self._put(name, source)
         except FileNotFoundError:  # a folder that was there is gone
@@ -242,13 +246,13 @@ class SftpHost:
                 client.ask(protocol.STAT, text(folder), protocol.ATTRS)
         self._made.add(folder)
 
+    @override
     def delete(self, name: str) -> None:
-        """See Objects."""
         with suppress(FileNotFoundError), self._asking(name) as client:
             client.ask(protocol.REMOVE, text(self._path(name)))
 
+    @override
     def times(self, folder: str) -> dict[str, float]:
-        """See Objects."""
         with self._asking() as client:
             return {
                 raw.decode(errors="surrogateescape"): float(attributes.mtime or 0)
@@ -257,8 +261,8 @@ class SftpHost:
                 if attributes.is_file is not False and raw not in (b".", b"..")
             }
 
+    @override
     def make(self, name: str, raw: bytes) -> bool | None:
-        """See Objects."""
         path = self._path(name)
         with self._asking(name) as client:
             self._make(client, path.rpartition(b"/")[0])
@@ -301,8 +305,8 @@ class SftpHost:
         finally:
             client.close(handle)
 
+    @override
     def put_small(self, name: str, raw: bytes, again: bool = False) -> None:
-        """See Objects."""
         path = self._path(name)
         with self._asking(name) as client:
             if not again:
@@ -310,8 +314,8 @@ class SftpHost:
             handle = client.open(path, protocol.IN_PLACE if again else protocol.FOR_WRITING)
             self._fill(client, handle, raw)
 
+    @override
     def get_small(self, name: str, limit: int) -> bytes:
-        """See Objects."""
         parts: list[bytes] = []
         with self._asking(name) as client:
             handle = client.open(self._path(name), protocol.FOR_READING)
@@ -319,8 +323,8 @@ class SftpHost:
             client.close(handle)
         return b"".join(parts)
 
+    @override
     def sweep(self) -> None:
-        """See Objects."""
         with self._asking() as client:
             names = {name for name, _ in self._walk(client)}
             for name in sorted(names):
@@ -333,8 +337,8 @@ class SftpHost:
                         client.ask(protocol.REMOVE, text(path))
         self._elsewhere = frozenset()
 
+    @override
     def space(self) -> Space | None:
-        """See Objects."""
         with self._asking() as client:
             return _space(client, self._root)
 

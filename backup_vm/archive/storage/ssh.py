@@ -1,8 +1,8 @@
 """A connection to a host's SFTP service, by OpenSSH's own ``ssh``.
 
-So everything that stands in the user's configuration holds, for it is ssh that reads it: Include,
-Match, ProxyJump, ProxyCommand, aliases, agents, hardware keys, known hosts. Nothing is asked on a
-terminal.
+A backup goes where ``ssh`` goes, or its user loses an evening. So everything that stands in the
+user's configuration holds, for it is ssh that reads it: Include, Match, ProxyJump, ProxyCommand,
+aliases, agents, hardware keys, known hosts. Nothing is asked on a terminal.
 """
 
 import contextlib

@@ -99,6 +99,8 @@ def _wait(future: "concurrent.futures.Future[Result]") -> Result:
     begun = looked = time.monotonic()
     moved, count = begun, -1
     while True:
+        # In steps: obstore's requests run outside Python, where no signal reaches them. A handler
+        # of Python's runs between two of these.
         try:
             return future.result(stopping.STEP)
         except TimeoutError:

@@ -5,19 +5,16 @@ While one block is brought to disk another one fills. What is left at the end, l
 goes through the page cache.
 """
 
-import errno
 import mmap
 import os
 from typing import TYPE_CHECKING
 
-from common.durable import pwrite_all
+from common.durable import NOT_DIRECT, pwrite_all
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 BLOCK = 4 << 20
-_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
-"""What a file system answers that opens a file for direct writing, and then cannot."""
 
 
 class Blocks:
@@ -25,6 +22,7 @@ class Blocks:
     writing them.
     """
 
+    # Two files are open at once, of two blocks each: one that fills, and one on its way to disk.
     _KEPT = 4
 
     def __init__(self) -> None:
@@ -69,7 +67,10 @@ class BackgroundFile:
                 self._hand_over()
 
     def _hand_over(self) -> None:
-        """Let the full block be written, and go on in the other one."""
+        """Let the full block be written, and fill the other one meanwhile."""
+        # Through the page cache, storing 2 GB took 4.8 s of processor time, more than half of it in
+        # the kernel: a full backup took 1.28 times as long as ``zstd -3 -T2``, and 1.13 this way;
+        # with 100 MiB changed 1.9 s, and 1.5.
         self._wait()
         if self._pool is None:
             from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +105,7 @@ class BackgroundFile:
             try:
                 written = os.pwrite(self._direct, view, offset)
             except OSError as error:
-                if error.errno not in _NOT_DIRECT:
+                if error.errno not in NOT_DIRECT:
                     raise
                 written = 0
             if written:

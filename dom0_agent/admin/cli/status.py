@@ -12,6 +12,7 @@ from typing import Any
 from common.text import printable, session_name
 from dom0_agent.admin.catalog import ask
 from dom0_agent.admin.cli import mib
+from dom0_agent.admin.held import held
 from dom0_agent.admin.leftovers import orphans
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.keyring import Keyring
@@ -121,10 +122,10 @@ def _volume(
     config: Config, volume: Volume, source: Source, labels: dict[str, str]
 ) -> dict[str, Any]:
     store = VolumeState(config.state_dir, volume.qube, volume.volume)
-    error, size, snapshots, held = None, 0, 0, 0
+    error, size, snapshots, space = None, 0, 0, 0
     try:
         size = source.live_size()
-        snapshots, held = len(source.snapshots()), source.held()
+        snapshots, space = len(source.snapshots()), held(source)
     except Refused as refused:
         error = str(refused)
     try:
@@ -142,4 +143,4 @@ def _volume(
     ]
     age = max(0, int(time.time()) - state.base_time) if state.base is not None else None
     names = {"qube": volume.qube, "volume": volume.volume, "size": size, "error": error}
-    return {**names, "snapshots": snapshots, "age": age, "held": held, "archives": archives}
+    return {**names, "snapshots": snapshots, "age": age, "held": space, "archives": archives}

@@ -1,9 +1,9 @@
-"""Taking settings down: a document for each qube that is backed up, and dom0's configuration as a
-tar archive, as small files that calls read like any other volume.
+"""Saving settings for backups: a document for each qube that is backed up, and dom0's configuration
+as a tar archive, in files that calls read like any other volume.
 
 ``<state_dir>/settings/<qube>.settings`` and ``dom0.config``. A file is replaced only when it
-changed; its time says when it was last known to be right. What cannot be taken down stays as it
-was, is told, and counts as failed once it is a day old (``dom0_agent.admin.qubes_catalog``).
+changed; its time says when it was last known to be right. What cannot be saved stays as it was, is
+reported, and counts as failed once it is a day old (``dom0_agent.admin.qubes_catalog``).
 """
 
 import filecmp
@@ -35,7 +35,7 @@ _TOLD = 20
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of a document: whether it changed, or why it could not be taken down."""
+    """What became of a document: whether it changed, or why it could not be saved."""
 
     name: str
     changed: bool = False
@@ -43,8 +43,8 @@ class Taken:
 
 
 def collect_all(config: Config, due: bool = False) -> Iterator[Taken]:
-    """Take everything down that the configuration wants. ``due``: dom0's configuration only if it
-    is time. Refused when qubesd does not answer at all, or somebody else is at it.
+    """Save everything that the configuration wants. ``due``: dom0's configuration only if it is
+    time. Refused when qubesd does not answer at all, or somebody else is at it.
     """
     if config.catalog != "qubes":
         return
@@ -75,9 +75,8 @@ def _collect_all(config: Config, options: QubesOptions, due: bool) -> Iterator[T
     for path, (name, action) in wanted.items():
         if action is not None:
             yield _taken(name, path, action)
-    for path in (config.state_dir / SETTINGS).glob(
-        "*.*"
-    ):  # of qubes that are not backed up any more
+    # Documents of qubes that are not backed up any more, and what a crash left half written.
+    for path in (config.state_dir / SETTINGS).glob("*.*"):
         if path.is_file() and path not in wanted:
             path.unlink(missing_ok=True)
 

@@ -15,8 +15,9 @@ from dom0_agent.rpc.dispatch import Call
 from dom0_agent.sources import Sources
 from dom0_agent.tracking.rotation import changed_since
 from dom0_agent.tracking.state import VolumeState, known_volumes
+from wire import NO_SESSION
 from wire.messages import VOLUME_GONE, VOLUME_PENDING, Status, VolumeEntry
-from wire.status import NOTE_OLD_LIST, Code, Refused
+from wire.status import STATUS_OLD_LIST, Code, Refused
 
 OLD = 1800.0
 """Seconds for which a list of volumes is as good as new: a timer writes it every ten minutes."""
@@ -30,7 +31,7 @@ def main(call: Call) -> Status:
         call.reply(entry)
     if -OLD <= catalog.age <= OLD:
         return Status(Code.OK)
-    return Status(Code.OK, NOTE_OLD_LIST, int(abs(catalog.age)))
+    return Status(Code.OK, STATUS_OLD_LIST, int(abs(catalog.age)))
 
 
 def entries(config: Config, archive: ArchiveKey, catalog: VolumeCatalog) -> Iterator[VolumeEntry]:
@@ -81,7 +82,7 @@ def _entry(
         follow = None
     if follow is None:
         volume_id = archive.keys().volume_id(qube, volume)
-        return VolumeEntry(qube, volume, volume_id, size, size, bytes(16), 0, flags)
+        return VolumeEntry(qube, volume, volume_id, size, size, NO_SESSION, 0, flags)
     committed = follow.committed
     return VolumeEntry(
         qube=qube,
@@ -89,7 +90,7 @@ def _entry(
         volume_id=bytes.fromhex(follow.volume_id),
         size=size,
         changed=changed_since(store, follow, size),
-        session=bytes.fromhex(committed.session) if committed else bytes(16),
+        session=bytes.fromhex(committed.session) if committed else NO_SESSION,
         time=committed.time if committed else 0,
         flags=flags | (VOLUME_PENDING if follow.pending else 0),
     )

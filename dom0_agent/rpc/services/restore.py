@@ -17,27 +17,27 @@ from dom0_agent.notify import notify
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.heads import ABSENT
 from dom0_agent.rpc.receiving import read_record, receive
-from dom0_agent.rpc.services.verify import age_note
+from dom0_agent.rpc.services.verify import age_flags
 from dom0_agent.targets.qubesd import require_absent
 from dom0_agent.tracking.state import VolumeState
 from wire.messages import Status
 from wire.names import Restoring
 from wire.records import Record
-from wire.status import NOTE_OLDER, Code, Refused
+from wire.status import STATUS_OLDER, Code, Refused
 
 
 def main(call: Call) -> Status:
-    """Reply with a status whose note says whether the session is the newest one that dom0 knows."""
+    """Reply with a status whose flags say whether the session is the newest one that dom0 knows."""
     if (asked := call.asked.restoring) is None:
         raise Refused(Code.BAD_REQUEST, "a restore without an argument")
     archive = call.archive(call.request())
     volume = _target(call, asked)
     record = read_record(call.stdin, archive)
     _check_record(call, asked, volume, record)
-    note = age_note(call.config, archive, record)
-    if note & NOTE_OLDER and not asked.older:
+    flags = age_flags(call.config, archive, record)
+    if flags & STATUS_OLDER and not asked.older:
         raise Refused(Code.OLDER, f"{asked.argument()} does not say that the session is older")
-    state_dir, older = call.config.state_dir, bool(note & NOTE_OLDER)
+    state_dir, older = call.config.state_dir, bool(flags & STATUS_OLDER)
     with VolumeState(state_dir, volume.qube, volume.volume).locked():
         target = targets.open(volume, record.size, state_dir, older)
         try:
@@ -46,8 +46,8 @@ def main(call: Call) -> Status:
             target.discard()
             raise
         target.commit()
-    _tell(call, volume, record, note)
-    return Status(Code.OK, note)
+    _tell(call, volume, record, flags)
+    return Status(Code.OK, flags)
 
 
 def _target(call: Call, asked: Restoring) -> Volume:
@@ -95,10 +95,10 @@ def _check_record(call: Call, asked: Restoring, volume: Volume, record: Record) 
         )
 
 
-def _tell(call: Call, volume: Volume, record: Record, note: int) -> None:
+def _tell(call: Call, volume: Volume, record: Record, flags: int) -> None:
     source, session = f"{record.qube}/{record.volume}", session_name(record.time)
     text = f"{volume.name} now has the contents of {source} of {session}, sent by {call.caller}"
-    if note & NOTE_OLDER:
+    if flags & STATUS_OLDER:
         text += "; that is not the newest session known"
     log(INFO, text)
-    notify("sparsebak: restored", text, urgent=bool(note & NOTE_OLDER))
+    notify("sparsebak: restored", text, urgent=bool(flags & STATUS_OLDER))

@@ -11,6 +11,7 @@ from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.volume_call import VolumeCall
 from dom0_agent.tracking.rotation import Rotation, grains_per_chunk
 from dom0_agent.tracking.state import Pending
+from wire import NO_SESSION
 from wire.merkle import chunk_count
 from wire.messages import OFFER_FULL, OFFER_RESUMED, Offer
 
@@ -25,7 +26,7 @@ def main(call: Call) -> None:
         offer = Offer(
             volume_id=bytes.fromhex(follow.volume_id),
             session=bytes.fromhex(pending.session),
-            previous=bytes(16)
+            previous=NO_SESSION
             if pending.full or not follow.committed
             else bytes.fromhex(follow.committed.session),
             sequence=pending.sequence,

@@ -12,19 +12,19 @@ from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.tracking.state import VolumeState
 from wire.messages import Status
 from wire.records import Record
-from wire.status import NOTE_OLDER, NOTE_UNKNOWN, Code
+from wire.status import STATUS_OLDER, STATUS_UNKNOWN, Code
 
 
 def main(call: Call) -> Status:
-    """Reply with a status whose note says whether the session is the newest one that dom0 knows."""
+    """Reply with a status whose flags say whether the session is the newest one that dom0 knows."""
     archive = call.archive(call.request())
     record = read_record(call.stdin, archive)
     receive(call.stdin, archive, record, None, call.config.threads)
-    return Status(Code.OK, age_note(call.config, archive, record))
+    return Status(Code.OK, age_flags(call.config, archive, record))
 
 
-def age_note(config: Config, archive: ArchiveKey, record: Record) -> int:
-    """0 for the session that was committed last; NOTE_OLDER for any other, whatever its number
+def age_flags(config: Config, archive: ArchiveKey, record: Record) -> int:
+    """0 for the session that was committed last; STATUS_OLDER for any other, whatever its number
     says.
 
     A backup VM can have a session sealed and then abort it. So it is the record's digest that
@@ -42,8 +42,8 @@ def age_note(config: Config, archive: ArchiveKey, record: Record) -> int:
             WARNING,
             f"{name}: no session of it is known here, so {session} is treated as an older one",
         )
-        return NOTE_OLDER | NOTE_UNKNOWN
+        return STATUS_OLDER | STATUS_UNKNOWN
     if newest.digest == record.digest(archive.keys()).hex():
         return 0
     log(WARNING, f"{name}: {session} is not the newest session, {session_name(newest.time)}")
-    return NOTE_OLDER
+    return STATUS_OLDER

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm import cli as vm_cli
-from backup_vm.agent.client import RefusedError
+from backup_vm.agent.call import RefusedError
 from dom0_agent.admin import archives, cli
 from dom0_agent.admin.cli import archive as command
 from dom0_agent.config import load

@@ -5,11 +5,12 @@ quickly.
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backup_vm.archive import merge, sessions
+from backup_vm.archive import merge, references, sessions
 from backup_vm.archive.columns import Columns, columns_of
 from backup_vm.archive.format import DIGEST_SIZE, SessionHead
 from backup_vm.archive.image import Image, split
@@ -123,3 +124,14 @@ def test_numbers_are_compared_across_parts(tmp_path: Path) -> None:
         list(Columns(storage, found, 4).between(0, CHUNKS))
     with pytest.raises(DamagedError):
         list(Columns(storage, found).slices(4))
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32)), st.lists(st.integers(0, 30)))
+def test_ids_are_found_by_their_prefixes(ids: list[bytes], asked: list[int]) -> None:
+    known = sorted({int.from_bytes(one[:8], "little") for one in ids})
+    wanted = [ids[index] if index < len(ids) else bytes([index]) * 32 for index in asked]
+    column = np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, 32)
+    found = references.positions(np.array(known, np.uint64), column).tolist()
+    for one, position in zip(wanted, found, strict=True):
+        prefix = int.from_bytes(one[:8], "little")
+        assert position == (known.index(prefix) if prefix in known else len(known))

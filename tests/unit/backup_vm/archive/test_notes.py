@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backup_vm.archive import notes
+from backup_vm.archive.damage import text_checksum
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
 from wire.layout import LAST_TIME
@@ -29,7 +30,7 @@ JSON = st.recursive(
 
 
 def loaded(folder: Path, body: bytes) -> notes.Notes:
-    (folder / notes.NAME).write_bytes(body + b"\n" + notes._digest(body).encode() + b"\n")
+    (folder / notes.NAME).write_bytes(body + b"\n" + text_checksum(body).encode() + b"\n")
     return notes.load(LocalStorage(folder))
 
 

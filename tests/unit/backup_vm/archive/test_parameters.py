@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm.archive import parameters
+from backup_vm.archive.damage import text_checksum
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError, NoArchiveError
 from wire.slots import SLOT_SIZE
@@ -21,9 +22,7 @@ def changed(folder: Path, old: str, new: str) -> LocalStorage:
     body = storage.read(parameters.NAME).decode().rpartition("checksum = ")[0]
     assert body.count(old) == 1
     body = body.replace(old, new)
-    (folder / parameters.NAME).write_text(
-        f'{body}checksum = "{parameters._digest(body.encode())}"\n'
-    )
+    (folder / parameters.NAME).write_text(f'{body}checksum = "{text_checksum(body.encode())}"\n')
     return storage
 
 

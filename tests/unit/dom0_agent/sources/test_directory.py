@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from common import image_writer as images
+from dom0_agent.admin.held import held
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import file as file_source
 from dom0_agent.sources import lvm
@@ -78,7 +79,7 @@ def test_copies_across_file_systems(source: FileSource, monkeypatch: pytest.Monk
     refused(lambda: source.snapshot(2))
     monkeypatch.setattr(file_source, "_copy_range", lambda *_: 0)  # the image shrank meanwhile
     source.snapshot(3)
-    assert source.snapshots() == {1, 3} and source.held() > 0
+    assert source.snapshots() == {1, 3} and held(source) > 0
 
 
 def test_snapshots_are_read_where_direct_reading_is_not_possible(

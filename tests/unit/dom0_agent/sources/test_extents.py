@@ -1,6 +1,5 @@
 """The comparison of two maps, against bytes laid out by the same maps."""
 
-from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dom0_agent.changed_map import GRAIN
+from dom0_agent.kernel import FiemapExtent
 from dom0_agent.sources import extents, fiemap
 from dom0_agent.sources.extents import (
     UNSURE,
@@ -159,8 +159,12 @@ def test_what_fiemap_says_of_an_extent(monkeypatch: pytest.MonkeyPatch) -> None:
     not certain.
     """
     flags = [0, 0x2000, fiemap.UNWRITTEN, fiemap.ENCODED, 0x4, 0x200, 0x1]
-    words = [[at * 10, at * 10 + 100, 10, 7, 7, flag | 9 << 32, 7] for at, flag in enumerate(flags)]
-    monkeypatch.setattr(fiemap, "records", lambda fd, size: iter([array("Q", sum(words, []))]))
+    row = FiemapExtent.row()
+    told = b"".join(
+        row.pack(at * 10, at * 10 + 100, 10, b"\7" * 16, flag, b"\x09" * 12)
+        for at, flag in enumerate(flags)
+    )
+    monkeypatch.setattr(fiemap, "records", lambda fd, size: iter([list(row.iter_unpack(told))]))
     found = [row for rows in fiemap.rows(0, 70) for row in rows]
     assert found == [
         (0, 20, 0, 100, 0),

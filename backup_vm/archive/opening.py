@@ -1,0 +1,134 @@
+"""Opening an archive and leaving it: what comes before and after all that a run does with it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from backup_vm import stopping
+from backup_vm.archive import naming, notes, reconcile
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.lease import Lease
+from backup_vm.archive.marks import Marks
+from backup_vm.archive.parameters import NAME, Parameters
+from backup_vm.archive.parameters import load as load_parameters
+from backup_vm.archive.reclaim import reclaim
+from backup_vm.archive.storage import Storage, open_storage
+from backup_vm.errors import ForbiddenError, SparsebakError
+
+
+@contextmanager
+def open_archive(
+    location: str | Path, writing: bool | None, command: str = ""
+) -> Iterator[Archive]:
+    """Open and lock the archive in a directory or at a URL: alone for writing, together with other
+    readers otherwise.
+
+    ``writing``: None for what notes its findings where it can, and reads all the same where not.
+    ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later,
+    when a lease is lost.
+    """
+    storage = open_storage(location)
+    with closing(storage):
+        parameters = load_parameters(storage)
+        alone = storage.writable() if writing is None else writing
+        with _locked(storage, alone, command):
+            archive = Archive(storage, parameters, alone)
+            try:
+                if alone:
+                    _recover(archive)
+                elif writing is None:
+                    _work_aside(archive)
+                yield archive
+                _record(archive)
+            finally:
+                archive.close()
+
+
+@contextmanager
+def _locked(storage: Storage, writing: bool, command: str) -> Iterator[None]:
+    """Keep others away: by flock, and with a lease those whom flock does not reach."""
+    fd = storage.lock(shared=not writing)
+    try:
+        if not writing:
+            yield
+            return
+        lease = Lease.acquire(storage.locks(), storage.describe(), command)
+        storage.check = lease.check
+        try:
+            lease.keep()
+            storage.refresh()  # what was seen before may be from the midst of another run
+            yield
+        finally:
+            with stopping.closing():
+                lease.release()
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _recover(archive: Archive) -> None:
+    """When writing begins: finish what a run that died left half done."""
+    archive.storage.clean()
+    now = reconcile.Listing.of(archive.storage)
+    stored = {naming.session_of(name) for name in now.files if naming.is_session(name)}
+    left = [n for n in now.files if not naming.is_session(n) and naming.session_of(n) in stored]
+    if left:
+        with suppress(ForbiddenError):  # whoever may only add leaves it to whoever may remove
+            archive.storage.remove(*left)
+        now = reconcile.Listing.of(archive.storage)
+    catalog = archive.open_catalog = reconcile.open_catalog(archive, now)
+    _miss_notes(archive, catalog.marks)
+    if catalog.marks.reclaiming:
+        reclaim(archive)
+
+
+def _miss_notes(archive: Archive, marks: Marks) -> None:
+    """Say once that the notes are gone: without them no session seems to have a tag."""
+    there = archive.storage.exists(notes.NAME)
+    if marks.noted and not there:
+        archive.warnings.append(
+            f"{archive.storage.describe(notes.NAME)} is missing, and with it all tags and notes;"
+            " put it back from a copy of the archive before anything is pruned"
+        )
+    marks.noted = there
+
+
+def _work_aside(archive: Archive) -> None:
+    """Where the archive cannot be written to: note what is found in a copy of the catalog, which
+    goes at the end.
+    """
+    archive.open_catalog = archive.looking.catalog(aside=True)
+
+
+def _record(archive: Archive) -> None:
+    """At the end of a run: the catalog is made for the files that there are now.
+
+    A run that stored few sessions and nothing else need not wait for the disk: the next one looks
+    through these.
+    """
+    catalog = archive.open_catalog
+    if catalog is None or not archive.writing:
+        return
+    if not catalog.written and archive.unrecorded <= reconcile.UNRECORDED:
+        return
+    now, then = reconcile.Listing.of(archive.storage).files, catalog.files()
+    # What is damaged keeps the size that it had when it was whole, so that it is noticed again.
+    now |= {name: size for name, size in then.items() if name in archive.damaged and name in now}
+    if now != then:
+        catalog.begin()
+        catalog.set_files(now)
+        catalog.commit()
+
+
+def create_archive(location: str | Path, parameters: Parameters) -> None:
+    """Make an empty archive in a directory, made if missing, or at a URL; raise SparsebakError
+    where there is one.
+    """
+    storage = open_storage(location)
+    if storage.exists(NAME):
+        raise SparsebakError(
+            f"there is an archive in {storage.describe()} already", "choose an empty directory"
+        )
+    storage.prepare()
+    parameters.save(storage)

@@ -1,0 +1,95 @@
+"""Removing sessions that were chosen, or only saying what that would do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backup_vm.archive.archive import Archive
+from backup_vm.archive.prune import Pruned, prune
+from backup_vm.archive.sessions import Session
+from backup_vm.archive.space import Account
+from backup_vm.jobs.thinning import Verdict
+from backup_vm.terminal.text import count_text, size_text, table
+from backup_vm.volumes import Named
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Sessions that go, each with its volume. ``verdicts``: those of the rules by which they were
+    chosen, if rules did it; ``entirely``: ids of volumes of which nothing is to stay, damaged
+    sessions included.
+    """
+
+    archive: Archive
+    doomed: Sequence[tuple[Named, Session]]
+    verdicts: Sequence[Verdict] | None = None
+    entirely: frozenset[str] = frozenset()
+
+    def question(self) -> str:
+        """What to ask before it is done."""
+        names = {volume.name for volume, _ in self.doomed}
+        where = next(iter(names)) if len(names) == 1 else count_text(len(names), "volume")
+        sessions = count_text(len(self.doomed), "session")
+        return f"Remove {sessions} of {where}? This cannot be undone."
+
+    def foreseen(self) -> Pruned:
+        """What ``run`` would do; as for chunks, nobody counted them."""
+        account = Account(self.archive, self.archive.sessions())
+        files = {session.file for _, session in self.doomed}
+        return Pruned(len(self.doomed), 0, account.comes_back(files))
+
+    def run(self) -> Pruned:
+        """Do it; raise DamagedError if none of them can go."""
+        return prune(self.archive, [session for _, session in self.doomed], self.entirely)
+
+    def row(self, done: Pruned, dry_run: bool) -> dict[str, Any]:
+        """What was done, or would be, as --json prints it."""
+        removed = [_row(volume, session) for volume, session in self.doomed]
+        row = {
+            "removed": removed,
+            "dry_run": dry_run,
+            "chunks": done.chunks,
+            "freed": done.space,
+        }
+        plan = [
+            {**_row(v.volume, v.session), "keep": v.keep, "why": list(v.why)}
+            for v in self.verdicts or ()
+        ]
+        return row | ({"plan": plan} if plan else {})
+
+    def plan(self, foreseen: Pruned) -> list[str]:
+        """What would be done, for people."""
+        if self.verdicts is not None:
+            lines = [_table(self.verdicts)]
+        else:
+            lines = [f"would remove {volume.name} {s.name}" for volume, s in self.doomed]
+        sessions = count_text(foreseen.sessions, "session")
+        return [*lines, f"{sessions} would be removed, {size_text(foreseen.space)} freed."]
+
+    def report(self, done: Pruned) -> list[str]:
+        """What was done, for people."""
+        left = set(self.archive.session_files())
+        lines = [
+            f"removed {volume.name} {session.name}"
+            for volume, session in self.doomed
+            if session.file not in left
+        ]
+        sessions = count_text(done.sessions, "session")
+        return [*lines, f"{sessions} removed, {size_text(done.space)} freed."]
+
+
+def _row(volume: Named, session: Session) -> dict[str, Any]:
+    return {"qube": volume.qube, "volume": volume.volume, "session": session.name}
+
+
+def _table(verdicts: Sequence[Verdict]) -> str:
+    rows = [
+        [
+            v.volume.name,
+            v.session.name,
+            "keep" if v.keep else "remove",
+            ", ".join(v.why) or "no rule keeps it",
+        ]
+        for v in verdicts
+    ]
+    return table([["VOLUME", "SESSION", "", "WHY"], *rows])

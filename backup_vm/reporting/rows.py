@@ -1,0 +1,115 @@
+"""What ``--json`` prints of volumes, sessions and checks, and what pages and tables are made of.
+
+Times are Unix seconds, sizes bytes, ids hexadecimal.
+"""
+
+from typing import TypedDict
+
+from backup_vm.archive.notes import Check
+from backup_vm.archive.space import Use
+from common.text import session_name
+
+
+class CheckRow(TypedDict):
+    """When something was scrubbed or verified, and whether it was sound."""
+
+    time: int
+    ok: bool
+
+
+class SpaceRow(TypedDict):
+    """What a volume takes up; all None where no account of the space was made."""
+
+    own: int | None
+    shared: int | None
+    compression: float | None
+    deduplication: float | None
+
+
+class SessionRow(TypedDict):
+    """A session, as ``list`` shows it."""
+
+    session: str
+    id: str
+    sequence: int
+    time: int
+    size: int
+    changed: int
+    full: bool
+    frees: int | None
+    """Bytes that pruning it would give back."""
+    tags: list[str]
+    note: str
+    verified: CheckRow | None
+
+
+class VolumeRow(SpaceRow):
+    """A volume and its sessions, as ``list`` shows it. ``qube`` is empty where the name is sealed,
+    and ``volume`` the volume's id then.
+    """
+
+    qube: str
+    volume: str
+    id: str
+    verified: CheckRow | None
+    sessions: list[SessionRow]
+
+
+class StateRow(SpaceRow):
+    """A volume at a glance, as ``status`` shows it; perhaps one that has no session yet."""
+
+    name: str
+    id: str
+    latest: str | None
+    sessions: int
+    size: int
+    changed: int | None
+    """Bytes that changed since, as dom0 tells; None where it does not know the volume."""
+    verified: CheckRow | None
+    note: str
+
+
+class StatusRow(TypedDict):
+    """The archive at a glance."""
+
+    path: str
+    label: str
+    id: str
+    mode: str
+    chunk_size: int
+    chunks: int
+    stored: int
+    free: int | None
+    scrubbed: CheckRow | None
+    next_run: str | None
+    volumes: list[StateRow]
+    problems: list[str]
+
+
+def row_name(row: VolumeRow) -> str:
+    """The volume, for people."""
+    return f"{row['qube']}/{row['volume']}" if row["qube"] else row["volume"]
+
+
+def check_row(check: Check | None) -> CheckRow | None:
+    """A check; None where there was none."""
+    return None if check is None else {"time": check.time, "ok": check.sound}
+
+
+def check_text(row: CheckRow | None) -> str:
+    """A check for people."""
+    if row is None:
+        return "never"
+    return session_name(row["time"]) + ("" if row["ok"] else ", damage found")
+
+
+def space_row(use: Use | None) -> SpaceRow:
+    """What a volume takes up."""
+    if use is None:
+        return {"own": None, "shared": None, "compression": None, "deduplication": None}
+    return {
+        "own": use.own,
+        "shared": use.shared,
+        "compression": round(use.compression, 3),
+        "deduplication": round(use.deduplication, 3),
+    }

@@ -1,0 +1,126 @@
+"""The archive at a glance, as ``status`` prints it and ``report`` draws it."""
+
+from backup_vm.archive import notes
+from backup_vm.archive.archive import Archive
+from backup_vm.errors import AgentError, DamagedError
+from backup_vm.reporting.rows import StateRow, StatusRow, check_row, check_text, space_row
+from backup_vm.reporting.view import View, last_verified, next_run
+from backup_vm.terminal.text import ratio_text, size_text, table
+from backup_vm.volumes import Named, stored_volumes
+from wire.chunks import Keys
+from wire.messages import VOLUME_GONE, VOLUME_PENDING, VolumeEntry
+
+
+def look(
+    archive: Archive,
+    listed: list[VolumeEntry],
+    failed: AgentError | None,
+    keys: Keys | None,
+    space: bool | None,
+) -> tuple[StatusRow, View]:
+    """All that ``status`` tells, and the look at the archive that it was taken from.
+
+    ``listed``: what dom0 lists, or nothing and why it ``failed``; ``space``: see View.of.
+    """
+    known = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
+    seen = archive.looking.steady(
+        lambda: View.of(archive, stored_volumes(archive, keys, known), space)
+    )
+    chunks, stored_bytes = archive.catalog.count()
+    parameters = archive.parameters
+    try:
+        scrubbed = notes.load(archive.storage).scrubbed
+    except DamagedError:  # reported by stored_volumes
+        scrubbed = None
+    problems = [] if failed is None else [f"agent: {failed}"]
+    row: StatusRow = {
+        "path": archive.storage.describe(),
+        "label": parameters.label,
+        "id": parameters.archive.hex(),
+        "mode": parameters.mode,
+        "chunk_size": parameters.chunk_size,
+        "chunks": chunks,
+        "stored": stored_bytes,
+        "free": archive.storage.free(),
+        "scrubbed": check_row(scrubbed),
+        "next_run": next_run(),
+        "volumes": _volumes(seen, listed),
+        "problems": problems + [str(error) for error in archive.damaged.values()],
+    }
+    return row, seen
+
+
+def _volumes(seen: View, listed: list[VolumeEntry]) -> list[StateRow]:
+    stored = {named.id: named for named in seen.volumes}
+    entries = {entry.volume_id.hex(): entry for entry in listed}
+    rows = [
+        _volume(seen, key, stored.get(key), entries.get(key), bool(listed))
+        for key in stored.keys() | entries.keys()
+    ]
+    return sorted(rows, key=lambda row: row["name"])
+
+
+def _volume(
+    seen: View, volume_id: str, named: Named | None, entry: VolumeEntry | None, agent: bool
+) -> StateRow:
+    flags = entry.flags if entry else VOLUME_GONE
+    words = [
+        word
+        for bit, word in ((VOLUME_GONE, "gone"), (VOLUME_PENDING, "interrupted"))
+        if flags & bit
+    ]
+    latest = named.sessions[-1] if named else None
+    return {
+        "name": named.name if named else entry.name if entry else volume_id,
+        "id": volume_id,
+        "latest": latest.name if latest else None,
+        "sessions": len(named.sessions) if named else 0,
+        "size": (
+            entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0
+        ),
+        **space_row(seen.use(named) if named else None),
+        "changed": None if entry is None else entry.changed if latest else entry.size,
+        "verified": check_row(last_verified(named)) if named else None,
+        "note": ", ".join(words) if agent else "",
+    }
+
+
+def text(status: StatusRow) -> str:
+    """The same for people."""
+    rows = [
+        [
+            "VOLUME",
+            "LATEST",
+            "SESSIONS",
+            "SIZE",
+            "OWN",
+            "SHARED",
+            "COMPRESSED",
+            "DEDUPLICATED",
+            "CHANGED SINCE",
+            "VERIFIED",
+            "",
+        ]
+    ]
+    for v in status["volumes"]:
+        sizes = ["" if size is None else size_text(size) for size in (v["own"], v["shared"])]
+        ratios = [
+            "" if ratio is None else ratio_text(ratio)
+            for ratio in (v["compression"], v["deduplication"])
+        ]
+        changed = "?" if v["changed"] is None else size_text(v["changed"])
+        verified = check_text(v["verified"])
+        row = [v["name"], v["latest"] or "never", str(v["sessions"]), size_text(v["size"])]
+        rows.append([*row, *sizes, *ratios, changed, verified, v["note"]])
+    scrubbed = check_text(status["scrubbed"])
+    free = "?" if status["free"] is None else size_text(status["free"])
+    head = [
+        (
+            f"Archive {status['label']} in {status['path']}, {status['mode']}, chunks of"
+            f" {status['chunk_size'] >> 10} KiB"
+        ),
+        f"{status['chunks']} chunks, {size_text(status['stored'])} stored, {free} free on the disk",
+        f"Last scrub: {scrubbed}."
+        + (f" Next backup: {status['next_run']}." if status["next_run"] else ""),
+    ]
+    return "\n".join([*head, *status["problems"], "", table(rows, frozenset(range(2, 9)))])
