@@ -16,6 +16,7 @@ import pytest
 from backup_vm import cli as vm
 from backup_vm.cli import spbk_assemble
 from dom0_agent.admin import cli as dom0
+from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.config import load
 from tests.commands import Commands
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
@@ -223,7 +224,7 @@ def test_an_ini_of_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert '# vid = "vm-My_Work-root"' in (tmp_path / "agent.toml").read_text()
     assert dom0.main([*words, "static", "-o", str(tmp_path / "agent.toml")]) == 1
     assert dom0.main([*words, "qubes", "-o", str(tmp_path / "qubes.toml")]) == 0
-    options = load(tmp_path / "qubes.toml").qubes
+    options = qubes_options(load(tmp_path / "qubes.toml"))
     assert options.include == ("banking", "untrusted") and options.exclude == ("My_Work",)
     (tmp_path / "sparsebak.ini").write_text(INI.replace("qubes://backup", "ssh://me@host"))
     assert dom0.main([*words, "static"]) == 0
