@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # sparsebak: make test, make demo, make bench; make install-dom0, install-dom0-settings and install-vm for packages.
 PYTHON ?= python3
 PREFIX ?= /usr

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The settings file, ``~/.config/sparsebak/config.toml``. Every option of it stands in
 docs/config.toml with its meaning.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What can go wrong, by class, each with its exit code. The text is one line; the hint says what to
 do.
 """

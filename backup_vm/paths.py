@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Files and folders that the user names: ``~``, and small files read whole."""
 
 import os

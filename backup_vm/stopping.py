@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether this run was asked to stop: whatever waits for another machine looks here, in every
 thread.
 

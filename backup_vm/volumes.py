@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which volume is which: in a sealed archive names are known to dom0 and to whoever has the key,
 and to nobody else.
 """

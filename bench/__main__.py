@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``make bench``: every step of every tool and the machine's limits on the same data, in one run;
 kept in bench/results/.
 

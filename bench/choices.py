@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``python -m bench.choices``: what the choices rest on: chunk sizes, levels, dictionaries, hashes,
 threads, SQLite's settings.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``python -m bench.large``: a sparse volume of up to 1 TiB with a real agent: time, and memory of
 both sides, of each step.
 """

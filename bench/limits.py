@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the machine itself needs for the same data: compressing, hashing, copying, and what a verify
 cannot do without.
 

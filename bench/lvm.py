@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Monitor on LVM thin pools: ``make bench-lvm`` runs this in the test VM, which is slow; what
 counts are the shares.
 

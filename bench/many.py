@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``python -m bench.many``: runs over many volumes in which nothing, or little, changed; with a
 resident agent and without.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Measuring a command: wall time, processor time, peak memory of its largest process."""
 
 import os

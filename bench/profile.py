@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``make bench-profile``: where the time of each step goes, by stage and side, and how many system
 calls it takes.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs a side with a clock around each stage: ``python -m bench.profiled SIDE FILE ARGUMENT...``;
 adds JSON to FILE.
 

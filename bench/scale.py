@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``make bench-scale``: what an archive costs as it grows: time and peak memory of each operation
 at several sizes, as a table.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The tools under test, each with the same few steps: set up, back up, assemble, restore, verify,
 prune.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The workload: an 8 GiB sparse image with 3 GiB in it: half ordinary files, a quarter random, a
 tenth repeats, some text.
 

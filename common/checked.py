@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Small files as JSON with a checksum: what was written, whole, or ValueError."""
 
 import hashlib

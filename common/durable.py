@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Writing files so that after a crash there is the old content or the new, never a mixture."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Writing an image from several threads, past the page cache where the file system can.
 
 A restored image is written once; in the page cache it would cost twice the work and push out what

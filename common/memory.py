@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What Python and the C library do with memory that was freed."""
 
 import atexit

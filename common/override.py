@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``typing.override``: what a method does is said by the class that declares it.
 
 Python has it from 3.12 on. Before, it is a mark that does nothing; the type checker knows it in

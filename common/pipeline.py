@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Work on a few threads, results in order, memory bounded. The libraries that do the work release
 the GIL.
 """

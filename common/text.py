@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Text that people read: made safe for a terminal, and the names that sessions have."""
 
 import re

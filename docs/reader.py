@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A second reader of sparsebak archives, written from docs/format.md alone; it shares no code with
 the project.
 

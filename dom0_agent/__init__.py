@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The dom0 side of sparsebak: rotates snapshots, finds what changed, seals it, and opens it again
 on restore.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which parts of a volume changed: one bit for each 64 KiB."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What structures are compiled to, see wire.layout. Made from their declarations
 by "make pages": change those instead."""
 

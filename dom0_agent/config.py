@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The agent's configuration, ``agent.toml``: written by dom0's administrator and trusted, but
 checked all the same.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Structures of Linux's ioctl calls, in the machine's own order of bytes, as ``include/uapi/linux``
 has them. They are declared as those of wire.layout are.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The archives dom0 knows, for reading: label, who may use it, parameters, key slots, master key.
 
 ``<state_dir>/archives/<archive id>/`` holds ``archive.json`` and ``key``, owner only. Both are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """dom0's log: lines on standard error, which qrexec and systemd hand to the journal. Never sent to
 a caller.
 """

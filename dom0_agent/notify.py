@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A notification on dom0's desktop, for whoever is logged in. No text from a qube is in it but
 checked names.
 """

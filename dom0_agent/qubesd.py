@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The way to qubesd, through qubesadmin, which only Qubes OS has: imported when it is needed and
 not before.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What tests of damage share: a site with three sessions, and what is to be seen of it
 afterwards.
 """

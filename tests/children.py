@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands in child processes: what hangs, dies, shows a traceback or eats memory is seen from
 outside.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The commands of the backup VM, run within the test's process."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures: a site (agent, archive and pool in one folder) on plain files, Btrfs and XFS."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A FUSE file system that hands everything on to a folder, and fails where it is told to.
 
 The real thing below it is a folder of this machine, the kernel's own FUSE above: what a program

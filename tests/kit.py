@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What tests are made of: a site with agent and archive, a transport within the process, images
 that change at random.
 """

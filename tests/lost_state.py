@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What may happen to dom0's state and to the archive behind each other's back, for a site on any
 kind of storage.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What another machine does to an archive while a command reads it, at one point of its reading
 after another.
 """

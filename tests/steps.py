@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Dying at the n-th durable step: every call that changes a file system is counted, and the n-th is
 never made.
 """

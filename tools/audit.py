@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What runs in dom0, in lines of code without blank lines, comments and docstrings: ``make audit``.
 
 Three numbers, then the table by room: all of it; what a call from a backup VM can reach, which is

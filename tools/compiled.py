@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The codes that structures are compiled to, made from their declarations: ``make pages`` writes
 them.
 
@@ -73,6 +74,7 @@ def main() -> None:
     Structure.row = classmethod(lambda cls: Compiled(codes(cls)).row)  # type: ignore[assignment]
     for path in MODULES:
         text = (
+            "# SPDX-License-Identifier: GPL-2.0-or-later\n"
             '"""What structures are compiled to, see wire.layout. Made from their declarations\n'
             'by "make pages": change those instead."""\n\n'
             "from wire.layout import Codes\n\n"

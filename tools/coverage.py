@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which lines and branches of dom0's code the tests run, in all processes and in the VM of the LVM
 tests: ``make coverage``.
 """

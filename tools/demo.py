@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Shows sparsebak at work on a disk image: ``make demo``. On Btrfs by a loop mount when root, on
 plain files otherwise.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """LVM's programs of another distribution in the guest of lvm_vm.py: ``LVM_ROOT=FOLDER python
 tools/lvm_vm.py tests/lvm``.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs tests in a VM whose kernel has device-mapper: ``make test-lvm``, or ``python tools/lvm_vm.py
 PYTEST-ARGUMENT...``.
 

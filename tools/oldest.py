@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs tests with the oldest releases of the libraries that sparsebak has to work with: those of
 tests/oldest.txt.
 

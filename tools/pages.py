@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Man pages and shell completion, made from the command lines' own parsers: ``make pages`` writes
 them to ``share/``.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs the tests in roots of other distributions: ``make test-roots``, or ``python tools/roots.py
 [--root NAME]... [TEST...]``.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The tables of bytes in the docs, made from the declarations: ``make pages`` writes them.
 
 A table is between two comments, the first of which names a structure: ``<!-- bytes of MODULE.NAME

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What crosses between dom0 and the backup VM: names, frames, sealing, records. No input or output
 of its own.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Keys, chunk ids and sealed chunks. Byte by byte in docs/format.md; every primitive is a
 library's.
 

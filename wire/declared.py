@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From a structure's annotations to its declaration in construct. Imported only by what needs one:
 see wire.layout.
 

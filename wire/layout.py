@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Structures of fixed size, each declared once: a class whose annotations are declarations of the
 library ``construct``.
 

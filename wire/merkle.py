@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The root of an image, by a Merkle tree of two levels: a keyed hash over page digests, each a
 keyed hash over 1,024 chunk ids in order.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every structure that crosses between dom0 and the backup VM, declared once: see wire.layout.
 Numbers are little-endian.
 

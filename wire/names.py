@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Names of qubes, volumes, archives and sessions: allow-lists, because every one of them ends up in
 a path or a policy.
 

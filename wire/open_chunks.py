@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Opening the chunks of an image on a few threads, neighbours together: what dom0 and a holder of
 the key both do.
 """

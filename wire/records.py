@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Session records: what dom0 vouches for. A part in clear for the backup VM and a sealed part,
 authenticated together.
 """

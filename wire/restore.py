@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is sent to Restore and Verify, as a whole, and the sealed chunks in it and in an archive.
 
 dom0 reads the stream piece by piece (dom0_agent/rpc/receiving.py): the record, which must be

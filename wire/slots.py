@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Key slots: the master key wrapped by a passphrase (scrypt) or by the printed recovery key, as
 LUKS has them.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How a call ends: one fixed code, never text about dom0. The text belongs in dom0's own log."""
 
 from enum import IntEnum

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reading exact lengths and writing frames, over any pair of binary streams."""
 
 from typing import Protocol

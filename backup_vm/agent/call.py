@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One call of a service: its request, its reply frame by frame, and its end.
 
 What comes back is checked for length before it is read; a call without a final status has failed,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The agent's services as methods."""
 
 from collections.abc import Callable

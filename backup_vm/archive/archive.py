@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An archive that is open: its parameters, sessions and catalog, under its lock."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``catalog.sqlite``: in which pack each chunk is. A cache: deleted or damaged, it is rebuilt
 from packs and sessions.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The file that the catalog lies in, and what SQLite says of it.
 
 Whoever can write to the store may have put anything there: ``Storage.database`` looks at it before

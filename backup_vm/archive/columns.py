@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The two columns of a session file, chunk numbers and chunk ids, read a part at a time.
 
 They are read, not mapped: in mapped memory a sector that cannot be read kills the process, and some

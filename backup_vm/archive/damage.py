@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Files that cannot be read are damage to what needs them, as files with the wrong contents are,
 and to nothing else.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the catalog must hold, from the packs' own indexes and the sessions: parts of what
 reconcile.py does.
 """

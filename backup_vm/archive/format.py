@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The archive's binary structures, little-endian, each declared once: see wire.layout, and byte by
 byte docs/format.md.
 

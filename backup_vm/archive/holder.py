@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who holds a lease, as its file says, and whether that process is gone.
 
 What it says is written by anybody who can write to the store: it is bounded, and only ever shown or

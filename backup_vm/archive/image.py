@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The chunk ids of a volume's image at a session: the newest entry for each chunk number. No Python
 loop over chunks.
 """

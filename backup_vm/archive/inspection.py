@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is in a file of an archive, field by field, for ``sparsebak inspect``.
 
 Binary files are walked over as they are declared; of the others (TOML, JSON, SQLite) fields have no

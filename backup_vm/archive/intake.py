@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Taking in sessions that were made elsewhere: from an exported file, or from another copy of the
 archive.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What an archive holds of a volume, as the agent is told it, so that it sends only what
 differs.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A writer's lease in the store: one run writes to an archive at a time, from whatever machine,
 whatever flock is worth.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a reader sees of an archive that others may write to meanwhile.
 
 In a folder flock keeps readers and writers from each other. At a URL, and where two machines have

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sealed chunks by id: where the catalog says or, when it is found to be wrong, where the packs
 themselves say.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the catalog remembers beside where chunks lie: work that is due. Part of the cache, and lost
 with it.
 

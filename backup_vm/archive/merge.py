@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Several sessions of a volume as one: what is left of their entries, and what the later ones have
 superseded.
 

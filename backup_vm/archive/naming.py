@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What files of an archive are called. What has not exactly such a name belongs to another program:
 it is left alone.
 

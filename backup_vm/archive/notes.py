@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``notes.json``: what people say of sessions (tags, a note), and when the archive was last
 checked.
 

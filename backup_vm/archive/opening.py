@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Opening an archive and leaving it: what comes before and after all that a run does with it."""
 
 import os

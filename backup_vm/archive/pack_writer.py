@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Storing what arrives: chunks into packs, entries into partial sessions.
 
 The stages of a pack, and of all that waits for it::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Packs: sealed chunks one after another, then an index of them. Written once; only ever shortened
 by holes.
 """

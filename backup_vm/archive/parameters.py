@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``archive.toml``: what an archive is, and its key slots. Its last line is a checksum of all the
 lines before.
 """

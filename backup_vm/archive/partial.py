@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Partial sessions: what has arrived of a session that is not complete, so that the next run
 resumes from there.
 

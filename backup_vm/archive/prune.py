@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Removing sessions: their entries go into the next session, and what nothing refers to any more is
 given back.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Giving space back. The catalog only says where to look: packs' own indexes and the session files
 decide.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The catalog is believed only for the files it was made for; where the store has others, it is
 brought to what there is.
 

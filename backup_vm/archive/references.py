@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What sessions refer to. Only this, never the catalog, decides what may be freed."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Scrub: every file of the archive against its checksums, and every chunk that a session needs. No
 key is needed.
 """

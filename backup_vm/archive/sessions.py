@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Session files: a record from dom0 and the chunks that changed, as two columns: chunk numbers
 (rising) and chunk ids.
 

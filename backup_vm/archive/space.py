@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which volume and which session takes up how much, and what would come back if sessions were
 pruned.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Walks over a file field by field, as its structure is declared: where each field is, and what it
 says.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak``: one module for each command, each with ``add_to(commands)`` that declares it and a
 ``run(options)``.
 """

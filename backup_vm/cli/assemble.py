@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak assemble``: a session to a raw image, with the key and without any agent."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak backup``: back up the volumes named, or all."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the commands share: settings, the archive, the agent, keys, questions, and how results are
 printed.
 """

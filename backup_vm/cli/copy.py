@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak copy``: bring a second copy of the archive up to date, on another disk or at
 a URL.
 """

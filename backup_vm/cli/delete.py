@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak delete``: remove all sessions of a volume."""
 
 import argparse

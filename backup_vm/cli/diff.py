@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak diff``: where two sessions of a volume differ. Needs no key: chunks that differ have
 different ids.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak doctor``: look at the whole chain and say what to do."""
 
 import argparse

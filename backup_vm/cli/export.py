@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak export``: one session as one file, sealed as it is, or opened as a raw image or a tar
 file.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak import``: take a session in that ``sparsebak export`` wrote."""
 
 import argparse

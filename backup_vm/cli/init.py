@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak init``: make an archive whose key was created in dom0."""
 
 import argparse

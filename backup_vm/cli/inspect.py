@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak inspect``: what is in a file of an archive, field by field. Needs no key."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak keys``: write down what a new dom0 needs to take the archive over, or take in key
 slots that dom0 changed.
 """

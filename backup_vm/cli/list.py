@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak list``: the volumes in the archive, or the sessions of some."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak mount``: sessions as raw image files, to copy single files out of them."""
 
 import argparse

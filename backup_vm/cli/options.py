@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Options that every command has, and that may stand before it or after it; and pieces that several
 commands declare.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak prune``: remove sessions by name, by rules, or until there is room; all others stay
 whole.
 """

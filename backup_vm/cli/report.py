@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak report``: the archive on one page of HTML that needs nothing else."""
 
 import argparse

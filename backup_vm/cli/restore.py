@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak restore``: put sessions in the place of volumes, through the agent."""
 
 import argparse

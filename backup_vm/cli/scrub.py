@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak scrub``: check every file of the archive against its checksums. Needs no key and no
 agent.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``spbk-assemble``: the original sparsebak's way to make an image of a volume's folder, on
 archives of today.
 

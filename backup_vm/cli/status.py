@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak status``: the archive at a glance, what has changed since in each volume, and whether
 all is well.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak tag``: tags and a note on sessions; sessions can be named by tag, and kept by it."""
 
 import argparse

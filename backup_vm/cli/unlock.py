@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak unlock``: remove the lease of a run that was cut off, where this cannot be seen from
 here.
 """

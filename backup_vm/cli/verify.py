@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak verify``: prove sessions authentic and complete, with the key if it is here, through
 the agent otherwise.
 """

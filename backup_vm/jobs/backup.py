@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A backup run: interrupted sessions are finished first; then all volumes are snapshotted, then
 extracted, one by one.
 """

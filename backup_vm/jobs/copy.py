@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Bringing a second copy of an archive up to date: what it lacks is sent, and each chunk is checked
 on both sides.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Checks of the whole chain from this machine to dom0, each with what to do when it fails."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One session in one portable file: sealed as it is (``sparsebak import`` takes it in elsewhere),
 or opened as a tar file.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What can make an end of a backup run, or of one session of it, in words."""
 
 import errno

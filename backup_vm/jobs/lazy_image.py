@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reading here and there in a session's image, with the key: chunks are opened when they are
 wanted, and the last ones kept.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A volume's sessions as a folder of raw image files, by FUSE. Nothing is read before somebody
 reads it.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What dom0 offers to be stored in a backup run, and whether that fits what is here."""
 
 import time as clock

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Getting a session's image out of the archive: to the agent, still sealed, or opened here with the
 key.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One session on its way from the agent into packs and a partial session: the Extract of a backup
 run.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Removing sessions that were chosen, or only saying what that would do."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which sessions of a volume to keep, and why: the rules of restic and borg, which a wrong clock
 cannot turn against you.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Choosing what to prune: by rules, or the oldest first until there is room."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A calendar of sessions as SVG: a column a week, a square a day, the fuller the more sessions it
 has.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Growth over time as an SVG: one line with the area under it, round numbers at the side, dates
 below.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The page itself: head, figures, health, growth, and for each qube its volumes and its calendar."""
 
 import datetime

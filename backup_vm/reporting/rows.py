@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What ``--json`` prints of volumes, sessions and checks, and what pages and tables are made of.
 
 Times are Unix seconds, sizes bytes, ids hexadecimal.

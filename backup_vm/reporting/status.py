@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The archive at a glance, as ``status`` prints it and ``report`` draws it."""
 
 from backup_vm.archive import notes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An archive as ``list``, ``status`` and ``report`` look at it: sessions, space, ratios, checks."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Signals: how every command ends when it is asked to, and points where nothing is half done."""
 
 import os

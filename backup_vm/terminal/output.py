@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What commands write: standard output, which can be closed, full or of few letters; and files,
 whole or not at all.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Progress on a terminal, with rate and time left; silent anywhere else."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Adopting an archive in a new dom0 (``keys import``), from a file that the backup VM wrote and the
 passphrase or recovery key.
 

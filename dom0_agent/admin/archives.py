@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What dom0's administrator does to archives: make one, keep one and its key, give it other key
 slots, forget it. Calls only read what this writes (``dom0_agent.keyring``).
 """

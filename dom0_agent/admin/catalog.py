@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The catalog as it is now, for dom0's own commands, and writing it down for the calls of backup
 VMs, which ask nobody.
 """

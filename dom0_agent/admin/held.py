@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What snapshots hold of their storage: for ``status``, no call asks."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Volumes that dom0 remembers and that are not backed up any more: their snapshots go, wherever
 they lie.
 

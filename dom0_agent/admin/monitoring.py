@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Walking snapshots of many volumes in one go: each under its own lock, held no longer than for its
 own work.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What qubesd knows of qubes and their volumes, asked through qubesadmin in as few calls as can be.
 
 One call lists the qubes and their states, one each gives a qube's properties and those of a volume.

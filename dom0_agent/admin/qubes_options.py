@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The table ``[qubes]`` of agent.toml: which qubes are backed up, and how. Without Qubes OS it
 means nothing.
 """

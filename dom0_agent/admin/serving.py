@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Starting the resident agent: its sockets, and all that its calls will need, imported before the
 first one.
 """

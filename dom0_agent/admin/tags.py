@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The tags that the policy goes by: one for the backup VM, one for each qube that it may back up.
 
 ``sparsebak-agent setup`` puts them right once; a qube that was made since then is picked up here.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which volumes exist and where they are: one module for each way of knowing without asking
 anybody.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Catalog ``qubes``: the list of volumes that dom0's timer wrote down last, ``catalog.json`` in the
 state folder.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Catalog ``static``: the volumes listed in agent.toml."""
 
 from common.override import override

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Starts a service: ``python3 -I dom0_agent/rpc SERVICE``, from the tree or from the package's own
 directory.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which chunks of a snapshot Extract looks at, in which order, and how many of them together."""
 
 from collections.abc import Callable, Iterable, Iterator

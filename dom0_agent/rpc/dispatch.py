@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs one RPC service: who calls, for which volume, and how the call ends. Every service module
 has one ``main(call)``.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Extract: read what may have changed, hash, compare, compress and seal it on a few threads, in
 order, in flat memory.
 """

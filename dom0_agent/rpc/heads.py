@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a call asks for, as qrexec says it before the caller's first byte: in the environment of a
 service file, or at the beginning of a connection to the resident agent.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How many calls there may be at once: of one caller, so that none can keep the others out, and of
 all, so that dom0 bears it.
 

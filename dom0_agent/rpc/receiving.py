@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Restore and Verify: take a session from the backup VM and believe nothing that the archive's key
 does not prove.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The resident agent: everything is imported once, and each call is a forked process of its own, as
 it would be without it.
 

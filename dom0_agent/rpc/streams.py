@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The streams of a call, given up when the other side is silent or as good as silent: it must not
 hold a lock, a session or a place for ever.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A call about one volume, for one archive, and all that it works on: each thing is read once.
 
 The archive's key is read when it is first needed. The volume's state is read under the volume's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Kinds of storage, one module each, with the methods of Source. They read volumes, and write
 nothing but snapshots of their own: new contents are the business of ``targets``.
 """

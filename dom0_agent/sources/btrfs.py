@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Btrfs' own records of where a file lies, read from its trees. Needs CAP_SYS_ADMIN.
 
 FIEMAP does not say from where within a compressed extent a file takes its bytes, and looks up for

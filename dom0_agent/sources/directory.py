@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What sources share whose volumes are image files in a directory: snapshots are files in
 ``.sparsebak`` beside them.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What two maps of where files lie say about each other, in bounded memory, whatever told them.
 
 A map comes in lists of rows, in order of the file; what reads as zeros (holes, preallocated space)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where the file system keeps a file's bytes, by the FIEMAP ioctl.
 
 Structures and flags: Linux, ``include/uapi/linux/fiemap.h``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Source ``file``: image files on any file system. A snapshot is a copy, a delta a comparison.
 Needs no root.
 """

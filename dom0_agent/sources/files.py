@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Image files in dom0: opened as nothing but regular files, and what an error of their storage
 means.
 """

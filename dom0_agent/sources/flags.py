@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Flags of image files (chattr(1)): what a clone must have in common with what it is a clone of.
 
 Flags and numbers: Linux, ``include/uapi/linux/fs.h`` (FS_IOC_GETFLAGS, FS_IOC_SETFLAGS).

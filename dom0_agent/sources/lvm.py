@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """LVM's commands and its report: what logical volumes there are, and changes to them. Needs root.
 
 Field names are those of ``lvs -o help``; reports are asked for as JSON, in bytes, one call for all

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Source ``lvm_thin``: logical volumes in a thin pool. Deltas come from the pool's metadata;
 nothing is read but that.
 

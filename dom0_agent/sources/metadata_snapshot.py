@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The metadata snapshot of one LVM thin pool: the tools that read the pool's metadata read it, for
 what is in use changes under them.
 

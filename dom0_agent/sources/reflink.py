@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Source ``reflink``: image files on Btrfs or XFS. A snapshot is a clone (FICLONE), a delta
 compares where two clones lie.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One LVM thin pool: its volumes, its space, and its metadata, read from a reserved metadata
 snapshot.
 """

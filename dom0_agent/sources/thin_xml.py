@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What ``thin_delta`` and ``thin_dump`` print, read as it comes: ranges in bytes, in bounded
 memory.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """New contents of volumes, one module for each way of putting them in place: all that a restore
 writes. Sources only read.
 """

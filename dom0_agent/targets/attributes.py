@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Attributes of image files beside their bytes: what a restored image keeps of the one before it,
 and which one must not be replaced.
 

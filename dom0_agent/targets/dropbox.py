@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The dropbox for documents: restored settings of a qube, or dom0's configuration, as bytes in a
 file that waits for dom0's administrator. No call reads what is in one.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Images in folders: new contents in a file beside the image, which takes its place at the end."""
 
 import errno

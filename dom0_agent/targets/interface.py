@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What every kind of target offers."""
 
 from typing import Protocol

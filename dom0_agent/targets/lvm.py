@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Thin volumes: new contents in a snapshot of the volume, which LVM swaps with it in one step."""
 
 import fcntl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Restore on Qubes OS: contents go to qubesd as one stream, so that it keeps the old ones as a
 revision (qvm-volume revert).
 

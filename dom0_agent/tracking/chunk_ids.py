@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The chunk ids of a volume's newest committed session, and the root of the next one. Flat memory
 at any size.
 

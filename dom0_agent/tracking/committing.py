@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What Commit does to the chunk ids that dom0 keeps: they follow the session's log, or are not used
 any more.
 

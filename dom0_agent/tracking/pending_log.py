@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The ids of a pending session as they are extracted, so that an interrupted transfer resumes where
 it stopped.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Rotation of snapshots: Monitor, Snapshot, Commit, Abort, and recovery from a crash at any point
 of them.
 

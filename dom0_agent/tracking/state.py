@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What dom0 remembers of a volume: one directory, one lock, one small state file whose replacement
 is the commit point.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A site with two qubes and a few sessions, and an attacker who owns its backup VM."""
 
 import random

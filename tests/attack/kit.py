@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A malicious backup VM: speaks every service in raw bytes, and looks afterwards whether anything
 in dom0 has changed.
 """

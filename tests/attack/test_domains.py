@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the keys of one deduplication domain open: its images, and nothing of another domain."""
 
 import os

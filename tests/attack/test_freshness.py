@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a backup VM can pass off as the newest session, and what it can have restored that nobody
 asked for.
 """

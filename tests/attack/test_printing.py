@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Terminal escapes and marks that turn the direction of writing, in every name that somebody else
 chose.
 """

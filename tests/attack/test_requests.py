@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Requests of every wrong kind, in any number and at any speed."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Everything that can be done to a session on its way back: refused, with the volume and dom0's
 state as they were.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the backup VM, the disk, and a qube that works with them can learn; and what a clock or an
 old copy of dom0 can do.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Agent and archive operations killed at every durable step: nothing stored is lost, and the next
 backup is right.
 """

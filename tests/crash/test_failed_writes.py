@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """dom0's state on a disk on which the n-th change fails, for all n: the call fails, and the next
 backup is right.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is not certain is not used: lost packs and sessions, old catalogs, lies in the catalog,
 files of other programs.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Damage to an archive is found and named, what is intact can be restored, and the next backup
 heals what it can.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is written where anybody can write who has the disk: a catalog that lies, forged partial
 sessions and session files.
 """

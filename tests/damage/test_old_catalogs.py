@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A catalog that is old, lies, or is no file of ours is no reason to do anything."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An archive on a disk that is mounted read-only: all that reads works, scrub too; what writes says
 so in one line.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One file that cannot be read, whichever and why: what does not need it is read as if nothing had
 happened.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The site that is copied for each fault: three sessions of two volumes, changes since, and a copy
 with two of them.
 """

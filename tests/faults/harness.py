@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands run on a file system that fails, and what is to be found afterwards.
 
 Every run is a child of the test's process, on a copy of one site of its own below the mount of

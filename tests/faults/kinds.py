@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Kinds of faults: what a disk that is full, broken, read-only, over its quota or far away answers,
 from the n-th call on.
 """

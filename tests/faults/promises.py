@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What an exit code of 0 promises: each raises AssertionError unless it is there."""
 
 import shutil

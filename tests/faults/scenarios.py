@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is run on a file system that fails: every command that touches archive, volumes or dom0's
 state, and every call.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every command and every call on a disk that is full, broken, read-only: nothing that was stored
 is lost, and the exit code is 0 only where all is done. What runs then without a fault is exact, and
 nothing is left over."""

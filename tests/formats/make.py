@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Makes a small archive to be kept: ``python -m tests.formats.make FOLDER``; README.md says when.
 
 Two volumes, each a deduplication domain of its own, three sessions, chunks of every method, one

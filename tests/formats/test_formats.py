@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Archives of every released format, kept as files: all that reads reads them, and a backup appends
 to a copy.
 """

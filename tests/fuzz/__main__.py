@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``make fuzz``, or ``python -m tests.fuzz TARGET --seconds N``: coverage-guided fuzzing of one
 target, or of all in turn.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is fuzzed: every parser of bytes from the other side, in dom0 and in the archive's readers.
 One function a target.
 

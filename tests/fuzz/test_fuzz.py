@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every fuzz target, a little from the same seed (``make fuzz`` looks elsewhere), and on damaged
 copies of real inputs.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Years of an archive on two disks in turns: hourly backups, retention, kills, volumes that come
 and go, old copies put back.
 

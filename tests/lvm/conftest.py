@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A real volume group on a loop device, one for each test process; a machine without device-mapper
 boots a VM for it.
 """

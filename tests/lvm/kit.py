@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sites whose volumes are logical volumes in a thin pool."""
 
 import fcntl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Killed before every LVM command, every commit point, and at random: no change is lost, nothing is
 left over.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The delta of a real thin pool against the bytes, for pools of several block sizes, under all that
 may happen to a volume.
 """

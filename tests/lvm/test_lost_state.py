@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """State and archive that do not fit together, on a thin pool."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Walking snapshots over many volumes: few commands, one metadata snapshot a pool, nothing left
 behind.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Three machines on one archive elsewhere, each with a cache of its own: random steps against a
 model.
 

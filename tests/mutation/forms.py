@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the files of an archive and of dom0's state are made of, field by field, and every way to
 get one of them wrong.
 """

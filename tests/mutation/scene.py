@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An archive of two volumes to be damaged, every command that is run on it then, and what they may
 say.
 """

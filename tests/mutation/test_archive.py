@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Each file of an archive made wrong in every way that its structure allows: damage is named, and
 stays where it is.
 """

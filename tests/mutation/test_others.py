@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Exported sessions and leases made wrong in every way: nothing is taken in that is not right,
 nothing stands in the way.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Each file of dom0's state made wrong in every way: no call hangs or shows a traceback, and no
 session is wrong for it.
 """

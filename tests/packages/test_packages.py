@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The packages as they are built: what is in them, with which owners and modes, and what
 they need.
 """

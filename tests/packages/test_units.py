@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The systemd units, by systemd's own measure, and what happens to snapshots when the
 package goes.
 """

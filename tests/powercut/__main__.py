@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Many power cuts: ``python -m tests.powercut [ARCHIVE [DOM0 [DRIVER]]] [--cuts N | --all] [--seed
 N]``; see ``make powercut``.
 

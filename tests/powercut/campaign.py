@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands run on two disks, archive and dom0, whose power is cut at any point: what is found when
 they are on again.
 """

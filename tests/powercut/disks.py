@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Disks whose every write and flush is kept in order, and what they hold after a power cut.
 
 A FUSE folder of disk images below loop devices: what dm-log-writes does, where there is no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The power is cut while commands run: archive and dom0 recover, and the next backup is exact.
 ``make powercut`` has more.
 """

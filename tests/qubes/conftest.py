@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A Qubes machine without Xen: a stand-in for qubesd, and the real qubesadmin where it can be
 imported, else one like it.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A site whose volumes are those of a Qubes machine."""
 
 import os

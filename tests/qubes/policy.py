@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Qubes' policy rules, as far as the shipped file uses them: the first line that matches decides,
 and no match denies.
 

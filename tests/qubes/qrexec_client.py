@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A stand-in for qrexec-client-vm and the policy behind it: ``qrexec_client.py SETTINGS.json TARGET
 SERVICE[+ARGUMENT]``.
 

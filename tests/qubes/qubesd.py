@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A stand-in for qubesd: a Unix socket that speaks the Admin API's protocol, over a few qubes kept
 in memory.
 

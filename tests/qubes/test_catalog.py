@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which volumes there are on a Qubes machine, which are left out and why, and how much qubesd is
 asked for it.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A qube that is gone is made from its settings, and has no network before its firewall stands;
 whatever fails on the way.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who may call what under the shipped policy: by the real parser where it can be imported, and by a
 plain reading of it.
 """

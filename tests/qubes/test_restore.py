@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Backup and restore on a Qubes machine: running and halted qubes, through the Admin API, back from
 nothing.
 """

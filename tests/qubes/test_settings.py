@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Settings and dom0's configuration: taken down, brought back, shown, and applied only as far as
 was asked for.
 """

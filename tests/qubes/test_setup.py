@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Setting a machine up, making backups from dom0's timer, and noticing that one is late."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A dead laptop, and the way back on a new one: from the archive and the passphrase alone."""
 
 import errno

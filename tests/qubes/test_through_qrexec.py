@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The whole way on Qubes OS, as a user goes it: agent and manager as processes, between them
 qrexec, its policy and qubesd.
 """

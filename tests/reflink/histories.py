@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Random histories of an image on Btrfs or XFS, against the bytes.
 
 For hours: ``python -m tests.reflink.histories FOLDER SECONDS SEED``, with an empty folder on such a

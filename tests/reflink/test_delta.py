@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The delta of real Btrfs and XFS against the bytes, under all that may happen to a file."""
 
 import mmap

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Weeks of rotations in a minute: random writes, random deaths, and in the end a backup that is
 exact.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whole runs on real Btrfs and XFS: what is restored is what was there, for every session."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Servers for the tests of remote archives, one of each kind for all tests of a process."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Real servers on loopback: an S3-compatible store and an SSH host, and between them and us a
 network that fails.
 """

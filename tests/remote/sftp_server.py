@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An SFTP server on loopback that is not OpenSSH's: ``sftp_server.py ROOT HOSTKEY
 [WORD=VALUE...]``; prints its port.
 

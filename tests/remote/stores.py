@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Stores that do not behave: an HTTP server that answers as told, sockets that are silent or slow,
 and objects that lie.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What this machine keeps of a remote archive is used only where it is sound and ours; and stores
 that lie, after restic's.
 """

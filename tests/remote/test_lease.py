@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A lease when the network fails: who is cut off has given up before another one begins."""
 
 import itertools

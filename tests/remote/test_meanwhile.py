@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reading an archive on a real server while another machine, with a cache of its own, prunes it."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What waiting cannot help is said at once, in one sentence, with the store's own words; what it
 can help is tried again.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """SFTP servers that are not OpenSSH's, and what stands in the user's configuration of ssh."""
 
 import contextlib

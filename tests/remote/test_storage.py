@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One suite for every kind of storage: what is written is there, whole or not at all, and gone when
 removed.
 """

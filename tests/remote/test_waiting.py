@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A store that is silent is given up, one that is slow is not, and a signal ends every wait."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The commands as a user runs them: real processes, the real service files, exit codes, errors of
 one line.
 """

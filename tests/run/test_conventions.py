@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What people expect of commands: completion, manuals, no questions when nobody is there, the
 journal, doctor, the old ways.
 """

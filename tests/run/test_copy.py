@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Copies of an archive that is not all well: what can be read is copied, whole; the rest is named,
 and nothing else is lost.
 """

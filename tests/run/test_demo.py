@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the README says first works: ``make demo``, here with a small image."""
 
 import subprocess

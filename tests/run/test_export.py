@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sessions in single files, copies of whole archives: the same images everywhere, whatever is
 missing, cut off or damaged.
 """

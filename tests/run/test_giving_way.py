@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The qubes come first: locks, descriptors and room that monitoring and slow callers may take of
 dom0.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak inspect``: every file of an archive is shown field by field, and what is damaged is
 named.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs that are cut off, and go on where they stopped."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Passphrases and recovery keys that are added, changed and removed, in dom0 and in the archive."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs on several machines, or by several mounts of one folder: one writes at a time, and who may
 not says so.
 """

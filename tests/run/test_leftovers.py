@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Volumes that are gone, renamed or left out: nothing of them is held for ever, nothing forgotten
 that could not be removed.
 """

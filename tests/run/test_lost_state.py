@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """State and archive that do not fit together: noticed, and healed by sending only what differs."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reading a folder to which another machine writes meanwhile, where flock does not reach from one
 to the other.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Files back out of a session without restoring it: by FUSE, with a real ext4 in the image."""
 
 import os

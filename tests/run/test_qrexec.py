@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The transport ``qrexec`` against a stand-in for qrexec-client-vm that gives the service qrexec's
 environment.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The second reader, written from docs/format.md alone, on every kind of archive."""
 
 import os

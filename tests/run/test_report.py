@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The report: one page that needs nothing else, right in what it says, and drawn by a real browser
 in light and dark.
 """

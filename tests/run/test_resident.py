@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The resident agent: the same answers as from the service files, each call a process of its own,
 and nothing stays behind.
 """

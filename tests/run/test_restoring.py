@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak restore``: what a user must say for which session, where dom0 knows the newest and
 where it does not.
 """

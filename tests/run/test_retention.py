@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pruning by rules and until there is room, as a user runs it; the account of space against what
 pruning gives back.
 """

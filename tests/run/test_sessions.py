@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whole runs with agent and archive in one process: what is restored is what was there, for every
 session.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A signal ends every command within two seconds, clean: exit code 128 and its number, one line,
 nothing left behind.
 """

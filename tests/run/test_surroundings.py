@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands where a machine is not as a test's machine is: streams closed or full, other letters, no
 home, odd settings.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every command line that stands anywhere is one that the product's own parsers take: in docs and
 man pages, in units and packages, and in what the code prints as a remedy."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two of everything at once on one archive and one agent, one of them killed at times: afterwards
 all is whole.
 """

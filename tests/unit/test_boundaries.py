@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The house rules that a machine can check: who may import whom, one file for each service and
 command, sizes.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is compiled is what is declared: the files of codes are current, and both ways read and
 build the same.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the docs name is there, and the README stays on one screen."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The file system that fails as told fails as told: what the kernel hands on is what a program
 meets.
 """

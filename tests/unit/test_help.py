@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whoever asks a command for --help gets a sentence on it, and on each of its arguments."""
 
 import argparse

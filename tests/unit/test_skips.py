@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What skips a test: said at the end on a user's machine, a failure in CI unless only some machines
 can have it.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How the services are reached: one module for each way. All give a process with qrexec's
 streams.
 """

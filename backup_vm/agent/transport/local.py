@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Transport ``local``: runs the very service files as child processes, in the environment that
 qrexec would give them.
 

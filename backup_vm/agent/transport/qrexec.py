@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Transport ``qrexec``: from a qube, through ``qrexec-client-vm``. dom0's policy decides what is
 allowed.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A service as a child process, for the transports that have one: ``local`` and ``qrexec``."""
 
 import subprocess

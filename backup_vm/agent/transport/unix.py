@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Transport ``unix``: a resident agent on this machine, by its sockets. The caller is dom0 unless
 another is named.
 """

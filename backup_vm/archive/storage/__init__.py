@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where an archive's files are. Nothing outside this package opens them; names are relative, with
 slashes.
 

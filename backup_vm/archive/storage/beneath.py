@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The files of a folder that others may write to: opened beneath it, regular files only, no link
 followed.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reading objects here and there, and ahead where they are read on and on."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What this machine keeps of an archive elsewhere: ``~/.cache/sparsebak/<hash of the URL>/``.
 
 ``own/`` (catalog, partial sessions, locks), ``copies/`` (session files as they were fetched) and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A few connections to an SFTP host, shared by all threads of a run."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One file of an archive in a directory: being written, under a temporary name until it is on disk,
 or being read.
 """

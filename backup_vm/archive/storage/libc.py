@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two calls that Python does not offer. Imported only where they are made, for ctypes takes its
 time.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An archive in a directory of this machine. Files are written under a temporary name, and renamed
 when they are on disk.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The folder ``locks`` of an archive: see ``lease``, which says what is done with its files."""
 
 import errno

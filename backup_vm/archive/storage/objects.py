@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a remote place must be able to do, and trying again when it cannot be reached for a
 while.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What an object store's refusals and failures mean, as far as ``obstore`` hands them on: in a
 text, the store's XML included.
 

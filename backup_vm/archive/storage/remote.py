@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An archive elsewhere: packs and sessions as objects, and in the user's cache (``cache``) what
 belongs to this machine.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Objects in an S3-compatible store (also Google's and Azure's), through ``obstore``.
 
 Credentials and endpoint come from the environment, as for the store's own tools: AWS_ACCESS_KEY_ID,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Objects as files on a host reached by SFTP: ``sftp://[USER@]HOST[:PORT]/PATH``, through OpenSSH's
 ``ssh``.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The few requests of SFTP version 3 (draft-ietf-secsh-filexfer-02) that files of an archive need,
 many on their way at once.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A connection to a host's SFTP service, by OpenSSH's own ``ssh``.
 
 A backup goes where ``ssh`` goes, or its user loses an evening. So everything that stands in the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Waiting for requests that run outside Python (``obstore``), so that a signal or a silent store
 ends the wait.
 

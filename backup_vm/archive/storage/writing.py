@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Writing a large file once, past the page cache and in the background: in it, the file would cost
 twice the work.
 

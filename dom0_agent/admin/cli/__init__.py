@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent``: the few commands of dom0's administrator, one module each."""
 
 import argparse

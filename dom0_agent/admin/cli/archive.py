@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent archive add|list|remove``: make an archive's key in dom0 and say who may use
 it.
 """

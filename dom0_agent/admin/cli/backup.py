@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent backup``: start the backup VM if it is off, let it back everything up, and shut
 it down again.
 """

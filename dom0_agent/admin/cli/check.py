@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent check``: whether every volume has a session that is young enough; for a timer,
 with a notification.
 """

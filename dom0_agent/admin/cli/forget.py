@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent forget``: stop following a volume, drop its snapshots and what dom0 remembers
 of it.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent import-ini FILE``: a configuration for the original sparsebak's
 ``sparsebak.ini``.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent keys``: passphrases and recovery key of an archive, and taking one over that
 another dom0 made.
 

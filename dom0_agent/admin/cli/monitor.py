@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent monitor``: walk the base snapshots on, for the volumes named or for all."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent serve``: the resident agent, so that a call costs milliseconds; started by
 systemd for the first call.
 """

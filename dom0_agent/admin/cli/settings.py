@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent settings collect|show|apply``: take settings down for backups; look at restored
 ones, then apply them, the safe ones and those named. The command of package
 sparsebak-dom0-settings.

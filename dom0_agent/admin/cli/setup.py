@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent setup BACKUP-VM``: make a Qubes machine ready: configuration, and the tags that
 the policy goes by.
 """

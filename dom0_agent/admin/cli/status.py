@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent status``: for each volume and archive the last session, what changed since, and
 what snapshots hold.
 """

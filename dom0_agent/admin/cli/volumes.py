@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent volumes``: what is backed up, what is left out, and why; written down for
 calls.
 """

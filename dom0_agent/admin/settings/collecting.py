@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Saving settings for backups: a document for each qube that is backed up, and dom0's configuration
 as a tar archive, in files that calls read like any other volume.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """dom0's own configuration as a tar archive: files and folders as listed, in order, so that what
 did not change is the same.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A qube's settings as one JSON document, the same bytes as long as nothing changes.
 
 It is read back only after the archive's key has proven it to be what was sealed here. Even then it

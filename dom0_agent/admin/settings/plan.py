@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From a qube as it is to the settings of a backup, step by step: what is safe by itself, and what
 only when named.
 

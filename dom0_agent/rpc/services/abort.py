@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sparsebak.Abort: give the pending session up; what it would have sent goes into the next one.
 
 Writes the volume's state, drops the session's snapshot. Reads no contents.

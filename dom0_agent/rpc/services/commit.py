@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sparsebak.Commit: the caller holds the pending session durably; later sessions build on it.
 
 Writes the volume's state and its committed chunk ids, drops the session's snapshot. Reads no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sparsebak.Enroll: tell the caller the parameters and key slots of an archive made for it in dom0.
 
 Reads the archive of the request's label; in open mode its key too. Changes nothing.

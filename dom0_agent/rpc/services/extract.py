@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sparsebak.Extract: send the chunks of a pending session, sealed, then its record.
 
 The request's number is the first chunk wanted; with REQUEST_KNOWN the ids that the caller holds

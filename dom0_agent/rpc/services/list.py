@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sparsebak.List: the volumes that the caller may back up into an archive, and those it has
 sessions of.
 

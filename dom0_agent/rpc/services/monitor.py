@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sparsebak.Monitor: walk a volume's base snapshot on and say how much changed.
 
 Takes and drops snapshots of the volume, writes its state. Reads no contents, except with the source

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sparsebak.Restore: put a session's contents in a volume's place.
 
 The argument, ``QUBE+VOLUME+SESSION[+older]``, is what dom0's user is shown and asked: what the call

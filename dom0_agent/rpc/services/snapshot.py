@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sparsebak.Snapshot: begin a session of a volume, or offer again the one already begun.
 
 The request's session and number are the archive's newest session of the volume and its sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sparsebak.Verify: say whether a session that the caller holds is authentic and complete.
 
 Reads the archive's key and the state of the volume that the record names. Changes nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The settings files in docs: right as they stand, and with every option there is."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Restored images: whole or an error, on disks that fail and can do less than others."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Memory that is freed stays for what is allocated next."""
 
 import platform

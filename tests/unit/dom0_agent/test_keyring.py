@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Archives and states of volumes that are damaged, known twice, or gone; the commands about
 them.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The keys of deduplication domains, against HKDF by hand."""
 
 import hmac

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What crosses and what is stored, against answers that other code gives: RFC vectors, hashlib,
 hmac, AES-GCM by hand.
 

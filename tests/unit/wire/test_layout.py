@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Structures, as they are declared and as they are compiled: what is built is read back, what does
 not fit is refused.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A stand-in for Qubes' own qubesadmin, with as much of its surface as the agent uses; it speaks to
 a qubesd all the same.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where qubesd is."""
 
 QUBESD_SOCKET = "/var/run/qubesd.sock"

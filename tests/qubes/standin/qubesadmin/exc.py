@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Exceptions of the Admin API, as far as the stand-in for qubesd raises them."""
 
 

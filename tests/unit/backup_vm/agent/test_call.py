@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How a call ends: with what its status says, or what went wrong on this side."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whatever an agent answers, a call gives a value or an AgentError that names the call."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The catalog made in one go has what chunks that were added one by one would have."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The columns of a session file, read in parts, against a list; and what cannot be one is damage,
 quickly.
 """

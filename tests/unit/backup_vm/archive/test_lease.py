@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Leases in a store: never two runs that both believe they hold one, whatever is slow, cut off,
 asleep or dead.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Never two runs that both believe they hold a lease: a store, machines and clocks as a model, in
 any order of requests.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Names are exactly as the archive makes them, or not its own."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Notes that are malformed are refused as damage, whatever their checksum says."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An archive.toml that is malformed is refused as damage, whatever its checksum says."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Session files, images and merges against a plain model: a dictionary from chunk number to id."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Walking over a file gives what construct reads of it, and every byte once; it ends where the file
 makes no sense.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Options that every command has, before it and after it; helps."""
 
 import argparse

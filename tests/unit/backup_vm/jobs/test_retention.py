@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Retention against a model written the other way round: period by period, from the newest session
 back.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Files whole or not at all; a terminal that is gone."""
 
 import os

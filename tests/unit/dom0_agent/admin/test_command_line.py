@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The agent's command line: common options on both sides of the command, clean ends, and hints that
 can be typed.
 """

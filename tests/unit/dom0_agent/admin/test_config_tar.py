@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """dom0's configuration as a tar: whatever one file is or does, all the others are in it, and what
 is not is listed.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The list of volumes that calls read: what was written comes back, and nothing else does."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which chunks Extract looks at, against sets of their numbers."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Calls as qrexec makes them: who may ask for what, and what a refused call leaves behind."""
 
 import errno

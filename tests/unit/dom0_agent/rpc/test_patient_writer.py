@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Standard output of a service: every byte once and in order, however little is taken at a time."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a call opens: the volume's state once for each time that it takes the lock, one archive's
 parameters and key once, no other archive's at all.
 """

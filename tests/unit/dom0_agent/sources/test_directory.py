@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Storage that fails: every error is a refusal with a code, and leaves nothing behind."""
 
 import errno

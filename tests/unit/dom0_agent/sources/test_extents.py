@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The comparison of two maps, against bytes laid out by the same maps."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What thin_delta and thin_dump print, however it is cut into reads, against a plain reading of the
 same elements.
 """

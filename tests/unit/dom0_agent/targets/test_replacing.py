@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A restored image: what it keeps of the one before, when it is refused, and that it leaves nothing
 behind.
 """

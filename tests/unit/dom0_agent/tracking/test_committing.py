@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Chunk ids that dom0 keeps, when a volume comes into another deduplication domain."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An archive's folder in which somebody put links, FIFOs, devices: nothing outside is touched, and
 nothing waits.
 """

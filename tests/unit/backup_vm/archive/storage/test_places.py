@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An archive on disks that fail, are full, or can do less than others."""
 
 import os

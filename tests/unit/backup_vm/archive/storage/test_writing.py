@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Files written in the background: the same bytes as any other way, at every size, and
 errors told.
 """
