@@ -6,6 +6,7 @@ from pathlib import Path
 from backup_vm import config as vm
 from backup_vm.jobs.retention import KEYS, UNLIMITED
 from dom0_agent import config as dom0
+from dom0_agent.admin.qubes_options import QubesOptions
 
 DOCS = Path(__file__).parent.parent.parent.parent / "docs"
 
@@ -33,8 +34,6 @@ def test_every_setting_of_the_agent_is_explained() -> None:
     assert [volume.name for volume in found.volumes] == ["work/private", "vault/private"]
     text = path.read_text()
     own = set(dom0.Config.__dataclass_fields__) - {"path", "volumes", "allow_restore", "qubes"}
-    for key in (
-        own | set(dom0.QubesOptions.__dataclass_fields__) | set(dom0.Pool.__dataclass_fields__)
-    ):
+    for key in own | set(QubesOptions.__dataclass_fields__) | set(dom0.Pool.__dataclass_fields__):
         assert f"{key} = " in text, key
     assert "[[allow_restore]]" in text and "[qubes]" in text
