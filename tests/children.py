@@ -213,6 +213,14 @@ def without_log(text: str) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if not _LOGGED.match(line))
 
 
+def signals_as_usual() -> None:
+    """In the command, before it starts: what nohup, or a shell that runs the tests behind itself,
+    has it ignore.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def begun(process: "subprocess.Popen[str]") -> None:
     """Wait until the command is there to take signals: before, they do what they do to any program
     that starts.

@@ -197,7 +197,7 @@ def test_parameters_that_are_no_small_regular_file(site: Site, tmp_path: Path, k
 
 def test_it_shares_no_code_and_is_short() -> None:
     text = READER.read_text()
-    assert len(text.splitlines()) < 350
+    assert len(text.splitlines()) <= 350
     packages = ("common", "wire", "backup_vm", "dom0_agent")
     assert not any(
         f"{word} {package}" in text for word in ("import", "from") for package in packages

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm.terminal import interrupts
-from tests.children import begun
+from tests.children import begun, signals_as_usual
 from tests.kit import Site, fill
 
 SPARSEBAK = Path(sys.executable).parent / "sparsebak"
@@ -37,14 +37,6 @@ def environment(site: Site) -> dict[str, str]:
         "SPARSEBAK_ARCHIVE": str(site.archive),
         "SPARSEBAK_AGENT": f"local:{site.config}",
     }
-
-
-def signals_as_usual() -> None:
-    """In the command, before it starts: what nohup, or a shell that runs the tests behind itself,
-    has it ignore.
-    """
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
 
 
 COMMANDS = {

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dom0_agent.admin import cli
-from tests.children import begun
+from tests.children import begun, signals_as_usual
 from tests.kit import Site, fill
 
 ROOT = Path(__file__).parents[4]
@@ -186,7 +186,9 @@ def test_it_ends_when_it_is_told_to(site: Site, number: signal.Signals) -> None:
     site.backup()
     with VolumeState(site.state, "work", "private").locked():
         command = [str(AGENT), "--config", str(site.config), "forget", "work/private", "--yes"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, preexec_fn=signals_as_usual
+        ) as process:
             begun(process)
             process.send_signal(number)
             error = process.communicate(timeout=30)[1]
