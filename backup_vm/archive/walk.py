@@ -129,7 +129,7 @@ class _Walker:
         context[field.name] = _Rows(self._read, start, size, there)
         for number in range(there) if self._every else (0, there - 1)[:there]:
             if not self._every and number > 1:
-                yield _left_out(name, 1, number, start + size, start + number * size)
+                yield _left_out(name, number, start + size, start + number * size)
             self.at = start + number * size
             yield from self._row(row, number, name, context)
         self.at = start + there * size
@@ -170,7 +170,7 @@ class _Walker:
                 break
             second = second or self.at
         if held and number > 1:
-            yield _left_out(name, 1, number, second, held[0].at)
+            yield _left_out(name, number, second, held[0].at)
         yield from held
         if ends is not None:
             raise ends
@@ -220,8 +220,9 @@ def _size(row: Construct) -> int | None:
         return None
 
 
-def _left_out(name: str, first: int, end: int, at: int, to: int) -> Field:
-    return Field(f"{name}[{first}..{end - 1}]", at, to - at, None, rows=end - first)
+def _left_out(name: str, last: int, at: int, to: int) -> Field:
+    """What is not shown between the first row and the last."""
+    return Field(f"{name}[1..{last - 1}]", at, to - at, None, rows=last - 1)
 
 
 def shown(raw: bytes) -> str:

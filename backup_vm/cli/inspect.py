@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from backup_vm.cli.options import key_option
 from backup_vm.errors import Exit, SparsebakError, UsageError
 from backup_vm.paths import expanded
 from backup_vm.terminal import output
+from common.override import override
 from common.text import printable, session_name
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     place = storage.describe(name)
     shown = _Json(place) if context.json else _Text(place)
     ends = ""
-    try:
+    with closing(storage):
         if not storage.exists(name):
             raise UsageError(f"{place}: there is no such file")
         kind = kind_of(storage, name)
@@ -72,8 +74,6 @@ def run(options: argparse.Namespace) -> int:
             shown.end(str(error))
             raise
         shown.end(ends)
-    finally:
-        storage.close()
     if ends:
         context.warn(f"{place} is damaged: {ends}")
     elif shown.problems:
@@ -121,7 +121,8 @@ def _parameters(
     if folder is None:
         return parameters.load(storage)
     if context.has_archive():
-        return parameters.load(open_storage(context.location()))
+        with closing(open_storage(context.location())) as named:
+            return parameters.load(named)
     return None
 
 
@@ -148,10 +149,13 @@ class _Text:
     def put(self, field: "Field") -> None:
         if field.problem:
             self.problems.append(f"{field.name} {field.problem}")
+        output.put(self._line(field))
+
+    def _line(self, field: "Field") -> str:
         where = f"{field.at:>12} {field.size:>9}" if field.at >= 0 else " " * 22
         meaning = f"  ({field.meaning})" if field.meaning else ""
         problem = f"  DAMAGED: {field.problem}" if field.problem else ""
-        output.put(printable(f"{where}  {field.name:<32} {_shown(field)}{meaning}{problem}"))
+        return printable(f"{where}  {field.name:<32} {_shown(field)}{meaning}{problem}")
 
     def end(self, ends: str) -> None:
         if ends:
@@ -161,14 +165,14 @@ class _Text:
 class _Json(_Text):
     """The same as one JSON object, written as it comes: a file may have millions of fields."""
 
+    @override
     def begin(self, kind: str, size: int) -> None:
         head = {"file": self._place, "kind": kind, "size": size}
         output.put(f'{json.dumps(head)[:-1]}, "fields": [')
         self._separator = ""
 
-    def put(self, field: "Field") -> None:
-        if field.problem:
-            self.problems.append(f"{field.name} {field.problem}")
+    @override
+    def _line(self, field: "Field") -> str:
         value = field.value.hex() if isinstance(field.value, bytes) else field.value
         data: dict[str, Any] = {
             "name": field.name,
@@ -179,9 +183,10 @@ class _Json(_Text):
         data |= {"meaning": field.meaning} if field.meaning else {}
         data |= {"rows": field.rows} if field.rows else {}
         data |= {"problem": field.problem} if field.problem else {}
-        output.put(f"{self._separator}{json.dumps(data)}")
-        self._separator = ","
+        line, self._separator = f"{self._separator}{json.dumps(data)}", ","
+        return line
 
+    @override
     def end(self, ends: str) -> None:
         rest = {"ends": ends or None, "ok": not ends and not self.problems}
         output.put(f"], {json.dumps(rest)[1:]}")
