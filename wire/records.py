@@ -87,6 +87,11 @@ RECORD_SIZE = SealedRecord.length()
 class Record(Clear, Secret):
     """A session record: all it says."""
 
+    @property
+    def name(self) -> str:
+        """The volume, for people: ``qube/volume``."""
+        return f"{self.qube}/{self.volume}"
+
     def seal(self, keys: Keys) -> bytes:
         """The RECORD_SIZE bytes that leave dom0."""
         clear = self._clear()

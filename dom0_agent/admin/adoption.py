@@ -126,7 +126,7 @@ def adopt(
     for record in records:
         _remember(state_dir, archive, record, keys)
     keep(keyring, archive, master)  # the commit point: before it, the same can be done again
-    return archive, [f"{record.qube}/{record.volume}" for record in records]
+    return archive, [record.name for record in records]
 
 
 def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
@@ -141,7 +141,7 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
     ):
         raise Refused(
             Code.NOT_AUTHENTIC,
-            f"the record of {record.qube}/{record.volume} belongs to another archive",
+            f"the record of {record.name} belongs to another archive",
         )
     return record
 

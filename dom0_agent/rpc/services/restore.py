@@ -85,7 +85,7 @@ def _on_qubes(asked: Restoring, absent: bool) -> Volume:
 
 def _check_record(call: Call, asked: Restoring, volume: Volume, record: Record) -> None:
     """A record belongs to one volume; it goes elsewhere only if dom0's administrator said so."""
-    source, session = f"{record.qube}/{record.volume}", session_name(record.time)
+    source, session = record.name, session_name(record.time)
     if source != volume.name and (source, volume.name) not in call.config.allow_restore:
         raise Refused(
             Code.WRONG_VOLUME, f"{call.caller} tried to restore {source} into {volume.name}"
@@ -97,7 +97,7 @@ def _check_record(call: Call, asked: Restoring, volume: Volume, record: Record) 
 
 
 def _tell(call: Call, volume: Volume, record: Record, flags: int) -> None:
-    source, session = f"{record.qube}/{record.volume}", session_name(record.time)
+    source, session = record.name, session_name(record.time)
     text = f"{volume.name} now has the contents of {source} of {session}, sent by {call.caller}"
     if flags & STATUS_OLDER:
         text += "; that is not the newest session known"

@@ -31,7 +31,7 @@ def age_flags(config: Config, archive: ArchiveKey, record: Record) -> int:
     A backup VM can have a session sealed and then abort it. So it is the record's digest that
     counts: where it is not the committed one, the session is an older one.
     """
-    name, session = f"{record.qube}/{record.volume}", session_name(record.time)
+    name, session = record.name, session_name(record.time)
     follow = (
         VolumeState(config.state_dir, record.qube, record.volume)
         .load()
