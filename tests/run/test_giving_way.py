@@ -23,6 +23,7 @@ from dom0_agent.sources.file import FileSource
 from dom0_agent.tracking.rotation import Rotation
 from dom0_agent.tracking.state import State, VolumeState
 from tests.attack.kit import Attacker
+from tests.children import run
 from tests.kit import Site, fill
 from wire.messages import HEADER_SIZE, Offer, Status
 from wire.status import Code, Refused
@@ -196,15 +197,18 @@ def test_hundreds_of_volumes_with_few_descriptors(tmp_path: Path) -> None:
     for name in names:
         site.image(name).write_bytes(name.encode())
     site.backup()
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir("/proc/self/fd"))
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, limits[1]))
+
+    # in a child: there no thread of another test opens files meanwhile
+    def work() -> None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        used = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
         for name in names:
             site.image(name).write_bytes(name.encode() * 2)
         assert all(outcome.changed for outcome in site.monitor())
         assert cli.main(["--config", str(site.config), "status"]) == 0
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, limits[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
         site.backup()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    (done,) = run([work], {}, memory=0)
+    assert done.code == 0 and not done.fault, done
