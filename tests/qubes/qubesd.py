@@ -52,6 +52,10 @@ class Refusal(Exception):
         self.name = name
 
 
+class UnknownCall(Exception):
+    """A call that qubesd of this release has not, which it does not answer."""
+
+
 @dataclass
 class Disk:
     """A volume: the pool's and its own id, and whether it is kept."""
@@ -82,10 +86,11 @@ class Qubesd:
     volume's file.
 
     With ``sources``, a folder of core-admin's, the import script and qubesd-query are the real
-    ones; ``programs`` has to be on PATH then.
+    ones; ``programs`` has to be on PATH then. ``release`` (4.2 or 4.3) is whose calls it knows.
     """
 
-    def __init__(self, folder: Path, sources: Path | None = None) -> None:
+    def __init__(self, folder: Path, sources: Path | None = None, release: str = "4.3") -> None:
+        self.release = release
         self.qubes: dict[str, Qube] = {"dom0": Qube("AdminVM", "Running")}
         self.pools: dict[str, dict[str, str]] = {}
         self.calls: list[str] = []
@@ -109,6 +114,13 @@ class Qubesd:
 
     def close(self) -> None:
         self._server.close()
+
+    @property
+    def a_device(self) -> str:
+        """A line of one that is given for good, as this release writes it."""
+        return "dom0+00_14.0 " + (
+            "persistent=yes\n" if self.release == "4.2" else "required=True\n"
+        )
 
     def add(
         self,
@@ -161,6 +173,8 @@ class Qubesd:
         self.calls.append(method)
         try:
             return b"0\0" + self._call(method, argument, dest, payload).encode()
+        except UnknownCall:
+            return b""
         except Refusal as refusal:
             return f"2\0{refusal.name}\0\0{str(refusal).replace('%', '%%')}\0".encode()
 
@@ -178,7 +192,7 @@ class Qubesd:
             self, "_" + kind.replace("admin.", "").replace(".", "_"), None
         )
         if handler is None:
-            raise Refusal("QubesDaemonAccessError", f"no method {method}")
+            raise UnknownCall(method)
         return handler(self.qubes[dest], verb, argument, payload.decode())
 
     def _create(self, klass: str, template: str, payload: str) -> str:
@@ -288,6 +302,8 @@ class Qubesd:
         return qube.firewall if verb == "Get" else ""
 
     def _vm_notes(self, qube: Qube, verb: str, argument: str, payload: str) -> str:
+        if self.release == "4.2":
+            raise UnknownCall("admin.vm.notes")
         if verb == "Set":
             qube.notes = payload
         return qube.notes if verb == "Get" else ""
@@ -296,7 +312,10 @@ class Qubesd:
         return "block\npci\n"
 
     def _device(self, qube: Qube, kind: str, verb: str, argument: str, payload: str) -> str:
-        if verb == "Assign":
+        list_it, add = ("List", "Attach") if self.release == "4.2" else ("Assigned", "Assign")
+        if verb not in (list_it, add):
+            raise UnknownCall(verb)
+        if verb == add:
             qube.devices[kind] = qube.devices.get(kind, "") + f"{argument} {payload}\n"
             return ""
         return qube.devices.get(kind, "")

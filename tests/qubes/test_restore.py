@@ -169,7 +169,8 @@ def test_a_qube_that_is_gone_comes_back(qubes: QubesSite) -> None:
     assert (
         made.properties["netvm"][2] == "" and made.properties["kernelopts"][2] == ""
     )  # what gives it more is not set
-    assert made.features == {"menu-items": "firefox.desktop"} and made.notes == "mind the gap"
+    assert made.features == {"menu-items": "firefox.desktop"}
+    assert made.notes == ("mind the gap" if qubes.qubesd.release != "4.2" else "")  # 4.3's
     assert "sparsebak" in made.tags and "precious" not in made.tags
     qubes.place("work", "private")
     qubes.image().write_bytes(b"")  # as qubesd makes it
