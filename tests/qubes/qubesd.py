@@ -64,6 +64,7 @@ class Disk:
     vid: str
     save_on_stop: bool = True
     size: int = 1 << 20
+    revisions: int = 1
 
 
 @dataclass
@@ -272,7 +273,7 @@ class Qubesd:
         disk = qube.volumes[name]
         return (
             f"pool={disk.pool}\nvid={disk.vid}\nsize={disk.size}\nusage=0\nrw=True\nsource=\nsave_on_stop={disk.save_on_stop}\n"
-            "snap_on_start=False\nrevisions_to_keep=1\nis_outdated=False\nephemeral=False\n"
+            f"snap_on_start=False\nrevisions_to_keep={disk.revisions}\nis_outdated=False\nephemeral=False\n"
         )
 
     def _internal_vm_volume(self, qube: Qube, verb: str, volume: str, payload: str) -> str:

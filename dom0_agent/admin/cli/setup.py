@@ -63,8 +63,11 @@ def _run(options: argparse.Namespace) -> int:
                 return 0
         config = load(options.config)
         catalog = ask(config, name)
-        wanted = {volume.qube for volume in catalog.volumes()} - {"dom0"}
-        unsure = {skipped.name: skipped.reason for skipped in catalog.skipped() if skipped.failed}
+        failed = {skipped.name: skipped.reason for skipped in catalog.skipped() if skipped.failed}
+        wanted = {volume.qube for volume in catalog.volumes()}
+        wanted |= {name.partition("/")[0] for name in failed if "/" in name}
+        wanted -= {"dom0"}
+        unsure = {name: reason for name, reason in failed.items() if "/" not in name}
         for domain in sorted(app.domains, key=lambda domain: str(domain.name)):
             if str(domain.klass) != "AdminVM":
                 _tag(done, domain, VM_TAG, str(domain.name) == name)
@@ -72,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
                     _tag(done, domain, TAG, str(domain.name) in wanted)
     for qube, reason in unsure.items():
         print(printable(f"{qube}: {reason}; its tag was not changed; run this again"))
-    failed = 0 if options.dry_run else _take_down(config)
+    not_saved = 0 if options.dry_run else _take_down(config)
     if policy.missing():
         done(f"{_rules()} {policy.FOLDER / policy.OF_4_2}", policy.put_right)
     for problem in policy.problems():
@@ -86,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         f"Next, here: sparsebak-agent archive add LABEL --caller {name}; then in {name}: sparsebak"
         " init DIR --label LABEL"
     )
-    return 1 if failed else 0
+    return 1 if not_saved else 0
 
 
 def _rules() -> str:
