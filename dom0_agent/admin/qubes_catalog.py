@@ -67,6 +67,10 @@ class QubesCatalog(VolumeCatalog):
         """Names of the qubes that are backed up, of which there may be nothing but settings."""
         return tuple(self._qubes) if self._everything else ()
 
+    def domain(self, qube: str) -> Any:
+        """What qubesadmin knows of a qube, as it was when the catalog was asked; raise KeyError."""
+        return self._app.domains[qube]
+
     @override
     def find(self, qube: str, volume: str, left_out: bool = False) -> Volume | None:
         """With ``left_out`` also one that is not backed up."""

@@ -138,6 +138,7 @@ class Qubesd:
             "include_in_backups": (True, "bool", "True"),
             "memory": (True, "int", "400"),
             "kernelopts": (True, "str", ""),
+            "backup_timestamp": (True, "int", ""),
         }
         if klass in ("AppVM", "DispVM"):
             defaults["template"] = (False, "vm", "fedora")
@@ -227,6 +228,8 @@ class Qubesd:
         if verb == "Remove":
             self.qubes = {name: q for name, q in self.qubes.items() if q is not qube}
             return ""
+        if verb == "Start" and "backup-restore-in-progress" in qube.tags:
+            raise Refusal("QubesVMError", "Restore of this domain in progress, cannot start")
         if verb in ("Start", "Shutdown"):
             qube.state = "Running" if verb == "Start" else "Halted"
             return ""
