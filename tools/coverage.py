@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
                 "auto",
                 "--ignore=tests/lvm",
                 "--ignore=tests/system",
+                "--ignore=tests/ceph",
                 "--ignore=tests/fuzz",
             ]
         ]
