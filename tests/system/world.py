@@ -220,7 +220,7 @@ def built(folder: Path, version: str = "") -> dict[str, Path]:
     clone = folder / "clone"
     subprocess.run(["git", "clone", "-q", HERE.parent.parent, clone], check=True)
     if version:
-        for name in ("wire/__init__.py", "debian/changelog"):
+        for name in ("version", "wire/__init__.py", "debian/changelog"):
             path = clone / name
             path.write_text(path.read_text().replace(VERSION, version, 1))
         git = ["git", "-c", "user.name=tests", "-c", "user.email=tests@localhost"]
