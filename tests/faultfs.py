@@ -38,7 +38,8 @@ rename onto a name that exists."""
 @dataclass(frozen=True)
 class Fault:
     """One fault. ``operation`` and ``path`` are patterns (``fnmatch``), ``path`` of the name within
-    the mount: ``packs/*``. Several patterns of operations are separated by commas.
+    the mount: ``packs/*``; it is met by what a folder of that name holds, too. Several patterns of
+    operations are separated by commas.
 
     After ``after`` calls that go well, ``times`` calls fail (None: all). With ``short`` a write
     takes so many bytes instead; with ``delay`` the call waits so many seconds first. ``then`` is
@@ -162,7 +163,7 @@ class _Faults:
                 patterns = fault.operation.split(",")
                 if not any(fnmatch.fnmatchcase(operation, pattern) for pattern in patterns):
                     continue
-                if not fnmatch.fnmatchcase(path.lstrip("/"), fault.path):
+                if not _is_within(path.lstrip("/"), fault.path):
                     continue
                 seen = self._seen[number] = self._seen[number] + 1
                 if seen <= fault.after:
@@ -177,7 +178,14 @@ class _Faults:
         return None
 
 
+def _is_within(name: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, one) for one in (pattern, f"{pattern}/*"))
+
+
 def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
+    # libfuse 2 is taken first where both are installed, and fails every write to an open file that
+    # has no name any more.
+    os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
     import mfusepy as fuse
 
     from backup_vm.archive.storage import libc
