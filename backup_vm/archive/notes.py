@@ -18,7 +18,8 @@ from typing import Any
 
 from backup_vm import stopping
 from backup_vm.archive.damage import text_checksum
-from backup_vm.archive.lease import NOTES, Lease
+from backup_vm.archive.lease import Lease
+from backup_vm.archive.lease_files import NOTES
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from common.durable import Busy, closing_fd, lock_fd
