@@ -156,3 +156,8 @@ def _in_units(bits: bytes, grains: int) -> bytes:
         both = int.from_bytes(low, "little") | int.from_bytes(high, "little")
         bits, grains = both.to_bytes(len(low), "little"), grains // 2
     return bits
+
+
+def grains_per_chunk(chunk_size: int) -> int:
+    """Grains of a changed map in one chunk."""
+    return chunk_size // GRAIN

@@ -77,13 +77,14 @@ def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
     store = VolumeState(state_dir, orphan.qube, orphan.volume)
     with store.locked(patience=0) as state:
         rotation = Rotation(store, state, source)
-        pending = [follow.pending for follow in state.follows.values() if follow.pending]
+        pending = [progress.pending for progress in state.follows.values() if progress.pending]
         if any(in_use(store.directory / one.log) for one in pending):
             if rotation.yield_space():  # read as slowly as can be, it must not fill the pool
                 rotation.finish()
             return False
-        for follow in state.follows.values():
-            follow.pending = follow.map = None  # without a base everything is treated as changed
+        for progress in state.follows.values():
+            # without a base everything is treated as changed
+            progress.pending = progress.map = None
         state.base = None
         with source.together():
             rotation.finish()
@@ -156,7 +157,9 @@ def drop_archive(state_dir: Path, archive: ArchiveKey) -> None:
         with store.locked() as state:
             del state.follows[archive_id]
             place = remembered(state)
-            if not any(follow.committed or follow.pending for follow in state.follows.values()):
+            if not any(
+                progress.committed or progress.pending for progress in state.follows.values()
+            ):
                 state.base = None
             if place is None or not _is_there(place):
                 store.save(state)  # the snapshots go when the volume is next looked at

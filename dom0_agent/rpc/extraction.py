@@ -15,14 +15,13 @@ from functools import partial
 
 from common.durable import closing_fd
 from common.pipeline import in_order
-from dom0_agent.changed_map import ChangedMap
+from dom0_agent.changed_map import ChangedMap, grains_per_chunk
 from dom0_agent.config import Config
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.rpc.batches import Batch, in_chunks, joined, spans
 from dom0_agent.sources import Range, Source
 from dom0_agent.tracking.chunk_ids import CommittedIds, KnownIds
 from dom0_agent.tracking.pending_log import PendingLog
-from dom0_agent.tracking.rotation import grains_per_chunk
 from dom0_agent.tracking.state import Pending
 from wire.chunks import ID_SIZE, ZERO_ID, ChunkIds, Sealer
 from wire.merkle import PAGE_IDS, Tree, chunk_count

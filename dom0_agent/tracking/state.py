@@ -140,18 +140,20 @@ class State:
 
     def snapshots(self) -> set[int]:
         """Numbers of the snapshots that are needed."""
-        pending = {follow.pending.snapshot for follow in self.follows.values() if follow.pending}
+        pending = {
+            progress.pending.snapshot for progress in self.follows.values() if progress.pending
+        }
         return pending | ({self.base} if self.base is not None else set())
 
     def files(self) -> set[str]:
         """Names of the files that are needed beside the state file itself."""
         names: set[str | None] = set()
-        for follow in self.follows.values():
-            names |= {follow.map, follow.ids, follow.ids + ".pages"}
-            if follow.pending:
-                names |= {follow.pending.map, follow.pending.log}
-            if follow.redo:
-                names.add(follow.redo.log)
+        for progress in self.follows.values():
+            names |= {progress.map, progress.ids, progress.ids + ".pages"}
+            if progress.pending:
+                names |= {progress.pending.map, progress.pending.log}
+            if progress.redo:
+                names.add(progress.redo.log)
         return {name for name in names if name is not None}
 
 
@@ -164,18 +166,11 @@ class VolumeState:
 
     @contextmanager
     def locked(self, patience: float = PATIENCE) -> Iterator[State]:
-        """Hold the volume's lock and yield its state; Refused when somebody else keeps it longer
-        than ``patience`` seconds.
+        """Hold the volume's lock, as ``alone`` does, and yield its state.
 
         A damaged state file is set aside here.
         """
-        make_directory(self.directory)
-        # A file of its own: the state file is replaced, and a lock on it would go with the old one.
-        try:
-            fd = lock(self.directory / "lock", patience=patience)
-        except Busy:
-            raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
-        with closing_fd(fd), _counted(fd):
+        with self.alone(patience):
             try:
                 state = self._read()
             except StateDamaged as error:
@@ -199,6 +194,20 @@ class VolumeState:
             return os.stat(self.directory / "lock").st_mtime_ns
         except FileNotFoundError:
             return 0
+
+    @contextmanager
+    def alone(self, patience: float = PATIENCE) -> Iterator[None]:
+        """Hold the volume's lock; Refused when somebody else keeps it longer than ``patience``
+        seconds.
+        """
+        make_directory(self.directory)
+        # A file of its own: the state file is replaced, and a lock on it would go with the old one.
+        try:
+            fd = lock(self.directory / "lock", patience=patience)
+        except Busy:
+            raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
+        with closing_fd(fd), _counted(fd):
+            yield
 
     def load(self) -> State:
         """The state, empty for a volume not seen before, or whose state file is damaged."""
@@ -232,7 +241,7 @@ class VolumeState:
         if raw.pop("check", None) != _check(raw):
             raise StateDamaged(f"{self._path} is damaged: its check does not fit")
         try:
-            follows = {archive: _follow(fields) for archive, fields in raw.pop("follows").items()}
+            follows = {archive: _progress(fields) for archive, fields in raw.pop("follows").items()}
             return State(follows=follows, **raw)
         except (TypeError, KeyError, AttributeError) as error:
             raise StateDamaged(f"{self._path} is damaged: {error}") from None
@@ -292,7 +301,7 @@ def _count(fd: int) -> None:
     os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
-def _follow(raw: dict[str, Any]) -> ArchiveProgress:
+def _progress(raw: dict[str, Any]) -> ArchiveProgress:
     for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
         if raw.get(key) is not None:
             raw[key] = kind(**raw[key])
@@ -308,3 +317,15 @@ def known_volumes(state_dir: Path) -> Iterator[tuple[str, str]]:
             yield parse_name(path.parent.name, "qube"), parse_name(path.name, "volume")
         except BadName:
             continue
+
+
+def changed_since(store: VolumeState, progress: ArchiveProgress, size: int) -> int:
+    """Bytes that may have changed since the archive's last committed session, as of the base
+    snapshot.
+    """
+    if progress.committed is None:
+        return size
+    changed = store.load_map(progress.map, size)
+    if progress.pending and not progress.pending.full:
+        changed.merge(store.load_map(progress.pending.map, size))
+    return changed.changed(size)

@@ -39,7 +39,7 @@ def file_of(scene: Scene, kind: str) -> Path:
     """A file of each kind, below the state's folder; of b, but what only a has."""
     folder = scene.site.state / "volumes/b/private"
     fields = json.loads((folder / "state.json").read_bytes())
-    (follow,) = fields["follows"].values()
+    (progress,) = fields["follows"].values()
     if kind == "log":
         folder = scene.site.state / "volumes/a/private"
         (pending,) = json.loads((folder / "state.json").read_bytes())["follows"].values()
@@ -48,8 +48,8 @@ def file_of(scene: Scene, kind: str) -> Path:
         name = {"archive": "archive.json", "key": "key"}[kind]
         (found,) = scene.site.state.glob(f"archives/*/{name}")
         return found.relative_to(scene.site.state)
-    names = {"state": "state.json", "map": follow["map"], "ids": follow["ids"]}
-    names["pages"] = f"{follow['ids']}.pages"
+    names = {"state": "state.json", "map": progress["map"], "ids": progress["ids"]}
+    names["pages"] = f"{progress['ids']}.pages"
     return (folder / names[kind]).relative_to(scene.site.state)
 
 
