@@ -23,7 +23,7 @@ ROOMS = {
     "dom0_agent/sources": "kinds of storage; read only",
     "dom0_agent/targets": "new contents",
     "dom0_agent/catalog": "which volumes there are",
-    "dom0_agent": "configuration, keys, changed maps",
+    "dom0_agent": "configuration, keys, bitmaps",
     "wire": "what crosses between the two sides",
     "common": "writing files, text",
     "dom0_agent/admin": "the administrator's side; no call gets here",

@@ -53,7 +53,7 @@ def prove(ids: CommittedIds, progress: ArchiveProgress, archive: ArchiveKey) -> 
 def prepare(
     store: VolumeState, progress: ArchiveProgress, archive: ArchiveKey, pending: Pending
 ) -> tuple[Work, bytes]:
-    """What Commit has to do, and the page digests there are then. Refused while Extract goes on."""
+    """What Commit has to do, and the page digests there are then. Refused while Extract runs."""
     chunks = chunk_count(pending.size, archive.chunk_size)
     session_log = PendingLog(store.directory / pending.log)
     try:

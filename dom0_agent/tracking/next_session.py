@@ -73,7 +73,7 @@ def _session_time(last: int, untrusted_time: int) -> int:
     ``last``, an earlier one's.
 
     Later than that, for sessions are named by their times: a caller must not get two of one name
-    sealed. Only where the earlier one lies further ahead than callers get (dom0's clock was wrong),
+    sealed. Only where the earlier one is further ahead than callers get (dom0's clock was wrong),
     time goes back.
     """
     # A run's volumes share one time, by which a user names the moment; dom0 takes it from the

@@ -2,7 +2,7 @@
 """Rotation of snapshots: Monitor, Snapshot, Commit, Abort, and recovery from a crash at any point
 of them.
 
-Order within each: new snapshot and new map files first, under names that no state file mentions;
+Order within each: new snapshot and new bitmap files first, under names that no state file mentions;
 then the state file is replaced, which is the commit point; then what is no longer mentioned is
 removed. ``recover`` does that last part again, so that dying anywhere leaves the old state or the
 new one.
@@ -11,7 +11,7 @@ new one.
 import os
 import time as clock
 
-from dom0_agent.changed_map import ChangedMap
+from dom0_agent.bitmap import Bitmap
 from dom0_agent.config import Volume, remember
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import WARNING, log
@@ -76,7 +76,7 @@ class Rotation:
         return False
 
     def rotate(self) -> int:
-        """Take a new base and fold what changed since the old one into every archive's map. Not
+        """Take a new base and fold what changed since the old one into every archive's bitmap. Not
         saved yet.
         """
         return 0 if self.unchanged() else self.fold(self.begin())
@@ -113,7 +113,7 @@ class Rotation:
         self.state.base_time = int(clock.time())
         return changed.changed(size)
 
-    def _changed(self, number: int) -> tuple[ChangedMap, int]:
+    def _changed(self, number: int) -> tuple[Bitmap, int]:
         size, base, before = self.source.size(number), self.state.base, self.state.base_size
         if size > MAX_VOLUME_SIZE:  # nobody would open its record
             raise Refused(
@@ -130,8 +130,8 @@ class Rotation:
                     f"{self.store.name}: base snapshot {base} is gone; taking everything as"
                     " changed",
                 )
-            return ChangedMap.everything(size), size
-        changed = ChangedMap()
+            return Bitmap.everything(size), size
+        changed = Bitmap()
         for start, end in self.source.delta(base, number):
             changed.mark(start, min(end, size))
         # The last chunk is padded with zeros, so that moving the end changes it, too; and what a
@@ -144,15 +144,15 @@ class Rotation:
         self,
         archive_id: str,
         progress: ArchiveProgress,
-        changed: ChangedMap,
+        changed: Bitmap,
         size: int,
         number: int,
     ) -> None:
         if changed.changed(size) == 0:
             return
-        merged = self.store.load_map(progress.map, size)
+        merged = self.store.load_bitmap(progress.map, size)
         merged.merge(changed)
-        progress.map = self.store.save_map(f"{archive_id}.{snapshot_name(number)}.map", merged)
+        progress.map = self.store.save_bitmap(f"{archive_id}.{snapshot_name(number)}.map", merged)
 
     def finish(self) -> None:
         """The commit point, then the removal of what is no longer needed: of the base, too, if no
@@ -217,7 +217,7 @@ class Rotation:
         progress.pending = next_session(
             self.store, self.state, progress, archive, request, volume.dedup_domain
         )
-        # The session has taken the map along. What changes from here on goes into a new one, so
+        # The session has taken the bitmap along. What changes from here on goes into a new one, so
         # that Monitor can walk on while the session is sent, and Abort has only to put the two
         # together.
         progress.map = None
@@ -280,13 +280,13 @@ class Rotation:
         """
         pending, progress.pending = progress.pending, None
         if pending is None or progress.committed is None:
-            progress.map = None  # the next session is a full one, which asks no map
+            progress.map = None  # the next session is a full one, which asks for no bitmap
             return
         if pending.map is None:
             return
-        merged = self.store.load_map(pending.map, max(pending.size, self.state.base_size))
-        merged.merge(self.store.load_map(progress.map, self.state.base_size))
-        progress.map = self.store.save_map(f"{archive_id}.{pending.session}.map", merged)
+        merged = self.store.load_bitmap(pending.map, max(pending.size, self.state.base_size))
+        merged.merge(self.store.load_bitmap(progress.map, self.state.base_size))
+        progress.map = self.store.save_bitmap(f"{archive_id}.{pending.session}.map", merged)
 
     def _progress(self, archive: ArchiveKey) -> ArchiveProgress:
         progress = self.state.follows.get(archive.id.hex())

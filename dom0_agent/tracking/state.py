@@ -2,7 +2,7 @@
 """What dom0 remembers of a volume: one directory, one lock, one small state file whose replacement
 is the commit point.
 
-``<state_dir>/volumes/<qube>/<volume>/`` holds ``state.json``, the changed maps, the committed chunk
+``<state_dir>/volumes/<qube>/<volume>/`` holds ``state.json``, the bitmaps, the committed chunk
 ids and the logs of pending sessions. A file that the state file does not mention is left over from
 a crash, and removed.
 
@@ -31,7 +31,7 @@ from common.durable import (
     sync_directory,
     write_synced,
 )
-from dom0_agent.changed_map import ChangedMap
+from dom0_agent.bitmap import Bitmap
 from dom0_agent.log import ERROR, WARNING, log
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
@@ -158,7 +158,7 @@ class State:
 
 
 class VolumeState:
-    """The directory of one volume. Everything but ``load`` and ``load_map`` needs its lock."""
+    """The directory of one volume. Everything but ``load`` and ``load_bitmap`` needs its lock."""
 
     def __init__(self, state_dir: Path, qube: str, volume: str) -> None:
         self.qube, self.volume, self.name = qube, volume, f"{qube}/{volume}"
@@ -252,24 +252,24 @@ class VolumeState:
         whole = {"format": FORMAT, "check": _check(fields), **fields}
         replace(self._path, json.dumps(whole, indent=1).encode())
 
-    def load_map(self, name: str | None, size: int) -> ChangedMap:
-        """A changed map; everything counts as changed when its file is missing, unreadable or
+    def load_bitmap(self, name: str | None, size: int) -> Bitmap:
+        """A bitmap; everything counts as changed when its file is missing, unreadable or
         damaged.
         """
         if name is None:
-            return ChangedMap()
+            return Bitmap()
         try:
-            found = ChangedMap.from_bytes((self.directory / name).read_bytes())
+            found = Bitmap.from_bytes((self.directory / name).read_bytes())
         except OSError:
             found = None
         if found is None:
             path = self.directory / name
             log(WARNING, f"{path} is missing or damaged; everything is treated as changed")
-            return ChangedMap.everything(size)
+            return Bitmap.everything(size)
         return found
 
-    def save_map(self, name: str, changed: ChangedMap) -> str:
-        """Write a map under a name that no state file mentions yet."""
+    def save_bitmap(self, name: str, changed: Bitmap) -> str:
+        """Write a bitmap under a name that no state file mentions yet."""
         write_synced(self.directory / name, changed.to_bytes())
         return name
 
@@ -325,7 +325,7 @@ def changed_since(store: VolumeState, progress: ArchiveProgress, size: int) -> i
     """
     if progress.committed is None:
         return size
-    changed = store.load_map(progress.map, size)
+    changed = store.load_bitmap(progress.map, size)
     if progress.pending and not progress.pending.full:
-        changed.merge(store.load_map(progress.pending.map, size))
+        changed.merge(store.load_bitmap(progress.pending.map, size))
     return changed.changed(size)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dom0_agent.admin import cli as agent_cli
-from dom0_agent.changed_map import MapFile
+from dom0_agent.bitmap import BitmapFile
 from dom0_agent.tracking.chunk_ids import IdsFile, PagesFile
 from dom0_agent.tracking.pending_log import LogFile
 from tests.children import Outcome, run
@@ -73,7 +73,7 @@ def changes_of(kind: str, raw: bytes) -> list[Change]:
     if kind == "key":
         fields = [Field("key", 0, len(raw), None)]
     else:
-        files = {"log": LogFile, "map": MapFile, "ids": IdsFile, "pages": PagesFile}
+        files = {"log": LogFile, "map": BitmapFile, "ids": IdsFile, "pages": PagesFile}
         fields = forms.fields_of(files[kind], raw)
     return [*forms.in_fields(raw, fields, None), *forms.in_length(raw, fields, None)]
 

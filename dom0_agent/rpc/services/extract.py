@@ -71,7 +71,7 @@ def _extract(
     call, known = on.call, None
     if request.flags & REQUEST_KNOWN:
         known = _KnownFromCaller(call.stdin, chunk_count(pending.size, on.archive.chunk_size))
-    changed = on.store.load_map(pending.map, pending.size)
+    changed = on.store.load_bitmap(pending.map, pending.size)
     wanted: Callable[[], bool] = lambda: on.is_pending(request.session)  # noqa: E731
     with opened_ids(on.store, progress, on.archive, pending.dedup_domain) as ids:
         if not pending.full and not prove(ids, progress, on.archive):

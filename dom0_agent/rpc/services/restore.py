@@ -6,7 +6,7 @@ is for, what is sent and what it is put in the place of must be that and nothing
 
 Writes the volume, and that only from data which the archive's key proves to be this volume's; until
 the last byte is proven the old contents stay. Reads the archive's key and the volume's state. What
-was restored is told on dom0's desktop. The one service that asks qubesd (``targets.qubesd``).
+was restored is reported on dom0's desktop. The one service that asks qubesd (``targets.qubesd``).
 """
 
 from common.text import session_name
