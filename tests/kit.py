@@ -122,7 +122,7 @@ class Site:
             self.recovery = self.add_archive("tests", self.archive, sealed, chunk_size, suite)
 
     def _make(self) -> None:
-        """Make what lies in the pool, and agent.toml."""
+        """Make what is in the pool, and agent.toml."""
         self.pool.mkdir(parents=True)
         lines = [
             'state_dir = "dom0"',

@@ -184,8 +184,8 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
 
 
 def _place(location: str) -> str:
-    """A directory or URL, as it is noted: hashed, for where other copies lie is nobody's
-    business.
+    """A directory or URL, as it is noted: hashed, for nobody else has to know where other
+    copies are.
     """
     whole = location.rstrip("/") if is_remote(location) else os.path.realpath(location)
     return hashlib.blake2b(whole.encode(errors="surrogateescape"), digest_size=16).hexdigest()

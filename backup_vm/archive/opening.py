@@ -27,7 +27,7 @@ def open_archive(
     readers otherwise.
 
     ``writing``: None for what notes its findings where it can, and reads all the same where not.
-    ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later,
+    ``command`` is shown to others who want to write meanwhile. Raises LockedError, also later,
     when a lease is lost.
     """
     storage = open_storage(location)

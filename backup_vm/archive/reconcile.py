@@ -129,7 +129,7 @@ def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, in
 
 
 def _fits(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> bool:
-    """Whether a reader can use the catalog as it lies there: sessions that are gone do not matter
+    """Whether a reader can use the catalog as it is: sessions that are gone do not matter
     to it.
     """
     return catalog.pack_sizes() == now.packs and _complete(archive, catalog, _more(catalog, now))

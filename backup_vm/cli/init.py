@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _make_default(context: Context, place: str) -> Path:
-    """Name the archive in the settings file, and the disk it lies on as one that must be
+    """Name the archive in the settings file, and the disk it is on as one that must be
     mounted.
     """
     from backup_vm.archive.storage import is_remote

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Volumes that dom0 remembers and that are not backed up any more: their snapshots go, wherever
-they lie.
+they are.
 
 A state file remembers the volume as its last session found it (``State.place``), so that neither
 qubesd nor the configuration has to know it still.
@@ -61,7 +61,7 @@ def let_start(state_dir: Path) -> list[str]:
     for path in sorted((state_dir / RESTORING).glob("*")):
         try:
             fd = lock(path)
-        except Busy:  # it goes on
+        except Busy:  # it continues
             continue
         with closing_fd(fd), asking():
             domains = connect().domains

@@ -43,7 +43,7 @@ class Fact:
 
 
 class _TwoDisks(Site):
-    """A site whose archive lies on another disk."""
+    """A site whose archive is on another disk."""
 
     def __init__(self, root: Path, archive: Path, driver: str) -> None:
         super().__init__(root, driver=driver, volumes=VOLUMES, make=False)

@@ -205,8 +205,8 @@ def test_it_shares_no_code_and_is_short() -> None:
 
 
 def test_the_emergency_page_can_be_followed(site: Site, tmp_path: Path) -> None:
-    """The commands of docs/emergency.md as they stand, but for the archive's place and what needs
-    root.
+    """The commands of docs/emergency.md as they stand, except for the archive's place and what
+    needs root.
     """
     fill(site.image(), 10 * GRAIN)
     site.backup()
