@@ -154,7 +154,7 @@ class Site:
             _, recovery = archives.add(keyring, label, "backup-vm", suite, chunk_size, passphrase)
         finally:
             slots.SCRYPT_LOG_N = log_n
-        entry, found = Agent(InProcess(self.config)).enroll(label)
+        entry, found, _ = Agent(InProcess(self.config)).enroll(label)
         master = entry.key if entry.mode == MODE_OPEN else None
         create_archive(
             folder,

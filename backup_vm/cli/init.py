@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         label = parse_name(options.label, "label")
     except BadName as error:
         raise UsageError(str(error)) from None
-    entry, slots = context.agent().enroll(label)
+    entry, slots, _ = context.agent().enroll(label)
     if (
         entry.format != FORMAT
         or entry.chunk_size not in CHUNK_SIZES

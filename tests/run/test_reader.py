@@ -82,7 +82,7 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(
     _, recovery = archives.add(
         Keyring(load(site.config).state_dir), "other", "backup-vm", 1, 64 << 10, PASSPHRASE
     )
-    entry, found = Agent(InProcess(site.config)).enroll("other")
+    entry, found, _ = Agent(InProcess(site.config)).enroll("other")
     folder = site.root / "other"
     create_archive(
         folder,
