@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A FUSE file system that hands everything on to a folder, and fails where it is told to.
+"""A FUSE file system that hands everything on to a folder, and fails where it is to.
 
 The real thing below it is a folder of this machine, the kernel's own FUSE above: what a program
 meets is what a failing disk, a full one, a quota or a network mount answers. ``FaultFS`` is what
