@@ -142,6 +142,8 @@ install-dom0:
 	install -D -m 0644 policy/79-sparsebak-4.2.policy $(DESTDIR)$(LIB)/policy/79-sparsebak-4.2.policy
 	cd $(DESTDIR)/etc/qubes/policy.d && if [ -e 30-sparsebak.policy ]; then mv 30-sparsebak.policy 30-sparsebak.policy.old; fi
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.admin.cli
+	install -d $(DESTDIR)$(PREFIX)/share/applications
+	install -m 0644 menu/*.desktop $(DESTDIR)$(PREFIX)/share/applications/
 	cd share/sparsebak-dom0 && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;
 
 # Settings of qubes and dom0's configuration, on Qubes OS: without it they are not backed up.

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "qubes-vm/post-install.d/50-sparsebak.sh"
 CORE_AGENT = os.environ.get("COREAGENT", "")
 """A folder of core-agent-linux's sources: qvm-features-request is the real one then."""
-ENTRIES = sorted((ROOT / "share/sparsebak-dom0/applications").glob("*.desktop"))
+ENTRIES = sorted((ROOT / "menu").glob("*.desktop"))
 REQUEST = """#!{python}
 import sys
 for word in sys.argv[1:]:
