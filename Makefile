@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-system test-lvm test-ceph test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-vm clean
+.PHONY: test test-system test-lvm test-ceph test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -156,6 +156,11 @@ install-dom0-settings:
 	tools/install-package $(DESTDIR)$(LIB) dom0_agent/admin/settings dom0_agent/admin/cli/settings.py
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/dom0-settings/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
+
+# States for Qubes' Salt that do what docs/qubes.md says to type.
+install-dom0-salt:
+	install -d $(DESTDIR)/srv/salt/sparsebak
+	install -m 0644 salt/sparsebak/* $(DESTDIR)/srv/salt/sparsebak/
 
 install-vm:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(PREFIX)/bin
