@@ -110,7 +110,7 @@ class Machine:
         done = subprocess.run(
             [*into, *switch, *command],
             env={**ENVIRONMENT, "HOME": home}, check=False, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
         )  # fmt: skip
         return done.returncode, done.stdout
 
@@ -121,7 +121,7 @@ class Machine:
     def journal(self, unit: str) -> str:
         return self.run("journalctl", "--no-pager", "-o", "cat", "-u", unit)
 
-    def done(self, service: str, before: str, seconds: float = 30.0) -> str:
+    def done(self, service: str, before: str, seconds: float = 60.0) -> str:
         """Wait for a service to have run since its invocation ``before``: its result."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
