@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Protocol
 
 from backup_vm.errors import UsageError
+from backup_vm.rate import Rate
 
 if TYPE_CHECKING:
     from backup_vm.archive.lease import Locks
@@ -54,15 +55,18 @@ class Storage(Protocol):
 
     ``elsewhere``: whether files of this machine alone, such as partial sessions, are not seen by
     other machines. ``check`` is called before anything is written, and raises what forbids it: a
-    lease that is lost. What is no regular file of the archive (a link, a FIFO, a folder) is
-    DamagedError from every method that opens it, as is a file that cannot be read; nothing waits
-    for it, and no link is followed.
+    lease that is lost. ``rate``: what whoever reads or writes chunks must keep to.
+
+    What is no regular file of the archive (a link, a FIFO, a folder) is DamagedError from every
+    method that opens it, as is a file that cannot be read; nothing waits for it, and no link is
+    followed.
     """
 
     uploads: int
     pack_size: int
     elsewhere: bool
     check: Callable[[], None]
+    rate: Rate = Rate()
 
     def close(self) -> None:
         """Let go of what is open; it is opened again when needed."""
