@@ -51,7 +51,7 @@ function _shtab_sparsebak_using
 end
 
 set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount verify scrub prune delete tag export import copy keys doctor inspect unlock
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --format --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --note --output --passphrase-file --remove --require-mount --session --tag --to --until-free -o
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --format --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --metrics --note --older-than --output --passphrase-file --ping-url --remove --require-mount --sample --session --tag --to --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -88,6 +88,12 @@ complete -c sparsebak -n '_shtab_sparsebak_using backup' -s n -l dry-run -d 'onl
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l ignore-free-space -d 'begin even if the disk may be too small'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l tag -x -d 'tag the new sessions; may be given again'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l note -x -d 'a line of text on the new sessions; stored in clear'
+complete -c sparsebak -n '_shtab_sparsebak_using backup' -l verify -d 'afterwards prove what was stored: with the key if it is given, else through dom0'
+complete -c sparsebak -n '_shtab_sparsebak_using backup' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
+complete -c sparsebak -n '_shtab_sparsebak_using backup' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
+complete -c sparsebak -n '_shtab_sparsebak_using backup' -l not-on-battery -d 'do nothing while the machine is on battery'
+complete -c sparsebak -n '_shtab_sparsebak_using backup' -l not-metered -d 'do nothing while the network link is metered, as NetworkManager tells'
+complete -c sparsebak -n '_shtab_sparsebak_using backup' -l ping-url -x -d 'tell this URL (as of healthchecks.io) of start, success or failure'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
@@ -114,6 +120,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using list' -l json -d 'print data fo
 complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a status -d 'Shows the archive at a glance: space, last checks, and of each volume its newest session and how much has changed since.'
 complete -c sparsebak -n '_shtab_sparsebak_using status' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using status' -l space -l no-space -d 'show the space used (default: only when that is quick)'
+complete -c sparsebak -n '_shtab_sparsebak_using status' -l metrics -x -d 'write it to FILE (a name in .prom) for Prometheus'"'"' textfile collector'
 complete -c sparsebak -n '_shtab_sparsebak_using status' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using status' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using status' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
@@ -193,9 +200,12 @@ complete -c sparsebak -n '_shtab_sparsebak_using mount' -s q -l quiet -d 'print 
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -s v -l verbose -d 'print more, also where there is no terminal'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l json -d 'print data for programs'
-complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a verify -d 'Proves that sessions are what dom0 sealed, and complete: here with the key, else through dom0.'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a verify -d 'Proves that sessions are what dom0 sealed, and complete: here with the key, else through dom0. With --sample or --older-than, a part of them: what was not proven for longest comes first, so that regular runs come to all.'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -s h -l help -d 'show this help message and exit'
-complete -c sparsebak -n '_shtab_sparsebak_using verify' -l session -x -d 'a session, '"'"'latest'"'"' (default), or '"'"'all'"'"''
+complete -c sparsebak -n '_shtab_sparsebak_using verify' -l session -x -d 'a session, '"'"'latest'"'"' (default), or '"'"'all'"'"' (default with --sample and --older-than)'
+complete -c sparsebak -n '_shtab_sparsebak_using verify' -l sample -x -d 'only a part of the sessions, such as 5% or 20G of their bytes, oldest check first'
+complete -c sparsebak -n '_shtab_sparsebak_using verify' -l older-than -x -d 'only sessions not proven in the last TIME, such as 30d or 1m'
+complete -c sparsebak -n '_shtab_sparsebak_using verify' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
@@ -206,8 +216,11 @@ complete -c sparsebak -n '_shtab_sparsebak_using verify' -s q -l quiet -d 'print
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -s v -l verbose -d 'print more, also where there is no terminal'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l json -d 'print data for programs'
-complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a scrub -d 'Checks every file of the archive. Reports damage; damaged chunks are sent again by the next backup. Needs no key and no agent.'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a scrub -d 'Checks every file of the archive. Reports damage; damaged chunks are sent again by the next backup. Needs no key and no agent. With --sample or --older-than, a part of the packs, which are nearly all of an archive: what was not checked for longest comes first, so that regular runs come to all.'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l sample -x -d 'only a part of the packs, such as 5% or 20G of their bytes, oldest check first'
+complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l older-than -x -d 'only packs not checked in the last TIME, such as 30d or 1m'
+complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
@@ -304,6 +317,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npo
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l delete -d 'remove sessions from the copy that are not here any more; asks first'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l init -d 'make a new copy where there was one before and is none now'
+complete -c sparsebak -n '_shtab_sparsebak_using copy' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l yes -d 'do not ask'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
