@@ -61,7 +61,7 @@ def preload(config_path: Path) -> None:
         config = load(config_path)
         drivers = {volume.pool.driver for volume in config.volumes}
         if config.catalog == "qubes":  # not qubesadmin: that is for a restore alone
-            drivers |= {"lvm_thin", "reflink", "file"}
+            drivers |= {"lvm_thin", "reflink", "zfs", "file"}
             modules.append("dom0_agent.catalog.kept")
         else:
             modules.append("dom0_agent.catalog.static")
