@@ -38,6 +38,8 @@ def clean(source: ZfsSource) -> None:
         kept = f"{source.dataset}@{KEPT}"
         if pool.find(kept) is not None:
             pool.remove(kept)
+        if pool.find(kept) is not None:  # somebody has a clone of it, or holds it
+            kept += f"-{int(time.time())}"
         pool.change("zfs", "rename", before, kept)
     for name in (source.beside(_NEW), before, done):
         if pool.find(name) is not None:
@@ -77,7 +79,7 @@ class ZfsReplacement(Replacement):
             return
         for turn in range(_TRIES):  # udev looks at devices that appear, or were written to
             try:
-                os.close(self._source.device(self._source.dataset, os.O_RDWR | os.O_EXCL))
+                os.close(self._source.device(self._source.dataset, os.O_RDONLY | os.O_EXCL))
                 return
             except OSError:
                 if turn == _TRIES - 1:
@@ -130,14 +132,14 @@ class ZfsReplacement(Replacement):
                 self._pool.change("zfs", "inherit", name, self._new)
             self._pool.change("zfs", "rename", self._new, self._source.dataset)
             return
-        self._require_unused()
-        done = f"{self._new}@{OURS}{_DONE}"
-        self._pool.change("zfs", "snapshot", done)
         try:
+            self._require_unused()
+            done = f"{self._new}@{OURS}{_DONE}"
+            self._pool.change("zfs", "snapshot", done)
             self._receive(done)
         finally:
             self._pool.forget()
-        clean(self._source)
+            clean(self._source)
 
     def _receive(self, done: str) -> None:
         """The one step: before it the volume is what it was, after it what was restored. Refused by

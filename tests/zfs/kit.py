@@ -3,17 +3,19 @@
 
 import fcntl
 import os
+import random
+import struct
 import subprocess
 import threading
 import time
 from pathlib import Path
 
 from dom0_agent.config import Pool, Volume, devices
-from tests.kit import Site
+from tests.kit import GRAIN, Site, some_bytes
 
 MIB = 1 << 20
 ZVOLS = Path("/dev/zvol")
-BLKZNAME = 0x8100127D
+BLKZNAME, BLKDISCARD = 0x8100127D, 0x1277
 
 
 def zfs(*words: str) -> str:
@@ -137,3 +139,20 @@ class ZfsSite(Site):
 
     def image(self, name: str = "work/private") -> Path:
         return self.container.device(name)
+
+
+def scribble(device: Path, rng: random.Random, times: int = 4) -> None:
+    """Random writes and discards, all of them on disk at the end."""
+    fd = os.open(device, os.O_RDWR)
+    try:
+        size = os.lseek(fd, 0, os.SEEK_END)
+        for _ in range(times):
+            at = rng.randrange(size)
+            if rng.randrange(3) == 0:
+                start, length = at // 4096 * 4096, rng.randrange(4096, 3 * MIB) // 4096 * 4096
+                fcntl.ioctl(fd, BLKDISCARD, struct.pack("QQ", start, min(length, size - start)))
+            else:
+                os.pwrite(fd, some_bytes(rng, min(size - at, rng.randrange(1, 5 * GRAIN))), at)
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -11,8 +11,7 @@ import pytest
 from dom0_agent.changed_map import GRAIN
 from dom0_agent.sources import Range, Source, Sources
 from tests.kit import truly_changed
-from tests.lvm.kit import scribble
-from tests.zfs.kit import MIB, Container, zfs
+from tests.zfs.kit import MIB, Container, scribble, zfs
 from wire.status import Refused
 
 SIZE = 12 * MIB

@@ -12,8 +12,7 @@ import pytest
 from backup_vm.agent.call import RefusedError
 from dom0_agent import targets
 from dom0_agent.sources.zfs_pool import ZfsPool
-from tests.lvm.kit import scribble
-from tests.zfs.kit import MIB, ZfsSite, zfs
+from tests.zfs.kit import MIB, ZfsSite, scribble, zfs
 from wire.status import Code, Refused
 
 Make = Callable[..., ZfsSite]
@@ -82,7 +81,7 @@ def test_a_volume_that_goes_while_it_is_read(zfs_site: Make) -> None:
     with site.open(True) as archive:
         agent = site.agent(archive)
         (entry,) = agent.list()
-        agent.snapshot(entry.qube, entry.volume)
+        agent.snapshot(entry.qube, entry.volume, bytes(16), 0, 0)
     (clone,) = [name for name in site.container.listed("volume") if "sparsebak" in name]
     zfs("promote", f"{site.container.name}/{clone}")
     zfs("destroy", "-r", volume)
@@ -163,7 +162,6 @@ def test_a_volume_that_was_written_to_meanwhile_is_not_replaced(zfs_site: Make) 
     before = site.contents()
     with pytest.raises(Refused, match="is as it was"):
         target.commit()
-    target.discard()
     assert site.contents() == before and site.container.ours() == []
 
 
