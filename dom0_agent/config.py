@@ -14,7 +14,14 @@ from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE
 from wire.names import BadName, parse_name, parse_volume_name
 
 DEFAULT_PATH = Path("/etc/sparsebak/agent.toml")
-DRIVERS = ("file", "reflink", "lvm_thin", "zfs")
+DRIVERS = {
+    "file": ("sources.file", "targets.file"),
+    "reflink": ("sources.reflink", "targets.file"),
+    "lvm_thin": ("sources.lvm_thin", "targets.lvm"),
+    "zfs": ("sources.zfs", "targets.zfs"),
+}
+"""Kinds of storage, and the modules behind each, which the resident agent imports before any call.
+"""
 ZVOLS = Path("/dev/zvol")
 """Where udev has a link to the device of each ZFS volume, by its name."""
 CATALOGS = ("static", "qubes")

@@ -69,6 +69,10 @@ class Source(Protocol):
     def drop(self, number: int) -> None:
         """Remove a snapshot; nothing happens when it is gone."""
 
+    def let_go(self) -> None:
+        """Remove what stands for snapshots only while they are read, and is read by nobody."""
+        return  # most have nothing of the kind
+
     def size(self, number: int) -> int:
         """Bytes of a snapshot."""
 

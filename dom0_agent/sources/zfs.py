@@ -92,10 +92,6 @@ class ZfsSource(Source):
     @override
     def snapshot(self, number: int) -> None:
         self.live_size()
-        for one in self.pool.named(self._clones):  # of snapshots that others removed
-            left = snapshot_number(one.name.removeprefix(self._clones))
-            if left is not None and self.pool.find(self._name(left)) is None:
-                self.pool.remove(one.name)
         name = self._name(number)
         if max(len(name), len(self._clone(number))) > NAME_LIMIT:
             raise Refused(
@@ -126,11 +122,33 @@ class ZfsSource(Source):
                 self.pool.remove(name)
 
     @override
+    def let_go(self) -> None:
+        """A clone keeps the volume from being rolled back. One that is open stays."""
+        for one in self.pool.named(self._clones):
+            if snapshot_number(one.name.removeprefix(self._clones)) is not None:
+                self.pool.remove(one.name, patience=0)
+
+    @override
     def size(self, number: int) -> int:
         return self._snapshot(number).size
 
     @override
     def open(self, number: int, direct: bool = False) -> int:
+        flags = os.O_RDONLY | (os.O_DIRECT if direct else 0)
+        try:
+            return self.device(self._cloned(number), flags)
+        except OSError as error:
+            raise Refused(
+                Code.SOURCE_FAILED, f"{self.name}: {self._clone(number)}: {error.strerror}"
+            ) from None
+        except Refused:
+            self.pool.forget()
+            if self.pool.find(self._clone(number)) is not None:
+                raise
+        return self.device(self._cloned(number), flags)  # another call just let it go
+
+    def _cloned(self, number: int) -> str:
+        """The clone that stands for a snapshot, made if it is not there."""
         snapshot, clone = self._snapshot(number), self._clone(number)
         if self.pool.find(clone) is None:
             options = [word for one in _CLONE for word in ("-o", one)]
@@ -139,7 +157,7 @@ class ZfsSource(Source):
             except Refused:
                 if self.pool.find(clone) is None:  # another call may have been faster
                     raise
-        return self.device(clone, os.O_RDONLY | (os.O_DIRECT if direct else 0))
+        return clone
 
     def device(self, name: str, flags: int) -> int:
         """The device of a volume, opened; waits for it to appear. Raises OSError where it is there

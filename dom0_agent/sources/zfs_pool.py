@@ -84,9 +84,9 @@ class ZfsPool:
         finally:
             self.forget()
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, patience: int = _PATIENCE) -> None:
         """Destroy what is ours. What cannot go now is tried again later."""
-        for turn in range(_PATIENCE):
+        for turn in range(patience + 1):
             try:
                 # of a clone, with the snapshots that it was given when it was promoted
                 self.change("zfs", "destroy", *(() if "@" in name else ("-r",)), name)
@@ -94,8 +94,9 @@ class ZfsPool:
             except Refused as error:
                 if name not in self.all():
                     return
-                if "busy" not in str(error) or turn == _PATIENCE - 1:
-                    log(WARNING, f"cannot remove {name} yet: {error}")
+                if "busy" not in str(error) or turn == patience:
+                    if patience:
+                        log(WARNING, f"cannot remove {name} yet: {error}")
                     return
                 time.sleep(0.1)
 

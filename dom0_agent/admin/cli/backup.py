@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
 def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int]:
     """Have the backup made; the backup VM, and its command's exit code."""
     config = load(options.config)
-    catalog = current(config)
+    catalog, _ = current(config)
     tag_new(config)
     with asking():
         app = connect()
