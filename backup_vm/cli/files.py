@@ -33,7 +33,9 @@ def add_to(commands: Any) -> None:
             " parses it. Names and contents are as hostile as the qube they are from."
         ),
     )
-    actions = files.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = files.add_subparsers(
+        dest="action", required=True, metavar="ACTION", help="what to do"
+    )
 
     def action(name: str, run: Any, text: str, sentences: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=sentences)
