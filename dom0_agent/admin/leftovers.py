@@ -16,7 +16,9 @@ from common.durable import Busy, closing_fd, lock, make_directory
 from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Volume, recall
 from dom0_agent.keyring import ArchiveKey
+from dom0_agent.qubesd import asking, connect
 from dom0_agent.sources import Source, Sources
+from dom0_agent.targets.qubesd import RESTORING, take_away
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.rotation import Rotation
 from dom0_agent.tracking.state import PATIENCE, State, VolumeState, known_volumes
@@ -49,6 +51,26 @@ def orphans(state_dir: Path, catalog: VolumeCatalog) -> Iterator[Orphan]:
                 yield Orphan(qube, name, state, remembered(state))
         except Refused:
             continue
+
+
+def let_start(state_dir: Path) -> list[str]:
+    """Qubes whose restore was killed, so that qubesd does not start them: they are let start again;
+    their names. What qubesd refuses is logged.
+    """
+    done = []
+    for path in sorted((state_dir / RESTORING).glob("*")):
+        try:
+            fd = lock(path)
+        except Busy:  # it goes on
+            continue
+        with closing_fd(fd), asking():
+            domains = connect().domains
+            if path.name in domains:
+                take_away(domains[path.name], path)
+                done.append(path.name)
+            else:
+                path.unlink(missing_ok=True)
+    return done
 
 
 def remembered(state: State) -> Volume | None:

@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 from common.text import printable
+from dom0_agent.admin import last_backup
 from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, mib
-from dom0_agent.admin.leftovers import let_go, orphans
+from dom0_agent.admin.leftovers import let_go, let_start, orphans
 from dom0_agent.admin.monitoring import Outcome, monitor
 from dom0_agent.admin.tags import tag_new
 from dom0_agent.catalog import VolumeCatalog
@@ -43,7 +44,7 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     keyring = Keyring(config.state_dir)
-    catalog, outcomes = current(config), []
+    (catalog, listed), outcomes = current(config), list[Outcome]()
     for outcome in monitor(config.state_dir, select(catalog, options.volumes), keyring):
         outcomes.append(outcome)
         if outcome.error and not outcome.busy:
@@ -52,12 +53,15 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{outcome.name}: {_words(outcome)}")
     gone = [] if options.volumes else _let_go(config, catalog)
     new = [] if options.volumes else tag_new(config)
+    noted = [] if options.volumes else last_backup.note(config, catalog)
+    if not options.volumes:
+        let_start(config.state_dir)
     if options.json:
         fields = [
             {"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error}
             for o in outcomes
         ]
-        print(json.dumps({"volumes": fields, "let_go": gone, "new": new}))
+        print(json.dumps({"volumes": fields, "let_go": gone, "new": new, "noted": noted}))
     elif not options.quiet:
         changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
         busy = sum(outcome.busy for outcome in outcomes)
@@ -66,7 +70,8 @@ def _run(options: argparse.Namespace) -> int:
             f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))}"
             f" changed{skipped}"
         )
-    return 1 if any(outcome.error and not outcome.busy for outcome in outcomes) else 0
+    failed = any(outcome.error and not outcome.busy for outcome in outcomes)
+    return 1 if failed or not listed else 0
 
 
 def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
