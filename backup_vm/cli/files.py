@@ -127,9 +127,11 @@ class _Troubles:
         self.count += 1
         self._context.warn(f"{shown(where)}: {text}")
 
-    def code(self) -> int:
+    def code(self, *sides: "Side") -> int:
         from backup_vm.errors import Exit
 
+        if any(side.files.damaged for side in sides):
+            return Exit.DAMAGED
         return Exit.FAILED if self.count else Exit.OK
 
 
@@ -242,7 +244,7 @@ def _walked(context: Context, line: Any, fits: Any, depth: int) -> int:
                 output.put(line(deep, found))
     if context.json:
         context.result({"files": rows}, "")
-    return troubles.code()
+    return troubles.code(side)
 
 
 def _stat(options: argparse.Namespace) -> int:
@@ -396,4 +398,4 @@ def _diff(options: argparse.Namespace) -> int:
                 output.put(f"{change.what} {shown(change.path)}")
     if context.json:
         context.result({"changes": rows}, "")
-    return troubles.code()
+    return troubles.code(old, new)

@@ -245,6 +245,8 @@ class History:
             for offset, length, place in side.files.extents(found):
                 if place == NOWHERE:  # what is unpacked has its chunks noted, too
                     side.files.unplaced(found.node, offset, min(length, PIECE))
+        if old is not None:
+            old.files.close()
         self._side, self._found = side, found
         self._asked = set(side.files.fetched or ())
         return what, found

@@ -133,7 +133,10 @@ class Server:
             while length:
                 step = min(length, messages.LONGEST_RANGE)
                 self._send(messages.FETCH, messages.RANGE.pack(image, offset, step))
-                parts.append(self._receive(messages.BYTES))
+                part = self._receive(messages.BYTES)
+                if len(part) != step:
+                    raise Malformed("a part of the image cannot be read")
+                parts.append(part)
                 offset, length = offset + step, length - step
             return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -81,6 +81,7 @@ class Copier:
                 raise SparsebakError(f"cannot write {target}: {reason}") from None
         finally:
             os.close(base)
+        self.done.damaged = self.done.damaged or self._files.damaged
         return self.done
 
     def _tree(self, base: int, name: bytes, source: Found) -> None:
@@ -114,7 +115,8 @@ class Copier:
         """Rights and times, when nothing more is put into it."""
         try:
             self._attributes(folder, found)
-        except (FileSystemError, OSError) as error:
+        except (DamagedError, FileSystemError, OSError) as error:
+            self.done.damaged = self.done.damaged or isinstance(error, DamagedError)
             self._trouble(found.path, _reason(error))
         finally:
             os.close(folder)

@@ -100,6 +100,8 @@ class Parser:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket = socket.socket()  # in the place of one to the child
         self._ended = False
+        self._unread: SparsebakError | None = None
+        """Why a range could not be read, of the question that is being answered."""
         self._images: dict[int, tuple[Read, int]] = {}
         self._next = 0
 
@@ -234,7 +236,7 @@ class Parser:
         """Frames of the answer. Where it is not read to its end, that is the end of the child."""
         if self._process is None:
             self._start()
-        whole = False
+        whole, self._unread = False, None
         try:
             self._send(messages.ASK, json.dumps({"ask": what, "image": image, **more}).encode())
             while True:
@@ -246,6 +248,8 @@ class Parser:
                     break
                 else:
                     yield kind, data
+            if self._unread is not None:
+                raise self._unread
             if kind == messages.FAILED:
                 raise _failure(data)
         finally:
@@ -258,7 +262,11 @@ class Parser:
         _must(image in self._images and length <= messages.LONGEST_RANGE)
         read, size = self._images[image]
         _must(offset + length <= size)
-        return read(offset, length)
+        try:
+            return read(offset, length)
+        except SparsebakError as error:  # damage in the archive is no end of the child
+            self._unread = self._unread or error
+            return b""
 
     def _start(self) -> None:
         if self._ended:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from backup_vm.errors import SparsebakError
+from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.files.parser import (
     NOWHERE,
     Entry,
@@ -61,6 +61,8 @@ class SessionFiles:
         self._parser, self._image, self.name = parser, image, name
         self.fetched: set[int] | None = set() if watch else None
         """Which chunks the parser asked for, where that is watched."""
+        self.damaged = False
+        """Whether the archive is damaged where a folder is that was to be walked."""
         self._chunk = image.chunk_size
         self._number = parser.add(self._read, image.size)
         try:
@@ -182,7 +184,8 @@ class SessionFiles:
     def _children(self, top: Found, trouble: Callable[[bytes, str], None]) -> Iterator[Found]:
         try:
             entries = self.names(top.node)
-        except FileSystemError as error:
+        except (FileSystemError, DamagedError) as error:
+            self.damaged = self.damaged or isinstance(error, DamagedError)
             trouble(top.path, str(error))
             return
         for entry in entries:

@@ -91,9 +91,12 @@ def test_a_history_says_in_which_sessions_a_file_changed(
 def test_sessions_in_which_nothing_changed_are_not_read(
     stored: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from backup_vm.files.session import SessionFiles
     from backup_vm.jobs.files import VolumeFiles
 
     opened: list[str] = []
+    closed: list[str] = []
+    monkeypatch.setattr(SessionFiles, "close", lambda self: closed.append("closed"))
     before = VolumeFiles.open
     site = stored.site
     with open(site.image(), "r+b") as file:  # where no file is
@@ -109,6 +112,7 @@ def test_sessions_in_which_nothing_changed_are_not_read(
     )
     stored.run("files", "history", "work/private", "etc/hosts", *key(stored))
     assert len(opened) < len(stored.names()) == 4
+    assert closed.count("closed") >= len(opened) - 1  # memory does not grow with sessions
 
 
 def test_a_diff_is_one_of_files(stored: Commands) -> None:
@@ -155,6 +159,25 @@ def test_names_and_contents_are_nothing_that_a_terminal_obeys(
     monkeypatch.setattr(sys, "stdout", Terminal(raw, "utf-8", write_through=True))
     stored.outcome("files", "cat", "work/private", f"etc/{EVIL}", *key(stored))
     assert b"\\x1b" in raw.getvalue() and b"\x1b" not in raw.getvalue()
+
+
+def test_what_is_damaged_in_the_archive_does_not_stop_a_copy(commands: Commands) -> None:
+    site = commands.site
+    trees.made(site.image(), "ext4")
+    with trees.mounted(site.image()) as folder:
+        for number in range(40):
+            (folder / f"file-{number}").write_bytes(os.urandom(200_000))
+    site.backup()
+    (pack,) = site.archive.rglob("*.pack")
+    with open(pack, "r+b") as file:
+        file.seek(pack.stat().st_size // 2)
+        file.write(b"damage" * 10)
+    out = site.root / "out"
+    words = ("files", "cp", "work/private", "/", str(out), *key(commands))
+    _, err = commands.run(*words, expect=4)
+    assert "Traceback" not in err and 1 <= err.count("\n") <= 3
+    copied = [path for path in out.iterdir() if path.name.startswith("file-")]
+    assert 37 <= len(copied) < 40 and all(path.stat().st_size == 200_000 for path in copied)
 
 
 def test_what_cannot_be_is_one_line(stored: Commands) -> None:

@@ -67,7 +67,7 @@ def read_all(image: Path, most: int = 400) -> None:
         file.close()
 
 
-@pytest.fixture(scope="module", params=["ext4", "ext4-inline", "ext3", "xfs", "btrfs-zstd"])
+@pytest.fixture(scope="module", params=["ext4", "ext4-inline", "xfs", "btrfs-zstd"])
 def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     image = tmp_path_factory.mktemp("sound") / "image"
     options = trees.made(image, request.param)
@@ -104,7 +104,7 @@ def test_flipped_bytes_are_damage_and_no_fault(sound: Path, tmp_path: Path) -> N
 def test_a_copy_of_a_damaged_file_system_ends(sound: Path, tmp_path: Path) -> None:
     """Through the child, with all that is around it."""
     image, chance = tmp_path / "image", random.Random(3)
-    for turn in range(3):
+    for turn in range(2):
         shutil.copy(sound, image)
         with open(image, "r+b", buffering=0) as out:
             for _ in range(2000):
@@ -217,7 +217,7 @@ class Lying(Parser):
         self._process = subprocess.Popen(["sleep", "60"])
 
         def answer() -> None:
-            with its:
+            with its, suppress(OSError):  # nobody may listen to the end
                 its.recv(1 << 16)
                 for frame in self._frames:
                     its.sendall(messages.LENGTH.pack(len(frame)) + frame)
@@ -275,7 +275,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(JSON)
 def test_no_row_is_anything_but_an_entry_or_an_error(row: Any) -> None:
     try:
@@ -318,7 +318,7 @@ def test_files_in_pieces_are_compared_as_if_they_were_whole(
 class Folder:
     """Files of a session that are not in any image."""
 
-    name = "it"
+    name, damaged = "it", False
 
     def __init__(self, found: list[tuple[int, Found]], fail: BaseException | None = None) -> None:
         self._found, self._fail = found, fail

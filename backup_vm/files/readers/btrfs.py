@@ -37,6 +37,8 @@ _LARGEST_COMPRESSED = 128 << 10
 _ITEM = Struct("<17sQHHB")
 _BITS = 64
 """A node here is a number of 128 bits: the subvolume, and the inode in it."""
+_TREES = 8
+"""Subvolumes whose nodes are kept."""
 _EMPTY = 2
 """What the kernel shows where a subvolume was not taken into a snapshot: an empty folder."""
 
@@ -86,6 +88,8 @@ class Btrfs:
                 if len(raw) < 239:
                     raise Malformed("a subvolume is damaged")
                 (at,) = unpack_from("<Q", raw, 176)
+                if len(self._trees) == _TREES:
+                    del self._trees[next(iter(self._trees))]
                 tree = self._trees[number] = Tree(self._chunks, at, raw[238], self._node_size)
                 return tree
             raise Malformed(f"there is no subvolume {number}")

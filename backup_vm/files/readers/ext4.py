@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from struct import Struct, unpack_from
 
 from backup_vm.files.readers.ext4_attributes import attributes, inline_data
-from backup_vm.files.readers.ext4_journal import replayed
+from backup_vm.files.readers.ext4_journal import Moved, contents_of, replayed
 from backup_vm.files.readers.source import (
     LARGEST_FILE,
     LONGEST_LINK,
@@ -46,8 +46,7 @@ class Ext4:
         self._source = source
         if source.size < 2048 or source.read(1024 + 56, 2) != b"\x53\xef":
             raise Absent
-        self._moved: dict[int, bytes] = {}
-        """Blocks as the journal has them, by number."""
+        self._moved: Moved = {}
         self._superblock(source.read(1024, 1024))
         self.notes: list[str] = []
         self.root = _ROOT
@@ -99,7 +98,8 @@ class Ext4:
             self.notes.append("it has fast commits in its journal: they are not shown")
         if 1024 // self._size in found:
             at = 1024 % self._size
-            self._superblock(found[1024 // self._size][at : at + 1024])
+            raw = contents_of(self._source, found[1024 // self._size], self._size)
+            self._superblock(raw[at : at + 1024])
 
     def _read(self, offset: int, length: int) -> bytes:
         """What describes files: from the journal where it has newer blocks."""
@@ -109,10 +109,11 @@ class Ext4:
         while offset < end:
             number, at = divmod(offset, self._size)
             step = min(end - offset, self._size - at)
-            block = self._moved.get(number)
-            parts.append(
-                self._source.read(offset, step) if block is None else block[at : at + step]
-            )
+            moved = self._moved.get(number)
+            if moved is None:
+                parts.append(self._source.read(offset, step))
+            else:
+                parts.append(contents_of(self._source, moved, self._size)[at : at + step])
             offset += step
         return b"".join(parts)
 

@@ -17,12 +17,23 @@ _KNOWN = 0x3F
 _ESCAPED, _SAME_ID, _LAST = 1, 2, 8
 
 
-def replayed(source: Source, extents: list[Extent], size: int) -> tuple[dict[int, bytes], bool]:
-    """Blocks of ``size`` bytes by number, as a mount would write them; and whether that is all.
+Moved = dict[int, tuple[int, bool]]
+"""Blocks by number: where in the file system the journal has them, and whether escaped."""
+
+
+def replayed(source: Source, extents: list[Extent], size: int) -> tuple[Moved, bool]:
+    """Where the journal has blocks of ``size`` bytes that a mount would write; and whether that is
+    all.
 
     ``extents`` are those of the journal's file. Raises Malformed.
     """
     return _Journal(source, extents, size).replay()
+
+
+def contents_of(source: Source, moved: tuple[int, bool], size: int) -> bytes:
+    """A block as the journal has it: one that began with the journal's own magic is escaped."""
+    raw = source.read(moved[0], size)
+    return _MAGIC.to_bytes(4, "big") + raw[4:] if moved[1] else raw
 
 
 class _Journal:
@@ -56,7 +67,7 @@ class _Journal:
             raise Malformed("the journal of ext4 is damaged")
         return self._source.read(self._places[number] - self._source.start, self._size)
 
-    def replay(self) -> tuple[dict[int, bytes], bool]:
+    def replay(self) -> tuple[Moved, bool]:
         writes: list[tuple[int, int, int, bool]] = []
         """Sequence, block, and where in the journal its contents are, escaped or not."""
         revoked: dict[int, int] = {}
@@ -67,11 +78,10 @@ class _Journal:
             else:
                 for i, (block, escaped) in enumerate(self._tags(raw)):
                     writes.append((sequence, block, self._after(data, i), escaped))
-        found: dict[int, bytes] = {}
+        found: Moved = {}
         for sequence, block, at, escaped in writes:
             if sequence > revoked.get(block, -1):
-                raw = self._block(at)
-                found[block] = _MAGIC.to_bytes(4, "big") + raw[4:] if escaped else raw
+                found[block] = (self._places[at] - self._source.start, escaped)
         return found, not self._features & _FAST_COMMIT
 
     def _after(self, number: int, count: int = 1) -> int:
