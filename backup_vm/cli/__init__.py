@@ -20,7 +20,19 @@ from wire import VERSION
 
 COMMANDS = (
     *("init", "backup", "list", "status", "report", "diff", "restore", "assemble", "mount"),
-    *("verify", "scrub", "prune", "delete", "tag", "export", "import", "copy", "keys", "doctor"),
+    *(
+        "files",
+        "verify",
+        "scrub",
+        "prune",
+        "delete",
+        "tag",
+        "export",
+        "import",
+        "copy",
+        "keys",
+        "doctor",
+    ),
     *("inspect", "unlock"),
 )
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found;
