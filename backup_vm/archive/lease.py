@@ -147,11 +147,6 @@ def look(locks: Locks, kind: str = WRITER) -> Found:
                 locks.remove(probe)
         now = times.get(probe, max(times.values(), default=0.0))
         found = _judged(locks, kind, times, now)
-    newest = max(times.values(), default=0.0)
-    for name, at in times.items():
-        if _PROBE.fullmatch(name) and newest - at > STALE:  # its maker died
-            with suppress(ForbiddenError, OSError):
-                locks.remove(name)
     return found
 
 
@@ -222,8 +217,9 @@ class Lease:
             self.name = ""
             return False
         try:
-            if self._alone(before):
-                self._remove_free(before)
+            times = self._locks.list()
+            if self._alone(before, times):
+                self._remove_free(before, times)
                 return True
         except BaseException:
             self.release()
@@ -246,11 +242,10 @@ class Lease:
         self.name = name
         return made
 
-    def _alone(self, before: Found) -> bool:
+    def _alone(self, before: Found, times: dict[str, float]) -> bool:
         """Whether nothing else is there now but what was free, and is as it was."""
         # Of two runs that make their files at one time each looks after it has made its own: one of
         # them at least sees the other. Both may withdraw; they try again at random times.
-        times = self._locks.list()
         others = {name: at for name, at in times.items() if _of(self._kind, name)}
         if others.pop(self.name, None) is None:
             return False
@@ -266,8 +261,12 @@ class Lease:
                 continue
         return True
 
-    def _remove_free(self, before: Found) -> None:
-        for name in before:
+    def _remove_free(self, before: Found, times: dict[str, float]) -> None:
+        """Remove the leases that were free, and probes whose makers died."""
+        # By the age of our own file, which was made now: a probe that is all there is tells no age.
+        now = times[self.name]
+        dead = [name for name, at in times.items() if _PROBE.fullmatch(name) and now - at > STALE]
+        for name in (*before, *dead):
             try:
                 self._locks.remove(name)
             except (
