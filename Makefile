@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm test-roots demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-vm clean
+.PHONY: test test-lvm test-ceph test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -15,7 +15,7 @@ test: setup packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n auto --ignore=tests/lvm
+	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/ceph
 	$(VENV)/bin/python tools/oldest.py -n auto -q tests/unit tests/run
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -q -n 2 --dist worksteal
 	@if [ -s build/skipped ]; then echo "make test: passed, but not run here: $$(paste -sd';' build/skipped | sed 's/;/; /g')"; \
@@ -25,9 +25,20 @@ test: setup packages
 test-lvm: setup packages
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -v
 
+# Whole archives on a real Ceph: one monitor, OSD and S3 gateway on loopback. When root, installs them from the distribution.
+CEPH := ceph-mon ceph-osd radosgw ceph-common
+test-ceph: setup
+	@command -v radosgw >/dev/null || [ "$$(id -u)" != 0 ] || \
+	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(CEPH)) >/dev/null
+	SPARSEBAK_S3=ceph $(VENV)/bin/pytest tests/ceph tests/remote -k "s3 or ceph" -v --timeout 600
+
 # The same in roots of other distributions, made by debootstrap: TESTS="tests/unit -q" for some, ROOTS="trixie" for one.
 test-roots:
 	$(PYTHON) tools/roots.py $(addprefix --root=,$(ROOTS)) -- $(TESTS)
+
+# tests/qubes against the real libraries: QUBES is a folder of Qubes OS' checkouts, or of such folders, one for each release.
+test-qubes: setup packages
+	$(VENV)/bin/python tools/real_qubes.py "$(QUBES)" -- $(TESTS)
 
 # Installs what sparsebak itself needs and no more, where there is no environment for the tests yet.
 DEMO := $(if $(wildcard $(READY)),$(VENV),build/demo)
@@ -128,8 +139,11 @@ install-dom0:
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/dom0/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -m 0664 policy/80-sparsebak.policy $(DESTDIR)/etc/qubes/policy.d/
+	install -D -m 0644 policy/79-sparsebak-4.2.policy $(DESTDIR)$(LIB)/policy/79-sparsebak-4.2.policy
 	cd $(DESTDIR)/etc/qubes/policy.d && if [ -e 30-sparsebak.policy ]; then mv 30-sparsebak.policy 30-sparsebak.policy.old; fi
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.admin.cli
+	install -d $(DESTDIR)$(PREFIX)/share/applications
+	install -m 0644 menu/*.desktop $(DESTDIR)$(PREFIX)/share/applications/
 	cd share/sparsebak-dom0 && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;
 
 # Settings of qubes and dom0's configuration, on Qubes OS: without it they are not backed up.
@@ -143,6 +157,7 @@ install-vm:
 	tools/install-package $(DESTDIR)$(LIB) common wire backup_vm
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/vm/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	install -D -m 0755 qubes-vm/post-install.d/50-sparsebak.sh $(DESTDIR)/etc/qubes/post-install.d/50-sparsebak.sh
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak $(LIB) backup_vm.cli
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/spbk-assemble $(LIB) backup_vm.cli.spbk_assemble
 	cd share/sparsebak-vm && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A FUSE file system that hands everything on to a folder, and fails where it is told to.
+"""A FUSE file system that hands everything on to a folder, and fails where it is to.
 
 The real thing below it is a folder of this machine, the kernel's own FUSE above: what a program
 meets is what a failing disk, a full one, a quota or a network mount answers. ``FaultFS`` is what
@@ -183,12 +183,8 @@ def _is_within(name: str, pattern: str) -> bool:
 
 
 def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
-    # libfuse 2 is taken first where both are installed, and fails every write to an open file that
-    # has no name any more.
-    os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
-    import mfusepy as fuse
-
     from backup_vm.archive.storage import libc
+    from backup_vm.jobs.libfuse import mfusepy as fuse
 
     faults = _Faults(control)
 

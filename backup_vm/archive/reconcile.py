@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import catalog_file, derive, naming, partial
+from backup_vm.archive import catalog_file, derive, naming
 from backup_vm.archive.catalog import ChunkCatalog
-from backup_vm.archive.storage import TEMPORARY, Storage
+from backup_vm.archive.listing import Listing
+from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
 
 if TYPE_CHECKING:
@@ -47,27 +48,6 @@ UNRECORDED = 32
 """Sessions up to which the catalog need not say that it is made for them, too: looked through, they
 are believed as well.
 """
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Names and sizes of packs; of sessions, unfinished ones and (with no size, they grow) partial
-    ones.
-    """
-
-    packs: dict[str, int]
-    files: dict[str, int]
-
-    @classmethod
-    def of(cls, storage: Storage) -> "Listing":
-        """As the store has them now."""
-        volumes = storage.sizes("volumes")
-        files = {
-            n: s for n, s in volumes.items() if naming.is_session(n) or naming.is_unfinished(n)
-        }
-        partials = storage.names("volumes", partial.SUFFIX) if storage.elsewhere else volumes
-        files |= dict.fromkeys(filter(naming.is_partial, partials), 0)
-        return cls({n: s for n, s in storage.sizes("packs").items() if naming.is_pack(n)}, files)
 
 
 def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> ChunkCatalog:
@@ -92,23 +72,23 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Chunk
             raise
         if catalog is not None:
             catalog.close()
-        path = archive.storage.describe(catalog_file.NAME)
+        path = archive.storage.workspace.describe(catalog_file.NAME)
         archive.warnings.append(f"{path} was damaged; it has been rebuilt")
         return rebuild(archive, now)
 
 
 def _opened(archive: "Archive") -> ChunkCatalog | None:
     """The catalog that is there, if it is one of ours; else None, with a warning."""
-    storage, catalog = archive.storage, None
-    where = storage.describe(catalog_file.NAME)
+    workspace, catalog = archive.storage.workspace, None
+    where = workspace.describe(catalog_file.NAME)
     try:
-        path = storage.database(catalog_file.NAME)
-        if not storage.exists(catalog_file.NAME):
+        path = workspace.database(catalog_file.NAME)
+        if not workspace.exists(catalog_file.NAME):
             if archive.session_files():
                 archive.warnings.append(f"{where} was missing; it has been rebuilt")
             return None
         # A reader must not undo what a journal says is half done, which writes to the file.
-        if archive.writing or not catalog_file.half_written(storage):
+        if archive.writing or not catalog_file.half_written(workspace):
             catalog = ChunkCatalog(path, read_only=not archive.writing, alone=archive.writing)
             if catalog.sound_for(archive.parameters.archive):
                 return catalog
@@ -149,7 +129,7 @@ def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, in
 
 
 def _fits(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> bool:
-    """Whether a reader can use the catalog as it lies there: sessions that are gone do not matter
+    """Whether a reader can use the catalog as it is: sessions that are gone do not matter
     to it.
     """
     return catalog.pack_sizes() == now.packs and _complete(archive, catalog, _more(catalog, now))
@@ -177,7 +157,7 @@ def _aside(archive: "Archive", copied: bool, now: Listing) -> ChunkCatalog:
     if not copied:
         return rebuild(archive, now)
     catalog = ChunkCatalog(
-        catalog_file.copy(archive.storage, Path(archive.temporary.name)), alone=True
+        catalog_file.copy(archive.storage.workspace, Path(archive.temporary.name)), alone=True
     )
     return _reconciled(archive, catalog, now)
 
@@ -234,10 +214,10 @@ def rebuild(
 ) -> ChunkCatalog:
     """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
     known, archive.derived = known or Remembered(), True
-    storage, name = archive.storage, catalog_file.NAME
+    workspace, name = archive.storage.workspace, catalog_file.NAME
     if archive.writing:
-        storage.discard(name + TEMPORARY)
-        temporary = storage.database(name + TEMPORARY)
+        workspace.discard(name + TEMPORARY)
+        temporary = workspace.database(name + TEMPORARY)
     else:  # others may be reading too, or the disk may be read-only
         archive.temporary = archive.temporary or catalog_file.folder_aside()
         temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
@@ -258,9 +238,9 @@ def rebuild(
     # Beside the old one first, and in its place when it is whole: dying here leaves no catalog, or
     # the old one, and either is rebuilt again.
     catalog.close()
-    storage.discard(name)
-    os.replace(temporary, storage.database(name))
-    return ChunkCatalog(storage.database(name), alone=True)
+    workspace.discard(name)
+    os.replace(temporary, workspace.database(name))
+    return ChunkCatalog(workspace.database(name), alone=True)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def export(
     proven = None if keys is None else open_image(archive, image, keys, name)
     sealed = (
         archive.parameters.master is None
-    )  # else the key lies in archive.toml, and must not go along
+    )  # else the key is in archive.toml, and must not go along
     described, hashed = archive.storage.read(parameters.NAME) if sealed else b"", _Hashed(out)
     hashed.write(ExportHead(archive.parameters.archive, len(described)).build())
     hashed.write(described)
@@ -232,7 +232,7 @@ def _entries(
     Raises DamagedError, CutShort, NotAuthentic.
     """
     chunks, pages = chunk_count(clear.size, clear.chunk_size), bytearray()
-    with archive.storage.scratch() as ids:
+    with archive.storage.workspace.scratch() as ids:
         for first in range(0, chunks, PAGE_IDS):
             page = hashed.read(min(PAGE_IDS, chunks - first) * ID_SIZE)
             ids.write(page)

@@ -23,7 +23,7 @@ from typing import Any
 
 from backup_vm import cli
 from backup_vm.agent import transport
-from backup_vm.archive.lease import STALE
+from backup_vm.archive.lease_files import STALE
 from backup_vm.errors import SparsebakError
 from tests.faultfs import FaultFS
 from tests.kit import PASSPHRASE, InProcess, Site
@@ -218,7 +218,7 @@ class Bench:
         )
 
     def pattern(self, where: str) -> str:
-        """Names within the mount of what lies at ``where`` in the present copy, for faults."""
+        """Names within the mount of what is at ``where`` in the present copy, for faults."""
         return f"n{self._count}/{where}"
 
     def remove(self) -> None:

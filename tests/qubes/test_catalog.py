@@ -3,6 +3,8 @@
 asked for it.
 """
 
+import importlib
+import importlib.util
 import json
 import time
 from collections import Counter
@@ -16,6 +18,7 @@ from dom0_agent.admin.catalog import _keep, ask, write_down
 from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.catalog import kept
 from dom0_agent.config import Config, load
+from tests.conftest import elsewhere
 from tests.kit import Site
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Qubesd
@@ -108,6 +111,58 @@ def test_running_qubes(machine: Qubesd, tmp_path: Path) -> None:
     )
     found = ask(configured(tmp_path, 'running = "committed"')).find("work", "private")
     assert found is not None and found.live == ""
+
+
+def test_storage_that_is_not_supported_is_reported(
+    machine: Qubesd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A qube that its user wants backed up, on a pool of drivers ``file`` or ``callback``."""
+    machine.pools["old"] = {"driver": "file", "dir_path": "/var/lib/qubes"}
+    machine.pools["hook"] = {"driver": "callback", "bdriver": "lvm_thin", "conf_id": "x"}
+    machine.add("aged", "AppVM", "old")
+    machine.add("hooked", "AppVM", "hook")
+    words = ["--config", str(tmp_path / "agent.toml")]
+    configured(tmp_path)
+    assert cli.main([*words, "volumes"]) == 0
+    listed = capsys.readouterr().out
+    assert cli.main([*words, "check"]) == 1
+    late = capsys.readouterr().err
+    for name, driver in (("aged", "file"), ("hooked", "callback")):
+        for text in (listed, late):
+            assert f"has driver {driver}, which sparsebak cannot back up" in text
+        assert f"{name}/private: " in late
+    configured(tmp_path, 'exclude = ["aged", "hooked"]')
+    assert cli.main([*words, "check"]) == 1  # nothing was backed up yet
+    assert "aged" not in capsys.readouterr().err
+
+
+def test_dom0s_own_choice_is_kept(machine: Qubesd, tmp_path: Path) -> None:
+    """include_in_backups of dom0, as qvm-backup goes by it for dom0's home."""
+    path = tmp_path / "agent.toml"
+    machine.qubes["dom0"].properties["include_in_backups"] = (False, "bool", "False")
+
+    def reason(options: str) -> list[str]:
+        path.write_text(f'state_dir = "state"\ncatalog = "qubes"\n[qubes]\n{options}\n')
+        return [one.reason for one in ask(load(path)).skipped() if one.name == "dom0/config"]
+
+    assert reason("") == ["its property include_in_backups is off"]
+    assert reason('include = ["dom0"]') == []
+    assert reason('exclude = ["dom0"]') == ["it is in the list 'exclude'"]
+    machine.qubes["dom0"].properties["include_in_backups"] = (True, "bool", "True")
+    assert reason("") == []
+
+
+def test_a_volume_without_snapshots(machine: Qubesd, tmp_path: Path) -> None:
+    """Qubes OS 4.3 has them: a qube writes to the one volume that there is."""
+    machine.qubes["work"].volumes["private"].revisions = -1
+    found = ask(configured(tmp_path)).find("work", "private")
+    assert found is not None and (found.vid, found.live) == (
+        "vm-work-private",
+        "vm-work-private-snap",  # never there, so that the other one is read
+    )
+    catalog = ask(configured(tmp_path, 'running = "committed"'))
+    (left_out,) = [one for one in catalog.skipped() if one.name == "work/private"]
+    assert left_out.failed and "running = 'live'" in left_out.reason
 
 
 def test_domains_of_deduplication(machine: Qubesd, tmp_path: Path) -> None:
@@ -219,3 +274,37 @@ def test_of_two_lists_the_one_asked_for_later_stays(qubes: QubesSite) -> None:
     kept.place(config).write_bytes(replace(first, asked=first.asked + 500).to_bytes())
     write_down(config)  # the clock was wrong, and is right again
     assert kept.read(config).asked <= time.time()
+
+
+def test_the_machine_that_qubes_itself_tests_with(
+    qubesd: Qubesd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MockQubesComplete of the real qubesadmin, which answers in its release's own words."""
+    if importlib.util.find_spec("qubesadmin.tests") is None:
+        elsewhere("the real qubesadmin is not here: make test-qubes QUBES=FOLDER")
+    mock = importlib.import_module("qubesadmin.tests.mock_app").MockQubesComplete()
+    group = b"0\0driver=lvm_thin\nvolume_group=qubes_dom0\nthin_pool=vm-pool\n"
+    for call in (("admin.pool.Info", "vm-pool"), ("admin.pool.List", None)):
+        mock.expected_calls["dom0", *call, None] = group if call[1] else b"0\0vm-pool\n"
+    monkeypatch.setattr(importlib.import_module("qubesadmin"), "Qubes", lambda: mock)
+    catalog = ask(configured(tmp_path))
+    found = {volume.name: volume for volume in catalog.volumes()}
+    reasons = {one.name: one.reason for one in catalog.skipped()}
+    assert not [one for one in catalog.skipped() if one.failed or one.unsupported]
+    for qube in mock.domains:
+        if qube.klass == "DispVM":
+            lasts = not getattr(qube, "auto_cleanup", False)
+            assert lasts or reasons[qube.name] == "a disposable keeps nothing"
+        elif qube.klass in ("AppVM", "StandaloneVM", "TemplateVM"):
+            name = f"{qube.name}/private"
+            if (
+                "save_on_stop=True"
+                not in mock.qubesd_call(qube.name, "admin.vm.volume.Info", "private")
+                .decode()
+                .splitlines()
+            ):  # 4.2's says so of every volume
+                assert reasons.get(qube.name) or "not kept" in reasons[name]
+            elif not reasons.get(qube.name):
+                assert found[name].vid == f"vm-{qube.name}-private"
+                assert found[name].live == f"vm-{qube.name}-private-snap"
+    assert len(found) + len(reasons) > 10

@@ -16,6 +16,7 @@ import pytest
 from backup_vm.agent import transport
 from backup_vm.archive.looking import LOOKS
 from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.errors import DamagedError, Exit, LockedError
 from backup_vm.jobs.lazy_image import ChunkCache
 from backup_vm.jobs.mount import SessionFiles
@@ -53,7 +54,7 @@ def built() -> Iterator[Scene]:
 def scene(built: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """The scene, with an archive that the test may spoil."""
     monkeypatch.setattr(LocalStorage, "pack_size", 4 * GRAIN)
-    monkeypatch.setattr(LocalStorage, "lock", lambda *_, **__: None)
+    monkeypatch.setattr(LocalWorkspace, "lock", lambda *_, **__: None)
     monkeypatch.setattr(transport, "open_transport", lambda *_: InProcess(built.site.config))
     kept = built.site.archive.with_name("kept")
     shutil.copytree(built.site.archive, kept)
@@ -171,7 +172,7 @@ def test_a_scrub_of_what_is_read_only_here(
 
 @pytest.mark.parametrize("same", [False, True])
 def test_one_that_changes_again_and_again(scene: Scene, same: bool) -> None:
-    """What is wrong each time in another way is nothing that can be told; twice the same can."""
+    """What is wrong each time in another way is nothing to be reported; twice the same can."""
     with scene.site.open() as archive:
         turns = iter(range(100))
 

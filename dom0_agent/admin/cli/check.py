@@ -56,7 +56,7 @@ def _days(text: str) -> float:
 
 def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]:
     """The volumes that every backup VM is to back up, all but the backup VMs' own, and those that
-    nobody can tell of.
+    nobody can tell of, or that sparsebak cannot back up.
     """
     callers = (
         [caller]
@@ -68,7 +68,8 @@ def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]
     expected = [
         volume for name, volume in listed[0].items() if all(name in others for others in listed)
     ]
-    return expected, [skipped for skipped in catalogs[0].skipped() if skipped.failed]
+    left_out = [one for one in catalogs[0].skipped() if one.failed or one.unsupported]
+    return expected, left_out
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -95,7 +96,9 @@ def _check(options: argparse.Namespace, config: Config) -> int:
         except Refused as error:  # nobody knows of a backup of this one
             print(f"sparsebak-agent: {printable(str(error))}", file=sys.stderr)
             follows = dict[str, ArchiveProgress]().values()
-        newest = max((follow.committed.time for follow in follows if follow.committed), default=0)
+        newest = max(
+            (progress.committed.time for progress in follows if progress.committed), default=0
+        )
         # One of a day to come was made while the clock was wrong, nobody knows when.
         if not now - options.days * 86400 <= newest <= now + 86400:
             late.append((volume.name, newest))
