@@ -28,7 +28,7 @@ class Exit(IntEnum):
 
 
 class SparsebakError(Exception):
-    """An error to be told in one line, with a hint if there is one."""
+    """An error to be reported in one line, with a hint if there is one."""
 
     code = Exit.FAILED
 

@@ -5,7 +5,7 @@ by "make pages": change those instead."""
 from wire.layout import Codes
 
 COMPILED: dict[str, Codes] = {
-    "MapHead": {"magic": b"SBMAP\x00\x00\x01", "bits_length": "Q"},
+    "BitmapHead": {"magic": b"SBMAP\x00\x00\x01", "bits_length": "Q"},
     "FiemapHead": {
         "start": "=Q",
         "span": "=Q",

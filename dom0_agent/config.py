@@ -14,7 +14,13 @@ from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE
 from wire.names import BadName, parse_name, parse_volume_name
 
 DEFAULT_PATH = Path("/etc/sparsebak/agent.toml")
-DRIVERS = ("file", "reflink", "lvm_thin")
+DRIVERS = {
+    "file": ("sources.file", "targets.file"),
+    "reflink": ("sources.reflink", "targets.file"),
+    "lvm_thin": ("sources.lvm_thin", "targets.lvm"),
+}
+"""Kinds of storage, and the modules behind each, which the resident agent imports before any call.
+"""
 CATALOGS = ("static", "qubes")
 
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)

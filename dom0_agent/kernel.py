@@ -20,7 +20,7 @@ class FiemapHead(Structure, compiled=COMPILED):
     start: Annotated[int, Int64un * "first byte of the file that is asked about"]
     span: Annotated[int, Int64un * "bytes from there on"]
     flags: Annotated[int, Int32un * "how to look"]
-    mapped: Annotated[int, Int32un * "extents that are told"]
+    mapped: Annotated[int, Int32un * "extents that are returned"]
     room: Annotated[int, Int32un * "extents that there is room for"]
     reserved: Annotated[int, Int32un]
 

@@ -194,8 +194,8 @@ def _kernel() -> tuple[Path, Path]:
 
 
 def _base(modules: Path) -> Path:
-    """All of the guest's root but the project itself, as a cpio archive; made anew when anything in
-    it is another.
+    """All of the guest's root but the project itself, as a cpio archive; made again when anything
+    in it is another.
     """
     venv, prefix = ROOT / ".venv", Path(sys.base_prefix)
     library = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"

@@ -3,9 +3,9 @@
 [--root NAME]... [TEST...]``.
 
 Without TEST, ``make test`` as a whole. A root is made once by debootstrap under ``build/roots``, as
-root; a clean clone of what is committed lies in its ``/sparsebak``, beside a virtual environment of
+root; a clean clone of what is committed is in its ``/sparsebak``, beside a virtual environment of
 its own that is kept. Mounts and processes end with the run: they have namespaces of their own. One
-line a root says how it went, and its log lies beside the root. Exit code: 1 when one failed.
+line a root says how it went, and its log is beside the root. Exit code: 1 when one failed.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def _make(name: str, log: int) -> None:
 
 
 def _clone(name: str) -> None:
-    """What is committed, clean but for what git ignores: the virtual environment and build/."""
+    """What is committed, clean except for what git ignores: the virtual environment and build/."""
     tree = BUILD / name / INSIDE
     git = ["git", "-c", "advice.detachedHead=false"]
     if not tree.exists():

@@ -18,7 +18,8 @@ from typing import Any
 
 from backup_vm import stopping
 from backup_vm.archive.damage import text_checksum
-from backup_vm.archive.lease import NOTES, Lease
+from backup_vm.archive.lease import Lease
+from backup_vm.archive.lease_files import NOTES
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from common.durable import Busy, closing_fd, lock_fd
@@ -183,8 +184,8 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
 
 
 def _place(location: str) -> str:
-    """A directory or URL, as it is noted: hashed, for where other copies lie is nobody's
-    business.
+    """A directory or URL, as it is noted: hashed, for nobody else has to know where other
+    copies are.
     """
     whole = location.rstrip("/") if is_remote(location) else os.path.realpath(location)
     return hashlib.blake2b(whole.encode(errors="surrogateescape"), digest_size=16).hexdigest()

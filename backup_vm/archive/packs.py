@@ -123,7 +123,7 @@ class PackReader:
         return reader
 
     def read(self, name: str, chunk_id: bytes, offset: int, length: int) -> memoryview:
-        """The sealed chunk of that id, which is known to lie there; raise DamagedError if it does
+        """The sealed chunk of that id, which is known to be there; raise DamagedError if it is
         not.
         """
         if not 0 < length <= _LARGEST or not ENTRY_SIZE <= offset < _END:

@@ -113,7 +113,7 @@ class Context:
         return self._setting("agent", "SPARSEBAK_AGENT") is not None or _QREXEC.exists()
 
     def dom0_asks(self) -> bool:
-        """Whether qrexec's policy lies between here and the agent: then dom0 asks before anything
+        """Whether qrexec's policy is between here and the agent: then dom0 asks before anything
         is overwritten.
         """
         return (self._setting("agent", "SPARSEBAK_AGENT") or "qrexec") == "qrexec"

@@ -132,7 +132,7 @@ def for_room(
     """The same verdicts, and beyond them the oldest sessions that go until ``wanted`` bytes are
     free, as far as they help.
 
-    The newest session of a volume stays, and those with a tag that rules keep; and those that lie
+    The newest session of a volume stays, and those with a tag that rules keep; and those that are
     ahead of our clock.
     """
     account = Account(archive, {volume.id: list(volume.sessions) for volume in all_volumes})

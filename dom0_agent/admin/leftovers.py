@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Volumes that dom0 remembers and that are not backed up any more: their snapshots go, wherever
-they lie.
+they are.
 
 A state file remembers the volume as its last session found it (``State.place``), so that neither
 qubesd nor the configuration has to know it still.
@@ -61,7 +61,7 @@ def let_start(state_dir: Path) -> list[str]:
     for path in sorted((state_dir / RESTORING).glob("*")):
         try:
             fd = lock(path)
-        except Busy:  # it goes on
+        except Busy:  # it continues
             continue
         with closing_fd(fd), asking():
             domains = connect().domains
@@ -99,13 +99,14 @@ def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
     store = VolumeState(state_dir, orphan.qube, orphan.volume)
     with store.locked(patience=0) as state:
         rotation = Rotation(store, state, source)
-        pending = [follow.pending for follow in state.follows.values() if follow.pending]
+        pending = [progress.pending for progress in state.follows.values() if progress.pending]
         if any(in_use(store.directory / one.log) for one in pending):
             if rotation.yield_space():  # read as slowly as can be, it must not fill the pool
                 rotation.finish()
             return False
-        for follow in state.follows.values():
-            follow.pending = follow.map = None  # without a base everything is treated as changed
+        for progress in state.follows.values():
+            # without a base everything is treated as changed
+            progress.pending = progress.map = None
         state.base = None
         with source.together():
             rotation.finish()
@@ -178,7 +179,9 @@ def drop_archive(state_dir: Path, archive: ArchiveKey) -> None:
         with store.locked() as state:
             del state.follows[archive_id]
             place = remembered(state)
-            if not any(follow.committed or follow.pending for follow in state.follows.values()):
+            if not any(
+                progress.committed or progress.pending for progress in state.follows.values()
+            ):
                 state.base = None
             if place is None or not _is_there(place):
                 store.save(state)  # the snapshots go when the volume is next looked at

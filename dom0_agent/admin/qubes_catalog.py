@@ -244,7 +244,7 @@ def documents_are_taken_down() -> bool:
 
 
 def _is_there(qube: str) -> bool:
-    """Whether a qube exists now, past what is remembered; yes if that cannot be told."""
+    """Whether a qube exists now, past what is remembered; yes if that cannot be known."""
     try:
         with asking():
             return qube in connect().domains

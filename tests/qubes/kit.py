@@ -20,7 +20,7 @@ BACKUP_VM = "backup-vm"
 
 
 class QubesSite(Site):
-    """See Site; volumes are named by qubesd, images lie where the pool ``vm-pool`` has them."""
+    """See Site; volumes are named by qubesd, images are where the pool ``vm-pool`` has them."""
 
     def __init__(self, root: Path, qubesd: Qubesd, files: tuple[Path, ...] = ()) -> None:
         self.qubesd, self.files = qubesd, files
@@ -50,7 +50,7 @@ class QubesSite(Site):
                 fill(self.image(f"{name}/{volume}"), SIZE, sum(name.encode()))
 
     def place(self, name: str, volume: str) -> None:
-        """Tell the import script where a volume lies."""
+        """Tell the import script where a volume is."""
         path = self.pool / f"{self.qubesd.qubes[name].volumes[volume].vid}.img"
         path.parent.mkdir(parents=True, exist_ok=True)
         (self.qubesd.places / f"{name}+{volume}").write_text(str(path))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Protocol
 
 if TYPE_CHECKING:
-    from backup_vm.archive.lease import Locks
+    from backup_vm.archive.lease_files import Locks
 
 TEMPORARY = ".tmp"
 LOCK = "archive.lock"

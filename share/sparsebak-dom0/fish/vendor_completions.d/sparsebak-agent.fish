@@ -163,7 +163,7 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -s u -
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -l json -d 'print data as JSON, where there is any'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a volumes -d 'Shows the volumes that are backed up, and those left out, with the reason. On Qubes OS this asks qubesd. Backup VMs are told its answer until the list is renewed, which a timer does every ten minutes.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a volumes -d 'Shows the volumes that are backed up, and those left out, with the reason. On Qubes OS this asks qubesd. Backup VMs get its answer until the list is renewed, which a timer does every ten minutes.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -l caller -x -d 'list volumes as seen by this backup VM'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
