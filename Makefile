@@ -142,6 +142,8 @@ install-dom0:
 	install -D -m 0644 policy/79-sparsebak-4.2.policy $(DESTDIR)$(LIB)/policy/79-sparsebak-4.2.policy
 	cd $(DESTDIR)/etc/qubes/policy.d && if [ -e 30-sparsebak.policy ]; then mv 30-sparsebak.policy 30-sparsebak.policy.old; fi
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.admin.cli
+	install -d $(DESTDIR)$(PREFIX)/share/applications
+	install -m 0644 menu/*.desktop $(DESTDIR)$(PREFIX)/share/applications/
 	cd share/sparsebak-dom0 && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;
 
 # Settings of qubes and dom0's configuration, on Qubes OS: without it they are not backed up.
@@ -155,6 +157,7 @@ install-vm:
 	tools/install-package $(DESTDIR)$(LIB) common wire backup_vm
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/vm/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	install -D -m 0755 qubes-vm/post-install.d/50-sparsebak.sh $(DESTDIR)/etc/qubes/post-install.d/50-sparsebak.sh
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak $(LIB) backup_vm.cli
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/spbk-assemble $(LIB) backup_vm.cli.spbk_assemble
 	cd share/sparsebak-vm && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;

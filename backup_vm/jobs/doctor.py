@@ -164,7 +164,7 @@ _VOLUMES: tuple[tuple[str, Callable[[VolumeEntry], bool], str], ...] = (
     (
         "never backed up",
         lambda volume: volume.session == NO_SESSION,
-        "run: sparsebak backup",
+        "run: sparsebak backup; of a qube that policy refuses, in dom0: sparsebak-agent check",
     ),
     (
         "interrupted",

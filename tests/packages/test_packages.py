@@ -89,6 +89,8 @@ def test_what_dom0_gets(rpms: dict[str, Path]) -> None:
     assert {
         "/usr/lib/systemd/system/sparsebak-monitor.timer",
         "/usr/bin/sparsebak-agent",
+        "/usr/lib/sparsebak/policy/79-sparsebak-4.2.policy",
+        "/usr/share/applications/sparsebak-backup.desktop",
     } <= files.keys()
 
 
@@ -113,6 +115,7 @@ def test_what_the_backup_vm_gets(rpms: dict[str, Path]) -> None:
         name for name in files if "dom0_agent" in name or "qubes-rpc" in name or "policy" in name
     ]
     assert {"/usr/lib/systemd/system/sparsebak-backup.timer", "/usr/bin/sparsebak"} <= files.keys()
+    assert files["/etc/qubes/post-install.d/50-sparsebak.sh"][0] == "-rwxr-xr-x"
     assert all(owner == group == "root" for _, owner, group in files.values())
 
 
@@ -145,7 +148,8 @@ def test_the_debian_package(tmp_path: Path) -> None:
         ["dpkg-deb", "-c", package], capture_output=True, text=True, check=True
     ).stdout
     files = {line.split()[5].lstrip("."): tuple(line.split()[:2]) for line in raw.splitlines()}
-    assert files["/usr/bin/sparsebak"] == ("-rwxr-xr-x", "root/root")
+    for name in ("/usr/bin/sparsebak", "/etc/qubes/post-install.d/50-sparsebak.sh"):
+        assert files[name] == ("-rwxr-xr-x", "root/root")
     assert "/usr/lib/sparsebak/backup_vm/cli/__init__.py" in files and not [
         name for name in files if "dom0_agent" in name
     ]

@@ -205,6 +205,8 @@ class Campaign:
                 self.problems += [f"{where}: {p}" for p in self._check(must, may, rng)]
             except subprocess.CalledProcessError as error:
                 self.problems.append(f"{where}: cannot mount: {error.stderr}")
+            except OSError as error:  # the file system itself has lost something
+                self.problems.append(f"{where}: {error}")
             finally:
                 self.unmount()
         return len(positions)

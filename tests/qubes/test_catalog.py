@@ -3,6 +3,8 @@
 asked for it.
 """
 
+import importlib
+import importlib.util
 import json
 import time
 from collections import Counter
@@ -16,6 +18,7 @@ from dom0_agent.admin.catalog import _keep, ask, write_down
 from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.catalog import kept
 from dom0_agent.config import Config, load
+from tests.conftest import elsewhere
 from tests.kit import Site
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Qubesd
@@ -271,3 +274,37 @@ def test_of_two_lists_the_one_asked_for_later_stays(qubes: QubesSite) -> None:
     kept.place(config).write_bytes(replace(first, asked=first.asked + 500).to_bytes())
     write_down(config)  # the clock was wrong, and is right again
     assert kept.read(config).asked <= time.time()
+
+
+def test_the_machine_that_qubes_itself_tests_with(
+    qubesd: Qubesd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MockQubesComplete of the real qubesadmin, which answers in its release's own words."""
+    if importlib.util.find_spec("qubesadmin.tests") is None:
+        elsewhere("the real qubesadmin is not here: make test-qubes QUBES=FOLDER")
+    mock = importlib.import_module("qubesadmin.tests.mock_app").MockQubesComplete()
+    group = b"0\0driver=lvm_thin\nvolume_group=qubes_dom0\nthin_pool=vm-pool\n"
+    for call in (("admin.pool.Info", "vm-pool"), ("admin.pool.List", None)):
+        mock.expected_calls["dom0", *call, None] = group if call[1] else b"0\0vm-pool\n"
+    monkeypatch.setattr(importlib.import_module("qubesadmin"), "Qubes", lambda: mock)
+    catalog = ask(configured(tmp_path))
+    found = {volume.name: volume for volume in catalog.volumes()}
+    reasons = {one.name: one.reason for one in catalog.skipped()}
+    assert not [one for one in catalog.skipped() if one.failed or one.unsupported]
+    for qube in mock.domains:
+        if qube.klass == "DispVM":
+            lasts = not getattr(qube, "auto_cleanup", False)
+            assert lasts or reasons[qube.name] == "a disposable keeps nothing"
+        elif qube.klass in ("AppVM", "StandaloneVM", "TemplateVM"):
+            name = f"{qube.name}/private"
+            if (
+                "save_on_stop=True"
+                not in mock.qubesd_call(qube.name, "admin.vm.volume.Info", "private")
+                .decode()
+                .splitlines()
+            ):  # 4.2's says so of every volume
+                assert reasons.get(qube.name) or "not kept" in reasons[name]
+            elif not reasons.get(qube.name):
+                assert found[name].vid == f"vm-{qube.name}-private"
+                assert found[name].live == f"vm-{qube.name}-private-snap"
+    assert len(found) + len(reasons) > 10

@@ -7,6 +7,7 @@ Whoever holds the disk can put links, FIFOs and the like into it: every file is 
 """
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,10 +40,21 @@ class LocalStorage(Directory, Storage):
     elsewhere = False
 
     def __init__(self, root: Path) -> None:
-        super().__init__(Beneath(root), _nothing)
+        beneath = Beneath(root)
+        self.workspace = LocalWorkspace(beneath, _nothing)
+        super().__init__(beneath, _nothing)
         self._blocks = Blocks()
-        # Looked up each time: the lease comes after the lock, which is in the workspace.
-        self.workspace = LocalWorkspace(self._beneath, lambda: self.check())
+
+    # One for both, kept by the one that does not know the other: in a cycle the open folder would
+    # outlive what nobody uses any more, and keep a disk from being unmounted.
+    @property
+    def check(self) -> Callable[[], None]:
+        """What forbids a change; see Directory."""
+        return self.workspace.check
+
+    @check.setter
+    def check(self, check: Callable[[], None]) -> None:
+        self.workspace.check = check
 
     @override
     def prepare(self) -> None:

@@ -3,6 +3,7 @@
 nothing waits.
 """
 
+import gc
 import os
 import socket
 import sqlite3
@@ -307,3 +308,22 @@ def test_a_folder_that_is_swapped_all_the_time(tmp_path: Path, outside: Path) ->
     finally:
         done.set()
         thread.join()
+
+
+def test_an_archive_that_nobody_uses_lets_go_of_its_folder(tmp_path: Path) -> None:
+    """A disk is unmounted after a run that died of an error, too, without waiting for garbage."""
+    storage = LocalStorage(tmp_path)
+    storage.write("archive.toml", b"x")
+    held = storage.workspace.descriptor("lock", create=True)
+    os.close(held)
+    gc.disable()
+    try:
+        del storage
+        open_ones = {os.readlink(f"/proc/self/fd/{fd}") for fd in _descriptors()}
+    finally:
+        gc.enable()
+    assert str(tmp_path) not in open_ones
+
+
+def _descriptors() -> list[str]:
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
