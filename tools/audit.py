@@ -54,10 +54,27 @@ UNTRUSTED = (
 )
 """Modules that handle bytes which a backup VM chose, before or while they are proven."""
 MACHINES = {
-    "Qubes OS, thin pool": ("reflink", "btrfs", "fiemap", "extents", "targets/lvm", "static"),
-    "Qubes OS, Btrfs or XFS": ("lvm_thin", "thin_", "sources/lvm", "targets/lvm", "static"),
-    "elsewhere, thin pool": ("reflink", "btrfs", "fiemap", "extents", "qubesd", "kept", "dropbox"),
-    "elsewhere, Btrfs or XFS": ("lvm", "thin_", "qubesd", "kept", "dropbox"),
+    "Qubes OS, thin pool": (
+        "reflink",
+        "btrfs",
+        "fiemap",
+        "extents",
+        "zfs",
+        "targets/lvm",
+        "static",
+    ),
+    "Qubes OS, Btrfs or XFS": ("lvm_thin", "thin_", "sources/lvm", "zfs", "targets/lvm", "static"),
+    "elsewhere, thin pool": (
+        "reflink",
+        "btrfs",
+        "fiemap",
+        "extents",
+        "zfs",
+        "qubesd",
+        "kept",
+        "dropbox",
+    ),
+    "elsewhere, Btrfs or XFS": ("lvm", "thin_", "zfs", "qubesd", "kept", "dropbox"),
 }
 """Of what can be reached, parts of the names of modules that a kind of machine never loads."""
 _NO_CODE = {

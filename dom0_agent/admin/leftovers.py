@@ -115,7 +115,7 @@ def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
 
 
 def _require_gone(name: str, source: Source) -> None:
-    """LVM's volumes are removed together, and what cannot go only gets a warning in the log."""
+    """What LVM or ZFS cannot remove now only gets a warning in the log."""
     if left := source.snapshots():
         raise Refused(
             Code.SOURCE_FAILED, f"{name}: {len(left)} of its snapshots cannot be removed yet"
@@ -197,6 +197,8 @@ def _place(volume: Volume) -> tuple[str, ...]:
 
 
 def _is_there(volume: Volume) -> bool:
-    """Whether the volume's pool is. LVM's own commands say what is wrong with one of theirs."""
+    """Whether the volume's pool is. Commands of LVM and ZFS say what is wrong with one of
+    theirs.
+    """
     driver = volume.pool.driver
-    return driver in ("lvm_thin", "settings") or volume.pool.path.is_dir()
+    return driver in ("lvm_thin", "zfs", "settings") or volume.pool.path.is_dir()

@@ -166,6 +166,7 @@ class Rotation:
         # call on the volume.
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
+        self.source.let_go()
         self.store.tidy(self.state)
 
     @property

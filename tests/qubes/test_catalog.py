@@ -26,7 +26,8 @@ from tests.qubes.qubesd import Qubesd
 POOLS = {
     "vm-pool": {"driver": "lvm_thin", "volume_group": "qubes_dom0", "thin_pool": "vm-pool"},
     "files": {"driver": "file-reflink", "dir_path": "/var/lib/qubes"},
-    "tank": {"driver": "zfs", "container": "tank"},
+    "tank": {"driver": "zfs", "container": "tank/vms"},
+    "strange": {"driver": "callback"},
 }
 
 
@@ -59,13 +60,14 @@ def test_what_is_backed_up_and_what_is_left_out(
     machine: Qubesd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.add("files", "AppVM", "files").state = "Running"
-    machine.add("other", "AppVM", "tank")
+    machine.add("other", "AppVM", "tank").volumes["private"].vid = "tank/vms/other/private"
+    machine.add("strange", "AppVM", "strange")
     machine.add("off", "AppVM", "vm-pool", include_in_backups=(False, "bool", "False"))
     catalog = ask(configured(tmp_path), "sd-backup")
     found = {volume.name: volume for volume in catalog.volumes()}
     assert [name for name in found if "settings" not in name] == [
         "alone/root", "alone/private", "fedora/root", "fedora/private", "files/private",
-        "work/private",
+        "other/private", "work/private",
     ]  # fmt: skip
     assert found["work/private"].vid == "vm-work-private"
     assert found["work/private"].live == "vm-work-private-snap"  # the data, when there is one
@@ -75,9 +77,13 @@ def test_what_is_backed_up_and_what_is_left_out(
         "appvms/files/private-dirty.img",
     )
     reasons = {skipped.name: skipped.reason for skipped in catalog.skipped()}
-    assert reasons.keys() == {"disp1", "sd-backup", "other/private", "off"}
+    assert (found["other/private"].vid, found["other/private"].pool.path) == (
+        "other/private",
+        Path("/dev/zvol/tank/vms"),
+    )
+    assert reasons.keys() == {"disp1", "sd-backup", "strange/private", "off"}
     assert (
-        "zfs" in reasons["other/private"]
+        "callback" in reasons["strange/private"]
         and "include_in_backups" in reasons["off"]
         and "backup qube" in reasons["sd-backup"]
     )
@@ -111,6 +117,17 @@ def test_running_qubes(machine: Qubesd, tmp_path: Path) -> None:
     )
     found = ask(configured(tmp_path, 'running = "committed"')).find("work", "private")
     assert found is not None and found.live == ""
+
+
+def test_volumes_in_zfs_are_not_taken_from_another_time_or_place(
+    machine: Qubesd, tmp_path: Path
+) -> None:
+    disk = machine.add("other", "AppVM", "tank").volumes["private"]
+    for vid, options in (("tank/vms/o/p", 'running = "committed"'), ("tank/else/o/p", "")):
+        disk.vid = vid
+        catalog = ask(configured(tmp_path, options))
+        (skipped,) = [one for one in catalog.skipped() if one.name == "other/private"]
+        assert skipped.failed
 
 
 def test_storage_that_is_not_supported_is_reported(
