@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dom0_agent import sources, targets
-from dom0_agent.config import DRIVERS, Pool, Volume
-from dom0_agent.targets import file, lvm
+from dom0_agent.config import DRIVERS, ZVOLS, Pool, Volume
+from dom0_agent.targets import file, lvm, zfs
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -15,9 +15,10 @@ def test_the_table_names_the_modules_that_are_used(
     driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cleaned = list[str]()
-    for module in (file, lvm):
+    for module in (file, lvm, zfs):
         monkeypatch.setattr(module, "clean", lambda _, name=module.__name__: cleaned.append(name))
-    volume = Volume("work", "private", Pool("pool", driver, tmp_path, "group", "thin"), "work.img")
+    place = ZVOLS / "group/data" if driver == "zfs" else tmp_path
+    volume = Volume("work", "private", Pool("pool", driver, place, "group", "thin"), "work.img")
     source = sources.Sources(tmp_path).open(volume)
     targets.clean(source)
     used = (type(source).__module__, *cleaned)
