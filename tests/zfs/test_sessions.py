@@ -17,7 +17,7 @@ Make = Callable[..., ZfsSite]
 
 
 def test_every_session_comes_back(zfs_site: Make) -> None:
-    site, rng, contents = zfs_site(), random.Random(1), []
+    site, rng, contents = zfs_site(), random.Random(1), list[bytes]()
     for size in (12, 12, 16, 8):
         if contents and size * MIB != len(contents[-1]):
             site.container.resize("work/private", size * MIB)
