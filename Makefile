@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm test-zfs test-ceph test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-ceph test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -15,11 +15,16 @@ test: setup packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/zfs --ignore=tests/ceph
+	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/zfs --ignore=tests/ceph --ignore=tests/system
+	$(VENV)/bin/pytest tests/system
 	$(VENV)/bin/python tools/oldest.py -n auto -q tests/unit tests/run
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -q -n 2 --dist worksteal
 	@if [ -s build/skipped ]; then echo "make test: passed, but not run here: $$(paste -sd';' build/skipped | sed 's/;/; /g')"; \
 	else echo "make test: passed, all of it"; fi
+
+# Two machines with real systemd and the packages as installed: dom0, and a backup VM. As root; about two minutes.
+test-system: setup packages
+	$(VENV)/bin/pytest tests/system -v
 
 # Tests on real LVM thin pools, in a VM, for machines whose kernel has no device-mapper.
 test-lvm: setup packages
@@ -155,6 +160,11 @@ install-dom0-settings:
 	tools/install-package $(DESTDIR)$(LIB) dom0_agent/admin/settings dom0_agent/admin/cli/settings.py
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/dom0-settings/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
+
+# States for Qubes' Salt that do what docs/qubes.md says to type.
+install-dom0-salt:
+	install -d $(DESTDIR)/srv/salt/sparsebak
+	install -m 0644 salt/sparsebak/* $(DESTDIR)/srv/salt/sparsebak/
 
 install-vm:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(PREFIX)/bin

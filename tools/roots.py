@@ -100,16 +100,27 @@ def _passes(name: str, tests: list[str]) -> bool:
 
 
 def _make(name: str, log: int) -> None:
-    """The root by debootstrap, in one step: what was interrupted is begun again."""
-    root, new = BUILD / name, BUILD / f"{name}.new"
-    if not root.exists():
-        shutil.rmtree(new, ignore_errors=True)
-        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", name, str(new)]
-        subprocess.run(command, check=True, stdout=log, stderr=log)
-        new.rename(root)
-    for left in (root / "tmp").iterdir():  # by tests of the run before
+    """The root of a run; what tests of the run before left in it goes."""
+    root = BUILD / name
+    made(name, root, PACKAGES, log)
+    for left in (root / "tmp").iterdir():
         shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     (root / "etc/apt/apt.conf.d/99sparsebak").write_text(SETTINGS)
+    reaching(root, log)
+
+
+def made(suite: str, root: Path, packages: str, log: int) -> None:
+    """The root by debootstrap, in one step: what was interrupted is begun again."""
+    new = root.with_suffix(".new")
+    if not root.exists():
+        shutil.rmtree(new, ignore_errors=True)
+        command = ["debootstrap", "--variant=minbase", f"--include={packages}", suite, str(new)]
+        subprocess.run(command, check=True, stdout=log, stderr=log)
+        new.rename(root)
+
+
+def reaching(root: Path, log: int) -> None:
+    """A root that reaches the registries that this machine reaches."""
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     shutil.copytree(Path("/") / AUTHORITIES, root / AUTHORITIES, dirs_exist_ok=True)
     subprocess.run(["chroot", root, "update-ca-certificates"], check=True, stdout=log, stderr=log)

@@ -39,7 +39,8 @@ class QubesSite(Site):
             self.add_qube(name, klass)
         config = "\n".join(f'"{path}"' for path in self.files)
         self.config.write_text(
-            f'state_dir = "dom0"\ncatalog = "qubes"\n[qubes]\ndom0_config = [{config}]\n'
+            f'state_dir = "dom0"\ncatalog = "qubes"\n'
+            f"[qubes]\ndom0_config = [{config}]\nmachine = false\n"
         )
 
     def add_qube(self, name: str, klass: str = "AppVM") -> None:

@@ -45,6 +45,12 @@ def test_every_source_file_begins_with_its_license() -> None:
 
 def test_the_license_is_named_alike_everywhere() -> None:
     name = LINE.rpartition(" ")[2]
-    for where in ("pyproject.toml", "rpm/sparsebak.spec", "debian/copyright", "README.md"):
+    for where in (
+        "pyproject.toml",
+        "rpm/sparsebak-dom0.spec.in",
+        "rpm/sparsebak-vm.spec.in",
+        "debian/copyright",
+        "README.md",
+    ):
         assert name in (ROOT / where).read_text(), where
     assert "GNU GENERAL PUBLIC LICENSE" in (ROOT / "LICENSE").read_text()
