@@ -28,7 +28,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from backup_vm.archive.holder import Holder, given_back
-from backup_vm.archive.lease_files import STALE, WRITER, Found, Locks, generation, is_of, look
+from backup_vm.archive.lease_files import (
+    STALE,
+    WRITER,
+    Found,
+    Locks,
+    dead_probes,
+    generation,
+    is_of,
+    look,
+)
 from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
 
 RENEWAL = 60.0
@@ -106,8 +115,9 @@ class Lease:
             self.name = ""
             return False
         try:
-            if self._alone(before):
-                self._remove_free(before)
+            times = self._locks.list()
+            if self._alone(before, times):
+                self._remove_free(before, times)
                 return True
         except BaseException:
             self.release()
@@ -130,11 +140,10 @@ class Lease:
         self.name = name
         return made
 
-    def _alone(self, before: Found) -> bool:
-        """Whether nothing else is there now but what was free, and is as it was."""
+    def _alone(self, before: Found, times: dict[str, float]) -> bool:
+        """Whether of what there is now (``times``) all was free before, and is as it was."""
         # Of two runs that make their files at one time each looks after it has made its own: one of
         # them at least sees the other. Both may withdraw; they try again at random times.
-        times = self._locks.list()
         others = {name: at for name, at in times.items() if is_of(self._kind, name)}
         if others.pop(self.name, None) is None:
             return False
@@ -150,8 +159,10 @@ class Lease:
                 continue
         return True
 
-    def _remove_free(self, before: Found) -> None:
-        for name in before:
+    def _remove_free(self, before: Found, times: dict[str, float]) -> None:
+        """Remove the leases that were free, and probes whose makers died."""
+        # By the age of our own file, which was made now: a probe that is all there is tells no age.
+        for name in (*before, *dead_probes(times, times[self.name])):
             try:
                 self._locks.remove(name)
             except (

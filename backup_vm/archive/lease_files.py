@@ -105,12 +105,12 @@ def look(locks: Locks, kind: str = WRITER) -> Found:
                 locks.remove(probe)
         now = times.get(probe, max(times.values(), default=0.0))
         found = _judged(locks, kind, times, now)
-    newest = max(times.values(), default=0.0)
-    for name, at in times.items():
-        if _PROBE.fullmatch(name) and newest - at > STALE:  # its maker died
-            with suppress(ForbiddenError, OSError):
-                locks.remove(name)
     return found
+
+
+def dead_probes(times: dict[str, float], now: float) -> list[str]:
+    """Probes so old at ``now``, by the store's clock, that their makers died."""
+    return [name for name, at in times.items() if _PROBE.fullmatch(name) and now - at > STALE]
 
 
 def _judged(locks: Locks, kind: str, times: dict[str, float], now: float) -> Found:

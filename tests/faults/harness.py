@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from typing import Any
 
 from backup_vm import cli
 from backup_vm.agent import transport
+from backup_vm.archive.lease_files import STALE
 from backup_vm.errors import SparsebakError
 from tests.faultfs import FaultFS
 from tests.in_process import InProcess
@@ -170,6 +172,12 @@ class Place:
     def now(self) -> dict[str, bytes]:
         """The volumes as they are."""
         return {name: self.site.contents(name) for name in VOLUMES}
+
+    def let_time_pass(self) -> None:
+        """Let what may be a running command's be so old that it is none's."""
+        then = time.time() - STALE - 60
+        for path in self.root.rglob("locks/probe-*"):
+            os.utime(path, (then, then))
 
     def leftovers(self) -> list[str]:
         """What should not be there when no command runs."""

@@ -99,6 +99,7 @@ def _found(
             yield f"the same again: exit {again.code}: {again.text[-500:]}"
         yield from (f"the same again: {problem}" for problem in again.problems())
         yield from _kept(place, scenario, "after the same again")
+    place.let_time_pass()
     backup = place.command("backup")
     if backup.code:
         yield f"the next backup: exit {backup.code}: {backup.text[-700:]}"

@@ -111,6 +111,19 @@ def test_a_lease_without_sense_is_held_until_it_is_old(storage: LocalStorage) ->
         lease.release()
 
 
+def test_what_a_dead_run_was_making_goes_when_it_is_old(storage: LocalStorage) -> None:
+    """Also where nothing else is there to tell how old it is."""
+    old, young = (f"{FOLDER}/probe-{number:016x}" for number in range(2))
+    storage.write(old, b"")
+    then = time.time() - STALE - 60
+    os.utime(storage.root / old, (then, then))
+    Lease.acquire(storage.locks(), "PLACE", "backup").release()
+    assert held(storage) == []
+    storage.write(young, b"")
+    Lease.acquire(storage.locks(), "PLACE", "backup").release()
+    assert held(storage) == ["probe-0000000000000001"]
+
+
 def test_the_store_s_clock_counts_not_ours(storage: LocalStorage) -> None:
     """Times there are compared with those of files made there: here, one of a file that is far
     ahead of our clock.

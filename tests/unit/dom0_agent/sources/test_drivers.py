@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dom0_agent import sources, targets
-from dom0_agent.config import DRIVERS, ZVOLS, Pool, Volume
+from dom0_agent.config import DRIVERS, Pool, Volume, devices
 from dom0_agent.targets import file, lvm, zfs
 
 
@@ -17,8 +17,8 @@ def test_the_table_names_the_modules_that_are_used(
     cleaned = list[str]()
     for module in (file, lvm, zfs):
         monkeypatch.setattr(module, "clean", lambda _, name=module.__name__: cleaned.append(name))
-    place = ZVOLS / "group/data" if driver == "zfs" else tmp_path
-    volume = Volume("work", "private", Pool("pool", driver, place, "group", "thin"), "work.img")
+    path = devices("tank") if driver == "zfs" else tmp_path
+    volume = Volume("work", "private", Pool("pool", driver, path, "group", "thin"), "work.img")
     source = sources.Sources(tmp_path).open(volume)
     targets.clean(source)
     used = (type(source).__module__, *cleaned)
