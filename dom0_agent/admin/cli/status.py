@@ -90,10 +90,10 @@ def _heads(config: Config, labels: dict[str, str]) -> int:
     """
     for archive_id, label in labels.items():
         digest, count, newest = hashlib.blake2b(digest_size=10), 0, 0
-        for qube, name in known_volumes(config.state_dir):
-            follow = VolumeState(config.state_dir, qube, name).load().follows.get(archive_id)
+        for identity, name in known_volumes(config.state_dir):
+            follow = VolumeState(config.state_dir, identity, name).load().follows.get(archive_id)
             if follow is not None and follow.committed is not None:
-                digest.update(f"{qube}/{name}\0{follow.committed.digest}\0".encode())
+                digest.update(f"{identity}/{name}\0{follow.committed.digest}\0".encode())
                 count, newest = count + 1, max(newest, follow.committed.time)
         letters = base64.b32encode(digest.digest()).decode()
         groups = "-".join(letters[at : at + 4] for at in range(0, len(letters), 4))
@@ -122,7 +122,7 @@ def _age(seconds: int) -> str:
 def _volume(
     config: Config, volume: Volume, source: Source, labels: dict[str, str]
 ) -> dict[str, Any]:
-    store = VolumeState(config.state_dir, volume.qube, volume.volume)
+    store = VolumeState.of(config.state_dir, volume)
     error, size, snapshots, space = None, 0, 0, 0
     try:
         size = source.live_size()
