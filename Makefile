@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm test-roots demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-vm clean
+.PHONY: test test-lvm test-ceph test-roots demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -15,7 +15,7 @@ test: setup packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n auto --ignore=tests/lvm
+	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/ceph
 	$(VENV)/bin/python tools/oldest.py -n auto -q tests/unit tests/run
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -q -n 2 --dist worksteal
 	@if [ -s build/skipped ]; then echo "make test: passed, but not run here: $$(paste -sd';' build/skipped | sed 's/;/; /g')"; \
@@ -24,6 +24,13 @@ test: setup packages
 # Tests on real LVM thin pools, in a VM, for machines whose kernel has no device-mapper.
 test-lvm: setup packages
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -v
+
+# Whole archives on a real Ceph: one monitor, OSD and S3 gateway on loopback. When root, installs them from the distribution.
+CEPH := ceph-mon ceph-osd radosgw ceph-common
+test-ceph: setup
+	@command -v radosgw >/dev/null || [ "$$(id -u)" != 0 ] || \
+	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(CEPH)) >/dev/null
+	SPARSEBAK_S3=ceph $(VENV)/bin/pytest tests/ceph tests/remote -k "s3 or ceph" -v --timeout 600
 
 # The same in roots of other distributions, made by debootstrap: TESTS="tests/unit -q" for some, ROOTS="trixie" for one.
 test-roots:

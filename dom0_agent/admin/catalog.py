@@ -68,15 +68,16 @@ def write_down(config: Config) -> VolumeCatalog:
     return catalog
 
 
-def current(config: Config) -> VolumeCatalog:
-    """The same where it is not what a command is for: a disk that is full does not keep it from its
-    work, which may be to make room.
+def current(config: Config) -> tuple[VolumeCatalog, bool]:
+    """The same where it is not what a command is for, and whether it was written down: a disk that
+    is full does not keep the command from its work, which may be to make room, but shows in its
+    exit code.
     """
     try:
-        return write_down(config)
+        return write_down(config), True
     except OSError as error:
         log(ERROR, f"{kept.place(config)} cannot be written: {error.strerror}")
-        return ask(config)
+        return ask(config), False
 
 
 def _keep(config: Config, found: kept.Kept) -> None:

@@ -66,6 +66,9 @@ def preload(config_path: Path) -> None:
         else:
             modules.append("dom0_agent.catalog.static")
         modules += [f"dom0_agent.sources.{driver}" for driver in drivers]
+        # Snapshot, too, removes what an interrupted restore left.
+        modules += ["dom0_agent.targets.lvm"] if "lvm_thin" in drivers else []
+        modules += ["dom0_agent.targets.file"] if drivers & {"reflink", "file"} else []
     for name in modules:
         with suppress(ImportError):
             importlib.import_module(name)

@@ -2,6 +2,7 @@
 """Servers for the tests of remote archives, one of each kind for all tests of a process."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,8 +18,17 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
+    """moto's, which is quick; a real distributed store where SPARSEBAK_S3=ceph."""
+    folder = tmp_path_factory.mktemp("s3")
+    if os.environ.get("SPARSEBAK_S3") != "ceph":
+        with s3_server(folder) as server:
+            yield server
+        return
+    from tests.ceph.cluster import cluster
+
+    with cluster(folder) as ceph:
+        ceph.client().create_bucket(Bucket="bucket")
+        yield Server("s3", ceph.port, folder)
 
 
 @pytest.fixture(scope="session")

@@ -70,8 +70,8 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 30
+def wait_for(port: int, process: "subprocess.Popen[bytes]", patience: float = 30) -> None:
+    deadline = time.monotonic() + patience
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return

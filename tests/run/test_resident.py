@@ -92,6 +92,28 @@ def test_a_whole_life(site: Site) -> None:
     assert site.scrubbed() == []
 
 
+def test_no_call_imports_anything(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call is a fork: what it imports, every call imports again."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # python -X importtime, in its children, too
+    fill(site.image(), 5 * GRAIN)
+    said: list[str] = []
+    command = [AGENT, "--config", site.config, "serve", "--listen", site.root / "sockets"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "ready on" in line:
+                break
+        thread = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
+        thread.start()
+        site.backup(agent=agent_of(site))
+        change(site.image(), random.Random(1))
+        site.backup(agent=agent_of(site))
+        process.terminate()
+        thread.join()
+    assert any("sparsebak.Commit" in line for line in said)
+    assert [line for line in said if "import time:" in line] == []
+
+
 HEADS = [
     b"", b"\0", b"x" * 2000, b"sparsebak.List+", b"sparsebak.List+ backup-vm keyword adminvm",
     b"sparsebak.Nothing+ vm keyword adminvm\0", b"sparsebak.List+ back up keyword adminvm\0",

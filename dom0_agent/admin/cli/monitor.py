@@ -43,7 +43,7 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     keyring = Keyring(config.state_dir)
-    catalog, outcomes = current(config), []
+    (catalog, listed), outcomes = current(config), list[Outcome]()
     for outcome in monitor(config.state_dir, select(catalog, options.volumes), keyring):
         outcomes.append(outcome)
         if outcome.error and not outcome.busy:
@@ -66,7 +66,8 @@ def _run(options: argparse.Namespace) -> int:
             f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))}"
             f" changed{skipped}"
         )
-    return 1 if any(outcome.error and not outcome.busy for outcome in outcomes) else 0
+    failed = any(outcome.error and not outcome.busy for outcome in outcomes)
+    return 1 if failed or not listed else 0
 
 
 def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
