@@ -137,9 +137,7 @@ class Session:
         qube, volume, _, domain, self.root, _ = struct.unpack("<64s64s64s16s32s32s", text)
         names = (SUITES[suite], b"sealing", b"root")  # of its deduplication domain
         self.id_key, self.sealing, self.root_key = (keys.sub(name, domain) for name in names)
-        self.volume = (
-            f"{qube.rstrip(bytes(1)).decode('ascii')}/{volume.rstrip(bytes(1)).decode('ascii')}"
-        )
+        self.volume = b"/".join(name.rstrip(b"\0") for name in (qube, volume)).decode("ascii")
         self.name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.time))
         numbers = struct.unpack_from(f"<{self.count}Q", raw, 440)
         ids = raw[440 + 8 * self.count :]
@@ -160,18 +158,22 @@ class Archive:
         )
 
     def volumes(self) -> dict[str, list[Session]]:
-        found: dict[str, list[Session]] = {}
+        found: dict[bytes, list[Session]] = {}
         for path in regular(self.folder, "volumes/*/*.session"):
             try:
                 session = Session(session_file(path), self.keys, self.id)
             except (OSError, Unreadable, InvalidTag, ValueError, struct.error) as error:
                 print(f"reader: {path}: {error or type(error).__name__}", file=sys.stderr)
                 continue
-            found.setdefault(session.volume, []).append(session)
-        return {
-            name: sorted(series, key=lambda session: session.sequence)
-            for name, series in sorted(found.items())
-        }
+            found.setdefault(session.volume_id, []).append(session)
+        named: dict[str, list[Session]] = {}
+        for series in sorted(found.values(), key=lambda series: -max(one.time for one in series)):
+            series.sort(key=lambda one: one.sequence)
+            name = series[-1].volume  # as it was called last
+            while name in named:  # of a qube that was made again under its name
+                name = name.replace("/", ".old/")
+            named[name] = series
+        return dict(sorted(named.items()))
 
     def places(self, wanted: set[bytes]) -> dict[bytes, list[Place]]:
         """Pack, offset and length of each chunk wanted, from the packs' indexes."""
@@ -226,9 +228,7 @@ class Archive:
             pages.append(keyed(session.root_key, ids, person=b"sparsebak page"))
         sizes = struct.pack("<QI", session.size, session.chunk)
         if keyed(session.root_key, sizes, *pages, person=b"sparsebak root") != session.root:
-            raise Unreadable(
-                f"{session.volume} {session.name}: its chunks are not those of its record"
-            )
+            raise Unreadable(f"{session.volume} {session.name}: its chunks are not its record's")
 
     def chunk(self, chunk_id: bytes, places: list[Place], session: Session) -> bytes:
         """The chunk from the first place where it proves to be what its id says."""
@@ -279,7 +279,7 @@ def session_file(path: Path) -> bytes:
         if len(head) < 440 or size != 440 + 40 * struct.unpack_from("<Q", head, 16)[0] + 32:
             raise Unreadable("it has another length than its head says")
         *_, volume, chunk = CLEAR.unpack_from(head, 40)
-        if not chunk or (size - 408) // 40 > -(-volume // chunk):
+        if not chunk or (size - 472) // 40 > -(-volume // chunk):
             raise Unreadable("it has an impossible number of chunks")
         return head + file.read(size - 440)
 
