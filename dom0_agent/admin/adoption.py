@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 from dom0_agent.admin.archives import keep
-from dom0_agent.admin.renaming import adopted, change
+from dom0_agent.admin.renaming import adopted, change, nothing_kept
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.tracking.identities import Identities
 from dom0_agent.tracking.state import ArchiveProgress, Committed, VolumeState
@@ -128,7 +128,7 @@ def adopt(
     )
     records.sort(key=lambda record: record.time, reverse=True)  # of two of a name the newer has it
     who: Callable[[Identities], Identities] = lambda known: reduce(  # noqa: E731
-        lambda known, record: adopted(known, record.identity, record.qube, _is_empty(state_dir)),
+        lambda known, record: adopted(known, record.identity, record.qube, nothing_kept(state_dir)),
         records,
         known,
     )
@@ -137,11 +137,6 @@ def adopt(
         _remember(state_dir, archive, record, keys)
     keep(keyring, archive, master)  # the commit point: before it, the same can be done again
     return archive, [f"{identities.name(one.identity)}/{one.volume}" for one in records]
-
-
-def _is_empty(state_dir: Path) -> Callable[[str], bool]:
-    """Tells of an identity whether nothing is kept of its volumes."""
-    return lambda identity: not (state_dir / "volumes" / identity).is_dir()
 
 
 def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:

@@ -64,6 +64,11 @@ def _words(before: Identities, after: Identities) -> Iterable[str]:
             yield f"{was} is called {known.name} now, and keeps its history"
 
 
+def nothing_kept(state_dir: Path) -> Callable[[str], bool]:
+    """Tells of an identity whether nothing is kept of its volumes."""
+    return lambda identity: not (state_dir / "volumes" / identity).is_dir()
+
+
 def rebuilt(state_dir: Path) -> Identities:
     """Who is who as the volumes' states say it, from the time of their last sessions."""
     found: list[tuple[int, str, str]] = []
@@ -99,17 +104,24 @@ def adopted(
     holder = known.by_name(name)
     if holder is None or holder == identity or identity in known.known or not empty(holder):
         return claimed(known, identity, name)
-    others = {one: what for one, what in known.known.items() if one != holder}
-    return _with(Identities(others), identity, replace(known.known[holder]))
+    return _with(_without(known, holder), identity, known.known[holder])
 
 
-def renamed(known: Identities, old: str, new: str, listed: Iterable[str] = ()) -> Identities:
-    """The qube ``new`` is what was called ``old``: it has that history. One that it had already is
-    set aside, under a name that none of the qubes ``listed`` has.
+def renamed(
+    known: Identities,
+    old: str,
+    new: str,
+    listed: Iterable[str] = (),
+    empty: Callable[[str], bool] = lambda _: False,
+) -> Identities:
+    """The qube ``new`` is what was called ``old``: it has that history. One that it had already,
+    and is not ``empty``, is set aside, under a name that none of the qubes ``listed`` has.
     """
     identity, holder = known.by_name(old) or known.of(old), known.of(new)
     uuid = known.known[holder].uuid if holder in known.known else ""
-    if holder != identity:
+    if holder != identity and empty(holder):
+        known = _without(known, holder)
+    elif holder != identity:
         known = _retired(known, holder, new, listed)
     return _with(known, identity, Known(new, uuid))
 
@@ -172,6 +184,12 @@ def _retired(known: Identities, identity: str, name: str, listed: Iterable[str] 
 
 def _names(known: Identities) -> set[str]:
     return {one.name for one in known.known.values()}
+
+
+def _without(known: Identities, identity: str) -> Identities:
+    """Nothing was ever kept of it, so that another may have it."""
+    others = {one: what for one, what in known.known.items() if one != identity}
+    return Identities(others, known.kept)
 
 
 def _with(known: Identities, identity: str, what: Known) -> Identities:

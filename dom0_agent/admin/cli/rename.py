@@ -11,7 +11,7 @@ from dom0_agent.admin.catalog import ask, write_down
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.leftovers import who_is_who
 from dom0_agent.admin.qubes_catalog import QubesCatalog
-from dom0_agent.admin.renaming import change, followed, renamed
+from dom0_agent.admin.renaming import change, followed, nothing_kept, renamed
 from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import load
 from dom0_agent.tracking.identities import DOM0
@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     there = _listed(catalog)
     identities = who_is_who(config.state_dir, catalog)
     known = {identity for identity, _ in known_volumes(config.state_dir)}
-    identity = identities.by_name(old) or old
+    identity = identities.by_name(old) or identities.of(old)
     if DOM0 in (old, new) or old == new:
         raise UserError("name two qubes: the name that it had, and the one that it has")
     if identity not in known:
@@ -62,7 +62,10 @@ def _run(options: argparse.Namespace) -> int:
             options,
             f"{new} has sessions of its own, which are kept apart. Let it continue those of {old}?",
         )
-    after = change(config.state_dir, lambda known: renamed(followed(known, there), old, new, there))
+    empty = nothing_kept(config.state_dir)
+    after = change(
+        config.state_dir, lambda known: renamed(followed(known, there), old, new, there, empty)
+    )
     write_down(config)
     print(f"{new} continues the history of {old}.")
     if holder in known:
