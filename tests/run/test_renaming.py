@@ -172,7 +172,7 @@ def test_what_was_backed_up_meanwhile_is_kept_apart(
     ("old", "new", "said"),
     [
         ("vault", "work", "there is a qube vault"),
-        ("nobody", "work", "nothing is known of nobody"),
+        ("nobody", "work", "nothing is known of nobody here"),
         ("work", "work", "name two qubes"),
         ("dom0", "work", "name two qubes"),
         ("a/b", "work", "use 1 to 63"),
@@ -211,6 +211,22 @@ def test_who_is_who_survives_the_loss_of_what_says_it(site: Site) -> None:
 
 def _damage(site: Site) -> None:
     identities.place(site.state).write_bytes(b"{")
+
+
+def test_after_the_loss_of_all_that_is_known_of_volumes(site: Site) -> None:
+    """Only the administrator knows then that both are the same."""
+    before = site.contents()
+    rename_in_the_configuration(site, "work", "play")
+    shutil.rmtree(site.state / "volumes")
+    with pytest.raises(RefusedError) as refused:
+        site.restore(0, "work/private", to="play/private")
+    assert refused.value.refusal == Code.WRONG_VOLUME
+    assert agent(site, "rename", "work", "play", "--yes") == 0
+    assert agent(site, "rename", "work", "play", "--yes") == 1  # it is called play now
+    site.restore(0, "work/private", to="play/private")
+    done = {f"{one.qube}/{one.volume}": one.stored for one in site.backup().done}
+    assert done["play/private"] == 0 and site.contents("play/private") == before
+    assert told(site) == {"play/private": 2, "vault/private": 2}
 
 
 def test_a_new_dom0_knows_it_again(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,8 +47,8 @@ def _run(options: argparse.Namespace) -> int:
     identity = identities.by_name(old) or identities.of(old)
     if DOM0 in (old, new) or old == new:
         raise UserError("name two qubes: the name that it had, and the one that it has")
-    if identity not in known:
-        raise UserError(f"nothing is known of {old}; see: sparsebak-agent status")
+    if identities.name(old) != old:
+        raise UserError(f"{old} is called {identities.name(old)} here; see: sparsebak-agent status")
     if old in there:
         raise UserError(
             f"there is a qube {old}, and what is known of it is its own; a copy has a history of"
@@ -56,6 +56,11 @@ def _run(options: argparse.Namespace) -> int:
         )
     if new not in there:
         raise UserError(f"there is no qube {new}; see: sparsebak-agent volumes")
+    if identity not in known:  # a mistyped name, or dom0's state was lost
+        confirm(
+            options,
+            f"nothing is known of {old} here. Let {new} continue what an archive has of it?",
+        )
     holder = identities.of(new)
     if holder in known:
         confirm(
