@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm test-ceph test-roots demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-vm clean
+.PHONY: test test-lvm test-ceph test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -35,6 +35,10 @@ test-ceph: setup
 # The same in roots of other distributions, made by debootstrap: TESTS="tests/unit -q" for some, ROOTS="trixie" for one.
 test-roots:
 	$(PYTHON) tools/roots.py $(addprefix --root=,$(ROOTS)) -- $(TESTS)
+
+# tests/qubes against the real libraries: QUBES is a folder of Qubes OS' checkouts, or of such folders, one for each release.
+test-qubes: setup packages
+	$(VENV)/bin/python tools/real_qubes.py "$(QUBES)" -- $(TESTS)
 
 # Installs what sparsebak itself needs and no more, where there is no environment for the tests yet.
 DEMO := $(if $(wildcard $(READY)),$(VENV),build/demo)
@@ -135,6 +139,7 @@ install-dom0:
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/dom0/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -m 0664 policy/80-sparsebak.policy $(DESTDIR)/etc/qubes/policy.d/
+	install -D -m 0644 policy/79-sparsebak-4.2.policy $(DESTDIR)$(LIB)/policy/79-sparsebak-4.2.policy
 	cd $(DESTDIR)/etc/qubes/policy.d && if [ -e 30-sparsebak.policy ]; then mv 30-sparsebak.policy 30-sparsebak.policy.old; fi
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.admin.cli
 	cd share/sparsebak-dom0 && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;

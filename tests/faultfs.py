@@ -178,9 +178,8 @@ class _Faults:
 
 
 def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
-    import mfusepy as fuse
-
     from backup_vm.archive.storage import libc
+    from backup_vm.jobs.libfuse import mfusepy as fuse
 
     faults = _Faults(control)
 

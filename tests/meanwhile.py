@@ -20,8 +20,10 @@ from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.blocks import RemoteReader
-from backup_vm.archive.storage.local import LocalReader, LocalStorage
+from backup_vm.archive.storage.files import LocalReader
+from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.remote import RemoteStorage
+from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.errors import Exit
 from tests.children import without_log
 from tests.commands import Commands
@@ -100,8 +102,8 @@ def interfered(after: int, action: Callable[[], object]) -> Iterator[list[int]]:
         return ask
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (LocalStorage, RemoteStorage):
-            for name in _READING:
+        for kind in (LocalStorage, LocalWorkspace, RemoteStorage):
+            for name in filter(functools.partial(hasattr, kind), _READING):
                 patch.setattr(kind, name, counting(getattr(kind, name)))
         for reader in (LocalReader, RemoteReader):
             patch.setattr(reader, "read", counting(reader.read))

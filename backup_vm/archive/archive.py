@@ -145,14 +145,14 @@ class Archive:
         """
         if self.writing:
             partial.adopt(self.storage)
-        found = []
-        for name in filter(naming.is_partial, self.storage.names("volumes", partial.SUFFIX)):
+        found, workspace = [], self.storage.workspace
+        for name in filter(naming.is_partial, workspace.names("volumes", partial.SUFFIX)):
             one = Partial.load(self.storage, name)
             if one is not None:
                 one.keep_known(self.catalog)
                 found.append(one)
             elif self.writing:
-                self.storage.remove(name)
+                workspace.remove(name)
         return found
 
     def store_session(self, complete: Partial, record: bytes, base: bytes, inherit: int) -> Session:
@@ -248,7 +248,7 @@ class Archive:
         """
         with self._doubting:
             if not self._doubted and not self.writing and not self.derived:
-                where = self.storage.describe(catalog_file.NAME)
+                where = self.storage.workspace.describe(catalog_file.NAME)
                 self.warnings.append(f"{where} does not say where chunks are; run: sparsebak scrub")
                 now = reconcile.Listing.of(self.storage)
                 known = reconcile.Remembered.of(self.open_catalog)

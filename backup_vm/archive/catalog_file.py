@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The file that the catalog lies in, and what SQLite says of it.
+"""The catalog's file, and what SQLite says of it.
 
-Whoever can write to the store may have put anything there: ``Storage.database`` looks at it before
-SQLite may.
+Whoever can write to the store may have put anything there: ``Workspace.database`` looks at it
+before SQLite may.
 """
 
 import os
@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backup_vm.archive.storage import Storage
+from backup_vm.archive.storage import Workspace
 from backup_vm.errors import LockedError, SparsebakError
 
 if TYPE_CHECKING:
@@ -33,17 +33,17 @@ def folder_aside() -> "TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="sparsebak-", dir=where)
 
 
-def half_written(storage: Storage) -> bool:
+def half_written(workspace: Workspace) -> bool:
     """Whether a journal lies beside the catalog, that the next one who writes plays back."""
     name = NAME + JOURNAL
-    return storage.exists(name) and storage.size(name) > 0
+    return workspace.exists(name) and workspace.size(name) > 0
 
 
-def copy(storage: Storage, folder: Path) -> Path:
+def copy(workspace: Workspace, folder: Path) -> Path:
     """Copy the catalog, with its journal, into a folder; returns the copy."""
     for name in (NAME, NAME + JOURNAL):
-        if storage.exists(name):
-            with storage.open(name) as source, open(folder / name, "xb") as target:
+        if workspace.exists(name):
+            with workspace.open(name) as source, open(folder / name, "xb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
     return folder / NAME
 

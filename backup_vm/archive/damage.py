@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from backup_vm.archive.storage import Storage
+from backup_vm.archive.storage import Files
 from backup_vm.errors import DamagedError
 
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -23,27 +23,27 @@ def text_checksum(body: bytes) -> str:
 
 
 @contextmanager
-def damage(storage: Storage, name: str, hint: str = "run: sparsebak scrub") -> Iterator[None]:
+def damage(files: Files, name: str, hint: str = "run: sparsebak scrub") -> Iterator[None]:
     """Whatever keeps the file from being read (missing, EIO, no permission) becomes a DamagedError
     that names it.
     """
     try:
         yield
     except FileNotFoundError:
-        raise DamagedError(f"{storage.describe(name)} is missing", hint) from None
+        raise DamagedError(f"{files.describe(name)} is missing", hint) from None
     except OSError as error:
         if error.errno in _OURS:
             raise
         raise DamagedError(
-            f"{storage.describe(name)} cannot be read: {error.strerror or error}", hint
+            f"{files.describe(name)} cannot be read: {error.strerror or error}", hint
         ) from None
 
 
 @contextmanager
-def opened(storage: Storage, name: str) -> Iterator[int]:
+def opened(files: Files, name: str) -> Iterator[int]:
     """A descriptor of a file of which parts are read.
 
     Raises DamagedError, also for errors of the reads within.
     """
-    with damage(storage, name), storage.open(name) as file:
+    with damage(files, name), files.open(name) as file:
         yield file.fileno()

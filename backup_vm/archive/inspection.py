@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from backup_vm.archive import catalog_file, notes, packs, parameters, partial
+from backup_vm.archive import catalog_file, naming, notes, packs, parameters, partial
 from backup_vm.archive.catalog_base import TABLES, CatalogBase
 from backup_vm.archive.damage import damage
 from backup_vm.archive.format import (
@@ -31,7 +31,7 @@ from backup_vm.archive.format import (
     SessionFile,
     pack_numbers,
 )
-from backup_vm.archive.storage import LOCK, Storage
+from backup_vm.archive.storage import LOCK, Files, Storage, Workspace
 from backup_vm.archive.walk import Ends, Field, Read, walk
 from backup_vm.errors import DamagedError, SparsebakError
 from wire.chunks import Keys, NotAuthentic
@@ -65,13 +65,18 @@ _DEEPEST = 8
 _ROW = re.compile(r"(chunks|groups)\[\d+\]\.(entry\.checksum|head\.digest)")
 
 
+def files_of(storage: Storage, name: str) -> Files:
+    """Where a file of that name is: among the archive's, or those of this machine alone."""
+    return storage.workspace if naming.is_of_this_machine(name) else storage
+
+
 def kind_of(storage: Storage, name: str) -> str:
     """What kind of file it is, by its first bytes or else its name; raise SparsebakError,
     DamagedError.
     """
-    last = name.rpartition("/")[2]
-    with damage(storage, name, ""):
-        reader = storage.reader(name)
+    last, files = name.rpartition("/")[2], files_of(storage, name)
+    with damage(files, name, ""):
+        reader = files.reader(name)
         try:
             head = reader.read(0, 16)
         finally:
@@ -89,7 +94,7 @@ def kind_of(storage: Storage, name: str) -> str:
     if head == b"SQLite format 3\0":
         return "catalog"
     raise SparsebakError(
-        f"{storage.describe(name)} is no file of an archive, by its name and its first bytes",
+        f"{files.describe(name)} is no file of an archive, by its name and its first bytes",
         "name a file within an archive, or one that 'sparsebak export' wrote",
     )
 
@@ -103,23 +108,24 @@ def inspect(
     ``every``: all rows, and all contents that a checksum covers. ``keys``: asked, with the
     archive.toml that the file has in it or nothing, for the key of what is sealed.
     """
+    files = files_of(storage, name)
     if kind in _BINARY:
-        with _reading(storage, name) as (read, size):
+        with _reading(files, name) as (read, size):
             yield from _binary(_BINARY[kind][0], read, size, every, keys)
     elif kind == "catalog":
-        yield from _catalog(storage, name, every)
+        yield from _catalog(storage.workspace, name, every)
     elif kind not in ("lock", "journal"):
-        with damage(storage, name, ""):
-            raw = storage.read(name, _LONGEST_LEASE if kind == "lease" else _LONGEST)
+        with damage(files, name, ""):
+            raw = files.read(name, _LONGEST_LEASE if kind == "lease" else _LONGEST)
         text = {"parameters": _parameters, "notes": _notes, "lease": _lease}[kind]
-        yield from text(raw, storage.describe(name), every)
+        yield from text(raw, files.describe(name), every)
 
 
 @contextmanager
-def _reading(storage: Storage, name: str) -> Iterator[tuple[Read, int]]:
+def _reading(files: Files, name: str) -> Iterator[tuple[Read, int]]:
     """A file's bytes; none where it cannot be read."""
-    with damage(storage, name, ""):
-        size, reader = storage.size(name), storage.reader(name)
+    with damage(files, name, ""):
+        size, reader = files.size(name), files.reader(name)
     try:
         yield lambda at, length: packs.read_or_nothing(reader, at, length), size
     finally:
@@ -275,13 +281,13 @@ def _tree(tree: Any, every: bool, name: str = "", depth: int = 0) -> Iterator[Fi
             yield Field(name, NOWHERE, 0, None, rows=len(rows) - 2)
 
 
-def _catalog(storage: Storage, name: str, every: bool) -> Iterator[Field]:
+def _catalog(workspace: Workspace, name: str, every: bool) -> Iterator[Field]:
     import sqlite3
 
-    place = storage.describe(name)
+    place = workspace.describe(name)
     catalog: CatalogBase | None = None
     try:
-        catalog = CatalogBase(storage.database(name), read_only=True)
+        catalog = CatalogBase(workspace.database(name), read_only=True)
         if not catalog.ours():
             raise Ends("its schema is not that of a catalog of this version")
         for table in TABLES:

@@ -29,7 +29,7 @@ def known_ids(archive: Archive, newest: Session, offer: Offer) -> Callable[[IO[b
     known, _ = chain(series, newest)
     # a chain that breaks off does no harm here: the agent compares each id with the data
     image = Image(archive.storage, known)
-    spool = archive.storage.scratch()
+    spool = archive.storage.workspace.scratch()
     with suppress(DamagedError):  # what cannot be told is sent
         for _, ids in image.windows():
             places = archive.catalog.places(chunk_id for chunk_id in ids if any(chunk_id))

@@ -97,7 +97,8 @@ class Merge:
         to ``superseded``.
         """
         last, count = self._series[-1], 0
-        with closing(self._storage.scratch()) as numbers, closing(self._storage.scratch()) as ids:
+        scratch = self._storage.workspace.scratch
+        with closing(scratch()) as numbers, closing(scratch()) as ids:
             for number_window, id_window, gone in self.windows():
                 numbers.write(number_window.tobytes())
                 ids.write(id_window.tobytes())

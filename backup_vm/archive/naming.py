@@ -38,6 +38,11 @@ def is_unfinished(name: str) -> bool:
     return _UNFINISHED.fullmatch(name) is not None
 
 
+def is_of_this_machine(name: str) -> bool:
+    """Whether what is called so is in the workspace, not among the files that machines share."""
+    return name.endswith((".partial", ".sqlite", ".sqlite-journal", ".lock"))
+
+
 def session_of(name: str) -> str:
     """Id, in hexadecimal, of the session in a session file, a partial or an unfinished one."""
     stem = name.rpartition("/")[2].partition(".")[0]

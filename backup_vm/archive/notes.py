@@ -165,10 +165,11 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
     OSError.
     """
     try:
-        fd = lock_fd(storage.own(LOCK, create=True), patience=_PATIENCE)
+        fd = lock_fd(storage.workspace.descriptor(LOCK, create=True), patience=_PATIENCE)
     except Busy:
         raise LockedError(
-            f"{storage.describe(LOCK)} is held by another run", "wait for it to end, then try again"
+            f"{storage.workspace.describe(LOCK)} is held by another run",
+            "wait for it to end, then try again",
         ) from None
     with closing_fd(fd), _alone(storage):
         if not storage.exists(NAME):

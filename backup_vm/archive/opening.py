@@ -49,7 +49,7 @@ def open_archive(
 @contextmanager
 def _locked(storage: Storage, writing: bool, command: str) -> Iterator[None]:
     """Keep others away: by flock, and with a lease those whom flock does not reach."""
-    fd = storage.lock(shared=not writing)
+    fd = storage.workspace.lock(shared=not writing)
     try:
         if not writing:
             yield
@@ -75,8 +75,9 @@ def _recover(archive: Archive) -> None:
     stored = {naming.session_of(name) for name in now.files if naming.is_session(name)}
     left = [n for n in now.files if not naming.is_session(n) and naming.session_of(n) in stored]
     if left:
+        archive.storage.workspace.remove(*filter(naming.is_partial, left))
         with suppress(ForbiddenError):  # whoever may only add leaves it to whoever may remove
-            archive.storage.remove(*left)
+            archive.storage.remove(*filter(naming.is_unfinished, left))
         now = reconcile.Listing.of(archive.storage)
     catalog = archive.open_catalog = reconcile.open_catalog(archive, now)
     _miss_notes(archive, catalog.marks)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from backup_vm.archive import naming
 from backup_vm.archive.damage import damage
 from backup_vm.archive.format import GROUP, SESSION_ENTRY_SIZE, pack_numbers, unpack_numbers
-from backup_vm.archive.storage import WHOLE, Storage
+from backup_vm.archive.storage import WHOLE, Storage, Workspace
 from backup_vm.errors import DamagedError, ForbiddenError
 from common.durable import closing_fd, pwrite_all
 from wire.chunks import ID_SIZE, ZERO_ID
@@ -59,7 +59,7 @@ class Partial:
             os.ftruncate(fd, self._end)
 
     def _file(self) -> AbstractContextManager[int]:
-        return closing_fd(self._storage.own(self.name))
+        return closing_fd(self._storage.workspace.descriptor(self.name))
 
     @classmethod
     def create(cls, storage: Storage, offer: Offer) -> "Partial":
@@ -67,14 +67,14 @@ class Partial:
         asks for its chunks again.
         """
         name = _name(offer)
-        _write(storage, name, offer.build())
+        _write(storage.workspace, name, offer.build())
         return cls(storage, name, offer)
 
     @classmethod
     def load(cls, storage: Storage, name: str) -> "Partial | None":
         """Open one; None when not even its offer is sound."""
         try:
-            with storage.open(name) as file:
+            with storage.workspace.open(name) as file:
                 offer = Offer.parse(file.read(Offer.length()))
             return cls(storage, name, offer) if name == _name(offer) else None
         except (ValueError, OSError, DamagedError):
@@ -99,7 +99,7 @@ class Partial:
         self.discarded = self._left = True
         # nothing waits for the disk: should it be there again after a crash, the next run removes
         # it
-        self._storage.local(self.name).unlink(missing_ok=True)
+        self._storage.workspace.local(self.name).unlink(missing_ok=True)
         self.withdraw()
 
     def publish(self) -> None:
@@ -109,7 +109,7 @@ class Partial:
         if self.count and self._storage.elsewhere and self._end <= WHOLE:
             stem = self.name.removesuffix(SUFFIX)
             name = f"{stem}-{os.urandom(4).hex()}{UNFINISHED}"
-            raw = self._storage.read(self.name)
+            raw = self._storage.workspace.read(self.name)
             earlier = self._published()
             self._storage.write(name, raw)
             _remove(self._storage, earlier)
@@ -178,7 +178,7 @@ def listed_ids(storage: Storage, name: str) -> Iterator[bytes]:
     DamagedError.
     """
     if naming.is_partial(name):
-        with damage(storage, name), storage.open(name) as file:
+        with damage(storage.workspace, name), storage.workspace.open(name) as file:
             yield from _columns(lambda offset, length: os.pread(file.fileno(), length, offset))
         return
     with damage(storage, name):
@@ -204,11 +204,11 @@ def adopt(storage: Storage) -> None:
         if not naming.is_unfinished(name):
             continue
         here = f"volumes/{naming.volume_of(name)}/{naming.session_of(name)}{SUFFIX}"
-        if storage.size(name) <= WHOLE and (
-            not storage.exists(here) or storage.size(here) < storage.size(name)
-        ):  # what is larger, or cannot be had, is sent again
+        size, own = storage.size(name), storage.workspace
+        if size <= WHOLE and (not own.exists(here) or own.size(here) < size):
+            # what is larger, or cannot be had, is sent again
             with suppress(DamagedError, FileNotFoundError):
-                _write(storage, here, storage.read(name))
+                _write(own, here, storage.read(name))
 
 
 def _lasting(offer: Offer) -> Offer:
@@ -216,10 +216,10 @@ def _lasting(offer: Offer) -> Offer:
     return replace(offer, changed=0, flags=offer.flags & OFFER_FULL)
 
 
-def _write(storage: Storage, name: str, raw: bytes) -> None:
-    if storage.exists(name):
-        storage.remove(name)
-    with closing_fd(storage.own(name, create=True)) as fd:
+def _write(workspace: Workspace, name: str, raw: bytes) -> None:
+    if workspace.exists(name):
+        workspace.remove(name)
+    with closing_fd(workspace.descriptor(name, create=True)) as fd:
         pwrite_all(fd, raw, 0)
 
 

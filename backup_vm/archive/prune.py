@@ -72,7 +72,7 @@ def prune(
         raise DamagedError(f"nothing was pruned: {refused[0]}", "run: sparsebak scrub")
     if gone:
         marks.reclaiming = True
-    with closing(archive.storage.scratch()) as candidates:
+    with closing(archive.storage.workspace.scratch()) as candidates:
         for run, successor in groups:
             _merge(archive, run, successor, candidates)
         archive.catalog.forget_files(gone)  # first, or they would be called lost after a crash
@@ -150,7 +150,7 @@ def drop_partial(archive: Archive, partial: Partial) -> None:
     """
     storing = archive.catalog.marks.storing  # a run that stores chunks may be going on
     archive.catalog.marks.storing = True
-    with closing(archive.storage.scratch()) as candidates:
+    with closing(archive.storage.workspace.scratch()) as candidates:
         for raw in partial.ids():
             candidates.write(raw)
         partial.discard()

@@ -65,7 +65,9 @@ class Listing:
         files = {
             n: s for n, s in volumes.items() if naming.is_session(n) or naming.is_unfinished(n)
         }
-        partials = storage.names("volumes", partial.SUFFIX) if storage.elsewhere else volumes
+        partials = (
+            storage.workspace.names("volumes", partial.SUFFIX) if storage.elsewhere else volumes
+        )
         files |= dict.fromkeys(filter(naming.is_partial, partials), 0)
         return cls({n: s for n, s in storage.sizes("packs").items() if naming.is_pack(n)}, files)
 
@@ -92,23 +94,23 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Chunk
             raise
         if catalog is not None:
             catalog.close()
-        path = archive.storage.describe(catalog_file.NAME)
+        path = archive.storage.workspace.describe(catalog_file.NAME)
         archive.warnings.append(f"{path} was damaged; it has been rebuilt")
         return rebuild(archive, now)
 
 
 def _opened(archive: "Archive") -> ChunkCatalog | None:
     """The catalog that is there, if it is one of ours; else None, with a warning."""
-    storage, catalog = archive.storage, None
-    where = storage.describe(catalog_file.NAME)
+    workspace, catalog = archive.storage.workspace, None
+    where = workspace.describe(catalog_file.NAME)
     try:
-        path = storage.database(catalog_file.NAME)
-        if not storage.exists(catalog_file.NAME):
+        path = workspace.database(catalog_file.NAME)
+        if not workspace.exists(catalog_file.NAME):
             if archive.session_files():
                 archive.warnings.append(f"{where} was missing; it has been rebuilt")
             return None
         # A reader must not undo what a journal says is half done, which writes to the file.
-        if archive.writing or not catalog_file.half_written(storage):
+        if archive.writing or not catalog_file.half_written(workspace):
             catalog = ChunkCatalog(path, read_only=not archive.writing, alone=archive.writing)
             if catalog.sound_for(archive.parameters.archive):
                 return catalog
@@ -177,7 +179,7 @@ def _aside(archive: "Archive", copied: bool, now: Listing) -> ChunkCatalog:
     if not copied:
         return rebuild(archive, now)
     catalog = ChunkCatalog(
-        catalog_file.copy(archive.storage, Path(archive.temporary.name)), alone=True
+        catalog_file.copy(archive.storage.workspace, Path(archive.temporary.name)), alone=True
     )
     return _reconciled(archive, catalog, now)
 
@@ -234,10 +236,10 @@ def rebuild(
 ) -> ChunkCatalog:
     """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
     known, archive.derived = known or Remembered(), True
-    storage, name = archive.storage, catalog_file.NAME
+    workspace, name = archive.storage.workspace, catalog_file.NAME
     if archive.writing:
-        storage.discard(name + TEMPORARY)
-        temporary = storage.database(name + TEMPORARY)
+        workspace.discard(name + TEMPORARY)
+        temporary = workspace.database(name + TEMPORARY)
     else:  # others may be reading too, or the disk may be read-only
         archive.temporary = archive.temporary or catalog_file.folder_aside()
         temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
@@ -258,9 +260,9 @@ def rebuild(
     # Beside the old one first, and in its place when it is whole: dying here leaves no catalog, or
     # the old one, and either is rebuilt again.
     catalog.close()
-    storage.discard(name)
-    os.replace(temporary, storage.database(name))
-    return ChunkCatalog(storage.database(name), alone=True)
+    workspace.discard(name)
+    os.replace(temporary, workspace.database(name))
+    return ChunkCatalog(workspace.database(name), alone=True)
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ def files(archive: "Archive") -> list[str]:
     """Names of all files that refer to chunks: sessions, partial ones of this machine, unfinished
     ones of any.
     """
-    left = archive.storage.names("volumes", SUFFIX), archive.storage.names("volumes", UNFINISHED)
+    storage = archive.storage
     return [
         *archive.session_files(),
-        *filter(naming.is_partial, left[0]),
-        *filter(naming.is_unfinished, left[1]),
+        *filter(naming.is_partial, storage.workspace.names("volumes", SUFFIX)),
+        *filter(naming.is_unfinished, storage.names("volumes", UNFINISHED)),
     ]
 
 

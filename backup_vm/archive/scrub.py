@@ -83,10 +83,8 @@ def _catalog(archive: Archive) -> Iterator[Finding]:
         problem = f"it was damaged ({error})"
     if problem:
         archive.rebuild_catalog()
-        yield Finding(
-            catalog_file.NAME,
-            f"{archive.storage.describe(catalog_file.NAME)}: {problem}; it has been rebuilt",
-        )
+        where = archive.storage.workspace.describe(catalog_file.NAME)
+        yield Finding(catalog_file.NAME, f"{where}: {problem}; it has been rebuilt")
 
 
 def _misplaces(archive: Archive) -> bool:

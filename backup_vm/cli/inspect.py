@@ -52,19 +52,20 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.archive.inspection import kind_of
+    from backup_vm.archive.inspection import files_of, kind_of
     from backup_vm.archive.walk import Ends
 
     context = Context(options)
     storage, name, folder = _place(context, options.file)
-    place = storage.describe(name)
+    files = files_of(storage, name)
+    place = files.describe(name)
     shown = _Json(place) if context.json else _Text(place)
     ends = ""
     with closing(storage):
-        if not storage.exists(name):
+        if not files.exists(name):
             raise UsageError(f"{place}: there is no such file")
         kind = kind_of(storage, name)
-        shown.begin(kind, storage.size(name))
+        shown.begin(kind, files.size(name))
         try:
             for field in _fields(context, storage, name, folder, kind):
                 shown.put(field)

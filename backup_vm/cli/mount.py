@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if not empty:
         raise UsageError(f"{options.folder} is not an empty folder")
     try:
-        import mfusepy
+        from backup_vm.jobs.libfuse import mfusepy
     except (ImportError, OSError):
         missing = (
             "libfuse (package fuse3)" if ctypes.util.find_library("fuse3") is None else "mfusepy"

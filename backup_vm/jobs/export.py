@@ -232,7 +232,7 @@ def _entries(
     Raises DamagedError, CutShort, NotAuthentic.
     """
     chunks, pages = chunk_count(clear.size, clear.chunk_size), bytearray()
-    with archive.storage.scratch() as ids:
+    with archive.storage.workspace.scratch() as ids:
         for first in range(0, chunks, PAGE_IDS):
             page = hashed.read(min(PAGE_IDS, chunks - first) * ID_SIZE)
             ids.write(page)

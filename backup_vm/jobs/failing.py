@@ -32,7 +32,8 @@ def check_record(name: str, record: bytes, offer: Offer, archive: Parameters) ->
 def explained(error: OSError | sqlite3.Error, archive: Archive) -> SparsebakError:
     """What made an end of a run, in one line."""
     if isinstance(error, sqlite3.Error):
-        return catalog_file.explain(error, archive.storage.describe(catalog_file.NAME))
+        place = archive.storage.workspace.describe(catalog_file.NAME)
+        return catalog_file.explain(error, place)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SparsebakError(
             f"{archive.storage.describe()} is full; what was stored so far is kept",

@@ -13,13 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import mfusepy
-
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.packs import PackReader
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import SparsebakError
 from backup_vm.jobs.lazy_image import ChunkCache, LazyImage
+from backup_vm.jobs.libfuse import mfusepy
 from backup_vm.volumes import Named
 from wire.chunks import Keys
 

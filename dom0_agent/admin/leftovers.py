@@ -18,7 +18,9 @@ from dom0_agent.admin.qubes_catalog import QubesCatalog
 from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Volume, recall, remember
 from dom0_agent.keyring import ArchiveKey
+from dom0_agent.qubesd import asking, connect
 from dom0_agent.sources import Source, Sources
+from dom0_agent.targets.qubesd import RESTORING, take_away
 from dom0_agent.tracking.identities import Identities, load
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.rotation import Rotation
@@ -59,6 +61,26 @@ def orphans(state_dir: Path, catalog: VolumeCatalog) -> Iterator[Orphan]:
 def who_is_who(state_dir: Path, catalog: VolumeCatalog) -> Identities:
     """The qubes' names and identities, as a catalog has found them."""
     return catalog.identities if isinstance(catalog, QubesCatalog) else load(state_dir)
+
+
+def let_start(state_dir: Path) -> list[str]:
+    """Qubes whose restore was killed, so that qubesd does not start them: they are let start again;
+    their names. What qubesd refuses is logged.
+    """
+    done = []
+    for path in sorted((state_dir / RESTORING).glob("*")):
+        try:
+            fd = lock(path)
+        except Busy:  # it goes on
+            continue
+        with closing_fd(fd), asking():
+            domains = connect().domains
+            if path.name in domains:
+                take_away(domains[path.name], path)
+                done.append(path.name)
+            else:
+                path.unlink(missing_ok=True)
+    return done
 
 
 def remembered(state: State) -> Volume | None:

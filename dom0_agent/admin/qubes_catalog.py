@@ -41,6 +41,8 @@ _KEEPS = {
     "DispVM": (),  # of one with a name, such as sys-usb, the settings
 }
 """Volumes that may hold data worth keeping, by class; whether they do, save_on_stop says."""
+_NO_SNAPSHOTS = "-1"
+"""What ``revisions_to_keep`` says where a qube writes to its one volume itself (Qubes OS 4.3)."""
 _WHY_NOT = {
     "RemoteVM": "it is on another machine",
     "AdminVM": "its configuration is dom0/config",
@@ -95,6 +97,10 @@ class QubesCatalog(VolumeCatalog):
         """UUIDs of all qubes that last, by name; nothing for one without."""
         self.volumes()
         return self._listed
+
+    def domain(self, qube: str) -> Any:
+        """What qubesadmin knows of a qube, as it was when the catalog was asked; raise KeyError."""
+        return self._app.domains[qube]
 
     @override
     def find(self, qube: str, volume: str, left_out: bool = False) -> Volume | None:
@@ -163,13 +169,28 @@ class QubesCatalog(VolumeCatalog):
             return "a disposable keeps nothing"
         if klass not in _KEEPS:
             return _WHY_NOT.get(klass, f"class {klass} is not known to keep anything")
-        if self._matches(self._options.exclude, domain, name):
-            return "it is in the list 'exclude'"
         if name == self._caller and name not in self._options.include:
             return OWN
-        if not domain.include_in_backups and not self._matches(self._options.include, domain, name):
-            return "its property include_in_backups is off"
-        return None
+        return self._unwanted(domain, name)
+
+    def _unwanted(self, domain: Any, name: str) -> str | None:
+        """Whether the user wants no backup of a qube, or of dom0, in words; None when he does."""
+        if self._matches(self._options.exclude, domain, name):
+            return "it is in the list 'exclude'"
+        if getattr(domain, "include_in_backups", True) or self._matches(
+            self._options.include, domain, name
+        ):
+            return None
+        return "its property include_in_backups is off"
+
+    def config_unwanted(self) -> str | None:
+        """Why dom0's configuration is not backed up, empty where none is configured; None when it
+        is.
+        """
+        if not self._options.dom0_config:
+            return ""
+        with asking():
+            return self._unwanted(self._app.domains[CONFIG[0]], CONFIG[0])
 
     def _matches(self, wanted: tuple[str, ...], domain: Any, name: str) -> bool:
         if name in wanted:
@@ -186,8 +207,15 @@ class QubesCatalog(VolumeCatalog):
             return Skipped(f"{qube}/{volume}", "it is not kept when the qube stops")
         pool = self._pool(info["pool"])
         if isinstance(pool, str):
-            return Skipped(f"{qube}/{volume}", pool)
+            return Skipped(f"{qube}/{volume}", pool, unsupported=True)
         live = self._options.running == "live"
+        if info["revisions_to_keep"] == _NO_SNAPSHOTS and not live:
+            text = (
+                "it has no snapshots (revisions_to_keep -1), so that a running qube has nothing"
+                " but its live data; set running = 'live', or give it snapshots: qvm-volume config"
+                f" {qube}:{volume} revisions_to_keep 0"
+            )
+            return Skipped(f"{qube}/{volume}", text, failed=True)
         if pool.driver == "lvm_thin":
             vid = info["vid"].rpartition("/")[2]
             places = vid, f"{vid}-snap" if live else ""
@@ -216,12 +244,19 @@ class QubesCatalog(VolumeCatalog):
         if driver == "file-reflink":
             limit = self._options.data_limit
             return Pool(name, "reflink", Path(str(config["dir_path"])), data_limit=limit)
-        return f"pool {name} has driver {driver}; lvm_thin and file-reflink are supported"
+        return (
+            f"pool {name} has driver {driver}, which sparsebak cannot back up; lvm_thin and"
+            " file-reflink are supported: move it there, or exclude the qube"
+        )
 
     def _document(self, qube: str, volume: str) -> Iterator[Volume | Skipped]:
         """What was saved of settings, or of dom0's configuration, if anything."""
-        wanted = self._options.dom0_config if qube == "dom0" else self._options.settings
-        path = document(self._config.state_dir, qube, volume)
+        path, wanted = document(self._config.state_dir, qube, volume), self._options.settings
+        if qube == "dom0":
+            unwanted = self.config_unwanted()
+            if unwanted:
+                yield Skipped(f"{qube}/{volume}", unwanted)
+            wanted = unwanted is None
         if not wanted or not documents_are_taken_down() or not path.is_file():
             return
         name = f"{qube}/{volume}"

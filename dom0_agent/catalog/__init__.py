@@ -21,12 +21,13 @@ CONFIG = ("dom0", "config")
 @dataclass(frozen=True)
 class Skipped:
     """A qube, or one volume of it, that is not backed up, and why. ``failed``: nobody could tell
-    whether it is to be.
+    whether it is to be, or it cannot be just now. ``unsupported``: it would be, on other storage.
     """
 
     name: str
     reason: str
     failed: bool = False
+    unsupported: bool = False
 
 
 class VolumeCatalog(Protocol):

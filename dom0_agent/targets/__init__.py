@@ -18,7 +18,7 @@ def open(volume: Volume, size: int, state_dir: Path, older: bool = False) -> Rep
     if volume.pool.driver == "qubesd":
         from dom0_agent.targets.qubesd import QubesImport
 
-        return QubesImport(volume, size)
+        return QubesImport(volume, size, state_dir)
     if volume.pool.driver == "settings":
         from dom0_agent.targets import dropbox
 

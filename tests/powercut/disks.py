@@ -133,7 +133,7 @@ def _copy(image: Path, to: Path) -> None:
 
 
 def _serve(mount: str, log_name: str, images: list[str]) -> None:
-    import mfusepy as fuse
+    from backup_vm.jobs.libfuse import mfusepy as fuse
 
     descriptors = [os.open(image, os.O_RDWR) for image in images]
     log = open(log_name, "wb")

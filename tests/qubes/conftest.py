@@ -28,7 +28,8 @@ def qubesd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubesd]:
         monkeypatch.syspath_prepend(REAL)
     elif importlib.util.find_spec("qubesadmin") is None:
         monkeypatch.syspath_prepend(str(Path(__file__).parent / "standin"))
-    server = Qubesd(tmp_path / "qubesd", Path(CORE_ADMIN) if CORE_ADMIN else None)
+    release = (Path(CORE_ADMIN) / "version").read_text()[:3] if CORE_ADMIN else "4.3"
+    server = Qubesd(tmp_path / "qubesd", Path(CORE_ADMIN) if CORE_ADMIN else None, release)
     monkeypatch.setenv("PATH", str(server.programs), prepend=os.pathsep)
     module = importlib.import_module("qubesadmin")
     config = importlib.import_module("qubesadmin.config")

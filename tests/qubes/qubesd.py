@@ -53,6 +53,10 @@ class Refusal(Exception):
         self.name = name
 
 
+class UnknownCall(Exception):
+    """A call that qubesd of this release has not, which it does not answer."""
+
+
 @dataclass
 class Disk:
     """A volume: the pool's and its own id, and whether it is kept."""
@@ -61,6 +65,7 @@ class Disk:
     vid: str
     save_on_stop: bool = True
     size: int = 1 << 20
+    revisions: int = 1
 
 
 @dataclass
@@ -87,10 +92,11 @@ class Qubesd:
     volume's file.
 
     With ``sources``, a folder of core-admin's, the import script and qubesd-query are the real
-    ones; ``programs`` has to be on PATH then.
+    ones; ``programs`` has to be on PATH then. ``release`` (4.2 or 4.3) is whose calls it knows.
     """
 
-    def __init__(self, folder: Path, sources: Path | None = None) -> None:
+    def __init__(self, folder: Path, sources: Path | None = None, release: str = "4.3") -> None:
+        self.release = release
         self.qubes: dict[str, Qube] = {"dom0": Qube("AdminVM", "Running")}
         self.pools: dict[str, dict[str, str]] = {}
         self.calls: list[str] = []
@@ -115,6 +121,13 @@ class Qubesd:
     def close(self) -> None:
         self._server.close()
 
+    @property
+    def a_device(self) -> str:
+        """A line of one that is given for good, as this release writes it."""
+        return "dom0+00_14.0 " + (
+            "persistent=yes\n" if self.release == "4.2" else "required=True\n"
+        )
+
     def add(
         self,
         name: str,
@@ -131,6 +144,7 @@ class Qubesd:
             "include_in_backups": (True, "bool", "True"),
             "memory": (True, "int", "400"),
             "kernelopts": (True, "str", ""),
+            "backup_timestamp": (True, "int", ""),
         }
         if klass in ("AppVM", "DispVM"):
             defaults["template"] = (False, "vm", "fedora")
@@ -167,6 +181,8 @@ class Qubesd:
         self.calls.append(method)
         try:
             return b"0\0" + self._call(method, argument, dest, payload).encode()
+        except UnknownCall:
+            return b""
         except Refusal as refusal:
             return f"2\0{refusal.name}\0\0{str(refusal).replace('%', '%%')}\0".encode()
 
@@ -184,7 +200,7 @@ class Qubesd:
             self, "_" + kind.replace("admin.", "").replace(".", "_"), None
         )
         if handler is None:
-            raise Refusal("QubesDaemonAccessError", f"no method {method}")
+            raise UnknownCall(method)
         return handler(self.qubes[dest], verb, argument, payload.decode())
 
     def _create(self, klass: str, template: str, payload: str) -> str:
@@ -220,6 +236,8 @@ class Qubesd:
         if verb == "Remove":
             self.qubes = {name: q for name, q in self.qubes.items() if q is not qube}
             return ""
+        if verb == "Start" and "backup-restore-in-progress" in qube.tags:
+            raise Refusal("QubesVMError", "Restore of this domain in progress, cannot start")
         if verb in ("Start", "Shutdown"):
             qube.state = "Running" if verb == "Start" else "Halted"
             return ""
@@ -266,7 +284,7 @@ class Qubesd:
         disk = qube.volumes[name]
         return (
             f"pool={disk.pool}\nvid={disk.vid}\nsize={disk.size}\nusage=0\nrw=True\nsource=\nsave_on_stop={disk.save_on_stop}\n"
-            "snap_on_start=False\nrevisions_to_keep=1\nis_outdated=False\nephemeral=False\n"
+            f"snap_on_start=False\nrevisions_to_keep={disk.revisions}\nis_outdated=False\nephemeral=False\n"
         )
 
     def _internal_vm_volume(self, qube: Qube, verb: str, volume: str, payload: str) -> str:
@@ -296,6 +314,8 @@ class Qubesd:
         return qube.firewall if verb == "Get" else ""
 
     def _vm_notes(self, qube: Qube, verb: str, argument: str, payload: str) -> str:
+        if self.release == "4.2":
+            raise UnknownCall("admin.vm.notes")
         if verb == "Set":
             qube.notes = payload
         return qube.notes if verb == "Get" else ""
@@ -304,7 +324,10 @@ class Qubesd:
         return "block\npci\n"
 
     def _device(self, qube: Qube, kind: str, verb: str, argument: str, payload: str) -> str:
-        if verb == "Assign":
+        list_it, add = ("List", "Attach") if self.release == "4.2" else ("Assigned", "Assign")
+        if verb not in (list_it, add):
+            raise UnknownCall(verb)
+        if verb == add:
             qube.devices[kind] = qube.devices.get(kind, "") + f"{argument} {payload}\n"
             return ""
         return qube.devices.get(kind, "")

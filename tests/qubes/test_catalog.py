@@ -110,6 +110,58 @@ def test_running_qubes(machine: Qubesd, tmp_path: Path) -> None:
     assert found is not None and found.live == ""
 
 
+def test_storage_that_is_not_supported_is_reported(
+    machine: Qubesd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A qube that its user wants backed up, on a pool of drivers ``file`` or ``callback``."""
+    machine.pools["old"] = {"driver": "file", "dir_path": "/var/lib/qubes"}
+    machine.pools["hook"] = {"driver": "callback", "bdriver": "lvm_thin", "conf_id": "x"}
+    machine.add("aged", "AppVM", "old")
+    machine.add("hooked", "AppVM", "hook")
+    words = ["--config", str(tmp_path / "agent.toml")]
+    configured(tmp_path)
+    assert cli.main([*words, "volumes"]) == 0
+    listed = capsys.readouterr().out
+    assert cli.main([*words, "check"]) == 1
+    late = capsys.readouterr().err
+    for name, driver in (("aged", "file"), ("hooked", "callback")):
+        for text in (listed, late):
+            assert f"has driver {driver}, which sparsebak cannot back up" in text
+        assert f"{name}/private: " in late
+    configured(tmp_path, 'exclude = ["aged", "hooked"]')
+    assert cli.main([*words, "check"]) == 1  # nothing was backed up yet
+    assert "aged" not in capsys.readouterr().err
+
+
+def test_dom0s_own_choice_is_kept(machine: Qubesd, tmp_path: Path) -> None:
+    """include_in_backups of dom0, as qvm-backup goes by it for dom0's home."""
+    path = tmp_path / "agent.toml"
+    machine.qubes["dom0"].properties["include_in_backups"] = (False, "bool", "False")
+
+    def reason(options: str) -> list[str]:
+        path.write_text(f'state_dir = "state"\ncatalog = "qubes"\n[qubes]\n{options}\n')
+        return [one.reason for one in ask(load(path)).skipped() if one.name == "dom0/config"]
+
+    assert reason("") == ["its property include_in_backups is off"]
+    assert reason('include = ["dom0"]') == []
+    assert reason('exclude = ["dom0"]') == ["it is in the list 'exclude'"]
+    machine.qubes["dom0"].properties["include_in_backups"] = (True, "bool", "True")
+    assert reason("") == []
+
+
+def test_a_volume_without_snapshots(machine: Qubesd, tmp_path: Path) -> None:
+    """Qubes OS 4.3 has them: a qube writes to the one volume that there is."""
+    machine.qubes["work"].volumes["private"].revisions = -1
+    found = ask(configured(tmp_path)).find("work", "private")
+    assert found is not None and (found.vid, found.live) == (
+        "vm-work-private",
+        "vm-work-private-snap",  # never there, so that the other one is read
+    )
+    catalog = ask(configured(tmp_path, 'running = "committed"'))
+    (left_out,) = [one for one in catalog.skipped() if one.name == "work/private"]
+    assert left_out.failed and "running = 'live'" in left_out.reason
+
+
 def test_domains_of_deduplication(machine: Qubesd, tmp_path: Path) -> None:
     machine.add("debian", "TemplateVM", "vm-pool")
     found = {volume.name: volume.dedup_domain for volume in ask(configured(tmp_path)).volumes()}

@@ -52,6 +52,22 @@ def test_a_whole_machine(qubes: QubesSite) -> None:
     assert qubes.scrubbed() == []
 
 
+def test_a_running_qube_without_snapshots_is_backed_up_live(qubes: QubesSite) -> None:
+    """With driver file-reflink its image is renamed while it runs, and not copied."""
+    qubes.qubesd.qubes["work"].volumes["private"].revisions = -1
+    qubes.backup()
+    qubes.qubesd.qubes["work"].state = "Running"
+    qubes.image().rename(qubes.dirty())
+    change(qubes.dirty(), random.Random(1), resize=False)
+    qubes.backup("work/private")
+    assert list(qubes.images().values())[-1] == qubes.dirty().read_bytes()
+    qubes.dirty().rename(qubes.image())
+    qubes.qubesd.qubes["work"].state = "Halted"
+    (done,) = qubes.backup("work/private").done
+    assert done.stored == 0
+    assert list(qubes.images().values())[-1] == qubes.image().read_bytes()
+
+
 def test_restore_goes_through_qubesd_and_keeps_the_old_contents(qubes: QubesSite) -> None:
     qubes.backup()
     before = qubes.contents()
@@ -169,7 +185,8 @@ def test_a_qube_that_is_gone_comes_back(qubes: QubesSite) -> None:
     assert (
         made.properties["netvm"][2] == "" and made.properties["kernelopts"][2] == ""
     )  # what gives it more is not set
-    assert made.features == {"menu-items": "firefox.desktop"} and made.notes == "mind the gap"
+    assert made.features == {"menu-items": "firefox.desktop"}
+    assert made.notes == ("mind the gap" if qubes.qubesd.release != "4.2" else "")  # 4.3's
     assert "sparsebak" in made.tags and "precious" not in made.tags
     qubes.place("work", "private")
     qubes.image().write_bytes(b"")  # as qubesd makes it

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from dom0_agent import notify
-from dom0_agent.admin import catalog, cli
+from dom0_agent.admin import catalog, cli, policy
 from dom0_agent.admin.cli import backup as backup_command
-from dom0_agent.admin.cli import setup
 from tests.qubes.kit import BACKUP_VM, QubesSite
 from tests.qubes.qubesd import Qube, Qubesd, Refusal
 
@@ -50,12 +49,30 @@ def test_setup_says_that_the_old_policy_decides_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     old = tmp_path / "30-sparsebak.policy"
-    monkeypatch.setattr(setup, "OLD_POLICY", old)
+    monkeypatch.setattr(policy, "FOLDER", tmp_path)
     assert agent(qubes, "setup", BACKUP_VM) == 0
     assert str(old) not in capsys.readouterr().out
     old.touch()
     assert agent(qubes, "setup", BACKUP_VM) == 0
     assert f"{old} is of an older sparsebak" in capsys.readouterr().out
+
+
+def test_setup_gives_qubes_4_2_the_rules_that_it_needs(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    release, rules = tmp_path / "qubes-release", tmp_path / policy.OF_4_2
+    monkeypatch.setattr(policy, "FOLDER", tmp_path)
+    monkeypatch.setattr(policy, "RELEASE", release)
+    for text, there in (
+        ("Qubes release 4.3 (R4.3)", False),
+        ("Qubes release 4.2.4 (R4.2)", True),
+        ("Qubes release 4.3.0 (R4.3)", False),  # upgraded in place
+    ):
+        release.write_text(text + "\n")
+        assert agent(qubes, "setup", BACKUP_VM, "--dry-run") == 0
+        assert agent(qubes, "setup", BACKUP_VM) == 0
+        assert rules.exists() == there
+        assert not policy.missing()
 
 
 def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(

@@ -134,8 +134,8 @@ def test_an_unfinished_session_that_cannot_be_had_is_left_alone(lying: Lying) ->
         if not fresh:
             storage.refresh()
         partial.adopt(storage)
-    (found,) = storage.names("volumes", ".partial")
-    assert storage.read(found) == names[2].encode()
+    (found,) = storage.workspace.names("volumes", ".partial")
+    assert storage.workspace.read(found) == names[2].encode()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
@@ -172,7 +172,7 @@ def test_without_a_home(lying: Lying, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "home", nobody)
     storage = RemoteStorage(URL, lying)
     assert storage.local(NAME).read_bytes() == TEXT
-    lock = storage.lock(shared=True)
+    lock = storage.workspace.lock(shared=True)
     assert lock is not None
     os.close(lock)
 

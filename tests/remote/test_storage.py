@@ -100,22 +100,21 @@ def test_what_is_abandoned_or_left_half_written_is_gone(storage: Storage, locati
 
 
 def test_files_of_this_machine_and_scratch(storage: Storage) -> None:
-    storage.write("volumes/cd/1.partial", b"partial")
-    assert storage.names("volumes", ".partial") == ["volumes/cd/1.partial"]
-    storage.local("volumes/cd/1.partial").write_bytes(b"more")
-    assert (
-        storage.read("volumes/cd/1.partial") == b"more"
-        and storage.size("volumes/cd/1.partial") == 4
-    )
-    storage.remove("volumes/cd/1.partial")
-    assert not storage.exists("volumes/cd/1.partial")
-    with storage.scratch() as file:
+    workspace, name = storage.workspace, "volumes/cd/1.partial"
+    os.close(workspace.descriptor(name, create=True))
+    assert workspace.names("volumes", ".partial") == [name]
+    assert storage.exists(name) is not storage.elsewhere
+    workspace.local(name).write_bytes(b"more")
+    assert workspace.read(name) == b"more" and workspace.size(name) == 4
+    workspace.remove(name)
+    assert not workspace.exists(name)
+    with workspace.scratch() as file:
         file.write(b"scratch")
         file.seek(0)
         assert file.read() == b"scratch"
-    lock = storage.lock(shared=False)
+    lock = workspace.lock(shared=False)
     with pytest.raises(SparsebakError, match="in use"):
-        storage.lock(shared=True)
+        workspace.lock(shared=True)
     assert lock is not None
     os.close(lock)
     free, capacity = storage.free(), storage.capacity()

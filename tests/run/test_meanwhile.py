@@ -16,6 +16,7 @@ import pytest
 from backup_vm.agent import transport
 from backup_vm.archive.looking import LOOKS
 from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.errors import DamagedError, Exit, LockedError
 from backup_vm.jobs.lazy_image import ChunkCache
 from backup_vm.jobs.mount import SessionFiles
@@ -53,7 +54,7 @@ def built() -> Iterator[Scene]:
 def scene(built: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """The scene, with an archive that the test may spoil."""
     monkeypatch.setattr(LocalStorage, "pack_size", 4 * GRAIN)
-    monkeypatch.setattr(LocalStorage, "lock", lambda *_, **__: None)
+    monkeypatch.setattr(LocalWorkspace, "lock", lambda *_, **__: None)
     monkeypatch.setattr(transport, "open_transport", lambda *_: InProcess(built.site.config))
     kept = built.site.archive.with_name("kept")
     shutil.copytree(built.site.archive, kept)

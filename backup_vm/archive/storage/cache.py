@@ -21,9 +21,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.archive.storage.objects import Entry
+from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.errors import SparsebakError
 from common.durable import make_directory
+from common.override import override
 
 _COPY = re.compile(r"(?P<of>.+@[0-9a-f]{16})-(?P<checksum>[0-9a-f]{16})", re.DOTALL)
 _NO_PLACE = frozenset(
@@ -218,6 +221,25 @@ class Cache:
         with suppress(OSError):
             for left in self.uploads.iterdir():
                 _remove(left)
+
+
+class CacheWorkspace(LocalWorkspace):
+    """What belongs to this machine of an archive elsewhere: it is no other machine's to forbid."""
+
+    def __init__(self, cache: Cache) -> None:
+        super().__init__(Beneath(cache.own), lambda: None)
+        self._cache = cache
+
+    @override
+    def lock(self, shared: bool) -> int | None:
+        try:
+            return super().lock(shared)
+        except OSError as error:
+            raise self._cache.cannot(error) from None
+
+    @override
+    def scratch(self) -> IO[bytes]:
+        return self._cache.scratch()
 
 
 def _version(name: str, entry: Entry) -> str:

@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An archive elsewhere: packs and sessions as objects, and in the user's cache (``cache``) what
-belongs to this machine.
-
-What there is, is listed when it is first asked for, and kept right by what we change; ``refresh``
-lists again. Names in a listing are the store's word: those that could not be names of files here
-are left out.
+"""An archive elsewhere: packs and sessions as objects, which ``inventory`` lists, and in the user's
+cache (``cache``) copies of them and what belongs to this machine.
 """
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,17 +10,16 @@ from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
 from backup_vm.archive.format import SESSION_HEAD_SIZE, session_size
-from backup_vm.archive.storage import TEMPORARY, WHOLE, NewFile, Reader, Storage
+from backup_vm.archive.storage import WHOLE, NewFile, Reader, Storage
 from backup_vm.archive.storage.blocks import Blocks, RemoteReader
-from backup_vm.archive.storage.cache import Cache
-from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.archive.storage.cache import Cache, CacheWorkspace
+from backup_vm.archive.storage.inventory import Inventory
 from backup_vm.archive.storage.locks import RemoteLocks
-from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place, can_be_a_name
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place
 from backup_vm.errors import DamagedError, LockedError, SparsebakError
 from common.override import override
 
 Result = TypeVar("Result")
-_OWN = (".partial", ".sqlite", ".sqlite-journal", ".lock", TEMPORARY)
 _KEPT = ".session"
 """Objects whose copies are kept."""
 _LOOKED_AT = 1 << 20
@@ -50,60 +44,17 @@ class RemoteStorage(Storage):
         self._url, self._objects, self._place = url, objects, Place(url)
         self.check: Callable[[], None] = lambda: None
         self._cache = Cache(url)
-        self._own = LocalStorage(self._cache.own)
-        self._listing: dict[str, Entry] | None = None
-        self._unreadable: list[str] = []
-        self._written: dict[str, Entry] = {}
-        self._removed: dict[str, Entry] = {}
-        """What this run did, for a store whose listings come late."""
-        self._lock = threading.RLock()
+        self.workspace = CacheWorkspace(self._cache)
+        self._inventory = Inventory(self._place, objects)
         self._blocks = Blocks(self._exact)
 
-    def _is_own(self, name: str) -> bool:
-        return name.endswith(_OWN)
-
-    def _there(self) -> dict[str, Entry]:
-        """What there is, as listed once and as changed by us since."""
-        with self._lock:
-            if self._listing is None:
-                self._listing = self._list()
-            return self._listing
-
-    def _list(self) -> dict[str, Entry]:
-        found = self._place.ask(lambda: dict(self._objects.list()))
-        odd = [name for name in found if not can_be_a_name(name)]
-        self._unreadable = [*self._objects.unreadable, *odd]
-        return {name: entry for name, entry in found.items() if can_be_a_name(name)}
-
+    @override
     def refresh(self) -> None:
-        """List again: another machine may have added, moved and removed objects. What this run did
-        is kept right.
-        """
-        listed = self._list()
-        with self._lock:
-            # A listing may be older than what this run did: some stores and their caches say so
-            # for minutes.
-            for name, entry in self._removed.items():
-                if listed.get(name) == entry:
-                    del listed[name]
-            for name, entry in self._written.items():
-                if name not in listed and self._is_there(name, entry):
-                    listed[name] = entry
-            self._listing = listed
-
-    def _is_there(self, name: str, entry: Entry) -> bool:
-        """Whether an object that a listing lacks can be read all the same."""
-        if not entry.size:
-            return False
-        try:
-            self._place.ask(lambda: self._objects.get_range(name, entry, 0, 1))
-        except (FileNotFoundError, Changed):
-            return False
-        return True
+        self._inventory.refresh()
 
     def _entry(self, name: str) -> Entry:
         try:
-            return self._there()[name]
+            return self._inventory.there()[name]
         except KeyError:
             raise FileNotFoundError(f"{self.describe(name)} is missing") from None
 
@@ -141,29 +92,18 @@ class RemoteStorage(Storage):
         length = min(length, entry.size - offset)
         if length <= 0:
             return b""
-        if self._there().get(name) != entry:
+        if self._inventory.there().get(name) != entry:
             raise FileNotFoundError(f"{self.describe(name)} is not there any more")
         return self._range(name, offset, length)
 
     @override
     def describe(self, name: str = "") -> str:
-        return (
-            self._own.describe(name)
-            if name and self._is_own(name)
-            else f"{self._url}/{name}".rstrip("/")
-        )
+        return f"{self._url}/{name}".rstrip("/")
 
     @override
     def prepare(self) -> None:
-        if self._there():
+        if self._inventory.there():
             raise SparsebakError(f"{self._url} is not empty", "choose another path")
-
-    @override
-    def lock(self, shared: bool) -> int | None:
-        try:
-            return self._own.lock(shared)
-        except OSError as error:
-            raise self._cache.cannot(error) from None
 
     @override
     def locks(self) -> "RemoteLocks":
@@ -175,35 +115,28 @@ class RemoteStorage(Storage):
 
     @override
     def exists(self, name: str) -> bool:
-        return self._own.exists(name) if self._is_own(name) else name in self._there()
+        return name in self._inventory.there()
 
     @override
     def names(self, folder: str, suffix: str) -> list[str]:
-        if self._is_own(suffix):
-            return self._own.names(folder, suffix)
-        found = (
-            name
-            for name in self._there()
-            if name.startswith(f"{folder}/") and name.endswith(suffix)
-        )
-        return sorted(name for name in found if name.count("/") == 2)
+        return sorted(name for name in self.sizes(folder) if name.endswith(suffix))
 
     @override
     def sizes(self, folder: str) -> dict[str, int]:
         return {
             name: entry.size
-            for name, entry in self._there().items()
+            for name, entry in self._inventory.there().items()
             if name.startswith(f"{folder}/") and name.count("/") == 2
         }
 
     @override
     def unreadable(self) -> list[str]:
-        self._there()
-        return self._unreadable
+        self._inventory.there()
+        return self._inventory.unreadable
 
     @override
     def size(self, name: str) -> int:
-        return self._own.size(name) if self._is_own(name) else self._entry(name).size
+        return self._entry(name).size
 
     @override
     def allocated(self, name: str) -> int:
@@ -211,12 +144,10 @@ class RemoteStorage(Storage):
 
     @override
     def close(self) -> None:
-        self._own.close()
+        self.workspace.close()
 
     @override
     def read(self, name: str, limit: int = WHOLE) -> bytes:
-        if self._is_own(name):
-            return self._own.read(name, limit)
         raw = self._range(name, 0, limit + 1)  # as large as it is now, not as it was listed
         if len(raw) > limit:
             raise DamagedError(f"{self.describe(name)} is larger than any that is made here")
@@ -224,25 +155,10 @@ class RemoteStorage(Storage):
 
     @override
     def open(self, name: str) -> BinaryIO:
-        return self._own.open(name) if self._is_own(name) else open(self.local(name), "rb")
-
-    @override
-    def own(self, name: str, create: bool = False) -> int:
-        return self._own.own(name, create)
-
-    @override
-    def database(self, name: str) -> Path:
-        return self._own.database(name)
-
-    @override
-    def discard(self, name: str) -> None:
-        self._own.discard(name)
+        return open(self.local(name), "rb")
 
     @override
     def local(self, name: str) -> Path:
-        if self._is_own(name):
-            return self._own.local(name)
-
         def get(entry: Entry) -> Path:
             found = self._cache.find(name, entry)
             if found is not None:
@@ -283,8 +199,6 @@ class RemoteStorage(Storage):
 
     @override
     def reader(self, name: str) -> Reader:
-        if self._is_own(name):
-            return self._own.reader(name)
         return RemoteReader(self._blocks, name, self._entry(name))
 
     @override
@@ -293,9 +207,6 @@ class RemoteStorage(Storage):
 
     @override
     def write(self, name: str, *parts: bytes, mode: int = 0o644) -> None:
-        if self._is_own(name):
-            self._own.write(name, *parts, mode=mode)
-            return
         new = self.create(name)
         new.write(*parts)
         new.finish()
@@ -305,8 +216,7 @@ class RemoteStorage(Storage):
         self.check()
         version = self._place.ask(lambda: self._objects.put(name, path))
         entry = Entry(size, version)
-        with self._lock:
-            self._there()[name] = self._written[name] = entry
+        self._inventory.wrote(name, entry)
         if name.endswith(_KEPT):
             self._cache.keep(path, name, entry)
         path.unlink(missing_ok=True)
@@ -314,22 +224,15 @@ class RemoteStorage(Storage):
     @override
     def remove(self, *names: str) -> None:
         for name in names:
-            if self._is_own(name):
-                self._own.remove(name)
-                continue
             self.check()
             self._place.ask(lambda name=name: self._objects.delete(name))  # type: ignore[misc]
-            with self._lock:
-                self._written.pop(name, None)
-                if (entry := self._there().pop(name, None)) is not None:
-                    self._removed[name] = entry
+            self._inventory.removed(name)
             self._cache.forget(name)
 
     @override
     def clean(self) -> None:
-        self._own.clean()
         self._cache.clean()
-        if any(name.endswith(_LEFT) for name in self._there()):
+        if any(name.endswith(_LEFT) for name in self._inventory.there()):
             self._place.ask(self._objects.sweep)
             self.refresh()
 
@@ -340,10 +243,6 @@ class RemoteStorage(Storage):
     @override
     def sync(self) -> None:
         """Nothing is written in place."""
-
-    @override
-    def scratch(self) -> IO[bytes]:
-        return self._cache.scratch()
 
     @override
     def capacity(self) -> int | None:

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from common.text import printable
+from dom0_agent.admin import last_backup
 from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError
 from dom0_agent.admin.tags import VM_TAG, tag_new, tagged
@@ -68,8 +69,7 @@ def _run(options: argparse.Namespace) -> int:
 def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int]:
     """Have the backup made; the backup VM, and its command's exit code."""
     config = load(options.config)
-    if config.catalog == "qubes":
-        current(config)
+    catalog, _ = current(config)
     tag_new(config)
     with asking():
         app = connect()
@@ -83,6 +83,7 @@ def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int]:
         finally:
             if was_off:
                 _shut_down(domain)
+    last_backup.note(config, catalog)
     return domain, code
 
 

@@ -56,7 +56,7 @@ def _days(text: str) -> float:
 
 def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]:
     """The volumes that every backup VM is to back up, all but the backup VMs' own, and those that
-    nobody can tell of.
+    nobody can tell of, or that sparsebak cannot back up.
     """
     callers = (
         [caller]
@@ -68,7 +68,8 @@ def _expected(config: Config, caller: str) -> tuple[list[Volume], list[Skipped]]
     expected = [
         volume for name, volume in listed[0].items() if all(name in others for others in listed)
     ]
-    return expected, [skipped for skipped in catalogs[0].skipped() if skipped.failed]
+    left_out = [one for one in catalogs[0].skipped() if one.failed or one.unsupported]
+    return expected, left_out
 
 
 def _run(options: argparse.Namespace) -> int:

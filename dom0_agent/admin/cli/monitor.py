@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 from common.text import printable
+from dom0_agent.admin import last_backup
 from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, mib
-from dom0_agent.admin.leftovers import leave, let_go, orphans
+from dom0_agent.admin.leftovers import leave, let_go, let_start, orphans
 from dom0_agent.admin.monitoring import Outcome, monitor
 from dom0_agent.admin.tags import tag_new
 from dom0_agent.catalog import VolumeCatalog
@@ -52,12 +53,15 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{outcome.name}: {_words(outcome)}")
     gone = [] if options.volumes else _let_go(config, catalog)
     new = [] if options.volumes else tag_new(config)
+    noted = [] if options.volumes else last_backup.note(config, catalog)
+    if not options.volumes:
+        let_start(config.state_dir)
     if options.json:
         fields = [
             {"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error}
             for o in outcomes
         ]
-        print(json.dumps({"volumes": fields, "let_go": gone, "new": new}))
+        print(json.dumps({"volumes": fields, "let_go": gone, "new": new, "noted": noted}))
     elif not options.quiet:
         changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
         busy = sum(outcome.busy for outcome in outcomes)

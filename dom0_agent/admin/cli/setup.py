@@ -10,6 +10,7 @@ from typing import Any
 
 from common.durable import make_directory, replace
 from common.text import printable
+from dom0_agent.admin import policy
 from dom0_agent.admin.catalog import ask, write_down
 from dom0_agent.admin.cli import UserError
 from dom0_agent.admin.qubes_catalog import documents_are_taken_down
@@ -18,9 +19,6 @@ from dom0_agent.config import Config, load
 from dom0_agent.qubesd import asking, connect
 from wire.names import parse_name
 
-POLICY = Path("/etc/qubes/policy.d/80-sparsebak.policy")
-OLD_POLICY = POLICY.with_name("30-sparsebak.policy")
-"""As it was named once: it came before an administrator's own rules in 30-user.policy."""
 _CONFIG = """# sparsebak's agent. All settings: /usr/share/doc/sparsebak-dom0/docs/agent.toml
 state_dir = "/var/lib/sparsebak"
 catalog = "qubes"
@@ -65,8 +63,11 @@ def _run(options: argparse.Namespace) -> int:
                 return 0
         config = load(options.config)
         catalog = ask(config, name)
-        wanted = {volume.qube for volume in catalog.volumes()} - {"dom0"}
-        unsure = {skipped.name: skipped.reason for skipped in catalog.skipped() if skipped.failed}
+        failed = {skipped.name: skipped.reason for skipped in catalog.skipped() if skipped.failed}
+        wanted = {volume.qube for volume in catalog.volumes()}
+        wanted |= {name.partition("/")[0] for name in failed if "/" in name}
+        wanted -= {"dom0"}
+        unsure = {name: reason for name, reason in failed.items() if "/" not in name}
         for domain in sorted(app.domains, key=lambda domain: str(domain.name)):
             if str(domain.klass) != "AdminVM":
                 _tag(done, domain, VM_TAG, str(domain.name) == name)
@@ -74,14 +75,11 @@ def _run(options: argparse.Namespace) -> int:
                     _tag(done, domain, TAG, str(domain.name) in wanted)
     for qube, reason in unsure.items():
         print(printable(f"{qube}: {reason}; its tag was not changed; run this again"))
-    failed = 0 if options.dry_run else _take_down(config)
-    if not POLICY.exists():
-        print(f"{POLICY} is missing, so that every call is refused; install sparsebak-dom0 again")
-    if OLD_POLICY.exists():
-        print(
-            f"{OLD_POLICY} is of an older sparsebak, and decides before your own rules do: remove"
-            " it; changes that you made in it belong into 30-user.policy"
-        )
+    not_saved = 0 if options.dry_run else _take_down(config)
+    if policy.missing():
+        done(f"{_rules()} {policy.FOLDER / policy.OF_4_2}", policy.put_right)
+    for problem in policy.problems():
+        print(problem)
     print(
         f"{len(wanted)} qubes can be backed up by {name}."
         if done.count
@@ -91,7 +89,11 @@ def _run(options: argparse.Namespace) -> int:
         f"Next, here: sparsebak-agent archive add LABEL --caller {name}; then in {name}: sparsebak"
         " init DIR --label LABEL"
     )
-    return 1 if failed else 0
+    return 1 if not_saved else 0
+
+
+def _rules() -> str:
+    return "write" if policy.is_4_2() else "remove"
 
 
 def _take_down(config: Config) -> int:

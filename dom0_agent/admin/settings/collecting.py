@@ -62,7 +62,7 @@ def collect_all(config: Config, due: bool = False) -> Iterator[Taken]:
 def _collect_all(config: Config, options: QubesOptions, due: bool) -> Iterator[Taken]:
     wanted: dict[Path, tuple[str, Callable[[Path], bool] | None]] = {}
     catalog = QubesCatalog(config, options)
-    if options.dom0_config:
+    if catalog.config_unwanted() is None:
         path = document(config.state_dir, *CONFIG)
         take = partial(_take_config, options.dom0_config)
         wanted[path] = "/".join(CONFIG), None if due and _age(path) < CONFIG_EVERY else take

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dom0_agent.admin.settings.devices import assigned, unknown
 from dom0_agent.qubesd import asking, connect
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
@@ -170,30 +171,12 @@ def firewall_rules(domain: Any) -> list[str]:
 
 
 def _devices(app: Any, qube: str) -> dict[str, list[str]]:
-    """Devices assigned for good, as lines of ``admin.vm.device.CLASS.Assigned`` (4.3) or ``.List``
-    (4.2).
-    """
+    """Devices assigned for good, by class."""
     found: dict[str, list[str]] = {}
     for kind in sorted(app.qubesd_call("dom0", "admin.deviceclass.List").decode("ascii").split()):
-        try:
-            raw = app.qubesd_call(qube, f"admin.vm.device.{kind}.Assigned")
-        except Exception as error:
-            if not _unknown(error):
-                raise
-            raw = app.qubesd_call(qube, f"admin.vm.device.{kind}.List")
-        if lines := sorted(line for line in raw.decode("utf-8", "replace").split("\n") if line):
+        if lines := assigned(app, qube, kind):
             found[kind] = lines
     return found
-
-
-def _unknown(error: Exception) -> bool:
-    """Whether qubesd's answer to a call is that of a version which has no such call: none
-    at all.
-    """
-    return type(error).__name__ in (
-        "QubesDaemonNoResponseError",
-        "QubesDaemonAccessError",
-    )  # 4.3's and older names
 
 
 def notes_of(domain: Any) -> str:
@@ -203,6 +186,6 @@ def notes_of(domain: Any) -> str:
     try:
         return str(domain.get_notes())
     except Exception as error:
-        if _unknown(error):
+        if unknown(error):
             return ""
         raise

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from dom0_agent.admin.settings.devices import assign, assigned
 from dom0_agent.admin.settings.document import TRANSIENT, QubeSettings, firewall_rules, notes_of
 
 GROUPS = ("network", "firewall", "properties", "features", "services", "tags", "devices")
@@ -163,22 +164,18 @@ def _set_firewall(domain: Any, rules: list[str]) -> None:
 
 
 def _devices(app: Any, domain: Any, settings: QubeSettings) -> Iterator[Step]:
+    name = str(domain.name)
     for kind, lines in settings.devices.items():
-        present = ""
+        present: list[str] = []
         with suppress(Exception):
-            present = app.qubesd_call(str(domain.name), f"admin.vm.device.{kind}.Assigned").decode(
-                "utf-8", "replace"
-            )
+            present = assigned(app, name, kind)
         for line in lines:
-            identity, _, options = line.partition(" ")
-            old = line if line in present.split("\n") else "-"
-            call = f"admin.vm.device.{kind}.Assign"
             yield Step(
-                f"{kind} device {identity}",
-                old,
+                f"{kind} device {line.partition(' ')[0]}",
+                line if line in present else "-",
                 line,
                 "devices",
-                partial(app.qubesd_call, str(domain.name), call, identity, options.encode()),
+                partial(assign, app, name, kind, line),
             )
 
 

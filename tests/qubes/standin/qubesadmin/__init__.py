@@ -23,6 +23,8 @@ class Qubes:
         client.close()
         if answer.startswith(b"0\0"):
             return answer[2:]
+        if not answer:
+            raise exc.QubesDaemonAccessError("no answer")
         _, kind, _, text, *_ = answer.split(b"\0")
         raise getattr(exc, kind.decode(), exc.QubesException)(text.decode())
 

@@ -28,3 +28,7 @@ class QubesPropertyValueError(QubesException, ValueError):
 
 class QubesFeatureNotFoundError(QubesException, KeyError):
     pass
+
+
+class QubesVMError(QubesException):
+    pass

@@ -102,6 +102,8 @@ class _Tags:
     def remove(self, tag):
         self._call("Remove", tag)
 
+    discard = remove
+
 
 class _Features:
     def __init__(self, app, name):

@@ -111,7 +111,7 @@ def test_images_and_merges_follow_the_model(
             for session in series[at : end + 1]
             for chunk_id in entries(storage, session).values()
         )
-        with pytest.MonkeyPatch.context() as patch, storage.scratch() as superseded:
+        with pytest.MonkeyPatch.context() as patch, storage.workspace.scratch() as superseded:
             patch.setattr(merge, "WINDOW", data.draw(st.sampled_from([1, 3, 64])))
             series[end] = merge.Merge(storage, series[at : end + 1]).store(superseded)
             superseded.seek(0)
@@ -198,7 +198,7 @@ def test_any_sessions_can_go_however_the_others_build_on_them(
         images[series[-1].file] = now
     while len(series) > 1:
         gone = data.draw(st.sets(st.sampled_from([session.file for session in series]), min_size=1))
-        with storage.scratch() as superseded:
+        with storage.workspace.scratch() as superseded:
             for run, successor in list(merge.groups(series, gone)):
                 if successor is not None:
                     stored = merge.Merge(storage, [*run, successor]).store(superseded)

@@ -3,6 +3,7 @@
 nothing waits.
 """
 
+import gc
 import os
 import socket
 import sqlite3
@@ -99,8 +100,8 @@ def test_what_is_no_regular_file_is_damage_with_its_name(
         storage.reader,
         storage.size,
         storage.allocated,
-        storage.own,
-        storage.database,
+        storage.workspace.descriptor,
+        storage.workspace.database,
         storage.local,
         lambda name: storage.punch(name, [(0, 4096)]),
     ):
@@ -146,12 +147,12 @@ def test_a_lock_is_no_other_file(
     harm(storage.root / LOCK, outside)
     if harm is folder:
         with pytest.raises(DamagedError, match=LOCK):
-            storage.lock(shared=False)
+            storage.workspace.lock(shared=False)
         return
-    fd = storage.lock(shared=False)
+    fd = storage.workspace.lock(shared=False)
     assert fd is not None and stat.S_ISREG((storage.root / LOCK).lstat().st_mode)
     with pytest.raises(SparsebakError, match="in use"):
-        storage.lock(shared=True)
+        storage.workspace.lock(shared=True)
     os.close(fd)
     assert seen(outside) == before
 
@@ -227,28 +228,28 @@ def test_what_is_read_whole_has_a_limit(storage: LocalStorage) -> None:
 
 
 def test_databases_that_sqlite_is_not_let_near(storage: LocalStorage, outside: Path) -> None:
-    path = storage.database("catalog.sqlite")
+    path = storage.workspace.database("catalog.sqlite")
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE t (x)")
     db.commit()
-    assert storage.database("catalog.sqlite") == path
+    assert storage.workspace.database("catalog.sqlite") == path
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("INSERT INTO t VALUES (1)")
     db.commit()
     with pytest.raises(DamagedError, match="WAL|not ours"):
-        storage.database("catalog.sqlite")
+        storage.workspace.database("catalog.sqlite")
     db.close()
     with pytest.raises(DamagedError, match="WAL"):
-        storage.database("catalog.sqlite")
-    storage.discard("catalog.sqlite")
+        storage.workspace.database("catalog.sqlite")
+    storage.workspace.discard("catalog.sqlite")
     assert not path.exists()
     for suffix in ("", "-journal", "-wal", "-shm"):
         for harm in (link, fifo, hard_link, folder):
             harm(storage.root / ("catalog.sqlite" + suffix), outside)
             with pytest.raises(DamagedError):
-                storage.database("catalog.sqlite")
-            storage.discard("catalog.sqlite")
-            assert storage.database("catalog.sqlite") == path
+                storage.workspace.database("catalog.sqlite")
+            storage.workspace.discard("catalog.sqlite")
+            assert storage.workspace.database("catalog.sqlite") == path
     assert list(seen(outside)) == ["victim"]
     kept = [p for p in storage.root.iterdir() if ".foreign-" in p.name]
     assert len(kept) == 4 and all((p / "inside").exists() for p in kept)
@@ -256,7 +257,7 @@ def test_databases_that_sqlite_is_not_let_near(storage: LocalStorage, outside: P
 
 def test_a_journal_that_names_a_file_outside(storage: LocalStorage, outside: Path) -> None:
     """SQLite itself would remove the file that a hot journal names as the one above it."""
-    path = storage.database("catalog.sqlite")
+    path = storage.workspace.database("catalog.sqlite")
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("PRAGMA journal_mode=PERSIST")
     db.execute("CREATE TABLE t (x)")
@@ -273,9 +274,9 @@ def test_a_journal_that_names_a_file_outside(storage: LocalStorage, outside: Pat
     path.write_bytes(database)
     Path(f"{path}-journal").write_bytes(journal + record)
     with pytest.raises(DamagedError, match="another journal"):
-        storage.database("catalog.sqlite")
-    storage.discard("catalog.sqlite")
-    assert storage.database("catalog.sqlite") == path and (outside / "victim").exists()
+        storage.workspace.database("catalog.sqlite")
+    storage.workspace.discard("catalog.sqlite")
+    assert storage.workspace.database("catalog.sqlite") == path and (outside / "victim").exists()
 
 
 def test_a_folder_that_is_swapped_all_the_time(tmp_path: Path, outside: Path) -> None:
@@ -307,3 +308,22 @@ def test_a_folder_that_is_swapped_all_the_time(tmp_path: Path, outside: Path) ->
     finally:
         done.set()
         thread.join()
+
+
+def test_an_archive_that_nobody_uses_lets_go_of_its_folder(tmp_path: Path) -> None:
+    """A disk is unmounted after a run that died of an error, too, without waiting for garbage."""
+    storage = LocalStorage(tmp_path)
+    storage.write("archive.toml", b"x")
+    held = storage.workspace.descriptor("lock", create=True)
+    os.close(held)
+    gc.disable()
+    try:
+        del storage
+        open_ones = {os.readlink(f"/proc/self/fd/{fd}") for fd in _descriptors()}
+    finally:
+        gc.enable()
+    assert str(tmp_path) not in open_ones
+
+
+def _descriptors() -> list[str]:
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]

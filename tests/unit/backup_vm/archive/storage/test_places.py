@@ -95,7 +95,7 @@ def test_places_that_can_do_less(tmp_path: Path) -> None:
             storage.write("archive.toml", text)
             assert storage.read("archive.toml") == text
         assert storage.free() is None and storage.capacity() is None
-        with storage.scratch() as file:
+        with storage.workspace.scratch() as file:
             file.write(b"x")
             file.flush()
         storage.remove(NAME)
@@ -121,10 +121,10 @@ def test_a_read_only_place_is_read(faultfs: FaultFS) -> None:
     storage.prepare()
     storage.write("archive.toml", b"x")
     faultfs.read_only()
-    with storage.scratch() as file:
+    with storage.workspace.scratch() as file:
         file.write(b"scratch")
-    assert storage.read("archive.toml") == b"x" and storage.lock(shared=True) is None
+    assert storage.read("archive.toml") == b"x" and storage.workspace.lock(shared=True) is None
     with pytest.raises(SparsebakError, match="Read-only file system"):
-        storage.lock(shared=False)
+        storage.workspace.lock(shared=False)
     with pytest.raises(OSError, match="Read-only file system"):
         storage.write("archive.toml", b"y")

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an archive's files can be asked for, wherever they are: by two interfaces, for the files of
+the archive itself and for those of this machine alone.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO, Protocol
+
+if TYPE_CHECKING:
+    from backup_vm.archive.lease import Locks
+
+TEMPORARY = ".tmp"
+LOCK = "archive.lock"
+WHOLE = 64 << 20
+"""Bytes at most of a file that is read as one."""
+
+
+class NewFile(Protocol):
+    """A file being written; it has its name only after ``finish``."""
+
+    size: int
+
+    def write(self, *parts: bytes | memoryview) -> None:
+        """Append."""
+
+    def finish(self) -> None:
+        """Make it durable under its name."""
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+
+
+class Reader(Protocol):
+    """A file to read from here and there."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from ``offset`` on, fewer at the file's end."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class Files(Protocol):
+    """Files to read and remove, by names with slashes.
+
+    What is no regular file there (a link, a FIFO, a folder) is DamagedError from every method that
+    opens it, as is a file that cannot be read; nothing waits for it, and no link is followed.
+    """
+
+    def close(self) -> None:
+        """Let go of what is open; it is opened again when needed."""
+
+    def describe(self, name: str = "") -> str:
+        """The place of a file, or of the archive, for people."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+
+    def names(self, folder: str, suffix: str) -> list[str]:
+        """Names of the files two levels below ``folder`` that end in ``suffix``, sorted."""
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+
+    def read(self, name: str, limit: int = WHOLE) -> bytes:
+        """A whole (small) file; raise FileNotFoundError, and DamagedError when it is larger than
+        ``limit``.
+        """
+
+    def open(self, name: str) -> BinaryIO:
+        """A file to read here and there, the file itself or a local copy; raise
+        FileNotFoundError.
+        """
+
+    def local(self, name: str) -> Path:
+        """A local path of it, of the file itself or a copy. Prefer ``open``: what a path leads to
+        may change.
+        """
+
+    def reader(self, name: str) -> Reader:
+        """Open a file; raise FileNotFoundError."""
+
+    def remove(self, *names: str) -> None:
+        """Remove files durably, in this order; raise ForbiddenError where that is not allowed."""
+
+
+class Workspace(Files, Protocol):
+    """The files of this machine alone: catalog, partial sessions, locks, scratch."""
+
+    def lock(self, shared: bool) -> int | None:
+        """Keep others away, writers (shared) or all; returns a descriptor to close, None where
+        nothing can be written.
+        """
+
+    def descriptor(self, name: str, create: bool = False) -> int:
+        """One to read and write a file; raise FileNotFoundError, or with ``create`` make it."""
+
+    def database(self, name: str) -> Path:
+        """The path of a database of this machine alone, for SQLite; raise DamagedError for what it
+        must not be let near.
+        """
+
+    def discard(self, name: str) -> None:
+        """Take a database and its journal out of the way, whatever they are."""
+
+    def scratch(self) -> IO[bytes]:
+        """A temporary file without a name, on a disk: it may be large, and /tmp is often memory."""
+
+
+class Storage(Files, Protocol):
+    """The files of one archive. ``uploads``: how many packs may be on their way at once;
+    ``pack_size``: bytes of one.
+
+    ``workspace``: what belongs to this machine alone; ``elsewhere``: whether that is apart from the
+    archive, so that other machines do not see it. ``check`` is called before anything is written,
+    and raises what forbids it: a lease that is lost.
+    """
+
+    uploads: int
+    pack_size: int
+    elsewhere: bool
+    check: Callable[[], None]
+    workspace: Workspace
+
+    def prepare(self) -> None:
+        """Make the place for a new archive; raise SparsebakError where there is something
+        already.
+        """
+
+    def locks(self) -> "Locks":
+        """The files by which writers on all machines keep each other away."""
+
+    def refresh(self) -> None:
+        """Forget what was seen of the store: another machine may have written to it."""
+
+    def writable(self) -> bool:
+        """Whether files can be written at all, as far as that is known."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each file two levels below ``folder``, in no order; -1 of what is no regular
+        file.
+        """
+
+    def unreadable(self) -> list[str]:
+        """Names of other programs' files of which a listing tells, and that are none here."""
+
+    def allocated(self, name: str) -> int:
+        """Bytes that a file takes up, holes left out."""
+
+    def fetch(self, names: list[str]) -> None:
+        """Have local copies of these at hand, got all at once where that is quicker."""
+
+    def create(self, name: str) -> NewFile:
+        """Begin a file."""
+
+    def write(self, name: str, *parts: bytes, mode: int = 0o644) -> None:
+        """Write a small file at once, atomically."""
+
+    def clean(self) -> None:
+        """Remove what a run that died has left half written."""
+
+    def punch(self, name: str, ranges: list[tuple[int, int]]) -> bool:
+        """Give the space of (offset, length) ranges back; they read as zeros then. False where that
+        is impossible.
+        """
+
+    def sync(self) -> None:
+        """Make what ``punch`` did durable."""
+
+    def capacity(self) -> int | None:
+        """Bytes of the whole disk; None where nobody knows."""
+
+    def free(self) -> int | None:
+        """Bytes that can still be written; None where nobody knows."""
