@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-lvm test-ceph test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-ceph test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -15,15 +15,24 @@ test: setup packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/ceph
+	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/zfs --ignore=tests/ceph --ignore=tests/system
+	$(VENV)/bin/pytest tests/system
 	$(VENV)/bin/python tools/oldest.py -n auto -q tests/unit tests/run
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -q -n 2 --dist worksteal
 	@if [ -s build/skipped ]; then echo "make test: passed, but not run here: $$(paste -sd';' build/skipped | sed 's/;/; /g')"; \
 	else echo "make test: passed, all of it"; fi
 
+# Two machines with real systemd and the packages as installed: dom0, and a backup VM. As root; about two minutes.
+test-system: setup packages
+	$(VENV)/bin/pytest tests/system -v
+
 # Tests on real LVM thin pools, in a VM, for machines whose kernel has no device-mapper.
 test-lvm: setup packages
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -v
+
+# Tests on real ZFS pools, in the same VM; the first time, ZFS's modules are built for its kernel.
+test-zfs: setup packages
+	$(VENV)/bin/python tools/zfs_vm.py tests/zfs -v
 
 # Whole archives on a real Ceph: one monitor, OSD and S3 gateway on loopback. When root, installs them from the distribution.
 CEPH := ceph-mon ceph-osd radosgw ceph-common
@@ -142,6 +151,8 @@ install-dom0:
 	install -D -m 0644 policy/79-sparsebak-4.2.policy $(DESTDIR)$(LIB)/policy/79-sparsebak-4.2.policy
 	cd $(DESTDIR)/etc/qubes/policy.d && if [ -e 30-sparsebak.policy ]; then mv 30-sparsebak.policy 30-sparsebak.policy.old; fi
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak-agent $(LIB) dom0_agent.admin.cli
+	install -d $(DESTDIR)$(PREFIX)/share/applications
+	install -m 0644 menu/*.desktop $(DESTDIR)$(PREFIX)/share/applications/
 	cd share/sparsebak-dom0 && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;
 
 # Settings of qubes and dom0's configuration, on Qubes OS: without it they are not backed up.
@@ -150,11 +161,17 @@ install-dom0-settings:
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/dom0-settings/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 
+# States for Qubes' Salt that do what docs/qubes.md says to type.
+install-dom0-salt:
+	install -d $(DESTDIR)/srv/salt/sparsebak
+	install -m 0644 salt/sparsebak/* $(DESTDIR)/srv/salt/sparsebak/
+
 install-vm:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(PREFIX)/bin
 	tools/install-package $(DESTDIR)$(LIB) common wire backup_vm
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/vm/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	install -D -m 0755 qubes-vm/post-install.d/50-sparsebak.sh $(DESTDIR)/etc/qubes/post-install.d/50-sparsebak.sh
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/sparsebak $(LIB) backup_vm.cli
 	tools/install-command $(DESTDIR)$(PREFIX)/bin/spbk-assemble $(LIB) backup_vm.cli.spbk_assemble
 	cd share/sparsebak-vm && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/{} \;

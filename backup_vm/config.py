@@ -11,11 +11,13 @@ from typing import Any
 from backup_vm.errors import UsageError
 from backup_vm.jobs.retention import DEFAULT, Rules, parse_rules
 from backup_vm.paths import home, read_small
+from backup_vm.rate import parse_rate
 from wire.names import BadName, parse_name, parse_volume_name
 
 LARGEST = 1 << 20
 """Bytes that a settings file can have."""
-TEXTS = ("agent", "archive", "require_mount", "caller")
+TEXTS = ("agent", "archive", "require_mount", "caller", "limit_rate", "metrics", "ping_url")
+SWITCHES = ("not_on_battery", "not_metered")
 _DEFAULT, _AFTER, _FREE, _QUBES = "keep_default", "after_backup", "until_free", "qubes"
 
 
@@ -37,9 +39,12 @@ class Retention:
 
 @dataclass(frozen=True)
 class Config:
-    """What the file says; ``texts`` holds those of TEXTS that it has."""
+    """What the file says; ``texts`` holds those of TEXTS that it has, ``switches`` those of
+    SWITCHES that are on.
+    """
 
     texts: dict[str, str] = field(default_factory=dict)
+    switches: frozenset[str] = frozenset()
     retention: Retention = field(default_factory=Retention)
 
 
@@ -78,14 +83,22 @@ def load(given: Path | None) -> Config:
 
 def _check(raw: dict[str, Any]) -> Config:
     retention = raw.pop("retention", {})
+    switches = {key: raw.pop(key) for key in SWITCHES if key in raw}
+    for key, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{key} must be true or false")
     for key, value in raw.items():
         if key not in TEXTS or not isinstance(value, str) or not value.isprintable():
             raise ValueError(
-                f"{key!r} is not a setting (a text); known are {', '.join(TEXTS)}, and [retention]"
+                f"{key!r} is not a setting (a text); known are {', '.join(TEXTS)},"
+                f" {', '.join(SWITCHES)} (true or false), and [retention]"
             )
+    if "limit_rate" in raw:
+        parse_rate(raw["limit_rate"])
     if not isinstance(retention, dict):
         raise ValueError("retention must be a table: [retention]")
-    return Config(raw, _retention(retention))
+    on = frozenset(key for key, value in switches.items() if value)
+    return Config(raw, on, _retention(retention))
 
 
 def _retention(raw: dict[str, Any]) -> Retention:

@@ -20,6 +20,8 @@ class Exit(IntEnum):
     NO_ARCHIVE = 10
     LOCKED = 11
     WRONG_KEY = 12
+    NOT_NOW = 13
+    """The machine is on battery or a metered link, and was told to wait for better."""
     INTERRUPTED = 130
     READER_GONE = 141
     """Standard output was closed by whoever read it: what a program that does not handle SIGPIPE
@@ -28,7 +30,7 @@ class Exit(IntEnum):
 
 
 class SparsebakError(Exception):
-    """An error to be told in one line, with a hint if there is one."""
+    """An error to be reported in one line, with a hint if there is one."""
 
     code = Exit.FAILED
 
@@ -79,6 +81,12 @@ class RemovedError(LockedError):
             f"session {session} was removed by another machine while it was read",
             "run it again; see: sparsebak list",
         )
+
+
+class NotNowError(SparsebakError):
+    """Nothing was done, because the moment is not one to do it in."""
+
+    code = Exit.NOT_NOW
 
 
 class WrongKeyError(SparsebakError):

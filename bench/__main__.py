@@ -33,7 +33,7 @@ READING = ("assemble", "verify", "restore")
 
 @contextmanager
 def pool_on_btrfs(work: Path) -> Iterator[Path]:
-    """A Btrfs of its own in a file, for the images; everything else lies on the file system of the
+    """A Btrfs of its own in a file, for the images; everything else is on the file system of the
     work folder.
     """
     if os.geteuid() != 0:

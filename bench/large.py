@@ -43,7 +43,7 @@ def steps(pool: Path, work: Path, size: int, content: int) -> dict[str, Measured
     }
     found |= {"verify": tool.verify(), "prune": tool.prune(), "restore": tool.restore()}
     shutil.rmtree(work / "dom0" / "volumes")
-    found["all compared anew, after dom0's state was lost"] = tool.backup()
+    found["all compared again, after dom0's state was lost"] = tool.backup()
     tool.close()
     return {name: measured for name, measured in found.items() if measured is not None}
 

@@ -47,8 +47,8 @@ def report(
             " sparsebak sealed, every call a"
         ),
         (
-            "process of its own, forked by a resident agent (sparsebak-files: started anew). borg"
-            " and wyng not encrypted, restic"
+            "process of its own, forked by a resident agent (sparsebak-files: started for it)."
+            " borg and wyng not encrypted, restic"
         ),
         "and wyng-encrypted as they come.",
         "",

@@ -158,9 +158,9 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
         return prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
 
     return {
-        "catalog made anew": opened(rebuild, True),
+        "catalog made again": opened(rebuild, True),
         "list": opened(listing),
-        "where a range of 1 GiB lies": opened(a_range),
+        "where a range of 1 GiB is": opened(a_range),
         "all ids of the newest image": opened(known),
         "prune one session": opened(prune_one, True),
         "prune by the default rules": opened(thin, True),

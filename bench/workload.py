@@ -16,7 +16,7 @@ MIB = 1 << 20
 IMAGE = 8 << 30
 CONTENT = 3 << 30
 RUN = 3 * MIB
-"""Content lies in runs of this size, spread over the image."""
+"""Content is in runs of this size, spread over the image."""
 
 
 def ordinary(seed: int) -> Iterator[bytes]:

@@ -68,7 +68,7 @@ class ImageWriter:
         pwrite_all(self.fd, b"".join(parts), offset)
 
     def _aligned(self, parts: list[bytes], length: int) -> memoryview:
-        # Parts lie wherever they were decompressed to, and O_DIRECT takes whole pages only.
+        # Parts are wherever they were decompressed to, and O_DIRECT takes whole pages only.
         buffer: mmap.mmap | None = getattr(self._buffers, "buffer", None)
         if buffer is None or len(buffer) < length:
             buffer = self._buffers.buffer = mmap.mmap(-1, max(length, WRITE_BYTES))

@@ -14,9 +14,19 @@ from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE
 from wire.names import BadName, parse_name, parse_volume_name
 
 DEFAULT_PATH = Path("/etc/sparsebak/agent.toml")
-DRIVERS = ("file", "reflink", "lvm_thin")
+DRIVERS = {
+    "file": ("sources.file", "targets.file"),
+    "reflink": ("sources.reflink", "targets.file"),
+    "lvm_thin": ("sources.lvm_thin", "targets.lvm"),
+    "zfs": ("sources.zfs", "targets.zfs"),
+}
+"""Kinds of storage, and the modules behind each, which the resident agent imports before any call.
+"""
+ZVOLS = Path("/dev/zvol")
+"""Where udev has a link to the device of each ZFS volume, by its name."""
 CATALOGS = ("static", "qubes")
 
+_ZFS_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,255}(/[A-Za-z0-9_.:-]{1,255})*", re.ASCII)
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)
 
 
@@ -26,8 +36,8 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Pool:
-    """A place that holds volumes: a directory, or with driver ``lvm_thin`` a thin pool in a volume
-    group.
+    """A place that holds volumes: a directory; with driver ``lvm_thin`` a thin pool in a volume
+    group; with driver ``zfs`` a dataset, ``path`` being where the devices of its volumes are.
 
     The limits, in percent, are how full the pool (of a thin pool its data, and its metadata) may be
     before snapshots are refused.
@@ -154,13 +164,14 @@ def _pool(entry: dict[str, Any], base: Path) -> Pool:
     driver, name = _text(entry, "driver"), parse_name(_text(entry, "name"), "pool")
     if driver not in DRIVERS:
         raise ValueError(f"pool {name}: driver {driver!r} is not one of {', '.join(DRIVERS)}")
-    own = (
-        {"volume_group", "thin_pool", "data_limit", "metadata_limit"}
-        if driver == "lvm_thin"
-        else {"path", "data_limit"}
-    )
-    if unknown := sorted(set(entry) - own - {"name", "driver"}):
+    own = {
+        "lvm_thin": {"volume_group", "thin_pool", "metadata_limit"},
+        "zfs": {"dataset"},
+    }.get(driver, {"path"})
+    if unknown := sorted(set(entry) - own - {"name", "driver", "data_limit"}):
         raise ValueError(f"pool {name}: a pool of driver {driver} has no setting {unknown[0]!r}")
+    if driver == "zfs":
+        return Pool(name, driver, devices(_text(entry, "dataset")), "", "", **limits(entry))
     if driver != "lvm_thin":
         return Pool(name, driver, base / _text(entry, "path"), "", "", **limits(entry))
     group, pool = _text(entry, "volume_group"), _text(entry, "thin_pool")
@@ -171,12 +182,31 @@ def _pool(entry: dict[str, Any], base: Path) -> Pool:
     return Pool(name, driver, Path("/dev") / group, group, pool, **limits(entry))
 
 
+def devices(name: str) -> Path:
+    """Where udev has the devices of the volumes below a ZFS dataset; raise ValueError for what is
+    no name of one (zfs(8), "ZFS Components").
+    """
+    if not _zfs_name(name):
+        raise ValueError(f"{name!r} must be the name of a ZFS dataset")
+    return ZVOLS / name
+
+
+def dataset(pool: Pool) -> str:
+    """Undo devices."""
+    return str(pool.path.relative_to(ZVOLS))
+
+
 def limits(entry: dict[str, Any]) -> dict[str, int]:
     """How full a pool may be, as an entry of it says; raise ValueError."""
     return {
         key: _number(entry, key, getattr(Pool, key), 1, 100)
         for key in ("data_limit", "metadata_limit")
     }
+
+
+def _zfs_name(name: str) -> bool:
+    parts = name.split("/")
+    return _ZFS_NAME.fullmatch(name) is not None and not {".", ".."} & set(parts)
 
 
 def _lvm_name(name: str) -> bool:
@@ -201,6 +231,11 @@ def _volume(entry: dict[str, Any], pools: dict[str, Pool]) -> Volume:
                 f" {pool.volume_group}"
             )
         return Volume(qube, volume, pool, lv)
+    if pool.driver == "zfs" and not _zfs_name(vid):
+        raise ValueError(
+            f"volume {qube}/{volume}: vid {vid!r} must be the name of a ZFS volume, from pool"
+            f" {pool.name}'s dataset on"
+        )
     if (
         PurePosixPath(vid).is_absolute()
         or ".." in PurePosixPath(vid).parts

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Structures of Linux's ioctl calls, in the machine's own order of bytes, as ``include/uapi/linux``
-has them. They are declared as those of wire.layout are.
+"""Structures of Linux's ioctl calls, and of ZFS, in the machine's own order of bytes, as
+``include/uapi/linux`` has them. They are declared as those of wire.layout are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class FiemapHead(Structure, compiled=COMPILED):
     start: Annotated[int, Int64un * "first byte of the file that is asked about"]
     span: Annotated[int, Int64un * "bytes from there on"]
     flags: Annotated[int, Int32un * "how to look"]
-    mapped: Annotated[int, Int32un * "extents that are told"]
+    mapped: Annotated[int, Int32un * "extents that are returned"]
     room: Annotated[int, Int32un * "extents that there is room for"]
     reserved: Annotated[int, Int32un]
 
@@ -105,3 +105,98 @@ class ByteRange(Structure, compiled=COMPILED):
 
     start: Annotated[int, Int64un]
     span: Annotated[int, Int64un]
+
+
+class ZvolName(Structure, compiled=COMPILED):
+    """What BLKZNAME gives, of OpenZFS' ``zfs_ioctl.h``: the dataset that a device stands for."""
+
+    name: Annotated[bytes, Bytes(256) * "ends at the first zero"]
+
+
+class StreamRecord(Structure, compiled=COMPILED):
+    """``dmu_replay_record_t``, of OpenZFS' ``zfs_ioctl.h``: one record of a stream of ``zfs send``;
+    its payload follows.
+    """
+
+    kind: Annotated[int, Int32un]
+    head_payload: Annotated[int, Int32un * "bytes that follow the first record"]
+    body: Annotated[bytes, Bytes(304) * "depends on the kind"]
+
+
+class StreamBegin(Structure, compiled=COMPILED):
+    """``struct drr_begin``."""
+
+    magic: Annotated[int, Int64un]
+    version: Annotated[int, Int64un * "1 in the lowest two bits: one stream, of two snapshots"]
+    created: Annotated[int, Int64un]
+    kind: Annotated[int, Int32un * "of the dataset"]
+    flags: Annotated[int, Int32un]
+    new_guid: Annotated[int, Int64un]
+    old_guid: Annotated[int, Int64un]
+    name: Annotated[bytes, Bytes(256)]
+
+
+class StreamObject(Structure, compiled=COMPILED):
+    """Beginning of ``struct drr_object``."""
+
+    object: Annotated[int, Int64un]
+    kind: Annotated[int, Int32un]
+    bonus_kind: Annotated[int, Int32un]
+    block: Annotated[int, Int32un * "bytes of a block"]
+    bonus: Annotated[int, Int32un * "bytes that follow, filled up to a multiple of 8"]
+    reserved: Annotated[bytes, Bytes(4)]
+    raw_bonus: Annotated[int, Int32un * "bytes that follow instead, if not 0"]
+
+
+class StreamWrite(Structure, compiled=COMPILED):
+    """``struct drr_write``."""
+
+    object: Annotated[int, Int64un]
+    kind: Annotated[int, Int32un]
+    reserved: Annotated[int, Int32un]
+    offset: Annotated[int, Int64un]
+    span: Annotated[int, Int64un * "bytes of the object, which follow unless compressed"]
+    new_guid: Annotated[int, Int64un]
+    checksum: Annotated[bytes, Bytes(2)]
+    compression: Annotated[int, Int8un * "0 for none"]
+    key: Annotated[bytes, Bytes(45)]
+    compressed: Annotated[int, Int64un * "bytes that follow, if compressed"]
+
+
+class StreamFree(Structure, compiled=COMPILED):
+    """``struct drr_free``; ``struct drr_freeobjects`` is the same without the object."""
+
+    object: Annotated[int, Int64un]
+    offset: Annotated[int, Int64un]
+    span: Annotated[int, Int64un * "all ones: to the end"]
+
+
+class StreamEmbedded(Structure, compiled=COMPILED):
+    """``struct drr_write_embedded``."""
+
+    object: Annotated[int, Int64un]
+    offset: Annotated[int, Int64un]
+    span: Annotated[int, Int64un]
+    new_guid: Annotated[int, Int64un]
+    how: Annotated[bytes, Bytes(8)]
+    bytes: Annotated[int, Int32un]
+    compressed: Annotated[int, Int32un * "bytes that follow, filled up to a multiple of 8"]
+
+
+class StreamSpill(Structure, compiled=COMPILED):
+    """Beginning of ``struct drr_spill``."""
+
+    object: Annotated[int, Int64un]
+    span: Annotated[int, Int64un * "bytes that follow unless compressed"]
+    new_guid: Annotated[int, Int64un]
+    flags: Annotated[int, Int8un]
+    compression: Annotated[int, Int8un]
+    reserved: Annotated[bytes, Bytes(6)]
+    compressed: Annotated[int, Int64un * "bytes that follow, if compressed"]
+
+
+class StreamEnd(Structure, compiled=COMPILED):
+    """Beginning of ``struct drr_end``."""
+
+    checksum: Annotated[bytes, Bytes(32)]
+    new_guid: Annotated[int, Int64un]

@@ -11,7 +11,7 @@ from wire.status import Code, Refused
 
 
 def connect() -> Any:
-    """A qubesadmin.Qubes that remembers what it was told, or Refused where there is none."""
+    """A qubesadmin.Qubes that remembers what it was answered, or Refused where there is none."""
     try:
         import qubesadmin
     except ImportError:

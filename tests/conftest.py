@@ -211,7 +211,7 @@ def commands(site: Site, commands_for: "Callable[[Site], Commands]") -> "Command
 
 @pytest.fixture
 def faultfs(tmp_path: Path) -> Iterator[FaultFS]:
-    """A folder that fails where it is told to; see tests/faultfs.py. ``faultfs.path`` is it."""
+    """A folder that fails where it is to; see tests/faultfs.py. ``faultfs.path`` is it."""
     with fault_system(tmp_path / "faultfs") as system:
         yield system
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A FUSE file system that hands everything on to a folder, and fails where it is told to.
+"""A FUSE file system that hands everything on to a folder, and fails where it is to.
 
 The real thing below it is a folder of this machine, the kernel's own FUSE above: what a program
 meets is what a failing disk, a full one, a quota or a network mount answers. ``FaultFS`` is what
@@ -38,7 +38,8 @@ rename onto a name that exists."""
 @dataclass(frozen=True)
 class Fault:
     """One fault. ``operation`` and ``path`` are patterns (``fnmatch``), ``path`` of the name within
-    the mount: ``packs/*``. Several patterns of operations are separated by commas.
+    the mount: ``packs/*``; it is met by what a folder of that name holds, too. Several patterns of
+    operations are separated by commas.
 
     After ``after`` calls that go well, ``times`` calls fail (None: all). With ``short`` a write
     takes so many bytes instead; with ``delay`` the call waits so many seconds first. ``then`` is
@@ -162,7 +163,7 @@ class _Faults:
                 patterns = fault.operation.split(",")
                 if not any(fnmatch.fnmatchcase(operation, pattern) for pattern in patterns):
                     continue
-                if not fnmatch.fnmatchcase(path.lstrip("/"), fault.path):
+                if not _is_within(path.lstrip("/"), fault.path):
                     continue
                 seen = self._seen[number] = self._seen[number] + 1
                 if seen <= fault.after:
@@ -175,6 +176,10 @@ class _Faults:
                     self._failed.append(f"{operation} {path}")
                 return fault
         return None
+
+
+def _is_within(name: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, one) for one in (pattern, f"{pattern}/*"))
 
 
 def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
@@ -191,6 +196,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
         use_ns = True
         _files: dict[int, bool] = {}  # noqa: RUF012 - there is one System
         """Open files by descriptor, and whether they were opened for writing."""
+        _direct: set[int] = set()  # noqa: RUF012
+        """Those of them that were opened to be written past the page cache."""
 
         def access(self, path: str, amode: int) -> int:
             if not os.access(real + path, amode):
@@ -220,6 +227,8 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
         def open(self, path: str, flags: int) -> int:
             fd = os.open(real + path, flags & ~(os.O_DIRECT | os.O_NOFOLLOW))
             self._files[fd] = flags & os.O_ACCMODE != os.O_RDONLY
+            if flags & os.O_DIRECT:
+                self._direct.add(fd)
             return fd
 
         def create(self, path: str, mode: int, fi: Any = None) -> int:
@@ -244,6 +253,7 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
 
         def release(self, path: str, fh: int) -> int:
             del self._files[fh]
+            self._direct.discard(fh)
             os.close(fh)
             return 0
 
@@ -315,7 +325,9 @@ def _serve(real: str, mount: str, control: str, options: set[str]) -> None:
                 time.sleep(fault.delay)
             if fault is not None and fault.error:
                 raise error(getattr(errno, fault.error))
-            if name == "write" and fault is not None and fault.short:
+            # What is short past the page cache, the kernel itself answers with EIO.
+            short = name == "write" and fault is not None and args[2] not in self._direct
+            if short and fault is not None and fault.short:
                 args = (args[0][: fault.short], *args[1:])
             return method(self, path, *args)
 

@@ -122,7 +122,7 @@ class Site:
             self.recovery = self.add_archive("tests", self.archive, sealed, chunk_size, suite)
 
     def _make(self) -> None:
-        """Make what lies in the pool, and agent.toml."""
+        """Make what is in the pool, and agent.toml."""
         self.pool.mkdir(parents=True)
         lines = [
             'state_dir = "dom0"',
@@ -154,7 +154,7 @@ class Site:
             _, recovery = archives.add(keyring, label, "backup-vm", suite, chunk_size, passphrase)
         finally:
             slots.SCRYPT_LOG_N = log_n
-        entry, found = Agent(InProcess(self.config)).enroll(label)
+        entry, found, _ = Agent(InProcess(self.config)).enroll(label)
         master = entry.key if entry.mode == MODE_OPEN else None
         create_archive(
             folder,

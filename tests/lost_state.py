@@ -17,7 +17,7 @@ def volumes(site: Site) -> Path:
 
 
 def sent(site: Site) -> int:
-    """Bytes that a backup stores anew; the newest session is then what the volume holds."""
+    """Bytes that a backup stores again; the newest session is then what the volume holds."""
     (done,) = site.backup().done
     assert list(site.images().values())[-1] == site.contents()
     assert len(site.snapshots()) == 1
@@ -75,7 +75,7 @@ def state_of_another_life(site: Site) -> None:
     assert list(site.images(folder=other).values())[-1] == site.contents()
 
 
-def changed_map_is_lost(site: Site) -> None:
+def bitmap_is_lost(site: Site) -> None:
     rng = random.Random(4)
     two_sessions(site, rng)
     site.monitor()
@@ -176,7 +176,7 @@ SCENARIOS: list[Callable[[Site], None]] = [
     state_is_lost,
     state_is_an_old_copy,
     state_of_another_life,
-    changed_map_is_lost,
+    bitmap_is_lost,
     ids_are_lost,
     ids_are_damaged,
     log_is_damaged_before_commit,

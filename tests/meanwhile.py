@@ -61,7 +61,7 @@ class Scene:
         return scene
 
     def files(self) -> dict[str, Path]:
-        """Names in the archive, and where they lie."""
+        """Names in the archive, and where they are."""
         folder = self.site.archive
         found = (path for path in sorted(folder.rglob("*")) if path.is_file())
         return {str(path.relative_to(folder)): path for path in found}
@@ -121,7 +121,7 @@ class Reading:
     right: Callable[[Scene, Path, Any], bool] = lambda *_: True
     wanted: int | None = None
     lenient: bool = False
-    """Whether it goes on without a session that is gone."""
+    """Whether it continues without a session that is gone."""
     ignores: bool = False
     """Whether it says nothing of what an image lacks."""
 

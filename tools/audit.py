@@ -23,7 +23,7 @@ ROOMS = {
     "dom0_agent/sources": "kinds of storage; read only",
     "dom0_agent/targets": "new contents",
     "dom0_agent/catalog": "which volumes there are",
-    "dom0_agent": "configuration, keys, changed maps",
+    "dom0_agent": "configuration, keys, bitmaps",
     "wire": "what crosses between the two sides",
     "common": "writing files, text",
     "dom0_agent/admin": "the administrator's side; no call gets here",
@@ -37,6 +37,7 @@ UNTRUSTED = (
     "dom0_agent/rpc/streams.py",
     "dom0_agent/rpc/receiving.py",
     "dom0_agent/rpc/services/extract.py",
+    "dom0_agent/tracking/next_session.py",
     "dom0_agent/tracking/rotation.py",
     "dom0_agent/admin/adoption.py",
     "dom0_agent/admin/cli/keys.py",
@@ -53,10 +54,27 @@ UNTRUSTED = (
 )
 """Modules that handle bytes which a backup VM chose, before or while they are proven."""
 MACHINES = {
-    "Qubes OS, thin pool": ("reflink", "btrfs", "fiemap", "extents", "targets/lvm", "static"),
-    "Qubes OS, Btrfs or XFS": ("lvm_thin", "thin_", "sources/lvm", "targets/lvm", "static"),
-    "elsewhere, thin pool": ("reflink", "btrfs", "fiemap", "extents", "qubesd", "kept", "dropbox"),
-    "elsewhere, Btrfs or XFS": ("lvm", "thin_", "qubesd", "kept", "dropbox"),
+    "Qubes OS, thin pool": (
+        "reflink",
+        "btrfs",
+        "fiemap",
+        "extents",
+        "zfs",
+        "targets/lvm",
+        "static",
+    ),
+    "Qubes OS, Btrfs or XFS": ("lvm_thin", "thin_", "sources/lvm", "zfs", "targets/lvm", "static"),
+    "elsewhere, thin pool": (
+        "reflink",
+        "btrfs",
+        "fiemap",
+        "extents",
+        "zfs",
+        "qubesd",
+        "kept",
+        "dropbox",
+    ),
+    "elsewhere, Btrfs or XFS": ("lvm", "thin_", "zfs", "qubesd", "kept", "dropbox"),
 }
 """Of what can be reached, parts of the names of modules that a kind of machine never loads."""
 _NO_CODE = {

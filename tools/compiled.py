@@ -21,7 +21,7 @@ MODULES = {
     "wire/compiled.py": ("wire.messages", "wire.records", "wire.slots", "wire.merkle"),
     "backup_vm/archive/compiled.py": ("backup_vm.archive.format",),
     "dom0_agent/compiled.py": (
-        "dom0_agent.changed_map",
+        "dom0_agent.bitmap",
         "dom0_agent.kernel",
         "dom0_agent.tracking.chunk_ids",
         "dom0_agent.tracking.pending_log",

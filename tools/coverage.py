@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
                 "-n",
                 "auto",
                 "--ignore=tests/lvm",
+                "--ignore=tests/system",
                 "--ignore=tests/ceph",
                 "--ignore=tests/fuzz",
             ]

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -35,7 +36,9 @@ LINKS = dict.fromkeys(
     for kind in ("vg", "lv", "pv")
     for verb in ("create", "remove", "change", "s", "resize", "extend", "convert", "rename")
 }
-MODULES = ("crc32c-generic", "dm-thin-pool", "dm-snapshot", "loop", "ext4")
+MODULES = ["crc32c-generic", "dm-thin-pool", "dm-snapshot", "loop", "ext4"]
+ADDED: list[Callable[[Path], None]] = []
+"""What else is put into the guest's tree, by functions that are given it: see zfs_vm.py."""
 SKIPPED = re.compile(
     r"/(tests?|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pip|mypy|mypyc|setuptools|pkg_resources|_distutils_hack|wheel|atheris|numpy/f2py"
     r"|config-\d[^/]*|site-packages/[^/]*mypyc[^/]*\.so|ruff[^/]*|torch[^/]*|[^/]*_with_fuzzer\.so|libclang_rt[^/]*|sparsebak-coverage.pth)(/|$)|\.(a|pyi|h|exe)$"
@@ -83,10 +86,11 @@ def main(arguments: list[str]) -> int:
     ]
     if missing:
         print(
-            f"test-lvm: {', '.join(missing)} missing; run 'make packages' as root", file=sys.stderr
+            f"the test VM: {', '.join(missing)} missing; run 'make packages' as root",
+            file=sys.stderr,
         )
         return 1
-    kernel, modules = _kernel()
+    image, modules = kernel()
     base = _base(modules)
     project = BUILD / "project.cpio"
     _project(project, words)
@@ -95,7 +99,7 @@ def main(arguments: list[str]) -> int:
         for part in (base, project):
             with open(part, "rb") as file:
                 shutil.copyfileobj(file, out, 1 << 20)
-    return _boot(kernel, combined)
+    return _boot(image, combined)
 
 
 def _boot(kernel: Path, image: Path) -> int:
@@ -148,21 +152,20 @@ def _boot(kernel: Path, image: Path) -> int:
                 print(line.rstrip("\r\n"), flush=True)
         timer.cancel()
     print(
-        f"test-lvm: {'passed' if code == 0 else 'FAILED'} after {time.monotonic() - started:.0f} s"
-        " in the VM",
+        f"test VM: {'passed' if code == 0 else 'FAILED'} after {time.monotonic() - started:.0f} s",
         flush=True,
     )
     return code
 
 
-def _kernel() -> tuple[Path, Path]:
+def kernel() -> tuple[Path, Path]:
     """Debian's newest stock kernel, unpacked: its image and its modules."""
     tree = BUILD / "kernel"
     if not list(tree.glob("boot/vmlinuz-*")):
         if _which("apt-get") is None:
             sys.exit(
-                "test-lvm: the kernel comes from Debian's packages; elsewhere, as root: pytest"
-                " tests/lvm"
+                "the test VM's kernel comes from Debian's packages; elsewhere, as root: pytest"
+                " tests/lvm tests/zfs"
             )
         shutil.rmtree(BUILD, ignore_errors=True)
         BUILD.mkdir(parents=True)
@@ -174,7 +177,7 @@ def _kernel() -> tuple[Path, Path]:
         )
         package = re.search(r"linux-image-[\d.]+[\w.+-]*-amd64", depends.stdout)
         if package is None:
-            sys.exit("test-lvm: no kernel package found; run 'apt-get update' first")
+            sys.exit("no kernel package found; run 'apt-get update' first")
         subprocess.run(
             ["apt-get", "-qq", "download", package[0]],
             cwd=BUILD,
@@ -194,8 +197,8 @@ def _kernel() -> tuple[Path, Path]:
 
 
 def _base(modules: Path) -> Path:
-    """All of the guest's root but the project itself, as a cpio archive; made anew when anything in
-    it is another.
+    """All of the guest's root but the project itself, as a cpio archive; made again when anything
+    in it is another.
     """
     venv, prefix = ROOT / ".venv", Path(sys.base_prefix)
     library = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
@@ -205,6 +208,7 @@ def _base(modules: Path) -> Path:
         if e.name != HOOK
     )
     state = [sys.version, str(modules), *packages, Path(__file__).read_text()]
+    state += [f"{add.__module__} {Path(add.__code__.co_filename).read_text()}" for add in ADDED]
     state.append(f"{lvm_root.given()} {Path(lvm_root.__file__).read_text()}")
     key = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     image = BUILD / f"base-{key}.cpio"
@@ -234,6 +238,8 @@ def _base(modules: Path) -> Path:
         if not (tree / "usr/sbin" / link).exists():
             (tree / "usr/sbin" / link).symlink_to(target)
     _modules(modules, tree)
+    for add in ADDED:
+        add(tree)
     for folder in ("proc", "sys", "dev", "tmp", "run", "var", "etc"):
         (tree / folder).mkdir(exist_ok=True)
     (tree / "etc/passwd").write_text("root:x:0:0:root:/tmp:/bin/sh\n")

@@ -4,7 +4,7 @@ tests/oldest.txt.
 
     python tools/oldest.py TESTS... [pytest's options]
 
-They lie in front of the ones installed, so that the rest of the environment is as it is.
+They are in front of the ones installed, so that the rest of the environment is as it is.
 """
 
 import os

@@ -3,9 +3,9 @@
 [--root NAME]... [TEST...]``.
 
 Without TEST, ``make test`` as a whole. A root is made once by debootstrap under ``build/roots``, as
-root; a clean clone of what is committed lies in its ``/sparsebak``, beside a virtual environment of
+root; a clean clone of what is committed is in its ``/sparsebak``, beside a virtual environment of
 its own that is kept. Mounts and processes end with the run: they have namespaces of their own. One
-line a root says how it went, and its log lies beside the root. Exit code: 1 when one failed.
+line a root says how it went, and its log is beside the root. Exit code: 1 when one failed.
 """
 
 import argparse
@@ -100,23 +100,34 @@ def _passes(name: str, tests: list[str]) -> bool:
 
 
 def _make(name: str, log: int) -> None:
-    """The root by debootstrap, in one step: what was interrupted is begun again."""
-    root, new = BUILD / name, BUILD / f"{name}.new"
-    if not root.exists():
-        shutil.rmtree(new, ignore_errors=True)
-        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", name, str(new)]
-        subprocess.run(command, check=True, stdout=log, stderr=log)
-        new.rename(root)
-    for left in (root / "tmp").iterdir():  # by tests of the run before
+    """The root of a run; what tests of the run before left in it goes."""
+    root = BUILD / name
+    made(name, root, PACKAGES, log)
+    for left in (root / "tmp").iterdir():
         shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     (root / "etc/apt/apt.conf.d/99sparsebak").write_text(SETTINGS)
+    reaching(root, log)
+
+
+def made(suite: str, root: Path, packages: str, log: int) -> None:
+    """The root by debootstrap, in one step: what was interrupted is begun again."""
+    new = root.with_suffix(".new")
+    if not root.exists():
+        shutil.rmtree(new, ignore_errors=True)
+        command = ["debootstrap", "--variant=minbase", f"--include={packages}", suite, str(new)]
+        subprocess.run(command, check=True, stdout=log, stderr=log)
+        new.rename(root)
+
+
+def reaching(root: Path, log: int) -> None:
+    """A root that reaches the registries that this machine reaches."""
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     shutil.copytree(Path("/") / AUTHORITIES, root / AUTHORITIES, dirs_exist_ok=True)
     subprocess.run(["chroot", root, "update-ca-certificates"], check=True, stdout=log, stderr=log)
 
 
 def _clone(name: str) -> None:
-    """What is committed, clean but for what git ignores: the virtual environment and build/."""
+    """What is committed, clean except for what git ignores: the virtual environment and build/."""
     tree = BUILD / name / INSIDE
     git = ["git", "-c", "advice.detachedHead=false"]
     if not tree.exists():

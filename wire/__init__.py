@@ -33,7 +33,7 @@ NO_ARCHIVE = bytes(16)
 
 CLAIMED_SEQUENCE = (1 << 32) + (1 << 20)
 """Sequence number that an archive may claim for a session that dom0 does not know of, at most: from
-there on dom0 counts by one, whatever it is told.
+there on dom0 counts by one, whatever a caller says.
 """
 
 LAST_SEQUENCE = CLAIMED_SEQUENCE + (1 << 20)

@@ -60,10 +60,14 @@ _MEANINGS = {
 }
 Parsed = TypeVar("Parsed", bound=Message)
 _EXITS = {
-    125: "the service is not executable in dom0",
-    126: "dom0's policy refused the call",
-    127: "the service is not installed in dom0",
+    125: ("the service is not executable in dom0", "in dom0: install sparsebak-dom0 again"),
+    126: (
+        "dom0's policy refused the call, or its user did",
+        "if the qube is new, in dom0: sparsebak-agent setup NAME-OF-THIS-QUBE",
+    ),
+    127: ("the service is not installed in dom0", "in dom0: install sparsebak-dom0"),
 }
+"""Exit codes of qrexec-client-vm: what each means, and what to do."""
 _LAST_BYTES = 5.0
 """Seconds that the thread which feeds a call has to end when the call has."""
 
@@ -111,10 +115,9 @@ class Reply:
                 yield kind, payload
         except CutShort:
             code = self.connection.process.wait()
-            reason = _EXITS.get(code, "the agent ended without an answer")
-            raise AgentError(
-                f"{self.what}: {reason}", self.connection.last_words() or "see dom0's log"
-            ) from None
+            other = "the agent ended without an answer", self.connection.last_words()
+            reason, hint = _EXITS.get(code, other)
+            raise AgentError(f"{self.what}: {reason}", hint or "see dom0's log") from None
         self.status = self.parsed(Status, payload)
         if self.status.code != Code.OK:
             raise RefusedError(self.what, self.status, self.connection.last_words())

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from time import monotonic
-from typing import IO
+from typing import IO, NamedTuple
 
 from backup_vm.agent.call import Call, Reply
 from backup_vm.agent.transport import Connection, Transport
@@ -39,6 +39,16 @@ silent.
 ENDING = 8
 """Calls that have said their last and are not waited for yet: each has a descriptor and a process.
 """
+
+
+class Enrolled(NamedTuple):
+    """An archive as dom0 has it: its parameters, the key slots for its archive.toml, and the
+    agent's version, empty if it does not tell.
+    """
+
+    archive: ArchiveEntry
+    slots: list[bytes]
+    version: str
 
 
 class Agent:
@@ -103,12 +113,8 @@ class Agent:
         while len(self._ending) > ENDING:
             self._ending.pop(0).close()
 
-    def enroll(self, label: str) -> tuple[ArchiveEntry, list[bytes]]:
-        """Parameters and key slots of the archive made in dom0 under a label."""
-        return self.introduce(label)[:2]
-
-    def introduce(self, label: str) -> tuple[ArchiveEntry, list[bytes], str]:
-        """The same, and the agent's version; empty if it does not tell."""
+    def enroll(self, label: str) -> Enrolled:
+        """What dom0 says of the archive made there under a label."""
         with self._call("Enroll", Request(label=label)) as reply:
             frames = reply.only()
         entry = next(
@@ -122,7 +128,7 @@ class Agent:
         if entry is None:
             raise AgentError("Enroll: the agent sent no archive")
         version = next((payload for kind, payload in frames if kind == KIND_VERSION), b"")
-        return (
+        return Enrolled(
             entry,
             [payload for kind, payload in frames if kind == KIND_SLOT],
             printable(version[:32].decode("ascii", "replace")),

@@ -10,6 +10,7 @@ from backup_vm.archive import catalog_file, naming, partial, reconcile, sessions
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, chain
+from backup_vm.archive.listing import Listing
 from backup_vm.archive.looking import Looking
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
@@ -238,7 +239,7 @@ class Archive:
         if self.open_catalog is not None:
             self.open_catalog.close()
             self.open_catalog = None
-        self.open_catalog = reconcile.rebuild(self, reconcile.Listing.of(self.storage), known)
+        self.open_catalog = reconcile.rebuild(self, Listing.of(self.storage), known)
 
     def doubt_catalog(self) -> bool:
         """A reader found the catalog to be wrong: make another, aside, once. Whether that was done,
@@ -250,7 +251,7 @@ class Archive:
             if not self._doubted and not self.writing and not self.derived:
                 where = self.storage.workspace.describe(catalog_file.NAME)
                 self.warnings.append(f"{where} does not say where chunks are; run: sparsebak scrub")
-                now = reconcile.Listing.of(self.storage)
+                now = Listing.of(self.storage)
                 known = reconcile.Remembered.of(self.open_catalog)
                 self.replace_catalog(reconcile.rebuild(self, now, known))
                 self._doubted = True

@@ -4,7 +4,7 @@ from packs and sessions.
 
 It says for which files it was made (``packs`` and ``files``, names and sizes): it is believed only
 where the store has just these (see reconcile.py). Only chunks that a session (or a partial one)
-refers to are in ``chunks``, and those of a run that is going on. What nothing refers to any more is
+refers to are in ``chunks``, and those of a run now. What nothing refers to any more is
 in ``freed``, until its space has been given back: candidates, no more. ``spoilt``: sessions known
 to lack chunks, or one that they build on. ``rotten``: where a pack does not hold what its index
 says. ``meta``: see marks.py.
@@ -141,7 +141,7 @@ class ChunkCatalog(CatalogBase):
         return len(wanted) - found
 
     def places(self, ids: Iterable[bytes]) -> dict[bytes, Place]:
-        """Where chunks lie; those not stored are missing from the answer. May be called from
+        """Where chunks are; those not stored are missing from the answer. May be called from
         several threads at once.
         """
         wanted, found = list(set(ids)), {}

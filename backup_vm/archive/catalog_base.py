@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The catalog as a database: its schema, transactions, and what it remembers beside where chunks
-lie.
+are.
 """
 
 import functools

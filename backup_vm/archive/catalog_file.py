@@ -34,7 +34,7 @@ def folder_aside() -> "TemporaryDirectory[str]":
 
 
 def half_written(workspace: Workspace) -> bool:
-    """Whether a journal lies beside the catalog, that the next one who writes plays back."""
+    """Whether a journal is beside the catalog, that the next one who writes plays back."""
     name = NAME + JOURNAL
     return workspace.exists(name) and workspace.size(name) > 0
 

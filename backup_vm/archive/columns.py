@@ -152,7 +152,7 @@ class Columns:
         return rows
 
     def _read(self, at: int, end: int) -> _Rows:
-        """Some rows; DamagedError also where numbers do not rise, or lie beyond the volume."""
+        """Some rows; DamagedError also where numbers do not rise, or are beyond the volume."""
         import numpy as np
 
         with self._opened() as fd:

@@ -136,7 +136,7 @@ def leave_out(archive: "Archive", catalog: ChunkCatalog, rotten: Iterable[tuple[
 
 
 def forget_holes(archive: "Archive", catalog: ChunkCatalog, suspects: dict[int, str]) -> int:
-    """Take out what lies in holes of these packs; returns how many chunks."""
+    """Take out what is in holes of these packs; returns how many chunks."""
     forgotten = 0
     for number, name in suspects.items():
         entries = [packs.Packed(*row, b"") for row in catalog.chunks_in(number)]

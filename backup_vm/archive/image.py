@@ -33,7 +33,7 @@ def chain(series: Iterable[Session], session: Session) -> tuple[list[Session], b
 
     Also the id of the session which is not in the series although the first one builds on it;
     NO_BASE if all are there. What a session builds on is looked up by id, so that others that have
-    come to lie between do not matter.
+    come to be between do not matter.
     """
     older = {
         one.clear.session: one for one in series if one.clear.sequence < session.clear.sequence

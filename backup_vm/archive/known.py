@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an archive holds of a volume, as the agent is told it, so that it sends only what
+"""What an archive holds of a volume, as it is sent to the agent, so that it sends only what
 differs.
 """
 
@@ -30,7 +30,7 @@ def known_ids(archive: Archive, newest: Session, offer: Offer) -> Callable[[IO[b
     # a chain that breaks off does no harm here: the agent compares each id with the data
     image = Image(archive.storage, known)
     spool = archive.storage.workspace.scratch()
-    with suppress(DamagedError):  # what cannot be told is sent
+    with suppress(DamagedError):  # what is not said to be held is sent
         for _, ids in image.windows():
             places = archive.catalog.places(chunk_id for chunk_id in ids if any(chunk_id))
             spool.write(

@@ -20,74 +20,26 @@ shown or compared.
 """
 
 import errno
-import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from backup_vm.archive.holder import Holder, given_back
+from backup_vm.archive.lease_files import STALE, WRITER, Found, Locks, generation, is_of, look
 from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
 
-FOLDER = "locks"
 RENEWAL = 60.0
 """Seconds between two renewals."""
 _FIRST = 2.0
 """Seconds until the first one, which brings the lease to disk: after a power cut it still says
 whose it was.
 """
-# So long that a machine that sleeps for a few minutes, or a network that is down for ten, does not
-# end a run; no longer, for one that was cut off on another machine keeps others away until then.
-STALE = 1800.0
-"""Seconds without a renewal, by the store's clock, after which a lease is free."""
 _HALF = STALE / 2
 _RETRY = 10.0
-_BEGINNING = 120.0
-"""Seconds after which a lease that says nothing is free: that of a run which died while it made it,
-or whose contents a power cut took. The one has not yet looked for others, and would find them; the
-other, should it still run, finds out at its next renewal. So this must be longer than RENEWAL,
-whatever else is known, of a machine's last start for instance: the folder may be another machine's,
-by NFS or SFTP, and clocks may have been set since.
-"""
 _TRIES = 4
-LONGEST = 4096
-"""Bytes of a lease at most."""
-WRITER, NOTES = "writer", "notes"
-"""Kinds of leases: of the run that writes to the archive, and of one that changes the notes, which
-readers do, too.
-"""
-_NAME = re.compile(r"(writer|notes)-([0-9]{1,15})(?:-[0-9a-f]{16})?")
-_PROBE = re.compile(r"probe-[0-9a-f]{16}")
-
-
-class Locks(Protocol):
-    """The files in an archive's folder ``locks``, as they are in the store at that moment. Raises
-    OSError, SparsebakError.
-    """
-
-    def list(self) -> dict[str, float]:
-        """Names, and when each was written last: seconds by the store's clock."""
-
-    def create(self, name: str, raw: bytes) -> bool | None:
-        """Make a file; False where there is one of that name already, None where the store cannot
-        make sure of that.
-        """
-
-    def put(self, name: str, raw: bytes) -> None:
-        """Write a file, whether it is there or not."""
-
-    def renew(self, name: str, raw: bytes) -> None:
-        """Write a file again; raise FileNotFoundError where it is known to be gone."""
-
-    def read(self, name: str) -> bytes:
-        """A file, the first LONGEST bytes of it; raise FileNotFoundError."""
-
-    def remove(self, name: str) -> None:
-        """Remove a file; nothing happens when it is gone."""
 
 
 def _boot_time() -> float:
@@ -103,74 +55,6 @@ class Clocks:
     boot: Callable[[], float] = _boot_time
     wall: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
-
-
-class Found(dict[str, tuple[float, Holder | None]]):
-    """Leases by name: when renewed, and who holds each; None for one that is free by its
-    age alone.
-    """
-
-    @property
-    def highest(self) -> int:
-        """The highest generation; 0 without any."""
-        return max(map(generation, self), default=0)
-
-    def held(self) -> dict[str, Holder]:
-        """Those that are not free."""
-        return {n: h for n, (_, h) in self.items() if h is not None and not h.gone()}
-
-
-def generation(name: str) -> int:
-    """That of a lease's name."""
-    match = _NAME.fullmatch(name)
-    return int(match[2]) if match else 0
-
-
-def _of(kind: str, name: str) -> bool:
-    match = _NAME.fullmatch(name)
-    return match is not None and match[1] == kind
-
-
-def look(locks: Locks, kind: str = WRITER) -> Found:
-    """What leases of a kind there are."""
-    times = locks.list()
-    found = _judged(locks, kind, times, max(times.values(), default=0.0))
-    if found.held():
-        # Is it still held? A file made now tells what time it is in the store. Our own clock is not
-        # asked: one that runs ahead would take over what is held.
-        probe = f"probe-{os.urandom(8).hex()}"
-        locks.put(probe, b"")
-        try:
-            times = locks.list()
-        finally:
-            with suppress(ForbiddenError, OSError):
-                locks.remove(probe)
-        now = times.get(probe, max(times.values(), default=0.0))
-        found = _judged(locks, kind, times, now)
-    newest = max(times.values(), default=0.0)
-    for name, at in times.items():
-        if _PROBE.fullmatch(name) and newest - at > STALE:  # its maker died
-            with suppress(ForbiddenError, OSError):
-                locks.remove(name)
-    return found
-
-
-def _judged(locks: Locks, kind: str, times: dict[str, float], now: float) -> Found:
-    found = Found()
-    for name, at in times.items():
-        if not _of(kind, name):
-            continue
-        holder = None
-        if now - at <= STALE:
-            try:
-                raw = locks.read(name)
-            except FileNotFoundError:
-                continue
-            # some file systems have zeros where a power cut took what was written
-            if raw.strip(b"\0") or now - at <= _BEGINNING:
-                holder = Holder.load(raw)
-        found[name] = at, holder
-    return found
 
 
 class Lease:
@@ -251,7 +135,7 @@ class Lease:
         # Of two runs that make their files at one time each looks after it has made its own: one of
         # them at least sees the other. Both may withdraw; they try again at random times.
         times = self._locks.list()
-        others = {name: at for name, at in times.items() if _of(self._kind, name)}
+        others = {name: at for name, at in times.items() if is_of(self._kind, name)}
         if others.pop(self.name, None) is None:
             return False
         for name, at in others.items():
@@ -309,7 +193,7 @@ class Lease:
                 self._lose("it was removed")
             mine = generation(self.name)
             # Generations only rise: whoever took over has a higher one, also where our file stays.
-            if any(_of(self._kind, name) and generation(name) > mine for name in times):
+            if any(is_of(self._kind, name) and generation(name) > mine for name in times):
                 self._lose("another run has taken it over")
             try:
                 if self._locks.read(self.name) != self.holder.dump():

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from backup_vm.archive import reconcile, sessions
+from backup_vm.archive.listing import Listing
 from backup_vm.archive.naming import volume_of
 from backup_vm.errors import DamagedError, LockedError, RemovedError
 
@@ -115,7 +116,7 @@ class Looking:
         """
         storage = self._archive.storage
         storage.refresh()
-        if self._packs is not None and reconcile.Listing.of(storage).packs != self._packs:
+        if self._packs is not None and Listing.of(storage).packs != self._packs:
             return True
         sizes = storage.sizes("volumes")
         if any(one is not None and sizes.get(n) != one.file_size for n, one in self._seen.items()):
@@ -144,7 +145,7 @@ class Looking:
         archive, self._aside = self._archive, aside
         with self._lock:
             for left in reversed(range(LOOKS)):
-                warned, now = len(archive.warnings), reconcile.Listing.of(archive.storage)
+                warned, now = len(archive.warnings), Listing.of(archive.storage)
                 self._packs, self._amid = now.packs, True
                 try:
                     catalog = reconcile.open_catalog(archive, now, aside)

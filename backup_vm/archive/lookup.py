@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def places(archive: "Archive", session: "Session", ids: Iterable[bytes]) -> "dict[bytes, Place]":
-    """Where chunks of a session lie; those not stored are missing from the answer.
+    """Where chunks of a session are; those not stored are missing from the answer.
 
     Where nothing is known to be spoilt nothing can be missing, and a catalog that says so is made
     again first.
@@ -49,7 +49,7 @@ def places(archive: "Archive", session: "Session", ids: Iterable[bytes]) -> "dic
 def read(
     archive: "Archive", reader: packs.PackReader, chunk_id: bytes, place: "Place"
 ) -> memoryview:
-    """The sealed chunk that lies at a place, as ``places`` gave it, or where it is now; raise
+    """The sealed chunk that is at a place, as ``places`` gave it, or where it is now; raise
     DamagedError.
     """
     for _ in range(LOOKS):

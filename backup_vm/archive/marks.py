@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the catalog remembers beside where chunks lie: work that is due. Part of the cache, and lost
+"""What the catalog remembers beside where chunks are: work that is due. Part of the cache, and lost
 with it.
 
 Nothing depends on a mark that is lost: a catalog that is made from packs and sessions finds by

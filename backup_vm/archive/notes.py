@@ -18,7 +18,8 @@ from typing import Any
 
 from backup_vm import stopping
 from backup_vm.archive.damage import text_checksum
-from backup_vm.archive.lease import NOTES, Lease
+from backup_vm.archive.lease import Lease
+from backup_vm.archive.lease_files import NOTES
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from common.durable import Busy, closing_fd, lock_fd
@@ -31,6 +32,11 @@ LONGEST_NOTE = 500
 _LONGEST = 32 << 20
 """Bytes: notes of some hundred thousand sessions."""
 _PATIENCE = 10.0
+_SHORT = 16
+"""Digits of a pack's name that are noted: names are random, so that these tell packs apart."""
+_CHECKSUM = 64
+"""Bytes for the second line."""
+_PACK = re.compile(rf"[0-9a-f]{{{_SHORT}}}", re.ASCII)
 _PLACE = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,62}", re.ASCII)
 
@@ -53,11 +59,15 @@ class Check:
 
 @dataclass
 class Notes:
-    """All notes: sessions by id in hexadecimal, the last verification of each, the last scrub."""
+    """All notes: sessions by id in hexadecimal, the last verification of each, the last scrub of
+    everything, the last of a part, and when each pack was last scrubbed (by ``short``).
+    """
 
     sessions: dict[str, Note] = field(default_factory=dict)
     verified: dict[str, Check] = field(default_factory=dict)
     scrubbed: Check | None = None
+    part: Check | None = None
+    packs: dict[str, int] = field(default_factory=dict)
     copies: set[str] = field(default_factory=set)
     """Places at which there is, or was, a copy; see ``_place``."""
 
@@ -129,6 +139,15 @@ def _parse(fields: dict[str, Any]) -> Notes:
         notes.verified[key] = _check(check)
     if fields["scrubbed"] is not None:
         notes.scrubbed = _check(fields["scrubbed"])
+    if fields.get("part") is not None:
+        notes.part = _check(fields["part"])
+    for at, packs in fields.get("packs", []):
+        if type(at) is not int or not 0 <= at <= LAST_TIME:
+            raise ValueError("packs are noted under the time when they were scrubbed")
+        for pack in packs:
+            if not isinstance(pack, str) or not _PACK.fullmatch(pack):
+                raise ValueError(f"a pack is noted as {_SHORT} hexadecimal digits")
+            notes.packs[pack] = at
     for copy in fields.get("copies", []):
         if not isinstance(copy, str) or not _PLACE.fullmatch(copy):
             raise ValueError("a copy is noted as 32 hexadecimal digits")
@@ -154,10 +173,27 @@ def _dump(notes: Notes) -> bytes:
             key: [check.time, check.sound] for key, check in sorted(notes.verified.items())
         },
         "scrubbed": [notes.scrubbed.time, notes.scrubbed.sound] if notes.scrubbed else None,
+        "part": [notes.part.time, notes.part.sound] if notes.part else None,
+        "packs": _by_time(notes.packs),
         "copies": sorted(notes.copies),
     }
     body = json.dumps(fields).encode()
+    if len(body) > _LONGEST - _CHECKSUM:  # they are scrubbed again; tags cannot be had again
+        body = json.dumps(fields | {"packs": []}).encode()
     return body + b"\n" + text_checksum(body).encode() + b"\n"
+
+
+def _by_time(packs: dict[str, int]) -> list[tuple[int, list[str]]]:
+    """Packs by the time of their scrub: of a hundred thousand, few were scrubbed in each run."""
+    found: dict[int, list[str]] = {}
+    for pack, at in sorted(packs.items()):
+        found.setdefault(at, []).append(pack)
+    return sorted(found.items())
+
+
+def short(pack: str) -> str:
+    """What a pack's file name is noted as."""
+    return pack.rpartition("/")[2][:_SHORT]
 
 
 def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
@@ -183,8 +219,8 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
 
 
 def _place(location: str) -> str:
-    """A directory or URL, as it is noted: hashed, for where other copies lie is nobody's
-    business.
+    """A directory or URL, as it is noted: hashed, for nobody else has to know where other
+    copies are.
     """
     whole = location.rstrip("/") if is_remote(location) else os.path.realpath(location)
     return hashlib.blake2b(whole.encode(errors="surrogateescape"), digest_size=16).hexdigest()
@@ -222,18 +258,31 @@ def _alone(storage: Storage) -> Iterator[None]:
             lease.release()
 
 
-def checked(storage: Storage, sound: bool, session: bytes | None = None) -> None:
-    """Note that a session was verified, or without one that all was scrubbed; nothing on a disk
-    that is read-only.
+def checked(storage: Storage, sound: bool, session: bytes) -> None:
+    """Note that a session was verified; nothing on a disk that is read-only."""
+    check = Check(int(time.time()), sound)
+    _note(storage, lambda notes: notes.verified.update({session.hex(): check}))
+
+
+def scrubbed(storage: Storage, sound: bool, looked_at: Iterable[str], there: Iterable[str]) -> None:
+    """Note that packs were looked at, of those that there are; nothing on a disk that is
+    read-only.
     """
     check = Check(int(time.time()), sound)
+    present, done = {short(pack) for pack in there}, {short(pack) for pack in looked_at}
 
     def note(notes: Notes) -> None:
-        if session is None:
+        notes.packs = {pack: at for pack, at in notes.packs.items() if pack in present}
+        notes.packs.update(dict.fromkeys(done, check.time))
+        if done == present:
             notes.scrubbed = check
         else:
-            notes.verified[session.hex()] = check
+            notes.part = check
 
+    _note(storage, note)
+
+
+def _note(storage: Storage, action: Callable[[Notes], None]) -> None:
     if storage.writable():
         with contextlib.suppress(DamagedError):  # reported whenever they are read
-            change(storage, note)
+            change(storage, action)

@@ -10,6 +10,7 @@ from backup_vm import stopping
 from backup_vm.archive import naming, notes, reconcile
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.lease import Lease
+from backup_vm.archive.listing import Listing
 from backup_vm.archive.marks import Marks
 from backup_vm.archive.parameters import NAME, Parameters
 from backup_vm.archive.parameters import load as load_parameters
@@ -26,7 +27,7 @@ def open_archive(
     readers otherwise.
 
     ``writing``: None for what notes its findings where it can, and reads all the same where not.
-    ``command`` is what others are told who want to write meanwhile. Raises LockedError, also later,
+    ``command`` is shown to others who want to write meanwhile. Raises LockedError, also later,
     when a lease is lost.
     """
     storage = open_storage(location)
@@ -71,14 +72,14 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[None]:
 def _recover(archive: Archive) -> None:
     """When writing begins: finish what a run that died left half done."""
     archive.storage.clean()
-    now = reconcile.Listing.of(archive.storage)
+    now = Listing.of(archive.storage)
     stored = {naming.session_of(name) for name in now.files if naming.is_session(name)}
     left = [n for n in now.files if not naming.is_session(n) and naming.session_of(n) in stored]
     if left:
         archive.storage.workspace.remove(*filter(naming.is_partial, left))
         with suppress(ForbiddenError):  # whoever may only add leaves it to whoever may remove
             archive.storage.remove(*filter(naming.is_unfinished, left))
-        now = reconcile.Listing.of(archive.storage)
+        now = Listing.of(archive.storage)
     catalog = archive.open_catalog = reconcile.open_catalog(archive, now)
     _miss_notes(archive, catalog.marks)
     if catalog.marks.reclaiming:
@@ -114,7 +115,7 @@ def _record(archive: Archive) -> None:
         return
     if not catalog.written and archive.unrecorded <= reconcile.UNRECORDED:
         return
-    now, then = reconcile.Listing.of(archive.storage).files, catalog.files()
+    now, then = Listing.of(archive.storage).files, catalog.files()
     # What is damaged keeps the size that it had when it was whole, so that it is noticed again.
     now |= {name: size for name, size in then.items() if name in archive.damaged and name in now}
     if now != then:

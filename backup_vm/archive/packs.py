@@ -63,7 +63,7 @@ class NewPack:
         # others. Names and sizes are all that the catalog compares.
         identifier = os.urandom(16).hex()
         self.name = f"packs/{identifier[:2]}/{identifier}{SUFFIX}"
-        self._file = storage.create(self.name)
+        self._file, self._rate = storage.create(self.name), storage.rate
         self._index: list[bytes] = []
         self._file.write(PackHead(archive).build())
 
@@ -74,6 +74,7 @@ class NewPack:
 
     def add(self, chunk_id: bytes, sealed: bytes | memoryview) -> int:
         """Append a sealed chunk; returns its offset."""
+        self._rate.spend(len(sealed))
         # Said twice, before the chunk and in the index: a pack whose end is lost can still be read
         # from its beginning, see ``scan``.
         offset, digest = self._file.size + ENTRY_SIZE, checksum(sealed)
@@ -123,11 +124,12 @@ class PackReader:
         return reader
 
     def read(self, name: str, chunk_id: bytes, offset: int, length: int) -> memoryview:
-        """The sealed chunk of that id, which is known to lie there; raise DamagedError if it does
+        """The sealed chunk of that id, which is known to be there; raise DamagedError if it is
         not.
         """
         if not 0 < length <= _LARGEST or not ENTRY_SIZE <= offset < _END:
             raise self._damaged(name, chunk_id, offset)
+        self._storage.rate.spend(length)
         with self._lock, damage(self._storage, name):
             raw = memoryview(self._reader(name).read(offset - ENTRY_SIZE, ENTRY_SIZE + length))
         sealed = raw[ENTRY_SIZE:]

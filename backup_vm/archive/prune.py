@@ -148,7 +148,7 @@ def drop_partial(archive: Archive, partial: Partial) -> None:
     Everything that a run has taken in so far must be durable: what only waits to be written refers
     to nothing yet.
     """
-    storing = archive.catalog.marks.storing  # a run that stores chunks may be going on
+    storing = archive.catalog.marks.storing  # a run that stores chunks may not have ended
     archive.catalog.marks.storing = True
     with closing(archive.storage.workspace.scratch()) as candidates:
         for raw in partial.ids():

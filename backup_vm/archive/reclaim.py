@@ -4,7 +4,7 @@ decide.
 
 In one reading of all sessions and partial sessions, each compared with its digest on the way, it is
 found which chunks of the packs in question are referred to. Order: the catalog says durably what is
-freed and where the rest lies; then packs that hold nothing are removed, and holes are punched into
+freed and where the rest is; then packs that hold nothing are removed, and holes are punched into
 the others, or, where that is impossible, those that are mostly dead are written again without what
 is dead. Dying anywhere between, it is done again by the next writer.
 
@@ -295,7 +295,7 @@ def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
 def _rewrite(archive: "Archive", old: _Pack) -> int:
     """Write what is live of a pack to a new one, and remove the old one; returns bytes given back.
 
-    The new pack is durable, and the catalog says what lies in it, before the old one goes. A
+    The new pack is durable, and the catalog says what is in it, before the old one goes. A
     damaged one stays, with a warning.
     """
     pack, places = NewPack(archive.storage, archive.parameters.archive), []

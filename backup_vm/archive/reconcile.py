@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import catalog_file, derive, naming, partial
+from backup_vm.archive import catalog_file, derive, naming
 from backup_vm.archive.catalog import ChunkCatalog
-from backup_vm.archive.storage import TEMPORARY, Storage
+from backup_vm.archive.listing import Listing
+from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
 
 if TYPE_CHECKING:
@@ -47,29 +48,6 @@ UNRECORDED = 32
 """Sessions up to which the catalog need not say that it is made for them, too: looked through, they
 are believed as well.
 """
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Names and sizes of packs; of sessions, unfinished ones and (with no size, they grow) partial
-    ones.
-    """
-
-    packs: dict[str, int]
-    files: dict[str, int]
-
-    @classmethod
-    def of(cls, storage: Storage) -> "Listing":
-        """As the store has them now."""
-        volumes = storage.sizes("volumes")
-        files = {
-            n: s for n, s in volumes.items() if naming.is_session(n) or naming.is_unfinished(n)
-        }
-        partials = (
-            storage.workspace.names("volumes", partial.SUFFIX) if storage.elsewhere else volumes
-        )
-        files |= dict.fromkeys(filter(naming.is_partial, partials), 0)
-        return cls({n: s for n, s in storage.sizes("packs").items() if naming.is_pack(n)}, files)
 
 
 def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> ChunkCatalog:
@@ -151,7 +129,7 @@ def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, in
 
 
 def _fits(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> bool:
-    """Whether a reader can use the catalog as it lies there: sessions that are gone do not matter
+    """Whether a reader can use the catalog as it is: sessions that are gone do not matter
     to it.
     """
     return catalog.pack_sizes() == now.packs and _complete(archive, catalog, _more(catalog, now))

@@ -4,7 +4,7 @@ key is needed.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from backup_vm.archive.image import split
 from backup_vm.archive.packs import Packed, checksum
 from backup_vm.archive.storage import Reader
 from backup_vm.errors import DamagedError
+from backup_vm.rate import Rate
 from backup_vm.terminal.progress import Progress
 from wire.chunks import ZERO_ID
 
@@ -35,9 +36,11 @@ class Finding:
     sessions: tuple[str, ...] = ()
 
 
-def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:
-    """Check everything, yielding what is wrong. Chunks that are damaged leave the catalog, to be
-    sent again.
+def scrub(
+    archive: Archive, progress: Progress, chosen: Sequence[str] | None = None
+) -> Iterator[Finding]:
+    """Check everything, or of the packs only those ``chosen``, yielding what is wrong. Chunks that
+    are damaged leave the catalog, to be sent again.
     """
     yield from _catalog(archive)
     try:
@@ -45,7 +48,7 @@ def scrub(archive: Archive, progress: Progress) -> Iterator[Finding]:
     except (DamagedError, OSError) as error:
         yield Finding(notes.NAME, str(error))
     yield from _sessions(archive)
-    names = archive.pack_files()
+    names = archive.pack_files() if chosen is None else chosen
     sizes = archive.storage.sizes("packs")
     progress.start(sum(max(sizes.get(name, 0), 0) for name in names))
     numbers = {name: number for number, name in archive.catalog.packs().items()}
@@ -153,9 +156,9 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
         for offset, chunk_id in live.items()
         if offset not in found or found[offset].id != chunk_id
     ]
-    reader = storage.reader(name)
+    reader, rate = storage.reader(name), storage.rate
     try:
-        bad = [entry for entry in entries if not _sound(reader, entry, entry.offset in live)]
+        bad = [entry for entry in entries if not _sound(reader, entry, entry.offset in live, rate)]
         expected = PACK_HEAD_SIZE
         for entry in entries:
             if entry.offset != expected + ENTRY_SIZE:
@@ -182,10 +185,11 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
     progress.advance(storage.size(name))
 
 
-def _sound(reader: Reader, entry: Packed, live: bool) -> bool:
+def _sound(reader: Reader, entry: Packed, live: bool, rate: Rate) -> bool:
     """Whether a chunk and the entry before it are as they were written; what is not live may be a
     hole instead.
     """
+    rate.spend(entry.length)
     raw = reader.read(entry.offset - ENTRY_SIZE, ENTRY_SIZE + entry.length)
     head = ENTRY.pack(entry.length, entry.id, entry.checksum)
     sealed = memoryview(raw)[ENTRY_SIZE:]

@@ -93,7 +93,7 @@ def load(storage: Storage, name: str) -> Session:
     session = Session(name, clear, record, head.base, head.inherit, head.count)
     if size != session_size(raw):
         raise DamagedError(f"{path} is damaged: it has another length than its head says")
-    if clear.sequence > LAST_SEQUENCE:  # dom0 must not be told of it, and would refuse
+    if clear.sequence > LAST_SEQUENCE:  # dom0 would refuse it, and must not hear of it
         raise DamagedError(f"{path} is damaged: it claims an impossible number, {clear.sequence}")
     if file_name(clear) != name:
         raise DamagedError(f"{path} is damaged: its record is not the one its name says")

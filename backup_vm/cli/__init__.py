@@ -20,14 +20,27 @@ from wire import VERSION
 
 COMMANDS = (
     *("init", "backup", "list", "status", "report", "diff", "restore", "assemble", "mount"),
-    *("verify", "scrub", "prune", "delete", "tag", "export", "import", "copy", "keys", "doctor"),
+    *(
+        "files",
+        "verify",
+        "scrub",
+        "prune",
+        "delete",
+        "tag",
+        "export",
+        "import",
+        "copy",
+        "keys",
+        "doctor",
+    ),
     *("inspect", "unlock"),
 )
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found;
 5 the agent refused or cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no
-key; 130 interrupted (128 and the number of any other signal). The environment variables
-SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE take the place of --agent and --archive. General options can
-be given before or after COMMAND; of two that contradict each other the last one counts."""
+key; 13 not now: on battery or a metered link; 130 interrupted (128 and the number of any other
+signal). The environment variables SPARSEBAK_AGENT and SPARSEBAK_ARCHIVE take the place of --agent
+and --archive. General options can be given before or after COMMAND; of two that contradict each
+other the last one counts."""
 
 
 def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:

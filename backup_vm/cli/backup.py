@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import dry_run_option
-from backup_vm.errors import Exit, SparsebakError
+from backup_vm.cli.options import dry_run_option, key_option, moment_options, rate_option
+from backup_vm.errors import DamagedError, Exit, SparsebakError
 from backup_vm.terminal.text import count_text, size_text, table
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.notes import Note
     from backup_vm.jobs.backup import Done, Report
+    from backup_vm.volumes import Contents
+    from wire.chunks import Keys
     from wire.messages import VolumeEntry
 
 
@@ -49,6 +51,19 @@ def add_to(commands: Any) -> None:
         metavar="TEXT",
         help="a line of text on the new sessions; stored in clear",
     )
+    backup.add_argument(
+        "--verify",
+        action="store_true",
+        help="afterwards prove what was stored: with the key if it is given, else through dom0",
+    )
+    key_option(backup)
+    rate_option(backup)
+    moment_options(backup)
+    backup.add_argument(
+        "--ping-url",
+        metavar="URL",
+        help="tell this URL (as of healthchecks.io) of start, success or failure",
+    )
     backup.set_defaults(run=run)
 
 
@@ -56,6 +71,18 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     note = _asked_note(options)
     context = Context(options)
+    if options.dry_run:
+        return _begin(context, note)
+    context.require_good_moment()
+    url, metrics = context.setting("ping_url"), context.config.texts.get("metrics")
+    if not url and not metrics:
+        return _begin(context, note)
+    from backup_vm.reporting.telling import told
+
+    return told(lambda: _begin(context, note), url, metrics, context.warn)
+
+
+def _begin(context: Context, note: "Note | None") -> int:
     context.location()
     agent = context.agent()
     agent.prepare("List")
@@ -79,6 +106,8 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
 
     options = context.options
     with context.open(writing=not options.dry_run) as archive:
+        context.limit_rate(archive)
+        keys = context.keys(archive) if options.verify else None
         agent.use(archive.parameters.archive, archive.parameters.chunk_size)
         listed = agent.list()
         if agent.list_age:
@@ -95,15 +124,68 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         report = run.run(chosen)
         if note is not None:
             _note(archive, report, note)
+        if options.verify and report.done:
+            _verify(context, archive, keys, agent, chosen, report)
         _tell(context, report)
-        if context.config.retention.after_backup and report.done:
+        # What is old goes only when what is new has proven good, if that is asked for.
+        if context.config.retention.after_backup and report.done and not report.unproven:
             try:
                 _prune(context, archive, chosen, report)
             except SparsebakError as error:  # the backup itself is done, and was reported so
                 hint = f" ({error.hint})" if error.hint else ""
                 context.warn(f"nothing was pruned after the backup: {error}{hint}")
                 return _exit(report) or error.code
+        if "metrics" in context.config.texts:
+            _write_metrics(context, archive, agent)
     return _exit(report)
+
+
+def _verify(
+    context: Context,
+    archive: "Archive",
+    keys: "Keys | None",
+    agent: "Agent",
+    listed: "list[VolumeEntry]",
+    report: "Report",
+) -> None:
+    """Prove what this run stored, and note in the report what did not prove good."""
+    from backup_vm.jobs.verifying import Prover
+
+    contents = _contents(archive, keys, listed)
+    stored = {done.id for done in report.done}
+    chosen = [
+        (volume, session)
+        for volume in contents.volumes
+        for session in volume.sessions
+        if session.clear.session.hex() in stored
+    ]
+    with context.progress("verify") as progress:
+        prover = Prover(contents, lambda: agent, progress, context.warn)
+        try:
+            prover.prove_all(chosen)
+        except SparsebakError as error:  # the backup itself is done, and is reported so
+            report.unproven.append(("what was stored", error))
+    report.proven = sum(proof.problem is None for proof in prover.proofs)
+    report.unproven += [
+        (f"{proof.volume.name} {proof.session.name}", DamagedError(proof.problem))
+        for proof in prover.proofs
+        if proof.problem is not None
+    ]
+    missed = len(chosen) - len(prover.proofs)
+    if (missed or len(chosen) < len(stored)) and not report.unproven:
+        lost = DamagedError("not every new session is there to be read", "run: sparsebak scrub")
+        report.unproven.append(("what was stored", lost))
+
+
+def _write_metrics(context: Context, archive: "Archive", agent: "Agent") -> None:
+    """Write the settings' file of metrics as the archive is now; that it cannot be is a warning."""
+    from backup_vm.reporting import metrics, status
+
+    try:
+        row, _ = status.look(archive, agent.list(), None, None, False)
+        metrics.write(context.config.texts["metrics"], metrics.of_archive(row))
+    except SparsebakError as error:
+        context.warn(f"the metrics were not written: {error}")
 
 
 def _note(archive: "Archive", report: "Report", note: "Note") -> None:
@@ -121,10 +203,8 @@ def _prune(
     """Prune by the settings' rules, of the volumes that were backed up."""
     from backup_vm.archive.prune import prune
     from backup_vm.jobs.thinning import judge
-    from backup_vm.volumes import Contents, stored_volumes
 
-    told = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
-    contents = Contents(archive, None, stored_volumes(archive, None, told))
+    contents = _contents(archive, None, listed)
     done = {one.name for one in report.done}
     chosen = [volume for volume in contents.volumes if volume.name in done]
     verdicts = judge(contents, chosen, context.config.retention)
@@ -136,11 +216,19 @@ def _prune(
         )
 
 
+def _contents(archive: "Archive", keys: "Keys | None", listed: "list[VolumeEntry]") -> "Contents":
+    """The archive's volumes as dom0 names them."""
+    from backup_vm.volumes import Contents, stored_volumes
+
+    told = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
+    return Contents(archive, keys, stored_volumes(archive, keys, told))
+
+
 def _exit(report: "Report") -> int:
     if report.spoilt:
         return Exit.DAMAGED
     if not report.failed:
-        return Exit.OK
+        return report.unproven[0][1].code if report.unproven else Exit.OK
     return Exit.INCOMPLETE if report.done else report.failed[0][1].code
 
 
@@ -177,11 +265,16 @@ def _tell(context: Context, report: "Report") -> None:
     failed = [{"volume": name, "error": str(error)} for name, error in report.failed]
     sessions = [asdict(done) for done in report.done]
     context.done(
-        {"sessions": sessions, "failed": failed, "spoilt": report.spoilt}, *_table(report.done)
+        {"sessions": sessions, "failed": failed, "spoilt": report.spoilt, "proven": report.proven},
+        *_table(report.done),
+        *([f"{count_text(report.proven, 'new session')} proven."] if report.proven else []),
     )
     for name, error in report.failed:
         hint = f" ({error.hint})" if error.hint else ""
         context.warn(f"{name} was not backed up: {error}{hint}")
+    for name, error in report.unproven:
+        hint = f" ({error.hint})" if error.hint else ""
+        context.warn(f"{name} was stored, but did not prove good: {error}{hint}")
 
 
 def _table(sessions: "list[Done]") -> list[str]:

@@ -58,6 +58,10 @@ class Context:
         self.talks = not self.quiet and not self.json and (watched or options.talk == "verbose")
         """Whether to say what was done: on a terminal, or with -v."""
 
+    def setting(self, name: str) -> str | None:
+        """What an option says, else the settings."""
+        return self._setting(name)
+
     def _setting(self, name: str, variable: str = "") -> str | None:
         given = (
             getattr(self.options, name)
@@ -104,6 +108,30 @@ class Context:
 
             raise explain(error, f"the catalog of {place}") from None
 
+    def limit_rate(self, archive: "Archive") -> None:
+        """Keep to the limit that --limit-rate or the settings name, if they do."""
+        from backup_vm.rate import Rate, parse_rate
+
+        limit: int | None = self.options.limit_rate
+        if limit is None and "limit_rate" in self.config.texts:
+            limit = parse_rate(self.config.texts["limit_rate"])
+        if limit is not None:
+            archive.storage.rate = Rate(limit)
+
+    def asked(self, name: str) -> bool:
+        """Whether an option that is on or off was given, or the settings have it on."""
+        return bool(getattr(self.options, name)) or name in self.config.switches
+
+    def require_good_moment(self) -> None:
+        """Raise NotNowError on battery or a metered link, where options or settings say to wait."""
+        if self.asked("not_on_battery") or self.asked("not_metered"):
+            from backup_vm import surroundings
+
+            if self.asked("not_on_battery"):
+                surroundings.require_mains()
+            if self.asked("not_metered"):
+                surroundings.require_unmetered()
+
     def has_archive(self) -> bool:
         """Whether an archive was named."""
         return self._setting("archive", "SPARSEBAK_ARCHIVE") is not None
@@ -113,7 +141,7 @@ class Context:
         return self._setting("agent", "SPARSEBAK_AGENT") is not None or _QREXEC.exists()
 
     def dom0_asks(self) -> bool:
-        """Whether qrexec's policy lies between here and the agent: then dom0 asks before anything
+        """Whether qrexec's policy is between here and the agent: then dom0 asks before anything
         is overwritten.
         """
         return (self._setting("agent", "SPARSEBAK_AGENT") or "qrexec") == "qrexec"

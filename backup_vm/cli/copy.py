@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, yes_option
+from backup_vm.cli.options import key_option, rate_option, yes_option
 from backup_vm.errors import Exit
 from backup_vm.terminal.text import count_text, size_text
 
@@ -35,6 +35,7 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="make a new copy where there was one before and is none now",
     )
+    rate_option(copy)
     yes_option(copy)
     key_option(copy)
     copy.set_defaults(run=run)
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if options.delete:
         context.must_have_word(f"may sessions be removed from {target}?")
     with context.open() as archive, context.progress("copy") as progress:
+        context.limit_rate(archive)
         delete = confirm if options.delete else None
         done = copy(archive, target, progress, delete, options.init, context.keys(archive))
     for problem in done.failed:

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         label = parse_name(options.label, "label")
     except BadName as error:
         raise UsageError(str(error)) from None
-    entry, slots = context.agent().enroll(label)
+    entry, slots, _ = context.agent().enroll(label)
     if (
         entry.format != FORMAT
         or entry.chunk_size not in CHUNK_SIZES
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _make_default(context: Context, place: str) -> Path:
-    """Name the archive in the settings file, and the disk it lies on as one that must be
+    """Name the archive in the settings file, and the disk it is on as one that must be
     mounted.
     """
     from backup_vm.archive.storage import is_remote

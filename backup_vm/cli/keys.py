@@ -86,7 +86,7 @@ def _refresh(context: Context) -> int:
     from wire.messages import MODE_OPEN
 
     with context.open(writing=True) as archive:
-        entry, slots = context.agent(archive).enroll(archive.parameters.label)
+        entry, slots, _ = context.agent(archive).enroll(archive.parameters.label)
         if entry.archive != archive.parameters.archive:
             raise AgentError(
                 f"dom0 knows another archive as {entry.label}",

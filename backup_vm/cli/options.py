@@ -5,14 +5,19 @@ commands declare.
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backup_vm.errors import UsageError
 from backup_vm.paths import expanded
 from backup_vm.terminal import output
 
+if TYPE_CHECKING:
+    from backup_vm.quantities import Part
+
 GENERAL = "general options"
+Value = TypeVar("Value")
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,6 +96,80 @@ def key_option(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="passphrase or recovery key, in a file's first line",
     )
+
+
+def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """A parser of text that raises ValueError, as an option's type: its words are the error."""
+
+    def parsed(text: str) -> Value:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
+
+
+def part_options(parser: argparse.ArgumentParser, what: str, done: str) -> None:
+    """Declare --sample and --older-than, for a check that can be done a part at a time."""
+    parser.add_argument(
+        "--sample",
+        type=_part,
+        metavar="PART",
+        help=f"only a part of the {what}, such as 5%% or 20G of their bytes, oldest check first",
+    )
+    parser.add_argument(
+        "--older-than",
+        type=_duration,
+        metavar="TIME",
+        help=f"only {what} not {done} in the last TIME, such as 30d or 1m",
+    )
+
+
+def rate_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --limit-rate."""
+    parser.add_argument(
+        "--limit-rate",
+        type=_rate,
+        metavar="RATE",
+        help="bytes of the archive to write or read in a second, at most, such as 20M",
+    )
+
+
+def moment_options(parser: argparse.ArgumentParser) -> None:
+    """Declare --not-on-battery and --not-metered."""
+    parser.add_argument(
+        "--not-on-battery", action="store_true", help="do nothing while the machine is on battery"
+    )
+    parser.add_argument(
+        "--not-metered",
+        action="store_true",
+        help="do nothing while the network link is metered, as NetworkManager tells",
+    )
+
+
+# Imported when they are called: most commands are given none of these.
+
+
+@checked
+def _part(text: str) -> "Part":
+    from backup_vm.quantities import parse_part
+
+    return parse_part(text)
+
+
+@checked
+def _duration(text: str) -> int:
+    from backup_vm.jobs.retention import parse_duration
+
+    return parse_duration(text)
+
+
+@checked
+def _rate(text: str) -> int:
+    from backup_vm.rate import parse_rate
+
+    return parse_rate(text)
 
 
 def volume_argument(parser: argparse.ArgumentParser, text: str = "the volume") -> None:

@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 def _is_older(
     volume: "Named", session: "Session", entries: "list[VolumeEntry]", latest: bool
 ) -> bool:
-    """Whether dom0 must be told that an older session is meant, which only a user who names it can
+    """Whether the call must say that an older session is meant, which only a user who names it can
     mean.
     """
     from backup_vm.errors import SparsebakError

@@ -4,10 +4,17 @@ agent.
 """
 
 import argparse
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import part_options, rate_option
 from backup_vm.errors import Exit
+
+if TYPE_CHECKING:
+    from backup_vm.archive.archive import Archive
+    from backup_vm.archive.notes import Notes
+    from backup_vm.jobs.sampling import Candidate
 
 
 def add_to(commands: Any) -> None:
@@ -17,26 +24,34 @@ def add_to(commands: Any) -> None:
         help="check the archive's files against their checksums",
         description=(
             "Checks every file of the archive. Reports damage; damaged chunks are sent again by the"
-            " next backup. Needs no key and no agent."
+            " next backup. Needs no key and no agent. With --sample or --older-than, a part of the"
+            " packs, which are nearly all of an archive: what was not checked for longest comes"
+            " first, so that regular runs come to all."
         ),
     )
+    part_options(scrub, "packs", "checked")
+    rate_option(scrub)
     scrub.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.archive.notes import checked
+    from backup_vm.archive import notes
     from backup_vm.archive.scrub import foreign, scrub
 
     context = Context(options)
     with context.open(writing=None) as archive:
+        context.limit_rate(archive)
+        chosen = _chosen(archive, options)
         with context.progress("scrub") as progress:
             findings = archive.looking.steady(
-                lambda: list(scrub(archive, progress)),
+                lambda: list(scrub(archive, progress, chosen)),
                 lambda found: {finding.problem for finding in found},
             )
         sound = not findings and not archive.found
-        checked(archive.storage, sound)
+        there = archive.pack_files()
+        looked_at = there if chosen is None else chosen
+        notes.scrubbed(archive.storage, sound, looked_at, there)
         for line in foreign(archive):
             context.warn(line)
         if not archive.writing and not sound:
@@ -52,5 +67,41 @@ def run(options: argparse.Namespace) -> int:
         for file, reason in archive.found.items()
         if file not in {finding.file for finding in findings}
     ]
-    context.done({"damaged": damaged, "ok": sound}, *(["No damage found."] if sound else []))
+    row: dict[str, Any] = {"damaged": damaged, "ok": sound}
+    if chosen is not None:
+        row |= {"packs": len(looked_at), "of": len(there)}
+    context.done(row, *([_words(len(looked_at), len(there))] if sound else []))
     return Exit.OK if sound else Exit.DAMAGED
+
+
+def _words(looked_at: int, there: int) -> str:
+    part = f" in this part: {looked_at} of {there} packs" if looked_at < there else ""
+    return f"No damage found{part}."
+
+
+def _chosen(archive: "Archive", options: argparse.Namespace) -> list[str] | None:
+    """The packs to look at; None for all."""
+    if options.sample is None and options.older_than is None:
+        return None
+    from backup_vm.archive import notes
+    from backup_vm.errors import DamagedError
+    from backup_vm.jobs.sampling import due
+
+    try:
+        found = notes.load(archive.storage)
+    except DamagedError:  # reported by the scrub
+        found = notes.Notes()
+    candidates = _candidates(archive, found)
+    return due(candidates, options.older_than, options.sample, int(time.time()))
+
+
+def _candidates(archive: "Archive", found: "Notes") -> "list[Candidate[str]]":
+    """Packs, each as something to be checked in its turn; one that never was comes first."""
+    from backup_vm.archive.notes import short
+    from backup_vm.jobs.sampling import Candidate
+
+    sizes = archive.storage.sizes("packs")
+    return [
+        Candidate(name, at := found.packs.get(short(name), 0), at > 0, max(sizes.get(name, 0), 0))
+        for name in archive.pack_files()
+    ]

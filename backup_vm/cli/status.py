@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, space_option
+from backup_vm.cli.options import key_option, path, space_option
 
 
 def add_to(commands: Any) -> None:
@@ -21,18 +21,28 @@ def add_to(commands: Any) -> None:
         ),
     )
     space_option(status)
+    status.add_argument(
+        "--metrics",
+        type=path,
+        metavar="FILE",
+        help="write it to FILE (a name in .prom) for Prometheus' textfile collector",
+    )
     key_option(status)
     status.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.reporting import status
+    from backup_vm.reporting import metrics, status
 
     context = Context(options)
     with context.open() as archive:
         row, _ = status.look(
             archive, *context.listed(archive), context.keys(archive), options.space
         )
-    context.result(row, status.text(row))
+    if options.metrics is not None:
+        metrics.write(str(options.metrics), metrics.of_archive(row))
+        context.done({"metrics": str(options.metrics)}, f"{options.metrics} is written.")
+    else:
+        context.result(row, status.text(row))
     return 0

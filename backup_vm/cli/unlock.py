@@ -30,7 +30,8 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.archive import lease, parameters
+    from backup_vm.archive import lease_files, parameters
+    from backup_vm.archive.lease import in_use
     from backup_vm.archive.storage import open_storage
     from backup_vm.errors import LockedError
 
@@ -40,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
         locks = storage.locks()
         found = {
             name: holder
-            for kind in (lease.WRITER, lease.NOTES)
-            for name, (_, holder) in lease.look(locks, kind).items()
+            for kind in (lease_files.WRITER, lease_files.NOTES)
+            for name, (_, holder) in lease_files.look(locks, kind).items()
         }
         held = {n: h for n, h in found.items() if h is not None and not h.gone()}
         removed = [name for name in found if name not in held]
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             locks.remove(name)
         for name, holder in held.items():
             if not options.yes and not context.may_ask:
-                error = lease.in_use(storage.describe(), holder)
+                error = in_use(storage.describe(), holder)
                 raise LockedError(str(error), "if that run is over: sparsebak unlock --yes")
             context.confirm(f"Remove the lease of a run that may not be over ({holder})?")
             locks.remove(name)

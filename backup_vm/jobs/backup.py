@@ -65,6 +65,10 @@ class Report:
     failed: list[tuple[str, SparsebakError]] = field(default_factory=list)
     spoilt: list[str] = field(default_factory=list)
     """Session files that this run found to be spoilt, and no run before it."""
+    proven: int = 0
+    """New sessions that proved authentic and complete, where that was asked for."""
+    unproven: list[tuple[str, SparsebakError]] = field(default_factory=list)
+    """New sessions that did not, or could not be asked about."""
 
 
 class BackupRun:

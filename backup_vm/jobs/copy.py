@@ -7,17 +7,14 @@ read here (a damaged chunk, a session file that is lost) is named, and keeps non
 being copied: what builds on it is stored as a full one.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from backup_vm.archive import lookup, notes, packs, parameters, sessions
+from backup_vm.archive import notes, packs, parameters, sessions
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.catalog import Place
 from backup_vm.archive.format import NO_BASE
-from backup_vm.archive.image import chain, split
-from backup_vm.archive.intake import Entry, Incoming
+from backup_vm.archive.image import chain
 from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.packs import PackReader
@@ -25,12 +22,9 @@ from backup_vm.archive.prune import prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import open_storage
 from backup_vm.errors import DamagedError, NoArchiveError, RemovedError, SparsebakError
-from backup_vm.jobs.reading import Proven, open_image, opened
+from backup_vm.jobs.copy_session import Sender
 from backup_vm.terminal.progress import Progress
-from wire.chunks import ZERO_ID, Keys
-from wire.open_chunks import ChunkNotAuthentic
-
-_SLICE = 1 << 12
+from wire.chunks import Keys
 
 
 @dataclass
@@ -135,8 +129,6 @@ class _Run:
         """Files of the sessions that only the copy has."""
         self._whole = self._complete()
         """Files of the sessions that the copy has, complete."""
-        self._lost: set[bytes] = set()
-        """Chunks that turned out to be unreadable here."""
         self._sent: list[Session] = []
 
     def _complete(self) -> set[str]:
@@ -174,10 +166,11 @@ class _Run:
         store = PackWriter(target)
         try:
             with PackReader(source.storage) as reader:
+                sender = Sender(source, target, store, reader, self._progress, self._keys)
                 for session in due:
                     self._progress.volume(session.name)
                     try:
-                        self._send_steadily(store, reader, session)
+                        self._send_steadily(sender, session)
                     except RemovedError:
                         done.gone.append(f"{session.name} of volume {session.volume}")
                     except DamagedError as error:
@@ -190,122 +183,23 @@ class _Run:
         done.failed += [str(error) for error in source.damaged.values()]
         self._read_back(before)
 
-    def _send_steadily(self, store: PackWriter, reader: PackReader, session: Session) -> None:
+    def _send_steadily(self, sender: Sender, session: Session) -> None:
         """Send a session as it is here now: another machine may merge others into it meanwhile."""
         looking = self._source.looking
 
         def send() -> None:
             if self._look != looking.count:
                 self._ours, self._look = self._source.sessions(), looking.count
-                self._lost.clear()
+                sender.forget()
             series = looking.series(self._ours.get(session.volume, []), session)
-            self._send(store, reader, next(one for one in series if one.file == session.file))
+            one = next(one for one in series if one.file == session.file)
+            sender.send(self._ours[one.volume], one, self._whole)
 
         with looking.present(session):
             looking.steady(send)
-
-    def _send(self, store: PackWriter, reader: PackReader, session: Session) -> None:
-        source, target = self._source, self._target
-        sessions.check(source.storage, session)
-        found, missing = chain(self._ours[session.volume], session)
-        base, inherit = session.base, session.inherit
-        if base != NO_BASE and (missing == base or found[-2].file not in self._whole):
-            base, inherit = NO_BASE, 0  # what it builds on cannot be had, or not in the copy
-        proven = self._proven(session)
-        for part in self._parts(session, base):
-            self._places(store, session, part)  # before anything of it is stored
-        said = sessions.digest(source.storage, session) + inherit.to_bytes(8, "little")
-        fingerprint = hashlib.blake2b(said, digest_size=16).digest()
-        incoming = Incoming(target, store, session.record, base, inherit, fingerprint)
-        try:
-            for part in self._parts(session, base):
-                left = [one for one in part if one[0] >= incoming.position]
-                for entry in self._opened(
-                    self._with_chunks(store, reader, session, left), left, proven
-                ):
-                    incoming.take(entry)
-                    self._progress.advance(session.clear.chunk_size)
-            incoming.finish()
-        except (DamagedError, RemovedError):
-            incoming.give_up()
-            raise
-        finally:
-            incoming.close()
         self._whole.add(session.file)
-        target.damaged.pop(session.file, None)
-        spoilt = target.catalog.spoilt()
-        if session.file in spoilt:
-            target.catalog.set_spoilt(spoilt - {session.file})
         self._sent.append(session)
         self.done.sessions += 1
-
-    def _proven(self, session: Session) -> Proven | None:
-        """With the key: a session whose record and ids are authentic; raise DamagedError."""
-        if self._keys is None:
-            return None
-        image = self._source.image(self._ours[session.volume], session)
-        return open_image(self._source, image, self._keys, session.volume)
-
-    def _opened(
-        self, entries: Iterator[Entry], part: list[tuple[int, bytes]], proven: Proven | None
-    ) -> Iterator[Entry]:
-        """The entries of a part; with the key each after its chunk has opened, so that none that
-        was forged is stored.
-        """
-        if proven is None or self._keys is None:
-            yield from entries
-            return
-        try:
-            yield from opened(entries, proven)
-        except ChunkNotAuthentic as error:
-            self._lost.add(dict(part)[error.number])
-            raise DamagedError(f"{error} ({self._source.storage.describe()})") from None
-
-    def _parts(self, session: Session, base: bytes) -> Iterator[list[tuple[int, bytes]]]:
-        """The entries of a session, in parts: as they are, or those it has when it builds on
-        nothing.
-        """
-        source = self._source
-        if base == session.base:
-            for numbers, column in sessions.columns(source.storage, session).slices(_SLICE):
-                yield list(zip(numbers.tolist(), split(column), strict=True))
-            return
-        for first, ids in source.image(self._ours[session.volume], session).windows():
-            yield [(first + at, i) for at, i in enumerate(ids) if i != ZERO_ID]
-
-    def _places(
-        self, store: PackWriter, session: Session, part: list[tuple[int, bytes]]
-    ) -> dict[bytes, Place]:
-        """Where the chunks are here that the copy lacks; raise DamagedError if one cannot
-        be had.
-        """
-        lacking = {one for _, one in part if one != ZERO_ID and not store.holds(one)}
-        places = lookup.places(self._source, session, lacking)
-        for number, chunk_id in part:
-            if chunk_id in lacking and (chunk_id not in places or chunk_id in self._lost):
-                where = self._source.storage.describe()
-                raise DamagedError(f"chunk {number} is missing from {where}, or damaged")
-        return places
-
-    def _with_chunks(
-        self,
-        store: PackWriter,
-        reader: PackReader,
-        session: Session,
-        part: list[tuple[int, bytes]],
-    ) -> Iterator[Entry]:
-        """Entries with the sealed chunk where the copy lacks it."""
-        places = self._places(store, session, part)
-        for number, chunk_id in part:
-            sealed: bytes | memoryview = b""
-            if chunk_id in places and not store.holds(chunk_id):
-                place = places[chunk_id]
-                try:
-                    sealed = lookup.read(self._source, reader, chunk_id, place)
-                except DamagedError:
-                    self._lost.add(chunk_id)
-                    raise
-            yield Entry(number, chunk_id, sealed)
 
     def _read_back(self, before: set[str]) -> None:
         """Read what was written; what is damaged is to be sent again, and no later session builds

@@ -131,7 +131,7 @@ def _age(what: str, when: int, late: int, remedy: str, never: str) -> Finding:
 def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:
     """Policy, the agent and its version, key slots on both sides, and the volumes."""
     try:
-        entry, slots, version = agent.introduce(archive.parameters.label)
+        entry, slots, version = agent.enroll(archive.parameters.label)
         listed = agent.list()
     except AgentError as error:
         yield Finding(BAD, str(error), error.hint)
@@ -164,7 +164,7 @@ _VOLUMES: tuple[tuple[str, Callable[[VolumeEntry], bool], str], ...] = (
     (
         "never backed up",
         lambda volume: volume.session == NO_SESSION,
-        "run: sparsebak backup",
+        "run: sparsebak backup; of a qube that policy refuses, in dom0: sparsebak-agent check",
     ),
     (
         "interrupted",

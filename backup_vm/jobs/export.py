@@ -77,7 +77,7 @@ def export(
     proven = None if keys is None else open_image(archive, image, keys, name)
     sealed = (
         archive.parameters.master is None
-    )  # else the key lies in archive.toml, and must not go along
+    )  # else the key is in archive.toml, and must not go along
     described, hashed = archive.storage.read(parameters.NAME) if sealed else b"", _Hashed(out)
     hashed.write(ExportHead(archive.parameters.archive, len(described)).build())
     hashed.write(described)

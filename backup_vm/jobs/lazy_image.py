@@ -74,7 +74,7 @@ class LazyImage:
         self._reader = reader or PackReader(archive.storage)
         self._pages: OrderedDict[int, list[bytes]] = OrderedDict()
         self._lock = threading.Lock()
-        self.size = self._record.size
+        self.size, self.chunk_size = self._record.size, self._record.chunk_size
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``offset`` on, fewer at the image's end. Raises

@@ -111,7 +111,7 @@ def feed(
 class Proven:
     """An image whose record and ids have proven authentic. Safe to share between threads.
 
-    The ids are read a second time where its chunks are: they are compared again then, for what lies
+    The ids are read a second time where its chunks are: they are compared again then, for what is
     in the store may have become something else meanwhile.
     """
 

@@ -53,7 +53,7 @@ class Coming:
         """The chunk number up to which what it does not list is as in the session it builds on."""
         if self.full or self.newest is None:
             return 0
-        return min(self.newest.chunks, self.chunks)  # what lies beyond a volume that shrank is gone
+        return min(self.newest.chunks, self.chunks)  # what is beyond a volume that shrank is gone
 
     def receive(
         self, reply: Reply, writer: PackWriter, after_each: Callable[[], None]

@@ -15,7 +15,7 @@ from typing import Any
 
 DAY = 86400
 AHEAD = DAY
-"""Seconds by which a session may lie ahead of our clock; further ahead, one of the two clocks is
+"""Seconds by which a session may be ahead of our clock; further ahead, one of the two clocks is
 wrong, and it is kept.
 """
 PAUSE = 90 * DAY
@@ -114,7 +114,7 @@ def _periods(
 
 
 def _within(times: Sequence[int], span: int) -> Iterable[int]:
-    """Indexes of the times, newest first, that lie within ``span`` of the newest, or of the newest
+    """Indexes of the times, newest first, that are within ``span`` of the newest, or of the newest
     before a long pause.
     """
     reference = times[0] if times else 0

@@ -12,11 +12,11 @@ from backup_vm.archive.space import Account
 from backup_vm.config import Retention
 from backup_vm.errors import UsageError
 from backup_vm.jobs.retention import AHEAD, Candidate, Rules, reasons
+from backup_vm.quantities import parse_size
 from backup_vm.volumes import Contents, Named
 
 ROOM = "makes room"
 NO_RULES = Rules()
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII)
 _SHARE = re.compile(r"[1-9]\d?%", re.ASCII)
 
 
@@ -100,12 +100,12 @@ def wanted_room(archive: Archive, text: str) -> int:
         if capacity is None:
             raise _unknown(archive)
         return capacity * int(text[:-1]) // 100
-    found = _SIZE.fullmatch(text)
-    if found is None:
+    try:
+        wanted = parse_size(text)
+    except ValueError:
         raise UsageError(
             f"--until-free {text}: give a share of the disk such as 10%, or a size such as 20G"
-        )
-    wanted = int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+        ) from None
     capacity = archive.storage.capacity()
     if capacity is not None and wanted > capacity:  # all would go, and it would not be enough
         raise UsageError(
@@ -132,7 +132,7 @@ def for_room(
     """The same verdicts, and beyond them the oldest sessions that go until ``wanted`` bytes are
     free, as far as they help.
 
-    The newest session of a volume stays, and those with a tag that rules keep; and those that lie
+    The newest session of a volume stays, and those with a tag that rules keep; and those that are
     ahead of our clock.
     """
     account = Account(archive, {volume.id: list(volume.sessions) for volume in all_volumes})

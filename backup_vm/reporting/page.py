@@ -8,7 +8,7 @@ from itertools import groupby
 
 from backup_vm.reporting.calendar import calendar
 from backup_vm.reporting.chart import growth
-from backup_vm.reporting.rows import CheckRow, StatusRow, VolumeRow, row_name
+from backup_vm.reporting.rows import CheckRow, StatusRow, UnprovenRow, VolumeRow, row_name
 from backup_vm.terminal.text import ratio_text, size_text
 
 _STYLE = """
@@ -98,6 +98,10 @@ def _figures(status: StatusRow, volumes: list[VolumeRow]) -> str:
 def _health(status: StatusRow, volumes: list[VolumeRow], now: int) -> str:
     items = [("bad", problem) for problem in status["problems"]]
     items.append(_check("Scrub", status["scrubbed"], now))
+    if status["part_scrubbed"]:
+        items.append(_check("Scrub of a part", status["part_scrubbed"], now))
+    if status["unproven"]:
+        items.append(_longest(status["unproven"], now))
     items += [_check(f"Verify {row_name(volume)}", volume["verified"], now) for volume in volumes]
     for volume in status["volumes"]:
         if volume["latest"] is None:
@@ -109,11 +113,22 @@ def _health(status: StatusRow, volumes: list[VolumeRow], now: int) -> str:
     return f'<ul class="health">{"".join(f"""<li class="{kind}">{escape(text)}</li>""" for kind, text in items)}</ul>'
 
 
+def _longest(row: UnprovenRow, now: int) -> tuple[str, str]:
+    days = max(0, now - row["since"]) // 86400
+    what = "verified" if row["verified"] else "stored, and never verified,"
+    text = f"Longest unproven: {row['name']} {row['session']}, {what} {_ago(days)}"
+    return ("good" if days <= OLD else "warn"), text
+
+
+def _ago(days: int) -> str:
+    return "today" if days == 0 else "yesterday" if days == 1 else f"{days} days ago"
+
+
 def _check(what: str, check: CheckRow | None, now: int) -> tuple[str, str]:
     if check is None:
         return "warn", f"{what}: never done"
     days = max(0, now - check["time"]) // 86400
-    when = "today" if days == 0 else "yesterday" if days == 1 else f"{days} days ago"
+    when = _ago(days)
     if not check["ok"]:
         return "bad", f"{what}: damage found, {when}"
     return ("good" if days <= OLD else "warn"), f"{what}: sound, {when}"

@@ -62,12 +62,33 @@ class StateRow(SpaceRow):
     name: str
     id: str
     latest: str | None
+    time: int | None
+    """Of the newest session."""
     sessions: int
     size: int
     changed: int | None
     """Bytes that changed since, as dom0 tells; None where it does not know the volume."""
     verified: CheckRow | None
     note: str
+
+
+class UnscrubbedRow(TypedDict):
+    """How far scrubs of parts have come."""
+
+    oldest: int | None
+    """Time of the oldest last check of a pack; None where none was checked."""
+    never: int
+    """Bytes of packs that were never checked."""
+
+
+class UnprovenRow(TypedDict):
+    """The session that was not proven for longest."""
+
+    name: str
+    session: str
+    since: int
+    """Time of its last verification; where there was none, of the session."""
+    verified: bool
 
 
 class StatusRow(TypedDict):
@@ -82,6 +103,9 @@ class StatusRow(TypedDict):
     stored: int
     free: int | None
     scrubbed: CheckRow | None
+    part_scrubbed: CheckRow | None
+    unscrubbed: UnscrubbedRow
+    unproven: UnprovenRow | None
     next_run: str | None
     volumes: list[StateRow]
     problems: list[str]

@@ -4,10 +4,19 @@
 from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
 from backup_vm.errors import AgentError, DamagedError
-from backup_vm.reporting.rows import StateRow, StatusRow, check_row, check_text, space_row
+from backup_vm.reporting.rows import (
+    StateRow,
+    StatusRow,
+    UnprovenRow,
+    UnscrubbedRow,
+    check_row,
+    check_text,
+    space_row,
+)
 from backup_vm.reporting.view import View, last_verified, next_run
 from backup_vm.terminal.text import ratio_text, size_text, table
 from backup_vm.volumes import Named, stored_volumes
+from common.text import session_name
 from wire.chunks import Keys
 from wire.messages import VOLUME_GONE, VOLUME_PENDING, VolumeEntry
 
@@ -30,9 +39,9 @@ def look(
     chunks, stored_bytes = archive.catalog.count()
     parameters = archive.parameters
     try:
-        scrubbed = notes.load(archive.storage).scrubbed
+        found = notes.load(archive.storage)
     except DamagedError:  # reported by stored_volumes
-        scrubbed = None
+        found = notes.Notes()
     problems = [] if failed is None else [f"agent: {failed}"]
     row: StatusRow = {
         "path": archive.storage.describe(),
@@ -43,12 +52,41 @@ def look(
         "chunks": chunks,
         "stored": stored_bytes,
         "free": archive.storage.free(),
-        "scrubbed": check_row(scrubbed),
+        "scrubbed": check_row(found.scrubbed),
+        "part_scrubbed": check_row(found.part),
+        "unscrubbed": _unscrubbed(archive, found),
+        "unproven": _unproven(seen.volumes),
         "next_run": next_run(),
         "volumes": _volumes(seen, listed),
         "problems": problems + [str(error) for error in archive.damaged.values()],
     }
     return row, seen
+
+
+def _unscrubbed(archive: Archive, found: notes.Notes) -> UnscrubbedRow:
+    sizes = archive.storage.sizes("packs")
+    checked = {name: found.packs.get(notes.short(name)) for name in archive.pack_files()}
+    never = sum(max(sizes.get(name, 0), 0) for name, at in checked.items() if at is None)
+    times = [at for at in checked.values() if at is not None]
+    return {"oldest": min(times, default=None), "never": never}
+
+
+def _unproven(volumes: list[Named]) -> UnprovenRow | None:
+    """What a verification of a part would begin with."""
+    rows: list[UnprovenRow] = []
+    for volume in volumes:
+        for session in volume.sessions:
+            last = volume.notes.verified.get(session.clear.session.hex())
+            since = last.time if last else session.clear.time
+            rows.append(
+                {
+                    "name": volume.name,
+                    "session": session.name,
+                    "since": since,
+                    "verified": last is not None,
+                }
+            )
+    return min(rows, key=lambda row: row["since"], default=None)
 
 
 def _volumes(seen: View, listed: list[VolumeEntry]) -> list[StateRow]:
@@ -75,6 +113,7 @@ def _volume(
         "name": named.name if named else entry.name if entry else volume_id,
         "id": volume_id,
         "latest": latest.name if latest else None,
+        "time": latest.clear.time if latest else None,
         "sessions": len(named.sessions) if named else 0,
         "size": (
             entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0
@@ -84,6 +123,23 @@ def _volume(
         "verified": check_row(last_verified(named)) if named else None,
         "note": ", ".join(words) if agent else "",
     }
+
+
+def _parts_text(status: StatusRow) -> str:
+    """How far scrubs of parts have come, where there were any since the last of everything."""
+    part, whole, left = status["part_scrubbed"], status["scrubbed"], status["unscrubbed"]
+    if part is None or (whole is not None and whole["time"] >= part["time"]):
+        return ""
+    oldest = f", the oldest {session_name(left['oldest'])}" if left["oldest"] is not None else ""
+    never = f"; {size_text(left['never'])} never" if left["never"] else ""
+    return f" In parts: {check_text(part)}{oldest}{never}."
+
+
+def _unproven_text(row: UnprovenRow | None) -> list[str]:
+    if row is None:
+        return []
+    when = f"last verified {session_name(row['since'])}" if row["verified"] else "never verified"
+    return [f"Longest unproven: {row['name']} {row['session']}, {when}."]
 
 
 def text(status: StatusRow) -> str:
@@ -122,6 +178,8 @@ def text(status: StatusRow) -> str:
         ),
         f"{status['chunks']} chunks, {size_text(status['stored'])} stored, {free} free on the disk",
         f"Last scrub: {scrubbed}."
+        + _parts_text(status)
         + (f" Next backup: {status['next_run']}." if status["next_run"] else ""),
+        *_unproven_text(status["unproven"]),
     ]
     return "\n".join([*head, *status["problems"], "", table(rows, frozenset(range(2, 9)))])

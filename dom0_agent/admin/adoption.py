@@ -159,8 +159,8 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
 def _remember(state_dir: Path, archive: ArchiveKey, record: Record, keys: Keys) -> None:
     store, archive_id = VolumeState(state_dir, record.identity, record.volume), archive.id.hex()
     with store.locked() as state:
-        follow = state.follows.get(archive_id)
-        if follow is not None and (follow.pending or follow.mark >= record.sequence):
+        progress = state.follows.get(archive_id)
+        if progress is not None and (progress.pending or progress.mark >= record.sequence):
             return
         committed = Committed(
             session=record.session.hex(),

@@ -75,12 +75,17 @@ def keep(keyring: Keyring, archive: ArchiveKey, master: bytes) -> None:
     temporary = folder / f".{archive.directory.name}.tmp"
     if temporary.exists():
         shutil.rmtree(temporary)
-    temporary.mkdir(mode=0o700)
-    write_synced(temporary / "key", master)
     kept = dataclasses.replace(archive, key_check=digest(master))
-    write_synced(temporary / "archive.json", dump(kept))
-    sync_directory(temporary)
-    os.rename(temporary, archive.directory)
+    try:
+        temporary.mkdir(mode=0o700)
+        write_synced(temporary / "key", master)
+        write_synced(temporary / "archive.json", dump(kept))
+        sync_directory(temporary)
+        os.rename(temporary, archive.directory)
+    except BaseException:
+        # A new archive's id is never drawn again, so that nothing else would remove its key.
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     sync_directory(folder)
 
 

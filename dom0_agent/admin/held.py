@@ -10,6 +10,7 @@ from dom0_agent.sources.files import failed
 from dom0_agent.sources.lvm_thin import LvmThinSource
 from dom0_agent.sources.reflink import ReflinkSource
 from dom0_agent.sources.thin_pool import ThinPool
+from dom0_agent.sources.zfs import ZfsSource
 
 _SHOWN = 1 << 17
 """Extents looked at to say what a file holds alone."""
@@ -21,6 +22,8 @@ def held(source: Source) -> int:
         snapshots = source.pool.named(source.prefix)
         alone = _alone_in_pool(source.pool) if snapshots else {}
         return sum(alone.get(snapshot.thin_id or 0, 0) for snapshot in snapshots)
+    if isinstance(source, ZfsSource):
+        return source.held()
     if not isinstance(source, DirectorySource):
         raise TypeError(source)
     measure = _alone if isinstance(source, ReflinkSource) else _stored

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Volumes that dom0 remembers and that are not backed up any more: their snapshots go, wherever
-they lie.
+they are.
 
 A state file remembers the volume as its last session found it (``State.place``), so that neither
 qubesd nor the configuration has to know it still.
@@ -71,7 +71,7 @@ def let_start(state_dir: Path) -> list[str]:
     for path in sorted((state_dir / RESTORING).glob("*")):
         try:
             fd = lock(path)
-        except Busy:  # it goes on
+        except Busy:  # it continues
             continue
         with closing_fd(fd), asking():
             domains = connect().domains
@@ -109,13 +109,14 @@ def let_go(orphan: Orphan, sources: Sources) -> bool:
     store = orphan.store
     with store.locked(patience=0) as state:
         rotation = Rotation(store, state, source)
-        pending = [follow.pending for follow in state.follows.values() if follow.pending]
+        pending = [progress.pending for progress in state.follows.values() if progress.pending]
         if any(in_use(store.directory / one.log) for one in pending):
             if rotation.yield_space():  # read as slowly as can be, it must not fill the pool
                 rotation.finish()
             return False
-        for follow in state.follows.values():
-            follow.pending = follow.map = None  # without a base everything is treated as changed
+        for progress in state.follows.values():
+            # without a base everything is treated as changed
+            progress.pending = progress.map = None
         state.base = None
         with source.together():
             rotation.finish()
@@ -158,7 +159,7 @@ def _drop_all(name: str, source: Source) -> None:
 
 
 def _require_gone(name: str, source: Source) -> None:
-    """LVM's volumes are removed together, and what cannot go only gets a warning in the log."""
+    """What LVM or ZFS cannot remove now only gets a warning in the log."""
     if left := source.snapshots():
         raise Refused(
             Code.SOURCE_FAILED, f"{name}: {len(left)} of its snapshots cannot be removed yet"
@@ -218,7 +219,9 @@ def drop_archive(state_dir: Path, archive: ArchiveKey) -> None:
         with store.locked() as state:
             del state.follows[archive_id]
             place = remembered(state)
-            if not any(follow.committed or follow.pending for follow in state.follows.values()):
+            if not any(
+                progress.committed or progress.pending for progress in state.follows.values()
+            ):
                 state.base = None
             if place is None or not _is_there(place):
                 store.save(state)  # the snapshots go when the volume is next looked at
@@ -234,6 +237,8 @@ def _place(volume: Volume) -> tuple[str, ...]:
 
 
 def _is_there(volume: Volume) -> bool:
-    """Whether the volume's pool is. LVM's own commands say what is wrong with one of theirs."""
+    """Whether the volume's pool is. Commands of LVM and ZFS say what is wrong with one of
+    theirs.
+    """
     driver = volume.pool.driver
-    return driver in ("lvm_thin", "settings") or volume.pool.path.is_dir()
+    return driver in ("lvm_thin", "zfs", "settings") or volume.pool.path.is_dir()

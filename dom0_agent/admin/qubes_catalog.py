@@ -26,7 +26,7 @@ from dom0_agent.catalog import (
     identified,
 )
 from dom0_agent.catalog.kept import OWN
-from dom0_agent.config import Config, Pool, Volume
+from dom0_agent.config import Config, Pool, Volume, dataset, devices
 from dom0_agent.qubesd import asking, connect
 from dom0_agent.tracking.identities import Identities, load
 from wire.names import BadName, parse_name
@@ -209,6 +209,15 @@ class QubesCatalog(VolumeCatalog):
         if isinstance(pool, str):
             return Skipped(f"{qube}/{volume}", pool, unsupported=True)
         live = self._options.running == "live"
+        if pool.driver == "zfs":
+            if not live:
+                text = "volumes in ZFS are backed up as they are now, so that 'running' must be"
+                return Skipped(f"{qube}/{volume}", f"{text} 'live'", failed=True)
+            container, vid = dataset(pool), str(info["vid"])
+            if not vid.startswith(f"{container}/"):
+                return Skipped(f"{qube}/{volume}", f"{vid} is not in {container}", failed=True)
+            places = vid.removeprefix(f"{container}/"), ""
+            return self._found(qube, volume, klass, pool, places)
         if info["revisions_to_keep"] == _NO_SNAPSHOTS and not live:
             text = (
                 "it has no snapshots (revisions_to_keep -1), so that a running qube has nothing"
@@ -221,6 +230,10 @@ class QubesCatalog(VolumeCatalog):
             places = vid, f"{vid}-snap" if live else ""
         else:
             places = f"{info['vid']}.img", f"{info['vid']}-dirty.img" if live else ""
+        return self._found(qube, volume, klass, pool, places)
+
+    @staticmethod
+    def _found(qube: str, volume: str, klass: str, pool: Pool, places: tuple[str, str]) -> Volume:
         # a standalone's root is what runs in it: to share chunks with it would let another learn
         # them
         shared = "root" if volume == "root" and klass == "TemplateVM" else f"{qube}/{volume}"
@@ -244,9 +257,12 @@ class QubesCatalog(VolumeCatalog):
         if driver == "file-reflink":
             limit = self._options.data_limit
             return Pool(name, "reflink", Path(str(config["dir_path"])), data_limit=limit)
+        if driver == "zfs":
+            limit = self._options.data_limit
+            return Pool(name, "zfs", devices(str(config["container"])), data_limit=limit)
         return (
-            f"pool {name} has driver {driver}, which sparsebak cannot back up; lvm_thin and"
-            " file-reflink are supported: move it there, or exclude the qube"
+            f"pool {name} has driver {driver}, which sparsebak cannot back up; lvm_thin,"
+            " file-reflink and zfs are supported: move it there, or exclude the qube"
         )
 
     def _document(self, qube: str, volume: str) -> Iterator[Volume | Skipped]:
@@ -283,7 +299,7 @@ def documents_are_taken_down() -> bool:
 
 
 def _is_there(qube: str) -> bool:
-    """Whether a qube exists now, past what is remembered; yes if that cannot be told."""
+    """Whether a qube exists now, past what is remembered; yes if that cannot be known."""
     try:
         with asking():
             return qube in connect().domains

@@ -21,7 +21,8 @@ class QubesOptions:
     ``running``: of a running qube the ``live`` volume, or the ``committed`` one that it started
     from. ``settings``: whether each qube's settings go along. ``tag_new``: whether a qube made
     since setup may be backed up without another setup. ``dom0_config``: files and folders of dom0
-    for ``dom0/config``; none for no such volume.
+    for ``dom0/config``; none for no such volume. ``machine``: whether packages, partition tables
+    and the like go along with these, ``luks_headers``: whether the headers of LUKS containers do.
     """
 
     include: tuple[str, ...] = ()
@@ -30,6 +31,8 @@ class QubesOptions:
     settings: bool = True
     tag_new: bool = True
     dom0_config: tuple[str, ...] = ("/etc/qubes", "/srv/salt", "/srv/pillar", "/home")
+    machine: bool = True
+    luks_headers: bool = False
     data_limit: int = Pool.data_limit
     metadata_limit: int = Pool.metadata_limit
 
@@ -51,7 +54,7 @@ def _check(entry: dict[str, Any]) -> QubesOptions:
             parse_name(name.removeprefix(TAG_PREFIX), f"[qubes] {key}")
     if entry.get("running", "live") not in ("live", "committed"):
         raise ValueError("[qubes] running must be 'live' or 'committed'")
-    for key in ("settings", "tag_new"):
+    for key in ("settings", "tag_new", "machine", "luks_headers"):
         if not isinstance(entry.get(key, True), bool):
             raise ValueError(f"[qubes] {key} must be true or false")
     if relative := [

@@ -11,7 +11,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from dom0_agent.config import ConfigError, load
+from dom0_agent.config import DRIVERS, ConfigError, load
 from dom0_agent.rpc.heads import SERVICES
 from dom0_agent.rpc.resident import Resident
 
@@ -57,18 +57,16 @@ def preload(config_path: Path) -> None:
         f"cryptography.hazmat.primitives.{name}" for name in ("hashes", "ciphers.aead", "kdf.hkdf")
     ]
     modules = ["zstandard", *ciphers, "json", "concurrent.futures.thread"]
-    with suppress(ConfigError):  # told of by the calls
+    with suppress(ConfigError):  # the calls report it
         config = load(config_path)
         drivers = {volume.pool.driver for volume in config.volumes}
         if config.catalog == "qubes":  # not qubesadmin: that is for a restore alone
-            drivers |= {"lvm_thin", "reflink", "file"}
+            drivers |= DRIVERS.keys()
             modules.append("dom0_agent.catalog.kept")
         else:
             modules.append("dom0_agent.catalog.static")
-        modules += [f"dom0_agent.sources.{driver}" for driver in drivers]
-        # Snapshot, too, removes what an interrupted restore left.
-        modules += ["dom0_agent.targets.lvm"] if "lvm_thin" in drivers else []
-        modules += ["dom0_agent.targets.file"] if drivers & {"reflink", "file"} else []
+        # Targets, too: Snapshot removes what an interrupted restore left.
+        modules += [f"dom0_agent.{name}" for driver in drivers for name in DRIVERS[driver]]
     for name in modules:
         with suppress(ImportError):
             importlib.import_module(name)

@@ -18,7 +18,7 @@ from common.memory import keep_freed
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load
 from dom0_agent.keyring import ArchiveKey, Keyring
-from dom0_agent.log import ERROR, INFO, WARNING, log
+from dom0_agent.log import ERROR, INFO, WARNING, log, to_the_journal
 from dom0_agent.rpc.heads import SERVICES, Asked, Words, from_environment, understand
 from dom0_agent.rpc.limits import EVERY, HEAVY, HEAVY_SERVICES, slot
 from dom0_agent.rpc.streams import PatientReader, PatientWriter
@@ -171,6 +171,8 @@ def main(argv: list[str]) -> int:
         return 2
     confine()
     config, stdin = Path(os.environ.get("SPARSEBAK_AGENT_CONFIG", DEFAULT_PATH)), PatientReader(0)
+    if config == DEFAULT_PATH:  # this machine's agent; tests and trials are no business of its log
+        to_the_journal()
     words = from_environment(argv[0], os.environ)
     return answer(words, config, stdin, PatientWriter(1), partial(_place, stdin))
 

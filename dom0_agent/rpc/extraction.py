@@ -15,14 +15,13 @@ from functools import partial
 
 from common.durable import closing_fd
 from common.pipeline import in_order
-from dom0_agent.changed_map import ChangedMap
+from dom0_agent.bitmap import Bitmap, grains_per_chunk
 from dom0_agent.config import Config
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.rpc.batches import Batch, in_chunks, joined, spans
 from dom0_agent.sources import Range, Source
 from dom0_agent.tracking.chunk_ids import CommittedIds, KnownIds
 from dom0_agent.tracking.pending_log import PendingLog
-from dom0_agent.tracking.rotation import grains_per_chunk
 from dom0_agent.tracking.state import Pending
 from wire.chunks import ID_SIZE, ZERO_ID, ChunkIds, Sealer
 from wire.merkle import PAGE_IDS, Tree, chunk_count
@@ -62,7 +61,7 @@ class Extraction:
         archive: ArchiveKey,
         pending: Pending,
         source: Source,
-        changed: ChangedMap,
+        changed: Bitmap,
         ids: CommittedIds,
         known_page: Callable[[int], bytes] | None,
     ) -> None:
@@ -124,7 +123,7 @@ class Extraction:
                 continue
             length = CHUNK_HEAD_SIZE + len(result.sealed)
             parts += [CHUNK_FRAME.pack(KIND_CHUNK, length, result.number, result.id), result.sealed]
-            # Only what is on its way already: the caller reads in order, and is told an id without
+            # Only what is on its way already: the caller reads in order, and is sent an id without
             # data only after it was sent the data.
             if len(self._sent) < REMEMBERED:
                 self._sent.add(result.id)

@@ -88,18 +88,18 @@ class VolumeCall:
 
     def pending(self, state: State, session: bytes) -> tuple[ArchiveProgress, Pending]:
         """The archive's pending session; Refused when it is another one, or there is none."""
-        follow = state.follows.get(self.archive_id)
-        pending = follow.pending_as(session) if follow else None
-        if follow is None or pending is None:
+        progress = state.follows.get(self.archive_id)
+        pending = progress.pending_as(session) if progress else None
+        if progress is None or pending is None:
             raise Refused(
                 Code.NO_SESSION,
                 f"{self.store.name}: session {session.hex()} is not the pending one",
             )
-        return follow, pending
+        return progress, pending
 
     def is_pending(self, session: bytes) -> bool:
         """Whether that session is the pending one now, by what the state file says; no lock is
         needed to ask.
         """
-        follow = self.store.load().follows.get(self.archive_id)
-        return follow is not None and follow.pending_as(session) is not None
+        progress = self.store.load().follows.get(self.archive_id)
+        return progress is not None and progress.pending_as(session) is not None

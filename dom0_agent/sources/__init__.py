@@ -13,6 +13,7 @@ from dom0_agent.config import Pool, Volume
 
 if TYPE_CHECKING:
     from dom0_agent.sources.thin_pool import ThinPool
+    from dom0_agent.sources.zfs_pool import ZfsPool
 
 Range = tuple[int, int]
 """Bytes from the first number up to, not including, the second."""
@@ -68,6 +69,10 @@ class Source(Protocol):
     def drop(self, number: int) -> None:
         """Remove a snapshot; nothing happens when it is gone."""
 
+    def let_go(self) -> None:
+        """Remove what stands for snapshots only while they are read, and is read by nobody."""
+        return  # most have nothing of the kind
+
     def size(self, number: int) -> int:
         """Bytes of a snapshot."""
 
@@ -90,11 +95,14 @@ class Source(Protocol):
 
 
 class Sources:
-    """The sources of one call or command. Those of one LVM pool share what LVM reports of it."""
+    """The sources of one call or command. Those of one pool of LVM or ZFS share what is
+    reported of it.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._pools: dict[Pool, ThinPool] = {}  # a name may have meant another one once
+        self._zfs: dict[Pool, ZfsPool] = {}
 
     def open(self, volume: Volume) -> Source:
         """The source of a volume, by its pool's driver."""
@@ -102,6 +110,11 @@ class Sources:
             from dom0_agent.sources.lvm_thin import LvmThinSource
 
             return LvmThinSource(volume, self._pool(volume))
+        if volume.pool.driver == "zfs":
+            from dom0_agent.sources.zfs import ZfsSource
+            from dom0_agent.sources.zfs_pool import ZfsPool
+
+            return ZfsSource(volume, self._zfs.setdefault(volume.pool, ZfsPool(volume.pool)))
         if volume.pool.driver == "reflink":
             from dom0_agent.sources.reflink import ReflinkSource
 

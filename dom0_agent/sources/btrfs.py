@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Btrfs' own records of where a file lies, read from its trees. Needs CAP_SYS_ADMIN.
+"""Btrfs' own records of where a file is, read from its trees. Needs CAP_SYS_ADMIN.
 
 FIEMAP does not say from where within a compressed extent a file takes its bytes, and looks up for
 each extent who else has it, which takes a minute for half a million. The items themselves say all
@@ -26,7 +26,7 @@ _REGULAR, _PREALLOCATED = 1, 2
 
 
 def readable(fd: int) -> bool:
-    """Whether the file lies on Btrfs, and this process may read its trees. Raises OSError."""
+    """Whether the file is on Btrfs, and this process may read its trees. Raises OSError."""
     try:
         return next(_items(fd, _INODE_ITEM, 0), None) is not None
     except OSError as error:

@@ -88,7 +88,7 @@ class DirectorySource(Source):
             raise failed(f"{self.name}: cannot ask {self._pool.path} for its room", error) from None
         if (
             found.f_flag & os.ST_RDONLY
-        ):  # after an error of its disk, say: that is told, not overlooked
+        ):  # after an error of its disk, say: that is reported, not overlooked
             raise Refused(Code.SOURCE_FAILED, f"{self.name}: the pool is read-only")
         used = found.f_blocks - found.f_bfree
         total = used + found.f_bavail  # as df(1) counts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What two maps of where files lie say about each other, in bounded memory, whatever told them.
+"""What two maps of where files are say about each other, in bounded memory, whatever told them.
 
 A map comes in lists of rows, in order of the file; what reads as zeros (holes, preallocated space)
 has no row. A row is (logical, length, place, shift, kind): ``length`` bytes of the file at
@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, zip_longest
 
-from dom0_agent.changed_map import GRAIN, ChangedMap
+from dom0_agent.bitmap import GRAIN, Bitmap
 from dom0_agent.sources import Range
 
 Row = tuple[int, int, int, int, int]
@@ -28,7 +28,7 @@ Reader = Callable[[int, int], Rows]
 """Reads the map of an open file up to so many bytes of it; raises OSError and TooManyPieces."""
 
 UNSURE = 1 << 63
-"""Bit of ``kind``: nothing can be concluded from where this row lies."""
+"""Bit of ``kind``: nothing can be concluded from where this row is."""
 WORD = (1 << 64) - 1
 CHUNK = 4096
 """Rows in one list, about."""
@@ -101,7 +101,7 @@ class _Side:
         self.end = 0
 
     def fill(self, at: int) -> None:
-        """Read on, if what lies at ``at`` is not known yet; then the map is known up to ``end``."""
+        """Read on, if what is at ``at`` is not known yet; then the map is known up to ``end``."""
         while self.end <= at:
             rows = next(self._chunks, None)
             if rows is None:
@@ -111,7 +111,7 @@ class _Side:
             self.end = min(_end(rows[-1]), self._size)
 
     def take(self, end: int) -> list[Row]:
-        """The rows up to ``end``; one that goes on beyond it is cut."""
+        """The rows up to ``end``; one that extends beyond it is cut."""
         cut = bisect_left(self._rows, (end,))
         taken, self._rows = self._rows[:cut], self._rows[cut:]
         if taken and (beyond := _end(taken[-1]) - end) > 0:
@@ -183,7 +183,7 @@ def _at(row: Row | None, at: int, end: int) -> tuple[Row | None, int]:
 
 def changed_ranges(
     read: Reader, base: int, new: int, size: int, remembered: bytes | None, attempts: int
-) -> tuple[ChangedMap | None, bytes]:
+) -> tuple[Bitmap | None, bytes]:
     """What of the first ``size`` bytes of the file ``new`` may differ from ``base``, and the digest
     of new's map.
 
@@ -194,7 +194,7 @@ def changed_ranges(
     """
     before = Digest(read(base, size)).value() if remembered is None else remembered
     for _ in range(attempts):
-        changed, fresh = ChangedMap(), Digest(read(new, size))
+        changed, fresh = Bitmap(), Digest(read(new, size))
         for start, end in compare(read(base, size), iter(fresh), size):
             changed.mark(start, end)
         after = Digest(read(base, size)).value()
@@ -209,7 +209,7 @@ def still_there(read: Reader, live: int, base: int, size: int, remembered: bytes
     what the clone does.
 
     Every place that the clone refers to is written elsewhere when the file is written (copy on
-    write), so that a row of the file that lies where the clone's does was not written since the
+    write), so that a row of the file that is where the clone's is was not written since the
     clone was made. What is written while the maps are read comes after the moment at which reading
     them began, and for that moment the answer is given. (Only somebody who within these
     milliseconds cloned the clone's own blocks back over what was just written could deceive it.)
@@ -225,7 +225,7 @@ def still_there(read: Reader, live: int, base: int, size: int, remembered: bytes
     return held.value() == remembered
 
 
-def ranges(changed: ChangedMap, size: int) -> Iterator[Range]:
+def ranges(changed: Bitmap, size: int) -> Iterator[Range]:
     """The bytes below ``size`` that a map has marked, in order and apart."""
     for first, end in changed.runs(1, -(-size // GRAIN)):
         yield first * GRAIN, min(end * GRAIN, size)

@@ -31,7 +31,7 @@ class FileSource(DirectorySource):
                 if copied == 0:  # the image shrank meanwhile: the rest stays a hole
                     return
                 start, unchecked = start + copied, unchecked + copied
-                if unchecked >= CHECK_ROOM:  # before the qubes whose images lie here find it full
+                if unchecked >= CHECK_ROOM:  # before the qubes whose images are here find it full
                     self.require_room()
                     unchecked = 0
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from common.override import override
-from dom0_agent.changed_map import GRAIN, ChangedMap
+from dom0_agent.bitmap import GRAIN, Bitmap
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range, Source, lvm, snapshot_name, snapshot_number
 from dom0_agent.sources.thin_pool import ThinPool
@@ -31,7 +31,7 @@ class LvmThinSource(Source):
         self._live_name, self._committed = volume.live, volume.vid
         self.prefix = f"vm-{lvm.TAG}+{volume.identity}+{volume.volume}+"
         self._opened: dict[int, int] = {}
-        self._mapped: dict[int, ChangedMap] = {}
+        self._mapped: dict[int, Bitmap] = {}
 
     @override
     def together(self) -> AbstractContextManager[None]:
@@ -164,7 +164,7 @@ class LvmThinSource(Source):
             return
         number = self._opened[fd]
         if number not in self._mapped:
-            mapped = self._mapped[number] = ChangedMap()  # a pool's blocks are whole grains
+            mapped = self._mapped[number] = Bitmap()  # a pool's blocks are whole grains
             snapshot = self._snapshot(number)
             for first, last in self.pool.mapped(snapshot):  # also past the end, after a shrink
                 mapped.mark(first, min(last, snapshot.size))

@@ -4,7 +4,7 @@ what is in use changes under them.
 
 The kernel keeps at most one for a pool and does not say whose it is (Linux,
 Documentation/admin-guide/device-mapper/thin-provisioning.rst, "Messages" and "Status"): it tells
-only the block that its root lies at. So ours is marked in a file, locked while we hold it:
+only the block that its root is at. So ours is marked in a file, locked while we hold it:
 
   mark        written                    what a held metadata snapshot is, when the mark is found
                                          by who just took the lock

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Source ``reflink``: image files on Btrfs or XFS. A snapshot is a clone (FICLONE), a delta
-compares where two clones lie.
+compares where two clones are.
 
 On Btrfs that is read from its trees, where this process may (``btrfs``); else by FIEMAP
 (``fiemap``). ``FICLONE`` and the flags are from Linux, ``include/uapi/linux/fs.h``. The pool need
@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from common.durable import closing_fd
 from common.override import override
-from dom0_agent.changed_map import GRAIN, ChangedMap
+from dom0_agent.bitmap import GRAIN, Bitmap
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Range, btrfs, fiemap
 from dom0_agent.sources.directory import DirectorySource
@@ -92,7 +92,7 @@ class ReflinkSource(DirectorySource):
     def unchanged(self, number: int) -> bool:
         """Either the image has the time of change that it had before the snapshot:
         whoever writes to it, maps it to write or truncates it sets that, and cannot set it back. Or
-        both files lie at the same places: writing would have moved the image's."""
+        both files are at the same places: writing would have moved the image's."""
         with closing_fd(self._open_image()) as image, closing_fd(self.open(number)) as base:
             try:
                 now, size = os.fstat(image), os.fstat(base).st_size
@@ -118,9 +118,9 @@ class ReflinkSource(DirectorySource):
         with closing_fd(self.open(old)) as a, closing_fd(self.open(new)) as b:
             size = min(os.fstat(a).st_size, os.fstat(b).st_size)
             changed = self._changed(a, b, size)
-        yield from ranges(ChangedMap.everything(size) if changed is None else changed, size)
+        yield from ranges(Bitmap.everything(size) if changed is None else changed, size)
 
-    def _changed(self, a: int, b: int, size: int) -> ChangedMap | None:
+    def _changed(self, a: int, b: int, size: int) -> Bitmap | None:
         whole = os.fstat(a).st_size == os.fstat(b).st_size == size
         try:
             remembered = _attribute(a, _MAP) if whole else None

@@ -31,6 +31,12 @@ def open(volume: Volume, size: int, state_dir: Path, older: bool = False) -> Rep
         from dom0_agent.targets import file
 
         return file.FileReplacement(source, size)
+    from dom0_agent.sources.zfs import ZfsSource
+
+    if isinstance(source, ZfsSource):
+        from dom0_agent.targets import zfs
+
+        return zfs.ZfsReplacement(source, size)
     from dom0_agent.targets import lvm
 
     return lvm.LvmReplacement(lvm.thin(source), size)
@@ -44,7 +50,14 @@ def clean(source: Source) -> None:
         from dom0_agent.targets import file
 
         file.clean(source)
-    else:
-        from dom0_agent.targets import lvm
+        return
+    from dom0_agent.sources.zfs import ZfsSource
 
-        lvm.clean(lvm.thin(source))
+    if isinstance(source, ZfsSource):
+        from dom0_agent.targets import zfs
+
+        zfs.clean(source)
+        return
+    from dom0_agent.targets import lvm
+
+    lvm.clean(lvm.thin(source))

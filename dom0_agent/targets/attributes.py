@@ -10,6 +10,7 @@ import fcntl
 import os
 import signal
 import stat
+from pathlib import Path
 
 from dom0_agent.kernel import FileAttributes
 from dom0_agent.log import WARNING, log
@@ -63,10 +64,27 @@ def require_unused(name: str, fd: int) -> None:
             raise Refused(
                 Code.BUSY, f"{name} is in use; shut down the qube, or close what has it open, first"
             ) from None
+        if loop := _loop_device(fd):
+            raise Refused(
+                Code.BUSY, f"{name} is in use by {loop}; detach it first: losetup --detach {loop}"
+            ) from None
         # Neither its owner nor CAP_LEASE; or a file system without leases.
         log(WARNING, f"{name}: cannot tell whether anybody has it open: {error.strerror}")
         return
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def _loop_device(fd: int) -> str:
+    """A loop device that a file is behind, or nothing."""
+    found = os.fstat(fd)
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            other = os.stat(os.fsdecode(backing.read_bytes().removesuffix(b"\n")))
+        except (OSError, ValueError):  # detached just now, or of a file that was removed
+            continue
+        if (other.st_dev, other.st_ino) == (found.st_dev, found.st_ino):
+            return f"/dev/{backing.parent.parent.name}"
+    return ""
 
 
 def keep(old: int, new: int) -> None:

@@ -86,7 +86,7 @@ class LvmReplacement(Replacement):
         _empty(device, discard)  # with what a volume that once shrank has beyond its end
 
     def _resize(self, size: int) -> None:
-        """Nothing of it is a file system that anybody uses; LVM from 2.03.17 on wants to be told
+        """Nothing of it is a file system that anybody uses; LVM from 2.03.17 on wants to hear
         so, earlier ones take no such option."""
         words = ("--size", f"{size}b", f"{self._pool.group}/{self._beside}")
         try:

@@ -30,7 +30,7 @@ class Work(Enum):
 
 
 def opened_ids(
-    store: VolumeState, follow: ArchiveProgress, archive: ArchiveKey, dedup_domain: str
+    store: VolumeState, progress: ArchiveProgress, archive: ArchiveKey, dedup_domain: str
 ) -> CommittedIds:
     """The ids of an archive's committed session; not proven yet.
 
@@ -39,29 +39,29 @@ def opened_ids(
     session.
     """
     keys = archive.domain_keys(bytes.fromhex(dedup_domain))
-    return CommittedIds(store.directory / follow.ids, Tree(keys))
+    return CommittedIds(store.directory / progress.ids, Tree(keys))
 
 
-def prove(ids: CommittedIds, follow: ArchiveProgress, archive: ArchiveKey) -> bool:
+def prove(ids: CommittedIds, progress: ArchiveProgress, archive: ArchiveKey) -> bool:
     """Whether ids are those of the committed session."""
-    committed = follow.committed
+    committed = progress.committed
     return committed is not None and ids.prove(
         committed.size, archive.chunk_size, bytes.fromhex(committed.root)
     )
 
 
 def prepare(
-    store: VolumeState, follow: ArchiveProgress, archive: ArchiveKey, pending: Pending
+    store: VolumeState, progress: ArchiveProgress, archive: ArchiveKey, pending: Pending
 ) -> tuple[Work, bytes]:
-    """What Commit has to do, and the page digests there are then. Refused while Extract goes on."""
+    """What Commit has to do, and the page digests there are then. Refused while Extract runs."""
     chunks = chunk_count(pending.size, archive.chunk_size)
     session_log = PendingLog(store.directory / pending.log)
     try:
-        with opened_ids(store, follow, archive, pending.dedup_domain) as ids:
+        with opened_ids(store, progress, archive, pending.dedup_domain) as ids:
             if session_log.position != chunks:
                 raise LogDamaged(f"{pending.log} covers {session_log.position} of {chunks} chunks")
-            if not pending.full and not prove(ids, follow, archive):
-                raise IdsDamaged(f"{follow.ids} is not that of the session before")
+            if not pending.full and not prove(ids, progress, archive):
+                raise IdsDamaged(f"{progress.ids} is not that of the session before")
             pages = b"".join(ids.digests(session_log.entries(), pending.full, chunks))
             if ids.tree.root(pending.size, archive.chunk_size, [pages]).hex() != pending.root:
                 raise LogDamaged(f"{pending.log} does not give the root of its session")
@@ -78,7 +78,7 @@ def prepare(
 
 def apply(
     store: VolumeState,
-    follow: ArchiveProgress,
+    progress: ArchiveProgress,
     archive: ArchiveKey,
     redo: Redo,
     pages: bytes | None = None,
@@ -91,19 +91,19 @@ def apply(
     try:
         if session_log.position != chunks:
             raise LogDamaged(f"{redo.log} covers {session_log.position} of {chunks} chunks")
-        with opened_ids(store, follow, archive, redo.dedup_domain) as ids:
+        with opened_ids(store, progress, archive, redo.dedup_domain) as ids:
             ids.apply(session_log.entries(), redo.full, chunks, pages)
     finally:
         session_log.close()
 
 
 def apply_again(
-    store: VolumeState, follow: ArchiveProgress, archive: ArchiveKey, redo: Redo
+    store: VolumeState, progress: ArchiveProgress, archive: ArchiveKey, redo: Redo
 ) -> None:
     """Finish what a crash or a failed write interrupted; what fails again leaves ids that do not
     prove.
     """
     try:
-        apply(store, follow, archive, redo)
+        apply(store, progress, archive, redo)
     except (Refused, IdsDamaged, OSError) as error:  # the archive's key may be damaged, too
         log(WARNING, f"{store.name}: {error}; its next session compares everything")

@@ -87,7 +87,7 @@ class PendingLog:
         try:
             for start, _, upto, payload in self._groups():
                 self.position, self._end = upto, start + _GROUP.size + len(payload)
-            # Behind the first group that is not sound may lie sound ones, of a write that was not
+            # Behind the first group that is not sound may be sound ones, of a write that was not
             # synced and came to disk in part: without what is between they say nothing.
             os.ftruncate(self._fd, self._end)
         except BaseException:

@@ -2,7 +2,7 @@
 """Rotation of snapshots: Monitor, Snapshot, Commit, Abort, and recovery from a crash at any point
 of them.
 
-Order within each: new snapshot and new map files first, under names that no state file mentions;
+Order within each: new snapshot and new bitmap files first, under names that no state file mentions;
 then the state file is replaced, which is the commit point; then what is no longer mentioned is
 removed. ``recover`` does that last part again, so that dying anywhere leaves the old state or the
 new one.
@@ -11,21 +11,19 @@ new one.
 import os
 import time as clock
 
-from dom0_agent.changed_map import GRAIN, ChangedMap
+from dom0_agent.bitmap import Bitmap
 from dom0_agent.config import Volume
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Source, snapshot_name
 from dom0_agent.targets import clean
-from dom0_agent.tracking.committing import Work, apply, apply_again, opened_ids, prepare, prove
+from dom0_agent.tracking.committing import Work, apply, apply_again, prepare
+from dom0_agent.tracking.next_session import next_session
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.state import ArchiveProgress, Committed, Pending, Redo, State, VolumeState
 from wire import CLAIMED_SEQUENCE, MAX_VOLUME_SIZE
 from wire.messages import Request
 from wire.status import Code, Refused
-
-CLOCK_SLACK = 600
-"""Seconds by which the time that a caller proposes for its run may differ from dom0's clock."""
 
 
 class Rotation:
@@ -38,11 +36,11 @@ class Rotation:
         """Finish what a crash interrupted: ids still to be applied, snapshots and files that
         nothing mentions.
         """
-        for archive_id, follow in self.state.follows.items():
-            redo, follow.redo = follow.redo, None
+        for archive_id, progress in self.state.follows.items():
+            redo, progress.redo = progress.redo, None
             if redo is not None:
                 if (archive := keyring.find(bytes.fromhex(archive_id))) is not None:
-                    apply_again(self.store, follow, archive, redo)
+                    apply_again(self.store, progress, archive, redo)
                 self.store.save(self.state)
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
@@ -63,22 +61,22 @@ class Rotation:
             if full.code != Code.NO_SPACE:  # the pool is not there: others say so
                 return False
             pending = [
-                (archive_id, follow, follow.pending)
-                for archive_id, follow in self.state.follows.items()
-                if follow.pending is not None
+                (archive_id, progress, progress.pending)
+                for archive_id, progress in self.state.follows.items()
+                if progress.pending is not None
             ]
-            for archive_id, follow, session in pending:
+            for archive_id, progress, session in pending:
                 if not session.crowded and in_use(self.store.directory / session.log):
                     session.crowded = True
                     log(WARNING, f"{self.store.name}: its session has to end soon, because {full}")
                 else:
                     log(WARNING, f"{self.store.name}: pending session dropped, because {full}")
-                    self.abort_pending(archive_id, follow)
+                    self.abort_pending(archive_id, progress)
             return bool(pending)
         return False
 
     def rotate(self) -> int:
-        """Take a new base and fold what changed since the old one into every archive's map. Not
+        """Take a new base and fold what changed since the old one into every archive's bitmap. Not
         saved yet.
         """
         return 0 if self.unchanged() else self.fold(self.begin())
@@ -103,9 +101,9 @@ class Rotation:
         """
         try:
             changed, size = self._changed(number)
-            for archive_id, follow in self.state.follows.items():
-                if follow.committed or follow.pending:
-                    self._fold(archive_id, follow, changed, size, number)
+            for archive_id, progress in self.state.follows.items():
+                if progress.committed or progress.pending:
+                    self._fold(archive_id, progress, changed, size, number)
         except BaseException:
             # No state mentions it, so that nobody would miss it; but until the next recovery it
             # would hold whatever the qube overwrites.
@@ -115,7 +113,7 @@ class Rotation:
         self.state.base_time = int(clock.time())
         return changed.changed(size)
 
-    def _changed(self, number: int) -> tuple[ChangedMap, int]:
+    def _changed(self, number: int) -> tuple[Bitmap, int]:
         size, base, before = self.source.size(number), self.state.base, self.state.base_size
         if size > MAX_VOLUME_SIZE:  # nobody would open its record
             raise Refused(
@@ -132,8 +130,8 @@ class Rotation:
                     f"{self.store.name}: base snapshot {base} is gone; taking everything as"
                     " changed",
                 )
-            return ChangedMap.everything(size), size
-        changed = ChangedMap()
+            return Bitmap.everything(size), size
+        changed = Bitmap()
         for start, end in self.source.delta(base, number):
             changed.mark(start, min(end, size))
         # The last chunk is padded with zeros, so that moving the end changes it, too; and what a
@@ -143,13 +141,18 @@ class Rotation:
         return changed, size
 
     def _fold(
-        self, archive_id: str, follow: ArchiveProgress, changed: ChangedMap, size: int, number: int
+        self,
+        archive_id: str,
+        progress: ArchiveProgress,
+        changed: Bitmap,
+        size: int,
+        number: int,
     ) -> None:
         if changed.changed(size) == 0:
             return
-        merged = self.store.load_map(follow.map, size)
+        merged = self.store.load_bitmap(progress.map, size)
         merged.merge(changed)
-        follow.map = self.store.save_map(f"{archive_id}.{snapshot_name(number)}.map", merged)
+        progress.map = self.store.save_bitmap(f"{archive_id}.{snapshot_name(number)}.map", merged)
 
     def finish(self) -> None:
         """The commit point, then the removal of what is no longer needed: of the base, too, if no
@@ -163,6 +166,7 @@ class Rotation:
         # call on the volume.
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
+        self.source.let_go()
         self.store.tidy(self.state)
 
     @property
@@ -170,7 +174,9 @@ class Rotation:
         """Whether any archive holds a session of the volume, or is about to: only then is there
         anything to monitor.
         """
-        return any(follow.committed or follow.pending for follow in self.state.follows.values())
+        return any(
+            progress.committed or progress.pending for progress in self.state.follows.values()
+        )
 
     def monitor(self) -> None:
         """Walk the base snapshot on."""
@@ -184,89 +190,48 @@ class Rotation:
     ) -> tuple[ArchiveProgress, Pending, bool]:
         """Begin a session, or return the one already pending (third value true)."""
         archive_id = archive.id.hex()
-        follow = self.state.follows.get(archive_id)
-        if request.number > max(CLAIMED_SEQUENCE, follow.mark if follow else 0):
+        progress = self.state.follows.get(archive_id)
+        if request.number > max(CLAIMED_SEQUENCE, progress.mark if progress else 0):
             raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
         volume_id = archive.keys().volume_id(volume.identity, volume.volume).hex()
-        if follow is None:
-            follow = self.state.follows[archive_id] = ArchiveProgress(
+        if progress is None:
+            progress = self.state.follows[archive_id] = ArchiveProgress(
                 volume_id=volume_id, ids=f"{archive_id}.ids"
             )
-        elif follow.volume_id != volume_id:
+        elif progress.volume_id != volume_id:
             raise Refused(
                 Code.INTERNAL,
                 f"{self.store.name}: the key of archive {archive.label} has changed",
             )
-        if follow.pending:
-            if follow.pending.snapshot in self.source.snapshots():
-                return follow, follow.pending, True
+        if progress.pending:
+            if progress.pending.snapshot in self.source.snapshots():
+                return progress, progress.pending, True
             log(
                 WARNING,
                 f"{self.store.name}: snapshot of the pending session is gone; it is dropped",
             )
-            self.abort_pending(archive_id, follow)
+            self.abort_pending(archive_id, progress)
         # Asked for a session, which holds its snapshot until it is sent. Monitor does not ask: what
         # it takes it gives back at once, and the old base with it.
         self.source.require_room()
         self.rotate()
-        follow.pending = self._begin(follow, archive, request, volume.dedup_domain)
-        # The session has taken the map along. What changes from here on goes into a new one, so
+        progress.pending = next_session(
+            self.store, self.state, progress, archive, request, volume.dedup_domain
+        )
+        # The session has taken the bitmap along. What changes from here on goes into a new one, so
         # that Monitor can walk on while the session is sent, and Abort has only to put the two
         # together.
-        follow.map = None
+        progress.map = None
         self.state.move_to(volume)
         self.finish()
-        return follow, follow.pending, False
-
-    def _begin(
-        self, follow: ArchiveProgress, archive: ArchiveKey, request: Request, dedup_domain: bytes
-    ) -> Pending:
-        """The session that comes next. Its number and time go up with every session begun, whatever
-        becomes of it.
-        """
-        full = not self._builds_on(follow, archive, request, dedup_domain.hex())
-        session = os.urandom(16).hex()
-        follow.mark = max(follow.mark, request.number) + 1
-        follow.mark_time = _session_time(follow.mark_time, request.time)
-        return Pending(
-            session=session,
-            snapshot=self.state.sequence,
-            sequence=follow.mark,
-            time=follow.mark_time,
-            size=self.state.base_size,
-            full=full,
-            dedup_domain=dedup_domain.hex(),
-            map=follow.map,
-            log=f"{archive.id.hex()}.{session}.log",
-        )
-
-    def _builds_on(
-        self, follow: ArchiveProgress, archive: ArchiveKey, request: Request, dedup_domain: str
-    ) -> bool:
-        """Whether a session can build on the committed one: both sides have it, and the ids are
-        its.
-        """
-        committed = follow.committed
-        if committed is None:
-            return False
-        if committed.session != request.session.hex():
-            reason = "the archive's newest session is not the one committed here"
-        elif committed.dedup_domain != dedup_domain:  # no id or key of the one serves the other
-            reason = "the volume is in another deduplication domain now"
-        else:
-            with opened_ids(self.store, follow, archive, dedup_domain) as ids:
-                if prove(ids, follow, archive):
-                    return True
-            reason = "the chunk ids kept here are not those of the session committed"
-        log(WARNING, f"{self.store.name}: {reason}; full session")
-        return False
+        return progress, progress.pending, False
 
     def commit(self, archive: ArchiveKey, session: bytes) -> None:
         """The caller holds the session durably: make it the one that later sessions build on."""
-        follow = self._follow(archive)
-        if follow.committed and follow.committed.session == session.hex():
+        progress = self._progress(archive)
+        if progress.committed and progress.committed.session == session.hex():
             return  # the answer to an earlier Commit got lost
-        pending = self._pending(follow, session)
+        pending = self._pending(progress, session)
         if pending.root is None or pending.digest is None:
             raise Refused(
                 Code.INCOMPLETE,
@@ -274,8 +239,8 @@ class Rotation:
             )
         # Before anything is written: afterwards nobody could tell whether ids that do not fit were
         # wrong before, or are half written.
-        work, pages = prepare(self.store, follow, archive, pending)
-        follow.committed = Committed(
+        work, pages = prepare(self.store, progress, archive, pending)
+        progress.committed = Committed(
             session=pending.session,
             sequence=pending.sequence,
             time=pending.time,
@@ -284,9 +249,9 @@ class Rotation:
             digest=pending.digest,
             root=pending.root,
         )
-        follow.pending = None
+        progress.pending = None
         if work is Work.APPLY:
-            follow.redo = Redo(
+            progress.redo = Redo(
                 log=pending.log,
                 session=pending.session,
                 full=pending.full,
@@ -297,77 +262,45 @@ class Rotation:
             # in place, for a volume of a TiB has 256 MiB of them, so that a crash may leave pages
             # of both sessions; the redo has the log laid over them again.
             self.store.save(self.state)
-            apply(self.store, follow, archive, follow.redo, pages)
-            follow.redo = None
+            apply(self.store, progress, archive, progress.redo, pages)
+            progress.redo = None
         self.finish()
 
     def abort(self, archive: ArchiveKey, session: bytes) -> None:
         """Give a pending session up: what it would have sent counts as changed again."""
-        follow = self._follow(archive)
-        pending = self._pending(follow, session)
+        progress = self._progress(archive)
+        pending = self._pending(progress, session)
         if in_use(self.store.directory / pending.log):
             raise Refused(Code.BUSY, f"{self.store.name}: the session is being extracted")
-        self.abort_pending(archive.id.hex(), follow)
+        self.abort_pending(archive.id.hex(), progress)
         self.finish()
 
-    def abort_pending(self, archive_id: str, follow: ArchiveProgress) -> None:
+    def abort_pending(self, archive_id: str, progress: ArchiveProgress) -> None:
         """Give a pending session up: what it would have sent counts as changed again. Not saved
         yet.
         """
-        pending, follow.pending = follow.pending, None
-        if pending is None or follow.committed is None:
-            follow.map = None  # the next session is a full one, which asks no map
+        pending, progress.pending = progress.pending, None
+        if pending is None or progress.committed is None:
+            progress.map = None  # the next session is a full one, which asks for no bitmap
             return
         if pending.map is None:
             return
-        merged = self.store.load_map(pending.map, max(pending.size, self.state.base_size))
-        merged.merge(self.store.load_map(follow.map, self.state.base_size))
-        follow.map = self.store.save_map(f"{archive_id}.{pending.session}.map", merged)
+        merged = self.store.load_bitmap(pending.map, max(pending.size, self.state.base_size))
+        merged.merge(self.store.load_bitmap(progress.map, self.state.base_size))
+        progress.map = self.store.save_bitmap(f"{archive_id}.{pending.session}.map", merged)
 
-    def _follow(self, archive: ArchiveKey) -> ArchiveProgress:
-        follow = self.state.follows.get(archive.id.hex())
-        if follow is None:
+    def _progress(self, archive: ArchiveKey) -> ArchiveProgress:
+        progress = self.state.follows.get(archive.id.hex())
+        if progress is None:
             raise Refused(
                 Code.NO_SESSION, f"{self.store.name}: no session for archive {archive.label}"
             )
-        return follow
+        return progress
 
-    def _pending(self, follow: ArchiveProgress, session: bytes) -> Pending:
-        if (pending := follow.pending_as(session)) is None:
+    def _pending(self, progress: ArchiveProgress, session: bytes) -> Pending:
+        if (pending := progress.pending_as(session)) is None:
             raise Refused(
                 Code.NO_SESSION,
                 f"{self.store.name}: session {session.hex()} is not the pending one",
             )
         return pending
-
-
-def _session_time(last: int, untrusted_time: int) -> int:
-    """Unix seconds: the run's time as the caller proposes it, if near to now, else now; never
-    ``last``, an earlier one's.
-
-    Later than that, for sessions are named by their times: a caller must not get two of one name
-    sealed. Only where the earlier one lies further ahead than callers get (dom0's clock was wrong),
-    time goes back.
-    """
-    # A run's volumes share one time, by which a user names the moment; dom0 takes it from the
-    # caller, who alone knows what belongs to a run, but only near its own clock.
-    now = int(clock.time())
-    time = untrusted_time if abs(untrusted_time - now) <= CLOCK_SLACK else now
-    return last + 1 if time <= last <= now + 2 * CLOCK_SLACK else time
-
-
-def changed_since(store: VolumeState, follow: ArchiveProgress, size: int) -> int:
-    """Bytes that may have changed since the archive's last committed session, as of the base
-    snapshot.
-    """
-    if follow.committed is None:
-        return size
-    changed = store.load_map(follow.map, size)
-    if follow.pending and not follow.pending.full:
-        changed.merge(store.load_map(follow.pending.map, size))
-    return changed.changed(size)
-
-
-def grains_per_chunk(chunk_size: int) -> int:
-    """Grains of a changed map in one chunk."""
-    return chunk_size // GRAIN

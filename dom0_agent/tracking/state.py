@@ -2,7 +2,7 @@
 """What dom0 remembers of a volume: one directory, one lock, one small state file whose replacement
 is the commit point.
 
-``<state_dir>/volumes/<identity>/<volume>/`` holds ``state.json``, the changed maps, the committed
+``<state_dir>/volumes/<identity>/<volume>/`` holds ``state.json``, the bitmaps, the committed
 chunk ids and the logs of pending sessions. A file that the state file does not mention is left over
 from a crash, and removed. What an identity is, ``tracking.identities`` says.
 
@@ -31,7 +31,7 @@ from common.durable import (
     sync_directory,
     write_synced,
 )
-from dom0_agent.changed_map import ChangedMap
+from dom0_agent.bitmap import Bitmap
 from dom0_agent.config import Volume, remember
 from dom0_agent.log import ERROR, WARNING, log
 from wire.names import BadName, parse_identity, parse_name
@@ -149,23 +149,25 @@ class State:
 
     def snapshots(self) -> set[int]:
         """Numbers of the snapshots that are needed."""
-        pending = {follow.pending.snapshot for follow in self.follows.values() if follow.pending}
+        pending = {
+            progress.pending.snapshot for progress in self.follows.values() if progress.pending
+        }
         return pending | ({self.base} if self.base is not None else set())
 
     def files(self) -> set[str]:
         """Names of the files that are needed beside the state file itself."""
         names: set[str | None] = set()
-        for follow in self.follows.values():
-            names |= {follow.map, follow.ids, follow.ids + ".pages"}
-            if follow.pending:
-                names |= {follow.pending.map, follow.pending.log}
-            if follow.redo:
-                names.add(follow.redo.log)
+        for progress in self.follows.values():
+            names |= {progress.map, progress.ids, progress.ids + ".pages"}
+            if progress.pending:
+                names |= {progress.pending.map, progress.pending.log}
+            if progress.redo:
+                names.add(progress.redo.log)
         return {name for name in names if name is not None}
 
 
 class VolumeState:
-    """The directory of one volume. Everything but ``load`` and ``load_map`` needs its lock."""
+    """The directory of one volume. Everything but ``load`` and ``load_bitmap`` needs its lock."""
 
     def __init__(self, state_dir: Path, identity: str, volume: str, qube: str = "") -> None:
         """Of the qube of that identity, which is called ``qube``, or else as its identity."""
@@ -180,18 +182,11 @@ class VolumeState:
 
     @contextmanager
     def locked(self, patience: float = PATIENCE) -> Iterator[State]:
-        """Hold the volume's lock and yield its state; Refused when somebody else keeps it longer
-        than ``patience`` seconds.
+        """Hold the volume's lock, as ``alone`` does, and yield its state.
 
         A damaged state file is set aside here.
         """
-        make_directory(self.directory)
-        # A file of its own: the state file is replaced, and a lock on it would go with the old one.
-        try:
-            fd = lock(self.directory / "lock", patience=patience)
-        except Busy:
-            raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
-        with closing_fd(fd), _counted(fd):
+        with self.alone(patience):
             try:
                 state = self._read()
             except StateDamaged as error:
@@ -215,6 +210,20 @@ class VolumeState:
             return os.stat(self.directory / "lock").st_mtime_ns
         except FileNotFoundError:
             return 0
+
+    @contextmanager
+    def alone(self, patience: float = PATIENCE) -> Iterator[None]:
+        """Hold the volume's lock; Refused when somebody else keeps it longer than ``patience``
+        seconds.
+        """
+        make_directory(self.directory)
+        # A file of its own: the state file is replaced, and a lock on it would go with the old one.
+        try:
+            fd = lock(self.directory / "lock", patience=patience)
+        except Busy:
+            raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
+        with closing_fd(fd), _counted(fd):
+            yield
 
     def load(self) -> State:
         """The state, empty for a volume not seen before, or whose state file is damaged."""
@@ -248,7 +257,7 @@ class VolumeState:
         if raw.pop("check", None) != _check(raw):
             raise StateDamaged(f"{self._path} is damaged: its check does not fit")
         try:
-            follows = {archive: _follow(fields) for archive, fields in raw.pop("follows").items()}
+            follows = {archive: _progress(fields) for archive, fields in raw.pop("follows").items()}
             return State(follows=follows, **raw)
         except (TypeError, KeyError, AttributeError) as error:
             raise StateDamaged(f"{self._path} is damaged: {error}") from None
@@ -259,24 +268,24 @@ class VolumeState:
         whole = {"format": FORMAT, "check": _check(fields), **fields}
         replace(self._path, json.dumps(whole, indent=1).encode())
 
-    def load_map(self, name: str | None, size: int) -> ChangedMap:
-        """A changed map; everything counts as changed when its file is missing, unreadable or
+    def load_bitmap(self, name: str | None, size: int) -> Bitmap:
+        """A bitmap; everything counts as changed when its file is missing, unreadable or
         damaged.
         """
         if name is None:
-            return ChangedMap()
+            return Bitmap()
         try:
-            found = ChangedMap.from_bytes((self.directory / name).read_bytes())
+            found = Bitmap.from_bytes((self.directory / name).read_bytes())
         except OSError:
             found = None
         if found is None:
             path = self.directory / name
             log(WARNING, f"{path} is missing or damaged; everything is treated as changed")
-            return ChangedMap.everything(size)
+            return Bitmap.everything(size)
         return found
 
-    def save_map(self, name: str, changed: ChangedMap) -> str:
-        """Write a map under a name that no state file mentions yet."""
+    def save_bitmap(self, name: str, changed: Bitmap) -> str:
+        """Write a bitmap under a name that no state file mentions yet."""
         write_synced(self.directory / name, changed.to_bytes())
         return name
 
@@ -314,7 +323,7 @@ def _storage(place: dict[str, Any]) -> list[Any]:
     return [pool.get(key) for key in ("path", "volume_group", "thin_pool")]
 
 
-def _follow(raw: dict[str, Any]) -> ArchiveProgress:
+def _progress(raw: dict[str, Any]) -> ArchiveProgress:
     for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
         if raw.get(key) is not None:
             raw[key] = kind(**raw[key])
@@ -332,3 +341,15 @@ def known_volumes(state_dir: Path) -> Iterator[tuple[str, str]]:
             yield parse_identity(path.parent.name), parse_name(path.name, "volume")
         except BadName:
             continue
+
+
+def changed_since(store: VolumeState, progress: ArchiveProgress, size: int) -> int:
+    """Bytes that may have changed since the archive's last committed session, as of the base
+    snapshot.
+    """
+    if progress.committed is None:
+        return size
+    changed = store.load_bitmap(progress.map, size)
+    if progress.pending and not progress.pending.full:
+        changed.merge(store.load_bitmap(progress.pending.map, size))
+    return changed.changed(size)

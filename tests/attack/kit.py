@@ -174,7 +174,7 @@ class Attacker:
         argument: str = "private",
         older: bool = True,
     ) -> Status:
-        """With the very argument that the stream would need, if it can be told from it."""
+        """With the very argument that the stream would need, if it can be taken from it."""
         raw = stream if isinstance(stream, bytes) else stream.to_bytes()
         argument = f"{target}+{argument}+{named(raw)}{'+older' if older else ''}"
         return self.call("Restore", self.request() + raw, target, argument)

@@ -94,7 +94,7 @@ def test_a_cut_or_missing_file_is_found_and_named(built: Site, pattern: str) -> 
 
 
 def test_damage_that_no_session_needs_any_more_is_reported_once(built: Site) -> None:
-    """The chunk was sent again; what is left of it lies in its pack until that is emptied."""
+    """The chunk was sent again; what is left of it is in its pack until that is emptied."""
     built.backup()
     with built.open() as archive:
         (series, *_) = archive.sessions().values()
@@ -268,7 +268,7 @@ def test_an_archive_on_a_read_only_disk_can_be_read(built: Site) -> None:
 def test_a_copy_that_could_not_be_given_back_is_no_damage(
     built: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a disk that cannot punch holes, what was pruned and comes again lies in two packs."""
+    """On a disk that cannot punch holes, what was pruned and comes again is in two packs."""
     monkeypatch.setattr(LocalStorage, "punch", lambda *_: False)
     first = built.image().read_bytes()
     built.backup()

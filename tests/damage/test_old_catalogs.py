@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("small_packs")
 
 
 def test_an_old_catalog_beside_newer_files_is_not_believed(built: Site) -> None:
-    """As when the folder is copied while a prune goes on: the holes cannot be seen from names and
+    """As when the folder is copied while a prune runs: the holes cannot be seen from names and
     sizes.
     """
     first, copy = next(iter(built.images().values())), built.root / "copy"

@@ -210,7 +210,7 @@ class Bench:
         )
 
     def pattern(self, where: str) -> str:
-        """Names within the mount of what lies at ``where`` in the present copy, for faults."""
+        """Names within the mount of what is at ``where`` in the present copy, for faults."""
         return f"n{self._count}/{where}"
 
     def remove(self) -> None:

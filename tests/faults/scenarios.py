@@ -170,7 +170,9 @@ def with_a_lease(place: Place) -> None:
 def note_pending(place: Place) -> None:
     """Write down what dom0 has of work/private that is neither committed nor aborted."""
     state = VolumeState(place.site.state, "work", "private").load()
-    (session,) = [follow.pending.session for follow in state.follows.values() if follow.pending]
+    (session,) = [
+        progress.pending.session for progress in state.follows.values() if progress.pending
+    ]
     (place.root / "pending").write_text(session)
 
 

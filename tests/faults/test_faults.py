@@ -53,11 +53,13 @@ def _chosen(scenario: Scenario, counts: list[int]) -> Iterator[tuple[Kind, int]]
 def _without_a_fault(bench: Bench, scenario: Scenario, problems: list[str]) -> list[int]:
     """How many calls could meet each kind of fault; the run itself is as it should be."""
     faulty, sound = bench.place()
-    scenario.prepare(sound)
+    scenario.prepare(faulty)
     bench.system.fail(*(kind.counter(bench.pattern(scenario.where)) for kind in KINDS))
     outcome = run(lambda: scenario.started(faulty))
     counts = bench.system.seen()
     bench.system.fail()
+    if not any(counts):
+        problems.append(f"nothing that it does reaches {scenario.where}")
     if outcome.code != scenario.code:
         problems.append(f"without a fault: exit {outcome.code}: {outcome.text}")
     problems += [
@@ -68,7 +70,7 @@ def _without_a_fault(bench: Bench, scenario: Scenario, problems: list[str]) -> l
 
 def _with_a_fault(bench: Bench, scenario: Scenario, kind: Kind, number: int) -> Iterator[str]:
     faulty, sound = bench.place()
-    scenario.prepare(sound)
+    scenario.prepare(faulty)
     bench.system.fail(kind.fault(number, bench.pattern(scenario.where)))
     outcome = run(lambda: scenario.started(faulty))
     met = bench.system.failed()

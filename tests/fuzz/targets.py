@@ -33,7 +33,7 @@ from backup_vm.jobs import export
 from backup_vm.terminal.progress import Progress
 from dom0_agent.admin import adoption
 from dom0_agent.admin.settings.document import QubeSettings, from_bytes
-from dom0_agent.changed_map import ChangedMap, MapFile
+from dom0_agent.bitmap import Bitmap, BitmapFile
 from dom0_agent.config import load
 from dom0_agent.keyring import Keyring
 from dom0_agent.rpc import heads
@@ -98,8 +98,8 @@ def settings(data: bytes) -> None:
         from_bytes(data).to_bytes()
 
 
-def changed_map(data: bytes) -> None:
-    found = ChangedMap.from_bytes(data)
+def bitmap(data: bytes) -> None:
+    found = Bitmap.from_bytes(data)
     if found is not None:
         list(found.runs(2, 1 << 20))
 
@@ -231,7 +231,7 @@ def _scratch(name: str, data: bytes) -> None:
     world().scratch.local(name).write_bytes(data)
 
 
-_DOM0 = (request, restore_stream, keys_file, settings, changed_map, thin_delta, names, connection)
+_DOM0 = (request, restore_stream, keys_file, settings, bitmap, thin_delta, names, connection)
 _VM = (*(reply, archive_toml, session, pack, partial_session, exported, tags_and_notes, inspected),)
 TARGETS: dict[str, Target] = {target.__name__: target for target in (*_DOM0, *_VM)}
 
@@ -248,7 +248,7 @@ def seeds(name: str) -> Iterable[bytes]:
                 "work", "AppVM", "red", "fedora", None, {"memory": 400}, {"a": "1"}, ["t"]
             ).to_bytes()
         ],
-        "changed_map": lambda: [ChangedMap.everything(1 << 24).to_bytes()],
+        "bitmap": lambda: [Bitmap.everything(1 << 24).to_bytes()],
         "thin_delta": lambda: [
             (
                 b'<superblock data_block_size="128"><diff left="1" right="2"><same begin="0"'
@@ -287,7 +287,7 @@ DECLARED: dict[str, type[Structure]] = {
     "request": messages.Request,
     "restore_stream": RestoreStream,
     "reply": messages.ReplyStream,
-    "changed_map": MapFile,
+    "bitmap": BitmapFile,
     "session": SessionFile,
     "pack": PackFile,
     "partial_session": PartialFile,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dom0_agent.changed_map import GRAIN
+from dom0_agent.bitmap import GRAIN
 from dom0_agent.sources import metadata_snapshot
 from tests.kit import in_child
 from tests.lvm.kit import MIB, LvmSite, scribble

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent.changed_map import GRAIN
+from dom0_agent.bitmap import GRAIN
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import Sources
 from tests.kit import truly_changed

@@ -153,7 +153,7 @@ def test_a_pool_nearly_full_is_left_alone(
         file.write(random.Random(1).randbytes(total * 96 // 100 - used))
     with pytest.raises(AssertionError, match="storage is full"):
         site.backup()
-    site.monitor()  # goes on: it only gives space back
+    site.monitor()  # continues: it only gives space back
     before = site.contents()
     with pytest.raises(RefusedError, match="storage is full"):
         site.restore()
@@ -177,7 +177,7 @@ def test_a_pool_nearly_full_is_left_alone(
 def test_a_flood_of_snapshots_cannot_fill_the_pool(
     group_with_small_pool: Callable[[], LvmSite], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A backup VM begins sessions and never ends them, while the qube writes its whole volume anew,
+    """A backup VM begins sessions and never ends them, while the qube writes its whole volume
     again and again.
     """
     site = group_with_small_pool()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A Qubes machine whose volumes lie in a thin pool: running and halted qubes, restore through the
+"""A Qubes machine whose volumes are in a thin pool: running and halted qubes, restore through the
 Admin API.
 """
 

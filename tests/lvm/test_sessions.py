@@ -35,7 +35,7 @@ def test_every_session_comes_back(lvm_site: Make, pool: str) -> None:
 def test_one_volume_feeds_archives_of_every_chunk_size(
     lvm_site: Make, pool: str, sizes: tuple[int, ...]
 ) -> None:
-    """Each archive has a changed map of its own; the base snapshot is shared."""
+    """Each archive has a bitmap of its own; the base snapshot is shared."""
     site, rng = lvm_site(pool=pool), random.Random(5)
     folders = [site.root / f"archive-{size}" for size in sizes]
     for size, folder in zip(sizes, folders, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dom0_agent.admin import cli as agent_cli
-from dom0_agent.changed_map import MapFile
+from dom0_agent.bitmap import BitmapFile
 from dom0_agent.tracking.chunk_ids import IdsFile, PagesFile
 from dom0_agent.tracking.pending_log import LogFile
 from tests.children import Outcome, run
@@ -39,7 +39,7 @@ def file_of(scene: Scene, kind: str) -> Path:
     """A file of each kind, below the state's folder; of b, but what only a has."""
     folder = scene.site.state / "volumes/b/private"
     fields = json.loads((folder / "state.json").read_bytes())
-    (follow,) = fields["follows"].values()
+    (progress,) = fields["follows"].values()
     if kind == "log":
         folder = scene.site.state / "volumes/a/private"
         (pending,) = json.loads((folder / "state.json").read_bytes())["follows"].values()
@@ -48,8 +48,8 @@ def file_of(scene: Scene, kind: str) -> Path:
         name = {"archive": "archive.json", "key": "key"}[kind]
         (found,) = scene.site.state.glob(f"archives/*/{name}")
         return found.relative_to(scene.site.state)
-    names = {"state": "state.json", "map": follow["map"], "ids": follow["ids"]}
-    names["pages"] = f"{follow['ids']}.pages"
+    names = {"state": "state.json", "map": progress["map"], "ids": progress["ids"]}
+    names["pages"] = f"{progress['ids']}.pages"
     return (folder / names[kind]).relative_to(scene.site.state)
 
 
@@ -73,7 +73,7 @@ def changes_of(kind: str, raw: bytes) -> list[Change]:
     if kind == "key":
         fields = [Field("key", 0, len(raw), None)]
     else:
-        files = {"log": LogFile, "map": MapFile, "ids": IdsFile, "pages": PagesFile}
+        files = {"log": LogFile, "map": BitmapFile, "ids": IdsFile, "pages": PagesFile}
         fields = forms.fields_of(files[kind], raw)
     return [*forms.in_fields(raw, fields, None), *forms.in_length(raw, fields, None)]
 

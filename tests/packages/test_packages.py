@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import yaml
 from setuptools.config.pyprojecttoml import read_configuration
 
 from backup_vm import cli as vm
@@ -40,6 +41,12 @@ def build(kind: str, needed: str, folder: Path) -> list[Path]:
 def rpms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = build("rpm", "rpmbuild", tmp_path_factory.mktemp("rpm"))
     return {path.name.split(f"-{VERSION}")[0]: path for path in found}
+
+
+@pytest.fixture(scope="module")
+def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (package,) = build("deb", "dh", tmp_path_factory.mktemp("deb"))
+    return package
 
 
 def listed(package: Path) -> dict[str, tuple[str, str, str]]:
@@ -89,6 +96,8 @@ def test_what_dom0_gets(rpms: dict[str, Path]) -> None:
     assert {
         "/usr/lib/systemd/system/sparsebak-monitor.timer",
         "/usr/bin/sparsebak-agent",
+        "/usr/lib/sparsebak/policy/79-sparsebak-4.2.policy",
+        "/usr/share/applications/sparsebak-backup.desktop",
     } <= files.keys()
 
 
@@ -113,6 +122,7 @@ def test_what_the_backup_vm_gets(rpms: dict[str, Path]) -> None:
         name for name in files if "dom0_agent" in name or "qubes-rpc" in name or "policy" in name
     ]
     assert {"/usr/lib/systemd/system/sparsebak-backup.timer", "/usr/bin/sparsebak"} <= files.keys()
+    assert files["/etc/qubes/post-install.d/50-sparsebak.sh"][0] == "-rwxr-xr-x"
     assert all(owner == group == "root" for _, owner, group in files.values())
 
 
@@ -139,13 +149,14 @@ def test_it_runs_as_it_is_packaged(rpms: dict[str, Path], tmp_path: Path) -> Non
         assert done.returncode == 0 and "usage: sparsebak" in done.stdout
 
 
-def test_the_debian_package(tmp_path: Path) -> None:
-    (package,) = build("deb", "dh", tmp_path)
+def test_the_debian_package(deb: Path) -> None:
+    package = deb
     raw = subprocess.run(
         ["dpkg-deb", "-c", package], capture_output=True, text=True, check=True
     ).stdout
     files = {line.split()[5].lstrip("."): tuple(line.split()[:2]) for line in raw.splitlines()}
-    assert files["/usr/bin/sparsebak"] == ("-rwxr-xr-x", "root/root")
+    for name in ("/usr/bin/sparsebak", "/etc/qubes/post-install.d/50-sparsebak.sh"):
+        assert files[name] == ("-rwxr-xr-x", "root/root")
     assert "/usr/lib/sparsebak/backup_vm/cli/__init__.py" in files and not [
         name for name in files if "dom0_agent" in name
     ]
@@ -158,10 +169,11 @@ def test_the_debian_package(tmp_path: Path) -> None:
 def test_one_version_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     project = read_configuration(ROOT / "pyproject.toml")["project"]
-    debian = re.match(r"sparsebak \((.*)\)", (ROOT / "debian/changelog").read_text())
+    debian = re.match(r"sparsebak \((.*)-\d+\)", (ROOT / "debian/changelog").read_text())
+    builder = (ROOT / "version").read_text().strip()
     newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert debian and newest
-    assert project["version"] == debian[1] == newest[1] == VERSION
+    assert project["version"] == debian[1] == newest[1] == builder == VERSION
     for parser in (vm.parser, dom0.parser):
         with redirect_stdout(StringIO()) as said, pytest.raises(SystemExit):
             parser().parse_args(["--version"])
@@ -170,3 +182,38 @@ def test_one_version_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_packages_have_the_projects_version(rpms: dict[str, Path]) -> None:
     assert {path.name.split("-")[-2] for path in rpms.values()} == {VERSION}
+
+
+def test_the_same_sources_make_the_same_packages(
+    rpms: dict[str, Path], deb: Path, tmp_path: Path
+) -> None:
+    """In another folder, at another time."""
+    first = {path.name: path.read_bytes() for path in [*rpms.values(), deb]}
+    for kind in ("rpm", "deb"):
+        (tmp_path / kind).mkdir()
+    again = [*build("rpm", "rpmbuild", tmp_path / "rpm"), *build("deb", "dh", tmp_path / "deb")]
+    assert {path.name: path.read_bytes() for path in again} == first
+
+
+def test_byte_code_is_the_packages_own(rpms: dict[str, Path]) -> None:
+    """Whoever runs them writes none beside it that would be left behind."""
+    for name in ("sparsebak-dom0", "sparsebak-dom0-settings", "sparsebak-vm"):
+        files = listed(rpms[name])
+        ours = {path for path in files if path.startswith("/usr/lib/sparsebak/")}
+        modules = [path for path in ours if path.endswith(".py")]
+        compiled = {path for path in ours if path.endswith(".pyc")}
+        assert len(modules) == len(compiled)
+        said = subprocess.run(
+            ["rpm", "-qp", "--scripts", rpms[name]], capture_output=True, text=True, check=True
+        ).stdout
+        assert "compileall" not in said
+
+
+def test_qubes_builder_finds_what_it_names() -> None:
+    named = yaml.safe_load((ROOT / ".qubesbuilder").read_text())
+    specs = [spec for side in ("host", "vm") for spec in named[side]["rpm"]["build"]]
+    assert {f"{spec}.in" for spec in specs} == {
+        str(path.relative_to(ROOT)) for path in (ROOT / "rpm").glob("*.spec.in")
+    }
+    assert all((ROOT / folder / "control").exists() for folder in named["vm"]["deb"]["build"])
+    assert (ROOT / "rel").read_text().strip().isdigit()

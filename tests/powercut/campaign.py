@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backup_vm.archive import lease, pack_writer
+from backup_vm.archive import lease_files, pack_writer
 from backup_vm.archive.storage.local import LocalStorage
 from tests.faults.harness import VOLUMES, Images, Place, computed, run, write_passphrase
 from tests.faults.scenarios import cut_off
@@ -26,7 +26,7 @@ FILE_SYSTEMS = {
     "btrfs": (["mkfs.btrfs", "-q", "-m", "single", "-d", "single"], 200 << 20, "loop"),
     "btrfs-zstd": (["mkfs.btrfs", "-q"], 256 << 20, "loop,compress=zstd"),
 }
-STARTING = lease._BEGINNING + 10
+STARTING = lease_files._BEGINNING + 10
 """Seconds until a machine is on again and a backup begins: a lease whose contents the cut took is
 known by its age.
 """
@@ -43,7 +43,7 @@ class Fact:
 
 
 class _TwoDisks(Site):
-    """A site whose archive lies on another disk."""
+    """A site whose archive is on another disk."""
 
     def __init__(self, root: Path, archive: Path, driver: str) -> None:
         super().__init__(root, driver=driver, volumes=VOLUMES, make=False)
@@ -202,6 +202,8 @@ class Campaign:
                 self.problems += [f"{where}: {p}" for p in self._check(must, may, rng)]
             except subprocess.CalledProcessError as error:
                 self.problems.append(f"{where}: cannot mount: {error.stderr}")
+            except OSError as error:  # the file system itself has lost something
+                self.problems.append(f"{where}: {error}")
             finally:
                 self.unmount()
         return len(positions)

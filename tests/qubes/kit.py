@@ -20,7 +20,7 @@ BACKUP_VM = "backup-vm"
 
 
 class QubesSite(Site):
-    """See Site; volumes are named by qubesd, images lie where the pool ``vm-pool`` has them."""
+    """See Site; volumes are named by qubesd, images are where the pool ``vm-pool`` has them."""
 
     def __init__(self, root: Path, qubesd: Qubesd, files: tuple[Path, ...] = ()) -> None:
         self.qubesd, self.files = qubesd, files
@@ -39,7 +39,8 @@ class QubesSite(Site):
             self.add_qube(name, klass)
         config = "\n".join(f'"{path}"' for path in self.files)
         self.config.write_text(
-            f'state_dir = "dom0"\ncatalog = "qubes"\n[qubes]\ndom0_config = [{config}]\n'
+            f'state_dir = "dom0"\ncatalog = "qubes"\n'
+            f"[qubes]\ndom0_config = [{config}]\nmachine = false\n"
         )
 
     def add_qube(self, name: str, klass: str = "AppVM") -> None:
@@ -50,7 +51,7 @@ class QubesSite(Site):
                 fill(self.image(f"{name}/{volume}"), SIZE, sum(name.encode()))
 
     def place(self, name: str, volume: str) -> None:
-        """Tell the import script where a volume lies."""
+        """Tell the import script where a volume is."""
         path = self.pool / f"{self.qubesd.qubes[name].volumes[volume].vid}.img"
         path.parent.mkdir(parents=True, exist_ok=True)
         (self.qubesd.places / f"{name}+{volume}").write_text(str(path))

@@ -5,6 +5,7 @@ and no match denies.
 Semantics: core-qrexec, ``doc/multifile-policy.rst``.
 """
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,24 @@ def read(path: Path) -> list[Line]:
                 )
             )
     return lines
+
+
+def tags_of(qubesd: str) -> dict[str, set[str]]:
+    """Of each qube, asked of the qubesd whose socket is ``qubesd``."""
+
+    def ask(method: str, dest: str) -> list[str]:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.connect(qubesd)
+        client.sendall(f"{method}+ dom0 name {dest}\0".encode())
+        client.shutdown(socket.SHUT_WR)
+        answer = client.makefile("rb").read()
+        client.close()
+        return answer[2:].decode().splitlines()
+
+    return {
+        name: set(ask("admin.vm.tag.List", name))
+        for name in (line.split()[0] for line in ask("admin.vm.List", "dom0"))
+    }
 
 
 def decide(

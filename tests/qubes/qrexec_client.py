@@ -29,7 +29,7 @@ def main(settings_path: str, target: str, call: str) -> int:
     settings = json.loads(Path(settings_path).read_text())
     service, _, argument = call.partition("+")
     argument = re.sub(r"[^A-Za-z0-9_.+-]", "_", argument)
-    tags = tags_of(settings["qubesd"])
+    tags = policy.tags_of(settings["qubesd"])
     tags.pop("dom0")
     if not target.startswith("@") and target not in tags:
         target = "@default"
@@ -43,22 +43,6 @@ def main(settings_path: str, target: str, call: str) -> int:
     if not (ROOT / "qubes-rpc" / service).exists():
         return 127
     return run(settings, service, argument, target)
-
-
-def tags_of(qubesd: str) -> dict[str, set[str]]:
-    def ask(method: str, dest: str) -> list[str]:
-        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client.connect(qubesd)
-        client.sendall(f"{method}+ dom0 name {dest}\0".encode())
-        client.shutdown(socket.SHUT_WR)
-        answer = client.makefile("rb").read()
-        client.close()
-        return answer[2:].decode().splitlines()
-
-    return {
-        name: set(ask("admin.vm.tag.List", name))
-        for name in (line.split()[0] for line in ask("admin.vm.List", "dom0"))
-    }
 
 
 def run(settings: dict[str, str], service: str, argument: str, target: str) -> int:

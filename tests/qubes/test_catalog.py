@@ -3,6 +3,8 @@
 asked for it.
 """
 
+import importlib
+import importlib.util
 import json
 import time
 from collections import Counter
@@ -16,6 +18,7 @@ from dom0_agent.admin.catalog import _keep, ask, write_down
 from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.catalog import kept
 from dom0_agent.config import Config, load
+from tests.conftest import elsewhere
 from tests.kit import Site
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Qubesd
@@ -23,7 +26,8 @@ from tests.qubes.qubesd import Qubesd
 POOLS = {
     "vm-pool": {"driver": "lvm_thin", "volume_group": "qubes_dom0", "thin_pool": "vm-pool"},
     "files": {"driver": "file-reflink", "dir_path": "/var/lib/qubes"},
-    "tank": {"driver": "zfs", "container": "tank"},
+    "tank": {"driver": "zfs", "container": "tank/vms"},
+    "strange": {"driver": "callback"},
 }
 
 
@@ -56,13 +60,14 @@ def test_what_is_backed_up_and_what_is_left_out(
     machine: Qubesd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.add("files", "AppVM", "files").state = "Running"
-    machine.add("other", "AppVM", "tank")
+    machine.add("other", "AppVM", "tank").volumes["private"].vid = "tank/vms/other/private"
+    machine.add("strange", "AppVM", "strange")
     machine.add("off", "AppVM", "vm-pool", include_in_backups=(False, "bool", "False"))
     catalog = ask(configured(tmp_path), "sd-backup")
     found = {volume.name: volume for volume in catalog.volumes()}
     assert [name for name in found if "settings" not in name] == [
         "alone/root", "alone/private", "fedora/root", "fedora/private", "files/private",
-        "work/private",
+        "other/private", "work/private",
     ]  # fmt: skip
     assert found["work/private"].vid == "vm-work-private"
     assert found["work/private"].live == "vm-work-private-snap"  # the data, when there is one
@@ -72,9 +77,13 @@ def test_what_is_backed_up_and_what_is_left_out(
         "appvms/files/private-dirty.img",
     )
     reasons = {skipped.name: skipped.reason for skipped in catalog.skipped()}
-    assert reasons.keys() == {"disp1", "sd-backup", "other/private", "off"}
+    assert (found["other/private"].vid, found["other/private"].pool.path) == (
+        "other/private",
+        Path("/dev/zvol/tank/vms"),
+    )
+    assert reasons.keys() == {"disp1", "sd-backup", "strange/private", "off"}
     assert (
-        "zfs" in reasons["other/private"]
+        "callback" in reasons["strange/private"]
         and "include_in_backups" in reasons["off"]
         and "backup qube" in reasons["sd-backup"]
     )
@@ -108,6 +117,17 @@ def test_running_qubes(machine: Qubesd, tmp_path: Path) -> None:
     )
     found = ask(configured(tmp_path, 'running = "committed"')).find("work", "private")
     assert found is not None and found.live == ""
+
+
+def test_volumes_in_zfs_are_not_taken_from_another_time_or_place(
+    machine: Qubesd, tmp_path: Path
+) -> None:
+    disk = machine.add("other", "AppVM", "tank").volumes["private"]
+    for vid, options in (("tank/vms/o/p", 'running = "committed"'), ("tank/else/o/p", "")):
+        disk.vid = vid
+        catalog = ask(configured(tmp_path, options))
+        (skipped,) = [one for one in catalog.skipped() if one.name == "other/private"]
+        assert skipped.failed
 
 
 def test_storage_that_is_not_supported_is_reported(
@@ -271,3 +291,37 @@ def test_of_two_lists_the_one_asked_for_later_stays(qubes: QubesSite) -> None:
     kept.place(config).write_bytes(replace(first, asked=first.asked + 500).to_bytes())
     write_down(config)  # the clock was wrong, and is right again
     assert kept.read(config).asked <= time.time()
+
+
+def test_the_machine_that_qubes_itself_tests_with(
+    qubesd: Qubesd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MockQubesComplete of the real qubesadmin, which answers in its release's own words."""
+    if importlib.util.find_spec("qubesadmin.tests") is None:
+        elsewhere("the real qubesadmin is not here: make test-qubes QUBES=FOLDER")
+    mock = importlib.import_module("qubesadmin.tests.mock_app").MockQubesComplete()
+    group = b"0\0driver=lvm_thin\nvolume_group=qubes_dom0\nthin_pool=vm-pool\n"
+    for call in (("admin.pool.Info", "vm-pool"), ("admin.pool.List", None)):
+        mock.expected_calls["dom0", *call, None] = group if call[1] else b"0\0vm-pool\n"
+    monkeypatch.setattr(importlib.import_module("qubesadmin"), "Qubes", lambda: mock)
+    catalog = ask(configured(tmp_path))
+    found = {volume.name: volume for volume in catalog.volumes()}
+    reasons = {one.name: one.reason for one in catalog.skipped()}
+    assert not [one for one in catalog.skipped() if one.failed or one.unsupported]
+    for qube in mock.domains:
+        if qube.klass == "DispVM":
+            lasts = not getattr(qube, "auto_cleanup", False)
+            assert lasts or reasons[qube.name] == "a disposable keeps nothing"
+        elif qube.klass in ("AppVM", "StandaloneVM", "TemplateVM"):
+            name = f"{qube.name}/private"
+            if (
+                "save_on_stop=True"
+                not in mock.qubesd_call(qube.name, "admin.vm.volume.Info", "private")
+                .decode()
+                .splitlines()
+            ):  # 4.2's says so of every volume
+                assert reasons.get(qube.name) or "not kept" in reasons[name]
+            elif not reasons.get(qube.name):
+                assert found[name].vid == f"vm-{qube.name}-private"
+                assert found[name].live == f"vm-{qube.name}-private-snap"
+    assert len(found) + len(reasons) > 10

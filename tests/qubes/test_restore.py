@@ -225,7 +225,7 @@ def remade(site: QubesSite, session: int) -> str:
 
 
 def test_domains_go_with_the_record(qubes: QubesSite) -> None:
-    """Equal chunks are stored once only where they lie in the roots of two templates."""
+    """Equal chunks are stored once only where they are in the roots of two templates."""
     qubes.add_qube("alone", "StandaloneVM")
     qubes.add_qube("debian", "TemplateVM")
     for name in ("alone/root", "alone/private", "debian/root", "work/private"):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""qubesd cannot tell all of one qube: the others are backed up and followed, and that one is told
-as failed, never left out.
+"""qubesd cannot tell all of one qube: the others are backed up and followed, and that one is
+reported as failed, never left out.
 """
 
 from collections.abc import Callable

@@ -151,8 +151,8 @@ def test_one_that_was_cut_off_can_be_done_again(
         assert take_over(site, kept) == 1
     assert take_over(site, file) == 0
     for name in site.volumes:
-        (follow,) = VolumeState(site.state, *name.split("/")).load().follows.values()
-        assert follow.committed is not None and follow.committed.sequence == 2
+        (progress,) = VolumeState(site.state, *name.split("/")).load().follows.values()
+        assert progress.committed is not None and progress.committed.sequence == 2
     assert [done.stored for done in site.backup().done] == [0, 0]
 
 

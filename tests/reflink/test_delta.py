@@ -34,7 +34,7 @@ def disturb(image: Path, rng: random.Random, older: list[Path]) -> None:
         if kind < 4:
             os.pwrite(fd, some_bytes(rng, min(length, size - at)), at)
         elif kind == 4:
-            os.pwrite(fd, os.pread(fd, length, at), at)  # the same bytes anew
+            os.pwrite(fd, os.pread(fd, length, at), at)  # the same bytes again
         elif kind == 5:
             punch(fd, at, min(length, size - at))
         elif kind in (6, 7):  # clones of ranges, within the file and from an older state of it
@@ -209,7 +209,7 @@ def test_an_image_that_rests_is_known_by_its_time(
     os.utime(image, ns=(0, 0))
     assert not source.unchanged(2)
     source.snapshot(3)
-    assert not source.unchanged(3), "a change in the same tick could not be told"
+    assert not source.unchanged(3), "a change in the same tick could not be noticed"
     os.replace(image, image.with_name("old"))
     image.write_bytes(image.with_name("old").read_bytes())
     assert not source.unchanged(2)

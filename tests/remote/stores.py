@@ -18,7 +18,7 @@ from backup_vm.archive.storage.objects import Changed, Entry, Space, Unreachable
 Answer = tuple[int, bytes]
 
 
-def refusal(status: int, code: str, message: str = "as it was told", more: str = "") -> Answer:
+def refusal(status: int, code: str, message: str = "as it was set up to", more: str = "") -> Answer:
     """As S3 refuses."""
     text = f"<Error><Code>{code}</Code>\n<Message>{message}</Message>{more}</Error>"
     return status, b'<?xml version="1.0" encoding="UTF-8"?>\n' + text.encode()
@@ -151,7 +151,7 @@ class Lying:
     def _try(self) -> None:
         if self.fails:
             self.fails -= 1
-            raise Unreachable("as it was told")
+            raise Unreachable("as it was set up to")
 
     def _all(self) -> Iterator[tuple[str, Entry]]:
         for path in sorted(self.folder.rglob("*")):

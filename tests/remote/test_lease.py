@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm.archive import lease as leases
-from backup_vm.archive import notes
+from backup_vm.archive import lease_files, notes
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.storage import open_storage
 from backup_vm.archive.storage.objects import Unreachable
@@ -27,7 +27,7 @@ STALE = 4.0
 def test_who_is_cut_off_gives_up_before_another_one_begins(
     server: Server, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "STALE", STALE)
+    monkeypatch.setattr(lease_files, "STALE", STALE)
     monkeypatch.setattr(leases, "_HALF", STALE / 2)
     monkeypatch.setattr(leases, "RENEWAL", 0.3)
     monkeypatch.setattr(leases, "_RETRY", 0.1)

@@ -346,7 +346,7 @@ def test_what_was_begun_with_other_entries_is_begun_anew(built: Site) -> None:
         store.flush()
         first.close()
         assert Incoming(archive, store, series[1].record, NO_BASE, 0, b"1" * 16).position == 3, (
-            "gone on with"
+            "resumed"
         )
         again = Incoming(archive, store, series[1].record, NO_BASE, 0, b"2" * 16)
         assert again.position == 0 and not store.holds(b"\x01" * 32)

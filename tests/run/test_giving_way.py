@@ -115,8 +115,8 @@ def test_a_pool_that_is_gone_makes_nobody_give_way(
     with pytest.raises(AssertionError):
         site.monitor()
     site.pool.with_name("away").rename(site.pool)
-    (follow,) = VolumeState(site.state, "work", "private").load().follows.values()
-    assert follow.pending is not None and follow.pending.session == offer.session.hex()
+    (progress,) = VolumeState(site.state, "work", "private").load().follows.values()
+    assert progress.pending is not None and progress.pending.session == offer.session.hex()
 
 
 def test_a_volume_waits_for_its_own_delta_only(

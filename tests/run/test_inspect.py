@@ -145,7 +145,7 @@ def test_every_change_of_a_file_is_shown_or_named(site: Site, commands: Commands
             path.write_bytes(change_.raw)
             out, err = commands.run("inspect", str(path), "--all", "--json", expect=None)
             assert "Traceback" not in err
-            # the head of a chunk that lies between the two others is its index's, too
+            # the head of a chunk that is between the two others is its index's, too
             assert json.loads(out)["ok"] is False or structure is PackFile, change_.name
         path.write_bytes(raw)
 

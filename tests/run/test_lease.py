@@ -20,7 +20,7 @@ from backup_vm import cli
 from backup_vm.archive import lease as leases
 from backup_vm.archive import notes
 from backup_vm.archive.holder import Holder
-from backup_vm.archive.lease import FOLDER, NOTES, STALE
+from backup_vm.archive.lease_files import FOLDER, NOTES, STALE
 from backup_vm.archive.storage import local as local_storage
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import LockedError

@@ -164,7 +164,7 @@ def test_what_is_gone_gives_way_even_while_it_is_read(
         f.pending for f in VolumeState(two.state, "old", "private").load().follows.values()
     ]
     assert pending is not None
-    session_log = PendingLog(two.state / "volumes/old/private" / pending.log)  # Extract goes on
+    session_log = PendingLog(two.state / "volumes/old/private" / pending.log)  # Extract still runs
     agent(two, "monitor")
     assert len(two.snapshots("old/private")) == 1
 

@@ -172,7 +172,7 @@ def test_a_scrub_of_what_is_read_only_here(
 
 @pytest.mark.parametrize("same", [False, True])
 def test_one_that_changes_again_and_again(scene: Scene, same: bool) -> None:
-    """What is wrong each time in another way is nothing that can be told; twice the same can."""
+    """What is wrong each time in another way is nothing to be reported; twice the same can."""
     with scene.site.open() as archive:
         turns = iter(range(100))
 

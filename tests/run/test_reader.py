@@ -82,7 +82,7 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(
     _, recovery = archives.add(
         Keyring(load(site.config).state_dir), "other", "backup-vm", 1, 64 << 10, PASSPHRASE
     )
-    entry, found = Agent(InProcess(site.config)).enroll("other")
+    entry, found, _ = Agent(InProcess(site.config)).enroll("other")
     folder = site.root / "other"
     create_archive(
         folder,
@@ -205,8 +205,8 @@ def test_it_shares_no_code_and_is_short() -> None:
 
 
 def test_the_emergency_page_can_be_followed(site: Site, tmp_path: Path) -> None:
-    """The commands of docs/emergency.md as they stand, but for the archive's place and what needs
-    root.
+    """The commands of docs/emergency.md as they stand, except for the archive's place and what
+    needs root.
     """
     fill(site.image(), 10 * GRAIN)
     site.backup()

@@ -99,7 +99,8 @@ def test_names_cannot_break_out_of_it(commands: Commands, monkeypatch: pytest.Mo
     evil = "</title><script>alert(1)</script>"
     status = {
         "label": evil, "path": evil, "mode": evil, "stored": 0, "free": None, "problems": [evil],
-        "scrubbed": None,
+        "scrubbed": None, "part_scrubbed": None,
+        "unproven": {"name": evil, "session": evil, "since": NOW, "verified": True},
         "next_run": evil, "volumes": [{"name": evil, "latest": None}],
     }  # fmt: skip
     session = {"session": evil, "time": NOW, "size": 1}

@@ -230,7 +230,7 @@ def test_sockets_that_systemd_hands_over(site: Site) -> None:
     process = subprocess.Popen(
         ["bash", "-c", script], pass_fds=[one.fileno()], stderr=subprocess.DEVNULL
     )
-    entry, slots, version = Agent(UnixTransport(site.root, "backup-vm")).introduce("tests")
+    entry, slots, version = Agent(UnixTransport(site.root, "backup-vm")).enroll("tests")
     assert entry.label == "tests" and len(slots) == 2 and version
     assert process.wait(timeout=20) == 0
     done = subprocess.run(

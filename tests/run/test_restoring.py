@@ -65,7 +65,7 @@ def test_a_session_that_dom0_was_not_told_of(
         raise AgentError("cut")
 
     agent.commit = lost  # type: ignore[method-assign]
-    time.sleep(1.1)  # sessions are told apart by their seconds
+    time.sleep(1.1)  # sessions differ by their seconds
     with pytest.raises(AssertionError, match="cut"):
         made.backup(agent=agent)
     latest = list(made.images().items())[-1]

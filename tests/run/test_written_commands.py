@@ -29,7 +29,7 @@ ENDS = re.compile(
 ASKS = re.compile(r"(?:[:('‘“`]\s?|^Exec\w+=)$")
 """What stands before something to type; elsewhere the program's name may be part of a sentence."""
 NO_COMMANDS = {"sparsebak page", "sparsebak root", "sparsebak domain"}
-"""What hashes are told apart by."""
+"""What hashes differ by."""
 KNOWN = {*vm.COMMANDS, *dom0.COMMANDS}
 VALUES = {"N": "7", "TIME": "2d", "ROOM": "20G", "F": "pw"}
 
@@ -57,7 +57,7 @@ def problem(text: str, whole: bool, capsys: pytest.CaptureFixture[str]) -> str |
 
 
 def found(text: str) -> Iterator[str]:
-    """Command lines in a line of text: from the program's name to where the sentence goes on."""
+    """Command lines in a line of text: from the program's name to where the sentence continues."""
     for match in COMMAND.finditer(text):
         rest = match[2]
         if end := ENDS.search(rest):

@@ -249,9 +249,10 @@ def test_two_commands(stage: Stage, quick_folder: Path) -> None:
     ]
     for number, pair in enumerate(sample(pairs, 7)):
         site = stage.copy(quick_folder / "case")
-        known = words(site, min(stage.kept["a/private"]))
-        steps = known[pair[number % 2]], known[pair[1 - number % 2]]
-        faults += pair_faults(site, pair, steps, stage, f"{number}")
+        # Each its own words: two of the same are not to write the same file.
+        oldest = min(stage.kept["a/private"])
+        first, second = (words(site, oldest)[pair[turn % 2]] for turn in (number, number + 1))
+        faults += pair_faults(site, pair, (first, second), stage, f"{number}")
     assert not faults, "\n".join(faults)
 
 

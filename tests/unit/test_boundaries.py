@@ -116,6 +116,11 @@ FLAGS = {"O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND", "O_TMPFILE"}
 LVM = {
     "lvs", "lvcreate", "lvchange", "lvremove", "dmsetup", "thin_delta", "thin_dump",
 }  # fmt: skip
+ZFS = {
+    ("zfs", "list"), ("zfs", "get"), ("zfs", "send"), ("zpool", "sync"),
+    ("zfs", "snapshot"), ("zfs", "clone"), ("zfs", "destroy"),
+}  # fmt: skip
+"""Commands of ZFS that sources run; what is destroyed is named by ours, which tests/zfs tries."""
 
 
 def writes(path: Path) -> Iterator[tuple[str, str]]:
@@ -160,6 +165,21 @@ def test_sources_run_no_command_that_changes_a_volume() -> None:
     commands = {word for word in words if word.startswith(("lv", "vg", "pv")) and word.isalpha()}
     assert (commands - {"lv"}) | (words & LVM) == LVM
     assert "--snapshot" in words and not words & {"--merge", "--virtualsize", "--thin"}
+
+
+def test_sources_run_no_command_of_zfs_that_changes_a_volume() -> None:
+    """Volumes are listed, snapshotted and sent there, and clones of ours made and removed; nothing
+    is rolled back, received, renamed or set.
+    """
+    found = set()
+    for path in inside("sources"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call | ast.List | ast.Tuple):
+                listed = node.args if isinstance(node, ast.Call) else node.elts
+                words = [one.value if isinstance(one, ast.Constant) else None for one in listed]
+                if words and words[0] in ("zfs", "zpool"):
+                    found.add((words[0], words[1]))
+    assert found == ZFS
 
 
 OPENED: list[str] = []

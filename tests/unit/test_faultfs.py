@@ -44,6 +44,23 @@ def test_the_third_write_fails_and_the_fourth_does_not(faultfs: FaultFS, name: s
         assert outcomes == [100, 100, -getattr(errno, name), 100]
 
 
+def test_a_fault_of_a_folder_is_met_by_all_that_it_holds(faultfs: FaultFS) -> None:
+    (faultfs.path / "a/b").mkdir(parents=True)
+    (faultfs.path / "ab").mkdir()
+    faultfs.fail(Fault("create", "EIO", path="a"))
+    for name in ("a/one", "a/b/one"):
+        with pytest.raises(OSError, match="Input/output error"):
+            (faultfs.path / name).write_bytes(b"")
+    (faultfs.path / "ab/one").write_bytes(b"")
+
+
+def test_a_file_without_a_name_can_be_written_and_read(faultfs: FaultFS) -> None:
+    with open(faultfs.path / "one", "w+b", buffering=0) as file:
+        os.unlink(faultfs.path / "one")
+        assert file.write(b"contents") == 8
+        assert os.pread(file.fileno(), 8, 0) == b"contents"
+
+
 def test_short_writes_and_folders_that_cannot_be_synced(faultfs: FaultFS) -> None:
     faultfs.fail(Fault("write", short=10), Fault("fsyncdir", "EINVAL"))
     with open(faultfs.path / "file", "wb", buffering=0) as file:

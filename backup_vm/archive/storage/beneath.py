@@ -91,7 +91,7 @@ class Beneath:
 
     @contextmanager
     def folder(self, name: str, make: bool = False) -> Iterator[tuple[int, str]]:
-        """The open folder that a file lies in, and the file's name there; with ``make`` made,
+        """The open folder that a file is in, and the file's name there; with ``make`` made,
         durably, if missing.
         """
         *folders, last = name.split("/")

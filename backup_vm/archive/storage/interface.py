@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Protocol
 
+from backup_vm.rate import Rate
+
 if TYPE_CHECKING:
-    from backup_vm.archive.lease import Locks
+    from backup_vm.archive.lease_files import Locks
 
 TEMPORARY = ".tmp"
 LOCK = "archive.lock"
@@ -114,13 +116,15 @@ class Storage(Files, Protocol):
 
     ``workspace``: what belongs to this machine alone; ``elsewhere``: whether that is apart from the
     archive, so that other machines do not see it. ``check`` is called before anything is written,
-    and raises what forbids it: a lease that is lost.
+    and raises what forbids it: a lease that is lost. ``rate``: what whoever reads or writes chunks
+    must keep to.
     """
 
     uploads: int
     pack_size: int
     elsewhere: bool
     check: Callable[[], None]
+    rate: Rate = Rate()
     workspace: Workspace
 
     def prepare(self) -> None:

@@ -23,7 +23,7 @@ from common.durable import closing_fd, pwrite_all
 from common.override import override
 
 if TYPE_CHECKING:
-    from backup_vm.archive.lease import Locks
+    from backup_vm.archive.lease_files import Locks
 
 
 def _nothing() -> None:

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from backup_vm.archive.lease import FOLDER, LONGEST, Locks
+from backup_vm.archive.lease_files import FOLDER, LONGEST, Locks
 from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.errors import DamagedError, ForbiddenError
 from common.durable import closing_fd, pwrite_all

@@ -98,7 +98,7 @@ class Objects(Protocol):
         """Fetch a whole object, as it was listed, into a file; raise Changed."""
 
     def get_range(self, name: str, entry: Entry, offset: int, length: int) -> bytes:
-        """Exactly these bytes, which lie within the object as it was listed; raise Changed."""
+        """Exactly these bytes, which are within the object as it was listed; raise Changed."""
 
     def put(self, name: str, source: Path) -> str:
         """Store a file under a name, all of it or nothing; returns its version."""

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Objects in an S3-compatible store (also Google's and Azure's), through ``obstore``.
 
-Credentials and endpoint come from the environment, as for the store's own tools: AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL. To list, read and add objects is enough to back
-up; only prune needs to delete. The credentials of the machine itself, from a cloud's metadata
-address, are asked for only with SPARSEBAK_INSTANCE_CREDENTIALS=1.
+To list, read and add objects is enough to back up; only prune needs to delete.
 """
 
 import os
 import re
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from backup_vm.archive.storage import refusals
+from backup_vm.archive.storage.credentials import require_credentials, which
 from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
 from backup_vm.archive.storage.waiting import REQUESTS
 from backup_vm.errors import ForbiddenError, SparsebakError
@@ -36,35 +34,6 @@ _FILES = ("archive.toml", "notes.json")
 _MOST = 20_000_000
 """Objects in a listing beyond which it is taken for one without end: 64 MiB each would be 1.2 PiB.
 """
-ASKED = "SPARSEBAK_INSTANCE_CREDENTIALS"
-CREDENTIALS = {
-    "s3": (
-        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-        ("AWS_WEB_IDENTITY_TOKEN_FILE",),
-        ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
-        ("AWS_CONTAINER_CREDENTIALS_FULL_URI",),
-        ("AWS_SKIP_SIGNATURE",),
-    ),
-    "gs": (
-        ("GOOGLE_APPLICATION_CREDENTIALS",),
-        ("GOOGLE_SERVICE_ACCOUNT",),
-        ("GOOGLE_SERVICE_ACCOUNT_PATH",),
-        ("GOOGLE_SERVICE_ACCOUNT_KEY",),
-        ("GOOGLE_SKIP_SIGNATURE",),
-    ),
-    "az": (
-        ("AZURE_STORAGE_ACCOUNT_KEY",),
-        ("AZURE_STORAGE_ACCESS_KEY",),
-        ("AZURE_STORAGE_SAS_KEY",),
-        ("AZURE_STORAGE_SAS_TOKEN",),
-        ("AZURE_STORAGE_CLIENT_SECRET",),
-        ("AZURE_CLIENT_SECRET",),
-        ("AZURE_FEDERATED_TOKEN_FILE",),
-        ("AZURE_USE_AZURE_CLI",),
-        ("AZURE_SKIP_SIGNATURE",),
-    ),
-}
-"""Sets of environment variables, by kind of URL, each of which is enough."""
 
 
 class ObjectStore(Objects):
@@ -78,7 +47,7 @@ class ObjectStore(Objects):
             raise SparsebakError(
                 "obstore is not installed", "install it: pip install obstore"
             ) from None
-        _require_credentials(url, os.environ)
+        require_credentials(url, os.environ)
         self._url, self._obstore, self._errors = url, obstore, exceptions
         self._prefix = urlsplit(url).path.strip("/")
         self.unreadable: list[str] = []
@@ -98,7 +67,7 @@ class ObjectStore(Objects):
             self._store: Any = from_url(url, client_options=options, retry_config=retry)
         except Exception as error:  # what it raises for a bad URL is of many kinds
             text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise SparsebakError(f"{url}: {text}", _which("s3")) from None
+            raise SparsebakError(f"{url}: {text}", which("s3")) from None
 
     def _run(self, request: "Coroutine[Any, Any, Result]", name: str = "") -> Result:
         try:
@@ -302,28 +271,6 @@ class ObjectStore(Objects):
 
 def _entry(meta: Any) -> Entry:
     return Entry(int(meta["size"]), str(meta["e_tag"] or meta["last_modified"]))
-
-
-def _require_credentials(url: str, environment: Mapping[str, str]) -> None:
-    """Raise SparsebakError where the library would ask the machine's cloud for credentials, and
-    nobody wants that.
-    """
-    kind = url.partition("://")[0]
-    google = (
-        Path(environment.get("HOME", "/")) / ".config/gcloud/application_default_credentials.json"
-    )
-    if (
-        any(all(environment.get(name) for name in names) for names in CREDENTIALS[kind])
-        or (kind == "gs" and google.exists())
-        or environment.get(ASKED, "") not in ("", "0")
-    ):
-        return
-    raise SparsebakError(f"there are no credentials for {url}", _which(kind))
-
-
-def _which(kind: str) -> str:
-    names = " and ".join(CREDENTIALS[kind][0])
-    return f"set {names} in the environment; {ASKED}=1 takes those that a cloud gives its machines"
 
 
 def _ahead(server_time: str, url: str) -> float | None:

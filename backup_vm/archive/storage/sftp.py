@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from backup_vm.archive.storage import sftp_extensions as extensions
 from backup_vm.archive.storage import sftp_protocol as protocol
 from backup_vm.archive.storage.connections import Connections
 from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
@@ -28,8 +29,6 @@ _DEPTH = 3
 _MOST = 20_000_000
 """Files in a listing beyond which it is taken for one without end."""
 _ROOM = 1 << 20
-_RENAME, _SYNC = b"posix-rename@openssh.com", b"fsync@openssh.com"
-_SPACE, _LINK = b"statvfs@openssh.com", b"hardlink@openssh.com"
 
 
 class SftpHost(Objects):
@@ -166,7 +165,7 @@ class SftpHost(Objects):
             self._make(client, path.rpartition(b"/")[0])
             try:
                 self._upload(client, path + _UPLOADING.encode(), source, size)
-                self._rename(client, path)
+                extensions.replace(client, path, _UPLOADING.encode(), _WHOLE.encode())
             except (Refused, SparsebakError):
                 with suppress(Refused):
                     client.ask(protocol.REMOVE, text(path + _UPLOADING.encode()))
@@ -181,8 +180,7 @@ class SftpHost(Objects):
         try:
             with open(source, "rb") as file:
                 client.write(handle, iter(lambda: file.read(protocol.BLOCK), b""))
-            with suppress_unsupported():
-                client.extended(_SYNC, text(handle))
+            extensions.sync(client, handle)
             looked = client.send(protocol.FSTAT, text(handle))
             there = self._looked_at(client, looked, path)
             client.close(handle)
@@ -198,7 +196,7 @@ class SftpHost(Objects):
         if error.code != protocol.FAILURE:
             return error
         # All that SFTP has for a full disk, a quota, a broken disk.
-        space = _space(client, self._root)
+        space = extensions.space(client, self._root)
         if space is not None and space.free < _ROOM:
             what, free = "the server's disk is full", f", {space.free} bytes are free"
         else:
@@ -207,30 +205,6 @@ class SftpHost(Objects):
             f"{self._host.name} cannot store more: {what} ({error}{free})",
             "make room there, or prune old sessions; what was stored is kept",
         )
-
-    def _rename(self, client: Client, path: bytes) -> None:
-        """Give an upload its name."""
-        uploaded, whole = path + _UPLOADING.encode(), path + _WHOLE.encode()
-        with suppress_unsupported():
-            client.extended(_RENAME, text(uploaded, path))
-            return
-        try:
-            client.ask(protocol.STAT, text(path), protocol.ATTRS)
-        except Refused as error:
-            if error.code != protocol.NO_SUCH_FILE:
-                raise
-            with suppress(
-                Refused
-            ):  # a whole file that a run before this one left: this one is newer
-                client.ask(protocol.REMOVE, text(whole))
-            client.ask(protocol.RENAME, text(uploaded, path))
-            return
-        # At any moment there is the old file, or the new one as NAME.whole, or both.
-        with suppress(Refused):
-            client.ask(protocol.REMOVE, text(whole))
-        client.ask(protocol.RENAME, text(uploaded, whole))
-        client.ask(protocol.REMOVE, text(path))
-        client.ask(protocol.RENAME, text(whole, path))
 
     def _make(self, client: Client, folder: bytes) -> None:
         if folder in self._made or folder in (b"", b"/", b"."):
@@ -267,7 +241,7 @@ class SftpHost(Objects):
         path = self._path(name)
         with self._asking(name) as client:
             self._make(client, path.rpartition(b"/")[0])
-            if _LINK in client.extensions and self._link(client, path, raw):
+            if extensions.LINK in client.extensions and self._link(client, path, raw):
                 return True
             try:
                 handle = client.open(path, protocol.EXCLUSIVE)
@@ -288,7 +262,7 @@ class SftpHost(Objects):
         handle = client.open(beside, protocol.EXCLUSIVE)
         try:
             self._fill(client, handle, raw)
-            client.extended(_LINK, text(beside, path))
+            client.extended(extensions.LINK, text(beside, path))
         except Refused:  # the name exists, or there are no hard links there
             return False
         finally:
@@ -341,28 +315,4 @@ class SftpHost(Objects):
     @override
     def space(self) -> Space | None:
         with self._asking() as client:
-            return _space(client, self._root)
-
-
-def _space(client: Client, path: bytes) -> Space | None:
-    """Room on the disk of a folder, or of what is above it when it is not there yet."""
-    while True:
-        try:
-            fields = client.extended(_SPACE, text(path or b"."), protocol.EXTENDED_REPLY)
-            break
-        except Refused as error:
-            if error.code != protocol.NO_SUCH_FILE or path in (b"", b"/"):
-                return None
-            path = path.rpartition(b"/")[0] or (b"/" if path.startswith(b"/") else b"")
-    _, unit, blocks, _, available = (fields.number(">Q") for _ in range(5))
-    return Space(available * unit, blocks * unit) if blocks and unit else None
-
-
-@contextmanager
-def suppress_unsupported() -> Iterator[None]:
-    """Do without what the server has not got."""
-    try:
-        yield
-    except Refused as error:
-        if error.code != protocol.UNSUPPORTED:
-            raise
+            return extensions.space(client, self._root)

@@ -3,7 +3,7 @@
 ends the wait.
 
 Requests run in one asyncio loop in a thread of its own, which nothing joins: whoever asked waits in
-steps, and leaves what it does not wait for any more. What is slow is told from what is silent by
+steps, and leaves what it does not wait for any more. What is slow differs from what is silent in
 the kernel's own count of bytes.
 """
 
@@ -31,7 +31,7 @@ _SETTLED = 0.2
 """Seconds after which the library has done with what was cancelled."""
 _ACKED_AND_RECEIVED = struct.Struct("=QQ")
 _AT = 120
-"""Where ``tcpi_bytes_acked`` and ``tcpi_bytes_received`` lie in struct tcp_info (Linux 4.1)."""
+"""Where ``tcpi_bytes_acked`` and ``tcpi_bytes_received`` are in struct tcp_info (Linux 4.1)."""
 
 
 def traffic() -> int:

@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _as_a_process() -> None:
-    """What a command is for the system: it ends cleanly when it is told to, and prints whatever the
+    """What a command is for the system: it ends cleanly on a signal, and prints whatever the
     locale is.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -94,7 +94,9 @@ def _check(options: argparse.Namespace, config: Config) -> int:
         except Refused as error:  # nobody knows of a backup of this one
             print(f"sparsebak-agent: {printable(str(error))}", file=sys.stderr)
             follows = dict[str, ArchiveProgress]().values()
-        newest = max((follow.committed.time for follow in follows if follow.committed), default=0)
+        newest = max(
+            (progress.committed.time for progress in follows if progress.committed), default=0
+        )
         # One of a day to come was made while the clock was wrong, nobody knows when.
         if not now - options.days * 86400 <= newest <= now + 86400:
             late.append((volume.name, newest))

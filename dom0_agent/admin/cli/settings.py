@@ -88,6 +88,16 @@ def add_to(commands: Any) -> None:
     )
     yes_option(apply)
     apply.set_defaults(run=_run, apply=True)
+    extract = actions.add_parser(
+        "extract",
+        help="write what describes the machine: packages, partition tables, LUKS headers",
+        description=(
+            "Writes what a restored dom0/config says of the machine that it was saved on, as files"
+            " in a new folder that only root can read. It changes nothing else."
+        ),
+    )
+    extract.add_argument("folder", metavar="DIR", type=Path, help="the folder to make")
+    extract.set_defaults(run=_extract)
 
 
 def _collect(options: argparse.Namespace) -> int:
@@ -195,6 +205,34 @@ def _dom0(options: argparse.Namespace, found: tuple[Path, bool] | None) -> int:
         member, new = files[name]
         _put_back(Path(name), member, new)
     print(f"{len(options.paths)} files written.")
+    return 0
+
+
+def _extract(options: argparse.Namespace) -> int:
+    config = load_config(options.config)
+    found = waiting(config.state_dir, *CONFIG)
+    if found is None:
+        raise UserError(
+            "no configuration of dom0 was restored; in the backup qube: sparsebak restore"
+            " dom0/config"
+        )
+    folder, count = options.folder, 0
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        raise UserError(f"{folder} exists; name a folder that does not") from None
+    for name, contents in config_tar.machine(found[0]):
+        (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with closing_fd(fd):
+            pwrite_all(fd, contents, 0)
+        count += 1
+    if not count:
+        folder.rmdir()
+        raise UserError(
+            "the restored dom0/config says nothing of the machine; see machine in agent.toml"
+        )
+    print(f"{count} files written to {printable(str(folder))}.")
     return 0
 
 

@@ -18,8 +18,7 @@ from dom0_agent.admin.leftovers import orphans
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.keyring import Keyring
 from dom0_agent.sources import Source, Sources
-from dom0_agent.tracking.rotation import changed_since
-from dom0_agent.tracking.state import State, VolumeState, known_volumes
+from dom0_agent.tracking.state import State, VolumeState, changed_since, known_volumes
 from wire.status import Refused
 
 
@@ -91,10 +90,10 @@ def _heads(config: Config, labels: dict[str, str]) -> int:
     for archive_id, label in labels.items():
         digest, count, newest = hashlib.blake2b(digest_size=10), 0, 0
         for identity, name in known_volumes(config.state_dir):
-            follow = VolumeState(config.state_dir, identity, name).load().follows.get(archive_id)
-            if follow is not None and follow.committed is not None:
-                digest.update(f"{identity}/{name}\0{follow.committed.digest}\0".encode())
-                count, newest = count + 1, max(newest, follow.committed.time)
+            progress = VolumeState(config.state_dir, identity, name).load().follows.get(archive_id)
+            if progress is not None and progress.committed is not None:
+                digest.update(f"{identity}/{name}\0{progress.committed.digest}\0".encode())
+                count, newest = count + 1, max(newest, progress.committed.time)
         letters = base64.b32encode(digest.digest()).decode()
         groups = "-".join(letters[at : at + 4] for at in range(0, len(letters), 4))
         print(
@@ -136,11 +135,11 @@ def _volume(
     archives = [
         {
             "label": labels.get(archive_id, archive_id),
-            "session": session_name(follow.committed.time) if follow.committed else None,
-            "changed": changed_since(store, follow, size),
-            "pending": follow.pending is not None,
+            "session": session_name(progress.committed.time) if progress.committed else None,
+            "changed": changed_since(store, progress, size),
+            "pending": progress.pending is not None,
         }
-        for archive_id, follow in state.follows.items()
+        for archive_id, progress in state.follows.items()
     ]
     age = max(0, int(time.time()) - state.base_time) if state.base is not None else None
     names = {"qube": volume.qube, "volume": volume.volume, "size": size, "error": error}

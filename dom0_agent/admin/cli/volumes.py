@@ -19,7 +19,7 @@ def add_to(commands: Any) -> None:
         help="show what is backed up, and what is left out and why",
         description=(
             "Shows the volumes that are backed up, and those left out, with the reason. On Qubes OS"
-            " this asks qubesd. Backup VMs are told its answer until the list is renewed, which a"
+            " this asks qubesd. Backup VMs get its answer until the list is renewed, which a"
             " timer does every ten minutes."
         ),
     )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Restored settings: they wait in dom0's dropbox until its administrator applies them; a qube that
-is gone is made anew from them.
+is gone is made again from them.
 """
 
 import time

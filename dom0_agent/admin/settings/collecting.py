@@ -9,6 +9,7 @@ reported, and counts as failed once it is a day old (``dom0_agent.admin.qubes_ca
 
 import filecmp
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,12 +20,13 @@ from pathlib import Path
 from common.durable import Busy, closing_fd, lock, make_directory, replace, sync_directory
 from dom0_agent.admin.qubes_catalog import QubesCatalog, document
 from dom0_agent.admin.qubes_options import QubesOptions, qubes_options
-from dom0_agent.admin.settings import config_tar
+from dom0_agent.admin.settings import config_tar, machine
 from dom0_agent.admin.settings.document import collect
 from dom0_agent.catalog import CONFIG, SETTINGS
 from dom0_agent.config import Config, Pool, Volume
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources.file import FileSource
+from dom0_agent.targets.dropbox import CONFIG_LIMIT
 from wire.status import Code, Refused
 
 CONFIG_EVERY = 6 * 3600
@@ -32,6 +34,10 @@ CONFIG_EVERY = 6 * 3600
 more than qubes' settings do, and something in it changes all the time."""
 _TOLD = 20
 """Things left out that are named in the log; the archive lists them all."""
+
+
+_END = 64 << 20
+"""Bytes that the list of what is left out may have, generously."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def _collect_all(config: Config, options: QubesOptions, due: bool) -> Iterator[T
     catalog = QubesCatalog(config, options)
     if catalog.config_unwanted() is None:
         path = document(config.state_dir, *CONFIG)
-        take = partial(_take_config, options.dom0_config)
+        take = partial(_take_config, options.dom0_config, options=options)
         wanted[path] = "/".join(CONFIG), None if due and _age(path) < CONFIG_EVERY else take
     if options.settings:
         for qube in catalog.qubes():
@@ -110,12 +116,29 @@ def _take_settings(qube: str, path: Path) -> bool:
     return True
 
 
-def _take_config(files: tuple[str, ...], path: Path) -> bool:
+def _describe(options: QubesOptions, folder: Path) -> Iterator[machine.Item]:
+    for left in folder.glob("luks-*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    yield from machine.collect(options.luks_headers, folder)
+
+
+def _take_config(files: tuple[str, ...], path: Path, options: QubesOptions | None = None) -> bool:
     beside = path.with_name(path.name + ".new")
     pool = FileSource(Volume(*CONFIG, Pool(SETTINGS, SETTINGS, path.parent), path.name))
     try:
         with open(beside, "w+b") as out:
-            left_out = config_tar.write(files, out, pool.require_room)
+            described = _describe(options, path.parent) if options and options.machine else ()
+
+            def require_room() -> None:
+                pool.require_room()
+                if out.tell() > CONFIG_LIMIT - _END:
+                    raise Refused(
+                        Code.NO_SPACE,
+                        f"{'/'.join(CONFIG)} would have more than {CONFIG_LIMIT >> 30} GiB, which"
+                        " could not be restored; name less in dom0_config of agent.toml",
+                    )
+
+            left_out = config_tar.write(files, out, require_room, described)
             out.flush()
             os.fsync(out.fileno())
         if path.is_file() and filecmp.cmp(beside, path, shallow=False):

@@ -2,32 +2,44 @@
 """dom0's own configuration as a tar archive: files and folders as listed, in order, so that what
 did not change is the same.
 
-Whatever stands in the way of one file (it grows, shrinks or goes while it is read, it is a socket,
-it cannot be read) concerns that file alone. What is left out is listed in the archive itself, as
-its last file.
+Whatever stands in the way of one file (it goes while it is read, it is a socket, it cannot be read)
+concerns that file alone. What is left out is listed in the archive itself, as its last file, and so
+is a file that did not stay the same while it was read.
 """
 
 import os
+import re
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from common.text import printable
+from dom0_agent.admin.settings.machine import FOLDER, Item
 from wire.status import Code, Refused
 
 LEFT_OUT = "sparsebak-left-out.txt"
-"""Name of the last file in the archive: one line for each thing left out, ``PATH: WHY``."""
+"""Name of the last file in the archive: a line for each thing that is not in it as it was, ``PATH:
+WHY``.
+"""
 _CACHE, _TRASH = ".cache", (".local", "share", "Trash")
 _LARGEST = 256 << 20
 """Bytes; larger files in dom0's home are not configuration."""
 _BLOCK = 1 << 20
+_TRIES = 3
+"""Times that a file is read that changes meanwhile."""
+_PAUSE = 0.05
+"""Seconds before it is read again."""
 _CHECK_ROOM = 64 << 20
 """Bytes written between two looks at the room there is: dom0's root is no place for what somebody
 mounted below /home.
 """
+_MACHINE_NAME = re.compile(
+    r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)?", re.ASCII
+)
 _STRANGE = (
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -37,10 +49,13 @@ _STRANGE = (
 
 
 def write(
-    paths: tuple[str, ...], out: IO[bytes], require_room: Callable[[], None] = lambda: None
+    paths: tuple[str, ...],
+    out: IO[bytes],
+    require_room: Callable[[], None] = lambda: None,
+    machine: Iterable[Item] = (),
 ) -> list[str]:
     """Write all that is there of ``paths``: regular files, folders and links; owners and modes go
-    along.
+    along, ACLs and other extended attributes do not. Then what describes the ``machine``.
 
     Returns what was left out, in lines. ``out`` can be read, too: the archive is read back once.
     Refused when it is not all there, or by ``require_room``, which is asked every now and then;
@@ -48,30 +63,60 @@ def write(
     """
     left_out: list[str] = []
     names: list[str] = []
-    looked = 0
+    looked, links = 0, _Links()
     for path in _below(paths, left_out):
         name = str(path).lstrip("/")
         if out.tell() - looked >= _CHECK_ROOM:
             looked = out.tell()
             require_room()
         try:
-            _add(name, path, out)
+            if torn := _add(name, path, out, links):
+                left_out.append(f"{path}: {torn}")
             names.append(name)
         except FileNotFoundError:  # it went meanwhile, as files do
             continue
         except _Unreadable as error:
             left_out.append(f"{path}: {error}")
+    for item in machine:
+        name = f"{FOLDER}/{item.name}"
+        if item.error:
+            left_out.append(f"{name}: {item.error}")
+        else:
+            _add_bytes(name, item.contents, out)
+            names.append(name)
+    require_room()
     left_out = [printable(line) for line in left_out]
     if left_out:
-        info = tarfile.TarInfo(LEFT_OUT)
         text = "".join(f"{line}\n" for line in left_out).encode("utf-8", "backslashreplace")
-        info.size, info.mode = len(text), 0o600
-        out.write(_header(info) + text + bytes(-len(text) % tarfile.BLOCKSIZE))
+        _add_bytes(LEFT_OUT, text, out)
         names.append(LEFT_OUT)
     out.write(bytes(2 * tarfile.BLOCKSIZE))
     out.flush()
     _read_back(out, names)
     return left_out
+
+
+def _add_bytes(name: str, contents: bytes, out: IO[bytes]) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(contents), 0o600
+    out.write(_header(info) + contents + bytes(-len(contents) % tarfile.BLOCKSIZE))
+
+
+class _Links:
+    """Files of several names (hard links): under which name each is in the archive already."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[int, int, int, int], str] = {}
+
+    def first(self, name: str, found: os.stat_result) -> str:
+        """Where a file's contents are, or nothing if ``name`` is to be that."""
+        if found.st_nlink < 2:
+            return ""
+        # A number that another file was given since, or contents that were written since, are
+        # nothing to refer to.
+        key = found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size
+        there = self._names.setdefault(key, name)
+        return "" if there == name else there
 
 
 class _Unreadable(Exception):
@@ -121,8 +166,10 @@ def _reading() -> Iterator[None]:
         raise _Unreadable(error.strerror or str(error)) from None
 
 
-def _add(name: str, path: Path, out: IO[bytes]) -> None:
-    """Add one thing; _Unreadable or FileNotFoundError, and nothing added, when it cannot be."""
+def _add(name: str, path: Path, out: IO[bytes], links: _Links) -> str:
+    """Add one thing; _Unreadable or FileNotFoundError, and nothing added, when it cannot be.
+    Returns what is wrong with it as added, if anything is.
+    """
     with _reading():
         found, target = os.lstat(path), ""
         if stat.S_ISREG(found.st_mode):
@@ -136,8 +183,11 @@ def _add(name: str, path: Path, out: IO[bytes]) -> None:
     info = _info(name, found)
     if stat.S_ISREG(found.st_mode):
         with file:
-            _add_file(info, file, out)
-        return
+            if first := links.first(name, found):
+                info.type, info.linkname = tarfile.LNKTYPE, first
+                out.write(_header(info))
+                return ""
+            return _add_steady(info, file, found, out)
     if target:
         info.type, info.linkname = tarfile.SYMTYPE, target
     elif stat.S_ISDIR(found.st_mode):
@@ -146,6 +196,7 @@ def _add(name: str, path: Path, out: IO[bytes]) -> None:
         kind = next((text for is_it, text in _STRANGE if is_it(found.st_mode)), "no file")
         raise _Unreadable(f"it is {kind}")
     out.write(_header(info))
+    return ""
 
 
 def _info(name: str, found: os.stat_result) -> tarfile.TarInfo:
@@ -155,13 +206,37 @@ def _info(name: str, found: os.stat_result) -> tarfile.TarInfo:
     return info
 
 
+def _add_steady(
+    info: tarfile.TarInfo, file: IO[bytes], found: os.stat_result, out: IO[bytes]
+) -> str:
+    """Add a file, read again if it changed meanwhile. Returns what is to be said of one that always
+    does.
+    """
+    start = out.tell()
+    for left in reversed(range(_TRIES)):
+        _add_file(info, file, out)
+        with _reading():
+            now = os.fstat(file.fileno())
+        if (now.st_mtime_ns, now.st_size) == (found.st_mtime_ns, found.st_size):
+            return ""
+        if left:
+            time.sleep(_PAUSE)
+            out.seek(start)
+            out.truncate()
+            with _reading():
+                file.seek(0)
+                found = os.fstat(file.fileno())
+            info.mtime = int(found.st_mtime)
+    return "it changed while it was read: what is here may be of two moments"
+
+
 def _add_file(info: tarfile.TarInfo, file: IO[bytes], out: IO[bytes]) -> None:
     """Its bytes as they come, and then its header, which says how many came: the file may change
     while it is read.
 
-    A file of several names (hard links) is there once for each. _Unreadable with ``out`` as before.
+    _Unreadable with ``out`` as before.
     """
-    start, size = out.tell(), 0
+    start, size, info.size = out.tell(), 0, 0
     out.write(_header(info))
     try:
         while block := _block(file):
@@ -220,9 +295,34 @@ def files(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
     """
     with _opened(path) as tar:
         for member in tar:
-            contents = tar.extractfile(member) if member.isreg() else None
-            if contents is not None and member.name != LEFT_OUT:
-                yield f"/{member.name}", member, contents.read()
+            ours = member.name == LEFT_OUT or member.name.startswith(f"{FOLDER}/")
+            if not ours and (contents := _contents(tar, member)) is not None:
+                yield f"/{member.name}", member, contents
+
+
+def machine(path: Path) -> Iterator[tuple[str, bytes]]:
+    """What a restored archive says of the machine: names below FOLDER, contents. Refused for a name
+    that leads elsewhere.
+    """
+    with _opened(path) as tar:
+        for member in tar:
+            if not member.name.startswith(f"{FOLDER}/") or not member.isreg():
+                continue
+            name = member.name.removeprefix(f"{FOLDER}/")
+            if not _MACHINE_NAME.fullmatch(name):
+                raise Refused(Code.BAD_REQUEST, f"{path}: {name!r} is no name that sparsebak gives")
+            yield name, _contents(tar, member) or b""
+
+
+def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    """A regular file's bytes, under whichever of its names; None of anything else."""
+    if not member.isreg() and not member.islnk():
+        return None
+    try:
+        contents = tar.extractfile(member)
+    except KeyError:  # a link to what is not there
+        raise tarfile.ReadError(f"{member.name} refers to what is not there") from None
+    return contents.read() if contents is not None else None
 
 
 def left_out(path: Path) -> list[str]:

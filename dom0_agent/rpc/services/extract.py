@@ -32,17 +32,17 @@ def main(call: Call) -> None:
     request = call.request("session", "number", flags=REQUEST_KNOWN)
     on = VolumeCall.by_state(call, request)
     with on.locked() as state:
-        follow, pending = on.pending(state, request.session)
+        progress, pending = on.pending(state, request.session)
         _check(on, pending, request)
         log = PendingLog(on.store.directory / pending.log)
     # Without the volume's lock, however long it takes: Monitor and other archives go on meanwhile.
     # What keeps Commit and Abort of this session away is the lock of its log.
     try:
-        root = _extract(on, follow, pending, log, request)
+        root = _extract(on, progress, pending, log, request)
         with on.locked() as state:
-            follow, pending = on.pending(state, request.session)
+            progress, pending = on.pending(state, request.session)
             pending.root = root.hex()
-            record = _record(on, follow, pending)
+            record = _record(on, progress, pending)
             pending.digest = record.digest(on.archive.keys()).hex()
             on.store.save(state)
     except (BrokenPipeError, CutShort):
@@ -65,28 +65,28 @@ def _check(on: VolumeCall, pending: Pending, request: Request) -> None:
 
 
 def _extract(
-    on: VolumeCall, follow: ArchiveProgress, pending: Pending, log: PendingLog, request: Request
+    on: VolumeCall, progress: ArchiveProgress, pending: Pending, log: PendingLog, request: Request
 ) -> bytes:
     """Send the chunks; the root of the image."""
     call, known = on.call, None
     if request.flags & REQUEST_KNOWN:
         known = _KnownFromCaller(call.stdin, chunk_count(pending.size, on.archive.chunk_size))
-    changed = on.store.load_map(pending.map, pending.size)
+    changed = on.store.load_bitmap(pending.map, pending.size)
     wanted: Callable[[], bool] = lambda: on.is_pending(request.session)  # noqa: E731
-    with opened_ids(on.store, follow, on.archive, pending.dedup_domain) as ids:
-        if not pending.full and not prove(ids, follow, on.archive):
-            raise IdsDamaged(f"{follow.ids} is not that of the session before")
+    with opened_ids(on.store, progress, on.archive, pending.dedup_domain) as ids:
+        if not pending.full and not prove(ids, progress, on.archive):
+            raise IdsDamaged(f"{progress.ids} is not that of the session before")
         extraction = Extraction(on.archive, pending, on.source(), changed, ids, known)
         return extraction.run(log, request.number, call.stdout, call.config, wanted)
 
 
-def _record(on: VolumeCall, follow: ArchiveProgress, pending: Pending) -> Record:
+def _record(on: VolumeCall, progress: ArchiveProgress, pending: Pending) -> Record:
     """The record of a pending session that was wholly extracted."""
     archive = on.archive
     return Record(
         suite=archive.suite,
         archive=archive.id,
-        volume_id=bytes.fromhex(follow.volume_id),
+        volume_id=bytes.fromhex(progress.volume_id),
         session=bytes.fromhex(pending.session),
         sequence=pending.sequence,
         time=pending.time,
@@ -97,7 +97,7 @@ def _record(on: VolumeCall, follow: ArchiveProgress, pending: Pending) -> Record
         identity=on.store.identity,
         dedup_domain=bytes.fromhex(pending.dedup_domain),
         root=bytes.fromhex(pending.root or ""),
-        previous=bytes.fromhex(follow.committed.digest) if follow.committed else bytes(32),
+        previous=bytes.fromhex(progress.committed.digest) if progress.committed else bytes(32),
     )
 
 
@@ -106,11 +106,11 @@ def _abort(on: VolumeCall, request: Request) -> None:
     right.
     """
     with on.locked() as state:
-        follow, pending = on.pending(state, request.session)
+        progress, pending = on.pending(state, request.session)
         rotation = Rotation(on.store, state, on.source())
-        with opened_ids(on.store, follow, on.archive, pending.dedup_domain) as ids:
+        with opened_ids(on.store, progress, on.archive, pending.dedup_domain) as ids:
             ids.drop()
-        rotation.abort_pending(on.archive_id, follow)
+        rotation.abort_pending(on.archive_id, progress)
         rotation.finish()
 
 

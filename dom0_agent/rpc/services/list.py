@@ -15,8 +15,7 @@ from dom0_agent.log import ERROR, log
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.sources import Sources
 from dom0_agent.tracking.identities import load
-from dom0_agent.tracking.rotation import changed_since
-from dom0_agent.tracking.state import VolumeState, known_volumes
+from dom0_agent.tracking.state import VolumeState, changed_since, known_volumes
 from wire import NO_SESSION
 from wire.messages import VOLUME_GONE, VOLUME_PENDING, Status, VolumeEntry
 from wire.status import STATUS_OLD_LIST, Code, Refused
@@ -79,23 +78,23 @@ def _follows(archive: ArchiveKey, store: VolumeState) -> bool:
 def _entry(archive: ArchiveKey, store: VolumeState, size: int, flags: int) -> VolumeEntry:
     qube, volume = store.qube, store.volume
     try:
-        follow = store.load().follows.get(archive.id.hex())
+        progress = store.load().follows.get(archive.id.hex())
     except (
         Refused
     ) as refused:  # damaged: Snapshot says so of this one, and the others are backed up
         log(ERROR, str(refused))
-        follow = None
-    if follow is None:
+        progress = None
+    if progress is None:
         volume_id = archive.keys().volume_id(store.identity, volume)
         return VolumeEntry(qube, volume, volume_id, size, size, NO_SESSION, 0, flags)
-    committed = follow.committed
+    committed = progress.committed
     return VolumeEntry(
         qube=qube,
         volume=volume,
-        volume_id=bytes.fromhex(follow.volume_id),
+        volume_id=bytes.fromhex(progress.volume_id),
         size=size,
-        changed=changed_since(store, follow, size),
+        changed=changed_since(store, progress, size),
         session=bytes.fromhex(committed.session) if committed else NO_SESSION,
         time=committed.time if committed else 0,
-        flags=flags | (VOLUME_PENDING if follow.pending else 0),
+        flags=flags | (VOLUME_PENDING if progress.pending else 0),
     )

@@ -9,7 +9,7 @@ import time
 
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.volume_call import VolumeCall
-from dom0_agent.tracking.rotation import changed_since
+from dom0_agent.tracking.state import changed_since
 from wire.messages import Monitored
 
 EVERY = 10.0
@@ -25,5 +25,7 @@ def main(call: Call) -> None:
         if not 0 <= time.time() - rotation.state.base_time < EVERY:
             rotation.monitor()
         size = rotation.source.live_size()
-        follow = rotation.state.follows.get(on.archive_id)
-        call.reply(Monitored(changed_since(rotation.store, follow, size) if follow else size, size))
+        progress = rotation.state.follows.get(on.archive_id)
+        call.reply(
+            Monitored(changed_since(rotation.store, progress, size) if progress else size, size)
+        )

@@ -6,7 +6,7 @@ is for, what is sent and what it is put in the place of must be that and nothing
 
 Writes the volume, and that only from data which the archive's key proves to be this volume's; until
 the last byte is proven the old contents stay. Reads the archive's key and the volume's state. What
-was restored is told on dom0's desktop. The one service that asks qubesd (``targets.qubesd``).
+was restored is reported on dom0's desktop. The one service that asks qubesd (``targets.qubesd``).
 """
 
 from common.text import session_name
@@ -41,7 +41,9 @@ def main(call: Call) -> Status:
     if flags & STATUS_OLDER and not asked.older:
         raise Refused(Code.OLDER, f"{asked.argument()} does not say that the session is older")
     state_dir, older = call.config.state_dir, bool(flags & STATUS_OLDER)
-    with VolumeState.of(state_dir, volume).locked():
+    # Its state was asked for the session's age, and is not read again: a restore changes nothing
+    # that is known of a volume, and to the next backup it is a change of contents like any other.
+    with VolumeState.of(state_dir, volume).alone():
         target = targets.open(volume, record.size, state_dir, older)
         try:
             receive(call.stdin, archive, record, target, call.config.threads)

@@ -7,10 +7,10 @@ Reads no contents, except with ``file``.
 """
 
 from common.durable import closing_fd
-from dom0_agent.changed_map import ChangedMap
+from dom0_agent.bitmap import Bitmap, grains_per_chunk
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.volume_call import VolumeCall
-from dom0_agent.tracking.rotation import Rotation, grains_per_chunk
+from dom0_agent.tracking.rotation import Rotation
 from dom0_agent.tracking.state import Pending
 from wire import NO_SESSION
 from wire.merkle import chunk_count
@@ -23,13 +23,13 @@ def main(call: Call) -> None:
     on = VolumeCall.by_catalog(call, request)
     chunk_size = on.archive.chunk_size
     with on.rotation() as rotation:
-        follow, pending, resumed = rotation.snapshot(on.archive, on.volume, request)
+        progress, pending, resumed = rotation.snapshot(on.archive, on.volume, request)
         offer = Offer(
-            volume_id=bytes.fromhex(follow.volume_id),
+            volume_id=bytes.fromhex(progress.volume_id),
             session=bytes.fromhex(pending.session),
             previous=NO_SESSION
-            if pending.full or not follow.committed
-            else bytes.fromhex(follow.committed.session),
+            if pending.full or not progress.committed
+            else bytes.fromhex(progress.committed.session),
             sequence=pending.sequence,
             time=pending.time,
             size=pending.size,
@@ -43,10 +43,10 @@ def main(call: Call) -> None:
 def _at_most(rotation: Rotation, pending: Pending, chunk_size: int) -> int:
     """Bytes in chunks that may have to be sent."""
     if not pending.full:
-        changed = rotation.store.load_map(pending.map, pending.size)
+        changed = rotation.store.load_bitmap(pending.map, pending.size)
         runs = changed.runs(grains_per_chunk(chunk_size), chunk_count(pending.size, chunk_size))
         return sum(end - first for first, end in runs) * chunk_size
-    held = ChangedMap()
+    held = Bitmap()
     with closing_fd(rotation.source.open(pending.snapshot)) as fd:
         for start, end in rotation.source.data_ranges(fd, 0, pending.size):
             held.mark(start, end)

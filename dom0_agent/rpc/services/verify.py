@@ -32,12 +32,12 @@ def age_flags(config: Config, archive: ArchiveKey, record: Record) -> int:
     counts: where it is not the committed one, the session is an older one.
     """
     name, session = record.name, session_name(record.time)
-    follow = (
+    progress = (
         VolumeState(config.state_dir, record.identity, record.volume)
         .load()
         .follows.get(archive.id.hex())
     )
-    newest = follow.committed if follow else None
+    newest = progress.committed if progress else None
     if newest is None:
         log(
             WARNING,

@@ -24,7 +24,7 @@ def test_every_setting_of_the_backup_vm_is_explained() -> None:
         and found.retention.rules_for("x", "y").daily == 30
     )
     text = path.read_text()
-    for key in (*vm.TEXTS, *KEYS, "keep_default", "after_backup", "until_free"):
+    for key in (*vm.TEXTS, *vm.SWITCHES, *KEYS, "keep_default", "after_backup", "until_free"):
         assert f"{key} = " in text, key
 
 

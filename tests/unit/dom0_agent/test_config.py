@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent.config import ConfigError, load
+from dom0_agent.config import ConfigError, dataset, load
 
 GOOD = """
 state_dir = "state"
@@ -107,3 +107,33 @@ def test_a_volume_is_listed_once(tmp_path: Path) -> None:
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "agent.toml")
+
+
+ZFS = """
+state_dir = "state"
+[[pool]]
+name = "p"
+driver = "zfs"
+dataset = "tank/vms"
+data_limit = 80
+[[volume]]
+qube = "work"
+volume = "private"
+pool = "p"
+vid = "work/private"
+"""
+
+
+def test_a_zfs_pool_is_a_dataset(tmp_path: Path) -> None:
+    (volume,) = load(write(tmp_path, ZFS)).volumes
+    assert (volume.pool.path, volume.pool.data_limit) == (Path("/dev/zvol/tank/vms"), 80)
+    assert dataset(volume.pool) == "tank/vms" and volume.vid == "work/private"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "tank/", "/tank", "tank//x", "tank/..", "a@b", "-a b", "a\\nb"]
+)
+def test_what_is_no_name_of_zfs_is_refused(tmp_path: Path, name: str) -> None:
+    for old in ("tank/vms", '"work/private"'):
+        with pytest.raises(ConfigError, match="ZFS"):
+            load(write(tmp_path, ZFS.replace(old.strip('"'), name)))

@@ -110,6 +110,24 @@ def test_an_archive_is_kept_once(keyring: Keyring) -> None:
     assert keyring.by_label("other") == other and other.keys() is not None
 
 
+@pytest.mark.parametrize("operation", ["mkdir", "create", "write", "fsync", "rename"])
+def test_an_archive_that_cannot_be_kept_leaves_no_key(
+    keyring: Keyring, faultfs: FaultFS, operation: str
+) -> None:
+    (one,) = keyring
+    other = Keyring(faultfs.path)
+    new = replace(one, directory=other.place(one.id))
+    faultfs.path.joinpath("archives").mkdir()
+    for after in range(2 if operation in ("create", "write", "fsync") else 1):
+        faultfs.fail(Fault(operation, "ENOSPC", path="archives", after=after))
+        with pytest.raises(OSError, match="No space left"):
+            archives.keep(other, new, one.master())
+        assert not list((faultfs.real / "archives").iterdir())
+    faultfs.fail()
+    archives.keep(other, new, one.master())
+    assert [key.id for key in other] == [one.id]
+
+
 def test_a_state_of_another_version_is_not_touched(site: Site) -> None:
     fill(site.image(), 3 * GRAIN)
     site.backup()

@@ -50,7 +50,7 @@ function _shtab_sparsebak_agent_using
   test "$_shtab_sparsebak_agent_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' forget rename serve import-ini
+set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' 'settings extract' forget rename serve import-ini
 set -g _shtab_sparsebak_agent_opts_with_value --also --caller --catalog --chunk-size --config --days --hash --idle --listen --output --passphrase-file --slot --user --vm -o
 
 complete -c sparsebak-agent -e
@@ -163,7 +163,7 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -s u -
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using keys import' -l json -d 'print data as JSON, where there is any'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a volumes -d 'Shows the volumes that are backed up, and those left out, with the reason. On Qubes OS this asks qubesd. Backup VMs are told its answer until the list is renewed, which a timer does every ten minutes.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a volumes -d 'Shows the volumes that are backed up, and those left out, with the reason. On Qubes OS this asks qubesd. Backup VMs get its answer until the list is renewed, which a timer does every ten minutes.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -l caller -x -d 'list volumes as seen by this backup VM'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using volumes' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
@@ -236,6 +236,13 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings apply' -s 
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings apply' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings apply' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings apply' -l json -d 'print data as JSON, where there is any'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings; and test $_shtab_sparsebak_agent_npos -eq 0' -a extract -d 'Writes what a restored dom0/config says of the machine that it was saved on, as files in a new folder that only root can read. It changes nothing else.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings extract' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings extract' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings extract' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings extract' -s q -l quiet -d 'print errors only'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings extract' -s v -l verbose -d 'print more'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings extract' -l json -d 'print data as JSON, where there is any'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a forget -d 'Drops the snapshots and the state of a volume, after asking. Its sessions stay in the archives; its next backup compares everything.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -l all -d 'all volumes'

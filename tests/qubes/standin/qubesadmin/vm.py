@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Qubes."""
 
-from qubesadmin import storage
+import subprocess
+
+from qubesadmin import config, storage
 
 
 class QubesVM:
@@ -73,6 +75,10 @@ class QubesVM:
 
     def shutdown(self):
         self.qubesd_call(None, "admin.vm.Shutdown")
+
+    def run_service(self, service, user=None, **streams):
+        command = f"{user or 'DEFAULT'}:QUBESRPC {service} dom0"
+        return subprocess.Popen([config.QREXEC_CLIENT, "-d", self.name, command], **streams)
 
     @property
     def volumes(self):

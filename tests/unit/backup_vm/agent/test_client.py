@@ -20,7 +20,7 @@ LAYOUTS = (ArchiveEntry, Offer, VolumeEntry)
 DONE = (KIND_STATUS, Status(0).build())
 CALLS: dict[str, Callable[[Agent], object]] = {
     "List": lambda agent: agent.list(),
-    "Enroll": lambda agent: agent.introduce("label"),
+    "Enroll": lambda agent: agent.enroll("label"),
     "Snapshot work/private": lambda agent: agent.snapshot("work", "private", bytes(16), 0, 0),
 }
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from backup_vm.archive import holder
 from backup_vm.archive import lease as leases
 from backup_vm.archive.holder import Holder
-from backup_vm.archive.lease import FOLDER, STALE, Clocks, Lease
+from backup_vm.archive.lease import Clocks, Lease
+from backup_vm.archive.lease_files import FOLDER, STALE
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import LockedError
 from tests.faultfs import Fault, FaultFS

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from backup_vm.archive import holder
 from backup_vm.archive import lease as leases
 from backup_vm.archive.holder import Holder
-from backup_vm.archive.lease import STALE, Clocks, Lease
+from backup_vm.archive.lease import Clocks, Lease
+from backup_vm.archive.lease_files import STALE
 from backup_vm.errors import ForbiddenError, SparsebakError
 
 

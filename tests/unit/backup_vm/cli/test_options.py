@@ -17,6 +17,7 @@ NEEDED = {
     "restore": ["Q/V"],
     "assemble": ["Q/V", "-o", "F"],
     "mount": ["Q/V", "DIR"],
+    "files": ["ls", "Q/V"],
     "delete": ["Q/V"],
     "tag": ["Q/V"],
     "export": ["Q/V", "-o", "F"],

@@ -97,7 +97,7 @@ def test_a_wrong_clock_of_ours_deletes_nothing_that_the_right_one_would_not(
     right, wrong = kept(sessions, DEFAULT), kept(sessions, DEFAULT, NOW + direction * by)
     assert set(right) <= set(wrong) or direction < 0
     if direction < 0 and sessions and min(s.time for s in sessions) > NOW - by + AHEAD:
-        assert wrong == sessions, "all of them lie ahead, and so none goes"
+        assert wrong == sessions, "all of them are ahead, and so none goes"
 
 
 def test_a_session_made_while_the_clock_was_far_ahead_makes_no_other_old() -> None:

@@ -6,6 +6,7 @@ is not is listed.
 import io
 import os
 import socket
+import subprocess
 import tarfile
 import threading
 from functools import partial
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from dom0_agent.admin.settings import config_tar
+from dom0_agent.admin.settings import collecting, config_tar
 from dom0_agent.admin.settings.collecting import _take_config, _taken
 from tests.faultfs import Fault, FaultFS
 from wire.status import Code, Refused
+
+TORN = "it changed while it was read: what is here may be of two moments"
 
 
 @pytest.fixture
@@ -74,6 +77,7 @@ def test_hard_links_odd_names_and_order(home: Path, tmp_path: Path) -> None:
     for _ in range(300):
         deep = deep / "d"
     os.makedirs(deep)
+    os.link(home / "a.conf", tmp_path / "elsewhere")
     found, left_out = taken(tmp_path, home, home, home / "a.conf")
     assert found["also"] == found["a.conf"] == b"a\n" and left_out == []
     assert found[os.fsdecode(b"caf\xe9")] == b"latin" and found["name" * 50] == b"deep"
@@ -83,6 +87,11 @@ def test_hard_links_odd_names_and_order(home: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "config.tar") as tar:
         names = tar.getnames()
     assert len(names) == len(set(names))
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "config.tar", "-C", out], check=True)
+    back = out / str(home).lstrip("/")
+    assert os.path.samefile(back / "a.conf", back / "also"), "one file of two names, as it was"
 
 
 def test_files_that_change_while_they_are_read(home: Path, tmp_path: Path) -> None:
@@ -99,9 +108,11 @@ def test_files_that_change_while_they_are_read(home: Path, tmp_path: Path) -> No
     thread = threading.Thread(target=rewrite)
     thread.start()
     try:
-        for _ in range(30):
+        for _ in range(10):
             found, left_out = taken(tmp_path, home)
-            assert len(set(found) - {"m.log", "gone"}) == 32 and left_out == []
+            assert len(set(found) - {"m.log", "gone"}) == 32
+            # what is of two moments is said
+            assert left_out in ([], [f"{home}/m.log: {TORN}"], [f"{home}/gone: {TORN}"])
     finally:
         stop.set()
         thread.join()
@@ -120,12 +131,13 @@ def test_one_that_shrinks_and_one_that_cannot_be_read(
                 raise OSError(5, "Input/output error")
         if os.readlink(f"/proc/self/fd/{file.fileno()}").endswith("m.log"):
             os.truncate(home / "m.log", 10)
+            os.utime(home / "m.log")
         return real(file)
 
     monkeypatch.setattr(config_tar, "_block", failing)
     found, left_out = taken(tmp_path, home)
     assert found["m.log"] == b"x" * 10 and found["z.conf"] == b"z\n" and "bad" not in found
-    assert left_out == [f"{home}/bad: Input/output error"]
+    assert left_out == [f"{home}/bad: Input/output error", f"{home}/m.log: {TORN}"]
 
 
 def test_what_cannot_be_written_is_refused(home: Path, tmp_path: Path) -> None:
@@ -183,3 +195,30 @@ def test_it_does_not_fill_the_disk_of_dom0(
     assert caught.value.code == Code.NO_SPACE
     used = os.statvfs(small_disk)
     assert used.f_bfree > used.f_blocks // 2 and not list(small_disk.glob("dom0*"))
+
+
+def test_one_that_changed_is_read_again(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it, then a change, then the rest: what is kept is of one moment."""
+    (home / "m.log").write_bytes(b"1" * 3_000_000)
+    real, once = config_tar._block, []
+
+    def changing(file: io.FileIO) -> bytes:
+        if file.tell() and not once and os.fstat(file.fileno()).st_size > 1000:
+            once.append(1)
+            (home / "m.log").write_bytes(b"2" * 2_000_000)
+        return real(file)
+
+    monkeypatch.setattr(config_tar, "_block", changing)
+    found, left_out = taken(tmp_path, home)
+    assert once and found["m.log"] == b"2" * 2_000_000 and left_out == []
+
+
+def test_more_than_could_be_restored_is_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "CONFIG_LIMIT", collecting._END + 10_000)
+    with pytest.raises(Refused, match="could not be restored"):
+        _take_config((str(home), "/usr/bin/env"), tmp_path / "dom0.config")
+    assert not (tmp_path / "dom0.config").exists()

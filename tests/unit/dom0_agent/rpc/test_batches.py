@@ -12,7 +12,7 @@ from wire.chunks import ID_SIZE
 
 
 def runs_of(numbers: Iterable[int]) -> list[Range]:
-    """Runs in order and apart, as a changed map gives them."""
+    """Runs in order and apart, as a bitmap gives them."""
     runs: list[Range] = []
     for number in sorted(numbers):
         if runs and runs[-1][1] == number:

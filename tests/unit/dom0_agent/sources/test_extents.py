@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dom0_agent.changed_map import GRAIN
+from dom0_agent.bitmap import GRAIN
 from dom0_agent.kernel import FiemapExtent
 from dom0_agent.sources import extents, fiemap
 from dom0_agent.sources.extents import (

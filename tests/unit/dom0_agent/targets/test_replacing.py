@@ -116,6 +116,27 @@ def test_a_restored_image_keeps_what_the_old_one_had(disk: Path) -> None:
 
 
 @as_root
+@pytest.mark.parametrize("folder", ["", "+c", "+C"])
+@pytest.mark.parametrize("image", ["", "+c", "+C"])
+def test_copy_on_write_and_compression_are_as_they_were(
+    btrfs_folder: Path, folder: str, image: str
+) -> None:
+    """On Btrfs a new file takes them from its folder, and only an empty one can be changed."""
+    file = btrfs_folder / "work.img"
+    file.touch()
+    if image:
+        run("chattr", image, file)
+    source = made(btrfs_folder)
+    before = run("lsattr", file)
+    assert (image[1:] in before.split()[0]) if image else True
+    if folder:
+        run("chattr", folder, btrfs_folder)
+    for _ in range(2):
+        restore(source)
+        assert run("lsattr", file) == before
+
+
+@as_root
 def test_what_cannot_be_kept_is_refused(disk: Path) -> None:
     source = made(disk)
     for flag in "ia":
@@ -205,9 +226,8 @@ def test_nothing_is_left_behind(
     assert os.listdir(folder) == ["work.img"]
 
 
-def test_where_nobody_can_say_who_has_it_open(
-    source: FileSource, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def no_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that has none."""
     original = attributes.fcntl.fcntl
 
     def no_lease(fd: int, what: int, *rest: Any) -> Any:
@@ -216,6 +236,25 @@ def test_where_nobody_can_say_who_has_it_open(
         return original(fd, what, *rest)
 
     monkeypatch.setattr(attributes.fcntl, "fcntl", no_lease)
+
+
+@as_root
+def test_a_loop_device_is_seen_where_there_are_no_leases(
+    source: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_leases(monkeypatch)
+    loop = run("losetup", "--find", "--show", source.image).strip()
+    try:
+        assert loop in refused(lambda: FileReplacement(source, 9000), Code.BUSY)
+    finally:
+        run("losetup", "--detach", loop)
+    restore(source)
+
+
+def test_where_nobody_can_say_who_has_it_open(
+    source: FileSource, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    no_leases(monkeypatch)
     restore(source)
     assert "cannot tell" in capfd.readouterr().err
 

@@ -38,7 +38,7 @@ def test_one_file_that_cannot_be_read_is_damage_and_no_other_is(faultfs: FaultFS
 @pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EIO", "EROFS"])
 @pytest.mark.parametrize("operation", ["write", "create", "fsync", "rename", "release"])
 def test_a_write_that_fails_leaves_nothing(faultfs: FaultFS, name: str, operation: str) -> None:
-    """``release`` is told to nobody: what was synced is safe."""
+    """``release`` is reported to nobody: what was synced is safe."""
     storage = LocalStorage(faultfs.path / "archive")
     storage.prepare()
     storage.write("archive.toml", b"old")
@@ -72,7 +72,7 @@ def written(storage: LocalStorage, name: str, raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("short", [1, 1000, 5000])
-def test_short_writes_are_gone_on_with(faultfs: FaultFS, short: int) -> None:
+def test_short_writes_are_continued(faultfs: FaultFS, short: int) -> None:
     storage = LocalStorage(faultfs.path / "archive")
     storage.prepare()
     raw = random.Random(short).randbytes(30_000)

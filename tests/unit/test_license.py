@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every source file says under which licence it is."""
+"""Every source file says under which license it is."""
 
 import subprocess
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def sources() -> Iterator[Path]:
             yield path
 
 
-def test_every_source_file_begins_with_its_licence() -> None:
+def test_every_source_file_begins_with_its_license() -> None:
     """On the first line, or on the second where the first says which program runs the file."""
     found = list(sources())
     assert len(found) > 300
@@ -43,8 +43,14 @@ def test_every_source_file_begins_with_its_licence() -> None:
     assert not missing, f"add this line at the beginning: {LINE}"
 
 
-def test_the_licence_is_named_alike_everywhere() -> None:
+def test_the_license_is_named_alike_everywhere() -> None:
     name = LINE.rpartition(" ")[2]
-    for where in ("pyproject.toml", "rpm/sparsebak.spec", "debian/copyright", "README.md"):
+    for where in (
+        "pyproject.toml",
+        "rpm/sparsebak-dom0.spec.in",
+        "rpm/sparsebak-vm.spec.in",
+        "debian/copyright",
+        "README.md",
+    ):
         assert name in (ROOT / where).read_text(), where
     assert "GNU GENERAL PUBLIC LICENSE" in (ROOT / "LICENSE").read_text()

@@ -5,14 +5,14 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dom0_agent import changed_map
-from dom0_agent.changed_map import GRAIN, ChangedMap
+from dom0_agent import bitmap
+from dom0_agent.bitmap import GRAIN, Bitmap
 
 ranges = st.lists(st.tuples(st.integers(0, 300 * GRAIN), st.integers(0, 40 * GRAIN)), max_size=12)
 
 
-def built(marks: list[tuple[int, int]]) -> tuple[ChangedMap, set[int]]:
-    changed, model = ChangedMap(), set()
+def built(marks: list[tuple[int, int]]) -> tuple[Bitmap, set[int]]:
+    changed, model = Bitmap(), set()
     for start, length in marks:
         changed.mark(start, start + length)
         if length:
@@ -20,7 +20,7 @@ def built(marks: list[tuple[int, int]]) -> tuple[ChangedMap, set[int]]:
     return changed, model
 
 
-def grains(changed: ChangedMap, per_unit: int = 1, units: int = 1 << 20) -> set[int]:
+def grains(changed: Bitmap, per_unit: int = 1, units: int = 1 << 20) -> set[int]:
     runs = list(changed.runs(per_unit, units))
     assert all(a[1] < b[0] for a, b in zip(runs, runs[1:], strict=False)), (
         "runs must be in order and apart"
@@ -67,8 +67,8 @@ torn = st.lists(st.sampled_from([b"\0", b"\xff", b"\x80", b"\1", b"\x55"]) | st.
 def test_runs_are_those_found_bit_by_bit(
     bits: bytes, per_unit: int, units: int, window: int
 ) -> None:
-    with mock.patch.object(changed_map, "_WINDOW", window):
-        assert list(ChangedMap(bits).runs(per_unit, units)) == bit_by_bit(bits, per_unit, units)
+    with mock.patch.object(bitmap, "_WINDOW", window):
+        assert list(Bitmap(bits).runs(per_unit, units)) == bit_by_bit(bits, per_unit, units)
 
 
 @given(ranges, ranges)
@@ -82,7 +82,7 @@ def test_a_merge_is_the_union(one: list[tuple[int, int]], other: list[tuple[int,
 @given(ranges)
 def test_the_file_form_has_an_inverse(marks: list[tuple[int, int]]) -> None:
     changed, model = built(marks)
-    again = ChangedMap.from_bytes(changed.to_bytes())
+    again = Bitmap.from_bytes(changed.to_bytes())
     assert again is not None and grains(again) == model
 
 
@@ -90,8 +90,8 @@ def test_the_file_form_has_an_inverse(marks: list[tuple[int, int]]) -> None:
 def test_damage_to_the_file_is_noticed(marks: list[tuple[int, int]], data: st.DataObject) -> None:
     raw = built(marks)[0].to_bytes()
     at = data.draw(st.integers(0, len(raw) - 1))
-    assert ChangedMap.from_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]) is None
-    assert ChangedMap.from_bytes(raw[:at]) is None
+    assert Bitmap.from_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]) is None
+    assert Bitmap.from_bytes(raw[:at]) is None
 
 
 @given(ranges, st.integers(0, 400 * GRAIN))
@@ -103,12 +103,12 @@ def test_changed_counts_whole_grains_within_the_size(
 
 
 def test_a_terabyte_costs_two_megabytes() -> None:
-    assert len(ChangedMap.everything(1 << 40).to_bytes()) < (1 << 21) + 100
+    assert len(Bitmap.everything(1 << 40).to_bytes()) < (1 << 21) + 100
 
 
 def test_counting_does_not_depend_on_how_torn_it_is() -> None:
     """List counts, for every volume; a qube writes where it likes."""
-    torn = ChangedMap(b"\x55" * (2 << 20))
+    torn = Bitmap(b"\x55" * (2 << 20))
     start = time.monotonic()
     assert torn.changed(1 << 40) == 1 << 39
     assert time.monotonic() - start < 3  # bit by bit it took ten seconds
@@ -116,6 +116,6 @@ def test_counting_does_not_depend_on_how_torn_it_is() -> None:
 
 def test_runs_do_not_depend_on_how_torn_it_is() -> None:
     """Extract goes through them, and a snapshot's offer counts them."""
-    torn, start = ChangedMap(b"\x55" * (2 << 20)), time.process_time()
+    torn, start = Bitmap(b"\x55" * (2 << 20)), time.process_time()
     assert sum(end - first for first, end in torn.runs(1, 1 << 24)) == 1 << 23
     assert time.process_time() - start < 3  # bit by bit it took eight seconds

@@ -23,7 +23,7 @@ _DIGEST_SIZE = 16
 _MARKED = re.compile(rb"[^\x00]+")
 
 _WINDOW = 1 << 12
-"""Bytes of the map that are looked at together, which is 2 GiB of the volume."""
+"""Bytes of the bitmap that are looked at together, which is 2 GiB of the volume."""
 _FROM = tuple(0xFF << bit & 0xFF for bit in range(8))
 """By the number of a bit: a byte with that one and all above it set."""
 _UP_TO = tuple(0xFF >> (7 - bit) for bit in range(8))
@@ -37,29 +37,29 @@ _HIGH = bytes(half << 4 for half in _LOW)
 
 
 @dataclass(frozen=True)
-class MapHead(Structure, compiled=COMPILED):
-    """Beginning of a map's file."""
+class BitmapHead(Structure, compiled=COMPILED):
+    """Beginning of a bitmap's file."""
 
     magic: ClassVar[Annotated[bytes, Const(b"SBMAP\x00\x00\x01")]]
     bits_length: Annotated[int, Int64ul * "bytes of the bits"]
 
 
-class MapFile(Structure):
-    """A map's file."""
+class BitmapFile(Structure):
+    """A bitmap's file."""
 
-    head: MapHead
+    head: BitmapHead
     bits: Annotated[bytes, Bytes(this.head.bits_length) * "one for each grain, lowest bit first"]
     digest: Annotated[bytes, Bytes(_DIGEST_SIZE) * "BLAKE2b-128 of all before"]
 
 
-class ChangedMap:
+class Bitmap:
     """A set of 64 KiB grains, kept as bits; grows by itself when marked past its end."""
 
     def __init__(self, bits: bytes = b"") -> None:
         self._bits = bytearray(bits)
 
     @classmethod
-    def everything(cls, size: int) -> ChangedMap:
+    def everything(cls, size: int) -> Bitmap:
         """A map with every grain of ``size`` bytes marked."""
         marked = cls()
         marked.mark(0, size)
@@ -79,7 +79,7 @@ class ChangedMap:
         self._bits[first // 8 + 1 : last // 8] = b"\xff" * (last // 8 - first // 8 - 1)
         self._bits[last // 8] |= _UP_TO[last % 8]
 
-    def merge(self, other: ChangedMap) -> None:
+    def merge(self, other: Bitmap) -> None:
         """Mark all that ``other`` has marked."""
         length = max(len(self._bits), len(other._bits))
         either = int.from_bytes(self._bits, "little") | int.from_bytes(other._bits, "little")
@@ -124,20 +124,20 @@ class ChangedMap:
 
     def to_bytes(self) -> bytes:
         """The file form: magic, length, bits, BLAKE2b-128 of all that."""
-        body = MapHead(len(self._bits)).build() + self._bits
+        body = BitmapHead(len(self._bits)).build() + self._bits
         return body + _digest(body)
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> ChangedMap | None:
+    def from_bytes(cls, raw: bytes) -> Bitmap | None:
         """Undo to_bytes; None when the file is damaged (the caller then takes everything as
         changed).
         """
         body, digest = raw[:-_DIGEST_SIZE], raw[-_DIGEST_SIZE:]
-        head, bits = body[: MapHead.length()], body[MapHead.length() :]
+        head, bits = body[: BitmapHead.length()], body[BitmapHead.length() :]
         if _digest(body) != digest:
             return None
         try:
-            sound = MapHead.parse(head).bits_length == len(bits)
+            sound = BitmapHead.parse(head).bits_length == len(bits)
         except ValueError:
             return None
         return cls(bits) if sound else None
@@ -156,3 +156,8 @@ def _in_units(bits: bytes, grains: int) -> bytes:
         both = int.from_bytes(low, "little") | int.from_bytes(high, "little")
         bits, grains = both.to_bytes(len(low), "little"), grains // 2
     return bits
+
+
+def grains_per_chunk(chunk_size: int) -> int:
+    """Grains of a bitmap in one chunk."""
+    return chunk_size // GRAIN

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The files of one session: paths in it, folders, contents."""
+
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.files.parser import (
+    NOWHERE,
+    Entry,
+    Extents,
+    FileSystemError,
+    Parser,
+    Part,
+    Stat,
+)
+from backup_vm.jobs.lazy_image import LazyImage
+from backup_vm.jobs.reading import THREADS
+from common.pipeline import in_order
+from common.text import printable
+
+PIECE = 1 << 20
+"""Bytes of contents read at once."""
+_HOPS = 40
+DEEPEST = 500
+"""Folders within each other: each is open while what is in it is copied."""
+
+
+class Found(NamedTuple):
+    """A file that a path leads to."""
+
+    path: bytes
+    node: int
+    stat: Stat
+
+
+class MissingError(SparsebakError):
+    """There is no such file."""
+
+
+def shown(name: bytes) -> str:
+    """A name or path as text that no terminal obeys."""
+    return printable(name.decode("utf-8", "surrogateescape"))
+
+
+class SessionFiles:
+    """One file system in the image of one session. Every method raises FileSystemError, and
+    DamagedError where the archive is damaged.
+    """
+
+    def __init__(
+        self,
+        parser: Parser,
+        image: LazyImage,
+        name: str,
+        number: int | None = None,
+        watch: bool = False,
+    ) -> None:
+        self._parser, self._image, self.name = parser, image, name
+        self.fetched: set[int] | None = set() if watch else None
+        """Which chunks the parser asked for, where that is watched."""
+        self.damaged = False
+        """Whether the archive is damaged where a folder is that was to be walked."""
+        self._chunk = image.chunk_size
+        self._number = parser.add(self._read, image.size)
+        try:
+            self.part = self._choose(number)
+            self.kind, self.root, self.notes = parser.open(self._number, self.part)
+        except FileSystemError as error:
+            raise type(error)(f"{name}: {error}", error.hint) from None
+
+    def _read(self, offset: int, length: int) -> bytes:
+        if self.fetched is not None:
+            self.fetched.update(
+                range(offset // self._chunk, (offset + length - 1) // self._chunk + 1)
+            )
+        return self._image.read(offset, length)
+
+    def _choose(self, number: int | None) -> Part:
+        found = self._parser.parts(self._number)
+        readable = [part for part in found if part.readable]
+        if number is not None:
+            chosen = [part for part in found if part.number == number]
+            if not chosen:
+                raise FileSystemError(f"there is no partition {number}", _listed(found))
+            return chosen[0]
+        if len(readable) == 1:
+            return readable[0]
+        if readable:
+            raise FileSystemError(
+                "there are several file systems", f"give --partition N: {_listed(found)}"
+            )
+        raise FileSystemError(
+            "there is no ext4, XFS or Btrfs in it",
+            f"there is: {_listed(found)}" if any(p.kind for p in found) else "see: sparsebak mount",
+        )
+
+    def close(self) -> None:
+        """Let the parser forget it."""
+        with suppress(FileSystemError):
+            self._parser.forget(self._number)
+
+    def stat(self, node: int) -> Stat:
+        """What stat(2) says."""
+        return self._parser.stat(self._number, node)
+
+    def names(self, node: int) -> list[Entry]:
+        """A folder's entries, by name."""
+        return self._parser.names(self._number, node)
+
+    def link(self, node: int) -> bytes:
+        """Where a symbolic link leads."""
+        return self._parser.link(self._number, node)
+
+    def attributes(self, node: int) -> dict[str, bytes]:
+        """Extended attributes."""
+        return self._parser.attributes(self._number, node)
+
+    def extents(self, found: Found) -> Extents:
+        """Where a regular file's contents are."""
+        return self._parser.extents(self._number, found.node, found.stat.size)
+
+    def find(self, path: bytes, follow: bool = True) -> Found:
+        """The file that a path leads to, symbolic links within the image followed; the last one
+        only if ``follow``. Raises MissingError.
+        """
+        left = [part for part in path.split(b"/") if part not in (b"", b".")][::-1]
+        trail = [Found(b"/", self.root, self.stat(self.root))]
+        hops = 0
+        while left:
+            part, here = left.pop(), trail[-1]
+            if part == b"..":
+                trail = trail[:-1] or trail
+                continue
+            if not stat.S_ISDIR(here.stat.mode):
+                raise MissingError(f"{self.name}: {shown(here.path)} is not a folder")
+            entry = self._parser.look(self._number, here.node, part)
+            where = joined(here.path, part)
+            if entry is None or entry.stat is None:
+                raise MissingError(
+                    f"{self.name} has no {shown(where)}"
+                    if entry is None
+                    else f"{self.name}: {shown(where)}: {entry.trouble}"
+                )
+            if stat.S_ISLNK(entry.stat.mode) and (left or follow):
+                hops += 1
+                if hops > _HOPS:
+                    raise MissingError(f"{self.name}: {shown(path)}: too many symbolic links")
+                target = self.link(entry.node)
+                left += [one for one in target.split(b"/") if one not in (b"", b".")][::-1]
+                if target.startswith(b"/"):
+                    del trail[1:]
+                continue
+            trail.append(Found(where, entry.node, entry.stat))
+        return trail[-1]
+
+    def walk(
+        self, top: Found, trouble: Callable[[bytes, str], None], most: int = DEEPEST
+    ) -> Iterator[tuple[int, Found]]:
+        """All that is in a folder, a folder before what is in it, with how deep it is. What cannot
+        be read is told.
+        """
+        seen = {top.node}
+        stack = [(1, self._children(top, trouble))]
+        while stack:
+            depth, children = stack[-1]
+            found = next(children, None)
+            if found is None:
+                stack.pop()
+                continue
+            yield depth, found
+            if not stat.S_ISDIR(found.stat.mode) or depth >= most:
+                continue
+            if found.node in seen:
+                trouble(found.path, "this folder is in several places")
+            elif depth >= DEEPEST:
+                trouble(found.path, "folders within folders are too deep here")
+            else:
+                seen.add(found.node)
+                stack.append((depth + 1, self._children(found, trouble)))
+
+    def _children(self, top: Found, trouble: Callable[[bytes, str], None]) -> Iterator[Found]:
+        try:
+            entries = self.names(top.node)
+        except (FileSystemError, DamagedError) as error:
+            self.damaged = self.damaged or isinstance(error, DamagedError)
+            trouble(top.path, str(error))
+            return
+        for entry in entries:
+            path = joined(top.path, entry.name)
+            if entry.stat is None:
+                trouble(path, entry.trouble)
+            else:
+                yield Found(path, entry.node, entry.stat)
+
+    def contents(self, found: Found) -> Iterator[tuple[int, bytes]]:
+        """A regular file's contents: offsets and bytes, in order, without holes. A few MiB are
+        read ahead.
+        """
+
+        def read(piece: tuple[int, int, int, bytes]) -> tuple[int, bytes]:
+            offset, length, place, data = piece
+            return offset, data or self._image.read(place, length)
+
+        yield from in_order(read, self._pieces(found), THREADS, 2 * THREADS + 2)
+
+    def _pieces(self, found: Found) -> Iterator[tuple[int, int, int, bytes]]:
+        for offset, length, place in self.extents(found):
+            done = 0
+            while done < length:
+                if place == NOWHERE:
+                    step = min(length - done, PIECE)
+                    yield offset + done, step, 0, self.unplaced(found.node, offset + done, step)
+                else:
+                    # to the end of a chunk: none is opened twice
+                    step = min(length - done, PIECE - (place + done) % self._chunk)
+                    yield offset + done, step, place + done, b""
+                done += step
+
+    def unplaced(self, node: int, offset: int, length: int) -> bytes:
+        """Contents that the parser unpacks."""
+        return self._parser.contents(self._number, node, offset, length)
+
+    def read(self, place: int, length: int) -> bytes:
+        """Bytes of the image."""
+        return self._image.read(place, length)
+
+
+def joined(folder: bytes, name: bytes) -> bytes:
+    """The path of a folder's entry."""
+    return folder + name if folder.endswith(b"/") else folder + b"/" + name
+
+
+def _listed(parts: list[Part]) -> str:
+    return ", ".join(
+        f"{part.number}: {printable(part.kind) or 'unknown'}" for part in parts if part.number
+    ) or ", ".join(printable(part.kind) or "unknown" for part in parts)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sizes and shares as people write them: ``20G``, ``5%``."""
+
+import re
+from dataclasses import dataclass
+
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII)
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Bytes that ``20G`` or ``1.5MiB`` stand for; raise ValueError."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a size such as 20G")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of something: a share from above 0 to 1, or a number of bytes from 1 on."""
+
+    share: float = 0.0
+    size: int = 0
+
+    def of(self, total: int) -> float:
+        """Bytes of a whole of so many that are meant."""
+        return self.size or self.share * total
+
+
+def parse_part(text: str) -> Part:
+    """The part that ``5%`` or ``20G`` stand for; raise ValueError."""
+    if found := _SHARE.fullmatch(text):
+        share = float(found[1]) / 100
+        if not 0 < share <= 1:
+            raise ValueError(f"{text!r} is not a share from above 0% up to 100%")
+        return Part(share=share)
+    size = parse_size(text)
+    if size < 1:
+        raise ValueError(f"{text!r} is nothing")
+    return Part(size=size)

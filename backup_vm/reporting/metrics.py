@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Metrics as Prometheus' textfile collector (node_exporter) reads them: the archive as ``status``
+shows it, and how the last backup ended.
+
+Names follow Prometheus' conventions: base units, the unit at the end. What is not known is left
+out.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from backup_vm.errors import SparsebakError
+from backup_vm.paths import expanded
+from backup_vm.reporting.rows import CheckRow, StatusRow
+from backup_vm.terminal.output import whole_file
+
+_HELP = {
+    "archive_stored_bytes": "Bytes of sealed chunks in the archive.",
+    "archive_chunks": "Chunks in the archive.",
+    "archive_free_bytes": "Bytes that can still be written where the archive is.",
+    "archive_problems": "Problems with the archive or the agent, as the command status lists them.",
+    "scrub_timestamp_seconds": "Time of the last scrub of the whole archive.",
+    "scrub_sound": "Whether the last scrub of the whole archive found no damage.",
+    "scrub_part_timestamp_seconds": "Time of the last scrub of a part.",
+    "scrub_part_sound": "Whether the last scrub of a part found no damage.",
+    "scrub_oldest_timestamp_seconds": "Time since which every pack that was ever checked was.",
+    "scrub_never_bytes": "Bytes of packs that were never checked.",
+    "verify_oldest_timestamp_seconds": "Time since which every session was proven or stored.",
+    "volume_sessions": "Sessions of the volume.",
+    "volume_size_bytes": "Size of the volume.",
+    "volume_changed_bytes": "Bytes that changed since the newest session.",
+    "volume_session_timestamp_seconds": "Time of the volume's newest session.",
+    "volume_verify_timestamp_seconds": "Time of the last verification of any of its sessions.",
+    "volume_verify_sound": "Whether that proved authentic and complete.",
+    "backup_start_timestamp_seconds": "Time when the last backup began.",
+    "backup_end_timestamp_seconds": "Time when it ended.",
+    "backup_exit_code": "Its exit code; 0 means that everything was backed up.",
+}
+Samples = Iterable[tuple[str, Mapping[str, str], float | None]]
+"""Names without their prefix, labels, values."""
+
+
+def of_archive(status: StatusRow) -> str:
+    """The archive and its volumes."""
+    return _text(_of_archive(status))
+
+
+def of_run(file: str, begun: float, ended: float, code: int) -> str:
+    """How a backup went whose settings name this file; times in Unix seconds."""
+    # A run that found no archive cannot name it, and two samples must not be the same.
+    label = {"file": Path(file).stem}
+    return _text(
+        [
+            ("backup_start_timestamp_seconds", label, round(begun, 3)),
+            ("backup_end_timestamp_seconds", label, round(ended, 3)),
+            ("backup_exit_code", label, code),
+        ]
+    )
+
+
+def beside(file: str) -> str:
+    """Where metrics of the run are: in a file beside those of the archive, for a run that failed
+    may know nothing of it.
+    """
+    path = Path(file)
+    return str(path.with_name(f"{path.stem}-backup{path.suffix}"))
+
+
+def write(file: str, text: str) -> None:
+    """Write a file of metrics at once, to be read by whoever runs the collector. Raise
+    SparsebakError.
+    """
+    target = Path(expanded(file))
+    if target.suffix != ".prom":
+        raise SparsebakError(f"{target}: the collector reads only files that end in .prom")
+    try:
+        with whole_file(target) as out:
+            os.fchmod(out.fileno(), 0o644)
+            out.write(text.encode())
+    except OSError as error:
+        raise SparsebakError(f"cannot write {target}: {error.strerror}") from None
+
+
+def _of_archive(status: StatusRow) -> Iterator[tuple[str, Mapping[str, str], float | None]]:
+    label = {"archive": status["label"]}
+    parts, unproven = status["unscrubbed"], status["unproven"]
+    yield "archive_stored_bytes", label, status["stored"]
+    yield "archive_chunks", label, status["chunks"]
+    yield "archive_free_bytes", label, status["free"]
+    yield "archive_problems", label, len(status["problems"])
+    yield from _check("scrub", label, status["scrubbed"])
+    yield from _check("scrub_part", label, status["part_scrubbed"])
+    yield "scrub_oldest_timestamp_seconds", label, parts["oldest"]
+    yield "scrub_never_bytes", label, parts["never"]
+    yield "verify_oldest_timestamp_seconds", label, unproven and unproven["since"]
+    for volume in status["volumes"]:
+        named = {**label, "volume": volume["name"]}
+        yield "volume_sessions", named, volume["sessions"]
+        yield "volume_size_bytes", named, volume["size"]
+        yield "volume_changed_bytes", named, volume["changed"]
+        yield "volume_session_timestamp_seconds", named, volume["time"]
+        yield from _check("volume_verify", named, volume["verified"])
+
+
+def _check(
+    what: str, labels: Mapping[str, str], row: CheckRow | None
+) -> Iterator[tuple[str, Mapping[str, str], float | None]]:
+    if row is not None:
+        yield f"{what}_timestamp_seconds", labels, row["time"]
+        yield f"{what}_sound", labels, row["ok"]
+
+
+def _text(samples: Samples) -> str:
+    """The exposition format: all samples of a metric together, after what it means."""
+    lines: dict[str, list[str]] = {}
+    for name, labels, value in samples:
+        if value is None:
+            continue
+        full = f"sparsebak_{name}"
+        head = [f"# HELP {full} {_HELP[name]}", f"# TYPE {full} gauge"]
+        words = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+        number = value if isinstance(value, float) else int(value)
+        lines.setdefault(name, head).append(f"{full}{{{words}}} {number}")
+    return "".join(f"{line}\n" for block in lines.values() for line in block)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
