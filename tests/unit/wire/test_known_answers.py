@@ -50,6 +50,7 @@ RECORD = Record(
     chunk_size=SIZE,
     qube="work",
     volume="private",
+    identity="_2.work",
     dedup_domain=b"d" * 16,
     root=b"r" * 32,
     previous=b"p" * 32,
@@ -194,9 +195,14 @@ def test_a_record_byte_by_byte() -> None:
         SIZE,
     )
     secret = (
-        b"work".ljust(64, b"\0") + b"private".ljust(64, b"\0") + b"d" * 16 + b"r" * 32 + b"p" * 32
+        b"work".ljust(64, b"\0")
+        + b"private".ljust(64, b"\0")
+        + b"_2.work".ljust(64, b"\0")
+        + b"d" * 16
+        + b"r" * 32
+        + b"p" * 32
     )
-    assert len(sealed) == RECORD_SIZE == 336 and sealed[:CLEAR_SIZE] == clear
+    assert len(sealed) == RECORD_SIZE == 400 and sealed[:CLEAR_SIZE] == clear
     key, salt = hkdf(MASTER, b"sparsebak/2 records\0"), sealed[CLEAR_SIZE : CLEAR_SIZE + 16]
     assert sealed[CLEAR_SIZE + 16 : CLEAR_SIZE + 28] == bytes(12)
     assert (
