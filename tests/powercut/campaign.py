@@ -17,7 +17,7 @@ from backup_vm.archive import lease_files, pack_writer
 from backup_vm.archive.storage.local import LocalStorage
 from tests.faults.harness import VOLUMES, Images, Place, computed, run, write_passphrase
 from tests.kit import GRAIN, Site
-from tests.powercut.disks import FLUSH, MARK, SECTOR, Record, Recorder, Replay, records
+from tests.powercut.disks import FLUSH, MARK, Record, Recorder, Replay, records
 from wire import slots
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ FILE_SYSTEMS = {
     "btrfs": (["mkfs.btrfs", "-q", "-m", "single", "-d", "single"], 200 << 20, "loop"),
     "btrfs-zstd": (["mkfs.btrfs", "-q"], 256 << 20, "loop,compress=zstd"),
 }
-SECTORS = {"btrfs": 4096, "btrfs-zstd": 4096}
-"""Bytes that a disk writes whole, where more than 512: Btrfs cannot be mounted after its superblock
-of 4 KiB is torn, whatever wrote to it.
-"""
 STARTING = lease_files._BEGINNING + 10
 """Seconds until a machine is on again and a backup begins: a lease whose contents the cut took is
 known by its age.
@@ -198,9 +194,7 @@ class Campaign:
     def cut(self, count: int | None) -> int:
         """Cut the power so often; returns how often."""
         rng = random.Random(self.seed + 1)
-        sectors = [SECTORS.get(kind, SECTOR) for kind in self.kinds]
-        replay = Replay(self.log, self.images, self.folder, sectors)
-        positions = self.positions(count, rng)
+        replay, positions = Replay(self.log, self.images, self.folder), self.positions(count, rng)
         for position in positions:
             lost = replay.to(position, rng)
             must, may, name = self._expected(position)
