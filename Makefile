@@ -83,15 +83,17 @@ FAULTS ?= all
 faults: setup packages
 	SPARSEBAK_FAULTS=$(FAULTS) $(VENV)/bin/pytest tests/faults -n auto --timeout 0
 
-# Power cuts by the hundred, on three file systems; POWERCUT="xfs btrfs reflink --cuts 1000" for one pair.
+# Power cuts by the hundred, on three file systems; POWERCUT="xfs btrfs reflink --cuts 1000" for one pair. In a mount namespace of
+# its own: a container that is started meanwhile would keep a file system mounted whose image the next cut overwrites.
 POWERCUT ?=
+CUT := unshare --mount $(VENV)/bin/python -m tests.powercut
 powercut: setup packages
 ifeq ($(POWERCUT),)
-	$(VENV)/bin/python -m tests.powercut ext4 ext4
-	$(VENV)/bin/python -m tests.powercut xfs btrfs reflink
-	$(VENV)/bin/python -m tests.powercut btrfs xfs reflink
+	$(CUT) ext4 ext4
+	$(CUT) xfs btrfs reflink
+	$(CUT) btrfs xfs reflink
 else
-	$(VENV)/bin/python -m tests.powercut $(POWERCUT)
+	$(CUT) $(POWERCUT)
 endif
 
 # What make test tries in small, for as long as it takes: every change of every file of an archive and of dom0's state; all
