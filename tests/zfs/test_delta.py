@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dom0_agent.changed_map import GRAIN
 
+from dom0_agent.bitmap import GRAIN
 from dom0_agent.sources import Range, Source, Sources
 from tests.kit import truly_changed
 from tests.zfs.kit import MIB, Container, scribble, zfs
