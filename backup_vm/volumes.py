@@ -3,6 +3,7 @@
 and to nobody else.
 """
 
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, SparsebakError, UsageError, WrongKeyError
 from common.text import is_session_name
 from wire.chunks import Keys, NotAuthentic
-from wire.names import BadName, parse_name, parse_volume_name
+from wire.names import BadName, parse_name, parse_volume_name, set_aside
 from wire.records import open_record
 
 if TYPE_CHECKING:
@@ -61,7 +62,25 @@ def stored_volumes(
     for volume_id, series in archive.sessions().items():
         qube, volume = known.get(volume_id) or _from_records(series, keys) or ("", volume_id)
         found.append(Named(qube, volume, volume_id, tuple(series), notes, damaged))
-    return sorted(found, key=lambda named: (named.qube, named.volume))
+    return sorted(_told_apart(found, known), key=lambda named: (named.qube, named.volume))
+
+
+def _told_apart(found: list[Named], known: Collection[str]) -> Iterator[Named]:
+    """The volumes, no two with one name: of a qube that was made again under its name the new one
+    has it, or whichever dom0 says.
+    """
+    names = set[tuple[str, str]]()
+    for one in sorted(found, key=lambda one: (one.id not in known, -_newest(one))):
+        if one.qube and (one.qube, one.volume) in names:
+            taken = {qube for qube, volume in names if volume == one.volume}
+            one = replace(one, qube=set_aside(one.qube, taken))
+        names.add((one.qube, one.volume))
+        yield one
+
+
+def _newest(volume: Named) -> int:
+    """Time of its newest session; 0 where there is none."""
+    return max((session.clear.time for session in volume.sessions[-1:]), default=0)
 
 
 def _from_records(series: list[Session], keys: Keys | None) -> tuple[str, str] | None:

@@ -58,6 +58,7 @@ def build(folder: Path, chunks: int, count: int) -> None:
             )
             ids = rng.integers(0, 256, (n, 32), dtype=np.uint8)
             record = Record(
+                identity="big",
                 suite=SUITE_BLAKE2B,
                 archive=bytes(16), volume_id=volume, session=(number + 1).to_bytes(16, "big"),
                 sequence=number + 1,

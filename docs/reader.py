@@ -127,22 +127,20 @@ class Session:
         if raw[:8] != b"SBSESS\0\2" or digest != raw[-32:]:
             raise Unreadable("its checksum is wrong")
         self.inherit, self.count, self.base = struct.unpack_from("<QQ16s", raw, 8)
-        clear, sealed = raw[40 : 40 + CLEAR.size], raw[40 + CLEAR.size : 40 + 336]
+        clear, sealed = raw[40 : 40 + CLEAR.size], raw[40 + CLEAR.size : 40 + 400]
         magic, form, suite, _, of, *rest = CLEAR.unpack(clear)
         self.volume_id, self.id, self.sequence, self.time, self.size, self.chunk = rest
         self.suite = suite
         text = short_open(keys.records, sealed, clear)
         if (magic, form, of) != (b"SBRC", FORMAT, archive) or suite not in SUITES:
             raise Unreadable("a record of another archive or format")
-        qube, volume, domain, self.root, _ = struct.unpack("<64s64s16s32s32s", text)
+        qube, volume, _, domain, self.root, _ = struct.unpack("<64s64s64s16s32s32s", text)
         names = (SUITES[suite], b"sealing", b"root")  # of its deduplication domain
         self.id_key, self.sealing, self.root_key = (keys.sub(name, domain) for name in names)
-        self.volume = (
-            f"{qube.rstrip(bytes(1)).decode('ascii')}/{volume.rstrip(bytes(1)).decode('ascii')}"
-        )
+        self.volume = b"/".join(name.rstrip(b"\0") for name in (qube, volume)).decode("ascii")
         self.name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.time))
-        numbers = struct.unpack_from(f"<{self.count}Q", raw, 376)
-        ids = raw[376 + 8 * self.count :]
+        numbers = struct.unpack_from(f"<{self.count}Q", raw, 440)
+        ids = raw[440 + 8 * self.count :]
         self.entries = {number: ids[32 * at : 32 * at + 32] for at, number in enumerate(numbers)}
 
 
@@ -160,18 +158,22 @@ class Archive:
         )
 
     def volumes(self) -> dict[str, list[Session]]:
-        found: dict[str, list[Session]] = {}
+        found: dict[bytes, list[Session]] = {}
         for path in regular(self.folder, "volumes/*/*.session"):
             try:
                 session = Session(session_file(path), self.keys, self.id)
             except (OSError, Unreadable, InvalidTag, ValueError, struct.error) as error:
                 print(f"reader: {path}: {error or type(error).__name__}", file=sys.stderr)
                 continue
-            found.setdefault(session.volume, []).append(session)
-        return {
-            name: sorted(series, key=lambda session: session.sequence)
-            for name, series in sorted(found.items())
-        }
+            found.setdefault(session.volume_id, []).append(session)
+        named: dict[str, list[Session]] = {}
+        for series in sorted(found.values(), key=lambda series: -max(one.time for one in series)):
+            series.sort(key=lambda one: one.sequence)
+            name = series[-1].volume  # as it was called last
+            while name in named:  # of a qube that was made again under its name
+                name = name.replace("/", ".old/")
+            named[name] = series
+        return dict(sorted(named.items()))
 
     def places(self, wanted: set[bytes]) -> dict[bytes, list[Place]]:
         """Pack, offset and length of each chunk wanted, from the packs' indexes."""
@@ -226,9 +228,7 @@ class Archive:
             pages.append(keyed(session.root_key, ids, person=b"sparsebak page"))
         sizes = struct.pack("<QI", session.size, session.chunk)
         if keyed(session.root_key, sizes, *pages, person=b"sparsebak root") != session.root:
-            raise Unreadable(
-                f"{session.volume} {session.name}: its chunks are not those of its record"
-            )
+            raise Unreadable(f"{session.volume} {session.name}: its chunks are not its record's")
 
     def chunk(self, chunk_id: bytes, places: list[Place], session: Session) -> bytes:
         """The chunk from the first place where it proves to be what its id says."""
@@ -275,13 +275,13 @@ def session_file(path: Path) -> bytes:
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
-        head = file.read(376)
-        if len(head) < 376 or size != 376 + 40 * struct.unpack_from("<Q", head, 16)[0] + 32:
+        head = file.read(440)
+        if len(head) < 440 or size != 440 + 40 * struct.unpack_from("<Q", head, 16)[0] + 32:
             raise Unreadable("it has another length than its head says")
         *_, volume, chunk = CLEAR.unpack_from(head, 40)
-        if not chunk or (size - 408) // 40 > -(-volume // chunk):
+        if not chunk or (size - 472) // 40 > -(-volume // chunk):
             raise Unreadable("it has an impossible number of chunks")
-        return head + file.read(size - 376)
+        return head + file.read(size - 440)
 
 
 def index(path: Path) -> Iterator[tuple[int, int, bytes]]:

@@ -59,6 +59,8 @@ class Volume:
 
     ``live``: where the data is while the qube runs, if elsewhere: there when that exists.
     ``dedup_domain``: 16 bytes; volumes of one deduplication domain share chunks in an archive.
+    ``identity``: of its qube (dom0_agent.tracking.identities); its name where nothing else is
+    said.
     """
 
     qube: str
@@ -67,6 +69,10 @@ class Volume:
     vid: str
     live: str = ""
     dedup_domain: bytes = bytes(DEDUP_DOMAIN_SIZE)
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "identity", self.identity or self.qube)
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kit import InProcess
+from tests.in_process import InProcess
 
 SECONDS = 10.0
 MEMORY = 768 << 20

@@ -6,7 +6,6 @@ that change at random.
 import contextlib
 import dataclasses
 import hashlib
-import io
 import os
 import random
 import threading
@@ -17,7 +16,6 @@ from typing import IO, Any
 from unittest import mock
 
 from backup_vm.agent.client import Agent
-from backup_vm.agent.transport import Connection
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
 from backup_vm.archive.opening import create_archive, open_archive
@@ -33,7 +31,7 @@ from dom0_agent.catalog import open_catalog
 from dom0_agent.catalog.static import StaticCatalog
 from dom0_agent.config import Config, Volume, load
 from dom0_agent.keyring import Keyring
-from dom0_agent.rpc import dispatch
+from tests.in_process import InProcess
 from wire import slots
 from wire.chunks import SUITE_SHA256, Keys
 from wire.messages import MODE_OPEN, VolumeEntry
@@ -42,57 +40,6 @@ from wire.names import Restoring
 PASSPHRASE = b"tests only"
 Feed = Callable[[IO[bytes]], None]
 GRAIN = 64 * 1024
-
-
-class InProcess:
-    """A transport that runs the services in threads of this process, with pipes for streams and
-    qrexec's environment.
-    """
-
-    def __init__(self, config: Path, caller: str = "backup-vm") -> None:
-        self.config, self.caller = config, caller
-
-    def start(
-        self, name: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
-    ) -> Connection:
-        environ = {"QREXEC_REMOTE_DOMAIN": self.caller, "QREXEC_SERVICE_ARGUMENT": volume}
-        if qube is None or qube.startswith("@"):
-            keyword = (qube or "@adminvm").removeprefix("@")
-            environ |= {
-                "QREXEC_REQUESTED_TARGET_TYPE": "keyword",
-                "QREXEC_REQUESTED_TARGET_KEYWORD": keyword,
-            }
-        else:
-            environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": qube}
-        return Connection(ThreadProcess(self.config, name, environ), io.BytesIO())  # type: ignore[arg-type]
-
-
-class ThreadProcess:
-    """As much of subprocess.Popen as Connection uses."""
-
-    def __init__(self, config: Path, name: str, environ: dict[str, str]) -> None:
-        to_read, to_write = os.pipe(), os.pipe()
-        self.stdin, self.stdout = open(to_read[1], "wb"), open(to_write[0], "rb")
-        self.code = -1
-
-        def work() -> None:
-            with (
-                open(to_read[0], "rb") as stdin,
-                contextlib.suppress(BrokenPipeError),
-                open(to_write[1], "wb") as stdout,
-            ):
-                self.code = dispatch.run(name, environ, config, stdin, stdout)
-
-        self.thread = threading.Thread(target=work, daemon=True)
-        self.thread.start()
-
-    def wait(self, timeout: float | None = None) -> int:
-        self.thread.join(timeout)
-        return self.code
-
-    def kill(self) -> None:
-        with contextlib.suppress(OSError):
-            self.stdin.close()
 
 
 class Site:

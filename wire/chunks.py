@@ -107,9 +107,9 @@ class Keys:
             )
         return found
 
-    def volume_id(self, qube: str, volume: str) -> bytes:
-        """16 bytes that stand for the volume wherever names must not."""
-        name = f"{qube}/{volume}".encode("ascii")
+    def volume_id(self, identity: str, volume: str) -> bytes:
+        """16 bytes that stand for the volume wherever names must not; by its qube's identity."""
+        name = f"{identity}/{volume}".encode("ascii")
         return hashlib.blake2b(name, digest_size=16, key=self.sub_key("volume ids")).digest()
 
 

@@ -74,6 +74,7 @@ COMPILED: dict[str, Codes] = {
     "Secret": {
         "qube": "64t",
         "volume": "64t",
+        "identity": "64t",
         "dedup_domain": "16s",
         "root": "32s",
         "previous": "32s",
@@ -92,10 +93,10 @@ COMPILED: dict[str, Codes] = {
         "clear.chunk_size": "L",
         "seal.salt": "16s",
         "seal.nonce": "12s",
-        "seal.text": "208s",
+        "seal.text": "272s",
         "seal.tag": "16s",
     },
-    "SealedSecret": {"salt": "16s", "nonce": "12s", "text": "208s", "tag": "16s"},
+    "SealedSecret": {"salt": "16s", "nonce": "12s", "text": "272s", "tag": "16s"},
     "Slot": {
         "head.kind": "B",
         "head.log_n": "B",

@@ -7,6 +7,8 @@ only names that need no changing are accepted.
 """
 
 import re
+from collections.abc import Container
+from itertools import count
 from typing import NamedTuple
 
 from common.text import is_session_name
@@ -18,6 +20,9 @@ OLDER = "older"
 """Last part of the argument of a Restore of a session that is not the newest one dom0 knows."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
+
+
+_IDENTITY = re.compile(rf"(?:_[1-9][0-9]{{0,8}}\.)?{_NAME.pattern}", re.ASCII)
 
 
 class BadName(ValueError):
@@ -32,6 +37,28 @@ def parse_name(untrusted_name: str, what: str = "name") -> str:
             " letter or digit"
         )
     return untrusted_name
+
+
+def parse_identity(untrusted_identity: str) -> str:
+    """Return the identity of a qube unchanged, or raise BadName: see new_identity."""
+    if len(untrusted_identity) > NAME_LIMIT or not _IDENTITY.fullmatch(untrusted_identity):
+        raise BadName(f"identity {untrusted_identity[:80]!r}: none that a qube can have")
+    return untrusted_identity
+
+
+def set_aside(name: str, taken: Container[str]) -> str:
+    """A name for what has to give ``name`` up: ``work.old``, ``work.old2`` and so on."""
+    endings = (f".old{n if n > 1 else ''}" for n in count(1))
+    found = (name[: NAME_LIMIT - len(ending)] + ending for ending in endings)
+    return next(one for one in found if one not in taken)
+
+
+def new_identity(name: str, taken: Container[str]) -> str:
+    """The identity of a qube: its name, or where that is another's ``_2.work``, ``_3.work`` and so
+    on, which is no name.
+    """
+    found = (name if n == 1 else f"_{n}.{name}"[:NAME_LIMIT] for n in count(1))
+    return next(one for one in found if one not in taken)
 
 
 def parse_volume_name(untrusted_name: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from wire.chunks import (
 )
 from wire.compiled import COMPILED
 from wire.layout import Structure
-from wire.names import BadName, parse_name
+from wire.names import BadName, parse_identity, parse_name
 
 if TYPE_CHECKING:
     from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul
@@ -54,10 +54,12 @@ class Clear(Structure, compiled=COMPILED):
 
 @dataclass(frozen=True, kw_only=True)
 class Secret(Structure, compiled=COMPILED):
-    """What a record says under its seal."""
+    """What a record says under its seal. The name is that of the time of the session, which a qube
+    may change; its ``identity`` it keeps."""
 
     qube: Annotated[str, Text(64) * "name of the qube"]
     volume: Annotated[str, Text(64) * "name of its volume"]
+    identity: Annotated[str, Text(64) * "identity of the qube"]
     dedup_domain: Annotated[bytes, Bytes(DEDUP_DOMAIN_SIZE) * "deduplication domain"]
     root: Annotated[bytes, Bytes(32) * "root of the image"]
     previous: Annotated[bytes, Bytes(32) * "digest of the record before it, zero for the first"]
@@ -148,6 +150,7 @@ def open_record(untrusted_record: bytes, keys: Keys) -> Record:
     try:
         parse_name(secret.qube, "qube")
         parse_name(secret.volume, "volume")
+        parse_identity(secret.identity)
     except BadName as error:
         raise NotAuthentic(str(error)) from None
     return Record(**vars(clear), **vars(secret))

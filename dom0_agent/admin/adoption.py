@@ -7,13 +7,16 @@ sizes. Nothing in it is believed before a slot opens, and of the records nothing
 proves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from io import BytesIO
 from pathlib import Path
 
 from dom0_agent.admin.archives import keep
+from dom0_agent.admin.renaming import adopted, change, nothing_kept
 from dom0_agent.keyring import ArchiveKey, Keyring
+from dom0_agent.tracking.identities import Identities
 from dom0_agent.tracking.state import ArchiveProgress, Committed, VolumeState
 from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import SUITES, Keys, NotAuthentic
@@ -123,10 +126,17 @@ def adopt(
         slots=file.untrusted_slots,
         suite=entry.suite,
     )
+    records.sort(key=lambda record: record.time, reverse=True)  # of two of a name the newer has it
+    who: Callable[[Identities], Identities] = lambda known: reduce(  # noqa: E731
+        lambda known, record: adopted(known, record.identity, record.qube, nothing_kept(state_dir)),
+        records,
+        known,
+    )
+    identities = change(state_dir, who)
     for record in records:
         _remember(state_dir, archive, record, keys)
     keep(keyring, archive, master)  # the commit point: before it, the same can be done again
-    return archive, [record.name for record in records]
+    return archive, [f"{identities.name(one.identity)}/{one.volume}" for one in records]
 
 
 def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
@@ -147,7 +157,7 @@ def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:
 
 
 def _remember(state_dir: Path, archive: ArchiveKey, record: Record, keys: Keys) -> None:
-    store, archive_id = VolumeState(state_dir, record.qube, record.volume), archive.id.hex()
+    store, archive_id = VolumeState(state_dir, record.identity, record.volume), archive.id.hex()
     with store.locked() as state:
         progress = state.follows.get(archive_id)
         if progress is not None and (progress.pending or progress.mark >= record.sequence):

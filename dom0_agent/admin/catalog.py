@@ -4,14 +4,17 @@ VMs, which ask nobody.
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 from common.durable import Busy, closing_fd, lock, make_directory, replace
 from dom0_agent.admin.qubes_catalog import QubesCatalog
 from dom0_agent.admin.qubes_options import qubes_options
+from dom0_agent.admin.renaming import change, followed
 from dom0_agent.catalog import VolumeCatalog, kept, open_catalog
 from dom0_agent.config import Config, Volume
 from dom0_agent.log import ERROR, log
+from dom0_agent.tracking.identities import Identities, load
 from wire.status import Code, Refused
 
 PATIENCE = 10.0
@@ -23,6 +26,20 @@ def ask(config: Config, caller: str = "") -> VolumeCatalog:
     if config.catalog == "qubes":
         return QubesCatalog(config, qubes_options(config), caller)
     return open_catalog(config, caller)
+
+
+def _asked_and_kept(config: Config) -> VolumeCatalog:
+    """The same, and who is who is kept."""
+    if config.catalog == "qubes":
+
+        def keep(listed: Mapping[str, str]) -> Identities:
+            return change(config.state_dir, lambda known: followed(known, listed))
+
+        return QubesCatalog(config, qubes_options(config), keep=keep)
+    if load(config.state_dir).kept:
+        listed = dict.fromkeys((volume.qube for volume in config.volumes), "")
+        change(config.state_dir, lambda known: followed(known, listed))
+    return open_catalog(config)
 
 
 def find_anywhere(catalog: VolumeCatalog, qube: str, volume: str) -> Volume | None:
@@ -38,7 +55,7 @@ def write_down(config: Config) -> VolumeCatalog:
 
     Raises OSError. A list that was asked for later than this one stays.
     """
-    asked, catalog = int(time.time()), ask(config)
+    asked, catalog = int(time.time()), _asked_and_kept(config)
     if isinstance(catalog, QubesCatalog):
         found = kept.Kept(
             asked=asked,

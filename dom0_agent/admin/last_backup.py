@@ -11,7 +11,7 @@ from collections import defaultdict
 
 from dom0_agent.admin.qubes_catalog import QubesCatalog
 from dom0_agent.catalog import VolumeCatalog
-from dom0_agent.config import Config
+from dom0_agent.config import Config, Volume
 from dom0_agent.log import WARNING, log
 from dom0_agent.qubesd import asking
 from dom0_agent.tracking.state import VolumeState
@@ -49,7 +49,7 @@ def whole_backups(config: Config, catalog: VolumeCatalog) -> dict[str, int]:
     times = defaultdict[str, list[dict[str, int]]](list)
     for volume in catalog.volumes():
         if volume.qube != "dom0" and volume.qube not in unsure:
-            times[volume.qube].append(_committed(config, volume.qube, volume.volume))
+            times[volume.qube].append(_committed(config, volume))
     found = dict[str, int]()
     for qube, volumes in times.items():
         archives = set.intersection(*(set(of_volume) for of_volume in volumes))
@@ -59,10 +59,10 @@ def whole_backups(config: Config, catalog: VolumeCatalog) -> dict[str, int]:
     return found
 
 
-def _committed(config: Config, qube: str, volume: str) -> dict[str, int]:
+def _committed(config: Config, volume: Volume) -> dict[str, int]:
     """The time of the newest session in each archive."""
     try:
-        follows = VolumeState(config.state_dir, qube, volume).load().follows
+        follows = VolumeState.of(config.state_dir, volume).load().follows
     except Refused:
         return {}
     return {one: f.committed.time for one, f in follows.items() if f.committed is not None}

@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.durable import Busy, closing_fd, lock, make_directory
+from dom0_agent.admin.qubes_catalog import QubesCatalog
 from dom0_agent.catalog import VolumeCatalog
-from dom0_agent.config import Volume, recall
+from dom0_agent.config import Volume, recall, remember
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.qubesd import asking, connect
 from dom0_agent.sources import Source, Sources
 from dom0_agent.targets.qubesd import RESTORING, take_away
+from dom0_agent.tracking.identities import Identities, load
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.rotation import Rotation
 from dom0_agent.tracking.state import PATIENCE, State, VolumeState, known_volumes
@@ -31,26 +34,33 @@ class Orphan:
     it.
     """
 
-    qube: str
-    volume: str
+    store: VolumeState
     state: State
     place: Volume | None
 
     @property
     def name(self) -> str:
         """``qube/volume``."""
-        return f"{self.qube}/{self.volume}"
+        return self.store.name
 
 
 def orphans(state_dir: Path, catalog: VolumeCatalog) -> Iterator[Orphan]:
     """All of them. A volume of which the catalog cannot tell (an error of qubesd) is none."""
-    for qube, name in known_volumes(state_dir):
+    identities = who_is_who(state_dir, catalog)
+    for identity, name in known_volumes(state_dir):
+        store = VolumeState(state_dir, identity, name, identities.name(identity))
         try:
-            if catalog.find(qube, name) is None:
-                state = VolumeState(state_dir, qube, name).load()
-                yield Orphan(qube, name, state, remembered(state))
+            found = catalog.find(store.qube, name)
+            if found is None or found.identity != identity:
+                state = store.load()
+                yield Orphan(store, state, remembered(state))
         except Refused:
             continue
+
+
+def who_is_who(state_dir: Path, catalog: VolumeCatalog) -> Identities:
+    """The qubes' names and identities, as a catalog has found them."""
+    return catalog.identities if isinstance(catalog, QubesCatalog) else load(state_dir)
 
 
 def let_start(state_dir: Path) -> list[str]:
@@ -81,7 +91,7 @@ def remembered(state: State) -> Volume | None:
         return None
 
 
-def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
+def let_go(orphan: Orphan, sources: Sources) -> bool:
     """Drop the snapshots of a volume that is gone; whether there were any. What is known of its
     sessions is kept.
 
@@ -96,7 +106,7 @@ def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
     # more.
     if not source.snapshots():
         return False
-    store = VolumeState(state_dir, orphan.qube, orphan.volume)
+    store = orphan.store
     with store.locked(patience=0) as state:
         rotation = Rotation(store, state, source)
         pending = [progress.pending for progress in state.follows.values() if progress.pending]
@@ -114,6 +124,40 @@ def let_go(state_dir: Path, orphan: Orphan, sources: Sources) -> bool:
     return True
 
 
+def leave(state_dir: Path, sources: Sources) -> Iterator[str]:
+    """Drop the snapshots of volumes in pools that they are not in any more, where the pool is
+    there; the names of the volumes that left one. What fails is tried again the next time.
+    """
+    for identity, name in known_volumes(state_dir):
+        store = VolumeState(state_dir, identity, name)
+        with suppress(Refused):
+            if not store.load().left:
+                continue
+            with store.locked(patience=0) as state:
+                due = [one for one in _recalled(state.left) if _is_there(one)]
+                for one in due:
+                    _drop_all(store.name, sources.open(one))
+                state.left = [remember(one) for one in _recalled(state.left) if one not in due]
+                store.save(state)
+                if due:
+                    yield store.name
+
+
+def _recalled(places: list[dict[str, Any]]) -> list[Volume]:
+    found = []
+    for place in places:
+        with suppress(KeyError, TypeError, ValueError):  # written by another version
+            found.append(recall(place))
+    return found
+
+
+def _drop_all(name: str, source: Source) -> None:
+    with source.together():
+        for number in source.snapshots():
+            source.drop(number)
+    _require_gone(name, source)
+
+
 def _require_gone(name: str, source: Source) -> None:
     """What LVM or ZFS cannot remove now only gets a warning in the log."""
     if left := source.snapshots():
@@ -122,43 +166,39 @@ def _require_gone(name: str, source: Source) -> None:
         )
 
 
-def forget(state_dir: Path, qube: str, name: str, volume: Volume | None) -> None:
+def forget(state_dir: Path, store: VolumeState, volume: Volume | None) -> None:
     """Drop all that is held and known of a volume: of ``volume``, if the catalog has it, and where
     it was before.
 
     Refused, with the record kept, when a snapshot cannot be removed, or nobody knows where to look
     for it.
     """
-    store = VolumeState(state_dir, qube, name)
     make_directory(store.directory)
     try:
         fd = lock(store.directory / "lock", patience=PATIENCE)
     except Busy:
-        raise Refused(Code.BUSY, f"{qube}/{name} is busy with another operation") from None
+        raise Refused(Code.BUSY, f"{store.name} is busy with another operation") from None
     with closing_fd(fd):
         try:
             state = store.load()
         except Refused:  # damaged: what the catalog says is all there is
             state = State()
-        places = {_place(one): one for one in (remembered(state), volume) if one is not None}
+        maybe = (*_recalled(state.left), remembered(state), volume)
+        places = {_place(one): one for one in maybe if one is not None}
         if not places and state.snapshots():
             raise Refused(
                 Code.SOURCE_FAILED,
-                f"{qube}/{name}: it is not known where its snapshots are; see docs/recovery.md",
+                f"{store.name}: it is not known where its snapshots are; see docs/recovery.md",
             )
         sources = Sources(state_dir)
         for one in places.values():
             if not _is_there(one):
                 raise Refused(
                     Code.SOURCE_FAILED,
-                    f"{qube}/{name}: its pool {one.pool.name} is not there, so that its snapshots"
+                    f"{store.name}: its pool {one.pool.name} is not there, so that its snapshots"
                     f" stay; make it available, or remove {store.directory} if it is lost",
                 )
-            source = sources.open(one)
-            with source.together():
-                for number in source.snapshots():
-                    source.drop(number)
-            _require_gone(f"{qube}/{name}", source)
+            _drop_all(store.name, sources.open(one))
         shutil.rmtree(store.directory)
     with suppress(OSError):  # other volumes of the qube
         store.directory.parent.rmdir()
@@ -169,8 +209,8 @@ def drop_archive(state_dir: Path, archive: ArchiveKey) -> None:
     would hold its snapshot.
     """
     archive_id = archive.id.hex()
-    for qube, name in known_volumes(state_dir):
-        store = VolumeState(state_dir, qube, name)
+    for identity, name in known_volumes(state_dir):
+        store = VolumeState(state_dir, identity, name)
         try:
             if archive_id not in store.load().follows:
                 continue

@@ -63,7 +63,7 @@ class _Turn:
 
     def __init__(self, state_dir: Path, volume: Volume) -> None:
         self.volume = volume
-        self.store = VolumeState(state_dir, volume.qube, volume.volume)
+        self.store = VolumeState.of(state_dir, volume)
         self.uses = self.store.uses()
         self.number = 0
 
@@ -90,7 +90,7 @@ class _Batch:
         self._turns = [
             _Turn(state_dir, volume)
             for volume in volumes
-            if VolumeState(state_dir, volume.qube, volume.volume).directory.is_dir()
+            if VolumeState.of(state_dir, volume).directory.is_dir()
         ]
 
     def run(self) -> list[Outcome]:

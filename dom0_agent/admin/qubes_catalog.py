@@ -6,10 +6,9 @@ Classes of qubes and drivers of pools are those of Qubes OS 4.1 and later (core-
 and ``qubes/storage``).
 """
 
-import hashlib
 import importlib.util
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,19 @@ from typing import Any
 from common.override import override
 from common.text import session_name
 from dom0_agent.admin.qubes_options import TAG_PREFIX, QubesOptions
-from dom0_agent.catalog import CONFIG, SETTINGS, Skipped, VolumeCatalog
+from dom0_agent.admin.renaming import followed
+from dom0_agent.catalog import (
+    CONFIG,
+    SETTINGS,
+    Skipped,
+    VolumeCatalog,
+    dedup_domain,
+    identified,
+)
 from dom0_agent.catalog.kept import OWN
 from dom0_agent.config import Config, Pool, Volume, dataset, devices
 from dom0_agent.qubesd import asking, connect
+from dom0_agent.tracking.identities import Identities, load
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
 
@@ -46,10 +54,21 @@ class QubesCatalog(VolumeCatalog):
 
     age = 0.0
 
-    def __init__(self, config: Config, options: QubesOptions, caller: str = "") -> None:
+    def __init__(
+        self,
+        config: Config,
+        options: QubesOptions,
+        caller: str = "",
+        keep: Callable[[Mapping[str, str]], Identities] | None = None,
+    ) -> None:
+        """``keep``: is given the UUIDs of qubes by name, and says who is who; else what was kept
+        last says it.
+        """
         self._config, self._options, self._caller = config, options, caller
+        self._keep = keep or (lambda listed: followed(load(config.state_dir), listed))
         self._pools: dict[str, Pool | str] = {}
         self._qubes: list[str] = []
+        self._identities, self._listed = Identities(), dict[str, str]()
 
     @cached_property
     def _app(self) -> Any:
@@ -67,6 +86,18 @@ class QubesCatalog(VolumeCatalog):
         """Names of the qubes that are backed up, of which there may be nothing but settings."""
         return tuple(self._qubes) if self._everything else ()
 
+    @property
+    def identities(self) -> Identities:
+        """Who is who among the qubes as they are now."""
+        self.volumes()  # all are listed for it
+        return self._identities
+
+    @property
+    def listed(self) -> Mapping[str, str]:
+        """UUIDs of all qubes that last, by name; nothing for one without."""
+        self.volumes()
+        return self._listed
+
     def domain(self, qube: str) -> Any:
         """What qubesadmin knows of a qube, as it was when the catalog was asked; raise KeyError."""
         return self._app.domains[qube]
@@ -81,9 +112,10 @@ class QubesCatalog(VolumeCatalog):
                 found = self._of(self._app.domains[qube], left_out)
             else:
                 return None
+            identities = self.identities
             for one in found:
                 if one.name == f"{qube}/{volume}" and isinstance(one, Volume):
-                    return one
+                    return identified(one, identities)
                 if one.name == f"{qube}/{volume}" and isinstance(one, Skipped) and one.failed:
                     raise Refused(Code.INTERNAL, f"{one.name}: {one.reason}")
             return None
@@ -92,12 +124,15 @@ class QubesCatalog(VolumeCatalog):
     def _everything(self) -> list[Volume | Skipped]:
         with asking():
             found: list[Volume | Skipped] = [*self._document(*CONFIG)]
+            uuids = dict[str, str]()
             domains = sorted(self._app.domains, key=lambda domain: str(domain.name))
         for domain in domains:
             name = str(domain.name)
             try:
                 with asking():
                     of_it = list(self._of(domain))
+                    if str(domain.klass) != "AdminVM" and _lasts(domain, str(domain.klass)):
+                        uuids[name] = str(getattr(domain, "uuid", ""))
             except (Refused, KeyError, ValueError) as error:  # the others are backed up
                 if _is_there(name):  # it may have gone meanwhile, as disposables do
                     found.append(Skipped(name, str(error), failed=True))
@@ -105,7 +140,11 @@ class QubesCatalog(VolumeCatalog):
             found += of_it
             if str(domain.klass) != "AdminVM" and not any(one.name == name for one in of_it):
                 self._qubes.append(name)
-        return found
+        self._listed = {name: uuid for name, uuid in uuids.items() if _is_name(name)}
+        self._identities = self._keep(self._listed)
+        return [
+            identified(one, self._identities) if isinstance(one, Volume) else one for one in found
+        ]
 
     def _of(self, domain: Any, left_out: bool = False) -> Iterator[Volume | Skipped]:
         """All volumes of a qube, or why there are none."""
@@ -198,7 +237,7 @@ class QubesCatalog(VolumeCatalog):
         # a standalone's root is what runs in it: to share chunks with it would let another learn
         # them
         shared = "root" if volume == "root" and klass == "TemplateVM" else f"{qube}/{volume}"
-        return Volume(qube, volume, pool, *places, dedup_domain=_dedup_domain(shared))
+        return Volume(qube, volume, pool, *places, dedup_domain=dedup_domain(shared))
 
     def _pool(self, name: str) -> Pool | str:
         """The pool, or why its volumes cannot be backed up."""
@@ -243,7 +282,7 @@ class QubesCatalog(VolumeCatalog):
             yield Skipped(name, text, failed=True)
             return
         pool = Pool(SETTINGS, SETTINGS, path.parent, data_limit=100)  # they are small
-        yield Volume(qube, volume, pool, path.name, dedup_domain=_dedup_domain(name))
+        yield Volume(qube, volume, pool, path.name, dedup_domain=dedup_domain(name))
 
 
 def document(state_dir: Path, qube: str, volume: str) -> Path:
@@ -268,13 +307,15 @@ def _is_there(qube: str) -> bool:
         return True
 
 
+def _is_name(name: str) -> bool:
+    try:
+        return bool(parse_name(name, "qube"))
+    except BadName:
+        return False
+
+
 def _lasts(domain: Any, klass: str) -> bool:
     """Whether a qube outlives its being shut down: all but the disposables that go by
     themselves.
     """
     return klass != "DispVM" or not getattr(domain, "auto_cleanup", True)
-
-
-def _dedup_domain(name: str) -> bytes:
-    """A deduplication domain: the roots of all templates are one, each other volume is one."""
-    return hashlib.blake2b(name.encode(), digest_size=16, person=b"sparsebak domain").digest()

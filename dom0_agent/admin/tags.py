@@ -35,11 +35,11 @@ def untagged(config: Config) -> tuple[str, list[Any]]:
         vms = [str(domain.name) for domain in tagged(app.domains, VM_TAG)]
         if len(vms) != 1:
             return "", []
-        qubes = {volume.qube for volume in ask(config, vms[0]).volumes()} - {"dom0"}
+        qubes = {v.qube: v.identity for v in ask(config, vms[0]).volumes() if v.qube != "dom0"}
         new = [
             app.domains[qube]
             for qube in sorted(qubes)
-            if not (config.state_dir / "volumes" / qube).is_dir() and qube in app.domains
+            if not (config.state_dir / "volumes" / qubes[qube]).is_dir() and qube in app.domains
         ]
     return vms[0], tagged(new, TAG, False)
 

@@ -5,10 +5,12 @@ anybody.
 On Qubes OS that is a list that dom0's own timer and commands write (``dom0_agent.admin.catalog``).
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from dom0_agent.config import Config, Volume
+from dom0_agent.tracking.identities import Identities
 
 SETTINGS = "settings"
 """The volume of a qube's settings, and the driver of the pool of all documents."""
@@ -56,6 +58,22 @@ def open_catalog(config: Config, caller: str = "") -> VolumeCatalog:
     from dom0_agent.catalog.static import StaticCatalog
 
     return StaticCatalog(config)
+
+
+def dedup_domain(name: str) -> bytes:
+    """A deduplication domain, 16 bytes, of all volumes that are given the same name for it."""
+    return hashlib.blake2b(name.encode(), digest_size=16, person=b"sparsebak domain").digest()
+
+
+def identified(volume: Volume, identities: Identities) -> Volume:
+    """The volume with its qube's identity, and what is made from that."""
+    identity = identities.of(volume.qube)
+    if identity == volume.identity:
+        return volume
+    domain = volume.dedup_domain
+    if domain == dedup_domain(f"{volume.identity}/{volume.volume}"):  # one of its own
+        domain = dedup_domain(f"{identity}/{volume.volume}")
+    return replace(volume, identity=identity, dedup_domain=domain)
 
 
 def is_document(qube: str, volume: str) -> bool:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from common import checked
 from common.override import override
-from dom0_agent.catalog import Skipped, VolumeCatalog
+from dom0_agent.catalog import Skipped, VolumeCatalog, identified
 from dom0_agent.config import Config, Volume, recall, remember
+from dom0_agent.tracking.identities import load
 from wire.status import Code, Refused
 
 FORMAT = 1
@@ -89,7 +90,10 @@ class KeptCatalog(VolumeCatalog):
     """See VolumeCatalog."""
 
     def __init__(self, config: Config, caller: str = "") -> None:
-        self._kept = read(config)
+        self._kept, identities = read(config), load(config.state_dir)
+        self._volumes = self._kept.volumes
+        if identities.kept:  # a qube may have been renamed since
+            self._volumes = tuple(identified(volume, identities) for volume in self._volumes)
         self._own = caller if caller not in self._kept.named else ""
 
     @override
@@ -99,7 +103,7 @@ class KeptCatalog(VolumeCatalog):
 
     @override
     def volumes(self) -> tuple[Volume, ...]:
-        return tuple(volume for volume in self._kept.volumes if volume.qube != self._own)
+        return tuple(volume for volume in self._volumes if volume.qube != self._own)
 
     @override
     def skipped(self) -> tuple[Skipped, ...]:

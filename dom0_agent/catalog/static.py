@@ -2,8 +2,9 @@
 """Catalog ``static``: the volumes listed in agent.toml."""
 
 from common.override import override
-from dom0_agent.catalog import Skipped, VolumeCatalog
+from dom0_agent.catalog import Skipped, VolumeCatalog, identified
 from dom0_agent.config import Config, Volume
+from dom0_agent.tracking.identities import load
 
 
 class StaticCatalog(VolumeCatalog):
@@ -12,7 +13,8 @@ class StaticCatalog(VolumeCatalog):
     age = 0.0
 
     def __init__(self, config: Config) -> None:
-        self._volumes = config.volumes
+        identities = load(config.state_dir)
+        self._volumes = tuple(identified(volume, identities) for volume in config.volumes)
 
     @override
     def volumes(self) -> tuple[Volume, ...]:

@@ -14,6 +14,7 @@ from dom0_agent.config import Volume, recall
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.sources import Source, Sources
+from dom0_agent.tracking.identities import DOM0, load
 from dom0_agent.tracking.rotation import Rotation
 from dom0_agent.tracking.state import ArchiveProgress, Pending, State, VolumeState
 from wire.messages import Request
@@ -35,7 +36,7 @@ class VolumeCall:
         """For a service that takes a snapshot: the volume as it is now, as the catalog has it."""
         archive = call.archive(request)
         volume = call.volume()  # before the lock is taken: qubesd may take its time
-        store = VolumeState(call.config.state_dir, volume.qube, volume.volume)
+        store = VolumeState.of(call.config.state_dir, volume)
         return cls(call, archive, store, volume)
 
     @classmethod
@@ -46,7 +47,8 @@ class VolumeCall:
         archive = call.archive(request)
         if not call.asked.volume:
             raise Refused(Code.BAD_REQUEST, f"{call.asked}: which volume is meant is not said")
-        store = VolumeState(call.config.state_dir, call.target or "dom0", call.asked.volume)
+        qube, state_dir = call.target or DOM0, call.config.state_dir
+        store = VolumeState(state_dir, load(state_dir).of(qube), call.asked.volume, qube)
         # To take the lock makes the volume's folder. A caller must not be able to have one made for
         # every name it thinks of, so that what has no state has to be in the catalog.
         return cls(call, archive, store, None if store.is_kept() else call.volume())

@@ -58,7 +58,7 @@ class DirectorySource(Source):
         self.name, self._pool = volume.name, volume.pool
         self.image = volume.pool.path / volume.vid
         self._live_image = volume.pool.path / volume.live if volume.live else self.image
-        self._store = volume.pool.path / STORE / volume.qube / volume.volume
+        self._store = volume.pool.path / STORE / volume.identity / volume.volume
 
     def _path(self, number: int) -> Path:
         return self._store / (snapshot_name(number) + _SUFFIX)

@@ -2,8 +2,8 @@
 """Source ``lvm_thin``: logical volumes in a thin pool. Deltas come from the pool's metadata;
 nothing is read but that.
 
-A snapshot is a read-only thin volume named ``vm-sparsebak+QUBE+VOLUME+NUMBER``: ``vm-`` because
-dom0's udev scans no such volume, ``+`` because no qube's name has one; qubesd takes none of them
+A snapshot is a read-only thin volume named ``vm-sparsebak+IDENTITY+VOLUME+NUMBER``: ``vm-`` because
+dom0's udev scans no such volume, ``+`` because no identity has one; qubesd takes none of them
 for its own. It is not even active, so that no device shows its contents, until it is read.
 """
 
@@ -29,7 +29,7 @@ class LvmThinSource(Source):
     def __init__(self, volume: Volume, pool: ThinPool) -> None:
         self.name, self.pool = volume.name, pool
         self._live_name, self._committed = volume.live, volume.vid
-        self.prefix = f"vm-{lvm.TAG}+{volume.qube}+{volume.volume}+"
+        self.prefix = f"vm-{lvm.TAG}+{volume.identity}+{volume.volume}+"
         self._opened: dict[int, int] = {}
         self._mapped: dict[int, Bitmap] = {}
 

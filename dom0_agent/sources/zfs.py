@@ -46,7 +46,7 @@ class ZfsSource(Source):
     def __init__(self, volume: Volume, pool: ZfsPool) -> None:
         self.name, self.pool = volume.name, pool
         self.dataset = f"{pool.dataset}/{volume.vid}"
-        self._clones = f"{pool.dataset}/.sparsebak:{volume.qube}:{volume.volume}:"
+        self._clones = f"{pool.dataset}/.sparsebak:{volume.identity}:{volume.volume}:"
 
     @override
     def together(self) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ import os
 import time as clock
 
 from dom0_agent.bitmap import Bitmap
-from dom0_agent.config import Volume, remember
+from dom0_agent.config import Volume
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Source, snapshot_name
@@ -193,7 +193,7 @@ class Rotation:
         progress = self.state.follows.get(archive_id)
         if request.number > max(CLAIMED_SEQUENCE, progress.mark if progress else 0):
             raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
-        volume_id = archive.keys().volume_id(volume.qube, volume.volume).hex()
+        volume_id = archive.keys().volume_id(volume.identity, volume.volume).hex()
         if progress is None:
             progress = self.state.follows[archive_id] = ArchiveProgress(
                 volume_id=volume_id, ids=f"{archive_id}.ids"
@@ -222,7 +222,7 @@ class Rotation:
         # that Monitor can walk on while the session is sent, and Abort has only to put the two
         # together.
         progress.map = None
-        self.state.place = remember(volume)
+        self.state.move_to(volume)
         self.finish()
         return progress, progress.pending, False
 

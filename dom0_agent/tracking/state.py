@@ -2,9 +2,9 @@
 """What dom0 remembers of a volume: one directory, one lock, one small state file whose replacement
 is the commit point.
 
-``<state_dir>/volumes/<qube>/<volume>/`` holds ``state.json``, the bitmaps, the committed chunk
-ids and the logs of pending sessions. A file that the state file does not mention is left over from
-a crash, and removed.
+``<state_dir>/volumes/<identity>/<volume>/`` holds ``state.json``, the bitmaps, the committed
+chunk ids and the logs of pending sessions. A file that the state file does not mention is left over
+from a crash, and removed. What an identity is, ``tracking.identities`` says.
 
 A state file that is damaged is set aside as ``state.json.damaged``, and dom0 knows nothing of the
 volume any more: its next session compares everything, and until that is committed every session of
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from common.durable import (
     UNREADABLE,
@@ -32,8 +32,9 @@ from common.durable import (
     write_synced,
 )
 from dom0_agent.bitmap import Bitmap
+from dom0_agent.config import Volume, remember
 from dom0_agent.log import ERROR, WARNING, log
-from wire.names import BadName, parse_name
+from wire.names import BadName, parse_identity, parse_name
 from wire.status import Code, Refused
 
 FORMAT = 3
@@ -128,7 +129,8 @@ class State:
 
     A number counts up in its high bits and is random in its low 32: a state put back from an old
     copy never takes another snapshot for the one it remembers. ``place`` is the volume as the last
-    Snapshot found it (dom0_agent.config.remember).
+    Snapshot found it (dom0_agent.config.remember), ``left`` the same of pools that it was in before
+    and that may hold snapshots still.
     """
 
     sequence: int = 0
@@ -137,6 +139,13 @@ class State:
     base_time: int = 0
     place: dict[str, Any] | None = None
     follows: dict[str, ArchiveProgress] = field(default_factory=dict)
+    left: list[dict[str, Any]] = field(default_factory=list)
+
+    def move_to(self, volume: Volume) -> None:
+        """Remember where the volume is now."""
+        before, self.place = self.place, remember(volume)
+        if before is not None and _storage(before) != _storage(self.place):
+            self.left.append(before)
 
     def snapshots(self) -> set[int]:
         """Numbers of the snapshots that are needed."""
@@ -160,9 +169,16 @@ class State:
 class VolumeState:
     """The directory of one volume. Everything but ``load`` and ``load_bitmap`` needs its lock."""
 
-    def __init__(self, state_dir: Path, qube: str, volume: str) -> None:
-        self.qube, self.volume, self.name = qube, volume, f"{qube}/{volume}"
-        self.directory = state_dir / "volumes" / qube / volume
+    def __init__(self, state_dir: Path, identity: str, volume: str, qube: str = "") -> None:
+        """Of the qube of that identity, which is called ``qube``, or else as its identity."""
+        self.identity, self.qube, self.volume = identity, qube or identity, volume
+        self.name = f"{self.qube}/{volume}"
+        self.directory = state_dir / "volumes" / identity / volume
+
+    @classmethod
+    def of(cls, state_dir: Path, volume: Volume) -> Self:
+        """Of a volume that the catalog has."""
+        return cls(state_dir, volume.identity, volume.volume, volume.qube)
 
     @contextmanager
     def locked(self, patience: float = PATIENCE) -> Iterator[State]:
@@ -301,6 +317,12 @@ def _count(fd: int) -> None:
     os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
+def _storage(place: dict[str, Any]) -> list[Any]:
+    """By what the storage is told from others in which snapshots of ours may be."""
+    pool = place.get("pool", {})
+    return [pool.get(key) for key in ("path", "volume_group", "thin_pool")]
+
+
 def _progress(raw: dict[str, Any]) -> ArchiveProgress:
     for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
         if raw.get(key) is not None:
@@ -309,12 +331,14 @@ def _progress(raw: dict[str, Any]) -> ArchiveProgress:
 
 
 def known_volumes(state_dir: Path) -> Iterator[tuple[str, str]]:
-    """Qube and volume names that dom0 remembers anything of, in order."""
+    """Identities of qubes, and names of their volumes, that dom0 remembers anything of; in
+    order.
+    """
     for path in sorted((state_dir / "volumes").glob("*/*")):
         if not path.is_dir():  # nothing of ours
             continue
         try:
-            yield parse_name(path.parent.name, "qube"), parse_name(path.name, "volume")
+            yield parse_identity(path.parent.name), parse_name(path.name, "volume")
         except BadName:
             continue
 

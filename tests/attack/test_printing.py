@@ -13,7 +13,8 @@ from backup_vm import cli
 from backup_vm.agent.client import Agent
 from backup_vm.errors import AgentError
 from tests.attack.kit import Attacker
-from tests.kit import PASSPHRASE, InProcess
+from tests.in_process import InProcess
+from tests.kit import PASSPHRASE
 from wire.messages import VolumeEntry
 
 EVIL = "x\x1b[31m\u202e\u2066\x07\x9b"

@@ -26,7 +26,8 @@ from backup_vm.agent import transport
 from backup_vm.archive.lease_files import STALE
 from backup_vm.errors import SparsebakError
 from tests.faultfs import FaultFS
-from tests.kit import PASSPHRASE, InProcess, Site
+from tests.in_process import InProcess
+from tests.kit import PASSPHRASE, Site
 
 VOLUMES = ("work/private", "other/private")
 LONGEST = 40.0

@@ -30,7 +30,8 @@ from backup_vm.volumes import stored_volumes
 from dom0_agent.admin import cli as agent_cli
 from tests.commands import Commands
 from tests.conftest import folder_in_memory
-from tests.kit import GRAIN, InProcess, Site, fill, punch
+from tests.in_process import InProcess
+from tests.kit import GRAIN, Site, fill, punch
 from wire.chunks import ZERO_ID
 
 LONG = os.environ.get("SPARSEBAK_LONG") == "1"

@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from tests.conftest import in_memory
-from tests.powercut.campaign import FILE_SYSTEMS, Campaign, clean, more_operations, small
+from tests.powercut.campaign import FILE_SYSTEMS, Campaign, clean, small
+from tests.powercut.operations import more_operations
 
 
 def main() -> int:

@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backup_vm.archive import lease_files, pack_writer
 from backup_vm.archive.storage.local import LocalStorage
 from tests.faults.harness import VOLUMES, Images, Place, computed, run, write_passphrase
-from tests.faults.scenarios import cut_off
 from tests.kit import GRAIN, Site
-from tests.powercut.disks import FLUSH, MARK, SECTOR, Record, Recorder, Replay, records
+from tests.powercut.disks import FLUSH, MARK, Record, Recorder, Replay, records
 from wire import slots
+
+if TYPE_CHECKING:
+    from tests.powercut.operations import Operation
 
 FILE_SYSTEMS = {
     "ext4": (["mkfs.ext4", "-q"], 64 << 20, "loop"),
@@ -26,10 +29,6 @@ FILE_SYSTEMS = {
     "btrfs": (["mkfs.btrfs", "-q", "-m", "single", "-d", "single"], 200 << 20, "loop"),
     "btrfs-zstd": (["mkfs.btrfs", "-q"], 256 << 20, "loop,compress=zstd"),
 }
-SECTORS = {"btrfs": 4096, "btrfs-zstd": 4096}
-"""Bytes that a disk writes whole, where more than 512: Btrfs cannot be mounted after its superblock
-of 4 KiB is torn, whatever wrote to it.
-"""
 STARTING = lease_files._BEGINNING + 10
 """Seconds until a machine is on again and a backup begins: a lease whose contents the cut took is
 known by its age.
@@ -195,9 +194,7 @@ class Campaign:
     def cut(self, count: int | None) -> int:
         """Cut the power so often; returns how often."""
         rng = random.Random(self.seed + 1)
-        sectors = [SECTORS.get(kind, SECTOR) for kind in self.kinds]
-        replay = Replay(self.log, self.images, self.folder, sectors)
-        positions = self.positions(count, rng)
+        replay, positions = Replay(self.log, self.images, self.folder), self.positions(count, rng)
         for position in positions:
             lost = replay.to(position, rng)
             must, may, name = self._expected(position)
@@ -289,72 +286,6 @@ class Campaign:
                     yield f"{when}: {name} {session} holds something else"
             if newest and [*found[name].values()][-1:] != [self.place.site.contents(name)]:
                 yield f"{when}: the newest session of {name} is not the volume"
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One command. ``doomed``: names of the sessions that it removes."""
-
-    name: str
-    action: Callable[[], object]
-    doomed: frozenset[str] = frozenset()
-
-
-def _sessions(campaign: Campaign, name: str = "work/private") -> list[str]:
-    return list(campaign.found()[name])
-
-
-def operations(campaign: Campaign) -> Iterator[Operation]:
-    """What writes, one after another."""
-    rng, expect = random.Random(campaign.seed + 2), campaign.expect
-
-    def command(*words: str) -> Callable[[], None]:
-        return lambda: expect(0, *words)
-
-    campaign.scribble(rng)
-    yield Operation("backup", command("backup"))
-    campaign.scribble(rng)
-    yield Operation("monitor", lambda: run(lambda: campaign.place.agent_called("monitor")))
-    middle = _sessions(campaign)[1]
-    yield Operation(
-        "prune", command("prune", "work/private", "--session", middle), frozenset({middle})
-    )
-    campaign.scribble(rng)
-    campaign.place.site.archive = Path(campaign.archive)
-    yield Operation("backup that is cut off", lambda: cut_off(campaign.place))
-    yield Operation("backup that resumes", command("backup", "--tag", "resumed"))
-    first = _sessions(campaign)[0]
-    yield Operation("restore", command("restore", "work/private", "--session", first, "--yes"))
-    yield Operation("backup after it", command("backup"))
-
-
-def more_operations(campaign: Campaign) -> Iterator[Operation]:
-    """The same and others."""
-    rng = random.Random(campaign.seed + 3)
-    yield from operations(campaign)
-    for number in range(3):
-        campaign.scribble(rng)
-        yield Operation(f"backup {number}", lambda: campaign.expect(0, "backup"))
-        yield Operation("scrub", lambda: campaign.expect(0, "scrub"))
-    (Path(campaign.archive) / "catalog.sqlite").unlink()
-    campaign.scribble(rng)
-    yield Operation("backup without a catalog", lambda: campaign.expect(0, "backup"))
-    doomed = frozenset(session for name in VOLUMES for session in _sessions(campaign, name)[:-2])
-    yield Operation(
-        "prune all but two", lambda: campaign.expect(0, "prune", "--keep-last", "2"), doomed
-    )
-    newest = _sessions(campaign)[-1]
-    yield Operation(
-        "prune the newest",
-        lambda: campaign.expect(0, "prune", "work/private", "--session", newest),
-        frozenset({newest}),
-    )
-    yield Operation(
-        "tag",
-        lambda: campaign.expect(0, "tag", "work/private", "--session", "latest", "--add", "a"),
-    )
-    campaign.scribble(rng)
-    yield Operation("the last backup", lambda: campaign.expect(0, "backup"))
 
 
 def small() -> None:

@@ -81,15 +81,11 @@ class Replay:
     """Images as they are after a cut, made from copies of those at the beginning.
 
     A disk holds all that was written before the last flush that was answered, and of what was
-    written since any part: each write whole, torn between sectors, or not at all. ``sectors`` are
-    the bytes of each disk's.
+    written since any part: each write whole, torn between sectors, or not at all.
     """
 
-    def __init__(
-        self, log: list[Record], images: list[Path], folder: Path, sectors: list[int] | None = None
-    ) -> None:
+    def __init__(self, log: list[Record], images: list[Path], folder: Path) -> None:
         self._log, self._at = log, 0
-        self._sectors = sectors or [SECTOR] * len(images)
         self._durable = [folder / f"durable{number}" for number in range(len(images))]
         self.cut = [folder / f"cut{number}" for number in range(len(images))]
         self._waiting: list[list[Record]] = [[] for _ in images]
@@ -109,23 +105,19 @@ class Replay:
                 _apply(self._durable[record.disk], self._waiting[record.disk])
                 self._waiting[record.disk] = []
         share = rng.choice((0.0, 0.15, 0.5, 0.5, 0.85, 1.0))
-        for durable, cut, waiting, sector in zip(
-            self._durable, self.cut, self._waiting, self._sectors, strict=True
-        ):
+        for durable, cut, waiting in zip(self._durable, self.cut, self._waiting, strict=True):
             _copy(durable, cut)
-            _apply(cut, _survivors(waiting, share, rng, sector))
+            _apply(cut, _survivors(waiting, share, rng))
         return f"{share:.0%} of {[len(waiting) for waiting in self._waiting]} writes are there"
 
 
-def _survivors(
-    waiting: list[Record], share: float, rng: random.Random, sector: int
-) -> Iterator[Record]:
+def _survivors(waiting: list[Record], share: float, rng: random.Random) -> Iterator[Record]:
     for record in waiting:
         if rng.random() >= share:
             continue
         data = record.data
         if share < 1 and rng.random() < 0.05:
-            data = data[: rng.randrange(0, len(data) + 1, sector)]
+            data = data[: rng.randrange(0, len(data) + 1, SECTOR)]
         yield Record(WRITE, record.disk, record.offset, data)
 
 

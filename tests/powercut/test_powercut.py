@@ -13,7 +13,8 @@ from backup_vm.archive.storage.local import LocalStorage
 from tests.conftest import cannot, in_memory
 from tests.faultfs import missing
 from tests.kit import GRAIN
-from tests.powercut.campaign import Campaign, clean, operations
+from tests.powercut.campaign import Campaign, clean
+from tests.powercut.operations import operations
 from wire import slots
 
 CUTS = 14

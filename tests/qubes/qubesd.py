@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,10 @@ class Qube:
     devices: dict[str, str] = field(default_factory=dict)
     notes: str = ""
 
+    @property
+    def uuid(self) -> str:
+        return self.properties.get("uuid", (False, "str", str(uuid.UUID(int=0))))[2]
+
 
 class Qubesd:
     """The server. ``calls`` lists the methods called; ``places`` is where the import script finds a
@@ -133,6 +138,7 @@ class Qubesd:
     ) -> Qube:
         defaults = {
             "name": (False, "str", name),
+            "uuid": (False, "str", str(uuid.uuid4())),
             "label": (False, "label", "red"),
             "netvm": (True, "vm", ""),
             "include_in_backups": (True, "bool", "True"),
@@ -222,7 +228,9 @@ class Qubesd:
                 if qube.klass == "AdminVM"
                 else [(n, q) for n, q in self.qubes.items() if q is qube]
             )
-            return "".join(f"{name} class={q.klass} state={q.state} uuid=0\n" for name, q in chosen)
+            return "".join(
+                f"{name} class={q.klass} state={q.state} uuid={q.uuid}\n" for name, q in chosen
+            )
         if verb == "CurrentState":
             return f"mem=0 mem_static_max=0 cputime=0 power_state={qube.state}"
         if verb == "Remove":

@@ -20,7 +20,8 @@ from backup_vm.volumes import Named
 from tests import meanwhile
 from tests.commands import Commands
 from tests.conftest import folder_in_memory
-from tests.kit import GRAIN, InProcess, Site
+from tests.in_process import InProcess
+from tests.kit import GRAIN, Site
 from tests.meanwhile import IDS, READINGS, Scene, interfered, judge, prunes
 from tests.remote.kit import Server
 from wire.chunks import Keys

@@ -4,7 +4,6 @@ missing, cut off or damaged.
 """
 
 import hashlib
-import io
 import os
 import random
 import shutil
@@ -15,18 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive.format import NO_BASE
-from backup_vm.archive.intake import Entry, Incoming
-from backup_vm.archive.pack_writer import PackWriter
-from backup_vm.archive.prune import prune
-from backup_vm.archive.scrub import scrub
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.errors import DamagedError
 from backup_vm.jobs.copy import copy
 from backup_vm.terminal.progress import Progress
 from tests.commands import Commands
-from tests.kit import GRAIN, Site, change, fill
-from tests.steps import deaths
+from tests.exports import drop, images, with_sessions
+from tests.kit import GRAIN, Site, fill
 from wire.records import RECORD_SIZE
 
 
@@ -37,23 +30,7 @@ def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def built(site: Site) -> Site:
-    """Four sessions, the volume's size among what changes."""
-    rng = random.Random(4)
-    fill(site.image(), 20 * GRAIN + 99)
-    for _ in range(4):
-        site.backup()
-        change(site.image(), rng)
-    return site
-
-
-def images(site: Site, folder: Path) -> dict[str, bytes]:
-    return site.images(folder=folder)
-
-
-def drop(site: Site, folder: Path, *at: int) -> None:
-    with site.open(True, folder) as archive:
-        (series,) = archive.sessions().values()
-        prune(archive, [series[number] for number in at])
+    return with_sessions(site)
 
 
 @pytest.mark.parametrize("which", [0, 1, 3])
@@ -274,46 +251,6 @@ def test_a_copy_is_brought_up_to_date(
     assert list(images(built, target).values())[-1] == built.contents()
 
 
-class Changing(io.BytesIO):
-    """A file that is another one when it is read again, as a store that lies can make it."""
-
-    def __init__(self, first: bytes, then: bytes) -> None:
-        super().__init__(first)
-        self._then = then
-
-    def seek(self, at: int, whence: int = 0) -> int:
-        if at == whence == 0:
-            self.truncate(0)
-            super().seek(0)
-            self.write(self._then)
-        return super().seek(at, whence)
-
-
-@pytest.mark.parametrize("harm", ["another chunk", "cut short"])
-def test_a_file_that_changes_while_it_is_imported(built: Site, harm: str) -> None:
-    from backup_vm.jobs.export import export, take_in
-
-    out, before = io.BytesIO(), built.images()
-    with built.open() as archive:
-        (series,) = archive.sessions().values()
-        export(archive, archive.image(series, series[1]), "work/private", out, Progress())
-    drop(built, built.archive, 1)
-    left, packs = built.images(), sorted(built.archive.rglob("*.pack"))
-    raw = out.getvalue()
-    at = len(raw) - 100
-    then = raw[:at] if harm == "cut short" else raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
-    with (
-        built.open(True) as archive,
-        pytest.raises(DamagedError, match="changed while it was read"),
-    ):
-        take_in(archive, Changing(raw, then), Path("x"), Progress(), built.keys(archive))
-    assert built.images() == left
-    assert sorted(built.archive.rglob("*.pack")) == packs
-    with built.open(True) as archive:
-        take_in(archive, io.BytesIO(raw), Path("x"), Progress(), built.keys(archive))
-    assert built.images() == before and built.scrubbed() == []
-
-
 def test_two_copies_that_went_on_each_for_itself(built: Site) -> None:
     """Sessions that only one of two copies has do not get into the images of the other's."""
     target, rng, contents = built.root / "copy", random.Random(2), built.images()
@@ -331,34 +268,6 @@ def test_two_copies_that_went_on_each_for_itself(built: Site) -> None:
     assert images(built, target) == images(built, built.archive) == contents
 
 
-def test_what_was_begun_with_other_entries_is_begun_anew(built: Site) -> None:
-    target = built.root / "copy"
-    with built.open() as archive:
-        copy(archive, str(target), Progress())
-    before = images(built, target)
-    drop(built, target, 1)
-    with built.open() as source, built.open(True, target) as archive:
-        (series,) = source.sessions().values()
-        store = PackWriter(archive)
-        first = Incoming(archive, store, series[1].record, NO_BASE, 0, b"1" * 16)
-        for number in range(3):
-            first.take(Entry(number, bytes([number + 1]) * 32, b"sealed"))
-        store.flush()
-        first.close()
-        assert Incoming(archive, store, series[1].record, NO_BASE, 0, b"1" * 16).position == 3, (
-            "resumed"
-        )
-        again = Incoming(archive, store, series[1].record, NO_BASE, 0, b"2" * 16)
-        assert again.position == 0 and not store.holds(b"\x01" * 32)
-        again.close()
-        store.close()
-    with built.open() as source:
-        assert copy(source, str(target), Progress()).sessions >= 1
-    assert images(built, target) == before
-    with built.open(True, target) as archive:
-        assert list(scrub(archive, Progress())) == [] and archive.warnings == []
-
-
 def test_damage_in_the_source_is_not_copied(
     built: Site, commands_for: Callable[[Site], Commands]
 ) -> None:
@@ -374,40 +283,3 @@ def test_damage_in_the_source_is_not_copied(
         assert 1 <= sum(len(series) for series in archive.sessions().values()) < 4
     found = images(built, target)
     assert found and all(before[name] == image for name, image in found.items())
-
-
-def test_an_import_killed_at_every_step(
-    tmp_path: Path, commands_for: Callable[[Site], Commands]
-) -> None:
-    site = Site(tmp_path / "site")
-    fill(site.image(), 8 * GRAIN)
-    for turn in range(3):
-        site.backup()
-        change(site.image(), random.Random(turn))
-    before, commands = site.images(), commands_for(site)
-    commands.keyed("export", "work", "--session", list(before)[1], "-o", str(site.root / "one"))
-    drop(site, site.archive, 1)
-    left, kept = site.images(), tmp_path / "kept"
-    shutil.copytree(site.archive, kept)
-
-    def attempt() -> None:
-        from backup_vm.jobs.export import take_in
-
-        with site.open(True) as archive, open(site.root / "one", "rb") as stream:
-            take_in(archive, stream, site.root / "one", Progress())
-
-    for _ in deaths(attempt):
-        found = site.images()
-        assert found in (left, before)
-        if found == left:
-            attempt()
-        assert site.images() == before
-        shutil.rmtree(site.archive)
-        shutil.copytree(kept, site.archive)
-    assert os.path.exists(kept)
-    with pytest.raises(DamagedError), site.open(True) as archive:
-        (site.root / "empty").write_bytes((site.root / "one").read_bytes()[:2000])
-        from backup_vm.jobs.export import take_in
-
-        with open(site.root / "empty", "rb") as stream:
-            take_in(archive, stream, site.root / "empty", Progress())

@@ -76,7 +76,7 @@ def test_the_recovery_key_opens_it_and_a_wrong_one_does_not(
     from backup_vm.archive.opening import create_archive
     from backup_vm.archive.parameters import Parameters
     from dom0_agent.config import load
-    from tests.kit import InProcess
+    from tests.in_process import InProcess
 
     monkeypatch.setattr(slots, "SCRYPT_LOG_N", 10)
     _, recovery = archives.add(

@@ -4,6 +4,10 @@ many on their way at once.
 
 Nothing that a server sends is believed: lengths are bounded, names are bytes until somebody has
 looked at them.
+
+Packets are built and parsed by struct, and not declared as our own structures are: the draft
+defines them, nothing here prints or fuzzes them by their fields, and apart from a few numbers
+they are strings, and kind and flags say how many of them follow.
 """
 
 import stat

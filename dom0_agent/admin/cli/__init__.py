@@ -32,6 +32,7 @@ COMMANDS = (
     "check",
     "settings",
     "forget",
+    "rename",
     "serve",
     "import-ini",
 )

@@ -90,9 +90,7 @@ def _check(options: argparse.Namespace, config: Config) -> int:
         late.append((one.name, 0))
     for volume in expected:
         try:
-            follows = (
-                VolumeState(config.state_dir, volume.qube, volume.volume).load().follows.values()
-            )
+            follows = VolumeState.of(config.state_dir, volume).load().follows.values()
         except Refused as error:  # nobody knows of a backup of this one
             print(f"sparsebak-agent: {printable(str(error))}", file=sys.stderr)
             follows = dict[str, ArchiveProgress]().values()

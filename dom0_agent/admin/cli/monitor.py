@@ -10,7 +10,7 @@ from common.text import printable
 from dom0_agent.admin import last_backup
 from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, mib
-from dom0_agent.admin.leftovers import let_go, let_start, orphans
+from dom0_agent.admin.leftovers import leave, let_go, let_start, orphans
 from dom0_agent.admin.monitoring import Outcome, monitor
 from dom0_agent.admin.tags import tag_new
 from dom0_agent.catalog import VolumeCatalog
@@ -77,9 +77,11 @@ def _run(options: argparse.Namespace) -> int:
 def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
     """Names of the volumes that are gone and had snapshots."""
     gone, sources = [], Sources(config.state_dir)
+    for name in leave(config.state_dir, sources):
+        log(INFO, f"{name} is in another pool now; its snapshots in the one before are removed")
     for orphan in orphans(config.state_dir, catalog):
         try:
-            if let_go(config.state_dir, orphan, sources):
+            if let_go(orphan, sources):
                 gone.append(orphan.name)
                 log(
                     INFO,

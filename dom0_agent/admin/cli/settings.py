@@ -18,6 +18,7 @@ from common.durable import closing_fd, pwrite_all, sync_directory
 from common.text import printable
 from dom0_agent.admin.catalog import write_down
 from dom0_agent.admin.cli import UserError, confirm, yes_option
+from dom0_agent.admin.renaming import change, expected
 from dom0_agent.admin.settings import apply as restored
 from dom0_agent.admin.settings import config_tar
 from dom0_agent.admin.settings.collecting import collect_all
@@ -155,6 +156,8 @@ def _make(options: argparse.Namespace, config: Config, settings: QubeSettings, o
     if not options.apply:
         return 0
     confirm(options, f"Create {qube}?")
+    # What is made here is to have the history of the one that is gone, whatever its UUID.
+    change(config.state_dir, lambda known: expected(known, qube))
     failures = restored.create(qube, settings, older)
     write_down(config)
     print(f"Created {qube}. What else there is to apply: sparsebak-agent settings show {qube}")

@@ -89,10 +89,10 @@ def _heads(config: Config, labels: dict[str, str]) -> int:
     """
     for archive_id, label in labels.items():
         digest, count, newest = hashlib.blake2b(digest_size=10), 0, 0
-        for qube, name in known_volumes(config.state_dir):
-            progress = VolumeState(config.state_dir, qube, name).load().follows.get(archive_id)
+        for identity, name in known_volumes(config.state_dir):
+            progress = VolumeState(config.state_dir, identity, name).load().follows.get(archive_id)
             if progress is not None and progress.committed is not None:
-                digest.update(f"{qube}/{name}\0{progress.committed.digest}\0".encode())
+                digest.update(f"{identity}/{name}\0{progress.committed.digest}\0".encode())
                 count, newest = count + 1, max(newest, progress.committed.time)
         letters = base64.b32encode(digest.digest()).decode()
         groups = "-".join(letters[at : at + 4] for at in range(0, len(letters), 4))
@@ -121,7 +121,7 @@ def _age(seconds: int) -> str:
 def _volume(
     config: Config, volume: Volume, source: Source, labels: dict[str, str]
 ) -> dict[str, Any]:
-    store = VolumeState(config.state_dir, volume.qube, volume.volume)
+    store = VolumeState.of(config.state_dir, volume)
     error, size, snapshots, space = None, 0, 0, 0
     try:
         size = source.live_size()

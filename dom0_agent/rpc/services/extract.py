@@ -94,6 +94,7 @@ def _record(on: VolumeCall, progress: ArchiveProgress, pending: Pending) -> Reco
         chunk_size=archive.chunk_size,
         qube=on.store.qube,
         volume=on.store.volume,
+        identity=on.store.identity,
         dedup_domain=bytes.fromhex(pending.dedup_domain),
         root=bytes.fromhex(pending.root or ""),
         previous=bytes.fromhex(progress.committed.digest) if progress.committed else bytes(32),

@@ -14,6 +14,7 @@ from dom0_agent.keyring import ArchiveKey
 from dom0_agent.log import ERROR, log
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.sources import Sources
+from dom0_agent.tracking.identities import load
 from dom0_agent.tracking.state import VolumeState, changed_since, known_volumes
 from wire import NO_SESSION
 from wire.messages import VOLUME_GONE, VOLUME_PENDING, Status, VolumeEntry
@@ -39,40 +40,43 @@ def entries(config: Config, archive: ArchiveKey, catalog: VolumeCatalog) -> Iter
     sessions are left.
     """
     sources, listed = Sources(config.state_dir), set[tuple[str, str]]()
+    identities = load(config.state_dir)
     for volume in catalog.volumes():
         try:
             size = sources.open(volume).live_size()
         except Refused:
             size = 0  # Snapshot will say what is wrong with it
-        listed.add((volume.qube, volume.volume))
-        yield _entry(config, archive, volume.qube, volume.volume, size, 0)
-    known = list(known_volumes(config.state_dir))
+        listed.add((volume.identity, volume.volume))
+        yield _entry(archive, VolumeState.of(config.state_dir, volume), size, 0)
+    known = [
+        VolumeState(config.state_dir, identity, name, identities.name(identity))
+        for identity, name in known_volumes(config.state_dir)
+    ]
     failed = {skipped.name for skipped in catalog.skipped() if skipped.failed}
     for one in sorted(failed):  # Snapshot will say so of these, too: a run without them is no good
         qube, slash, volume_name = one.partition("/")
-        names = [volume_name] if slash else [name for at, name in known if at == qube]
+        names = [volume_name] if slash else [one.volume for one in known if one.qube == qube]
         for name in names or ["private"]:
-            yield _entry(config, archive, qube, name, 0, 0)
-    for qube, name in known:
+            store = VolumeState(config.state_dir, identities.of(qube), name, qube)
+            yield _entry(archive, store, 0, 0)
+    for store in known:
         if (
-            failed.isdisjoint((qube, f"{qube}/{name}"))
-            and (qube, name) not in listed
-            and _follows(config, archive, qube, name)
+            failed.isdisjoint((store.qube, store.name))
+            and (store.identity, store.volume) not in listed
+            and _follows(archive, store)
         ):
-            yield _entry(config, archive, qube, name, 0, VOLUME_GONE)
+            yield _entry(archive, store, 0, VOLUME_GONE)
 
 
-def _follows(config: Config, archive: ArchiveKey, qube: str, volume: str) -> bool:
+def _follows(archive: ArchiveKey, store: VolumeState) -> bool:
     try:
-        return archive.id.hex() in VolumeState(config.state_dir, qube, volume).load().follows
+        return archive.id.hex() in store.load().follows
     except Refused:
         return False
 
 
-def _entry(
-    config: Config, archive: ArchiveKey, qube: str, volume: str, size: int, flags: int
-) -> VolumeEntry:
-    store = VolumeState(config.state_dir, qube, volume)
+def _entry(archive: ArchiveKey, store: VolumeState, size: int, flags: int) -> VolumeEntry:
+    qube, volume = store.qube, store.volume
     try:
         progress = store.load().follows.get(archive.id.hex())
     except (
@@ -81,7 +85,7 @@ def _entry(
         log(ERROR, str(refused))
         progress = None
     if progress is None:
-        volume_id = archive.keys().volume_id(qube, volume)
+        volume_id = archive.keys().volume_id(store.identity, volume)
         return VolumeEntry(qube, volume, volume_id, size, size, NO_SESSION, 0, flags)
     committed = progress.committed
     return VolumeEntry(

@@ -11,7 +11,7 @@ was restored is reported on dom0's desktop. The one service that asks qubesd (``
 
 from common.text import session_name
 from dom0_agent import targets
-from dom0_agent.catalog import SETTINGS, is_document
+from dom0_agent.catalog import SETTINGS, identified, is_document
 from dom0_agent.config import Pool, Volume
 from dom0_agent.log import INFO, log
 from dom0_agent.notify import notify
@@ -20,6 +20,7 @@ from dom0_agent.rpc.heads import ABSENT
 from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.rpc.services.verify import age_flags
 from dom0_agent.targets.qubesd import require_absent
+from dom0_agent.tracking.identities import Identities, load
 from dom0_agent.tracking.state import VolumeState
 from wire.messages import Status
 from wire.names import Restoring
@@ -32,16 +33,17 @@ def main(call: Call) -> Status:
     if (asked := call.asked.restoring) is None:
         raise Refused(Code.BAD_REQUEST, "a restore without an argument")
     archive = call.archive(call.request())
-    volume = _target(call, asked)
+    identities = load(call.config.state_dir)
+    volume = identified(_target(call, asked), identities)
     record = read_record(call.stdin, archive)
-    _check_record(call, asked, volume, record)
+    source = _check_record(call, asked, volume, record, identities)
     flags = age_flags(call.config, archive, record)
     if flags & STATUS_OLDER and not asked.older:
         raise Refused(Code.OLDER, f"{asked.argument()} does not say that the session is older")
     state_dir, older = call.config.state_dir, bool(flags & STATUS_OLDER)
     # Its state was asked for the session's age, and is not read again: a restore changes nothing
     # that is known of a volume, and to the next backup it is a change of contents like any other.
-    with VolumeState(state_dir, volume.qube, volume.volume).alone():
+    with VolumeState.of(state_dir, volume).alone():
         target = targets.open(volume, record.size, state_dir, older)
         try:
             receive(call.stdin, archive, record, target, call.config.threads)
@@ -49,7 +51,7 @@ def main(call: Call) -> Status:
             target.discard()
             raise
         target.commit()
-    _tell(call, volume, record, flags)
+    _tell(call, volume, source, record, flags)
     return Status(Code.OK, flags)
 
 
@@ -85,10 +87,18 @@ def _on_qubes(asked: Restoring, absent: bool) -> Volume:
     return Volume(*name, Pool("qubesd", "qubesd"), "")
 
 
-def _check_record(call: Call, asked: Restoring, volume: Volume, record: Record) -> None:
-    """A record belongs to one volume; it goes elsewhere only if dom0's administrator said so."""
-    source, session = record.name, session_name(record.time)
-    if source != volume.name and (source, volume.name) not in call.config.allow_restore:
+def _check_record(
+    call: Call, asked: Restoring, volume: Volume, record: Record, identities: Identities
+) -> str:
+    """A record belongs to one volume; it goes elsewhere only if dom0's administrator said so. What
+    that volume is called now.
+    """
+    source, session = _present_name(record, identities), session_name(record.time)
+    if not (
+        (record.identity, record.volume) == (volume.identity, volume.volume)
+        or (_is_of_nobody(record, identities) and record.name == volume.name)
+        or (source, volume.name) in call.config.allow_restore
+    ):
         raise Refused(
             Code.WRONG_VOLUME, f"{call.caller} tried to restore {source} into {volume.name}"
         )
@@ -96,10 +106,27 @@ def _check_record(call: Call, asked: Restoring, volume: Volume, record: Record) 
         raise Refused(
             Code.NOT_AS_ASKED, f"{call.caller} sent session {session}, not {asked.session}"
         )
+    return source
 
 
-def _tell(call: Call, volume: Volume, record: Record, flags: int) -> None:
-    source, session = record.name, session_name(record.time)
+def _present_name(record: Record, identities: Identities) -> str:
+    qube = identities.known.get(record.identity)
+    return f"{qube.name}/{record.volume}" if qube else record.name
+
+
+def _is_of_nobody(record: Record, identities: Identities) -> bool:
+    """Whether the qube of a record is gone and another has its name, or nothing is known of it
+    here.
+
+    Then its name says into which qube it goes, which dom0's user is shown. While it lives under
+    another name, that is not so: a qube that is called now as ``vault`` was once is not to get what
+    was in it.
+    """
+    return identities.is_retired(record.identity) or record.identity not in identities.known
+
+
+def _tell(call: Call, volume: Volume, source: str, record: Record, flags: int) -> None:
+    session = session_name(record.time)
     text = f"{volume.name} now has the contents of {source} of {session}, sent by {call.caller}"
     if flags & STATUS_OLDER:
         text += "; that is not the newest session known"

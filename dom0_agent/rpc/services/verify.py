@@ -33,7 +33,7 @@ def age_flags(config: Config, archive: ArchiveKey, record: Record) -> int:
     """
     name, session = record.name, session_name(record.time)
     progress = (
-        VolumeState(config.state_dir, record.qube, record.volume)
+        VolumeState(config.state_dir, record.identity, record.volume)
         .load()
         .follows.get(archive.id.hex())
     )

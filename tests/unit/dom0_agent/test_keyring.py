@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,6 @@ from dom0_agent.admin import archives, cli
 from dom0_agent.admin.cli import archive as command
 from dom0_agent.config import load
 from dom0_agent.keyring import Keyring, check
-from dom0_agent.tracking.state import FORMAT, VolumeState, known_volumes
 from tests.faultfs import Fault, FaultFS
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
 from wire.chunks import SUITES, ChunkIds
@@ -126,72 +124,6 @@ def test_an_archive_that_cannot_be_kept_leaves_no_key(
     faultfs.fail()
     archives.keep(other, new, one.master())
     assert [key.id for key in other] == [one.id]
-
-
-def test_a_state_of_another_version_is_not_touched(site: Site) -> None:
-    fill(site.image(), 3 * GRAIN)
-    site.backup()
-    path = VolumeState(site.state, "work", "private").directory / "state.json"
-    path.write_text('{"format": 99}')
-    refused(VolumeState(site.state, "work", "private").load)
-    assert cli.main(["--config", str(site.config), "monitor"]) == 1
-    assert path.read_text() == '{"format": 99}'
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: "",
-        lambda text: text[: len(text) // 2],
-        lambda text: "[]",
-        lambda text: '{"format": 1}',
-        lambda text: '{"format": 1, "follows": 3}',
-        lambda text: text.replace('"size": 196608', '"size": 196609', 1),
-        lambda text: text.replace('"check": "', '"check": "0', 1),
-    ],
-)
-def test_a_damaged_state_is_set_aside_and_the_volume_compared(
-    site: Site, damage: Callable[[str], str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    fill(site.image(), 3 * GRAIN)
-    site.backup()
-    path = VolumeState(site.state, "work", "private").directory / "state.json"
-    whole = path.read_text()
-    path.write_text(damage(whole))
-    assert path.read_text() != whole
-    assert site.snapshots()
-    with open(site.image(), "r+b") as file:
-        file.write(b"something else")
-    capsys.readouterr()
-    (done,) = site.backup().done
-    assert "set aside as state.json.damaged" in capsys.readouterr().err
-    assert done.full and list(site.images().values())[-1] == site.contents()
-    assert path.with_name("state.json.damaged").read_text() == damage(whole)
-    assert len(site.snapshots()) == 1
-    (done,) = site.backup().done
-    assert not done.full
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_state_from_before_the_release_is_set_aside(
-    site: Site, number: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fill(site.image(), 3 * GRAIN)
-    site.backup()
-    path = VolumeState(site.state, "work", "private").directory / "state.json"
-    older = path.read_text().replace(f'"format": {FORMAT}', f'"format": {number}')
-    path.write_text(older)
-    (done,) = site.backup().done
-    assert done.full and done.stored == 0
-    assert f"is of format {number}, from before the first release" in capsys.readouterr().err
-    assert path.with_name("state.json.damaged").read_text() == older
-    assert not site.backup().done[0].full
-
-
-def test_names_that_cannot_be_are_no_volumes(site: Site) -> None:
-    (site.state / "volumes/../volumes/-rf/x").mkdir(parents=True)
-    (site.state / "volumes/work/private").mkdir(parents=True)
-    assert list(known_volumes(site.state)) == [("work", "private")]
 
 
 def run(site: Site, *words: str) -> int:
@@ -307,46 +239,6 @@ def test_an_archive_of_another_format_is_told_of_and_makes_way(
     assert keyring.by_label("tests") is None and what in capsys.readouterr().err
     archives.keep(keyring, one, master)
     assert keyring.by_label("tests") == one
-
-
-@pytest.mark.parametrize("error", ["EIO", "EUCLEAN", "EBADMSG"])
-def test_a_state_disk_that_lost_a_file(tmp_path: Path, faultfs: FaultFS, error: str) -> None:
-    """What btrfs, XFS and ext4 answer. The volume is compared as a whole, and the others are backed
-    up.
-    """
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/dom0").symlink_to(faultfs.path)
-    site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))
-    for seed, name in enumerate(site.volumes):
-        fill(site.image(name), 5 * GRAIN, seed)
-    site.backup()
-    faultfs.fail(Fault("open", error, path="volumes/work/private/*.ids"))
-    for seed in range(2, 4):
-        fill(site.image(), 5 * GRAIN, seed)
-        done = {one.qube: one.full for one in site.backup().done}
-        assert done == {"work": True, "vault": False}
-    faultfs.fail()
-    assert not site.backup().done[0].full  # it was written as another file
-    faultfs.fail(Fault("open", error, path="volumes/work/private/state.json", times=2))
-    assert {one.qube: one.full for one in site.backup().done} == {"work": True, "vault": False}
-    assert (faultfs.real / "volumes/work/private/state.json.damaged").exists()
-    site.verify_all()
-
-
-def test_a_state_that_cannot_be_read_is_no_reason_to_back_up_nothing(
-    tmp_path: Path, faultfs: FaultFS
-) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/dom0").symlink_to(faultfs.path)
-    site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))
-    site.backup()
-    faultfs.fail(Fault("open", "ETIMEDOUT", path="volumes/work/private/state.json"))
-    with pytest.raises(AssertionError) as caught:
-        site.backup()
-    assert "work/private" in str(caught.value) and "vault" not in str(caught.value)
-    faultfs.fail()
-    assert len(site.images("vault/private")) == 2
-    site.backup()
 
 
 def test_a_key_that_is_not_the_archives_seals_nothing(keyring: Keyring) -> None:

@@ -33,7 +33,6 @@ from wire.chunks import (
 from wire.merkle import Tree
 from wire.messages import CHUNK_HEAD_SIZE, largest_frame
 from wire.records import CLEAR_SIZE, RECORD_SIZE, Record, open_record, read_clear
-from wire.stream import CutShort, read_exactly
 
 MASTER = bytes(range(32))
 KEYS = Keys(MASTER)
@@ -51,6 +50,7 @@ RECORD = Record(
     chunk_size=SIZE,
     qube="work",
     volume="private",
+    identity="_2.work",
     dedup_domain=b"d" * 16,
     root=b"r" * 32,
     previous=b"p" * 32,
@@ -195,9 +195,14 @@ def test_a_record_byte_by_byte() -> None:
         SIZE,
     )
     secret = (
-        b"work".ljust(64, b"\0") + b"private".ljust(64, b"\0") + b"d" * 16 + b"r" * 32 + b"p" * 32
+        b"work".ljust(64, b"\0")
+        + b"private".ljust(64, b"\0")
+        + b"_2.work".ljust(64, b"\0")
+        + b"d" * 16
+        + b"r" * 32
+        + b"p" * 32
     )
-    assert len(sealed) == RECORD_SIZE == 336 and sealed[:CLEAR_SIZE] == clear
+    assert len(sealed) == RECORD_SIZE == 400 and sealed[:CLEAR_SIZE] == clear
     key, salt = hkdf(MASTER, b"sparsebak/2 records\0"), sealed[CLEAR_SIZE : CLEAR_SIZE + 16]
     assert sealed[CLEAR_SIZE + 16 : CLEAR_SIZE + 28] == bytes(12)
     assert (
@@ -339,65 +344,6 @@ def test_any_slot_opens_with_what_it_was_made_for(monkeypatch: pytest.MonkeyPatc
     for wrong in (b"second", b"\xff\xfe", b"", text.encode()[:-1]):
         assert slots.open_any(made, wrong, archive) is None
     assert slots.open_any(made, b"first", b"b" * 16) is None
-
-
-@pytest.mark.parametrize(
-    ("raw", "line"),
-    [
-        (b"one", b"one"),
-        (b"one\n", b"one"),
-        (b"one\r\ntwo", b"one"),
-        (b" one two \nx\ny", b" one two "),
-        (b"\ronX\r\n", b"\ronX"),
-        (b"", b""),
-    ],
-)
-def test_the_first_line(raw: bytes, line: bytes) -> None:
-    assert slots.first_line(raw) == line
-
-
-def test_recovery_keys_as_printed() -> None:
-    assert slots.recovery_text(bytes(20)) == "AAAAA-AAAAB-AAAAC-AAAAD-AAAAE-AAAAF-AAAAG-AAAAH"
-    # base32 of 00 44 32: A A B C D E.. (0 16 3 ..): the weights 1, 3, 5, 7 by hand
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
-    secret = bytes(range(7, 27))
-    for index, group in enumerate(slots.recovery_text(secret).split("-")):
-        a, b, c, d = (letters.index(letter) for letter in group[:4])
-        assert letters[(a + 3 * b + 5 * c + 7 * d + index) % 32] == group[4]
-    every = "".join(slots.recovery_text(os.urandom(20)) for _ in range(50))
-    assert set(every) == set(letters) | {"-"}
-
-
-def test_every_letter_may_be_in_a_recovery_key() -> None:
-    """Also all 32 of them in one."""
-    secret = int("".join(f"{value:05b}" for value in range(32)), 2).to_bytes(20, "big")
-    assert slots.parse_recovery(slots.recovery_text(secret)) == secret
-    with pytest.raises(slots.BadRecoveryKey, match=r"group 3 .*\(AAAA!\)"):
-        slots.parse_recovery("AAAAA-AAAAB-AAAA!-AAAAD-AAAAE-AAAAF-AAAAG-AAAAH")
-
-
-class Dribble:
-    """A stream that gives a byte or two at a time."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.asked = data, 0
-
-    def read(self, size: int, /) -> bytes:
-        assert size > 0
-        part, self.data = self.data[: min(size, 2)], self.data[min(size, 2) :]
-        return part
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 10])
-def test_exact_lengths_from_a_stream_that_dribbles(size: int) -> None:
-    assert read_exactly(Dribble(b"0123456789"), size) == b"0123456789"[:size]
-
-
-def test_a_stream_that_ends_early() -> None:
-    with pytest.raises(CutShort, match="ended 3 bytes early"):
-        read_exactly(Dribble(b"0123456"), 10)
-    with pytest.raises(CutShort, match="ended 1 bytes early"):
-        read_exactly(Dribble(b""), 1)
 
 
 def test_the_largest_frame() -> None:

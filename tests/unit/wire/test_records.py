@@ -20,6 +20,7 @@ RECORD = Record(
     chunk_size=131072,
     qube="work",
     volume="private",
+    identity="_2.work",
     dedup_domain=bytes(16),
     root=b"r" * 32,
     previous=b"p" * 32,

@@ -50,7 +50,7 @@ function _shtab_sparsebak_agent_using
   test "$_shtab_sparsebak_agent_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' 'settings extract' forget serve import-ini
+set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' 'settings extract' forget rename serve import-ini
 set -g _shtab_sparsebak_agent_opts_with_value --also --caller --catalog --chunk-size --config --days --hash --idle --listen --output --passphrase-file --slot --user --vm -o
 
 complete -c sparsebak-agent -e
@@ -252,6 +252,14 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -s u -l una
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -l json -d 'print data as JSON, where there is any'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a rename -d 'Says that the qube NEW is the one that was called OLD and is gone: it keeps its sessions, its chunks and what changed since. A qube whose UUID stays is found without this; one that Qube Manager renames is a copy with another UUID. Where NEW has sessions of its own, they are kept apart.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using rename' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using rename' -l yes -d 'do not ask'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using rename' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using rename' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using rename' -s q -l quiet -d 'print errors only'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using rename' -s v -l verbose -d 'print more'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using rename' -l json -d 'print data as JSON, where there is any'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a serve -d 'Answers calls on sockets, in milliseconds. On Qubes OS systemd starts it at the first call.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using serve' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using serve' -l listen -x -d 'create the sockets in this folder (default: those of systemd)'

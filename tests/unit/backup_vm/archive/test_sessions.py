@@ -28,6 +28,7 @@ def record(sequence: int, chunks: int) -> bytes:
     names = {
         "qube": "q",
         "volume": "v",
+        "identity": "q",
         "dedup_domain": bytes(16),
         "root": bytes(32),
         "previous": bytes(32),
