@@ -5,6 +5,7 @@ Each folder is made new and held open, and what is in it is made relative to tha
 or link that the image brings, or that somebody else puts there meanwhile, leads out of it.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -14,13 +15,28 @@ from pathlib import Path
 
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.files.parser import FileSystemError
-from backup_vm.files.session import Found, SessionFiles, shown
+from backup_vm.files.session import DEEPEST, Found, SessionFiles, shown
 
 _SPECIAL_MODE = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLAIN = ("user.", "system.posix_acl_")
 """Attributes that give nobody more than the file's mode does."""
+_OF_ONE_FILE = frozenset(
+    {
+        errno.EEXIST,  # where upper and lower case are the same
+        errno.EFBIG,
+        errno.EILSEQ,
+        errno.EINVAL,
+        errno.ENAMETOOLONG,
+        errno.EOPNOTSUPP,
+        errno.EOVERFLOW,
+        errno.EPERM,
+    }
+)
+"""Why the target's file system takes one file or property not, and may take the next. Any other
+error is of the target as a whole.
+"""
 
 
 @dataclass
@@ -90,15 +106,25 @@ class Copier:
             return
         open_folders = [(self._folder(base, name), source)]
         trail = [name]
+        left_out = DEEPEST + 1  # how deep what is in a folder is that could not be made
         try:
             for depth, found in self._files.walk(source, self._trouble):
                 while len(open_folders) > depth:
                     self._end_folder(*open_folders.pop())
                     trail.pop()
+                if depth >= left_out:
+                    continue
+                left_out = DEEPEST + 1
                 here = open_folders[-1][0]
                 last = found.path.rpartition(b"/")[2]
                 if stat.S_ISDIR(found.stat.mode):
-                    open_folders.append((self._folder(here, last), found))
+                    try:
+                        folder = self._folder(here, last)
+                    except OSError as error:
+                        self._refused(found, error)
+                        left_out = depth + 1
+                        continue
+                    open_folders.append((folder, found))
                     trail.append(last)
                     self.done.files += 1
                 else:
@@ -128,18 +154,31 @@ class Copier:
                 self.done.files += 1
                 if found.stat.links > 1:
                     self._names.setdefault(found.node, names)
-        except DamagedError as error:
-            self.done.damaged = True
+        except (DamagedError, FileSystemError) as error:
+            self.done.damaged = self.done.damaged or isinstance(error, DamagedError)
             self._trouble(found.path, str(error))
-            self._remove(folder, name)
-        except FileSystemError as error:
-            self._trouble(found.path, str(error))
-            self._remove(folder, name)
+        except OSError as error:
+            self._refused(found, error)
 
-    def _remove(self, folder: int, name: bytes) -> None:
-        """No half of a file stays."""
-        with suppress(OSError):
-            os.unlink(name, dir_fd=folder)
+    def _refused(self, found: Found, error: OSError) -> None:
+        """One file cannot be made: it is told, unless no other can."""
+        if error.errno not in _OF_ONE_FILE:
+            raise error
+        self._trouble(found.path, f"cannot be made here: {_reason(error)}")
+
+    def _set(self, what: str, act: Callable[[], None]) -> bool:
+        """Whether something of a file could be set, for which there may be no place here."""
+        try:
+            act()
+        except OverflowError:
+            pass
+        except OSError as error:
+            if error.errno not in _OF_ONE_FILE:
+                raise
+        else:
+            return True
+        self.done.limited.add(what)
+        return False
 
     def _linked(self, folder: int, names: tuple[bytes, ...], found: Found) -> bool:
         """Whether it is another name of a file that is there already."""
@@ -167,11 +206,8 @@ class Copier:
             self._regular(folder, name, found)
         elif stat.S_ISLNK(mode):
             os.symlink(self._files.link(found.node), name, dir_fd=folder)
-            if self._root:
-                os.chown(name, found.stat.uid, found.stat.gid, dir_fd=folder, follow_symlinks=False)
-            times = (found.stat.atime, found.stat.mtime)
-            with suppress(OSError, OverflowError):
-                os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
+            self._owned(folder, name, found)
+            self._timed(folder, name, found)
         elif self._privileged and stat.S_IFMT(mode) in (
             stat.S_IFIFO,
             stat.S_IFCHR,
@@ -180,14 +216,25 @@ class Copier:
         ):
             device = os.makedev(found.stat.major, found.stat.minor)
             os.mknod(name, stat.S_IFMT(mode) | 0o600, device, dir_fd=folder)
-            if self._root:
-                os.chown(name, found.stat.uid, found.stat.gid, dir_fd=folder, follow_symlinks=False)
-            os.chmod(name, stat.S_IMODE(mode), dir_fd=folder)
-            os.utime(name, ns=(found.stat.atime, found.stat.mtime), dir_fd=folder)
+            if self._owned(folder, name, found):
+                self._set("modes", lambda: os.chmod(name, stat.S_IMODE(mode), dir_fd=folder))
+            self._timed(folder, name, found)
         else:
             self.done.left_out += 1
             return False
         return True
+
+    def _owned(self, folder: int, name: bytes, found: Found) -> bool:
+        """Give what is no file or folder its owner; whether it has that or needs none."""
+        uid, gid = found.stat.uid, found.stat.gid
+        return not self._root or self._set(
+            "owners",
+            lambda: os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False),
+        )
+
+    def _timed(self, folder: int, name: bytes, found: Found) -> None:
+        times = (found.stat.atime, found.stat.mtime)
+        self._set("times", lambda: os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False))
 
     def _regular(self, folder: int, name: bytes, found: Found) -> None:
         out = os.open(name, _NEW, 0o600, dir_fd=folder)
@@ -200,6 +247,10 @@ class Copier:
                 self.done.size += len(data)
                 self._ticks(len(data))
             self._attributes(out, found)
+        except BaseException:  # no half of a file stays
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder)
+            raise
         finally:
             os.close(out)
 
@@ -207,9 +258,9 @@ class Copier:
         """Owner, extended attributes, mode and times, in this order: each of them changes those
         after it.
         """
-        mode = stat.S_IMODE(found.stat.mode)
-        if self._root:
-            os.fchown(out, found.stat.uid, found.stat.gid)
+        mode, uid, gid = stat.S_IMODE(found.stat.mode), found.stat.uid, found.stat.gid
+        if self._root and not self._set("owners", lambda: os.fchown(out, uid, gid)):
+            mode &= ~_SPECIAL_MODE  # what was to run as its owner is not to run as root
         for name, value in self._files.attributes(found.node).items():
             if not self._privileged and not name.startswith(_PLAIN):
                 self.done.left_out += 1
@@ -221,11 +272,9 @@ class Copier:
         if not self._privileged and mode & _SPECIAL_MODE:
             self.done.left_out += 1
             mode &= ~_SPECIAL_MODE
-        os.fchmod(out, mode)
-        try:
-            os.utime(out, ns=(found.stat.atime, found.stat.mtime))
-        except (OSError, OverflowError):
-            self.done.limited.add("times")
+        self._set("modes", lambda: os.fchmod(out, mode))
+        times = (found.stat.atime, found.stat.mtime)
+        self._set("times", lambda: os.utime(out, ns=times))
 
     def _trouble(self, path: bytes, text: str) -> None:
         self.done.troubles += 1
