@@ -57,11 +57,11 @@ def run(options: argparse.Namespace) -> int:
         due = []
         for volume in volumes:
             session = find_session(volume, options.session)
-            asked = Restoring(
-                *_target(volume, options.volume, options.to),
-                session.name,
-                _is_older(volume, session, entries, options.session == "latest"),
-            )
+            qube, name = _target(volume, options.volume, options.to)
+            latest = options.session == "latest"
+            older = _is_older(volume, session, entries, latest)
+            older = older or not latest and _has_gone_to(volume, entries, f"{qube}/{name}")
+            asked = Restoring(qube, name, session.name, older)
             due.append((Chosen(contents, volume, session), asked))
         if not context.dom0_asks():
             _ask(context, entries, [asked for _, asked in due])
@@ -72,6 +72,16 @@ def run(options: argparse.Namespace) -> int:
                 _say_that_it_comes_first(asked.qube)
     context.done({"restored": results})
     return 0
+
+
+def _has_gone_to(volume: "Named", entries: "list[VolumeEntry]", target: str) -> bool:
+    """Whether a volume is gone and the target another's: then even its newest session is none
+    that dom0 knows as the target's newest.
+    """
+    from wire.messages import VOLUME_GONE
+
+    gone = [one for one in entries if one.volume_id.hex() == volume.id and one.flags & VOLUME_GONE]
+    return any(one.name != target for one in gone)
 
 
 def _is_older(

@@ -13,11 +13,13 @@ from backup_vm.agent.call import RefusedError
 from backup_vm.jobs.reading import feed
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
+from common.text import session_name
 from dom0_agent.admin import cli
 from dom0_agent.config import load
 from dom0_agent.tracking import identities
 from tests.kit import change, fill
 from tests.qubes.kit import SIZE, QubesSite
+from wire.names import Restoring
 from wire.status import Code
 
 
@@ -109,18 +111,27 @@ def test_one_that_is_made_again_is_another(qubes: QubesSite) -> None:
     with pytest.raises(RefusedError) as refused:
         _restored(qubes, "work.old/private", "vault/private")
     assert refused.value.refusal == Code.WRONG_VOLUME
-    # Its name says where the old one's goes, which dom0's user is shown.
-    _restored(qubes, "work.old/private", "work/private")
+    # Its name says where the old one's goes, which dom0's user is shown; as an older session, for
+    # the newest of what is gone is not what this one had last.
+    with pytest.raises(RefusedError) as refused:
+        _restored(qubes, "work.old/private", "work/private")
+    assert refused.value.refusal == Code.OLDER and qubes.contents() == mine
+    _restored(qubes, "work.old/private", "work/private", older=True)
     assert qubes.contents() == secret
 
 
-def _restored(site: QubesSite, name: str, to: str) -> None:
+def _restored(site: QubesSite, name: str, to: str, older: bool = False) -> None:
     """Restore the first session of a volume, named as dom0 names it."""
     with site.open() as archive:
         known = {one.volume_id.hex(): (one.qube, one.volume) for one in site.listed(archive)}
         (named,) = [v for v in stored_volumes(archive, None, known) if v.name == name]
         image = archive.image(list(named.sessions), named.sessions[0])
-        site.restored(site.agent(archive), image, to, feed(archive, image, name, Progress()))
+        send = feed(archive, image, name, Progress())
+        if older:
+            asked = Restoring(*to.split("/"), session_name(image.session.clear.time), older)
+            site.agent(archive).restore(asked, send)
+        else:
+            site.restored(site.agent(archive), image, to, send)
 
 
 def test_the_administrator_may_say_that_it_is_the_same(qubes: QubesSite) -> None:

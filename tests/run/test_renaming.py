@@ -12,7 +12,9 @@ import pytest
 
 from backup_vm import cli as vm_cli
 from backup_vm.agent.call import RefusedError
+from backup_vm.errors import Exit
 from backup_vm.volumes import stored_volumes
+from common.text import session_name
 from dom0_agent.admin import cli
 from dom0_agent.admin.renaming import change as keep
 from dom0_agent.tracking import identities
@@ -164,6 +166,17 @@ def test_what_was_backed_up_meanwhile_is_kept_apart(
     assert site.snapshots("play/private") == [] and len(site.snapshots("work/private")) == 1
     assert agent(site, "status") == 0
     assert "sparsebak-agent forget play.old/private" in capsys.readouterr().out
+    # Its newest session is none of what is called play now, which the prompt has to say.
+    to_play = ["--archive", str(site.archive), "--agent", f"local:{site.config}", "restore"]
+    to_play += ["play.old/private", "--to", "play/private", "--yes"]
+    before = site.contents("play/private")
+    change(site.image("play/private"), random.Random(3), resize=False)
+    assert vm_cli.main(to_play) == Exit.AGENT
+    assert "does not know this session as the newest" in capsys.readouterr().err
+    with site.open() as archive:
+        (gone,) = [one for one in site.listed(archive) if one.name == "play.old/private"]
+    assert vm_cli.main([*to_play, "--session", session_name(gone.time)]) == 0
+    assert site.contents("play/private") == before
     assert agent(site, "forget", "play.old/private", "--yes") == 0
     assert not (site.state / "volumes/play").exists() and (site.state / "volumes/work").exists()
 

@@ -38,6 +38,10 @@ def main(call: Call) -> Status:
     record = read_record(call.stdin, archive)
     source = _check_record(call, asked, volume, record, identities)
     flags = age_flags(call.config, archive, record)
+    allowed = (source, volume.name) in call.config.allow_restore
+    if record.identity != volume.identity and not allowed:
+        # The newest of a qube that is gone is not the current one of another with its name.
+        flags |= STATUS_OLDER
     if flags & STATUS_OLDER and not asked.older:
         raise Refused(Code.OLDER, f"{asked.argument()} does not say that the session is older")
     state_dir, older = call.config.state_dir, bool(flags & STATUS_OLDER)
