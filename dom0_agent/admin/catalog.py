@@ -36,7 +36,11 @@ def _asked_and_kept(config: Config) -> VolumeCatalog:
             return change(config.state_dir, lambda known: followed(known, listed))
 
         return QubesCatalog(config, qubes_options(config), keep=keep)
-    if load(config.state_dir).kept:
+    try:
+        wanted = load(config.state_dir).kept
+    except Refused:  # damaged or lost: made again
+        wanted = True
+    if wanted:
         listed = dict.fromkeys((volume.qube for volume in config.volumes), "")
         change(config.state_dir, lambda known: followed(known, listed))
     return open_catalog(config)

@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from common.durable import Busy, closing_fd, lock, make_directory
+from common.durable import Busy, closing_fd, lock, make_directory, sync_directory
 from common.durable import replace as replace_file
 from dom0_agent.log import ERROR, INFO, log
-from dom0_agent.tracking.identities import DOM0, Identities, Known, load, place
+from dom0_agent.tracking.identities import DOM0, Identities, Known, load, place, written
 from dom0_agent.tracking.state import VolumeState, known_volumes
 from wire.names import parse_name, set_aside
 from wire.status import Code, Refused
@@ -29,7 +29,7 @@ def change(state_dir: Path, rule: Callable[[Identities], Identities]) -> Identit
     """Apply a rule to what is known and keep what comes of it; the file's replacement is the commit
     point. Raises OSError.
 
-    What is damaged is made again from the volumes' states, as far as they say it.
+    What is damaged or lost is made again from the volumes' states, as far as they say it.
     """
     make_directory(state_dir)
     try:
@@ -49,6 +49,9 @@ def change(state_dir: Path, rule: Callable[[Identities], Identities]) -> Identit
             replace_file(place(state_dir), after.to_bytes())
             for line in _words(before, after):
                 log(INFO, line)
+        if not written(state_dir).exists():
+            written(state_dir).touch(0o600)
+            sync_directory(state_dir)
         return replace(after, kept=True)
 
 

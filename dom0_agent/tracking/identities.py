@@ -77,18 +77,24 @@ def place(state_dir: Path) -> Path:
     return state_dir / "identities.json"
 
 
+def written(state_dir: Path) -> Path:
+    """An empty file that is there once the other was written: that one is missed from then on."""
+    return state_dir / "identities.written"
+
+
 def load(state_dir: Path) -> Identities:
-    """What was written last; nothing where nothing was. Refused when it is damaged."""
+    """What was written last; nothing where nothing was. Refused when it is damaged or lost."""
     path = place(state_dir)
     try:
         return _from_bytes(path.read_bytes())
     except FileNotFoundError:
-        return Identities()
+        if not written(state_dir).exists():
+            return Identities()
+        problem = "is missing"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        # To guess would be to let one qube's sessions into another.
-        raise Refused(
-            Code.INTERNAL, f"{path} cannot be used: {error}; run: sparsebak-agent volumes"
-        ) from None
+        problem = f"cannot be used: {error}"
+    # To guess would be to let one qube's sessions into another.
+    raise Refused(Code.INTERNAL, f"{path} {problem}; run: sparsebak-agent volumes")
 
 
 def _from_bytes(raw: bytes) -> Identities:

@@ -16,13 +16,12 @@ from backup_vm.errors import Exit
 from backup_vm.volumes import stored_volumes
 from common.text import session_name
 from dom0_agent.admin import cli
-from dom0_agent.admin.renaming import change as keep
 from dom0_agent.tracking import identities
 from dom0_agent.tracking.state import known_volumes
 from tests.kit import GRAIN, PASSPHRASE, Site, change, fill
 from wire.messages import KIND_RECORD
 from wire.records import open_record
-from wire.status import Code
+from wire.status import Code, Refused
 
 
 @pytest.fixture
@@ -213,7 +212,11 @@ def test_who_is_who_survives_the_loss_of_what_says_it(site: Site) -> None:
     before = identities.load(site.state).known
     for lose in (identities.place(site.state).unlink, lambda: _damage(site)):
         lose()
-        keep(site.state, lambda known: known)
+        with pytest.raises(RefusedError):  # nobody guesses
+            site.restore(0, "play/private")
+        with pytest.raises(Refused, match="sparsebak-agent volumes"):
+            identities.load(site.state)
+        assert agent(site, "volumes") == 0
         after = identities.load(site.state).known
         assert {one: known.name for one, known in after.items()} == {
             one: known.name for one, known in before.items()
