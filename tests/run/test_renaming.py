@@ -133,6 +133,18 @@ def test_another_one_of_the_name_has_nothing_of_it(site: Site) -> None:
     assert refused.value.refusal == Code.WRONG_VOLUME
 
 
+def test_one_that_got_the_name_of_another_can_be_renamed_itself(site: Site) -> None:
+    assert rename(site) == 0
+    make(site, "work", 7)
+    site.backup()
+    before = site.contents()
+    assert rename(site, "work", "third") == 0
+    assert told(site) == {"play/private": 2, "third/private": 1, "vault/private": 2}
+    change(site.image("third/private"), random.Random(1), resize=False)
+    site.restore(0, "work/private", to="third/private")
+    assert site.contents("third/private") == before
+
+
 def test_what_may_be_restored_elsewhere_goes_by_present_names(site: Site) -> None:
     assert rename(site, "vault", "safe") == 0
     make(site, "vault", 7)

@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     identity = identities.by_name(old) or identities.of(old)
     if DOM0 in (old, new) or old == new:
         raise UserError("name two qubes: the name that it had, and the one that it has")
-    if identities.name(old) != old:
+    if identity not in known and identities.name(old) != old:  # no other has had that name since
         raise UserError(f"{old} is called {identities.name(old)} here; see: sparsebak-agent status")
     if old in there:
         raise UserError(
