@@ -60,7 +60,8 @@ class Check:
 @dataclass
 class Notes:
     """All notes: sessions by id in hexadecimal, the last verification of each, the last scrub of
-    everything, the last of a part, and when each pack was last scrubbed (by ``short``).
+    everything, the last of a part, and when each pack was last scrubbed (by ``short``), with those
+    that were not sound then.
     """
 
     sessions: dict[str, Note] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class Notes:
     scrubbed: Check | None = None
     part: Check | None = None
     packs: dict[str, int] = field(default_factory=dict)
+    unsound: set[str] = field(default_factory=set)
     copies: set[str] = field(default_factory=set)
     """Places at which there is, or was, a copy; see ``_place``."""
 
@@ -148,6 +150,10 @@ def _parse(fields: dict[str, Any]) -> Notes:
             if not isinstance(pack, str) or not _PACK.fullmatch(pack):
                 raise ValueError(f"a pack is noted as {_SHORT} hexadecimal digits")
             notes.packs[pack] = at
+    for pack in fields.get("unsound", []):
+        if not isinstance(pack, str) or not _PACK.fullmatch(pack):
+            raise ValueError(f"a pack is noted as {_SHORT} hexadecimal digits")
+        notes.unsound.add(pack)
     for copy in fields.get("copies", []):
         if not isinstance(copy, str) or not _PLACE.fullmatch(copy):
             raise ValueError("a copy is noted as 32 hexadecimal digits")
@@ -175,11 +181,12 @@ def _dump(notes: Notes) -> bytes:
         "scrubbed": [notes.scrubbed.time, notes.scrubbed.sound] if notes.scrubbed else None,
         "part": [notes.part.time, notes.part.sound] if notes.part else None,
         "packs": _by_time(notes.packs),
+        "unsound": sorted(notes.unsound),
         "copies": sorted(notes.copies),
     }
     body = json.dumps(fields).encode()
     if len(body) > _LONGEST - _CHECKSUM:  # they are scrubbed again; tags cannot be had again
-        body = json.dumps(fields | {"packs": []}).encode()
+        body = json.dumps(fields | {"packs": [], "unsound": []}).encode()
     return body + b"\n" + text_checksum(body).encode() + b"\n"
 
 
@@ -264,20 +271,31 @@ def checked(storage: Storage, sound: bool, session: bytes) -> None:
     _note(storage, lambda notes: notes.verified.update({session.hex(): check}))
 
 
-def scrubbed(storage: Storage, sound: bool, looked_at: Iterable[str], there: Iterable[str]) -> None:
-    """Note that packs were looked at, of those that there are; nothing on a disk that is
-    read-only.
+def scrubbed(
+    storage: Storage,
+    sound: bool,
+    looked_at: Iterable[str],
+    there: Iterable[str],
+    damaged: Iterable[str] = (),
+) -> None:
+    """Note that packs were looked at, of those that there are, and which files were damaged;
+    nothing on a disk that is read-only.
+
+    A part is no better than what is known of the rest: damage counts until a scrub of its pack
+    finds none.
     """
-    check = Check(int(time.time()), sound)
+    now = int(time.time())
     present, done = {short(pack) for pack in there}, {short(pack) for pack in looked_at}
+    bad = done & {short(file) for file in damaged}
 
     def note(notes: Notes) -> None:
         notes.packs = {pack: at for pack, at in notes.packs.items() if pack in present}
-        notes.packs.update(dict.fromkeys(done, check.time))
+        notes.packs.update(dict.fromkeys(done, now))
+        notes.unsound = bad | (notes.unsound & present - done)
         if done == present:
-            notes.scrubbed = check
+            notes.scrubbed = Check(now, sound)
         else:
-            notes.part = check
+            notes.part = Check(now, sound and not notes.unsound)
 
     _note(storage, note)
 

@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
         sound = not findings and not archive.found
         there = archive.pack_files()
         looked_at = there if chosen is None else chosen
-        notes.scrubbed(archive.storage, sound, looked_at, there)
+        damaged_files = [finding.file for finding in findings]
+        notes.scrubbed(archive.storage, sound, looked_at, there, damaged_files)
         for line in foreign(archive):
             context.warn(line)
         if not archive.writing and not sound:
@@ -96,12 +97,19 @@ def _chosen(archive: "Archive", options: argparse.Namespace) -> list[str] | None
 
 
 def _candidates(archive: "Archive", found: "Notes") -> "list[Candidate[str]]":
-    """Packs, each as something to be checked in its turn; one that never was comes first."""
+    """Packs, each as something to be checked in its turn; one that never was comes first. One that
+    was damaged then is not sound, however lately it was looked at.
+    """
     from backup_vm.archive.notes import short
     from backup_vm.jobs.sampling import Candidate
 
     sizes = archive.storage.sizes("packs")
     return [
-        Candidate(name, at := found.packs.get(short(name), 0), at > 0, max(sizes.get(name, 0), 0))
+        Candidate(
+            name,
+            at := found.packs.get(pack := short(name), 0),
+            at > 0 and pack not in found.unsound,
+            max(sizes.get(name, 0), 0),
+        )
         for name in archive.pack_files()
     ]

@@ -2,6 +2,7 @@
 """Checks a part at a time, and backups that prove what they stored."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +127,28 @@ def test_a_part_of_damage_is_found_again_by_what_spoils_sessions(three: Commands
         pack.write_bytes(b"")
     for _ in range(4):
         assert three.outcome("scrub", "--sample", "1K")[0] == 4
+
+
+def test_damage_is_told_again_until_it_is_gone(
+    three: Commands, clock: Callable[[float], None]
+) -> None:
+    """Of a pack's index, which costs no session anything."""
+    pack = sorted(three.site.archive.glob("packs/*/*.pack"))[1]
+    sound = pack.read_bytes()
+    pack.write_bytes(sound[:-20] + bytes([sound[-20] ^ 1]) + sound[-19:])
+    for _ in range(2):
+        code, _, said = three.outcome("scrub", "--older-than", "30d")
+        assert code == 4 and pack.name in said
+    for _ in range(3):  # it keeps none of the others from its turn
+        clock(DAY)
+        code, _, said = three.outcome("scrub", "--sample", "1K")
+        assert (code == 4) == (pack.name in said)
+        assert not three.json("status")["part_scrubbed"]["ok"], "a sound part is not all"
+    assert three.json("status")["unscrubbed"]["oldest"] > time.time() - 3 * DAY
+    pack.write_bytes(sound)
+    assert three.json("scrub", "--older-than", "30d")["packs"] == 1
+    assert three.json("status")["part_scrubbed"]["ok"]
+    assert three.json("scrub", "--older-than", "30d")["packs"] == 0
 
 
 def test_wrong_parts_are_wrong_usage(three: Commands) -> None:
