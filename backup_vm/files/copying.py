@@ -309,9 +309,23 @@ def _remove_all(folder: int, name: bytes) -> None:
     try:
         os.unlink(name, dir_fd=folder)
     except IsADirectoryError:
+        _open_up(folder, name)
         shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
     except OSError:
         pass
+
+
+def _open_up(folder: int, name: bytes) -> None:
+    """Let what is in folders be removed, which have the modes of the image already."""
+    path_only = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    for _, below, _, here in os.fwalk(os.fsdecode(name), dir_fd=folder):
+        for one in below:
+            with suppress(OSError):  # a link to a folder
+                handle = os.open(one, path_only, dir_fd=here)
+                try:
+                    os.chmod(f"/proc/self/fd/{handle}", 0o700)
+                finally:
+                    os.close(handle)
 
 
 def _reason(error: Exception) -> str:

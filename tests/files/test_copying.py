@@ -4,6 +4,8 @@
 import os
 import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from backup_vm.files.copying import Copier
 from backup_vm.files.parser import Stat
 from backup_vm.files.session import Found
 from tests.files.kit import told
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 class Folder:
@@ -116,6 +120,45 @@ def test_without_its_owner_nothing_runs_as_somebody_else(
 
 def told_text(text: str) -> None:
     told(b"", text)
+
+
+CUT_OFF = """
+import errno, os, sys
+from pathlib import Path
+from tests.files.test_copying import Copier, Folder, SparsebakError, found
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+full = OSError(errno.ENOSPC, "No space left on device")
+inside = [
+    (1, found(b"/d/r", 0o40555)),
+    (2, found(b"/d/r/n", 0o40000, 8)),
+    (3, found(b"/d/r/n/link", 0o120777)),
+    (1, found(b"/d/f", 0o100644)),
+]
+try:
+    Copier(Folder(inside, full), print, False, print).copy(found(b"/d", 0o40755), Path(sys.argv[1]))
+except SparsebakError as error:
+    print(error)
+"""
+
+
+def test_folders_that_may_not_be_changed_are_removed_too(tmp_path: Path) -> None:
+    """As somebody who is not root, to whom a mode means something."""
+    os.chmod(tmp_path, 0o777)
+    target = tmp_path / "there"
+    target.mkdir()
+    target.chmod(0o777)
+    done = subprocess.run(
+        [sys.executable, "-c", CUT_OFF, "out"],
+        cwd=target,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "No space left" in done.stdout and not os.listdir(target)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
