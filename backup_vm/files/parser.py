@@ -210,7 +210,8 @@ class Parser:
         found = {}
         for name, value in _shaped(self._rows("attributes", image, node=node), str, str):
             raw = value.encode("latin-1", "replace")
-            _must(0 < len(name) <= 300 and "\0" not in name and len(raw) <= _LONGEST_VALUE)
+            _must(0 < len(_encoded(name)) <= 300 and "\0" not in name)
+            _must(len(raw) <= _LONGEST_VALUE)
             found[name] = raw
             _must(len(found) <= 100_000)
         return found
@@ -341,6 +342,14 @@ def _must(true: bool) -> None:
         raise _senseless()
 
 
+def _encoded(text: str) -> bytes:
+    """A name's bytes, as the child has to say them."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise _senseless() from None
+
+
 def _json_list(data: bytes) -> list[Any]:
     try:
         rows = json.loads(data)
@@ -383,10 +392,7 @@ def _entries(rows: list[Any]) -> Iterator[Entry]:
         _must(type(row) is list and len(row) == 3)
         text, node, about = row
         _must(type(text) is str and type(node) is int and 0 <= node < _NUMBER)
-        try:
-            name = text.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            raise _senseless() from None
+        name = _encoded(text)
         if not 0 < len(name) <= 255 or b"/" in name or b"\0" in name or name in (b".", b".."):
             raise FileSystemError("a folder has a name that no file can have")
         if type(about) is str:

@@ -260,6 +260,14 @@ def test_an_answer_that_cannot_be_is_an_error(frames: tuple[bytes, ...]) -> None
 
 
 @pytest.mark.parametrize(
+    "name", ["\ud800", "user.\ud800", "user.a\0b", "", "user." + "\u20ac" * 200]
+)
+def test_an_attribute_has_a_name_that_can_be_one(name: str) -> None:
+    with Lying(rows([name, "x"]), messages.END) as parser, pytest.raises(FileSystemError):
+        parser.attributes(1, 1)
+
+
+@pytest.mark.parametrize(
     "extents", [[[0, 9, 0]], [[0, 2, 999]], [[0, 2, 0], [1, 2, 5]], [[0, 0, 0]], [[0, 2, -1]]]
 )
 def test_contents_are_within_the_file_and_the_image(extents: list[Any]) -> None:
