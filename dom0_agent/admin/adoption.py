@@ -106,8 +106,8 @@ def unlock(file: KeysFile, secret: bytes) -> bytes:
 def adopt(
     state_dir: Path, file: KeysFile, label: str, caller: str, master: bytes
 ) -> tuple[ArchiveKey, list[str]]:
-    """Add the archive, and what its records tell of its volumes. Returns it and the names of the
-    volumes.
+    """Add the archive, and what its records tell of its volumes. Returns it and the volumes, for
+    people.
 
     What dom0 then knows of a volume is its newest session and no chunk ids, so that its next backup
     looks at everything and sends what differs.
@@ -127,16 +127,27 @@ def adopt(
         suite=entry.suite,
     )
     records.sort(key=lambda record: record.time, reverse=True)  # of two of a name the newer has it
+    newest = dict[str, Record]()  # what each was called last
+    for record in records:
+        newest.setdefault(record.identity, record)
     who: Callable[[Identities], Identities] = lambda known: reduce(  # noqa: E731
         lambda known, record: adopted(known, record.identity, record.qube, nothing_kept(state_dir)),
-        records,
+        newest.values(),
         known,
     )
     identities = change(state_dir, who)
     for record in records:
         _remember(state_dir, archive, record, keys)
     keep(keyring, archive, master)  # the commit point: before it, the same can be done again
-    return archive, [f"{identities.name(one.identity)}/{one.volume}" for one in records]
+    return archive, [_named(one, identities) for one in records]
+
+
+def _named(record: Record, identities: Identities) -> str:
+    """A volume as it is called here. Where the archive calls it otherwise, it may be that of two
+    machines both had a qube of one name, and one of them was renamed.
+    """
+    name = f"{identities.name(record.identity)}/{record.volume}"
+    return name if name == record.name else f"{name} (in the archive: {record.name})"
 
 
 def _open(untrusted_record: bytes, keys: Keys, entry: ArchiveEntry) -> Record:

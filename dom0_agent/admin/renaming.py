@@ -16,7 +16,7 @@ from common.durable import replace as replace_file
 from dom0_agent.log import ERROR, INFO, log
 from dom0_agent.tracking.identities import DOM0, Identities, Known, load, place, written
 from dom0_agent.tracking.state import VolumeState, known_volumes
-from wire.names import parse_name, set_aside
+from wire.names import new_identity, parse_name, set_aside
 from wire.status import Code, Refused
 
 PATIENCE = 10.0
@@ -102,8 +102,14 @@ def adopted(
     known: Identities, identity: str, name: str, empty: Callable[[str], bool]
 ) -> Identities:
     """The same for the records of an archive: the name is taken over from a qube of which nothing
-    is kept (``empty``, by identity), which goes on with that history.
+    is kept (``empty``, by identity), which continues that history. So is the identity, from a qube
+    that only has the name which the other had first.
     """
+    first = known.known.get(identity)
+    if first is not None and first.name == identity != name and empty(identity):
+        known = _without(known, identity)
+        other = new_identity(first.name, {identity, *known.known})
+        known = _with(known, other, first)
     holder = known.by_name(name)
     if holder is None or holder == identity or identity in known.known or not empty(holder):
         return claimed(known, identity, name)

@@ -275,3 +275,20 @@ def test_a_new_dom0_knows_it_again(site: Site, capsys: pytest.CaptureFixture[str
     change(site.image("safe/private"), random.Random(3), resize=False)
     site.restore(0, "safe/private")  # of before it was renamed
     assert site.contents("safe/private") == before
+
+
+def test_a_machine_with_a_qube_of_that_first_name_is_told(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two machines had a vault, and one of them is called otherwise now."""
+    assert rename(site, "vault", "safe") == 0
+    site.backup()
+    keys, secret = site.root / "keys", site.root / "passphrase"
+    secret.write_bytes(PASSPHRASE)
+    assert vm_cli.main(["--archive", str(site.archive), "keys", "-o", str(keys)]) == 0
+    shutil.rmtree(site.state)
+    (site.state / "volumes/vault/private").mkdir(parents=True)  # it has a history of its own
+    words = ("keys", "import", "again", str(keys), "--caller", "backup-vm")
+    capsys.readouterr()
+    assert agent(site, *words, "--passphrase-file", str(secret)) == 0
+    assert "    vault/private (in the archive: safe/private)\n" in capsys.readouterr().out

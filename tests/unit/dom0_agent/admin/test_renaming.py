@@ -109,8 +109,25 @@ def test_what_archives_tell_gives_way_to_what_there_is() -> None:
     assert taken.known["first"] == Known("play", a_uuid(1)) and "play" not in taken.known
     kept = adopted(known, "first", "play", lambda _: False)
     assert kept.known["first"] == Known("play.old", retired=True)
-    assert adopted(known, "work", "other", lambda _: True) == known
+    assert adopted(known, "work", "other", lambda _: False) == known
     assert claimed(known, "dom0", "dom0") == known == claimed(known, "work", "work")
+
+
+@pytest.mark.parametrize("there", [(), ("vault",), ("safe",), ("vault", "safe")])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_new_qube_gets_no_history_for_having_the_first_name_of_another(
+    there: tuple[str, ...], backwards: bool
+) -> None:
+    """On a new machine, where qubes were made by hand before the archive is taken over."""
+    uuids = {name: a_uuid(number) for number, name in enumerate(there)}
+    known = followed(Identities(), uuids)
+    records = [("vault", "safe"), ("_2.vault", "vault")]
+    for identity, name in reversed(records) if backwards else records:
+        known = adopted(known, identity, name, lambda _: True)
+    sound(known)
+    assert {one: known.name(one) for one, _ in records} == dict(records)
+    assert all(known.known[known.of(name)].uuid == uuid for name, uuid in uuids.items())
+    assert followed(known, uuids).known == known.known
 
 
 @given(NAMES, st.sets(NAMES))
