@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from backup_vm.archive.image import Image
-from backup_vm.files.parser import NOWHERE
+from backup_vm.errors import DamagedError
+from backup_vm.files.parser import NOWHERE, FileSystemError
 from backup_vm.files.session import PIECE, Found, MissingError, SessionFiles, joined
 
 _SAME = ("mode", "uid", "gid", "size", "mtime", "ctime")
@@ -140,11 +141,19 @@ def differences(
     old: Side, new: Side, path: bytes, trouble: Callable[[bytes, str], None], contents: bool = False
 ) -> Iterator[Change]:
     """What changed in a folder and below it, by path. What cannot be read is told."""
+
+    def changed(one: Found, other: Found) -> str:
+        try:
+            return compared(old, one, new, other, contents)
+        except (FileSystemError, DamagedError) as error:
+            _tell(error, other.path, new, trouble)
+            return ""
+
     pairs = [(old.files.find(path), new.files.find(path))]
     seen: set[tuple[int, int]] = set()
     while pairs:
         one, other = pairs.pop()
-        if what := compared(old, one, new, other, contents):
+        if what := changed(one, other):
             yield Change(what, other.path, one, other)
         if not (stat.S_ISDIR(one.stat.mode) and stat.S_ISDIR(other.stat.mode)):
             yield from _all_below(old, one, "-", trouble)
@@ -155,13 +164,15 @@ def differences(
             continue
         seen.add((one.node, other.node))
         before, after = _named(old, one, trouble), _named(new, other, trouble)
+        if before is None or after is None:  # nothing can be said of what is in it
+            continue
         folders = []
         for name in sorted(before.keys() | after.keys()):
             was, now = before.get(name), after.get(name)
             if was and now:
                 if stat.S_ISDIR(was.stat.mode) or stat.S_ISDIR(now.stat.mode):
                     folders.append((was, now))
-                elif what := compared(old, was, new, now, contents):
+                elif what := changed(was, now):
                     yield Change(what, now.path, was, now)
             elif was:
                 yield Change("-", was.path, was, None)
@@ -172,9 +183,22 @@ def differences(
         pairs.extend(reversed(folders))
 
 
-def _named(side: Side, folder: Found, trouble: Callable[[bytes, str], None]) -> dict[bytes, Found]:
+def _tell(error: Exception, path: bytes, side: Side, trouble: Callable[[bytes, str], None]) -> None:
+    side.files.damaged = side.files.damaged or isinstance(error, DamagedError)
+    trouble(path, str(error))
+
+
+def _named(
+    side: Side, folder: Found, trouble: Callable[[bytes, str], None]
+) -> dict[bytes, Found] | None:
+    """What is in a folder; None where that cannot be read, which is told."""
     found = {}
-    for entry in side.files.names(folder.node):
+    try:
+        entries = side.files.names(folder.node)
+    except (FileSystemError, DamagedError) as error:
+        _tell(error, folder.path, side, trouble)
+        return None
+    for entry in entries:
         path = joined(folder.path, entry.name)
         if entry.stat is None:
             trouble(path, entry.trouble)
