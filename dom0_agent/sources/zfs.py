@@ -18,7 +18,15 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from common.override import override
 from dom0_agent.config import ZVOLS, Volume
 from dom0_agent.kernel import ZvolName
-from dom0_agent.sources import Range, Source, programs, snapshot_name, snapshot_number, zfs_stream
+from dom0_agent.sources import (
+    Range,
+    Source,
+    programs,
+    snapshot_name,
+    snapshot_number,
+    snapshot_numbers,
+    zfs_stream,
+)
 from dom0_agent.sources.zfs_pool import Dataset, ZfsPool
 from wire.status import Code, Refused
 
@@ -82,10 +90,7 @@ class ZfsSource(Source):
     def snapshots(self) -> set[int]:
         """Where the volume is gone, what was read of it last may still be there as a clone."""
         prefix = f"{self.dataset}@{OURS}" if self.pool.find(self.dataset) else self._clones
-        numbers = (
-            snapshot_number(one.name.removeprefix(prefix)) for one in self.pool.named(prefix)
-        )
-        return {number for number in numbers if number is not None}
+        return snapshot_numbers(one.name.removeprefix(prefix) for one in self.pool.named(prefix))
 
     @override
     def snapshot(self, number: int) -> None:
