@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from backup_vm.archive.image import Image
-from backup_vm.files.parser import NOWHERE
+from backup_vm.files.answers import NOWHERE
 from backup_vm.files.session import PIECE, Found, MissingError, SessionFiles, joined
 
 _SAME = ("mode", "uid", "gid", "size", "mtime", "ctime")
