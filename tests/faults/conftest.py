@@ -23,21 +23,36 @@ from tests.kit import GRAIN, Site
 from wire import slots
 
 
+def _small(patch: pytest.MonkeyPatch) -> None:
+    """Packs and costs as these tests have them: while one runs, for the process has others to run
+    before the last of these.
+    """
+    patch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
+    patch.setattr(pack_writer, "RECORD_SECONDS", 0)
+    patch.setattr(slots, "SCRYPT_LOG_N", 10)
+
+
+@pytest.fixture
+def bench(built: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A file system that fails, and the site below it."""
+    _small(monkeypatch)
+    return built
+
+
 @pytest.fixture(scope="session")
-def bench() -> Iterator[Bench]:
-    """A file system that fails, and the site below it; one for each process that runs tests."""
+def built() -> Iterator[Bench]:
+    """The same, one for each process that runs tests."""
     if reason := missing():
         cannot(reason)
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(LocalStorage, "pack_size", 3 * GRAIN)
-        patch.setattr(pack_writer, "RECORD_SECONDS", 0)
-        patch.setattr(slots, "SCRYPT_LOG_N", 10)
+    with tempfile.TemporaryDirectory() as folder:
         root = in_memory(Path(folder) / "faults")
         root.mkdir(exist_ok=True)
         system = FaultFS(root)
         try:
             bench = Bench(system, root / "base")
-            _build(bench)
+            with pytest.MonkeyPatch.context() as patch:
+                _small(patch)
+                _build(bench)
             yield bench
         finally:
             system.close()

@@ -31,7 +31,8 @@ def test_every_setting_of_the_backup_vm_is_explained() -> None:
 def test_every_setting_of_the_agent_is_explained() -> None:
     path = DOCS / "agent.toml"
     found = dom0.load(path)
-    assert [volume.name for volume in found.volumes] == ["work/private", "vault/private"]
+    names = ["work/private", "vault/private", "mail/private"]
+    assert [volume.name for volume in found.volumes] == names
     text = path.read_text()
     own = set(dom0.Config.__dataclass_fields__) - {"path", "volumes", "allow_restore", "qubes"}
     for key in own | set(QubesOptions.__dataclass_fields__) | set(dom0.Pool.__dataclass_fields__):
