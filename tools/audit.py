@@ -63,7 +63,15 @@ MACHINES = {
         "targets/lvm",
         "static",
     ),
-    "Qubes OS, Btrfs or XFS": ("lvm_thin", "thin_", "sources/lvm", "zfs", "targets/lvm", "static"),
+    "Qubes OS, Btrfs or XFS": (
+        "lvm_thin",
+        "thin_",
+        "sources/lvm",
+        "sources/programs",
+        "zfs",
+        "targets/lvm",
+        "static",
+    ),
     "elsewhere, thin pool": (
         "reflink",
         "btrfs",
@@ -74,7 +82,15 @@ MACHINES = {
         "kept",
         "dropbox",
     ),
-    "elsewhere, Btrfs or XFS": ("lvm", "thin_", "zfs", "qubesd", "kept", "dropbox"),
+    "elsewhere, Btrfs or XFS": (
+        "lvm",
+        "thin_",
+        "sources/programs",
+        "zfs",
+        "qubesd",
+        "kept",
+        "dropbox",
+    ),
 }
 """Of what can be reached, parts of the names of modules that a kind of machine never loads."""
 _NO_CODE = {

@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import lvm_guest
 import lvm_vm
 
-BUILD = lvm_vm.ROOT / "build" / "zfs"
+BUILD = lvm_guest.ROOT / "build" / "zfs"
 USER = BUILD / "user"
 """ZFS's programs and libraries, unpacked."""
 PROGRAMS = ("sbin/zfs", "sbin/zpool", "lib/udev/zvol_id")
@@ -47,8 +48,8 @@ def main(arguments: list[str]) -> int:
     if not (BUILD / "built").exists():
         _build(kernel.name.removeprefix("vmlinuz-"), modules)
         (BUILD / "built").touch()
-    lvm_vm.MODULES.append("zfs")
-    lvm_vm.ADDED.append(place)
+    lvm_guest.MODULES.append("zfs")
+    lvm_guest.ADDED.append(place)
     return lvm_vm.main(arguments)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from backup_vm.archive.image import Image
 from backup_vm.errors import DamagedError
-from backup_vm.files.parser import NOWHERE, FileSystemError
+from backup_vm.files.answers import NOWHERE, FileSystemError
 from backup_vm.files.session import PIECE, Found, MissingError, SessionFiles, joined
 
 _SAME = ("mode", "uid", "gid", "size", "mtime", "ctime")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.files.parser import FileSystemError
+from backup_vm.files.answers import FileSystemError
 from backup_vm.files.session import DEEPEST, Found, SessionFiles, shown
 
 _SPECIAL_MODE = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX

@@ -7,15 +7,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.files.parser import (
-    NOWHERE,
-    Entry,
-    Extents,
-    FileSystemError,
-    Parser,
-    Part,
-    Stat,
-)
+from backup_vm.files.answers import NOWHERE, Entry, Extents, FileSystemError, Part, Stat
+from backup_vm.files.parser import Parser
 from backup_vm.jobs.lazy_image import LazyImage
 from backup_vm.jobs.reading import THREADS
 from common.pipeline import in_order

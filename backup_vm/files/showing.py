@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from backup_vm.files.parser import Stat
+from backup_vm.files.answers import Stat
 from backup_vm.files.session import shown
 
 _TYPES = {

@@ -17,7 +17,8 @@ from dom0_agent.admin.archives import keep
 from dom0_agent.admin.renaming import adopted, change, nothing_kept
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.tracking.identities import Identities
-from dom0_agent.tracking.state import ArchiveProgress, Committed, VolumeState
+from dom0_agent.tracking.progress import ArchiveProgress, Committed
+from dom0_agent.tracking.state import VolumeState
 from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import SUITES, Keys, NotAuthentic
 from wire.messages import (

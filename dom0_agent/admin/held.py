@@ -4,7 +4,7 @@
 import os
 
 from common.durable import closing_fd
-from dom0_agent.sources import Source, fiemap, lvm
+from dom0_agent.sources import Source, fiemap, programs
 from dom0_agent.sources.directory import DirectorySource
 from dom0_agent.sources.files import failed
 from dom0_agent.sources.lvm_thin import LvmThinSource
@@ -58,7 +58,7 @@ def _alone_in_pool(pool: ThinPool) -> dict[int, int]:
     """Bytes that only this one holds, by thin id."""
     with pool.metadata() as device:
         fields = ("-m", "--no-headers", "-o", "DEV,EXCLUSIVE_BLOCKS")
-        lines = lvm.run("thin_ls", *fields, device)
+        lines = programs.run("thin_ls", *fields, device)
     block = pool.itself().block
     return {
         int(thin_id): int(blocks) * block

@@ -22,7 +22,7 @@ from dom0_agent.rpc.batches import Batch, in_chunks, joined, spans
 from dom0_agent.sources import Range, Source
 from dom0_agent.tracking.chunk_ids import CommittedIds, KnownIds
 from dom0_agent.tracking.pending_log import PendingLog
-from dom0_agent.tracking.state import Pending
+from dom0_agent.tracking.progress import Pending
 from wire.chunks import ID_SIZE, ZERO_ID, ChunkIds, Sealer
 from wire.merkle import PAGE_IDS, Tree, chunk_count
 from wire.messages import CHUNK_FRAME, CHUNK_HEAD_SIZE, KIND_CHUNK

@@ -15,8 +15,9 @@ from dom0_agent.keyring import ArchiveKey
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.sources import Source, Sources
 from dom0_agent.tracking.identities import DOM0, load
+from dom0_agent.tracking.progress import ArchiveProgress, Pending
 from dom0_agent.tracking.rotation import Rotation
-from dom0_agent.tracking.state import ArchiveProgress, Pending, State, VolumeState
+from dom0_agent.tracking.state import State, VolumeState
 from wire.messages import Request
 from wire.status import Code, Refused
 

@@ -4,7 +4,7 @@ nothing but snapshots of their own: new contents are the business of ``targets``
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -32,6 +32,11 @@ def snapshot_number(name: str) -> int | None:
     """Undo snapshot_name; None for what it did not make."""
     found = _NUMBER.fullmatch(name)
     return int(found[1]) << 32 | int(found[2], 16) if found else None
+
+
+def snapshot_numbers(names: Iterable[str]) -> set[int]:
+    """The numbers of those names that snapshot_name made."""
+    return {number for name in names if (number := snapshot_number(name)) is not None}
 
 
 class Source(Protocol):

@@ -13,7 +13,7 @@ from pathlib import Path
 from common.durable import closing_fd, make_directory, sync_directory
 from common.override import override
 from dom0_agent.config import Volume
-from dom0_agent.sources import Range, Source, snapshot_name, snapshot_number
+from dom0_agent.sources import Range, Source, snapshot_name, snapshot_numbers
 from dom0_agent.sources.files import failed, open_regular
 from wire.status import Code, Refused
 
@@ -112,8 +112,7 @@ class DirectorySource(Source):
             names = [path.name for path in self._store.iterdir() if path.name.endswith(_SUFFIX)]
         except OSError as error:
             raise failed(f"{self.name}: cannot list its snapshots", error) from None
-        numbers = (snapshot_number(name.removesuffix(_SUFFIX)) for name in names)
-        return {number for number in numbers if number is not None}
+        return snapshot_numbers(name.removesuffix(_SUFFIX) for name in names)
 
     @override
     def snapshot(self, number: int) -> None:

@@ -6,18 +6,15 @@ volumes.
 """
 
 import json
-import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from dom0_agent.log import WARNING, log
+from dom0_agent.sources import programs
 from wire.status import Code, Refused
 
 TAG = "sparsebak"
 """Tag of every logical volume that is ours."""
-TIMEOUT = 300
-"""Seconds after which a command is given up: somebody holds LVM's lock, or a device hangs."""
 NAME_LIMIT = 126
 """Longest name device-mapper takes, of group and volume together with their dashes doubled."""
 
@@ -79,55 +76,11 @@ def device_path(group: str, name: str) -> Path:
     return Path("/dev/mapper") / device_name(group, name)
 
 
-def environment() -> dict[str, str]:
-    """What commands of dom0 get: no locale, no descriptors complained of, the system's own
-    programs.
-    """
-    kept = {name: os.environ[name] for name in ("LVM_SYSTEM_DIR",) if name in os.environ}
-    return {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        "LC_ALL": "C",
-        "LVM_SUPPRESS_FD_WARNINGS": "1",
-        **kept,
-    }
-
-
-def run(*command: str) -> str:
-    """Run a command and return what it prints; Refused, with its last words, when it fails."""
-    try:
-        done = subprocess.run(
-            command,
-            # ours is the caller's data, and whoever asks is answered "no"
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=environment(),
-            check=False,
-            timeout=TIMEOUT,
-        )
-    except FileNotFoundError:
-        raise Refused(Code.SOURCE_FAILED, f"{command[0]} is not installed") from None
-    except subprocess.TimeoutExpired:
-        raise Refused(
-            Code.SOURCE_FAILED, f"{command[0]} did not end within {TIMEOUT} seconds; stopped"
-        ) from None
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        words = "; ".join([line for line in lines if "WARNING" not in line] or lines)
-        full = "space" in words or "threshold" in words
-        raise Refused(
-            Code.NO_SPACE if full else Code.SOURCE_FAILED,
-            f"{' '.join(command[:1])} failed: {words or done.returncode}",
-        )
-    return done.stdout
-
-
 def report() -> dict[tuple[str, str], LogicalVolume]:
     """All logical volumes by group and name. A malformed one is left out: it may be
     anybody's.
     """
-    raw = run(
+    raw = programs.run(
         "lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--binary", "-o", _FIELDS
     )
     # Some versions say what they do ("Retrying metadata scan.") in the midst of the report.
@@ -174,4 +127,4 @@ def _percent(text: str) -> float:
 
 def change(*command: str) -> None:
     """Run a command that changes LVM's metadata."""
-    run(command[0], *_NO_ARCHIVE, *command[1:])
+    programs.run(command[0], *_NO_ARCHIVE, *command[1:])

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from common.override import override
 from dom0_agent.bitmap import GRAIN, Bitmap
 from dom0_agent.config import Volume
-from dom0_agent.sources import Range, Source, lvm, snapshot_name, snapshot_number
+from dom0_agent.sources import Range, Source, lvm, snapshot_name, snapshot_numbers
 from dom0_agent.sources.thin_pool import ThinPool
 from wire.status import Code, Refused
 
@@ -74,11 +74,8 @@ class LvmThinSource(Source):
 
     @override
     def snapshots(self) -> set[int]:
-        numbers = (
-            snapshot_number(volume.name[len(self.prefix) :])
-            for volume in self.pool.named(self.prefix)
-        )
-        return {number for number in numbers if number is not None}
+        found = self.pool.named(self.prefix)
+        return snapshot_numbers(volume.name.removeprefix(self.prefix) for volume in found)
 
     @override
     def snapshot(self, number: int) -> None:

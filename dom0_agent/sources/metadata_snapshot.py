@@ -22,7 +22,7 @@ from types import TracebackType
 
 from common.durable import Busy, closing_fd, lock, make_directory
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import lvm
+from dom0_agent.sources import lvm, programs
 from wire.status import Code, Refused
 
 PATIENCE = 30.0
@@ -47,7 +47,7 @@ class ThinDevice:
 
     def status(self) -> list[str]:
         """Words of the pool's status line; thin-provisioning.rst, "Status"."""
-        words = lvm.run("dmsetup", "status", self.name).split()
+        words = programs.run("dmsetup", "status", self.name).split()
         if len(words) < 8 or words[2] != "thin-pool":
             raise Refused(
                 Code.SOURCE_FAILED,
@@ -57,7 +57,7 @@ class ThinDevice:
 
     def message(self, text: str) -> None:
         """Send the pool a message; thin-provisioning.rst, "Messages"."""
-        lvm.run("dmsetup", "message", self.name, "0", text)
+        programs.run("dmsetup", "message", self.name, "0", text)
 
 
 class MetadataSnapshot:

@@ -3,14 +3,13 @@
 snapshot.
 """
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dom0_agent.config import Pool
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import Range, lvm, thin_xml
+from dom0_agent.sources import Range, lvm, programs, thin_xml
 from dom0_agent.sources.metadata_snapshot import MetadataSnapshot, ThinDevice
 from wire.status import Code, Refused
 
@@ -150,22 +149,11 @@ class ThinPool:
             yield self._device.metadata
 
     def _ask(self, *command: str) -> Iterator[Range]:
-        with self.metadata() as device:
-            whole = [*command, device]
-            with subprocess.Popen(
-                whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=lvm.environment()
-            ) as process:
-                assert process.stdout is not None and process.stderr is not None  # noqa: S101  # for mypy
-                try:
-                    yield from thin_xml.ranges(process.stdout.fileno(), command[0])
-                except BaseException:
-                    process.kill()
-                    raise
-                words = process.stderr.read().decode("ascii", "replace").strip()
-                if process.wait():
-                    raise Refused(
-                        Code.SOURCE_FAILED, f"{command[0]} failed: {words or process.returncode}"
-                    )
+        with (
+            self.metadata() as device,
+            programs.printed(command[0], *command, device) as xml,
+        ):
+            yield from thin_xml.ranges(xml.fileno(), command[0])
 
     def _reserve(self) -> None:
         """Make sure of a metadata snapshot that knows all volumes there are; held until

@@ -11,16 +11,22 @@ below the pool's own dataset, so that dom0's udev leaves it alone as it does the
 import fcntl
 import os
 import stat
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import BinaryIO, cast
 
 from common.override import override
 from dom0_agent.config import ZVOLS, Volume
 from dom0_agent.kernel import ZvolName
-from dom0_agent.sources import Range, Source, lvm, snapshot_name, snapshot_number, zfs_stream
+from dom0_agent.sources import (
+    Range,
+    Source,
+    programs,
+    snapshot_name,
+    snapshot_number,
+    snapshot_numbers,
+    zfs_stream,
+)
 from dom0_agent.sources.zfs_pool import Dataset, ZfsPool
 from wire.status import Code, Refused
 
@@ -84,10 +90,7 @@ class ZfsSource(Source):
     def snapshots(self) -> set[int]:
         """Where the volume is gone, what was read of it last may still be there as a clone."""
         prefix = f"{self.dataset}@{OURS}" if self.pool.find(self.dataset) else self._clones
-        numbers = (
-            snapshot_number(one.name.removeprefix(prefix)) for one in self.pool.named(prefix)
-        )
-        return {number for number in numbers if number is not None}
+        return snapshot_numbers(one.name.removeprefix(prefix) for one in self.pool.named(prefix))
 
     @override
     def snapshot(self, number: int) -> None:
@@ -108,8 +111,8 @@ class ZfsSource(Source):
     def unchanged(self, number: int) -> bool:
         """Once what was written has reached the pool, a change is never less than a block."""
         self._snapshot(number)
-        lvm.run("zpool", "sync", self.dataset.partition("/")[0])
-        written = lvm.run(
+        programs.run("zpool", "sync", self.dataset.partition("/")[0])
+        written = programs.run(
             "zfs", "get", "-Hp", "-o", "value", "written@" + self._name(number).partition("@")[2],
             self.dataset,
         )  # fmt: skip
@@ -187,25 +190,10 @@ class ZfsSource(Source):
         size = min(a.size, b.size)
         # As it is stored (-w): nothing is decompressed, and no key is needed.
         command = ["zfs", "send", "-w", "-i", "@" + a.name.partition("@")[2], b.name]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=lvm.environment()
-        ) as process:
-            assert process.stdout is not None and process.stderr is not None  # noqa: S101  # for mypy
-            try:
-                stream = cast(BinaryIO, process.stdout)
-                for start, end in zfs_stream.changed(stream, a.guid, b.guid):
-                    if start < size:
-                        yield start, min(end, size)
-                wrong = ""
-            except ValueError as error:
-                wrong = str(error)
-                process.kill()
-            except BaseException:
-                process.kill()
-                raise
-            words = process.stderr.read().decode("ascii", "replace").strip()
-            if process.wait() or wrong:
-                raise Refused(Code.SOURCE_FAILED, f"{self.name}: zfs send failed: {words or wrong}")
+        with programs.printed(f"{self.name}: zfs send", *command) as stream:
+            for start, end in zfs_stream.changed(stream, a.guid, b.guid):
+                if start < size:
+                    yield start, min(end, size)
 
     def held(self) -> int:
         """Bytes that only snapshots of ours hold, each alone."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dom0_agent.config import Pool, dataset
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import lvm
+from dom0_agent.sources import programs
 from wire.status import Code, Refused
 
 _FIELDS = "name,volsize,guid,used,available"
@@ -44,7 +44,7 @@ class ZfsPool:
     def all(self) -> dict[str, Dataset]:
         """Datasets, volumes and snapshots by name."""
         if not self._known:
-            raw = lvm.run(
+            raw = programs.run(
                 "zfs", "list", "-Hp", "-r", "-t", "filesystem,volume,snapshot", "-o", _FIELDS,
                 self.dataset,
             )  # fmt: skip
@@ -80,7 +80,7 @@ class ZfsPool:
     def change(self, *command: str) -> None:
         """Run a command that changes something."""
         try:
-            lvm.run(*command)
+            programs.run(*command)
         finally:
             self.forget()
 

@@ -14,7 +14,8 @@ from dom0_agent.keyring import ArchiveKey
 from dom0_agent.log import WARNING, log
 from dom0_agent.tracking.chunk_ids import CommittedIds, IdsDamaged
 from dom0_agent.tracking.pending_log import LogDamaged, PendingLog
-from dom0_agent.tracking.state import ArchiveProgress, Pending, Redo, VolumeState
+from dom0_agent.tracking.progress import ArchiveProgress, Pending, Redo
+from dom0_agent.tracking.state import VolumeState
 from wire.merkle import Tree, chunk_count
 from wire.status import Refused
 

@@ -7,7 +7,8 @@ import time as clock
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.log import WARNING, log
 from dom0_agent.tracking.committing import opened_ids, prove
-from dom0_agent.tracking.state import ArchiveProgress, Pending, State, VolumeState
+from dom0_agent.tracking.progress import ArchiveProgress, Pending
+from dom0_agent.tracking.state import State, VolumeState
 from wire.messages import Request
 
 CLOCK_SLACK = 600

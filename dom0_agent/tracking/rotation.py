@@ -20,7 +20,8 @@ from dom0_agent.targets import clean
 from dom0_agent.tracking.committing import Work, apply, apply_again, prepare
 from dom0_agent.tracking.next_session import next_session
 from dom0_agent.tracking.pending_log import in_use
-from dom0_agent.tracking.state import ArchiveProgress, Committed, Pending, Redo, State, VolumeState
+from dom0_agent.tracking.progress import ArchiveProgress, Committed, Pending, Redo
+from dom0_agent.tracking.state import State, VolumeState
 from wire import CLAIMED_SEQUENCE, MAX_VOLUME_SIZE
 from wire.messages import Request
 from wire.status import Code, Refused

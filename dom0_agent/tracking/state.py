@@ -34,6 +34,7 @@ from common.durable import (
 from dom0_agent.bitmap import Bitmap
 from dom0_agent.config import Volume, remember
 from dom0_agent.log import ERROR, WARNING, log
+from dom0_agent.tracking.progress import ArchiveProgress
 from wire.names import BadName, parse_identity, parse_name
 from wire.status import Code, Refused
 
@@ -43,83 +44,11 @@ any more.
 """
 PATIENCE = 10.0
 """Seconds a call waits for the volume's lock before it answers "busy"."""
-
-
 DAMAGED = "state.json.damaged"
 
 
 class StateDamaged(Exception):
     """The state file does not say what was written to it."""
-
-
-@dataclass
-class Committed:
-    """The newest session that the backup VM said it holds. Ids and digests in hexadecimal; ``root``
-    is that of its record.
-    """
-
-    session: str
-    sequence: int
-    time: int
-    size: int
-    dedup_domain: str
-    digest: str
-    root: str
-
-
-@dataclass
-class Pending:
-    """A session begun and neither committed nor aborted. ``root`` and the record's ``digest`` are
-    known once all of it has been extracted. ``crowded``: the pool was found nearly full while it
-    was."""
-
-    session: str
-    snapshot: int
-    sequence: int
-    time: int
-    size: int
-    full: bool
-    dedup_domain: str
-    map: str | None
-    log: str
-    root: str | None = None
-    digest: str | None = None
-    crowded: bool = False
-
-
-@dataclass
-class Redo:
-    """Ids of a committed session that may not all be in the ids file yet."""
-
-    log: str
-    session: str
-    full: bool
-    size: int
-    dedup_domain: str
-
-
-@dataclass
-class ArchiveProgress:
-    """What is kept for one archive. ``map`` is a file name; None means nothing changed.
-
-    ``mark`` and ``mark_time`` are the highest sequence number of a session *begun* and the time it
-    was given: neither goes back when a session is aborted, so that no two records that dom0 sealed
-    say the same.
-    """
-
-    volume_id: str
-    ids: str
-    map: str | None = None
-    committed: Committed | None = None
-    pending: Pending | None = None
-    redo: Redo | None = None
-    mark: int = 0
-    mark_time: int = 0
-
-    def pending_as(self, session: bytes) -> Pending | None:
-        """The pending session if it is that one."""
-        found = self.pending
-        return found if found is not None and found.session == session.hex() else None
 
 
 @dataclass
@@ -257,7 +186,10 @@ class VolumeState:
         if raw.pop("check", None) != _check(raw):
             raise StateDamaged(f"{self._path} is damaged: its check does not fit")
         try:
-            follows = {archive: _progress(fields) for archive, fields in raw.pop("follows").items()}
+            follows = {
+                archive: ArchiveProgress.parsed(fields)
+                for archive, fields in raw.pop("follows").items()
+            }
             return State(follows=follows, **raw)
         except (TypeError, KeyError, AttributeError) as error:
             raise StateDamaged(f"{self._path} is damaged: {error}") from None
@@ -321,13 +253,6 @@ def _storage(place: dict[str, Any]) -> list[Any]:
     """By what the storage is told from others in which snapshots of ours may be."""
     pool = place.get("pool", {})
     return [pool.get(key) for key in ("path", "volume_group", "thin_pool")]
-
-
-def _progress(raw: dict[str, Any]) -> ArchiveProgress:
-    for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
-        if raw.get(key) is not None:
-            raw[key] = kind(**raw[key])
-    return ArchiveProgress(**raw)
 
 
 def known_volumes(state_dir: Path) -> Iterator[tuple[str, str]]:

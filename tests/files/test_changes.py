@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from backup_vm.errors import DamagedError
+from backup_vm.files.answers import Entry, FileSystemError, Stat
 from backup_vm.files.changes import Change, differences
-from backup_vm.files.parser import Entry, FileSystemError, Stat
 from backup_vm.files.session import Found
 
 

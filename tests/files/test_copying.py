@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from backup_vm.errors import SparsebakError
+from backup_vm.files.answers import Stat
 from backup_vm.files.copying import Copier
-from backup_vm.files.parser import Stat
 from backup_vm.files.session import Found
 from tests.files.kit import told
 

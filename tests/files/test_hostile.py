@@ -1,38 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Damaged and hostile file systems: an error within limits, and nothing beyond the child."""
+"""Damaged and hostile file systems: an error within limits."""
 
-import json
 import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backup_vm.errors import SparsebakError
-from backup_vm.files import messages
+from backup_vm.files.answers import FileSystemError
 from backup_vm.files.changes import _flat
 from backup_vm.files.child import _SENSELESS
 from backup_vm.files.copying import Copier
-from backup_vm.files.parser import Entry, FileSystemError, Parser, Stat, _entries
 from backup_vm.files.readers import partitions
 from backup_vm.files.readers.decompression import decompressed
 from backup_vm.files.readers.source import Absent, Malformed, Source, Unsupported
 from tests.files import trees
 from tests.files.kit import ImageFile, files_of
 
-ROOT = Path(__file__).parent.parent.parent
 EXPECTED = (Malformed, Unsupported, Absent, *_SENSELESS)
-STAT = [0o100644, 1, 0, 0, 5, 0, 0, 0, 0, 0]
 
 
 def read_all(image: Path, most: int = 400) -> None:
@@ -129,168 +120,6 @@ def test_an_image_that_is_cut_off_is_an_error(sound: Path, tmp_path: Path) -> No
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
-TRIES = """
-import os, signal, socket, sys
-user = int(sys.argv[1])
-sys.path[:] = sys.argv[2:]
-from backup_vm.files import sandbox
-import ctypes
-parent = os.getppid()
-libc = ctypes.CDLL(None, use_errno=True)
-if user:
-    os.setgroups([])
-    os.setresgid(user, user, user)
-    os.setresuid(user, user, user)
-sandbox.enter()
-tries = {
-    "open": lambda: os.open("/etc/passwd", os.O_RDONLY),
-    "write": lambda: os.open("/tmp/written", os.O_WRONLY | os.O_CREAT),
-    "listen": lambda: socket.socket(),
-    "pipe": os.pipe,
-    "dup": lambda: os.dup(0),
-    "fork": os.fork,
-    "signal": lambda: os.kill(parent, signal.SIGTERM),
-    "exec": lambda: os.execv("/bin/true", ["true"]),
-    "look": lambda: os.stat("/proc/%d/mem" % parent) and libc.ptrace(16, parent, 0, 0) and 1 / 0,
-    "memory": lambda: bytearray(2 << 30),
-    "root": lambda: os.setuid(0),
-    "link": lambda: os.symlink("/", "/tmp/linked"),
-}
-failed = []
-for name, attempt in tries.items():
-    try:
-        attempt()
-    except (OSError, MemoryError, ZeroDivisionError):
-        continue
-    failed.append(name)
-os.write(0, repr(failed).encode())
-"""
-
-
-@pytest.mark.parametrize("user", [0, 65533])
-def test_the_child_can_do_nothing_but_compute(user: int) -> None:
-    user = user if os.geteuid() == 0 else 0
-    ours, its = socket.socketpair()
-    folders = [str(ROOT), *filter(os.path.isabs, sys.path)]
-    with ours:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", TRIES, str(user), *folders],
-            stdin=its.fileno(),
-            cwd="/",
-        )
-        its.close()
-        assert done.returncode == 0
-        failed = ours.recv(1000).decode()
-    assert failed == "[]"
-
-
-def test_readers_import_nothing_of_the_rest() -> None:
-    for path in (ROOT / "backup_vm/files/readers").glob("*.py"):
-        for line in path.read_text().splitlines():
-            if "import" in line and "backup_vm" in line:
-                assert "backup_vm.files.readers." in line, (path, line)
-
-
-def test_the_parser_is_never_in_the_command_itself() -> None:
-    """Importing all that the command uses of files brings no reader with it."""
-    code = (
-        "import sys, backup_vm.jobs.files, backup_vm.files.copying, backup_vm.files.showing\n"
-        "assert not [m for m in sys.modules if 'files.readers' in m or 'files.child' in m]"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-class Lying(Parser):
-    """A parser whose child says what the test wants."""
-
-    def __init__(self, *frames: bytes) -> None:
-        super().__init__()
-        self._frames = frames
-        self.add(lambda offset, length: bytes(length), 1000)
-
-    def _start(self) -> None:
-        ours, its = socket.socketpair()
-        self._socket.close()
-        self._socket = ours
-        self._process = subprocess.Popen(["sleep", "60"])
-
-        def answer() -> None:
-            with its, suppress(OSError):  # nobody may listen to the end
-                its.recv(1 << 16)
-                for frame in self._frames:
-                    its.sendall(messages.LENGTH.pack(len(frame)) + frame)
-
-        threading.Thread(target=answer, daemon=True).start()
-
-
-def rows(*found: Any) -> bytes:
-    return messages.ROWS + json.dumps(found).encode()
-
-
-@pytest.mark.parametrize(
-    "name", ["../x", "..", ".", "", "a/b", "a\0b", "x" * 256, "\ud800", "/etc/passwd"]
-)
-def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
-    with Lying(rows([name, 1, STAT]), messages.END) as parser, pytest.raises(FileSystemError):
-        parser.names(1, 1)
-
-
-@pytest.mark.parametrize(
-    "frames",
-    [
-        (messages.ROWS + b"[[" * 100_000, messages.END),
-        (messages.ROWS + b"9" * 10_000, messages.END),
-        (rows(["a", 1, STAT], ["a", 2, STAT]), messages.END),
-        (rows(["a", -1, STAT]), messages.END),
-        (rows(["a", 1, [*STAT[:4], -5, *STAT[5:]]]), messages.END),
-        (rows(["a", 1, [*STAT[:4], 1e9, *STAT[5:]]]), messages.END),
-        (rows(["a", True, STAT]), messages.END),
-        (messages.DATA + b"x", messages.END),
-        (messages.FETCH + messages.RANGE.pack(1, 990, 20),),
-        (messages.FETCH + messages.RANGE.pack(2, 0, 20),),
-        (messages.FETCH + messages.RANGE.pack(1, 1 << 63, 1 << 20),),
-        (messages.FETCH,),
-        (messages.FAILED + b"{}",),
-        (),
-    ],
-)
-def test_an_answer_that_cannot_be_is_an_error(frames: tuple[bytes, ...]) -> None:
-    with Lying(*frames) as parser, pytest.raises(FileSystemError):
-        parser.names(1, 1)
-
-
-@pytest.mark.parametrize(
-    "name", ["\ud800", "user.\ud800", "user.a\0b", "", "user." + "\u20ac" * 200]
-)
-def test_an_attribute_has_a_name_that_can_be_one(name: str) -> None:
-    with Lying(rows([name, "x"]), messages.END) as parser, pytest.raises(FileSystemError):
-        parser.attributes(1, 1)
-
-
-@pytest.mark.parametrize(
-    "extents", [[[0, 9, 0]], [[0, 2, 999]], [[0, 2, 0], [1, 2, 5]], [[0, 0, 0]], [[0, 2, -1]]]
-)
-def test_contents_are_within_the_file_and_the_image(extents: list[Any]) -> None:
-    with Lying(rows(*extents), messages.END) as parser, pytest.raises(FileSystemError):
-        parser.extents(1, 1, 5)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=2), inner),
-)
-
-
-@settings(max_examples=50)
-@given(JSON)
-def test_no_row_is_anything_but_an_entry_or_an_error(row: Any) -> None:
-    try:
-        for entry in _entries([row]):
-            assert b"/" not in entry.name and entry.node >= 0
-    except FileSystemError:
-        pass
-
-
 @settings(max_examples=60)
 @given(st.binary(max_size=300), st.integers(0, 4000), st.sampled_from([1, 2, 3]))
 def test_decompression_gives_what_was_asked_for_or_an_error(
@@ -332,8 +161,3 @@ def test_a_child_that_is_killed_is_one_line(tmp_path: Path) -> None:
             files.find(b"/lost+found")
         with pytest.raises(FileSystemError, match="ended"):
             files.find(b"/lost+found")
-
-
-def test_entries_are_what_they_seem() -> None:
-    assert list(_entries([["a", 1, STAT]])) == [Entry(b"a", 1, Stat(*STAT))]
-    assert list(_entries([["a", 1, "damaged"]])) == [Entry(b"a", 1, None, "damaged")]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.files.answers import FileSystemError
 from backup_vm.files.copying import Copier
-from backup_vm.files.parser import FileSystemError
 from tests.files import trees
 from tests.files.kit import attributes_of, files_of, must_be_same, told
 

@@ -264,7 +264,10 @@ def test_every_service_is_in_the_policy_and_denied_at_its_end() -> None:
 
 
 def test_every_command_has_its_module() -> None:
-    found = {path.stem for path in (ROOT / "backup_vm/cli").glob("*.py")} - {
+    """Or its package."""
+    folder = ROOT / "backup_vm/cli"
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+    found = packages | {path.stem for path in folder.glob("*.py")} - {
         "__init__",
         "context",
         "options",
@@ -274,8 +277,8 @@ def test_every_command_has_its_module() -> None:
 
 
 def test_no_module_is_long() -> None:
-    for path in modules("common", "dom0_agent", "wire", "backup_vm", "tests", "bench"):
-        assert len(path.read_text().splitlines()) <= 420, path
+    for path in modules("common", "dom0_agent", "wire", "backup_vm", "tests", "bench", "tools"):
+        assert len(path.read_text().splitlines()) <= 350, path
 
 
 def test_dom0_and_vm_install_into_separate_trees(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from struct import Struct, unpack_from
 
 from backup_vm.files.readers.ext4_attributes import attributes, inline_data
 from backup_vm.files.readers.ext4_journal import Moved, contents_of, replayed
+from backup_vm.files.readers.ext4_map import in_lists, in_tree
 from backup_vm.files.readers.source import (
     LARGEST_FILE,
     LONGEST_LINK,
@@ -32,10 +33,6 @@ and dirdata.
 """
 _ENCRYPTED, _HAS_EXTENTS, _INLINE = 0x800, 0x80000, 0x10000000
 _ROOT = 2
-_EXTENT_MAGIC = 0xF30A
-_DEEPEST = 5
-_INITIALIZED = 0x8000
-_HEADER, _LEAF, _INDEX = Struct("<HHHHI"), Struct("<IHHI"), Struct("<IIHH")
 _ENTRY = Struct("<IHBB")
 
 
@@ -238,14 +235,12 @@ class Ext4:
     def _extents(self, node: int) -> Iterator[Extent]:
         raw = self._inode(node)
         (flags,) = unpack_from("<I", raw, 32)
-        found = (
-            self._tree(raw[40:100], _DEEPEST)
-            if flags & _HAS_EXTENTS
-            else self._map(
-                raw, -(-self._length(raw, stat.S_IFREG, unpack_from("<I", raw, 4)[0]) // self._size)
-            )
-        )
-        size = self._size
+        size, mapped = self._size, raw[40:100]
+        if flags & _HAS_EXTENTS:
+            found = in_tree(self._block, mapped)
+        else:
+            length = self._length(raw, stat.S_IFREG, unpack_from("<I", raw, 4)[0])
+            found = in_lists(self._block, mapped, size, -(-length // size))
         for block, count, where in found:
             yield Extent(block * size, count * size, self._source.place(where * size, count * size))
 
@@ -254,47 +249,6 @@ class Ext4:
         if extent.place is None:
             raise Malformed("the map of a file is damaged")
         return extent.place - self._source.start
-
-    def _tree(self, raw: bytes, deepest: int) -> Iterator[tuple[int, int, int]]:
-        magic, count, _, depth, _ = _HEADER.unpack_from(raw)
-        if magic != _EXTENT_MAGIC or depth > deepest or 12 + 12 * count > len(raw):
-            raise Malformed("the map of a file is damaged")
-        for at in range(12, 12 + 12 * count, 12):
-            if depth:
-                _, low, high, _ = _INDEX.unpack_from(raw, at)
-                yield from self._tree(self._block(low | high << 32), depth - 1)
-            else:
-                block, length, high, low = _LEAF.unpack_from(raw, at)
-                if length <= _INITIALIZED:  # else nothing was written there
-                    yield block, length, low | high << 32
-
-    def _map(self, raw: bytes, blocks: int) -> Iterator[tuple[int, int, int]]:
-        """The map of a file as ext2 has it: blocks, and blocks of blocks."""
-        each = self._size // 4
-        direct = unpack_from("<15I", raw, 40)
-        spans = [1] * 12 + [each, each**2, each**3]
-        first = count = where = base = 0
-        for pointer, span in zip(direct, spans, strict=True):
-            for block, one in self._below(pointer, span, base, blocks):
-                if count and block == first + count and one == where + count:
-                    count += 1
-                    continue
-                if count:
-                    yield first, count, where
-                first, count, where = block, 1, one
-            base += span
-        if count:
-            yield first, count, where
-
-    def _below(self, pointer: int, span: int, base: int, end: int) -> Iterator[tuple[int, int]]:
-        if not pointer or base >= end:
-            return
-        if span == 1:
-            yield base, pointer
-            return
-        each = self._size // 4
-        for i, one in enumerate(unpack_from(f"<{each}I", self._block(pointer))):
-            yield from self._below(one, span // each, base + i * (span // each), end)
 
     def contents(self, node: int, offset: int, length: int) -> bytes:
         """See Reader."""

@@ -16,7 +16,8 @@ from dom0_agent.catalog import Skipped
 from dom0_agent.config import Config, ConfigError, Volume, load
 from dom0_agent.keyring import Keyring
 from dom0_agent.notify import notify
-from dom0_agent.tracking.state import ArchiveProgress, VolumeState
+from dom0_agent.tracking.progress import ArchiveProgress
+from dom0_agent.tracking.state import VolumeState
 from wire.status import Refused
 
 

@@ -17,8 +17,8 @@ from dom0_agent.rpc.volume_call import VolumeCall
 from dom0_agent.tracking.chunk_ids import IdsDamaged
 from dom0_agent.tracking.committing import opened_ids, prove
 from dom0_agent.tracking.pending_log import PendingLog
+from dom0_agent.tracking.progress import ArchiveProgress, Pending
 from dom0_agent.tracking.rotation import Rotation
-from dom0_agent.tracking.state import ArchiveProgress, Pending
 from wire.chunks import ID_SIZE
 from wire.merkle import PAGE_IDS, chunk_count
 from wire.messages import KIND_RECORD, REQUEST_KNOWN, Request

@@ -10,8 +10,8 @@ from common.durable import closing_fd
 from dom0_agent.bitmap import Bitmap, grains_per_chunk
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.volume_call import VolumeCall
+from dom0_agent.tracking.progress import Pending
 from dom0_agent.tracking.rotation import Rotation
-from dom0_agent.tracking.state import Pending
 from wire import NO_SESSION
 from wire.merkle import chunk_count
 from wire.messages import OFFER_FULL, OFFER_RESUMED, Offer

@@ -14,7 +14,7 @@ from common import image_writer as images
 from dom0_agent.admin.held import held
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import file as file_source
-from dom0_agent.sources import lvm
+from dom0_agent.sources import lvm, programs
 from dom0_agent.sources.file import FileSource
 from dom0_agent.targets.file import FileReplacement, clean
 from dom0_agent.tracking import rotation
@@ -181,16 +181,9 @@ def test_images_are_written_where_direct_writing_is_not_possible(
         images.ImageWriter(tmp_path / "two", 5000)
 
 
-def test_commands_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "is not installed" in refused(lambda: lvm.run("no-such-command"))
-    assert "out of space" in refused(
-        lambda: lvm.run("sh", "-c", "echo out of space >&2; exit 5"), Code.NO_SPACE
-    )
-    assert "sh failed: 3" in refused(lambda: lvm.run("sh", "-c", "exit 3"))
-    monkeypatch.setattr(lvm, "TIMEOUT", 0.1)
-    assert "did not end" in refused(lambda: lvm.run("sleep", "5"))
+def test_a_report_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for nonsense in ("", "{}", '{"report": []}', '{"report": [{"lv": [7]}]}'):
-        monkeypatch.setattr(lvm, "run", lambda *_, text=nonsense: text)
+        monkeypatch.setattr(programs, "run", lambda *_, text=nonsense: text)
         assert "invalid report" in refused(lvm.report)
 
 
@@ -230,8 +223,8 @@ def test_an_lvm_report_with_chatter_and_foreign_volumes(
     program = tmp_path / "lvs"
     program.write_text(f"#!/bin/sh\ncat <<'END'\n{printed}END\n")
     program.chmod(0o755)
-    original = lvm.run
-    monkeypatch.setattr(lvm, "run", lambda *words: original(str(program), *words[1:]))
+    original = programs.run
+    monkeypatch.setattr(programs, "run", lambda *words: original(str(program), *words[1:]))
     found = lvm.report()
     assert set(found) == {
         ("dom0", "vm-pool_tmeta"),
@@ -240,15 +233,6 @@ def test_an_lvm_report_with_chatter_and_foreign_volumes(
     }
     assert found["dom0", "vm-work-private"].pool == "vm-pool"
     assert found["dom0", "vm-pool"].data_percent == 100, "what is not known is not taken for room"
-
-
-def test_a_command_that_fails_says_what_it_wrote_and_asks_nobody(tmp_path: Path) -> None:
-    """Also when that was warnings alone; and its questions are not answered by the caller's
-    data.
-    """
-    text = refused(lambda: lvm.run("sh", "-c", "echo WARNING: only this >&2; exit 5"))
-    assert "only this" in text
-    assert lvm.run("sh", "-c", "read line || echo nobody") == "nobody\n"
 
 
 def test_a_volume_too_large_for_its_record_is_refused(

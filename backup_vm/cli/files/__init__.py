@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``sparsebak files``: files out of sessions, without a mount and without being root.
+
+One action is one function: ``listing`` has those that show what a session has, ``taking`` those
+that take contents out of it, ``comparing`` those between sessions.
+"""
+
+import argparse
+from typing import Any
+
+from backup_vm.cli.files import comparing, listing, taking
+from backup_vm.cli.options import add_common, key_option, path, session_option, volume_argument
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    files = commands.add_parser(
+        "files",
+        help="list, show, compare and copy files out of sessions; needs the key",
+        description=(
+            "Shows and copies what is in a session's file system (ext2 to ext4, XFS, Btrfs, also in"
+            " partitions), without mounting it and without being root. A child without any rights"
+            " parses it. Names and contents are as hostile as the qube they are from."
+        ),
+    )
+    actions = files.add_subparsers(
+        dest="action", required=True, metavar="ACTION", help="what to do"
+    )
+
+    def action(name: str, run: Any, text: str, sentences: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=sentences)
+        volume_argument(parser, "whose files")
+        parser.add_argument(
+            "--partition",
+            type=int,
+            metavar="N",
+            help="which partition (default: the only one with a file system that can be read)",
+        )
+        key_option(parser)
+        parser.set_defaults(run=run)
+        return parser
+
+    def path_argument(parser: argparse.ArgumentParser, many: str | None = None) -> None:
+        text = "a path in the file system" + (" (default: /)" if many == "?" else "")
+        more = {} if many is None else {"nargs": many, "default": "/"}
+        parser.add_argument("path", metavar="PATH", help=text, **more)  # type: ignore[arg-type]
+
+    ls = action("ls", listing.ls, "list a folder", "Lists a folder, or shows a file.")
+    path_argument(ls, "?")
+    ls.add_argument("-l", "--long", action="store_true", help="with mode, owner, size, time")
+    tree = action(
+        "tree", listing.tree, "show all below a folder", "Shows all that is below a folder."
+    )
+    path_argument(tree, "?")
+    tree.add_argument("--depth", type=int, metavar="N", help="no deeper than this")
+    find = action(
+        "find", listing.find, "find files by name", "Prints the paths below a folder that fit."
+    )
+    path_argument(find, "?")
+    find.add_argument("--name", metavar="PATTERN", help="of the name: *, ? and [...] as in a shell")
+    find.add_argument(
+        "--type", choices="fdl", help="f: regular files, d: folders, l: symbolic links"
+    )
+    about = action(
+        "stat", listing.stat, "show all that is said of a file", "Shows what is said of a file."
+    )
+    path_argument(about)
+    cat = action(
+        "cat",
+        taking.cat,
+        "write a file to standard output",
+        "Writes a file to standard output.",
+    )
+    path_argument(cat)
+    copy = action(
+        "cp",
+        taking.cp,
+        "copy files and folders",
+        "Copies files, and folders with all that is in them: holes, times, attributes, links, and"
+        " owners if root. Nothing that exists is replaced; nothing outside of TARGET is written.",
+    )
+    copy.add_argument("path", nargs="+", metavar="PATH", help="paths in the file system")
+    copy.add_argument("target", type=path, metavar="TARGET", help="a folder, or a new name")
+    copy.add_argument(
+        "--privileged",
+        action="store_true",
+        help="also devices, setuid, setgid and sticky bits, and trusted and security attributes",
+    )
+    history = action(
+        "history",
+        comparing.history,
+        "show in which sessions a file changed",
+        "Shows the sessions in which a file is not what it was in the one before.",
+    )
+    path_argument(history)
+    diff = action(
+        "diff",
+        comparing.diff,
+        "show which files differ between two sessions",
+        "Shows which files differ: + is new, - is gone, M has other contents, m other properties.",
+    )
+    for name, text in (("old", "S1"), ("new", "S2")):
+        diff.add_argument(name, metavar=text, help="a session: its time, a tag, or 'latest'")
+    path_argument(diff, "?")
+    diff.add_argument(
+        "--contents",
+        action="store_true",
+        help="compare contents also where time, size and inode are the same",
+    )
+    for name, parser in actions.choices.items():
+        if name not in ("history", "diff"):
+            session_option(parser)
+        add_common(parser, again=True)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Contents out of one session: ``cat`` and ``cp`` of ``sparsebak files``."""
+
+import argparse
+import os
+import stat
+import sys
+from pathlib import Path
+
+from backup_vm.cli.context import Context
+from backup_vm.cli.files.opening import opened_session, path_of
+from backup_vm.terminal.text import count_text, size_text
+
+
+def cat(options: argparse.Namespace) -> int:
+    """Write a file to standard output."""
+    from backup_vm.errors import SparsebakError, UsageError
+    from backup_vm.files.session import shown
+    from backup_vm.terminal import output
+
+    context = Context(options)
+    if context.json:
+        raise UsageError("what cat writes is no data for programs", "leave out --json")
+    watched = bool(sys.stdout is not None and sys.stdout.isatty())
+    with opened_session(context) as side:
+        found = side.files.find(path_of(context))
+        if not stat.S_ISREG(found.stat.mode):
+            raise SparsebakError(f"{shown(found.path)} is not a regular file")
+        reached = 0
+        for offset, data in side.files.contents(found):
+            _zeros(offset - reached)
+            if watched:  # a terminal obeys what it is sent
+                lines = data.decode("utf-8", "replace").split("\n")
+                output.put_bytes("\n".join(map(_visible, lines)).encode())
+            else:
+                output.put_bytes(data)
+            reached = offset + len(data)
+        _zeros(found.stat.size - reached)
+    return 0
+
+
+def _visible(line: str) -> str:
+    from common.text import printable
+
+    return "\t".join(map(printable, line.split("\t")))
+
+
+def _zeros(count: int) -> None:
+    from backup_vm.terminal import output
+
+    while count > 0:
+        output.put_bytes(bytes(min(count, 1 << 20)))
+        count -= 1 << 20
+
+
+def cp(options: argparse.Namespace) -> int:
+    """Copy files and folders."""
+    from backup_vm.errors import Exit, UsageError
+    from backup_vm.files.copying import Copier
+    from backup_vm.files.session import shown
+
+    context = Context(options)
+    target: Path = options.target
+    inside = target.is_dir()
+    if len(options.path) > 1 and not inside:
+        raise UsageError(f"{target} is not a folder", "several files need one to go to")
+    with opened_session(context) as side:
+        chosen = []
+        for name in options.path:
+            found = side.files.find(os.fsencode(name), follow=False)
+            base = os.fsdecode(found.path.rpartition(b"/")[2])
+            if inside and not base:
+                raise UsageError(f"{target} exists", "to copy / give a name that is not there yet")
+            chosen.append((found, target / base if inside else target))
+        size = sum(one.stat.size for one, _ in chosen)
+        whole = all(stat.S_ISREG(one.stat.mode) for one, _ in chosen)
+        with context.progress("copy", size if whole else None) as progress:
+            ticks = progress.advance if whole else lambda size: None
+            copier = Copier(side.files, context.warn, options.privileged, ticks)
+            for found, where in chosen:
+                copier.copy(found, where)
+        done = copier.done
+        if done.left_out:
+            context.warn(
+                f"{count_text(done.left_out, 'thing')} left out (devices, setuid bits, attributes"
+                " that give rights): to copy them give --privileged"
+            )
+        if done.limited:
+            context.warn(f"not kept, for this folder cannot: {', '.join(sorted(done.limited))}")
+        names = ", ".join(shown(one.path) for one, _ in chosen[:3])
+        context.done(
+            {
+                "files": done.files,
+                "size": done.size,
+                "failed": done.troubles,
+                "left_out": done.left_out,
+                "target": str(target),
+            },
+            f"{target}: {names} as of {side.files.name}, {count_text(done.files, 'file')},"
+            f" {size_text(done.size)}.",
+        )
+    return Exit.DAMAGED if done.damaged else Exit.FAILED if done.troubles else Exit.OK
