@@ -153,7 +153,9 @@ class Archive:
                 one.keep_known(self.catalog)
                 found.append(one)
             elif self.writing:
-                workspace.remove(name)
+                # What is no file stays, and is named by scrub: it keeps no other volume waiting.
+                with suppress(DamagedError):
+                    workspace.remove(name)
         return found
 
     def store_session(self, complete: Partial, record: bytes, base: bytes, inherit: int) -> Session:
