@@ -12,6 +12,7 @@ import pytest
 from dom0_agent import notify
 from dom0_agent.admin import catalog, cli, policy
 from dom0_agent.admin.cli import backup as backup_command
+from dom0_agent.admin.cli import setup as setup_command
 from tests.qubes.kit import BACKUP_VM, QubesSite
 from tests.qubes.qubesd import Qube, Qubesd, Refusal
 
@@ -76,8 +77,11 @@ def test_setup_gives_qubes_4_2_the_rules_that_it_needs(
 
 
 def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(
-    qubesd: Qubesd, tmp_path: Path
+    qubesd: Qubesd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its state is put elsewhere: what a test leaves on the machine, the next one would find."""
+    elsewhere = setup_command._CONFIG.replace("/var/lib/sparsebak", str(tmp_path / "state"))
+    monkeypatch.setattr(setup_command, "_CONFIG", elsewhere)
     qubesd.pools["p"] = {"driver": "file-reflink", "dir_path": "/x"}
     qubesd.add("keeper", "AppVM", "p")
     config = tmp_path / "etc/agent.toml"
@@ -88,6 +92,7 @@ def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(
     from dom0_agent.config import load
 
     assert load(config).catalog == "qubes"
+    assert (tmp_path / "state/catalog.json").exists()
 
 
 @pytest.mark.parametrize(("state", "code"), [("Halted", 0), ("Running", 0), ("Halted", 3)])
@@ -207,6 +212,22 @@ def test_a_full_disk_does_not_keep_the_monitor_from_making_room(
     assert "volumes followed" in said.out
     assert "catalog.json cannot be written: No space left on device" in said.err
     assert agent(qubes, "volumes") == 1  # that is what it is for
+
+
+def test_a_backup_from_an_old_list_is_made_and_fails(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent(qubes, "setup", BACKUP_VM)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    made: list[object] = []
+    monkeypatch.setattr(backup_command, "_backup", lambda *_: made.append(1) or 0)
+    assert agent(qubes, "backup") == 0
+    monkeypatch.setattr(catalog, "replace", full)
+    assert agent(qubes, "backup") == 1 and len(made) == 2
+    assert "catalog.json cannot be written" in capsys.readouterr().err
 
 
 def test_a_new_qube_is_left_alone_where_that_is_wanted(qubes: QubesSite) -> None:

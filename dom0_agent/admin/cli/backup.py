@@ -47,7 +47,7 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        domain, code = _in_the_vm(options)
+        domain, code, listed = _in_the_vm(options)
     except (ConfigError, OSError, Refused, UserError) as error:  # every night, and nobody looks
         notify("Backup failed", f"It was not made: {printable(str(error))}", urgent=True)
         raise
@@ -63,13 +63,15 @@ def _run(options: argparse.Namespace) -> int:
         return 1
     if not options.quiet:
         print(f"{domain.name} has made a backup.")
-    return 0
+    return 0 if listed else 1  # a qube made since the last list was not in it; the log says why
 
 
-def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int]:
-    """Have the backup made; the backup VM, and its command's exit code."""
+def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int, bool]:
+    """Have the backup made; the backup VM, its command's exit code, and whether the list of volumes
+    was written down before it.
+    """
     config = load(options.config)
-    catalog, _ = current(config)
+    catalog, listed = current(config)
     tag_new(config)
     with asking():
         app = connect()
@@ -84,7 +86,7 @@ def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int]:
             if was_off:
                 _shut_down(domain)
     last_backup.note(config, catalog)
-    return domain, code
+    return domain, code, listed
 
 
 def _backup_vm(app: Any, name: str | None) -> Any:
