@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     with interrupts.handled(process=argv is None):
         try:
             code = _run(sys.argv[1:] if argv is None else argv)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Exception) as error:
+            if not isinstance(error, KeyboardInterrupt) and not interrupts.came():
+                raise
             if interrupts.first_to_tell():
                 output.complain(f"{journal_prefix(4)}{interrupts.MESSAGE}")
             code = interrupts.exit_code()

@@ -56,6 +56,14 @@ def first_to_tell() -> bool:
     return _untold.acquire(blocking=False)
 
 
+def came() -> bool:
+    """Whether a signal came. Then whatever ends the command is its doing: Python 3.11 makes a
+    RuntimeError of a Stop in a __set_name__, and each enumeration of a module that is being
+    imported has some.
+    """
+    return _came is not None
+
+
 def exit_code() -> int:
     """128 and the number of the signal that came; as after Ctrl-C where none is known."""
     return 128 + (_came or signal.SIGINT)

@@ -218,3 +218,35 @@ def test_a_copy_asks_before_it_removes(tmp_path: Path) -> None:
     assert answered(site, signal.SIGINT, *words)[0] == 130
     assert answered(site, b"y\n", *words)[0] == 0
     assert site.images(folder=copy) == site.images()
+
+
+IMPORTING = """
+import os, sys
+from {package} import cli
+
+class Member:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), {number:d})
+        for _ in range(1000):  # the handler runs between two of Python's instructions
+            pass
+
+def parser(words):
+    class Enumeration:
+        member = Member()
+    raise AssertionError
+
+cli.parser = parser
+sys.argv[1:] = []
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("package", ["backup_vm", "dom0_agent.admin"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_module_is_imported(package: str, number: signal.Signals) -> None:
+    """What a handler raises there may come out as an error of another kind."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING.format(package=package, number=number)],
+        stderr=subprocess.PIPE, text=True, check=False, preexec_fn=signals_as_usual,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (128 + number, False), done.stderr

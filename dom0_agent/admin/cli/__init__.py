@@ -164,6 +164,12 @@ def main(argv: list[str] | None = None) -> int:
             _print_no_more()
     except (KeyboardInterrupt, EOFError):
         return 130
+    except Exception:
+        # Python 3.11 makes a RuntimeError of what is raised in a __set_name__, and each enumeration
+        # of a module that is being imported has some.
+        if not _came:
+            raise
+        return 128 + _came
     return 1
 
 
@@ -171,7 +177,7 @@ def _as_a_process() -> None:
     """What a command is for the system: it ends cleanly on a signal, and prints whatever the
     locale is.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _end)
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
@@ -195,10 +201,16 @@ def _print_no_more() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+_came = 0
+"""The signal that ends the command, if one does."""
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     """Let what was begun be put right on the way out, as after an error; a second signal ends it at
     once.
     """
+    global _came
+    _came = number
     signal.signal(number, signal.SIG_DFL)
     raise SystemExit(128 + number)
 
