@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backup_vm.archive.lease_files import FOLDER
 from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.archive.storage.directory import Directory
 from backup_vm.archive.storage.files import ASIDE, LocalNewFile, rename
@@ -59,7 +60,7 @@ class LocalStorage(Directory, Storage):
     @override
     def prepare(self) -> None:
         # What is left of an init that failed half way does not keep the next one from beginning.
-        mine = {"lost+found", "archive.toml" + TEMPORARY}
+        mine = {"lost+found", "archive.toml" + TEMPORARY, FOLDER}
         if self.root.exists() and any(entry.name not in mine for entry in self.root.iterdir()):
             raise SparsebakError(
                 f"{self.root} is not empty",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
 from backup_vm.archive.format import SESSION_HEAD_SIZE, session_size
+from backup_vm.archive.lease_files import FOLDER
 from backup_vm.archive.storage import WHOLE, NewFile, Reader, Storage
 from backup_vm.archive.storage.blocks import Blocks, RemoteReader
 from backup_vm.archive.storage.cache import Cache, CacheWorkspace
@@ -102,7 +103,8 @@ class RemoteStorage(Storage):
 
     @override
     def prepare(self) -> None:
-        if self._inventory.there():
+        # A run that began here a moment ago, or died, has left its lease.
+        if not all(name.startswith(f"{FOLDER}/") for name in self._inventory.there()):
             raise SparsebakError(f"{self._url} is not empty", "choose another path")
 
     @override
