@@ -7,7 +7,7 @@ Whoever holds the disk can put links, FIFOs and the like into it: every file is 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +89,10 @@ class LocalStorage(Directory, Storage):
     @override
     def unreadable(self) -> list[str]:
         return []
+
+    @override
+    def ages(self, names: Iterable[str]) -> dict[str, float]:
+        return {}
 
     @override
     def allocated(self, name: str) -> int:
