@@ -109,6 +109,9 @@ class Workspace(Files, Protocol):
     def scratch(self) -> IO[bytes]:
         """A temporary file without a name, on a disk: it may be large, and /tmp is often memory."""
 
+    def refusal(self) -> OSError | None:
+        """What keeps files from being written here now, found out by a try; None if nothing."""
+
 
 class Storage(Files, Protocol):
     """The files of one archive. ``uploads``: how many packs may be on their way at once;

@@ -20,7 +20,7 @@ from backup_vm.archive.storage.interface import TEMPORARY, Storage
 from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.archive.storage.writing import Blocks
 from backup_vm.errors import DamagedError, SparsebakError
-from common.durable import closing_fd, pwrite_all
+from common.durable import closing_fd, pwrite_all, sync_file
 from common.override import override
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class LocalStorage(Directory, Storage):
             try:
                 with closing_fd(fd):
                     pwrite_all(fd, b"".join(parts), 0)
-                    os.fsync(fd)
+                    sync_file(fd)
                 self.check()
                 rename(folder, last)
             except BaseException:
