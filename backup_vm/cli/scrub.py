@@ -44,12 +44,15 @@ def run(options: argparse.Namespace) -> int:
             context.warn("the archive cannot be written to: the next backup does not know of this")
     for problem in done.problems():
         context.warn(problem)
-    row: dict[str, Any] = {"damaged": done.damaged(), "ok": done.sound}
+    for line in done.outside:
+        context.warn(line)
+    sound = done.sound and not done.outside
+    row: dict[str, Any] = {"damaged": done.damaged(), "ok": sound}
     looked_at, there = len(done.looked_at), len(done.there)
     if options.sample is not None or options.older_than is not None:
-        row |= {"packs": looked_at, "of": there}
-    context.done(row, *([_words(looked_at, there)] if done.sound else []))
-    return Exit.OK if done.sound else Exit.DAMAGED
+        row |= {"outside": done.outside, "packs": looked_at, "of": there}
+    context.done(row, *([_words(looked_at, there)] if sound else []))
+    return Exit.OK if sound else Exit.DAMAGED
 
 
 def _words(looked_at: int, there: int) -> str:

@@ -3,14 +3,15 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.scrub import Finding, scrub
 from backup_vm.errors import DamagedError
-from backup_vm.jobs.sampling import Candidate, due
+from backup_vm.jobs import known_damage
+from backup_vm.jobs.sampling import due, packs_to_check
 from backup_vm.quantities import Part
 from backup_vm.terminal.progress import Progress
 
@@ -25,6 +26,8 @@ class Scrubbed:
     opened: dict[str, str]
     looked_at: Sequence[str]
     there: Sequence[str]
+    outside: list[str] = field(default_factory=list)
+    """What was known to be damaged before, outside of the part that was looked at."""
 
     @property
     def sound(self) -> bool:
@@ -68,7 +71,7 @@ def scrub_part(
     done = Scrubbed(findings, dict(archive.found), looked_at, there)
     damaged_files = [finding.file for finding in findings]
     notes.scrubbed(archive.storage, done.sound, looked_at, there, damaged_files)
-    return done
+    return done if chosen is None else replace(done, outside=_outside(archive, chosen, findings))
 
 
 def choose(archive: Archive, part: Part | None, older_than: int | None) -> list[str] | None:
@@ -79,20 +82,12 @@ def choose(archive: Archive, part: Part | None, older_than: int | None) -> list[
         found = notes.load(archive.storage)
     except DamagedError:  # reported by the scrub
         found = notes.Notes()
-    return due(_candidates(archive, found), older_than, part, int(time.time()))
+    now = int(time.time())
+    candidates = packs_to_check(archive.pack_files(), archive.storage.sizes("packs"), found, now)
+    return due(candidates, older_than, part, now)
 
 
-def _candidates(archive: Archive, found: notes.Notes) -> list[Candidate[str]]:
-    """Packs, each as something to be checked in its turn; one that never was comes first. One that
-    was damaged then is not sound, however lately it was looked at.
-    """
-    sizes = archive.storage.sizes("packs")
-    return [
-        Candidate(
-            name,
-            at := found.packs.get(pack := notes.short(name), 0),
-            at > 0 and pack not in found.unsound,
-            max(sizes.get(name, 0), 0),
-        )
-        for name in archive.pack_files()
-    ]
+def _outside(archive: Archive, chosen: list[str], findings: list[Finding]) -> list[str]:
+    """What is known to be damaged, outside of this part."""
+    said = {file for finding in findings for file in finding.sessions}
+    return known_damage.outside(archive, {id: id for id in archive.sessions()}, {*chosen, *said})

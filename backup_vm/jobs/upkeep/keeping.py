@@ -180,7 +180,7 @@ def _scrub(archive: Archive, task: Task, row: KeptRow, progress: Progress) -> No
         return
     done = scrub_part(archive, progress, plan.sample, plan.older_than)
     row["scrubbed"], row["of"] = len(done.looked_at), len(done.there)
-    _damage(row, done.problems())
+    _damage(row, [*done.problems(), *done.outside])
 
 
 def _look(archive: Archive, plan: Plan, row: KeptRow) -> None:
