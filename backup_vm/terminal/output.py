@@ -45,12 +45,12 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def put(text: str) -> None:
+def put(text: str, end: str = "\n") -> None:
     """Write text and a newline to standard output. Raises ReaderGone, SparsebakError."""
     if sys.stdout is None:
         raise SparsebakError("standard output is closed", "send it to a file or to a terminal")
     with _failing():
-        print(text)
+        print(text, end=end)
 
 
 def put_bytes(data: bytes) -> None:
