@@ -23,6 +23,7 @@ COMMANDS = (
     *(
         "files",
         "verify",
+        "drill",
         "scrub",
         "prune",
         "delete",

@@ -27,12 +27,16 @@ _HELP = {
     "scrub_oldest_timestamp_seconds": "Time since which every pack that was ever checked was.",
     "scrub_never_bytes": "Bytes of packs that were never checked.",
     "verify_oldest_timestamp_seconds": "Time since which every session was proven or stored.",
+    "drill_timestamp_seconds": "Time of the last drill of any volume.",
+    "drill_sound": "Whether that drill found nothing wrong.",
     "volume_sessions": "Sessions of the volume.",
     "volume_size_bytes": "Size of the volume.",
     "volume_changed_bytes": "Bytes that changed since the newest session.",
     "volume_session_timestamp_seconds": "Time of the volume's newest session.",
     "volume_verify_timestamp_seconds": "Time of the last verification of any of its sessions.",
     "volume_verify_sound": "Whether that proved authentic and complete.",
+    "volume_drill_timestamp_seconds": "Time of the volume's last drill.",
+    "volume_drill_sound": "Whether that drill found nothing wrong.",
     "backup_start_timestamp_seconds": "Time when the last backup began.",
     "backup_end_timestamp_seconds": "Time when it ended.",
     "backup_exit_code": "Its exit code; 0 means that everything was backed up.",
@@ -94,6 +98,7 @@ def _of_archive(status: StatusRow) -> Iterator[tuple[str, Mapping[str, str], flo
     yield "scrub_oldest_timestamp_seconds", label, parts["oldest"]
     yield "scrub_never_bytes", label, parts["never"]
     yield "verify_oldest_timestamp_seconds", label, unproven and unproven["since"]
+    yield from _check("drill", label, status["drilled"])
     for volume in status["volumes"]:
         named = {**label, "volume": volume["name"]}
         yield "volume_sessions", named, volume["sessions"]
@@ -101,6 +106,7 @@ def _of_archive(status: StatusRow) -> Iterator[tuple[str, Mapping[str, str], flo
         yield "volume_changed_bytes", named, volume["changed"]
         yield "volume_session_timestamp_seconds", named, volume["time"]
         yield from _check("volume_verify", named, volume["verified"])
+        yield from _check("volume_drill", named, volume["drilled"])
 
 
 def _check(
