@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``notes.json``: what people say of sessions (tags, a note), and when the archive was last
-checked.
+checked, and a restore from it rehearsed.
 
 In clear, also in a sealed archive: the backup VM has no key to seal it with. Its second line is a
 checksum, for a tag may be all that keeps a session from being pruned.
@@ -72,6 +72,9 @@ class Notes:
     packs: dict[str, int] = field(default_factory=dict)
     unsound: set[str] = field(default_factory=set)
     seen: dict[str, int] = field(default_factory=dict)
+    drilled: dict[str, Check] = field(default_factory=dict)
+    """The last drill of each session, and of each volume: both by id in hexadecimal."""
+    drills: dict[str, Check] = field(default_factory=dict)
     copies: set[str] = field(default_factory=set)
     """Places at which there is, or was, a copy; see ``_place``."""
 
@@ -86,6 +89,7 @@ class Notes:
             key: note for key, note in self.sessions.items() if key in present and note != Note()
         }
         self.verified = {key: check for key, check in self.verified.items() if key in present}
+        self.drilled = {key: check for key, check in self.drilled.items() if key in present}
 
 
 def parse_tag(text: str) -> str:
@@ -141,6 +145,8 @@ def _parse(fields: dict[str, Any]) -> Notes:
         )
     for key, check in fields["verified"].items():
         notes.verified[key] = _check(check)
+    for name, drills in (("drilled", notes.drilled), ("drills", notes.drills)):
+        drills.update({key: _check(check) for key, check in fields.get(name, {}).items()})
     if fields["scrubbed"] is not None:
         notes.scrubbed = _check(fields["scrubbed"])
     if fields.get("part") is not None:
@@ -185,9 +191,9 @@ def _dump(notes: Notes) -> bytes:
             key: {"tags": sorted(n.tags), "note": n.text}
             for key, n in sorted(notes.sessions.items())
         },
-        "verified": {
-            key: [check.time, check.sound] for key, check in sorted(notes.verified.items())
-        },
+        "verified": _by_key(notes.verified),
+        "drilled": _by_key(notes.drilled),
+        "drills": _by_key(notes.drills),
         "scrubbed": [notes.scrubbed.time, notes.scrubbed.sound] if notes.scrubbed else None,
         "part": [notes.part.time, notes.part.sound] if notes.part else None,
         "packs": _by_time(notes.packs),
@@ -201,6 +207,10 @@ def _dump(notes: Notes) -> bytes:
         if len(body) <= _LONGEST - _CHECKSUM:
             break
     return body + b"\n" + text_checksum(body).encode() + b"\n"
+
+
+def _by_key(checks: dict[str, Check]) -> dict[str, list[int | bool]]:
+    return {key: [check.time, check.sound] for key, check in sorted(checks.items())}
 
 
 def _by_time(packs: dict[str, int]) -> list[tuple[int, list[str]]]:
@@ -281,6 +291,17 @@ def checked(storage: Storage, sound: bool, session: bytes) -> None:
     """Note that a session was verified; nothing on a disk that is read-only."""
     check = Check(int(time.time()), sound)
     _note(storage, lambda notes: notes.verified.update({session.hex(): check}))
+
+
+def drilled(storage: Storage, sound: bool, volume: str, session: bytes) -> None:
+    """Note a drill of a session of a volume (id in hexadecimal), where that can be written."""
+    check = Check(int(time.time()), sound)
+
+    def note(notes: Notes) -> None:
+        notes.drilled[session.hex()] = check
+        notes.drills[volume] = check
+
+    _note(storage, note)
 
 
 def scrubbed(

@@ -24,6 +24,7 @@ COMMANDS = (
     *(
         "files",
         "verify",
+        "drill",
         "scrub",
         "prune",
         "delete",

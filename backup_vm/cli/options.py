@@ -120,7 +120,7 @@ def part_options(parser: argparse.ArgumentParser, what: str, done: str) -> None:
     )
     parser.add_argument(
         "--older-than",
-        type=_duration,
+        type=duration,
         metavar="TIME",
         help=f"only {what} not {done} in the last TIME, such as 30d or 1m",
     )
@@ -159,7 +159,8 @@ def _part(text: str) -> "Part":
 
 
 @checked
-def _duration(text: str) -> int:
+def duration(text: str) -> int:
+    """Seconds of a length of time, as an option's type."""
     from backup_vm.jobs.retention import parse_duration
 
     return parse_duration(text)

@@ -4,13 +4,12 @@
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.files.answers import NOWHERE, Extents, FileSystemError, Part, Stat
 from backup_vm.files.listing import Listing
 from backup_vm.files.parser import Parser
-from backup_vm.jobs.lazy_image import LazyImage
 from backup_vm.jobs.reading import THREADS
 from common.pipeline import in_order
 from common.text import printable
@@ -30,6 +29,18 @@ class Found(NamedTuple):
     stat: Stat
 
 
+class Bytes(Protocol):
+    """An image: Bytes, or a file."""
+
+    size: int
+    chunk_size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset`` on, fewer at the image's end. Raises
+        DamagedError.
+        """
+
+
 class MissingError(SparsebakError):
     """There is no such file."""
 
@@ -47,7 +58,7 @@ class SessionFiles:
     def __init__(
         self,
         parser: Parser,
-        image: LazyImage,
+        image: Bytes,
         name: str,
         number: int | None = None,
         watch: bool = False,

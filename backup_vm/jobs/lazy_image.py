@@ -69,7 +69,7 @@ class LazyImage:
         self._proven = open_image(archive, image, keys, name)
         self._record = self._proven.record
         self._archive, self._image, self._name, self._cache = archive, image, name, cache
-        self._ids = ChunkIds(self._proven.keys, self._record.chunk_size)
+        self.ids = ChunkIds(self._proven.keys, self._record.chunk_size)
         self._opener = Opener(self._proven.keys)
         self._reader = reader or PackReader(archive.storage)
         self._pages: OrderedDict[int, list[bytes]] = OrderedDict()
@@ -96,7 +96,7 @@ class LazyImage:
         if chunk is None:
             try:
                 chunk = self._opener.open(
-                    chunk_id, self._sealed(number, chunk_id), self._ids, self._record.chunk_size
+                    chunk_id, self._sealed(number, chunk_id), self.ids, self._record.chunk_size
                 )
             except NotAuthentic as error:
                 raise DamagedError(

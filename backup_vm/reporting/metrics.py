@@ -29,12 +29,16 @@ _HELP = {
     "scrub_oldest_timestamp_seconds": "Time since which every pack that was ever checked was.",
     "scrub_never_bytes": "Bytes of packs that were never checked.",
     "verify_oldest_timestamp_seconds": "Time since which every session was proven or stored.",
+    "drill_timestamp_seconds": "Time of the last drill of any volume.",
+    "drill_sound": "Whether that drill found nothing wrong.",
     "volume_sessions": "Sessions of the volume.",
     "volume_size_bytes": "Size of the volume.",
     "volume_changed_bytes": "Bytes that changed since the newest session.",
     "volume_session_timestamp_seconds": "Time of the volume's newest session.",
     "volume_verify_timestamp_seconds": "Time of the last verification of any of its sessions.",
     "volume_verify_sound": "Whether that proved authentic and complete.",
+    "volume_drill_timestamp_seconds": "Time of the volume's last drill.",
+    "volume_drill_sound": "Whether that drill found nothing wrong.",
     "backup_start_timestamp_seconds": "Time when the last backup began.",
     "backup_end_timestamp_seconds": "Time when it ended.",
     "upkeep_kept_timestamp_seconds": "Time when the archive was kept last, whole.",
@@ -108,6 +112,7 @@ def _of_archive(status: StatusRow) -> Iterator[Sample]:
         yield "volume_changed_bytes", named, volume["changed"]
         yield "volume_session_timestamp_seconds", named, volume["time"]
         yield from _check("volume_verify", named, volume["verified"])
+        yield from _check("volume_drill", named, volume["drilled"])
 
 
 def _of_upkeep(run: UpkeepRow) -> Iterator[Sample]:
@@ -138,6 +143,7 @@ def _as_a_whole(status: StatusRow, label: Mapping[str, str]) -> Iterator[Sample]
     yield "scrub_oldest_timestamp_seconds", label, parts["oldest"]
     yield "scrub_never_bytes", label, parts["never"]
     yield "verify_oldest_timestamp_seconds", label, unproven and unproven["since"]
+    yield from _check("drill", label, status["drilled"])
 
 
 def _check(what: str, labels: Mapping[str, str], row: CheckRow | None) -> Iterator[Sample]:

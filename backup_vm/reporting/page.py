@@ -109,6 +109,10 @@ def _health(status: StatusRow, volumes: list[VolumeRow], now: int) -> str:
         items.append(_check("Scrub of a part", status["part_scrubbed"], now))
     if status["unproven"]:
         items.append(_longest(status["unproven"], now))
+    items.append(_check("Drill", status["drilled"], now))
+    for volume in status["volumes"]:
+        if volume["drilled"] and not volume["drilled"]["ok"]:
+            items.append(_check(f"Drill of {volume['name']}", volume["drilled"], now))
     items += [_check(f"Verify {row_name(volume)}", volume["verified"], now) for volume in volumes]
     for volume in status["volumes"]:
         if volume["latest"] is None:

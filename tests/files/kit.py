@@ -39,7 +39,7 @@ def files_of(
     image = ImageFile(path)
     try:
         with Parser(seconds) as parser:
-            yield SessionFiles(parser, image, "it", partition)  # type: ignore[arg-type]
+            yield SessionFiles(parser, image, "it", partition)
     finally:
         image.close()
 
