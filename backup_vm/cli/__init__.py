@@ -31,6 +31,7 @@ COMMANDS = (
         "import",
         "copy",
         "keys",
+        "records",
         "doctor",
     ),
     *("inspect", "unlock"),

@@ -32,7 +32,7 @@ def add_to(commands: Any) -> None:
     mount.add_argument(
         "--allow-other", action="store_true", help="let other users read the images, too"
     )
-    key_option(mount)
+    key_option(mount, grant=True)
     mount.set_defaults(run=run)
 
 

@@ -12,7 +12,8 @@ from backup_vm.archive.image import Image, split
 from backup_vm.archive.packs import PackReader
 from backup_vm.errors import DamagedError
 from backup_vm.jobs.reading import open_image
-from wire.chunks import ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
+from backup_vm.unsealing import AnyKeys
+from wire.chunks import ZERO_ID, ChunkIds, NotAuthentic, Opener
 from wire.merkle import PAGE_IDS
 
 CACHE_BYTES = 64 << 20
@@ -61,7 +62,7 @@ class LazyImage:
         self,
         archive: Archive,
         image: Image,
-        keys: Keys,
+        keys: AnyKeys,
         name: str,
         cache: ChunkCache,
         reader: PackReader | None = None,

@@ -19,8 +19,8 @@ from backup_vm.archive.sessions import Session
 from backup_vm.errors import SparsebakError
 from backup_vm.jobs.lazy_image import ChunkCache, LazyImage
 from backup_vm.jobs.libfuse import mfusepy
+from backup_vm.unsealing import AnyKeys
 from backup_vm.volumes import Named
-from wire.chunks import Keys
 
 SUFFIX = ".img"
 
@@ -37,7 +37,7 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
         archive: Archive,
         volume: Named,
         sessions: list[Session],
-        keys: Keys,
+        keys: AnyKeys,
         warn: Callable[[str], None],
     ) -> None:
         self._archive, self._volume, self._keys, self._warn = archive, volume, keys, warn
@@ -103,7 +103,7 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
         with self._lock:
             if path not in self._images:
                 try:
-                    image = self._archive.image(list(self._volume.sessions), session)
+                    image = self._archive.image(self._volume.series, session)
                     self._images[path] = LazyImage(
                         self._archive,
                         image,

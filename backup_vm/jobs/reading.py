@@ -16,12 +16,14 @@ from backup_vm.archive.catalog import Place
 from backup_vm.archive.image import Image
 from backup_vm.archive.packs import PackReader
 from backup_vm.archive.sessions import Session
-from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.errors import DamagedError, SparsebakError, WrongKeyError
 from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
+from backup_vm.unsealing import AnyKeys, unseal
 from common.image_writer import WRITE_BYTES, ImageWriter
 from common.pipeline import in_order
-from wire.chunks import ZERO_ID, DomainKeys, Keys, NotAuthentic
+from wire.chunks import ZERO_ID, DomainKeys, NotAuthentic
+from wire.grants import NotGranted
 from wire.merkle import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count
 from wire.messages import END, LENGTH
 from wire.open_chunks import (
@@ -31,7 +33,7 @@ from wire.open_chunks import (
     SealedChunk,
     open_chunks,
 )
-from wire.records import Record, open_record
+from wire.records import Record
 
 if TYPE_CHECKING:
     from backup_vm.archive.intake import Entry
@@ -133,16 +135,20 @@ class Proven:
                 raise DamagedError(f"{self.name}: the archive changed while it was read")
 
 
-def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
-    """Check a session's record and ids with the archive's keys; raise DamagedError."""
+def open_image(archive: Archive, image: Image, keys: AnyKeys, name: str) -> Proven:
+    """Check a session's record and ids with the archive's keys, or a grant; raise DamagedError, and
+    WrongKeyError for a session that the grant is not for.
+    """
     path = archive.storage.describe(image.session.file)
     try:
-        record = open_record(image.session.record, keys)
+        record, domain_keys = unseal(image.session.record, keys)
+    except NotGranted as error:
+        raise WrongKeyError(f"{name} {image.session.name}: {error}") from None
     except NotAuthentic as error:
         raise DamagedError(f"{path}: {error}") from None
     if record.archive != archive.parameters.archive:
         raise DamagedError(f"{path} belongs to another archive")
-    return prove_image(archive, image, record, record.domain_keys(keys), name)
+    return prove_image(archive, image, record, domain_keys, name)
 
 
 def prove_image(
@@ -173,7 +179,7 @@ def prove_image(
 def read_image(
     archive: Archive,
     image: Image,
-    keys: Keys,
+    keys: AnyKeys,
     name: str,
     progress: Progress,
     sink: Callable[[int, list[bytes]], None] | None,
@@ -258,7 +264,7 @@ def not_authentic(name: str, error: ChunkNotAuthentic) -> DamagedError:
 
 
 def assemble(
-    archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress
+    archive: Archive, image: Image, keys: AnyKeys, name: str, target: Path, progress: Progress
 ) -> Record:
     """Write a session as a sparse raw image, beside the target first, so that a failure leaves no
     half of one.

@@ -50,8 +50,8 @@ function _shtab_sparsebak_using
   test "$_shtab_sparsebak_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify scrub prune delete tag export import copy keys doctor inspect unlock
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --depth --format --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --metrics --name --note --older-than --output --partition --passphrase-file --ping-url --remove --require-mount --sample --session --tag --to --type --until-free -o
+set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify scrub prune delete tag export import copy keys records doctor inspect unlock
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --depth --format --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --metrics --name --note --older-than --output --partition --passphrase-file --ping-url --remove --require-mount --sample --session --tag --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -176,6 +176,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using assemble' -s h -l help -d 'show
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -s o -l output -x -d 'the image to write'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l force -d 'replace an image that exists'
+complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
@@ -190,6 +191,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npo
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: all)'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l allow-other -d 'let other users read the images, too'
+complete -c sparsebak -n '_shtab_sparsebak_using mount' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
@@ -214,6 +216,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using files' -l json -d 'print data f
 complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a ls -d 'Lists a folder, or shows a file.'
 complete -c sparsebak -n '_shtab_sparsebak_using files ls' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using files ls' -l partition -x -d 'which partition (default: the only one with a file system that can be read)'
+complete -c sparsebak -n '_shtab_sparsebak_using files ls' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using files ls' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using files ls' -s l -l long -d 'with mode, owner, size, time'
 complete -c sparsebak -n '_shtab_sparsebak_using files ls' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
@@ -229,6 +232,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using files ls' -l json -d 'print dat
 complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a tree -d 'Shows all that is below a folder.'
 complete -c sparsebak -n '_shtab_sparsebak_using files tree' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using files tree' -l partition -x -d 'which partition (default: the only one with a file system that can be read)'
+complete -c sparsebak -n '_shtab_sparsebak_using files tree' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using files tree' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using files tree' -l depth -x -d 'no deeper than this'
 complete -c sparsebak -n '_shtab_sparsebak_using files tree' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
@@ -244,6 +248,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using files tree' -l json -d 'print d
 complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a find -d 'Prints the paths below a folder that fit.'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l partition -x -d 'which partition (default: the only one with a file system that can be read)'
+complete -c sparsebak -n '_shtab_sparsebak_using files find' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l name -x -d 'of the name: *, ? and [...] as in a shell'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l type -xka "f d l" -d 'f: regular files, d: folders, l: symbolic links'
@@ -260,6 +265,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using files find' -l json -d 'print d
 complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a stat -d 'Shows what is said of a file.'
 complete -c sparsebak -n '_shtab_sparsebak_using files stat' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using files stat' -l partition -x -d 'which partition (default: the only one with a file system that can be read)'
+complete -c sparsebak -n '_shtab_sparsebak_using files stat' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using files stat' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using files stat' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
 complete -c sparsebak -n '_shtab_sparsebak_using files stat' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
@@ -274,6 +280,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using files stat' -l json -d 'print d
 complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a cat -d 'Writes a file to standard output.'
 complete -c sparsebak -n '_shtab_sparsebak_using files cat' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using files cat' -l partition -x -d 'which partition (default: the only one with a file system that can be read)'
+complete -c sparsebak -n '_shtab_sparsebak_using files cat' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using files cat' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using files cat' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
 complete -c sparsebak -n '_shtab_sparsebak_using files cat' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
@@ -288,6 +295,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using files cat' -l json -d 'print da
 complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a cp -d 'Copies files, and folders with all that is in them: holes, times, attributes, links, and owners if root. Nothing that exists is replaced; nothing outside of TARGET is written.'
 complete -c sparsebak -n '_shtab_sparsebak_using files cp' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using files cp' -l partition -x -d 'which partition (default: the only one with a file system that can be read)'
+complete -c sparsebak -n '_shtab_sparsebak_using files cp' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using files cp' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using files cp' -l privileged -d 'also devices, setuid, setgid and sticky bits, and trusted and security attributes'
 complete -c sparsebak -n '_shtab_sparsebak_using files cp' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
@@ -303,6 +311,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using files cp' -l json -d 'print dat
 complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a history -d 'Shows the sessions in which a file is not what it was in the one before.'
 complete -c sparsebak -n '_shtab_sparsebak_using files history' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using files history' -l partition -x -d 'which partition (default: the only one with a file system that can be read)'
+complete -c sparsebak -n '_shtab_sparsebak_using files history' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using files history' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using files history' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using files history' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
@@ -316,6 +325,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using files history' -l json -d 'prin
 complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a diff -d 'Shows which files differ: + is new, - is gone, M has other contents, m other properties.'
 complete -c sparsebak -n '_shtab_sparsebak_using files diff' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using files diff' -l partition -x -d 'which partition (default: the only one with a file system that can be read)'
+complete -c sparsebak -n '_shtab_sparsebak_using files diff' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using files diff' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using files diff' -l contents -d 'compare contents also where time, size and inode are the same'
 complete -c sparsebak -n '_shtab_sparsebak_using files diff' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
@@ -333,6 +343,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using verify' -l session -x -d 'a ses
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l sample -x -d 'only a part of the sessions, such as 5% or 20G of their bytes, oldest check first'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l older-than -x -d 'only sessions not proven in the last TIME, such as 30d or 1m'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
+complete -c sparsebak -n '_shtab_sparsebak_using verify' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
@@ -469,6 +480,18 @@ complete -c sparsebak -n '_shtab_sparsebak_using keys' -s q -l quiet -d 'print n
 complete -c sparsebak -n '_shtab_sparsebak_using keys' -s v -l verbose -d 'print more, also where there is no terminal'
 complete -c sparsebak -n '_shtab_sparsebak_using keys' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using keys' -l json -d 'print data for programs'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a records -d 'Writes the records of a volume'"'"'s sessions, all sealed, as '"'"'sparsebak-agent grant'"'"' reads them. On Qubes OS dom0 runs this by itself.'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -s o -l output -x -d 'what to write (default: standard output)'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -l require-mount -x -d 'do nothing unless this is mounted'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -l caller -x -d 'with a local agent: call in the name of this qube (default: dom0)'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -s q -l quiet -d 'print nothing but errors'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -s v -l verbose -d 'print more, also where there is no terminal'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak -n '_shtab_sparsebak_using records' -l json -d 'print data for programs'
 complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a doctor -d 'Looks at the whole chain from this machine to dom0, and says what to do about what it finds.'
 complete -c sparsebak -n '_shtab_sparsebak_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using doctor' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'

@@ -24,6 +24,7 @@ NEEDED = {
     "import": ["F"],
     "copy": ["DIR"],
     "inspect": ["F"],
+    "records": ["Q/V"],
 }
 COMMON = {
     "-q": ("talk", "quiet"),
