@@ -28,9 +28,9 @@ def unseal(untrusted_record: bytes, keys: AnyKeys) -> tuple[Record, DomainKeys]:
     return record, record.domain_keys(keys)
 
 
-def read_grant(path: Path, archive: bytes) -> Grant:
-    """The grant in a file, or with ``-`` on standard input, for the archive of that id; raise
-    WrongKeyError, UsageError.
+def read_grant(path: Path, archive: bytes | None = None) -> Grant:
+    """The grant in a file, or with ``-`` on standard input, for the archive of that id if there is
+    one; raise WrongKeyError, UsageError.
     """
     if str(path) == "-":
         if sys.stdin is None or sys.stdin.isatty():
@@ -46,7 +46,7 @@ def read_grant(path: Path, archive: bytes) -> Grant:
             f"{where}: {error}",
             "make another one in dom0: sparsebak-agent grant QUBE/VOLUME -o FILE",
         ) from None
-    if grant.archive != archive:
+    if archive is not None and grant.archive != archive:
         raise WrongKeyError(
             f"the grant is for archive {grant.archive.hex()}, and this is {archive.hex()}",
             "name that archive, or make a grant for this one",

@@ -24,6 +24,7 @@ MODULES = {
         "wire.slots",
         "wire.merkle",
         "wire.grants",
+        "wire.reading",
     ),
     "backup_vm/archive/compiled.py": ("backup_vm.archive.format",),
     "dom0_agent/compiled.py": (

@@ -138,4 +138,11 @@ COMPILED: dict[str, Codes] = {
         "root": "32s",
         "count": "L",
     },
+    "ReadRequest": {
+        "magic": b"SBRD",
+        "format": b"\x02\x00",
+        "wanted": "H",
+        "first": "Q",
+        "count": "L",
+    },
 }

@@ -32,6 +32,7 @@ COMMANDS = (
         "copy",
         "keys",
         "records",
+        "serve",
         "doctor",
     ),
     *("inspect", "unlock"),

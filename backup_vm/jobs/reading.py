@@ -22,6 +22,7 @@ from backup_vm.terminal.progress import Progress
 from backup_vm.unsealing import AnyKeys, unseal
 from common.image_writer import WRITE_BYTES, ImageWriter
 from common.pipeline import in_order
+from common.text import session_name
 from wire.chunks import ZERO_ID, DomainKeys, NotAuthentic
 from wire.grants import NotGranted
 from wire.merkle import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count
@@ -158,22 +159,39 @@ def prove_image(
 
     From here on the keys of the record's deduplication domain are enough.
     """
+    proven = prove_ids((ids for _, ids in image.windows()), record, keys, name)
+    if proven is None:
+        image.check()
+        raise not_complete(name, record)
+    return proven
+
+
+def prove_ids(
+    windows: Iterable[list[bytes]], record: Record, keys: DomainKeys, name: str
+) -> Proven | None:
+    """Compare all ids of an image, in windows of whole pages, with its record's root; None where
+    they are not those.
+    """
     tree, pages = Tree(keys), bytearray()
 
     def digests() -> Iterator[bytes]:
-        for _, ids in image.windows():
+        for ids in windows:
             for at in range(0, len(ids), PAGE_IDS):
                 digest = tree.page(b"".join(ids[at : at + PAGE_IDS]))
                 pages.extend(digest)
                 yield digest
 
     if tree.root(record.size, record.chunk_size, digests()) != record.root:
-        image.check()
-        raise DamagedError(
-            f"{name}: session {image.session.name} is not complete or not authentic: its chunk ids"
-            " do not match"
-        )
+        return None
     return Proven(record, keys, name, tree, bytes(pages))
+
+
+def not_complete(name: str, record: Record) -> DamagedError:
+    """What to say of an image whose ids do not give its record's root."""
+    return DamagedError(
+        f"{name}: session {session_name(record.time)} is not complete or not authentic: its chunk"
+        " ids do not match"
+    )
 
 
 def read_image(

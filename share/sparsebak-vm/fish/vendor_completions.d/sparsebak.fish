@@ -50,8 +50,8 @@ function _shtab_sparsebak_using
   test "$_shtab_sparsebak_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify scrub prune delete tag export import copy keys records doctor inspect unlock
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --depth --format --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --metrics --name --note --older-than --output --partition --passphrase-file --ping-url --remove --require-mount --sample --session --tag --to --type --until-free -o
+set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify scrub prune delete tag export import copy keys records serve doctor inspect unlock
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --metrics --name --note --older-than --output --partition --passphrase-file --ping-url --remove --require-mount --sample --session --tag --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -191,6 +191,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npo
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: all)'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l allow-other -d 'let other users read the images, too'
+complete -c sparsebak -n '_shtab_sparsebak_using mount' -l from -x -d 'with --grant on Qubes OS: the backup VM to read from, in place of an archive'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using mount' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
@@ -492,6 +493,17 @@ complete -c sparsebak -n '_shtab_sparsebak_using records' -s q -l quiet -d 'prin
 complete -c sparsebak -n '_shtab_sparsebak_using records' -s v -l verbose -d 'print more, also where there is no terminal'
 complete -c sparsebak -n '_shtab_sparsebak_using records' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using records' -l json -d 'print data for programs'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a serve -d 'Answers one reader on standard input and output: the record of one session, its chunk ids and its sealed chunks, and nothing else. The service sparsebak.Read runs this.'
+complete -c sparsebak -n '_shtab_sparsebak_using serve' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak -n '_shtab_sparsebak_using serve' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
+complete -c sparsebak -n '_shtab_sparsebak_using serve' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
+complete -c sparsebak -n '_shtab_sparsebak_using serve' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
+complete -c sparsebak -n '_shtab_sparsebak_using serve' -l require-mount -x -d 'do nothing unless this is mounted'
+complete -c sparsebak -n '_shtab_sparsebak_using serve' -l caller -x -d 'with a local agent: call in the name of this qube (default: dom0)'
+complete -c sparsebak -n '_shtab_sparsebak_using serve' -s q -l quiet -d 'print nothing but errors'
+complete -c sparsebak -n '_shtab_sparsebak_using serve' -s v -l verbose -d 'print more, also where there is no terminal'
+complete -c sparsebak -n '_shtab_sparsebak_using serve' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak -n '_shtab_sparsebak_using serve' -l json -d 'print data for programs'
 complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a doctor -d 'Looks at the whole chain from this machine to dom0, and says what to do about what it finds.'
 complete -c sparsebak -n '_shtab_sparsebak_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using doctor' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'

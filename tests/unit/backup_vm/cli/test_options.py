@@ -11,6 +11,7 @@ from backup_vm import cli
 from backup_vm.cli.options import add_common
 
 NEEDED = {
+    "serve": ["0+1"],
     "init": ["DIR", "--label", "L"],
     "report": ["-o", "F"],
     "diff": ["Q/V", "S1", "S2"],
