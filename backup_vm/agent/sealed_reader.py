@@ -7,7 +7,7 @@ is to be proven by whoever asked.
 
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from backup_vm.agent.transport import Connection
 from backup_vm.agent.transport.qrexec import QrexecTransport
@@ -30,6 +30,8 @@ from wire.status import Code
 from wire.stream import CutShort, read_exactly
 
 SERVICE = "Read"
+PATIENCE = 60.0
+"""Seconds that a reply may take: a file system must not wait for good."""
 _EXITS = {
     126: (
         "dom0's policy refused it",
@@ -58,6 +60,7 @@ class SealedReader:
         self._longest = chunk_size + OVERHEAD
         self._connection: Connection | None = None
         self._lock = threading.Lock()
+        self._silent = False
 
     def record(self) -> bytes:
         """The session's record, as it is there."""
@@ -102,6 +105,8 @@ class SealedReader:
                 return ask()
             except (CutShort, BrokenPipeError):
                 self.close()
+                if self._silent:
+                    raise self._failed("it does not answer") from None
                 if not again:
                     raise self._failed("it hung up") from None
             except BaseException:
@@ -126,6 +131,8 @@ class SealedReader:
         except CutShort:
             self.close()  # which ends it by force, if need be
             code = connection.process.wait()
+            if self._silent:
+                raise self._failed("it does not answer") from None
             text, hint = _EXITS.get(code, ("it gave no answer", "see its journal"))
             raise self._failed(text, hint) from None
         except BaseException:
@@ -146,9 +153,21 @@ class SealedReader:
         """The payload of the one frame of a reply, of a length within the limits; raise AgentError
         for anything else.
         """
-        stdout = self._connection.process.stdout if self._connection else None
-        if stdout is None:
+        if self._connection is None or self._connection.process.stdout is None:
             raise CutShort("no stream to read from")
+        self._silent = False
+        timer = threading.Timer(PATIENCE, self._give_up, [self._connection])
+        timer.start()
+        try:
+            return self._frames(self._connection.process.stdout, kind, limits)
+        finally:
+            timer.cancel()
+
+    def _give_up(self, connection: Connection) -> None:
+        self._silent = True
+        connection.process.kill()
+
+    def _frames(self, stdout: IO[bytes], kind: int, limits: tuple[int, int]) -> bytes:
         payload, wanted = b"", {kind: limits, KIND_STATUS: (Status.length(), Status.length())}
         for expected in (kind, KIND_STATUS):
             found, length = HEADER.unpack(read_exactly(stdout, HEADER_SIZE))

@@ -26,6 +26,7 @@ from backup_vm.jobs.mount import SessionFiles, shown_from
 from dom0_agent.admin import cli as agent_cli
 from dom0_agent.admin.granting import find, make, read_records
 from dom0_agent.config import load
+from tests.conftest import cannot
 from tests.kit import change
 from tests.qubes.kit import BACKUP_VM, QubesSite
 from wire.grants import Grant
@@ -111,6 +112,49 @@ def test_images_are_read_whole_and_in_pieces(
     disposable.untag()
     with pytest.raises(SparsebakError, match="policy refused"):
         DistantImage(BACKUP_VM, grant, first, ChunkCache())
+
+
+def test_a_mount_from_the_backup_vm(disposable: Reading) -> None:
+    """As a user of the disposable goes: FUSE, with the grant on standard input."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        cannot("there is no /dev/fuse to use")
+    images, folder = disposable.site.images(), disposable.site.root / "mounted"
+    folder.mkdir()
+    code = "import sys; from backup_vm import cli; from backup_vm.agent.transport import qrexec; "
+    code += f"qrexec.CLIENT = {str(disposable.client)!r}; sys.exit(cli.main(sys.argv[1:]))"
+    words = ["mount", "work/private", folder, "--grant", "-", "--from", BACKUP_VM]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(disposable.grant().build())
+        process.stdin.close()
+        deadline = time.monotonic() + 30
+        while not os.path.ismount(folder):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        try:
+            found = {path.stem: path.read_bytes() for path in folder.iterdir()}
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0, process.stderr.read()
+    assert found == images and not os.path.ismount(folder)
+
+
+def test_the_options_of_a_mount_from_there(
+    disposable: Reading, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (disposable.site.root / "empty").mkdir()
+    grant = disposable.site.root / "grant"
+    grant.write_bytes(disposable.grant().build())
+    capsys.readouterr()
+    for words, code in (
+        (("work/private", "--from", BACKUP_VM), 2),
+        (("work/private", "--from", "no/name", "--grant", str(grant)), 2),
+        (("vault/private", "--from", BACKUP_VM, "--grant", str(grant)), 12),
+    ):
+        assert cli.main(["mount", words[0], str(grant.with_name("empty")), *words[1:]]) == code
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_it_hangs_up_and_is_called_again(disposable: Reading) -> None:
@@ -248,6 +292,11 @@ def test_what_a_hostile_backup_vm_answers(
         with pytest.raises(error) as caught:
             DistantImage(BACKUP_VM, grant, first, ChunkCache())
         assert "\n" not in str(caught.value)
+    (tmp_path / "liar").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(sealed_reader, "PATIENCE", 0.2)
+    with pytest.raises(AgentError, match="does not answer"):
+        DistantImage(BACKUP_VM, grant, first, ChunkCache())
+    monkeypatch.setattr(sealed_reader, "PATIENCE", 60)
     # the right ids, and another's chunk for one
     ids = frame(KIND_IDS, dict(serve(disposable, reading(first.volume_id, first.session),
                 asked(WANT_IDS, 0, chunks)))[KIND_IDS])  # fmt: skip
