@@ -33,6 +33,8 @@ COMMANDS = (
         "import",
         "copy",
         "keys",
+        "records",
+        "serve",
         "doctor",
     ),
     *("inspect", "unlock", "upkeep"),

@@ -18,10 +18,8 @@ from backup_vm.errors import (
     Exit,
     NoArchiveError,
     SparsebakError,
-    UsageError,
-    WrongKeyError,
 )
-from backup_vm.paths import expanded, read_small
+from backup_vm.paths import expanded
 from backup_vm.terminal import output
 from backup_vm.terminal.text import count_text, journal_prefix
 from common.text import printable
@@ -31,12 +29,11 @@ if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.jobs.removal import Removal
     from backup_vm.terminal.progress import Progress
+    from backup_vm.unsealing import AnyKeys
     from backup_vm.volumes import Chosen, Contents
     from wire.chunks import Keys
     from wire.messages import VolumeEntry
 
-LONGEST_PASSPHRASE = 1 << 16
-"""Bytes that a passphrase's file can have."""
 _QREXEC = Path("/usr/bin/qrexec-client-vm")
 
 
@@ -171,9 +168,11 @@ class Context:
         as typed on the terminal; None in a sealed archive without one. Raise WrongKeyError.
         """
         file: Path | None = getattr(self.options, "passphrase_file", None)
+        from backup_vm.unsealing import read_passphrase, typed_passphrase
+
         keys = archive.parameters.keys(None if file is None else read_passphrase(file))
         if keys is None and needed and self.may_ask:
-            return archive.parameters.keys(_typed_passphrase())
+            return archive.parameters.keys(typed_passphrase())
         return keys
 
     @contextmanager
@@ -185,11 +184,26 @@ class Context:
         from backup_vm.volumes import Contents, needed, stored_volumes
 
         with self.open(writing) as archive:
-            keys = self.keys(archive, needs_key)
+            keys = self._any_keys(archive, needs_key)
             if needs_key:
                 needed(keys)
             told = {} if keys is not None else self._told_names(archive)
-            yield Contents(archive, keys, stored_volumes(archive, keys, told))
+            contents = Contents(archive, keys, stored_volumes(archive, keys, told))
+            for lacking in contents.not_there():
+                text = f"{lacking}, which the grant is for, is not in the archive, or damaged"
+                if not contents.volumes:
+                    raise SparsebakError(text, "see: sparsebak list, and sparsebak scrub")
+                self.warn(text)
+            yield contents
+
+    def _any_keys(self, archive: "Archive", needed: bool) -> "AnyKeys | None":
+        """The grant, with --grant, else as ``keys``."""
+        file: Path | None = getattr(self.options, "grant", None)
+        if file is None:
+            return self.keys(archive, needed)
+        from backup_vm.unsealing import read_grant
+
+        return read_grant(file, archive.parameters.archive)
 
     @contextmanager
     def session(self, needs_key: bool = False) -> Iterator["Chosen"]:
@@ -326,25 +340,6 @@ def _printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-def _typed_passphrase() -> bytes:
-    from getpass import getpass
-
-    try:
-        return getpass("Passphrase or recovery key: ").encode("utf-8", "surrogateescape")
-    except EOFError:
-        raise WrongKeyError("no passphrase was given") from None
-
-
 def _is_terminal(stream: Any) -> bool:
     """Whether a standard stream is one; it can be closed, and is None then."""
     return stream is not None and bool(stream.isatty())
-
-
-def read_passphrase(path: Path) -> bytes:
-    """The first line of a file."""
-    from wire.slots import first_line
-
-    passphrase = first_line(read_small(path, LONGEST_PASSPHRASE, "a passphrase", pipes=True))
-    if not passphrase:
-        raise UsageError(f"{path}: the first line is empty; it must hold the passphrase")
-    return passphrase

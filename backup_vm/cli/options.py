@@ -88,9 +88,20 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def key_option(parser: argparse.ArgumentParser) -> None:
-    """Declare --passphrase-file."""
-    parser.add_argument(
+def key_option(parser: argparse.ArgumentParser, grant: bool = False) -> None:
+    """Declare --passphrase-file, and with ``grant`` --grant, which can take its place."""
+    group = parser.add_mutually_exclusive_group() if grant else parser
+    if grant:
+        group.add_argument(
+            "--grant",
+            type=path,
+            metavar="F",
+            help=(
+                "what 'sparsebak-agent grant' made in dom0, which opens some sessions of one"
+                " volume; - is standard input"
+            ),
+        )
+    group.add_argument(
         "--passphrase-file",
         type=path,
         metavar="F",

@@ -38,7 +38,7 @@ def add_to(commands: Any) -> None:
     )
     part_options(verify, "sessions", "proven")
     rate_option(verify)
-    key_option(verify)
+    key_option(verify, grant=True)
     verify.set_defaults(run=run)
 
 
