@@ -7,6 +7,7 @@ checksum, for a tag may be all that keeps a session from being pruned.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -254,8 +255,7 @@ def remembers_copy(storage: Storage, location: str) -> bool:
 
 def remember_copy(storage: Storage, location: str) -> None:
     """Note that there is a copy at a location; nothing on a disk that is read-only."""
-    if storage.writable():
-        change(storage, lambda notes: notes.copies.add(_place(location)))
+    _note(storage, lambda notes: notes.copies.add(_place(location)))
 
 
 @contextlib.contextmanager
@@ -318,6 +318,12 @@ def note_scrub(
 
 
 def _note(storage: Storage, action: Callable[[Notes], None]) -> None:
-    if storage.writable():
-        with contextlib.suppress(DamagedError):  # reported whenever they are read
-            change(storage, action)
+    if not storage.writable():
+        return
+    try:
+        change(storage, action)
+    except DamagedError:  # reported whenever they are read
+        return
+    except OSError as error:  # read-only since just now, or a mount that does not say so
+        if error.errno != errno.EROFS:
+            raise

@@ -105,8 +105,10 @@ class Context:
                         self.warn(warning)
         except sqlite3.Error as error:
             from backup_vm.archive.catalog_file import explain
+            from backup_vm.archive.storage import open_storage
 
-            raise explain(error, f"the catalog of {place}") from None
+            workspace = open_storage(place).workspace
+            raise explain(error, f"the catalog of {place}", workspace) from None
 
     def limit_rate(self, archive: "Archive") -> None:
         """Keep to the limit that --limit-rate or the settings name, if they do."""

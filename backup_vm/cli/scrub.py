@@ -4,16 +4,11 @@ agent.
 """
 
 import argparse
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import part_options, rate_option
 from backup_vm.errors import Exit
-
-if TYPE_CHECKING:
-    from backup_vm.archive.archive import Archive
-    from backup_vm.archive.scrub import Finding
 
 
 def add_to(commands: Any) -> None:
@@ -35,74 +30,31 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.archive import notes
-    from backup_vm.archive.scrub import foreign, scrub
+    from backup_vm.archive.scrub import foreign
+    from backup_vm.jobs.scrubbing import scrub_part
 
     context = Context(options)
     with context.open(writing=None) as archive:
         context.limit_rate(archive)
-        chosen = _chosen(archive, options)
         with context.progress("scrub") as progress:
-            findings = archive.looking.steady(
-                lambda: list(scrub(archive, progress, chosen)),
-                lambda found: {finding.problem for finding in found},
-            )
-        sound = not findings and not archive.found
-        there = archive.pack_files()
-        looked_at = there if chosen is None else chosen
-        damaged_files = [finding.file for finding in findings]
-        notes.scrubbed(archive.storage, sound, looked_at, there, damaged_files)
-        outside = [] if chosen is None else _outside(archive, chosen, findings)
+            done = scrub_part(archive, progress, options.sample, options.older_than)
         for line in foreign(archive):
             context.warn(line)
-        if not archive.writing and not sound:
+        if not archive.writing and not done.sound:
             context.warn("the archive cannot be written to: the next backup does not know of this")
-    for finding in findings:
-        spoils = f"; spoils {', '.join(finding.sessions)}" if finding.sessions else ""
-        context.warn(finding.problem + spoils)
-    for line in outside:
+    for problem in done.problems():
+        context.warn(problem)
+    for line in done.outside:
         context.warn(line)
-    damaged = [
-        {"file": f.file, "problem": f.problem, "sessions": list(f.sessions)} for f in findings
-    ]
-    damaged += [
-        {"file": file, "problem": reason, "sessions": [file]}
-        for file, reason in archive.found.items()
-        if file not in {finding.file for finding in findings}
-    ]
-    sound = sound and not outside
-    row: dict[str, Any] = {"damaged": damaged, "ok": sound}
-    if chosen is not None:
-        row |= {"outside": outside, "packs": len(looked_at), "of": len(there)}
-    context.done(row, *([_words(len(looked_at), len(there))] if sound else []))
+    sound = done.sound and not done.outside
+    row: dict[str, Any] = {"damaged": done.damaged(), "ok": sound}
+    looked_at, there = len(done.looked_at), len(done.there)
+    if options.sample is not None or options.older_than is not None:
+        row |= {"outside": done.outside, "packs": looked_at, "of": there}
+    context.done(row, *([_words(looked_at, there)] if sound else []))
     return Exit.OK if sound else Exit.DAMAGED
 
 
 def _words(looked_at: int, there: int) -> str:
     part = f" in this part: {looked_at} of {there} packs" if looked_at < there else ""
     return f"No damage found{part}."
-
-
-def _chosen(archive: "Archive", options: argparse.Namespace) -> list[str] | None:
-    """The packs to look at; None for all."""
-    if options.sample is None and options.older_than is None:
-        return None
-    from backup_vm.archive import notes
-    from backup_vm.errors import DamagedError
-    from backup_vm.jobs.sampling import due, packs_to_check
-
-    try:
-        found = notes.load(archive.storage)
-    except DamagedError:  # reported by the scrub
-        found = notes.Notes()
-    now = int(time.time())
-    candidates = packs_to_check(archive.pack_files(), archive.storage.sizes("packs"), found, now)
-    return due(candidates, options.older_than, options.sample, now)
-
-
-def _outside(archive: "Archive", chosen: list[str], findings: "list[Finding]") -> list[str]:
-    """What is known to be damaged, outside of this part."""
-    from backup_vm.jobs import known_damage
-
-    said = {file for finding in findings for file in finding.sessions}
-    return known_damage.outside(archive, {id: id for id in archive.sessions()}, {*chosen, *said})
