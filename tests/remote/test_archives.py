@@ -6,6 +6,7 @@ only add.
 import random
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,8 @@ def test_a_run_that_was_cut_and_a_prune_elsewhere(
     with pytest.raises(SparsebakError, match="cut here"):
         site.backup()
     monkeypatch.setattr(kind, "put", original)
+    # SFTP's times are whole seconds: a session merged again within one looks like the one before.
+    time.sleep(1.1 if server.kind == "sftp" else 0.0)
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
         with site.open(True) as archive:
@@ -286,7 +289,7 @@ def test_a_run_that_was_cut_and_a_prune_elsewhere(
                 prune(archive, series[:0])
                 assert len(stays - set(archive.pack_files())) >= 5
                 assert not archive.catalog.marks.unclaimed
-    assert site.backup().done[0].resumed or not first_day
+    assert site.backup().done[0].stored < 40 * GRAIN or not first_day  # the rest was there
     assert list(site.images().values())[-1] == site.contents() and site.scrubbed() == []
 
 
