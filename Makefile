@@ -43,7 +43,7 @@ test-ceph: setup
 
 # A whole life of an archive on each kind of mount and server: NFS, FAT, exFAT, NTFS, sshfs, quotas. Those that this machine's kernel
 # lacks, in the VM. When root, installs the programs from the distribution. About ten minutes.
-PLACES := sshfs ntfs-3g exfat-fuse exfatprogs dosfstools nfs-kernel-server nfs-common rpcbind quota
+PLACES := sshfs ntfs-3g exfat-fuse exfatprogs dosfstools nfs-kernel-server nfs-common rpcbind quota strace
 test-places: setup packages
 	@command -v sshfs >/dev/null && command -v rpc.nfsd >/dev/null || [ "$$(id -u)" != 0 ] || \
 	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(PLACES)) >/dev/null
