@@ -50,8 +50,8 @@ function _shtab_sparsebak_using
   test "$_shtab_sparsebak_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify scrub prune delete tag export import copy keys records serve doctor inspect unlock
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --metrics --name --note --older-than --output --partition --passphrase-file --ping-url --remove --require-mount --sample --session --tag --to --type --until-free -o
+set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify drill scrub prune delete tag export import copy keys records serve doctor inspect unlock upkeep
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --metrics --name --note --older-than --output --partition --passphrase-file --ping-url --remove --report --require-mount --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -355,6 +355,25 @@ complete -c sparsebak -n '_shtab_sparsebak_using verify' -s q -l quiet -d 'print
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -s v -l verbose -d 'print more, also where there is no terminal'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l json -d 'print data for programs'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a drill -d 'Assembles a session into a file without a name, which is gone at the end however that comes, has its file systems checked, lists all their files, and compares some of them with the archive. Without a name it is the turn of the volume that was drilled least recently: of its newest session, and every second time of an older one.'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"''
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l scratch -x -d 'where to assemble it (default: $TMPDIR, else /var/tmp)'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l space -x -d 'how much to write there at most (default: nine tenths of what is free)'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l time -x -d 'how long it may take, such as 2h (default: 6h)'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l not-on-battery -d 'do nothing while the machine is on battery'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l not-metered -d 'do nothing while the network link is metered, as NetworkManager tells'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l require-mount -x -d 'do nothing unless this is mounted'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l caller -x -d 'with a local agent: call in the name of this qube (default: dom0)'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -s q -l quiet -d 'print nothing but errors'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -s v -l verbose -d 'print more, also where there is no terminal'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak -n '_shtab_sparsebak_using drill' -l json -d 'print data for programs'
 complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a scrub -d 'Checks every file of the archive. Reports damage; damaged chunks are sent again by the next backup. Needs no key and no agent. With --sample or --older-than, a part of the packs, which are nearly all of an archive: what was not checked for longest comes first, so that regular runs come to all.'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l sample -x -d 'only a part of the packs, such as 5% or 20G of their bytes, oldest check first'
@@ -540,3 +559,20 @@ complete -c sparsebak -n '_shtab_sparsebak_using unlock' -s q -l quiet -d 'print
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -s v -l verbose -d 'print more, also where there is no terminal'
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -l json -d 'print data for programs'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a upkeep -d 'Finds all archives beneath a place, and prunes and scrubs each, checks how old its newest session is and brings its copy up to date, by rules of its own settings file. Needs no key. What is wrong with one archive keeps no other from being kept; those that were kept least recently come first.'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l rules -x -d 'what is to be done (default: upkeep.toml beside the settings file)'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l copy-to -x -d 'where copies of the archives are'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l report -x -d 'a page of HTML to write'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l metrics -x -d 'metrics to write, in a name in .prom'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -s n -l dry-run -d 'change nothing, and only show what would be done'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l require-mount -x -d 'do nothing unless this is mounted'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l caller -x -d 'with a local agent: call in the name of this qube (default: dom0)'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -s q -l quiet -d 'print nothing but errors'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -s v -l verbose -d 'print more, also where there is no terminal'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l json -d 'print data for programs'
