@@ -262,11 +262,13 @@ class Context:
             self._ask(question)
 
     def remove(self, removal: "Removal") -> int:
-        """Remove sessions and report what was done, or with --dry-run what would be; returns the
-        exit code.
-        """
+        """Remove sessions, or only say what that would do (--dry-run); returns the exit code."""
         dry_run = self.options.dry_run
         done = removal.foreseen() if dry_run else removal.run()
+        if not dry_run:
+            from backup_vm.cli import keeping
+
+            keeping.after_prune(self, removal.archive)
         for reason in done.refused:
             self.warn(reason)
         row = removal.row(done, dry_run)

@@ -51,7 +51,7 @@ function _shtab_sparsebak_using
 end
 
 set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify scrub prune delete tag export import copy keys doctor inspect unlock
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --depth --format --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --metrics --name --note --older-than --output --partition --passphrase-file --ping-url --remove --require-mount --sample --session --tag --to --type --until-free -o
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --depth --format --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --metrics --name --note --older-than --output --parity --partition --passphrase-file --ping-url --remove --require-mount --sample --session --tag --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -343,11 +343,13 @@ complete -c sparsebak -n '_shtab_sparsebak_using verify' -s q -l quiet -d 'print
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -s v -l verbose -d 'print more, also where there is no terminal'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l json -d 'print data for programs'
-complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a scrub -d 'Checks every file of the archive. Reports damage; damaged chunks are sent again by the next backup. Needs no key and no agent. With --sample or --older-than, a part of the packs, which are nearly all of an archive: what was not checked for longest comes first, so that regular runs come to all.'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a scrub -d 'Checks every file of the archive. Reports damage; damaged chunks are sent again by the next backup. Needs no key and no agent. With --sample or --older-than, a part of the packs, which are nearly all of an archive: what was not checked for longest comes first, so that regular runs come to all. With --parity it makes files by which --repair mends what a disk has lost since.'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l sample -x -d 'only a part of the packs, such as 5% or 20G of their bytes, oldest check first'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l older-than -x -d 'only packs not checked in the last TIME, such as 30d or 1m'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
+complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l parity -x -d 'then make parity for all that has none, or has changed: SHARE of the archive'"'"'s size (default: 10%)'
+complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l repair -d 'mend what is damaged or missing, as far as parity can'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
