@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Collection
 
+from backup_vm import failures
 from backup_vm.cli.options import Parser, add_common
 from backup_vm.errors import Exit, SparsebakError
 from backup_vm.terminal import interrupts, output
@@ -96,14 +97,8 @@ def _run(words: list[str]) -> int:
     except output.ReaderGone:
         return Exit.READER_GONE
     except OSError as error:
-        _tell(SparsebakError(_os_error(error)))
+        _tell(SparsebakError(failures.text(error), failures.hint(error)))
         return Exit.FAILED
-
-
-def _os_error(error: OSError) -> str:
-    """``FILE: why``, as far as both are known."""
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-    return ": ".join(filter(None, (name, error.strerror or str(error) or type(error).__name__)))
 
 
 def _tell(error: SparsebakError) -> None:

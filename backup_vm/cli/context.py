@@ -105,8 +105,10 @@ class Context:
                         self.warn(warning)
         except sqlite3.Error as error:
             from backup_vm.archive.catalog_file import explain
+            from backup_vm.archive.storage import open_storage
 
-            raise explain(error, f"the catalog of {place}") from None
+            workspace = open_storage(place).workspace
+            raise explain(error, f"the catalog of {place}", workspace) from None
 
     def limit_rate(self, archive: "Archive") -> None:
         """Keep to the limit that --limit-rate or the settings name, if they do."""
@@ -263,12 +265,10 @@ class Context:
 
     def remove(self, removal: "Removal") -> int:
         """Remove sessions, or only say what that would do (--dry-run); returns the exit code."""
-        dry_run = self.options.dry_run
-        done = removal.foreseen() if dry_run else removal.run()
-        if not dry_run:
-            from backup_vm.cli import keeping
+        from backup_vm.cli.keeping import removed
 
-            keeping.after_prune(self, removal.archive)
+        dry_run = self.options.dry_run
+        done = removal.foreseen() if dry_run else removed(self, removal)
         for reason in done.refused:
             self.warn(reason)
         row = removal.row(done, dry_run)

@@ -12,6 +12,8 @@ from backup_vm.errors import SparsebakError
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.parity.making import Kept
+    from backup_vm.archive.prune import Pruned
+    from backup_vm.jobs.removal import Removal
     from backup_vm.terminal.progress import Progress
 
 
@@ -61,8 +63,10 @@ def after_backup(context: Context, archive: "Archive", before: set[str]) -> None
         keep(context, archive, lambda bar: parity.after_backup(archive, wanted, before, bar))
 
 
-def after_prune(context: Context, archive: "Archive") -> None:
-    """Bring parity to what a prune left."""
+def removed(context: Context, removal: "Removal") -> "Pruned":
+    """Remove sessions, and bring parity to what is left."""
     from backup_vm.jobs import parity
 
+    done, archive = removal.run(), removal.archive
     keep(context, archive, lambda bar: parity.after_prune(archive, share(context), bar))
+    return done

@@ -15,9 +15,8 @@ from backup_vm.terminal.text import count_text
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
-    from backup_vm.archive.notes import Notes
+    from backup_vm.archive.scrub import Finding
     from backup_vm.jobs.parity import Upkeep
-    from backup_vm.jobs.sampling import Candidate
 
 
 def add_to(commands: Any) -> None:
@@ -64,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
         looked_at = there if chosen is None else chosen
         damaged_files = [finding.file for finding in findings]
         notes.scrubbed(archive.storage, sound, looked_at, there, damaged_files)
+        outside = [] if chosen is None else _outside(archive, chosen, findings)
         for line in foreign(archive):
             context.warn(line)
         _keep_parity(context, archive, upkeep)
@@ -72,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
     for finding in findings:
         spoils = f"; spoils {', '.join(finding.sessions)}" if finding.sessions else ""
         context.warn(finding.problem + spoils)
+    for line in outside:
+        context.warn(line)
     damaged = [
         {"file": f.file, "problem": f.problem, "sessions": list(f.sessions)} for f in findings
     ]
@@ -80,9 +82,10 @@ def run(options: argparse.Namespace) -> int:
         for file, reason in archive.found.items()
         if file not in {finding.file for finding in findings}
     ]
+    sound = sound and not outside
     row: dict[str, Any] = {"damaged": damaged, "ok": sound, "mended": upkeep.mended}
     if chosen is not None:
-        row |= {"packs": len(looked_at), "of": len(there)}
+        row |= {"outside": outside, "packs": len(looked_at), "of": len(there)}
     lines = [f"mended {archive.storage.describe(name)}" for name in upkeep.mended]
     left = "No damage left" if lines else "No damage found"
     context.done(row, *lines, *([left + _part(len(looked_at), len(there))] if sound else []))
@@ -127,30 +130,20 @@ def _chosen(archive: "Archive", options: argparse.Namespace) -> list[str] | None
         return None
     from backup_vm.archive import notes
     from backup_vm.errors import DamagedError
-    from backup_vm.jobs.sampling import due
+    from backup_vm.jobs.sampling import due, packs_to_check
 
     try:
         found = notes.load(archive.storage)
     except DamagedError:  # reported by the scrub
         found = notes.Notes()
-    candidates = _candidates(archive, found)
-    return due(candidates, options.older_than, options.sample, int(time.time()))
+    now = int(time.time())
+    candidates = packs_to_check(archive.pack_files(), archive.storage.sizes("packs"), found, now)
+    return due(candidates, options.older_than, options.sample, now)
 
 
-def _candidates(archive: "Archive", found: "Notes") -> "list[Candidate[str]]":
-    """Packs, each as something to be checked in its turn; one that never was comes first. One that
-    was damaged then is not sound, however lately it was looked at.
-    """
-    from backup_vm.archive.notes import short
-    from backup_vm.jobs.sampling import Candidate
+def _outside(archive: "Archive", chosen: list[str], findings: "list[Finding]") -> list[str]:
+    """What is known to be damaged, outside of this part."""
+    from backup_vm.jobs import known_damage
 
-    sizes = archive.storage.sizes("packs")
-    return [
-        Candidate(
-            name,
-            at := found.packs.get(pack := short(name), 0),
-            at > 0 and pack not in found.unsound,
-            max(sizes.get(name, 0), 0),
-        )
-        for name in archive.pack_files()
-    ]
+    said = {file for finding in findings for file in finding.sessions}
+    return known_damage.outside(archive, {id: id for id in archive.sessions()}, {*chosen, *said})

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from backup_vm import failures
 from backup_vm.errors import SparsebakError
 from backup_vm.paths import expanded
 from backup_vm.reporting.rows import CheckRow, StatusRow
@@ -79,7 +80,7 @@ def write(file: str, text: str) -> None:
             os.fchmod(out.fileno(), 0o644)
             out.write(text.encode())
     except OSError as error:
-        raise SparsebakError(f"cannot write {target}: {error.strerror}") from None
+        raise failures.cannot_write(target, error) from None
 
 
 def _of_archive(status: StatusRow) -> Iterator[tuple[str, Mapping[str, str], float | None]]:
