@@ -139,7 +139,7 @@ lint: setup
 setup: $(READY)
 
 $(READY): pyproject.toml tools/make-venv
-	tools/make-venv $(PYTHON) $(VENV) '[remote,dev]'
+	tools/make-venv $(PYTHON) $(VENV) '[remote,parity,dev]'
 	touch $(READY)
 
 build/demo/.ready: pyproject.toml tools/make-venv

@@ -11,12 +11,22 @@ from typing import Any
 from backup_vm.errors import UsageError
 from backup_vm.jobs.retention import Rules, parse_table
 from backup_vm.paths import home, read_small
+from backup_vm.quantities import parse_share
 from backup_vm.rate import parse_rate
 from wire.names import BadName, parse_name, parse_volume_name
 
 LARGEST = 1 << 20
 """Bytes that a settings file can have."""
-TEXTS = ("agent", "archive", "require_mount", "caller", "limit_rate", "metrics", "ping_url")
+TEXTS = (
+    "agent",
+    "archive",
+    "require_mount",
+    "caller",
+    "limit_rate",
+    "metrics",
+    "ping_url",
+    "parity",
+)
 SWITCHES = ("not_on_battery", "not_metered")
 _AFTER, _FREE, _QUBES = "after_backup", "until_free", "qubes"
 
@@ -95,6 +105,8 @@ def _check(raw: dict[str, Any]) -> Config:
             )
     if "limit_rate" in raw:
         parse_rate(raw["limit_rate"])
+    if "parity" in raw:
+        parse_share(raw["parity"])
     if not isinstance(retention, dict):
         raise ValueError("retention must be a table: [retention]")
     on = frozenset(key for key, value in switches.items() if value)

@@ -59,8 +59,12 @@ def is_damage(error: sqlite3.Error) -> bool:
     )
 
 
-def explain(error: sqlite3.Error, place: str, workspace: Workspace) -> SparsebakError:
-    """An error of SQLite's as what it is, for people. ``place``: of the catalog."""
+def explain(
+    error: sqlite3.Error, place: str, workspace: Workspace | None = None
+) -> SparsebakError:
+    """An error of SQLite's as what it is, for people. ``place``: of the catalog, which is in that
+    workspace.
+    """
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith("SQLITE_FULL"):
         return SparsebakError(f"the disk of {place} is full", "make room there, then try again")
@@ -73,7 +77,7 @@ def explain(error: sqlite3.Error, place: str, workspace: Workspace) -> Sparsebak
         return LockedError(f"{place} is in use by another program", "wait, then try again")
     if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")):
         # SQLite keeps to itself what the system said: a quota, say, or a disk read-only by now.
-        refusal = workspace.refusal()
+        refusal = workspace.refusal() if workspace is not None else None
         if refusal is not None:
             return SparsebakError(
                 f"{place} cannot be written: {refusal.strerror}", failures.hint(refusal)

@@ -199,13 +199,13 @@ def _judge(archive: "Archive", group: list[_Pack]) -> None:
     # Each prefix once, however many packs have the chunk: what the sessions are compared with is
     # in memory for the whole reading.
     wanted, where = np.unique(references.prefixes(ids), return_inverse=True)
-    live = iter(_referred_to(archive, wanted)[where.ravel()].tolist())
+    live = iter(referred_to(archive, wanted)[where.ravel()].tolist())
     for pack in group:
         for entry in pack.entries:
             (pack.live if next(live) else pack.dead).append(entry)
 
 
-def _referred_to(archive: "Archive", wanted: "NDArray[np.uint64]") -> "NDArray[np.bool_]":
+def referred_to(archive: "Archive", wanted: "NDArray[np.uint64]") -> "NDArray[np.bool_]":
     """Of each id prefix, in rising order, whether any session or partial session has it."""
     import numpy as np
 
@@ -281,6 +281,8 @@ def _punch(archive: "Archive", packs_to_punch: list[_Pack]) -> tuple[int, int]:
             break
         freed += sum(length for _, length in there)
         done.append(pack)
+        if there:
+            archive.touched.add(pack.name)
     if done:
         # Durable before the catalog forgets what was freed: dying before punches it again, dying
         # after would leave space that nobody gives back.

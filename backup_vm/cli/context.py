@@ -278,11 +278,11 @@ class Context:
             self._ask(question)
 
     def remove(self, removal: "Removal") -> int:
-        """Remove sessions and report what was done, or with --dry-run what would be; returns the
-        exit code.
-        """
+        """Remove sessions, or only say what that would do (--dry-run); returns the exit code."""
+        from backup_vm.cli.keeping import removed
+
         dry_run = self.options.dry_run
-        done = removal.foreseen() if dry_run else removal.run()
+        done = removal.foreseen() if dry_run else removed(self, removal)
         for reason in done.refused:
             self.warn(reason)
         row = removal.row(done, dry_run)

@@ -225,3 +225,23 @@ def session_option(parser: argparse.ArgumentParser, default: str = "latest") -> 
         metavar="S",
         help=f"its time, the beginning of it, a tag, or 'latest' (default: {default})",
     )
+
+
+def parity_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --parity."""
+    parser.add_argument(
+        "--parity",
+        type=_share,
+        nargs="?",
+        const=0.1,
+        metavar="SHARE",
+        help="then make parity for all that has none, or has changed: SHARE of the archive's size"
+        " (default: 10%%)",
+    )
+
+
+@checked
+def _share(text: str) -> float:
+    from backup_vm.quantities import parse_share
+
+    return parse_share(text)

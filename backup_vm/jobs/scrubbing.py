@@ -8,7 +8,7 @@ from typing import Any
 
 from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.scrub import Finding, scrub
+from backup_vm.archive.scrub import Finding, Repair, scrub
 from backup_vm.errors import DamagedError
 from backup_vm.jobs import known_damage
 from backup_vm.jobs.sampling import due, packs_to_check
@@ -56,14 +56,18 @@ class Scrubbed:
 
 
 def scrub_part(
-    archive: Archive, progress: Progress, part: Part | None, older_than: int | None
+    archive: Archive,
+    progress: Progress,
+    part: Part | None,
+    older_than: int | None,
+    repair: Repair | None = None,
 ) -> Scrubbed:
     """Scrub everything, or of the packs only those that ``due`` chooses by these; what was looked
     at is noted in the archive where it can be written to.
     """
     chosen = choose(archive, part, older_than)
     findings = archive.looking.steady(
-        lambda: list(scrub(archive, progress, chosen)),
+        lambda: list(scrub(archive, progress, chosen, repair)),
         lambda found: {finding.problem for finding in found},
     )
     there = archive.pack_files()

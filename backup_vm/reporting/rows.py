@@ -108,6 +108,8 @@ class StatusRow(TypedDict):
     chunk_size: int
     chunks: int
     stored: int
+    parity: int
+    """Bytes of parity files."""
     free: int | None
     scrubbed: CheckRow | None
     part_scrubbed: CheckRow | None

@@ -3,6 +3,7 @@
 
 from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.parity.making import parity_files
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.reporting.rows import (
     DrillRow,
@@ -52,6 +53,7 @@ def look(
         "chunk_size": parameters.chunk_size,
         "chunks": chunks,
         "stored": stored_bytes,
+        "parity": sum(map(archive.storage.allocated, parity_files(archive))),
         "free": archive.storage.free(),
         "scrubbed": check_row(found.scrubbed),
         "part_scrubbed": check_row(found.part),
@@ -191,12 +193,14 @@ def text(status: StatusRow) -> str:
         rows.append([*row, *sizes, *ratios, changed, verified, v["note"]])
     scrubbed = check_text(status["scrubbed"])
     free = "?" if status["free"] is None else size_text(status["free"])
+    parity = f" and {size_text(status['parity'])} of parity" if status["parity"] else ""
     head = [
         (
             f"Archive {status['label']} in {status['path']}, {status['mode']}, chunks of"
             f" {status['chunk_size'] >> 10} KiB"
         ),
-        f"{status['chunks']} chunks, {size_text(status['stored'])} stored, {free} free on the disk",
+        f"{status['chunks']} chunks, {size_text(status['stored'])} stored{parity}, {free} free on"
+        " the disk",
         f"Last scrub: {scrubbed}."
         + _parts_text(status)
         + (f" Next backup: {status['next_run']}." if status["next_run"] else ""),

@@ -124,7 +124,8 @@ class LocalStorage(Directory, Storage):
 
     @override
     def clean(self) -> None:
-        for name in (*self.names("packs", TEMPORARY), *self.names("volumes", TEMPORARY)):
+        folders = ("packs", "volumes", "parity")
+        for name in (name for folder in folders for name in self.names(folder, TEMPORARY)):
             with suppress(FileNotFoundError, DamagedError):
                 self._remove(name)
         for name in self.names("volumes", ASIDE):
