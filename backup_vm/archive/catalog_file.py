@@ -59,9 +59,7 @@ def is_damage(error: sqlite3.Error) -> bool:
     )
 
 
-def explain(
-    error: sqlite3.Error, place: str, workspace: Workspace | None = None
-) -> SparsebakError:
+def explain(error: sqlite3.Error, place: str, workspace: Workspace | None = None) -> SparsebakError:
     """An error of SQLite's as what it is, for people. ``place``: of the catalog, which is in that
     workspace.
     """

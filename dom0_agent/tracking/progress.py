@@ -24,7 +24,7 @@ def checked(record: Any) -> None:
     for one in dataclasses.fields(record):
         value = getattr(record, one.name)
         if one.type in (int, bool, str) or one.type == int | None or one.type == str | None:
-            declared: tuple[type, ...] = getattr(one.type, "__args__", (one.type,))
+            declared: tuple[Any, ...] = getattr(one.type, "__args__", (one.type,))
             limit = LAST_TIME if one.name in _TIMES else _LARGEST
             if type(value) not in declared:  # a bool is an int to isinstance
                 raise TypeError(f"{one.name} is no {declared[0].__name__}")
