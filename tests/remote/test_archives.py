@@ -251,9 +251,7 @@ def test_a_run_that_was_cut_and_a_prune_elsewhere(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Never two at once: what the partial session of the first machine lists is checked when it is
-    resumed.
-    """
+    """Never two at once: what the first machine's partial session lists is checked then."""
     site = remote_site()
     for seed in (1, 2):
         site.image().write_bytes(random.Random(seed).randbytes(16 * GRAIN))
