@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from backup_vm.errors import UsageError
-from backup_vm.jobs.retention import DEFAULT, Rules, parse_rules
+from backup_vm.jobs.guard import Guard, parse_share
+from backup_vm.jobs.retention import DEFAULT, Rules, parse_duration, parse_rules
 from backup_vm.paths import home, read_small
 from backup_vm.rate import parse_rate
 from wire.names import BadName, parse_name, parse_volume_name
@@ -19,6 +20,7 @@ LARGEST = 1 << 20
 TEXTS = ("agent", "archive", "require_mount", "caller", "limit_rate", "metrics", "ping_url")
 SWITCHES = ("not_on_battery", "not_metered")
 _DEFAULT, _AFTER, _FREE, _QUBES = "keep_default", "after_backup", "until_free", "qubes"
+_SHARE, _AGE = "max_removed", "min_age"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Retention:
     by_name: dict[str, Rules] = field(default_factory=dict)
     after_backup: bool = False
     until_free: str = ""
+    guard: Guard = field(default_factory=Guard)
 
     def rules_for(self, qube: str, volume: str) -> Rules:
         """The rules of a volume, else of its qube, else of all."""
@@ -104,6 +107,7 @@ def _check(raw: dict[str, Any]) -> Config:
 def _retention(raw: dict[str, Any]) -> Retention:
     qubes = raw.pop(_QUBES, {})
     after, until = raw.pop(_AFTER, False), raw.pop(_FREE, "")
+    guard = _guard(raw.pop(_SHARE, None), raw.pop(_AGE, None))
     if not isinstance(after, bool):
         raise ValueError(f"{_AFTER} must be true or false")
     if not isinstance(until, str):
@@ -113,7 +117,16 @@ def _retention(raw: dict[str, Any]) -> Retention:
     for name in qubes:
         _ = parse_volume_name(name) if "/" in name else parse_name(name, "qube")
     return Retention(
-        _rules(raw), {name: _rules(rules) for name, rules in qubes.items()}, after, until
+        _rules(raw), {name: _rules(rules) for name, rules in qubes.items()}, after, until, guard
+    )
+
+
+def _guard(share: Any, age: Any) -> Guard:
+    for key, value in ((_SHARE, share), (_AGE, age)):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{key} must be a text")
+    return Guard(
+        None if share is None else parse_share(share), None if age is None else parse_duration(age)
     )
 
 

@@ -303,7 +303,7 @@ class Trial:
 
     def thin(self) -> None:
         """Prune, and what is left is whole."""
-        (pruned,) = self.run(("prune", "--keep-last", "1"))
+        (pruned,) = self.run(("prune", "--keep-last", "1", "--min-age", "0d"))
         if self._of_all():
             return
         if pruned.code not in (0, DAMAGED):
