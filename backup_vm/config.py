@@ -9,18 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from backup_vm.errors import UsageError
-from backup_vm.jobs.guard import Guard, parse_share
-from backup_vm.jobs.retention import DEFAULT, Rules, parse_duration, parse_rules
+from backup_vm.jobs.guard import Guard, taken
+from backup_vm.jobs.retention import Rules, parse_table
 from backup_vm.paths import home, read_small
+from backup_vm.quantities import parse_share
 from backup_vm.rate import parse_rate
 from wire.names import BadName, parse_name, parse_volume_name
 
 LARGEST = 1 << 20
 """Bytes that a settings file can have."""
-TEXTS = ("agent", "archive", "require_mount", "caller", "limit_rate", "metrics", "ping_url")
+TEXTS = (
+    "agent",
+    "archive",
+    "require_mount",
+    "caller",
+    "limit_rate",
+    "metrics",
+    "ping_url",
+    "parity",
+)
 SWITCHES = ("not_on_battery", "not_metered")
-_DEFAULT, _AFTER, _FREE, _QUBES = "keep_default", "after_backup", "until_free", "qubes"
-_SHARE, _AGE = "max_removed", "min_age"
+_AFTER, _FREE, _QUBES = "after_backup", "until_free", "qubes"
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,8 @@ def _check(raw: dict[str, Any]) -> Config:
             )
     if "limit_rate" in raw:
         parse_rate(raw["limit_rate"])
+    if "parity" in raw:
+        parse_share(raw["parity"])
     if not isinstance(retention, dict):
         raise ValueError("retention must be a table: [retention]")
     on = frozenset(key for key, value in switches.items() if value)
@@ -107,7 +118,7 @@ def _check(raw: dict[str, Any]) -> Config:
 def _retention(raw: dict[str, Any]) -> Retention:
     qubes = raw.pop(_QUBES, {})
     after, until = raw.pop(_AFTER, False), raw.pop(_FREE, "")
-    guard = _guard(raw.pop(_SHARE, None), raw.pop(_AGE, None))
+    raw, guard = taken(raw)
     if not isinstance(after, bool):
         raise ValueError(f"{_AFTER} must be true or false")
     if not isinstance(until, str):
@@ -117,23 +128,9 @@ def _retention(raw: dict[str, Any]) -> Retention:
     for name in qubes:
         _ = parse_volume_name(name) if "/" in name else parse_name(name, "qube")
     return Retention(
-        _rules(raw), {name: _rules(rules) for name, rules in qubes.items()}, after, until, guard
+        parse_table(raw),
+        {name: parse_table(rules) for name, rules in qubes.items()},
+        after,
+        until,
+        guard,
     )
-
-
-def _guard(share: Any, age: Any) -> Guard:
-    for key, value in ((_SHARE, share), (_AGE, age)):
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"{key} must be a text")
-    return Guard(
-        None if share is None else parse_share(share), None if age is None else parse_duration(age)
-    )
-
-
-def _rules(raw: dict[str, Any]) -> Rules:
-    default = raw.pop(_DEFAULT, False)
-    if default is True and not raw:
-        return DEFAULT
-    if default is not False:
-        raise ValueError(f"{_DEFAULT} = true cannot be combined with other rules")
-    return parse_rules(raw)

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII)
+_LEAST = 0.01
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
 
 
@@ -39,3 +40,10 @@ def parse_part(text: str) -> Part:
     if size < 1:
         raise ValueError(f"{text!r} is nothing")
     return Part(size=size)
+
+
+def parse_share(text: str) -> float:
+    """The share that ``10%`` stands for, from 1% to 100%; raise ValueError."""
+    if not _SHARE.fullmatch(text) or (share := parse_part(text).share) < _LEAST:
+        raise ValueError(f"{text!r} is not a share from 1% to 100%")
+    return share

@@ -13,10 +13,11 @@ from backup_vm.archive.notes import Notes
 from backup_vm.archive.notes import load as load_notes
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, SparsebakError, UsageError, WrongKeyError
-from common.text import is_session_name
-from wire.chunks import Keys, NotAuthentic
+from backup_vm.unsealing import AnyKeys, unseal
+from common.text import is_session_name, session_name
+from wire.chunks import NotAuthentic
+from wire.grants import Grant
 from wire.names import BadName, parse_name, parse_volume_name, set_aside
-from wire.records import open_record
 
 if TYPE_CHECKING:
     from backup_vm.archive.image import Image
@@ -34,11 +35,20 @@ class Named:
     sessions: tuple[Session, ...]
     notes: Notes = field(default_factory=Notes)
     notes_damaged: DamagedError | None = None
+    closed: tuple[Session, ...] = ()
+    """Sessions that the grant in use is not for: nobody sees them, but images build on them."""
 
     @property
     def name(self) -> str:
         """``qube/volume``, or the volume's id."""
         return f"{self.qube}/{self.volume}" if self.qube else self.volume
+
+    @property
+    def series(self) -> list[Session]:
+        """All its sessions, in order, for those that build on each other."""
+        if not self.closed:
+            return list(self.sessions)
+        return sorted([*self.sessions, *self.closed], key=lambda one: one.clear.sequence)
 
     def notes_must_be_sound(self) -> None:
         """Raise DamagedError if tags could not be read: something may be meant to be kept."""
@@ -47,7 +57,7 @@ class Named:
 
 
 def stored_volumes(
-    archive: Archive, keys: Keys | None, known: dict[str, tuple[str, str]]
+    archive: Archive, keys: AnyKeys | None, known: dict[str, tuple[str, str]]
 ) -> list[Named]:
     """The volumes that have sessions, by name. ``known``: qube and volume by id, as dom0 tells
     them.
@@ -61,8 +71,18 @@ def stored_volumes(
         archive.warnings.append(str(error))
     for volume_id, series in archive.sessions().items():
         qube, volume = known.get(volume_id) or _from_records(series, keys) or ("", volume_id)
-        found.append(Named(qube, volume, volume_id, tuple(series), notes, damaged))
+        named = Named(qube, volume, volume_id, tuple(series), notes, damaged)
+        found += [named] if not isinstance(keys, Grant) else _granted(named, keys)
     return sorted(_told_apart(found, known), key=lambda named: (named.qube, named.volume))
+
+
+def _granted(volume: Named, grant: Grant) -> list[Named]:
+    """The volume with those sessions alone that a grant is for; nothing where it is for none."""
+    wanted = {record.session for record in grant.records}
+    seen = tuple(one for one in volume.sessions if one.clear.session in wanted)
+    closed = tuple(one for one in volume.sessions if one.clear.session not in wanted)
+    ours = volume.id == grant.volume_id.hex()
+    return [replace(volume, sessions=seen, closed=closed)] if ours and seen else []
 
 
 def _told_apart(found: list[Named], known: Collection[str]) -> Iterator[Named]:
@@ -83,7 +103,7 @@ def _newest(volume: Named) -> int:
     return max((session.clear.time for session in volume.sessions[-1:]), default=0)
 
 
-def _from_records(series: list[Session], keys: Keys | None) -> tuple[str, str] | None:
+def _from_records(series: list[Session], keys: AnyKeys | None) -> tuple[str, str] | None:
     """What the newest record that is authentic says: one that is not takes no name from the
     others.
     """
@@ -91,14 +111,19 @@ def _from_records(series: list[Session], keys: Keys | None) -> tuple[str, str] |
         return None
     for session in reversed(series):
         with suppress(NotAuthentic):
-            record = open_record(session.record, keys)
+            record, _ = unseal(session.record, keys)
             return record.qube, record.volume
     return None
 
 
-def select(volumes: list[Named], names: list[str], what: str = "the archive") -> list[Named]:
+def select(
+    volumes: list[Named],
+    names: list[str],
+    what: str = "the archive",
+    grant: Grant | None = None,
+) -> list[Named]:
     """The volumes that ``QUBE``, ``QUBE/VOLUME`` or a volume id stand for; all when there are no
-    names.
+    names. ``grant``: what they are opened with, where it is one.
     """
     if not names:
         return volumes
@@ -107,6 +132,9 @@ def select(volumes: list[Named], names: list[str], what: str = "the archive") ->
         found = [v for v in volumes if matches(name, v.qube, v.volume) or v.id == name]
         if not found:
             hint = "see: sparsebak list"
+            if grant is not None:
+                granted = ", ".join(v.name for v in volumes)
+                raise WrongKeyError(f"the grant is not for {name}", f"it is for {granted}")
             if any(not v.qube for v in volumes):
                 hint = (
                     "names are sealed: give --passphrase-file or --agent, or name a volume by its"
@@ -129,9 +157,9 @@ def matches(name: str, qube: str, volume: str) -> bool:
         raise UsageError(str(error)) from None
 
 
-def one(volumes: list[Named], name: str) -> Named:
+def one(volumes: list[Named], name: str, grant: Grant | None = None) -> Named:
     """The one volume a name stands for."""
-    found = select(volumes, [name])
+    found = select(volumes, [name], grant=grant)
     if len(found) > 1:
         raise UsageError(
             f"{name} has several volumes: {', '.join(v.name for v in found)}", "name one of them"
@@ -139,7 +167,7 @@ def one(volumes: list[Named], name: str) -> Named:
     return found[0]
 
 
-def needed(keys: Keys | None) -> Keys:
+def needed(keys: AnyKeys | None) -> AnyKeys:
     """The keys; raise WrongKeyError where there are none."""
     if keys is None:
         raise WrongKeyError(
@@ -156,23 +184,36 @@ class Contents:
     """
 
     archive: Archive
-    keys: Keys | None
+    keys: AnyKeys | None
     volumes: list[Named]
 
-    def needed_keys(self) -> Keys:
+    def needed_keys(self) -> AnyKeys:
         """The keys; raise WrongKeyError where the archive is sealed and none were given."""
         return needed(self.keys)
 
     def one(self, name: str) -> Named:
         """The one volume a name stands for; raise SparsebakError."""
-        return one(self.volumes, name)
+        return one(self.volumes, name, self._grant)
 
     def select(self, *names: str | None) -> list[Named]:
         """The volumes that names stand for; all where there is none, or only None. Raise
         SparsebakError, also for an empty name, as of a variable that a script forgot to set: it
         must not stand for all.
         """
-        return select(self.volumes, [name for name in names if name is not None])
+        chosen = [name for name in names if name is not None]
+        return select(self.volumes, chosen, grant=self._grant)
+
+    @property
+    def _grant(self) -> Grant | None:
+        return self.keys if isinstance(self.keys, Grant) else None
+
+    def not_there(self) -> list[str]:
+        """The sessions that the grant is for and that the archive has not, or not whole."""
+        if self._grant is None:
+            return []
+        here = {one.clear.session for volume in self.volumes for one in volume.sessions}
+        lacking = [one for one in self._grant.records if one.session not in here]
+        return [f"{one.name} {session_name(one.time)}" for one in lacking]
 
     def now(self) -> "Contents":
         """The same, with the sessions that are there now."""
@@ -181,7 +222,7 @@ class Contents:
 
     def image(self, volume: Named, session: Session) -> "Image":
         """The volume as it was at one of its sessions; raise DamagedError."""
-        return self.archive.image(list(volume.sessions), session)
+        return self.archive.image(volume.series, session)
 
 
 @dataclass(frozen=True)
@@ -227,6 +268,11 @@ def find_session(volume: Named, wanted: str) -> Session:
             for s in volume.sessions
             if s.name.startswith(wanted) or s.clear.session.hex() == wanted
         ]
+    if not found and any(wanted in (s.name, s.clear.session.hex()) for s in volume.closed):
+        raise WrongKeyError(
+            f"the grant is not for session {wanted} of {volume.name}",
+            f"it is for {', '.join(session.name for session in volume.sessions)}",
+        )
     if not found:
         raise SparsebakError(
             f"{volume.name} has no session {wanted}", f"see: sparsebak list {volume.name}"

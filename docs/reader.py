@@ -264,7 +264,7 @@ def parameters(folder: Path) -> dict[str, Any]:
     path = folder / "archive.toml"
     if not regular(folder, path.name):
         raise Unreadable(f"{path} is missing, or no regular file")
-    if path.stat().st_size > 1 << 20:
+    if path.stat().st_size > 1 << 16:
         raise Unreadable(f"{path} is too large to be one")
     return tomllib.loads(path.read_text())
 

@@ -41,6 +41,7 @@ UNTRUSTED = (
     "dom0_agent/tracking/rotation.py",
     "dom0_agent/admin/adoption.py",
     "dom0_agent/admin/cli/keys.py",
+    "dom0_agent/admin/granting.py",
     "wire/names.py",
     "wire/layout.py",
     "wire/declared.py",
@@ -51,6 +52,8 @@ UNTRUSTED = (
     "wire/merkle.py",
     "wire/open_chunks.py",
     "wire/slots.py",
+    "wire/grants.py",
+    "wire/reading.py",
 )
 """Modules that handle bytes which a backup VM chose, before or while they are proven."""
 MACHINES = {

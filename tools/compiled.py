@@ -18,7 +18,14 @@ from wire.layout import TIME, Compiled, Structure
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "wire/compiled.py": ("wire.messages", "wire.records", "wire.slots", "wire.merkle"),
+    "wire/compiled.py": (
+        "wire.messages",
+        "wire.records",
+        "wire.slots",
+        "wire.merkle",
+        "wire.grants",
+        "wire.reading",
+    ),
     "backup_vm/archive/compiled.py": ("backup_vm.archive.format",),
     "dom0_agent/compiled.py": (
         "dom0_agent.bitmap",

@@ -67,7 +67,7 @@ def _count(count: Any) -> str:
         return str(count)
     if not isinstance(count, construct.expr.ExprMixin):
         return str(count.__doc__).rstrip(".").lower()
-    return _PATH.sub(r"`\1`", str(count)).strip("()").replace(" - ", " − ")
+    return _PATH.sub(r"`\1`", str(count)).strip("()").replace(" - ", " − ").replace(" * ", " · ")
 
 
 def _type(kind: construct.Construct) -> str:

@@ -83,7 +83,8 @@ END = b"SBEND\n\x00\x02"
     KIND_CHUNK,
     KIND_RECORD,
     KIND_VERSION,
-) = range(9)
+    KIND_IDS,
+) = range(10)
 
 REQUEST_MAGIC = b"SBRQ"
 REQUEST_KNOWN = 1

@@ -81,8 +81,16 @@ class SealedSecret(Structure, compiled=COMPILED):
     tag: Annotated[bytes, Bytes(TAG_SIZE) * "tag"]
 
 
+class OpenedRecord(Structure, compiled=COMPILED):
+    """A session record after its seal was opened: all it says, as a grant has it."""
+
+    clear: Clear
+    secret: Secret
+
+
 CLEAR_SIZE = Clear.length()
 RECORD_SIZE = SealedRecord.length()
+OPENED_SIZE = OpenedRecord.length()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +115,10 @@ class Record(Clear, Secret):
             self._clear() + self._secret(), digest_size=32, key=keys.sub_key("records")
         ).digest()
 
+    def opened(self) -> bytes:
+        """The OPENED_SIZE bytes of an OpenedRecord."""
+        return self._clear() + self._secret()
+
     def domain_keys(self, keys: Keys) -> DomainKeys:
         """The keys that its image is opened with."""
         return keys.of_domain(self.dedup_domain, self.suite)
@@ -124,8 +136,12 @@ def read_clear(untrusted_record: bytes) -> Clear:
     """
     if len(untrusted_record) != RECORD_SIZE:
         raise NotAuthentic("a session record has another length")
+    return _read_clear(untrusted_record[:CLEAR_SIZE])
+
+
+def _read_clear(untrusted_clear: bytes) -> Clear:
     try:
-        clear = Clear.parse(untrusted_record[:CLEAR_SIZE])
+        clear = Clear.parse(untrusted_clear)
     except ValueError as error:
         raise NotAuthentic(f"not a session record: {error}") from None
     if clear.format != FORMAT:
@@ -143,8 +159,19 @@ def open_record(untrusted_record: bytes, keys: Keys) -> Record:
     body = open_bytes(
         keys.sub_key("records"), untrusted_record[CLEAR_SIZE:], untrusted_record[:CLEAR_SIZE]
     )
+    return _joined(clear, body)
+
+
+def read_opened(untrusted_opened: bytes) -> Record:
+    """A record of OPENED_SIZE bytes, which says what it says without a proof; raise NotAuthentic
+    when it cannot be one of ours.
+    """
+    return _joined(_read_clear(untrusted_opened[:CLEAR_SIZE]), untrusted_opened[CLEAR_SIZE:])
+
+
+def _joined(clear: Clear, untrusted_body: bytes) -> Record:
     try:
-        secret = Secret.parse(body)
+        secret = Secret.parse(untrusted_body)
     except ValueError as error:
         raise NotAuthentic(f"not a session record: {error}") from None
     try:

@@ -3,6 +3,7 @@
 
 import threading
 from collections import defaultdict
+from collections.abc import Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,11 @@ class Archive:
         """Where a reader has a catalog of its own."""
         self.warnings: list[str] = []
         """What was found wrong and put right on the way, for the user."""
+        self.alarms: list[str] = []
+        """Those of the warnings that say what is spoilt or lost: what is mended makes them untrue.
+        """
+        self.touched: set[str] = set()
+        """Files that this run changed under their names: packs by holes, sessions by merging."""
         self.damaged: dict[str, DamagedError] = {}
         """Session files whose head cannot be read, found so far; the sessions that build on them
         cannot be had.
@@ -242,6 +248,21 @@ class Archive:
             self.open_catalog.close()
             self.open_catalog = None
         self.open_catalog = reconcile.rebuild(self, Listing.of(self.storage), known)
+
+    def mended(self, files: Collection[str]) -> None:
+        """Make the catalog again, for these files are whole again: what was known to be spoilt is
+        found out again from what there is. What was reclaimed of them is to be reclaimed again.
+        """
+        rotten = tuple(place for place in self.catalog.rotten() if place[0] not in files)
+        self.forget_findings()
+        self.warnings = [one for one in self.warnings if one not in self.alarms]
+        self.alarms = []
+        if self.open_catalog is not None:
+            self.open_catalog.close()
+            self.open_catalog = None
+        known = reconcile.Remembered(rotten=rotten)
+        self.open_catalog = reconcile.rebuild(self, Listing.of(self.storage), known)
+        self.open_catalog.marks.unclaimed = True
 
     def doubt_catalog(self) -> bool:
         """A reader found the catalog to be wrong: make another, aside, once. Whether that was done,

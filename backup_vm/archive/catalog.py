@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from backup_vm.archive.catalog_base import BY_PACK, RANGES, CatalogBase
+from wire.chunks import ID_SIZE
 
 _BATCH = 500
 
@@ -171,6 +172,8 @@ class ChunkCatalog(CatalogBase):
         """
         rows = self._db.execute("SELECT id, length FROM chunks")
         while part := _typed(rows.fetchmany(1 << 14), bytes, int):
+            if any(len(chunk_id) != ID_SIZE for chunk_id, _ in part):
+                raise sqlite3.DatabaseError("an id is of another length than ids are")
             yield b"".join(chunk_id for chunk_id, _ in part), [length for _, length in part]
 
     def digest(self) -> bytes:

@@ -13,4 +13,16 @@ COMPILED: dict[str, Codes] = {
     "SessionEntry": {"number": "Q", "id": "32s"},
     "GroupHead": {"upto": "Q", "count": "Q", "digest": "16s"},
     "ExportHead": {"magic": b"SBEXPT\x00\x02", "archive": "16s", "parameters_length": "L"},
+    "ParityHead": {
+        "magic": b"SBPRTY\x00\x02",
+        "archive": "16s",
+        "block_size": "L",
+        "rows": "L",
+        "parity_rows": "L",
+        "width": "L",
+        "blocks": "L",
+        "members": "L",
+    },
+    "ParityMember": {"kind": "B", "volume": "16s", "sequence": "Q", "id": "16s", "size": "Q"},
+    "ParityFoot": {"plan_length": "Q", "magic": b"SBPEND\x00\x02"},
 }

@@ -22,7 +22,7 @@ from wire.records import RECORD_SIZE, SealedRecord
 from wire.restore import SealedContents, SentChunk, data_chunks, image_chunks
 
 if TYPE_CHECKING:
-    from construct import Bytes, Const, GreedyRange, Int32ul, Int64ul, Pointer, this
+    from construct import Bytes, Const, GreedyRange, Int8ul, Int32ul, Int64ul, Pointer, this
 
     from wire.declared import of
 
@@ -30,6 +30,8 @@ PACK_MAGIC = b"SBPACK\x00\x02"
 INDEX_MAGIC = b"SBINDX\x00\x02"
 SESSION_MAGIC = b"SBSESS\x00\x02"
 EXPORT_MAGIC = b"SBEXPT\x00\x02"
+PARITY_MAGIC = b"SBPRTY\x00\x02"
+PARITY_END_MAGIC = b"SBPEND\x00\x02"
 CHECKSUM_SIZE = 16
 """XXH3-128 of sealed chunks and pack indexes, big-endian as the library gives it."""
 DIGEST_SIZE = 32
@@ -181,6 +183,73 @@ class ExportedFile(Structure):
     ids: Annotated[list[bytes], (Bytes(ID_SIZE) * "ids of all chunks, in order")[image_chunks]]
     chunks: Annotated[list[SentChunk], of(SentChunk)[data_chunks]]
     digest: Annotated[bytes, Bytes(DIGEST_SIZE) * "BLAKE2b-256 of all before"]
+
+
+@dataclass(frozen=True)
+class ParityHead(Structure, compiled=COMPILED):
+    """Beginning of the plan of a parity file."""
+
+    magic: ClassVar[Annotated[bytes, Const(PARITY_MAGIC)]]
+    archive: Annotated[bytes, Bytes(16) * "archive id"]
+    block_size: Annotated[int, Int32ul * "bytes of a block, a power of two"]
+    rows: Annotated[int, Int32ul * "rows of data, k"]
+    parity_rows: Annotated[int, Int32ul * "rows of parity, m"]
+    width: Annotated[int, Int32ul * "blocks of a row"]
+    blocks: Annotated[int, Int32ul * "blocks of data, those of all members"]
+    members: Annotated[int, Int32ul * "files that are covered"]
+
+
+class ParityMember(Structure, compiled=COMPILED):
+    """A file that a parity file covers."""
+
+    kind: Annotated[int, Int8ul * "1 a pack, 2 a session"]
+    volume: Annotated[bytes, Bytes(16) * "volume id of a session, else zero"]
+    sequence: Annotated[int, Int64ul * "sequence of a session, else zero"]
+    id: Annotated[bytes, Bytes(16) * "id of the pack or session"]
+    size: Annotated[int, Int64ul * "bytes of the file"]
+
+
+class ParityPlan(Structure):
+    """What a parity file covers, and the checksums of all blocks."""
+
+    head: ParityHead
+    members: Annotated[list[ParityMember], of(ParityMember)[this.head.members]]
+    data: Annotated[
+        list[bytes],
+        (Bytes(CHECKSUM_SIZE) * "XXH3-128 of each block of data")[this.head.blocks],
+    ]
+    parity: Annotated[
+        list[bytes],
+        (Bytes(CHECKSUM_SIZE) * "XXH3-128 of each block of parity")[
+            this.head.parity_rows * this.head.width
+        ],
+    ]
+    digest: Annotated[bytes, Bytes(DIGEST_SIZE) * "BLAKE2b-256 of the plan before"]
+
+
+PARITY_MEMBER = ParityMember.row()
+
+
+@dataclass(frozen=True)
+class ParityFoot(Structure, compiled=COMPILED):
+    """End of a parity file."""
+
+    plan_length: Annotated[int, Int64ul * "bytes of the plan"]
+    magic: ClassVar[Annotated[bytes, Const(PARITY_END_MAGIC)]]
+
+
+class ParityFile(Structure):
+    """A parity file. The plan is there twice: one bad place must not cost all of it."""
+
+    plan: ParityPlan
+    rows: Annotated[
+        list[bytes],
+        (Bytes(this.plan.head.block_size) * "blocks of parity, row after row")[
+            this.plan.head.parity_rows * this.plan.head.width
+        ],
+    ]
+    again: Annotated[ParityPlan, of(ParityPlan)]
+    foot: ParityFoot
 
 
 def pack_numbers(numbers: Sequence[int]) -> bytes:

@@ -23,10 +23,12 @@ from backup_vm.archive.format import (
     EXPORT_MAGIC,
     FOOTER_SIZE,
     PACK_MAGIC,
+    PARITY_MAGIC,
     SESSION_ENTRY_SIZE,
     SESSION_MAGIC,
     ExportedFile,
     PackFile,
+    ParityFile,
     PartialFile,
     SessionFile,
     pack_numbers,
@@ -44,6 +46,7 @@ NOWHERE = -1
 _BINARY: dict[str, tuple[type[Structure], bytes, str]] = {
     "session": (SessionFile, SESSION_MAGIC, ".session"),
     "pack": (PackFile, PACK_MAGIC, packs.SUFFIX),
+    "parity": (ParityFile, PARITY_MAGIC, ".parity"),
     "exported session": (ExportedFile, EXPORT_MAGIC, ".sbx"),
     "partial session": (PartialFile, b"", partial.SUFFIX),
     "unfinished session": (PartialFile, b"", partial.UNFINISHED),
@@ -297,7 +300,7 @@ def _catalog(workspace: Workspace, name: str, every: bool) -> Iterator[Field]:
     except sqlite3.Error as error:
         if catalog_file.is_damage(error):
             raise Ends(f"{error}") from None
-        raise catalog_file.explain(error, place) from None
+        raise catalog_file.explain(error, place, workspace) from None
     finally:
         if catalog is not None:
             catalog.close()

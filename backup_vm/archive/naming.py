@@ -14,6 +14,7 @@ from backup_vm.archive.storage import TEMPORARY, Storage
 _VOLUME = r"volumes/[0-9a-f]{32}/"
 _SESSION = re.compile(_VOLUME + r"(?:[0-9]{10}|[1-9][0-9]{10,19})-[0-9a-f]{32}\.session")
 _PACK = re.compile(r"packs/([0-9a-f]{2})/\1[0-9a-f]{30}\.pack")
+_PARITY = re.compile(r"parity/([0-9a-f]{2})/\1[0-9a-f]{30}\.parity")
 _PARTIAL = re.compile(_VOLUME + r"[0-9a-f]{32}\.partial")
 _UNFINISHED = re.compile(_VOLUME + r"[0-9a-f]{32}-[0-9a-f]{8}\.unfinished")
 
@@ -26,6 +27,11 @@ def is_session(name: str) -> bool:
 def is_pack(name: str) -> bool:
     """Whether a file is called as a pack is."""
     return _PACK.fullmatch(name) is not None
+
+
+def is_parity(name: str) -> bool:
+    """Whether a file is called as a parity file is."""
+    return _PARITY.fullmatch(name) is not None
 
 
 def is_partial(name: str) -> bool:
@@ -67,11 +73,13 @@ def packs_in(names: Iterable[str]) -> list[str]:
     return sorted(filter(is_pack, names))
 
 
+_OURS = (is_session, is_pack, is_parity, is_partial, is_unfinished)
+
+
 def foreign(storage: Storage) -> Iterator[str]:
     """Files that have not a name of ours, where ours are."""
-    for folder in ("packs", "volumes"):
+    for folder in ("packs", "volumes", "parity"):
         for name in sorted(storage.sizes(folder)):
-            ours = is_session(name) or is_pack(name) or is_partial(name) or is_unfinished(name)
-            if not ours and not name.endswith(TEMPORARY):
+            if not any(one(name) for one in _OURS) and not name.endswith(TEMPORARY):
                 yield name
     yield from storage.unreadable()

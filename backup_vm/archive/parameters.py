@@ -18,8 +18,10 @@ from wire.slots import MAX_SLOTS, SLOT_SIZE, open_any
 
 NAME = "archive.toml"
 _CHECK = "checksum = "
-_LONGEST = 1 << 20
-"""Bytes: some thousands of key slots."""
+_LONGEST = 1 << 16
+"""Bytes: many times what MAX_SLOTS take, and too few for tables so deep that parsing them takes all
+memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ def _parse(place: str, fields: dict[str, Any]) -> Parameters:
         )
     if fields["mode"] != ("open" if "key" in fields else "sealed"):
         raise ValueError("its mode and its keys do not go together")
+    if not isinstance(fields["slots"], list):
+        raise TypeError("its key slots are no list")
     if len(fields["slots"]) > MAX_SLOTS:
         raise ValueError(f"more than {MAX_SLOTS} key slots")
     chunk_size = _number(fields, "chunk_size")

@@ -136,6 +136,7 @@ def _merge(
     """
     if successor is not None:
         merge.Merge(archive.storage, [*run, successor]).store(candidates)
+        archive.touched.add(successor.file)
         return
     for session in run:
         for _, ids in sessions.columns(archive.storage, session).slices():

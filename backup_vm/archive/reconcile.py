@@ -126,6 +126,7 @@ def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, in
             " its volume at the last run: put it back from a copy, before another prune"
             " reclaims its space"
         )
+        archive.alarms.append(archive.warnings[-1])
 
 
 def _fits(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> bool:
@@ -332,3 +333,4 @@ def _conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: 
             f"volume {volume}: spoilt: {listed}{more} ({new[names[0]]}); "
             "the next backup compares it in full and stores again what it can"
         )
+        archive.alarms.append(archive.warnings[-1])

@@ -6,18 +6,13 @@ key is needed.
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import xxhash
+from typing import TYPE_CHECKING, Protocol
 
 from backup_vm.archive import catalog_file, naming, notes, packs, reconcile, references, sessions
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.format import ENTRY, ENTRY_SIZE, PACK_HEAD_SIZE
 from backup_vm.archive.image import split
-from backup_vm.archive.packs import Packed, checksum
-from backup_vm.archive.storage import Reader
+from backup_vm.archive.pack_check import check
 from backup_vm.errors import DamagedError
-from backup_vm.rate import Rate
 from backup_vm.terminal.progress import Progress
 from wire.chunks import ZERO_ID
 
@@ -36,27 +31,54 @@ class Finding:
     sessions: tuple[str, ...] = ()
 
 
+class Repair(Protocol):
+    """What mends files by their parity, and looks whether that still fits them."""
+
+    def mend(self, name: str) -> bool:
+        """Mend a damaged file, if that can be done."""
+
+    def compare(self, name: str) -> None:
+        """Look whether a file is what its parity was made of."""
+
+    def sessions(self) -> None:
+        """Mend sessions that are damaged or missing."""
+
+    def conclude(self) -> None:
+        """Mend packs that are missing; bring the catalog to what was mended."""
+
+
 def scrub(
-    archive: Archive, progress: Progress, chosen: Sequence[str] | None = None
+    archive: Archive,
+    progress: Progress,
+    chosen: Sequence[str] | None = None,
+    repair: Repair | None = None,
 ) -> Iterator[Finding]:
-    """Check everything, or of the packs only those ``chosen``, yielding what is wrong. Chunks that
-    are damaged leave the catalog, to be sent again.
+    """Check everything, or of the packs only those ``chosen``, yielding what is wrong and could not
+    be mended. Chunks that are damaged leave the catalog, to be sent again.
     """
+    if repair is not None:
+        repair.sessions()
     yield from _catalog(archive)
     try:
         notes.load(archive.storage)
     except (DamagedError, OSError) as error:
         yield Finding(notes.NAME, str(error))
-    yield from _sessions(archive)
+    yield from _sessions(archive, repair)
     names = archive.pack_files() if chosen is None else chosen
     sizes = archive.storage.sizes("packs")
     progress.start(sum(max(sizes.get(name, 0), 0) for name in names))
     numbers = {name: number for number, name in archive.catalog.packs().items()}
     for name in names:
         try:
-            yield from _pack(archive, name, numbers.get(name), progress)
+            yield from _pack(archive, name, numbers.get(name), repair)
         except (DamagedError, OSError) as error:
-            yield from _unreadable(archive, name, numbers.get(name), error)
+            if repair is None or not repair.mend(name):
+                yield from _unreadable(archive, name, numbers.get(name), error)
+        progress.advance(max(sizes.get(name, 0), 0))
+        if repair is not None:
+            repair.compare(name)
+    if repair is not None:
+        repair.conclude()
     yield from _missing(archive)
 
 
@@ -107,7 +129,7 @@ def _misplaces(archive: Archive) -> bool:
     return listed != archive.catalog.count()[0]
 
 
-def _sessions(archive: Archive) -> Iterator[Finding]:
+def _sessions(archive: Archive, repair: Repair | None) -> Iterator[Finding]:
     """Session files against their checksums, and whether what they build on is there."""
     bad: dict[str, str] = {}
     for name in archive.session_files():
@@ -116,6 +138,8 @@ def _sessions(archive: Archive) -> Iterator[Finding]:
         except (DamagedError, OSError) as error:
             archive.note_damage(name, error)
             bad[name] = str(archive.damaged[name])
+        if repair is not None:
+            repair.compare(name)
     volumes = archive.sessions()
     bad |= {name: reason for name, reason in archive.cut_off(volumes).items() if name not in bad}
     reconcile.spoil(archive.catalog, bad, volumes)
@@ -141,33 +165,21 @@ def _unreadable(
     yield Finding(name, text, _forget(archive, name, [(o, live[o]) for o in lost]))
 
 
-def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -> Iterator[Finding]:
-    storage, catalog = archive.storage, archive.catalog
-    path = storage.describe(name)
+def _pack(
+    archive: Archive, name: str, number: int | None, repair: "Repair | None"
+) -> Iterator[Finding]:
+    catalog = archive.catalog
+    path = archive.storage.describe(name)
     live = catalog.in_pack(number) if number is not None else {}
-    try:
-        entries = packs.read_index(storage, name, archive.parameters.archive)
-    except DamagedError as error:
-        yield Finding(name, str(error))
-        entries = list(packs.scan(storage, name, archive.parameters.chunk_size))
-    found = {entry.offset: entry for entry in entries}
-    wrong = [
-        offset
-        for offset, chunk_id in live.items()
-        if offset not in found or found[offset].id != chunk_id
-    ]
-    reader, rate = storage.reader(name), storage.rate
-    try:
-        bad = [entry for entry in entries if not _sound(reader, entry, entry.offset in live, rate)]
-        expected = PACK_HEAD_SIZE
-        for entry in entries:
-            if entry.offset != expected + ENTRY_SIZE:
-                yield Finding(name, f"{path} is damaged at byte {expected}")
-            expected = entry.offset + entry.length
-    finally:
-        reader.close()
+    found = check(archive.storage, name, archive.parameters, live)
+    if not found.sound and repair is not None and repair.mend(name):
+        found = check(archive.storage, name, archive.parameters, live)
+    if found.problem:
+        yield Finding(name, found.problem)
+    for offset in found.gaps:
+        yield Finding(name, f"{path} is damaged at byte {offset}")
     known = {offset for pack, offset in catalog.rotten() if pack == name}
-    for entry in bad:
+    for entry in found.bad:
         spoils = entry.offset in live
         if not spoils:  # reported once: it stays where it is until its room is given back
             if entry.offset in known:
@@ -179,24 +191,9 @@ def _pack(archive: Archive, name: str, number: int | None, progress: Progress) -
             text if spoils else f"{text}, which no session needs",
             _forget(archive, name, [(entry.offset, entry.id)]) if spoils else (),
         )
-    for offset in wrong:
+    for offset in found.wrong:
         text = f"{path} does not hold chunk {live[offset].hex()[:16]} at byte {offset}"
         yield Finding(name, text, _forget(archive, name, [(offset, live[offset])]))
-    progress.advance(storage.size(name))
-
-
-def _sound(reader: Reader, entry: Packed, live: bool, rate: Rate) -> bool:
-    """Whether a chunk and the entry before it are as they were written; what is not live may be a
-    hole instead.
-    """
-    rate.spend(entry.length)
-    raw = reader.read(entry.offset - ENTRY_SIZE, ENTRY_SIZE + entry.length)
-    head = ENTRY.pack(entry.length, entry.id, entry.checksum)
-    sealed = memoryview(raw)[ENTRY_SIZE:]
-    if raw[:ENTRY_SIZE] != head or len(sealed) != entry.length:
-        return False
-    digest = xxhash.xxh3_128_digest(sealed)
-    return digest == entry.checksum or (not live and digest == checksum(bytes(entry.length)))
 
 
 def _forget(archive: Archive, pack: str, chunks: list[tuple[int, bytes]]) -> tuple[str, ...]:

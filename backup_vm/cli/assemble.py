@@ -23,7 +23,7 @@ def add_to(commands: Any) -> None:
     volume_argument(assemble)
     session_option(assemble)
     output_options(assemble, "IMAGE", "image")
-    key_option(assemble)
+    key_option(assemble, grant=True)
     assemble.set_defaults(run=run)
 
 

@@ -5,6 +5,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import dry_run_option, key_option, moment_options, rate_option
 from backup_vm.errors import DamagedError, Exit, SparsebakError
@@ -118,6 +119,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         chosen = _choose(listed, options.volumes)
         if options.dry_run:
             return _preview(context, chosen)
+        before = keeping.files(context, archive)
         run = BackupRun(
             archive, agent, context.bar("backup"), options.ignore_free_space, context.warn
         )
@@ -136,6 +138,10 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
                 hint = f" ({error.hint})" if error.hint else ""
                 context.warn(f"nothing was pruned after the backup: {error}{hint}")
                 return _exit(report) or error.code
+            finally:
+                keeping.after_backup(context, archive, before)
+        else:
+            keeping.after_backup(context, archive, before)
         if "metrics" in context.config.texts:
             _write_metrics(context, archive, agent)
     return _exit(report) or (Exit.TOO_MUCH if too_much else Exit.OK)

@@ -18,10 +18,8 @@ from backup_vm.errors import (
     Exit,
     NoArchiveError,
     SparsebakError,
-    UsageError,
-    WrongKeyError,
 )
-from backup_vm.paths import expanded, read_small
+from backup_vm.paths import expanded
 from backup_vm.terminal import output
 from backup_vm.terminal.text import count_text, journal_prefix
 from common.text import printable
@@ -31,12 +29,11 @@ if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.jobs.removal import Removal
     from backup_vm.terminal.progress import Progress
+    from backup_vm.unsealing import AnyKeys
     from backup_vm.volumes import Chosen, Contents
     from wire.chunks import Keys
     from wire.messages import VolumeEntry
 
-LONGEST_PASSPHRASE = 1 << 16
-"""Bytes that a passphrase's file can have."""
 _QREXEC = Path("/usr/bin/qrexec-client-vm")
 
 
@@ -105,8 +102,10 @@ class Context:
                         self.warn(warning)
         except sqlite3.Error as error:
             from backup_vm.archive.catalog_file import explain
+            from backup_vm.archive.storage import open_storage
 
-            raise explain(error, f"the catalog of {place}") from None
+            workspace = open_storage(place).workspace
+            raise explain(error, f"the catalog of {place}", workspace) from None
 
     def limit_rate(self, archive: "Archive") -> None:
         """Keep to the limit that --limit-rate or the settings name, if they do."""
@@ -169,9 +168,11 @@ class Context:
         as typed on the terminal; None in a sealed archive without one. Raise WrongKeyError.
         """
         file: Path | None = getattr(self.options, "passphrase_file", None)
+        from backup_vm.unsealing import read_passphrase, typed_passphrase
+
         keys = archive.parameters.keys(None if file is None else read_passphrase(file))
         if keys is None and needed and self.may_ask:
-            return archive.parameters.keys(_typed_passphrase())
+            return archive.parameters.keys(typed_passphrase())
         return keys
 
     @contextmanager
@@ -183,11 +184,26 @@ class Context:
         from backup_vm.volumes import Contents, needed, stored_volumes
 
         with self.open(writing) as archive:
-            keys = self.keys(archive, needs_key)
+            keys = self._any_keys(archive, needs_key)
             if needs_key:
                 needed(keys)
             told = {} if keys is not None else self._told_names(archive)
-            yield Contents(archive, keys, stored_volumes(archive, keys, told))
+            contents = Contents(archive, keys, stored_volumes(archive, keys, told))
+            for lacking in contents.not_there():
+                text = f"{lacking}, which the grant is for, is not in the archive, or damaged"
+                if not contents.volumes:
+                    raise SparsebakError(text, "see: sparsebak list, and sparsebak scrub")
+                self.warn(text)
+            yield contents
+
+    def _any_keys(self, archive: "Archive", needed: bool) -> "AnyKeys | None":
+        """The grant, with --grant, else as ``keys``."""
+        file: Path | None = getattr(self.options, "grant", None)
+        if file is None:
+            return self.keys(archive, needed)
+        from backup_vm.unsealing import read_grant
+
+        return read_grant(file, archive.parameters.archive)
 
     @contextmanager
     def session(self, needs_key: bool = False) -> Iterator["Chosen"]:
@@ -262,11 +278,11 @@ class Context:
             self._ask(question)
 
     def remove(self, removal: "Removal") -> int:
-        """Remove sessions and report what was done, or with --dry-run what would be; returns the
-        exit code.
-        """
+        """Remove sessions, or only say what that would do (--dry-run); returns the exit code."""
+        from backup_vm.cli.keeping import removed
+
         dry_run = self.options.dry_run
-        done = removal.foreseen() if dry_run else removal.run()
+        done = removal.foreseen() if dry_run else removed(self, removal)
         held = removal.held()
         for reason in (*done.refused, *held):
             self.warn(reason)
@@ -327,25 +343,6 @@ def _printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-def _typed_passphrase() -> bytes:
-    from getpass import getpass
-
-    try:
-        return getpass("Passphrase or recovery key: ").encode("utf-8", "surrogateescape")
-    except EOFError:
-        raise WrongKeyError("no passphrase was given") from None
-
-
 def _is_terminal(stream: Any) -> bool:
     """Whether a standard stream is one; it can be closed, and is None then."""
     return stream is not None and bool(stream.isatty())
-
-
-def read_passphrase(path: Path) -> bytes:
-    """The first line of a file."""
-    from wire.slots import first_line
-
-    passphrase = first_line(read_small(path, LONGEST_PASSPHRASE, "a passphrase", pipes=True))
-    if not passphrase:
-        raise UsageError(f"{path}: the first line is empty; it must hold the passphrase")
-    return passphrase

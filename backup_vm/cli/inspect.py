@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.cli.context import Context, read_passphrase
+from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option
 from backup_vm.errors import Exit, SparsebakError, UsageError
 from backup_vm.paths import expanded
@@ -134,6 +134,8 @@ def _keys(context: Context, found: "Parameters | None") -> "Keys | None":
         return found.keys() if found else None
     if found is None:
         raise UsageError("it is not known which archive this file is of: give --archive")
+    from backup_vm.unsealing import read_passphrase
+
     return found.keys(read_passphrase(file))
 
 

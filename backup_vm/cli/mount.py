@@ -8,10 +8,13 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option, path, session_option, volume_argument
+
+if TYPE_CHECKING:
+    from backup_vm.jobs.mount import Shown
 
 
 def add_to(commands: Any) -> None:
@@ -32,14 +35,19 @@ def add_to(commands: Any) -> None:
     mount.add_argument(
         "--allow-other", action="store_true", help="let other users read the images, too"
     )
-    key_option(mount)
+    mount.add_argument(
+        "--from",
+        dest="source",
+        metavar="QUBE",
+        help="with --grant on Qubes OS: the backup VM to read from, in place of an archive",
+    )
+    key_option(mount, grant=True)
     mount.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.errors import SparsebakError, UsageError
-    from backup_vm.volumes import find_session
 
     context = Context(options)
     try:
@@ -64,19 +72,11 @@ def run(options: argparse.Namespace) -> int:
         ) from None
     from backup_vm.jobs.mount import SessionFiles
 
-    with context.contents(needs_key=True) as contents:
-        volume = contents.one(options.volume)
-        sessions = (
-            list(volume.sessions)
-            if options.session == "all"
-            else [find_session(volume, options.session)]
-        )
-        files = SessionFiles(
-            contents.archive, volume, sessions, contents.needed_keys(), context.warn
-        )
+    with _sessions(context) as (name, sessions):
+        files = SessionFiles(sessions, context.warn)
         context.done(
-            {"volume": volume.name, "folder": str(options.folder), "sessions": len(sessions)},
-            f"{volume.name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or:"
+            {"volume": name, "folder": str(options.folder), "sessions": len(sessions)},
+            f"{name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or:"
             f" umount {options.folder}",
         )
         more = {"allow_other": True} if options.allow_other else {}
@@ -98,6 +98,48 @@ def run(options: argparse.Namespace) -> int:
                     "see its message above",
                 ) from None
     return 0
+
+
+@contextmanager
+def _sessions(context: Context) -> "Iterator[tuple[str, list[Shown]]]":
+    """The volume's name, and what is to be shown of it."""
+    from backup_vm.archive.packs import PackReader
+    from backup_vm.jobs.mount import shown_sessions
+    from backup_vm.volumes import find_session
+
+    options = context.options
+    if options.source is not None:
+        yield _from_backup_vm(options)
+        return
+    with context.contents(needs_key=True) as contents:
+        volume, keys = contents.one(options.volume), contents.needed_keys()
+        sessions = (
+            list(volume.sessions)
+            if options.session == "all"
+            else [find_session(volume, options.session)]
+        )
+        with PackReader(contents.archive.storage) as reader:
+            yield volume.name, shown_sessions(contents.archive, volume, sessions, keys, reader)
+
+
+def _from_backup_vm(options: argparse.Namespace) -> "tuple[str, list[Shown]]":
+    """What a grant is for, from the backup VM that --from names."""
+    from backup_vm.errors import UsageError, WrongKeyError
+    from backup_vm.jobs.mount import shown_from
+    from backup_vm.unsealing import read_grant
+    from wire.names import BadName, parse_name
+
+    if options.grant is None or options.session != "all":
+        raise UsageError("--from shows the sessions of a grant", "give --grant F, and no --session")
+    try:
+        qube = parse_name(options.source, "qube")
+    except BadName as error:
+        raise UsageError(str(error)) from None
+    grant = read_grant(options.grant)
+    record = grant.records[-1]
+    if options.volume not in (record.name, record.volume_id.hex()):
+        raise WrongKeyError(f"the grant is not for {options.volume}", f"it is for {record.name}")
+    return record.name, shown_from(qube, grant)
 
 
 @contextmanager

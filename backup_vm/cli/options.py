@@ -88,9 +88,20 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def key_option(parser: argparse.ArgumentParser) -> None:
-    """Declare --passphrase-file."""
-    parser.add_argument(
+def key_option(parser: argparse.ArgumentParser, grant: bool = False) -> None:
+    """Declare --passphrase-file, and with ``grant`` --grant, which can take its place."""
+    group = parser.add_mutually_exclusive_group() if grant else parser
+    if grant:
+        group.add_argument(
+            "--grant",
+            type=path,
+            metavar="F",
+            help=(
+                "what 'sparsebak-agent grant' made in dom0, which opens some sessions of one"
+                " volume; - is standard input"
+            ),
+        )
+    group.add_argument(
         "--passphrase-file",
         type=path,
         metavar="F",
@@ -120,7 +131,7 @@ def part_options(parser: argparse.ArgumentParser, what: str, done: str) -> None:
     )
     parser.add_argument(
         "--older-than",
-        type=_duration,
+        type=duration,
         metavar="TIME",
         help=f"only {what} not {done} in the last TIME, such as 30d or 1m",
     )
@@ -159,7 +170,8 @@ def _part(text: str) -> "Part":
 
 
 @checked
-def _duration(text: str) -> int:
+def duration(text: str) -> int:
+    """Seconds of a length of time, as an option's type."""
     from backup_vm.jobs.retention import parse_duration
 
     return parse_duration(text)
@@ -205,24 +217,17 @@ def dry_run_option(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("-n", "--dry-run", action="store_true", help=text)
 
 
-def duration(text: str) -> int:
-    """Seconds of a length of time such as 3d."""
-    from backup_vm.jobs.retention import parse_duration
+def _percent(text: str) -> int:
+    from backup_vm.jobs.guard import parse_percent
 
-    return checked(parse_duration)(text)
-
-
-def _share(text: str) -> int:
-    from backup_vm.jobs.guard import parse_share
-
-    return checked(parse_share)(text)
+    return checked(parse_percent)(text)
 
 
 def guard_options(parser: argparse.ArgumentParser) -> None:
     """Declare --max-removed and --min-age; see ``backup_vm.jobs.guard``."""
     parser.add_argument(
         "--max-removed",
-        type=_share,
+        type=_percent,
         metavar="SHARE",
         help="leave a volume as it is of which all sessions of more than this share of its days"
         " would go at once (default: 50%%); 100%% lets all go",
@@ -244,3 +249,23 @@ def session_option(parser: argparse.ArgumentParser, default: str = "latest") -> 
         metavar="S",
         help=f"its time, the beginning of it, a tag, or 'latest' (default: {default})",
     )
+
+
+def parity_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --parity."""
+    parser.add_argument(
+        "--parity",
+        type=_share,
+        nargs="?",
+        const=0.1,
+        metavar="SHARE",
+        help="then make parity for all that has none, or has changed: SHARE of the archive's size"
+        " (default: 10%%)",
+    )
+
+
+@checked
+def _share(text: str) -> float:
+    from backup_vm.quantities import parse_share
+
+    return parse_share(text)

@@ -4,17 +4,17 @@ agent.
 """
 
 import argparse
-import time
 from typing import TYPE_CHECKING, Any
 
+from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import part_options, rate_option
-from backup_vm.errors import Exit
+from backup_vm.cli.options import parity_option, part_options, rate_option
+from backup_vm.errors import Exit, SparsebakError
+from backup_vm.terminal.text import count_text
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
-    from backup_vm.archive.notes import Notes
-    from backup_vm.jobs.sampling import Candidate
+    from backup_vm.jobs.parity import ParityScrub
 
 
 def add_to(commands: Any) -> None:
@@ -26,90 +26,79 @@ def add_to(commands: Any) -> None:
             "Checks every file of the archive. Reports damage; damaged chunks are sent again by the"
             " next backup. Needs no key and no agent. With --sample or --older-than, a part of the"
             " packs, which are nearly all of an archive: what was not checked for longest comes"
-            " first, so that regular runs come to all."
+            " first, so that regular runs come to all. With --parity it makes files by which"
+            " --repair mends what a disk has lost since."
         ),
     )
     part_options(scrub, "packs", "checked")
     rate_option(scrub)
+    parity_option(scrub)
+    scrub.add_argument(
+        "--repair",
+        action="store_true",
+        help="mend what is damaged or missing, as far as parity can",
+    )
     scrub.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.archive import notes
-    from backup_vm.archive.scrub import foreign, scrub
+    from backup_vm.archive.scrub import foreign
+    from backup_vm.jobs.scrubbing import scrub_part
 
     context = Context(options)
     with context.open(writing=None) as archive:
         context.limit_rate(archive)
-        chosen = _chosen(archive, options)
+        parity = _parity_of(context, archive)
         with context.progress("scrub") as progress:
-            findings = archive.looking.steady(
-                lambda: list(scrub(archive, progress, chosen)),
-                lambda found: {finding.problem for finding in found},
-            )
-        sound = not findings and not archive.found
-        there = archive.pack_files()
-        looked_at = there if chosen is None else chosen
-        damaged_files = [finding.file for finding in findings]
-        notes.scrubbed(archive.storage, sound, looked_at, there, damaged_files)
+            done = scrub_part(archive, progress, options.sample, options.older_than, parity)
         for line in foreign(archive):
             context.warn(line)
-        if not archive.writing and not sound:
+        _keep_parity(context, archive, parity)
+        if not archive.writing and not done.sound:
             context.warn("the archive cannot be written to: the next backup does not know of this")
-    for finding in findings:
-        spoils = f"; spoils {', '.join(finding.sessions)}" if finding.sessions else ""
-        context.warn(finding.problem + spoils)
-    damaged = [
-        {"file": f.file, "problem": f.problem, "sessions": list(f.sessions)} for f in findings
-    ]
-    damaged += [
-        {"file": file, "problem": reason, "sessions": [file]}
-        for file, reason in archive.found.items()
-        if file not in {finding.file for finding in findings}
-    ]
-    row: dict[str, Any] = {"damaged": damaged, "ok": sound}
-    if chosen is not None:
-        row |= {"packs": len(looked_at), "of": len(there)}
-    context.done(row, *([_words(len(looked_at), len(there))] if sound else []))
+    for problem in done.problems():
+        context.warn(problem)
+    for line in done.outside:
+        context.warn(line)
+    sound = done.sound and not done.outside
+    row: dict[str, Any] = {"damaged": done.damaged(), "ok": sound, "mended": parity.mended}
+    looked_at, there = len(done.looked_at), len(done.there)
+    if options.sample is not None or options.older_than is not None:
+        row |= {"outside": done.outside, "packs": looked_at, "of": there}
+    lines = [f"mended {archive.storage.describe(name)}" for name in parity.mended]
+    left = "No damage left" if lines else "No damage found"
+    context.done(row, *lines, *([left + _part(looked_at, there)] if sound else []))
     return Exit.OK if sound else Exit.DAMAGED
 
 
-def _words(looked_at: int, there: int) -> str:
-    part = f" in this part: {looked_at} of {there} packs" if looked_at < there else ""
-    return f"No damage found{part}."
+def _part(looked_at: int, there: int) -> str:
+    return f" in this part: {looked_at} of {there} packs." if looked_at < there else "."
 
 
-def _chosen(archive: "Archive", options: argparse.Namespace) -> list[str] | None:
-    """The packs to look at; None for all."""
-    if options.sample is None and options.older_than is None:
-        return None
-    from backup_vm.archive import notes
-    from backup_vm.errors import DamagedError
-    from backup_vm.jobs.sampling import due
+def _parity_of(context: Context, archive: "Archive") -> "ParityScrub":
+    """What looks at parity, and with --repair mends by it."""
+    from backup_vm.jobs.parity import ParityScrub
 
-    try:
-        found = notes.load(archive.storage)
-    except DamagedError:  # reported by the scrub
-        found = notes.Notes()
-    candidates = _candidates(archive, found)
-    return due(candidates, options.older_than, options.sample, int(time.time()))
-
-
-def _candidates(archive: "Archive", found: "Notes") -> "list[Candidate[str]]":
-    """Packs, each as something to be checked in its turn; one that never was comes first. One that
-    was damaged then is not sound, however lately it was looked at.
-    """
-    from backup_vm.archive.notes import short
-    from backup_vm.jobs.sampling import Candidate
-
-    sizes = archive.storage.sizes("packs")
-    return [
-        Candidate(
-            name,
-            at := found.packs.get(pack := short(name), 0),
-            at > 0 and pack not in found.unsound,
-            max(sizes.get(name, 0), 0),
+    repairing = context.options.repair
+    if repairing and not archive.writing:
+        raise SparsebakError(
+            f"{archive.storage.describe()} cannot be written to, so that nothing can be mended",
+            "mount it for writing, or mend a copy of it",
         )
-        for name in archive.pack_files()
-    ]
+    parity = ParityScrub(archive, repairing)
+    if repairing and not parity.files:
+        context.warn("there is no parity to mend by; sparsebak scrub --parity makes it")
+    return parity
+
+
+def _keep_parity(context: Context, archive: "Archive", parity: "ParityScrub") -> None:
+    """Make and renew parity where that is asked for; else say where it is out of date."""
+    share = keeping.share(context)
+    if share is not None and archive.writing:
+        keeping.keep(context, archive, lambda progress: parity.keep(share, progress))
+    elif parity.stale:
+        context.warn(
+            f"{count_text(len(parity.stale), 'file')} changed since parity was made, or is damaged"
+            " parity; sparsebak scrub --parity makes it again"
+        )

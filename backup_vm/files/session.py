@@ -3,13 +3,13 @@
 
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import NamedTuple
+from contextlib import closing, suppress
+from typing import NamedTuple, Protocol
 
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.files.answers import NOWHERE, Entry, Extents, FileSystemError, Part, Stat
+from backup_vm.files.answers import NOWHERE, Extents, FileSystemError, Part, Stat
+from backup_vm.files.listing import Listing
 from backup_vm.files.parser import Parser
-from backup_vm.jobs.lazy_image import LazyImage
 from backup_vm.jobs.reading import THREADS
 from common.pipeline import in_order
 from common.text import printable
@@ -29,6 +29,18 @@ class Found(NamedTuple):
     stat: Stat
 
 
+class Bytes(Protocol):
+    """An image: Bytes, or a file."""
+
+    size: int
+    chunk_size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset`` on, fewer at the image's end. Raises
+        DamagedError.
+        """
+
+
 class MissingError(SparsebakError):
     """There is no such file."""
 
@@ -46,7 +58,7 @@ class SessionFiles:
     def __init__(
         self,
         parser: Parser,
-        image: LazyImage,
+        image: Bytes,
         name: str,
         number: int | None = None,
         watch: bool = False,
@@ -99,7 +111,7 @@ class SessionFiles:
         """What stat(2) says."""
         return self._parser.stat(self._number, node)
 
-    def names(self, node: int) -> list[Entry]:
+    def names(self, node: int) -> Listing:
         """A folder's entries, by name."""
         return self._parser.names(self._number, node)
 
@@ -181,12 +193,13 @@ class SessionFiles:
             self.damaged = self.damaged or isinstance(error, DamagedError)
             trouble(top.path, str(error))
             return
-        for entry in entries:
-            path = joined(top.path, entry.name)
-            if entry.stat is None:
-                trouble(path, entry.trouble)
-            else:
-                yield Found(path, entry.node, entry.stat)
+        with closing(entries):
+            for entry in entries:
+                path = joined(top.path, entry.name)
+                if entry.stat is None:
+                    trouble(path, entry.trouble)
+                else:
+                    yield Found(path, entry.node, entry.stat)
 
     def contents(self, found: Found) -> Iterator[tuple[int, bytes]]:
         """A regular file's contents: offsets and bytes, in order, without holes. A few MiB are

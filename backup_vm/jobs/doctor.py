@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 GOOD, WARN, BAD = "ok", "warn", "bad"
 LATE_BACKUP, LATE_CHECK = 8 * DAY, 35 * DAY
+DRILL_TIMER = "sparsebak-drill.timer"
 LITTLE_ROOM = 0.05
 """Share of the disk below which room is called little."""
 
@@ -56,6 +57,7 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
         yield _of_slots(parameters)
     yield from _of_sessions(archive)
     yield _of_scrub(archive.storage)
+    yield from _of_drills(archive)
 
 
 def _of_disk(storage: Storage) -> Iterator[Finding]:
@@ -119,6 +121,26 @@ def _of_scrub(storage: Storage) -> Finding:
         return Finding(BAD, f"the last scrub, {when}, found damage", remedy)
     when_run = scrubbed.time if scrubbed else 0
     return _age("the last scrub was", when_run, LATE_CHECK, remedy, "no scrub yet")
+
+
+def _of_drills(archive: Archive) -> Iterator[Finding]:
+    try:
+        found = notes.load(archive.storage).drills
+    except DamagedError:  # which _of_scrub reports
+        return
+    drills = [check for volume, check in found.items() if volume in archive.sessions()]
+    failed = [check for check in drills if not check.sound]
+    for check in failed:
+        when = session_name(check.time)
+        yield Finding(BAD, f"the last drill of a volume, {when}, failed", "run: sparsebak drill")
+    last = max((check.time for check in drills), default=0)
+    yield _age(
+        "the last drill was",
+        last,
+        LATE_CHECK,
+        f"run: sparsebak drill; by itself: systemctl enable --now {DRILL_TIMER}",
+        "no drill yet: no restore was ever rehearsed",
+    )
 
 
 def _age(what: str, when: int, late: int, remedy: str, never: str) -> Finding:

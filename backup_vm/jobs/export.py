@@ -28,6 +28,7 @@ from backup_vm.jobs.reading import (
     sealed_chunks,
 )
 from backup_vm.terminal.progress import Progress
+from backup_vm.unsealing import AnyKeys
 from wire import FORMAT, other_format
 from wire.chunks import ID_SIZE, ZERO_ID, Keys, NotAuthentic
 from wire.merkle import PAGE_IDS, Tree, chunk_count
@@ -65,7 +66,7 @@ def export(
     name: str,
     out: IO[bytes],
     progress: Progress,
-    keys: Keys | None = None,
+    keys: AnyKeys | None = None,
 ) -> None:
     """Write a session as one sealed file; raise DamagedError.
 
@@ -257,7 +258,7 @@ def _entries(
 
 
 def export_tar(
-    archive: Archive, image: Image, keys: Keys, name: str, out: IO[bytes], progress: Progress
+    archive: Archive, image: Image, keys: AnyKeys, name: str, out: IO[bytes], progress: Progress
 ) -> None:
     """Write a session as a tar file with one sparse file in it (GNU's sparse format 1.0, as GNU tar
     and Python read it).

@@ -19,9 +19,9 @@ one day by the second count, whatever days they claim.
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from backup_vm.jobs.retention import DAY
+from backup_vm.jobs.retention import DAY, parse_duration
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -133,9 +133,23 @@ def _days(times: Iterable[float]) -> set[int]:
     return {int(at // DAY) for at in times}
 
 
-def parse_share(text: str) -> int:
+def parse_percent(text: str) -> int:
     """Percent of ``50%``; raise ValueError."""
     number = text.removesuffix("%")
     if not text.endswith("%") or not number.isdecimal() or not 0 <= int(number) <= 100:
         raise ValueError(f"{text!r} is not a share such as 50%")
     return int(number)
+
+
+def taken(raw: dict[str, Any]) -> tuple[dict[str, Any], Guard]:
+    """A table of the settings without ``max_removed`` and ``min_age``, and what these say; raise
+    ValueError.
+    """
+    raw, found = dict(raw), dict[str, int]()
+    for key, parse in (("max_removed", parse_percent), ("min_age", parse_duration)):
+        if key in raw:
+            value = raw.pop(key)
+            if not isinstance(value, str):
+                raise ValueError(f"{key} must be a text")
+            found[key] = parse(value)
+    return raw, Guard(found.get("max_removed"), found.get("min_age"))

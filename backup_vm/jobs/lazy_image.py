@@ -4,6 +4,7 @@ wanted, and the last ones kept.
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 
 from backup_vm.archive import lookup
@@ -11,9 +12,11 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image, split
 from backup_vm.archive.packs import PackReader
 from backup_vm.errors import DamagedError
-from backup_vm.jobs.reading import open_image
-from wire.chunks import ZERO_ID, ChunkIds, Keys, NotAuthentic, Opener
-from wire.merkle import PAGE_IDS
+from backup_vm.jobs.reading import Proven, open_image
+from backup_vm.unsealing import AnyKeys
+from common.override import override
+from wire.chunks import ZERO_ID, ChunkIds, NotAuthentic, Opener
+from wire.merkle import PAGE_IDS, chunk_count
 
 CACHE_BYTES = 64 << 20
 """Bytes of opened chunks kept, for all images together."""
@@ -48,33 +51,33 @@ class ChunkCache:
                 self._left += len(self._chunks.popitem(last=False)[1])
 
 
-class LazyImage:
-    """One image, proven complete and authentic when it is made. Safe to share between threads.
-
-    ``reader`` is shared with other images: each keeps packs open.
+class OpenedImage(ABC):
+    """An image whose record and ids have proven authentic, read here and there. Safe to share
+    between threads.
     """
 
     # Of 1,024 ids each: with chunks of 128 KiB they stand for 8 GiB, in a few MiB of memory.
     _PAGES = 64
 
-    def __init__(
-        self,
-        archive: Archive,
-        image: Image,
-        keys: Keys,
-        name: str,
-        cache: ChunkCache,
-        reader: PackReader | None = None,
-    ) -> None:
-        self._proven = open_image(archive, image, keys, name)
-        self._record = self._proven.record
-        self._archive, self._image, self._name, self._cache = archive, image, name, cache
-        self._ids = ChunkIds(self._proven.keys, self._record.chunk_size)
-        self._opener = Opener(self._proven.keys)
-        self._reader = reader or PackReader(archive.storage)
+    def __init__(self, proven: Proven, cache: ChunkCache) -> None:
+        self._proven, self._cache = proven, cache
+        self._record, self._name = proven.record, proven.name
+        self.ids = ChunkIds(proven.keys, self._record.chunk_size)
+        self._opener = Opener(proven.keys)
         self._pages: OrderedDict[int, list[bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self.size, self.chunk_size = self._record.size, self._record.chunk_size
+        self._chunks = chunk_count(self.size, self.chunk_size)
+
+    @abstractmethod
+    def _some_ids(self, first: int, end: int) -> list[bytes]:
+        """Ids of chunks, one thread at a time; they are compared with what was proven. Raises
+        DamagedError.
+        """
+
+    @abstractmethod
+    def _sealed(self, number: int, chunk_id: bytes) -> bytes | memoryview:
+        """The sealed chunk of a number, from any thread. Raises DamagedError."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``offset`` on, fewer at the image's end. Raises
@@ -96,7 +99,7 @@ class LazyImage:
         if chunk is None:
             try:
                 chunk = self._opener.open(
-                    chunk_id, self._sealed(number, chunk_id), self._ids, self._record.chunk_size
+                    chunk_id, self._sealed(number, chunk_id), self.ids, self._record.chunk_size
                 )
             except NotAuthentic as error:
                 raise DamagedError(
@@ -105,6 +108,44 @@ class LazyImage:
             self._cache.put(chunk_id, chunk)
         return chunk
 
+    def _id(self, number: int) -> bytes:
+        index, at = divmod(number, PAGE_IDS)
+        with self._lock:  # an image's columns are for one thread at a time
+            page = self._pages.get(index)
+            if page is None:
+                first = index * PAGE_IDS
+                page = self._some_ids(first, min(first + PAGE_IDS, self._chunks))
+                self._proven.check(first, page)
+                self._pages[index] = page
+                if len(self._pages) > self._PAGES:
+                    self._pages.popitem(last=False)
+        return page[at]
+
+
+class LazyImage(OpenedImage):
+    """One image of an archive, proven complete and authentic when it is made.
+
+    ``reader`` is shared with other images: each keeps packs open.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        image: Image,
+        keys: AnyKeys,
+        name: str,
+        cache: ChunkCache,
+        reader: PackReader | None = None,
+    ) -> None:
+        super().__init__(open_image(archive, image, keys, name), cache)
+        self._archive, self._image = archive, image
+        self._reader = reader or PackReader(archive.storage)
+
+    @override
+    def _some_ids(self, first: int, end: int) -> list[bytes]:
+        return split(self._image.ids(first, end))
+
+    @override
     def _sealed(self, number: int, chunk_id: bytes) -> memoryview:
         session = self._image.session
         with self._archive.looking.present(session):
@@ -115,19 +156,6 @@ class LazyImage:
                     "run: sparsebak scrub",
                 )
             return lookup.read(self._archive, self._reader, chunk_id, place)
-
-    def _id(self, number: int) -> bytes:
-        index, at = divmod(number, PAGE_IDS)
-        with self._lock:  # an image's columns are for one thread at a time
-            page = self._pages.get(index)
-            if page is None:
-                first = index * PAGE_IDS
-                page = split(self._image.ids(first, min(first + PAGE_IDS, self._image.chunks)))
-                self._proven.check(first, page)
-                self._pages[index] = page
-                if len(self._pages) > self._PAGES:
-                    self._pages.popitem(last=False)
-        return page[at]
 
     def close(self) -> None:
         """Close the packs."""

@@ -11,18 +11,70 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.packs import PackReader
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import SparsebakError
-from backup_vm.jobs.lazy_image import ChunkCache, LazyImage
+from backup_vm.jobs.distant_image import DistantImage
+from backup_vm.jobs.lazy_image import ChunkCache, LazyImage, OpenedImage
 from backup_vm.jobs.libfuse import mfusepy
+from backup_vm.unsealing import AnyKeys
 from backup_vm.volumes import Named
-from wire.chunks import Keys
+from common.text import session_name
+from wire.grants import Grant
+from wire.records import Record
 
 SUFFIX = ".img"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A session as a file: its size in bytes, its time in Unix seconds, and what opens and proves
+    it when somebody wants it.
+    """
+
+    name: str
+    size: int
+    time: int
+    open: Callable[[], OpenedImage]
+
+
+def shown_sessions(
+    archive: Archive,
+    volume: Named,
+    sessions: list[Session],
+    keys: AnyKeys,
+    reader: PackReader,
+    cache: ChunkCache | None = None,
+) -> list[Shown]:
+    """Sessions of an archive that is open, with the key. ``reader`` and ``cache`` are for all of
+    them.
+    """
+    archive.catalog.count()  # opened, and rebuilt if need be, before the first thread comes
+    kept = cache or ChunkCache()
+
+    def opening(session: Session) -> Callable[[], OpenedImage]:
+        return lambda: LazyImage(
+            archive, archive.image(volume.series, session), keys, volume.name, kept, reader
+        )
+
+    return [Shown(one.name, one.clear.size, one.clear.time, opening(one)) for one in sessions]
+
+
+def shown_from(qube: str, grant: Grant) -> list[Shown]:
+    """The sessions of a grant, whose sealed chunks come from a backup VM."""
+    cache = ChunkCache()
+
+    def opening(record: Record) -> Callable[[], OpenedImage]:
+        return lambda: DistantImage(qube, grant, record, cache)
+
+    return [
+        Shown(session_name(one.time), one.size, one.time, opening(one))
+        for one in sorted(grant.records, key=lambda one: one.sequence)
+    ]
 
 
 class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
@@ -32,36 +84,25 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
 
     use_ns = True
 
-    def __init__(
-        self,
-        archive: Archive,
-        volume: Named,
-        sessions: list[Session],
-        keys: Keys,
-        warn: Callable[[str], None],
-    ) -> None:
-        self._archive, self._volume, self._keys, self._warn = archive, volume, keys, warn
+    def __init__(self, sessions: list[Shown], warn: Callable[[str], None]) -> None:
+        self._warn, self._time = warn, max(session.time for session in sessions)
         self._sessions = {session.name + SUFFIX: session for session in sessions}
-        self._images: dict[str, LazyImage] = {}
-        self._cache, self._lock = ChunkCache(), threading.Lock()
-        self._reader = PackReader(archive.storage)
+        self._images: dict[str, OpenedImage] = {}
+        self._lock = threading.Lock()
         self.mounted = False
         """Whether there was a mount."""
-        archive.catalog.count()  # opened, and rebuilt if need be, before the first thread comes
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
         """See fuse(4)."""
         if path == "/":
-            times = dict.fromkeys(
-                ("st_mtime", "st_ctime", "st_atime"), self._volume.sessions[-1].clear.time * 10**9
-            )
+            times = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._time * 10**9)
             return {"st_mode": stat.S_IFDIR | 0o555, "st_nlink": 2, **times}
         session = self._session(path)
-        times = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), session.clear.time * 10**9)
+        times = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), session.time * 10**9)
         return {
             "st_mode": stat.S_IFREG | 0o444,
             "st_nlink": 1,
-            "st_size": session.clear.size,
+            "st_size": session.size,
             **times,
         }
 
@@ -82,36 +123,24 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
             self._warn(str(error))
             raise mfusepy.FuseOSError(errno.EIO) from None
 
-    def destroy(self, path: str) -> None:
-        """See fuse(4)."""
-        self._reader.__exit__()
-
     def init(self, path: str) -> None:
         """See fuse(4)."""
         self.mounted = True
 
-    def _session(self, path: str) -> Session:
+    def _session(self, path: str) -> Shown:
         try:
             return self._sessions[path.removeprefix("/")]
         except KeyError:
             raise mfusepy.FuseOSError(errno.ENOENT) from None
 
-    def _image(self, path: str) -> LazyImage:
+    def _image(self, path: str) -> OpenedImage:
         session = self._session(path)
         if path in self._images:
             return self._images[path]  # not waiting for another one to be proven
         with self._lock:
             if path not in self._images:
                 try:
-                    image = self._archive.image(list(self._volume.sessions), session)
-                    self._images[path] = LazyImage(
-                        self._archive,
-                        image,
-                        self._keys,
-                        self._volume.name,
-                        self._cache,
-                        self._reader,
-                    )
+                    self._images[path] = session.open()
                 except (SparsebakError, OSError, sqlite3.Error) as error:
                     self._warn(str(error))
                     raise mfusepy.FuseOSError(errno.EIO) from None

@@ -10,18 +10,22 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from backup_vm import failures
 from backup_vm.archive import lookup
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.image import Image
 from backup_vm.archive.packs import PackReader
 from backup_vm.archive.sessions import Session
-from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.errors import DamagedError, WrongKeyError
 from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
+from backup_vm.unsealing import AnyKeys, unseal
 from common.image_writer import WRITE_BYTES, ImageWriter
 from common.pipeline import in_order
-from wire.chunks import ZERO_ID, DomainKeys, Keys, NotAuthentic
+from common.text import session_name
+from wire.chunks import ZERO_ID, DomainKeys, NotAuthentic
+from wire.grants import NotGranted
 from wire.merkle import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count
 from wire.messages import END, LENGTH
 from wire.open_chunks import (
@@ -31,7 +35,7 @@ from wire.open_chunks import (
     SealedChunk,
     open_chunks,
 )
-from wire.records import Record, open_record
+from wire.records import Record
 
 if TYPE_CHECKING:
     from backup_vm.archive.intake import Entry
@@ -133,16 +137,20 @@ class Proven:
                 raise DamagedError(f"{self.name}: the archive changed while it was read")
 
 
-def open_image(archive: Archive, image: Image, keys: Keys, name: str) -> Proven:
-    """Check a session's record and ids with the archive's keys; raise DamagedError."""
+def open_image(archive: Archive, image: Image, keys: AnyKeys, name: str) -> Proven:
+    """Check a session's record and ids with the archive's keys, or a grant; raise DamagedError, and
+    WrongKeyError for a session that the grant is not for.
+    """
     path = archive.storage.describe(image.session.file)
     try:
-        record = open_record(image.session.record, keys)
+        record, domain_keys = unseal(image.session.record, keys)
+    except NotGranted as error:
+        raise WrongKeyError(f"{name} {image.session.name}: {error}") from None
     except NotAuthentic as error:
         raise DamagedError(f"{path}: {error}") from None
     if record.archive != archive.parameters.archive:
         raise DamagedError(f"{path} belongs to another archive")
-    return prove_image(archive, image, record, record.domain_keys(keys), name)
+    return prove_image(archive, image, record, domain_keys, name)
 
 
 def prove_image(
@@ -152,28 +160,45 @@ def prove_image(
 
     From here on the keys of the record's deduplication domain are enough.
     """
+    proven = prove_ids((ids for _, ids in image.windows()), record, keys, name)
+    if proven is None:
+        image.check()
+        raise not_complete(name, record)
+    return proven
+
+
+def prove_ids(
+    windows: Iterable[list[bytes]], record: Record, keys: DomainKeys, name: str
+) -> Proven | None:
+    """Compare all ids of an image, in windows of whole pages, with its record's root; None where
+    they are not those.
+    """
     tree, pages = Tree(keys), bytearray()
 
     def digests() -> Iterator[bytes]:
-        for _, ids in image.windows():
+        for ids in windows:
             for at in range(0, len(ids), PAGE_IDS):
                 digest = tree.page(b"".join(ids[at : at + PAGE_IDS]))
                 pages.extend(digest)
                 yield digest
 
     if tree.root(record.size, record.chunk_size, digests()) != record.root:
-        image.check()
-        raise DamagedError(
-            f"{name}: session {image.session.name} is not complete or not authentic: its chunk ids"
-            " do not match"
-        )
+        return None
     return Proven(record, keys, name, tree, bytes(pages))
+
+
+def not_complete(name: str, record: Record) -> DamagedError:
+    """What to say of an image whose ids do not give its record's root."""
+    return DamagedError(
+        f"{name}: session {session_name(record.time)} is not complete or not authentic: its chunk"
+        " ids do not match"
+    )
 
 
 def read_image(
     archive: Archive,
     image: Image,
-    keys: Keys,
+    keys: AnyKeys,
     name: str,
     progress: Progress,
     sink: Callable[[int, list[bytes]], None] | None,
@@ -258,7 +283,7 @@ def not_authentic(name: str, error: ChunkNotAuthentic) -> DamagedError:
 
 
 def assemble(
-    archive: Archive, image: Image, keys: Keys, name: str, target: Path, progress: Progress
+    archive: Archive, image: Image, keys: AnyKeys, name: str, target: Path, progress: Progress
 ) -> Record:
     """Write a session as a sparse raw image, beside the target first, so that a failure leaves no
     half of one.
@@ -267,7 +292,7 @@ def assemble(
         try:
             file = ImageWriter(beside, image.session.clear.size)
         except OSError as error:
-            raise SparsebakError(f"cannot write {beside}: {error.strerror}") from None
+            raise failures.cannot_write(beside, error) from None
         try:
             record = read_image(archive, image, keys, name, progress, file.write)
             file.sync()

@@ -56,6 +56,12 @@ class VolumeRow(SpaceRow):
     sessions: list[SessionRow]
 
 
+class DrillRow(CheckRow):
+    """The last drill of any volume."""
+
+    name: str
+
+
 class StateRow(SpaceRow):
     """A volume at a glance, as ``status`` shows it; perhaps one that has no session yet."""
 
@@ -69,6 +75,7 @@ class StateRow(SpaceRow):
     changed: int | None
     """Bytes that changed since, as dom0 tells; None where it does not know the volume."""
     verified: CheckRow | None
+    drilled: CheckRow | None
     note: str
 
 
@@ -101,11 +108,14 @@ class StatusRow(TypedDict):
     chunk_size: int
     chunks: int
     stored: int
+    parity: int
+    """Bytes of parity files."""
     free: int | None
     scrubbed: CheckRow | None
     part_scrubbed: CheckRow | None
     unscrubbed: UnscrubbedRow
     unproven: UnprovenRow | None
+    drilled: DrillRow | None
     next_run: str | None
     volumes: list[StateRow]
     problems: list[str]

@@ -3,8 +3,10 @@
 
 from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.parity.making import parity_files
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.reporting.rows import (
+    DrillRow,
     StateRow,
     StatusRow,
     UnprovenRow,
@@ -51,11 +53,13 @@ def look(
         "chunk_size": parameters.chunk_size,
         "chunks": chunks,
         "stored": stored_bytes,
+        "parity": sum(map(archive.storage.allocated, parity_files(archive))),
         "free": archive.storage.free(),
         "scrubbed": check_row(found.scrubbed),
         "part_scrubbed": check_row(found.part),
         "unscrubbed": _unscrubbed(archive, found),
         "unproven": _unproven(seen.volumes),
+        "drilled": _drilled(seen.volumes),
         "next_run": next_run(),
         "volumes": _volumes(seen, listed),
         "problems": problems + [str(error) for error in archive.damaged.values()],
@@ -87,6 +91,14 @@ def _unproven(volumes: list[Named]) -> UnprovenRow | None:
                 }
             )
     return min(rows, key=lambda row: row["since"], default=None)
+
+
+def _drilled(volumes: list[Named]) -> DrillRow | None:
+    rows: list[DrillRow] = []
+    for volume in volumes:
+        if (last := volume.notes.drills.get(volume.id)) is not None:
+            rows.append({"name": volume.name, "time": last.time, "ok": last.sound})
+    return max(rows, key=lambda row: row["time"], default=None)
 
 
 def _volumes(seen: View, listed: list[VolumeEntry]) -> list[StateRow]:
@@ -121,6 +133,7 @@ def _volume(
         **space_row(seen.use(named) if named else None),
         "changed": None if entry is None else entry.changed if latest else entry.size,
         "verified": check_row(last_verified(named)) if named else None,
+        "drilled": check_row(named.notes.drills.get(volume_id)) if named else None,
         "note": ", ".join(words) if agent else "",
     }
 
@@ -140,6 +153,15 @@ def _unproven_text(row: UnprovenRow | None) -> list[str]:
         return []
     when = f"last verified {session_name(row['since'])}" if row["verified"] else "never verified"
     return [f"Longest unproven: {row['name']} {row['session']}, {when}."]
+
+
+def _drill_text(row: DrillRow | None) -> str:
+    if row is None:
+        return "Last drill: never."
+    return (
+        f"Last drill: {row['name']}, {session_name(row['time'])}"
+        f"{'' if row['ok'] else ', which failed'}."
+    )
 
 
 def text(status: StatusRow) -> str:
@@ -171,15 +193,18 @@ def text(status: StatusRow) -> str:
         rows.append([*row, *sizes, *ratios, changed, verified, v["note"]])
     scrubbed = check_text(status["scrubbed"])
     free = "?" if status["free"] is None else size_text(status["free"])
+    parity = f" and {size_text(status['parity'])} of parity" if status["parity"] else ""
     head = [
         (
             f"Archive {status['label']} in {status['path']}, {status['mode']}, chunks of"
             f" {status['chunk_size'] >> 10} KiB"
         ),
-        f"{status['chunks']} chunks, {size_text(status['stored'])} stored, {free} free on the disk",
+        f"{status['chunks']} chunks, {size_text(status['stored'])} stored{parity}, {free} free on"
+        " the disk",
         f"Last scrub: {scrubbed}."
         + _parts_text(status)
         + (f" Next backup: {status['next_run']}." if status["next_run"] else ""),
         *_unproven_text(status["unproven"]),
+        _drill_text(status["drilled"]),
     ]
     return "\n".join([*head, *status["problems"], "", table(rows, frozenset(range(2, 9)))])

@@ -4,8 +4,34 @@
 Which of these there are together, and what leads from one to another, docs/architecture.md shows.
 """
 
+import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Self
+
+from wire.layout import LAST_TIME
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+"""Of a file beside the state file, of a session and a volume's id: nothing that leads elsewhere."""
+_LARGEST = (1 << 63) - 1
+_TIMES = ("time", "mark_time", "base_time")
+
+
+def checked(record: Any) -> None:
+    """Raise TypeError unless every field of a dataclass that was read from a file is of the kind
+    that is declared, each number one that can be, and each text a plain name.
+    """
+    for one in dataclasses.fields(record):
+        value = getattr(record, one.name)
+        if one.type in (int, bool, str) or one.type == int | None or one.type == str | None:
+            declared: tuple[Any, ...] = getattr(one.type, "__args__", (one.type,))
+            limit = LAST_TIME if one.name in _TIMES else _LARGEST
+            if type(value) not in declared:  # a bool is an int to isinstance
+                raise TypeError(f"{one.name} is no {declared[0].__name__}")
+            if type(value) is int and not 0 <= value <= limit:
+                raise TypeError(f"{one.name} is not a possible number")
+            if type(value) is str and not _NAME.fullmatch(value):
+                raise TypeError(f"{one.name} is no plain name")
 
 
 @dataclass
@@ -78,7 +104,10 @@ class ArchiveProgress:
         for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
             if fields.get(key) is not None:
                 fields[key] = kind(**fields[key])
-        return cls(**fields)
+                checked(fields[key])
+        progress = cls(**fields)
+        checked(progress)
+        return progress
 
     def pending_as(self, session: bytes) -> Pending | None:
         """The pending session if it is that one."""

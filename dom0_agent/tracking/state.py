@@ -34,7 +34,7 @@ from common.durable import (
 from dom0_agent.bitmap import Bitmap
 from dom0_agent.config import Volume, remember
 from dom0_agent.log import ERROR, WARNING, log
-from dom0_agent.tracking.progress import ArchiveProgress
+from dom0_agent.tracking.progress import ArchiveProgress, checked
 from wire.names import BadName, parse_identity, parse_name
 from wire.status import Code, Refused
 
@@ -190,7 +190,13 @@ class VolumeState:
                 archive: ArchiveProgress.parsed(fields)
                 for archive, fields in raw.pop("follows").items()
             }
-            return State(follows=follows, **raw)
+            state = State(follows=follows, **raw)
+            checked(state)
+            if not isinstance(state.place, dict | None) or not all(
+                isinstance(one, dict) for one in [*state.left]
+            ):
+                raise TypeError("a place is none")
+            return state
         except (TypeError, KeyError, AttributeError) as error:
             raise StateDamaged(f"{self._path} is damaged: {error}") from None
 

@@ -33,11 +33,13 @@ class ImageFile:
 
 
 @contextmanager
-def files_of(path: Path, partition: int | None = None) -> Iterator[SessionFiles]:
+def files_of(
+    path: Path, partition: int | None = None, seconds: float = 60
+) -> Iterator[SessionFiles]:
     image = ImageFile(path)
     try:
-        with Parser() as parser:
-            yield SessionFiles(parser, image, "it", partition)  # type: ignore[arg-type]
+        with Parser(seconds) as parser:
+            yield SessionFiles(parser, image, "it", partition)
     finally:
         image.close()
 

@@ -7,31 +7,23 @@ which it swallows here. Seeds are real: a site is made, and what crosses and wha
 from it.
 """
 
-import atexit
 import contextlib
 import hashlib
 import io
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from backup_vm.agent.call import Reply
 from backup_vm.agent.transport import Connection
 from backup_vm.archive import notes, packs, parameters, partial, sessions
-from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import ExportedFile, PackFile, PartialFile, SessionFile
 from backup_vm.archive.inspection import inspect, kind_of
-from backup_vm.archive.opening import open_archive
-from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.walk import Ends
 from backup_vm.errors import SparsebakError
 from backup_vm.jobs import export
 from backup_vm.terminal.progress import Progress
-from dom0_agent.admin import adoption
+from dom0_agent.admin import adoption, granting
 from dom0_agent.admin.settings.document import QubeSettings, from_bytes
 from dom0_agent.bitmap import Bitmap, BitmapFile
 from dom0_agent.config import load
@@ -40,10 +32,20 @@ from dom0_agent.rpc import heads
 from dom0_agent.rpc.heads import SERVICES
 from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.sources import thin_xml
-from tests.attack.kit import Attacker
-from tests.kit import GRAIN, PASSPHRASE, Site
+from tests.fuzz.world import (
+    granted,
+    opened,
+    real_exported,
+    real_grant,
+    real_keys_file,
+    real_records,
+    real_reply,
+    world,
+)
+from tests.kit import GRAIN, PASSPHRASE
 from tests.mutation import forms
 from wire import messages
+from wire.grants import GRANT_MAGIC, BadGrant, Grant, GrantFile
 from wire.layout import Structure
 from wire.names import BadName, parse_volume_name
 from wire.restore import RestoreStream
@@ -51,26 +53,6 @@ from wire.slots import BadRecoveryKey, parse_recovery
 from wire.status import Refused
 
 Target = Callable[[bytes], None]
-
-
-@dataclass(frozen=True)
-class World:
-    """A small site with one session, made once a process."""
-
-    site: Site
-    attacker: Attacker
-    scratch: LocalStorage
-
-
-@cache
-def world() -> World:
-    root = Path(tempfile.mkdtemp(prefix="sparsebak-fuzz-"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    site = Site(root / "site")
-    site.image().write_bytes(b"some contents " * 10_000 + os.urandom(2 * GRAIN))
-    site.backup()
-    (root / "scratch/x").mkdir(parents=True)
-    return World(site, Attacker(site), LocalStorage(root / "scratch"))
 
 
 def request(data: bytes) -> None:
@@ -91,6 +73,20 @@ def keys_file(data: bytes) -> None:
     path.write_bytes(data)
     with contextlib.suppress(Refused):
         adoption.read(path)
+
+
+def grant(data: bytes) -> None:
+    """A grant, with its digest made right, for whoever hands it on can do that, too; anything that
+    does not begin as one is what a backup VM gives when dom0 asks for records.
+    """
+    if data[: len(GRANT_MAGIC)] == GRANT_MAGIC:
+        body = data[:-32]
+        with contextlib.suppress(BadGrant):
+            found = Grant.parse(body + hashlib.blake2b(body, digest_size=32).digest())
+            assert found.build()[:-32] == body
+    else:
+        with contextlib.suppress(Refused):
+            granting.make(granted(), granting.read_records(io.BytesIO(data), "it"), (), True)
 
 
 def settings(data: bytes) -> None:
@@ -185,20 +181,12 @@ def partial_session(data: bytes) -> None:
             found.close()
 
 
-@cache
-def _open_archive() -> Archive:
-    """The site's archive, open for reading as long as the process lives."""
-    opened = open_archive(world().site.archive, writing=False)
-    atexit.register(opened.__exit__, None, None, None)
-    return opened.__enter__()
-
-
 def exported(data: bytes) -> None:
     """With its digest made right: whoever writes a file can do that, too."""
     body = data[:-32]
     stream = io.BytesIO(body + hashlib.blake2b(body, digest_size=32).digest())
     with contextlib.suppress(SparsebakError):
-        export.prove(_open_archive(), stream, Path("exported"), Progress(), None)
+        export.prove(opened(), stream, Path("exported"), Progress(), None)
 
 
 def tags_and_notes(data: bytes) -> None:
@@ -231,9 +219,10 @@ def _scratch(name: str, data: bytes) -> None:
     world().scratch.local(name).write_bytes(data)
 
 
-_DOM0 = (request, restore_stream, keys_file, settings, bitmap, thin_delta, names, connection)
+_DOM0 = (request, restore_stream, keys_file, settings, bitmap, thin_delta, names)
+_ALSO = (connection, grant)
 _VM = (*(reply, archive_toml, session, pack, partial_session, exported, tags_and_notes, inspected),)
-TARGETS: dict[str, Target] = {target.__name__: target for target in (*_DOM0, *_VM)}
+TARGETS: dict[str, Target] = {target.__name__: target for target in (*_DOM0, *_ALSO, *_VM)}
 
 
 def seeds(name: str) -> Iterable[bytes]:
@@ -242,7 +231,8 @@ def seeds(name: str) -> Iterable[bytes]:
     found = {
         "request": lambda: [attacker.request()],
         "restore_stream": lambda: [attacker.stream().to_bytes(), attacker.stream().record],
-        "keys_file": lambda: [_keys_file(site)],
+        "keys_file": lambda: [real_keys_file(site)],
+        "grant": lambda: [real_grant(), real_records()],
         "settings": lambda: [
             QubeSettings(
                 "work", "AppVM", "red", "fedora", None, {"memory": 400}, {"a": "1"}, ["t"]
@@ -261,11 +251,11 @@ def seeds(name: str) -> Iterable[bytes]:
             ),
         ],
         "names": lambda: [b"work/private", b"AAAAA-BBBBB", PASSPHRASE],
-        "reply": lambda: [_reply(attacker)],
+        "reply": lambda: [real_reply(attacker)],
         "archive_toml": lambda: [(site.archive / "archive.toml").read_bytes()],
         "session": lambda: [path.read_bytes() for path in site.archive.rglob("*.session")],
         "pack": lambda: [path.read_bytes() for path in site.archive.rglob("*.pack")],
-        "exported": lambda: [_exported()],
+        "exported": lambda: [real_exported()],
         "tags_and_notes": lambda: [
             b'{"format": 2, "sessions": {"00": {"tags": ["a"], "note": "b"}}, "verified": {},'
             b' "scrubbed": [1, true]}'
@@ -292,6 +282,7 @@ DECLARED: dict[str, type[Structure]] = {
     "pack": PackFile,
     "partial_session": PartialFile,
     "exported": ExportedFile,
+    "grant": GrantFile,
 }
 """Targets whose input is declared field by field."""
 
@@ -304,28 +295,3 @@ def at_fields(name: str) -> Iterable[bytes]:
         fields = forms.fields_of(DECLARED[name], seed)
         for change in (*forms.in_fields(seed, fields, None), *forms.in_length(seed, fields, None)):
             yield change.raw
-
-
-def _keys_file(site: Site) -> bytes:
-    from backup_vm import cli
-
-    path = site.root / "real-keys"
-    path.unlink(missing_ok=True)
-    assert cli.main(["--archive", str(site.archive), "keys", "-o", str(path)]) == 0
-    return path.read_bytes()
-
-
-def _exported() -> bytes:
-    archive, out = _open_archive(), io.BytesIO()
-    (series,) = archive.sessions().values()
-    export.export(archive, archive.image(series, series[-1]), "work/private", out, Progress())
-    return out.getvalue()
-
-
-def _reply(attacker: Attacker) -> bytes:
-    from dom0_agent.rpc import dispatch
-
-    environ = {"QREXEC_REMOTE_DOMAIN": "backup-vm", "QREXEC_REQUESTED_TARGET_TYPE": "keyword"}
-    out = io.BytesIO()
-    dispatch.run("List", environ, attacker.site.config, io.BytesIO(attacker.request()), out)
-    return out.getvalue()

@@ -23,10 +23,14 @@ sys.path.insert(0, str(ROOT))
 from tests.qubes import policy  # noqa: E402
 
 SOURCE = "backup-vm"
+"""Who calls, unless the settings have another ``source``."""
+OURS = (ROOT / "qubes-rpc", ROOT / "qubes-vm/rpc")
+"""Services of dom0 and of the backup VM; in the latter ``sparsebak`` of the settings is run."""
 
 
 def main(settings_path: str, target: str, call: str) -> int:
     settings = json.loads(Path(settings_path).read_text())
+    source = settings.get("source", SOURCE)
     service, _, argument = call.partition("+")
     argument = re.sub(r"[^A-Za-z0-9_.+-]", "_", argument)
     tags = policy.tags_of(settings["qubesd"])
@@ -34,21 +38,20 @@ def main(settings_path: str, target: str, call: str) -> int:
     if not target.startswith("@") and target not in tags:
         target = "@default"
     action = policy.decide(
-        policy.read(ROOT / "policy/80-sparsebak.policy"), tags, service, argument, SOURCE, target
+        policy.read(ROOT / "policy/80-sparsebak.policy"), tags, service, argument, source, target
     )
     with open(settings["log"], "a") as log:
         log.write(f"{action} {target} {call}\n")
     if action == "deny" or (action == "ask" and not settings["yes"]):
         return 126
-    if not (ROOT / "qubes-rpc" / service).exists():
-        return 127
-    return run(settings, service, argument, target)
+    file = next((folder / service for folder in OURS if (folder / service).exists()), None)
+    return 127 if file is None else run(settings, file, argument, target, source)
 
 
-def run(settings: dict[str, str], service: str, argument: str, target: str) -> int:
+def run(settings: dict[str, str], file: Path, argument: str, target: str, source: str) -> int:
     environment = {
         "PATH": os.environ["PATH"],
-        "QREXEC_REMOTE_DOMAIN": SOURCE,
+        "QREXEC_REMOTE_DOMAIN": source,
         "QREXEC_SERVICE_ARGUMENT": argument,
     }
     if target.startswith("@"):
@@ -62,9 +65,10 @@ def run(settings: dict[str, str], service: str, argument: str, target: str) -> i
         "SPARSEBAK_AGENT_CONFIG": settings["config"],
         "SPARSEBAK_LIB": str(ROOT),
         "SPARSEBAK_PYTHON": settings["python"],
+        "SPARSEBAK": settings.get("sparsebak", ""),
     }
     ours, theirs = socket.socketpair()
-    command = [str(ROOT / "qubes-rpc" / service), *([argument] if argument else [])]
+    command = [str(file), *([argument] if argument else [])]
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment
     )

@@ -31,6 +31,7 @@ TAGS = {
     "vault": {"sparsebak"},
     "private": set(),
     "evil": set(),
+    "disp1": {"sparsebak-reader"},
 }
 REAL = os.environ.get("QREXEC", "")
 """A folder that holds the real qrexec package, if it is not installed."""
@@ -67,6 +68,15 @@ EXPECTED = [
         for argument in ("", "config")
     ),
     *((service, "config", "evil", "@default", "deny") for service in SERVICES),
+    ("Read", "0+1", "disp1", "keeper", "allow"),
+    *(
+        ("Read", "0+1", source, target, "deny")
+        for source in ("keeper", "work", "evil")
+        for target in ("keeper", "work", "@adminvm", "disp1")
+    ),
+    *(("Read", "0+1", "disp1", target, "deny") for target in ("work", "evil", "@adminvm")),
+    *((service, "private", "disp1", "work", "deny") for service in SERVICES),
+    *((service, "", "disp1", "@adminvm", "deny") for service in SERVICES),
 ]
 
 
@@ -79,7 +89,8 @@ def test_as_it_reads(service: str, argument: str, source: str, target: str, expe
 
 def test_the_backup_vm_is_named_nowhere() -> None:
     lines = policy.read(FILE)
-    assert {line.source for line in lines} == {"@tag:sparsebak-vm", "@anyvm"}
+    named = {"@tag:sparsebak-vm", "@tag:sparsebak-reader", "@anyvm"}
+    assert {line.source for line in lines} == named
     assert all(
         line.action == "ask"
         for line in lines

@@ -144,6 +144,7 @@ def test_doctor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(what.startswith("2 key slots, a recovery key among them") for what in found)
     site.backup()
     commands.run("scrub")
+    commands.run("drill", "--passphrase-file", str(commands.passphrase))
     found = states(commands)
     assert all(
         state == "ok"

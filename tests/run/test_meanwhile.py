@@ -15,11 +15,12 @@ import pytest
 
 from backup_vm.agent import transport
 from backup_vm.archive.looking import LOOKS
+from backup_vm.archive.packs import PackReader
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.errors import DamagedError, Exit, LockedError
 from backup_vm.jobs.lazy_image import ChunkCache
-from backup_vm.jobs.mount import SessionFiles
+from backup_vm.jobs.mount import SessionFiles, shown_sessions
 from backup_vm.volumes import stored_volumes
 from tests import meanwhile
 from tests.commands import Commands
@@ -136,14 +137,16 @@ def test_a_mount_reads_on_while_another_machine_prunes(scene: Scene) -> None:
         keys = site.keys(archive)
         (volume,) = stored_volumes(archive, keys, {})
         said: list[str] = []
-        files = SessionFiles(archive, volume, list(volume.sessions), keys, said.append)
+        cache, reader = ChunkCache(), PackReader(archive.storage)
+        shown = shown_sessions(archive, volume, list(volume.sessions), keys, reader, cache)
+        files = SessionFiles(shown, said.append)
 
         def read(number: int, at: int = 0) -> bytes:
             return files.read(f"/{scene.names[number]}.img", (CHUNKS - at) * GRAIN, at * GRAIN, 0)
 
         for number in (3, 5):
             assert read(number, 20) == scene.images[number][20 * GRAIN :]
-        files._cache = ChunkCache(0)
+        cache._chunks.clear()
         prunes(site.archive)
         for number in (5, 1, 4):
             assert read(number) == scene.images[number] and not said
@@ -153,7 +156,7 @@ def test_a_mount_reads_on_while_another_machine_prunes(scene: Scene) -> None:
             assert "was removed by another machine while it was read" in said[0]
             said.clear()
         assert not archive.warnings
-        files.destroy("/")
+        reader.__exit__()
 
 
 def test_a_scrub_of_what_is_read_only_here(

@@ -101,7 +101,9 @@ def test_names_cannot_break_out_of_it(commands: Commands, monkeypatch: pytest.Mo
         "label": evil, "path": evil, "mode": evil, "stored": 0, "free": None, "problems": [evil],
         "scrubbed": None, "part_scrubbed": None,
         "unproven": {"name": evil, "session": evil, "since": NOW, "verified": True},
-        "next_run": evil, "volumes": [{"name": evil, "latest": None}],
+        "drilled": {"name": evil, "time": NOW, "ok": False},
+        "next_run": evil,
+        "volumes": [{"name": evil, "latest": None, "drilled": {"time": NOW, "ok": False}}],
     }  # fmt: skip
     session = {"session": evil, "time": NOW, "size": 1}
     volume = {

@@ -2,9 +2,11 @@
 """The root that both machines begin with: Debian, made once and kept under ``build/system``.
 
 Debian's name and the packages are in the folder's name, so that a change of either makes another.
+SPARSEBAK_SUITE names another Debian: ``SPARSEBAK_SUITE=trixie make test-system``.
 """
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,13 +14,13 @@ from tools.roots import made, reaching
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "build" / "system"
-SUITE = "bookworm"
+SUITE = os.environ.get("SPARSEBAK_SUITE", "bookworm")
 PACKAGES = (
     "systemd-sysv dbus-user-session libpam-systemd sudo libnotify-bin python3-jeepney rpm"
     " btrfs-progs zstd python3-cryptography python3-zstandard python3-construct python3-numpy"
-    " python3-xxhash python3-rich fuse3"
+    " python3-xxhash python3-rich fuse3 fdisk cryptsetup-bin"
 )
-"""An init, a desktop's bus, what dom0 has besides, and what our packages need."""
+"""An init, a desktop's bus, what dom0 has besides, what our packages need, and what they use."""
 USER = "user"
 SETUP = f"""
 useradd --uid 1000 --create-home --shell /bin/bash {USER}

@@ -1,67 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the units do where systemd starts them, on two machines with the packages as installed.
+"""What the units do where systemd starts them, on two machines with the packages as installed."""
 
-A timer's time comes so: one of a calendar, which makes up for what was missed, is told that it last
-ran two days ago; one that counts from boot gets one more time, now. The lines of the units stay.
-"""
-
+import fcntl
 import json
 import os
-import random
-from pathlib import Path
+import re
 
 import pytest
 
-from tests.kit import change
-from tests.system.machine import Machine
-from tests.system.world import BACKUP_VM, World, built
+from tests.system.acts import ROOT, changed, fire, listening, units, write
+from tests.system.world import ARCHIVE, BACKUP_VM, World, built
 from wire import VERSION
 
-ROOT = Path(__file__).parent.parent.parent
-NOW = "[Timer]\nOnActiveSec=0\n"
-MISSED = "[Timer]\nRandomizedDelaySec=0\n"
-STAMPS = Path("/var/lib/systemd/timers")
+METERED = "#!/bin/sh\necho u 1\n"
+"""What busctl says where NetworkManager calls the link metered."""
 SERVICE_FILE, SOCKET = "a service file", "the resident agent"
-
-
-def units(world: World) -> list[tuple[Machine, str]]:
-    """Every unit of the project, and where it is."""
-    found = sorted((ROOT / "systemd").rglob("*.*"))
-    return [(world.vm if path.parent.name == "vm" else world.dom0, path.name) for path in found]
-
-
-def fire(machine: Machine, timer: str) -> str:
-    """Enable a timer, have its time come, and wait for its service: the result."""
-    service = timer.replace(".timer", ".service")
-    before = machine.shown(service, "InvocationID")
-    calendar = machine.shown(timer, "TimersCalendar") != ""
-    folder = machine.root / f"etc/systemd/system/{timer}.d"
-    folder.mkdir(exist_ok=True)
-    (folder / "now.conf").write_text(MISSED if calendar else NOW)
-    if calendar:
-        machine.run("mkdir", "-p", str(STAMPS))
-        machine.run("touch", "--date=2 days ago", str(STAMPS / f"stamp-{timer}"))
-    try:
-        machine.run("systemctl", "daemon-reload")
-        machine.run("systemctl", "enable", timer)
-        machine.run("systemctl", "restart", timer)
-        return machine.done(service, before)
-    finally:
-        machine.run("systemctl", "disable", "--now", timer)
-        (folder / "now.conf").unlink()
-        machine.run("systemctl", "daemon-reload")
-
-
-def write(image: Path) -> None:
-    """What a qube may do to its disk between two backups."""
-    change(image, random.Random(image.stat().st_mtime_ns), resize=False)
-
-
-def listening(world: World, on: bool) -> None:
-    """Whether the resident agent answers calls, or the service files do."""
-    world.dom0.run("systemctl", "enable" if on else "disable", "--now", "sparsebak-agent.socket")
-    if not on:
-        world.dom0.run("systemctl", "stop", "sparsebak-agent.service")
 
 
 def test_systemd_understands_every_unit(world: World) -> None:
@@ -125,6 +78,64 @@ def test_a_backup_that_is_stopped_is_no_failed_one(world: World) -> None:
     assert world.vm.shown("sparsebak-backup.service", "Result") == "success"
     assert len(world.told(world.vm)) == told
     assert fire(world.vm, "sparsebak-backup.timer") == "success"
+
+
+def test_a_backup_that_waits_for_a_better_moment_is_no_failed_one(world: World) -> None:
+    told = [len(world.told(machine)) for machine in (world.vm, world.dom0)]
+    before, busctl = world.sessions("work/private"), world.vm.root / "usr/local/bin/busctl"
+    settings = world.vm.root / "home/user/.config/sparsebak/config.toml"
+    usual = settings.read_text()
+    busctl.write_text(METERED)
+    busctl.chmod(0o755)
+    settings.write_text(f"not_metered = true\n{usual}")
+    try:
+        assert fire(world.vm, "sparsebak-backup.timer") == "success"
+        assert fire(world.dom0, "sparsebak-backup-vm.timer") == "success"
+    finally:
+        settings.write_text(usual)
+        busctl.unlink()
+    assert len(world.told(world.vm)) == told[0] and world.sessions("work/private") == before
+    (said,) = world.told(world.dom0)[told[1] :]
+    assert said.startswith(f"Backup put off: {BACKUP_VM} waits for")
+
+
+def test_a_share_of_the_archive_is_checked_each_night(world: World) -> None:
+    """And damage is told, that night and each one after it, until it is mended."""
+    told = len(world.told(world.vm))
+    assert fire(world.vm, "sparsebak-scrub.timer") == "success"
+    status = json.loads(world.vm.run("sparsebak", "status", "--json", user="user"))
+    assert status["part_scrubbed"]["ok"]
+    (pack, *_) = (world.disk / ARCHIVE.removeprefix("/mnt/")).glob("packs/*/*.pack")
+    sound = pack.read_bytes()
+    pack.write_bytes(sound[:-20] + bytes([sound[-20] ^ 1]) + sound[-19:])
+    world.vm.outcome("sparsebak", "scrub", user="user")
+    for _ in range(2):
+        before = world.vm.shown("sparsebak-scrub-failed.service", "InvocationID")
+        assert fire(world.vm, "sparsebak-scrub.timer") == "exit-code"
+        assert world.vm.done("sparsebak-scrub-failed.service", before) == "success"
+    assert (
+        world.told(world.vm)[told:]
+        == ["Check of the archive failed: See: journalctl -u sparsebak-scrub"] * 2
+    )
+    assert pack.name in world.vm.journal("sparsebak-scrub")
+    pack.write_bytes(sound)
+    assert fire(world.vm, "sparsebak-scrub.timer") == "success"
+
+
+def test_a_check_does_nothing_while_the_archive_is_in_use(world: World) -> None:
+    with open(world.disk / ARCHIVE.removeprefix("/mnt/") / "archive.lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert fire(world.vm, "sparsebak-scrub.timer") == "success"
+    assert "in use" in world.vm.journal("sparsebak-scrub")
+
+
+def test_a_check_is_changed_as_the_page_says(world: World) -> None:
+    """systemd understands what docs/everyday.md has somebody type."""
+    page = (ROOT / "docs/everyday.md").read_text()
+    (text,) = re.findall(r"^```\n(\[Unit\]\n[^`]*ExecStart=[^`]*)^```", page, re.MULTILINE)
+    with changed(world.vm, "sparsebak-scrub.service", text):
+        verify = ("systemd-analyze", "verify", "--man=no", "sparsebak-scrub.service")
+        assert "sparsebak" not in world.vm.run(*verify)
 
 
 def test_dom0s_timer_starts_the_backup_vm_and_shuts_it_down(world: World) -> None:

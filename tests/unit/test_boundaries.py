@@ -270,6 +270,7 @@ def test_every_command_has_its_module() -> None:
     found = packages | {path.stem for path in folder.glob("*.py")} - {
         "__init__",
         "context",
+        "keeping",
         "options",
         "spbk_assemble",
     }

@@ -19,6 +19,7 @@ from backup_vm.archive.format import EXPORT_MAGIC, INDEX_MAGIC, PACK_MAGIC, SESS
 from backup_vm.archive.walk import shown
 from tools import compiled, tables
 from wire.declared import Declared, bare, declaration
+from wire.grants import GRANT_MAGIC
 from wire.layout import LAST_TIME, TIME, Codes, Compiled, Structure
 
 COMPILED = {
@@ -110,10 +111,12 @@ def test_every_structure_is_on_a_page() -> None:
         "wire.records",
         "wire.restore",
         "wire.slots",
+        "wire.grants",
+        "wire.reading",
         "backup_vm.archive.format",
     )
     left_out = {"Message", "Record", "ReplyStream", "ChunkFrame"}  # series of others
-    left_out |= {"SealedRecord", "Slot", "SentChunk", "PackedChunk", "SessionEntry"}
+    left_out |= {"SealedRecord", "OpenedRecord", "Slot", "SentChunk", "PackedChunk", "SessionEntry"}
     for module in modules:
         for one in compiled.structures(module):
             named = f"<!-- bytes of {module}.{one.__name__} " in text
@@ -122,7 +125,7 @@ def test_every_structure_is_on_a_page() -> None:
 
 def test_magic_numbers_are_on_the_page() -> None:
     page = tables.PAGES[0].read_text()
-    for magic in (PACK_MAGIC, INDEX_MAGIC, SESSION_MAGIC, EXPORT_MAGIC):
+    for magic in (PACK_MAGIC, INDEX_MAGIC, SESSION_MAGIC, EXPORT_MAGIC, GRANT_MAGIC):
         assert f"`{shown(magic)}`" in page
 
 

@@ -27,9 +27,9 @@ _PART = 8 << 20
 _STREAM = 1 << 20
 Listed = list[tuple[str, Entry]]
 Level = tuple[list[str], Listed]
-_FOLDERS = {"packs": 1, "volumes": 1, "locks": 0}
+_FOLDERS = {"packs": 1, "volumes": 1, "parity": 1, "locks": 0}
 """Where our objects are, and how deep there are folders in it."""
-_FOLDER = re.compile("packs/[0-9a-f]{2}|volumes/[0-9a-f]{32}")
+_FOLDER = re.compile("(packs|parity)/[0-9a-f]{2}|volumes/[0-9a-f]{32}")
 _FILES = ("archive.toml", "notes.json")
 _MOST = 20_000_000
 """Objects in a listing beyond which it is taken for one without end: 64 MiB each would be 1.2 PiB.

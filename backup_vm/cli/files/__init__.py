@@ -36,7 +36,7 @@ def add_to(commands: Any) -> None:
             metavar="N",
             help="which partition (default: the only one with a file system that can be read)",
         )
-        key_option(parser)
+        key_option(parser, grant=True)
         parser.set_defaults(run=run)
         return parser
 

@@ -31,6 +31,7 @@ COMMANDS = (
     "backup",
     "check",
     "settings",
+    "grant",
     "forget",
     "rename",
     "serve",

@@ -50,8 +50,8 @@ function _shtab_sparsebak_agent_using
   test "$_shtab_sparsebak_agent_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' 'settings extract' forget rename serve import-ini
-set -g _shtab_sparsebak_agent_opts_with_value --also --caller --catalog --chunk-size --config --days --hash --idle --listen --output --passphrase-file --slot --user --vm -o
+set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' 'settings extract' grant forget rename serve import-ini
+set -g _shtab_sparsebak_agent_opts_with_value --also --archive --caller --catalog --chunk-size --config --days --hash --idle --listen --output --passphrase-file --records --session --slot --user --vm -o
 
 complete -c sparsebak-agent -e
 complete -c sparsebak-agent -f
@@ -186,7 +186,7 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -s u -l una
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -l json -d 'print data as JSON, where there is any'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a backup -d 'On Qubes OS: has the backup VM make a backup. If the backup VM is off, it is started first and shut down afterwards.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a backup -d 'On Qubes OS: has the backup VM make a backup. If the backup VM is off, it is started first and shut down afterwards. Exit code 13 means that the backup VM has put the backup off: it is on battery or on a metered link.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -l vm -x -d 'the backup VM (default: the one tagged by setup)'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -l user -x -d 'the user that runs the backup there (default: user)'
@@ -243,6 +243,19 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings extract' -
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings extract' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings extract' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using settings extract' -l json -d 'print data as JSON, where there is any'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a grant -d 'Makes a read grant: what it takes to read some sessions of one volume, and nothing of another. It is a key: it cannot be taken back, and is kept nowhere but where you put it. '"'"'sparsebak'"'"' assemble, files, mount and verify take it with --grant.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -l session -x -d 'a session, by its time or the beginning of it; can be repeated (default: the newest)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -l archive -x -d 'the archive (default: the one that has the volume)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -l records -x -d 'what '"'"'sparsebak records'"'"' wrote, - for standard input (default: on Qubes OS the backup VM is asked for it)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -l user -x -d 'whose archive it is in the backup VM (default: user)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -l all -d 'for every session that the backup VM has'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -s o -l output -x -d 'the file to write, readable by its owner alone; - is standard output'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -s q -l quiet -d 'print errors only'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -s v -l verbose -d 'print more'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -l json -d 'print data as JSON, where there is any'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a forget -d 'Drops the snapshots and the state of a volume, after asking. Its sessions stay in the archives; its next backup compares everything.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -l all -d 'all volumes'

@@ -58,7 +58,9 @@ def test_what_makes_no_sense_is_damage(tmp_path: Path, old: str, new: str) -> No
 
 def test_a_file_nested_without_end_is_damage(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match=r"archive\.toml is malformed"):
-        parameters.load(changed(tmp_path, 'label = "usb"', "label = " + "[" * 100_000))
+        parameters.load(changed(tmp_path, 'label = "usb"', "label = " + "[" * 60_000))
+    with pytest.raises(DamagedError, match=r"archive\.toml is larger"):
+        parameters.load(changed(tmp_path, "[" * 60_000, "[" * 100_000))
 
 
 @pytest.mark.parametrize(("old", "new"), [("format = 2", "format = 3"), ("suite = 1", "suite = 3")])

@@ -11,6 +11,7 @@ from backup_vm import cli
 from backup_vm.cli.options import add_common
 
 NEEDED = {
+    "serve": ["0+1"],
     "init": ["DIR", "--label", "L"],
     "report": ["-o", "F"],
     "diff": ["Q/V", "S1", "S2"],
@@ -24,6 +25,7 @@ NEEDED = {
     "import": ["F"],
     "copy": ["DIR"],
     "inspect": ["F"],
+    "records": ["Q/V"],
 }
 COMMON = {
     "-q": ("talk", "quiet"),

@@ -29,7 +29,7 @@ COMMANDS = [
     ["keys", "new-recovery", "x"], ["keys", "import", "x", "file", "--caller", "vm"], ["volumes"],
     ["monitor"], ["status"],
     ["backup"], ["check"], ["settings", "show", "work"], ["settings", "apply", "work"],
-    ["forget", "work/private"], ["serve"],
+    ["forget", "work/private"], ["serve"], ["grant", "work", "-o", "file"],
     ["import-ini", "file"],
 ]  # fmt: skip
 

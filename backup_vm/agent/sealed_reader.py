@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Asking a backup VM for the sealed chunks of one session, by its service sparsebak.Read.
+
+The backup VM is trusted with nothing: lengths are checked before anything is read, and what comes
+is to be proven by whoever asked.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import IO, TypeVar
+
+from backup_vm.agent.transport import Connection
+from backup_vm.agent.transport.qrexec import QrexecTransport
+from backup_vm.errors import AgentError, DamagedError, SparsebakError
+from wire.chunks import ID_SIZE, OVERHEAD
+from wire.messages import (
+    CHUNK_HEAD,
+    CHUNK_HEAD_SIZE,
+    HEADER,
+    HEADER_SIZE,
+    KIND_CHUNK,
+    KIND_IDS,
+    KIND_RECORD,
+    KIND_STATUS,
+    Status,
+)
+from wire.reading import WANT_CHUNKS, WANT_IDS, ReadRequest, reading
+from wire.records import RECORD_SIZE
+from wire.status import Code
+from wire.stream import CutShort, read_exactly
+
+SERVICE = "Read"
+PATIENCE = 60.0
+"""Seconds that a reply may take: a file system must not wait for good."""
+_EXITS = {
+    126: (
+        "dom0's policy refused it",
+        "in dom0, let this qube read: qvm-tags QUBE add sparsebak-reader",
+    ),
+    127: ("it has no service sparsebak.Read", "install sparsebak-vm in its template"),
+}
+_MEANINGS = {
+    Code.NO_SESSION: "it has no such session",
+    Code.NO_ARCHIVE: "its archive is not there: is the disk attached?",
+    Code.BUSY: "its archive is in use by another run",
+    Code.BAD_REQUEST: "it did not understand the request: is it another version?",
+}
+Result = TypeVar("Result")
+
+
+class SealedReader:
+    """A session of a volume in a backup VM. Safe to share between threads.
+
+    A backup VM hangs up when nothing is asked for a while, so that its archive can be written to;
+    then it is called again.
+    """
+
+    def __init__(self, qube: str, volume_id: bytes, session: bytes, chunk_size: int) -> None:
+        self._qube, self._argument = qube, reading(volume_id, session)
+        self._longest = chunk_size + OVERHEAD
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+        self._silent = False
+
+    def record(self) -> bytes:
+        """The session's record, as it is there."""
+        with self._lock:
+            self.close()
+            return self._call()
+
+    def ids(self, first: int, end: int) -> list[bytes]:
+        """Ids of chunks, at most wire.reading.MAX_IDS."""
+
+        def ask() -> list[bytes]:
+            size = (end - first) * ID_SIZE
+            raw = self._answer(WANT_IDS, first, end - first, KIND_IDS, (size, size))
+            return [raw[at : at + ID_SIZE] for at in range(0, size, ID_SIZE)]
+
+        return self._asked(ask)
+
+    def sealed(self, number: int, chunk_id: bytes) -> bytes:
+        """The sealed chunk of a number, which claims to have that id."""
+
+        def ask() -> bytes:
+            limits = CHUNK_HEAD_SIZE + OVERHEAD, CHUNK_HEAD_SIZE + self._longest
+            raw = self._answer(WANT_CHUNKS, number, 1, KIND_CHUNK, limits)
+            if CHUNK_HEAD.unpack(raw[:CHUNK_HEAD_SIZE]) != (number, chunk_id):
+                raise DamagedError(f"{self._qube} gave another chunk than number {number}")
+            return raw[CHUNK_HEAD_SIZE:]
+
+        return self._asked(ask)
+
+    def close(self) -> None:
+        """Hang up."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _asked(self, ask: Callable[[], Result]) -> Result:
+        with self._lock:
+            again = self._connection is not None
+            try:
+                if self._connection is None:
+                    self._call()
+                return ask()
+            except (CutShort, BrokenPipeError):
+                self.close()
+                if self._silent:
+                    raise self._failed("it does not answer") from None
+                if not again:
+                    raise self._failed("it hung up") from None
+            except BaseException:
+                self.close()  # what else it sends belongs to nothing
+                raise
+            try:
+                self._call()
+                return ask()
+            except (CutShort, BrokenPipeError):
+                self.close()
+                raise self._failed("it hung up twice") from None
+            except BaseException:
+                self.close()
+                raise
+
+    def _call(self) -> bytes:
+        """Begin a call; returns the record that it begins with."""
+        connection = QrexecTransport().start(SERVICE, self._qube, self._argument)
+        self._connection = connection
+        try:
+            return self._reply(KIND_RECORD, (RECORD_SIZE, RECORD_SIZE))
+        except CutShort:
+            self.close()  # which ends it by force, if need be
+            code = connection.process.wait()
+            if self._silent:
+                raise self._failed("it does not answer") from None
+            text, hint = _EXITS.get(code, ("it gave no answer", "see its journal"))
+            raise self._failed(text, hint) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _answer(
+        self, wanted: int, first: int, count: int, kind: int, limits: tuple[int, int]
+    ) -> bytes:
+        stdin = self._connection.process.stdin if self._connection else None
+        if stdin is None:
+            raise CutShort("no stream to write to")
+        stdin.write(ReadRequest(wanted=wanted, first=first, count=count).build())
+        stdin.flush()
+        return self._reply(kind, limits)
+
+    def _reply(self, kind: int, limits: tuple[int, int]) -> bytes:
+        """The payload of the one frame of a reply, of a length within the limits; raise AgentError
+        for anything else.
+        """
+        if self._connection is None or self._connection.process.stdout is None:
+            raise CutShort("no stream to read from")
+        self._silent = False
+        timer = threading.Timer(PATIENCE, self._give_up, [self._connection])
+        timer.start()
+        try:
+            return self._frames(self._connection.process.stdout, kind, limits)
+        finally:
+            timer.cancel()
+
+    def _give_up(self, connection: Connection) -> None:
+        self._silent = True
+        connection.process.kill()
+
+    def _frames(self, stdout: IO[bytes], kind: int, limits: tuple[int, int]) -> bytes:
+        payload, wanted = b"", {kind: limits, KIND_STATUS: (Status.length(), Status.length())}
+        for expected in (kind, KIND_STATUS):
+            found, length = HEADER.unpack(read_exactly(stdout, HEADER_SIZE))
+            low, high = wanted.get(found, (1, 0))
+            if found not in (expected, KIND_STATUS) or not low <= length <= high:
+                raise self._failed(f"it sent a frame of kind {found} and length {length}")
+            raw = read_exactly(stdout, length)
+            if found == KIND_STATUS:
+                status = Status.parse(raw)
+                if expected == KIND_STATUS and status.code == Code.OK:
+                    return payload
+                raise self._refused(status)
+            payload = raw
+        raise self._failed("it sent no status")
+
+    def _refused(self, status: Status) -> SparsebakError:
+        if status.code == Code.DAMAGED:
+            return DamagedError(
+                f"chunk {status.detail} is damaged or missing in the archive of {self._qube}",
+                f"in {self._qube}: sparsebak scrub",
+            )
+        meanings = {int(code): text for code, text in _MEANINGS.items()}
+        return self._failed(meanings.get(status.code, "it failed"), "see its journal")
+
+    def _failed(self, text: str, hint: str = "") -> AgentError:
+        return AgentError(f"cannot read from {self._qube}: {text}", hint)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A granted session's image, read from the backup VM that has its archive: sealed chunks come from
+there, and are opened here.
+"""
+
+from collections.abc import Iterator
+
+from backup_vm.agent.sealed_reader import SealedReader
+from backup_vm.errors import DamagedError
+from backup_vm.jobs.lazy_image import ChunkCache, OpenedImage
+from backup_vm.jobs.reading import not_complete, prove_ids
+from common.override import override
+from wire.chunks import NotAuthentic
+from wire.grants import Grant
+from wire.merkle import chunk_count
+from wire.reading import MAX_IDS
+from wire.records import Record
+
+
+class DistantImage(OpenedImage):
+    """See the module. Proven complete and authentic when it is made; methods raise AgentError,
+    too.
+    """
+
+    def __init__(self, qube: str, grant: Grant, record: Record, cache: ChunkCache) -> None:
+        self._reader = SealedReader(qube, record.volume_id, record.session, record.chunk_size)
+        chunks = chunk_count(record.size, record.chunk_size)
+
+        def windows() -> Iterator[list[bytes]]:
+            for first in range(0, chunks, MAX_IDS):
+                yield self._reader.ids(first, min(first + MAX_IDS, chunks))
+
+        try:
+            try:
+                there = grant.record_of(self._reader.record())
+            except NotAuthentic:
+                there = None
+            if there != record:
+                raise DamagedError(f"{qube} gave the record of another session of {record.name}")
+            proven = prove_ids(windows(), record, grant.keys, record.name)
+            if proven is None:
+                raise not_complete(record.name, record)
+        except BaseException:
+            self.close()
+            raise
+        super().__init__(proven, cache)
+
+    @override
+    def _some_ids(self, first: int, end: int) -> list[bytes]:
+        return self._reader.ids(first, end)
+
+    @override
+    def _sealed(self, number: int, chunk_id: bytes) -> bytes:
+        return self._reader.sealed(number, chunk_id)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._reader.close()

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``sparsebak-agent grant``: a key for one volume's images, to be handed to whoever is to see
+them.
+"""
+
+import argparse
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from common.text import printable
+from dom0_agent.admin.cli import UserError
+from dom0_agent.admin.granting import Granted, ask_the_backup_vm, find, make, read_records, sharing
+from dom0_agent.config import Config, load
+from wire.grants import Grant
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command."""
+    grant = commands.add_parser(
+        "grant",
+        help="make a key that opens some sessions of one volume, and nothing else",
+        description=(
+            "Makes a read grant: what it takes to read some sessions of one volume, and nothing of"
+            " another. It is a key: it cannot be taken back, and is kept nowhere but where you put"
+            " it. 'sparsebak' assemble, files, mount and verify take it with --grant."
+        ),
+    )
+    volume_and_sessions(grant)
+    grant.add_argument(
+        "--all", action="store_true", help="for every session that the backup VM has"
+    )
+    grant.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="the file to write, readable by its owner alone; - is standard output",
+    )
+    grant.set_defaults(run=_run)
+
+
+def volume_and_sessions(command: argparse.ArgumentParser) -> None:
+    """Declare which volume and sessions a grant is for, and where their records come from."""
+    command.add_argument("volume", metavar="QUBE[/VOLUME]", help="the volume (default: private)")
+    command.add_argument(
+        "--session",
+        action="append",
+        default=[],
+        metavar="S",
+        help="a session, by its time or the beginning of it; can be repeated (default: the newest)",
+    )
+    command.add_argument(
+        "--archive", metavar="LABEL", help="the archive (default: the one that has the volume)"
+    )
+    command.add_argument(
+        "--records",
+        metavar="F",
+        help=(
+            "what 'sparsebak records' wrote, - for standard input (default: on Qubes OS the backup"
+            " VM is asked for it)"
+        ),
+    )
+    command.add_argument(
+        "--user", default="user", help="whose archive it is in the backup VM (default: %(default)s)"
+    )
+
+
+def prepare(options: argparse.Namespace, every: bool = False) -> tuple[Config, Granted, Grant]:
+    """The grant that the options ask for, in memory."""
+    if every and options.session:
+        raise UserError("--all and --session contradict each other; give one of them")
+    config = load(options.config)
+    of = find(config, options.volume, options.archive)
+    return config, of, make(of, _records(options, config, of), options.session, every)
+
+
+def _records(options: argparse.Namespace, config: Config, of: Granted) -> list[bytes]:
+    if options.records == "-":
+        return read_records(sys.stdin.buffer, "standard input")
+    if options.records is not None:
+        with open(options.records, "rb") as file:
+            return read_records(file, options.records)
+    if config.catalog != "qubes":
+        raise UserError(
+            "without Qubes OS the records come from a file; make it where the archive is with:"
+            f" sparsebak records {of.name} -o FILE; and give --records FILE"
+        )
+    return ask_the_backup_vm(of, options.user)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.output == "-" and sys.stdout.isatty():
+        raise UserError("a grant is a key, and no text: send it to a file or a pipe")
+    config, of, grant = prepare(options, options.all)
+    shared = sharing(config, of, grant)
+    if options.output == "-":
+        sys.stdout.buffer.write(grant.build())
+        sys.stdout.buffer.flush()
+    else:
+        _write(Path(options.output), grant.build())
+    count = len(grant.records)
+    lines = [
+        f"A key for {of.name} in {of.archive.label}, {count} session{'s' * (count > 1)}, is"
+        f" {'sent' if options.output == '-' else f'in {options.output}'}. It cannot be taken back."
+    ]
+    if shared:
+        lines.append(f"It opens chunks of these, too, which share theirs: {', '.join(shared)}")
+    if not options.quiet:
+        for line in lines:
+            print(printable(line), file=sys.stderr)
+    return 0
+
+
+def _write(path: Path, key: bytes) -> None:
+    """A new file, of its owner alone from the beginning; none where it cannot be written whole."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        raise UserError(f"{path} exists; choose another name") from None
+    try:
+        with open(fd, "wb") as file:
+            file.write(key)
+            file.flush()
+            os.fsync(fd)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Parity on a whole archive: what is within its promise is mended, what is beyond is reported, and
+nothing is made worse.
+"""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive.parity.making import plans
+from backup_vm.archive.storage.local import LocalStorage
+from tests.commands import Commands
+from tests.kit import GRAIN, Site
+
+PACKS = 8
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Three sessions in about a dozen packs of eight chunks, with parity of a quarter."""
+    site = Site(tmp_path_factory.mktemp("made") / "site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalStorage, "pack_size", PACKS * GRAIN)
+        site.image().write_bytes(random.Random(1).randbytes(64 * GRAIN))
+        site.backup()
+        for seed in (2, 3):
+            with open(site.image(), "r+b") as file:
+                file.seek(seed * GRAIN)
+                file.write(random.Random(seed).randbytes(12 * GRAIN))
+            site.backup()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEBAK_ARCHIVE", str(site.archive))
+        from backup_vm import cli
+
+        assert cli.main(["scrub", "--parity", "25%"]) == 0
+    return site
+
+
+@pytest.fixture
+def site(made: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    shutil.copytree(made.root, tmp_path / "site", symlinks=True)
+    monkeypatch.setattr(LocalStorage, "pack_size", PACKS * GRAIN)
+    monkeypatch.setenv("SPARSEBAK_ARCHIVE", str(tmp_path / "site" / "archive"))
+    return Site(tmp_path / "site", make=False)
+
+
+@pytest.fixture
+def commands(site: Site, capsys: pytest.CaptureFixture[str]) -> Commands:
+    found = Commands(site, capsys)
+    found.settings("")
+    return found
+
+
+def files(site: Site, kind: str) -> list[Path]:
+    return sorted(site.archive.rglob(f"*.{kind}"))
+
+
+def contents(site: Site, *kinds: str) -> dict[str, bytes]:
+    found = [path for kind in kinds or ("pack", "session") for path in files(site, kind)]
+    return {str(path.relative_to(site.archive)): path.read_bytes() for path in found}
+
+
+def spoil(path: Path, at: int, length: int, seed: int = 0) -> None:
+    raw = bytearray(path.read_bytes())
+    length = min(length, len(raw) - at)
+    raw[at : at + length] = random.Random(seed).randbytes(length)
+    path.write_bytes(raw)
+
+
+def test_a_scrub_makes_parity_for_all_and_again_only_for_what_is_new(
+    site: Site, commands: Commands
+) -> None:
+    before = contents(site, "parity")
+    with site.open() as archive:
+        covered = [name for _, plan in plans(archive, before) if plan for name in plan.names]
+        assert sorted(covered) == sorted([*archive.pack_files(), *archive.session_files()])
+    commands.run("scrub", "--parity", "25%")
+    assert contents(site, "parity") == before
+    site.disturb(random.Random(5))
+    site.backup()
+    commands.run("scrub", "--parity", "25%")
+    after = contents(site, "parity")
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 2
+    assert commands.json("status")["parity"] >= sum(map(len, after.values()))
+
+
+@pytest.mark.parametrize("scrubbed_before", [False, True])
+def test_bad_sectors_are_mended(site: Site, commands: Commands, scrubbed_before: bool) -> None:
+    whole, images = contents(site), site.images()
+    rng = random.Random(6)
+    for path in (*files(site, "pack")[::4], files(site, "session")[1]):
+        spoil(path, rng.randrange(path.stat().st_size), 4096)
+    assert "damage" in str(commands.json("scrub", expect=4)) if scrubbed_before else True
+    done = commands.json("scrub", "--repair")
+    assert done["ok"]
+    assert len(done["mended"]) == len(files(site, "pack")[::4]) + 1
+    assert contents(site) == whole
+    assert commands.json("scrub") == {"damaged": [], "ok": True, "mended": []}
+    assert site.images() == images
+    report = site.backup()
+    assert not report.done[0].full  # nothing is compared that is whole again
+    site.verify_all()
+
+
+def test_lost_files_are_mended(site: Site, commands: Commands) -> None:
+    whole, images = contents(site), site.images()
+    for path in (files(site, "pack")[2], *files(site, "session")[1:]):
+        path.unlink()
+    done = commands.json("scrub", "--repair")
+    assert done["ok"]
+    assert len(done["mended"]) == 3
+    assert contents(site) == whole
+    assert site.images() == images
+    assert commands.json("scrub")["ok"]
+
+
+def test_what_is_beyond_is_reported_and_left(site: Site, commands: Commands) -> None:
+    for path in files(site, "pack"):
+        spoil(path, 0, path.stat().st_size // 2)
+    damaged = contents(site)
+    row = commands.json("scrub", "--repair", expect=4)
+    assert row["damaged"]
+    assert not row["mended"]
+    assert contents(site) == damaged
+
+
+def test_parity_is_never_made_of_what_is_damaged(site: Site, commands: Commands) -> None:
+    whole = contents(site)
+    bad = files(site, "pack")[0]
+    spoil(bad, 5000, 100)
+    _, error = commands.run("scrub", "--parity", "50%", expect=4)
+    assert "gets no new parity" in error
+    assert commands.json("scrub", "--repair")["mended"] == [str(bad.relative_to(site.archive))]
+    assert contents(site) == whole
+
+
+def test_a_prune_renews_what_it_touches(site: Site, commands: Commands) -> None:
+    commands.settings('parity = "25%"\n')
+    commands.run("prune", "--keep-last", "1", "--yes")
+    assert commands.json("scrub")["ok"]
+    assert not commands.run("scrub")[1]
+    whole, images = contents(site), site.images()
+    for path in (files(site, "pack")[1], *files(site, "session")):
+        spoil(path, 100, 5000)
+    assert commands.json("scrub", "--repair")["ok"]
+    assert contents(site) == whole
+    assert site.images() == images
+
+
+def test_without_the_setting_a_prune_leaves_parity_that_a_scrub_renews(
+    site: Site, commands: Commands
+) -> None:
+    commands.run("prune", "--keep-last", "1", "--yes")
+    assert "changed since parity was made" in commands.run("scrub")[1]
+    commands.run("scrub", "--parity", "25%")
+    assert not commands.run("scrub")[1]
+
+
+def test_a_backup_keeps_parity_up(site: Site, commands: Commands) -> None:
+    commands.settings('parity = "25%"\n')
+    site.disturb(random.Random(7))
+    commands.run("backup", "--agent", f"local:{site.config}")
+    whole = contents(site)
+    newest = max(files(site, "pack"), key=lambda path: path.stat().st_mtime_ns)
+    spoil(newest, 60, 4096)
+    assert commands.json("scrub", "--repair")["ok"]
+    assert contents(site) == whole
+
+
+def test_zeros_in_a_needed_chunk_are_no_hole(site: Site, commands: Commands) -> None:
+    whole = contents(site)
+    path = files(site, "pack")[3]
+    raw = bytearray(path.read_bytes())
+    raw[76 : 76 + GRAIN] = bytes(GRAIN)
+    path.write_bytes(raw)
+    commands.run("scrub", expect=4)
+    commands.run("scrub", "--parity", "25%", expect=4)
+    (site.archive / "catalog.sqlite").unlink()
+    assert commands.json("scrub", "--repair")["ok"]
+    assert contents(site) == whole
