@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backup_vm.errors import UsageError
+from backup_vm.jobs.guard import Guard, taken
 from backup_vm.jobs.retention import Rules, parse_table
 from backup_vm.paths import home, read_small
 from backup_vm.quantities import parse_share
@@ -41,6 +42,7 @@ class Retention:
     by_name: dict[str, Rules] = field(default_factory=dict)
     after_backup: bool = False
     until_free: str = ""
+    guard: Guard = field(default_factory=Guard)
 
     def rules_for(self, qube: str, volume: str) -> Rules:
         """The rules of a volume, else of its qube, else of all."""
@@ -116,6 +118,7 @@ def _check(raw: dict[str, Any]) -> Config:
 def _retention(raw: dict[str, Any]) -> Retention:
     qubes = raw.pop(_QUBES, {})
     after, until = raw.pop(_AFTER, False), raw.pop(_FREE, "")
+    raw, guard = taken(raw)
     if not isinstance(after, bool):
         raise ValueError(f"{_AFTER} must be true or false")
     if not isinstance(until, str):
@@ -125,5 +128,9 @@ def _retention(raw: dict[str, Any]) -> Retention:
     for name in qubes:
         _ = parse_volume_name(name) if "/" in name else parse_name(name, "qube")
     return Retention(
-        parse_table(raw), {name: parse_table(rules) for name, rules in qubes.items()}, after, until
+        parse_table(raw),
+        {name: parse_table(rules) for name, rules in qubes.items()},
+        after,
+        until,
+        guard,
     )

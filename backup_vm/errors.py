@@ -22,6 +22,8 @@ class Exit(IntEnum):
     WRONG_KEY = 12
     NOT_NOW = 13
     """The machine is on battery or a metered link, and was told to wait for better."""
+    TOO_MUCH = 14
+    """Rules, or a copy's ``--delete``, would remove more at once than the guard lets go."""
     INTERRUPTED = 130
     READER_GONE = 141
     """Standard output was closed by whoever read it: what a program that does not handle SIGPIPE

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from backup_vm.jobs import guard
 from tests.faultfs import FaultFS, missing
 from tests.kit import Site
 
@@ -196,6 +197,8 @@ def commands_for(
     def make(site: Site) -> Commands:
         monkeypatch.setenv("SPARSEBAK_ARCHIVE", str(site.archive))
         monkeypatch.setenv("SPARSEBAK_AGENT", f"local:{site.config}")
+        # What tests prune was stored a moment ago; run/test_guard.py has the guard on new sessions.
+        monkeypatch.setattr(guard, "AGE", 0)
         commands = Commands(site, capsys)
         commands.settings("")
         return commands

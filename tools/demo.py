@@ -111,7 +111,7 @@ def demo(work: Path, pool: Path, driver: str, mib: int) -> None:
 
     say("Prove the second session authentic and remove the first; the second stays complete")
     run(*sparsebak, "verify")
-    run(*sparsebak, "prune", "work", "--keep-last", "1")
+    run(*sparsebak, "prune", "work", "--keep-last", "1", "--min-age", "0d")
 
     say("An accident, and the way back")
     write_some(image, mib, MIB // 2, 3)

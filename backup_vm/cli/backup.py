@@ -129,10 +129,11 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         if options.verify and report.done:
             _verify(context, archive, keys, agent, chosen, report)
         _tell(context, report)
+        too_much = False
         # What is old goes only when what is new has proven good, if that is asked for.
         if context.config.retention.after_backup and report.done and not report.unproven:
             try:
-                _prune(context, archive, chosen, report)
+                too_much = _prune(context, archive, chosen, report)
             except SparsebakError as error:  # the backup itself is done, and was reported so
                 hint = f" ({error.hint})" if error.hint else ""
                 context.warn(f"nothing was pruned after the backup: {error}{hint}")
@@ -143,7 +144,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
             keeping.after_backup(context, archive, before)
         if "metrics" in context.config.texts:
             _write_metrics(context, archive, agent)
-    return _exit(report)
+    return _exit(report) or (Exit.TOO_MUCH if too_much else Exit.OK)
 
 
 def _verify(
@@ -205,10 +206,12 @@ def _note(archive: "Archive", report: "Report", note: "Note") -> None:
 
 def _prune(
     context: Context, archive: "Archive", listed: "list[VolumeEntry]", report: "Report"
-) -> None:
-    """Prune by the settings' rules, of the volumes that were backed up."""
+) -> bool:
+    """Prune by the settings' rules, of the volumes that were backed up; whether the guard left one
+    of them as it is.
+    """
     from backup_vm.archive.prune import prune
-    from backup_vm.jobs.thinning import judge
+    from backup_vm.jobs.thinning import held, judge
 
     contents = _contents(archive, None, listed)
     done = {one.name for one in report.done}
@@ -220,6 +223,9 @@ def _prune(
             f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)}"
             " freed."
         )
+    for sentence in held(verdicts):
+        context.warn(sentence)
+    return bool(held(verdicts))
 
 
 def _contents(archive: "Archive", keys: "Keys | None", listed: "list[VolumeEntry]") -> "Contents":

@@ -283,14 +283,17 @@ class Context:
 
         dry_run = self.options.dry_run
         done = removal.foreseen() if dry_run else removed(self, removal)
-        for reason in done.refused:
+        held = removal.held()
+        for reason in (*done.refused, *held):
             self.warn(reason)
         row = removal.row(done, dry_run)
         if dry_run:
             self.result(row, "\n".join(removal.plan(done)))
         else:
             self.done(row, *removal.report(done))
-        return Exit.DAMAGED if done.refused or removal.archive.found else Exit.OK
+        if done.refused or removal.archive.found:
+            return Exit.DAMAGED
+        return Exit.TOO_MUCH if held else Exit.OK
 
     def _ask(self, question: str) -> None:
         output.ask(f"{printable(question)} [y/N] ")

@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, rate_option, yes_option
+from backup_vm.cli.options import guard_options, key_option, rate_option, yes_option
 from backup_vm.errors import Exit
 from backup_vm.terminal.text import count_text, size_text
 
@@ -35,6 +35,7 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="make a new copy where there was one before and is none now",
     )
+    guard_options(copy)
     rate_option(copy)
     yes_option(copy)
     key_option(copy)
@@ -44,6 +45,7 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.jobs.copy import copy
+    from backup_vm.jobs.guard import Guard
     from backup_vm.paths import expanded
 
     context = Context(options)
@@ -58,14 +60,20 @@ def run(options: argparse.Namespace) -> int:
     with context.open() as archive, context.progress("copy") as progress:
         context.limit_rate(archive)
         delete = confirm if options.delete else None
-        done = copy(archive, target, progress, delete, options.init, context.keys(archive))
+        guard = Guard(options.max_removed, options.min_age).over(context.config.retention.guard)
+        done = copy(archive, target, progress, delete, options.init, context.keys(archive), guard)
     for problem in done.failed:
         context.warn(problem)
     context.warn_removed(done.gone)
+    for sentence in done.held:
+        context.warn(sentence)
     fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}
     removed = f", {done.removed} removed" if options.delete else ""
     copied = f"{count_text(done.sessions, 'session')} copied, {size_text(done.stored)} sent"
     context.done(
-        {**fields, "target": target, "failed": done.failed}, f"{target}: {copied}{removed}."
+        {**fields, "target": target, "failed": done.failed, "held": done.held},
+        f"{target}: {copied}{removed}.",
     )
-    return Exit.DAMAGED if done.failed else Exit.OK
+    if done.failed:
+        return Exit.DAMAGED
+    return Exit.TOO_MUCH if done.held else Exit.OK

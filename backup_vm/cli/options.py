@@ -217,6 +217,30 @@ def dry_run_option(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("-n", "--dry-run", action="store_true", help=text)
 
 
+def _percent(text: str) -> int:
+    from backup_vm.jobs.guard import parse_percent
+
+    return checked(parse_percent)(text)
+
+
+def guard_options(parser: argparse.ArgumentParser) -> None:
+    """Declare --max-removed and --min-age; see ``backup_vm.jobs.guard``."""
+    parser.add_argument(
+        "--max-removed",
+        type=_percent,
+        metavar="SHARE",
+        help="leave a volume as it is of which all sessions of more than this share of its days"
+        " would go at once (default: 50%%); 100%% lets all go",
+    )
+    parser.add_argument(
+        "--min-age",
+        type=duration,
+        metavar="TIME",
+        help="keep sessions that are newer, and let no session that was stored since push out an"
+        " older one (default: 3d); 0d for no such rule",
+    )
+
+
 def session_option(parser: argparse.ArgumentParser, default: str = "latest") -> None:
     """Declare --session for commands that take one."""
     parser.add_argument(

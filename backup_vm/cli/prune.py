@@ -7,7 +7,14 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import dry_run_option, key_option, yes_option
+from backup_vm.cli.options import (
+    checked,
+    dry_run_option,
+    duration,
+    guard_options,
+    key_option,
+    yes_option,
+)
 
 if TYPE_CHECKING:
     from backup_vm.jobs.removal import Removal
@@ -25,7 +32,8 @@ def add_to(commands: Any) -> None:
         description=(
             "Removes sessions: those named, or all that no rule keeps. Without either, the rules in"
             " the settings file apply. A session is kept if any rule keeps it; the newest of a"
-            " volume always is. On a terminal, asks before anything is removed."
+            " volume always is, and so are new ones. A volume of which too much would go at once is"
+            " left as it is. On a terminal, asks before anything is removed."
         ),
     )
     prune.add_argument(
@@ -45,7 +53,7 @@ def add_to(commands: Any) -> None:
         )
     prune.add_argument(
         "--keep-within",
-        type=_duration,
+        type=duration,
         metavar="TIME",
         help="keep all of the last TIME, such as 2d, 3w or 1y6m",
     )
@@ -65,6 +73,7 @@ def add_to(commands: Any) -> None:
         metavar="ROOM",
         help="then remove the oldest until 10%% of the disk, or 20G, are free",
     )
+    guard_options(prune)
     dry_run_option(prune, "only show what would stay, why, and what would go")
     yes_option(prune)
     key_option(prune)
@@ -78,20 +87,7 @@ def _plural(period: str) -> str:
 def _count(text: str) -> int:
     from backup_vm.jobs.retention import parse_count
 
-    return _checked(parse_count, text)
-
-
-def _duration(text: str) -> int:
-    from backup_vm.jobs.retention import parse_duration
-
-    return _checked(parse_duration, text)
-
-
-def _checked(parse: Any, text: str) -> int:
-    try:
-        return int(parse(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return checked(parse_count)(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -118,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal":
+    from backup_vm.jobs.guard import Guard
     from backup_vm.jobs.removal import Removal
     from backup_vm.jobs.thinning import judge
     from backup_vm.volumes import find_session
@@ -128,7 +125,8 @@ def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal"
         named = [(one, find_session(one, name)) for one in chosen for name in options.session]
         return Removal(archive, named)
     retention = context.config.retention
-    verdicts = judge(contents, chosen, retention, rules, options.until_free)
+    guard = Guard(options.max_removed, options.min_age)
+    verdicts = judge(contents, chosen, retention, rules, options.until_free, guard)
     doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
     return Removal(archive, doomed, verdicts)
 

@@ -23,8 +23,11 @@ from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import open_storage
 from backup_vm.errors import DamagedError, NoArchiveError, RemovedError, SparsebakError
 from backup_vm.jobs.copy_session import Sender
+from backup_vm.jobs.guard import Guard, Watch
 from backup_vm.terminal.progress import Progress
 from wire.chunks import Keys
+
+ANY_GUARD = Guard()
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Copied:
     stored: int = 0
     removed: int = 0
     failed: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+    """What is to be said of the volumes that the guard left as they are."""
     gone: list[str] = field(default_factory=list)
     """Sessions that another machine removed here meanwhile."""
 
@@ -48,20 +53,22 @@ def copy(
     delete: Callable[[int], object] | None = None,
     init: bool = False,
     keys: Keys | None = None,
+    guard: Guard = ANY_GUARD,
 ) -> Copied:
     """Bring the copy in a directory or at a URL up to date.
 
     It is made if there is none and never was one, as far as the source's notes know: where one was,
     a disk is more likely not mounted. ``init`` makes it there, too. With ``delete`` sessions go
-    that the source does not have, unless anything failed; otherwise the copy may hold more. It is
-    asked first, with their number, if there are any, and raises to keep them. With the archive's
-    ``keys`` the records, ids and chunks that are sent have proven authentic. Dying anywhere leaves
-    a copy that is whole as far as it goes, and the next run resumes.
+    that the source does not have, within the ``guard`` and unless anything failed; otherwise the
+    copy may hold more. It is asked first, with their number, if there are any, and raises to keep
+    them. With the archive's ``keys`` the records, ids and chunks that are sent have proven
+    authentic. Dying anywhere leaves a copy that is whole as far as it goes, and the next run
+    resumes.
     """
     _prepare(source, location, init)
     with open_archive(location, writing=True, command="copy") as target:
         _same_archive(source, target)
-        run = _Run(source, target, progress, keys)
+        run = _Run(source, target, progress, keys, guard)
         if delete is not None and run.surplus:
             delete(len(run.surplus))
         run.send_all()
@@ -117,16 +124,23 @@ class _Run:
     """One run. ``done`` says what became of it."""
 
     def __init__(
-        self, source: Archive, target: Archive, progress: Progress, keys: Keys | None
+        self,
+        source: Archive,
+        target: Archive,
+        progress: Progress,
+        keys: Keys | None,
+        guard: Guard,
     ) -> None:
+        self._watch = Watch.over(target, guard)
         self._source, self._target, self._progress = source, target, progress
         self._keys = keys
         self.done = Copied()
         self._ours, self._look = source.sessions(), source.looking.count
         self._theirs = target.sessions()
         ours = {session.file for series in self._ours.values() for session in series}
-        self.surplus = {s.file for series in self._theirs.values() for s in series} - ours
-        """Files of the sessions that only the copy has."""
+        every = [session for series in self._theirs.values() for session in series]
+        self.surplus = {s.file for s in every if not self._watch.new(s)} - ours
+        """Files of the sessions that only the copy has, and that may go."""
         self._whole = self._complete()
         """Files of the sessions that the copy has, complete."""
         self._sent: list[Session] = []
@@ -246,8 +260,16 @@ class _Run:
                 "nothing was removed from the copy, because of the problems here"
             )
             return
-        theirs = [one for series in self._target.sessions().values() for one in series]
-        doomed = [one for one in theirs if one.file in self.surplus]
+        doomed: list[Session] = []
+        for volume, series in self._target.sessions().items():
+            mine = [one for one in series if one.file in self.surplus]
+            held = self._watch.too_much(
+                f"volume {volume} of the copy", series, {one.file for one in mine}
+            )
+            if held:
+                self.done.held.append(held)
+            else:
+                doomed += mine
         try:
             self.done.removed = prune(self._target, doomed).sessions
         except DamagedError as error:

@@ -9,7 +9,7 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.prune import Pruned, prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
-from backup_vm.jobs.thinning import Verdict
+from backup_vm.jobs.thinning import Verdict, held
 from backup_vm.terminal.text import count_text, size_text, table
 from backup_vm.volumes import Named
 
@@ -39,6 +39,10 @@ class Removal:
         files = {session.file for _, session in self.doomed}
         return Pruned(len(self.doomed), 0, account.comes_back(files))
 
+    def held(self) -> list[str]:
+        """What is to be said of volumes that the guard left as they are."""
+        return held(self.verdicts or ())
+
     def run(self) -> Pruned:
         """Do it; raise DamagedError if none of them can go."""
         return prune(self.archive, [session for _, session in self.doomed], self.entirely)
@@ -56,7 +60,7 @@ class Removal:
             {**_row(v.volume, v.session), "keep": v.keep, "why": list(v.why)}
             for v in self.verdicts or ()
         ]
-        return row | ({"plan": plan} if plan else {})
+        return row | ({"plan": plan} if plan else {}) | {"held": self.held()}
 
     def plan(self, foreseen: Pruned) -> list[str]:
         """What would be done, for people."""

@@ -4,14 +4,15 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
 from backup_vm.config import Retention
 from backup_vm.errors import UsageError
-from backup_vm.jobs.retention import AHEAD, Candidate, Rules, reasons
+from backup_vm.jobs.guard import Guard, Watch
+from backup_vm.jobs.retention import AHEAD, Candidate, Rules, duration_text, reasons
 from backup_vm.quantities import parse_size
 from backup_vm.volumes import Contents, Named
 
@@ -23,27 +24,32 @@ _SHARE = re.compile(r"[1-9]\d?%", re.ASCII)
 @dataclass(frozen=True)
 class Verdict:
     """What is to become of a session. ``why`` it is kept; for one that goes, why that is, if there
-    is more to it.
+    is more to it. ``held``: what is to be said of its volume, which the guard left as it is.
     """
 
     volume: Named
     session: Session
     keep: bool
     why: tuple[str, ...]
+    held: str = ""
 
 
 def by_rules(
-    volumes: Sequence[Named], rules_for: Callable[[Named], Rules], now: int | None = None
+    volumes: Sequence[Named],
+    rules_for: Callable[[Named], Rules],
+    now: int | None = None,
+    watch: Watch | None = None,
 ) -> list[Verdict]:
-    """A verdict on every session. A volume without rules keeps all."""
+    """A verdict on every session, with a ``watch`` that of its guard on new ones, too. A volume
+    without rules keeps all.
+    """
     verdicts = []
     for volume in volumes:
         rules = rules_for(volume)
-        candidates = [
-            Candidate(session.clear.time, volume.notes.of(session.clear.session).tags)
-            for session in volume.sessions
-        ]
-        whys = reasons(candidates, rules, int(time.time()) if now is None else now)
+        at = int(time.time()) if now is None else now
+        whys = _reasons(volume, volume.sessions, rules, at)
+        if watch is not None and rules.any() and not all(whys):
+            _spare(volume, rules, at, watch, whys)
         for session, why in zip(volume.sessions, whys, strict=True):
             verdicts.append(
                 Verdict(
@@ -53,15 +59,66 @@ def by_rules(
     return verdicts
 
 
+def _reasons(volume: Named, sessions: Sequence[Session], rules: Rules, now: int) -> list[list[str]]:
+    candidates = [
+        Candidate(session.clear.time, volume.notes.of(session.clear.session).tags)
+        for session in sessions
+    ]
+    return reasons(candidates, rules, now)
+
+
+def _spare(volume: Named, rules: Rules, now: int, watch: Watch, whys: list[list[str]]) -> None:
+    """Add why sessions stay that are new, or that only new ones push out."""
+    age = duration_text(watch.guard.seconds)
+    settled = watch.settled(volume.sessions)
+    kept = {
+        session.file: why
+        for session, why in zip(settled, _reasons(volume, settled, rules, now), strict=True)
+    }
+    for session, why in zip(volume.sessions, whys, strict=True):
+        if not why and watch.new(session):
+            why.append(f"newer than {age}")
+        elif not why and kept.get(session.file):
+            why.append(f"{', '.join(kept[session.file])} without those of the last {age}")
+
+
+def held(verdicts: Sequence[Verdict]) -> list[str]:
+    """What is to be said of the volumes that the guard left as they are, each in a sentence."""
+    return list(dict.fromkeys(verdict.held for verdict in verdicts if verdict.held))
+
+
+def _hold(verdicts: Sequence[Verdict], watch: Watch) -> list[Verdict]:
+    """The same verdicts, with all of a volume kept of which too much would go at once."""
+    gone = {verdict.session.file for verdict in verdicts if not verdict.keep}
+    volumes = {verdict.volume.id: verdict.volume for verdict in verdicts}
+    said = {
+        volume.id: watch.too_much(
+            volume.name,
+            volume.sessions,
+            gone.intersection(session.file for session in volume.sessions),
+        )
+        for volume in volumes.values()
+    }
+    return [
+        replace(v, keep=True, why=v.why if v.keep else ("too much at once",), held=sentence)
+        if (sentence := said[v.volume.id])
+        else v
+        for v in verdicts
+    ]
+
+
 def judge(
     contents: Contents,
     chosen: Sequence[Named],
     retention: Retention,
     given: Rules = NO_RULES,
     until_free: str | None = None,
+    guard: Guard | None = None,
 ) -> list[Verdict]:
     """A verdict on every session of the volumes chosen, by the rules given, else by those of the
-    settings. Raise UsageError where neither says anything, DamagedError where tags are not known.
+    settings; within the ``guard``, else that of the settings: see ``held``.
+
+    Raise UsageError where neither says anything, DamagedError where tags are not known.
     """
     until_free = until_free or (retention.until_free if not given.any() else None)
 
@@ -80,13 +137,14 @@ def judge(
                 "the settings have rules for qubes by name, and which volume is which is not known",
                 "give --passphrase-file or --agent, or rules on the command line",
             )
-    verdicts = by_rules(chosen, rules_for)
-    if not until_free:
-        return verdicts
-    tags = given.tag.union(*(rules_for(volume).tag for volume in chosen))
     archive = contents.archive
-    wanted = wanted_room(archive, until_free)
-    return for_room(archive, verdicts, wanted, tags, contents.volumes)
+    watch = Watch.over(archive, (guard or Guard()).over(retention.guard))
+    verdicts = by_rules(chosen, rules_for, watch=watch)
+    if until_free:
+        tags = given.tag.union(*(rules_for(volume).tag for volume in chosen))
+        wanted = wanted_room(archive, until_free)
+        verdicts = for_room(archive, verdicts, wanted, tags, contents.volumes, watch)
+    return _hold(verdicts, watch)
 
 
 def _no_rules(rules: Rules) -> tuple[str, ...]:
@@ -128,19 +186,26 @@ def for_room(
     wanted: int,
     keep_tags: frozenset[str],
     all_volumes: Sequence[Named],
+    watch: Watch | None = None,
 ) -> list[Verdict]:
     """The same verdicts, and beyond them the oldest sessions that go until ``wanted`` bytes are
     free, as far as they help.
 
     The newest session of a volume stays, and those with a tag that rules keep; and those that are
-    ahead of our clock.
+    ahead of our clock, or new to the guard.
     """
     account = Account(archive, {volume.id: list(volume.sessions) for volume in all_volumes})
     free, now = archive.storage.free(), time.time()
     if free is None:
         raise _unknown(archive)
     due = sorted(
-        (verdict for verdict in verdicts if verdict.keep and _may_go(verdict, keep_tags, now)),
+        (
+            verdict
+            for verdict in verdicts
+            if verdict.keep
+            and _may_go(verdict, keep_tags, now)
+            and not (watch is not None and watch.new(verdict.session))
+        ),
         key=lambda verdict: verdict.session.clear.time,
     )
     gone = {verdict.session.file for verdict in verdicts if not verdict.keep}

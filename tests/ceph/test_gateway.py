@@ -136,7 +136,7 @@ def test_a_bucket_that_keeps_what_is_removed(
         change(site.image(), rng)
     assert list(site.images().values()) == contents
     stored = packs(ceph, site)
-    pruned = command(site, "prune", "--keep-last", "1")
+    pruned = command(site, "prune", "--keep-last", "1", "--min-age", "0d")
     assert pruned.wait(timeout=60) == 0, pruned.communicate()
     assert list(site.images().values()) == contents[-1:] and site.scrubbed() == []
     assert packs(ceph, site) < stored

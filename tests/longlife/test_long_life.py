@@ -128,7 +128,7 @@ class Life:
             latest[f"{done['qube']}/{done['volume']}"] = done["id"]
         for name, session in latest.items():
             self.truth[self.label, session] = contents[name]
-        self.run("prune", *RULES, "--yes", expect=expect)
+        self.run("prune", *RULES, "--min-age", "0d", "--yes", expect=expect)
 
     def killed(self) -> None:
         """A backup that is killed at some moment."""

@@ -110,7 +110,14 @@ class World:
         kind = self.rng.choice(["backup"] * 6 + ["prune"] * 3 + ["scrub", "copy", "verify", "tag"])
         if kind == "prune":
             self.may_go = True
-            return ("prune", "--keep-last", str(self.rng.randrange(1, 4)), "--yes")
+            return (
+                "prune",
+                "--keep-last",
+                str(self.rng.randrange(1, 4)),
+                "--min-age",
+                "0d",
+                "--yes",
+            )
         if kind == "copy":
             return ("copy", "--init", str(self.site.root / "copy"))
         return {

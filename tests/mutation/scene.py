@@ -304,7 +304,7 @@ class Trial:
 
     def thin(self) -> None:
         """Prune, and what is left is whole, or prune said that it is damaged and left it there."""
-        (pruned,) = self.run(("prune", "--keep-last", "1"))
+        (pruned,) = self.run(("prune", "--keep-last", "1", "--min-age", "0d"))
         if self._of_all():
             return
         if pruned.code not in (0, DAMAGED):

@@ -61,7 +61,9 @@ def more_operations(campaign: Campaign) -> Iterator[Operation]:
     yield Operation("backup without a catalog", lambda: campaign.expect(0, "backup"))
     doomed = frozenset(session for name in VOLUMES for session in _sessions(campaign, name)[:-2])
     yield Operation(
-        "prune all but two", lambda: campaign.expect(0, "prune", "--keep-last", "2"), doomed
+        "prune all but two",
+        lambda: campaign.expect(0, "prune", "--keep-last", "2", "--min-age", "0d"),
+        doomed,
     )
     newest = _sessions(campaign)[-1]
     yield Operation(

@@ -197,14 +197,14 @@ def test_questions_on_a_terminal(tmp_path: Path) -> None:
     assert answered(site, b"y\n", "restore", "work/private")[0] == 0
     assert site.contents() == contents
     # By rules or by name, where nobody is there to be asked, is what scripts do.
-    assert answered(site, b"", "prune", "--keep-last", "1", "-u")[0] == 0
+    assert answered(site, b"", "prune", "--keep-last", "1", "--min-age", "0d", "-u")[0] == 0
     assert answered(site, b"yes\n", "delete", "work/private")[0] == 0
     assert not site.images()
 
 
 def test_a_copy_asks_before_it_removes(tmp_path: Path) -> None:
     site, copy = Site(tmp_path / "site", sealed=False), tmp_path / "copy"
-    words = ("copy", str(copy), "--delete")
+    words = ("copy", str(copy), "--delete", "--min-age", "0d")
     fill(site.image(), 1 << 20)
     site.backup()
     assert answered(site, b"", *words)[0] == 0, "there is nothing to ask for"

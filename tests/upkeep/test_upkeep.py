@@ -152,3 +152,14 @@ def test_two_runs_at_once_are_one_too_many(office: Office) -> None:
     office.add("anna")
     with Memory(folder_for(office.place)).alone():
         assert "another upkeep" in office.said(expect=11)[1]
+
+
+def test_what_would_take_too_much_at_once_is_left_and_named(office: Office) -> None:
+    office.add("anna")
+    for _ in range(3):
+        office.back_up()
+        office.clock += DAY
+    office.rules.write_text('[retention]\nkeep_last = 1\nmin_age = "0d"\n')
+    row = office.rows(expect=1)["anna"]
+    assert row["state"] == State.WARNED and row["removed"] == 0 and office.sessions("anna") == 4
+    assert any("is left as it is" in problem for problem in row["problems"])

@@ -149,6 +149,11 @@ class Storage(Files, Protocol):
         file.
         """
 
+    def written(self, folder: str) -> dict[str, float]:
+        """Names of the files directly in a folder, and when each was written last, in seconds by
+        the store's clock; as it is at this moment.
+        """
+
     def unreadable(self) -> list[str]:
         """Names of other programs' files of which a listing tells, and that are none here."""
 

@@ -87,6 +87,15 @@ class LocalStorage(Directory, Storage):
         """They are at hand."""
 
     @override
+    def written(self, folder: str) -> dict[str, float]:
+        found = {}
+        for name, is_folder in self._beneath.entries(folder):
+            if not is_folder:
+                with suppress(FileNotFoundError, DamagedError):
+                    found[f"{folder}/{name}"] = self._beneath.stat(f"{folder}/{name}").st_mtime
+        return found
+
+    @override
     def unreadable(self) -> list[str]:
         return []
 

@@ -132,6 +132,11 @@ class RemoteStorage(Storage):
         }
 
     @override
+    def written(self, folder: str) -> dict[str, float]:
+        found = self._place.ask(lambda: self._objects.times(folder))
+        return {f"{folder}/{name}": at for name, at in found.items()}
+
+    @override
     def unreadable(self) -> list[str]:
         self._inventory.there()
         return self._inventory.unreadable

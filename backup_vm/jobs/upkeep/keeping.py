@@ -23,7 +23,7 @@ from backup_vm.jobs.copy import copy
 from backup_vm.jobs.removal import Removal
 from backup_vm.jobs.retention import AHEAD, duration_text
 from backup_vm.jobs.scrubbing import choose, scrub_part
-from backup_vm.jobs.thinning import judge
+from backup_vm.jobs.thinning import held, judge
 from backup_vm.jobs.upkeep.plan import Plan
 from backup_vm.rate import Rate
 from backup_vm.reporting import status
@@ -160,7 +160,7 @@ def _prune(archive: Archive, task: Task, row: KeptRow) -> None:
     # Without keys nobody's names are known, of an open archive neither: rules are for all volumes.
     contents = Contents(archive, None, stored_volumes(archive, None, {}))
     try:
-        verdicts = judge(contents, contents.volumes, Retention(), rules)
+        verdicts = judge(contents, contents.volumes, Retention(), rules, guard=task.plan.guard)
         doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
         removal = Removal(archive, doomed, verdicts)
         done = removal.foreseen() if task.dry_run else removal.run()
@@ -168,6 +168,7 @@ def _prune(archive: Archive, task: Task, row: KeptRow) -> None:
         _damage(row, [_words(error)])
         return
     _damage(row, list(done.refused))
+    row["problems"] += held(verdicts)
     row["removed"], row["freed"] = done.sessions, done.space
 
 

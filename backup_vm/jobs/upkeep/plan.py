@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backup_vm.errors import UsageError
+from backup_vm.jobs.guard import Guard, taken
 from backup_vm.jobs.retention import DAY, Rules, parse_duration, parse_table
 from backup_vm.paths import expanded, read_small
 from backup_vm.quantities import Part, parse_part
@@ -28,6 +29,7 @@ class Plan:
     """
 
     rules: Rules = field(default_factory=Rules)
+    guard: Guard = field(default_factory=Guard)
     max_age: int | None = 7 * DAY
     scrub: bool = True
     sample: Part | None = Part(share=0.05)
@@ -103,7 +105,8 @@ def _plan(raw: dict[str, Any], base: Plan, where: str) -> Plan:
         if key == "retention":
             if not isinstance(value, dict):
                 raise ValueError(f"{where}retention must be a table")
-            plan = replace(plan, rules=parse_table(value))
+            value, guard = taken(value)
+            plan = replace(plan, rules=parse_table(value), guard=guard.over(base.guard))
         elif key == "copy":
             if not isinstance(value, bool):
                 raise ValueError(f"{where}copy must be true or false")

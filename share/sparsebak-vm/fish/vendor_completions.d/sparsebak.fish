@@ -51,7 +51,7 @@ function _shtab_sparsebak_using
 end
 
 set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify drill scrub prune delete tag export import copy keys records serve doctor inspect unlock upkeep
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --metrics --name --note --older-than --output --parity --partition --passphrase-file --ping-url --remove --report --require-mount --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --output --parity --partition --passphrase-file --ping-url --remove --report --require-mount --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -390,7 +390,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using scrub' -s q -l quiet -d 'print 
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -s v -l verbose -d 'print more, also where there is no terminal'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l json -d 'print data for programs'
-complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a prune -d 'Removes sessions: those named, or all that no rule keeps. Without either, the rules in the settings file apply. A session is kept if any rule keeps it; the newest of a volume always is. On a terminal, asks before anything is removed.'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a prune -d 'Removes sessions: those named, or all that no rule keeps. Without either, the rules in the settings file apply. A session is kept if any rule keeps it; the newest of a volume always is, and so are new ones. A volume of which too much would go at once is left as it is. On a terminal, asks before anything is removed.'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l session -x -d 'remove this one; may be given again'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-last -x -d 'keep the newest N; N may be '"'"'unlimited'"'"''
@@ -403,6 +403,8 @@ complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-within -x -d 'ke
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-tag -x -d 'keep those with this tag; may be given again'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l keep-default -d 'keep all of the last day, daily for 30 days, weekly after'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l until-free -x -d 'then remove the oldest until 10% of the disk, or 20G, are free'
+complete -c sparsebak -n '_shtab_sparsebak_using prune' -l max-removed -x -d 'leave a volume as it is of which all sessions of more than this share of its days would go at once (default: 50%); 100% lets all go'
+complete -c sparsebak -n '_shtab_sparsebak_using prune' -l min-age -x -d 'keep sessions that are newer, and let no session that was stored since push out an older one (default: 3d); 0d for no such rule'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -s n -l dry-run -d 'only show what would stay, why, and what would go'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l yes -d 'do not ask'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
@@ -477,6 +479,8 @@ complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npo
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l delete -d 'remove sessions from the copy that are not here any more; asks first'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l init -d 'make a new copy where there was one before and is none now'
+complete -c sparsebak -n '_shtab_sparsebak_using copy' -l max-removed -x -d 'leave a volume as it is of which all sessions of more than this share of its days would go at once (default: 50%); 100% lets all go'
+complete -c sparsebak -n '_shtab_sparsebak_using copy' -l min-age -x -d 'keep sessions that are newer, and let no session that was stored since push out an older one (default: 3d); 0d for no such rule'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l yes -d 'do not ask'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
