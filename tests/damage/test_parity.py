@@ -139,7 +139,7 @@ def test_parity_is_never_made_of_what_is_damaged(site: Site, commands: Commands)
 
 def test_a_prune_renews_what_it_touches(site: Site, commands: Commands) -> None:
     commands.settings('parity = "25%"\n')
-    commands.run("prune", "--keep-last", "1", "--yes")
+    commands.run("prune", "--keep-last", "1", "--min-age", "0d", "--yes")
     assert commands.json("scrub")["ok"]
     assert not commands.run("scrub")[1]
     whole, images = contents(site), site.images()
@@ -153,7 +153,7 @@ def test_a_prune_renews_what_it_touches(site: Site, commands: Commands) -> None:
 def test_without_the_setting_a_prune_leaves_parity_that_a_scrub_renews(
     site: Site, commands: Commands
 ) -> None:
-    commands.run("prune", "--keep-last", "1", "--yes")
+    commands.run("prune", "--keep-last", "1", "--min-age", "0d", "--yes")
     assert "changed since parity was made" in commands.run("scrub")[1]
     commands.run("scrub", "--parity", "25%")
     assert not commands.run("scrub")[1]
