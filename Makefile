@@ -171,6 +171,7 @@ install-dom0-salt:
 install-vm:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(PREFIX)/bin
 	tools/install-package $(DESTDIR)$(LIB) common wire backup_vm
+	install -D -p -m 0644 -t $(DESTDIR)$(LIB)/backup_vm/ui/page backup_vm/ui/page/*
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/vm/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -D -m 0755 qubes-vm/post-install.d/50-sparsebak.sh $(DESTDIR)/etc/qubes/post-install.d/50-sparsebak.sh

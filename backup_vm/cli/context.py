@@ -215,8 +215,10 @@ class Context:
 
     def bar(self, what: str) -> "Progress":
         """The bar itself, for what begins and ends it by itself."""
-        from backup_vm.terminal.progress import progress_for
+        from backup_vm.terminal.progress import progress_for, progress_to
 
+        if self.options.progress_fd is not None:
+            return progress_to(what, self.options.progress_fd)
         return progress_for(what, self.quiet or self.json)
 
     def listed(self, archive: "Archive") -> "tuple[list[VolumeEntry], AgentError | None]":
