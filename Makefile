@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-system test-lvm test-zfs test-ceph test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-ceph test-places test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -40,6 +40,15 @@ test-ceph: setup
 	@command -v radosgw >/dev/null || [ "$$(id -u)" != 0 ] || \
 	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(CEPH)) >/dev/null
 	SPARSEBAK_S3=ceph $(VENV)/bin/pytest tests/ceph tests/remote -k "s3 or ceph" -v --timeout 600
+
+# A whole life of an archive on each kind of mount and server: NFS, FAT, exFAT, NTFS, sshfs, quotas. Those that this machine's kernel
+# lacks, in the VM. When root, installs the programs from the distribution. About ten minutes.
+PLACES := sshfs ntfs-3g exfat-fuse exfatprogs dosfstools nfs-kernel-server nfs-common rpcbind quota strace
+test-places: setup packages
+	@command -v sshfs >/dev/null && command -v rpc.nfsd >/dev/null || [ "$$(id -u)" != 0 ] || \
+	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(PLACES)) >/dev/null
+	SPARSEBAK_LONG=1 $(VENV)/bin/pytest tests/places -v --ignore=tests/places/test_kernel.py
+	$(VENV)/bin/python tools/places_vm.py tests/places/test_kernel.py -v
 
 # The same in roots of other distributions, made by debootstrap: TESTS="tests/unit -q" for some, ROOTS="trixie" for one.
 test-roots:

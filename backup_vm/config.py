@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backup_vm.errors import UsageError
-from backup_vm.jobs.retention import DEFAULT, Rules, parse_rules
+from backup_vm.jobs.retention import Rules, parse_table
 from backup_vm.paths import home, read_small
 from backup_vm.rate import parse_rate
 from wire.names import BadName, parse_name, parse_volume_name
@@ -18,7 +18,7 @@ LARGEST = 1 << 20
 """Bytes that a settings file can have."""
 TEXTS = ("agent", "archive", "require_mount", "caller", "limit_rate", "metrics", "ping_url")
 SWITCHES = ("not_on_battery", "not_metered")
-_DEFAULT, _AFTER, _FREE, _QUBES = "keep_default", "after_backup", "until_free", "qubes"
+_AFTER, _FREE, _QUBES = "after_backup", "until_free", "qubes"
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,5 @@ def _retention(raw: dict[str, Any]) -> Retention:
     for name in qubes:
         _ = parse_volume_name(name) if "/" in name else parse_name(name, "qube")
     return Retention(
-        _rules(raw), {name: _rules(rules) for name, rules in qubes.items()}, after, until
+        parse_table(raw), {name: parse_table(rules) for name, rules in qubes.items()}, after, until
     )
-
-
-def _rules(raw: dict[str, Any]) -> Rules:
-    default = raw.pop(_DEFAULT, False)
-    if default is True and not raw:
-        return DEFAULT
-    if default is not False:
-        raise ValueError(f"{_DEFAULT} = true cannot be combined with other rules")
-    return parse_rules(raw)

@@ -53,6 +53,23 @@ def sync_directory_fd(fd: int) -> None:
             raise
 
 
+def sync_file(fd: int) -> None:
+    """Bring a file to disk; the error of a file system that cannot do that at all says so.
+
+    There is nothing to do without it: what is called done could be gone after a power cut.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_SYNC:
+            raise
+        raise OSError(
+            error.errno,
+            f"its file system cannot bring files to disk (fsync: {error.strerror}); keep the"
+            " archive on another one",
+        ) from None
+
+
 def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of ``data`` at ``offset``; raise OSError.
 

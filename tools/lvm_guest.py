@@ -29,7 +29,7 @@ ADDED: list[Callable[[Path], None]] = []
 """What else is put into the guest's tree, by functions that are given it: see zfs_vm.py."""
 SKIPPED = re.compile(
     r"/(tests?|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pip|mypy|mypyc|setuptools|pkg_resources|_distutils_hack|wheel|atheris|numpy/f2py"
-    r"|config-\d[^/]*|site-packages/[^/]*mypyc[^/]*\.so|ruff[^/]*|torch[^/]*|[^/]*_with_fuzzer\.so|libclang_rt[^/]*|sparsebak-coverage.pth)(/|$)|\.(a|pyi|h|exe)$"
+    r"|config-\d[^/]*|site-packages/[^/]*mypyc[^/]*\.so|ruff[^/]*|torch[^/]*|[^/]*_with_fuzzer\.so|libclang_rt[^/]*|sparsebak-coverage.pth|distutils-precedence.pth)(/|$)|\.(a|pyi|h|exe)$"
 )
 HOOK = "sparsebak-coverage.pth"
 """Of tools/coverage.py: while it is there, what runs in the guest is measured, and the measurement

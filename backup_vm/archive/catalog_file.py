@@ -11,6 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backup_vm import failures
 from backup_vm.archive.storage import Workspace
 from backup_vm.errors import LockedError, SparsebakError
 
@@ -58,7 +59,7 @@ def is_damage(error: sqlite3.Error) -> bool:
     )
 
 
-def explain(error: sqlite3.Error, place: str) -> SparsebakError:
+def explain(error: sqlite3.Error, place: str, workspace: Workspace) -> SparsebakError:
     """An error of SQLite's as what it is, for people. ``place``: of the catalog."""
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith("SQLITE_FULL"):
@@ -71,6 +72,12 @@ def explain(error: sqlite3.Error, place: str) -> SparsebakError:
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return LockedError(f"{place} is in use by another program", "wait, then try again")
     if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")):
+        # SQLite keeps to itself what the system said: a quota, say, or a disk read-only by now.
+        refusal = workspace.refusal()
+        if refusal is not None:
+            return SparsebakError(
+                f"{place} cannot be written: {refusal.strerror}", failures.hint(refusal)
+            )
         return SparsebakError(
             f"{place} cannot be read or written: {error}",
             "check its disk, and whether it is full; nothing stored is lost: it is only a cache",

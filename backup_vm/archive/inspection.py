@@ -297,7 +297,7 @@ def _catalog(workspace: Workspace, name: str, every: bool) -> Iterator[Field]:
     except sqlite3.Error as error:
         if catalog_file.is_damage(error):
             raise Ends(f"{error}") from None
-        raise catalog_file.explain(error, place) from None
+        raise catalog_file.explain(error, place, workspace) from None
     finally:
         if catalog is not None:
             catalog.close()

@@ -4,8 +4,11 @@ whatever flock is worth.
 
 A lease is a file ``locks/writer-<generation>``. Whoever wants one looks at what is there, makes the
 file of the next generation, which the store lets only one of many do, and looks again: any other
-lease that is not free now means that another run came in between, and this one withdraws. The
-holder writes its file again every minute, and looks for a higher generation.
+lease that is not free now means that another run came in between, and this one withdraws. Where a
+store cannot make a file only where there is none, runs that begin at once each make one, and the
+oldest stays: it waits for the others to withdraw, and begins when it sees no other. So the store's
+times decide who waits for whom, and never that two run. The holder writes its file again every
+minute, and looks for a higher generation.
 
 What is not renewed for half an hour is free, by the store's own clock: times of files there are
 compared with each other only. A holder gives up after half of that without a renewal, by a clock
@@ -29,6 +32,7 @@ from dataclasses import dataclass, replace
 
 from backup_vm.archive.holder import Holder, given_back
 from backup_vm.archive.lease_files import (
+    LAST,
     STALE,
     WRITER,
     Found,
@@ -49,6 +53,8 @@ whose it was.
 _HALF = STALE / 2
 _RETRY = 10.0
 _TRIES = 4
+_WITHDRAWING = (0.2, 0.5, 1.0, 2.0)
+"""Seconds between the looks at whether runs that began later have withdrawn."""
 
 
 def _boot_time() -> float:
@@ -74,6 +80,10 @@ class Lease:
     ) -> None:
         self._locks, self._place, self._clocks, self._kind = locks, place, clocks, kind
         self.name, self.holder = "", holder
+        self.conditional = True
+        """Whether the store makes a file only where there is none of its name."""
+        self.taken_over: list[str] = []
+        """Whose leases were free by their age alone, for people."""
         self._sure = self._wall = 0.0
         self._lost = ""
         self._lock, self._end = threading.Lock(), threading.Event()
@@ -107,7 +117,7 @@ class Lease:
         # From before the file is made: it is as old as that at least, whenever the store got it.
         self._sure, self._wall = self._clocks.boot(), self._clocks.wall()
         try:
-            made = self._make(before.highest + 1)
+            made = self._make(_following(before.highest))
         except OSError as error:
             # Without room nothing new can be stored, and a prune that makes room has to begin.
             return _no_room(error)
@@ -115,8 +125,7 @@ class Lease:
             self.name = ""
             return False
         try:
-            times = self._locks.list()
-            if self._alone(before, times):
+            if times := self._alone(before):
                 self._remove_free(before, times)
                 return True
         except BaseException:
@@ -131,6 +140,7 @@ class Lease:
         name = f"{self._kind}-{number}"
         made = self._locks.create(name, raw)
         if made is None:  # the name says by itself whose it is; who begins at the same time sees it
+            self.conditional = False
             name = f"{name}-{self.holder.token[:16]}"
             self._locks.put(name, raw)
             made = True
@@ -140,36 +150,58 @@ class Lease:
         self.name = name
         return made
 
-    def _alone(self, before: Found, times: dict[str, float]) -> bool:
-        """Whether of what there is now (``times``) all was free before, and is as it was."""
+    def _alone(self, before: Found) -> dict[str, float]:
+        """What files there are when all leases but ours are free; nothing where that does not come
+        to be.
+        """
+        for pause in (*_WITHDRAWING, None):
+            times = self._locks.list()
+            mine, others = times.get(self.name), self._others(before, times)
+            if mine is not None and not others:
+                return times
+            oldest = min(((at, name) for name, at in others.items()), default=(0.0, ""))
+            if mine is None or oldest < (mine, self.name) or pause is None:
+                break
+            self._clocks.sleep(pause)
+        return {}
+
+    def _others(self, before: Found, times: dict[str, float]) -> dict[str, float]:
+        """The leases that are not free, of those that there are now (``times``)."""
         # Of two runs that make their files at one time each looks after it has made its own: one of
-        # them at least sees the other. Both may withdraw; they try again at random times.
-        others = {name: at for name, at in times.items() if is_of(self._kind, name)}
-        if others.pop(self.name, None) is None:
-            return False
-        for name, at in others.items():
+        # them at least sees the other.
+        others = {}
+        for name, at in times.items():
+            if not is_of(self._kind, name) or name == self.name:
+                continue
             if before.get(name, (None,))[0] == at:
                 continue
             try:  # whoever was about to begin may have withdrawn
                 other = Holder.load(self._locks.read(name))
                 # A store that looks at no condition may not let its first try be removed.
                 if other.token != self.holder.token and not other.gone():
-                    return False
+                    others[name] = at
             except FileNotFoundError:
                 continue
-        return True
+        return others
 
     def _remove_free(self, before: Found, times: dict[str, float]) -> None:
         """Remove the leases that were free, and probes whose makers died."""
+        for name, (_, holder) in before.items():
+            if holder is None:
+                with suppress(FileNotFoundError):
+                    self.taken_over.append(str(Holder.load(self._locks.read(name))))
         # By the age of our own file, which was made now: a probe that is all there is tells no age.
         for name in (*before, *dead_probes(times, times[self.name])):
             try:
                 self._locks.remove(name)
-            except (
-                ForbiddenError,
-                OSError,
-            ):  # whoever may only add leaves it to whoever may remove
-                return
+            except (ForbiddenError, OSError) as error:
+                if before.highest >= LAST:
+                    raise LockedError(
+                        f"{self._place} has a lease of the last generation that there can be:"
+                        f" {error}",
+                        "where files may be removed: sparsebak unlock",
+                    ) from None
+                return  # whoever may only add leaves it to whoever may remove
 
     def keep(self) -> None:
         """Renew it now and then, in the background, until it is released."""
@@ -254,6 +286,13 @@ class Lease:
                 self._locks.remove(name)
             except ForbiddenError:
                 self._locks.renew(name, replace(self.holder, released=True).dump())
+
+
+def _following(highest: int) -> int:
+    """The generation after those that there are."""
+    # After the last one, which somebody wrote there by hand, any: two runs get different ones and
+    # see each other, and who gets the lease removes what is above its own.
+    return highest + 1 if highest < LAST else random.randrange(1, LAST // 2)  # noqa: S311
 
 
 def _no_room(error: OSError) -> bool:

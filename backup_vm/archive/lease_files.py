@@ -32,7 +32,11 @@ WRITER, NOTES = "writer", "notes"
 """Kinds of leases: of the run that writes to the archive, and of one that changes the notes, which
 readers do, too.
 """
-_NAME = re.compile(r"(writer|notes)-([0-9]{1,15})(?:-[0-9a-f]{16})?")
+LAST = 999_999_999
+"""The highest generation, that no archive gets to: one a second would take thirty years. Above it a
+file is no lease.
+"""
+_NAME = re.compile(r"(writer|notes)-([0-9]{1,9})(?:-[0-9a-f]{16})?")
 _PROBE = re.compile(r"probe-[0-9a-f]{16}")
 
 

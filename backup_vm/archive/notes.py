@@ -7,6 +7,7 @@ checksum, for a tag may be all that keeps a session from being pruned.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -61,7 +62,7 @@ class Check:
 class Notes:
     """All notes: sessions by id in hexadecimal, the last verification of each, the last scrub of
     everything, the last of a part, and when each pack was last scrubbed (by ``short``), with those
-    that were not sound then.
+    that were not sound then; for those that never were, when a scrub first saw them.
     """
 
     sessions: dict[str, Note] = field(default_factory=dict)
@@ -70,6 +71,7 @@ class Notes:
     part: Check | None = None
     packs: dict[str, int] = field(default_factory=dict)
     unsound: set[str] = field(default_factory=set)
+    seen: dict[str, int] = field(default_factory=dict)
     copies: set[str] = field(default_factory=set)
     """Places at which there is, or was, a copy; see ``_place``."""
 
@@ -143,17 +145,9 @@ def _parse(fields: dict[str, Any]) -> Notes:
         notes.scrubbed = _check(fields["scrubbed"])
     if fields.get("part") is not None:
         notes.part = _check(fields["part"])
-    for at, packs in fields.get("packs", []):
-        if type(at) is not int or not 0 <= at <= LAST_TIME:
-            raise ValueError("packs are noted under the time when they were scrubbed")
-        for pack in packs:
-            if not isinstance(pack, str) or not _PACK.fullmatch(pack):
-                raise ValueError(f"a pack is noted as {_SHORT} hexadecimal digits")
-            notes.packs[pack] = at
-    for pack in fields.get("unsound", []):
-        if not isinstance(pack, str) or not _PACK.fullmatch(pack):
-            raise ValueError(f"a pack is noted as {_SHORT} hexadecimal digits")
-        notes.unsound.add(pack)
+    notes.packs = _times(fields.get("packs", []))
+    notes.seen = _times(fields.get("seen", []))
+    notes.unsound = set(map(_pack, fields.get("unsound", [])))
     for copy in fields.get("copies", []):
         if not isinstance(copy, str) or not _PLACE.fullmatch(copy):
             raise ValueError("a copy is noted as 32 hexadecimal digits")
@@ -166,6 +160,22 @@ def _check(fields: Any) -> Check:
     if type(at) is not int or not 0 <= at <= LAST_TIME or type(sound) is not bool:
         raise ValueError("a check is a time, and whether all was sound")
     return Check(at, sound)
+
+
+def _pack(text: Any) -> str:
+    if not isinstance(text, str) or not _PACK.fullmatch(text):
+        raise ValueError(f"a pack is noted as {_SHORT} hexadecimal digits")
+    return text
+
+
+def _times(pairs: Any) -> dict[str, int]:
+    """The opposite of ``_by_time``; raise ValueError."""
+    found: dict[str, int] = {}
+    for at, packs in pairs:
+        if type(at) is not int or not 0 <= at <= LAST_TIME:
+            raise ValueError("packs are noted under the time when they were scrubbed, or seen")
+        found |= dict.fromkeys(map(_pack, packs), at)
+    return found
 
 
 def _dump(notes: Notes) -> bytes:
@@ -182,16 +192,19 @@ def _dump(notes: Notes) -> bytes:
         "part": [notes.part.time, notes.part.sound] if notes.part else None,
         "packs": _by_time(notes.packs),
         "unsound": sorted(notes.unsound),
+        "seen": _by_time(notes.seen),
         "copies": sorted(notes.copies),
     }
-    body = json.dumps(fields).encode()
-    if len(body) > _LONGEST - _CHECKSUM:  # they are scrubbed again; tags cannot be had again
-        body = json.dumps(fields | {"packs": [], "unsound": []}).encode()
+    # When packs were scrubbed can be had again, then what is damaged; tags cannot.
+    for left_out in ((), ("packs", "seen"), ("packs", "seen", "unsound")):
+        body = json.dumps(fields | {name: [] for name in left_out}).encode()
+        if len(body) <= _LONGEST - _CHECKSUM:
+            break
     return body + b"\n" + text_checksum(body).encode() + b"\n"
 
 
 def _by_time(packs: dict[str, int]) -> list[tuple[int, list[str]]]:
-    """Packs by the time of their scrub: of a hundred thousand, few were scrubbed in each run."""
+    """Packs by their times: of a hundred thousand, few were scrubbed in each run."""
     found: dict[int, list[str]] = {}
     for pack, at in sorted(packs.items()):
         found.setdefault(at, []).append(pack)
@@ -242,8 +255,7 @@ def remembers_copy(storage: Storage, location: str) -> bool:
 
 def remember_copy(storage: Storage, location: str) -> None:
     """Note that there is a copy at a location; nothing on a disk that is read-only."""
-    if storage.writable():
-        change(storage, lambda notes: notes.copies.add(_place(location)))
+    _note(storage, lambda notes: notes.copies.add(_place(location)))
 
 
 @contextlib.contextmanager
@@ -284,23 +296,34 @@ def scrubbed(
     A part is no better than what is known of the rest: damage counts until a scrub of its pack
     finds none.
     """
-    now = int(time.time())
     present, done = {short(pack) for pack in there}, {short(pack) for pack in looked_at}
-    bad = done & {short(file) for file in damaged}
+    bad, now = done & {short(file) for file in damaged}, int(time.time())
+    _note(storage, lambda notes: note_scrub(notes, sound, present, done, bad, now))
 
-    def note(notes: Notes) -> None:
-        notes.packs = {pack: at for pack, at in notes.packs.items() if pack in present}
-        notes.packs.update(dict.fromkeys(done, now))
-        notes.unsound = bad | (notes.unsound & present - done)
-        if done == present:
-            notes.scrubbed = Check(now, sound)
-        else:
-            notes.part = Check(now, sound and not notes.unsound)
 
-    _note(storage, note)
+def note_scrub(
+    notes: Notes, sound: bool, present: set[str], done: set[str], bad: set[str], now: int
+) -> None:
+    """What ``scrubbed`` notes; packs by ``short``."""
+    notes.packs = {pack: at for pack, at in notes.packs.items() if pack in present}
+    notes.packs.update(dict.fromkeys(done, now))
+    # So that it is known how long one has been waiting that is never reached: names are random,
+    # and a file's own time is another one after a copy or a hole.
+    notes.seen = {pack: notes.seen.get(pack, now) for pack in present - notes.packs.keys()}
+    notes.unsound = bad | (notes.unsound & present - done)
+    if done == present:
+        notes.scrubbed = Check(now, sound)
+    else:
+        notes.part = Check(now, sound and not notes.unsound)
 
 
 def _note(storage: Storage, action: Callable[[Notes], None]) -> None:
-    if storage.writable():
-        with contextlib.suppress(DamagedError):  # reported whenever they are read
-            change(storage, action)
+    if not storage.writable():
+        return
+    try:
+        change(storage, action)
+    except DamagedError:  # reported whenever they are read
+        return
+    except OSError as error:  # read-only since just now, or a mount that does not say so
+        if error.errno != errno.EROFS:
+            raise

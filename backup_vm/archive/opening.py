@@ -34,8 +34,9 @@ def open_archive(
     with closing(storage):
         parameters = load_parameters(storage)
         alone = storage.writable() if writing is None else writing
-        with _locked(storage, alone, command):
+        with _locked(storage, alone, command) as lease:
             archive = Archive(storage, parameters, alone)
+            archive.warnings += _taken_over(storage, lease)
             try:
                 if alone:
                     _recover(archive)
@@ -48,25 +49,34 @@ def open_archive(
 
 
 @contextmanager
-def _locked(storage: Storage, writing: bool, command: str) -> Iterator[None]:
+def _locked(storage: Storage, writing: bool, command: str) -> Iterator[Lease | None]:
     """Keep others away: by flock, and with a lease those whom flock does not reach."""
     fd = storage.workspace.lock(shared=not writing)
     try:
         if not writing:
-            yield
+            yield None
             return
         lease = Lease.acquire(storage.locks(), storage.describe(), command)
         storage.check = lease.check
         try:
             lease.keep()
             storage.refresh()  # what was seen before may be from the midst of another run
-            yield
+            yield lease
         finally:
             with stopping.closing():
                 lease.release()
     finally:
         if fd is not None:
             os.close(fd)
+
+
+def _taken_over(storage: Storage, lease: Lease | None) -> list[str]:
+    """What to say when another run's lease was taken over because of its age."""
+    return [
+        f"the lease of another run ({holder}) was not renewed for half an hour and is taken over;"
+        f" should that run still be there, it writes nothing more to {storage.describe()}"
+        for holder in (lease.taken_over if lease else ())
+    ]
 
 
 def _recover(archive: Archive) -> None:
@@ -124,14 +134,27 @@ def _record(archive: Archive) -> None:
         catalog.commit()
 
 
-def create_archive(location: str | Path, parameters: Parameters) -> None:
+def create_archive(location: str | Path, parameters: Parameters) -> bool:
     """Make an empty archive in a directory, made if missing, or at a URL; raise SparsebakError
-    where there is one.
+    where there is one. Returns whether the place makes a file only where there is none of its name,
+    so that it is certain at once which of several runs was first.
     """
     storage = open_storage(location)
+    _none_yet(storage)
+    storage.prepare()
+    lease = Lease.acquire(storage.locks(), storage.describe(), "init")
+    try:
+        storage.refresh()
+        _none_yet(storage)  # another machine's, made meanwhile
+        parameters.save(storage)
+    finally:
+        with stopping.closing():
+            lease.release()
+    return lease.conditional
+
+
+def _none_yet(storage: Storage) -> None:
     if storage.exists(NAME):
         raise SparsebakError(
             f"there is an archive in {storage.describe()} already", "choose an empty directory"
         )
-    storage.prepare()
-    parameters.save(storage)

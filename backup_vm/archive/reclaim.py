@@ -10,9 +10,13 @@ is dead. Dying anywhere between, it is done again by the next writer.
 
 While a session is missing or cannot be read, nobody knows what it refers to, and nothing is given
 back.
+
+In a store elsewhere, a pack of which no session or partial session has ever named a chunk, as far
+as the catalog knows, stays for a day: it may be of a run on another machine that was cut off before
+it could leave there what it had, and that resumes from its own partial session.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 
 DEAD = 0.5
 """Share of a pack's chunks, by bytes, that must be dead for it to be worth its writing again."""
+UNNAMED = 24 * 3600.0
+"""Seconds, by the store's clock, for which a pack that no session has named stays."""
 _AT_ONCE = 1 << 21
 """Chunks of packs looked for in one reading of the sessions: about 100 MiB of memory."""
 
@@ -82,13 +88,13 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
     try:
         for part in _parts(candidates):
             catalog.suspect(part)
-        chunks, found = 0, list[_Pack]()
-        for group in _groups(archive):
+        chunks, found, waiting = 0, list[_Pack](), _of_others(archive)
+        for group in _groups(archive, waiting):
             _judge(archive, group)
             chunks += _settle(archive, group)
             found += [pack for pack in group if pack.dead or pack.whole]
         catalog.suspect_nothing()
-        marks.unclaimed = False
+        marks.unclaimed = bool(waiting)
         catalog.commit()
     except DamagedError as error:
         catalog.rollback()
@@ -112,10 +118,25 @@ def _parts(candidates: IO[bytes] | None) -> Iterator[list[bytes]]:
         yield list({raw[at : at + ID_SIZE] for at in range(0, len(raw), ID_SIZE)})
 
 
-def _groups(archive: "Archive") -> Iterator[list[_Pack]]:
-    """The packs in question, so many at a time as one reading of the sessions can answer for."""
+def _of_others(archive: "Archive") -> set[str]:
+    """Names of packs that may be of another machine's run which was cut off today."""
+    catalog, storage = archive.catalog, archive.storage
+    if not storage.elsewhere or not catalog.marks.unclaimed:
+        return set()
+    unnamed = {
+        name
+        for number, name in catalog.packs().items()
+        if not catalog.freed_in(number) and not catalog.in_pack(number)
+    }
+    return {name for name, age in storage.ages(unnamed).items() if age < UNNAMED}
+
+
+def _groups(archive: "Archive", waiting: Collection[str]) -> Iterator[list[_Pack]]:
+    """The packs in question, so many at a time as one reading of the sessions can answer for;
+    not those ``waiting``.
+    """
     group: list[_Pack] = []
-    for pack in _in_question(archive):
+    for pack in _in_question(archive, waiting):
         group.append(pack)
         if sum(len(one.entries) for one in group) >= _AT_ONCE:
             yield group
@@ -124,10 +145,12 @@ def _groups(archive: "Archive") -> Iterator[list[_Pack]]:
         yield group
 
 
-def _in_question(archive: "Archive") -> Iterator[_Pack]:
+def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[_Pack]:
     catalog, names = archive.catalog, archive.catalog.packs()
     wanted = list(names) if catalog.marks.unclaimed else catalog.packs_with_freed()
     for number in wanted:
+        if names[number] in waiting:
+            continue
         freed = dict(catalog.freed_in(number))
         try:
             index = packs.read_index(archive.storage, names[number], archive.parameters.archive)

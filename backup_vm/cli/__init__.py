@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Collection
 
+from backup_vm import failures
 from backup_vm.cli.options import Parser, add_common
 from backup_vm.errors import Exit, SparsebakError
 from backup_vm.terminal import interrupts, output
@@ -33,7 +34,7 @@ COMMANDS = (
         "keys",
         "doctor",
     ),
-    *("inspect", "unlock", "ui"),
+    *("inspect", "unlock", "upkeep", "ui"),
 )
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found;
 5 the agent refused or cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no
@@ -96,14 +97,8 @@ def _run(words: list[str]) -> int:
     except output.ReaderGone:
         return Exit.READER_GONE
     except OSError as error:
-        _tell(SparsebakError(_os_error(error)))
+        _tell(SparsebakError(failures.text(error), failures.hint(error)))
         return Exit.FAILED
-
-
-def _os_error(error: OSError) -> str:
-    """``FILE: why``, as far as both are known."""
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-    return ": ".join(filter(None, (name, error.strerror or str(error) or type(error).__name__)))
 
 
 def _tell(error: SparsebakError) -> None:

@@ -105,8 +105,10 @@ class Context:
                         self.warn(warning)
         except sqlite3.Error as error:
             from backup_vm.archive.catalog_file import explain
+            from backup_vm.archive.storage import open_storage
 
-            raise explain(error, f"the catalog of {place}") from None
+            workspace = open_storage(place).workspace
+            raise explain(error, f"the catalog of {place}", workspace) from None
 
     def limit_rate(self, archive: "Archive") -> None:
         """Keep to the limit that --limit-rate or the settings name, if they do."""
@@ -215,11 +217,9 @@ class Context:
 
     def bar(self, what: str) -> "Progress":
         """The bar itself, for what begins and ends it by itself."""
-        from backup_vm.terminal.progress import progress_for, progress_to
+        from backup_vm.terminal.progress import progress_for
 
-        if self.options.progress_fd is not None:
-            return progress_to(what, self.options.progress_fd)
-        return progress_for(what, self.quiet or self.json)
+        return progress_for(what, self.quiet or self.json, self.options.progress_fd)
 
     def listed(self, archive: "Archive") -> "tuple[list[VolumeEntry], AgentError | None]":
         """What dom0 lists, or nothing where there is no agent or it could not be asked, and then

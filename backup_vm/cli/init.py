@@ -81,8 +81,11 @@ def run(options: argparse.Namespace) -> int:
     if options.repair:
         _check_same_archive(open_storage(place), entry.archive)
         parameters.save(open_storage(place))
-    else:
-        create_archive(place, parameters)
+    elif not create_archive(place, parameters):
+        context.say(
+            f"{place} cannot create a file under a condition: of runs that begin there at one"
+            " moment the one that is older by the store's clock waits for the others to withdraw."
+        )
     if options.default:
         context.say(f"{_make_default(context, place)} names it now.")
     context.done(

@@ -4,17 +4,11 @@ agent.
 """
 
 import argparse
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import part_options, rate_option
 from backup_vm.errors import Exit
-
-if TYPE_CHECKING:
-    from backup_vm.archive.archive import Archive
-    from backup_vm.archive.notes import Notes
-    from backup_vm.jobs.sampling import Candidate
 
 
 def add_to(commands: Any) -> None:
@@ -36,80 +30,31 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.archive import notes
-    from backup_vm.archive.scrub import foreign, scrub
+    from backup_vm.archive.scrub import foreign
+    from backup_vm.jobs.scrubbing import scrub_part
 
     context = Context(options)
     with context.open(writing=None) as archive:
         context.limit_rate(archive)
-        chosen = _chosen(archive, options)
         with context.progress("scrub") as progress:
-            findings = archive.looking.steady(
-                lambda: list(scrub(archive, progress, chosen)),
-                lambda found: {finding.problem for finding in found},
-            )
-        sound = not findings and not archive.found
-        there = archive.pack_files()
-        looked_at = there if chosen is None else chosen
-        damaged_files = [finding.file for finding in findings]
-        notes.scrubbed(archive.storage, sound, looked_at, there, damaged_files)
+            done = scrub_part(archive, progress, options.sample, options.older_than)
         for line in foreign(archive):
             context.warn(line)
-        if not archive.writing and not sound:
+        if not archive.writing and not done.sound:
             context.warn("the archive cannot be written to: the next backup does not know of this")
-    for finding in findings:
-        spoils = f"; spoils {', '.join(finding.sessions)}" if finding.sessions else ""
-        context.warn(finding.problem + spoils)
-    damaged = [
-        {"file": f.file, "problem": f.problem, "sessions": list(f.sessions)} for f in findings
-    ]
-    damaged += [
-        {"file": file, "problem": reason, "sessions": [file]}
-        for file, reason in archive.found.items()
-        if file not in {finding.file for finding in findings}
-    ]
-    row: dict[str, Any] = {"damaged": damaged, "ok": sound}
-    if chosen is not None:
-        row |= {"packs": len(looked_at), "of": len(there)}
-    context.done(row, *([_words(len(looked_at), len(there))] if sound else []))
+    for problem in done.problems():
+        context.warn(problem)
+    for line in done.outside:
+        context.warn(line)
+    sound = done.sound and not done.outside
+    row: dict[str, Any] = {"damaged": done.damaged(), "ok": sound}
+    looked_at, there = len(done.looked_at), len(done.there)
+    if options.sample is not None or options.older_than is not None:
+        row |= {"outside": done.outside, "packs": looked_at, "of": there}
+    context.done(row, *([_words(looked_at, there)] if sound else []))
     return Exit.OK if sound else Exit.DAMAGED
 
 
 def _words(looked_at: int, there: int) -> str:
     part = f" in this part: {looked_at} of {there} packs" if looked_at < there else ""
     return f"No damage found{part}."
-
-
-def _chosen(archive: "Archive", options: argparse.Namespace) -> list[str] | None:
-    """The packs to look at; None for all."""
-    if options.sample is None and options.older_than is None:
-        return None
-    from backup_vm.archive import notes
-    from backup_vm.errors import DamagedError
-    from backup_vm.jobs.sampling import due
-
-    try:
-        found = notes.load(archive.storage)
-    except DamagedError:  # reported by the scrub
-        found = notes.Notes()
-    candidates = _candidates(archive, found)
-    return due(candidates, options.older_than, options.sample, int(time.time()))
-
-
-def _candidates(archive: "Archive", found: "Notes") -> "list[Candidate[str]]":
-    """Packs, each as something to be checked in its turn; one that never was comes first. One that
-    was damaged then is not sound, however lately it was looked at.
-    """
-    from backup_vm.archive.notes import short
-    from backup_vm.jobs.sampling import Candidate
-
-    sizes = archive.storage.sizes("packs")
-    return [
-        Candidate(
-            name,
-            at := found.packs.get(pack := short(name), 0),
-            at > 0 and pack not in found.unsound,
-            max(sizes.get(name, 0), 0),
-        )
-        for name in archive.pack_files()
-    ]

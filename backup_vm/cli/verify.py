@@ -59,8 +59,9 @@ def run(options: argparse.Namespace) -> int:
                 contents, lambda: context.agent(contents.archive), progress, context.warn
             )
             prover.prove_all(chosen)
+        outside = _outside(contents.archive, volumes, prover) if part else []
     context.warn_removed(prover.removed)
-    code = _tell(context, prover, damaged)
+    code = _tell(context, prover, damaged, outside)
     # of a session that was named, or of the newest one, nothing is known now
     return Exit.LOCKED if prover.removed and code == Exit.OK and wanted != "all" else code
 
@@ -96,16 +97,29 @@ def _damaged(
     ]
 
 
-def _tell(context: Context, prover: "Prover", damaged: list[DamagedError]) -> int:
+def _outside(archive: "Archive", volumes: "list[Named]", prover: "Prover") -> list[str]:
+    """What is known to be damaged, outside of the part that was proven."""
+    from backup_vm.jobs import known_damage
+
+    return known_damage.outside(
+        archive,
+        {volume.id: volume.name for volume in volumes},
+        {proof.session.file for proof in prover.proofs},
+    )
+
+
+def _tell(
+    context: Context, prover: "Prover", damaged: list[DamagedError], outside: list[str]
+) -> int:
     for proof in prover.proofs:
         name = f"{proof.volume.name} {proof.session.name}"
         if proof.problem is None:
             context.say(f"{name}: authentic and complete")
         else:
             context.warn(f"{name}: {proof.problem}")
-    for error in damaged:
-        context.warn(str(error))
+    for line in (said := [str(error) for error in damaged] + outside):
+        context.warn(line)
     rows = [proof.row() for proof in prover.proofs]
-    nothing = [] if prover.proofs or prover.removed or damaged else ["Nothing is due."]
-    context.done({"sessions": rows, "damaged": [str(error) for error in damaged]}, *nothing)
-    return Exit.OK if not damaged and prover.sound else Exit.DAMAGED
+    nothing = [] if prover.proofs or prover.removed or said else ["Nothing is due."]
+    context.done({"sessions": rows, "damaged": said}, *nothing)
+    return Exit.OK if not said and prover.sound else Exit.DAMAGED

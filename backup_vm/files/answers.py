@@ -156,7 +156,7 @@ def stat(row: Any) -> Stat:
     return found
 
 
-def entries(rows: list[Any]) -> Iterator[Entry]:
+def entries(rows: Iterable[Any]) -> Iterator[Entry]:
     """Entries of a folder, each with a name that a file can have."""
     for row in rows:
         must(type(row) is list and len(row) == 3)
@@ -169,16 +169,6 @@ def entries(rows: list[Any]) -> Iterator[Entry]:
             yield Entry(name, node, None, about[:_TEXT])
         else:
             yield Entry(name, node, stat(about))
-
-
-def folder(rows: list[Any]) -> list[Entry]:
-    """All entries of a folder, by name, no name twice."""
-    found: dict[bytes, Entry] = {}
-    for entry in entries(rows):
-        if entry.name in found:
-            raise FileSystemError("a folder has a name twice")
-        found[entry.name] = entry
-    return [found[name] for name in sorted(found)]
 
 
 def extents(rows: Iterable[Any], size: int, end: int) -> Extents:

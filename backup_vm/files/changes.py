@@ -7,6 +7,7 @@ the same, and is not read.
 
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from backup_vm.archive.image import Image
@@ -167,8 +168,7 @@ def differences(
         if before is None or after is None:  # nothing can be said of what is in it
             continue
         folders = []
-        for name in sorted(before.keys() | after.keys()):
-            was, now = before.get(name), after.get(name)
+        for was, now in _together(before, after):
             if was and now:
                 if stat.S_ISDIR(was.stat.mode) or stat.S_ISDIR(now.stat.mode):
                     folders.append((was, now))
@@ -190,21 +190,41 @@ def _tell(error: Exception, path: bytes, side: Side, trouble: Callable[[bytes, s
 
 def _named(
     side: Side, folder: Found, trouble: Callable[[bytes, str], None]
-) -> dict[bytes, Found] | None:
-    """What is in a folder; None where that cannot be read, which is told."""
-    found = {}
+) -> Iterator[Found] | None:
+    """What is in a folder, by name; None where that cannot be read, which is told."""
     try:
         entries = side.files.names(folder.node)
     except (FileSystemError, DamagedError) as error:
         _tell(error, folder.path, side, trouble)
         return None
-    for entry in entries:
-        path = joined(folder.path, entry.name)
-        if entry.stat is None:
-            trouble(path, entry.trouble)
+
+    def found() -> Iterator[Found]:
+        with closing(entries):
+            for entry in entries:
+                path = joined(folder.path, entry.name)
+                if entry.stat is None:
+                    trouble(path, entry.trouble)
+                else:
+                    yield Found(path, entry.node, entry.stat)
+
+    return found()
+
+
+def _together(
+    old: Iterator[Found], new: Iterator[Found]
+) -> Iterator[tuple[Found | None, Found | None]]:
+    """Those of both with one path together, in order."""
+    one, other = next(old, None), next(new, None)
+    while one or other:
+        if one and (not other or one.path < other.path):
+            yield one, None
+            one = next(old, None)
+        elif other and (not one or other.path < one.path):
+            yield None, other
+            other = next(new, None)
         else:
-            found[entry.name] = Found(path, entry.node, entry.stat)
-    return found
+            yield one, other
+            one, other = next(old, None), next(new, None)
 
 
 def _all_below(

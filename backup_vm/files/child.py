@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The child that parses file systems, and has no right to anything: see sandbox.
 
-Run as a program, with standard input a socket and the folders of modules as arguments. What it
-was started by opens images, has keys and writes files; it asks that for ranges of images.
+Run as a program, with standard input a socket, and as arguments how many seconds of the processor's
+time a question has until something is answered, and the folders of modules. What it was started by
+opens images, has keys and writes files; it asks that for ranges of images.
 """
 
 import sys
 
 if __name__ == "__main__":
-    sys.path[:] = sys.argv[1:]
+    sys.path[:] = sys.argv[2:]
 
 import json
 import os
@@ -22,8 +23,10 @@ from backup_vm.files import messages
 from backup_vm.files.readers import partitions
 from backup_vm.files.readers.source import Absent, Malformed, Reader, Source, Unsupported
 
-SECONDS = 120.0
-"""Of the processor's time, for one question."""
+_MORE = 0.1
+"""Seconds more for each frame of the answer, so that a folder of millions of names has its time,
+and a hostile one that never ends has not.
+"""
 _SENSELESS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError,
     TypeError, ValueError, struct_error,
@@ -39,8 +42,8 @@ class _Gone(Exception):
 class Server:
     """Answers questions about images, one after the other."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, seconds: float) -> None:
+        self._descriptor, self._seconds = descriptor, seconds
         self._sources: dict[int, Source] = {}
         self._readers: dict[int, Reader] = {}
 
@@ -48,7 +51,7 @@ class Server:
         """Answer until the socket is closed."""
         while True:
             question = json.loads(self._receive(messages.ASK))
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, self._seconds)
             try:
                 self._answer(question)
             except (Malformed, Unsupported, Absent) as error:
@@ -64,6 +67,8 @@ class Server:
             rows = iter(found)
             while together := list(islice(rows, messages.ROWS_TOGETHER)):
                 self._send(messages.ROWS, json.dumps(together).encode())
+                left = signal.getitimer(signal.ITIMER_PROF)[0]
+                signal.setitimer(signal.ITIMER_PROF, min(left + _MORE, self._seconds))
         self._send(messages.END, b"")
 
     def _fail(self, kind: str, text: str) -> None:
@@ -178,7 +183,7 @@ def main() -> None:
 
     sandbox.enter()
     try:
-        Server(0).run()
+        Server(0, float(sys.argv[1])).run()
     except (_Gone, OSError):
         os._exit(0)
 

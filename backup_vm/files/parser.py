@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,27 @@ from backup_vm.files.answers import (
     must,
     senseless,
 )
+from backup_vm.files.listing import Listing
 
 SECONDS = 180.0
-"""For an answer, without what the archive takes to read. The child ends itself before."""
+"""For a frame, without what the archive takes to read. The child ends itself before."""
+_WORKING = 60.0
+"""Seconds of the processor's time for a question, until something is answered."""
 _MOST_ROWS = 1 << 22
+_MOST_STARTS, _MEANWHILE = 16, 3600.0
+"""Children that are started in so many seconds: what one hostile file costs is the processor's time
+of one question, and a thousand of them must not cost a thousand times as much.
+"""
 Read = Callable[[int, int], bytes]
 
 
 class Parser:
-    """The child, which is started by the first question. For one thread."""
+    """The child, which is started by the first question, and again by the next one after a
+    question was its end. For one thread.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = _WORKING) -> None:
+        self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._socket = socket.socket()  # in the place of one to the child
         self._ended = False
@@ -48,6 +59,11 @@ class Parser:
         """Why a range could not be read, of the question that is being answered."""
         self._images: dict[int, tuple[Read, int]] = {}
         self._next = 0
+        self._steps: dict[int, dict[str, dict[str, Any]]] = {}
+        """What opened each image: it is asked again of another child."""
+        self._known: set[int] = set()
+        """Images that this child has opened."""
+        self._starts: deque[float] = deque()
 
     def __enter__(self) -> "Parser":
         return self
@@ -58,7 +74,11 @@ class Parser:
     def close(self) -> None:
         """End the child. There is no other after it."""
         self._ended = True
+        self._end()
+
+    def _end(self) -> None:
         self._socket.close()
+        self._known.clear()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -72,17 +92,24 @@ class Parser:
 
     def forget(self, image: int) -> None:
         """Let the child forget an image."""
-        self._rows("close", image)
         del self._images[image]
+        self._steps.pop(image, None)
+        if image in self._known:
+            self._known.discard(image)
+            self._rows("close", image)
 
     def parts(self, image: int) -> list[Part]:
         """The partitions of an image."""
         size = self._images[image][1]
-        return answers.parts(self._rows("parts", image, size=size), size)
+        found = answers.parts(self._rows("parts", image, size=size), size)
+        self._steps[image] = {"parts": {"size": size}}
+        return found
 
     def open(self, image: int, part: Part) -> tuple[str, int, list[str]]:
         """Open a file system: its kind, its root, and what must be known of it."""
-        return answers.opened(self._rows("open", image, part=list(part)))
+        found = answers.opened(self._rows("open", image, part=list(part)))
+        self._steps[image]["open"] = {"part": list(part)}
+        return found
 
     def stat(self, image: int, node: int) -> Stat:
         """What stat(2) says."""
@@ -90,9 +117,10 @@ class Parser:
             return answers.stat(row)
         raise senseless()
 
-    def names(self, image: int, node: int) -> list[Entry]:
+    def names(self, image: int, node: int) -> Listing:
         """A folder's entries, by name; each name is one, and can be one of Linux."""
-        return answers.folder(self._rows("names", image, node=node))
+        with closing(self._counted("names", image, node=node)) as rows:
+            return Listing(answers.entries(rows))
 
     def look(self, image: int, node: int, name: bytes) -> Entry | None:
         """One entry of a folder, if it is there."""
@@ -122,26 +150,33 @@ class Parser:
         return answers.attributes(self._rows("attributes", image, node=node))
 
     def _rows(self, what: str, image: int, **more: Any) -> list[Any]:
-        rows: list[Any] = []
-        for row in self._stream(what, image, **more):
-            rows.append(row)
-            must(len(rows) <= _MOST_ROWS)
-        return rows
+        return list(self._counted(what, image, **more))
+
+    def _counted(self, what: str, image: int, **more: Any) -> Generator[Any, None, None]:
+        with closing(self._stream(what, image, **more)) as rows:
+            for count, row in enumerate(rows):
+                must(count < _MOST_ROWS)
+                yield row
 
     def _stream(self, what: str, image: int, **more: Any) -> Generator[Any, None, None]:
-        for kind, data in self._answer(what, image, more):
-            must(kind == messages.ROWS)
-            yield from json_list(data)
+        with closing(self._answer(what, image, more)) as frames:
+            for kind, data in frames:
+                must(kind == messages.ROWS)
+                yield from json_list(data)
 
     def _data(self, what: str, image: int, **more: Any) -> bytes:
         found = list(self._answer(what, image, more))
         must(len(found) == 1 and found[0][0] == messages.DATA)
         return found[0][1]
 
-    def _answer(self, what: str, image: int, more: dict[str, Any]) -> Iterator[tuple[bytes, bytes]]:
+    def _answer(
+        self, what: str, image: int, more: dict[str, Any]
+    ) -> Generator[tuple[bytes, bytes], None, None]:
         """Frames of the answer. Where it is not read to its end, that is the end of the child."""
         if self._process is None:
-            self._start()
+            self._begin()
+        if image not in self._known:
+            self._open_again(image)
         whole, self._unread = False, None
         try:
             self._send(messages.ASK, json.dumps({"ask": what, "image": image, **more}).encode())
@@ -160,7 +195,34 @@ class Parser:
                 raise failure(data)
         finally:
             if not whole:
-                self.close()
+                self._end()
+
+    def _begin(self) -> None:
+        """Start a child, unless too many have ended: then there is no other."""
+        now = time.monotonic()
+        while self._starts and self._starts[0] < now - _MEANWHILE:
+            self._starts.popleft()
+        if self._ended or len(self._starts) >= _MOST_STARTS:
+            raise FileSystemError(
+                "the reader of files has ended"
+                if self._ended
+                else "the reader of files ended too often: there are files that are made to end it"
+            )
+        self._starts.append(now)
+        self._start()
+
+    def _open_again(self, image: int) -> None:
+        """Let this child open an image as the one before did: numbers of files stay what they
+        were, for the image is the same.
+        """
+        self._known.add(image)
+        try:
+            for step, words in self._steps.get(image, {}).items():
+                for _ in self._answer(step, image, words):
+                    pass
+        except BaseException:
+            self._known.discard(image)
+            raise
 
     def _fetched(self, data: bytes) -> bytes:
         must(len(data) == messages.RANGE.size)
@@ -175,15 +237,13 @@ class Parser:
             return b""
 
     def _start(self) -> None:
-        if self._ended:
-            raise FileSystemError("the reader of files has ended")
         ours, its = socket.socketpair()
         folders = [str(Path(__file__).parent.parent.parent), *filter(os.path.isabs, sys.path)]
         program = str(Path(__file__).with_name("child.py"))
         with its:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", program, *folders],
+                    [sys.executable, "-I", "-S", program, str(self._seconds), *folders],
                     stdin=its.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -232,7 +292,7 @@ class Parser:
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(0.5)
-        self.close()
+        self._end()
         if code in (-signal.SIGPROF, -signal.SIGXCPU) or code is None:
             return FileSystemError("it takes too long to read: it may be made to do so")
         return FileSystemError(f"the reader of files ended with {code}")

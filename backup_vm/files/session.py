@@ -3,11 +3,12 @@
 
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import NamedTuple
 
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.files.answers import NOWHERE, Entry, Extents, FileSystemError, Part, Stat
+from backup_vm.files.answers import NOWHERE, Extents, FileSystemError, Part, Stat
+from backup_vm.files.listing import Listing
 from backup_vm.files.parser import Parser
 from backup_vm.jobs.lazy_image import LazyImage
 from backup_vm.jobs.reading import THREADS
@@ -99,7 +100,7 @@ class SessionFiles:
         """What stat(2) says."""
         return self._parser.stat(self._number, node)
 
-    def names(self, node: int) -> list[Entry]:
+    def names(self, node: int) -> Listing:
         """A folder's entries, by name."""
         return self._parser.names(self._number, node)
 
@@ -181,12 +182,13 @@ class SessionFiles:
             self.damaged = self.damaged or isinstance(error, DamagedError)
             trouble(top.path, str(error))
             return
-        for entry in entries:
-            path = joined(top.path, entry.name)
-            if entry.stat is None:
-                trouble(path, entry.trouble)
-            else:
-                yield Found(path, entry.node, entry.stat)
+        with closing(entries):
+            for entry in entries:
+                path = joined(top.path, entry.name)
+                if entry.stat is None:
+                    trouble(path, entry.trouble)
+                else:
+                    yield Found(path, entry.node, entry.stat)
 
     def contents(self, found: Found) -> Iterator[tuple[int, bytes]]:
         """A regular file's contents: offsets and bytes, in order, without holes. A few MiB are

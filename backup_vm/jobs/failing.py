@@ -5,6 +5,7 @@ import errno
 import sqlite3
 from dataclasses import fields
 
+from backup_vm import failures
 from backup_vm.archive import catalog_file
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.parameters import Parameters
@@ -33,11 +34,11 @@ def explained(error: OSError | sqlite3.Error, archive: Archive) -> SparsebakErro
     """What made an end of a run, in one line."""
     if isinstance(error, sqlite3.Error):
         place = archive.storage.workspace.describe(catalog_file.NAME)
-        return catalog_file.explain(error, place)
+        return catalog_file.explain(error, place, archive.storage.workspace)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SparsebakError(
             f"{archive.storage.describe()} is full; what was stored so far is kept",
             "prune old sessions or free space, then run: sparsebak backup; it resumes from there",
         )
-    hint = "nothing stored is lost; fix this and run: sparsebak backup"
-    return SparsebakError(f"{archive.storage.describe()}: {error}", hint)
+    hint = failures.hint(error) or "nothing stored is lost; fix this and run: sparsebak backup"
+    return SparsebakError(f"{archive.storage.describe()}: {failures.text(error)}", hint)

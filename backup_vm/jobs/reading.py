@@ -10,13 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from backup_vm import failures
 from backup_vm.archive import lookup
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.image import Image
 from backup_vm.archive.packs import PackReader
 from backup_vm.archive.sessions import Session
-from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.errors import DamagedError
 from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
 from common.image_writer import WRITE_BYTES, ImageWriter
@@ -267,7 +268,7 @@ def assemble(
         try:
             file = ImageWriter(beside, image.session.clear.size)
         except OSError as error:
-            raise SparsebakError(f"cannot write {beside}: {error.strerror}") from None
+            raise failures.cannot_write(beside, error) from None
         try:
             record = read_image(archive, image, keys, name, progress, file.write)
             file.sync()

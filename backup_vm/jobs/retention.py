@@ -23,6 +23,7 @@ PAUSE = 90 * DAY
 make all before it old.
 """
 UNLIMITED = 1 << 62
+_DEFAULT = "keep_default"
 _UNITS = {"h": 3600, "d": DAY, "w": 7 * DAY, "m": 30 * DAY, "y": 365 * DAY}
 _DURATION = re.compile(r"(\d+[hdwmy])+", re.ASCII)
 _PERIODS: dict[str, Callable[[int], tuple[int, ...]]] = {
@@ -158,8 +159,21 @@ KEYS = {f"keep_{field.name}": field.name for field in fields(Rules)}
 """The rules as the settings file names them, and with dashes the command line."""
 
 
+def parse_table(raw: dict[str, Any]) -> Rules:
+    """Rules from a table of a settings file (``keep_daily = 7``), or ``keep_default = true`` in
+    their stead; raise ValueError.
+    """
+    raw = dict(raw)
+    default = raw.pop(_DEFAULT, False)
+    if default is True and not raw:
+        return DEFAULT
+    if default is not False:
+        raise ValueError(f"{_DEFAULT} = true cannot be combined with other rules")
+    return parse_rules(raw)
+
+
 def parse_rules(raw: dict[str, Any]) -> Rules:
-    """Rules from a table of the settings file (``keep_daily = 7``); raise ValueError."""
+    """Rules from a table (``keep_daily = 7``); raise ValueError."""
     rules = Rules()
     for key, value in raw.items():
         if key not in KEYS:

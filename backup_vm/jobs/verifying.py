@@ -107,6 +107,6 @@ def candidate(volume: Named, session: Session) -> Candidate[Choice]:
     return Candidate(
         (volume, session),
         last.time if last else clear.time,
-        last is not None and last.sound,
+        last.sound if last else None,
         chunk_count(clear.size, clear.chunk_size) * clear.chunk_size,
     )

@@ -10,8 +10,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from backup_vm import failures
 from backup_vm.errors import SparsebakError
 from backup_vm.paths import expanded
+from backup_vm.reporting.kept_rows import State, UpkeepRow
 from backup_vm.reporting.rows import CheckRow, StatusRow
 from backup_vm.terminal.output import whole_file
 
@@ -35,15 +37,29 @@ _HELP = {
     "volume_verify_sound": "Whether that proved authentic and complete.",
     "backup_start_timestamp_seconds": "Time when the last backup began.",
     "backup_end_timestamp_seconds": "Time when it ended.",
+    "upkeep_kept_timestamp_seconds": "Time when the archive was kept last, whole.",
+    "upkeep_ok": "Whether the archive was as it should be when it was looked at last.",
+    "upkeep_problems": "What is to be looked at in the archive.",
+    "upkeep_in_use": "Times in a row that the archive was in use.",
+    "upkeep_session_timestamp_seconds": "Time of the archive's newest session.",
+    "upkeep_archives": "Archives at the place.",
+    "upkeep_end_timestamp_seconds": "Time when the last run over all archives ended.",
+    "upkeep_exit_code": "Its exit code; 0 means that all is well.",
     "backup_exit_code": "Its exit code; 0 means that everything was backed up.",
 }
-Samples = Iterable[tuple[str, Mapping[str, str], float | None]]
-"""Names without their prefix, labels, values."""
+Sample = tuple[str, Mapping[str, str], float | None]
+"""A name without its prefix, labels, the value."""
+Samples = Iterable[Sample]
 
 
 def of_archive(status: StatusRow) -> str:
     """The archive and its volumes."""
     return _text(_of_archive(status))
+
+
+def of_upkeep(run: UpkeepRow) -> str:
+    """The archives of a place, each by the name of its folder: two can have one label."""
+    return _text(_of_upkeep(run))
 
 
 def of_run(file: str, begun: float, ended: float, code: int) -> str:
@@ -79,11 +95,39 @@ def write(file: str, text: str) -> None:
             os.fchmod(out.fileno(), 0o644)
             out.write(text.encode())
     except OSError as error:
-        raise SparsebakError(f"cannot write {target}: {error.strerror}") from None
+        raise failures.cannot_write(target, error) from None
 
 
-def _of_archive(status: StatusRow) -> Iterator[tuple[str, Mapping[str, str], float | None]]:
+def _of_archive(status: StatusRow) -> Iterator[Sample]:
     label = {"archive": status["label"]}
+    yield from _as_a_whole(status, label)
+    for volume in status["volumes"]:
+        named = {**label, "volume": volume["name"]}
+        yield "volume_sessions", named, volume["sessions"]
+        yield "volume_size_bytes", named, volume["size"]
+        yield "volume_changed_bytes", named, volume["changed"]
+        yield "volume_session_timestamp_seconds", named, volume["time"]
+        yield from _check("volume_verify", named, volume["verified"])
+
+
+def _of_upkeep(run: UpkeepRow) -> Iterator[Sample]:
+    place = {"place": run["place"]}
+    yield "upkeep_archives", place, len(run["archives"])
+    yield "upkeep_end_timestamp_seconds", place, run["ended"]
+    yield "upkeep_exit_code", place, run["exit"]
+    for row in run["archives"]:
+        label = {**place, "archive": row["name"]}
+        yield "upkeep_kept_timestamp_seconds", label, row["kept"] or None
+        good = row["state"] in (State.WELL, State.IN_USE, State.LEFT) and not row["problems"]
+        yield "upkeep_ok", label, good
+        yield "upkeep_problems", label, len(row["problems"])
+        yield "upkeep_in_use", label, row["skipped"]
+        yield "upkeep_session_timestamp_seconds", label, row["newest"]
+        if row["status"] is not None:
+            yield from _as_a_whole(row["status"], label)
+
+
+def _as_a_whole(status: StatusRow, label: Mapping[str, str]) -> Iterator[Sample]:
     parts, unproven = status["unscrubbed"], status["unproven"]
     yield "archive_stored_bytes", label, status["stored"]
     yield "archive_chunks", label, status["chunks"]
@@ -94,18 +138,9 @@ def _of_archive(status: StatusRow) -> Iterator[tuple[str, Mapping[str, str], flo
     yield "scrub_oldest_timestamp_seconds", label, parts["oldest"]
     yield "scrub_never_bytes", label, parts["never"]
     yield "verify_oldest_timestamp_seconds", label, unproven and unproven["since"]
-    for volume in status["volumes"]:
-        named = {**label, "volume": volume["name"]}
-        yield "volume_sessions", named, volume["sessions"]
-        yield "volume_size_bytes", named, volume["size"]
-        yield "volume_changed_bytes", named, volume["changed"]
-        yield "volume_session_timestamp_seconds", named, volume["time"]
-        yield from _check("volume_verify", named, volume["verified"])
 
 
-def _check(
-    what: str, labels: Mapping[str, str], row: CheckRow | None
-) -> Iterator[tuple[str, Mapping[str, str], float | None]]:
+def _check(what: str, labels: Mapping[str, str], row: CheckRow | None) -> Iterator[Sample]:
     if row is not None:
         yield f"{what}_timestamp_seconds", labels, row["time"]
         yield f"{what}_sound", labels, row["ok"]

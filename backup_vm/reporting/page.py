@@ -71,10 +71,17 @@ def page(
         *(_qube(qube, group, today.date()) for qube, group in qubes),
         '<footer class="dim">Made by sparsebak report. Days and times are UTC.</footer>',
     ]
+    return document(f"Archive {status['label']}", body)
+
+
+def document(title: str, body: list[str]) -> str:
+    """A whole page with our style: ``title`` as it is, ``body`` as HTML. No script runs on it and
+    nothing is fetched, whatever is in it.
+    """
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>Archive {escape(status["label"])}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)}</title>'
     )
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>{"".join(body)}</body></html>\n'
 

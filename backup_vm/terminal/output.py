@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from backup_vm import stopping
+from backup_vm import failures, stopping
 from backup_vm.errors import SparsebakError
 
 _HANGUP = 1.0
@@ -45,12 +45,12 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def put(text: str) -> None:
+def put(text: str, end: str = "\n") -> None:
     """Write text and a newline to standard output. Raises ReaderGone, SparsebakError."""
     if sys.stdout is None:
         raise SparsebakError("standard output is closed", "send it to a file or to a terminal")
     with _failing():
-        print(text)
+        print(text, end=end)
 
 
 def put_bytes(data: bytes) -> None:
@@ -132,7 +132,7 @@ def replacing(target: Path, force: bool = True, public: bool = False) -> Iterato
     try:  # a name of its own: whatever else is called .part is somebody's
         fd, name = tempfile.mkstemp(".part", f"{target.name}.", target.parent)
     except OSError as error:
-        raise SparsebakError(f"cannot write {target}: {error.strerror}") from None
+        raise failures.cannot_write(target, error) from None
     beside = Path(name)
     try:
         with open(fd, "wb"):

@@ -140,7 +140,11 @@ def progress_to(what: str, fd: int) -> Progress:
     return DescriptorProgress(what, fd)
 
 
-def progress_for(what: str, quiet: bool) -> Progress:
-    """A bar if standard error is a terminal and ``quiet`` is not asked for."""
+def progress_for(what: str, quiet: bool, fd: int | None = None) -> Progress:
+    """Lines to the descriptor ``fd`` if there is one; else a bar if standard error is a terminal
+    and ``quiet`` is not asked for.
+    """
+    if fd is not None:
+        return progress_to(what, fd)
     watched = sys.stderr is not None and sys.stderr.isatty()
     return TerminalProgress(what) if watched and not quiet else Progress()

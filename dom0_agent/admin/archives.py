@@ -6,13 +6,25 @@ slots, forget it. Calls only read what this writes (``dom0_agent.keyring``).
 import dataclasses
 import json
 import os
+import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from common.durable import make_directory, replace, sync_directory, write_synced
+from common.durable import (
+    Busy,
+    closing_fd,
+    lock_fd,
+    make_directory,
+    replace,
+    sync_directory,
+    write_synced,
+)
 from dom0_agent.keyring import ArchiveKey, Keyring, check, digest, load
 from dom0_agent.log import WARNING, log
+from dom0_agent.tracking.state import PATIENCE
 from wire import CHUNK_SIZES, FORMAT
 from wire.chunks import KEY_SIZE, SUITES
 from wire.messages import MODE_OPEN, MODE_SEALED
@@ -61,32 +73,58 @@ def keep(keyring: Keyring, archive: ArchiveKey, master: bytes) -> None:
     """Keep an archive, whose directory is its place in the keyring, and its key; Refused when it is
     here already.
     """
-    folder = keyring.directory
-    make_directory(folder)
-    if archive.directory.exists():
-        if is_sound(archive.directory):
-            raise Refused(
-                Code.BUSY,
-                f"archive {archive.id.hex()} is known here already; see: sparsebak-agent"
-                " archive list",
-            )
-        _set_aside(archive.directory)
-    # A name with a dot is no archive to the keyring, so that the rename is the commit point.
-    temporary = folder / f".{archive.directory.name}.tmp"
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    kept = dataclasses.replace(archive, key_check=digest(master))
+    make_directory(keyring.directory)
+    with _alone(keyring.directory):
+        if archive.directory.exists():
+            if is_sound(archive.directory):
+                raise Refused(
+                    Code.BUSY,
+                    f"archive {archive.id.hex()} is known here already; see: sparsebak-agent"
+                    " archive list",
+                )
+            _set_aside(archive.directory)
+        # A name with a dot is no archive to the keyring, so that the rename is the commit point.
+        temporary = keyring.directory / f".{archive.directory.name}.tmp"
+        kept = dataclasses.replace(archive, key_check=digest(master))
+        try:
+            temporary.mkdir(mode=0o700)
+            write_synced(temporary / "key", master)
+            write_synced(temporary / "archive.json", dump(kept))
+            sync_directory(temporary)
+            os.rename(temporary, archive.directory)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_directory(keyring.directory)
+
+
+def sweep(keyring: Keyring) -> None:
+    """Remove what was left, with a key in it, where an archive's making or removal was killed. Not
+    while somebody makes or removes one.
+    """
+    if keyring.directory.is_dir():
+        with suppress(Refused), _alone(keyring.directory, patience=0):
+            pass
+
+
+@contextmanager
+def _alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Be the only one that makes or removes archives; what one that was killed left is removed.
+
+    A new archive's id is never drawn again, so that nobody would come upon its folder by chance.
+    """
     try:
-        temporary.mkdir(mode=0o700)
-        write_synced(temporary / "key", master)
-        write_synced(temporary / "archive.json", dump(kept))
-        sync_directory(temporary)
-        os.rename(temporary, archive.directory)
-    except BaseException:
-        # A new archive's id is never drawn again, so that nothing else would remove its key.
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_directory(folder)
+        fd = lock_fd(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), False, patience)
+    except Busy:
+        raise Refused(Code.BUSY, f"{folder} is busy with another operation") from None
+    with closing_fd(fd):
+        for path in sorted(folder.iterdir()):
+            if _LEFT.fullmatch(path.name):
+                shutil.rmtree(path)
+        yield
+
+
+_LEFT = re.compile(r"\.[0-9a-f]{32}\.(tmp|gone)")
 
 
 def _set_aside(damaged: Path) -> None:
@@ -108,11 +146,10 @@ def set_slots(archive: ArchiveKey, slots: tuple[bytes, ...]) -> None:
 def remove(archive: ArchiveKey) -> None:
     """Forget an archive and its key."""
     gone = archive.directory.with_name(f".{archive.directory.name}.gone")
-    if gone.exists():  # of a removal that was interrupted
+    with _alone(gone.parent):
+        os.rename(archive.directory, gone)
+        sync_directory(gone.parent)
         shutil.rmtree(gone)
-    os.rename(archive.directory, gone)
-    sync_directory(gone.parent)
-    shutil.rmtree(gone)
 
 
 def dump(archive: ArchiveKey) -> bytes:

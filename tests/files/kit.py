@@ -33,10 +33,12 @@ class ImageFile:
 
 
 @contextmanager
-def files_of(path: Path, partition: int | None = None) -> Iterator[SessionFiles]:
+def files_of(
+    path: Path, partition: int | None = None, seconds: float = 60
+) -> Iterator[SessionFiles]:
     image = ImageFile(path)
     try:
-        with Parser() as parser:
+        with Parser(seconds) as parser:
             yield SessionFiles(parser, image, "it", partition)  # type: ignore[arg-type]
     finally:
         image.close()

@@ -8,6 +8,7 @@ import pytest
 from backup_vm.errors import DamagedError
 from backup_vm.files.answers import Entry, FileSystemError, Stat
 from backup_vm.files.changes import Change, differences
+from backup_vm.files.listing import Listing
 from backup_vm.files.session import Found
 
 
@@ -26,14 +27,14 @@ class Files:
     def find(self, path: bytes) -> Found:
         return Found(b"/", 1, about(0o40755, 0))
 
-    def names(self, node: int) -> list[Entry]:
+    def names(self, node: int) -> Listing:
         if node != 1:
             raise self._error
         modes = {b"a": 0o40755, b"b": 0o100644, b"c": 0o120777}
-        return [
+        return Listing(
             Entry(name, number, about(mode, self._turn))
             for number, (name, mode) in enumerate(modes.items(), 2)
-        ]
+        )
 
     def extents(self, found: Found) -> Any:
         raise self._error

@@ -3,8 +3,12 @@
 
 import os
 import random
+import re
 import shutil
 import signal
+import stat
+import struct
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backup_vm.errors import SparsebakError
+from backup_vm.files import parser
 from backup_vm.files.answers import FileSystemError
 from backup_vm.files.changes import _flat
 from backup_vm.files.child import _SENSELESS
@@ -150,14 +155,69 @@ def test_files_in_pieces_are_compared_as_if_they_were_whole(
     assert _flat(iter(left), iter(right)) == (first == second)
 
 
-def test_a_child_that_is_killed_is_one_line(tmp_path: Path) -> None:
+def test_a_child_that_is_killed_is_one_line_and_another_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parser, "_MOST_STARTS", 4)
     image = tmp_path / "image"
     trees.made(image, "ext4")
     with files_of(image) as files:
-        process = files._parser._process
-        assert process is not None
-        process.send_signal(signal.SIGKILL)
-        with pytest.raises(FileSystemError, match="ended with -9"):
+        for turn in range(4):
+            process = files._parser._process
+            assert process is not None
+            process.send_signal(signal.SIGKILL)
+            with pytest.raises(FileSystemError, match="ended with -9"):
+                files.find(b"/lost+found")
+            if turn < 3:
+                assert stat.S_ISDIR(files.find(b"/lost+found").stat.mode)
+        with pytest.raises(FileSystemError, match="too often"):
             files.find(b"/lost+found")
-        with pytest.raises(FileSystemError, match="ended"):
-            files.find(b"/lost+found")
+
+
+def slow(image: Path, name: str) -> None:
+    """Let the map of a file be a tree with more leaves than anybody can read: each node has every
+    place filled with the one below it.
+    """
+
+    def debugfs(request: str) -> str:
+        command = ["debugfs", "-R", request, image]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    where = re.search(r"block (\d+), offset (0x[0-9a-f]+)", debugfs(f"imap {name}"))
+    assert where
+    blocks = [int(one) for one in debugfs(f"blocks {name}").split()][:4]
+    size = int(debugfs("stats").partition("Block size:")[2].split()[0])
+    each = (size - 12) // 12
+
+    def node(depth: int, below: int, room: int) -> bytes:
+        return struct.pack("<HHHHI", 0xF30A, room, room, depth, 0) + room * struct.pack(
+            "<IIHH", 0, below, 0, 0
+        )
+
+    with open(image, "r+b", buffering=0) as file:
+        os.pwrite(
+            file.fileno(), node(4, blocks[0], 4), int(where[1]) * size + int(where[2], 16) + 40
+        )
+        for depth, (here, below) in enumerate(zip(blocks, [*blocks[1:], 0], strict=True)):
+            room = each if depth < 3 else 0
+            os.pwrite(file.fileno(), node(3 - depth, below, room), here * size)
+
+
+def test_a_file_that_takes_too_long_keeps_nobody_from_the_others(tmp_path: Path) -> None:
+    image, content = tmp_path / "image", tmp_path / "content"
+    content.mkdir()
+    (content / "bad").write_bytes(os.urandom(5 * 4096))
+    (content / "good").write_bytes(b"good" * 5000)
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-d", content, image, "8M"], check=True)
+    slow(image, "bad")
+    with files_of(image, seconds=0.5) as files:
+        bad, good = files.find(b"/bad"), files.find(b"/good")
+        with pytest.raises(FileSystemError, match="too long"):
+            files.extents(bad)
+        assert b"".join(data for _, data in files.contents(good)) == b"good" * 5000
+        told: list[str] = []
+        copier = Copier(files, told.append, False, lambda size: None)
+        copier.copy(files.find(b"/"), tmp_path / "out")
+        assert len(told) == 1 and "too long" in told[0], told
+    assert (tmp_path / "out" / "good").read_bytes() == b"good" * 5000
+    assert not (tmp_path / "out" / "bad").exists()

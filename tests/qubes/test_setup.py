@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.errors import Exit
 from dom0_agent import notify
 from dom0_agent.admin import catalog, cli, policy
 from dom0_agent.admin.cli import backup as backup_command
@@ -95,7 +96,9 @@ def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(
     assert (tmp_path / "state/catalog.json").exists()
 
 
-@pytest.mark.parametrize(("state", "code"), [("Halted", 0), ("Running", 0), ("Halted", 3)])
+@pytest.mark.parametrize(
+    ("state", "code"), [("Halted", 0), ("Running", 0), ("Halted", 3), ("Running", Exit.NOT_NOW)]
+)
 def test_a_backup_from_dom0(
     qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, state: str, code: int
 ) -> None:
@@ -111,9 +114,11 @@ def test_a_backup_from_dom0(
 
     monkeypatch.setattr(qubesadmin.vm.QubesVM, "run_service", run_service, raising=False)
     monkeypatch.setattr(backup_command, "notify", lambda *words, **named: told.append(words))
-    assert agent(qubes, "backup", "--quiet") == (1 if code else 0)
+    assert agent(qubes, "backup", "--quiet") == (code if code in (0, Exit.NOT_NOW) else 1)
     assert seen == [("qubes.VMExec+sparsebak+backup+----all+--q", "user", "Running")]
     assert keeper.state == state and bool(told) == bool(code)
+    titles = {0: [], Exit.NOT_NOW: ["Backup put off"], 3: ["Backup failed"]}
+    assert [title for title, _ in told] == titles[code]
 
 
 @pytest.mark.parametrize(("broken", "result"), [("Start", 1), ("Shutdown", 0), ("List", 1)])

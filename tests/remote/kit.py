@@ -97,7 +97,8 @@ def s3_server(folder: Path) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def ssh_server(folder: Path) -> Iterator[Server]:
+def ssh_server(folder: Path, subsystem: str = "internal-sftp", more: str = "") -> Iterator[Server]:
+    """OpenSSH's, with what answers for SFTP, and more lines in its configuration."""
     if not os.path.exists(SSHD):
         cannot(f"{SSHD} is not installed")
     port, home = free_port(), folder / "home/.ssh"
@@ -111,8 +112,9 @@ def ssh_server(folder: Path) -> Iterator[Server]:
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile"
         f" {folder}/user.pub\nPidFile none\n"
         "UsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nSubsystem sftp"
-        " internal-sftp\n"
+        f" {subsystem}\n"
         "MaxStartups 100\nKexAlgorithms curve25519-sha256\n"  # the default takes five times as long
+        + more
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)

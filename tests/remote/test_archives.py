@@ -8,9 +8,11 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from backup_vm.archive import reclaim
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.remote import RemoteStorage
@@ -239,9 +241,14 @@ def test_a_host_that_is_not_known_or_does_not_know_us(
         assert re.search(said, error), error
 
 
-@pytest.mark.parametrize("server", ["s3"], indirect=True)
+@pytest.mark.parametrize("server", ["s3", "sftp"], indirect=True)
+@pytest.mark.parametrize("first_day", [True, False])
 def test_a_run_that_was_cut_and_a_prune_elsewhere(
-    remote_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first_day: bool,
+    server: Server,
+    remote_site: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Never two at once: what the partial session of the first machine lists is checked when it is
     resumed.
@@ -251,24 +258,35 @@ def test_a_run_that_was_cut_and_a_prune_elsewhere(
         site.image().write_bytes(random.Random(seed).randbytes(16 * GRAIN))
         site.backup()
     site.image().write_bytes(random.Random(3).randbytes(40 * GRAIN))
-    original, puts = ObjectStore.put, [0]
+    kind: Any = ObjectStore if server.kind == "s3" else SftpHost
+    original, puts = kind.put, [0]
 
-    def put(self: ObjectStore, name: str, source: Path) -> str:
+    def put(self: Any, name: str, source: Path) -> Any:
         puts[0] += name.endswith(".pack")
         if puts[0] > 5:
             raise SparsebakError("cut here")
         return original(self, name, source)
 
-    monkeypatch.setattr(ObjectStore, "put", put)
+    monkeypatch.setattr(kind, "put", put)
     with pytest.raises(SparsebakError, match="cut here"):
         site.backup()
-    monkeypatch.setattr(ObjectStore, "put", original)
+    monkeypatch.setattr(kind, "put", original)
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
         with site.open(True) as archive:
+            before = set(archive.pack_files())
             (series,) = archive.sessions().values()
             prune(archive, series[:1])
-    assert site.backup().done[0].resumed
+            # What no session has named stays for a day; then it goes.
+            stays = before & set(archive.pack_files())
+            assert len(stays) >= 5 and archive.catalog.marks.unclaimed
+            if not first_day:
+                patch.setattr(reclaim, "UNNAMED", -300.0)
+                (series,) = archive.sessions().values()
+                prune(archive, series[:0])
+                assert len(stays - set(archive.pack_files())) >= 5
+                assert not archive.catalog.marks.unclaimed
+    assert site.backup().done[0].resumed or not first_day
     assert list(site.images().values())[-1] == site.contents() and site.scrubbed() == []
 
 

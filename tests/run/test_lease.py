@@ -23,6 +23,7 @@ from backup_vm.archive.holder import Holder
 from backup_vm.archive.lease_files import FOLDER, NOTES, STALE
 from backup_vm.archive.storage import local as local_storage
 from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.archive.storage.locks import LocalLocks
 from backup_vm.errors import LockedError
 from tests.conftest import cannot
 from tests.faultfs import FaultFS, missing
@@ -80,6 +81,46 @@ def test_unlock_needs_no_word_for_what_nobody_holds(
     out, _ = run(site, "unlock", "--json", capsys=capsys)
     assert json.loads(out) == {"removed": ["writer-2", "writer-3"]}
     run(site, "--archive", str(site.archive.parent), "unlock", capsys=capsys, expect=10)
+
+
+def test_a_lease_is_taken_over_openly(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    LocalStorage(site.archive).locks().put("writer-2", ELSEWHERE.dump())
+    old = time.time() - STALE - 10
+    os.utime(site.archive / FOLDER / "writer-2", (old, old))
+    _, err = run(site, "scrub", capsys=capsys)
+    assert "the lease of another run (nas, process 77, since 1970-" in err and "taken over" in err
+    assert run(site, "scrub", capsys=capsys)[1] == ""
+
+
+def test_two_that_make_an_archive_in_one_place(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one sees an empty place, and the first one is done before it writes."""
+    monkeypatch.setenv("SPARSEBAK_AGENT", f"local:{site.config}")
+    place, original = tmp_path / "new", LocalStorage.prepare
+    words = ["init", str(place), "--label", "tests"]
+
+    def prepare(self: LocalStorage) -> None:
+        original(self)
+        monkeypatch.setattr(LocalStorage, "prepare", original)
+        run(site, *words, capsys=capsys)
+        (place / "archive.toml").write_bytes(kept := (place / "archive.toml").read_bytes() + b"#")
+        written.append(kept)
+
+    written: list[bytes] = []
+    monkeypatch.setattr(LocalStorage, "prepare", prepare)
+    assert "already" in run(site, *words, capsys=capsys, expect=1)[1]
+    assert (place / "archive.toml").read_bytes() == written[0]
+
+
+def test_init_says_where_nothing_is_created_under_a_condition(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEBAK_AGENT", f"local:{site.config}")
+    monkeypatch.setattr(LocalLocks, "create", lambda *_: None)
+    out, err = run(site, "init", str(tmp_path / "new"), "--label", "tests", "-v", capsys=capsys)
+    assert "cannot create a file under a condition" in out + err
+    assert LocalStorage(tmp_path / "new").locks().list() == {}
 
 
 def test_a_killed_run_keeps_nobody_away(site: Site) -> None:

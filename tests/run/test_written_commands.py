@@ -123,7 +123,7 @@ def written() -> Iterator[tuple[str, str, bool]]:
     plain += [path for folder in ("rpm", "debian") for path in (ROOT / folder).rglob("*")]
     for path in [*plain, ROOT / "Makefile", ROOT / "dom0_agent/admin/on-removal"]:
         for line in path.read_text().splitlines() if path.is_file() else ():
-            for text in found(line):
+            for text in found(line.replace("%%", "%")):
                 yield str(path.relative_to(ROOT)), text, line.startswith("Exec")
 
 

@@ -3,7 +3,7 @@
 the archive itself and for those of this machine alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Protocol
 
@@ -109,6 +109,9 @@ class Workspace(Files, Protocol):
     def scratch(self) -> IO[bytes]:
         """A temporary file without a name, on a disk: it may be large, and /tmp is often memory."""
 
+    def refusal(self) -> OSError | None:
+        """What keeps files from being written here now, found out by a try; None if nothing."""
+
 
 class Storage(Files, Protocol):
     """The files of one archive. ``uploads``: how many packs may be on their way at once;
@@ -148,6 +151,11 @@ class Storage(Files, Protocol):
 
     def unreadable(self) -> list[str]:
         """Names of other programs' files of which a listing tells, and that are none here."""
+
+    def ages(self, names: Iterable[str]) -> dict[str, float]:
+        """Seconds since each of these was written, by the store's own clock, about a minute off;
+        without those of which that is not known.
+        """
 
     def allocated(self, name: str) -> int:
         """Bytes that a file takes up, holes left out."""

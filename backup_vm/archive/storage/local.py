@@ -7,11 +7,12 @@ Whoever holds the disk can put links, FIFOs and the like into it: every file is 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backup_vm.archive.lease_files import FOLDER
 from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.archive.storage.directory import Directory
 from backup_vm.archive.storage.files import ASIDE, LocalNewFile, rename
@@ -19,7 +20,7 @@ from backup_vm.archive.storage.interface import TEMPORARY, Storage
 from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.archive.storage.writing import Blocks
 from backup_vm.errors import DamagedError, SparsebakError
-from common.durable import closing_fd, pwrite_all
+from common.durable import closing_fd, pwrite_all, sync_file
 from common.override import override
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class LocalStorage(Directory, Storage):
     @override
     def prepare(self) -> None:
         # What is left of an init that failed half way does not keep the next one from beginning.
-        mine = {"lost+found", "archive.toml" + TEMPORARY}
+        mine = {"lost+found", "archive.toml" + TEMPORARY, FOLDER}
         if self.root.exists() and any(entry.name not in mine for entry in self.root.iterdir()):
             raise SparsebakError(
                 f"{self.root} is not empty",
@@ -90,6 +91,10 @@ class LocalStorage(Directory, Storage):
         return []
 
     @override
+    def ages(self, names: Iterable[str]) -> dict[str, float]:
+        return {}
+
+    @override
     def allocated(self, name: str) -> int:
         return self._beneath.stat(name).st_blocks * 512
 
@@ -109,7 +114,7 @@ class LocalStorage(Directory, Storage):
             try:
                 with closing_fd(fd):
                     pwrite_all(fd, b"".join(parts), 0)
-                    os.fsync(fd)
+                    sync_file(fd)
                 self.check()
                 rename(folder, last)
             except BaseException:

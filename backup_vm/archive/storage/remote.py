@@ -3,13 +3,14 @@
 cache (``cache``) copies of them and what belongs to this machine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
 from backup_vm.archive.format import SESSION_HEAD_SIZE, session_size
+from backup_vm.archive.lease_files import FOLDER
 from backup_vm.archive.storage import WHOLE, NewFile, Reader, Storage
 from backup_vm.archive.storage.blocks import Blocks, RemoteReader
 from backup_vm.archive.storage.cache import Cache, CacheWorkspace
@@ -102,7 +103,8 @@ class RemoteStorage(Storage):
 
     @override
     def prepare(self) -> None:
-        if self._inventory.there():
+        # A run that began here a moment ago, or died, has left its lease.
+        if not all(name.startswith(f"{FOLDER}/") for name in self._inventory.there()):
             raise SparsebakError(f"{self._url} is not empty", "choose another path")
 
     @override
@@ -137,6 +139,17 @@ class RemoteStorage(Storage):
     @override
     def size(self, name: str) -> int:
         return self._entry(name).size
+
+    @override
+    def ages(self, names: Iterable[str]) -> dict[str, float]:
+        wanted = set(names)
+        # What time it is in the store, a lease says: the writer that asks has just renewed its own.
+        now = max(self.locks().list().values(), default=0.0) if wanted else 0.0
+        found: dict[str, float] = {}
+        for folder in {name.rpartition("/")[0] for name in wanted} if now else ():
+            times = self._place.ask(lambda folder=folder: self._objects.times(folder))  # type: ignore[misc]
+            found |= {f"{folder}/{last}": now - at for last, at in times.items()}
+        return {name: age for name, age in found.items() if name in wanted}
 
     @override
     def allocated(self, name: str) -> int:

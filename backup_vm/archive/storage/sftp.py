@@ -217,9 +217,19 @@ class SftpHost(Objects):
             self._make(client, folder.rpartition(b"/")[0])
             try:
                 client.ask(protocol.MKDIR, text(folder) + struct.pack(">I", 0))
-            except Refused:  # another thread was first
-                client.ask(protocol.STAT, text(folder), protocol.ATTRS)
+            except Refused as refusal:  # or was another thread first?
+                try:
+                    client.ask(protocol.STAT, text(folder), protocol.ATTRS)
+                except Refused:
+                    raise self._no_folder(folder, refusal) from None
         self._made.add(folder)
+
+    def _no_folder(self, folder: bytes, refusal: Refused) -> SparsebakError:
+        kind = ForbiddenError if refusal.code == protocol.PERMISSION_DENIED else SparsebakError
+        return kind(
+            f"{self._host.name} does not make the folder {os.fsdecode(folder)}: {refusal}",
+            "name one in which this login may write",
+        )
 
     @override
     def delete(self, name: str) -> None:

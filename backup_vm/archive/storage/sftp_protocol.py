@@ -44,6 +44,10 @@ class Refused(Exception):
         self.code = code
 
 
+class Endless(Unreachable):
+    """A listing has more names than are read."""
+
+
 class Attributes(NamedTuple):
     """What a server says of a file; None is what it leaves out."""
 
@@ -266,7 +270,7 @@ class Client:
                     if entries:
                         reading.append((at, handle))
                 if sum(map(len, found.values())) > most:
-                    raise Unreachable("the server's listing has no end")
+                    raise Endless("the server's listing has no end")
             for number in [self.send(CLOSE, text(handle)) for _, handle in handles]:
                 self.answer(number)
             yield from found.items()

@@ -138,6 +138,17 @@ class LocalWorkspace(Directory, Workspace):
 
         return tempfile.TemporaryFile(dir=os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108  # no name
 
+    @override
+    def refusal(self) -> OSError | None:
+        try:
+            with self._nameless() as file:
+                file.write(bytes(1 << 16))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            return error
+        return None
+
     def _nameless(self) -> IO[bytes]:
         root = self._beneath.fd()
         try:

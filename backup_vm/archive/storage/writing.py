@@ -10,7 +10,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING
 
-from common.durable import NOT_DIRECT, pwrite_all
+from common.durable import NOT_DIRECT, pwrite_all, sync_file
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -123,7 +123,7 @@ class BackgroundFile:
         """Bring everything to disk."""
         self._wait()
         self._write(memoryview(self._buffer)[: self._used], self._offset)
-        os.fsync(self._fd)
+        sync_file(self._fd)
 
     def close(self) -> None:
         """Close the file and give its blocks back; nothing happens when it is closed. What was not

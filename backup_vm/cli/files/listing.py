@@ -2,9 +2,12 @@
 """What is in one session: ``ls``, ``tree``, ``find`` and ``stat`` of ``sparsebak files``."""
 
 import argparse
+import json
 import os
 import stat as modes
+from contextlib import closing
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
@@ -12,37 +15,67 @@ from backup_vm.cli.files.opening import Troubles, opened_session, path_of
 from backup_vm.terminal.text import table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from backup_vm.files.changes import Side
     from backup_vm.files.session import Found
+
+
+_TOGETHER = 1000
+"""Lines of ``ls -l`` in one table."""
 
 
 def ls(options: argparse.Namespace) -> int:
     """List a folder, or show a file."""
-    from backup_vm.files.session import Found, joined, shown
+    from backup_vm.files.session import joined, shown
     from backup_vm.files.showing import NUMBERS, data_of, row_of
+    from backup_vm.terminal import output
 
     context = Context(options)
     troubles = Troubles(context)
+
+    def line(one: "Found") -> list[str]:
+        text = shown(one.path)
+        if not options.long:
+            return [text]
+        if modes.S_ISLNK(one.stat.mode):
+            text += f" -> {shown(side.files.link(one.node))}"
+        return row_of(text, one.stat)
+
     with opened_session(context) as side:
-        top, found = side.files.find(path_of(context)), []
-        if modes.S_ISDIR(top.stat.mode):
-            for entry in side.files.names(top.node):
-                if entry.stat is None:
-                    troubles(joined(top.path, entry.name), entry.trouble)
-                else:
-                    found.append((entry.name, Found(entry.name, entry.node, entry.stat)))
-        else:
-            found.append((top.path, top))
-        rows = []
-        for name, one in found:
-            text = shown(name)
-            if options.long and modes.S_ISLNK(one.stat.mode):
-                text += f" -> {shown(side.files.link(one.node))}"
-            rows.append(row_of(text, one.stat) if options.long else [text])
-    context.result(
-        {"files": [data_of(joined(top.path, name), one.stat) for name, one in found]},
-        table(rows, NUMBERS if options.long else frozenset()),
-    ) if rows or context.json else None
+        top = side.files.find(path_of(context))
+        found = _in_folder(side, top, troubles)
+        if context.json:
+            where = top.path if modes.S_ISDIR(top.stat.mode) else b"/"
+            _put_data(data_of(joined(where, one.path.lstrip(b"/")), one.stat) for one in found)
+        while not context.json and (rows := [line(one) for one in islice(found, _TOGETHER)]):
+            output.put(table(rows, NUMBERS if options.long else frozenset()))
     return troubles.code()
+
+
+def _in_folder(side: "Side", top: "Found", troubles: Troubles) -> "Iterator[Found]":
+    """What is in a folder, with names for paths; what is no folder, itself."""
+    from backup_vm.files.session import Found, joined
+
+    if not modes.S_ISDIR(top.stat.mode):
+        yield top
+        return
+    with closing(side.files.names(top.node)) as entries:
+        for entry in entries:
+            if entry.stat is None:
+                troubles(joined(top.path, entry.name), entry.trouble)
+            else:
+                yield Found(entry.name, entry.node, entry.stat)
+
+
+def _put_data(rows: "Iterable[dict[str, Any]]") -> None:
+    """Print files as --json does, one after the other: there may be millions."""
+    from backup_vm.terminal import output
+
+    output.put('{"files": [', end="")
+    for count, row in enumerate(rows):
+        output.put(", " * (count > 0) + json.dumps(row), end="")
+    output.put("]}")
 
 
 def tree(options: argparse.Namespace) -> int:
@@ -76,28 +109,26 @@ def find(options: argparse.Namespace) -> int:
 
 
 def _walked(context: Context, line: Any, fits: Any, depth: int) -> int:
-    """Print what of a walk fits, as it is found; with --json all of it at the end."""
+    """Print what of a walk fits, as it is found."""
     from backup_vm.errors import UsageError
     from backup_vm.files.session import shown
     from backup_vm.files.showing import data_of
     from backup_vm.terminal import output
 
-    troubles, rows = Troubles(context), []
+    troubles = Troubles(context)
     with opened_session(context) as side:
         top = side.files.find(path_of(context))
         if not modes.S_ISDIR(top.stat.mode):
             raise UsageError(f"{shown(top.path)} is not a folder")
-        if context.options.action == "tree" and not context.json:
+        walked = side.files.walk(top, troubles, depth)
+        found = ((deep, one) for deep, one in walked if fits(one))
+        if context.json:
+            _put_data(data_of(one.path, one.stat) for _, one in found)
+            return troubles.code(side)
+        if context.options.action == "tree":
             output.put(shown(top.path))
-        for deep, found in side.files.walk(top, troubles, depth):
-            if not fits(found):
-                continue
-            if context.json:
-                rows.append(data_of(found.path, found.stat))
-            else:
-                output.put(line(deep, found))
-    if context.json:
-        context.result({"files": rows}, "")
+        for deep, one in found:
+            output.put(line(deep, one))
     return troubles.code(side)
 
 

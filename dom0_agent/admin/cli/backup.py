@@ -22,6 +22,10 @@ from wire.status import Refused
 
 SERVICE = "qubes.VMExec+sparsebak+backup+----all+--q"
 """``sparsebak backup --all -q``, as VMExec wants it: parts by ``+``, each dash doubled."""
+NOT_NOW = 13
+"""What sparsebak there ends with when its settings have it wait for mains or another link. Whoever
+has taken over the backup VM can say so every night: what is late is told by ``check`` all the same.
+"""
 _SHUTDOWN = 120.0
 """Seconds to wait for the backup VM to shut down; it then stays as it is."""
 
@@ -33,7 +37,8 @@ def add_to(commands: Any) -> None:
         help="on Qubes OS: have the backup VM make a backup, starting it if it is off",
         description=(
             "On Qubes OS: has the backup VM make a backup. If the backup VM is off, it is started"
-            " first and shut down afterwards."
+            " first and shut down afterwards. Exit code 13 means that the backup VM has put the"
+            " backup off: it is on battery or on a metered link."
         ),
     )
     backup.add_argument(
@@ -51,6 +56,11 @@ def _run(options: argparse.Namespace) -> int:
     except (ConfigError, OSError, Refused, UserError) as error:  # every night, and nobody looks
         notify("Backup failed", f"It was not made: {printable(str(error))}", urgent=True)
         raise
+    if code == NOT_NOW:
+        why = f"{domain.name} waits for mains or for a link that is not metered"
+        notify("Backup put off", f"{why}; the next run tries again.")
+        print(f"sparsebak-agent: the backup was put off: {why}", file=sys.stderr)
+        return NOT_NOW
     if code:
         notify(
             "Backup failed",

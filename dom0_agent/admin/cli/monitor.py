@@ -8,6 +8,7 @@ from typing import Any
 
 from common.text import printable
 from dom0_agent.admin import last_backup
+from dom0_agent.admin.archives import sweep
 from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, mib
 from dom0_agent.admin.leftovers import leave, let_go, let_start, orphans
@@ -56,6 +57,7 @@ def _run(options: argparse.Namespace) -> int:
     noted = [] if options.volumes else last_backup.note(config, catalog)
     if not options.volumes:
         let_start(config.state_dir)
+        sweep(keyring)
     if options.json:
         fields = [
             {"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error}

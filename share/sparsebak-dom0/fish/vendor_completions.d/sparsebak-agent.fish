@@ -186,7 +186,7 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -s u -l una
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -l json -d 'print data as JSON, where there is any'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a backup -d 'On Qubes OS: has the backup VM make a backup. If the backup VM is off, it is started first and shut down afterwards.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a backup -d 'On Qubes OS: has the backup VM make a backup. If the backup VM is off, it is started first and shut down afterwards. Exit code 13 means that the backup VM has put the backup off: it is on battery or on a metered link.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -l vm -x -d 'the backup VM (default: the one tagged by setup)'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -l user -x -d 'the user that runs the backup there (default: user)'

@@ -22,7 +22,8 @@ from backup_vm.archive.holder import Holder
 from backup_vm.archive.lease import Clocks, Lease
 from backup_vm.archive.lease_files import FOLDER, STALE
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.errors import LockedError
+from backup_vm.archive.storage.locks import LocalLocks
+from backup_vm.errors import ForbiddenError, LockedError
 from tests.faultfs import Fault, FaultFS
 
 
@@ -61,6 +62,50 @@ def test_whose_process_is_gone_is_taken_over_at_once(storage: LocalStorage) -> N
     assert held(storage) == ["writer-1"]
     lease = Lease.acquire(storage.locks(), "PLACE", "backup")
     assert lease.name == "writer-2" and held(storage) == ["writer-2"]
+    lease.release()
+
+
+@pytest.mark.parametrize("highest", ["writer-999999999", "writer-999999999-" + "ab" * 8])
+def test_the_last_generation_is_followed_by_others(storage: LocalStorage, highest: str) -> None:
+    """Nobody gets there by themselves; whoever wrote it there keeps nobody away."""
+    locks = storage.locks()
+    for name in ("writer-3", "writer-999999998", highest):
+        locks.put(name, b"{}")
+        os.utime(storage.root / FOLDER / name, (0, 0))
+    locks.put("writer-1000000000", b"not a lease's name")
+    lease = Lease.acquire(locks, "PLACE", "backup")
+    assert held(storage) == sorted(["writer-1000000000", lease.name])
+    lease.renew()
+    with pytest.raises(LockedError, match="in use"):
+        Lease.acquire(locks, "PLACE", "prune")
+    lease.release()
+    Lease.acquire(locks, "PLACE", "prune").release()
+
+
+def test_the_last_generation_where_nothing_may_be_removed(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = storage.locks()
+    locks.put("writer-999999999", b"{}")
+    os.utime(storage.root / FOLDER / "writer-999999999", (0, 0))
+
+    def remove(*_: object) -> None:
+        raise ForbiddenError("cannot remove it")
+
+    monkeypatch.setattr(LocalLocks, "remove", remove)
+    with pytest.raises(LockedError, match="last generation") as raised:
+        Lease.acquire(locks, "PLACE", "backup")
+    assert "unlock" in raised.value.hint
+
+
+def test_whom_it_was_taken_from_because_of_its_age_is_told(storage: LocalStorage) -> None:
+    locks = storage.locks()
+    locks.put("writer-1", replace(Holder.this("x"), machine="another", host="nas").dump())
+    old = time.time() - STALE - 1
+    os.utime(storage.root / FOLDER / "writer-1", (old, old))
+    locks.put("writer-2", replace(Holder.this("x"), process=4_000_000_000).dump())
+    lease = Lease.acquire(locks, "PLACE", "backup")
+    assert [text.partition(",")[0] for text in lease.taken_over] == ["nas"]
     lease.release()
 
 

@@ -135,11 +135,16 @@ class Machine:
 
     # What it does
 
-    def acquire(self) -> None:
-        clocks = Clocks(self.time, self.time, lambda _: None)
+    def acquire(self, sleeps: bool = False) -> None:
+        clocks = Clocks(self.time, self.time, self.sleep if sleeps else lambda _: None)
         self.refused = True
         self.lease = Lease.acquire(self, "the archive", "test", clocks)
         self.refused = False
+
+    def sleep(self, seconds: float) -> None:
+        until = self.store.now + seconds
+        while self.store.now < until:
+            self.request()
 
     def time(self) -> float:
         return self.store.now * (1 + self.number / 10) + self.skew
@@ -220,3 +225,36 @@ def test_never_two(conditional: bool, removes: bool, data: st.DataObject) -> Non
         finally:
             for one in machines:
                 one.die()
+
+
+@settings(max_examples=60)
+@given(
+    turns=st.lists(st.integers(0, 2), max_size=60),
+    ticks=st.lists(st.sampled_from([0.0, 0.01]), min_size=1, max_size=9),
+)
+def test_of_those_that_begin_at_once_the_oldest_gets_it(
+    turns: list[int], ticks: list[float]
+) -> None:
+    """Where the store cannot say who was first. Its times may be equal."""
+    store = Store(conditional=False, removes=True)
+    machines = [Machine(store, number) for number in range(3)]
+    made: dict[str, float] = {}
+
+    def step(one: Machine, seconds: float) -> None:
+        one.step()
+        store.now += seconds
+        leases = {n: at for n, (_, at) in store.files.items() if n.startswith("writer-")}
+        made.update({name: at for name, at in leases.items() if name not in made})
+
+    for one in machines:
+        one.begin(lambda one=one: one.acquire(sleeps=True))  # type: ignore[misc]
+    for number in turns:
+        step(machines[number], ticks[number % len(ticks)])
+    for _ in range(5000):
+        for one in machines:
+            step(one, 0.01)
+        if not any(one.busy for one in machines):
+            break
+    (winner,) = (one for one in machines if one.believes())
+    assert winner.lease is not None and made[winner.lease.name] == min(made.values())
+    assert sorted(one.refused for one in machines) == [False, True, True]

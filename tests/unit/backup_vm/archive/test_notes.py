@@ -20,6 +20,9 @@ GOOD: dict[str, Any] = {
     "sessions": {"00": {"tags": ["gold"], "note": "first"}},
     "verified": {"00": [1, True]},
     "scrubbed": [LAST_TIME, False],
+    "packs": [[5, ["00" * 8]]],
+    "seen": [[6, ["11" * 8]]],
+    "unsound": ["00" * 8],
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -61,6 +64,9 @@ def test_good_notes_are_read(tmp_path: Path) -> None:
         {"sessions": {"00": {"tags": [], "note": "two\nlines"}}},
         {"sessions": {"00": {"tags": []}}},
         {"sessions": {"00": []}},
+        {"packs": [[-1, []]]},
+        {"seen": [[6, ["short"]]]},
+        {"unsound": [7]},
         {"format": 1},
         {"format": 3},
     ],
