@@ -31,7 +31,7 @@ class Api:
     def __init__(self, program: Program, retention: Retention) -> None:
         self.program, self._pins = program, asked.pins(retention)
         self._reads = Reads(program)
-        self.queue = Queue(program, self._reads.forget)
+        self.queue = Queue(program, self._reads)
         self._tickets: dict[str, tuple[float, tuple[str, ...], str]] = {}
 
     def add_to(self, app: web.Application) -> None:
@@ -182,7 +182,8 @@ class Api:
             raise BadRequest("a passphrase is one line")
         self.program.passphrase = key
         try:
-            await self.program.ask(("list", "--no-space"))
+            async with self._reads.slot():
+                await self.program.ask(("list", "--no-space"))
         except Failed:
             self.program.passphrase = before
             raise

@@ -7,12 +7,12 @@ import os
 import shlex
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from backup_vm.ui.program import Program, collect, interrupt, lines, streams, whole
+from backup_vm.ui.reads import Reads
 
 KEPT = 100
 """Pieces of work that are remembered when they are over."""
@@ -67,10 +67,10 @@ class Job:
 
 
 class Queue:
-    """All of it. ``changed`` is called when work has ended that may have changed the archive."""
+    """All of it. ``reads`` make way for work, and are forgotten when it has ended."""
 
-    def __init__(self, program: Program, changed: Callable[[], None]) -> None:
-        self._program, self._changed = program, changed
+    def __init__(self, program: Program, reads: Reads) -> None:
+        self._program, self._reads = program, reads
         self._jobs: list[Job] = []
         self._next = 0
         self._revision = 0
@@ -133,8 +133,10 @@ class Queue:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            await self._run(job)
-            self._changed()
+            async with self._reads.alone():
+                if job.state == QUEUED:  # not cancelled meanwhile
+                    await self._run(job)
+            self._reads.forget()
             await self._tell(job)
 
     async def _tell(self, job: Job) -> None:

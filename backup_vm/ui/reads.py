@@ -7,10 +7,11 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
-from backup_vm.ui.program import Program
+from backup_vm.ui.program import Failed, Program
 
 FRESH = 30.0
 """Seconds for which an answer is shown again; another machine may write to the archive, too."""
@@ -28,6 +29,7 @@ class Reads:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._writing = False
         self._kept: dict[tuple[str, ...], tuple[float, asyncio.Task[Any]]] = {}
 
     def forget(self) -> None:
@@ -40,7 +42,7 @@ class Reads:
         self._kept = {
             key: (made, task)
             for key, (made, task) in self._kept.items()
-            if not task.done() or now - made < FRESH
+            if not task.done() or self._writing or now - made < FRESH
         }
         found = self._kept.get(words)
         if found is None:
@@ -51,8 +53,33 @@ class Reads:
         answer: tuple[dict[str, Any], list[str]] = await asyncio.shield(found[1])
         return answer
 
-    async def _ask(self, words: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """For a command that reads. Raises Failed where one writes: the archive's lock lets nobody
+        read meanwhile, and a request that waits for hours keeps the browser from other ones.
+        """
+        if self._writing:
+            raise Failed(11, ["work is in progress: this can be read when it has ended"])
         async with self._slots:
+            yield
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """For one that writes, and would find the archive in use by what the page reads."""
+        self._writing = True
+        taken = 0
+        try:
+            for _ in range(AT_ONCE):
+                await self._slots.acquire()
+                taken += 1
+            yield
+        finally:
+            self._writing = False
+            for _ in range(taken):
+                self._slots.release()
+
+    async def _ask(self, words: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+        async with self.slot():
             return await self._program.ask(words)
 
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // What is asked for and at work: forms, and the queue with progress, log and cancel.
 import { get, post } from "./api.js";
-import { watch } from "./app.js";
+import { onDone, watch } from "./app.js";
 import { button, check, field, h, put, say, size, trouble, when } from "./dom.js";
 import { S } from "./strings.js";
 
@@ -24,14 +24,18 @@ export function draw(main) {
   }
 
   drawForms(forms, ask);
+  const stopForms = onDone(() => forms.querySelector(".bad") && drawForms(forms, ask));
   const stop = watch((jobs) => {
     const focused = queue.contains(document.activeElement) ? document.activeElement.dataset.key : "";
     for (const one of queue.querySelectorAll("details")) folded.set(one.dataset.job, one.open);
-    put(queue, jobs.length ? jobs.map((job) => drawJob(job, folded.get(String(job.id))))
+    put(queue, jobs.length ? jobs.map((job) => drawJob(job, folded.get(`${job.id} ${job.state}`)))
       : h("p", { class: "dim" }, S.nothingQueued));
     if (focused) queue.querySelector(`[data-key="${focused}"]`)?.focus();
   });
-  return stop;
+  return () => {
+    stop();
+    stopForms();
+  };
 }
 
 function drawForms(place, ask) {
@@ -91,7 +95,7 @@ function drawJob(job, unfolded) {
     over ? null : h("p", { class: "buttons" },
       button(S.cancel, () => post("cancel", { id: job.id }).catch(() => {}),
         { "aria-label": S.cancelOf(named), "data-key": `cancel-${job.id}` })),
-    h("details", { "data-job": job.id, open: unfolded ?? job.state === "failed" },
+    h("details", { "data-job": `${job.id} ${job.state}`, open: unfolded ?? job.state === "failed" },
       h("summary", { "data-key": `log-${job.id}` }, S.log),
       h("code", {}, job.command),
       h("pre", {}, job.log.join("\n") || S.emptyLog)));
