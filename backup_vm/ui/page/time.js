@@ -20,9 +20,10 @@ export function draw(main, query) {
   const list = h("div", {});
   const simulator = h("section", {});
   const pins = h("p", { class: "warn" });
+  const errors = h("div", {});
   main.append(h("div", { class: "row" }, field(S.volume, volumes), field(S.tag, tag)),
     calendar, moment, h("h2", {}, S.sessionList), h("p", { class: "dim" }, S.inClear), pins,
-    list, simulator);
+    errors, list, simulator);
   const at = h("input", { type: "datetime-local", onchange: () => {
     choose({ until: at.value ? Date.parse(`${at.value}Z`) / 1000 + 59 : null });
   } });
@@ -95,10 +96,11 @@ export function draw(main, query) {
     const change = async (news) => {
       try {
         await post("tag", { volume: name, session: session.id, ...news });
+        put(errors);
         say(S.saved);
         await look();
       } catch (error) {
-        put(pins, trouble(error));
+        put(errors, trouble(error));
       }
     };
     const pin = button(pinned ? S.pinned : S.pin,
@@ -120,7 +122,7 @@ export function draw(main, query) {
 
   function acts(name, session) {
     return h("span", { class: "row" },
-      button(S.restore, () => restore(name, session).catch((error) => put(pins, trouble(error))),
+      button(S.restore, () => restore(name, session).catch((error) => put(errors, trouble(error))),
         { "aria-label": `${S.restore} ${name} ${session.session}` }),
       button(S.browse, () => goTo("files", { volume: name, session: session.session }),
         { "aria-label": `${S.browse} ${name} ${session.session}` }));
