@@ -109,7 +109,7 @@ def test_a_life_of_an_archive_by_acting(page: Page, browser: Browser, site: Site
     total = len(page_sessions(browser))
     browser.click("nav a", "Time")
     browser.write("input", "Newest", "1")
-    browser.see("would go")
+    browser.see("would come free")
     browser.click("button", "Prune …")
     browser.see("This cannot be undone")
     browser.click("dialog input")
