@@ -163,8 +163,9 @@ class Api:
         return {**row, "warnings": warnings}
 
     async def _tag(self, request: web.Request) -> dict[str, Any]:
-        # has a lock of its own in the archive, and waits for no writer
-        row, _ = await self.program.ask(asked.tag_words(await _body(request)))
+        words = asked.tag_words(await _body(request))
+        async with self._reads.slot():  # it reads the sessions, too
+            row, _ = await self.program.ask(words)
         self._reads.forget()
         return row
 
@@ -211,6 +212,15 @@ class Api:
         made, words, name = self._tickets.pop(request.match_info["ticket"], (0.0, (), ""))
         if not words or time.monotonic() - made > TICKET_LIFE:
             raise web.HTTPNotFound
+        try:
+            async with self._reads.slot():
+                return await self._send(request, words, name)
+        except Failed as error:
+            return web.Response(status=409, text="\n".join(error.errors) + "\n")
+
+    async def _send(
+        self, request: web.Request, words: tuple[str, ...], name: str
+    ) -> web.StreamResponse:
         errors: list[str] = []
         process = await self.program.start(words, data=False)
         stdout, stderr = streams(process)

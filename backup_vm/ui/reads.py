@@ -42,7 +42,7 @@ class Reads:
         self._kept = {
             key: (made, task)
             for key, (made, task) in self._kept.items()
-            if not task.done() or self._writing or now - made < FRESH
+            if not task.done() or (not task.exception() and (self._writing or now - made < FRESH))
         }
         found = self._kept.get(words)
         if found is None:

@@ -162,6 +162,10 @@ class Browser:
                 **(more if kind == "keyDown" else {}),
             )
 
+    def keep_downloads(self, folder: Path) -> None:
+        """Have downloads put into a folder, under their own names."""
+        self.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
     def picture(self, file: Path) -> None:
         """Write what is seen to a PNG file."""
         found = self.call("Page.captureScreenshot", format="png")

@@ -129,15 +129,15 @@ def page_sessions(browser: Browser) -> list[dict[str, object]]:
     return found
 
 
-def test_each_page_shows_something_and_fits_a_phone(browser: Browser, site: Site) -> None:
-    site.backup()
-    browser.see("Archive tests")
+def test_each_page_shows_something_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
+    browser.click("button", "Back up now")
+    done(browser, "Backup", 1)
     for label, text in {
         "Space": "What takes the space",
         "Setup": "The recovery key opens it",
         "Work": "Which volumes",
         "Time": "1 to 2 of 2 sessions",
-        "Overview": "vault/private",
+        "Overview": "checks without a finding",
         "Files": "Search names here",
     }.items():
         browser.size(1200, 800)
@@ -157,6 +157,14 @@ def test_each_page_shows_something_and_fits_a_phone(browser: Browser, site: Site
     browser.see(HOSTILE)
     browser.click("main a", "docs/")
     browser.see("a.txt")
+    downloads = tmp_path / "downloads"
+    browser.keep_downloads(downloads)
+    browser.click("button", "Download a.txt")
+    until = time.monotonic() + 10
+    while not (downloads / "a.txt").exists():
+        assert time.monotonic() < until, browser.faults
+        time.sleep(0.05)
+    assert (downloads / "a.txt").read_text() == "one"
     browser.click("button", "Versions of a.txt")
     browser.see("Versions of /docs/a.txt")
     sound(browser)
