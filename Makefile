@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-system test-lvm test-zfs test-ceph test-places test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-ceph test-ui test-places test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -15,7 +15,7 @@ test: setup packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/zfs --ignore=tests/ceph --ignore=tests/system
+	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/zfs --ignore=tests/ceph --ignore=tests/ui/test_browser.py --ignore=tests/system
 	$(VENV)/bin/pytest tests/system
 	$(VENV)/bin/python tools/oldest.py -n auto -q tests/unit tests/run
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -q -n 2 --dist worksteal
@@ -40,6 +40,12 @@ test-ceph: setup
 	@command -v radosgw >/dev/null || [ "$$(id -u)" != 0 ] || \
 	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(CEPH)) >/dev/null
 	SPARSEBAK_S3=ceph $(VENV)/bin/pytest tests/ceph tests/remote -k "s3 or ceph" -v --timeout 600
+
+# The page of sparsebak ui in Chromium without a window. When root, installs it from the distribution. Half a minute.
+test-ui: setup
+	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || \
+	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends chromium) >/dev/null
+	$(VENV)/bin/pytest tests/ui -v
 
 # A whole life of an archive on each kind of mount and server: NFS, FAT, exFAT, NTFS, sshfs, quotas. Those that this machine's kernel
 # lacks, in the VM. When root, installs the programs from the distribution. About ten minutes.
@@ -180,6 +186,7 @@ install-dom0-salt:
 install-vm:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(PREFIX)/bin
 	tools/install-package $(DESTDIR)$(LIB) common wire backup_vm
+	install -D -p -m 0644 -t $(DESTDIR)$(LIB)/backup_vm/ui/page backup_vm/ui/page/*
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/vm/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -D -m 0755 qubes-vm/post-install.d/50-sparsebak.sh $(DESTDIR)/etc/qubes/post-install.d/50-sparsebak.sh

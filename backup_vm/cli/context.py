@@ -233,7 +233,7 @@ class Context:
         """The bar itself, for what begins and ends it by itself."""
         from backup_vm.terminal.progress import progress_for
 
-        return progress_for(what, self.quiet or self.json)
+        return progress_for(what, self.quiet or self.json, self.options.progress_fd)
 
     def listed(self, archive: "Archive") -> "tuple[list[VolumeEntry], AgentError | None]":
         """What dom0 lists, or nothing where there is no agent or it could not be asked, and then

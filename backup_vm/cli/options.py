@@ -78,6 +78,12 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
         help="never ask; where an answer would be needed, fail",
     )
     option("--json", action="store_true", default=False, help="print data for programs")
+    option(
+        "--progress-fd",
+        type=int,
+        metavar="N",
+        help="write progress, a line of JSON at a time, to this open descriptor",
+    )
 
 
 def path(text: str) -> Path:

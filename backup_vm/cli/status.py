@@ -37,12 +37,13 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     with context.open() as archive:
-        row, _ = status.look(
+        row, seen = status.look(
             archive, *context.listed(archive), context.keys(archive), options.space
         )
+        growth = seen.account.growth() if context.json and seen.account else None
     if options.metrics is not None:
         metrics.write(str(options.metrics), metrics.of_archive(row))
         context.done({"metrics": str(options.metrics)}, f"{options.metrics} is written.")
     else:
-        context.result(row, status.text(row))
+        context.result({**row, "growth": growth}, status.text(row))
     return 0

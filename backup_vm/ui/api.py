@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the page asks the server: JSON in, JSON out. The guard has let the request through."""
+
+import json
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+
+from backup_vm.config import Retention
+from backup_vm.ui import asked, reads
+from backup_vm.ui.asked import BadRequest
+from backup_vm.ui.guard import HEADERS
+from backup_vm.ui.program import Failed, Program, collect, interrupt, streams
+from backup_vm.ui.queue import Queue, QueueFull
+from backup_vm.ui.reads import Reads
+
+PATIENCE = 20.0
+"""Seconds that a request for news waits."""
+TICKET_LIFE = 60.0
+LONGEST_KEY = 4096
+_JSON = Callable[[web.Request], Awaitable[dict[str, Any]]]
+
+
+class Api:
+    """The routes below /api/, and what they share."""
+
+    def __init__(self, program: Program, retention: Retention) -> None:
+        self.program, self._pins = program, asked.pins(retention)
+        self._reads = Reads(program)
+        self.queue = Queue(program, self._reads)
+        self._tickets: dict[str, tuple[float, tuple[str, ...], str]] = {}
+
+    def add_to(self, app: web.Application) -> None:
+        """Declare the routes."""
+        for name, get in {
+            "status": self._status,
+            "doctor": self._doctor,
+            "sessions": self._sessions,
+            "days": self._days,
+            "moment": self._moment,
+            "space": self._space,
+            "news": self._news,
+            "files": self._files,
+            "history": self._history,
+        }.items():
+            app.router.add_get(f"/api/{name}", _answering(get))
+        for name, post in {
+            "jobs": self._add_job,
+            "cancel": self._cancel,
+            "simulate": self._simulate,
+            "tag": self._tag,
+            "key": self._key,
+            "refresh": self._refresh,
+            "ticket": self._ticket,
+        }.items():
+            app.router.add_post(f"/api/{name}", _answering(post))
+        app.router.add_get("/download/{ticket}", self._download)
+
+    async def _status(self, request: web.Request) -> dict[str, Any]:
+        row, warnings = await self._reads.get("status")
+        keyed = self.program.passphrase is not None or self.program.key_file is not None
+        return {"status": row, "warnings": warnings, "keyed": keyed, "pins": self._pins}
+
+    async def _doctor(self, request: web.Request) -> dict[str, Any]:
+        row, _ = await self._reads.get("doctor")
+        return row
+
+    async def _volumes(self) -> list[Mapping[str, Any]]:
+        row, _ = await self._reads.get("list", "--no-space")
+        volumes: list[Mapping[str, Any]] = row["volumes"]
+        return volumes
+
+    async def _sessions(self, request: web.Request) -> dict[str, Any]:
+        query = request.query
+        until = _number(query, "until") if query.get("until") else None
+        return reads.sessions(
+            await self._volumes(),
+            query.get("volume", ""),
+            query.get("tag", ""),
+            until,
+            _number(query, "offset"),
+            _number(query, "limit") or reads.PAGE,
+        )
+
+    async def _days(self, request: web.Request) -> dict[str, Any]:
+        volumes = await self._volumes()
+        names = sorted(reads.row_name(volume) for volume in volumes)
+        return {"days": reads.days(volumes, request.query.get("volume", "")), "volumes": names}
+
+    async def _moment(self, request: web.Request) -> dict[str, Any]:
+        at = _number(request.query, "time")
+        return {"volumes": reads.moment(await self._volumes(), at)}
+
+    async def _space(self, request: web.Request) -> dict[str, Any]:
+        row, _ = await self._reads.get("list", "--space")
+        volumes = [
+            {
+                "name": reads.row_name(volume),
+                **{key: volume[key] for key in ("own", "shared", "compression", "deduplication")},
+                "sessions": len(volume["sessions"]),
+            }
+            for volume in row["volumes"]
+        ]
+        every = [
+            {"name": reads.row_name(volume), **session}
+            for volume in row["volumes"]
+            for session in volume["sessions"]
+            if session["frees"]
+        ]
+        every.sort(key=lambda session: -session["frees"])
+        status, _ = await self._reads.get("status")
+        return {
+            "volumes": volumes,
+            "largest": every[:20],
+            "stored": status["stored"],
+            "free": status["free"],
+            "growth": status.get("growth"),
+        }
+
+    async def _news(self, request: web.Request) -> dict[str, Any]:
+        return await self.queue.news(_number(request.query, "since"), PATIENCE)
+
+    async def _files(self, request: web.Request) -> dict[str, Any]:
+        query = request.query
+        path = asked.text(query, "path") or "/"
+        where = (f"--session={asked.needed(query, 'session')}", "--")
+        volume, pattern = asked.needed(query, "volume"), asked.text(query, "name")
+        if pattern:
+            words: tuple[str, ...] = ("files", "find", f"--name=*{pattern}*", *where, volume, path)
+        else:
+            words = ("files", "ls", *where, volume, path)
+        row, warnings = await self._reads.get(*words)
+        return {**row, "warnings": warnings}
+
+    async def _history(self, request: web.Request) -> dict[str, Any]:
+        volume, path = (asked.needed(request.query, name) for name in ("volume", "path"))
+        row, _ = await self._reads.get("files", "history", "--", volume, path)
+        return row
+
+    async def _add_job(self, request: web.Request) -> dict[str, Any]:
+        body = await _body(request)
+        kind = asked.needed(body, "kind")
+        words = asked.job_words(kind, body)
+        try:
+            job = await self.queue.add(kind, dict(body), words)
+        except QueueFull:
+            raise BadRequest("too much waits in the queue already") from None
+        return {"id": job.id}
+
+    async def _cancel(self, request: web.Request) -> dict[str, Any]:
+        number = (await _body(request)).get("id")
+        if type(number) is not int:
+            raise BadRequest("id must be a number")
+        return {"cancelled": await self.queue.cancel(number)}
+
+    async def _simulate(self, request: web.Request) -> dict[str, Any]:
+        words = asked.prune_words(await _body(request), dry_run=True)
+        row, warnings = await self._reads.get(*words)
+        return {**row, "warnings": warnings}
+
+    async def _tag(self, request: web.Request) -> dict[str, Any]:
+        words = asked.tag_words(await _body(request))
+        async with self._reads.slot():  # it reads the sessions, too
+            row, _ = await self.program.ask(words)
+        self._reads.forget()
+        return row
+
+    async def _key(self, request: web.Request) -> dict[str, Any]:
+        """Take a passphrase or recovery key, if it opens the archive; forget it if it is empty."""
+        text = asked.text(await _body(request), "passphrase")
+        before = self.program.passphrase
+        self._reads.forget()
+        self.program.passphrase = None
+        if not text:
+            return {"opened": False}
+        key = text.encode("utf-8", "surrogateescape")
+        if len(key) > LONGEST_KEY or b"\n" in key:
+            self.program.passphrase = before
+            raise BadRequest("a passphrase is one line")
+        self.program.passphrase = key
+        try:
+            async with self._reads.slot():
+                await self.program.ask(("list", "--no-space"))
+        except Failed:
+            self.program.passphrase = before
+            raise
+        return {"opened": True}
+
+    async def _refresh(self, request: web.Request) -> dict[str, Any]:
+        self._reads.forget()
+        return {}
+
+    async def _ticket(self, request: web.Request) -> dict[str, Any]:
+        """A link that works once, to download a file by: a download has no header of ours."""
+        body = await _body(request)
+        path = asked.needed(body, "path")
+        session = f"--session={asked.needed(body, 'session')}"
+        words = ("files", "cat", session, "--", asked.needed(body, "volume"), path)
+        now = time.monotonic()
+        self._tickets = {
+            key: ticket for key, ticket in self._tickets.items() if now - ticket[0] < TICKET_LIFE
+        }
+        ticket = secrets.token_urlsafe(24)
+        self._tickets[ticket] = (now, words, path.rpartition("/")[2] or "file")
+        return {"link": f"/download/{ticket}"}
+
+    async def _download(self, request: web.Request) -> web.StreamResponse:
+        made, words, name = self._tickets.pop(request.match_info["ticket"], (0.0, (), ""))
+        if not words or time.monotonic() - made > TICKET_LIFE:
+            raise web.HTTPNotFound
+        try:
+            async with self._reads.slot():
+                return await self._send(request, words, name)
+        except Failed as error:
+            return web.Response(status=409, text="\n".join(error.errors) + "\n")
+
+    async def _send(
+        self, request: web.Request, words: tuple[str, ...], name: str
+    ) -> web.StreamResponse:
+        errors: list[str] = []
+        process = await self.program.start(words, data=False)
+        stdout, stderr = streams(process)
+        try:
+            first = await stdout.read(1 << 18)
+            if not first:  # an empty file, or one that cannot be read
+                await collect(stderr, errors.append)
+                if await process.wait():
+                    return web.Response(status=409, text="\n".join(errors) + "\n")
+            response = web.StreamResponse()
+            response.headers.update(HEADERS)
+            response.headers["Content-Type"] = "application/octet-stream"
+            response.headers["Content-Disposition"] = (
+                f"attachment; filename*=UTF-8''{_quoted(name)}"
+            )
+            await response.prepare(request)
+            while first:
+                await response.write(first)
+                first = await stdout.read(1 << 18)
+            if await process.wait() and request.transport is not None:
+                request.transport.abort()  # what is cut off must not look whole
+            return response
+        finally:
+            interrupt(process)
+            self.program.ended(process)
+
+
+def _quoted(name: str) -> str:
+    return quote(name.encode("utf-8", "replace"), safe="")
+
+
+def _answering(handle: _JSON) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """A handler whose result is sent, and whose errors are words for the page."""
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            return _json(await handle(request), 200)
+        except BadRequest as error:
+            return _json({"errors": [str(error)]}, 400)
+        except Failed as error:
+            return _json({"errors": error.errors or [str(error)], "code": error.code}, 409)
+
+    return answer
+
+
+def _json(data: dict[str, Any], status: int) -> web.Response:
+    # ASCII: a name that is no UTF-8 has halves of surrogates, which no encoding has
+    return web.json_response(data, status=status, dumps=json.dumps)
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    try:
+        found = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        raise BadRequest("the body must be JSON") from None
+    if not isinstance(found, dict):
+        raise BadRequest("the body must be an object")
+    return found
+
+
+def _number(query: Mapping[str, str], name: str) -> int:
+    text = query.get(name, "") or "0"
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise BadRequest(f"{name} must be a number")
+    return int(text)

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The frame: pages by the address's fragment, and news of work that go to whoever listens.
+import { get } from "./api.js";
+import { h, put, say, trouble } from "./dom.js";
+import { S } from "./strings.js";
+
+const PAGES = Object.keys(S.pages);
+const jobs = new Map();
+const listeners = new Set();
+let leave = null;
+
+/** Work as it is now, the newest first, whenever it changes; returns how to stop. */
+export function watch(listener) {
+  listeners.add(listener);
+  listener([...jobs.values()].reverse());
+  return () => listeners.delete(listener);
+}
+
+/** Call when work ended that may have changed the archive; returns how to stop. */
+export function onDone(listener) {
+  document.addEventListener("work-ended", listener);
+  return () => document.removeEventListener("work-ended", listener);
+}
+
+export function goTo(page, query = {}) {
+  location.hash = `#${page}?${new URLSearchParams(query)}`;
+}
+
+function drawNavigation(current) {
+  const open = [...jobs.values()].filter((job) => ["queued", "running"].includes(job.state)).length;
+  put(document.getElementById("nav"), PAGES.map((page) =>
+    h("a", { href: `#${page}`, "aria-current": page === current ? "page" : undefined },
+      S.pages[page],
+      page === "work" && open ? h("span", {}, ` (${open})`,
+        h("span", { class: "hidden" }, ` ${S.working(open)}`)) : null)));
+}
+
+function current() {
+  const [page, query = ""] = location.hash.slice(1).split("?");
+  return { page: PAGES.includes(page) ? page : "overview", query: new URLSearchParams(query) };
+}
+
+async function show(first) {
+  const { page, query } = current();
+  leave?.();
+  leave = null;
+  drawNavigation(page);
+  document.title = S.title(S.pages[page]);
+  const main = document.getElementById("main");
+  put(main, h("h1", {}, S.pages[page]));
+  if (!first) main.focus();
+  try {
+    const { draw } = await import(`./${page}.js`);
+    if (current().page === page) leave = draw(main, query);
+  } catch (error) {
+    main.append(trouble(error));
+  }
+}
+
+async function follow() {
+  let since = 0;
+  for (;;) {
+    try {
+      const news = await get("news", { since });
+      const before = new Map(jobs);
+      since = news.revision;
+      for (const job of news.jobs) jobs.set(job.id, job);
+      for (const id of jobs.keys()) if (!news.ids.includes(id)) jobs.delete(id);
+      drawNavigation(current().page);
+      for (const listener of listeners) listener([...jobs.values()].reverse());
+      const ended = news.jobs.filter((job) => job.ended !== null &&
+        ["queued", "running"].includes(before.get(job.id)?.state));
+      for (const job of ended) say(S.ended(S.kinds[job.kind], S.states[job.state]));
+      if (ended.length) document.dispatchEvent(new Event("work-ended"));
+    } catch (error) {
+      const main = document.getElementById("main");
+      if (error.code === 403 || error.code === 0) {
+        if (!main.querySelector(":scope > .gone")) {
+          main.prepend(h("div", { class: "gone" }, trouble(error)));
+        }
+        await new Promise((resolve) => setTimeout(resolve, 5000));
+      }
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
+}
+
+put(document.getElementById("brand"), S.brand);
+put(document.getElementById("skip"), S.skip);
+document.getElementById("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  document.getElementById("main").focus();
+});
+document.getElementById("nav").setAttribute("aria-label", S.navigation);
+window.addEventListener("hashchange", () => show(false));
+show(true);
+follow();

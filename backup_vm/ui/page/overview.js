@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The archive at a glance.
+import { get, post } from "./api.js";
+import { goTo, onDone } from "./app.js";
+import { ago, button, h, put, say, size, table, trouble, when } from "./dom.js";
+import { S } from "./strings.js";
+
+export async function backUp(volumes) {
+  await post("jobs", { kind: "backup", volumes });
+  say(S.asked);
+  goTo("work");
+}
+
+export function draw(main) {
+  const light = h("div", {});
+  const body = h("div", {}, h("p", { class: "dim" }, S.loading));
+  main.append(light, body);
+  let live = true;
+
+  async function look() {
+    drawLight(light, null);
+    const health = get("doctor").then((row) => row.findings, (error) =>
+      error.errors.map((what) => ({ state: "bad", what, remedy: "" })));
+    try {
+      const found = await get("status");
+      if (live) put(body, drawStatus(found));
+    } catch (error) {
+      if (live) put(body, trouble(error), h("p", {}, h("a", { href: "#setup" }, S.pages.setup)));
+    }
+    const findings = await health;
+    if (live) drawLight(light, findings);
+  }
+  look();
+  const stop = onDone(look);
+  return () => {
+    live = false;
+    stop();
+  };
+}
+
+function drawLight(place, findings) {
+  if (findings === null) {
+    put(place, h("p", { class: "light" }, h("i", {}), S.lightUnknown));
+    return;
+  }
+  const worst = ["bad", "warn"].find((one) => findings.some((row) => row.state === one)) ?? "ok";
+  const sound = findings.filter((row) => row.state === "ok");
+  put(place,
+    h("p", { class: `light ${worst}` }, h("i", {}), S.light[worst]),
+    h("ul", { class: "findings", "aria-label": S.findings },
+      findings.filter((row) => row.state !== "ok").map((row) =>
+        h("li", {}, h("strong", { class: row.state }, S.lightWord[row.state]), " ", row.what,
+          row.remedy ? h("code", {}, S.remedy, row.remedy) : null))),
+    h("details", {}, h("summary", {}, S.soundFindings(sound.length)),
+      h("ul", {}, sound.map((row) => h("li", {}, row.what)))));
+}
+
+function card(figure, text) {
+  return h("div", { class: "card" }, h("b", {}, figure), h("span", {}, text));
+}
+
+function drawStatus({ status, warnings }) {
+  const times = status.volumes.map((volume) => volume.time).filter((time) => time !== null);
+  const newest = times.length ? Math.max(...times) : null;
+  const scrubbed = status.scrubbed;
+  const rows = status.volumes.map((volume) => [
+    volume.name,
+    h("span", { title: when(volume.time) }, ago(volume.time)),
+    size(volume.changed),
+    String(volume.sessions),
+    size(volume.size),
+    volume.verified ? [ago(volume.verified.time), volume.verified.ok ? "" : `, ${S.damageFound}`] : S.never,
+    volume.note.includes("gone") || !volume.name.includes("/") ? volume.note
+      : button(S.backupShort, () => backUp([volume.name]), { "aria-label": S.backupOne(volume.name) }),
+  ]);
+  return [
+    h("p", { class: "dim" }, S.archiveLine(status.label, status.path, status.mode)),
+    warnings.map((line) => h("p", { class: "warn" }, line)),
+    h("div", { class: "cards" },
+      card(ago(newest), S.lastBackup),
+      card(status.next_run ?? S.noNextRun, S.nextRun),
+      card(size(status.free), S.free),
+      card(size(status.stored), S.stored),
+      card(scrubbed ? ago(scrubbed.time) : S.never,
+        scrubbed && !scrubbed.ok ? `${S.lastScrub}: ${S.damageFound}` : S.lastScrub)),
+    h("p", { class: "buttons" }, button(S.backupAll, () => backUp([]), { class: "primary" })),
+    h("h2", {}, S.volumes),
+    rows.length ? table(S.volumes, S.volumeHeads, rows, [2, 3, 4])
+      : h("p", {}, S.noVolumes, " ", h("a", { href: "#setup" }, S.pages.setup)),
+  ];
+}

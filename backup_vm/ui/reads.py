@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the page shows of the archive: answers of commands, kept until something changes, and views
+of them that are small enough to be sent.
+"""
+
+import asyncio
+import time
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from backup_vm.ui.program import Failed, Program
+
+FRESH = 30.0
+"""Seconds for which an answer is shown again; another machine may write to the archive, too."""
+AT_ONCE = 2
+"""Commands that read at the same time."""
+PAGE = 200
+"""Sessions that are sent at once, at most."""
+
+Row = Mapping[str, Any]
+
+
+class Reads:
+    """Answers by command line."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._writing = False
+        self._kept: dict[tuple[str, ...], tuple[float, asyncio.Task[Any]]] = {}
+
+    def forget(self) -> None:
+        """What was read is not true any more."""
+        self._kept.clear()
+
+    async def get(self, *words: str) -> tuple[dict[str, Any], list[str]]:
+        """See Program.ask; an answer of a moment ago, or one that is being made, is used again."""
+        now = time.monotonic()
+        self._kept = {
+            key: (made, task)
+            for key, (made, task) in self._kept.items()
+            if not task.done() or (not task.exception() and (self._writing or now - made < FRESH))
+        }
+        found = self._kept.get(words)
+        if found is None:
+            task: asyncio.Task[Any] = asyncio.ensure_future(self._ask(words))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            found = self._kept[words] = (now, task)
+        # whoever asked may go, and others wait for the same
+        answer: tuple[dict[str, Any], list[str]] = await asyncio.shield(found[1])
+        return answer
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """For a command that reads. Raises Failed where one writes: the archive's lock lets nobody
+        read meanwhile, and a request that waits for hours keeps the browser from other ones.
+        """
+        if self._writing:
+            raise Failed(11, ["work is in progress: this can be read when it has ended"])
+        async with self._slots:
+            yield
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """For one that writes, and would find the archive in use by what the page reads."""
+        self._writing = True
+        taken = 0
+        try:
+            for _ in range(AT_ONCE):
+                await self._slots.acquire()
+                taken += 1
+            yield
+        finally:
+            self._writing = False
+            for _ in range(taken):
+                self._slots.release()
+
+    async def _ask(self, words: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+        async with self.slot():
+            return await self._program.ask(words)
+
+
+def row_name(volume: Row) -> str:
+    """The volume as commands take it."""
+    return f"{volume['qube']}/{volume['volume']}" if volume["qube"] else str(volume["volume"])
+
+
+def sessions(
+    volumes: list[Row], name: str, tag: str, until: int | None, offset: int, limit: int
+) -> dict[str, Any]:
+    """One page of sessions, the newest first: of all volumes, or of the one called ``name``; with
+    ``tag``, and not newer than ``until``, where these are given.
+    """
+    chosen = [
+        (session["time"], row_name(volume), session)
+        for volume in volumes
+        if not name or row_name(volume) == name or volume["qube"] == name
+        for session in volume["sessions"]
+        if (not tag or tag in session["tags"]) and (until is None or session["time"] <= until)
+    ]
+    chosen.sort(key=lambda one: (-one[0], one[1]))
+    limit = max(1, min(limit, PAGE))
+    page = [{**session, "name": of} for _, of, session in chosen[max(offset, 0) : offset + limit]]
+    return {"total": len(chosen), "sessions": page}
+
+
+def days(volumes: list[Row], name: str) -> dict[str, int]:
+    """Sessions by day of UTC, as number of days since 1970."""
+    return {
+        str(day): count
+        for day, count in Counter(
+            session["time"] // 86400
+            for volume in volumes
+            if not name or row_name(volume) == name or volume["qube"] == name
+            for session in volume["sessions"]
+        ).items()
+    }
+
+
+def moment(volumes: list[Row], at: int) -> list[dict[str, Any]]:
+    """Each volume as of a time: its newest session not after it, or None."""
+    found = []
+    for volume in volumes:
+        times = [session["time"] for session in volume["sessions"]]
+        # a clock that went back leaves times out of order: then the newest by time counts
+        order = sorted(range(len(times)), key=times.__getitem__)
+        place = bisect_right([times[index] for index in order], at)
+        session = volume["sessions"][order[place - 1]] if place else None
+        found.append({"name": row_name(volume), "session": session})
+    return sorted(found, key=lambda row: str(row["name"]))

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The server: its socket, what every request must pass, and its life from start to signal."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from backup_vm.errors import SparsebakError
+from backup_vm.terminal import interrupts
+from backup_vm.ui import guard as guards
+from backup_vm.ui.api import Api
+from backup_vm.ui.guard import Denied, Guard
+
+PAGE = Path(__file__).parent / "page"
+LARGEST = 64 << 10
+"""Bytes of a request's body."""
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_ENTERED = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>sparsebak</title>
+<meta name="key" content="{}"><script type="module" src="/page/enter.js"></script></head>
+<body></body></html>
+"""
+"""The answer to the token: the page that keeps the key, and goes on to the app from within. A
+redirect would not bring the cookie: the browser came from outside, and SameSite=Strict holds until
+a page of ours leads to another.
+"""
+_DENIED = "Not allowed. Start it again with: sparsebak ui\n"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def listen(port: int) -> socket.socket:
+    """A socket on loopback; 0 is any port. Raises SparsebakError."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listening.bind(("127.0.0.1", port))
+        listening.listen(64)
+    except OSError as error:
+        listening.close()
+        raise SparsebakError(
+            f"cannot listen on 127.0.0.1:{port}: {error.strerror}", "choose another --port"
+        ) from None
+    return listening
+
+
+def serve(
+    listening: socket.socket,
+    guard: Guard,
+    make: Callable[[], Api],
+    opened: Callable[[bool], None],
+) -> None:
+    """Serve until a signal comes. ``make``: called within the loop; ``opened``: called when the
+    server answers, and again when the token was used.
+    """
+    handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    try:
+        asyncio.run(_serve(listening, guard, make, opened))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+async def _serve(
+    listening: socket.socket,
+    guard: Guard,
+    make: Callable[[], Api],
+    opened: Callable[[bool], None],
+) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in interrupts.SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stopped.set)
+    api = make()
+    runner = web.AppRunner(application(guard, api, opened), access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    working = asyncio.ensure_future(api.queue.run())
+    opened(False)
+    await stopped.wait()
+    working.cancel()
+    listening.close()
+    await api.program.stop()
+    # connections that still wait for news need not be told
+
+
+def application(guard: Guard, api: Api, opened: Callable[[bool], None]) -> web.Application:
+    """The routes behind the guard."""
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            guard.check(_seen(request))
+            response = await handler(request)
+        except Denied:
+            response = web.Response(status=403, text=_DENIED)
+        except web.HTTPException as error:
+            response = web.Response(status=error.status, text=f"{error.reason}\n")
+        if not response.prepared:
+            response.headers.update(guards.HEADERS)
+        return response
+
+    async def enter(request: web.Request) -> web.Response:
+        guard.enter(request.query.get("token", ""))
+        opened(True)
+        response = web.Response(text=_ENTERED.format(guard.key), content_type="text/html")
+        response.headers["Set-Cookie"] = guard.set_cookie
+        return response
+
+    app = web.Application(middlewares=[guarded], client_max_size=LARGEST)
+    app.router.add_get("/enter", enter)
+    for route, file in _files().items():
+        app.router.add_get(route, file)
+    api.add_to(app)
+    return app
+
+
+def _seen(request: web.Request) -> guards.Request:
+    """What the guard looks at. A header that came twice is none that a browser sends: the values
+    joined are nothing that is allowed.
+    """
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        lower = name.lower()
+        headers[lower] = f"{headers[lower]}; {value}" if lower in headers else value
+    transport = request.transport
+    if transport is None:
+        raise Denied("gone")
+    remote = transport.get_extra_info("peername")
+    local = transport.get_extra_info("sockname")
+    if remote is None or local is None:
+        raise Denied("gone")
+    return guards.Request(request.method, request.path, headers, remote[:2], local[:2])
+
+
+def _files() -> dict[str, Handler]:
+    """The page's own files, by path: those that are there at the start, and no other."""
+    found: dict[str, Handler] = {}
+    for file in sorted(PAGE.iterdir()):
+        if file.suffix in TYPES:
+            route = "/" if file.name == "index.html" else f"/page/{file.name}"
+            found[route] = _file(file.read_bytes(), TYPES[file.suffix])
+    return found
+
+
+def _file(data: bytes, kind: str) -> Handler:
+    async def send(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=data, content_type=kind, charset="utf-8")
+
+    return send

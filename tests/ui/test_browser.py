@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The page in a real browser, by acting as a user does: ``make test-ui``."""
+
+import json
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import cannot
+from tests.kit import GRAIN, PASSPHRASE, Site, change, fill
+from tests.ui.browser import Browser
+from tests.ui.test_guard import Page
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+REFUSED = "status of 409"
+"""A command's refusal, which the page shows; the browser logs it as an error, too."""
+VOLUMES = ("work/private", "vault/private")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    site = Site(tmp_path / "site", volumes=VOLUMES)
+    fill(site.image("vault/private"), 6 * GRAIN)
+    mke2fs = shutil.which("mke2fs", path="/usr/sbin:/sbin:/usr/bin") or cannot("no mke2fs")
+    tree = tmp_path / "tree"
+    (tree / "docs").mkdir(parents=True)
+    (tree / HOSTILE).write_text("hello")
+    (tree / "docs" / "a.txt").write_text("one")
+    image = site.image("work/private")
+    subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-d", tree, image, "4M"], check=True)
+    return site
+
+
+@pytest.fixture
+def page(site: Site) -> Iterator[Page]:
+    file = site.root / "pw"
+    file.write_bytes(PASSPHRASE)
+    found = Page(site, f"--passphrase-file={file}")
+    yield found
+    if found.process.poll() is None:
+        found.end()
+
+
+@pytest.fixture
+def browser(page: Page, tmp_path: Path) -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or cannot("no chromium")
+    found = Browser(str(chromium), tmp_path / "profile")
+    found.open(page.url)
+    yield found
+    found.end()
+
+
+def done(browser: Browser, kind: str, count: int) -> None:
+    """Wait until so many pieces of work of a kind are done."""
+    browser.wait(
+        "[...document.querySelectorAll('.job[data-state=done]')]"
+        f".filter((one) => one.ariaLabel.startsWith({json.dumps(kind)})).length == {count}"
+    )
+
+
+def sound(browser: Browser) -> None:
+    """Nothing went wrong within the page: no exception, no violation of the policy, no dialog."""
+    assert [fault for fault in browser.faults if REFUSED not in fault] == []
+    assert browser.js("document.querySelector('main img')") is None
+
+
+def test_a_life_of_an_archive_by_acting(page: Page, browser: Browser, site: Site) -> None:
+    browser.see("never backed up")
+    browser.click("button", "Back up now")
+    done(browser, "Backup", 1)
+    image = site.image("vault/private")
+    first = image.read_bytes()
+    change(image, random.Random(2))
+    second = image.read_bytes()
+    assert first != second
+    time.sleep(1.1)  # sessions are named by the second
+    browser.write("input", "Note on the new", f"after {HOSTILE}")
+    browser.click("form button", "Back up")
+    done(browser, "Backup", 2)
+    browser.click("form button", "Verify")
+    done(browser, "Verify", 1)
+
+    browser.click("nav a", "Time")
+    browser.see("1 to 4 of 4 sessions")
+    browser.write("input", "Tags of vault", "<script>")
+    browser.wait("document.querySelector('main .bad[role=alert]')")
+    browser.write("input", "Tags of vault", "before")
+    browser.see("Saved.")
+    browser.click("button", "Pin vault")
+    browser.see("Pinned")
+    with_tags = [set(one["tags"]) for one in page_sessions(browser)]
+    assert {"before", "keep"} in with_tags
+    assert any(HOSTILE in str(one["note"]) for one in page_sessions(browser))
+    sound(browser)
+
+    image.write_bytes(first)
+    browser.click("button", "Restore … vault")
+    browser.see("it is overwritten")
+    browser.click("dialog input")
+    browser.click("dialog button", "Restore")
+    done(browser, "Restore", 1)
+    assert image.read_bytes() == second
+
+    total = len(page_sessions(browser))
+    browser.click("nav a", "Time")
+    browser.write("input", "Newest", "1")
+    browser.see("would come free")
+    browser.click("button", "Prune …")
+    browser.see("This cannot be undone")
+    browser.click("dialog input")
+    browser.click("dialog button", "Remove them")
+    done(browser, "Prune", 1)
+    assert len(page_sessions(browser)) < total
+    sound(browser)
+    assert page.end() == 0
+    browser.see("does not answer")
+
+
+def page_sessions(browser: Browser) -> list[dict[str, object]]:
+    """Sessions as the page is told them."""
+    found: list[dict[str, object]] = browser.js(
+        "import('/page/api.js').then(({get}) => get('sessions')).then((row) => row.sessions)"
+    )
+    return found
+
+
+def test_each_page_shows_something_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
+    browser.click("button", "Back up now")
+    done(browser, "Backup", 1)
+    for label, text in {
+        "Space": "What takes the space",
+        "Setup": "The recovery key opens it",
+        "Work": "Which volumes",
+        "Time": "1 to 2 of 2 sessions",
+        "Overview": "checks without a finding",
+        "Files": "Search names here",
+    }.items():
+        browser.size(1200, 800)
+        browser.click("nav a", label)
+        browser.see(text)
+        browser.size(390, 844)
+        assert browser.js("document.documentElement.scrollWidth") <= 390, label
+        unnamed = browser.js(
+            "[...document.querySelectorAll('main input, main select, main button')].filter((one) =>"
+            " !(one.ariaLabel || one.labels?.length || one.textContent.trim())).length"
+        )
+        assert unnamed == 0, label
+    browser.size(1200, 800)
+    browser.wait("[...document.querySelectorAll('main select option')].length == 2")
+    browser.js("document.querySelector('main select').value = 'work/private'")
+    browser.click("form button", "Go")
+    browser.see(HOSTILE)
+    browser.click("main a", "docs/")
+    browser.see("a.txt")
+    downloads = tmp_path / "downloads"
+    browser.keep_downloads(downloads)
+    browser.click("button", "Download a.txt")
+    until = time.monotonic() + 10
+    while not (downloads / "a.txt").exists():
+        assert time.monotonic() < until, browser.faults
+        time.sleep(0.05)
+    assert (downloads / "a.txt").read_text() == "one"
+    browser.click("button", "Versions of a.txt")
+    browser.see("Versions of /docs/a.txt")
+    sound(browser)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who gets an answer from the server of the page, at a real socket."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import cannot
+from tests.kit import GRAIN, PASSPHRASE, Site, fill
+
+START = "import sys; from backup_vm.cli import main; sys.exit(main())"
+Headers = dict[str, str]
+
+
+class Page:
+    """The server as a process, and requests as a browser sends them."""
+
+    def __init__(self, site: Site, *words: str) -> None:
+        general = (f"--archive={site.archive}", f"--agent=local:{site.config}")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, *general, "ui", "--no-open", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XDG_CONFIG_HOME": str(site.root)},
+        )
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        self.port = int(re.fullmatch(r"http://127.0.0.1:(\d+)/enter\?token=\S+", self.url)[1])  # type: ignore[index]
+        self.path = self.url.partition(str(self.port))[2]
+        self.headers: Headers = {}
+
+    def ask(self, method: str, path: str, headers: Headers, body: object = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        self.cookie = answer.headers["Set-Cookie"] or ""
+        self.policy = answer.headers["Content-Security-Policy"]
+        text = answer.read().decode()
+        connection.close()
+        return answer.status, text
+
+    def enter(self) -> None:
+        status, text = self.ask("GET", self.path, {})
+        assert status == 200
+        key = re.search(r'name="key" content="([^"]+)"', text)
+        assert key is not None
+        self.headers = {"Cookie": self.cookie.partition(";")[0], "X-Sparsebak-Key": key[1]}
+
+    def get(self, path: str) -> dict[str, object]:
+        status, text = self.ask("GET", path, self.headers)
+        assert status == 200, text
+        found: dict[str, object] = json.loads(text)
+        return found
+
+    def post(self, path: str, body: object) -> tuple[int, dict[str, object]]:
+        sent = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{self.port}"}
+        status, text = self.ask("POST", path, self.headers | sent, body)
+        return status, json.loads(text)
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(10)
+        self.process.communicate()
+        return code
+
+
+@pytest.fixture
+def page(site: Site) -> Iterator[Page]:
+    fill(site.image(), 6 * GRAIN)
+    file = site.root / "pw"
+    file.write_bytes(PASSPHRASE)
+    pytest.importorskip("aiohttp", reason="the page needs aiohttp")
+    found = Page(site, f"--passphrase-file={file}")
+    yield found
+    if found.process.poll() is None:
+        found.end()
+
+
+def test_only_the_page_that_was_opened_gets_an_answer(page: Page) -> None:
+    assert page.ask("GET", "/", {})[0] == 403
+    assert page.ask("GET", "/enter?token=guessed", {})[0] == 403
+    page.enter()
+    assert "HttpOnly" in page.cookie and "SameSite=Strict" in page.cookie
+    assert page.ask("GET", page.path, {})[0] == 403, "the token works once"
+    good = page.headers
+    assert page.ask("GET", "/", good)[0] == 200
+    assert "script-src 'self'" in page.policy and "unsafe" not in page.policy
+    for bad in (
+        {"Cookie": good["Cookie"]},
+        {"X-Sparsebak-Key": good["X-Sparsebak-Key"]},
+        good | {"Host": "rebound.example"},
+        good | {"Origin": "http://rebound.example"},
+        good | {"Sec-Fetch-Site": "same-site"},
+    ):
+        assert page.ask("GET", "/api/news?since=0", bad)[0] == 403, bad
+    backup = {"kind": "backup"}
+    own = f"http://127.0.0.1:{page.port}"
+    for more in ({"Content-Type": "application/json"}, {"Origin": own}):
+        assert page.ask("POST", "/api/jobs", good | more, backup)[0] == 403, more
+    assert page.ask("GET", "/page/../server.py", good)[0] == 404
+    assert page.end() == 0
+
+
+def test_another_user_of_the_machine_gets_no_answer_even_with_the_secrets(page: Page) -> None:
+    if os.geteuid() != 0:
+        cannot("becoming another user needs root")
+    page.enter()
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        try:
+            os._exit(int(page.ask("GET", "/", page.headers)[0] != 403))
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert page.ask("GET", "/", page.headers)[0] == 200, "and this one does"
+
+
+def test_what_the_page_asks_for_is_done_by_the_commands(page: Page, site: Site) -> None:
+    page.enter()
+    for kind in ("backup", "verify"):
+        assert page.post("/api/jobs", {"kind": kind})[0] == 200
+    assert page.post("/api/jobs", {"kind": "unlock"})[0] == 400
+    assert page.post("/api/jobs", {"kind": "restore", "volume": "a", "session": "s"})[0] == 400
+    revision = 0
+    jobs: dict[int, dict[str, object]] = {}
+    while not jobs or any(job["ended"] is None for job in jobs.values()):
+        news = page.get(f"/api/news?since={revision}")
+        revision = int(str(news["revision"]))
+        jobs |= {job["id"]: job for job in news["jobs"]}  # type: ignore[attr-defined]
+    assert [job["state"] for job in jobs.values()] == ["done", "done"], jobs
+    found = page.get("/api/sessions")
+    assert found["total"] == 1
+    (session,) = found["sessions"]  # type: ignore[misc]
+    hostile = "<img src=x onerror=alert(1)>"
+    asked = {"volume": "work/private", "session": session["id"], "add": ["keep"], "note": hostile}
+    assert page.post("/api/tag", asked)[0] == 200
+    (session,) = page.get("/api/sessions?tag=keep")["sessions"]  # type: ignore[misc]
+    assert session["note"] == hostile
+    plan = page.post("/api/simulate", {"keep_last": "1", "keep_tag": ["keep"]})[1]
+    assert plan["removed"] == [] and plan["dry_run"]
+    code, said = page.post("/api/simulate", {"keep_within": "--yes"})
+    assert code == 409 and "not a length of time" in str(said["errors"])
+    assert page.get("/api/status")["pins"] == "none"
+    assert page.get("/api/space")["growth"]
+    assert len(page.get("/api/moment?time=1")["volumes"]) == 1  # type: ignore[arg-type]
+    assert Path(site.archive).exists()
