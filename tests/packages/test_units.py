@@ -60,7 +60,7 @@ def test_what_is_started_is_understood(capsys: pytest.CaptureFixture[str]) -> No
         name = program.rpartition("/")[2]
         if name != "notify-send":
             assert parsers[name](words).parse_args(words).command in words, capsys.readouterr().err
-    assert [words[0] for words in started].count("/usr/bin/sparsebak") == 3
+    assert [words[0] for words in started].count("/usr/bin/sparsebak") == 4
 
 
 def from_vmexec(part: str) -> str:

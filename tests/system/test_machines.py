@@ -122,6 +122,23 @@ def test_a_share_of_the_archive_is_checked_each_night(world: World) -> None:
     assert fire(world.vm, "sparsebak-scrub.timer") == "success"
 
 
+def test_all_archives_at_a_place_are_kept(world: World) -> None:
+    """By the account that they belong to, which is set as docs/linux.md says."""
+    folder = world.vm.root / "etc/sparsebak"
+    folder.mkdir(exist_ok=True)
+    metrics, page = (f"/var/lib/sparsebak-upkeep/upkeep.{end}" for end in ("prom", "html"))
+    rules = folder / "upkeep.toml"
+    rules.write_text(f'place = "/mnt"\nmetrics = "{metrics}"\nreport = "{page}"\n')
+    try:
+        with changed(world.vm, "sparsebak-upkeep.service", "[Service]\nUser=user\n"):
+            result = fire(world.vm, "sparsebak-upkeep.timer")
+            assert result == "success", world.vm.journal("sparsebak-upkeep")
+    finally:
+        rules.unlink()
+    assert "upkeep_exit_code" in world.vm.run("cat", metrics)
+    assert "laptop.sparsebak" in world.vm.run("cat", page)
+
+
 def test_a_check_does_nothing_while_the_archive_is_in_use(world: World) -> None:
     with open(world.disk / ARCHIVE.removeprefix("/mnt/") / "archive.lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
