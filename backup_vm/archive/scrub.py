@@ -41,7 +41,9 @@ class Repair(Protocol):
         """Look whether a file is what its parity was made of."""
 
     def sessions(self) -> None:
-        """Mend sessions that are damaged or missing."""
+        """Mend what the catalog is compared with: sessions that are damaged or missing, and packs
+        whose index is damaged.
+        """
 
     def conclude(self) -> None:
         """Mend packs that are missing; bring the catalog to what was mended."""

@@ -88,7 +88,7 @@ def _parity_of(context: Context, archive: "Archive") -> "ParityScrub":
         )
     parity = ParityScrub(archive, repairing)
     if repairing and not parity.files:
-        context.warn("there is no parity to mend by; sparsebak scrub --parity makes it")
+        context.warn("there is no parity to mend by; to make it, run: sparsebak scrub --parity")
     return parity
 
 
@@ -100,5 +100,5 @@ def _keep_parity(context: Context, archive: "Archive", parity: "ParityScrub") ->
     elif parity.stale:
         context.warn(
             f"{count_text(len(parity.stale), 'file')} changed since parity was made, or is damaged"
-            " parity; sparsebak scrub --parity makes it again"
+            " parity; to make it again, run: sparsebak scrub --parity"
         )

@@ -49,6 +49,7 @@ class ParityScrub(Repair):
     def sessions(self) -> None:
         if self._mender is not None:
             self._mender.sessions()
+            self._mender.unlisted_packs()
             self._mender.settle()
 
     @override

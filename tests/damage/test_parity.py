@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm import cli
 from backup_vm.archive.parity.making import plans
 from backup_vm.archive.storage.local import LocalStorage
 from tests.commands import Commands
@@ -17,10 +18,9 @@ from tests.kit import GRAIN, Site
 PACKS = 8
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Site:
+def build(folder: Path) -> Site:
     """Three sessions in about a dozen packs of eight chunks, with parity of a quarter."""
-    site = Site(tmp_path_factory.mktemp("made") / "site")
+    site = Site(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalStorage, "pack_size", PACKS * GRAIN)
         site.image().write_bytes(random.Random(1).randbytes(64 * GRAIN))
@@ -30,12 +30,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Site:
                 file.seek(seed * GRAIN)
                 file.write(random.Random(seed).randbytes(12 * GRAIN))
             site.backup()
-    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSEBAK_ARCHIVE", str(site.archive))
-        from backup_vm import cli
-
         assert cli.main(["scrub", "--parity", "25%"]) == 0
     return site
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return build(tmp_path_factory.mktemp("made") / "site")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ A file is written beside the damaged one and renamed when it is on disk, so that
 one or the other.
 """
 
+import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -183,13 +184,30 @@ class Mender:
 
         Before all else: the catalog is looked at by what sessions say.
         """
+        left = []
         for name in self._archive.session_files():
             try:
                 sessions.check(self._archive.storage, sessions.load(self._archive.storage, name))
             except (DamagedError, OSError):
-                self.mend(name)
-        for name in (*self._archive.lost, *self._called(_missing_bases(self._archive))):
+                if not self.mend(name):
+                    left.append(name)
+        # Damaged, and no parity has it with a base that is there: that base may be lost, too, and
+        # nobody else names it.
+        self._tried.difference_update(left)
+        for name in (*left, *self._archive.lost, *self._called(_missing_bases(self._archive))):
             self.mend(name, with_bases=True)
+
+    def unlisted_packs(self) -> None:
+        """Mend packs whose index cannot be read, for it is what the catalog is compared with."""
+        for name in self._archive.pack_files():
+            try:
+                packs.read_index(self._archive.storage, name, self._archive.parameters.archive)
+            except (DamagedError, OSError):
+                with suppress(sqlite3.DatabaseError):
+                    if self.mend(name):
+                        continue
+                # A wrong catalog may have had the last word: it is asked again when it is right.
+                self._tried.discard(name)
 
     def needed_packs(self) -> None:
         """Mend packs with chunks that sessions need and no pack has: packs that are missing, and
