@@ -11,6 +11,7 @@ import pytest
 
 from backup_vm import cli
 from backup_vm.archive.parity.making import plans
+from backup_vm.archive.parity.plan import Shape
 from backup_vm.archive.storage.local import LocalStorage
 from tests.commands import Commands
 from tests.kit import GRAIN, Site
@@ -183,3 +184,9 @@ def test_zeros_in_a_needed_chunk_are_no_hole(site: Site, commands: Commands) -> 
     (site.archive / "catalog.sqlite").unlink()
     assert commands.json("scrub", "--repair")["ok"]
     assert contents(site) == whole
+
+
+def test_what_is_mended_at_once_is_bounded() -> None:
+    """A forged file, sparse, costs whoever writes it nothing: lost blocks are held in memory."""
+    assert Shape(1 << 20, 1, 1, 512, 512).possible()
+    assert not Shape(1 << 20, 1, 1, 513, 513).possible()

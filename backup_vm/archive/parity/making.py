@@ -23,6 +23,7 @@ from backup_vm.archive.parity import code
 from backup_vm.archive.parity.blocks import Run
 from backup_vm.archive.parity.plan import (
     LARGEST_FILE,
+    LARGEST_ROWS,
     SUFFIX,
     Plan,
     Shape,
@@ -177,7 +178,7 @@ class _Cover:
         payload = 0
         for name in names:
             size = self._there[name]
-            if size > LARGEST_FILE:
+            if size > LARGEST_FILE or size * self._share > LARGEST_ROWS // 2:
                 self._done.left[name] = "it is larger than what parity is made for"
                 continue
             if group and payload + size > min(LARGEST_SET, LARGEST_PARITY / self._share):

@@ -37,6 +37,10 @@ twice the rows, and so twice the rows of parity for the same share, twice the ti
 BLOCKS = 1 << 14
 """Blocks of data up to which a smaller block is chosen."""
 LARGEST_PLAN = 16 << 20
+LARGEST_ROWS = 512 << 20
+"""Bytes of parity in a file at most: as much may be mended at a time, and is in memory then. Packs
+are no larger.
+"""
 LARGEST_FILE = BLOCKS * BLOCK_SIZES[-1]
 """Bytes of a file above which it is not covered."""
 _MOST = 256
@@ -93,6 +97,7 @@ class Shape:
             self.block_size in BLOCK_SIZES
             and 1 <= self.parity_rows <= self.rows
             and self.rows + self.parity_rows <= _MOST
+            and self.parity_blocks * self.block_size <= LARGEST_ROWS
             and 0 < self.blocks <= self.rows * self.width
             and (self.rows - 1) * self.width < self.blocks
         )
