@@ -33,7 +33,7 @@ from backup_vm.archive.format import (
     SessionFile,
     pack_numbers,
 )
-from backup_vm.archive.storage import LOCK, Files, Storage, Workspace
+from backup_vm.archive.storage import LOCK, WANTED, Files, Storage, Workspace
 from backup_vm.archive.walk import Ends, Field, Read, walk
 from backup_vm.errors import DamagedError, SparsebakError
 from wire.chunks import Keys, NotAuthentic
@@ -57,6 +57,7 @@ _NAMED = {
     catalog_file.NAME: "catalog",
     catalog_file.NAME + catalog_file.JOURNAL: "journal",
     LOCK: "lock",
+    WANTED: "lock",
     notes.LOCK: "lock",
 }
 _LONGEST = 32 << 20

@@ -6,7 +6,8 @@ output; what the service sparsebak.Read runs.
 import argparse
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from backup_vm.cli.context import Context
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.image import Image
+
+_LOOK = 0.25
+"""Seconds between looks at whether the reader took too long, or somebody wants to write."""
 
 
 def add_to(commands: Any) -> None:
@@ -48,11 +52,11 @@ def run(options: argparse.Namespace) -> int:
         except BadName as error:
             raise UsageError(str(error)) from None
         context = Context(options)
-        with context.open() as archive:
+        with _giving_way(context) as wanted, context.open() as archive:
             image = _image(archive, volume_id.hex(), session)
             if image is None:
                 raise SparsebakError(f"there is no session {session.hex()} in the archive")
-            with _deadline() as busy:
+            with _deadline(wanted) as busy:
                 Serving(archive, image, sys.stdin.buffer, out, busy).run()
     except Idle:
         return Exit.FAILED  # it calls again, if there is still somebody
@@ -71,16 +75,45 @@ def _image(archive: "Archive", volume_id: str, session: bytes) -> "Image | None"
 
 
 @contextmanager
-def _deadline() -> Iterator[Any]:
-    """A function that gives whoever we wait for IDLE seconds from now."""
+def _giving_way(context: Context) -> "Iterator[Callable[[], bool]]":
+    """Whether somebody wants to write, as a function; raise LockedError if somebody does now."""
+    from contextlib import closing
+
+    from backup_vm.archive.storage import open_storage
+    from backup_vm.archive.storage.giving_way import giving_way
+    from backup_vm.errors import LockedError
+
+    with (
+        closing(open_storage(context.location())) as storage,
+        giving_way(storage.workspace) as wanted,
+    ):
+        if wanted():
+            raise LockedError("another run waits for the archive", "read again when it has ended")
+        yield wanted
+
+
+@contextmanager
+def _deadline(wanted: "Callable[[], bool]") -> Iterator[Any]:
+    """A function that gives whoever we wait for IDLE seconds from now; Idle is raised then, and as
+    soon as somebody wants to write.
+    """
     from backup_vm.jobs import serving
 
-    def end(number: int, frame: Any) -> None:
-        raise serving.Idle
+    latest = time.monotonic() + serving.IDLE
 
-    before = signal.signal(signal.SIGALRM, end)
+    def busy() -> None:
+        nonlocal latest
+        latest = time.monotonic() + serving.IDLE
+
+    def look(number: int, frame: Any) -> None:
+        if time.monotonic() > latest or wanted():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise serving.Idle
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK, _LOOK)
     try:
-        yield lambda: signal.setitimer(signal.ITIMER_REAL, serving.IDLE)
+        yield busy
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

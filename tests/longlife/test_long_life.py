@@ -310,6 +310,7 @@ def left_over(life: Life) -> None:
             "catalog.sqlite",
             "notes.json",
             "archive.lock",
+            "archive.wanted",
             "notes.lock",
         }
         assert list((disk / "locks").glob("*")) == []

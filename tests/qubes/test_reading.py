@@ -3,12 +3,14 @@
 and the service, as processes.
 """
 
+import contextlib
 import io
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +182,56 @@ def test_a_silent_reader_is_left(disposable: Reading, monkeypatch: pytest.Monkey
         begun = time.monotonic()
         assert process.wait(20) == 1 and time.monotonic() - begun < 20
     assert serving.IDLE == 60
+
+
+def test_a_reader_that_takes_nothing_is_left(disposable: Reading) -> None:
+    """The process, too, ends: what it still had to say is for nobody."""
+    grant, code = disposable.grant(every=False), "import sys; from backup_vm import cli; "
+    code += "from backup_vm.jobs import serving; serving.IDLE = 0.3; sys.exit(cli.main())"
+    argument = reading(grant.volume_id, grant.records[0].session)
+    words = ["--config", str(disposable.site.root / "config.toml"), "serve", argument]
+    command = [sys.executable, "-c", code, *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        chunks = -(-grant.records[0].size // (1 << 16))
+        for _ in range(1000):
+            process.stdin.write(asked(WANT_IDS, 0, chunks))
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.flush()
+        try:
+            assert process.wait(10) == 1
+        finally:
+            process.kill()
+
+
+def test_readers_give_way_to_a_backup(disposable: Reading) -> None:
+    """Who asks again and again, in two calls at a time, keeps nobody from writing."""
+    grant, site = disposable.grant(every=False), disposable.site
+    words = [BIN / "sparsebak", "--config", site.root / "config.toml", "serve"]
+    words.append(reading(grant.volume_id, grant.records[0].session))
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            with subprocess.Popen(
+                words, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as process:
+                assert process.stdin is not None and process.stdout is not None
+                with contextlib.suppress(BrokenPipeError):
+                    while process.stdout.read(4096) and not over.is_set():
+                        process.stdin.write(asked(WANT_IDS, 0, 1))
+
+    askers = [threading.Thread(target=ask) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    try:
+        time.sleep(1)  # until both read
+        with site.open(True) as archive:
+            assert archive.writing
+    finally:
+        over.set()
+        for asker in askers:
+            asker.join()
 
 
 def serve(disposable: Reading, argument: str, sent: bytes) -> list[tuple[int, bytes]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from backup_vm.archive.storage.interface import (
     LOCK,
     TEMPORARY,
+    WANTED,
     WHOLE,
     Files,
     NewFile,
@@ -24,6 +25,7 @@ from backup_vm.errors import UsageError
 
 __all__ = [
     "LOCK",
+    "WANTED",
     "TEMPORARY",
     "WHOLE",
     "Files",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".tmp"
 LOCK = "archive.lock"
+WANTED = "archive.wanted"
+"""See archive.storage.giving_way."""
 WHOLE = 64 << 20
 """Bytes at most of a file that is read as one."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from backup_vm.archive.storage.directory import Directory
+from backup_vm.archive.storage.giving_way import wait_for_lock
 from backup_vm.archive.storage.interface import LOCK, TEMPORARY, Workspace
 from backup_vm.errors import DamagedError, ForbiddenError, LockedError
 from common.durable import Busy, lock_fd, pwrite_all
@@ -28,7 +29,12 @@ class LocalWorkspace(Directory, Workspace):
     @override
     def lock(self, shared: bool) -> int | None:
         try:
-            fd = lock_fd(self._lock_file(), shared)
+            try:
+                fd = lock_fd(self._lock_file(), shared)
+            except Busy:
+                if shared:
+                    raise
+                fd = wait_for_lock(self, self._lock_file)
         except Busy:
             holder = self.read(LOCK, 100).decode("ascii", "replace").strip()
             who = f" (process {holder})" if holder.isdigit() else ""
