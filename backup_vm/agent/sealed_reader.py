@@ -142,24 +142,25 @@ class SealedReader:
     def _answer(
         self, wanted: int, first: int, count: int, kind: int, limits: tuple[int, int]
     ) -> bytes:
-        stdin = self._connection.process.stdin if self._connection else None
-        if stdin is None:
-            raise CutShort("no stream to write to")
-        stdin.write(ReadRequest(wanted=wanted, first=first, count=count).build())
-        stdin.flush()
-        return self._reply(kind, limits)
+        request = ReadRequest(wanted=wanted, first=first, count=count)
+        return self._reply(kind, limits, request.build())
 
-    def _reply(self, kind: int, limits: tuple[int, int]) -> bytes:
-        """The payload of the one frame of a reply, of a length within the limits; raise AgentError
-        for anything else.
+    def _reply(self, kind: int, limits: tuple[int, int], request: bytes = b"") -> bytes:
+        """Ask, if there is something to ask, and return the payload of the one frame of a reply,
+        of a length within the limits; raise AgentError for anything else.
         """
-        if self._connection is None or self._connection.process.stdout is None:
+        process = self._connection.process if self._connection else None
+        if self._connection is None or process is None:
+            raise CutShort("no stream to read from")
+        if process.stdin is None or process.stdout is None:
             raise CutShort("no stream to read from")
         self._silent = False
         timer = threading.Timer(PATIENCE, self._give_up, [self._connection])
         timer.start()
         try:
-            return self._frames(self._connection.process.stdout, kind, limits)
+            process.stdin.write(request)  # waits, too, where nobody takes it
+            process.stdin.flush()
+            return self._frames(process.stdout, kind, limits)
         finally:
             timer.cancel()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.qubes import reading_kit
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Qubesd
 
@@ -49,3 +50,9 @@ def qubes(btrfs_folder: Path, qubesd: Qubesd) -> QubesSite:
     of driver file-reflink.
     """
     return QubesSite(btrfs_folder / "site", qubesd)
+
+
+@pytest.fixture
+def disposable(qubes: QubesSite, monkeypatch: pytest.MonkeyPatch) -> reading_kit.Reading:
+    """A disposable that may read from the backup VM."""
+    return reading_kit.set_up(qubes, monkeypatch)

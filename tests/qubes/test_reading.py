@@ -4,89 +4,24 @@ and the service, as processes.
 """
 
 import contextlib
-import io
-import json
 import os
-import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from backup_vm import cli
-from backup_vm.agent import sealed_reader
-from backup_vm.agent.transport import qrexec
-from backup_vm.errors import AgentError, DamagedError, SparsebakError
+from backup_vm.errors import SparsebakError
 from backup_vm.jobs import serving
 from backup_vm.jobs.distant_image import DistantImage
 from backup_vm.jobs.lazy_image import ChunkCache
 from backup_vm.jobs.mount import SessionFiles, shown_from
-from dom0_agent.admin import cli as agent_cli
-from dom0_agent.admin.granting import find, make, read_records
-from dom0_agent.config import load
 from tests.conftest import cannot
-from tests.kit import change
-from tests.qubes.kit import BACKUP_VM, QubesSite
-from wire.grants import Grant
-from wire.messages import HEADER, KIND_CHUNK, KIND_IDS, KIND_RECORD, KIND_STATUS, Status
-from wire.reading import MAX_CHUNKS, MAX_IDS, WANT_CHUNKS, WANT_IDS, ReadRequest, reading
-from wire.status import Code
-
-BIN = Path(sys.executable).parent
-HERE = Path(__file__).parent
-
-
-class Reading:
-    """The site, and disp1, which qrexec's stand-in lets call as it is tagged."""
-
-    def __init__(self, site: QubesSite, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.site, self.log = site, site.root / "calls"
-        config, program = site.root / "config.toml", site.root / "sparsebak"
-        config.write_text(f'archive = "{site.archive}"\n')
-        program.write_text(f'#!/bin/sh\nexec {BIN}/sparsebak --config {config} "$@"\n')
-        settings, self.client = site.root / "qrexec.json", site.root / "client"
-        known = {"qubesd": str(site.qubesd.socket), "config": str(site.config), "yes": True}
-        known |= {"python": sys.executable, "sparsebak": str(program), "source": "disp1"}
-        settings.write_text(json.dumps({**known, "log": str(self.log)}))
-        self.client.write_text(
-            f'#!/bin/sh\nexec {sys.executable} {HERE / "qrexec_client.py"} {settings} "$@"\n'
-        )
-        for script in (program, self.client):
-            script.chmod(0o755)
-        monkeypatch.setattr(qrexec, "CLIENT", str(self.client))
-        site.qubesd.qubes[BACKUP_VM].tags.add("sparsebak-vm")
-        self.tag()
-
-    def tag(self) -> None:
-        self.site.qubesd.qubes["disp1"].tags.add("sparsebak-reader")
-
-    def untag(self) -> None:
-        self.site.qubesd.qubes["disp1"].tags.discard("sparsebak-reader")
-
-    def grant(self, name: str = "work", every: bool = True) -> Grant:
-        of, path = find(load(self.site.config), name, None), self.site.root / "records"
-        path.unlink(missing_ok=True)
-        words = ["--config", str(self.site.root / "config.toml"), "records", of.volume_id.hex()]
-        assert cli.main([*words, "-o", str(path)]) == 0
-        return make(of, read_records(io.BytesIO(path.read_bytes()), "it"), (), every)
-
-
-@pytest.fixture
-def site(qubes: QubesSite) -> QubesSite:
-    assert agent_cli.main(["--config", str(qubes.config), "setup", BACKUP_VM]) == 0
-    qubes.backup()
-    change(qubes.image(), random.Random(1), resize=False)
-    qubes.backup()
-    return qubes
-
-
-@pytest.fixture
-def disposable(site: QubesSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reading]:
-    yield Reading(site, monkeypatch)
+from tests.qubes.kit import BACKUP_VM
+from tests.qubes.reading_kit import BIN, Reading, asked
+from wire.reading import WANT_IDS, reading
 
 
 def test_images_are_read_whole_and_in_pieces(
@@ -232,137 +167,3 @@ def test_readers_give_way_to_a_backup(disposable: Reading) -> None:
         over.set()
         for asker in askers:
             asker.join()
-
-
-def serve(disposable: Reading, argument: str, sent: bytes) -> list[tuple[int, bytes]]:
-    """What the service answers to raw bytes, frame by frame."""
-    environment = {"PATH": os.environ["PATH"], "SPARSEBAK": str(disposable.site.root / "sparsebak")}
-    done = subprocess.run(
-        [HERE.parent.parent / "qubes-vm/rpc/sparsebak.Read", argument],
-        input=sent,
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
-    assert b"Traceback" not in done.stderr
-    raw, frames = done.stdout, []
-    while raw:
-        kind, length = HEADER.unpack(raw[: HEADER.size])
-        frames.append((kind, raw[HEADER.size :][:length]))
-        raw = raw[HEADER.size + length :]
-    return frames
-
-
-def asked(wanted: int, first: int, count: int) -> bytes:
-    return ReadRequest(wanted=wanted, first=first, count=count).build()
-
-
-def test_what_a_hostile_reader_asks_for(disposable: Reading) -> None:
-    """Codes, and nothing of any other session."""
-    grant = disposable.grant(every=False)
-    record = grant.records[0]
-    argument, chunks = reading(record.volume_id, record.session), -(-record.size // (1 << 16))
-    good = asked(WANT_CHUNKS, 0, min(chunks, MAX_CHUNKS)) + asked(WANT_IDS, 0, chunks)
-    frames = serve(disposable, argument, good)
-    kinds = [kind for kind, _ in frames]
-    status = (KIND_STATUS, Status(Code.OK).build())
-    assert kinds[:2] == [KIND_RECORD, KIND_STATUS] and kinds[-2:] == [KIND_IDS, KIND_STATUS]
-    assert kinds.count(KIND_CHUNK) == min(chunks, MAX_CHUNKS) and frames[-1] == status
-    for sent in (
-        asked(WANT_CHUNKS, chunks, 1),
-        asked(WANT_CHUNKS, 0, MAX_CHUNKS + 1),
-        asked(WANT_CHUNKS, (1 << 64) - 1, 1),
-        asked(WANT_IDS, 0, MAX_IDS + 1),
-        asked(WANT_IDS, 0, 0),
-        asked(3, 0, 1),
-        b"x" * ReadRequest.length(),
-    ):
-        assert serve(disposable, argument, sent + good)[2:] == [
-            (KIND_STATUS, Status(Code.BAD_REQUEST).build())
-        ]
-    assert len(serve(disposable, argument, good[:5])) == 2
-    gone = reading(record.volume_id, bytes(16))
-    assert serve(disposable, gone, good) == [(KIND_STATUS, Status(Code.NO_SESSION).build())]
-    for text in (
-        "",
-        "x",
-        f"../{argument}",
-        f"{argument}+x",
-        "work+private",
-        "--help",
-        "--config=/x",
-    ):
-        frames = serve(disposable, text, b"")
-        assert frames == [(KIND_STATUS, Status(Code.BAD_REQUEST).build())]
-
-
-class Liar:
-    """A backup VM that answers with whatever bytes it likes."""
-
-    def __init__(self, folder: Path, answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-        (folder / "answer").write_bytes(answer)
-        client = folder / "liar"
-        client.write_text(f"#!/bin/sh\ncat {folder / 'answer'}\nexec >&-\ncat >/dev/null\n")
-        client.chmod(0o755)
-        monkeypatch.setattr(qrexec, "CLIENT", str(client))
-
-
-def frame(kind: int, payload: bytes) -> bytes:
-    return HEADER.pack(kind, len(payload)) + payload
-
-
-def test_what_a_hostile_backup_vm_answers(
-    disposable: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error of one line, no more than asked for is read, and nothing but what dom0 sealed is
-    believed.
-    """
-    grant = disposable.grant()
-    first, second = grant.records
-    ok, chunks = frame(KIND_STATUS, Status(Code.OK).build()), -(-first.size // (1 << 16))
-    real = dict(serve(disposable, reading(first.volume_id, first.session), b""))[KIND_RECORD]
-    other = dict(serve(disposable, reading(second.volume_id, second.session), b""))[KIND_RECORD]
-    head = frame(KIND_RECORD, real) + ok
-    for answer, error in (
-        (b"", AgentError),
-        (HEADER.pack(KIND_RECORD, (1 << 32) - 1), AgentError),
-        (frame(KIND_RECORD, real)[:-1], AgentError),
-        (frame(KIND_RECORD, real) + frame(KIND_RECORD, real), AgentError),
-        (frame(KIND_STATUS, b"\xff" * Status.length()), AgentError),
-        (frame(KIND_STATUS, Status(Code.BUSY).build()), AgentError),
-        (frame(KIND_STATUS, Status(Code.OK).build()), AgentError),
-        (frame(KIND_RECORD, other) + ok, DamagedError),
-        (frame(KIND_RECORD, real[:80] + b"\xff" * 4 + real[84:]) + ok, DamagedError),
-        (head + frame(KIND_IDS, b"i" * 32 * chunks) + ok, DamagedError),
-        (head + frame(KIND_IDS, bytes(32 * chunks)) + ok, DamagedError),
-        (head + frame(KIND_IDS, b"i" * 32 * (chunks - 1)) + ok, AgentError),
-        (head + HEADER.pack(KIND_IDS, (1 << 32) - 1), AgentError),
-        (head + frame(KIND_STATUS, Status(Code.DAMAGED, detail=3).build()), DamagedError),
-        (head, AgentError),
-    ):
-        Liar(tmp_path, answer, monkeypatch)
-        with pytest.raises(error) as caught:
-            DistantImage(BACKUP_VM, grant, first, ChunkCache())
-        assert "\n" not in str(caught.value)
-    (tmp_path / "liar").write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(sealed_reader, "PATIENCE", 0.2)
-    with pytest.raises(AgentError, match="does not answer"):
-        DistantImage(BACKUP_VM, grant, first, ChunkCache())
-    monkeypatch.setattr(sealed_reader, "PATIENCE", 60)
-    # the right ids, and another's chunk for one
-    ids = frame(KIND_IDS, dict(serve(disposable, reading(first.volume_id, first.session),
-                asked(WANT_IDS, 0, chunks)))[KIND_IDS])  # fmt: skip
-    raw = [ids[5 + at : 37 + at] for at in range(0, len(ids) - 5, 32)]
-    number = next(n for n, one in enumerate(raw) if any(one))
-    for payload in (
-        number.to_bytes(8, "little") + raw[number] + b"\x01" * 100,
-        (number + 1).to_bytes(8, "little") + raw[number] + b"\x01" * 100,
-        number.to_bytes(8, "little") + b"x" * 32 + b"\x01" * 100,
-    ):
-        answer = head + ids + ok + ids + ok + frame(KIND_CHUNK, payload) + ok
-        Liar(tmp_path, answer, monkeypatch)
-        distant = DistantImage(BACKUP_VM, grant, first, ChunkCache())
-        with pytest.raises(DamagedError):
-            distant.read(number << 16, 1)
-        distant.close()
-    assert sealed_reader.SERVICE == "Read"
