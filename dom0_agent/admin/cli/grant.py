@@ -10,11 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.text import printable
+from common.text import printable, session_name
 from dom0_agent.admin.cli import UserError
 from dom0_agent.admin.granting import Granted, ask_the_backup_vm, find, make, read_records, sharing
 from dom0_agent.config import Config, load
 from wire.grants import Grant
+
+_SHOWN = 8
+"""Sessions that are printed, at most."""
 
 
 def add_to(commands: Any) -> None:
@@ -101,9 +104,12 @@ def _run(options: argparse.Namespace) -> int:
         sys.stdout.buffer.flush()
     else:
         _write(Path(options.output), grant.build())
-    count = len(grant.records)
+    # By time, because the backup VM chose which sessions the beginning of a time fits.
+    names, more = [session_name(one.time) for one in grant.records[:_SHOWN]], ""
+    if len(grant.records) > _SHOWN:
+        more = f" and {len(grant.records) - _SHOWN} more"
     lines = [
-        f"A key for {of.name} in {of.archive.label}, {count} session{'s' * (count > 1)}, is"
+        f"A key for {of.name} in {of.archive.label}, {', '.join(names)}{more}, is"
         f" {'sent' if options.output == '-' else f'in {options.output}'}. It cannot be taken back."
     ]
     if shared:
