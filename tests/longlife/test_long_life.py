@@ -313,7 +313,9 @@ def left_over(life: Life) -> None:
             "archive.wanted",
             "notes.lock",
         }
-        assert list((disk / "locks").glob("*")) == []
+        # A probe of a run that was killed goes once it is old by the disk's own clock.
+        left = (disk / "locks").glob("*")
+        assert [path for path in left if not path.name.startswith("probe-")] == []
     assert life.faults == []
     assert len(os.listdir("/proc/self/fd")) <= before and threading.active_count() <= threads
     for name in life.volumes:

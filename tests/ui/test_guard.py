@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import signals_as_usual
 from tests.conftest import cannot
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
 
@@ -31,6 +32,7 @@ class Page:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "XDG_CONFIG_HOME": str(site.root)},
+            preexec_fn=signals_as_usual,
         )
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()

@@ -11,7 +11,7 @@ from backup_vm.errors import Exit
 from backup_vm.jobs.upkeep import rounds
 from backup_vm.reporting.kept_rows import State
 from tests.remote.kit import Network, Server
-from tests.upkeep.kit import Office
+from tests.upkeep.kit import RULES, Office
 
 
 def test_each_is_found_pruned_scrubbed_and_copied(remote_office: Office, server: Server) -> None:
@@ -19,7 +19,8 @@ def test_each_is_found_pruned_scrubbed_and_copied(remote_office: Office, server:
     office.add("anna", "team/ben", grains=2)
     office.back_up()
     second = server.url(f"{Path(office.place).name}-second")
-    office.rules.write_text(f'sample = "all"\ncopy_to = "{second}"\n[retention]\nkeep_daily = 1\n')
+    rules = RULES.replace("keep_daily = 2", "keep_daily = 1")
+    office.rules.write_text(f'sample = "all"\ncopy_to = "{second}"\n{rules}')
     rows = office.rows()
     assert set(rows) == {"anna", "team/ben"}
     for name, row in rows.items():
