@@ -7,13 +7,12 @@ the same, and is not read.
 
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import NamedTuple
 
 from backup_vm.archive.image import Image
 from backup_vm.errors import DamagedError
 from backup_vm.files.answers import NOWHERE, FileSystemError
-from backup_vm.files.session import PIECE, Found, MissingError, SessionFiles, joined
+from backup_vm.files.session import PIECE, Found, MissingError, SessionFiles, found_in
 
 _SAME = ("mode", "uid", "gid", "size", "mtime", "ctime")
 
@@ -198,16 +197,7 @@ def _named(
         _tell(error, folder.path, side, trouble)
         return None
 
-    def found() -> Iterator[Found]:
-        with closing(entries):
-            for entry in entries:
-                path = joined(folder.path, entry.name)
-                if entry.stat is None:
-                    trouble(path, entry.trouble)
-                else:
-                    yield Found(path, entry.node, entry.stat)
-
-    return found()
+    return found_in(folder, entries, trouble)
 
 
 def _together(

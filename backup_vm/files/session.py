@@ -193,13 +193,7 @@ class SessionFiles:
             self.damaged = self.damaged or isinstance(error, DamagedError)
             trouble(top.path, str(error))
             return
-        with closing(entries):
-            for entry in entries:
-                path = joined(top.path, entry.name)
-                if entry.stat is None:
-                    trouble(path, entry.trouble)
-                else:
-                    yield Found(path, entry.node, entry.stat)
+        yield from found_in(top, entries, trouble)
 
     def contents(self, found: Found) -> Iterator[tuple[int, bytes]]:
         """A regular file's contents: offsets and bytes, in order, without holes. A few MiB are
@@ -243,3 +237,18 @@ def _listed(parts: list[Part]) -> str:
     return ", ".join(
         f"{part.number}: {printable(part.kind) or 'unknown'}" for part in parts if part.number
     ) or ", ".join(printable(part.kind) or "unknown" for part in parts)
+
+
+def found_in(
+    folder: Found, entries: Listing, trouble: Callable[[bytes, str], None]
+) -> Iterator[Found]:
+    """What is in a folder, by name; ``trouble`` is told of each entry that cannot be read. Closes
+    the listing.
+    """
+    with closing(entries):
+        for entry in entries:
+            path = joined(folder.path, entry.name)
+            if entry.stat is None:
+                trouble(path, entry.trouble)
+            else:
+                yield Found(path, entry.node, entry.stat)
