@@ -127,6 +127,29 @@ def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:
     return parsed
 
 
+def retention_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare --retention."""
+    parser.add_argument(
+        "--retention",
+        type=_retention,
+        metavar="TIME",
+        help=f"{what} (from 1d to 366d), by object lock, which the bucket must have",
+    )
+
+
+def _retention(text: str) -> int:
+    """Seconds that ``30d`` stands for."""
+    from backup_vm.archive.parameters import LONGEST_RETENTION
+    from backup_vm.jobs.retention import DAY, parse_duration
+
+    seconds = checked(parse_duration)(text)
+    if not DAY <= seconds <= LONGEST_RETENTION:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not from 1d to 366d; what stays is locked again and again"
+        )
+    return seconds
+
+
 def part_options(parser: argparse.ArgumentParser, what: str, done: str) -> None:
     """Declare --sample and --older-than, for a check that can be done a part at a time."""
     parser.add_argument(

@@ -10,7 +10,7 @@ from backup_vm.archive.prune import Pruned, prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
 from backup_vm.jobs.thinning import Verdict, held
-from backup_vm.terminal.text import count_text, size_text, table
+from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 from backup_vm.volumes import Named
 
 
@@ -55,6 +55,8 @@ class Removal:
             "dry_run": dry_run,
             "chunks": done.chunks,
             "freed": done.space,
+            "waiting": done.waiting,
+            "waiting_until": done.until or None,
         }
         plan = [
             {**_row(v.volume, v.session), "keep": v.keep, "why": list(v.why)}
@@ -69,7 +71,8 @@ class Removal:
         else:
             lines = [f"would remove {volume.name} {s.name}" for volume, s in self.doomed]
         sessions = count_text(foreseen.sessions, "session")
-        return [*lines, f"{sessions} would be removed, {size_text(foreseen.space)} freed."]
+        when = " when their locks have run out" if self.archive.parameters.retention else ""
+        return [*lines, f"{sessions} would be removed, {size_text(foreseen.space)} freed{when}."]
 
     def report(self, done: Pruned) -> list[str]:
         """What was done, for people."""
@@ -80,7 +83,8 @@ class Removal:
             if session.file not in left
         ]
         sessions = count_text(done.sessions, "session")
-        return [*lines, f"{sessions} removed, {size_text(done.space)} freed."]
+        lines.append(f"{sessions} removed, {size_text(done.space)} freed.")
+        return [*lines, *waiting_text(done.waiting, done.until)]
 
 
 def _row(volume: Named, session: Session) -> dict[str, Any]:

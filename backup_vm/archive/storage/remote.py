@@ -102,6 +102,10 @@ class RemoteStorage(Storage):
         return f"{self._url}/{name}".rstrip("/")
 
     @override
+    def protect(self, retention: int) -> None:
+        self.vault = self._objects.vault(self._place, retention)
+
+    @override
     def prepare(self) -> None:
         # A run that began here a moment ago, or died, has left its lease.
         if not all(name.startswith(f"{FOLDER}/") for name in self._inventory.there()):
@@ -233,6 +237,8 @@ class RemoteStorage(Storage):
         """Store a file of this machine under a name, and take it away from here."""
         self.check()
         version = self._place.ask(lambda: self._objects.put(name, path))
+        if self.vault is not None:
+            self.vault.stored(name)
         entry = Entry(size, version)
         self._inventory.wrote(name, entry)
         if name.endswith(_KEPT):

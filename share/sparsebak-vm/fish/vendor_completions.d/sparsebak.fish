@@ -51,7 +51,7 @@ function _shtab_sparsebak_using
 end
 
 set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify drill scrub prune delete tag export import copy keys records serve doctor inspect unlock upkeep ui
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --output --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --output --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -73,6 +73,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using init' -s h -l help -d 'show thi
 complete -c sparsebak -n '_shtab_sparsebak_using init' -l label -x -d 'the label given in dom0'
 complete -c sparsebak -n '_shtab_sparsebak_using init' -l repair -d 'write a lost or damaged archive.toml again, from what dom0 knows'
 complete -c sparsebak -n '_shtab_sparsebak_using init' -l default -d 'write it into the settings file, as the archive of all commands'
+complete -c sparsebak -n '_shtab_sparsebak_using init' -l retention -x -d 'in an S3-compatible store: what was stored cannot be removed by any key for TIME (from 1d to 366d), by object lock, which the bucket must have'
 complete -c sparsebak -n '_shtab_sparsebak_using init' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using init' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
 complete -c sparsebak -n '_shtab_sparsebak_using init' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
@@ -506,6 +507,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npo
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l delete -d 'remove sessions from the copy that are not here any more; asks first'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l init -d 'make a new copy where there was one before and is none now'
+complete -c sparsebak -n '_shtab_sparsebak_using copy' -l retention -x -d 'where the copy is made now: what is stored there cannot be removed by any key for TIME (from 1d to 366d), by object lock, which the bucket must have'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l max-removed -x -d 'leave a volume as it is of which all sessions of more than this share of its days would go at once (default: 50%); 100% lets all go'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l min-age -x -d 'keep sessions that are newer, and let no session that was stored since push out an older one (default: 3d); 0d for no such rule'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
