@@ -54,6 +54,12 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
         help="the archive's directory, or its URL: s3://, gs://, az://, sftp://",
     )
     option(
+        "--as-of",
+        type=_moment,
+        metavar="TIME",
+        help="read it as it was then (2026-11-20T08:30, in UTC), in a bucket that keeps versions",
+    )
+    option(
         "--config",
         type=path,
         metavar="FILE",
@@ -84,6 +90,14 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
         metavar="N",
         help="write progress, a line of JSON at a time, to this open descriptor",
     )
+
+
+def _moment(text: str) -> str:
+    """A moment, as it was written."""
+    from backup_vm.archive.storage.past import parse_moment
+
+    checked(parse_moment)(text)
+    return text
 
 
 def path(text: str) -> Path:

@@ -6,14 +6,12 @@ time, what stays is locked again, and what was removed is given back later.
 import itertools
 import os
 import random
-import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
 
@@ -21,17 +19,14 @@ from backup_vm.archive import holding
 from backup_vm.archive.parameters import load
 from backup_vm.archive.storage import bucket, open_storage
 from backup_vm.archive.storage.bucket import Bucket
-from backup_vm.archive.storage.remote import RemoteStorage
 from backup_vm.archive.storage.vault import Vault
 from backup_vm.errors import ForbiddenError, SparsebakError
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, change
 from tests.remote.kit import Server
+from tests.remote.lock_kit import DAYS, bucket_of, client_of, locked_site, until, versions
 
-DAYS = 30 * 86400
-_numbers = itertools.count()
 Make = Callable[[int], Site]
-COPIES = re.compile(r"(packs|parity)/.+|.+\.session|archive\.toml|notes\.json")
 
 
 @pytest.fixture(scope="module")
@@ -42,49 +37,13 @@ def server(s3: Server) -> Server:
 @pytest.fixture
 def client(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """What whoever has the key can do, by boto3."""
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    endpoint = server.environment()["AWS_ENDPOINT_URL"]
-    return boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    return client_of(server, monkeypatch, tmp_path / "cache")
 
 
 @pytest.fixture
-def locked(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Makes a site whose archive, in a bucket of its own, has a retention of so many seconds."""
-    monkeypatch.setattr(RemoteStorage, "pack_size", 4 * GRAIN)
-
-    def make(retention: int) -> Site:
-        name = f"lock-{os.getpid()}-{next(_numbers)}"
-        client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
-        site = Site(tmp_path / name)
-        site.archive = f"s3://{name}/an archive"  # type: ignore[assignment]
-        site.add_archive("locked", site.archive, retention=retention)
-        site.image().write_bytes(random.Random(1).randbytes(20 * GRAIN))
-        return site
-
-    return make
-
-
-def bucket_of(site: Site) -> str:
-    return str(site.archive).split("/")[2]
-
-
-def versions(client: Any, site: Site) -> list[dict[str, Any]]:
-    """All versions but those of leases, which nobody needs to keep."""
-    pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket_of(site))
-    found = [one for page in pages for one in page.get("Versions", [])]
-    return [one for one in found if COPIES.fullmatch(one["Key"].removeprefix("an archive/"))]
-
-
-def until(client: Any, site: Site, version: dict[str, Any]) -> float:
-    """Until when a version is locked by its own store's word; 0: it is not."""
-    told = client.head_object(
-        Bucket=bucket_of(site), Key=version["Key"], VersionId=version["VersionId"]
-    )
-    assert told.get("ObjectLockMode", "COMPLIANCE") == "COMPLIANCE"
-    date = told.get("ObjectLockRetainUntilDate")
-    return float(date.timestamp()) if date else 0.0
+def locked(client: Any, tmp_path: Path) -> Make:
+    """Makes sites, see locked_site."""
+    return lambda retention: locked_site(client, tmp_path, retention)
 
 
 def all_locked(client: Any, site: Site, seconds: float) -> None:
@@ -274,13 +233,13 @@ def test_what_is_missing_keeps_all_that_lies_below_s3(
     client: Any, locked: Make, commands_for: Callable[[Site], Commands]
 ) -> None:
     """Somebody removed a pack; by the time of the next prune all locks have run out."""
-    site = locked(1)
+    site = locked(2)
     site.backup()
     change(site.image(), random.Random(2), resize=False)
     site.backup()
     gone = next(one for one in versions(client, site) if one["Key"].endswith(".pack"))
     client.delete_object(Bucket=bucket_of(site), Key=gone["Key"])
-    time.sleep(2.1)
+    time.sleep(3.1)
     commands_for(site).run("prune", "--keep-last", "1", "--max-removed", "100%", expect=None)
     assert gone["VersionId"] in {one["VersionId"] for one in versions(client, site)}
 
