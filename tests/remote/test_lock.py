@@ -229,6 +229,24 @@ def test_a_copy_has_a_retention_of_its_own_s3(
         assert told["ObjectLockRetainUntilDate"] > datetime.now(UTC)
 
 
+def test_an_archive_is_given_a_retention_later_s3(
+    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
+) -> None:
+    site = locked(0)
+    site.backup()
+    commands, place = commands_for(site), str(site.archive)
+    assert not any(until(client, site, one) for one in versions(client, site))
+    commands.run("init", place, "--label", "locked", "--repair", "--retention", "30d")
+    commands.run("init", place, "--label", "locked", "--repair", "--retention", "20d")
+    commands.run("init", place, "--label", "locked", "--repair")
+    assert load(open_storage(place)).retention == DAYS
+    assert commands.json("status")["lock"]["late"]
+    assert "Less than half is left" in commands.run("status")[0]
+    commands.run("backup")
+    all_locked(client, site, DAYS - 120)
+    assert not commands.json("status")["lock"]["late"]
+
+
 def test_what_is_missing_keeps_all_that_lies_below_s3(
     client: Any, locked: Make, commands_for: Callable[[Site], Commands]
 ) -> None:
