@@ -90,7 +90,7 @@ class Sparsebak:
             "--agent",
             agent,
             "--archive",
-            self.repository,
+            self.place(),
         ]
         self._process = serve(self._agent, work) if self.resident else None
         run(
@@ -105,13 +105,17 @@ class Sparsebak:
                 work / "pw",
             ]
         )
-        run([*self._tool, "init", self.repository, "--label", "bench"])
+        run([*self._tool, "init", self.place(), "--label", "bench"])
 
     def close(self) -> None:
         """See Tool."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+
+    def place(self) -> str:
+        """Where the archive is made."""
+        return str(self.repository)
 
     @classmethod
     def version(cls) -> str:
