@@ -42,7 +42,7 @@ class Far(Sparsebak):
     def mounted(self, folder: Path) -> Measured:
         """Pieces of the newest session's image, read through ``mount``."""
         folder.mkdir()
-        key = ["--passphrase-file", self.work / "pw"]
+        key: list[str | Path] = ["--passphrase-file", self.work / "pw"]
         command: list[str | Path] = [
             *self._tool,
             "mount",
@@ -119,16 +119,19 @@ def main() -> None:
         (work / "server").mkdir()
         os.environ["XDG_CACHE_HOME"] = str(work / "cache")
         try:
-            with pool_on_btrfs(work) as pool, kind(work / "server") as server:
-                with line(server, options.delay, options.rate) as (port, passed):
-                    os.environ |= server.environment(port)
-                    workload.make_beside(pool / "image", options.content)
-                    tool = Far(pool, work, server.url("archive", port))
-                    passed()
-                    for name, measured in steps(tool, pool / "image", work):
-                        if measured is not None:
-                            told(f"{server.kind}: {name}", measured, passed(), options.rate)
-                    tool.close()
+            with (
+                pool_on_btrfs(work) as pool,
+                kind(work / "server") as server,
+                line(server, options.delay, options.rate) as (port, passed),
+            ):
+                os.environ |= server.environment(port)
+                workload.make_beside(pool / "image", options.content)
+                tool = Far(pool, work, server.url("archive", port))
+                passed()
+                for name, measured in steps(tool, pool / "image", work):
+                    if measured is not None:
+                        told(f"{server.kind}: {name}", measured, passed(), options.rate)
+                tool.close()
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
