@@ -240,13 +240,17 @@ def test_an_archive_is_given_a_retention_later_s3(
     assert not any(until(client, site, one) for one in versions(client, site))
     commands.run("init", place, "--label", "locked", "--repair", "--retention", "30d")
     commands.run("init", place, "--label", "locked", "--repair", "--retention", "20d")
-    commands.run("init", place, "--label", "locked", "--repair")
+    again = commands.json("init", place, "--label", "locked", "--repair")
+    assert again["retention"] == DAYS
     assert load(open_storage(place)).retention == DAYS
     assert commands.json("status")["lock"]["late"]
     assert "Less than half is left" in commands.run("status")[0]
+    note = "note locked for 30 days"
+    assert note in commands.run("doctor", expect=None)[0]
     commands.run("backup")
     all_locked(client, site, DAYS - 120)
     assert not commands.json("status")["lock"]["late"]
+    assert "ok   locked for 30 days" in commands.run("doctor", expect=None)[0]
 
 
 def test_what_is_missing_keeps_all_that_lies_below_s3(
