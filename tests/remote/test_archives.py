@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whole archives on an S3-compatible store and over SFTP, with networks that fail and keys that may
-only add.
-"""
+"""Whole archives on S3 and SFTP, with networks that fail and keys that may only add."""
 
 import random
 import re
