@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from common.memory import collect_rarely
+from common.memory import collect_rarely, keep_out_of_cores
 from common.text import printable
 from dom0_agent.config import DEFAULT_PATH, ConfigError
 from wire import VERSION
@@ -189,6 +189,7 @@ def _as_a_process() -> None:
                 os.dup2(null, fd)
                 os.close(null)
             setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
+    keep_out_of_cores()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
