@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.text import printable, session_name
-from dom0_agent.admin.cli import UserError
+from dom0_agent.admin.cli import UserError, user_option
 from dom0_agent.admin.granting import Granted, ask_the_backup_vm, find, make, read_records, sharing
 from dom0_agent.config import Config, load
 from wire.grants import Grant
@@ -66,9 +66,7 @@ def volume_and_sessions(command: argparse.ArgumentParser) -> None:
             " VM is asked for it)"
         ),
     )
-    command.add_argument(
-        "--user", default="user", help="whose archive it is in the backup VM (default: %(default)s)"
-    )
+    user_option(command, "whose archive it is in the backup VM")
 
 
 def prepare(options: argparse.Namespace, every: bool = False) -> tuple[Config, Granted, Grant]:
