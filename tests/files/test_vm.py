@@ -15,7 +15,7 @@ from backup_vm.files.answers import FileSystemError
 from tests.conftest import elsewhere
 from tests.files import foreign
 from tests.files.kit import files_of, must_have
-from tests.files.test_volumes import devices, lvm, partitioned
+from tests.files.volumes import devices, lvm, partitioned
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 
 import json
 import os
+import random
+import re
 import struct
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,96 +19,14 @@ from backup_vm.files import checking
 from backup_vm.files.answers import FileSystemError, Part
 from backup_vm.files.readers import lvm_text
 from backup_vm.files.readers.source import Malformed
-from tests.conftest import cannot
-from tests.files import foreign
 from tests.files.kit import files_of, must_have
-
-MIB = 1 << 20
-PARTS = ((1, 40), (41, 50))
-"""Where both partitions are that have physical volumes, and their sizes, in MiB."""
-CONFIG = """
-devices {{ use_devicesfile = 0 scan = [ "/dev" ] scan_lvs = 0 }}
-devices {{ filter = [ "a|^{0}$|", "a|^{1}$|", "r|.*|" ] }}
-global {{ locking_dir = "{folder}/lock" use_lvmpolld = 0 {more} }}
-activation {{ udev_sync = 0 udev_rules = 0 verify_udev_operations = 0 monitoring = 0 }}
-backup {{ backup = 0 archive = 0 }}
-"""
-
-
-def partitioned(image: Path) -> None:
-    """As an MBR has it."""
-    rows = b"".join(
-        struct.pack("<4xB3xII", 0x8E, start * 2048, size * 2048) for start, size in PARTS
-    )
-    image.write_bytes(bytes(446) + rows.ljust(64, b"\0") + b"\x55\xaa")
-    os.truncate(image, sum(PARTS[-1]) * MIB)
-
-
-@contextmanager
-def devices(image: Path, more: str = "") -> Iterator[list[str]]:
-    """Both partitions as block devices, of which alone LVM knows."""
-    if os.geteuid() != 0:
-        cannot("LVM needs root")
-    found = []
-    try:
-        for start, size in PARTS:
-            words = ["--offset", str(start * MIB), "--sizelimit", str(size * MIB)]
-            command = ["losetup", "--find", "--show", *words, image]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found.append(done.stdout.strip())
-        (image.parent / "lvm.conf").write_text(
-            CONFIG.format(*found, folder=image.parent, more=more)
-        )
-        yield found
-    finally:
-        for device in found:
-            subprocess.run(["losetup", "--detach", device], check=True)
-
-
-def lvm(folder: Path, *words: str) -> str:
-    environment = os.environ | {"LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
-    done = subprocess.run(["lvm", *words], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, (words, done.stderr)
-    return done.stdout
+from tests.files.volumes import MIB, PARTS, with_volumes
+from tests.fuzz import images
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> tuple[Path, Path]:
-    """An image whose logical volumes have a file system, put where LVM says that they are; and the
-    folder with its files.
-    """
-    image, root, system = tmp_path / "image", tmp_path / "root", tmp_path / "system"
-    foreign.tree(root, 40)
-    (root / "times" / "at4107542400").unlink()  # mkfs writes none after 2038
-    foreign.run("mkfs.ext4", "-q", "-b", "1024", "-d", root, system, "12M")
-    partitioned(image)
-    # without the kernel: no volume is there to be written to
-    with devices(image, "activation = 0") as (first, second):
-        lvm(tmp_path, "vgcreate", "-s", "1M", "in-it", first, second)
-        made = ("lvcreate", "-an", "-Zn", "-Wn", "-y", "in-it")
-        lvm(tmp_path, *made, "-L", "5M", "-n", "pieces", second)
-        lvm(tmp_path, "lvextend", "-L", "+7M", "in-it/pieces", first)
-        lvm(tmp_path, *made, "-L", "12M", "-i", "2", "-I", "64", "-n", "striped")
-        words = ("--units", "b", "--nosuffix", "--reportformat", "json", "-o")
-        columns = "seg_start_pe,seg_pe_ranges,stripe_size"
-        (report,) = json.loads(lvm(tmp_path, "lvs", "--segments", *words, columns))["report"]
-        (other,) = json.loads(lvm(tmp_path, "pvs", *words, "pe_start"))["report"]
-    where = dict(zip((first, second), PARTS, strict=True))
-    begin, contents = int(other["pv"][0]["pe_start"]), system.read_bytes()
-    with open(image, "r+b") as file:
-        for row in report["seg"]:
-            places, extents = [], 0
-            for one in row["seg_pe_ranges"].split():
-                device, low, high = one.replace(":", "-").split("-")
-                places.append((where[device][0] + int(low)) * MIB + begin)
-                extents = int(high) - int(low) + 1
-            at, step = int(row["seg_start_pe"]) * MIB, int(row["stripe_size"]) or extents * MIB
-            for turn in range(extents * MIB // step):
-                for place in places:
-                    file.seek(place + turn * step)
-                    file.write(contents[at : at + step])
-                    at += step
-    return image, root
+    return with_volumes(tmp_path)
 
 
 def test_files_are_read_where_lvm_says_that_they_are(disk: tuple[Path, Path]) -> None:
@@ -142,6 +61,25 @@ def test_damaged_text_hides_no_partition(disk: tuple[Path, Path]) -> None:
 def test_no_checker_is_let_near_a_logical_volume() -> None:
     """For it is no range of the image."""
     assert checking.check(-1, Part(201, 0, 1, "ext4", True, "g/v"), True, 1).sound is None
+
+
+def test_text_that_says_what_cannot_be_is_damage(tmp_path: Path) -> None:
+    """With its checksum made right: a qube can do that, too."""
+    image, _ = with_volumes(tmp_path, 5)
+    chance, area = random.Random(4), PARTS[0][0] * MIB + 4096
+    raw = bytearray(image.read_bytes())
+    at, length = struct.unpack_from("<QQ", raw, area + 40)
+    text = bytes(raw[area + at : area + at + length])
+    words = [b"0", b"1", b"65536", b"99999999999999", b'"striped"', b"[", b"{", b"}", b"x"]
+    spans = [found.span() for found in re.finditer(rb"[0-9]+|\"[a-z0-9]+\"|[\[{}]", text)]
+    for _ in range(120):
+        changed = text
+        for begin, end in sorted(chance.sample(spans, chance.randrange(1, 4)), reverse=True):
+            changed = changed[:begin] + chance.choice(words) + changed[end:]
+        checksum = zlib.crc32(changed, 0x0A685930) ^ 0xFFFFFFFF
+        struct.pack_into("<QQI", raw, area + 40, at, len(changed), checksum)
+        raw[area + at : area + at + len(changed)] = changed
+        images.files_in(images.source_of(raw))
 
 
 VALUES = st.integers(0, 1 << 40) | st.text(max_size=8) | st.lists(st.integers(0, 9), max_size=3)

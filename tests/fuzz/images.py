@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Images as a target takes them: sectors, each after its number; all others are zeros."""
 
+import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -14,11 +15,14 @@ from backup_vm.files.readers import partitions
 from backup_vm.files.readers.source import Absent, Malformed, Reader, Source, Unsupported
 from tests.files import foreign
 from tests.files.kit import ImageFile
+from tests.files.volumes import with_volumes
 
-SIZE = 64 << 20
+SIZE = 128 << 20
 _SECTOR = Struct("<I512s")
 _MOST_SECTORS, _MOST_FILES, _MOST_EXTENTS = 550, 60, 40
-_FORMS = ("fat12", "fat16", "fat32", "exfat", "ntfs")
+_FORMS = ("fat12", "fat16", "fat32", "exfat", "ntfs", "lvm")
+_WITHOUT_ROOT = ("fat12", "fat16", "fat32")
+_MOST_PARTS = 8
 EXPECTED = (Malformed, Unsupported, Absent, *_SENSELESS)
 
 
@@ -32,14 +36,23 @@ def read(data: bytes) -> None:
         raw = b"".join(sectors.get(number, bytes(512)) for number in range(first, last + 1))
         return raw[offset % 512 :][:length]
 
-    source = Source(fetch, 0, SIZE)
+    files_in(Source(fetch, 0, SIZE))
+
+
+def source_of(raw: bytes | bytearray) -> Source:
+    """An image that is in memory."""
+    return Source(lambda offset, length: bytes(raw[offset : offset + length]), 0, len(raw))
+
+
+def files_in(source: Source) -> None:
+    """All that is said of files in an image."""
     with suppress(*EXPECTED):
-        for part in partitions.parts(source)[:5]:
+        for part in partitions.parts(source)[:_MOST_PARTS]:
             with suppress(*EXPECTED):
-                _files(partitions.opened(source, part))
+                _files(partitions.opened(source, part), source.size)
 
 
-def _files(reader: Reader) -> None:
+def _files(reader: Reader, size: int) -> None:
     nodes = [reader.root]
     for node in nodes:
         with suppress(*EXPECTED):
@@ -54,7 +67,7 @@ def _files(reader: Reader) -> None:
                     if extent.place is None:
                         reader.contents(node, extent.offset, min(extent.length, 1 << 16))
                     else:
-                        assert 0 <= extent.place <= SIZE - extent.length
+                        assert 0 <= extent.place <= size - extent.length
 
 
 @cache
@@ -62,25 +75,29 @@ def seeds() -> list[bytes]:
     """Real file systems: what says which files they have."""
     root = Path(tempfile.mkdtemp(prefix="sparsebak-fuzz-"))
     try:
-        return [_seed(root / form, form) for form in _FORMS]
+        forms = _FORMS if os.geteuid() == 0 else _WITHOUT_ROOT
+        return [_seed(root / form, form) for form in forms]
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
 def _seed(image: Path, form: str) -> bytes:
-    foreign.made(image, form)
+    if form == "lvm":
+        image, _ = with_volumes(image.parent, 5)
+    else:
+        foreign.made(image, form)
     if form.startswith("fat"):
         tree = image.with_suffix(".tree")
         foreign.tree(tree, 8)
         foreign.fill_by_mtools(image, tree)
-    else:
+    elif form != "lvm":
         with foreign.mounted(image, form) as folder:
             foreign.tree(folder, 8)
             if form == "ntfs":
                 foreign.odd(folder)
     file = ImageFile(image)
     source = Source(file.read, 0, file.size)
-    _files(partitions.opened(source, partitions.parts(source)[0]))
+    files_in(source)
     asked = sorted(file.asked)[:4000]
     found = []
     for number in (block * 8 + i for block in asked for i in range(8)):
