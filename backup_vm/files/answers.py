@@ -156,7 +156,7 @@ def stat(row: Any) -> Stat:
     must(0 <= found.mode < 1 << 16 and 0 <= found.links < 1 << 32)
     must(0 <= found.uid < 1 << 32 and 0 <= found.gid < 1 << 32 and 0 <= found.size < _SIZE)
     must(0 <= found.major < 1 << 32 and 0 <= found.minor < 1 << 32)
-    must(all(-_SIZE <= one < _SIZE * 4 for one in (found.atime, found.mtime, found.ctime)))
+    must(all(-_SIZE * 2 <= one < _SIZE * 4 for one in (found.atime, found.mtime, found.ctime)))
     return found
 
 

@@ -9,7 +9,8 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from tests.conftest import cannot
@@ -25,6 +26,7 @@ FORMS = {
     "exfat-large": (["mkfs.exfat", "-c", "32K"], 64),
     "ntfs": (["mkntfs", "-q", "-F", "-f"], 48),
     "ntfs-small": (["mkntfs", "-q", "-F", "-f", "-c", "512"], 48),
+    "ntfs-full": (["mkntfs", "-q", "-F", "-f", "-c", "512"], 8),
 }
 
 
@@ -168,3 +170,16 @@ def reparse(path: Path, tag: int, body: bytes) -> None:
     """Make a reparse point of a file of NTFS."""
     raw = struct.pack("<IHH", tag, len(body), 0) + body
     os.setxattr(path, "system.ntfs_reparse_data", raw)
+
+
+def crowd(folder: Path) -> None:
+    """Fill it up with small files by turns with the pieces of NTFS' own table, so that this has as
+    many pieces as can be.
+    """
+    for turn in range(2):
+        with suppress(OSError):
+            for number in count():
+                path = folder / f"{turn}-{number}"
+                path.write_bytes(b"%d " % number * (1 if turn else 300))
+        for path in sorted(folder.iterdir())[:: 2 + turn]:
+            path.unlink()

@@ -14,11 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backup_vm.files.answers import FileSystemError
+from backup_vm.files.readers import partitions
 from backup_vm.files.readers.dos import time_of
+from backup_vm.files.readers.ntfs import Ntfs
 from backup_vm.files.readers.ntfs_compression import unpacked
+from backup_vm.files.readers.ntfs_records import DATA
+from backup_vm.files.readers.partitions import Part
 from backup_vm.files.readers.source import Malformed
 from tests.files import foreign
 from tests.files.kit import files_of, must_have, told
+from tests.fuzz import images
 
 
 @pytest.mark.parametrize("form", [form for form in foreign.FORMS if form.startswith("fat")])
@@ -44,7 +49,7 @@ def test_exfat(form: str, tmp_path: Path) -> None:
         must_have(image, folder)
 
 
-@pytest.mark.parametrize("form", [form for form in foreign.FORMS if form.startswith("ntfs")])
+@pytest.mark.parametrize("form", ["ntfs", "ntfs-small"])
 def test_ntfs(form: str, tmp_path: Path) -> None:
     image = tmp_path / "image"
     foreign.made(image, form)
@@ -56,6 +61,19 @@ def test_ntfs(form: str, tmp_path: Path) -> None:
         must_have(image, folder, links=True)
     with files_of(image) as files:
         assert not files.notes
+
+
+def test_a_table_of_files_in_many_pieces(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    foreign.made(image, "ntfs-full")
+    with foreign.mounted(image, "ntfs-full") as folder:
+        foreign.crowd(folder)
+    reader = partitions.opened(images.source_of(image.read_bytes()), Part(0, 0, 0, "ntfs", True))
+    assert isinstance(reader, Ntfs)
+    table = reader._records.of(0).attributes
+    assert len([one for one in table if one.kind == DATA]) > 1
+    with foreign.mounted(image, "ntfs-full") as folder:
+        must_have(image, folder)
 
 
 def test_links_and_reparse_points_of_ntfs(tmp_path: Path) -> None:
@@ -111,6 +129,21 @@ def test_names_too_long_for_linux_are_cut(form: str, tmp_path: Path) -> None:
         assert len(found) == 3 and all(200 < len(one.path) <= 256 for one in found)
         got = {b"".join(data for _, data in files.contents(one)).decode() for one in found}
         assert got == set(names)
+
+
+def test_times_of_ntfs_that_nobody_lived_to_see(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    foreign.made(image, "ntfs")
+    odd = {"first": 0, "negative": -5, "last": (1 << 63) - 1, "now": 133_000_000_000_000_001}
+    with foreign.mounted(image, "ntfs") as folder:
+        for name, time in odd.items():
+            (folder / name).touch()
+            os.setxattr(folder / name, "system.ntfs_times", struct.pack("<3q", time, time, time))
+    with files_of(image) as files:
+        times = {name: files.find(name.encode()).stat.mtime for name in odd}
+    assert times["first"] == times["negative"] == -11_644_473_600 * 10**9 < times["now"]
+    assert times["now"] == (133_000_000_000_000_001 - 116_444_736_000_000_000) * 100
+    assert times["last"] > 2**64
 
 
 def test_that_ntfs_was_in_use_is_said(tmp_path: Path) -> None:

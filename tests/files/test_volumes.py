@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import struct
 import zlib
 from contextlib import suppress
@@ -19,6 +20,8 @@ from backup_vm.files import checking
 from backup_vm.files.answers import FileSystemError, Part
 from backup_vm.files.readers import lvm_text
 from backup_vm.files.readers.source import Malformed
+from tests.commands import Commands
+from tests.files import foreign
 from tests.files.kit import files_of, must_have
 from tests.files.volumes import MIB, PARTS, with_volumes
 from tests.fuzz import images
@@ -37,6 +40,29 @@ def test_files_are_read_where_lvm_says_that_they_are(disk: tuple[Path, Path]) ->
         assert what in (told.value.hint or ""), told.value.hint
     for name in ("pieces", "striped"):
         must_have(image, root, 10**9, partition=f"in-it/{name}", apart=("lost+found",))
+
+
+def test_a_logical_volume_of_a_session_is_named_by_its_name(commands: Commands) -> None:
+    folder = commands.site.root / "volumes"
+    folder.mkdir()
+    image, _ = with_volumes(folder, 5)
+    shutil.copy(image, commands.site.image())
+    commands.site.backup()
+    words = ("files", "ls", "work/private", "names", "--passphrase-file", str(commands.passphrase))
+    out, _ = commands.run(*words, "--partition", "in-it/striped")
+    assert "lower.txt" in out.splitlines()
+    assert out == commands.run(*words, "--partition", "201")[0]
+
+
+def test_encrypted_partitions_are_said_to_be_that(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        file.truncate(20 * MIB)
+    words = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", "/dev/zero")
+    foreign.run("cryptsetup", "-q", "luksFormat", *words, "--keyfile-size", "32", image)
+    with pytest.raises(FileSystemError) as told, files_of(image):
+        pass
+    assert told.value.hint == "there is: LUKS (encrypted)"
 
 
 def test_what_is_on_a_disk_that_is_not_there_is_named(disk: tuple[Path, Path]) -> None:

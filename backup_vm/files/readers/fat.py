@@ -111,8 +111,10 @@ class Fat:
                 if not raw[11] & LABEL and raw[:11] not in (b".          ", b"..         "):
                     name = long.of(raw[:11]) or b""
                     # one that is too long for Linux has a short one
-                    fits = 0 < len(name) <= LONGEST_NAME
-                    yield Name(name if fits else short_name(raw), at)
+                    if not 0 < len(name) <= LONGEST_NAME:
+                        name = short_name(raw)
+                    if name:
+                        yield Name(name, at)
                 long = _LongName()
 
     def extents(self, node: int) -> Iterator[Extent]:

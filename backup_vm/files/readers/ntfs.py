@@ -38,6 +38,8 @@ _COMPRESSED, _ENCRYPTED = 0xFF, 0x4000
 _DIRTY, _CLEAN, _NOBODY = 1, 2, 0xFFFF
 _FROM_1601 = 116444736 * 10**9
 """From 1601 to 1970, in units of 100 ns."""
+_LATEST = (1 << 65) // 100
+"""Times from 1601 to 2770 are shown as they are."""
 _NOT_REPLAYED = "its journal is not replayed: the newest changes may not be shown"
 
 
@@ -104,7 +106,7 @@ class Ntfs:
         mode, special = self._mode(record)
         standard = _standard(record)
         _, modified, changed, accessed = (
-            (one - _FROM_1601) * 100 for one in unpack_from("<4q", standard)
+            (min(max(one, 0), _LATEST) - _FROM_1601) * 100 for one in unpack_from("<4q", standard)
         )
         size = 0
         if stat.S_ISREG(mode):

@@ -95,8 +95,8 @@ def _partitions(source: Source) -> list[Part]:
 def opened(source: Source, part: Part) -> Reader:
     """The reader of what is there. Raises Malformed, Unsupported, Absent."""
     if part.name:
-        for _, volume in _volumes(source, _partitions(source)):
-            if volume.name == part.name and not volume.problem:
+        for number, volume in _volumes(source, _partitions(source)):
+            if number == part.number and not volume.problem:
                 inside = source.scattered(volume.pieces, volume.size)
                 return Placed(_reader(inside), volume)
         raise Absent
