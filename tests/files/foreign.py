@@ -26,6 +26,8 @@ FORMS = {
     "exfat-large": (["mkfs.exfat", "-c", "32K"], 64),
     "ntfs": (["mkntfs", "-q", "-F", "-f"], 48),
     "ntfs-small": (["mkntfs", "-q", "-F", "-f", "-c", "512"], 48),
+    "ntfs-large": (["mkntfs", "-q", "-F", "-f", "-c", "65536"], 96),
+    "ntfs-sectors": (["mkntfs", "-q", "-F", "-f", "-s", "4096"], 64),
     "ntfs-full": (["mkntfs", "-q", "-F", "-f", "-c", "512"], 8),
 }
 

@@ -35,6 +35,10 @@ _LOG, _VOLUME, _ROOT, _FIRST = 2, 3, 5, 16
 _STANDARD, _FILE_NAME, _VOLUME_INFORMATION = 0x10, 0x30, 0x70
 _IS_FOLDER = 2
 _COMPRESSED, _ENCRYPTED = 0xFF, 0x4000
+_PAGE, _RESTART = 4096, Struct("<qHHHH")
+"""Of the journal's first two pages: its last record, (clients, free ones), the first client that
+uses it, flags.
+"""
 _DIRTY, _CLEAN, _NOBODY = 1, 2, 0xFFFF
 _FROM_1601 = 116444736 * 10**9
 """From 1601 to 1970, in units of 100 ns."""
@@ -67,7 +71,11 @@ class Ntfs:
             raise Malformed("the boot sector of NTFS is damaged")
         self._records = Records(source, cluster, place * cluster, size)
         self._last: tuple[int, Stream | None] = (-1, None)
-        self.notes = [] if self._is_clean() else [_NOT_REPLAYED]
+        try:
+            clean = self._is_clean()
+        except Malformed:
+            clean = False
+        self.notes = [] if clean else [_NOT_REPLAYED]
 
     def _is_clean(self) -> bool:
         """Whether it was unmounted: then the journal has nothing to replay."""
@@ -75,16 +83,19 @@ class Ntfs:
         if volume is None or volume.size < 12 or unpack_from("<H", volume.read(10, 2))[0] & _DIRTY:
             return False
         log = self._records.stream(self._records.of(_LOG), DATA)
-        if log is None or log.size < 4096:
+        if log is None or log.size < 2 * _PAGE:
             return False
-        page = log.read(0, 512)
-        if page[:4] != b"RSTR":
-            return page == b"\xff" * 512  # a journal that was never used
-        (at,) = unpack_from("<H", page, 24)
-        if at + 16 > 510:
-            return False
-        _, _, _, client, flags = unpack_from("<QHHHH", page, at)
-        return client == _NOBODY or bool(flags & _CLEAN)
+        pages = [log.read(at, 512) for at in (0, _PAGE)]
+        if all(page == b"\xff" * 512 for page in pages):  # nothing was ever in it
+            return True
+        newest, clean = -1, False
+        for page in pages:  # written by turns
+            (at,) = unpack_from("<H", page, 24)
+            if page[:4] == b"RSTR" and at + _RESTART.size <= 510:
+                number, _, _, client, flags = _RESTART.unpack_from(page, at)
+                if number > newest:
+                    newest, clean = number, client == _NOBODY or bool(flags & _CLEAN)
+        return clean
 
     def _of_type(self, node: int, want: int) -> Record:
         record = self._records.of(node)
