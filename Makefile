@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-system test-lvm test-zfs test-ceph test-ui test-places test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-files test-ceph test-ui test-places test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -33,6 +33,10 @@ test-lvm: setup packages
 # Tests on real ZFS pools, in the same VM; the first time, ZFS's modules are built for its kernel.
 test-zfs: setup packages
 	$(VENV)/bin/python tools/zfs_vm.py tests/zfs -v
+
+# Files in logical volumes, FAT and exFAT, beside what a kernel shows that has them, in the VM of test-places. Two minutes.
+test-files: setup packages
+	$(VENV)/bin/python tools/places_vm.py tests/files/test_vm.py -v
 
 # Whole archives on a real Ceph: one monitor, OSD and S3 gateway on loopback. When root, installs them from the distribution.
 CEPH := ceph-mon ceph-osd radosgw ceph-common
