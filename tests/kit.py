@@ -92,6 +92,7 @@ class Site:
         sealed: bool = True,
         chunk_size: int = 64 * 1024,
         suite: int = SUITE_SHA256,
+        retention: int = 0,
     ) -> bytes | None:
         """Make an archive and return its recovery key (sealed mode)."""
         log_n, slots.SCRYPT_LOG_N = slots.SCRYPT_LOG_N, 10  # the cost is measured elsewhere
@@ -113,6 +114,7 @@ class Site:
                 entry.created,
                 tuple(found),
                 master,
+                retention,
             ),
         )
         return recovery

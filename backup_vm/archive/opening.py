@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from backup_vm import stopping
-from backup_vm.archive import naming, notes, reconcile
+from backup_vm.archive import holding, naming, notes, reconcile
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.listing import Listing
@@ -40,9 +40,12 @@ def open_archive(
             try:
                 if alone:
                     _recover(archive)
-                elif writing is None:
-                    _work_aside(archive)
+                else:
+                    holding.attach(archive)
+                    if writing is None:
+                        _work_aside(archive)
                 yield archive
+                holding.extend(archive)
                 _record(archive)
             finally:
                 archive.close()
@@ -91,6 +94,7 @@ def _recover(archive: Archive) -> None:
             archive.storage.remove(*filter(naming.is_unfinished, left))
         now = Listing.of(archive.storage)
     catalog = archive.open_catalog = reconcile.open_catalog(archive, now)
+    holding.begin(archive)
     _miss_notes(archive, catalog.marks)
     if catalog.marks.reclaiming:
         reclaim(archive)
@@ -142,6 +146,8 @@ def create_archive(location: str | Path, parameters: Parameters) -> bool:
     storage = open_storage(location)
     _none_yet(storage)
     storage.prepare()
+    if parameters.retention:
+        holding.require(storage, parameters.retention)
     lease = Lease.acquire(storage.locks(), storage.describe(), "init")
     try:
         storage.refresh()

@@ -9,7 +9,7 @@ from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import dry_run_option, key_option, moment_options, rate_option
 from backup_vm.errors import DamagedError, Exit, SparsebakError
-from backup_vm.terminal.text import count_text, size_text, table
+from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 
 if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
@@ -223,6 +223,8 @@ def _prune(
             f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)}"
             " freed."
         )
+    for line in waiting_text(pruned.waiting, pruned.until):
+        context.say(line)
     for sentence in held(verdicts):
         context.warn(sentence)
     return bool(held(verdicts))

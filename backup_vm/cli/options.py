@@ -54,6 +54,12 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
         help="the archive's directory, or its URL: s3://, gs://, az://, sftp://",
     )
     option(
+        "--as-of",
+        type=_moment,
+        metavar="TIME",
+        help="read it as it was then (2026-11-20T08:30, in UTC), in a bucket that keeps versions",
+    )
+    option(
         "--config",
         type=path,
         metavar="FILE",
@@ -84,6 +90,14 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
         metavar="N",
         help="write progress, a line of JSON at a time, to this open descriptor",
     )
+
+
+def _moment(text: str) -> str:
+    """A moment, as it was written."""
+    from backup_vm.archive.storage.past import parse_moment
+
+    checked(parse_moment)(text)
+    return text
 
 
 def path(text: str) -> Path:
@@ -125,6 +139,29 @@ def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parsed
+
+
+def retention_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare --retention."""
+    parser.add_argument(
+        "--retention",
+        type=_retention,
+        metavar="TIME",
+        help=f"{what} (from 1d to 366d), by object lock, which the bucket must have",
+    )
+
+
+def _retention(text: str) -> int:
+    """Seconds that ``30d`` stands for."""
+    from backup_vm.archive.parameters import LONGEST_RETENTION
+    from backup_vm.jobs.retention import DAY, parse_duration
+
+    seconds = checked(parse_duration)(text)
+    if not DAY <= seconds <= LONGEST_RETENTION:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not from 1d to 366d; what stays is locked again and again"
+        )
+    return seconds
 
 
 def part_options(parser: argparse.ArgumentParser, what: str, done: str) -> None:

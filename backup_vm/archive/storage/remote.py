@@ -103,6 +103,10 @@ class RemoteStorage(Storage):
         return f"{self._url}/{name}".rstrip("/")
 
     @override
+    def protect(self, retention: int) -> None:
+        self.vault = self._objects.vault(self._place, retention)
+
+    @override
     def prepare(self) -> None:
         # A run that began here a moment ago, or died, has left its lease.
         if not all(name.startswith(f"{FOLDER}/") for name in self._inventory.there()):
@@ -235,6 +239,8 @@ class RemoteStorage(Storage):
         self.check()
         old = self._inventory.there().get(name)
         version = self._place.ask(lambda: self._objects.put(name, path, old))
+        if self.vault is not None:
+            self.vault.stored(name)
         entry = Entry(size, version)
         self._inventory.wrote(name, entry)
         if name.endswith(_KEPT):
