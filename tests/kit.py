@@ -20,7 +20,8 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
 from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
-from backup_vm.jobs.backup import BackupRun, Report
+from backup_vm.jobs.backup import BackupRun
+from backup_vm.jobs.outcome import Report
 from backup_vm.jobs.reading import assemble, feed, read_image
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.notes import Note
-    from backup_vm.jobs.backup import Done, Report
+    from backup_vm.jobs.outcome import Done, Report
     from backup_vm.volumes import Contents
     from wire.chunks import Keys
     from wire.messages import VolumeEntry
