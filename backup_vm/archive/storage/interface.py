@@ -117,7 +117,8 @@ class Workspace(Files, Protocol):
 
 class Storage(Files, Protocol):
     """The files of one archive. ``uploads``: how many packs may be on their way at once;
-    ``pack_size``: bytes of one.
+    ``readers``: how many small reads at once are quicker than one after another; ``pack_size``:
+    bytes of a pack.
 
     ``workspace``: what belongs to this machine alone; ``elsewhere``: whether that is apart from the
     archive, so that other machines do not see it. ``check`` is called before anything is written,
@@ -126,6 +127,7 @@ class Storage(Files, Protocol):
     """
 
     uploads: int
+    readers: int
     pack_size: int
     elsewhere: bool
     check: Callable[[], None]

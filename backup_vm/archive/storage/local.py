@@ -37,6 +37,7 @@ class LocalStorage(Directory, Storage):
     # Packs of 32 MiB: one is brought to disk while the next fills, without much memory, and an
     # archive has few files. A second one on its way gains nothing on one disk.
     uploads = 1
+    readers = 1
     pack_size = 32 << 20
     elsewhere = False
 

@@ -38,6 +38,7 @@ class RemoteStorage(Storage):
     # Larger packs than on a disk, for each is a request; and several on their way, for one
     # connection seldom fills a line.
     uploads = 4
+    readers = _THREADS
     pack_size = 64 << 20
     elsewhere = True
 
@@ -166,10 +167,23 @@ class RemoteStorage(Storage):
 
     @override
     def read(self, name: str, limit: int = WHOLE) -> bytes:
-        raw = self._range(name, 0, limit + 1)  # as large as it is now, not as it was listed
+        raw = self._unlisted(name, limit + 1)
+        if raw is None:
+            raw = self._range(name, 0, limit + 1)  # as large as it is now, not as it was listed
         if len(raw) > limit:
             raise DamagedError(f"{self.describe(name)} is larger than any that is made here")
         return raw
+
+    def _unlisted(self, name: str, limit: int) -> bytes | None:
+        """What a run reads before anything else, which need not wait for a listing of many
+        requests; None where there is nothing, which a listing tells for certain.
+        """
+        if limit > _LOOKED_AT or not self._objects.pages or self._inventory.listed:
+            return None
+        try:
+            return self._place.ask(lambda: self._objects.get_small(name, limit))
+        except FileNotFoundError:
+            return None
 
     @override
     def open(self, name: str) -> BinaryIO:
