@@ -35,8 +35,10 @@ SALT = 16
 """Bytes at the beginning of a sealed chunk, which are random."""
 _LARGEST_INDEX = INDEX_ENTRY_SIZE << 18
 """Bytes; packs that are written have far less: see MAX_ENTRIES of pack_writer."""
-_TAIL = 1 << 16
-"""Bytes read at a pack's end, in the hope that its index is in them."""
+_TAIL, _INDEX_SHARE = 1 << 16, 1 << 9
+"""Bytes read at a pack's end, in the hope that its index is in them: so many, or this share of
+it.
+"""
 
 
 class Packed(NamedTuple):
@@ -168,8 +170,11 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
     with damage(storage, name):
         size, reader = storage.size(name), storage.reader(name)
         try:
+            # The end first: at its beginning a file elsewhere is read ahead, for whoever begins
+            # there reads on, as a rule.
+            expected = max(_TAIL, size // _INDEX_SHARE)
+            tail = reader.read(max(size - expected, 0), expected)
             head = PackHead.parse(reader.read(0, PACK_HEAD_SIZE))
-            tail = reader.read(max(size - _TAIL, 0), _TAIL)
             foot = PackFoot.parse(tail[-FOOTER_SIZE:])
             length = foot.count * INDEX_ENTRY_SIZE
             if head.archive != archive or foot.index + length + FOOTER_SIZE != size:

@@ -178,14 +178,19 @@ def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[
 
     What cannot be read counts as a hole: it is of as little use.
     """
-    storage = archive.storage
-    with packs.PackReader(storage) as reader:
-        with suppress(OSError, DamagedError):  # a FIFO in its place, say: it is not read either
-            if storage.allocated(name) >= storage.size(name):
-                yield from (False for _ in entries)
-                return
+    if not may_have_holes(archive, name):
+        yield from (False for _ in entries)
+        return
+    with packs.PackReader(archive.storage) as reader:
         for one in entries:
             yield reader.hollow(name, one)
+
+
+def may_have_holes(archive: "Archive", name: str) -> bool:
+    """Whether a pack takes up less than its size, or that cannot be known."""
+    with suppress(OSError, DamagedError):  # a FIFO in its place, say: it is not read either
+        return archive.storage.allocated(name) < archive.storage.size(name)
+    return True
 
 
 def _judge(archive: "Archive", group: list[_Pack]) -> None:
