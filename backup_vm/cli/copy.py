@@ -7,7 +7,14 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import guard_options, key_option, rate_option, yes_option
+from backup_vm.cli.options import (
+    guard_options,
+    key_option,
+    pack_size_option,
+    rate_option,
+    use_pack_size,
+    yes_option,
+)
 from backup_vm.errors import Exit
 from backup_vm.terminal.text import count_text, size_text
 
@@ -37,6 +44,7 @@ def add_to(commands: Any) -> None:
     )
     guard_options(copy)
     rate_option(copy)
+    pack_size_option(copy)
     yes_option(copy)
     key_option(copy)
     copy.set_defaults(run=run)
@@ -59,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         context.must_have_word(f"may sessions be removed from {target}?")
     with context.open() as archive, context.progress("copy") as progress:
         context.limit_rate(archive)
+        use_pack_size(context, archive)
         delete = confirm if options.delete else None
         guard = Guard(options.max_removed, options.min_age).over(context.config.retention.guard)
         done = copy(archive, target, progress, delete, options.init, context.keys(archive), guard)
