@@ -189,6 +189,7 @@ install-vm:
 	install -D -p -m 0644 -t $(DESTDIR)$(LIB)/backup_vm/ui/page backup_vm/ui/page/*
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/vm/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d systemd/vm-sysusers/*
 	install -D -m 0755 qubes-vm/post-install.d/50-sparsebak.sh $(DESTDIR)/etc/qubes/post-install.d/50-sparsebak.sh
 	install -d $(DESTDIR)/etc/qubes-rpc
 	install -m 0755 qubes-vm/rpc/sparsebak.* $(DESTDIR)/etc/qubes-rpc/
