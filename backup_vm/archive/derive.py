@@ -18,7 +18,6 @@ from backup_vm.archive.image import split
 from backup_vm.archive.reclaim import holes, may_have_holes
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
-from common.pipeline import in_order
 from wire.chunks import ZERO_ID
 
 if TYPE_CHECKING:
@@ -133,11 +132,8 @@ def _fill(
 
 def _gather(archive: "Archive", names: Mapping[str, int], gathering: Gathering) -> None:
     left = [name for name in sorted(names) if name not in gathering.packs]
-    readers = archive.storage.readers
-    # Of a pack elsewhere its index is two requests, and to wait for these is all that it takes.
-    found = in_order(lambda name: (name, _entries(archive, name)), left, readers, 2 * readers)
-    for name, entries in found:
-        gathering.add_pack(name, names[name], entries)
+    for name, index in packs.indexes(archive.storage, left, archive.parameters.archive):
+        gathering.add_pack(name, names[name], _entries(archive, name, index))
     gathering.keep()
 
 
@@ -192,7 +188,8 @@ def _columns(archive: "Archive", names: Iterable[str]) -> "Iterator[tuple[str, I
 
 def index_pack(archive: "Archive", catalog: ChunkCatalog, name: str, size: int) -> None:
     """Read a pack in."""
-    number, entries = catalog.add_pack(name, size), _entries(archive, name)
+    ((_, index),) = packs.indexes(archive.storage, [name], archive.parameters.archive)
+    number, entries = catalog.add_pack(name, size), _entries(archive, name, index)
     twice = set(catalog.add_all(number, [(e.id, e.offset, e.length) for e in entries]))
     with packs.PackReader(archive.storage) as reader:
         for entry in entries if twice else ():
@@ -201,12 +198,16 @@ def index_pack(archive: "Archive", catalog: ChunkCatalog, name: str, size: int) 
                 catalog.marks.unclaimed = True
 
 
-def _entries(archive: "Archive", name: str) -> list[packs.Packed]:
-    try:
-        return packs.read_index(archive.storage, name, archive.parameters.archive)
-    except DamagedError as error:
-        archive.warnings.append(f"{error}; its chunks were found without it")
-        return list(packs.scan(archive.storage, name, archive.parameters.chunk_size))
+def _entries(
+    archive: "Archive", name: str, index: list[packs.Packed] | Exception
+) -> list[packs.Packed]:
+    """What is in a pack, also where its index is damaged."""
+    if not isinstance(index, Exception):
+        return index
+    if not isinstance(index, DamagedError):
+        raise index
+    archive.warnings.append(f"{index}; its chunks were found without it")
+    return list(packs.scan(archive.storage, name, archive.parameters.chunk_size))
 
 
 def _choose(

@@ -6,7 +6,7 @@ by holes.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import xxhash
@@ -24,6 +24,7 @@ from backup_vm.archive.format import (
 )
 from backup_vm.archive.storage import Reader, Storage
 from backup_vm.errors import DamagedError
+from common.pipeline import in_order
 from wire import CHUNK_SIZES
 from wire.messages import largest_frame
 
@@ -205,6 +206,23 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
     if end > foot.index:
         raise DamagedError(f"{path} is damaged: its index is malformed")
     return found
+
+
+def indexes(
+    storage: Storage, names: Iterable[str], archive: bytes
+) -> Iterator[tuple[str, list[Packed] | Exception]]:
+    """The index of each pack, in this order, or the DamagedError or OSError that keeps it from
+    being read. Several are on their way at once where that is quicker.
+    """
+
+    def index(name: str) -> tuple[str, list[Packed] | Exception]:
+        try:
+            return name, read_index(storage, name, archive)
+        except (DamagedError, OSError) as error:
+            return name, error
+
+    # Of a pack elsewhere it is two requests, and to wait for these is all that it takes.
+    return in_order(index, names, storage.readers, 2 * storage.readers)
 
 
 def scan(storage: Storage, name: str, chunk_size: int) -> Iterator[Packed]:

@@ -148,14 +148,12 @@ def _groups(archive: "Archive", waiting: Collection[str]) -> Iterator[list[_Pack
 def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[_Pack]:
     catalog, names = archive.catalog, archive.catalog.packs()
     wanted = list(names) if catalog.marks.unclaimed else catalog.packs_with_freed()
-    for number in wanted:
-        if names[number] in waiting:
-            continue
+    numbers = {names[number]: number for number in wanted if names[number] not in waiting}
+    for name, index in packs.indexes(archive.storage, numbers, archive.parameters.archive):
+        number = numbers[name]
         freed = dict(catalog.freed_in(number))
-        try:
-            index = packs.read_index(archive.storage, names[number], archive.parameters.archive)
-        except (DamagedError, FileNotFoundError) as error:
-            archive.warnings.append(f"{error}; none of its space is reclaimed")
+        if isinstance(index, Exception):
+            archive.warnings.append(f"{index}; none of its space is reclaimed")
             continue
         listed = catalog.in_pack(number)
         if catalog.marks.unclaimed:
@@ -310,7 +308,7 @@ def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
         # Before the catalog forgets them: dying between leaves packs listed that are gone, which
         # the next run sees; the other order would leave packs that nobody lists.
         try:
-            storage.remove(*(pack.name for pack in there))
+            storage.remove_all(pack.name for pack in there)
         except ForbiddenError as error:  # whoever may only add leaves it to whoever may remove
             archive.warnings.append(f"{error}; a prune that may remove files reclaims the space")
             return None

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import derive, gathering, packs
+from backup_vm.archive import gathering, packs
+from backup_vm.archive.storage import Storage
 from tests.kit import Site
 
 pytestmark = pytest.mark.usefixtures("small_packs")
@@ -23,13 +24,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of packs whose index was read in rebuilds."""
     monkeypatch.setattr(gathering, "AT_ONCE", 6)
     found: list[str] = []
-    read = derive._entries
+    read = packs.read_index
 
-    def entries(archive: object, name: str) -> list[packs.Packed]:
+    def index(storage: Storage, name: str, archive: bytes) -> list[packs.Packed]:
         found.append(name)
-        return read(archive, name)  # type: ignore[arg-type]
+        return read(storage, name, archive)
 
-    monkeypatch.setattr(derive, "_entries", entries)
+    monkeypatch.setattr(packs, "read_index", index)
     return found
 
 
@@ -44,23 +45,15 @@ def state(built: Site) -> tuple[bytes, int]:
 
 def cut_off(built: Site, reads: list[str], after: int) -> Path:
     """Begin a rebuild, and be killed in it; returns what that leaves."""
-    kept = reads.append
+    with pytest.MonkeyPatch.context() as patch:
+        read = packs.read_index
 
-    class Ending(list[str]):
-        def append(self, name: str) -> None:
+        def index(storage: Storage, name: str, archive: bytes) -> list[packs.Packed]:
             if len(reads) == after:
                 raise Killed
-            kept(name)
+            return read(storage, name, archive)
 
-    with pytest.MonkeyPatch.context() as patch:
-        read, ending = derive._entries, Ending()
-
-        def entries(archive: object, name: str) -> list[packs.Packed]:
-            ending.append(name)
-            reads.pop()
-            return read(archive, name)  # type: ignore[arg-type]
-
-        patch.setattr(derive, "_entries", entries)
+        patch.setattr(packs, "read_index", index)
         with pytest.raises(Killed), built.open(True):
             pass
     return built.archive / gathering.NAME

@@ -109,6 +109,10 @@ class LocalStorage(Directory, Storage):
         return self._beneath.stat(name).st_blocks * 512
 
     @override
+    def remove_all(self, names: Iterable[str]) -> None:
+        self.remove(*names)
+
+    @override
     def create(self, name: str) -> LocalNewFile:
         self.check()
         return LocalNewFile(self._beneath, name, self._blocks, self.check)

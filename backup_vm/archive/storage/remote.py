@@ -19,6 +19,7 @@ from backup_vm.archive.storage.locks import RemoteLocks
 from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place
 from backup_vm.errors import DamagedError, LockedError, SparsebakError
 from common.override import override
+from common.pipeline import in_order
 
 Result = TypeVar("Result")
 _KEPT = ".session"
@@ -260,6 +261,11 @@ class RemoteStorage(Storage):
             self._place.ask(lambda name=name: self._objects.delete(name))  # type: ignore[misc]
             self._inventory.removed(name)
             self._cache.forget(name)
+
+    @override
+    def remove_all(self, names: Iterable[str]) -> None:
+        for _ in in_order(self.remove, names, self.readers, 2 * self.readers):
+            pass
 
     @override
     def clean(self) -> None:
