@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-system test-lvm test-zfs test-ceph test-ui test-places test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-ceph test-ui test-places test-roots test-qubes office demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-office bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -82,6 +82,13 @@ bench-profile: setup packages
 	$(VENV)/bin/python -m bench.profile
 
 # Time and memory of operations as an archive grows.
+# Fifty laptops and upkeep through a year. Some minutes.
+office: setup
+	SPARSEBAK_LAPTOPS=50 SPARSEBAK_WEEKS=53 $(VENV)/bin/pytest tests/upkeep/test_year.py -v
+
+bench-office: setup
+	$(VENV)/bin/python -m bench.office
+
 bench-scale: setup
 	$(VENV)/bin/pip install --quiet matplotlib
 	$(VENV)/bin/python -m bench.scale
