@@ -38,6 +38,8 @@ class Archive:
         self.alarms: list[str] = []
         """Those of the warnings that say what is spoilt or lost: what is mended makes them untrue.
         """
+        self.pack_size: int | None = None
+        """Bytes of the packs of this run, if that was asked for; see pack_size.py."""
         self.touched: set[str] = set()
         """Files that this run changed under their names: packs by holes, sessions by merging."""
         self.damaged: dict[str, DamagedError] = {}

@@ -10,8 +10,10 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
     guard_options,
     key_option,
+    pack_size_option,
     rate_option,
     retention_option,
+    use_pack_size,
     yes_option,
 )
 from backup_vm.errors import Exit
@@ -47,6 +49,7 @@ def add_to(commands: Any) -> None:
     )
     guard_options(copy)
     rate_option(copy)
+    pack_size_option(copy)
     yes_option(copy)
     key_option(copy)
     copy.set_defaults(run=run)
@@ -70,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         context.must_have_word(f"may sessions be removed from {target}?")
     with context.open() as archive, context.progress("copy") as progress:
         context.limit_rate(archive)
+        use_pack_size(context, archive)
         delete = confirm if options.delete else None
         guard = Guard(options.max_removed, options.min_age).over(context.config.retention.guard)
         making = Making(options.init, options.retention or 0)

@@ -83,6 +83,7 @@ def copy(
     _prepare(source, location, making)
     with open_archive(location, writing=True, command="copy") as target:
         _same_archive(source, target)
+        target.pack_size = source.pack_size
         run = _Run(source, target, progress, keys, guard)
         if delete is not None and run.surplus:
             delete(len(run.surplus))

@@ -93,6 +93,10 @@ class Objects(Protocol):
     They may be called from threads, and end by KeyboardInterrupt soon after ``stopping.ask``.
     """
 
+    pages: bool
+    """Whether a listing comes in pages, a request each, and a name that is given leads to an object
+    and nothing else.
+    """
     unreadable: Collection[str]
     """Names of other programs' objects where ours are, which the last listing passed over."""
 

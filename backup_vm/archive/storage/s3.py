@@ -49,6 +49,8 @@ _MOST = 20_000_000
 class ObjectStore(Objects):
     """A bucket, or the part of it below a path."""
 
+    pages = True
+
     def __init__(self, url: str) -> None:
         try:
             import obstore

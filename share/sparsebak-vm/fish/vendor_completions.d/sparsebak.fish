@@ -51,7 +51,7 @@ function _shtab_sparsebak_using
 end
 
 set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify drill scrub prune delete tag export import copy keys records serve doctor inspect unlock upkeep ui
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --as-of --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --output --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --as-of --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --output --pack-size --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -96,6 +96,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using backup' -l note -x -d 'a line o
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l verify -d 'afterwards prove what was stored: with the key if it is given, else through dom0'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
+complete -c sparsebak -n '_shtab_sparsebak_using backup' -l pack-size -x -d 'bytes of a new pack, from 4M to 512M (default: as suits the archive'"'"'s size)'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l not-on-battery -d 'do nothing while the machine is on battery'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l not-metered -d 'do nothing while the network link is metered, as NetworkManager tells'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l ping-url -x -d 'tell this URL (as of healthchecks.io) of start, success or failure'
@@ -519,6 +520,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using export' -l progress-fd -x -d 'w
 complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a import -d 'Stores a session that export wrote. It must come from an archive of the same key: this one, or a copy of it. Give the passphrase to have it proven authentic first; without it, run verify afterwards.'
 complete -c sparsebak -n '_shtab_sparsebak_using import' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using import' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
+complete -c sparsebak -n '_shtab_sparsebak_using import' -l pack-size -x -d 'bytes of a new pack, from 4M to 512M (default: as suits the archive'"'"'s size)'
 complete -c sparsebak -n '_shtab_sparsebak_using import' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using import' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
 complete -c sparsebak -n '_shtab_sparsebak_using import' -l as-of -x -d 'read it as it was then (2026-11-20T08:30, in UTC), in a bucket that keeps versions'
@@ -538,6 +540,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using copy' -l retention -x -d 'where
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l max-removed -x -d 'leave a volume as it is of which all sessions of more than this share of its days would go at once (default: 50%); 100% lets all go'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l min-age -x -d 'keep sessions that are newer, and let no session that was stored since push out an older one (default: 3d); 0d for no such rule'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
+complete -c sparsebak -n '_shtab_sparsebak_using copy' -l pack-size -x -d 'bytes of a new pack, from 4M to 512M (default: as suits the archive'"'"'s size)'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l yes -d 'do not ask'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using copy' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
@@ -642,6 +645,8 @@ complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l copy-to -x -d 'where
 complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l report -x -d 'a page of HTML to write'
 complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l metrics -x -d 'metrics to write, in a name in .prom'
 complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l sample -x -d 'only a part of the packs, such as 5% or 20G of their bytes, oldest check first'
+complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l older-than -x -d 'only packs not scrubbed in the last TIME, such as 30d or 1m'
 complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -s n -l dry-run -d 'change nothing, and only show what would be done'
 complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
