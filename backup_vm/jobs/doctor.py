@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import notes
+from backup_vm.archive import holding, notes
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.jobs.retention import DAY
+from backup_vm.quantities import days_text
 from backup_vm.reporting.view import TIMER, systemctl
 from backup_vm.terminal.text import count_text, size_text
 from common.text import session_name
@@ -54,6 +55,7 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
     yield from _of_disk(archive.storage)
     if parameters.mode == "sealed":
         yield _of_slots(parameters)
+    yield from _of_lock(archive)
     yield from _of_sessions(archive)
     yield _of_scrub(archive.storage)
     yield from _of_drills(archive)
@@ -78,6 +80,17 @@ def _of_disk(storage: Storage) -> Iterator[Finding]:
             free >= LITTLE_ROOM * capacity,
             f"{size_text(free)} free of {size_text(capacity)}",
             "run: sparsebak prune --until-free 10%",
+        )
+
+
+def _of_lock(archive: Archive) -> Iterator[Finding]:
+    held = holding.state(archive)
+    if held is not None:
+        until = session_name(held.until) if held.until else "an unknown time"
+        yield _warn_unless(
+            not held.late(time.time()),
+            f"locked for {days_text(held.retention)}, as far as is known here until {until}",
+            "run: sparsebak backup; it locks again what has less than half of that left",
         )
 
 
