@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.jobs.copy import copy
     from backup_vm.jobs.guard import Guard
+    from backup_vm.jobs.retention import duration_text
     from backup_vm.paths import expanded
 
     context = Context(options)
@@ -68,7 +69,12 @@ def run(options: argparse.Namespace) -> int:
     for sentence in done.held:
         context.warn(sentence)
     fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}
+    if options.delete:
+        fields |= {"spared": done.spared, "min_age": guard.seconds}
     removed = f", {done.removed} removed" if options.delete else ""
+    if options.delete and done.spared:
+        age, what = duration_text(guard.seconds), count_text(done.spared, "session")
+        removed += f"; {what} that only it has, newer than {age}, left there (--min-age)"
     copied = f"{count_text(done.sessions, 'session')} copied, {size_text(done.stored)} sent"
     context.done(
         {**fields, "target": target, "failed": done.failed, "held": done.held},

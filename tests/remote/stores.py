@@ -181,7 +181,7 @@ class Lying:
             raise Unreachable("came with fewer bytes")
         return (self.folder / name).read_bytes()[offset : offset + length]
 
-    def put(self, name: str, source: Path) -> str:
+    def put(self, name: str, source: Path, old: Entry | None = None) -> str:
         self._try()
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

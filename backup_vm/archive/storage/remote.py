@@ -52,6 +52,7 @@ class RemoteStorage(Storage):
     @override
     def refresh(self) -> None:
         self._inventory.refresh()
+        self._cache.listed_again()
 
     def _entry(self, name: str) -> Entry:
         try:
@@ -232,7 +233,8 @@ class RemoteStorage(Storage):
     def upload(self, name: str, path: Path, size: int) -> None:
         """Store a file of this machine under a name, and take it away from here."""
         self.check()
-        version = self._place.ask(lambda: self._objects.put(name, path))
+        old = self._inventory.there().get(name)
+        version = self._place.ask(lambda: self._objects.put(name, path, old))
         entry = Entry(size, version)
         self._inventory.wrote(name, entry)
         if name.endswith(_KEPT):
