@@ -3,8 +3,9 @@
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.errors import AgentError
@@ -12,6 +13,9 @@ from wire import CHUNK_SIZES, FORMAT
 from wire.chunks import SUITES
 from wire.messages import MODE_OPEN
 from wire.names import BadName, parse_name
+
+if TYPE_CHECKING:
+    from backup_vm.archive.parameters import Parameters
 
 
 def add_to(commands: Any) -> None:
@@ -86,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
             f"{place} cannot create a file under a condition: of runs that begin there at one"
             " moment the one that is older by the store's clock waits for the others to withdraw."
         )
+    _advise(context, parameters)
     if options.default:
         context.say(f"{_make_default(context, place)} names it now.")
     context.done(
@@ -93,6 +98,16 @@ def run(options: argparse.Namespace) -> int:
         f"Archive {label} in {place}, {parameters.mode}, chunks of {entry.chunk_size >> 10} KiB.",
     )
     return 0
+
+
+def _advise(context: Context, parameters: "Parameters") -> None:
+    """Say so while the archive is empty when its chunks are small for what dom0 lists."""
+    from backup_vm.jobs.doctor import of_chunk_size
+
+    with suppress(AgentError):  # whoever has no volumes yet, or may not see them, has an archive
+        size = sum(volume.size for volume in context.agent().list())
+        for finding in of_chunk_size(parameters, size):
+            context.warn(f"{finding.what} ({finding.remedy})")
 
 
 def _make_default(context: Context, place: str) -> Path:
