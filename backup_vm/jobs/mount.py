@@ -123,6 +123,9 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
             self._warn(str(error))
             raise mfusepy.FuseOSError(errno.EIO) from None
 
+    def end(self) -> None:
+        """Nothing is waited for that would have to be cut short."""
+
     def init(self, path: str) -> None:
         """See fuse(4)."""
         self.mounted = True
