@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-system test-lvm test-zfs test-ceph test-ui test-places test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-ceph test-ui test-places test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -72,10 +72,14 @@ demo: $(DEMO)/.ready
 bench: setup packages
 	$(VENV)/bin/python -m bench
 
-# The same beside borg and restic, installed from the distribution when root, and Wyng: WYNG=path of its program.
+# The same beside today's borg, borg 2 and restic, unpacked under build/peers, and Wyng: WYNG=path of its program.
 bench-compare: setup packages
-	@tools/bench-peers
+	$(VENV)/bin/python tools/bench_peers.py
 	$(VENV)/bin/python -m bench --rounds 3
+
+# A quick run of sparsebak alone, compared with those before it: says what got slower. BENCH=--keep adds it to them.
+bench-guard: setup packages
+	$(VENV)/bin/python -m bench.guard $(BENCH)
 
 # Where the time goes, by stage.
 bench-profile: setup packages
