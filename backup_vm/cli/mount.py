@@ -50,12 +50,6 @@ def add_to(commands: Any) -> None:
     mount.add_argument(
         "--allow-other", action="store_true", help="let other users read the images, too"
     )
-    mount.add_argument(
-        "--from",
-        dest="source",
-        metavar="QUBE",
-        help="with --grant on Qubes OS: the backup VM to read from, in place of an archive",
-    )
     key_option(mount, grant=True)
     mount.set_defaults(run=run)
 
@@ -128,15 +122,17 @@ def _sessions(context: Context) -> "Iterator[dict[str, list[Shown]]]":
     from backup_vm.archive.packs import PackReader
     from backup_vm.errors import UsageError
     from backup_vm.jobs.lazy_image import ChunkCache
-    from backup_vm.jobs.mount import shown_sessions
+    from backup_vm.jobs.mount import shown_from, shown_sessions
     from backup_vm.volumes import find_session
 
     options = context.options
     if options.partition is not None and not options.files:
         raise UsageError("--partition is for --files", "an image has all partitions")
     if options.source is not None:
-        name, found = _from_backup_vm(options)
-        yield {name: found}
+        from backup_vm.jobs.granted import granted
+
+        there = granted(options.source, options.grant, options.volume)
+        yield {there.name: shown_from(there.qube, there.grant, there.find(options.session))}
         return
     with context.contents(needs_key=True) as contents:
         every = options.files and options.volume == "all"
@@ -156,26 +152,6 @@ def _sessions(context: Context) -> "Iterator[dict[str, list[Shown]]]":
                 )
                 for volume in volumes
             }
-
-
-def _from_backup_vm(options: argparse.Namespace) -> "tuple[str, list[Shown]]":
-    """What a grant is for, from the backup VM that --from names."""
-    from backup_vm.errors import UsageError, WrongKeyError
-    from backup_vm.jobs.mount import shown_from
-    from backup_vm.unsealing import read_grant
-    from wire.names import BadName, parse_name
-
-    if options.grant is None or options.session != "all":
-        raise UsageError("--from shows the sessions of a grant", "give --grant F, and no --session")
-    try:
-        qube = parse_name(options.source, "qube")
-    except BadName as error:
-        raise UsageError(str(error)) from None
-    grant = read_grant(options.grant)
-    record = grant.records[-1]
-    if options.volume not in (record.name, record.volume_id.hex()):
-        raise WrongKeyError(f"the grant is not for {options.volume}", f"it is for {record.name}")
-    return record.name, shown_from(qube, grant)
 
 
 @contextmanager
