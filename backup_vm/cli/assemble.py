@@ -3,11 +3,15 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option, output_options, session_option, volume_argument
 from backup_vm.terminal.text import size_text
+from common.text import session_name
+
+if TYPE_CHECKING:
+    from wire.records import Record
 
 
 def add_to(commands: Any) -> None:
@@ -38,18 +42,42 @@ def run(options: argparse.Namespace) -> int:
         not target.is_file() or not (options.force or target.stat().st_size == 0)
     ):
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
-    with context.session(needs_key=True) as chosen:
-        keys, name, image = chosen.contents.needed_keys(), chosen.volume.name, chosen.image()
-        with context.progress("assemble", image_bytes(image)) as progress:
-            record = assemble(chosen.archive, image, keys, name, target, progress)
+    if options.source is not None:
+        record = _from_backup_vm(context)
+        name = record.name
+    else:
+        with context.session(needs_key=True) as chosen:
+            keys, name, image = chosen.contents.needed_keys(), chosen.volume.name, chosen.image()
+            with context.progress("assemble", image_bytes(image)) as progress:
+                record = assemble(chosen.archive, image, keys, name, target, progress)
+    session = session_name(record.time)
     context.done(
         {
             "qube": record.qube,
             "volume": record.volume,
-            "session": chosen.session.name,
+            "session": session,
             "size": record.size,
             "image": str(target),
         },
-        f"{target}: {name} as of {chosen.session.name}, {size_text(record.size)}, authentic.",
+        f"{target}: {name} as of {session}, {size_text(record.size)}, authentic.",
     )
     return 0
+
+
+def _from_backup_vm(context: Context) -> "Record":
+    """The same with a grant, from the backup VM that --from names."""
+    from backup_vm.errors import UsageError
+    from backup_vm.jobs.granted import assemble_from, granted
+
+    options = context.options
+    there = granted(options.source, options.grant, options.volume)
+    if options.session == "all":
+        raise UsageError("an image is of one session", "name it with --session")
+    (record,) = there.find(options.session)
+    image = there.image(record)
+    try:
+        with context.progress("assemble", record.size) as progress:
+            assemble_from(image, options.output, progress)
+    finally:
+        image.close()
+    return record
