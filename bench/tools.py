@@ -38,7 +38,10 @@ class Tool(Protocol):
         """The newest session as a file, or as one in a folder."""
 
     def restore(self) -> Measured | None:
-        """The newest session in the image's own place."""
+        """The newest session in the image's own place, all of it."""
+
+    def put_back(self) -> Measured | None:
+        """The same of what differs from what is there."""
 
     def verify(self) -> Measured:
         """Prove what is stored."""
@@ -137,6 +140,9 @@ class Sparsebak:
         )
 
     def restore(self) -> Measured | None:
+        return self._run("restore", "--yes", "--whole", "work/private")
+
+    def put_back(self) -> Measured | None:
         return self._run("restore", "--yes", "work/private")
 
     def verify(self) -> Measured:
@@ -197,6 +203,9 @@ class Borg:
     def restore(self) -> Measured | None:
         return None
 
+    def put_back(self) -> Measured | None:
+        return None
+
     def verify(self) -> Measured:
         return run(["borg", "check", "--verify-data", self.repository])
 
@@ -228,6 +237,9 @@ class Restic:
         return run([*self._tool, "restore", "latest", "--target", target])
 
     def restore(self) -> Measured | None:
+        return None
+
+    def put_back(self) -> Measured | None:
         return None
 
     def verify(self) -> Measured:
@@ -276,6 +288,9 @@ class Wyng:
         return self._run("receive", "image", f"--save-to={target}", "--sparse")
 
     def restore(self) -> Measured | None:
+        return None
+
+    def put_back(self) -> Measured | None:
         return None
 
     def verify(self) -> Measured:

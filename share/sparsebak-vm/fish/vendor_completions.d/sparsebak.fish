@@ -168,6 +168,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using restore' -s h -l help -d 'show 
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l yes -d 'do not ask'
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l to -x -d 'into another volume or qube, if dom0 allows it (allow_restore)'
+complete -c sparsebak -n '_shtab_sparsebak_using restore' -l whole -d 'send and write also what dom0 knows to be there already, say for a damaged disk'
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
