@@ -57,17 +57,15 @@ def _write_chunks(
     progress: Progress,
     only: Wanted | None,
 ) -> None:
-    size = image.session.clear.chunk_size
-    left = image.chunks if only is None else len(only)
+    end = 0
     for ids, chunks in sealed_chunks(archive, image, name, only=only):
+        first, end = end, end + len(ids)
+        if only is not None and not only.any(first, end):
+            continue
         stream.write(b"".join(ids))
-        sent = 0
         for chunk in chunks:
             stream.write(LENGTH.pack(len(chunk.untrusted_data)))
             stream.write(chunk.untrusted_data)
-            sent += 1
-        done = len(ids) if only is None else sent
-        left -= done
-        progress.advance(done * size)
-    progress.advance(left * size)  # what is wanted and zeros
+        done = len(ids) if only is None else only.count(first, end)
+        progress.advance(done * image.session.clear.chunk_size)
     stream.write(END)

@@ -57,19 +57,14 @@ def sealed_chunks(
     only: Wanted | None = None,
 ) -> Iterator[tuple[list[bytes], Iterator[SealedChunk]]]:
     """For each page of 1,024 chunks (or, in file order, each larger window): its ids, and the
-    chunks with data. ``only``: of those, and the pages that have any.
+    chunks with data; ``only`` those of them that are in it.
     """
     with PackReader(archive.storage) as reader, archive.looking.present(image.session):
         for first, ids in image.windows():
-            if only is not None and not only.any(first, first + len(ids)):
-                continue
             asked = (i for n, i in enumerate(ids, first) if only is None or n in only)
             places = lookup.places(archive, image.session, (i for i in asked if i != ZERO_ID))
             step = len(ids) if in_file_order else PAGE_IDS
             for at in range(0, len(ids), step):
-                end = first + min(at + step, len(ids))
-                if only is not None and not only.any(first + at, end):
-                    continue
                 wanted = _wanted(ids[at : at + step], first + at, places, name, only)
                 if in_file_order:
                     wanted.sort(key=lambda item: item[2])
@@ -206,19 +201,23 @@ def read_chunks(
     progress: Progress,
     sink: Callable[[int, list[bytes]], object] | None,
     ordered: bool = False,
+    only: Wanted | None = None,
 ) -> None:
-    """Open every chunk of an image whose record and ids have proven authentic; see read_image.
+    """Open every chunk of an image whose record and ids have proven authentic, or ``only`` some;
+    see read_image.
 
     ``ordered``: by offset.
     """
+    size = proven.record.chunk_size
 
     def everything() -> Iterator[SealedChunk]:
-        first = 0
-        for window, chunks in sealed_chunks(archive, image, proven.name, in_file_order=not ordered):
-            proven.check(first, window)
-            first += len(window)
+        end = 0
+        for window, chunks in sealed_chunks(archive, image, proven.name, not ordered, only):
+            proven.check(end, window)
+            first, end = end, end + len(window)
             yield from chunks
-            progress.advance(len(window) * proven.record.chunk_size)
+            done = len(window) if only is None else only.count(first, end)
+            progress.advance(done * size)
 
     open_all(everything(), proven, sink, ordered)
 

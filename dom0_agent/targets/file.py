@@ -122,6 +122,10 @@ class FileReplacement(Replacement):
             raise failed(f"cannot write beside {self._image}", error) from None
 
     @override
+    def read(self, offset: int, length: int) -> memoryview:
+        return self._file.read(offset, length)
+
+    @override
     def clear(self, start: int, end: int) -> None:
         whole = -(-end // _BLOCK) * _BLOCK  # the last block of the file, too
         try:

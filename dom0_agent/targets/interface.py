@@ -22,6 +22,12 @@ class Replacement(Protocol):
         from several threads.
         """
 
+    def read(self, offset: int, length: int) -> memoryview:
+        """What is there, of contents that begin as the old ones: see ImageWriter. Raises
+        OSError.
+        """
+        raise ValueError(f"{type(self).__name__} begins empty, also {length} bytes at {offset}")
+
     def clear(self, start: int, end: int) -> None:
         """Have the bytes from ``start`` up to ``end`` read as zeros, and take no space. Only of
         contents that begin as the old ones; may be called while others write elsewhere.

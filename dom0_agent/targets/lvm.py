@@ -131,6 +131,10 @@ class LvmReplacement(Replacement):
             ) from None
 
     @override
+    def read(self, offset: int, length: int) -> memoryview:
+        return self._file.read(offset, length)
+
+    @override
     def clear(self, start: int, end: int) -> None:
         """A pool gives back whole blocks; in the others zeros are written."""
         first, last = -(-start // self._block) * self._block, end // self._block * self._block

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What dom0 knows of a volume's present contents without reading them, so that a restore need take
-only what differs.
+"""What a volume holds at present, so that a restore need take only what differs.
 
 The contents are those of the session committed last, of which the chunk ids are here, but for what
-changed since. All of that is dom0's own: the ids must give the root of the record that it
-committed, the bitmap is its own, and the storage says what changed since the base. Where any of it
-is not certain nothing is known, and the restore takes everything.
+may have changed since; that is read. All of it is dom0's own: the ids must give the root of the
+record that it committed, the bitmap is its own, and the storage says what changed since the base.
+Where any of it is not certain nothing is known, and the restore takes everything.
 """
 
 from collections.abc import Iterator
@@ -13,51 +12,66 @@ from contextlib import contextmanager
 
 from dom0_agent.bitmap import Bitmap, grains_per_chunk
 from dom0_agent.keyring import ArchiveKey
+from dom0_agent.targets.interface import Replacement
 from dom0_agent.tracking.chunk_ids import CommittedIds, IdsDamaged
 from dom0_agent.tracking.committing import opened_ids, prove
 from dom0_agent.tracking.state import VolumeState
-from wire.chunks import ID_SIZE
+from wire.chunks import ID_SIZE, ZERO_ID, ChunkIds
 from wire.merkle import PAGE_IDS, chunk_count
 from wire.records import Record
-from wire.wanted import Wanted
+from wire.wanted import Wanted, unlike
 
 
 class Present:
     """The present contents of a volume, to be compared with an image of the same size.
 
     ``base`` is the snapshot since which the storage knows of changes. ``wanted`` are the chunks of
-    the image that are not certain to be there already: all, until ``begin`` and ``compare`` said
-    otherwise.
+    the image that are not certain to be there already, as far as ``compare`` has come.
     """
 
     def __init__(
-        self, ids: CommittedIds, changed: Bitmap, base: int, size: int, chunk_size: int
+        self, ids: CommittedIds, changed: Bitmap, base: int, record: Record, archive: ArchiveKey
     ) -> None:
         self._ids, self._changed, self.base = ids, changed, base
-        self._chunk_size, self._chunks = chunk_size, chunk_count(size, chunk_size)
-        self.wanted = Wanted(self._chunks)
+        self._size, chunks = record.chunk_size, chunk_count(record.size, record.chunk_size)
+        self._chunk_ids = ChunkIds(record.domain_keys(archive.keys()), record.chunk_size)
+        self._doubtful, self.wanted = Wanted(chunks), Wanted(chunks)
 
-    def begin(self, since: Bitmap) -> None:
-        """``since``: what changed since the base."""
+    def begin(self, target: Replacement, since: Bitmap, threads: int) -> None:
+        """The contents that the target begins as: ``since`` is what changed in them since the
+        base.
+        """
+        self._target, self._threads = target, threads
         self._changed.merge(since)
-        for first, end in self._changed.runs(grains_per_chunk(self._chunk_size), self._chunks):
-            self.wanted.add(first, end)
+        chunks = self.wanted.chunks
+        for first, end in self._changed.runs(grains_per_chunk(self._size), chunks):
+            self._doubtful.add(first, end)
 
     def compare(self, index: int, untrusted_ids: bytes) -> None:
         """Want what differs of a page of the image, whose ids (32 bytes each) these are said to
         be; what comes of it may be used once they have proven to be those.
         """
-        first = index * PAGE_IDS
+        first, count = index * PAGE_IDS, len(untrusted_ids) // ID_SIZE
         try:
             held = self._ids.page(index)[: len(untrusted_ids)]
         except IdsDamaged:
-            self.wanted.add(first, first + len(untrusted_ids) // ID_SIZE)
+            held = b""
+        doubtful = not held or self._doubtful.any(first, first + count)
+        if held == untrusted_ids and not doubtful:
             return
-        if held == untrusted_ids:
-            return
-        for at in range(0, len(untrusted_ids), ID_SIZE):
-            if held[at : at + ID_SIZE] != untrusted_ids[at : at + ID_SIZE]:
-                self.wanted.add(first + at // ID_SIZE, first + at // ID_SIZE + 1)
+        to_read: list[tuple[int, bytes]] = []
+        for at in range(count):
+            untrusted_id = untrusted_ids[at * ID_SIZE : (at + 1) * ID_SIZE]
+            if held and first + at not in self._doubtful:
+                if held[at * ID_SIZE : (at + 1) * ID_SIZE] != untrusted_id:
+                    self.wanted.add(first + at, first + at + 1)
+            elif untrusted_id == ZERO_ID:  # to make a hole costs less than to look
+                self.wanted.add(first + at, first + at + 1)
+            else:
+                to_read.append((first + at, untrusted_id))
+        read, size = self._target.read, self._size
+        for number in unlike(read, self._chunk_ids, size, to_read, self._threads):
+            self.wanted.add(number, number + 1)
 
 
 @contextmanager
@@ -86,4 +100,4 @@ def known(store: VolumeState, archive: ArchiveKey, record: Record) -> Iterator[P
         changed = store.load_bitmap(progress.map, record.size)
         if progress.pending:  # it took the bitmap along
             changed.merge(store.load_bitmap(progress.pending.map, record.size))
-        yield Present(ids, changed, state.base, record.size, archive.chunk_size)
+        yield Present(ids, changed, state.base, record, archive)

@@ -75,7 +75,7 @@ def _replace(
             if present is None or target.changed is None:
                 present = None
             else:
-                present.begin(target.changed)
+                present.begin(target, target.changed, call.config.threads)
             tell = partial(_ask_for, call, volume) if differing else None
             receive(call.stdin, archive, record, target, call.config.threads, present, tell)
         except BaseException:
