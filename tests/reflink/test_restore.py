@@ -5,6 +5,7 @@ is: on real Btrfs and XFS.
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from dom0_agent.config import load
 from dom0_agent.sources import fiemap, reflink
 from dom0_agent.sources.extents import LENGTH, LOGICAL, SHIFT
 from dom0_agent.tracking.state import VolumeState
+from tests.commands import Commands
 from tests.kit import GRAIN, Site, change, fill, punch, truly_changed
 
 SIZE = 50 * GRAIN + 999
+MakeCommands = Callable[[Site], Commands]
 
 
 def put(path: Path, at: int, data: bytes) -> None:
@@ -193,3 +196,30 @@ def test_where_dom0_is_not_certain_all_is_taken(
     assert wanted_after(site) == 51
     (folder / "state.json").write_bytes(b"{")
     assert wanted_after(site) == 51
+
+
+def test_assembled_onto_an_image(reflink_site: Site, commands_for: MakeCommands) -> None:
+    """Whatever that is: what differs is written to a clone of it."""
+    site, rng = reflink_site, random.Random(4)
+    fill(site.image(), SIZE, 3)
+    site.backup()
+    change(site.image(), rng, resize=False)
+    site.backup()
+    shell, target = commands_for(site), site.root / "work.img"
+    key = ["--passphrase-file", str(shell.passphrase)]
+    for image, session in (site.image(), 0), (site.image(), 1), (Path("/dev/null"), 0):
+        target.write_bytes(image.read_bytes())
+        (name, expected) = list(site.images().items())[session]
+        words = ["assemble", "work/private", "--session", name, "--onto", str(target), *key]
+        shell.run(*words, expect=1)
+        shell.run(*words, "--yes")
+        assert target.read_bytes() == expected
+    with open(target, "r+b") as file:
+        file.write(b"something")
+        file.truncate(SIZE + 5 * GRAIN)
+    before = places(target)
+    shell.run(*words, "--yes")
+    assert target.read_bytes() == expected
+    assert len(places(target) & before) >= len(places(target)) - GRAIN // 4096
+    words[words.index(str(target))] = str(site.root / "none.img")
+    assert "no image file" in shell.fails(1, *words, "--yes")
