@@ -268,11 +268,16 @@ def volume_argument(parser: argparse.ArgumentParser, text: str = "the volume") -
     parser.add_argument("volume", metavar="QUBE/VOLUME", help=text)
 
 
-def output_options(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
-    """Declare -o and --force, for commands that write one file."""
-    parser.add_argument(
-        "-o", "--output", required=True, type=path, metavar=metavar, help=f"the {what} to write"
-    )
+def output_options(
+    parser: argparse.ArgumentParser, metavar: str, what: str, onto: str = ""
+) -> None:
+    """Declare -o and --force, for commands that write one file; with ``onto``, which is its help,
+    --onto in its stead.
+    """
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("-o", "--output", type=path, metavar=metavar, help=f"the {what} to write")
+    if onto:
+        where.add_argument("--onto", type=path, metavar=metavar, help=onto)
     parser.add_argument("--force", action="store_true", help=f"replace {_an(what)} that exists")
 
 

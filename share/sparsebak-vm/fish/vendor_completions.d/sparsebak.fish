@@ -50,8 +50,8 @@ function _shtab_sparsebak_using
   test "$_shtab_sparsebak_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify drill scrub prune delete tag export import copy keys records serve open doctor inspect unlock upkeep ui
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --output --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
+set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify drill scrub prune delete tag export import copy keys records serve doctor inspect unlock upkeep ui
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --onto --output --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -177,6 +177,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using restore' -s h -l help -d 'show 
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l yes -d 'do not ask'
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l to -x -d 'into another volume or qube, if dom0 allows it (allow_restore)'
+complete -c sparsebak -n '_shtab_sparsebak_using restore' -l whole -d 'send and write also what dom0 knows to be there already, say for a damaged disk'
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using restore' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
@@ -193,7 +194,9 @@ complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npo
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -s o -l output -x -d 'the image to write'
+complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l onto -x -d 'an image to be made what the session is; only what differs is written, to a clone'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l force -d 'replace an image that exists'
+complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l yes -d 'do not ask'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l from -x -d 'with --grant on Qubes OS: the backup VM to read from, in place of an archive'
 complete -c sparsebak -n '_shtab_sparsebak_using assemble' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
