@@ -9,6 +9,7 @@ from pathlib import Path
 from backup_vm import stopping
 from backup_vm.archive import holding, naming, notes, reconcile
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.gathering import NAME as GATHERED
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.listing import Listing
 from backup_vm.archive.marks import Marks
@@ -95,6 +96,8 @@ def _recover(archive: Archive) -> None:
         now = Listing.of(archive.storage)
     catalog = archive.open_catalog = reconcile.open_catalog(archive, now)
     holding.begin(archive)
+    if archive.storage.workspace.exists(GATHERED):  # of a rebuild that another run ended
+        archive.storage.workspace.discard(GATHERED)
     _miss_notes(archive, catalog.marks)
     if catalog.marks.reclaiming:
         reclaim(archive)

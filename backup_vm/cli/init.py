@@ -93,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
             f"{place} cannot create a file under a condition: of runs that begin there at one"
             " moment the one that is older by the store's clock waits for the others to withdraw."
         )
+    _advise(context, parameters)
     if options.default:
         context.say(f"{_make_default(context, place)} names it now.")
     _tell(context, place, parameters)
@@ -130,6 +131,16 @@ def _repair(place: str, parameters: "Parameters") -> "Parameters":
         holding.require(storage, parameters.retention)
     parameters.save(storage)
     return parameters
+
+
+def _advise(context: Context, parameters: "Parameters") -> None:
+    """Say so while the archive is empty when its chunks are small for what dom0 lists."""
+    from backup_vm.jobs.doctor import of_chunk_size
+
+    with suppress(AgentError):  # whoever has no volumes yet, or may not see them, has an archive
+        size = sum(volume.size for volume in context.agent().list())
+        for finding in of_chunk_size(parameters, size):
+            context.warn(f"{finding.what} ({finding.remedy})")
 
 
 def _make_default(context: Context, place: str) -> Path:

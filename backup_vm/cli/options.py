@@ -14,6 +14,8 @@ from backup_vm.paths import expanded
 from backup_vm.terminal import output
 
 if TYPE_CHECKING:
+    from backup_vm.archive.archive import Archive
+    from backup_vm.cli.context import Context
     from backup_vm.quantities import Part
 
 GENERAL = "general options"
@@ -109,7 +111,9 @@ def path(text: str) -> Path:
 
 
 def key_option(parser: argparse.ArgumentParser, grant: bool = False) -> None:
-    """Declare --passphrase-file, and with ``grant`` --grant, which can take its place."""
+    """Declare --passphrase-file, and with ``grant`` --grant, which can take its place, and --from,
+    for the archive's.
+    """
     group = parser.add_mutually_exclusive_group() if grant else parser
     if grant:
         group.add_argument(
@@ -120,6 +124,12 @@ def key_option(parser: argparse.ArgumentParser, grant: bool = False) -> None:
                 "what 'sparsebak-agent grant' made in dom0, which opens some sessions of one"
                 " volume; - is standard input"
             ),
+        )
+        parser.add_argument(
+            "--from",
+            dest="source",
+            metavar="QUBE",
+            help="with --grant on Qubes OS: the backup VM to read from, in place of an archive",
         )
     group.add_argument(
         "--passphrase-file",
@@ -190,6 +200,25 @@ def rate_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def pack_size_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --pack-size."""
+    parser.add_argument(
+        "--pack-size",
+        type=_pack_size,
+        metavar="SIZE",
+        help="bytes of a new pack, from 4M to 512M (default: as suits the archive's size)",
+    )
+
+
+def use_pack_size(context: "Context", archive: "Archive") -> None:
+    """Make packs of the size that --pack-size or the settings name, if they do."""
+    archive.pack_size = context.options.pack_size
+    if archive.pack_size is None and "pack_size" in context.config.texts:
+        from backup_vm.archive.pack_size import parse_pack_size
+
+        archive.pack_size = parse_pack_size(context.config.texts["pack_size"])
+
+
 def moment_options(parser: argparse.ArgumentParser) -> None:
     """Declare --not-on-battery and --not-metered."""
     parser.add_argument(
@@ -227,16 +256,28 @@ def _rate(text: str) -> int:
     return parse_rate(text)
 
 
+@checked
+def _pack_size(text: str) -> int:
+    from backup_vm.archive.pack_size import parse_pack_size
+
+    return parse_pack_size(text)
+
+
 def volume_argument(parser: argparse.ArgumentParser, text: str = "the volume") -> None:
     """Declare the one volume that a command is about."""
     parser.add_argument("volume", metavar="QUBE/VOLUME", help=text)
 
 
-def output_options(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
-    """Declare -o and --force, for commands that write one file."""
-    parser.add_argument(
-        "-o", "--output", required=True, type=path, metavar=metavar, help=f"the {what} to write"
-    )
+def output_options(
+    parser: argparse.ArgumentParser, metavar: str, what: str, onto: str = ""
+) -> None:
+    """Declare -o and --force, for commands that write one file; with ``onto``, which is its help,
+    --onto in its stead.
+    """
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("-o", "--output", type=path, metavar=metavar, help=f"the {what} to write")
+    if onto:
+        where.add_argument("--onto", type=path, metavar=metavar, help=onto)
     parser.add_argument("--force", action="store_true", help=f"replace {_an(what)} that exists")
 
 

@@ -55,6 +55,8 @@ class Copied:
     failed: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     """What is to be said of the volumes that the guard left as they are."""
+    spared: int = 0
+    """Sessions that only the copy has, and that are too new to be removed."""
     gone: list[str] = field(default_factory=list)
     """Sessions that another machine removed here meanwhile."""
 
@@ -81,6 +83,7 @@ def copy(
     _prepare(source, location, making)
     with open_archive(location, writing=True, command="copy") as target:
         _same_archive(source, target)
+        target.pack_size = source.pack_size
         run = _Run(source, target, progress, keys, guard)
         if delete is not None and run.surplus:
             delete(len(run.surplus))
@@ -158,7 +161,9 @@ class _Run:
         self._theirs = target.sessions()
         ours = {session.file for series in self._ours.values() for session in series}
         every = [session for series in self._theirs.values() for session in series]
-        self.surplus = {s.file for s in every if not self._watch.new(s)} - ours
+        new = {session.file for session in every if self._watch.new(session)} - ours
+        self.done.spared = len(new)
+        self.surplus = {session.file for session in every} - ours - new
         """Files of the sessions that only the copy has, and that may go."""
         self._whole = self._complete()
         """Files of the sessions that the copy has, complete."""

@@ -119,7 +119,8 @@ class Workspace(Files, Protocol):
 
 class Storage(Files, Protocol):
     """The files of one archive. ``uploads``: how many packs may be on their way at once;
-    ``pack_size``: bytes of one.
+    ``readers``: how many small reads at once are quicker than one after another; ``pack_size``:
+    bytes of a pack.
 
     ``workspace``: what belongs to this machine alone; ``elsewhere``: whether that is apart from the
     archive, so that other machines do not see it. ``check`` is called before anything is written,
@@ -129,6 +130,7 @@ class Storage(Files, Protocol):
     """
 
     uploads: int
+    readers: int
     pack_size: int
     elsewhere: bool
     check: Callable[[], None]
@@ -179,6 +181,9 @@ class Storage(Files, Protocol):
 
     def fetch(self, names: list[str]) -> None:
         """Have local copies of these at hand, got all at once where that is quicker."""
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        """The same in any order, several at once where that is quicker."""
 
     def create(self, name: str) -> NewFile:
         """Begin a file."""

@@ -71,7 +71,9 @@ class Changed(Exception):
 
 
 class Entry(NamedTuple):
-    """An object: bytes, and a text that is another one when its contents are."""
+    """An object: bytes, and a text that is another one when its contents are; an empty one where
+    the place tells nothing by which to know that.
+    """
 
     size: int
     version: str
@@ -91,6 +93,10 @@ class Objects(Protocol):
     They may be called from threads, and end by KeyboardInterrupt soon after ``stopping.ask``.
     """
 
+    pages: bool
+    """Whether a listing comes in pages, a request each, and a name that is given leads to an object
+    and nothing else.
+    """
     unreadable: Collection[str]
     """Names of other programs' objects where ours are, which the last listing passed over."""
 
@@ -103,8 +109,10 @@ class Objects(Protocol):
     def get_range(self, name: str, entry: Entry, offset: int, length: int) -> bytes:
         """Exactly these bytes, which are within the object as it was listed; raise Changed."""
 
-    def put(self, name: str, source: Path) -> str:
-        """Store a file under a name, all of it or nothing; returns its version."""
+    def put(self, name: str, source: Path, old: Entry | None = None) -> str:
+        """Store a file under a name, all of it or nothing; returns its version, which is another
+        than that of ``old``, the object that it replaces.
+        """
 
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens when it is gone."""

@@ -51,6 +51,8 @@ _MOST = 20_000_000
 class ObjectStore(Objects):
     """A bucket, or the part of it below a path."""
 
+    pages = True
+
     def __init__(self, url: str) -> None:
         try:
             import obstore
@@ -192,7 +194,8 @@ class ObjectStore(Objects):
         return {}
 
     @override
-    def put(self, name: str, source: Path) -> str:
+    def put(self, name: str, source: Path, old: Entry | None = None) -> str:
+        # A version is made of the contents: it need not be told from the old one.
 
         async def ask() -> str:
             with open(source, "rb") as file:
