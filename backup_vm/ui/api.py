@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the page asks the server: JSON in, JSON out. The guard has let the request through."""
 
+import asyncio
 import json
 import secrets
 import time
@@ -11,6 +12,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from backup_vm.config import Retention
+from backup_vm.reporting.rows import VolumeRow
 from backup_vm.ui import asked, reads
 from backup_vm.ui.asked import BadRequest
 from backup_vm.ui.guard import HEADERS
@@ -69,9 +71,9 @@ class Api:
         row, _ = await self._reads.get("doctor")
         return row
 
-    async def _volumes(self) -> list[Mapping[str, Any]]:
+    async def _volumes(self) -> list[VolumeRow]:
         row, _ = await self._reads.get("list", "--no-space")
-        volumes: list[Mapping[str, Any]] = row["volumes"]
+        volumes: list[VolumeRow] = row["volumes"]
         return volumes
 
     async def _sessions(self, request: web.Request) -> dict[str, Any]:
@@ -87,39 +89,19 @@ class Api:
         )
 
     async def _days(self, request: web.Request) -> dict[str, Any]:
-        volumes = await self._volumes()
-        names = sorted(reads.row_name(volume) for volume in volumes)
-        return {"days": reads.days(volumes, request.query.get("volume", "")), "volumes": names}
+        query = request.query
+        last = _number(query, "last") if query.get("last") else None
+        return reads.days(await self._volumes(), query.get("volume", ""), last)
 
     async def _moment(self, request: web.Request) -> dict[str, Any]:
         at = _number(request.query, "time")
         return {"volumes": reads.moment(await self._volumes(), at)}
 
     async def _space(self, request: web.Request) -> dict[str, Any]:
-        row, _ = await self._reads.get("list", "--space")
-        volumes = [
-            {
-                "name": reads.row_name(volume),
-                **{key: volume[key] for key in ("own", "shared", "compression", "deduplication")},
-                "sessions": len(volume["sessions"]),
-            }
-            for volume in row["volumes"]
-        ]
-        every = [
-            {"name": reads.row_name(volume), **session}
-            for volume in row["volumes"]
-            for session in volume["sessions"]
-            if session["frees"]
-        ]
-        every.sort(key=lambda session: -session["frees"])
-        status, _ = await self._reads.get("status")
-        return {
-            "volumes": volumes,
-            "largest": every[:20],
-            "stored": status["stored"],
-            "free": status["free"],
-            "growth": status.get("growth"),
-        }
+        (listed, _), (status, _) = await asyncio.gather(
+            self._reads.get("list", "--space"), self._reads.get("status")
+        )
+        return reads.space(listed["volumes"], status)
 
     async def _news(self, request: web.Request) -> dict[str, Any]:
         return await self.queue.news(_number(request.query, "since"), PATIENCE)

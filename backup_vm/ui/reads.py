@@ -6,11 +6,14 @@ of them that are small enough to be sent.
 import asyncio
 import time
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from heapq import nlargest
 from typing import Any
 
+from backup_vm.reporting.calendar import calendar, days_of, legend
+from backup_vm.reporting.page import figures, grown_since, volume_table
+from backup_vm.reporting.rows import VolumeRow, row_name
 from backup_vm.ui.program import Failed, Program
 
 FRESH = 30.0
@@ -20,7 +23,9 @@ AT_ONCE = 2
 PAGE = 200
 """Sessions that are sent at once, at most."""
 
-Row = Mapping[str, Any]
+_FIRST_DAY, _LAST_DAY = 366, 2_900_000
+"""Days since 1970 that a calendar has."""
+Row = VolumeRow
 
 
 class Reads:
@@ -83,11 +88,6 @@ class Reads:
             return await self._program.ask(words)
 
 
-def row_name(volume: Row) -> str:
-    """The volume as commands take it."""
-    return f"{volume['qube']}/{volume['volume']}" if volume["qube"] else str(volume["volume"])
-
-
 def sessions(
     volumes: list[Row], name: str, tag: str, until: int | None, offset: int, limit: int
 ) -> dict[str, Any]:
@@ -107,16 +107,25 @@ def sessions(
     return {"total": len(chosen), "sessions": page}
 
 
-def days(volumes: list[Row], name: str) -> dict[str, int]:
-    """Sessions by day of UTC, as number of days since 1970."""
+def days(volumes: list[Row], name: str, last: int | None) -> dict[str, Any]:
+    """The year up to the day ``last``, or today, as the report draws it; days since 1970."""
+    found = days_of(
+        session["time"]
+        for volume in volumes
+        if not name or row_name(volume) == name or volume["qube"] == name
+        for session in volume["sessions"]
+    )
+    today = int(time.time()) // 86400
+    newest = min(max(found, default=today), _LAST_DAY)
+    newest = max(today, newest)
+    last = newest if last is None else min(last, newest)
     return {
-        str(day): count
-        for day, count in Counter(
-            session["time"] // 86400
-            for volume in volumes
-            if not name or row_name(volume) == name or volume["qube"] == name
-            for session in volume["sessions"]
-        ).items()
+        "calendar": calendar(found, max(last, _FIRST_DAY), "Sessions by day"),
+        "legend": legend(),
+        "oldest": min(found, default=today),
+        "newest": newest,
+        "last": last,
+        "volumes": sorted(map(row_name, volumes)),
     }
 
 
@@ -131,3 +140,23 @@ def moment(volumes: list[Row], at: int) -> list[dict[str, Any]]:
         session = volume["sessions"][order[place - 1]] if place else None
         found.append({"name": row_name(volume), "session": session})
     return sorted(found, key=lambda row: str(row["name"]))
+
+
+def space(volumes: list[Row], status: Any) -> dict[str, Any]:
+    """What takes the space, and what would free it: the report's own pieces, and sessions."""
+    by_own = sorted(volumes, key=lambda volume: -(volume["own"] or 0))
+    every = [
+        (frees, session["session"], row_name(volume))
+        for volume in volumes
+        for session in volume["sessions"]
+        if (frees := session["frees"])
+    ]
+    return {
+        "figures": figures(status, volumes),
+        "volumes": volume_table("Volumes", by_own, whole_name=True),
+        "growth": grown_since(status.get("growth") or []),
+        "largest": [
+            {"frees": frees, "session": session, "name": name}
+            for frees, session, name in nlargest(20, every)
+        ],
+    }

@@ -38,7 +38,7 @@ function drawSteps(findings, found, word, look) {
   const stored = status?.volumes.some((volume) => volume.sessions > 0) ?? false;
   const agent = done("the agent answers");
   const step = (name, ready, ...parts) => h("li", { class: "card" },
-    h("h3", {}, S.steps[name], " ", h("span", { class: ready ? "ok" : "warn" },
+    h("h2", {}, S.steps[name], " ", h("span", { class: ready ? "ok" : "warn" },
       ready ? S.stepState.done : S.stepState.open)), parts);
   return h("ol", {},
     step("archive", status != null, status ? h("p", { class: "name" }, S.archiveLine(status.label, status.path, status.mode))
