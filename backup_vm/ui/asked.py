@@ -128,7 +128,7 @@ def _scrub(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _copy(body: Mapping[str, Any]) -> tuple[str, ...]:
-    return ("copy", "--", needed(body, "target"))
+    return ("copy", *_option(body, "limit_rate"), "--", needed(body, "target"))
 
 
 def _init(body: Mapping[str, Any]) -> tuple[str, ...]:
@@ -144,6 +144,8 @@ JOBS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] = {
     "prune": lambda body: prune_words(body, dry_run=False),
     "copy": _copy,
     "init": _init,
+    "drill": lambda body: ("drill",),
+    "keys": lambda body: ("keys", "--refresh"),
 }
 """What goes through the queue, by the name that the page gives it."""
 

@@ -34,8 +34,16 @@ PAGES = {
 """Each page, and what it says when it has looked, with a session of each of two volumes."""
 
 
-def turn_to(browser: Browser, page: str) -> None:
-    """Go to a page, and wait until it has looked."""
+def turn_to(browser: Browser, page: str, text: str = "") -> None:
+    """Go to a page, and wait until it has looked, and says a text."""
     browser.click("nav a", page)
-    browser.see(PAGES[page])
+    browser.see(text or PAGES[page])
     browser.wait("!document.querySelector('main').innerText.includes('Looking …')")
+
+
+def page_sessions(browser: Browser) -> list[dict[str, object]]:
+    """Sessions as the page is told them."""
+    found: list[dict[str, object]] = browser.js(
+        "import('/page/api.js').then(({get}) => get('sessions')).then((row) => row.sessions)"
+    )
+    return found

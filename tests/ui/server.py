@@ -8,19 +8,24 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.children import signals_as_usual
 from tests.kit import Site
 
 START = "import sys; from backup_vm.cli import main; sys.exit(main())"
+WHICH = Path()
 Headers = dict[str, str]
 
 
 class Page:
     """The server as a process, and requests as a browser sends them."""
 
-    def __init__(self, site: Site, *words: str) -> None:
-        general = (f"--archive={site.archive}", f"--agent=local:{site.config}")
+    def __init__(self, site: Site, *words: str, archive: Path | None = WHICH) -> None:
+        """``archive``: the site's unless another is given; None: as the settings say."""
+        general = [f"--agent=local:{site.config}"]
+        if archive is not None:
+            general.append(f"--archive={site.archive if archive == WHICH else archive}")
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, *general, "ui", "--no-open", *words],
             stdout=subprocess.PIPE,

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from tests.kit import Site, change
-from tests.ui.acting import done, sound, turn_to
+from tests.ui.acting import done, page_sessions, sound, turn_to
 from tests.ui.browser import Browser
 from tests.ui.conftest import HOSTILE
 from tests.ui.server import Page
@@ -64,14 +64,6 @@ def test_a_life_of_an_archive_by_acting(page: Page, browser: Browser, site: Site
     sound(browser)
     assert page.end() == 0
     browser.see("does not answer")
-
-
-def page_sessions(browser: Browser) -> list[dict[str, object]]:
-    """Sessions as the page is told them."""
-    found: list[dict[str, object]] = browser.js(
-        "import('/page/api.js').then(({get}) => get('sessions')).then((row) => row.sessions)"
-    )
-    return found
 
 
 def test_each_page_shows_something_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:

@@ -9,8 +9,12 @@ export function draw(main) {
   const body = h("div", {}, h("p", { class: "dim" }, S.loading));
   main.append(body);
   let live = true;
-  const look = () => get("space").then((found) => live && put(body, drawAll(found)),
-    (error) => live && put(body, trouble(error)));
+  const frees = h("div", {}, h("p", { class: "dim" }, S.loading));
+  const look = () => get("space").then((found) => {
+    if (live) put(body, drawAll(found), frees);
+    return get("frees");
+  }).then(({ largest }) => live && drawFrees(frees, largest),
+    (error) => live && put(body.contains(frees) ? frees : body, trouble(error)));
   look();
   const stop = onDone(look);
   return () => {
@@ -19,14 +23,18 @@ export function draw(main) {
   };
 }
 
-function drawAll({ figures, volumes, growth, largest }) {
+function drawAll({ figures, volumes, growth }) {
   return [
     grown(figures),
     growth && [h("h2", {}, S.growth), grown(growth)],
     h("h2", {}, S.spaceTitle), h("p", { class: "dim" }, S.spaceHelp), grown(volumes),
     h("h2", {}, S.freesTitle), h("p", { class: "dim" }, S.freesHelp),
+  ];
+}
+
+function drawFrees(place, largest) {
+  put(place,
     largest.length ? table(S.freesTitle, S.freesHeads, largest.map((session) => [session.session,
       session.name, size(session.frees)]), [2]) : h("p", {}, S.freesNone),
-    h("p", { class: "buttons" }, button(S.simulator, () => goTo("time"))),
-  ];
+    h("p", { class: "buttons" }, button(S.simulator, () => goTo("time"))));
 }

@@ -12,7 +12,7 @@ const PAGE = 50;
 const PIN = "keep";
 
 export function draw(main, query) {
-  const state = { volume: query.get("volume") ?? "", tag: "", until: null, offset: 0, last: null };
+  const state = { volume: query.volume ?? "", tag: "", until: null, offset: 0, last: null };
   const volumes = h("select", { onchange: () => choose({ volume: volumes.value }) });
   const tag = h("input", { onchange: () => choose({ tag: tag.value.trim() }) });
   const calendar = h("div", {});
@@ -133,6 +133,7 @@ export function draw(main, query) {
   look();
   get("status").then(({ pins: kept }) => live && kept === "lost" && put(pins, S.pinsLost), () => {});
   const stopSimulator = drawSimulator(simulator);
+  if (query.part === "simulator") simulator.scrollIntoView();
   const stop = onDone(look);
   return () => {
     live = false;
