@@ -50,8 +50,8 @@ function _shtab_sparsebak_using
   test "$_shtab_sparsebak_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify drill scrub prune delete tag export import copy keys records serve doctor inspect unlock upkeep ui
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --onto --output --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
+set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify drill scrub prune delete tag export import copy keys records serve open doctor inspect unlock upkeep ui
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --as-of --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --onto --output --pack-size --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -615,6 +615,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npo
 complete -c sparsebak -n '_shtab_sparsebak_using open' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using open' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using open' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
+complete -c sparsebak -n '_shtab_sparsebak_using open' -l as-of -x -d 'read it as it was then (2026-11-20T08:30, in UTC), in a bucket that keeps versions'
 complete -c sparsebak -n '_shtab_sparsebak_using open' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
 complete -c sparsebak -n '_shtab_sparsebak_using open' -l require-mount -x -d 'do nothing unless this is mounted'
 complete -c sparsebak -n '_shtab_sparsebak_using open' -l caller -x -d 'with a local agent: call in the name of this qube (default: dom0)'
