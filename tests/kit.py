@@ -20,7 +20,8 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
 from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
-from backup_vm.jobs.backup import BackupRun, Report
+from backup_vm.jobs.backup import BackupRun
+from backup_vm.jobs.outcome import Report
 from backup_vm.jobs.reading import assemble, feed, read_image
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
@@ -92,6 +93,7 @@ class Site:
         sealed: bool = True,
         chunk_size: int = 64 * 1024,
         suite: int = SUITE_SHA256,
+        retention: int = 0,
     ) -> bytes | None:
         """Make an archive and return its recovery key (sealed mode)."""
         log_n, slots.SCRYPT_LOG_N = slots.SCRYPT_LOG_N, 10  # the cost is measured elsewhere
@@ -113,6 +115,7 @@ class Site:
                 entry.created,
                 tuple(found),
                 master,
+                retention,
             ),
         )
         return recovery

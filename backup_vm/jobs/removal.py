@@ -11,7 +11,7 @@ from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
 from backup_vm.jobs.retention import duration_text
 from backup_vm.jobs.thinning import Verdict, held
-from backup_vm.terminal.text import count_text, size_text, table
+from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 from backup_vm.volumes import Named
 
 
@@ -71,6 +71,8 @@ class Removal:
             "dry_run": dry_run,
             "chunks": done.chunks,
             "freed": done.space,
+            "waiting": done.waiting,
+            "waiting_until": done.until or None,
         }
         plan = [
             {**_row(v.volume, v.session), "keep": v.keep, "why": list(v.why)}
@@ -86,7 +88,8 @@ class Removal:
         else:
             lines = [f"would remove {volume.name} {s.name}" for volume, s in self.doomed]
         sessions = count_text(foreseen.sessions, "session")
-        lines.append(f"{sessions} would be removed, {size_text(foreseen.space)} freed.")
+        when = " when their locks have run out" if self.archive.parameters.retention else ""
+        lines.append(f"{sessions} would be removed, {size_text(foreseen.space)} freed{when}.")
         return lines + self._spared_lines()
 
     def report(self, done: Pruned) -> list[str]:
@@ -99,6 +102,7 @@ class Removal:
         ]
         sessions = count_text(done.sessions, "session")
         lines.append(f"{sessions} removed, {size_text(done.space)} freed.")
+        lines += waiting_text(done.waiting, done.until)
         return lines + self._spared_lines()
 
 

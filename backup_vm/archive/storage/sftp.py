@@ -42,6 +42,7 @@ class SftpHost(Objects):
     """A folder on a host that is reached by SFTP."""
 
     unreadable = ()
+    pages = False  # and a name may lead to a FIFO, which is waited for
     """A folder has no names that cannot be read."""
 
     def __init__(self, url: str) -> None:
