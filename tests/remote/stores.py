@@ -250,9 +250,9 @@ class Slow(Lying):
         with self._taking_long():
             return super().get_range(name, entry, offset, length)
 
-    def put(self, name: str, source: Path) -> str:
+    def put(self, name: str, source: Path, old: Entry | None = None) -> str:
         with self._taking_long():
-            return super().put(name, source)
+            return super().put(name, source, old)
 
     def delete(self, name: str) -> None:
         with self._taking_long():
