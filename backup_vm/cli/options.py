@@ -162,16 +162,9 @@ def retention_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _retention(text: str) -> int:
-    """Seconds that ``30d`` stands for."""
-    from backup_vm.archive.parameters import LONGEST_RETENTION
-    from backup_vm.jobs.retention import DAY, parse_duration
+    from backup_vm.jobs.retention import parse_lock
 
-    seconds = checked(parse_duration)(text)
-    if not DAY <= seconds <= LONGEST_RETENTION:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not from 1d to 366d; what stays is locked again and again"
-        )
-    return seconds
+    return checked(parse_lock)(text)
 
 
 def part_options(parser: argparse.ArgumentParser, what: str, done: str) -> None:
