@@ -187,7 +187,7 @@ def of_chunk_size(parameters: Parameters, size: int) -> Iterator[Finding]:
         mine, better = map(chunk_size_text, (parameters.chunk_size, advised))
         yield Finding(
             WARN,
-            f"chunks of {mine} for {size_text(size)} of volumes: the catalog becomes large and slow",
+            f"chunks of {mine} for {size_text(size)} of volumes make a large and slow catalog",
             f"for a new archive, in dom0: sparsebak-agent archive add --chunk-size {better}; or"
             " divide the qubes among several archives",
         )
