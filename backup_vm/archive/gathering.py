@@ -183,13 +183,14 @@ class Gathering:
         order = np.argsort(parts, kind="stable")
         rows, parts = rows[order], parts[order]
         starts = np.flatnonzero(np.diff(parts, prepend=-1)).tolist()
+        ends = [*starts[1:], len(rows)] if starts else []  # none: of packs that hold nothing
         if not db.in_transaction:
             db.execute("BEGIN")
         db.executemany(
             "INSERT INTO gathered VALUES (?, ?, ?)",
             (
                 (kind, int(parts[start]), rows[start:end].tobytes())
-                for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)
+                for start, end in zip(starts, ends, strict=True)
             ),
         )
         if kind == _PACKED:

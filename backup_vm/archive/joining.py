@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Part(NamedTuple):
     """Chunks in the order of their ids, each once, and what is known of them.
 
-    ``rows``, to be read once: id, pack number, offset and length; ``listed``: of each whether a file lists it;
-    ``twice``: the same of further copies; ``lacking``: how many ids that are not among them each
-    file lists, by its number.
+    ``rows``, to be read once: id, pack number, offset and length; ``listed``: of each whether a
+    file lists it; ``twice``: the same of further copies; ``lacking``: how many ids that are not
+    among them each file lists, by its number.
     """
 
     rows: Iterable[tuple[bytes, int, int, int]]
