@@ -66,9 +66,11 @@ class Archive:
 
     # Sessions
 
-    def newest(self, volume: str) -> Session | None:
-        """The newest session of a volume, or None."""
-        for name in reversed(self.session_files(volume)):
+    def newest(self, volume: str, files: list[str] | None = None) -> Session | None:
+        """The newest session of a volume, or None. ``files``: those of its sessions, where they
+        were listed already.
+        """
+        for name in reversed(self.session_files(volume) if files is None else files):
             session = self._load(name)
             if session is not None:
                 return session

@@ -16,6 +16,7 @@ import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -183,14 +184,13 @@ class Gathering:
         order = np.argsort(parts, kind="stable")
         rows, parts = rows[order], parts[order]
         starts = np.flatnonzero(np.diff(parts, prepend=-1)).tolist()
-        ends = [*starts[1:], len(rows)] if starts else []  # none: of packs that hold nothing
         if not db.in_transaction:
             db.execute("BEGIN")
         db.executemany(
             "INSERT INTO gathered VALUES (?, ?, ?)",
             (
                 (kind, int(parts[start]), rows[start:end].tobytes())
-                for start, end in zip(starts, ends, strict=True)
+                for start, end in pairwise([*starts, len(rows)])
             ),
         )
         if kind == _PACKED:

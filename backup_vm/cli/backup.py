@@ -16,13 +16,13 @@ from backup_vm.cli.options import (
     use_pack_size,
 )
 from backup_vm.errors import DamagedError, Exit, SparsebakError
-from backup_vm.terminal.text import count_text, size_text, table
+from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 
 if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.notes import Note
-    from backup_vm.jobs.backup import Done, Report
+    from backup_vm.jobs.outcome import Done, Report
     from backup_vm.volumes import Contents
     from wire.chunks import Keys
     from wire.messages import VolumeEntry
@@ -232,6 +232,8 @@ def _prune(
             f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)}"
             " freed."
         )
+    for line in waiting_text(pruned.waiting, pruned.until):
+        context.say(line)
     for sentence in held(verdicts):
         context.warn(sentence)
     return bool(held(verdicts))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import retention_option
 from backup_vm.errors import AgentError
 from wire import CHUNK_SIZES, FORMAT
 from wire.chunks import SUITES
@@ -44,6 +45,9 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="write it into the settings file, as the archive of all commands",
     )
+    retention_option(
+        init, "in an S3-compatible store: what was stored cannot be removed by any key for TIME"
+    )
     init.set_defaults(run=run)
 
 
@@ -51,7 +55,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.opening import create_archive
     from backup_vm.archive.parameters import Parameters
-    from backup_vm.archive.storage import open_storage
     from backup_vm.errors import UsageError
 
     context = Context(options)
@@ -79,12 +82,12 @@ def run(options: argparse.Namespace) -> int:
         created=entry.created,
         slots=tuple(slots),
         master=entry.key if entry.mode == MODE_OPEN else None,
+        retention=options.retention or 0,
     )
     if options.default:
         _settings_to_make(context, place)
     if options.repair:
-        _check_same_archive(open_storage(place), entry.archive)
-        parameters.save(open_storage(place))
+        parameters = _repair(place, parameters)
     elif not create_archive(place, parameters):
         context.say(
             f"{place} cannot create a file under a condition: of runs that begin there at one"
@@ -93,11 +96,41 @@ def run(options: argparse.Namespace) -> int:
     _advise(context, parameters)
     if options.default:
         context.say(f"{_make_default(context, place)} names it now.")
-    context.done(
-        {"archive": place, "id": entry.archive.hex(), "mode": parameters.mode},
-        f"Archive {label} in {place}, {parameters.mode}, chunks of {entry.chunk_size >> 10} KiB.",
-    )
+    _tell(context, place, parameters)
     return 0
+
+
+def _tell(context: Context, place: str, parameters: "Parameters") -> None:
+    from backup_vm.quantities import days_text
+
+    retention, chunks = parameters.retention, parameters.chunk_size >> 10
+    data = {"archive": place, "id": parameters.archive.hex(), "mode": parameters.mode}
+    lines = [f"Archive {parameters.label} in {place}, {parameters.mode}, chunks of {chunks} KiB."]
+    if retention:
+        lines.append(f"Nobody can remove what is stored there for {days_text(retention)}.")
+    context.done({**data, "retention": retention}, *lines)
+
+
+def _repair(place: str, parameters: "Parameters") -> "Parameters":
+    """Write archive.toml again; returns what it says now. A retention that it has is kept, and can
+    only be made longer.
+    """
+    from dataclasses import replace
+
+    from backup_vm.archive import holding
+    from backup_vm.archive.parameters import load
+    from backup_vm.archive.storage import open_storage
+    from backup_vm.errors import SparsebakError
+
+    storage, before = open_storage(place), 0
+    _check_same_archive(storage, parameters.archive)
+    with suppress(SparsebakError):  # it is lost or damaged, which is what this is for
+        before = load(storage).retention
+    parameters = replace(parameters, retention=max(parameters.retention, before))
+    if parameters.retention:
+        holding.require(storage, parameters.retention)
+    parameters.save(storage)
+    return parameters
 
 
 def _advise(context: Context, parameters: "Parameters") -> None:

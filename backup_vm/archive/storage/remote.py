@@ -54,6 +54,7 @@ class RemoteStorage(Storage):
     @override
     def refresh(self) -> None:
         self._inventory.refresh()
+        self._cache.listed_again()
 
     def _entry(self, name: str) -> Entry:
         try:
@@ -102,6 +103,10 @@ class RemoteStorage(Storage):
     @override
     def describe(self, name: str = "") -> str:
         return f"{self._url}/{name}".rstrip("/")
+
+    @override
+    def protect(self, retention: int) -> None:
+        self.vault = self._objects.vault(self._place, retention)
 
     @override
     def prepare(self) -> None:
@@ -247,7 +252,10 @@ class RemoteStorage(Storage):
     def upload(self, name: str, path: Path, size: int) -> None:
         """Store a file of this machine under a name, and take it away from here."""
         self.check()
-        version = self._place.ask(lambda: self._objects.put(name, path))
+        old = self._inventory.there().get(name)
+        version = self._place.ask(lambda: self._objects.put(name, path, old))
+        if self.vault is not None:
+            self.vault.stored(name)
         entry = Entry(size, version)
         self._inventory.wrote(name, entry)
         if name.endswith(_KEPT):
