@@ -56,6 +56,8 @@ COMPILED: dict[str, Codes] = {
         "kind": "=L",
         "item_length": "=L",
     },
+    "TreeLookup": {"tree": "=Q", "object": "=Q", "name": "4080s"},
+    "InodeBegin": {"generation": "=Q"},
     "FileExtent": {
         "generation": "=Q",
         "span": "=Q",

@@ -20,8 +20,9 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
 from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
-from backup_vm.jobs.backup import BackupRun, Report
+from backup_vm.jobs.backup import BackupRun
 from backup_vm.jobs.feeding import feed, feed_differing
+from backup_vm.jobs.outcome import Report
 from backup_vm.jobs.reading import assemble, read_image
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
@@ -93,6 +94,7 @@ class Site:
         sealed: bool = True,
         chunk_size: int = 64 * 1024,
         suite: int = SUITE_SHA256,
+        retention: int = 0,
     ) -> bytes | None:
         """Make an archive and return its recovery key (sealed mode)."""
         log_n, slots.SCRYPT_LOG_N = slots.SCRYPT_LOG_N, 10  # the cost is measured elsewhere
@@ -114,6 +116,7 @@ class Site:
                 entry.created,
                 tuple(found),
                 master,
+                retention,
             ),
         )
         return recovery
@@ -201,21 +204,20 @@ class Site:
             if whole or volume == "settings" or qube == "dom0":
                 agent.restore(asked, feed(archive, image, name, Progress()))
                 return image.chunks
-            send = feed_differing(archive, image, name, Progress())
-            return len(agent.restore_differing(asked, image.chunks, send)[1])
+            fed = feed_differing(archive, image, name, Progress())
+            return len(agent.restore_differing(asked, image.chunks, fed)[1])
 
     def asking(self, agent: Agent, image: Image, to: str) -> Restoring:
-        """What to ask for, for a session as it is, older or not."""
+        """What to ask for: for a session as it is, older or not."""
         clear = image.session.clear
         qube, volume = to.split("/")
         newest = {entry.session for entry in agent.list() if entry.volume_id == clear.volume_id}
         return Restoring(qube, volume, session_name(clear.time), clear.session not in newest)
 
     def restored(
-        self, agent: Agent, image: Image, to: str, feed: Feed, absent: bool = False
+        self, agent: Agent, image: Image, to: str, fed: Feed, absent: bool = False
     ) -> None:
-        """Ask for a session as it is, all of it."""
-        agent.restore(self.asking(agent, image, to), feed, absent)
+        agent.restore(self.asking(agent, image, to), fed, absent)
 
     def scrubbed(self) -> list[Any]:
         from backup_vm.archive.scrub import scrub

@@ -2,7 +2,8 @@
 """The agent's services as methods."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import IO, NamedTuple
 
@@ -64,6 +65,7 @@ class Agent:
         self._prepared: dict[tuple[str, str | None, str], Connection] = {}
         self._since: dict[tuple[str, str | None, str], float] = {}
         self._ending: list[Connection] = []
+        self._asked: list[Call] = []
         self.list_age = 0
         """Seconds since dom0 listed its volumes, if that is too long ago; else 0."""
 
@@ -85,6 +87,8 @@ class Agent:
 
     def close(self) -> None:
         """End calls that were prepared and not made, and wait for those that were."""
+        while self._asked:
+            self._asked.pop().give_up()
         while self._prepared:
             self._prepared.popitem()[1].close()
         while self._ending:
@@ -116,6 +120,20 @@ class Agent:
         self._ending.append(connection)
         while len(self._ending) > ENDING:
             self._ending.pop(0).close()
+
+    def _ahead(self, call: Call) -> Call:
+        """Send a call's request now, for its reply to be read later."""
+        call.send()
+        self._asked.append(call)
+        return call
+
+    @contextmanager
+    def answered(self, call: Call) -> Iterator[Reply]:
+        """The reply of a call whose request may have been sent ahead."""
+        if call in self._asked:
+            self._asked.remove(call)
+        with call as reply:
+            yield reply
 
     def enroll(self, label: str) -> Enrolled:
         """What dom0 says of the archive made there under a label."""
@@ -159,12 +177,23 @@ class Agent:
         """Begin a session. ``newest`` and ``sequence``: the archive's newest session; ``time``: the
         run's, 0 for now.
         """
+        return self.ask_snapshot(qube, volume, newest, sequence, time)()
+
+    def ask_snapshot(
+        self, qube: str, volume: str, newest: bytes, sequence: int, time: int
+    ) -> Callable[[], Offer]:
+        """Send the request of ``snapshot`` alone; what is returned waits for the offer."""
         request = Request(archive=self._archive, session=newest, number=sequence, time=time)
-        with self._call("Snapshot", request, qube, volume) as reply:
-            frames = reply.only()
-        if [kind for kind, _ in frames] != [KIND_OFFER]:
-            raise AgentError(f"Snapshot {qube}/{volume}: the agent sent no offer")
-        return reply.parsed(Offer, frames[0][1])
+        call = self._ahead(self._call("Snapshot", request, qube, volume))
+
+        def offer() -> Offer:
+            with self.answered(call) as reply:
+                frames = reply.only()
+            if [kind for kind, _ in frames] != [KIND_OFFER]:
+                raise AgentError(f"Snapshot {qube}/{volume}: the agent sent no offer")
+            return reply.parsed(Offer, frames[0][1])
+
+        return offer
 
     def extract(
         self,
@@ -173,20 +202,30 @@ class Agent:
         session: bytes,
         first: int,
         known: Callable[[IO[bytes]], None] | None = None,
+        ahead: bool = False,
     ) -> Call:
         """The frames of a session from chunk ``first`` on; ``known`` writes the ids that we
-        hold.
+        hold. With ``ahead`` the request is sent at once, and the call is entered by ``answered``.
         """
         flags = REQUEST_KNOWN if known else 0
         request = Request(archive=self._archive, session=session, number=first, flags=flags)
-        return self._call("Extract", request, qube, volume, known)
+        call = self._call("Extract", request, qube, volume, known)
+        return self._ahead(call) if ahead else call
 
     def commit(self, qube: str, volume: str, session: bytes) -> None:
         """Say that the session is on disk."""
-        with self._call(
-            "Commit", Request(archive=self._archive, session=session), qube, volume
-        ) as reply:
-            reply.only()
+        self.ask_commit(qube, volume, session)()
+
+    def ask_commit(self, qube: str, volume: str, session: bytes) -> Callable[[], None]:
+        """Send the request of ``commit`` alone; what is returned waits until that is done."""
+        request = Request(archive=self._archive, session=session)
+        call = self._ahead(self._call("Commit", request, qube, volume))
+
+        def done() -> None:
+            with self.answered(call) as reply:
+                reply.only()
+
+        return done
 
     def abort(self, qube: str, volume: str, session: bytes) -> None:
         """Give a session up."""

@@ -3,15 +3,20 @@
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import retention_option
 from backup_vm.errors import AgentError
 from wire import CHUNK_SIZES, FORMAT
 from wire.chunks import SUITES
 from wire.messages import MODE_OPEN
 from wire.names import BadName, parse_name
+
+if TYPE_CHECKING:
+    from backup_vm.archive.parameters import Parameters
 
 
 def add_to(commands: Any) -> None:
@@ -40,6 +45,9 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="write it into the settings file, as the archive of all commands",
     )
+    retention_option(
+        init, "in an S3-compatible store: what was stored cannot be removed by any key for TIME"
+    )
     init.set_defaults(run=run)
 
 
@@ -47,7 +55,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.opening import create_archive
     from backup_vm.archive.parameters import Parameters
-    from backup_vm.archive.storage import open_storage
     from backup_vm.errors import UsageError
 
     context = Context(options)
@@ -75,12 +82,12 @@ def run(options: argparse.Namespace) -> int:
         created=entry.created,
         slots=tuple(slots),
         master=entry.key if entry.mode == MODE_OPEN else None,
+        retention=options.retention or 0,
     )
     if options.default:
         _settings_to_make(context, place)
     if options.repair:
-        _check_same_archive(open_storage(place), entry.archive)
-        parameters.save(open_storage(place))
+        _repair(place, parameters)
     elif not create_archive(place, parameters):
         context.say(
             f"{place} cannot create a file under a condition: of runs that begin there at one"
@@ -93,6 +100,25 @@ def run(options: argparse.Namespace) -> int:
         f"Archive {label} in {place}, {parameters.mode}, chunks of {entry.chunk_size >> 10} KiB.",
     )
     return 0
+
+
+def _repair(place: str, parameters: "Parameters") -> None:
+    """Write archive.toml again. A retention that it has is kept, and can only be made longer."""
+    from dataclasses import replace
+
+    from backup_vm.archive import holding
+    from backup_vm.archive.parameters import load
+    from backup_vm.archive.storage import open_storage
+    from backup_vm.errors import SparsebakError
+
+    storage, before = open_storage(place), 0
+    _check_same_archive(storage, parameters.archive)
+    with suppress(SparsebakError):  # it is lost or damaged, which is what this is for
+        before = load(storage).retention
+    parameters = replace(parameters, retention=max(parameters.retention, before))
+    if parameters.retention:
+        holding.require(storage, parameters.retention)
+    parameters.save(storage)
 
 
 def _make_default(context: Context, place: str) -> Path:

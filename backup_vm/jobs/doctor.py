@@ -2,7 +2,6 @@
 """Checks of the whole chain from this machine to dom0, each with what to do when it fails."""
 
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.jobs.retention import DAY
-from backup_vm.reporting.view import TIMER
+from backup_vm.reporting.view import TIMER, systemctl
 from backup_vm.terminal.text import count_text, size_text
 from common.text import session_name
 from wire import NO_SESSION, VERSION
@@ -222,10 +221,7 @@ def of_timer() -> Iterator[Finding]:
             "let cron run: sparsebak backup --quiet",
         )
         return
-    done = subprocess.run(
-        ["systemctl", "is-enabled", TIMER], capture_output=True, text=True, check=False
-    )
-    if done.stdout.strip() == "enabled":
+    if systemctl("is-enabled", TIMER) == "enabled":
         yield _good(f"{TIMER} is enabled")
     else:
         remedy = (

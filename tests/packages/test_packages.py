@@ -122,6 +122,7 @@ def test_what_the_backup_vm_gets(rpms: dict[str, Path]) -> None:
     services = {name: files[name] for name in files if name.startswith("/etc/qubes-rpc/")}
     assert services == {"/etc/qubes-rpc/sparsebak.Read": ("-rwxr-xr-x", "root", "root")}
     assert {"/usr/lib/systemd/system/sparsebak-backup.timer", "/usr/bin/sparsebak"} <= files.keys()
+    assert "/usr/lib/sysusers.d/sparsebak-upkeep.conf" in files
     assert files["/etc/qubes/post-install.d/50-sparsebak.sh"][0] == "-rwxr-xr-x"
     assert all(owner == group == "root" for _, owner, group in files.values())
 

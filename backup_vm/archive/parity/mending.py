@@ -65,7 +65,11 @@ class Parity:
                 except DamagedError:  # it was readable before
                     self.stale.add(parity)
                     continue
-            yield self._last, next(one for one in self._last.members if one.name == name)
+            member = next((one for one in self._last.members if one.name == name), None)
+            if member is None:  # another machine has put another one there
+                self.stale.add(parity)
+                continue
+            yield self._last, member
 
     def compare(self, name: str) -> None:
         """Note whether a file that is there has changed since its parity was made: a hole has been

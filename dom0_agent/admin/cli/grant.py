@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from common.text import printable, session_name
-from dom0_agent.admin.cli import UserError
-from dom0_agent.admin.granting import Granted, ask_the_backup_vm, find, make, read_records, sharing
+from dom0_agent.admin.cli import UserError, user_option
+from dom0_agent.admin.granting import (
+    Granted,
+    ask_the_backup_vm,
+    find,
+    is_shared,
+    make,
+    read_records,
+    sharing,
+)
 from dom0_agent.config import Config, load
 from wire.grants import Grant
 
@@ -66,9 +74,7 @@ def volume_and_sessions(command: argparse.ArgumentParser) -> None:
             " VM is asked for it)"
         ),
     )
-    command.add_argument(
-        "--user", default="user", help="whose archive it is in the backup VM (default: %(default)s)"
-    )
+    user_option(command, "whose archive it is in the backup VM")
 
 
 def prepare(options: argparse.Namespace, every: bool = False) -> tuple[Config, Granted, Grant]:
@@ -98,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.output == "-" and sys.stdout.isatty():
         raise UserError("a grant is a key, and no text: send it to a file or a pipe")
     config, of, grant = prepare(options, options.all)
-    shared = sharing(config, of, grant)
+    shared = sharing(config, of, grant) if is_shared(of, grant) else None
     if options.output == "-":
         sys.stdout.buffer.write(grant.build())
         sys.stdout.buffer.flush()
@@ -112,8 +118,12 @@ def _run(options: argparse.Namespace) -> int:
         f"A key for {of.name} in {of.archive.label}, {', '.join(names)}{more}, is"
         f" {'sent' if options.output == '-' else f'in {options.output}'}. It cannot be taken back."
     ]
-    if shared:
-        lines.append(f"It opens chunks of these, too, which share theirs: {', '.join(shared)}")
+    if shared is not None:
+        lines.append(
+            "It opens chunks of other volumes, too, of those that share them. Now these do:"
+            f" {', '.join(shared) or 'none'}; what older sessions of others share, dom0 does not"
+            " know."
+        )
     if not options.quiet:
         for line in lines:
             print(printable(line), file=sys.stderr)

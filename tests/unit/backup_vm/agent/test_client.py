@@ -53,7 +53,7 @@ class Answering:
     def start(
         self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
     ) -> Connection:
-        return Connection(self, io.BytesIO())  # type: ignore[arg-type]
+        return Connection(self)  # type: ignore[arg-type]
 
     def wait(self, timeout: float | None = None) -> int:
         return 0
