@@ -214,10 +214,8 @@ class Site:
         newest = {entry.session for entry in agent.list() if entry.volume_id == clear.volume_id}
         return Restoring(qube, volume, session_name(clear.time), clear.session not in newest)
 
-    def restored(
-        self, agent: Agent, image: Image, to: str, fed: Feed, absent: bool = False
-    ) -> None:
-        agent.restore(self.asking(agent, image, to), fed, absent)
+    def restored(self, agent: Agent, image: Image, to: str, it: Feed, absent: bool = False) -> None:
+        agent.restore(self.asking(agent, image, to), it, absent)
 
     def scrubbed(self) -> list[Any]:
         from backup_vm.archive.scrub import scrub
