@@ -121,6 +121,17 @@ class ByteRange(Structure, compiled=COMPILED):
     span: Annotated[int, Int64un]
 
 
+class FileSpace(Structure, compiled=COMPILED):
+    """``struct space_resv``, of falloc.h."""
+
+    kind: Annotated[int, Int16un]
+    whence: Annotated[int, Int16un * "0: from the file's begin"]
+    gap: Annotated[bytes, Bytes(4)]
+    start: Annotated[int, Int64un]
+    span: Annotated[int, Int64un]
+    reserved: Annotated[bytes, Bytes(24)]
+
+
 class ZvolName(Structure, compiled=COMPILED):
     """What BLKZNAME gives, of OpenZFS' ``zfs_ioctl.h``: the dataset that a device stands for."""
 

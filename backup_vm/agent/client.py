@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The agent's services as methods."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -17,6 +18,8 @@ from wire.messages import (
     KIND_SLOT,
     KIND_VERSION,
     KIND_VOLUME,
+    KIND_WANTED,
+    REQUEST_DIFFERING,
     REQUEST_KNOWN,
     ArchiveEntry,
     Offer,
@@ -27,6 +30,7 @@ from wire.messages import (
 )
 from wire.names import BadName, Restoring, parse_volume_name
 from wire.status import STATUS_OLD_LIST, Code
+from wire.wanted import Wanted
 
 DOM0 = "dom0"
 ABSENT = "@default"
@@ -236,6 +240,30 @@ class Agent:
             reply.only()
             return reply.status or Status(Code.INTERNAL)
 
+    def restore_differing(
+        self,
+        asked: Restoring,
+        chunks: int,
+        feed: Callable[[IO[bytes], Callable[[], Wanted]], None],
+    ) -> tuple[Status, Wanted]:
+        """The same with what differs from the volume's present contents alone, by what dom0 knows
+        of them: of an image of ``chunks`` chunks those that it wanted are returned, too.
+        """
+        told = _Told(chunks)
+        request = Request(archive=self._archive, flags=REQUEST_DIFFERING)
+        what = f"Restore {asked.name}"
+
+        def send(stream: IO[bytes]) -> None:
+            feed(stream, told.wait)
+
+        with self._call("Restore", request, asked.qube, asked.argument(), send, what) as reply:
+            try:
+                for kind, payload in reply.frames():
+                    told.take(kind, payload, what)
+            finally:
+                told.end()
+            return reply.status or Status(Code.INTERNAL), told.wanted
+
     def restore(
         self, asked: Restoring, feed: Callable[[IO[bytes]], None], absent: bool = False
     ) -> Status:
@@ -247,3 +275,40 @@ class Agent:
         with self._call("Restore", request, target, asked.argument(), feed, what) as reply:
             reply.only()
             return reply.status or Status(Code.INTERNAL)
+
+
+class _Told:
+    """Which chunks a restore wants: it comes in frames, and the thread that sends waits for it."""
+
+    def __init__(self, chunks: int) -> None:
+        self.wanted, self._at = Wanted(chunks), 0
+        self._over = threading.Event()
+        self._settle()
+
+    def take(self, kind: int, payload: bytes, what: str) -> None:
+        """A frame of the reply; raise AgentError for what is none of these."""
+        try:
+            if kind != KIND_WANTED:
+                raise ValueError(f"a frame of kind {kind}")
+            self._at = self.wanted.take(self._at, payload)
+        except ValueError as error:
+            raise AgentError(
+                f"{what}: the agent sent a malformed answer: {error}",
+                "use the same version in dom0 and here",
+            ) from None
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._at == self.wanted.chunks:
+            self._over.set()
+
+    def end(self) -> None:
+        """No more comes."""
+        self._over.set()
+
+    def wait(self) -> Wanted:
+        """All of it; BrokenPipeError where the call ended before that, and so wants nothing."""
+        self._over.wait()
+        if self._at != self.wanted.chunks:
+            raise BrokenPipeError("the call has ended")
+        return self.wanted

@@ -32,7 +32,7 @@ from dom0_agent.sources.files import failed
 from dom0_agent.sources.flags import match_nocow
 from wire.status import Code, Refused
 
-_FICLONE = 0x40049409
+FICLONE = 0x40049409
 _ATTEMPTS = 10
 _MAP = "user.sparsebak.map"
 """Extended attribute of a snapshot: digest of its map up to its size, taken when it was new. So the
@@ -63,7 +63,7 @@ class ReflinkSource(DirectorySource):
         match_nocow(image, copy)
         made, since = os.fstat(copy).st_ctime_ns, _transaction(copy)
         try:
-            fcntl.ioctl(copy, _FICLONE, image)
+            fcntl.ioctl(copy, FICLONE, image)
         except OSError as error:
             raise self._cannot_clone(error) from None
         stamp = os.fstat(image)
@@ -142,7 +142,18 @@ class ReflinkSource(DirectorySource):
             changed = self._changed(a, b, size)
         yield from ranges(Bitmap.everything(size) if changed is None else changed, size)
 
-    def _changed(self, a: int, b: int, size: int) -> Bitmap | None:
+    def differing(self, old: int, clone: int) -> Bitmap | None:
+        """What an open clone of the image, which nobody writes to, may differ in from a snapshot of
+        the same size; None where that cannot be told.
+        """
+        with closing_fd(self.open(old)) as base:
+            size = os.fstat(base).st_size
+            if os.fstat(clone).st_size != size:
+                return None
+            return self._changed(base, clone, size, note=False)
+
+    def _changed(self, a: int, b: int, size: int, note: bool = True) -> Bitmap | None:
+        """``note``: ``b`` is a snapshot, with which something is to be compared later."""
         whole = os.fstat(a).st_size == os.fstat(b).st_size == size
         try:
             remembered = _attribute(a, _MAP) if whole else None
@@ -161,7 +172,7 @@ class ReflinkSource(DirectorySource):
                 WARNING,
                 f"{self.name}: the file system keeps moving blocks; taking everything as changed",
             )
-        elif whole:
+        elif whole and note:
             with suppress(OSError):  # only spares reading the map once more
                 os.setxattr(b, _MAP, digest)
         return changed
