@@ -27,8 +27,12 @@ from bench.report import Results, report
 from bench.tools import Sparsebak, SparsebakFiles, Tool, size_of
 
 CHANGES = {"100 MiB": (100 << 20, 2000), "2 MiB": (2 << 20, 40)}
-STEPS = ("full", "100 MiB", "2 MiB", "nothing", "monitor", "assemble", "verify", "prune", "restore")
-READING = ("assemble", "verify", "restore")
+STEPS = (
+    *("full", "100 MiB", "2 MiB", "nothing", "monitor", "assemble", "verify", "prune"),
+    # By turns: what was restored as a whole is all in other places, and counts as changed.
+    *("restore 100 MiB", "restore"),
+)
+READING = ("assemble", "verify", "restore", "restore 100 MiB")
 """Steps that read an archive as a whole."""
 
 
@@ -74,6 +78,10 @@ def step(name: str, tool: Tool, image: Path, work: Path, seed: int) -> Measured 
         return _assemble(tool, image, work / "assembled")
     if name in ("monitor", "verify", "prune", "restore"):
         return getattr(tool, name)()  # type: ignore[no-any-return]
+    if name == "restore 100 MiB":  # from the same archive as before
+        workload.change(image, *CHANGES["100 MiB"], seed)
+        subprocess.run(["sync"], check=True)
+        return tool.put_back()
     changed = workload.change(image, *CHANGES[name], seed) if name in CHANGES else []
     return tool.backup(None if name == "full" else changed)
 

@@ -54,6 +54,9 @@ class Peer(Tool):
     def restore(self) -> Measured | None:
         return None
 
+    def put_back(self) -> Measured | None:
+        return None
+
     def close(self) -> None:
         """Nothing was started."""
 

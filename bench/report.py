@@ -96,6 +96,7 @@ def _aims(limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]
         ("monitor", "0.15 s", f"{ours['monitor']:.2f} s"),
         ("assemble", "2x of plain copy and zstd -d", f"{ours['assemble'] / copy:.2f}x"),
         ("restore", "2x of plain copy and zstd -d", f"{ours['restore'] / copy:.2f}x"),
+        ("restore 100 MiB", "2 s", f"{ours['restore 100 MiB'] / ours['restore']:.2f}x of all"),
         ("verify", "1.5x of reading, decompressing and hashing", f"{ours['verify'] / bare:.2f}x"),
         ("prune", "0.2 s", f"{ours['prune']:.2f} s"),
         ("memory, manager", "120 MB", f"{most:.0f} MiB"),

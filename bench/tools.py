@@ -41,7 +41,10 @@ class Tool(Protocol):
         """The newest session as a file, or as one in a folder."""
 
     def restore(self) -> Measured | None:
-        """The newest session in the image's own place."""
+        """The newest session in the image's own place, all of it."""
+
+    def put_back(self) -> Measured | None:
+        """The same of what differs from what is there."""
 
     def verify(self) -> Measured:
         """Prove what is stored."""
@@ -146,6 +149,9 @@ class Sparsebak:
         )
 
     def restore(self) -> Measured | None:
+        return self._run("restore", "--yes", "--whole", "work/private")
+
+    def put_back(self) -> Measured | None:
         return self._run("restore", "--yes", "work/private")
 
     def verify(self) -> Measured:

@@ -38,6 +38,7 @@ UNTRUSTED = (
     "dom0_agent/rpc/receiving.py",
     "dom0_agent/rpc/services/extract.py",
     "dom0_agent/tracking/next_session.py",
+    "dom0_agent/tracking/present.py",
     "dom0_agent/tracking/rotation.py",
     "dom0_agent/admin/adoption.py",
     "dom0_agent/admin/cli/keys.py",

@@ -13,7 +13,7 @@ from subprocess import DEVNULL, PIPE
 from typing import IO, Any
 
 from common.text import session_name
-from dom0_agent.catalog import CONFIG, SETTINGS
+from dom0_agent.catalog import CONFIG, SETTINGS, dedup_domain
 from dom0_agent.config import Config
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import INFO, log
@@ -230,8 +230,17 @@ def _is_current(of: Granted, record: Record) -> bool:
     return record.digest(of.archive.keys()).hex() == of.committed.digest
 
 
+def is_shared(of: Granted, grant: Grant) -> bool:
+    """Whether the grant's keys may open chunks of other volumes, for their domain is not the
+    volume's own.
+    """
+    return grant.records[0].dedup_domain != dedup_domain(f"{of.identity}/{of.volume}")
+
+
 def sharing(config: Config, of: Granted, grant: Grant) -> list[str]:
-    """The other volumes whose chunks the grant's keys open, for they are of one domain."""
+    """The other volumes whose newest sessions, as dom0 knows them, are of the grant's domain, so
+    that its keys open their chunks. Of older ones dom0 does not know of what domain they are.
+    """
     domain, found = grant.records[0].dedup_domain.hex(), []
     names = identities.load(config.state_dir)
     for identity, volume in known_volumes(config.state_dir):

@@ -123,6 +123,7 @@ def test_what_the_backup_vm_gets(rpms: dict[str, Path]) -> None:
     called = {f"/etc/qubes-rpc/sparsebak.{name}" for name in ("Open", "Read")}
     assert services == dict.fromkeys(called, ("-rwxr-xr-x", "root", "root"))
     assert {"/usr/lib/systemd/system/sparsebak-backup.timer", "/usr/bin/sparsebak"} <= files.keys()
+    assert "/usr/lib/sysusers.d/sparsebak-upkeep.conf" in files
     assert files["/etc/qubes/post-install.d/50-sparsebak.sh"][0] == "-rwxr-xr-x"
     assert all(owner == group == "root" for _, owner, group in files.values())
 

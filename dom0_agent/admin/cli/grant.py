@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from common.text import printable, session_name
-from dom0_agent.admin.cli import UserError
-from dom0_agent.admin.granting import Granted, ask_the_backup_vm, find, make, read_records, sharing
+from dom0_agent.admin.cli import UserError, user_option
+from dom0_agent.admin.granting import (
+    Granted,
+    ask_the_backup_vm,
+    find,
+    is_shared,
+    make,
+    read_records,
+    sharing,
+)
 from dom0_agent.config import Config, load
 
 _SHOWN = 8
@@ -70,9 +78,7 @@ def volume_and_sessions(command: argparse.ArgumentParser, optional: bool = False
             " VM is asked for it)"
         ),
     )
-    command.add_argument(
-        "--user", default="user", help="whose archive it is in the backup VM (default: %(default)s)"
-    )
+    user_option(command, "whose archive it is in the backup VM")
 
 
 def records(options: argparse.Namespace, config: Config, of: Granted) -> list[bytes]:
@@ -100,7 +106,7 @@ def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     of = find(config, options.volume, options.archive)
     grant = make(of, records(options, config, of), options.session, options.all)
-    shared = sharing(config, of, grant)
+    shared = sharing(config, of, grant) if is_shared(of, grant) else None
     if options.output == "-":
         sys.stdout.buffer.write(grant.build())
         sys.stdout.buffer.flush()
@@ -114,8 +120,12 @@ def _run(options: argparse.Namespace) -> int:
         f"A key for {of.name} in {of.archive.label}, {', '.join(names)}{more}, is"
         f" {'sent' if options.output == '-' else f'in {options.output}'}. It cannot be taken back."
     ]
-    if shared:
-        lines.append(f"It opens chunks of these, too, which share theirs: {', '.join(shared)}")
+    if shared is not None:
+        lines.append(
+            "It opens chunks of other volumes, too, of those that share them. Now these do:"
+            f" {', '.join(shared) or 'none'}; what older sessions of others share, dom0 does not"
+            " know."
+        )
     if not options.quiet:
         for line in lines:
             print(printable(line), file=sys.stderr)
