@@ -90,7 +90,7 @@ class FileTree(mfusepy.Operations):  # type: ignore[misc]
     def __init__(
         self,
         volumes: Mapping[str, Sequence[Shown]],
-        partition: int | None,
+        partition: int | str | None,
         warn: Callable[[str], None],
     ) -> None:
         self._volumes = {

@@ -272,6 +272,7 @@ def test_every_command_has_its_module() -> None:
         "context",
         "keeping",
         "options",
+        "reading",
         "spbk_assemble",
     }
     assert found == set(vm_cli.COMMANDS)
