@@ -21,6 +21,7 @@ from dom0_agent.config import load
 from tests.conftest import cannot
 from tests.qubes import disposables
 from tests.qubes.kit import BACKUP_VM, QubesSite
+from tests.qubes.qubesd import Refusal
 from tests.qubes.reading_kit import BIN
 
 ROOT = Path(__file__).parent.parent.parent
@@ -218,6 +219,19 @@ def test_what_can_be_wrong(
             site.set(program=str(stuck))
             assert "did not say how it went" in fails(site, capfd, *known, "--yes")
     site.set()
+    with monkeypatch.context() as patch:
+        gone: list[str] = []
+
+        def boot(name: str) -> None:
+            if not gone:  # as qubesd does, mostly
+                del site.qubesd.qubes[name]
+            gone.append(name)
+            raise Refusal("QubesVMError", "not enough memory")
+
+        patch.setattr(site.qubesd, "_boot", boot)
+        for times in (1, 2):
+            assert "not enough memory" in fails(site, capfd, *known, "--yes")
+            assert len(gone) == times
     assert "no qube other-dvm" in fails(site, capfd, *known, "--yes", "--template", "other-dvm")
     assert "Refusing" in fails(site, capfd, *known, "--yes", "--template", "vault")
     site.qubesd.default_dispvm = ""
