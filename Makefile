@@ -45,10 +45,13 @@ test-ceph: setup
 	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(CEPH)) >/dev/null
 	SPARSEBAK_S3=ceph $(VENV)/bin/pytest tests/ceph tests/remote tests/attack/test_store_key.py -k "s3 or ceph" -v --timeout 600
 
-# The page of sparsebak ui in Chromium without a window. When root, installs it from the distribution. Half a minute.
+# The page of sparsebak ui in Chromium without a window. When root, installs it from the distribution. axe-core is in a package
+# for another driver of browsers, without which it comes. About two minutes.
 test-ui: setup
 	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || \
 	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends chromium) >/dev/null
+	$(VENV)/bin/python -c 'import importlib.util as u; exit(u.find_spec("axe_playwright_python") is None)' || \
+	    $(VENV)/bin/pip -q install --no-deps 'axe-playwright-python>=0.1.8'
 	$(VENV)/bin/pytest tests/ui -v
 
 # A whole life of an archive on each kind of mount and server: NFS, FAT, exFAT, NTFS, sshfs, quotas. Those that this machine's kernel

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from backup_vm.archive.storage.objects import Changed, Entry, Space, Unreachable
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
 
 Answer = tuple[int, bytes]
 
@@ -125,7 +125,7 @@ def trickling(pause: float) -> Callable[[socket.socket], None]:
     return serve
 
 
-class Lying:
+class Lying(Objects):
     """Objects in a folder, after restic's mock of a backend: see the attributes for what is wrong
     with it.
     """
@@ -250,9 +250,9 @@ class Slow(Lying):
         with self._taking_long():
             return super().get_range(name, entry, offset, length)
 
-    def put(self, name: str, source: Path) -> str:
+    def put(self, name: str, source: Path, old: Entry | None = None) -> str:
         with self._taking_long():
-            return super().put(name, source)
+            return super().put(name, source, old)
 
     def delete(self, name: str) -> None:
         with self._taking_long():
