@@ -109,9 +109,7 @@ def path(text: str) -> Path:
 
 
 def key_option(parser: argparse.ArgumentParser, grant: bool = False) -> None:
-    """Declare --passphrase-file, and with ``grant`` --grant, which can take its place, and --from,
-    for the archive's.
-    """
+    """Declare --passphrase-file, and with ``grant`` --grant, which can take its place."""
     group = parser.add_mutually_exclusive_group() if grant else parser
     if grant:
         group.add_argument(
@@ -122,12 +120,6 @@ def key_option(parser: argparse.ArgumentParser, grant: bool = False) -> None:
                 "what 'sparsebak-agent grant' made in dom0, which opens some sessions of one"
                 " volume; - is standard input"
             ),
-        )
-        parser.add_argument(
-            "--from",
-            dest="source",
-            metavar="QUBE",
-            help="with --grant on Qubes OS: the backup VM to read from, in place of an archive",
         )
     group.add_argument(
         "--passphrase-file",
