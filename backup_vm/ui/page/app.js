@@ -33,7 +33,8 @@ export function goTo(page, query = {}) {
 
 function asked(text) {
   try {
-    return Object(JSON.parse(decodeURIComponent(text)));
+    const found = Object.entries(JSON.parse(decodeURIComponent(text)));
+    return Object.fromEntries(found.filter(([, value]) => typeof value === "string"));
   } catch {
     return {};
   }
