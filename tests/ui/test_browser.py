@@ -79,6 +79,8 @@ def test_each_page_shows_something_and_fits_a_phone(browser: Browser, tmp_path: 
             " !(one.ariaLabel || one.labels?.length || one.textContent.trim())).length"
         )
         assert unnamed == 0, label
+        doubled = "document.querySelectorAll('main > h1, main > .light').length"
+        assert browser.js(doubled) == 1, "each page is drawn once"
     browser.size(1200, 800)
     browser.wait("document.querySelectorAll('main select option').length == 2")
     browser.js(
