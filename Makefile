@@ -6,7 +6,7 @@ LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test test-system test-lvm test-zfs test-ceph test-ui test-places test-roots test-qubes demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-scale bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-files test-ceph test-ui test-places test-roots test-qubes office demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-office bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -15,7 +15,7 @@ test: setup packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/zfs --ignore=tests/ceph --ignore=tests/ui/test_browser.py --ignore=tests/system
+	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/files/test_vm.py --ignore=tests/zfs --ignore=tests/ceph --ignore=tests/ui/test_browser.py --ignore=tests/system
 	$(VENV)/bin/pytest tests/system
 	$(VENV)/bin/python tools/oldest.py -n auto -q tests/unit tests/run
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -q -n 2 --dist worksteal
@@ -34,12 +34,16 @@ test-lvm: setup packages
 test-zfs: setup packages
 	$(VENV)/bin/python tools/zfs_vm.py tests/zfs -v
 
+# Files in logical volumes, FAT and exFAT, beside what a kernel shows that has them, in the VM of test-places. Two minutes.
+test-files: setup packages
+	$(VENV)/bin/python tools/places_vm.py tests/files/test_vm.py -v
+
 # Whole archives on a real Ceph: one monitor, OSD and S3 gateway on loopback. When root, installs them from the distribution.
 CEPH := ceph-mon ceph-osd radosgw ceph-common
 test-ceph: setup
 	@command -v radosgw >/dev/null || [ "$$(id -u)" != 0 ] || \
 	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $(CEPH)) >/dev/null
-	SPARSEBAK_S3=ceph $(VENV)/bin/pytest tests/ceph tests/remote -k "s3 or ceph" -v --timeout 600
+	SPARSEBAK_S3=ceph $(VENV)/bin/pytest tests/ceph tests/remote tests/attack/test_store_key.py -k "s3 or ceph" -v --timeout 600
 
 # The page of sparsebak ui in Chromium without a window. When root, installs it from the distribution. axe-core is in a package
 # for another driver of browsers, without which it comes. About two minutes.
@@ -75,16 +79,27 @@ demo: $(DEMO)/.ready
 bench: setup packages
 	$(VENV)/bin/python -m bench
 
-# The same beside borg and restic, installed from the distribution when root, and Wyng: WYNG=path of its program.
+# The same beside today's borg, borg 2 and restic, unpacked under build/peers, and Wyng: WYNG=path of its program.
 bench-compare: setup packages
-	@tools/bench-peers
+	$(VENV)/bin/python tools/bench_peers.py
 	$(VENV)/bin/python -m bench --rounds 3
+
+# A quick run of sparsebak alone, compared with those before it: says what got slower. BENCH=--keep adds it to them.
+bench-guard: setup packages
+	$(VENV)/bin/python -m bench.guard $(BENCH)
 
 # Where the time goes, by stage.
 bench-profile: setup packages
 	$(VENV)/bin/python -m bench.profile
 
 # Time and memory of operations as an archive grows.
+# Fifty laptops and upkeep through a year. Some minutes.
+office: setup
+	SPARSEBAK_LAPTOPS=50 SPARSEBAK_WEEKS=53 $(VENV)/bin/pytest tests/upkeep/test_year.py -v
+
+bench-office: setup
+	$(VENV)/bin/python -m bench.office
+
 bench-scale: setup
 	$(VENV)/bin/pip install --quiet matplotlib
 	$(VENV)/bin/python -m bench.scale
@@ -192,6 +207,7 @@ install-vm:
 	install -D -p -m 0644 -t $(DESTDIR)$(LIB)/backup_vm/ui/page backup_vm/ui/page/*
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0644 systemd/vm/* $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d systemd/vm-sysusers/*
 	install -D -m 0755 qubes-vm/post-install.d/50-sparsebak.sh $(DESTDIR)/etc/qubes/post-install.d/50-sparsebak.sh
 	install -d $(DESTDIR)/etc/qubes-rpc
 	install -m 0755 qubes-vm/rpc/sparsebak.* $(DESTDIR)/etc/qubes-rpc/

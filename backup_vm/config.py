@@ -27,6 +27,7 @@ TEXTS = (
     "metrics",
     "ping_url",
     "parity",
+    "pack_size",
 )
 SWITCHES = ("not_on_battery", "not_metered")
 _AFTER, _FREE, _QUBES = "after_backup", "until_free", "qubes"
@@ -107,6 +108,10 @@ def _check(raw: dict[str, Any]) -> Config:
             )
     if "limit_rate" in raw:
         parse_rate(raw["limit_rate"])
+    if "pack_size" in raw:
+        from backup_vm.archive.pack_size import parse_pack_size
+
+        parse_pack_size(raw["pack_size"])
     if "parity" in raw:
         parse_share(raw["parity"])
     if not isinstance(retention, dict):

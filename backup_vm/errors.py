@@ -69,6 +69,16 @@ class ForbiddenError(SparsebakError):
     """The place where the archive is does not allow what was tried."""
 
 
+class CannotLockError(SparsebakError):
+    """The place where the archive is can keep nothing from being removed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "only an S3-compatible store (s3://) can keep files from being removed for a time",
+            "name a bucket with object lock, or leave --retention out",
+        )
+
+
 class LockedError(SparsebakError):
     """Another run holds the archive."""
 

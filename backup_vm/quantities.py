@@ -47,3 +47,9 @@ def parse_share(text: str) -> float:
     if not _SHARE.fullmatch(text) or (share := parse_part(text).share) < _LEAST:
         raise ValueError(f"{text!r} is not a share from 1% to 100%")
     return share
+
+
+def days_text(seconds: float) -> str:
+    """``30 days``, for a length of time."""
+    days = f"{seconds / 86400:.3g}"
+    return f"{days} day{'' if days == '1' else 's'}"

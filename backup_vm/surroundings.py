@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from backup_vm.errors import NotNowError
+from common import programs
 
 _SUPPLIES = Path("/sys/class/power_supply")
 _MANAGER = "org.freedesktop.NetworkManager"
@@ -58,9 +59,8 @@ def _metered() -> bool:
     path = f"/{_MANAGER.replace('.', '/')}"
     command = ["busctl", "get-property", _MANAGER, path, _MANAGER, "Metered"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_PATIENCE
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = programs.ask(command, _PATIENCE)
+    except (OSError, subprocess.TimeoutExpired, programs.TooMuch):
         return False
-    return done.returncode == 0 and done.stdout.split()[1:] in [[one] for one in _METERED]
+    words = done.out.decode(errors="replace").split()
+    return done.code == 0 and words[1:] in [[one] for one in _METERED]

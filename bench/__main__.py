@@ -22,12 +22,17 @@ from pathlib import Path
 from bench import workload
 from bench.limits import Limits
 from bench.measure import Measured, warm
+from bench.peers import PEERS
 from bench.report import Results, report
-from bench.tools import Tool, installed, size_of
+from bench.tools import Sparsebak, SparsebakFiles, Tool, size_of
 
 CHANGES = {"100 MiB": (100 << 20, 2000), "2 MiB": (2 << 20, 40)}
-STEPS = ("full", "100 MiB", "2 MiB", "nothing", "monitor", "assemble", "verify", "prune", "restore")
-READING = ("assemble", "verify", "restore")
+STEPS = (
+    *("full", "100 MiB", "2 MiB", "nothing", "monitor", "assemble", "verify", "prune"),
+    # By turns: what was restored as a whole is all in other places, and counts as changed.
+    *("restore 100 MiB", "restore"),
+)
+READING = ("assemble", "verify", "restore", "restore 100 MiB")
 """Steps that read an archive as a whole."""
 
 
@@ -62,15 +67,23 @@ def _settle(name: str, tool: Tool) -> None:
         warm([path for path in tool.repository.rglob("*") if path.is_file()])
 
 
+def installed() -> list[type[Tool]]:
+    """Ours, and those of the peers that are on this machine."""
+    return [Sparsebak, SparsebakFiles, *(peer for peer in PEERS if peer.program())]
+
+
 def step(name: str, tool: Tool, image: Path, work: Path, seed: int) -> Measured | None:
     """One step of one tool; None where it has no such thing."""
     if name == "assemble":
         return _assemble(tool, image, work / "assembled")
     if name in ("monitor", "verify", "prune", "restore"):
         return getattr(tool, name)()  # type: ignore[no-any-return]
-    if name in CHANGES:
-        workload.change(image, *CHANGES[name], seed)
-    return tool.backup()
+    if name == "restore 100 MiB":  # from the same archive as before
+        workload.change(image, *CHANGES["100 MiB"], seed)
+        subprocess.run(["sync"], check=True)
+        return tool.put_back()
+    changed = workload.change(image, *CHANGES[name], seed) if name in CHANGES else []
+    return tool.backup(None if name == "full" else changed)
 
 
 def _assemble(tool: Tool, image: Path, target: Path) -> Measured:
@@ -178,10 +191,7 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="sparsebak-bench-", dir=options.work))
     try:
         with pool_on_btrfs(work) as pool:
-            subprocess.run(
-                [sys.executable, "-m", "bench.workload", pool / "original", str(options.content)],
-                check=True,
-            )
+            workload.make_beside(pool / "original", options.content)
             limit: dict[str, list[Measured]] = {}
             results: Results = {}
             sizes: dict[str, tuple[float, int]] = {}
@@ -191,7 +201,8 @@ def main() -> None:
                     kinds
                 )  # whoever comes first finds the disk and its cache less settled
                 sizes = one_round(kinds[first:] + kinds[:first], pool, work, number, results, limit)
-            text = report(machine(), limit, results, sizes)
+            versions = [kind.version() for kind in kinds if kind.name in results]
+            text = report(machine(), versions, limit, results, sizes)
             print(text)
             if not options.no_write:
                 folder = Path(__file__).parent / "results"

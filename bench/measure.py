@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Measuring a command: wall time, processor time, peak memory of its largest process."""
+"""Measuring a command: wall time, processor time, peak memory of all its processes."""
 
 import os
 import re
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +17,36 @@ class Measured:
 
     wall: float
     cpu: float
+    """Of the command, of all it started, and of what a resident agent did meanwhile."""
     memory: float
+    """Peak of the command's largest process."""
     agent: float = 0
-    """MiB of memory of the largest process that a resident agent forked for it."""
+    """Peak of the largest process that a resident agent forked for it."""
+    together: float = 0
+    """Peak of all processes at once, the agent's among them; pages that they share count once."""
+
+    def __add__(self, after: "Measured") -> "Measured":
+        """Two commands that together are one step."""
+        return Measured(
+            self.wall + after.wall,
+            self.cpu + after.cpu,
+            max(self.memory, after.memory),
+            max(self.agent, after.agent),
+            max(self.together, after.together),
+        )
 
 
 def run(
-    arguments: list[str | Path], environment: dict[str, str] | None = None, **options: object
+    arguments: list[str | Path],
+    environment: dict[str, str] | None = None,
+    agent: int | None = None,
+    **options: object,
 ) -> Measured:
-    """Run a command to its end; raise RuntimeError with what it said when it fails."""
+    """Run a command to its end, ``agent`` being the process of a resident agent that works for it;
+    raise RuntimeError with what it said when it fails.
+    """
     log = Path("/tmp") / f"bench-{os.getpid()}.log"
-    start = time.monotonic()
+    before, start = _spent(agent), time.monotonic()
     with open(log, "wb") as out:
         process = subprocess.Popen(
             [str(argument) for argument in arguments],
@@ -36,11 +56,84 @@ def run(
             stdin=subprocess.DEVNULL,
             **options,  # type: ignore[call-overload]
         )
-        _, status, usage = os.wait4(process.pid, 0)
-    wall = time.monotonic() - start
+        with Watch(process.pid, agent) as watch:
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.monotonic() - start
     if os.waitstatus_to_exitcode(status):
         raise RuntimeError(f"{arguments[0]}: {log.read_text()[-2000:]}")
-    return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    largest = usage.ru_maxrss / 1024
+    spent = usage.ru_utime + usage.ru_stime + _spent(agent) - before
+    return Measured(wall, spent, largest, watch.agent, max(watch.together, largest))
+
+
+def _spent(agent: int | None) -> float:
+    """Processor seconds of a process and of its children that ended. Waits until those that answer
+    a call have ended.
+    """
+    if agent is None:
+        return 0
+    until = time.monotonic() + 1
+    while _children(agent) and time.monotonic() < until:
+        time.sleep(0.005)
+    fields = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that one started, by whichever of its threads; none when it has ended."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return found
+
+
+class Watch:
+    """The peak memory of a command's processes and those of an agent, looked at while they run."""
+
+    _EVERY = 0.02
+
+    def __init__(self, command: int, agent: int | None) -> None:
+        self._command, self._agent = command, agent
+        self.together = self.agent = 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._EVERY):
+            at = [self._command] if self._agent is None else [self._command, self._agent]
+            for pid in at:  # grows by the children while it is walked
+                at += _children(pid)
+            self.together = max(self.together, sum(map(_proportional, at)))
+            forked = _children(self._agent) if self._agent is not None else []
+            self.agent = max([self.agent, *map(_peak, forked)])
+
+
+def _proportional(pid: int) -> float:
+    """MiB of a process now, its share of what it shares; 0 when it has ended."""
+    return _read(f"/proc/{pid}/smaps_rollup", r"^Pss:\s+(\d+)")
+
+
+def _peak(pid: int) -> float:
+    """MiB that a process had at most; 0 when it has ended."""
+    return _read(f"/proc/{pid}/status", r"^VmHWM:\s+(\d+)")
+
+
+def _read(path: str, pattern: str) -> float:
+    try:
+        found = re.search(pattern, Path(path).read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) / 1024 if found else 0
 
 
 def warm(paths: list[Path]) -> None:
@@ -61,35 +154,3 @@ def stored(folder: Path) -> float:
 def files(folder: Path) -> int:
     """Files in a folder."""
     return sum(1 for path in folder.rglob("*") if path.is_file())
-
-
-class ChildrenPeak:
-    """The peak memory of the processes that another one forks, looked at while they run."""
-
-    _EVERY = 0.05
-
-    def __init__(self, pid: int) -> None:
-        self._pid, self._peak, self._done = pid, 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._done.wait(self._EVERY):
-            try:
-                children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split()
-                told = [Path(f"/proc/{child}/status").read_text() for child in children]
-            except (FileNotFoundError, ProcessLookupError):  # ended just now
-                continue
-            for text in told:
-                found = re.search(r"VmHWM:\s+(\d+)", text)
-                self._peak = max(self._peak, int(found[1]) / 1024 if found else 0)
-
-    def take(self) -> float:
-        """MiB since it was last asked for."""
-        peak, self._peak = self._peak, 0.0
-        return peak
-
-    def stop(self) -> None:
-        """No longer look."""
-        self._done.set()
-        self._thread.join()

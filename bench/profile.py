@@ -89,7 +89,7 @@ class Bench:
         if name == "verify":
             return self.run("verify", before=before)
         if name == "restore":
-            return self.run("restore", "--yes", "work/private", before=before)
+            return self.run("restore", "--yes", "--whole", "work/private", before=before)
         if name == "prune":
             listed = json.loads(self.run("list", "work/private", "--no-space", "--json"))
             session = listed["volumes"][0]["sessions"][1]["session"]

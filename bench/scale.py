@@ -8,6 +8,7 @@ with true heads and indexes. Each operation runs in a process of its own.
 
 import argparse
 import datetime
+import math
 import os
 import resource
 import secrets
@@ -212,6 +213,22 @@ def main() -> None:
         result = Path(__file__).parent / "results" / f"scale-{datetime.date.today()}.md"
         result.write_text(f"{text}\n![Time and memory against size]({result.stem}.svg)\n")
         plot([chunks for chunks, _ in sizes], table, result.with_suffix(".svg"))
+
+
+def growth(sizes: list[int], table: dict[str, list[tuple[float, float]]]) -> list[str]:
+    """A line for each operation: with which power of the size time and memory grow, from the first
+    size to the last. Of time 1 is as the size, 0 not at all; what takes less than 10 ms says
+    nothing.
+    """
+    lines = []
+    for name, row in table.items():
+        (first, small), (last, large) = row[0], row[-1]
+        steps = math.log(sizes[-1] / sizes[0]) if len(sizes) > 1 else 0.0
+        if steps:
+            took = math.log(max(last, 0.01) / max(first, 0.01)) / steps
+            memory = math.log(large / small) / steps
+            lines.append(f"{name}: time grows as size^{took:.2f}, memory as size^{memory:.2f}")
+    return lines
 
 
 def plot(chunks: list[int], table: dict[str, list[tuple[float, float]]], target: Path) -> None:

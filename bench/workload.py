@@ -2,12 +2,12 @@
 """The workload: an 8 GiB sparse image with 3 GiB in it: half ordinary files, a quarter random, a
 tenth repeats, some text.
 
-``python -m bench.workload IMAGE MIB`` makes it, in a process of its own so that the measuring one
-stays small.
+``python -m bench.workload IMAGE MIB`` makes it.
 """
 
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,8 +80,18 @@ def make(image: Path, content: int = CONTENT, size: int = IMAGE) -> None:
         os.fsync(out.fileno())
 
 
-def change(image: Path, total: int, places: int, seed: int) -> None:
-    """Overwrite ``total`` bytes in so many places within the content, aligned to blocks."""
+def make_beside(image: Path, content: int) -> None:
+    """The same with so many MiB, in a process of its own: a child begins with its parent's peak of
+    memory, so that the one that measures stays small.
+    """
+    subprocess.run([sys.executable, "-m", "bench.workload", image, str(content)], check=True)
+
+
+def change(image: Path, total: int, places: int, seed: int) -> list[tuple[int, int]]:
+    """Overwrite ``total`` bytes in so many places within the content, aligned to blocks; returns
+    their offsets and lengths, which may overlap.
+    """
+    changed = []
     rng = random.Random(seed)
     each = max(4096, total // places // 4096 * 4096)
     layout = random.Random(1)
@@ -94,7 +104,9 @@ def change(image: Path, total: int, places: int, seed: int) -> None:
         for _ in range(places):
             at = rng.choice(runs) * RUN + rng.randrange((RUN - each) // 4096) * 4096
             os.pwrite(file.fileno(), rng.randbytes(each // 2) + b"changed " * (each // 16), at)
+            changed.append((at, each))
         os.fsync(file.fileno())
+    return changed
 
 
 if __name__ == "__main__":

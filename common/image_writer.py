@@ -67,16 +67,40 @@ class ImageWriter:
                     raise
         pwrite_all(self.fd, b"".join(parts), offset)
 
+    def read(self, offset: int, length: int) -> memoryview:
+        """``length`` bytes from ``offset`` on, with zeros beyond the end, in this thread's buffer:
+        to be used before its next call. Both are multiples of 4,096.
+        """
+        view, done = self._buffer(length)[:length], 0
+        fds = [fd for fd in (self._direct, self.fd) if fd >= 0]
+        while done < length:
+            try:
+                # Short at the end of the file, and then not aligned any more.
+                got = os.preadv(fds[0], [view[done:]], offset + done)
+            except OSError as error:
+                if error.errno not in NOT_DIRECT or len(fds) == 1:
+                    raise
+                fds.pop(0)
+                continue
+            if got == 0:
+                break
+            done += got
+        view[done:] = bytes(length - done)
+        return view
+
     def _aligned(self, parts: list[bytes], length: int) -> memoryview:
         # Parts are wherever they were decompressed to, and O_DIRECT takes whole pages only.
-        buffer: mmap.mmap | None = getattr(self._buffers, "buffer", None)
-        if buffer is None or len(buffer) < length:
-            buffer = self._buffers.buffer = mmap.mmap(-1, max(length, WRITE_BYTES))
-        at = 0
+        buffer, at = self._buffer(length), 0
         for part in parts:
             buffer[at : at + len(part)] = part
             at += len(part)
-        return memoryview(buffer)[:length]
+        return buffer[:length]
+
+    def _buffer(self, length: int) -> memoryview:
+        buffer: mmap.mmap | None = getattr(self._buffers, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            buffer = self._buffers.buffer = mmap.mmap(-1, max(length, WRITE_BYTES))
+        return memoryview(buffer)
 
     def sync(self) -> None:
         """Bring everything to disk."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What Python and the C library do with memory that was freed."""
+"""What Python, the C library and the kernel do with the memory of a process."""
 
 import atexit
 import gc
+import resource
 
 _BLOCK = 8 << 20
 _THRESHOLD = 50_000
@@ -30,3 +31,16 @@ def keep_freed() -> None:
     touched, and so takes no memory; with another C library nothing happens.
     """
     bytes(_BLOCK)
+
+
+def keep_out_of_cores() -> None:
+    """Let no memory of this process, and of its children, be dumped when it crashes: keys may be in
+    it.
+
+    The limit is one byte and not none, because a limit of none is for files alone: a program that
+    kernel.core_pattern names would get the memory through a pipe all the same. With one byte the
+    kernel starts no program, and it makes no file either, since the least is a page.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    most = 0 if hard == 0 else 1  # a limit that is lower already cannot be raised
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))

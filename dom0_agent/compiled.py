@@ -56,6 +56,8 @@ COMPILED: dict[str, Codes] = {
         "kind": "=L",
         "item_length": "=L",
     },
+    "TreeLookup": {"tree": "=Q", "object": "=Q", "name": "4080s"},
+    "InodeBegin": {"generation": "=Q"},
     "FileExtent": {
         "generation": "=Q",
         "span": "=Q",
@@ -74,6 +76,14 @@ COMPILED: dict[str, Codes] = {
         "reserved": "8s",
     },
     "ByteRange": {"start": "=Q", "span": "=Q"},
+    "FileSpace": {
+        "kind": "=H",
+        "whence": "=H",
+        "gap": "4s",
+        "start": "=Q",
+        "span": "=Q",
+        "reserved": "24s",
+    },
     "ZvolName": {"name": "256s"},
     "StreamRecord": {"kind": "=L", "head_payload": "=L", "body": "304s"},
     "StreamBegin": {

@@ -69,6 +69,20 @@ class ItemHead(Structure, compiled=COMPILED):
     item_length: Annotated[int, Int32un * "bytes of the item, which follows"]
 
 
+class TreeLookup(Structure, compiled=COMPILED):
+    """``struct btrfs_ioctl_ino_lookup_args``, of btrfs.h: which subvolume an open file is in."""
+
+    tree: Annotated[int, Int64un * "0 to ask for it, then its id"]
+    object: Annotated[int, Int64un * "the subvolume's own folder"]
+    name: Annotated[bytes, Bytes(4080)]
+
+
+class InodeBegin(Structure, compiled=COMPILED):
+    """Beginning of ``struct btrfs_inode_item``, of btrfs_tree.h."""
+
+    generation: Annotated[int, Int64un * "when it was made"]
+
+
 class FileExtent(Structure, compiled=COMPILED):
     """First part of ``struct btrfs_file_extent_item``, of btrfs_tree.h."""
 
@@ -105,6 +119,17 @@ class ByteRange(Structure, compiled=COMPILED):
 
     start: Annotated[int, Int64un]
     span: Annotated[int, Int64un]
+
+
+class FileSpace(Structure, compiled=COMPILED):
+    """``struct space_resv``, of falloc.h."""
+
+    kind: Annotated[int, Int16un]
+    whence: Annotated[int, Int16un * "0: from the file's begin"]
+    gap: Annotated[bytes, Bytes(4)]
+    start: Annotated[int, Int64un]
+    span: Annotated[int, Int64un]
+    reserved: Annotated[bytes, Bytes(24)]
 
 
 class ZvolName(Structure, compiled=COMPILED):

@@ -7,6 +7,7 @@ import os
 import pwd
 import subprocess
 from pathlib import Path
+from subprocess import DEVNULL
 
 RUN = Path("/run/user")
 
@@ -32,7 +33,7 @@ def notify(title: str, text: str, urgent: bool = False) -> bool:
                 *command,
             ]
         try:
-            done = subprocess.run(command, check=False, capture_output=True, timeout=10)
+            done = subprocess.run(command, check=False, stdout=DEVNULL, stderr=DEVNULL, timeout=10)
             shown = shown or done.returncode == 0
         except (OSError, subprocess.TimeoutExpired):
             continue

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.jobs.backup import BackupRun, Report
+from backup_vm.jobs.backup import BackupRun
+from backup_vm.jobs.outcome import Report
 from backup_vm.jobs.reading import assemble
 from backup_vm.terminal.interrupts import Interrupted
 from backup_vm.terminal.progress import Progress

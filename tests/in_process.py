@@ -2,7 +2,6 @@
 """The agent in this process, called as by qrexec."""
 
 import contextlib
-import io
 import os
 import threading
 from pathlib import Path
@@ -32,7 +31,7 @@ class InProcess:
             }
         else:
             environ |= {"QREXEC_REQUESTED_TARGET_TYPE": "name", "QREXEC_REQUESTED_TARGET": qube}
-        return Connection(ThreadProcess(self.config, name, environ), io.BytesIO())  # type: ignore[arg-type]
+        return Connection(ThreadProcess(self.config, name, environ))  # type: ignore[arg-type]
 
 
 class ThreadProcess:

@@ -20,8 +20,10 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
 from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
-from backup_vm.jobs.backup import BackupRun, Report
-from backup_vm.jobs.reading import assemble, feed, read_image
+from backup_vm.jobs.backup import BackupRun
+from backup_vm.jobs.feeding import feed, feed_differing
+from backup_vm.jobs.outcome import Report
+from backup_vm.jobs.reading import assemble, read_image
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
 from common.text import session_name
@@ -92,6 +94,7 @@ class Site:
         sealed: bool = True,
         chunk_size: int = 64 * 1024,
         suite: int = SUITE_SHA256,
+        retention: int = 0,
     ) -> bytes | None:
         """Make an archive and return its recovery key (sealed mode)."""
         log_n, slots.SCRYPT_LOG_N = slots.SCRYPT_LOG_N, 10  # the cost is measured elsewhere
@@ -113,6 +116,7 @@ class Site:
                 entry.created,
                 tuple(found),
                 master,
+                retention,
             ),
         )
         return recovery
@@ -186,7 +190,9 @@ class Site:
         name: str = "work/private",
         to: str | None = None,
         caller: str = "backup-vm",
-    ) -> None:
+        whole: bool = False,
+    ) -> int:
+        """Restore a session; returns how many chunks dom0 wanted."""
         qube, volume = (to or name).split("/")
         with self.open() as archive:
             named = next(
@@ -194,17 +200,25 @@ class Site:
             )
             image = archive.image(list(named.sessions), named.sessions[session])
             agent = self.agent(archive, caller)
-            self.restored(agent, image, f"{qube}/{volume}", feed(archive, image, name, Progress()))
+            asked = self.asking(agent, image, f"{qube}/{volume}")
+            if whole or volume == "settings" or qube == "dom0":
+                agent.restore(asked, feed(archive, image, name, Progress()))
+                return image.chunks
+            send = feed_differing(archive, image, name, Progress())
+            return len(agent.restore_differing(asked, image.chunks, send)[1])
+
+    def asking(self, agent: Agent, image: Image, to: str) -> Restoring:
+        """What to ask for, for a session as it is, older or not."""
+        clear = image.session.clear
+        qube, volume = to.split("/")
+        newest = {entry.session for entry in agent.list() if entry.volume_id == clear.volume_id}
+        return Restoring(qube, volume, session_name(clear.time), clear.session not in newest)
 
     def restored(
         self, agent: Agent, image: Image, to: str, feed: Feed, absent: bool = False
     ) -> None:
-        """Ask for a session as it is, older or not."""
-        clear = image.session.clear
-        qube, volume = to.split("/")
-        newest = {entry.session for entry in agent.list() if entry.volume_id == clear.volume_id}
-        asked = Restoring(qube, volume, session_name(clear.time), clear.session not in newest)
-        agent.restore(asked, feed, absent)
+        """Ask for a session as it is, all of it."""
+        agent.restore(self.asking(agent, image, to), feed, absent)
 
     def scrubbed(self) -> list[Any]:
         from backup_vm.archive.scrub import scrub

@@ -84,12 +84,17 @@ END = b"SBEND\n\x00\x02"
     KIND_RECORD,
     KIND_VERSION,
     KIND_IDS,
-) = range(10)
+    KIND_WANTED,
+) = range(11)
 
 REQUEST_MAGIC = b"SBRQ"
 REQUEST_KNOWN = 1
 """Request flag of Extract: the caller's 32-byte chunk id for every chunk of the volume, in order,
 follow the request.
+"""
+REQUEST_DIFFERING = 2
+"""Request flag of Restore: the caller waits to be told which chunks are wanted, after it has sent
+the ids, and sends no other.
 """
 
 OFFER_FULL = 1
@@ -123,7 +128,7 @@ class Request(Message, compiled=COMPILED):
 
     magic: ClassVar[Annotated[bytes, Const(REQUEST_MAGIC)]]
     format: ClassVar[Annotated[int, Const(FORMAT, Int16ul)]]
-    flags: Annotated[int, Int16ul * "bits: 1 the ids that the caller holds follow"] = 0
+    flags: Annotated[int, Int16ul * "bits: 1 ids that the caller holds follow, 2 what differs"] = 0
     archive: Annotated[bytes, Bytes(16) * "archive id"] = NO_ARCHIVE
     session: Annotated[bytes, Bytes(16) * "session id"] = NO_SESSION
     number: Annotated[int, Int64ul * "sequence, or chunk number"] = 0

@@ -188,7 +188,8 @@ class _Feeder(threading.Thread):
 
 
 class Call:
-    """A call that is being made: entered, it sends its request and gives the reply to read.
+    """A call that is being made: entered, it sends its request, if that was not sent ahead, and
+    gives the reply to read.
 
     ``leave``: takes a connection that has said its last, and need not be waited for.
     """
@@ -202,13 +203,26 @@ class Call:
     ) -> None:
         self._reply, self._leave = reply, leave
         self._feeder = _Feeder(reply.connection.process.stdin, request, feed)
+        self._sent = False
 
-    def __enter__(self) -> Reply:
+    def send(self) -> None:
+        """Send the request, and read the reply later: the service answers meanwhile, as far as
+        there is room on the way.
+        """
+        self._sent = True
         try:
             self._feeder.begin()
         except BaseException:
             self._reply.connection.close()
             raise
+
+    def give_up(self) -> None:
+        """Hang up without having read the reply."""
+        self._reply.connection.close()
+
+    def __enter__(self) -> Reply:
+        if not self._sent:
+            self.send()
         return self._reply
 
     def __exit__(

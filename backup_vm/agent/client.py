@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The agent's services as methods."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import IO, NamedTuple
 
@@ -16,6 +18,8 @@ from wire.messages import (
     KIND_SLOT,
     KIND_VERSION,
     KIND_VOLUME,
+    KIND_WANTED,
+    REQUEST_DIFFERING,
     REQUEST_KNOWN,
     ArchiveEntry,
     Offer,
@@ -26,6 +30,7 @@ from wire.messages import (
 )
 from wire.names import BadName, Restoring, parse_volume_name
 from wire.status import STATUS_OLD_LIST, Code
+from wire.wanted import Wanted
 
 DOM0 = "dom0"
 ABSENT = "@default"
@@ -60,6 +65,7 @@ class Agent:
         self._prepared: dict[tuple[str, str | None, str], Connection] = {}
         self._since: dict[tuple[str, str | None, str], float] = {}
         self._ending: list[Connection] = []
+        self._asked: list[Call] = []
         self.list_age = 0
         """Seconds since dom0 listed its volumes, if that is too long ago; else 0."""
 
@@ -81,6 +87,8 @@ class Agent:
 
     def close(self) -> None:
         """End calls that were prepared and not made, and wait for those that were."""
+        while self._asked:
+            self._asked.pop().give_up()
         while self._prepared:
             self._prepared.popitem()[1].close()
         while self._ending:
@@ -112,6 +120,20 @@ class Agent:
         self._ending.append(connection)
         while len(self._ending) > ENDING:
             self._ending.pop(0).close()
+
+    def _ahead(self, call: Call) -> Call:
+        """Send a call's request now, for its reply to be read later."""
+        call.send()
+        self._asked.append(call)
+        return call
+
+    @contextmanager
+    def answered(self, call: Call) -> Iterator[Reply]:
+        """The reply of a call whose request may have been sent ahead."""
+        if call in self._asked:
+            self._asked.remove(call)
+        with call as reply:
+            yield reply
 
     def enroll(self, label: str) -> Enrolled:
         """What dom0 says of the archive made there under a label."""
@@ -155,12 +177,23 @@ class Agent:
         """Begin a session. ``newest`` and ``sequence``: the archive's newest session; ``time``: the
         run's, 0 for now.
         """
+        return self.ask_snapshot(qube, volume, newest, sequence, time)()
+
+    def ask_snapshot(
+        self, qube: str, volume: str, newest: bytes, sequence: int, time: int
+    ) -> Callable[[], Offer]:
+        """Send the request of ``snapshot`` alone; what is returned waits for the offer."""
         request = Request(archive=self._archive, session=newest, number=sequence, time=time)
-        with self._call("Snapshot", request, qube, volume) as reply:
-            frames = reply.only()
-        if [kind for kind, _ in frames] != [KIND_OFFER]:
-            raise AgentError(f"Snapshot {qube}/{volume}: the agent sent no offer")
-        return reply.parsed(Offer, frames[0][1])
+        call = self._ahead(self._call("Snapshot", request, qube, volume))
+
+        def offer() -> Offer:
+            with self.answered(call) as reply:
+                frames = reply.only()
+            if [kind for kind, _ in frames] != [KIND_OFFER]:
+                raise AgentError(f"Snapshot {qube}/{volume}: the agent sent no offer")
+            return reply.parsed(Offer, frames[0][1])
+
+        return offer
 
     def extract(
         self,
@@ -169,20 +202,30 @@ class Agent:
         session: bytes,
         first: int,
         known: Callable[[IO[bytes]], None] | None = None,
+        ahead: bool = False,
     ) -> Call:
         """The frames of a session from chunk ``first`` on; ``known`` writes the ids that we
-        hold.
+        hold. With ``ahead`` the request is sent at once, and the call is entered by ``answered``.
         """
         flags = REQUEST_KNOWN if known else 0
         request = Request(archive=self._archive, session=session, number=first, flags=flags)
-        return self._call("Extract", request, qube, volume, known)
+        call = self._call("Extract", request, qube, volume, known)
+        return self._ahead(call) if ahead else call
 
     def commit(self, qube: str, volume: str, session: bytes) -> None:
         """Say that the session is on disk."""
-        with self._call(
-            "Commit", Request(archive=self._archive, session=session), qube, volume
-        ) as reply:
-            reply.only()
+        self.ask_commit(qube, volume, session)()
+
+    def ask_commit(self, qube: str, volume: str, session: bytes) -> Callable[[], None]:
+        """Send the request of ``commit`` alone; what is returned waits until that is done."""
+        request = Request(archive=self._archive, session=session)
+        call = self._ahead(self._call("Commit", request, qube, volume))
+
+        def done() -> None:
+            with self.answered(call) as reply:
+                reply.only()
+
+        return done
 
     def abort(self, qube: str, volume: str, session: bytes) -> None:
         """Give a session up."""
@@ -197,6 +240,30 @@ class Agent:
             reply.only()
             return reply.status or Status(Code.INTERNAL)
 
+    def restore_differing(
+        self,
+        asked: Restoring,
+        chunks: int,
+        feed: Callable[[IO[bytes], Callable[[], Wanted]], None],
+    ) -> tuple[Status, Wanted]:
+        """The same with what differs from the volume's present contents alone, by what dom0 knows
+        of them: of an image of ``chunks`` chunks those that it wanted are returned, too.
+        """
+        told = _Told(chunks)
+        request = Request(archive=self._archive, flags=REQUEST_DIFFERING)
+        what = f"Restore {asked.name}"
+
+        def send(stream: IO[bytes]) -> None:
+            feed(stream, told.wait)
+
+        with self._call("Restore", request, asked.qube, asked.argument(), send, what) as reply:
+            try:
+                for kind, payload in reply.frames():
+                    told.take(kind, payload, what)
+            finally:
+                told.end()
+            return reply.status or Status(Code.INTERNAL), told.wanted
+
     def restore(
         self, asked: Restoring, feed: Callable[[IO[bytes]], None], absent: bool = False
     ) -> Status:
@@ -208,3 +275,40 @@ class Agent:
         with self._call("Restore", request, target, asked.argument(), feed, what) as reply:
             reply.only()
             return reply.status or Status(Code.INTERNAL)
+
+
+class _Told:
+    """Which chunks a restore wants: it comes in frames, and the thread that sends waits for it."""
+
+    def __init__(self, chunks: int) -> None:
+        self.wanted, self._at = Wanted(chunks), 0
+        self._over = threading.Event()
+        self._settle()
+
+    def take(self, kind: int, payload: bytes, what: str) -> None:
+        """A frame of the reply; raise AgentError for what is none of these."""
+        try:
+            if kind != KIND_WANTED:
+                raise ValueError(f"a frame of kind {kind}")
+            self._at = self.wanted.take(self._at, payload)
+        except ValueError as error:
+            raise AgentError(
+                f"{what}: the agent sent a malformed answer: {error}",
+                "use the same version in dom0 and here",
+            ) from None
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._at == self.wanted.chunks:
+            self._over.set()
+
+    def end(self) -> None:
+        """No more comes."""
+        self._over.set()
+
+    def wait(self) -> Wanted:
+        """All of it; BrokenPipeError where the call ended before that, and so wants nothing."""
+        self._over.wait()
+        if self._at != self.wanted.chunks:
+            raise BrokenPipeError("the call has ended")
+        return self.wanted

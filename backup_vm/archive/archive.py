@@ -38,6 +38,8 @@ class Archive:
         self.alarms: list[str] = []
         """Those of the warnings that say what is spoilt or lost: what is mended makes them untrue.
         """
+        self.pack_size: int | None = None
+        """Bytes of the packs of this run, if that was asked for; see pack_size.py."""
         self.touched: set[str] = set()
         """Files that this run changed under their names: packs by holes, sessions by merging."""
         self.damaged: dict[str, DamagedError] = {}
@@ -64,9 +66,11 @@ class Archive:
 
     # Sessions
 
-    def newest(self, volume: str) -> Session | None:
-        """The newest session of a volume, or None."""
-        for name in reversed(self.session_files(volume)):
+    def newest(self, volume: str, files: list[str] | None = None) -> Session | None:
+        """The newest session of a volume, or None. ``files``: those of its sessions, where they
+        were listed already.
+        """
+        for name in reversed(self.session_files(volume) if files is None else files):
             session = self._load(name)
             if session is not None:
                 return session

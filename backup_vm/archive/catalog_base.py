@@ -55,12 +55,13 @@ def _expected() -> list[tuple[str, str, str, str]]:
     """What a catalog's own table of contents must say, to the letter."""
     with sqlite3.connect(":memory:") as database:
         database.executescript(_SCHEMA)
-        found = _contents(database)
+        found = contents(database)
     database.close()
     return found
 
 
-def _contents(database: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
+def contents(database: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
+    """A database's table of contents."""
     rows = database.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master")
     return sorted(rows.fetchall())
 
@@ -113,7 +114,7 @@ class CatalogBase:
 
     def ours(self) -> bool:
         """Whether its schema is a catalog's, to the letter: of no other is anything run."""
-        return _contents(self._db) == _expected()
+        return contents(self._db) == _expected()
 
     def rows(self, table: str, every: bool) -> Iterator[tuple[Any, ...]]:
         """Rows of a table of ours: all, or the first and the last."""
@@ -202,6 +203,10 @@ class CatalogBase:
     def pack_sizes(self) -> dict[str, int]:
         """For which packs it was made: sizes by name."""
         return dict(self._db.execute("SELECT name, size FROM packs"))
+
+    def pack_bytes(self) -> int:
+        """Bytes of all packs."""
+        return int(self._db.execute("SELECT coalesce(sum(size), 0) FROM packs").fetchone()[0])
 
     def files(self) -> dict[str, int]:
         """For which sessions and partial sessions it was made: sizes by name."""

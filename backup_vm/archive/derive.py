@@ -3,47 +3,138 @@
 reconcile.py does.
 """
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import naming, packs, references
+from backup_vm.archive import catalog_file, naming, packs, references
 from backup_vm.archive.catalog import ChunkCatalog
+from backup_vm.archive.gathering import NAME as GATHERED
+from backup_vm.archive.gathering import Gathering
 from backup_vm.archive.image import split
-from backup_vm.archive.reclaim import holes
+from backup_vm.archive.reclaim import holes, may_have_holes
+from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
 from wire.chunks import ZERO_ID
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
+    from backup_vm.archive.columns import Ids
 
 
-def built(archive: "Archive", path: Path, names: Mapping[str, int]) -> ChunkCatalog:
-    """All that packs hold; the transaction is open."""
+def derived(
+    archive: "Archive", path: Path, names: Mapping[str, int], rotten: Iterable[tuple[str, int]]
+) -> tuple[ChunkCatalog, dict[str, int]]:
+    """A new catalog of what packs hold and sessions need, in these packs (sizes by name) and not at
+    ``rotten`` places, its transaction open; and how many chunks each session lacks.
+
+    While it is not known what all sessions refer to, all that packs hold is in it. A writer leaves
+    what it has gathered beside the catalog when it is cut off, and takes up what it finds there.
+    """
+    rotten = list(rotten)
+    workspace = archive.storage.workspace
+    if archive.writing and path.name.endswith(TEMPORARY):
+        warned = len(archive.warnings)
+        try:
+            place = _place_to_resume(archive, names)
+            with Gathering.at(place, archive.parameters.archive, names) as gathering:
+                catalog, lacking = _derived(archive, path, names, rotten, gathering)
+            workspace.discard(GATHERED)
+            # What was found there says of no chunk that it is lost: then the packs are read again.
+            if not gathering.resumed or not any(lacking.values()):
+                return catalog, lacking
+            catalog.close()
+        except sqlite3.DatabaseError as error:
+            full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+            if not full and not (catalog_file.is_damage(error) and place.exists()):
+                raise
+            workspace.discard(GATHERED)
+        del archive.warnings[warned:]
+    with catalog_file.folder_aside() as folder:
+        place = Path(folder) / GATHERED
+        with Gathering.at(place, archive.parameters.archive, {}) as gathering:
+            return _derived(archive, path, names, rotten, gathering)
+
+
+def _place_to_resume(archive: "Archive", names: Mapping[str, int]) -> Path:
+    """Where a writer gathers, without anything there that is of no use."""
+    workspace = archive.storage.workspace
+    try:
+        place = workspace.database(GATHERED)
+        if Gathering.fits(place, archive.parameters.archive, names):
+            return place
+    except DamagedError:
+        pass
+    workspace.discard(GATHERED)
+    return workspace.database(GATHERED)
+
+
+def _derived(
+    archive: "Archive",
+    path: Path,
+    names: Mapping[str, int],
+    rotten: Iterable[tuple[str, int]],
+    gathering: Gathering,
+) -> tuple[ChunkCatalog, dict[str, int]]:
+    _gather(archive, names, gathering)
+    files = references.files(archive)
+    numbers = {name: number for number, name in enumerate(files)}
+    for name, column in _columns(archive, files):
+        gathering.add_listed(numbers[name], column[column.any(axis=1)])
+    path.unlink(missing_ok=True)
     catalog = ChunkCatalog.create(path, archive.parameters.archive)
-    catalog.begin()
-    numbered = ((catalog.add_pack(name, names[name]), name) for name in sorted(names))
-    twice = catalog.fill(
-        (e.id, number, e.offset, e.length)
-        for number, name in numbered
-        for e in _entries(archive, name)
-    )
+    try:
+        catalog.begin()
+        for name in sorted(names):
+            catalog.add_pack(name, names[name], gathering.packs[name][0])
+        lacking = _fill(archive, catalog, gathering, files)
+        out = leave_out(archive, catalog, rotten)
+        out += forget_holes(archive, catalog, catalog.packs())
+        sessions = [name for name in files if naming.is_session(name)]
+        if out:
+            return catalog, lacking_in(archive, catalog, sessions)
+        return catalog, {name: lacking[name] for name in sessions}
+    except BaseException:
+        catalog.close()
+        raise
+
+
+def _fill(
+    archive: "Archive", catalog: ChunkCatalog, gathering: Gathering, files: list[str]
+) -> dict[str, int]:
+    """Bring what was gathered into the catalog; returns how many chunks each of the files lacks."""
+    # Known only when all of them were read: one that turned out to be damaged on the way may refer
+    # to any chunk.
+    every, lacking = bool(archive.damaged), dict.fromkeys(files, 0)
+    twice: list[tuple[bytes, int, int, int]] = []
+    unclaimed = False
+
+    def parts() -> Iterator[Iterable[tuple[bytes, int, int, int]]]:
+        nonlocal unclaimed
+        for part in gathering.parts(catalog.packs()):
+            for number, count in part.lacking.items():
+                lacking[files[number]] += count
+            twice.extend(part.twice)
+            unclaimed |= not every and not all(part.listed)
+            yield part.rows if every else compress(part.rows, part.listed)
+
+    catalog.fill(parts())
     with packs.PackReader(archive.storage) as reader:
         for chunk_id, number, offset, length in twice:
-            _choose(catalog, reader, packs.Packed(chunk_id, offset, length, b""), number)
-    catalog.marks.unclaimed = bool(twice)
-    return catalog
+            if catalog.has(chunk_id):
+                _choose(catalog, reader, packs.Packed(chunk_id, offset, length, b""), number)
+    catalog.marks.unclaimed = unclaimed or bool(twice)
+    return lacking
 
 
-def drop_unusable(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
-    """Take out what nothing refers to, and what is in holes; returns how many chunks each session
-    lacks.
-    """
-    found = drop_unreferenced(archive, catalog)
-    if forget_holes(archive, catalog, catalog.packs()):
-        return lacking_in(archive, catalog, archive.session_files())
-    return found
+def _gather(archive: "Archive", names: Mapping[str, int], gathering: Gathering) -> None:
+    left = [name for name in sorted(names) if name not in gathering.packs]
+    for name, index in packs.indexes(archive.storage, left, archive.parameters.archive):
+        gathering.add_pack(name, names[name], _entries(archive, name, index))
+    gathering.keep()
 
 
 def drop_unreferenced(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
@@ -79,20 +170,26 @@ def lacking_in(archive: "Archive", catalog: ChunkCatalog, names: Iterable[str]) 
 
 
 def _ids(archive: "Archive", names: Iterable[str]) -> Iterator[tuple[str, list[bytes]]]:
+    for name, column in _columns(archive, names):
+        yield name, split(column)
+
+
+def _columns(archive: "Archive", names: Iterable[str]) -> "Iterator[tuple[str, Ids]]":
     names = list(names)
     with suppress(FileNotFoundError):
         archive.storage.fetch([name for name in names if naming.is_session(name)])
     for name in names:
         try:
             for column in references.ids(archive, name):
-                yield name, split(column)
+                yield name, column
         except (DamagedError, FileNotFoundError) as error:
             archive.note_damage(name, error)
 
 
 def index_pack(archive: "Archive", catalog: ChunkCatalog, name: str, size: int) -> None:
     """Read a pack in."""
-    number, entries = catalog.add_pack(name, size), _entries(archive, name)
+    ((_, index),) = packs.indexes(archive.storage, [name], archive.parameters.archive)
+    number, entries = catalog.add_pack(name, size), _entries(archive, name, index)
     twice = set(catalog.add_all(number, [(e.id, e.offset, e.length) for e in entries]))
     with packs.PackReader(archive.storage) as reader:
         for entry in entries if twice else ():
@@ -101,12 +198,16 @@ def index_pack(archive: "Archive", catalog: ChunkCatalog, name: str, size: int) 
                 catalog.marks.unclaimed = True
 
 
-def _entries(archive: "Archive", name: str) -> list[packs.Packed]:
-    try:
-        return packs.read_index(archive.storage, name, archive.parameters.archive)
-    except DamagedError as error:
-        archive.warnings.append(f"{error}; its chunks were found without it")
-        return list(packs.scan(archive.storage, name, archive.parameters.chunk_size))
+def _entries(
+    archive: "Archive", name: str, index: list[packs.Packed] | Exception
+) -> list[packs.Packed]:
+    """What is in a pack, also where its index is damaged."""
+    if not isinstance(index, Exception):
+        return index
+    if not isinstance(index, DamagedError):
+        raise index
+    archive.warnings.append(f"{index}; its chunks were found without it")
+    return list(packs.scan(archive.storage, name, archive.parameters.chunk_size))
 
 
 def _choose(
@@ -122,10 +223,11 @@ def _choose(
         catalog.put(entry.id, number, entry.offset, entry.length)
 
 
-def leave_out(archive: "Archive", catalog: ChunkCatalog, rotten: Iterable[tuple[str, int]]) -> None:
+def leave_out(archive: "Archive", catalog: ChunkCatalog, rotten: Iterable[tuple[str, int]]) -> int:
     """Take out what was found rotten, unless it is sound now: packs may have been put back from a
-    copy.
+    copy. Returns how many places.
     """
+    left_out = 0
     numbers = {name: number for number, name in catalog.packs().items()}
     with packs.PackReader(archive.storage) as reader:
         for name, offset in rotten:
@@ -133,12 +235,16 @@ def leave_out(archive: "Archive", catalog: ChunkCatalog, rotten: Iterable[tuple[
             here = [packs.Packed(*row, b"") for row in rows if row[1] == offset]
             if name in numbers and not any(reader.sound(name, entry) for entry in here):
                 catalog.add_rotten([(name, offset)])
+                left_out += 1
+    return left_out
 
 
 def forget_holes(archive: "Archive", catalog: ChunkCatalog, suspects: dict[int, str]) -> int:
     """Take out what is in holes of these packs; returns how many chunks."""
     forgotten = 0
     for number, name in suspects.items():
+        if not may_have_holes(archive, name):
+            continue
         entries = [packs.Packed(*row, b"") for row in catalog.chunks_in(number)]
         gone = [e.id for e, h in zip(entries, holes(archive, name, entries), strict=True) if h]
         catalog.remove(*gone)

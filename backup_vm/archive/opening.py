@@ -7,8 +7,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from backup_vm import stopping
-from backup_vm.archive import naming, notes, reconcile
+from backup_vm.archive import holding, naming, notes, reconcile
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.gathering import NAME as GATHERED
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.listing import Listing
 from backup_vm.archive.marks import Marks
@@ -40,9 +41,12 @@ def open_archive(
             try:
                 if alone:
                     _recover(archive)
-                elif writing is None:
-                    _work_aside(archive)
+                else:
+                    holding.attach(archive)
+                    if writing is None:
+                        _work_aside(archive)
                 yield archive
+                holding.extend(archive)
                 _record(archive)
             finally:
                 archive.close()
@@ -91,6 +95,9 @@ def _recover(archive: Archive) -> None:
             archive.storage.remove(*filter(naming.is_unfinished, left))
         now = Listing.of(archive.storage)
     catalog = archive.open_catalog = reconcile.open_catalog(archive, now)
+    holding.begin(archive)
+    if archive.storage.workspace.exists(GATHERED):  # of a rebuild that another run ended
+        archive.storage.workspace.discard(GATHERED)
     _miss_notes(archive, catalog.marks)
     if catalog.marks.reclaiming:
         reclaim(archive)
@@ -142,6 +149,8 @@ def create_archive(location: str | Path, parameters: Parameters) -> bool:
     storage = open_storage(location)
     _none_yet(storage)
     storage.prepare()
+    if parameters.retention:
+        holding.require(storage, parameters.retention)
     lease = Lease.acquire(storage.locks(), storage.describe(), "init")
     try:
         storage.refresh()

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.pack_size import pack_size
 from backup_vm.archive.packs import NewPack
 from backup_vm.archive.partial import Partial
 from backup_vm.errors import DamagedError
@@ -71,6 +72,7 @@ class PackWriter:
         self._held: list[Filling] = []
         self._recorded = time.monotonic()
         self._background: ThreadPoolExecutor | None = None
+        self._full = 0
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
 
@@ -91,6 +93,7 @@ class PackWriter:
             if filling.pack is None:
                 # Durable before the first pack is: it says that chunks may be left over here.
                 self._catalog.marks.storing = True
+                self._full = self._full or pack_size(self._archive)
                 filling.pack = NewPack(self._archive.storage, self._archive.parameters.archive)
             filling.places[chunk_id] = (filling.pack.add(chunk_id, sealed), len(sealed))
             self.stored += len(sealed)
@@ -100,7 +103,7 @@ class PackWriter:
         filling.groups[-1].entries.append((number, chunk_id))
         filling.entries += 1
         if filling.entries >= MAX_ENTRIES or (
-            filling.pack is not None and filling.pack.size >= self._archive.storage.pack_size
+            filling.pack is not None and filling.pack.size >= self._full
         ):
             self._hand_over()
 
@@ -120,7 +123,8 @@ class PackWriter:
     def _hand_over(self) -> None:
         """Give the pack that was filled to the background, and begin another.
 
-        No more than ``uploads`` are on their way at once: they are in memory until they are there.
+        No more than ``uploads`` are on their way at once: what is uploaded is on this machine's
+        disk until it is there.
         """
         while len(self._in_flight) >= self._archive.storage.uploads:
             self._await_oldest()

@@ -6,7 +6,7 @@ by holes.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import xxhash
@@ -24,6 +24,7 @@ from backup_vm.archive.format import (
 )
 from backup_vm.archive.storage import Reader, Storage
 from backup_vm.errors import DamagedError
+from common.pipeline import in_order
 from wire import CHUNK_SIZES
 from wire.messages import largest_frame
 
@@ -35,8 +36,10 @@ SALT = 16
 """Bytes at the beginning of a sealed chunk, which are random."""
 _LARGEST_INDEX = INDEX_ENTRY_SIZE << 18
 """Bytes; packs that are written have far less: see MAX_ENTRIES of pack_writer."""
-_TAIL = 1 << 16
-"""Bytes read at a pack's end, in the hope that its index is in them."""
+_TAIL, _INDEX_SHARE = 1 << 16, 1 << 9
+"""Bytes read at a pack's end, in the hope that its index is in them: so many, or this share of
+it.
+"""
 
 
 class Packed(NamedTuple):
@@ -168,8 +171,12 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
     with damage(storage, name):
         size, reader = storage.size(name), storage.reader(name)
         try:
-            head = PackHead.parse(reader.read(0, PACK_HEAD_SIZE))
-            tail = reader.read(max(size - _TAIL, 0), _TAIL)
+            # The end first: at its beginning a file elsewhere is read ahead, for whoever begins
+            # there reads on, as a rule.
+            expected = max(_TAIL, size // _INDEX_SHARE)
+            tail = reader.read(max(size - expected, 0), expected)
+            beginning = tail if size <= expected else reader.read(0, PACK_HEAD_SIZE)
+            head = PackHead.parse(beginning[:PACK_HEAD_SIZE])
             foot = PackFoot.parse(tail[-FOOTER_SIZE:])
             length = foot.count * INDEX_ENTRY_SIZE
             if head.archive != archive or foot.index + length + FOOTER_SIZE != size:
@@ -200,6 +207,23 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
     if end > foot.index:
         raise DamagedError(f"{path} is damaged: its index is malformed")
     return found
+
+
+def indexes(
+    storage: Storage, names: Iterable[str], archive: bytes
+) -> Iterator[tuple[str, list[Packed] | Exception]]:
+    """The index of each pack, in this order, or the DamagedError or OSError that keeps it from
+    being read. Several are on their way at once where that is quicker.
+    """
+
+    def index(name: str) -> tuple[str, list[Packed] | Exception]:
+        try:
+            return name, read_index(storage, name, archive)
+        except (DamagedError, OSError) as error:
+            return name, error
+
+    # Of a pack elsewhere it is two requests, and to wait for these is all that it takes.
+    return in_order(index, names, storage.readers, 2 * storage.readers)
 
 
 def scan(storage: Storage, name: str, chunk_size: int) -> Iterator[Packed]:

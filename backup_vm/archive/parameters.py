@@ -17,6 +17,10 @@ from wire.names import parse_name
 from wire.slots import MAX_SLOTS, SLOT_SIZE, open_any
 
 NAME = "archive.toml"
+LONGEST_RETENTION = 366 * 86400
+"""Seconds. What stays is locked again and again, so that a longer one only makes a mistake last: it
+cannot be undone.
+"""
 _CHECK = "checksum = "
 _LONGEST = 1 << 16
 """Bytes: many times what MAX_SLOTS take, and too few for tables so deep that parsing them takes all
@@ -35,6 +39,8 @@ class Parameters:
     created: int
     slots: tuple[bytes, ...]
     master: bytes | None
+    retention: int = 0
+    """Seconds for which files cannot be removed after they were stored; 0: they can be."""
 
     @property
     def mode(self) -> str:
@@ -80,6 +86,8 @@ class Parameters:
             f"created = {self.created}",
             "slots = [" + ", ".join(f'"{slot.hex()}"' for slot in self.slots) + "]",
         ]
+        if self.retention:
+            lines.append(f"retention = {self.retention}")
         if self.master is not None:
             lines.append(f'key = "{self.master.hex()}"')
         body = "\n".join(lines) + "\n"
@@ -97,6 +105,8 @@ def load(storage: Storage) -> Parameters:
             "name the archive with --archive or SPARSEBAK_ARCHIVE, or make one: sparsebak init DIR"
             " --label LABEL"
         )
+        if storage.describe().startswith("s3://"):
+            hint += "; if there was one, and the bucket keeps versions, read it with --as-of TIME"
         raise NoArchiveError(f"there is no archive in {storage.describe()}", hint) from None
     return parse(raw, storage.describe(NAME))
 
@@ -139,6 +149,9 @@ def _parse(place: str, fields: dict[str, Any]) -> Parameters:
     chunk_size = _number(fields, "chunk_size")
     if chunk_size not in CHUNK_SIZES:
         raise ValueError("impossible chunk size")
+    retention = _number(fields, "retention") if "retention" in fields else 0
+    if retention > LONGEST_RETENTION:
+        raise ValueError("its retention is longer than any")
     return Parameters(
         archive=_bytes(fields["archive"], 16),
         label=parse_name(fields["label"], "label"),
@@ -147,6 +160,7 @@ def _parse(place: str, fields: dict[str, Any]) -> Parameters:
         created=_number(fields, "created"),
         slots=tuple(_bytes(slot, SLOT_SIZE) for slot in fields["slots"]),
         master=_bytes(fields["key"], KEY_SIZE) if "key" in fields else None,
+        retention=retention,
     )
 
 

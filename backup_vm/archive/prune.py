@@ -13,10 +13,10 @@ that is so nothing is given back, and what a session that is kept may need of it
 
 from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
-from backup_vm.archive import merge, naming, notes, sessions
+from backup_vm.archive import holding, merge, naming, notes, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
@@ -28,13 +28,16 @@ from backup_vm.errors import DamagedError
 @dataclass(frozen=True)
 class Pruned:
     """What was removed: sessions, chunks, and bytes given back. ``refused``: volumes left as they
-    are, with the reason.
+    are, with the reason. ``waiting``: bytes that may not be given back yet, the last of them before
+    ``until`` (Unix seconds).
     """
 
     sessions: int
     chunks: int
     space: int
     refused: tuple[str, ...] = ()
+    waiting: int = 0
+    until: int = 0
 
 
 def prune(
@@ -45,6 +48,14 @@ def prune(
 
     ``entirely``: ids of volumes of which nothing is to stay, damaged sessions included.
     """
+    done = _prune(archive, doomed, entirely)
+    left = holding.give_back(archive)
+    if left is None:
+        return done
+    return replace(done, space=left.removed, waiting=left.waiting, until=left.until)
+
+
+def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str]) -> Pruned:
     asked = frozenset(session.file for session in doomed)
     marks = archive.catalog.marks
     if not asked and not marks.unclaimed:

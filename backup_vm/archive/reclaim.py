@@ -148,14 +148,12 @@ def _groups(archive: "Archive", waiting: Collection[str]) -> Iterator[list[_Pack
 def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[_Pack]:
     catalog, names = archive.catalog, archive.catalog.packs()
     wanted = list(names) if catalog.marks.unclaimed else catalog.packs_with_freed()
-    for number in wanted:
-        if names[number] in waiting:
-            continue
+    numbers = {names[number]: number for number in wanted if names[number] not in waiting}
+    for name, index in packs.indexes(archive.storage, numbers, archive.parameters.archive):
+        number = numbers[name]
         freed = dict(catalog.freed_in(number))
-        try:
-            index = packs.read_index(archive.storage, names[number], archive.parameters.archive)
-        except (DamagedError, FileNotFoundError) as error:
-            archive.warnings.append(f"{error}; none of its space is reclaimed")
+        if isinstance(index, Exception):
+            archive.warnings.append(f"{index}; none of its space is reclaimed")
             continue
         listed = catalog.in_pack(number)
         if catalog.marks.unclaimed:
@@ -178,14 +176,19 @@ def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[
 
     What cannot be read counts as a hole: it is of as little use.
     """
-    storage = archive.storage
-    with packs.PackReader(storage) as reader:
-        with suppress(OSError, DamagedError):  # a FIFO in its place, say: it is not read either
-            if storage.allocated(name) >= storage.size(name):
-                yield from (False for _ in entries)
-                return
+    if not may_have_holes(archive, name):
+        yield from (False for _ in entries)
+        return
+    with packs.PackReader(archive.storage) as reader:
         for one in entries:
             yield reader.hollow(name, one)
+
+
+def may_have_holes(archive: "Archive", name: str) -> bool:
+    """Whether a pack takes up less than its size, or that cannot be known."""
+    with suppress(OSError, DamagedError):  # a FIFO in its place, say: it is not read either
+        return archive.storage.allocated(name) < archive.storage.size(name)
+    return True
 
 
 def _judge(archive: "Archive", group: list[_Pack]) -> None:
@@ -305,7 +308,7 @@ def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
         # Before the catalog forgets them: dying between leaves packs listed that are gone, which
         # the next run sees; the other order would leave packs that nobody lists.
         try:
-            storage.remove(*(pack.name for pack in there))
+            storage.remove_all(pack.name for pack in there)
         except ForbiddenError as error:  # whoever may only add leaves it to whoever may remove
             archive.warnings.append(f"{error}; a prune that may remove files reclaims the space")
             return None

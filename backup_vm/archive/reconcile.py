@@ -222,9 +222,8 @@ def rebuild(
     else:  # others may be reading too, or the disk may be read-only
         archive.temporary = archive.temporary or catalog_file.folder_aside()
         temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
-    catalog = derive.built(archive, temporary, now.packs)
-    derive.leave_out(archive, catalog, known.rotten)
-    lacking = {name for name, count in derive.drop_unusable(archive, catalog).items() if count}
+    catalog, found = derive.derived(archive, temporary, now.packs, known.rotten)
+    lacking = {name for name, count in found.items() if count}
     catalog.set_spoilt(known.spoilt)
     for volume in known.compare:
         catalog.marks.compare(volume)
@@ -274,12 +273,9 @@ def true_digest(archive: "Archive") -> bytes:
     known = Remembered.of(archive.catalog)
     with catalog_file.folder_aside() as folder:
         warnings, damaged = len(archive.warnings), dict(archive.damaged)
-        catalog = derive.built(
-            archive, Path(folder) / catalog_file.NAME, Listing.of(archive.storage).packs
-        )
+        path = Path(folder) / catalog_file.NAME
+        catalog, _ = derive.derived(archive, path, Listing.of(archive.storage).packs, known.rotten)
         try:
-            derive.leave_out(archive, catalog, known.rotten)
-            derive.drop_unusable(archive, catalog)
             return catalog.digest()
         finally:
             catalog.close()

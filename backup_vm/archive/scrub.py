@@ -4,16 +4,17 @@ key is needed.
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from backup_vm.archive import catalog_file, naming, notes, packs, reconcile, references, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import split
-from backup_vm.archive.pack_check import check
+from backup_vm.archive.pack_check import Checked, check
 from backup_vm.errors import DamagedError
 from backup_vm.terminal.progress import Progress
+from common.pipeline import in_order
 from wire.chunks import ZERO_ID
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def scrub(
     sizes = archive.storage.sizes("packs")
     progress.start(sum(max(sizes.get(name, 0), 0) for name in names))
     numbers = {name: number for number, name in archive.catalog.packs().items()}
-    for name in names:
+    for name, live, found in _looked_at(archive, names, numbers):
         try:
-            yield from _pack(archive, name, numbers.get(name), repair)
+            yield from _pack(archive, name, live, found, repair)
         except (DamagedError, OSError) as error:
             if repair is None or not repair.mend(name):
                 yield from _unreadable(archive, name, numbers.get(name), error)
@@ -118,13 +119,11 @@ def _misplaces(archive: Archive) -> bool:
     """Whether the catalog puts a chunk where its pack's index has none, or into a pack that it does
     not list.
     """
-    listed = 0
-    for number, name in archive.catalog.packs().items():
-        rows = archive.catalog.chunks_in(number)
+    listed, numbers = 0, {name: number for number, name in archive.catalog.packs().items()}
+    for name, entries in packs.indexes(archive.storage, numbers, archive.parameters.archive):
+        rows = archive.catalog.chunks_in(numbers[name])
         listed += len(rows)
-        try:
-            entries = packs.read_index(archive.storage, name, archive.parameters.archive)
-        except (DamagedError, OSError):
+        if isinstance(entries, Exception):
             continue  # reported when the pack is looked at
         if not {(entry.id, entry.offset, entry.length) for entry in entries}.issuperset(rows):
             return True
@@ -167,13 +166,39 @@ def _unreadable(
     yield Finding(name, text, _forget(archive, name, [(o, live[o]) for o in lost]))
 
 
+_Look = tuple[str, dict[int, bytes], "Checked | Exception"]
+
+
+def _looked_at(
+    archive: Archive, names: Sequence[str], numbers: Mapping[str, int]
+) -> Iterator[_Look]:
+    """Each pack with the chunks in it that are needed, by offset, and what was found, or why it
+    cannot be read. Several are read at once where that is quicker.
+    """
+
+    def look(one: tuple[str, dict[int, bytes]]) -> _Look:
+        try:
+            return *one, check(archive.storage, one[0], archive.parameters, one[1])
+        except (DamagedError, OSError) as error:
+            return *one, error
+
+    needed = (
+        (name, archive.catalog.in_pack(numbers[name]) if name in numbers else {}) for name in names
+    )
+    return in_order(look, needed, archive.storage.readers, archive.storage.readers)
+
+
 def _pack(
-    archive: Archive, name: str, number: int | None, repair: "Repair | None"
+    archive: Archive,
+    name: str,
+    live: dict[int, bytes],
+    found: Checked | Exception,
+    repair: "Repair | None",
 ) -> Iterator[Finding]:
+    if isinstance(found, Exception):
+        raise found
     catalog = archive.catalog
     path = archive.storage.describe(name)
-    live = catalog.in_pack(number) if number is not None else {}
-    found = check(archive.storage, name, archive.parameters, live)
     if not found.sound and repair is not None and repair.mend(name):
         found = check(archive.storage, name, archive.parameters, live)
     if found.problem:

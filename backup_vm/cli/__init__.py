@@ -15,7 +15,7 @@ from backup_vm.cli.options import Parser, add_common
 from backup_vm.errors import Exit, SparsebakError
 from backup_vm.terminal import interrupts, output
 from backup_vm.terminal.text import journal_prefix
-from common.memory import collect_rarely, keep_freed
+from common.memory import collect_rarely, keep_freed, keep_out_of_cores
 from common.text import printable
 from wire import VERSION
 
@@ -35,6 +35,7 @@ COMMANDS = (
         "keys",
         "records",
         "serve",
+        "open",
         "doctor",
     ),
     *("inspect", "unlock", "upkeep", "ui"),
@@ -65,6 +66,7 @@ def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; an error is one line, with a hint, on standard error."""
     if argv is None:
+        keep_out_of_cores()
         output.prepare()
     collect_rarely()
     # numpy's: nothing here multiplies matrices, and its threads spin

@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import dry_run_option, key_option, moment_options, rate_option
+from backup_vm.cli.options import (
+    dry_run_option,
+    key_option,
+    moment_options,
+    pack_size_option,
+    rate_option,
+    use_pack_size,
+)
 from backup_vm.errors import DamagedError, Exit, SparsebakError
-from backup_vm.terminal.text import count_text, size_text, table
+from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 
 if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.notes import Note
-    from backup_vm.jobs.backup import Done, Report
+    from backup_vm.jobs.outcome import Done, Report
     from backup_vm.volumes import Contents
     from wire.chunks import Keys
     from wire.messages import VolumeEntry
@@ -59,6 +66,7 @@ def add_to(commands: Any) -> None:
     )
     key_option(backup)
     rate_option(backup)
+    pack_size_option(backup)
     moment_options(backup)
     backup.add_argument(
         "--ping-url",
@@ -108,6 +116,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
     options = context.options
     with context.open(writing=not options.dry_run) as archive:
         context.limit_rate(archive)
+        use_pack_size(context, archive)
         keys = context.keys(archive) if options.verify else None
         agent.use(archive.parameters.archive, archive.parameters.chunk_size)
         listed = agent.list()
@@ -223,6 +232,8 @@ def _prune(
             f"{count_text(pruned.sessions, 'old session')} removed, {size_text(pruned.space)}"
             " freed."
         )
+    for line in waiting_text(pruned.waiting, pruned.until):
+        context.say(line)
     for sentence in held(verdicts):
         context.warn(sentence)
     return bool(held(verdicts))

@@ -55,11 +55,8 @@ class Context:
         self.talks = not self.quiet and not self.json and (watched or options.talk == "verbose")
         """Whether to say what was done: on a terminal, or with -v."""
 
-    def setting(self, name: str) -> str | None:
-        """What an option says, else the settings."""
-        return self._setting(name)
-
-    def _setting(self, name: str, variable: str = "") -> str | None:
+    def setting(self, name: str, variable: str = "") -> str | None:
+        """What an option says, else a variable of the environment, else the settings."""
         given = (
             getattr(self.options, name)
             or (os.environ.get(variable) if variable else None)
@@ -73,15 +70,19 @@ class Context:
 
     def location(self, given: str | None = None) -> str:
         """The archive's directory or URL, after checking that what must be mounted is."""
-        mount = self._setting("require_mount")
+        mount = self.setting("require_mount")
         if mount is not None and not os.path.ismount(mount):
             raise SparsebakError(
                 f"{mount} is not mounted", "attach and mount the backup disk, then try again"
             )
-        path = expanded(given) if given else self._setting("archive", "SPARSEBAK_ARCHIVE")
+        path = expanded(given) if given else self.setting("archive", "SPARSEBAK_ARCHIVE")
         if path is None:
             raise NoArchiveError("no archive was named", "use --archive DIR or SPARSEBAK_ARCHIVE")
-        return path
+        if given or self.options.as_of is None:
+            return path
+        from backup_vm.archive.storage import as_it_was
+
+        return as_it_was(path, self.options.as_of)
 
     @contextmanager
     def open(self, writing: bool | None = False) -> Iterator["Archive"]:
@@ -133,17 +134,17 @@ class Context:
 
     def has_archive(self) -> bool:
         """Whether an archive was named."""
-        return self._setting("archive", "SPARSEBAK_ARCHIVE") is not None
+        return self.setting("archive", "SPARSEBAK_ARCHIVE") is not None
 
     def has_agent(self) -> bool:
         """Whether an agent was named, or is to be expected on this machine."""
-        return self._setting("agent", "SPARSEBAK_AGENT") is not None or _QREXEC.exists()
+        return self.setting("agent", "SPARSEBAK_AGENT") is not None or _QREXEC.exists()
 
     def dom0_asks(self) -> bool:
         """Whether qrexec's policy is between here and the agent: then dom0 asks before anything
         is overwritten.
         """
-        return (self._setting("agent", "SPARSEBAK_AGENT") or "qrexec") == "qrexec"
+        return (self.setting("agent", "SPARSEBAK_AGENT") or "qrexec") == "qrexec"
 
     def agent(self, archive: "Archive | None" = None) -> "Agent":
         """The agent, for an archive."""
@@ -154,9 +155,9 @@ class Context:
             raise AgentError(
                 "no agent was named", "use --agent local:AGENT.TOML or SPARSEBAK_AGENT"
             )
-        kind, colon, where = (self._setting("agent", "SPARSEBAK_AGENT") or "qrexec").partition(":")
+        kind, colon, where = (self.setting("agent", "SPARSEBAK_AGENT") or "qrexec").partition(":")
         transport = open_transport(
-            f"{kind}{colon}{expanded(where)}", self._setting("caller") or "dom0"
+            f"{kind}{colon}{expanded(where)}", self.setting("caller") or "dom0"
         )
         agent = Agent(transport)
         if archive is not None:

@@ -7,7 +7,15 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import guard_options, key_option, rate_option, yes_option
+from backup_vm.cli.options import (
+    guard_options,
+    key_option,
+    pack_size_option,
+    rate_option,
+    retention_option,
+    use_pack_size,
+    yes_option,
+)
 from backup_vm.errors import Exit
 from backup_vm.terminal.text import count_text, size_text
 
@@ -35,8 +43,13 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="make a new copy where there was one before and is none now",
     )
+    retention_option(
+        copy,
+        "where the copy is made now: what is stored there cannot be removed by any key for TIME",
+    )
     guard_options(copy)
     rate_option(copy)
+    pack_size_option(copy)
     yes_option(copy)
     key_option(copy)
     copy.set_defaults(run=run)
@@ -44,8 +57,9 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.jobs.copy import copy
+    from backup_vm.jobs.copy import Making, copy
     from backup_vm.jobs.guard import Guard
+    from backup_vm.jobs.retention import duration_text
     from backup_vm.paths import expanded
 
     context = Context(options)
@@ -59,16 +73,23 @@ def run(options: argparse.Namespace) -> int:
         context.must_have_word(f"may sessions be removed from {target}?")
     with context.open() as archive, context.progress("copy") as progress:
         context.limit_rate(archive)
+        use_pack_size(context, archive)
         delete = confirm if options.delete else None
         guard = Guard(options.max_removed, options.min_age).over(context.config.retention.guard)
-        done = copy(archive, target, progress, delete, options.init, context.keys(archive), guard)
+        making = Making(options.init, options.retention or 0)
+        done = copy(archive, target, progress, delete, making, context.keys(archive), guard)
     for problem in done.failed:
         context.warn(problem)
     context.warn_removed(done.gone)
     for sentence in done.held:
         context.warn(sentence)
     fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}
+    if options.delete:
+        fields |= {"spared": done.spared, "min_age": guard.seconds}
     removed = f", {done.removed} removed" if options.delete else ""
+    if options.delete and done.spared:
+        age, what = duration_text(guard.seconds), count_text(done.spared, "session")
+        removed += f"; {what} that only it has, newer than {age}, left there (--min-age)"
     copied = f"{count_text(done.sessions, 'session')} copied, {size_text(done.stored)} sent"
     context.done(
         {**fields, "target": target, "failed": done.failed, "held": done.held},

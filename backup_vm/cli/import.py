@@ -5,7 +5,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, path
+from backup_vm.cli.options import key_option, pack_size_option, path, use_pack_size
 
 
 def add_to(commands: Any) -> None:
@@ -21,6 +21,7 @@ def add_to(commands: Any) -> None:
     )
     take.add_argument("file", type=path, metavar="FILE", help="a file that export wrote")
     key_option(take)
+    pack_size_option(take)
     take.set_defaults(run=run)
 
 
@@ -32,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     with context.open(writing=True) as archive, open(options.file, "rb") as stream:
+        use_pack_size(context, archive)
         clear = read_head(stream, options.file)[2]
         stream.seek(0)
         read_twice = 2 * chunk_count(clear.size, clear.chunk_size) * clear.chunk_size

@@ -3,15 +3,20 @@
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
+from backup_vm.cli.options import retention_option
 from backup_vm.errors import AgentError
 from wire import CHUNK_SIZES, FORMAT
 from wire.chunks import SUITES
 from wire.messages import MODE_OPEN
 from wire.names import BadName, parse_name
+
+if TYPE_CHECKING:
+    from backup_vm.archive.parameters import Parameters
 
 
 def add_to(commands: Any) -> None:
@@ -40,6 +45,9 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="write it into the settings file, as the archive of all commands",
     )
+    retention_option(
+        init, "in an S3-compatible store: what was stored cannot be removed by any key for TIME"
+    )
     init.set_defaults(run=run)
 
 
@@ -47,7 +55,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.opening import create_archive
     from backup_vm.archive.parameters import Parameters
-    from backup_vm.archive.storage import open_storage
     from backup_vm.errors import UsageError
 
     context = Context(options)
@@ -75,24 +82,65 @@ def run(options: argparse.Namespace) -> int:
         created=entry.created,
         slots=tuple(slots),
         master=entry.key if entry.mode == MODE_OPEN else None,
+        retention=options.retention or 0,
     )
     if options.default:
         _settings_to_make(context, place)
     if options.repair:
-        _check_same_archive(open_storage(place), entry.archive)
-        parameters.save(open_storage(place))
+        parameters = _repair(place, parameters)
     elif not create_archive(place, parameters):
         context.say(
             f"{place} cannot create a file under a condition: of runs that begin there at one"
             " moment the one that is older by the store's clock waits for the others to withdraw."
         )
+    _advise(context, parameters)
     if options.default:
         context.say(f"{_make_default(context, place)} names it now.")
-    context.done(
-        {"archive": place, "id": entry.archive.hex(), "mode": parameters.mode},
-        f"Archive {label} in {place}, {parameters.mode}, chunks of {entry.chunk_size >> 10} KiB.",
-    )
+    _tell(context, place, parameters)
     return 0
+
+
+def _tell(context: Context, place: str, parameters: "Parameters") -> None:
+    from backup_vm.quantities import days_text
+
+    retention, chunks = parameters.retention, parameters.chunk_size >> 10
+    data = {"archive": place, "id": parameters.archive.hex(), "mode": parameters.mode}
+    lines = [f"Archive {parameters.label} in {place}, {parameters.mode}, chunks of {chunks} KiB."]
+    if retention:
+        lines.append(f"Nobody can remove what is stored there for {days_text(retention)}.")
+    context.done({**data, "retention": retention}, *lines)
+
+
+def _repair(place: str, parameters: "Parameters") -> "Parameters":
+    """Write archive.toml again; returns what it says now. A retention that it has is kept, and can
+    only be made longer.
+    """
+    from dataclasses import replace
+
+    from backup_vm.archive import holding
+    from backup_vm.archive.parameters import load
+    from backup_vm.archive.storage import open_storage
+    from backup_vm.errors import SparsebakError
+
+    storage, before = open_storage(place), 0
+    _check_same_archive(storage, parameters.archive)
+    with suppress(SparsebakError):  # it is lost or damaged, which is what this is for
+        before = load(storage).retention
+    parameters = replace(parameters, retention=max(parameters.retention, before))
+    if parameters.retention:
+        holding.require(storage, parameters.retention)
+    parameters.save(storage)
+    return parameters
+
+
+def _advise(context: Context, parameters: "Parameters") -> None:
+    """Say so while the archive is empty when its chunks are small for what dom0 lists."""
+    from backup_vm.jobs.doctor import of_chunk_size
+
+    with suppress(AgentError):  # whoever has no volumes yet, or may not see them, has an archive
+        size = sum(volume.size for volume in context.agent().list())
+        for finding in of_chunk_size(parameters, size):
+            context.warn(f"{finding.what} ({finding.remedy})")
 
 
 def _make_default(context: Context, place: str) -> Path:

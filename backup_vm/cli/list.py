@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option, space_option
-from backup_vm.terminal.text import ratio_text, size_text, table
+from backup_vm.terminal.text import ratio_text, size_text, table, waiting_text
 
 if TYPE_CHECKING:
     from backup_vm.reporting.rows import VolumeRow
@@ -38,6 +38,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.archive import holding
     from backup_vm.reporting.view import View
 
     context = Context(options)
@@ -59,6 +60,9 @@ def run(options: argparse.Namespace) -> int:
                     session for session in volume["sessions"] if options.tag in session["tags"]
                 ]
         text = _sessions(data) if options.volume or options.tag else _volumes(seen, chosen)
+        held = holding.state(contents.archive)
+        if held is not None:
+            text = "\n".join([text, *waiting_text(held.waiting, held.waiting_until)])
     context.result({"volumes": data}, text)
     return 0
 

@@ -125,10 +125,10 @@ def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal"
         named = [(one, find_session(one, name)) for one in chosen for name in options.session]
         return Removal(archive, named)
     retention = context.config.retention
-    guard = Guard(options.max_removed, options.min_age)
+    guard = Guard(options.max_removed, options.min_age).over(retention.guard)
     verdicts = judge(contents, chosen, retention, rules, options.until_free, guard)
     doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
-    return Removal(archive, doomed, verdicts)
+    return Removal(archive, doomed, verdicts, min_age=guard.seconds)
 
 
 def _rules(options: argparse.Namespace) -> "Rules":

@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     import io
 
-    from backup_vm.errors import UsageError
+    from backup_vm.archive.naming import volume_of
+    from backup_vm.errors import Exit, UsageError
     from backup_vm.terminal.output import put_bytes, whole_file
     from wire.messages import KIND_RECORD, Status
     from wire.status import Code
@@ -41,13 +42,21 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("the output of records is not text", "with --json give -o FILE")
     with context.contents() as contents:
         volume = contents.one(options.volume)
+        damaged = {
+            file: error
+            for file, error in contents.archive.damaged.items()
+            if volume_of(file) == volume.id
+        }
+    for error in damaged.values():
+        context.warn(str(error))
+    code = Exit.DAMAGED if damaged else Exit.OK
     out = io.BytesIO()
     for session in volume.sessions:
         write_frame(out, KIND_RECORD, session.record)
     send(out, Status(Code.OK))
     if options.output is None:
         put_bytes(out.getvalue())
-        return 0
+        return code
     with whole_file(options.output, force=False) as file:
         file.write(out.getvalue())
     count = len(volume.sessions)
@@ -55,4 +64,4 @@ def run(options: argparse.Namespace) -> int:
         {"file": str(options.output), "records": count},
         f"{options.output}: {count_text(count, 'record')} of {volume.name}.",
     )
-    return 0
+    return code

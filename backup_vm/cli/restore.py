@@ -40,6 +40,11 @@ def add_to(commands: Any) -> None:
         metavar="QUBE[/VOLUME]",
         help="into another volume or qube, if dom0 allows it (allow_restore)",
     )
+    restore.add_argument(
+        "--whole",
+        action="store_true",
+        help="send and write also what dom0 knows to be there already, say for a damaged disk",
+    )
     key_option(restore)
     restore.set_defaults(run=run)
 
@@ -168,7 +173,9 @@ def _restore(
     chosen: "Chosen",
     asked: Restoring,
 ) -> dict[str, Any]:
-    from backup_vm.jobs.reading import feed, image_bytes
+    from backup_vm.jobs.feeding import feed, feed_differing
+    from backup_vm.jobs.reading import image_bytes
+    from backup_vm.terminal.text import size_text
     from wire.status import STATUS_OLDER
 
     archive, source, session, image = (
@@ -177,28 +184,38 @@ def _restore(
         chosen.session,
         chosen.image(),
     )
+    document = asked.volume == SETTINGS or asked.qube == "dom0"
+    differing = image.chunks
     with context.progress("restore", image_bytes(image)) as progress:
-        status, absent = _call(
-            agent, entries, asked, lambda: feed(archive, image, source, progress)
-        )
+        if document or context.options.whole:
+            status, absent = _call(
+                agent, entries, asked, lambda: feed(archive, image, source, progress)
+            )
+        else:
+            send, absent = feed_differing(archive, image, source, progress), False
+            status, wanted = agent.restore_differing(asked, image.chunks, send)
+            differing = len(wanted)
     if absent:
         context.say(
             f"{asked.name} as of {session.name} is in dom0; the qube is made of it there: sudo"
             f" sparsebak-agent settings apply {asked.qube}"
         )
-    elif asked.volume == SETTINGS or asked.qube == "dom0":
+    elif document:
         context.say(
             f"{asked.name} as of {session.name} is in dom0; look at it there: sparsebak-agent"
             f" settings show {asked.qube}"
         )
     else:
-        context.say(f"Restored {asked.name} to session {session.name}.")
+        size = min(differing * session.clear.chunk_size, session.clear.size)
+        part = f"; {size_text(size)} differed" if differing < image.chunks else ""
+        context.say(f"Restored {asked.name} to session {session.name}{part}.")
     return {
         "qube": asked.qube,
         "volume": asked.volume,
         "session": session.name,
         "older": bool(status.flags & STATUS_OLDER),
         "absent": absent,
+        "differing": min(differing * session.clear.chunk_size, session.clear.size),
     }
 
 

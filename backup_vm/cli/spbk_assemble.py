@@ -15,6 +15,7 @@ from backup_vm import cli
 from backup_vm.cli.options import key_option, path, session_option
 from backup_vm.errors import Exit
 from backup_vm.terminal import output
+from common.memory import keep_out_of_cores
 from common.text import printable
 
 
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run it: what it does is done by assemble and verify."""
     if argv is None:
+        keep_out_of_cores()
         output.prepare()
     options = parser().parse_args(argv)
     folder = options.path.absolute()

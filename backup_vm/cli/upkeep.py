@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import dry_run_option, path, rate_option
+from backup_vm.cli.options import dry_run_option, part_options, path, rate_option
 from backup_vm.errors import SparsebakError, UsageError
 from backup_vm.paths import expanded
 
@@ -44,6 +44,7 @@ def add_to(commands: Any) -> None:
         "--metrics", type=path, metavar="FILE", help="metrics to write, in a name in .prom"
     )
     rate_option(upkeep)
+    part_options(upkeep, "packs", "scrubbed")
     dry_run_option(upkeep, "change nothing, and only show what would be done")
     upkeep.set_defaults(run=run)
 
@@ -88,6 +89,8 @@ def _setup(context: Context) -> "Setup":
     place = options.place or setup.place
     if not place:
         raise UsageError("no place was named", "name the folder or URL that archives are beneath")
+    if options.sample or options.older_than:
+        setup = setup.scrubbing(options.sample, options.older_than)
     return replace(
         setup,
         place=context.location(place),

@@ -5,6 +5,7 @@ checked: each function here takes what came, and returns what it says or raises 
 
 import json
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from backup_vm.errors import SparsebakError
 
 _NUMBER = 1 << 128
 _SIZE = 1 << 63
-_TEXT = 300
+_TEXT, _KIND = 300, 30
 _LONGEST_LINK, _LONGEST_VALUE = 4096, 64 << 10
 _MOST_EXTENTS = 1 << 25
 NOWHERE = (1 << 64) - 1
@@ -51,13 +52,16 @@ class Entry(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A partition of an image, or all of it as number 0."""
+    """A partition of an image, or all of it as number 0; or a logical volume, which has a name and
+    is no range of the image (``start`` is 0).
+    """
 
     number: int
     start: int
     size: int
     kind: str
     readable: bool
+    name: str = ""
 
 
 class Extents:
@@ -69,6 +73,16 @@ class Extents:
     def add(self, offset: int, length: int, place: int) -> None:
         """One more, at the end."""
         self._numbers.extend((offset, length, place))
+
+    def within(self, low: int, high: int) -> Iterator[tuple[int, int, int]]:
+        """Those that have bytes from ``low`` on, before ``high``."""
+        at = bisect_right(range(len(self)), low, key=lambda one: self._numbers[3 * one])
+        for one in range(max(at - 1, 0), len(self)):
+            offset, length, place = self._numbers[3 * one : 3 * one + 3]
+            if offset >= high:
+                return
+            if offset + length > low:
+                yield offset, length, place
 
     def __len__(self) -> int:
         return len(self._numbers) // 3
@@ -128,9 +142,10 @@ def _shaped(rows: Any, *types: type) -> Iterator[Any]:
 def parts(rows: list[Any], size: int) -> list[Part]:
     """Partitions within an image of ``size`` bytes."""
     found = []
-    for number, start, length, kind, readable in _shaped(rows, int, int, int, str, bool):
+    for number, start, length, kind, readable, name in _shaped(rows, int, int, int, str, bool, str):
         must(0 <= number < 1000 and start >= 0 and 0 < length <= size - start)
-        found.append(Part(number, start, length, kind[:20], readable))
+        must(len(name) <= _TEXT and name.isascii() and (start == 0 or not name))
+        found.append(Part(number, start, length, kind[:_KIND], readable, name))
     must(0 < len(found) <= 1000)
     return found
 
@@ -140,7 +155,7 @@ def opened(rows: list[Any]) -> tuple[str, int, list[str]]:
     for kind, root, notes in _shaped(rows, str, int, list):
         must(0 <= root < _NUMBER and len(notes) < 10)
         must(all(type(note) is str for note in notes))
-        return kind[:20], root, [note[:_TEXT] for note in notes]
+        return kind[:_KIND], root, [note[:_TEXT] for note in notes]
     raise senseless()
 
 
@@ -152,7 +167,7 @@ def stat(row: Any) -> Stat:
     must(0 <= found.mode < 1 << 16 and 0 <= found.links < 1 << 32)
     must(0 <= found.uid < 1 << 32 and 0 <= found.gid < 1 << 32 and 0 <= found.size < _SIZE)
     must(0 <= found.major < 1 << 32 and 0 <= found.minor < 1 << 32)
-    must(all(-_SIZE <= one < _SIZE * 4 for one in (found.atime, found.mtime, found.ctime)))
+    must(all(-_SIZE * 2 <= one < _SIZE * 4 for one in (found.atime, found.mtime, found.ctime)))
     return found
 
 

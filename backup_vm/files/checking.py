@@ -60,6 +60,8 @@ def check(descriptor: int, part: Part, replayed: bool, seconds: float) -> Verdic
     checker = _CHECKERS.get(part.kind)
     if checker is None:
         return Verdict(None, "", "no program checks that here")
+    if part.name:
+        return Verdict(None, "", "no program checks a logical volume here")
     name, lines, damaged = checker
     program = shutil.which(name, path=_FOLDERS)
     if program is None:

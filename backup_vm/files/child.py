@@ -175,7 +175,8 @@ def _text(raw: bytes) -> str:
 
 def main() -> None:
     """Give up all rights, and answer."""
-    import zlib  # noqa: F401  later nothing can be imported
+    import encodings.utf_16_le  # noqa: F401  later nothing can be imported
+    import zlib  # noqa: F401
 
     import zstandard  # noqa: F401
 

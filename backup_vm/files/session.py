@@ -17,6 +17,7 @@ from common.text import printable
 PIECE = 1 << 20
 """Bytes of contents read at once."""
 _HOPS = 40
+_FOR_BOOTING = "vfat"
 DEEPEST = 500
 """Folders within each other: each is open while what is in it is copied."""
 
@@ -60,7 +61,7 @@ class SessionFiles:
         parser: Parser,
         image: Bytes,
         name: str,
-        number: int | None = None,
+        number: int | str | None = None,
         watch: bool = False,
     ) -> None:
         self._parser, self._image, self.name = parser, image, name
@@ -83,22 +84,25 @@ class SessionFiles:
             )
         return self._image.read(offset, length)
 
-    def _choose(self, number: int | None) -> Part:
+    def _choose(self, number: int | str | None) -> Part:
         found = self._parser.parts(self._number)
         readable = [part for part in found if part.readable]
         if number is not None:
-            chosen = [part for part in found if part.number == number]
+            chosen = [part for part in found if number in (part.number, part.name or part.number)]
             if not chosen:
                 raise FileSystemError(f"there is no partition {number}", _listed(found))
             return chosen[0]
-        if len(readable) == 1:
-            return readable[0]
+        # a disk that boots by UEFI has FAT for that beside what is meant
+        besides = [part for part in readable if part.kind != _FOR_BOOTING]
+        for chosen in (readable, besides):
+            if len(chosen) == 1:
+                return chosen[0]
         if readable:
             raise FileSystemError(
                 "there are several file systems", f"give --partition N: {_listed(found)}"
             )
         raise FileSystemError(
-            "there is no ext4, XFS or Btrfs in it",
+            "there is no file system in it that is read here",
             f"there is: {_listed(found)}" if any(p.kind for p in found) else "see: sparsebak mount",
         )
 
@@ -234,8 +238,10 @@ def joined(folder: bytes, name: bytes) -> bytes:
 
 
 def _listed(parts: list[Part]) -> str:
+    numbered = [part for part in parts if part.number]
     return ", ".join(
-        f"{part.number}: {printable(part.kind) or 'unknown'}" for part in parts if part.number
+        f"{printable(part.name) or part.number}: {printable(part.kind) or 'unknown'}"
+        for part in numbered
     ) or ", ".join(printable(part.kind) or "unknown" for part in parts)
 
 

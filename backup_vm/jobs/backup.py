@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A backup run: interrupted sessions are finished first; then all volumes are snapshotted, then
-extracted, one by one.
+extracted, in order; calls of volumes in which little changed overlap.
 """
 
 import sqlite3
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from backup_vm.agent.call import Call
 from backup_vm.agent.client import Agent
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.known import known_ids
@@ -15,6 +16,8 @@ from backup_vm.archive.partial import Partial
 from backup_vm.errors import AgentError, DamagedError, SparsebakError
 from backup_vm.jobs.failing import check_record, explained
 from backup_vm.jobs.offering import Offering
+from backup_vm.jobs.outcome import Done, Report
+from backup_vm.jobs.overlap import AHEAD, Answer, ask, in_turn, is_little
 from backup_vm.jobs.receiving import Coming
 from backup_vm.terminal.interrupts import Interrupted, Interrupts
 from backup_vm.terminal.progress import Progress
@@ -34,43 +37,6 @@ SOON = 64 << 20
 """Bytes of changes up to which the call that ends a run is begun before they are there."""
 
 
-@dataclass
-class Done:
-    """What became of one volume."""
-
-    qube: str
-    volume: str
-    session: str
-    id: str
-    """The session's id in hexadecimal."""
-    size: int
-    changed: int
-    """Bytes of the volume in chunks that changed."""
-    stored: int
-    """Bytes newly stored for them."""
-    full: bool
-    resumed: bool
-
-    @property
-    def name(self) -> str:
-        """The volume, for people: ``qube/volume``."""
-        return f"{self.qube}/{self.volume}"
-
-
-@dataclass
-class Report:
-    """What became of a run."""
-
-    done: list[Done] = field(default_factory=list)
-    failed: list[tuple[str, SparsebakError]] = field(default_factory=list)
-    spoilt: list[str] = field(default_factory=list)
-    """Session files that this run found to be spoilt, and no run before it."""
-    proven: int = 0
-    """New sessions that proved authentic and complete, where that was asked for."""
-    unproven: list[tuple[str, SparsebakError]] = field(default_factory=list)
-    """New sessions that did not, or could not be asked about."""
-
-
 class BackupRun:
     """One run over an archive that is open for writing."""
 
@@ -88,6 +54,7 @@ class BackupRun:
         self._partials: list[Partial] = []
         self._offering = Offering(archive, agent)
         self._writer = PackWriter(archive)
+        self._committing: deque[tuple[VolumeEntry, Callable[[], None]]] = deque()
         self.report = Report(spoilt=sorted(archive.found))
 
     def run(self, volumes: list[VolumeEntry]) -> Report:
@@ -100,7 +67,7 @@ class BackupRun:
                 self._run(volumes)
             publish = True
         except Interrupted:
-            self._writer.flush()  # keep what has come so far, to resume from there
+            self._flush()  # keep what has come so far, to resume from there
             publish = True
             raise KeyboardInterrupt from None
         except (OSError, sqlite3.Error) as error:
@@ -183,7 +150,7 @@ class BackupRun:
                 self._try(volume, lambda v=volume, p=partial: self._finish_one(v, p, offers))  # type: ignore[misc]
             elif partial is not None:
                 self._drop(partial)
-        self._writer.flush()
+        self._flush()
         return offers
 
     def _finish_one(
@@ -225,32 +192,54 @@ class BackupRun:
             (offer.time for offer in offers.values()), default=self._offering.new_time(volumes)
         )
         failed = {name for name, _ in self.report.failed}
-        due = [v for v in volumes if v.volume_id not in offers and v.name not in failed]
-        for at, volume in enumerate(due):
-            following = due[at + 1] if at + 1 < len(due) else None
-            self._ahead("Snapshot" if following else "Extract", following or volumes[0])
+        due = deque(v for v in volumes if v.volume_id not in offers and v.name not in failed)
 
-            def take(volume: VolumeEntry = volume, time: int = time) -> None:
-                offers[volume.volume_id] = self._offering.snapshot_now(volume, time)
-
+        def take(volume: VolumeEntry, answer: Answer[Offer]) -> None:
             self._interrupts.check()
-            self._try(volume, take)
-            if volume.volume_id in offers and len(offers) == 1:
-                time = offers[volume.volume_id].time  # as dom0's clock has it
+            self._try(volume, lambda: offers.update({volume.volume_id: answer()}))
+
+        while due and not offers:  # the first alone: it has the time, as dom0's clock has it
+            volume = due.popleft()
+            self._ahead("Snapshot", due[0] if due else volume)
+            take(volume, ask(lambda v=volume: self._offering.ask_now(v, time)))  # type: ignore[misc]
+        time = max((offer.time for offer in offers.values()), default=time)
+        for volume, answer in in_turn(due, lambda v: self._offering.ask_now(v, time)):
+            if volume is due[-1]:
+                self._ahead("Extract", volumes[0])
+            take(volume, answer)
         return offers
 
     def _extract_all(self, volumes: list[VolumeEntry], offers: dict[bytes, Offer]) -> None:
-        # One after another: the threads of one volume keep all of dom0's processors busy, so that
-        # two large ones at once gain nothing; of small ones the next call's start is hidden.
+        # Large ones one after another: the threads of one volume keep all of dom0's processors
+        # busy, so that two at once gain nothing.
         self._progress.start(sum(offer.changed for offer in offers.values()))
         due = [volume for volume in volumes if volume.volume_id in offers]
+        asked: dict[bytes, Answer[None]] = {}
         for at, volume in enumerate(due):
-            if at + 1 < len(due):
+            for one in due[at : at + 1 + AHEAD]:
+                if not is_little(offers[one.volume_id]):
+                    break
+                if one.volume_id not in asked:
+                    asked[one.volume_id] = ask(lambda v=one: self._begin(v, offers[v.volume_id]))  # type: ignore[misc]
+            if at + 1 == len(due):
+                if sum(offer.changed for offer in offers.values()) <= SOON:
+                    self._ahead("Commit", due[0])
+            elif due[at + 1].volume_id not in asked:
                 self._ahead("Extract", due[at + 1])
-            elif sum(offer.changed for offer in offers.values()) <= SOON:
-                self._ahead("Commit", due[0])
-            self._try(volume, lambda v=volume: self._extract(v, offers[v.volume_id]))  # type: ignore[misc]
+            take = asked.pop(volume.volume_id, None)
+            self._try(volume, take or (lambda v=volume: self._extract(v, offers[v.volume_id])))  # type: ignore[misc]
+        self._flush()
+
+    def _flush(self) -> None:
+        """Bring everything to disk, and have dom0 know of it."""
         self._writer.flush()
+        self._settle(0)
+
+    def _settle(self, left: int) -> None:
+        """Wait for the sessions that dom0 was told to commit, until so many are left."""
+        while len(self._committing) > left:
+            volume, done = self._committing.popleft()
+            self._try(volume, done)
 
     def _ahead(self, service: str, volume: VolumeEntry) -> None:
         """Let the service of a call that comes next start meanwhile."""
@@ -287,11 +276,23 @@ class BackupRun:
         known = None
         if coming.full and coming.newest is not None:
             known = known_ids(self._archive, coming.newest, offer)
-        stored = self._writer.stored
+        self._take_in(
+            coming,
+            self._agent.extract(
+                volume.qube, volume.volume, offer.session, coming.partial.position, known
+            ),
+        )
+
+    def _begin(self, volume: VolumeEntry, offer: Offer) -> Answer[None]:
+        """Ask for a session of which nothing is here; what is returned takes it in."""
+        coming = self._coming(volume, offer, None)
+        call = self._agent.extract(volume.qube, volume.volume, offer.session, 0, ahead=True)
+        return lambda: self._take_in(coming, call)
+
+    def _take_in(self, coming: Coming, call: Call) -> None:
+        volume, offer, stored = coming.volume, coming.offer, self._writer.stored
         self._progress.volume(volume.name)
-        with self._agent.extract(
-            volume.qube, volume.volume, offer.session, coming.partial.position, known
-        ) as reply:
+        with self._agent.answered(call) as reply:
             record, count = coming.receive(reply, self._writer, lambda: self._after_chunk(offer))
         check_record(volume.name, record, offer, self._archive.parameters)
         self._progress.finished(offer.changed)
@@ -331,6 +332,12 @@ class BackupRun:
         self._offering.stored(coming.store(self._archive, record))
         if coming.full:
             self._archive.catalog.marks.compared(volume.volume_id.hex())
-        self._agent.commit(volume.qube, volume.volume, coming.offer.session)
-        coming.partial.discard()
-        self.report.done.append(done)
+        committed = self._agent.ask_commit(volume.qube, volume.volume, coming.offer.session)
+
+        def settled() -> None:
+            committed()
+            coming.partial.discard()
+            self.report.done.append(done)
+
+        self._committing.append((volume, settled))
+        self._settle(AHEAD)

@@ -9,7 +9,7 @@ being copied: what builds on it is stored as a full one.
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from backup_vm.archive import notes, packs, parameters, sessions
 from backup_vm.archive.archive import Archive
@@ -30,6 +30,19 @@ from wire.chunks import Keys
 ANY_GUARD = Guard()
 
 
+@dataclass(frozen=True)
+class Making:
+    """How a copy is made where there is none: ``again``, also where there was one before;
+    ``retention``: see Parameters.
+    """
+
+    again: bool = False
+    retention: int = 0
+
+
+ONLY_NEW = Making()
+
+
 @dataclass
 class Copied:
     """What was done: sessions stored, bytes of chunks sent, sessions removed, and what could not be
@@ -42,6 +55,8 @@ class Copied:
     failed: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     """What is to be said of the volumes that the guard left as they are."""
+    spared: int = 0
+    """Sessions that only the copy has, and that are too new to be removed."""
     gone: list[str] = field(default_factory=list)
     """Sessions that another machine removed here meanwhile."""
 
@@ -51,23 +66,24 @@ def copy(
     location: str,
     progress: Progress,
     delete: Callable[[int], object] | None = None,
-    init: bool = False,
+    making: Making = ONLY_NEW,
     keys: Keys | None = None,
     guard: Guard = ANY_GUARD,
 ) -> Copied:
     """Bring the copy in a directory or at a URL up to date.
 
     It is made if there is none and never was one, as far as the source's notes know: where one was,
-    a disk is more likely not mounted. ``init`` makes it there, too. With ``delete`` sessions go
+    a disk is more likely not mounted. With ``delete`` sessions go
     that the source does not have, within the ``guard`` and unless anything failed; otherwise the
     copy may hold more. It is asked first, with their number, if there are any, and raises to keep
     them. With the archive's ``keys`` the records, ids and chunks that are sent have proven
     authentic. Dying anywhere leaves a copy that is whole as far as it goes, and the next run
     resumes.
     """
-    _prepare(source, location, init)
+    _prepare(source, location, making)
     with open_archive(location, writing=True, command="copy") as target:
         _same_archive(source, target)
+        target.pack_size = source.pack_size
         run = _Run(source, target, progress, keys, guard)
         if delete is not None and run.surplus:
             delete(len(run.surplus))
@@ -78,7 +94,7 @@ def copy(
         return run.done
 
 
-def _prepare(source: Archive, location: str, init: bool) -> None:
+def _prepare(source: Archive, location: str, making: Making) -> None:
     """Make the copy if there is none yet, and note that there is one."""
     try:
         known: bool | None = notes.remembers_copy(source.storage, location)
@@ -86,14 +102,19 @@ def _prepare(source: Archive, location: str, init: bool) -> None:
         known = None
     try:
         with closing(open_storage(location)) as storage:
-            parameters.load(storage)
+            there = parameters.load(storage)
+        if making.retention > there.retention:
+            raise SparsebakError(
+                f"there is a copy in {location} already, and its retention is not changed by this",
+                "run: sparsebak init --repair with --retention, or leave it out here",
+            )
     except NoArchiveError as error:
-        if known is not False and not init:
+        if known is not False and not making.again:
             raise NoArchiveError(
                 f"{error}, but there {'was' if known else 'may have been'} a copy of this one",
                 "mount its disk, then try again; if it is lost, make a new one with --init",
             ) from None
-        create_archive(location, source.parameters)
+        create_archive(location, replace(source.parameters, retention=making.retention))
     if known is False:
         notes.remember_copy(source.storage, location)
 
@@ -116,6 +137,7 @@ def _same_archive(source: Archive, target: Archive) -> None:
             f"{place} is {theirs.mode}, this archive {ours.mode}, or they differ otherwise",
             "find out which of the two archive.toml is right, and put it in the other's place",
         )
+    ours = replace(ours, retention=theirs.retention)  # of the place, not of what is in it
     if theirs != ours:
         ours.save(target.storage)
 
@@ -139,7 +161,9 @@ class _Run:
         self._theirs = target.sessions()
         ours = {session.file for series in self._ours.values() for session in series}
         every = [session for series in self._theirs.values() for session in series]
-        self.surplus = {s.file for s in every if not self._watch.new(s)} - ours
+        new = {session.file for session in every if self._watch.new(session)} - ours
+        self.done.spared = len(new)
+        self.surplus = {session.file for session in every} - ours - new
         """Files of the sessions that only the copy has, and that may go."""
         self._whole = self._complete()
         """Files of the sessions that the copy has, complete."""

@@ -2,22 +2,23 @@
 """Checks of the whole chain from this machine to dom0, each with what to do when it fails."""
 
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import notes
+from backup_vm.archive import holding, notes
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import AgentError, DamagedError
+from backup_vm.jobs.advice import chunk_size_for, chunk_size_text
 from backup_vm.jobs.retention import DAY
-from backup_vm.reporting.view import TIMER
+from backup_vm.quantities import days_text
+from backup_vm.reporting.view import TIMER, systemctl
 from backup_vm.terminal.text import count_text, size_text
 from common.text import session_name
-from wire import NO_SESSION, VERSION
+from wire import DEFAULT_CHUNK_SIZE, NO_SESSION, VERSION
 from wire.messages import VOLUME_GONE, VOLUME_PENDING, VolumeEntry
 from wire.slots import KIND_RECOVERY
 
@@ -66,6 +67,7 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
     yield from about("disk", _of_disk(archive.storage))
     if parameters.mode == "sealed":
         yield from about("keys", [_of_slots(parameters)])
+    yield from about("locks", _of_lock(archive))
     yield from about("sessions", _of_sessions(archive))
     yield from about("scrub", [_of_scrub(archive.storage)])
     yield from about("drill", _of_drills(archive))
@@ -91,6 +93,17 @@ def _of_disk(storage: Storage) -> Iterator[Finding]:
             f"{size_text(free)} free of {size_text(capacity)}",
             "run: sparsebak prune --until-free 10%",
             "prune",
+        )
+
+
+def _of_lock(archive: Archive) -> Iterator[Finding]:
+    held = holding.state(archive)
+    if held is not None:
+        until = session_name(held.until) if held.until else "an unknown time"
+        yield _warn_unless(
+            not held.late(time.time()),
+            f"locked for {days_text(held.retention)}, as far as is known here until {until}",
+            "run: sparsebak backup; it locks again what has less than half of that left",
         )
 
 
@@ -199,6 +212,22 @@ def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:
             "keys",
         )
     yield from _of_volumes(listed)
+    yield from of_chunk_size(archive.parameters, sum(volume.size for volume in listed))
+
+
+def of_chunk_size(parameters: Parameters, size: int) -> Iterator[Finding]:
+    """Whether chunks suit volumes of so many bytes together."""
+    advised = chunk_size_for(size)
+    # less than the default is somebody's choice, until the default would not do either
+    if advised > max(parameters.chunk_size, DEFAULT_CHUNK_SIZE):
+        mine, better = map(chunk_size_text, (parameters.chunk_size, advised))
+        yield Finding(
+            WARN,
+            f"chunks of {mine} for {size_text(size)} of volumes:"
+            " the catalog becomes large and slow",
+            f"for a new archive, in dom0: sparsebak-agent archive add --chunk-size {better}; or"
+            " divide the qubes among several archives",
+        )
 
 
 _VOLUMES: tuple[tuple[str, Callable[[VolumeEntry], bool], str, str], ...] = (
@@ -249,10 +278,7 @@ def of_timer() -> Iterator[Finding]:
             "let cron run: sparsebak backup --quiet",
         )
         return
-    done = subprocess.run(
-        ["systemctl", "is-enabled", TIMER], capture_output=True, text=True, check=False
-    )
-    if done.stdout.strip() == "enabled":
+    if systemctl("is-enabled", TIMER) == "enabled":
         yield _good(f"{TIMER} is enabled")
     else:
         remedy = (

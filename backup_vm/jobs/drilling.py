@@ -207,7 +207,8 @@ class Drill:
                 return
             readable = [part for part in parts if part.readable]
             for part in readable:
-                check = {"partition": part.number, "kind": part.kind, "by": "", "sound": None}
+                which = part.name or part.number
+                check = {"partition": which, "kind": part.kind, "by": "", "sound": None}
                 self.outcome.checks.append(check)
                 self._read_part(parser, part, lazy, check)
             if not readable:

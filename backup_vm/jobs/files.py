@@ -17,7 +17,7 @@ class VolumeFiles:
     None for the only one that can be read.
     """
 
-    def __init__(self, contents: Contents, volume: Named, partition: int | None) -> None:
+    def __init__(self, contents: Contents, volume: Named, partition: int | str | None) -> None:
         self._contents, self._volume, self._partition = contents, volume, partition
         self._keys = contents.needed_keys()
         self._parser, self._cache = Parser(), ChunkCache()

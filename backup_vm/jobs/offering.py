@@ -2,10 +2,12 @@
 """What dom0 offers to be stored in a backup run, and whether that fits what is here."""
 
 import time as clock
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 from backup_vm.agent.client import Agent
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.naming import volume_of
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import AgentError
 from wire import NO_SESSION
@@ -23,11 +25,17 @@ class Offering:
     def __init__(self, archive: Archive, agent: Agent) -> None:
         self._archive, self._agent = archive, agent
         self._newest: dict[bytes, Session | None] = {}
+        self._files: defaultdict[str, list[str]] | None = None
 
     def newest(self, volume_id: bytes) -> Session | None:
         """The newest session of a volume, looked up once: nobody else stores any meanwhile."""
         if volume_id not in self._newest:
-            self._newest[volume_id] = self._archive.newest(volume_id.hex())
+            if self._files is None:  # one listing for all volumes: it has the files of them all
+                self._files = defaultdict(list)
+                for name in self._archive.session_files():
+                    self._files[volume_of(name)].append(name)
+            volume = volume_id.hex()
+            self._newest[volume_id] = self._archive.newest(volume, self._files[volume])
         return self._newest[volume_id]
 
     def stored(self, session: Session) -> None:
@@ -40,12 +48,19 @@ class Offering:
         Raises AgentError, also for an offer that cannot be stored: it must be of this volume, and a
         full session, one that an earlier run began, or one that builds on the newest there is.
         """
+        return self._ask(volume, time)()
+
+    def _ask(self, volume: VolumeEntry, time: int) -> Callable[[], Offer]:
+        """Ask for it; what is returned waits for the offer, and checks it."""
         newest = self.newest(volume.volume_id)
         session = NO_SESSION  # so that everything is compared
         if newest and not self._archive.catalog.marks.must_compare(newest.volume):
             session = newest.clear.session
         sequence = newest.clear.sequence if newest else 0
-        offer = self._agent.snapshot(volume.qube, volume.volume, session, sequence, time)
+        answer = self._agent.ask_snapshot(volume.qube, volume.volume, session, sequence, time)
+        return lambda: self._checked(volume, newest, answer())
+
+    def _checked(self, volume: VolumeEntry, newest: Session | None, offer: Offer) -> Offer:
         chunk_size = self._archive.parameters.chunk_size
         if offer.volume_id != volume.volume_id or offer.chunk_size != chunk_size:
             raise AgentError(f"Snapshot {volume.name}: the agent offered something else")
@@ -57,14 +72,17 @@ class Offering:
             )
         return offer
 
-    def snapshot_now(self, volume: VolumeEntry, time: int) -> Offer:
-        """An offer of the volume as it is now.
+    def ask_now(self, volume: VolumeEntry, time: int) -> Callable[[], Offer]:
+        """Ask for an offer of the volume as it is now; what is returned waits for it.
 
         A call of a run that was killed may still have begun a session in dom0 after its list was
         made. That one is of an earlier moment: stored under this run's name, it would pass for what
         was changed since.
         """
-        offer = self.snapshot(volume, time)
+        answer = self._ask(volume, time)
+        return lambda: self._of_now(volume, time, answer())
+
+    def _of_now(self, volume: VolumeEntry, time: int, offer: Offer) -> Offer:
         if offer.flags & OFFER_RESUMED:
             self._agent.abort(volume.qube, volume.volume, offer.session)
             offer = self.snapshot(volume, time)

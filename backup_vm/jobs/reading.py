@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Getting a session's image out of the archive: to the agent, still sealed, or opened here with the
-key.
-"""
+"""Getting a session's image out of the archive: its sealed chunks, or opened here with the key."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from backup_vm import failures
 from backup_vm.archive import lookup
@@ -27,7 +25,6 @@ from common.text import session_name
 from wire.chunks import ZERO_ID, DomainKeys, NotAuthentic
 from wire.grants import NotGranted
 from wire.merkle import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count
-from wire.messages import END, LENGTH
 from wire.open_chunks import (
     AHEAD_BYTES,
     ChunkNotAuthentic,
@@ -36,6 +33,7 @@ from wire.open_chunks import (
     open_chunks,
 )
 from wire.records import Record
+from wire.wanted import Wanted
 
 if TYPE_CHECKING:
     from backup_vm.archive.intake import Entry
@@ -52,28 +50,33 @@ class _Missing(DamagedError):
 
 
 def sealed_chunks(
-    archive: Archive, image: Image, name: str, in_file_order: bool = False
+    archive: Archive,
+    image: Image,
+    name: str,
+    in_file_order: bool = False,
+    only: Wanted | None = None,
 ) -> Iterator[tuple[list[bytes], Iterator[SealedChunk]]]:
     """For each page of 1,024 chunks (or, in file order, each larger window): its ids, and the
-    chunks with data.
+    chunks with data; ``only`` those of them that are in it.
     """
     with PackReader(archive.storage) as reader, archive.looking.present(image.session):
         for first, ids in image.windows():
-            places = lookup.places(archive, image.session, (i for i in ids if i != ZERO_ID))
+            asked = (i for n, i in enumerate(ids, first) if only is None or n in only)
+            places = lookup.places(archive, image.session, (i for i in asked if i != ZERO_ID))
             step = len(ids) if in_file_order else PAGE_IDS
             for at in range(0, len(ids), step):
-                wanted = _wanted(ids[at : at + step], first + at, places, name)
+                wanted = _wanted(ids[at : at + step], first + at, places, name, only)
                 if in_file_order:
                     wanted.sort(key=lambda item: item[2])
                 yield ids[at : at + step], _read(archive, reader, image.session, wanted)
 
 
 def _wanted(
-    ids: list[bytes], first: int, places: dict[bytes, Place], name: str
+    ids: list[bytes], first: int, places: dict[bytes, Place], name: str, only: Wanted | None
 ) -> list[tuple[int, bytes, Place]]:
     wanted = []
     for i, chunk_id in enumerate(ids):
-        if chunk_id == ZERO_ID:
+        if chunk_id == ZERO_ID or (only is not None and first + i not in only):
             continue
         if chunk_id not in places:
             raise _Missing(name, first + i, chunk_id)
@@ -87,28 +90,6 @@ def _read(
     with archive.looking.present(session):
         for number, chunk_id, place in wanted:
             yield SealedChunk(number, chunk_id, lookup.read(archive, reader, chunk_id, place))
-
-
-def feed(
-    archive: Archive, image: Image, name: str, progress: Progress
-) -> Callable[[IO[bytes]], None]:
-    """Writes a session as Restore and Verify take it: record, all ids, then each page's ids and
-    sealed chunks, END.
-    """
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(image.session.record)
-        for _, ids in image.windows():
-            stream.write(b"".join(ids))
-        for ids, chunks in sealed_chunks(archive, image, name):
-            stream.write(b"".join(ids))
-            for chunk in chunks:
-                stream.write(LENGTH.pack(len(chunk.untrusted_data)))
-                stream.write(chunk.untrusted_data)
-            progress.advance(len(ids) * image.session.clear.chunk_size)
-        stream.write(END)
-
-    return write
 
 
 @dataclass(frozen=True)
@@ -220,19 +201,23 @@ def read_chunks(
     progress: Progress,
     sink: Callable[[int, list[bytes]], object] | None,
     ordered: bool = False,
+    only: Wanted | None = None,
 ) -> None:
-    """Open every chunk of an image whose record and ids have proven authentic; see read_image.
+    """Open every chunk of an image whose record and ids have proven authentic, or ``only`` some;
+    see read_image.
 
     ``ordered``: by offset.
     """
+    size = proven.record.chunk_size
 
     def everything() -> Iterator[SealedChunk]:
-        first = 0
-        for window, chunks in sealed_chunks(archive, image, proven.name, in_file_order=not ordered):
-            proven.check(first, window)
-            first += len(window)
+        end = 0
+        for window, chunks in sealed_chunks(archive, image, proven.name, not ordered, only):
+            proven.check(end, window)
+            first, end = end, end + len(window)
             yield from chunks
-            progress.advance(len(window) * proven.record.chunk_size)
+            done = len(window) if only is None else only.count(first, end)
+            progress.advance(done * size)
 
     open_all(everything(), proven, sink, ordered)
 

@@ -9,8 +9,9 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.prune import Pruned, prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
+from backup_vm.jobs.retention import duration_text
 from backup_vm.jobs.thinning import Verdict, held
-from backup_vm.terminal.text import count_text, size_text, table
+from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 from backup_vm.volumes import Named
 
 
@@ -25,6 +26,8 @@ class Removal:
     doomed: Sequence[tuple[Named, Session]]
     verdicts: Sequence[Verdict] | None = None
     entirely: frozenset[str] = frozenset()
+    min_age: int = 0
+    """Seconds for which the rules let new sessions stay."""
 
     def question(self) -> str:
         """What to ask before it is done."""
@@ -43,6 +46,19 @@ class Removal:
         """What is to be said of volumes that the guard left as they are."""
         return held(self.verdicts or ())
 
+    def spared(self) -> int:
+        """How many sessions stay for their age alone, or for that of those that push them out."""
+        return sum(verdict.spared for verdict in self.verdicts or ())
+
+    def _spared_lines(self) -> list[str]:
+        if not (count := self.spared()):
+            return []
+        sessions, age = count_text(count, "session"), duration_text(self.min_age)
+        return [
+            f"{sessions} that no rule keeps {'stays' if count == 1 else 'stay'} for now: nothing"
+            f" newer than {age} goes, or pushes others out (--min-age)."
+        ]
+
     def run(self) -> Pruned:
         """Do it; raise DamagedError if none of them can go."""
         return prune(self.archive, [session for _, session in self.doomed], self.entirely)
@@ -55,12 +71,15 @@ class Removal:
             "dry_run": dry_run,
             "chunks": done.chunks,
             "freed": done.space,
+            "waiting": done.waiting,
+            "waiting_until": done.until or None,
         }
         plan = [
             {**_row(v.volume, v.session), "keep": v.keep, "why": list(v.why)}
             for v in self.verdicts or ()
         ]
-        return row | ({"plan": plan} if plan else {}) | {"held": self.held()}
+        row |= {"plan": plan} if plan else {}
+        return row | {"held": self.held(), "spared": self.spared(), "min_age": self.min_age}
 
     def plan(self, foreseen: Pruned) -> list[str]:
         """What would be done, for people."""
@@ -69,7 +88,9 @@ class Removal:
         else:
             lines = [f"would remove {volume.name} {s.name}" for volume, s in self.doomed]
         sessions = count_text(foreseen.sessions, "session")
-        return [*lines, f"{sessions} would be removed, {size_text(foreseen.space)} freed."]
+        when = " when their locks have run out" if self.archive.parameters.retention else ""
+        lines.append(f"{sessions} would be removed, {size_text(foreseen.space)} freed{when}.")
+        return lines + self._spared_lines()
 
     def report(self, done: Pruned) -> list[str]:
         """What was done, for people."""
@@ -80,7 +101,9 @@ class Removal:
             if session.file not in left
         ]
         sessions = count_text(done.sessions, "session")
-        return [*lines, f"{sessions} removed, {size_text(done.space)} freed."]
+        lines.append(f"{sessions} removed, {size_text(done.space)} freed.")
+        lines += waiting_text(done.waiting, done.until)
+        return lines + self._spared_lines()
 
 
 def _row(volume: Named, session: Session) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _SHARE = re.compile(r"[1-9]\d?%", re.ASCII)
 class Verdict:
     """What is to become of a session. ``why`` it is kept; for one that goes, why that is, if there
     is more to it. ``held``: what is to be said of its volume, which the guard left as it is.
+    ``spared``: it would go, were it not for the guard's age.
     """
 
     volume: Named
@@ -32,6 +33,7 @@ class Verdict:
     keep: bool
     why: tuple[str, ...]
     held: str = ""
+    spared: bool = False
 
 
 def by_rules(
@@ -48,14 +50,13 @@ def by_rules(
         rules = rules_for(volume)
         at = int(time.time()) if now is None else now
         whys = _reasons(volume, volume.sessions, rules, at)
-        if watch is not None and rules.any() and not all(whys):
+        unkept = [not why and rules.any() for why in whys]
+        if watch is not None and any(unkept):
             _spare(volume, rules, at, watch, whys)
-        for session, why in zip(volume.sessions, whys, strict=True):
-            verdicts.append(
-                Verdict(
-                    volume, session, bool(why) or not rules.any(), tuple(why) or _no_rules(rules)
-                )
-            )
+        for session, why, before in zip(volume.sessions, whys, unkept, strict=True):
+            keep = bool(why) or not rules.any()
+            reason = tuple(why) or _no_rules(rules)
+            verdicts.append(Verdict(volume, session, keep, reason, spared=keep and before))
     return verdicts
 
 
@@ -198,14 +199,10 @@ def for_room(
     free, now = archive.storage.free(), time.time()
     if free is None:
         raise _unknown(archive)
+    able = [verdict for verdict in verdicts if verdict.keep and _may_go(verdict, keep_tags, now)]
+    new = {v.session.file for v in able if watch is not None and watch.new(v.session)}
     due = sorted(
-        (
-            verdict
-            for verdict in verdicts
-            if verdict.keep
-            and _may_go(verdict, keep_tags, now)
-            and not (watch is not None and watch.new(verdict.session))
-        ),
+        (verdict for verdict in able if verdict.session.file not in new),
         key=lambda verdict: verdict.session.clear.time,
     )
     gone = {verdict.session.file for verdict in verdicts if not verdict.keep}
@@ -221,8 +218,11 @@ def for_room(
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle + 1, high)
     extra = {verdict.session.file for verdict in due[:low]}
+    short = not enough(low)
     return [
-        Verdict(v.volume, v.session, False, (ROOM,)) if v.session.file in extra else v
+        Verdict(v.volume, v.session, False, (ROOM,))
+        if v.session.file in extra
+        else replace(v, spared=v.spared or (short and v.session.file in new))
         for v in verdicts
     ]
 

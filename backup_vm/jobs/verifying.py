@@ -12,7 +12,8 @@ from backup_vm.agent.client import Agent
 from backup_vm.archive.notes import checked
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, RemovedError
-from backup_vm.jobs.reading import feed, image_bytes, read_image
+from backup_vm.jobs.feeding import feed
+from backup_vm.jobs.reading import image_bytes, read_image
 from backup_vm.jobs.sampling import Candidate
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import Contents, Named

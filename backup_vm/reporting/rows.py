@@ -98,6 +98,22 @@ class UnprovenRow(TypedDict):
     verified: bool
 
 
+class LockRow(TypedDict):
+    """How an archive with a retention is locked, as far as this machine knows."""
+
+    retention: int
+    """Seconds."""
+    until: int | None
+    """The first date that comes."""
+    unknown: int
+    """Files of which no date is known."""
+    late: bool
+    """Whether less than half of the retention is left of any file, or that is not known."""
+    waiting: int
+    """Bytes that were removed or replaced, and that may not be removed for good yet."""
+    waiting_until: int | None
+
+
 class StatusRow(TypedDict):
     """The archive at a glance."""
 
@@ -118,6 +134,7 @@ class StatusRow(TypedDict):
     unscrubbed: UnscrubbedRow
     unproven: UnprovenRow | None
     drilled: DrillRow | None
+    lock: LockRow | None
     next_run: str | None
     volumes: list[StateRow]
     problems: list[str]

@@ -11,8 +11,11 @@ from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import LARGEST, Account, Use, entries
 from backup_vm.reporting.rows import SessionRow, VolumeRow, check_row, space_row
 from backup_vm.volumes import Named
+from common import programs
 
 TIMER = "sparsebak-backup.timer"
+_PATIENCE = 10.0
+"""Seconds for systemd to answer."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,14 @@ def next_run() -> str | None:
     """When systemd will start the next backup here, as it writes it; None if it is not known to."""
     if shutil.which("systemctl") is None:
         return None
-    command = ["systemctl", "show", "--property=NextElapseUSecRealtime", "--value", TIMER]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (
-        done.stdout.strip()
-        if done.returncode == 0 and done.stdout.strip() not in ("", "n/a")
-        else None
-    )
+    found = systemctl("show", "--property=NextElapseUSecRealtime", "--value", TIMER)
+    return found if found not in ("", "n/a") else None
+
+
+def systemctl(*words: str) -> str:
+    """What systemctl prints; nothing where it fails, or does not answer."""
+    try:
+        done = programs.ask(["systemctl", *words], _PATIENCE)
+    except (OSError, subprocess.TimeoutExpired, programs.TooMuch):
+        return ""
+    return done.out.decode(errors="replace").strip() if done.code == 0 else ""

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from common.text import session_name
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -36,6 +38,18 @@ def ratio_text(ratio: float) -> str:
 def count_text(count: int, what: str) -> str:
     """How many: ``1 session``, ``2 sessions``, ``no sessions``."""
     return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
+
+
+def waiting_text(waiting: int, until: int) -> list[str]:
+    """What is to be said of bytes that a lock keeps, the last of them before ``until`` (Unix
+    seconds); nothing where there are none.
+    """
+    if not waiting:
+        return []
+    return [
+        f"{size_text(waiting)} of what was removed or replaced may not be removed for good before"
+        f" {session_name(until)}; a prune after that gives it back."
+    ]
 
 
 def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> str:

@@ -31,9 +31,13 @@ class Entrance:
         base = runtime if runtime and os.access(runtime, os.W_OK) else None
         self._folder = Path(tempfile.mkdtemp(prefix="sparsebak-ui-", dir=base))  # 0700
         self.file = self._folder / "open.html"
-        fd = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(fd, "w", encoding="utf-8") as out:
-            out.write(_LEADS.format(url=escape(url, quote=True)))
+        try:
+            fd = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(fd, "w", encoding="utf-8") as out:
+                out.write(_LEADS.format(url=escape(url, quote=True)))
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """It leads nowhere any more."""

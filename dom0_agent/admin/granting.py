@@ -13,6 +13,7 @@ from subprocess import DEVNULL, PIPE
 from typing import IO, Any
 
 from common.text import session_name
+from dom0_agent.catalog import CONFIG, SETTINGS, dedup_domain
 from dom0_agent.config import Config
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import INFO, log
@@ -77,6 +78,22 @@ def find(config: Config, name: str, label: str | None) -> Granted:
         )
     newest = _committed(follows.get(chosen[0].id.hex()))
     return Granted(chosen[0], f"{qube}/{volume}", identity, volume, newest)
+
+
+def granted_volumes(config: Config) -> list[str]:
+    """The names of volumes that a grant can be made for, and that have files: those with a session
+    in an archive whose key is here, without settings.
+    """
+    archives = [one.id.hex() for one in Keyring(config.state_dir).readable()]
+    names, found = identities.load(config.state_dir), []
+    for identity, volume in known_volumes(config.state_dir):
+        follows = VolumeState(config.state_dir, identity, volume).load().follows
+        name = (names.name(identity), volume)
+        if volume == SETTINGS or name == CONFIG:
+            continue
+        if any(_committed(follows.get(archive)) for archive in archives):
+            found.append("/".join(name))
+    return sorted(found)
 
 
 def _committed(progress: Any) -> Committed | None:
@@ -213,8 +230,17 @@ def _is_current(of: Granted, record: Record) -> bool:
     return record.digest(of.archive.keys()).hex() == of.committed.digest
 
 
+def is_shared(of: Granted, grant: Grant) -> bool:
+    """Whether the grant's keys may open chunks of other volumes, for their domain is not the
+    volume's own.
+    """
+    return grant.records[0].dedup_domain != dedup_domain(f"{of.identity}/{of.volume}")
+
+
 def sharing(config: Config, of: Granted, grant: Grant) -> list[str]:
-    """The other volumes whose chunks the grant's keys open, for they are of one domain."""
+    """The other volumes whose newest sessions, as dom0 knows them, are of the grant's domain, so
+    that its keys open their chunks. Of older ones dom0 does not know of what domain they are.
+    """
     domain, found = grant.records[0].dedup_domain.hex(), []
     names = identities.load(config.state_dir)
     for identity, volume in known_volumes(config.state_dir):

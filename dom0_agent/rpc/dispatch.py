@@ -6,7 +6,6 @@ has one ``main(call)``.
 import errno
 import importlib
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from common.memory import keep_freed
+from common.memory import keep_freed, keep_out_of_cores
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load
 from dom0_agent.keyring import ArchiveKey, Keyring
@@ -150,7 +149,7 @@ def _serve(call: Call) -> Status:
 
 def confine() -> None:
     """No key in a core dump of this process, and no file of it for anybody else."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    keep_out_of_cores()
     os.umask(0o077)
 
 

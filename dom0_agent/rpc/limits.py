@@ -24,7 +24,7 @@ class Limit:
 
 
 EVERY = Limit(16, 64)
-"""Any call. A backup VM makes one at a time, and begins one or two ahead."""
+"""Any call. A backup VM makes four at a time, and begins one or two more ahead."""
 HEAVY = Limit(4, 12)
 """Calls that hold chunks: 20 to 55 MiB each were measured."""
 HEAVY_SERVICES = frozenset({"Extract", "Verify", "Restore"})

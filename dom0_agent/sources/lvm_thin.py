@@ -112,6 +112,18 @@ class LvmThinSource(Source):
             and next(self.pool.delta(base, live), None) is None
         )
 
+    def differing(self, old: int, name: str) -> Bitmap | None:
+        """What a thin snapshot of the volume, which nobody writes to, may differ in from one of
+        ours of the same size; None where that cannot be told.
+        """
+        base, clone = self.pool.find(self._lv(old)), self.pool.find(name)
+        if base is None or clone is None or base.size != clone.size:
+            return None
+        changed = Bitmap()
+        for start, end in self.pool.delta(base, clone):
+            changed.mark(start, min(end, base.size))
+        return changed
+
     @override
     def drop(self, number: int) -> None:
         if self.pool.find(self._lv(number)) is not None:

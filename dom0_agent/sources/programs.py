@@ -7,10 +7,14 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
 
+from common import programs
+from common.programs import LastWords
 from wire.status import Code, Refused
 
+_MOST = 64 << 20
+"""Bytes that a command may print: lvs prints 300 for a volume."""
 TIMEOUT = 300
 """Seconds after which a command is given up: somebody holds LVM's lock, or a device hangs."""
 
@@ -31,32 +35,26 @@ def environment() -> dict[str, str]:
 def run(*command: str) -> str:
     """Run a command and return what it prints; Refused, with its last words, when it fails."""
     try:
-        done = subprocess.run(
-            command,
-            # ours is the caller's data, and whoever asks is answered "no"
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=environment(),
-            check=False,
-            timeout=TIMEOUT,
-        )
+        done = programs.ask(command, TIMEOUT, _MOST, environment())
     except FileNotFoundError:
         raise Refused(Code.SOURCE_FAILED, f"{command[0]} is not installed") from None
     except subprocess.TimeoutExpired:
         raise Refused(
             Code.SOURCE_FAILED, f"{command[0]} did not end within {TIMEOUT} seconds; stopped"
         ) from None
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    except programs.TooMuch:
+        raise Refused(
+            Code.SOURCE_FAILED, f"{command[0]} printed more than {_MOST >> 20} MiB"
+        ) from None
+    if done.code:
+        lines = [line.strip() for line in done.said.splitlines() if line.strip()]
         words = "; ".join([line for line in lines if "WARNING" not in line] or lines)
         full = "space" in words or "threshold" in words
         raise Refused(
             Code.NO_SPACE if full else Code.SOURCE_FAILED,
-            f"{' '.join(command[:1])} failed: {words or done.returncode}",
+            f"{' '.join(command[:1])} failed: {words or done.code}",
         )
-    return done.stdout
+    return done.out.decode(errors="replace")
 
 
 @contextmanager
@@ -69,7 +67,7 @@ def printed(what: str, *command: str) -> Iterator[BinaryIO]:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as process:
-        wrong = ""
+        said, wrong = LastWords(cast(IO[bytes], process.stderr)), ""
         try:
             yield cast(BinaryIO, process.stdout)
         except ValueError as error:
@@ -78,8 +76,6 @@ def printed(what: str, *command: str) -> Iterator[BinaryIO]:
         except BaseException:
             process.kill()
             raise
-        words = cast(BinaryIO, process.stderr).read().decode("ascii", "replace").strip()
-        if process.wait() or wrong:
-            raise Refused(
-                Code.SOURCE_FAILED, f"{what} failed: {words or wrong or process.returncode}"
-            )
+        code, words = process.wait(), said.text().strip()
+        if code or wrong:
+            raise Refused(Code.SOURCE_FAILED, f"{what} failed: {words or wrong or code}")

@@ -10,6 +10,7 @@ not be a subvolume, and nothing is read but maps.
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -17,7 +18,7 @@ from common.durable import closing_fd
 from common.override import override
 from dom0_agent.bitmap import GRAIN, Bitmap
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import Range, btrfs, fiemap
+from dom0_agent.sources import Range, btrfs, btrfs_since, fiemap
 from dom0_agent.sources.directory import DirectorySource
 from dom0_agent.sources.extents import (
     PIECES,
@@ -31,7 +32,7 @@ from dom0_agent.sources.files import failed
 from dom0_agent.sources.flags import match_nocow
 from wire.status import Code, Refused
 
-_FICLONE = 0x40049409
+FICLONE = 0x40049409
 _ATTEMPTS = 10
 _MAP = "user.sparsebak.map"
 """Extended attribute of a snapshot: digest of its map up to its size, taken when it was new. So the
@@ -41,6 +42,8 @@ _STAMP = "user.sparsebak.stamp"
 """The same: which file it was cloned from, and when that had last changed, if that was long enough
 before.
 """
+_MARK = "user.sparsebak.since"
+"""The same, on Btrfs: which file it was cloned from, and in which transaction."""
 HOLES = 1 << 20
 """Holes asked for at most: ten seconds; 64 GiB at the least have been looked through then."""
 _TICK = 1_000_000_000
@@ -58,18 +61,23 @@ class ReflinkSource(DirectorySource):
         # Btrfs clones a file into one that is as it is in this: with copy on write and checksums,
         # or without.
         match_nocow(image, copy)
-        made = os.fstat(copy).st_ctime_ns
+        made, since = os.fstat(copy).st_ctime_ns, _transaction(copy)
         try:
-            fcntl.ioctl(copy, _FICLONE, image)
+            fcntl.ioctl(copy, FICLONE, image)
         except OSError as error:
             raise self._cannot_clone(error) from None
         stamp = os.fstat(image)
-        if stamp.st_ctime_ns < made - _TICK:
-            # Or a crash could take the image back to a time before the snapshot, with the same
-            # stamp.
-            os.fsync(image)
-            with suppress(OSError):  # only spares reading the maps
+        rests = stamp.st_ctime_ns < made - _TICK
+        if not rests and since is None:
+            return
+        # Or a crash could take the image back to a time before the snapshot, with the same stamp.
+        os.fsync(image)
+        with suppress(OSError):  # only spares reading the maps
+            if rests:
                 os.setxattr(copy, _STAMP, _stamp(stamp))
+            if since is not None:
+                mark = btrfs_since.Mark.of(image, since, os.fstat(copy).st_blocks)
+                os.setxattr(copy, _MARK, mark.text())
 
     def _cannot_clone(self, error: OSError) -> OSError | Refused:
         if error.errno == errno.EXDEV:
@@ -92,7 +100,8 @@ class ReflinkSource(DirectorySource):
     def unchanged(self, number: int) -> bool:
         """Either the image has the time of change that it had before the snapshot:
         whoever writes to it, maps it to write or truncates it sets that, and cannot set it back. Or
-        both files are at the same places: writing would have moved the image's."""
+        nothing was written to it since, but that time. Or both files are at the same places:
+        writing would have moved the image's."""
         with closing_fd(self._open_image()) as image, closing_fd(self.open(number)) as base:
             try:
                 now, size = os.fstat(image), os.fstat(base).st_size
@@ -101,7 +110,7 @@ class ReflinkSource(DirectorySource):
                 # 0.3 ms, whatever the number of pieces. The transaction in Btrfs' inode item would
                 # say the same without a clock, but is written with a delay: a change of this very
                 # transaction does not show in it.
-                if _attribute(base, _STAMP) == _stamp(now):
+                if _attribute(base, _STAMP) == _stamp(now) or self._rests(image, base, now):
                     return True
                 read = _reader(base)
                 return still_there(read, image, base, size, _attribute(base, _MAP))
@@ -109,6 +118,19 @@ class ReflinkSource(DirectorySource):
                 return False
             except OSError as error:
                 raise failed(f"{self.name}: cannot read the map of the image", error) from None
+
+    def _rests(self, image: int, base: int, now: os.stat_result) -> bool:
+        """Whether nothing was written to the image since the base was cloned, and nothing is
+        written while that is found out: a time of change that is not of just now would be another
+        one. A qube that runs touches its image all the time, and then rests for hours.
+        """
+        mark = btrfs_since.Mark.parsed(_attribute(base, _MARK) or b"")
+        if mark is None or not now.st_ctime_ns < time.time_ns() - _TICK:
+            return False
+        if not btrfs.readable(image) or not btrfs_since.still_as_cloned(image, base, mark):
+            return False
+        after = os.fstat(image)
+        return (_stamp(after), after.st_blocks) == (_stamp(now), mark.blocks)
 
     @override
     def delta(self, old: int, new: int) -> Iterator[Range]:
@@ -120,7 +142,18 @@ class ReflinkSource(DirectorySource):
             changed = self._changed(a, b, size)
         yield from ranges(Bitmap.everything(size) if changed is None else changed, size)
 
-    def _changed(self, a: int, b: int, size: int) -> Bitmap | None:
+    def differing(self, old: int, clone: int) -> Bitmap | None:
+        """What an open clone of the image, which nobody writes to, may differ in from a snapshot of
+        the same size; None where that cannot be told.
+        """
+        with closing_fd(self.open(old)) as base:
+            size = os.fstat(base).st_size
+            if os.fstat(clone).st_size != size:
+                return None
+            return self._changed(base, clone, size, note=False)
+
+    def _changed(self, a: int, b: int, size: int, note: bool = True) -> Bitmap | None:
+        """``note``: ``b`` is a snapshot, with which something is to be compared later."""
         whole = os.fstat(a).st_size == os.fstat(b).st_size == size
         try:
             remembered = _attribute(a, _MAP) if whole else None
@@ -139,7 +172,7 @@ class ReflinkSource(DirectorySource):
                 WARNING,
                 f"{self.name}: the file system keeps moving blocks; taking everything as changed",
             )
-        elif whole:
+        elif whole and note:
             with suppress(OSError):  # only spares reading the map once more
                 os.setxattr(b, _MAP, digest)
         return changed
@@ -166,6 +199,14 @@ def _attribute(fd: int, name: str) -> bytes | None:
 
 def _stamp(status: os.stat_result) -> bytes:
     return f"{status.st_ino} {status.st_size} {status.st_ctime_ns}".encode()
+
+
+def _transaction(empty: int) -> int | None:
+    """One that has not ended; None where this process may not know."""
+    with suppress(OSError):
+        if btrfs.readable(empty):
+            return btrfs_since.transaction(empty)
+    return None
 
 
 def _reader(fd: int) -> Reader:

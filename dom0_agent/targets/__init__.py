@@ -10,10 +10,13 @@ from dom0_agent.sources import Source, Sources
 from dom0_agent.targets.interface import Replacement
 
 
-def open(volume: Volume, size: int, state_dir: Path, older: bool = False) -> Replacement:
+def open(
+    volume: Volume, size: int, state_dir: Path, older: bool = False, base: int | None = None
+) -> Replacement:
     """Begin new contents of ``size`` bytes for a volume; Refused when it cannot be replaced.
 
-    ``older``: what is restored is not the newest that dom0 knows.
+    ``older``: what is restored is not the newest that dom0 knows. With ``base``, a snapshot, they
+    begin as the present ones, where the storage can do that and say what differs from the snapshot.
     """
     if volume.pool.driver == "qubesd":
         from dom0_agent.targets.qubesd import QubesImport
@@ -30,7 +33,7 @@ def open(volume: Volume, size: int, state_dir: Path, older: bool = False) -> Rep
     if isinstance(source, DirectorySource):
         from dom0_agent.targets import file
 
-        return file.FileReplacement(source, size)
+        return file.FileReplacement(source, size, base)
     from dom0_agent.sources.zfs import ZfsSource
 
     if isinstance(source, ZfsSource):
@@ -39,7 +42,7 @@ def open(volume: Volume, size: int, state_dir: Path, older: bool = False) -> Rep
         return zfs.ZfsReplacement(source, size)
     from dom0_agent.targets import lvm
 
-    return lvm.LvmReplacement(lvm.thin(source), size)
+    return lvm.LvmReplacement(lvm.thin(source), size, base)
 
 
 def clean(source: Source) -> None:

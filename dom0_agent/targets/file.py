@@ -1,19 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Images in folders: new contents in a file beside the image, which takes its place at the end."""
+"""Images in folders: new contents in a file beside the image, which takes its place at the end.
+
+On Btrfs and XFS that file can begin as a clone of the image, so that what does not differ is
+neither written nor stored a second time. ``FS_IOC_UNRESVSP64`` is from Linux,
+``include/uapi/linux/falloc.h``; it makes a hole, as fallocate(2) does, which Python does not offer.
+"""
 
 import errno
+import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from common.durable import closing_fd, sync_directory
-from common.image_writer import ImageWriter
+from common.image_writer import WRITE_BYTES, ImageWriter
 from common.override import override
+from dom0_agent.bitmap import Bitmap
+from dom0_agent.kernel import FileSpace
 from dom0_agent.sources.directory import DirectorySource, remove
 from dom0_agent.sources.files import CHECK_ROOM, failed, open_regular
+from dom0_agent.sources.flags import NOT_HERE
 from dom0_agent.targets import attributes
 from dom0_agent.targets.interface import Replacement
 from wire.status import Code, Refused
+
+_UNRESVSP = 0x4030582B
+_BLOCK = 4096
+"""Bytes that a hole is a multiple of, on the file systems that clone."""
 
 
 def clean(source: DirectorySource) -> None:
@@ -34,7 +47,7 @@ class FileReplacement(Replacement):
 
     ordered = False
 
-    def __init__(self, source: DirectorySource, size: int) -> None:
+    def __init__(self, source: DirectorySource, size: int, base: int | None = None) -> None:
         self._image, self._require_room = source.image, source.require_room
         self._require_room()  # a small one is not looked after again
         self._beside = beside = _beside(self._image)
@@ -46,7 +59,11 @@ class FileReplacement(Replacement):
             self._new = self._nameless()
             if self._old >= 0:
                 attributes.keep(self._old, self._new)
-            os.ftruncate(self._new, size)
+                if base is not None:
+                    self.changed = self._clone(source, base, size)
+            if self.changed is None:
+                os.ftruncate(self._new, 0)
+                os.ftruncate(self._new, size)
             self._file = ImageWriter(Path(f"/proc/self/fd/{self._new}"), None)
         except BaseException as error:
             if self._new >= 0:
@@ -61,6 +78,24 @@ class FileReplacement(Replacement):
         with suppress(FileNotFoundError):
             self._old = open_regular(self._image, "restore")
             attributes.require_replaceable(str(self._image), self._old)
+
+    def _clone(self, source: DirectorySource, base: int, size: int) -> Bitmap | None:
+        """Begin as the image, if it has that size; what that may differ in from a snapshot, None
+        where that cannot be told.
+        """
+        from dom0_agent.sources.reflink import FICLONE, ReflinkSource
+
+        if not isinstance(source, ReflinkSource):
+            return None
+        if base not in source.snapshots() or os.fstat(self._old).st_size != size:
+            return None
+        try:
+            fcntl.ioctl(self._new, FICLONE, self._old)
+        except OSError:  # with its snapshots it is on a file system that clones, it seems not
+            return None
+        # The clone is compared, not the image, which somebody may open meanwhile.
+        os.fsync(self._new)
+        return source.differing(base, self._new)
 
     def _nameless(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC
@@ -85,6 +120,21 @@ class FileReplacement(Replacement):
             self._file.write(offset, parts)
         except OSError as error:
             raise failed(f"cannot write beside {self._image}", error) from None
+
+    @override
+    def read(self, offset: int, length: int) -> memoryview:
+        return self._file.read(offset, length)
+
+    @override
+    def clear(self, start: int, end: int) -> None:
+        whole = -(-end // _BLOCK) * _BLOCK  # the last block of the file, too
+        try:
+            fcntl.ioctl(self._new, _UNRESVSP, _hole(start, whole - start))
+        except OSError as error:
+            if error.errno not in NOT_HERE:
+                raise failed(f"cannot write beside {self._image}", error) from None
+            for at in range(start, end, WRITE_BYTES):
+                self.write(at, [bytes(min(WRITE_BYTES, end - at))])
 
     @override
     def commit(self) -> None:
@@ -137,3 +187,7 @@ class FileReplacement(Replacement):
             if fd >= 0:
                 os.close(fd)
         self._old = self._new = -1
+
+
+def _hole(start: int, span: int) -> bytes:
+    return FileSpace.row().pack(0, 0, bytes(4), start, span, bytes(24))

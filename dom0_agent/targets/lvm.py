@@ -8,7 +8,9 @@ from pathlib import Path
 from common.durable import closing_fd
 from common.image_writer import ImageWriter
 from common.override import override
+from dom0_agent.bitmap import Bitmap
 from dom0_agent.kernel import ByteRange
+from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Source, lvm
 from dom0_agent.sources.lvm_thin import LvmThinSource
 from dom0_agent.targets.interface import Replacement
@@ -38,17 +40,18 @@ class LvmReplacement(Replacement):
     """New contents in a snapshot of the volume, merged into it at the end: LVM swaps the two in one
     step.
 
-    A volume that is not there any more is made as a new one, and renamed at the end.
+    The snapshot is emptied, unless it is to begin as the volume. A volume that is not there any
+    more is made as a new one, and renamed at the end.
     """
 
     ordered = False
 
-    def __init__(self, source: LvmThinSource, size: int) -> None:
+    def __init__(self, source: LvmThinSource, size: int, base: int | None = None) -> None:
         self._pool, self._name, self._beside = source.pool, source.lv, source.prefix + _NEW
         pool, name, beside = self._pool, self._name, self._beside
         pool.require_data()
         pool.require_metadata()
-        self._unchecked = 0
+        self._unchecked, self._block = 0, pool.itself().block
         old = pool.find(name)
         if old is not None and old.in_use:
             raise Refused(
@@ -56,7 +59,7 @@ class LvmReplacement(Replacement):
             )
         self._old = old
         try:
-            self._make(size)
+            self._make(size, source, base)
             self._file = ImageWriter(lvm.device_path(pool.group, beside), None)
         except BaseException as error:
             if pool.find(beside) is not None:
@@ -67,7 +70,7 @@ class LvmReplacement(Replacement):
                 ) from None
             raise
 
-    def _make(self, size: int) -> None:
+    def _make(self, size: int, source: LvmThinSource, base: int | None) -> None:
         pool, whole = self._pool, self._pool.itself()
         named = ("--addtag", lvm.TAG, "--name", self._beside)
         device, discard = (
@@ -81,9 +84,22 @@ class LvmReplacement(Replacement):
             return
         origin, old = f"{pool.group}/{self._name}", self._old
         pool.change("lvcreate", "--snapshot", "--setactivationskip", "n", *named, origin)
+        if base is not None and size == old.size and discard:
+            # Where new blocks are not zeroed, or none are given back, parts of a block that are
+            # not written hold what they held elsewhere.
+            self.changed = self._as_it_is(source, base)
+            if self.changed is not None:
+                return
         if -(-size // old.extent) * old.extent != old.size:
             self._resize(size)
         _empty(device, discard)  # with what a volume that once shrank has beyond its end
+
+    def _as_it_is(self, source: LvmThinSource, base: int) -> Bitmap | None:
+        try:
+            return source.differing(base, self._beside)
+        except Refused as error:
+            log(WARNING, f"{source.name}: cannot tell what changed, so all is restored: {error}")
+            return None
 
     def _resize(self, size: int) -> None:
         """Nothing of it is a file system that anybody uses; LVM from 2.03.17 on wants to hear
@@ -108,6 +124,27 @@ class LvmReplacement(Replacement):
             self._pool.require_data(self._pool.used_percent())
         try:
             self._file.write(offset, parts)
+        except OSError as error:
+            raise Refused(
+                Code.SOURCE_FAILED,
+                f"cannot write beside {self._pool.group}/{self._name}: {error.strerror}",
+            ) from None
+
+    @override
+    def read(self, offset: int, length: int) -> memoryview:
+        return self._file.read(offset, length)
+
+    @override
+    def clear(self, start: int, end: int) -> None:
+        """A pool gives back whole blocks; in the others zeros are written."""
+        first, last = -(-start // self._block) * self._block, end // self._block * self._block
+        try:
+            if first < last:
+                _ioctl(self._file.fd, _BLKDISCARD, first, last)
+                _ioctl(self._file.fd, _BLKZEROOUT, start, first)
+                _ioctl(self._file.fd, _BLKZEROOUT, last, end)
+            else:
+                _ioctl(self._file.fd, _BLKZEROOUT, start, end)
         except OSError as error:
             raise Refused(
                 Code.SOURCE_FAILED,
@@ -145,4 +182,9 @@ def _empty(device: Path, discard: bool) -> None:
     """
     with closing_fd(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)) as fd:
         size = os.lseek(fd, 0, os.SEEK_END)
-        fcntl.ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, ByteRange.row().pack(0, size))
+        _ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, 0, size)
+
+
+def _ioctl(fd: int, number: int, start: int, end: int) -> None:
+    if start < end:
+        fcntl.ioctl(fd, number, ByteRange.row().pack(start, end - start))

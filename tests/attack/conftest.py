@@ -8,6 +8,9 @@ import pytest
 
 from tests.attack.kit import Attacker
 from tests.kit import GRAIN, Site, change, fill
+from tests.remote.conftest import s3
+
+__all__ = ["s3"]
 
 
 @pytest.fixture

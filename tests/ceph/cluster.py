@@ -183,15 +183,22 @@ class Cluster:
             assert time.monotonic() < deadline, "the cluster did not come up"
             time.sleep(0.2)
 
-    def client(self) -> Any:
+    def add_user(self, name: str) -> None:
+        """Another user, whose keys are its name, too, and who may do nothing yet."""
+        self._admin(
+            *("radosgw-admin", "user", "create", "--uid", name, "--display-name", name),
+            *("--access-key", name, "--secret-key", name),
+        )
+
+    def client(self, user: str = KEY) -> Any:
         """boto3's client, for what sparsebak does not do: making buckets."""
         import boto3
 
         return boto3.client(
             "s3",
             endpoint_url=f"http://127.0.0.1:{self.port}",
-            aws_access_key_id=KEY,
-            aws_secret_access_key=KEY,
+            aws_access_key_id=user,
+            aws_secret_access_key=user,
             region_name="us-east-1",
         )
 

@@ -8,23 +8,16 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backup_vm.archive.storage.remote import RemoteStorage
-from tests.ceph.cluster import Cluster, cluster
+from tests.ceph.cluster import Cluster
 from tests.kit import GRAIN, Site, change
 
 SPARSEBAK = Path(sys.executable).with_name("sparsebak")
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("ceph")) as made:
-        yield made
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ class ImageFile:
 
 @contextmanager
 def files_of(
-    path: Path, partition: int | None = None, seconds: float = 60
+    path: Path, partition: int | str | None = None, seconds: float = 60
 ) -> Iterator[SessionFiles]:
     image = ImageFile(path)
     try:
@@ -78,7 +78,9 @@ def all_below(root: bytes) -> list[bytes]:
     )
 
 
-def must_be_same(one: Path, other: Path, times: bool = True, attributes: bool = True) -> None:
+def must_be_same(
+    one: Path, other: Path, times: bool = True, attributes: bool = True, holes: bool = True
+) -> None:
     """Whether two trees have the same files, in all that cp keeps."""
     left, right = os.fsencode(one), os.fsencode(other)
     below = all_below(left)
@@ -96,7 +98,40 @@ def must_be_same(one: Path, other: Path, times: bool = True, attributes: bool = 
             with open(left + path, "rb") as first, open(right + path, "rb") as second:
                 while block := first.read(BLOCK):
                     assert block == second.read(BLOCK), path
-            if path.endswith((b"/sparse", b"/hole")):
+            if holes and path.endswith((b"/sparse", b"/hole")):
                 assert there.st_blocks * 512 < here.st_size // 4, path
     inodes = {pair for pairs in names.values() for pair in pairs}
     assert len({a for a, _ in inodes}) == len({b for _, b in inodes}) == len(inodes)
+
+
+def must_have(
+    image: Path,
+    root: Path,
+    coarse: int = 1,
+    links: bool = False,
+    partition: str | None = None,
+    apart: tuple[str, ...] = (),
+) -> None:
+    """Whether an image has the files of a folder, times to so many nanoseconds, apart from some at
+    its top.
+    """
+    raw = os.fsencode(root)
+    with files_of(image, partition) as files:
+        found = {one.path: one for _, one in files.walk(files.find(b"/"), told)}
+        for name in apart:
+            found.pop(b"/" + name.encode(), None)
+        below = [path for path in all_below(raw) if path[1:].decode() not in apart]
+        assert sorted(found) == below
+        for path, one in found.items():
+            about = os.lstat(raw + path)
+            assert stat.S_IFMT(one.stat.mode) == stat.S_IFMT(about.st_mode), path
+            if stat.S_ISLNK(about.st_mode):
+                assert files.link(one.node) == os.readlink(raw + path), path
+            if stat.S_ISREG(about.st_mode):
+                assert one.stat.size == about.st_size, path
+                assert one.stat.mtime // coarse == about.st_mtime_ns // coarse, path
+                whole = bytearray(one.stat.size)
+                for offset, data in files.contents(one):
+                    whole[offset : offset + len(data)] = data
+                assert whole == Path(os.fsdecode(raw + path)).read_bytes(), path
+                assert not links or one.stat.links == about.st_nlink, path

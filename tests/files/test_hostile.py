@@ -25,7 +25,7 @@ from backup_vm.files.copying import Copier
 from backup_vm.files.readers import partitions
 from backup_vm.files.readers.decompression import decompressed
 from backup_vm.files.readers.source import Absent, Malformed, Source, Unsupported
-from tests.files import trees
+from tests.files import foreign, trees
 from tests.files.kit import ImageFile, files_of
 
 EXPECTED = (Malformed, Unsupported, Absent, *_SENSELESS)
@@ -61,9 +61,24 @@ def read_all(image: Path, most: int = 400) -> None:
         file.close()
 
 
-@pytest.fixture(scope="module", params=["ext4", "ext4-inline", "xfs", "btrfs-zstd"])
+@pytest.fixture(
+    scope="module",
+    params=["ext4", "ext4-inline", "xfs", "btrfs-zstd", "fat12", "exfat", "ntfs"],
+)
 def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     image = tmp_path_factory.mktemp("sound") / "image"
+    if request.param in foreign.FORMS:
+        foreign.made(image, request.param)
+        if request.param.startswith("fat"):
+            foreign.tree(image.parent / "tree", 30)
+            foreign.fill_by_mtools(image, image.parent / "tree")
+        else:
+            with foreign.mounted(image, request.param) as folder:
+                foreign.tree(folder, 30)
+                foreign.in_pieces(folder)
+                if request.param == "ntfs":
+                    foreign.odd(folder)
+        return image
     options = trees.made(image, request.param)
     with trees.mounted(image, *options) as folder:
         trees.fill(folder, 30)

@@ -32,6 +32,7 @@ from dom0_agent.rpc import heads
 from dom0_agent.rpc.heads import SERVICES
 from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.sources import thin_xml
+from tests.fuzz import images
 from tests.fuzz.world import (
     granted,
     opened,
@@ -215,12 +216,17 @@ def inspected(data: bytes) -> None:
             assert field.at + field.size <= len(data)
 
 
+def image(data: bytes) -> None:
+    """An image that is zeros apart from some sectors: all that readers say of files in it."""
+    images.read(data)
+
+
 def _scratch(name: str, data: bytes) -> None:
     world().scratch.local(name).write_bytes(data)
 
 
 _DOM0 = (request, restore_stream, keys_file, settings, bitmap, thin_delta, names)
-_ALSO = (connection, grant)
+_ALSO = (connection, grant, image)
 _VM = (*(reply, archive_toml, session, pack, partial_session, exported, tags_and_notes, inspected),)
 TARGETS: dict[str, Target] = {target.__name__: target for target in (*_DOM0, *_ALSO, *_VM)}
 
@@ -265,6 +271,7 @@ def seeds(name: str) -> Iterable[bytes]:
             b"sparsebak.List+ vm keyword adminvm\0",
         ],
         "partial_session": lambda: [bytes(messages.Offer.length() + 100)],
+        "image": images.seeds,
         "inspected": lambda: [
             *(raw for name in ("session", "pack", "exported") for raw in seeds(name)),
             bytes(messages.Offer.length() + 100),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import cannot
 from tests.kit import GRAIN, Site, fill
 
 ROOT = Path(__file__).parent.parent.parent
@@ -155,3 +156,17 @@ def test_with_nobody_to_ask_snapshots_stay(site: Site) -> None:
     site.backup()
     assert "forget --all" in remove(site, str(site.root / "no-terminal")).stderr
     assert len(site.snapshots()) == 1
+
+
+def test_the_account_of_upkeep_comes_with_the_packages(tmp_path: Path) -> None:
+    """By systemd's own reading, it is the one that the unit names, with the home that it makes."""
+    if shutil.which("systemd-sysusers") is None:
+        cannot("systemd-sysusers is not here")
+    unit = next(one for one in SERVICES if one.stem == "sparsebak-upkeep")
+    (account,), (home,) = setting(unit, "User"), setting(unit, "StateDirectory")
+    (tmp_path / "etc").mkdir()
+    line = ROOT / "systemd/vm-sysusers" / f"{account}.conf"
+    subprocess.run(["systemd-sysusers", f"--root={tmp_path}", line], check=True)
+    rows = [row.split(":") for row in (tmp_path / "etc/passwd").read_text().splitlines()]
+    (mine,) = [row for row in rows if row[0] == account]
+    assert mine[5] == f"/var/lib/{home}" and mine[6].endswith("/nologin")

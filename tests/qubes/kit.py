@@ -7,7 +7,7 @@ from pathlib import Path
 
 from backup_vm.agent.client import Agent
 from backup_vm.archive.image import Image
-from backup_vm.jobs.backup import Report
+from backup_vm.jobs.outcome import Report
 from dom0_agent.admin import cli
 from dom0_agent.admin.catalog import write_down
 from dom0_agent.admin.settings.collecting import collect_all

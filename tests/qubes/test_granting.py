@@ -57,7 +57,7 @@ def test_dom0_asks_the_backup_vm(
     found = Grant.parse(path.read_bytes())
     assert [record.name for record in found.records] == ["work/private"]
     assert asked == [(BACKUP_VM, "user", "sparsebak", "-q", "records", found.volume_id.hex())]
-    assert "opens chunks of these" not in capsys.readouterr().err
+    assert "opens chunks of other" not in capsys.readouterr().err
     out = qubes.root / "out.img"
     words = ["assemble", "work/private", "-o", str(out), "--grant", str(path)]
     assert vm.main(["--archive", str(qubes.archive), *words]) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backup_vm.agent.call import RefusedError
-from backup_vm.jobs.reading import feed
+from backup_vm.jobs.feeding import feed
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
 from common.text import session_name

@@ -14,7 +14,7 @@ import pytest
 
 from backup_vm.agent.call import RefusedError
 from backup_vm.agent.client import Agent
-from backup_vm.jobs.reading import feed
+from backup_vm.jobs.feeding import feed
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
 from tests.conftest import cannot

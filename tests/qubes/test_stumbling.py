@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from backup_vm.jobs.backup import BackupRun, Report
+from backup_vm.jobs.backup import BackupRun
+from backup_vm.jobs.outcome import Report
 from backup_vm.terminal.progress import Progress
 from dom0_agent import notify
 from dom0_agent.admin import cli

@@ -59,7 +59,11 @@ def command(*words: object) -> None:
 class History:
     """An image, what was done to it, and what the source said of it. ``wrong`` lists every lie."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, rest: float = 0) -> None:
+        """``rest``: seconds for which nothing is written before it is asked whether anything was,
+        the time of change being another one than at the snapshot.
+        """
+        self.rest = rest
         self.folder, self.rng = folder, random.Random(seed)
         self.image, self.other = folder / "work.img", folder / "other.img"
         kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True)
@@ -239,6 +243,9 @@ class History:
             self.disturb(fd)
         if os.fstat(fd).st_size < 20_000:
             os.ftruncate(fd, SIZE)
+        if self.rest:
+            os.utime(fd)
+            time.sleep(self.rest)
         if self.source.unchanged(self.number << 32):
             self.unchanged += 1
             if self.image.read_bytes() != self.base:

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from common.durable import closing_fd
-from dom0_agent.sources import extents
+from dom0_agent.config import Pool, Volume
+from dom0_agent.sources import btrfs_since, extents, reflink
 from dom0_agent.sources.flags import flags
+from dom0_agent.sources.reflink import ReflinkSource
 from dom0_agent.targets.file import FileReplacement
 from tests.kit import GRAIN
+from tests.reflink.histories import PUNCH, History, fallocate
 from tests.reflink.kit import SIZE, named_by_delta, source_in
 from wire.status import Refused
 
@@ -49,6 +52,7 @@ def test_an_image_that_rests_is_known_by_its_time(
     source.snapshot(2)
     monkeypatch.setattr(extents, "compare", None)  # no map is read
     monkeypatch.setattr("dom0_agent.sources.reflink.still_there", lambda *_: False)
+    monkeypatch.setattr(btrfs_since, "still_as_cloned", lambda *_: False)
     assert not source.unchanged(1), "it was written just before that snapshot"
     assert source.unchanged(2)
     os.utime(image, ns=(0, 0))
@@ -89,3 +93,131 @@ def test_images_with_and_without_copy_on_write(btrfs_folder: Path, nocow: str) -
     target.commit()
     with closing_fd(os.open(image, os.O_RDONLY)) as fd:
         assert bool(flags(fd) & 0x00800000) == (nocow != "pool")
+
+
+@pytest.fixture
+def by_what_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No map says that an image is unchanged, nor its time: what was written since has to."""
+    monkeypatch.setattr(reflink, "_TICK", 20_000_000)
+    monkeypatch.setattr(reflink, "still_there", lambda *_: False)
+
+
+def rest(image: Path) -> None:
+    """Have another time of change than at the snapshot, and none of just now."""
+    os.utime(image)
+    time.sleep(0.03)
+
+
+def torn(image: Path, pieces: int) -> None:
+    """An image in so many pieces, on every other block."""
+    with open(image, "wb") as file:
+        file.truncate(pieces * 8192)
+        for at in range(0, pieces * 8192, 8192):
+            os.pwrite(file.fileno(), at.to_bytes(8, "little") * 512, at)
+
+
+@pytest.mark.usefixtures("by_what_was_written")
+@pytest.mark.parametrize("seed", range(3))
+def test_no_history_is_called_unchanged_that_is_not(btrfs_folder: Path, seed: int) -> None:
+    history = History(btrfs_folder, seed, 0.03)
+    for _ in range(20):
+        history.session()
+    assert history.wrong == []
+
+
+@pytest.mark.usefixtures("by_what_was_written")
+def test_of_a_torn_image_little_is_read(
+    btrfs_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, image = source_in(btrfs_folder), btrfs_folder / "work.img"
+    torn(image, 4000)
+    os.sync()
+    with open(image, "r+b") as file:
+        os.pwrite(file.fileno(), b"x", 1 << 20)
+    source.snapshot(1)
+    rest(image)
+    read = list[int]()
+    written = btrfs_since._written
+
+    def counted(fd: int, since: int) -> list[tuple[int, bytes]] | None:
+        found = written(fd, since)
+        read.append(len(found or ()))
+        return found
+
+    monkeypatch.setattr(btrfs_since, "_written", counted)
+    assert source.unchanged(1)
+    assert read and max(read) < 1000
+    with open(image, "r+b") as file:
+        os.pwrite(file.fileno(), b"y", 1 << 20)
+    rest(image)
+    assert not source.unchanged(1)
+    source.snapshot(2)
+    rest(image)
+    assert source.unchanged(2) and named_by_delta(source, 1, 2) == {16}
+
+
+@pytest.mark.usefixtures("by_what_was_written")
+@pytest.mark.parametrize("also", ["nothing", "as much written elsewhere", "as much allocated"])
+def test_what_is_gone_with_its_leaves_is_a_change(btrfs_folder: Path, also: str) -> None:
+    """No leaf is left that would tell of it."""
+    source, image = source_in(btrfs_folder), btrfs_folder / "work.img"
+    torn(image, 4000)
+    os.sync()
+    source.snapshot(1)
+    with open(image, "r+b") as file:
+        fallocate(file.fileno(), PUNCH, 8 << 20, 8 << 20)
+        if also != "nothing":
+            fallocate(file.fileno(), 0, 8 << 20, 4 << 20)
+        if also == "as much written elsewhere":
+            os.pwrite(file.fileno(), b"z" * (4 << 20), 8 << 20)
+    rest(image)
+    assert not source.unchanged(1)
+
+
+@pytest.mark.usefixtures("by_what_was_written")
+def test_a_subvolume_of_before_is_a_change(btrfs_folder: Path) -> None:
+    """An older state of the image in its place: the same number, nothing written since."""
+    source = ReflinkSource(
+        Volume("work", "private", Pool("p", "reflink", btrfs_folder), "sub/work.img")
+    )
+    sub, image = btrfs_folder / "sub", btrfs_folder / "sub/work.img"
+    subprocess.run(["btrfs", "subvolume", "create", sub], check=True, capture_output=True)
+    image.write_bytes(os.urandom(SIZE))
+    before = ["btrfs", "subvolume", "snapshot", sub, btrfs_folder / "before"]
+    subprocess.run(before, check=True, capture_output=True)
+    with open(image, "r+b") as file:
+        file.write(b"later")
+    os.sync()
+    source.snapshot(1)
+    rest(image)
+    assert source.unchanged(1)
+    sub.rename(btrfs_folder / "after")
+    (btrfs_folder / "before").rename(sub)
+    rest(image)
+    assert not source.unchanged(1)
+
+
+@pytest.mark.usefixtures("by_what_was_written")
+def test_what_is_written_in_place_is_a_change(btrfs_folder: Path) -> None:
+    """Without copy on write, after the clone was moved away, no leaf is written."""
+    source, image = source_in(btrfs_folder), btrfs_folder / "work.img"
+    image.touch()
+    subprocess.run(["chattr", "+C", image], check=True)
+    torn(image, 4000)
+    os.sync()
+    source.snapshot(1)
+    with open(source._path(1), "r+b") as clone:  # as a defragmentation would
+        for at in range(1000 * 8192, 3000 * 8192, 8192):
+            os.pwrite(clone.fileno(), os.pread(clone.fileno(), 4096, at), at)
+    os.sync()
+    with open(image, "r+b") as file:
+        os.pwrite(file.fileno(), b"new", 2000 * 8192)
+    rest(image)
+    assert not source.unchanged(1)
+
+
+def test_a_mark_reads_back_or_is_none() -> None:
+    mark = btrfs_since.Mark(5, 257, 7, 12, 1 << 40)
+    assert btrfs_since.Mark.parsed(mark.text()) == mark
+    for text in (b"", b"5 257 7 12", b"5 257 7 12 x", b"5 257 7 12 -1", b"1 2 3 4 5 6"):
+        assert btrfs_since.Mark.parsed(text) is None

@@ -83,6 +83,24 @@ def test_a_life_on_a_poor_server(start: Start, tmp_path: Path, words: tuple[str,
     assert there(tmp_path) == ["archive.toml", NAME]
 
 
+@pytest.mark.parametrize("word", ["posixrename=yes", "without=times"])
+def test_what_replaces_a_session_within_a_second_is_seen_elsewhere(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """Of the same size, where times are whole seconds, or are not told at all."""
+    url = start(word)
+    writer = open_storage(url)
+    writer.write(SESSION, b"one")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    there = open_storage(url)
+    assert there.local(SESSION).read_bytes() == b"one"
+    for text in (b"two", b"six"):
+        writer.write(SESSION, text)
+        there.refresh()
+        assert there.local(SESSION).read_bytes() == text
+        assert open_storage(url).local(SESSION).read_bytes() == text
+
+
 def test_replacing_where_rename_cannot_and_is_cut(start: Start, tmp_path: Path) -> None:
     storage = open_storage(url := start("broken=archive.toml"))
     with pytest.raises(SparsebakError, match="refuses archive.toml"):

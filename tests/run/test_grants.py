@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dom0_agent.admin import cli as dom0
+from dom0_agent.admin.granting import read_records
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, change, fill, own_domains
 from wire.grants import Grant
@@ -218,3 +219,16 @@ def test_files_are_read_with_a_grant(tmp_path: Path, granting: Granting) -> None
     granting.run("files", "cp", "work/private", "/note", str(out), *grant)
     assert out.read_text() == "what was granted\n"
     assert len(granting.json("files", "history", "work/private", "/note", *grant)["sessions"]) == 1
+
+
+def test_records_of_damaged_sessions_are_missed_aloud(granting: Granting, tmp_path: Path) -> None:
+    site, path = build(tmp_path, 2), tmp_path / "records"
+    granting.use(site)
+    volume = Grant.parse(granting.grant().read_bytes()).volume_id.hex()
+    with site.open() as archive:
+        series = archive.sessions()[volume]
+        (site.archive / series[0].file).write_bytes(b"x")
+    error = granting.run("records", "work/private", "-o", str(path), expect=4)[1]
+    assert "is damaged" in error or "cannot be read" in error
+    with open(path, "rb") as file:
+        assert read_records(file, "it") == [one.record for one in series[1:]]

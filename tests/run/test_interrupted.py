@@ -15,7 +15,8 @@ from backup_vm.archive.archive import Archive
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.jobs.backup import BackupRun, Report
+from backup_vm.jobs.backup import BackupRun
+from backup_vm.jobs.outcome import Report
 from backup_vm.terminal.interrupts import Interrupted
 from backup_vm.terminal.progress import Progress
 from tests.kit import GRAIN, Site, change, fill, in_child

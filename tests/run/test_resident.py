@@ -74,7 +74,7 @@ def test_a_whole_life(site: Site) -> None:
             change(site.image(), rng)
         assert list(site.images().values()) == contents
         with site.open() as archive:
-            from backup_vm.jobs.reading import feed
+            from backup_vm.jobs.feeding import feed
             from backup_vm.terminal.progress import Progress
             from backup_vm.volumes import stored_volumes
 

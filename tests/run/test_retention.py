@@ -66,6 +66,24 @@ def test_rules_say_what_stays_and_why(commands: Commands, monkeypatch: pytest.Mo
     assert commands.keyed("prune", "--keep-daily", "3", "--keep-last", "2")["removed"] == []
 
 
+def test_what_only_its_age_keeps_is_told_of(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions_of_ages(commands.site, monkeypatch, [DAY, HOUR, 0])
+    words, age = ("prune", "--keep-last", "1"), ("--min-age", "3d")
+    for more in (age, (*age, "-n")):
+        said = commands.run("-v", *words, *more)[0]
+        assert "2 sessions that no rule keeps stay for now" in said and "3d" in said
+        assert "(--min-age)" in said
+        found = commands.json(*words, *more)
+        assert (found["spared"], found["min_age"], found["removed"]) == (2, 3 * DAY, [])
+    assert commands.json(*words, "--min-age", "2h")["spared"] == 1
+    assert (
+        "for now" not in commands.run("-v", *words, "--min-age", "0d", "--max-removed", "100%")[0]
+    )
+    assert len(commands.names()) == 1
+
+
 def test_without_rules_nothing_is_pruned(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -219,11 +220,11 @@ def test_a_lost_commit_is_made_up_for(site: Site, monkeypatch: pytest.MonkeyPatc
 
     fill(site.image(), SIZE)
 
-    def lost(*_: object) -> None:
+    def lost(*_: object) -> Callable[[], None]:
         raise AgentError("the answer got lost")
 
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="got lost"):
-        patch.setattr(Agent, "commit", lost)
+        patch.setattr(Agent, "ask_commit", lost)
         site.backup()
     first = site.image().read_bytes()
     change(site.image(), random.Random(2), resize=False)

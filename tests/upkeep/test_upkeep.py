@@ -163,3 +163,15 @@ def test_what_would_take_too_much_at_once_is_left_and_named(office: Office) -> N
     row = office.rows(expect=1)["anna"]
     assert row["state"] == State.WARNED and row["removed"] == 0 and office.sessions("anna") == 4
     assert any("is left as it is" in problem for problem in row["problems"])
+
+
+def test_how_much_is_scrubbed_can_be_said_for_one_run(office: Office) -> None:
+    """Of every archive, also of one whose plan says never."""
+    office.add("anna", "bert")
+    office.rules.write_text('sample = "never"\n[archives.bert]\nsample = "1"\n')
+    rules = ("--rules", str(office.rules))
+    assert [row["scrubbed"] for row in office.rows(*rules).values()] == [0, 1]
+    for row in office.rows(*rules, "--sample", "100%").values():
+        assert row["scrubbed"] == row["of"] > 0
+    for row in office.rows(*rules, "--older-than", "7d").values():
+        assert row["scrubbed"] == 0

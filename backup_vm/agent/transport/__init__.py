@@ -6,9 +6,13 @@ streams.
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from backup_vm.errors import UsageError
+from wire.names import BadName, parse_name
+
+if TYPE_CHECKING:
+    from common.programs import LastWords
 
 
 class Process(Protocol):
@@ -31,17 +35,16 @@ class Process(Protocol):
 
 @dataclass
 class Connection:
-    """A service that is running. ``log`` holds what it wrote to standard error, as far as that
-    comes across.
+    """A service that is running. ``log`` keeps the end of what it writes to standard error, where
+    that comes across.
     """
 
     process: Process
-    log: IO[bytes]
+    log: "LastWords | None" = None
 
     def last_words(self) -> str:
-        """The last line of the log."""
-        self.log.seek(0)
-        lines = self.log.read().decode(errors="replace").split("\n")
+        """The last line of the log, of a service that has ended."""
+        lines = self.log.text().split("\n") if self.log is not None else []
         return next((line for line in reversed(lines) if line.strip()), "").strip()
 
     def hang_up(self) -> None:
@@ -57,7 +60,6 @@ class Connection:
         """Hang up and wait for its end."""
         self.hang_up()
         self.process.wait()
-        self.log.close()
 
 
 class Transport(Protocol):
@@ -77,6 +79,10 @@ def open_transport(agent: str, caller: str) -> Transport:
         from backup_vm.agent.transport.qrexec import QrexecTransport
 
         return QrexecTransport()
+    try:
+        parse_name(caller, "--caller")
+    except BadName as error:
+        raise UsageError(str(error)) from None
     kind, _, config = agent.partition(":")
     if kind not in ("local", "unix") or not config:
         raise UsageError(

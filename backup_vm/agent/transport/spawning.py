@@ -2,12 +2,12 @@
 """A service as a child process, for the transports that have one: ``local`` and ``qrexec``."""
 
 import subprocess
-import tempfile
 from typing import IO
 
 from backup_vm.agent.transport import Connection
 from backup_vm.errors import AgentError
 from common.override import override
+from common.programs import LastWords
 
 _PATIENCE = 5.0
 """Seconds that a service has to end when nobody talks to it any more."""
@@ -25,25 +25,25 @@ class _Child(Connection):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.log.close()
 
 
 def spawn(
     arguments: list[str], environment: dict[str, str] | None, stdin: IO[bytes] | None
 ) -> Connection:
     """Start a process in a session of its own, so that Ctrl-C reaches us and not it."""
-    log = tempfile.TemporaryFile()
     try:
         process = subprocess.Popen(
             arguments,
             stdin=stdin or subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=subprocess.PIPE,
             env=environment,
             start_new_session=True,
             bufsize=1 << 18,
         )
     except OSError as error:
-        log.close()
         raise AgentError(f"cannot start {arguments[0]}: {error.strerror}") from None
-    return _Child(process, log)
+    if process.stderr is None:
+        raise AssertionError("it is a pipe")
+    with process.stderr:
+        return _Child(process, LastWords(process.stderr))

@@ -82,4 +82,4 @@ class UnixTransport(Transport):
         connection.sendall(
             f"sparsebak.{service}+{volume} {self._caller} {target}".encode("ascii") + b"\0"
         )
-        return Connection(_Call(connection), io.BytesIO())  # type: ignore[arg-type]
+        return Connection(_Call(connection))  # type: ignore[arg-type]

@@ -33,14 +33,30 @@ __all__ = [
     "Reader",
     "Storage",
     "Workspace",
+    "as_it_was",
     "is_remote",
     "open_storage",
 ]
 
 
+_AS_OF = "?as-of="
+
+
 def is_remote(location: str | Path) -> bool:
     """Whether a location is a URL rather than a directory."""
     return "://" in str(location)
+
+
+def as_it_was(location: str, moment: str) -> str:
+    """Where the archive at a URL can be read as it was at a moment; raise UsageError where it
+    cannot.
+    """
+    if not location.startswith("s3://"):
+        raise UsageError(
+            f"{location} keeps no versions that can be read",
+            "only an archive in an S3-compatible store can be read as it was",
+        )
+    return f"{location.rstrip('/')}{_AS_OF}{moment}"
 
 
 def open_storage(location: str | Path) -> Storage:
@@ -52,6 +68,14 @@ def open_storage(location: str | Path) -> Storage:
     from backup_vm.archive.storage.remote import RemoteStorage
 
     url = str(location).rstrip("/")
+    if _AS_OF in url:
+        from backup_vm.archive.storage.past import PastStorage, parse_moment
+
+        place, _, moment = url.partition(_AS_OF)
+        try:
+            return PastStorage(as_it_was(place, moment), place, parse_moment(moment))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     scheme = url.partition("://")[0]
     if scheme in ("s3", "gs", "az"):
         from backup_vm.archive.storage.s3 import ObjectStore

@@ -52,6 +52,8 @@ class Cache:
         self._aside: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.Lock()
         self._sound: set[Path] = set()
+        self._passing: set[Path] = set()
+        """Copies of objects of which the place tells no version."""
         self._listed: dict[Path, dict[str, set[str]]] = {}
         try:
             self.root = cache_folder(url)
@@ -140,6 +142,8 @@ class Cache:
                 if match is None or match["of"] != of:
                     continue
                 path = folder / found
+                if not entry.version and path not in self._sound:
+                    continue  # nothing tells whether the place has another one by now
                 # Its checksum is in its name: a copy that was cut short by a crash, or changed by a
                 # disk, is none, and nothing needed to be synced when it was written.
                 if path in self._sound or _checksum(path, entry.size) == match["checksum"]:
@@ -205,7 +209,14 @@ class Cache:
         os.replace(path, target)
         self._there(target.parent).setdefault(Path(name).name, set()).add(target.name)
         self._sound.add(target)
+        if not entry.version:
+            self._passing.add(target)
         return target
+
+    def listed_again(self) -> None:
+        """The place may have other objects now: believe no copy that no version goes with."""
+        self._sound -= self._passing
+        self._passing.clear()
 
     def forget(self, name: str) -> None:
         """Drop the copies of an object, whatever they are."""

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Protocol
 
+from backup_vm.errors import CannotLockError
 from backup_vm.rate import Rate
 
 if TYPE_CHECKING:
     from backup_vm.archive.lease_files import Locks
+    from backup_vm.archive.storage.vault import Vault
 
 TEMPORARY = ".tmp"
 LOCK = "archive.lock"
@@ -117,20 +119,30 @@ class Workspace(Files, Protocol):
 
 class Storage(Files, Protocol):
     """The files of one archive. ``uploads``: how many packs may be on their way at once;
-    ``pack_size``: bytes of one.
+    ``readers``: how many small reads at once are quicker than one after another; ``pack_size``:
+    bytes of a pack.
 
     ``workspace``: what belongs to this machine alone; ``elsewhere``: whether that is apart from the
     archive, so that other machines do not see it. ``check`` is called before anything is written,
     and raises what forbids it: a lease that is lost. ``rate``: what whoever reads or writes chunks
-    must keep to.
+    must keep to. ``vault``: what keeps files from being removed for a time, once ``protect`` was
+    called.
     """
 
     uploads: int
+    readers: int
     pack_size: int
     elsewhere: bool
     check: Callable[[], None]
     rate: Rate = Rate()
     workspace: Workspace
+    vault: "Vault | None" = None
+
+    def protect(self, retention: int) -> None:
+        """Keep what is stored from now on from being removed, for so many seconds each; raise
+        CannotLockError where that is impossible, SparsebakError.
+        """
+        raise CannotLockError
 
     def prepare(self) -> None:
         """Make the place for a new archive; raise SparsebakError where there is something
@@ -169,6 +181,9 @@ class Storage(Files, Protocol):
 
     def fetch(self, names: list[str]) -> None:
         """Have local copies of these at hand, got all at once where that is quicker."""
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        """The same in any order, several at once where that is quicker."""
 
     def create(self, name: str) -> NewFile:
         """Begin a file."""

@@ -31,6 +31,11 @@ class Inventory:
                 self._listing = self._list()
             return self._listing
 
+    @property
+    def listed(self) -> bool:
+        """Whether it is known what there is."""
+        return self._listing is not None
+
     def _list(self) -> dict[str, Entry]:
         found = self._place.ask(lambda: dict(self._objects.list()))
         odd = [name for name in found if not can_be_a_name(name)]

@@ -37,6 +37,7 @@ class LocalStorage(Directory, Storage):
     # Packs of 32 MiB: one is brought to disk while the next fills, without much memory, and an
     # archive has few files. A second one on its way gains nothing on one disk.
     uploads = 1
+    readers = 1
     pack_size = 32 << 20
     elsewhere = False
 
@@ -106,6 +107,10 @@ class LocalStorage(Directory, Storage):
     @override
     def allocated(self, name: str) -> int:
         return self._beneath.stat(name).st_blocks * 512
+
+    @override
+    def remove_all(self, names: Iterable[str]) -> None:
+        self.remove(*names)
 
     @override
     def create(self, name: str) -> LocalNewFile:

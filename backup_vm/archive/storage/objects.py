@@ -7,10 +7,13 @@ import random
 import weakref
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from backup_vm import stopping
-from backup_vm.errors import SparsebakError
+from backup_vm.errors import CannotLockError, SparsebakError
+
+if TYPE_CHECKING:
+    from backup_vm.archive.storage.vault import Vault
 
 DELAYS = (0.2, 0.5, 1, 2, 4, 8, 16, 16)
 """Seconds between attempts."""
@@ -68,7 +71,9 @@ class Changed(Exception):
 
 
 class Entry(NamedTuple):
-    """An object: bytes, and a text that is another one when its contents are."""
+    """An object: bytes, and a text that is another one when its contents are; an empty one where
+    the place tells nothing by which to know that.
+    """
 
     size: int
     version: str
@@ -88,6 +93,10 @@ class Objects(Protocol):
     They may be called from threads, and end by KeyboardInterrupt soon after ``stopping.ask``.
     """
 
+    pages: bool
+    """Whether a listing comes in pages, a request each, and a name that is given leads to an object
+    and nothing else.
+    """
     unreadable: Collection[str]
     """Names of other programs' objects where ours are, which the last listing passed over."""
 
@@ -100,8 +109,10 @@ class Objects(Protocol):
     def get_range(self, name: str, entry: Entry, offset: int, length: int) -> bytes:
         """Exactly these bytes, which are within the object as it was listed; raise Changed."""
 
-    def put(self, name: str, source: Path) -> str:
-        """Store a file under a name, all of it or nothing; returns its version."""
+    def put(self, name: str, source: Path, old: Entry | None = None) -> str:
+        """Store a file under a name, all of it or nothing; returns its version, which is another
+        than that of ``old``, the object that it replaces.
+        """
 
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens when it is gone."""
@@ -129,6 +140,12 @@ class Objects(Protocol):
 
     def space(self) -> Space | None:
         """Room there; None where nobody knows."""
+
+    def vault(self, place: "Place", retention: int) -> "Vault":
+        """What locks objects there for so many seconds; raise CannotLockError where nothing can,
+        SparsebakError.
+        """
+        raise CannotLockError
 
 
 _GIVEN_UP: "weakref.WeakSet[Place]" = weakref.WeakSet()

@@ -19,6 +19,7 @@ from backup_vm.archive.storage.locks import RemoteLocks
 from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place
 from backup_vm.errors import DamagedError, LockedError, SparsebakError
 from common.override import override
+from common.pipeline import in_order
 
 Result = TypeVar("Result")
 _KEPT = ".session"
@@ -38,6 +39,7 @@ class RemoteStorage(Storage):
     # Larger packs than on a disk, for each is a request; and several on their way, for one
     # connection seldom fills a line.
     uploads = 4
+    readers = _THREADS
     pack_size = 64 << 20
     elsewhere = True
 
@@ -52,6 +54,7 @@ class RemoteStorage(Storage):
     @override
     def refresh(self) -> None:
         self._inventory.refresh()
+        self._cache.listed_again()
 
     def _entry(self, name: str) -> Entry:
         try:
@@ -100,6 +103,10 @@ class RemoteStorage(Storage):
     @override
     def describe(self, name: str = "") -> str:
         return f"{self._url}/{name}".rstrip("/")
+
+    @override
+    def protect(self, retention: int) -> None:
+        self.vault = self._objects.vault(self._place, retention)
 
     @override
     def prepare(self) -> None:
@@ -166,10 +173,23 @@ class RemoteStorage(Storage):
 
     @override
     def read(self, name: str, limit: int = WHOLE) -> bytes:
-        raw = self._range(name, 0, limit + 1)  # as large as it is now, not as it was listed
+        raw = self._unlisted(name, limit + 1)
+        if raw is None:
+            raw = self._range(name, 0, limit + 1)  # as large as it is now, not as it was listed
         if len(raw) > limit:
             raise DamagedError(f"{self.describe(name)} is larger than any that is made here")
         return raw
+
+    def _unlisted(self, name: str, limit: int) -> bytes | None:
+        """What a run reads before anything else, which need not wait for a listing of many
+        requests; None where there is nothing, which a listing tells for certain.
+        """
+        if limit > _LOOKED_AT or not self._objects.pages or self._inventory.listed:
+            return None
+        try:
+            return self._place.ask(lambda: self._objects.get_small(name, limit))
+        except FileNotFoundError:
+            return None
 
     @override
     def open(self, name: str) -> BinaryIO:
@@ -232,7 +252,10 @@ class RemoteStorage(Storage):
     def upload(self, name: str, path: Path, size: int) -> None:
         """Store a file of this machine under a name, and take it away from here."""
         self.check()
-        version = self._place.ask(lambda: self._objects.put(name, path))
+        old = self._inventory.there().get(name)
+        version = self._place.ask(lambda: self._objects.put(name, path, old))
+        if self.vault is not None:
+            self.vault.stored(name)
         entry = Entry(size, version)
         self._inventory.wrote(name, entry)
         if name.endswith(_KEPT):
@@ -246,6 +269,11 @@ class RemoteStorage(Storage):
             self._place.ask(lambda name=name: self._objects.delete(name))  # type: ignore[misc]
             self._inventory.removed(name)
             self._cache.forget(name)
+
+    @override
+    def remove_all(self, names: Iterable[str]) -> None:
+        for _ in in_order(self.remove, names, self.readers, 2 * self.readers):
+            pass
 
     @override
     def clean(self) -> None:

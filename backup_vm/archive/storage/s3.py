@@ -11,15 +11,25 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from backup_vm.archive.storage import refusals
 from backup_vm.archive.storage.credentials import require_credentials, which
-from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
+from backup_vm.archive.storage.objects import (
+    Changed,
+    Entry,
+    Objects,
+    Place,
+    Space,
+    Unreachable,
+)
 from backup_vm.archive.storage.waiting import REQUESTS
 from backup_vm.errors import ForbiddenError, SparsebakError
 from common.override import override
+
+if TYPE_CHECKING:
+    from backup_vm.archive.storage.vault import Vault
 
 Result = TypeVar("Result")
 _PART = 8 << 20
@@ -39,6 +49,8 @@ _MOST = 20_000_000
 class ObjectStore(Objects):
     """A bucket, or the part of it below a path."""
 
+    pages = True
+
     def __init__(self, url: str) -> None:
         try:
             import obstore
@@ -51,6 +63,8 @@ class ObjectStore(Objects):
         self._url, self._obstore, self._errors = url, obstore, exceptions
         self._prefix = urlsplit(url).path.strip("/")
         self.unreadable: list[str] = []
+        self._versions: dict[str, str] | None = None
+        """Ids of the versions that were stored, for the vault."""
         from_url: Any = store.from_url
         # No limit of time for a request as a whole: what is slow is no failure. What is silent is
         # told by the kernel's count of bytes, see ``waiting``.
@@ -159,7 +173,7 @@ class ObjectStore(Objects):
 
     async def _read(self, name: str, entry: Entry, span: tuple[int, int] | None, take: Any) -> None:
         """Hand on what comes, never more than was asked for, whatever the store sends."""
-        options: Any = {"range": span} if span else {}
+        options: Any = self._which(name) | ({"range": span} if span else {})
         answer = await self._obstore.get_async(self._store, name, options=options)
         # Of the same answer, not asked before: the object may be replaced between two requests.
         if _entry(answer.meta) != entry:
@@ -173,14 +187,21 @@ class ObjectStore(Objects):
         if left:
             raise Unreachable(f"{name} came with another length than the store says")
 
+    def _which(self, name: str) -> dict[str, Any]:
+        """What says which version of an object is meant; nothing for the newest."""
+        return {}
+
     @override
-    def put(self, name: str, source: Path) -> str:
+    def put(self, name: str, source: Path, old: Entry | None = None) -> str:
+        # A version is made of the contents: it need not be told from the old one.
 
         async def ask() -> str:
             with open(source, "rb") as file:
                 done = await self._obstore.put_async(
                     self._store, name, file, chunk_size=_PART, max_concurrency=2
                 )
+            if self._versions is not None and done["version"]:
+                self._versions[name] = str(done["version"])
             if done["e_tag"]:
                 return str(done["e_tag"])
             return _entry(await self._obstore.head_async(self._store, name)).version
@@ -267,6 +288,15 @@ class ObjectStore(Objects):
     @override
     def space(self) -> Space | None:
         return None
+
+    @override
+    def vault(self, place: Place, retention: int) -> "Vault":
+        if not self._url.startswith("s3://"):
+            return super().vault(place, retention)
+        from backup_vm.archive.storage.vault import Vault
+
+        self._versions = {}
+        return Vault(self._url, place, self._versions, retention)
 
 
 def _entry(meta: Any) -> Entry:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from backup_vm import stopping
 from backup_vm.archive.storage import sftp_extensions as extensions
 from backup_vm.archive.storage import sftp_protocol as protocol
 from backup_vm.archive.storage.connections import Connections
@@ -29,12 +30,19 @@ _DEPTH = 3
 _MOST = 20_000_000
 """Files in a listing beyond which it is taken for one without end."""
 _ROOM = 1 << 20
+_TICK, _TRIES = 1.1, 4
+"""Seconds between uploads of one file until its time is another one, and how many at most."""
+
+
+def _version(attributes: Attributes) -> str:
+    return "" if attributes.mtime is None else str(attributes.mtime)
 
 
 class SftpHost(Objects):
     """A folder on a host that is reached by SFTP."""
 
     unreadable = ()
+    pages = False  # and a name may lead to a FIFO, which is waited for
     """A folder has no names that cannot be read."""
 
     def __init__(self, url: str) -> None:
@@ -115,7 +123,7 @@ class SftpHost(Objects):
             ).attributes()
         if attributes.size is None:
             raise SparsebakError(f"{self._host.name} does not say how large its files are")
-        return Entry(attributes.size, str(attributes.mtime))
+        return Entry(attributes.size, _version(attributes))
 
     @override
     def get(self, name: str, entry: Entry, target: Path) -> None:
@@ -138,7 +146,7 @@ class SftpHost(Objects):
             got = client.read(handle, offset, length, take)
             there = self._looked_at(client, looked, path)
             client.close(handle)
-        if (there.size, str(there.mtime)) != entry and there.size is not None:
+        if (there.size, _version(there)) != entry and there.size is not None:
             raise Changed(name)
         if got != length:
             raise Unreachable(f"{name} came with fewer bytes than the server says")
@@ -152,19 +160,25 @@ class SftpHost(Objects):
             return client.ask(protocol.STAT, text(path), protocol.ATTRS).attributes()
 
     @override
-    def put(self, name: str, source: Path) -> str:
+    def put(self, name: str, source: Path, old: Entry | None = None) -> str:
         try:
-            return self._put(name, source)
+            return self._put(name, source, old)
         except FileNotFoundError:  # a folder that was there is gone
             self._made.clear()
-            return self._put(name, source)
+            return self._put(name, source, old)
 
-    def _put(self, name: str, source: Path) -> str:
+    def _put(self, name: str, source: Path, old: Entry | None) -> str:
         path, size = self._path(name), source.stat().st_size
         with self._asking(name) as client:
             self._make(client, path.rpartition(b"/")[0])
             try:
-                self._upload(client, path + _UPLOADING.encode(), source, size)
+                # Times are whole seconds, on some disks two: what is written again within one, at
+                # the same size, would pass for what it replaces, on every machine with a copy.
+                for _ in range(_TRIES):
+                    version = self._upload(client, path + _UPLOADING.encode(), source, size)
+                    if old is None or not version or (size, version) != old:
+                        break
+                    stopping.sleep(_TICK)
                 extensions.replace(client, path, _UPLOADING.encode(), _WHOLE.encode())
             except (Refused, SparsebakError):
                 with suppress(Refused):
@@ -172,10 +186,10 @@ class SftpHost(Objects):
                 raise
             asked = client.ask(protocol.STAT, text(path), protocol.ATTRS)
             self._elsewhere -= {name}
-            return str(asked.attributes().mtime)
+            return _version(asked.attributes())
 
-    def _upload(self, client: Client, path: bytes, source: Path, size: int) -> None:
-        """Have a whole file there, and durable as far as the server can."""
+    def _upload(self, client: Client, path: bytes, source: Path, size: int) -> str:
+        """Have a whole file there, and durable as far as the server can; returns its version."""
         handle = client.open(path, protocol.FOR_WRITING)
         try:
             with open(source, "rb") as file:
@@ -191,6 +205,7 @@ class SftpHost(Objects):
             raise self._not_written(client, error) from None
         if there.size not in (None, size):
             raise Unreachable(f"the server has {there.size} bytes of {size}")
+        return _version(there)
 
     def _not_written(self, client: Client, error: Refused) -> Exception:
         if error.code != protocol.FAILURE:

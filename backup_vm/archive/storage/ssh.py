@@ -13,7 +13,6 @@ import pwd
 import re
 import select
 import subprocess
-import tempfile
 import time
 import weakref
 from pathlib import Path
@@ -23,6 +22,7 @@ from backup_vm import stopping
 from backup_vm.archive.storage import objects
 from backup_vm.archive.storage.objects import Silent, Unreachable
 from backup_vm.errors import ForbiddenError, SparsebakError, UsageError
+from common.programs import LastWords
 
 _CONNECTING = 20
 """Seconds for TCP, and for the first line of the server."""
@@ -86,14 +86,14 @@ class Channel:
     """
 
     def __init__(self, host: Host) -> None:
-        self._host, self._said = host, tempfile.TemporaryFile()
+        self._host = host
         self._configuration = _for_another_home()
         try:
             self._ssh = subprocess.Popen(
                 [*self._command(), "-s", "--", host.name, "sftp"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._said,
+                stderr=subprocess.PIPE,
                 # Ctrl-C in a terminal is for us: ssh ends when we end it.
                 start_new_session=True,
                 bufsize=0,
@@ -103,6 +103,10 @@ class Channel:
         self._to, self._from = (
             pipe.fileno() for pipe in (self._ssh.stdin, self._ssh.stdout) if pipe is not None
         )
+        if self._ssh.stderr is None:
+            raise AssertionError("it is a pipe")
+        with self._ssh.stderr:
+            self._said = LastWords(self._ssh.stderr)
         for fd in (self._to, self._from):
             os.set_blocking(fd, False)
             with contextlib.suppress(OSError):  # above the user's limit: slower
@@ -162,9 +166,7 @@ class Channel:
         """Why the connection ended, by what ssh wrote."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._ssh.wait(1)
-        size = self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, size - _SAID))
-        said = self._said.read().decode(errors="replace").strip()
+        said = self._said.text()[-_SAID:].strip()
         lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
         last = lines[-1] if lines else "the connection ended"
         return Unreachable(last) if self._connected else _reason(self._host.name, said, last)
@@ -172,7 +174,7 @@ class Channel:
     def close(self) -> None:
         """End, whatever is on its way."""
         self._end()
-        for file in (self._ssh.stdin, self._ssh.stdout, self._said):
+        for file in (self._ssh.stdin, self._ssh.stdout):
             if file is not None:
                 with contextlib.suppress(OSError):
                     file.close()

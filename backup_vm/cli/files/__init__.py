@@ -18,9 +18,10 @@ def add_to(commands: Any) -> None:
         "files",
         help="list, show, compare and copy files out of sessions; needs the key",
         description=(
-            "Shows and copies what is in a session's file system (ext2 to ext4, XFS, Btrfs, also in"
-            " partitions), without mounting it and without being root. A child without any rights"
-            " parses it. Names and contents are as hostile as the qube they are from."
+            "Shows and copies what is in a session's file system (ext2 to ext4, XFS, Btrfs, NTFS,"
+            " FAT, exFAT, also in partitions and in LVM), without mounting it and without being"
+            " root. A child without any rights parses it. Names and contents are as hostile as the"
+            " qube they are from."
         ),
     )
     actions = files.add_subparsers(
@@ -32,9 +33,12 @@ def add_to(commands: Any) -> None:
         volume_argument(parser, "whose files")
         parser.add_argument(
             "--partition",
-            type=int,
+            type=_partition,
             metavar="N",
-            help="which partition (default: the only one with a file system that can be read)",
+            help=(
+                "which partition, or GROUP/VOLUME of LVM (default: the only one with a file system"
+                " that can be read, or the only one beside FAT)"
+            ),
         )
         key_option(parser, grant=True)
         parser.set_defaults(run=run)
@@ -111,3 +115,8 @@ def add_to(commands: Any) -> None:
         if name not in ("history", "diff"):
             session_option(parser)
         add_common(parser, again=True)
+
+
+def _partition(text: str) -> int | str:
+    """A partition's number, or the name of a logical volume."""
+    return int(text) if text.isdecimal() else text

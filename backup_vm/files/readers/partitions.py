@@ -6,25 +6,37 @@ from struct import unpack_from
 from typing import NamedTuple
 
 from backup_vm.files.readers.btrfs import Btrfs
+from backup_vm.files.readers.exfat import ExFat
 from backup_vm.files.readers.ext4 import Ext4
-from backup_vm.files.readers.source import Absent, Malformed, Reader, Source
+from backup_vm.files.readers.fat import Fat, is_fat
+from backup_vm.files.readers.lvm import Placed, Volume, is_physical, volumes
+from backup_vm.files.readers.ntfs import Ntfs
+from backup_vm.files.readers.source import Absent, Malformed, Reader, Source, Unsupported
 from backup_vm.files.readers.xfs import Xfs
 
-_READERS = (Ext4, Xfs, Btrfs)
+_READERS = (Ext4, Xfs, Btrfs, Ntfs, ExFat, Fat)
 _MOST = 128
+_FIRST_VOLUME, _MOST_VOLUMES = 201, 500
+"""Numbers of logical volumes, behind those that partitions have."""
 _EXTENDED = (0x05, 0x0F, 0x85)
 _PROTECTIVE = 0xEE
-_OTHERS = (
-    (0, b"LUKS\xba\xbe", "LUKS"),
-    (512, b"LABELONE", "LVM"),
-    (3, b"NTFS    ", "ntfs"),
+_READ = (
+    (1080, b"\x53\xef", "ext4"),
+    (0, b"XFSB", "xfs"),
+    (65600, b"_BHRfS_M", "btrfs"),
     (3, b"EXFAT   ", "exfat"),
-    (54, b"FAT", "vfat"),
-    (82, b"FAT", "vfat"),
+    (3, b"NTFS    ", "ntfs"),
+)
+_LVM = "LVM"
+_OTHERS = (
+    (0, b"LUKS\xba\xbe", "LUKS (encrypted)"),
+    (3, b"-FVE-FS-", "BitLocker (encrypted)"),
     (4086, b"SWAPSPACE2", "swap"),
     (32769, b"CD001", "iso9660"),
     (0, b"hsqs", "squashfs"),
 )
+_WITH_BOOT_SECTOR = ("vfat", "exfat", "ntfs", "BitLocker (encrypted)")
+"""Their first sector ends like one with a partition table."""
 
 
 class Part(NamedTuple):
@@ -36,14 +48,41 @@ class Part(NamedTuple):
     kind: str
     """Empty where that is not known."""
     readable: bool
+    name: str = ""
+    """Of a logical volume, which is no range of the image: ``start`` is 0."""
 
 
 def parts(source: Source) -> list[Part]:
-    """The partitions, or one of number 0 that is all of the image."""
+    """The partitions, or one of number 0 that is all of the image; then the logical volumes."""
+    found = _partitions(source)
+    for number, volume in _volumes(source, found):
+        if volume.problem:
+            what = Part(number, 0, volume.size, f"{_LVM} {volume.problem}", False, volume.name)
+        else:
+            here = _part(source.scattered(volume.pieces, volume.size), number, 0, volume.size)
+            what = here._replace(name=volume.name)
+        found.append(what)
+    return found
+
+
+def _volumes(source: Source, found: list[Part]) -> list[tuple[int, Volume]]:
+    """Logical volumes that have contents and fit into the image, with their numbers. What cannot
+    be said of them hides no partition.
+    """
+    physical = [(part.start, part.size) for part in found if part.kind == _LVM]
+    try:
+        named = volumes(source, physical)
+    except (Malformed, Unsupported):
+        return []
+    sound = [volume for volume in named if 0 < volume.size <= source.size]
+    return list(enumerate(sound[:_MOST_VOLUMES], _FIRST_VOLUME))
+
+
+def _partitions(source: Source) -> list[Part]:
     whole = _part(source, 0, 0, source.size)
     if whole.readable or source.size < 1024 or source.read(510, 2) != b"\x55\xaa":
         return [whole]
-    if whole.kind in ("vfat", "ntfs", "exfat"):  # their first sector ends like one with a table
+    if whole.kind in _WITH_BOOT_SECTOR:
         return [whole]
     found = [
         _part(source, number, start, min(size, source.size - start))
@@ -55,7 +94,16 @@ def parts(source: Source) -> list[Part]:
 
 def opened(source: Source, part: Part) -> Reader:
     """The reader of what is there. Raises Malformed, Unsupported, Absent."""
-    here = source if part.number == 0 else source.part(part.start, part.size)
+    if part.name:
+        for number, volume in _volumes(source, _partitions(source)):
+            if number == part.number and not volume.problem:
+                inside = source.scattered(volume.pieces, volume.size)
+                return Placed(_reader(inside), volume)
+        raise Absent
+    return _reader(source if part.number == 0 else source.part(part.start, part.size))
+
+
+def _reader(here: Source) -> Reader:
     for reader in _READERS:
         try:
             return reader(here)
@@ -64,23 +112,22 @@ def opened(source: Source, part: Part) -> Reader:
     raise Absent
 
 
-def _part(source: Source, number: int, start: int, size: int) -> Part:
-    here = source.part(start, size)
+def _part(image: Source, number: int, start: int, size: int) -> Part:
+    here = image.part(start, size)
 
     def has(at: int, magic: bytes) -> bool:
         return at + len(magic) <= size and here.read(at, len(magic)) == magic
 
-    for at, magic, kind in (
-        (1080, b"\x53\xef", "ext4"),
-        (0, b"XFSB", "xfs"),
-        (65600, b"_BHRfS_M", "btrfs"),
-    ):
+    for at, magic, kind in _READ:
         if has(at, magic):
             return Part(number, start, size, kind, True)
+    if is_physical(here):
+        return Part(number, start, size, _LVM, False)
     for at, magic, kind in _OTHERS:
         if has(at, magic):
             return Part(number, start, size, kind, False)
-    return Part(number, start, size, "", False)
+    readable = is_fat(here)
+    return Part(number, start, size, "vfat" if readable else "", readable)
 
 
 def _table(source: Source) -> Iterator[tuple[int, int, int]]:

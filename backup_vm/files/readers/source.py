@@ -13,6 +13,8 @@ LONGEST_LINK = 4096
 LONGEST_VALUE = 64 << 10
 """Bytes of an extended attribute's value (XATTR_SIZE_MAX)."""
 LARGEST_FILE = (1 << 63) - 1
+Pieces = Callable[[int, int], Iterator[tuple[int, int]]]
+"""Of an offset and a length the places where that is, in order, and how many bytes are there."""
 
 
 class Malformed(Exception):
@@ -127,6 +129,15 @@ class Source:
         if start < 0 or size < 0 or start + size > self.size:
             raise Malformed("a partition reaches beyond the image's end")
         return Source(self._fetch, self.start + start, size)
+
+    def scattered(self, pieces: "Pieces", size: int) -> "Source":
+        """What is in pieces of it, as a source of its own, whose places are its own as well."""
+
+        def fetch(offset: int, length: int) -> bytes:
+            found = list(pieces(offset, length))
+            return b"".join(self._fetch(self.place(at, step), step) for at, step in found)
+
+        return Source(fetch, 0, size)
 
     def place(self, offset: int, length: int) -> int:
         """Where in the image these bytes are. Raises Malformed."""

@@ -58,6 +58,20 @@ class Setup:
         """What is done with an archive."""
         return self.plans.get(name, self.plan)
 
+    def scrubbing(self, sample: Part | None, older_than: int | None) -> "Setup":
+        """The same, but so much of each archive is scrubbed: as in Plan, None for what it says."""
+
+        def changed(plan: Plan) -> Plan:
+            return replace(
+                plan,
+                scrub=True,
+                sample=sample or plan.sample,
+                older_than=plan.older_than if older_than is None else older_than,
+            )
+
+        plans = {name: changed(plan) for name, plan in self.plans.items()}
+        return replace(self, plan=changed(self.plan), plans=plans)
+
 
 def load(path: Path) -> Setup:
     """Read and check a file; raise UsageError."""

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Collection
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from common.memory import collect_rarely
+from common.memory import collect_rarely, keep_out_of_cores
 from common.text import printable
 from dom0_agent.config import DEFAULT_PATH, ConfigError
 from wire import VERSION
@@ -32,6 +33,7 @@ COMMANDS = (
     "check",
     "settings",
     "grant",
+    "open",
     "forget",
     "rename",
     "serve",
@@ -41,6 +43,9 @@ COMMANDS = (
 
 OPTIONAL = {"settings": "sparsebak-dom0-settings"}
 """Commands that are in packages of their own."""
+
+
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}", re.ASCII)
 
 
 class UserError(Exception):
@@ -70,6 +75,19 @@ def confirm(options: argparse.Namespace, question: str, word: str = "") -> None:
 def yes_option(command: argparse.ArgumentParser) -> None:
     """Declare --yes."""
     command.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def user_option(command: argparse.ArgumentParser, what: str) -> None:
+    """Declare --user, which becomes a part of what qrexec is asked for."""
+    command.add_argument(
+        "--user", type=_user, default="user", help=f"{what} (default: %(default)s)"
+    )
+
+
+def _user(text: str) -> str:
+    if not _USER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no name that a user can have")
+    return text
 
 
 def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
@@ -147,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
                 return 2
         options = parser(words).parse_args(words)
         if options.unattended:
-            sys.stdin = open(os.devnull)  # nobody is there to ask
+            # Nobody is there to ask. Not by ``open``, which is a command's module here.
+            sys.stdin = Path(os.devnull).open()
         code = int(options.run(options))
         sys.stdout.flush()
         return code
@@ -189,6 +208,7 @@ def _as_a_process() -> None:
                 os.dup2(null, fd)
                 os.close(null)
             setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
+    keep_out_of_cores()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -11,7 +11,7 @@ from typing import Any
 from common.text import printable
 from dom0_agent.admin import last_backup
 from dom0_agent.admin.catalog import current
-from dom0_agent.admin.cli import UserError
+from dom0_agent.admin.cli import UserError, user_option
 from dom0_agent.admin.tags import VM_TAG, tag_new, tagged
 from dom0_agent.config import ConfigError, load
 from dom0_agent.log import WARNING, log
@@ -44,9 +44,7 @@ def add_to(commands: Any) -> None:
     backup.add_argument(
         "--vm", metavar="NAME", help="the backup VM (default: the one tagged by setup)"
     )
-    backup.add_argument(
-        "--user", default="user", help="the user that runs the backup there (default: %(default)s)"
-    )
+    user_option(backup, "the user that runs the backup there")
     backup.set_defaults(run=_run)
 
 

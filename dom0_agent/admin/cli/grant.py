@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from common.text import printable, session_name
-from dom0_agent.admin.cli import UserError
-from dom0_agent.admin.granting import Granted, ask_the_backup_vm, find, make, read_records, sharing
+from dom0_agent.admin.cli import UserError, user_option
+from dom0_agent.admin.granting import (
+    Granted,
+    ask_the_backup_vm,
+    find,
+    is_shared,
+    make,
+    read_records,
+    sharing,
+)
 from dom0_agent.config import Config, load
-from wire.grants import Grant
 
 _SHOWN = 8
 """Sessions that are printed, at most."""
@@ -45,9 +52,14 @@ def add_to(commands: Any) -> None:
     grant.set_defaults(run=_run)
 
 
-def volume_and_sessions(command: argparse.ArgumentParser) -> None:
+def volume_and_sessions(command: argparse.ArgumentParser, optional: bool = False) -> None:
     """Declare which volume and sessions a grant is for, and where their records come from."""
-    command.add_argument("volume", metavar="QUBE[/VOLUME]", help="the volume (default: private)")
+    command.add_argument(
+        "volume",
+        metavar="QUBE[/VOLUME]",
+        nargs="?" if optional else None,
+        help="the volume (default: private)",
+    )
     command.add_argument(
         "--session",
         action="append",
@@ -66,21 +78,13 @@ def volume_and_sessions(command: argparse.ArgumentParser) -> None:
             " VM is asked for it)"
         ),
     )
-    command.add_argument(
-        "--user", default="user", help="whose archive it is in the backup VM (default: %(default)s)"
-    )
+    user_option(command, "whose archive it is in the backup VM")
 
 
-def prepare(options: argparse.Namespace, every: bool = False) -> tuple[Config, Granted, Grant]:
-    """The grant that the options ask for, in memory."""
-    if every and options.session:
-        raise UserError("--all and --session contradict each other; give one of them")
-    config = load(options.config)
-    of = find(config, options.volume, options.archive)
-    return config, of, make(of, _records(options, config, of), options.session, every)
-
-
-def _records(options: argparse.Namespace, config: Config, of: Granted) -> list[bytes]:
+def records(options: argparse.Namespace, config: Config, of: Granted) -> list[bytes]:
+    """The records of the volume, untrusted, from where the options say; raise Refused, UserError,
+    OSError.
+    """
     if options.records == "-":
         return read_records(sys.stdin.buffer, "standard input")
     if options.records is not None:
@@ -97,8 +101,12 @@ def _records(options: argparse.Namespace, config: Config, of: Granted) -> list[b
 def _run(options: argparse.Namespace) -> int:
     if options.output == "-" and sys.stdout.isatty():
         raise UserError("a grant is a key, and no text: send it to a file or a pipe")
-    config, of, grant = prepare(options, options.all)
-    shared = sharing(config, of, grant)
+    if options.all and options.session:
+        raise UserError("--all and --session contradict each other; give one of them")
+    config = load(options.config)
+    of = find(config, options.volume, options.archive)
+    grant = make(of, records(options, config, of), options.session, options.all)
+    shared = sharing(config, of, grant) if is_shared(of, grant) else None
     if options.output == "-":
         sys.stdout.buffer.write(grant.build())
         sys.stdout.buffer.flush()
@@ -112,8 +120,12 @@ def _run(options: argparse.Namespace) -> int:
         f"A key for {of.name} in {of.archive.label}, {', '.join(names)}{more}, is"
         f" {'sent' if options.output == '-' else f'in {options.output}'}. It cannot be taken back."
     ]
-    if shared:
-        lines.append(f"It opens chunks of these, too, which share theirs: {', '.join(shared)}")
+    if shared is not None:
+        lines.append(
+            "It opens chunks of other volumes, too, of those that share them. Now these do:"
+            f" {', '.join(shared) or 'none'}; what older sessions of others share, dom0 does not"
+            " know."
+        )
     if not options.quiet:
         for line in lines:
             print(printable(line), file=sys.stderr)

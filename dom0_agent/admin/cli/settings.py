@@ -20,7 +20,7 @@ from dom0_agent.admin.catalog import write_down
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.renaming import change, expected
 from dom0_agent.admin.settings import apply as restored
-from dom0_agent.admin.settings import config_tar
+from dom0_agent.admin.settings import config_tar, extended
 from dom0_agent.admin.settings.collecting import collect_all
 from dom0_agent.admin.settings.document import QubeSettings
 from dom0_agent.admin.settings.plan import GROUPS, Step, plan
@@ -237,8 +237,8 @@ def _extract(options: argparse.Namespace) -> int:
 
 
 def _put_back(path: Path, member: TarInfo, contents: bytes) -> None:
-    """Replace a file, with its owner and mode. What is written beside it first has a name that
-    nothing else has.
+    """Replace a file, with its owner, mode and extended attributes. What is written beside it first
+    has a name that nothing else has.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, beside = tempfile.mkstemp(prefix=f".{path.name[:99]}.", dir=path.parent)
@@ -247,6 +247,9 @@ def _put_back(path: Path, member: TarInfo, contents: bytes) -> None:
             pwrite_all(fd, contents, 0)
             os.fchown(fd, member.uid, member.gid)
             os.fchmod(fd, member.mode & 0o777)
+            extended.put_back(
+                fd, member.pax_headers
+            )  # after its owner, which takes capabilities away
             os.fsync(fd)
         os.replace(beside, path)
     except BaseException:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from common.text import printable
+from dom0_agent.admin.settings.extended import records
 from dom0_agent.admin.settings.machine import FOLDER, Item
 from wire.status import Code, Refused
 
@@ -54,8 +55,8 @@ def write(
     require_room: Callable[[], None] = lambda: None,
     machine: Iterable[Item] = (),
 ) -> list[str]:
-    """Write all that is there of ``paths``: regular files, folders and links; owners and modes go
-    along, ACLs and other extended attributes do not. Then what describes the ``machine``.
+    """Write all that is there of ``paths``: regular files, folders and links, with owners, modes,
+    ACLs and other extended attributes. Then what describes the ``machine``.
 
     Returns what was left out, in lines. ``out`` can be read, too: the archive is read back once.
     Refused when it is not all there, or by ``require_room``, which is asked every now and then;
@@ -177,14 +178,16 @@ def _add(name: str, path: Path, out: IO[bytes], links: _Links) -> str:
             # elsewhere.
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             file = open(fd, "rb", buffering=0)
-            found = os.fstat(fd)
+            found, attributes = os.fstat(fd), records(fd)
         elif stat.S_ISLNK(found.st_mode):
-            target = os.readlink(path)
-    info = _info(name, found)
+            target, attributes = os.readlink(path), records(path)
+        else:
+            attributes = records(path) if stat.S_ISDIR(found.st_mode) else {}
+    info = _info(name, found, attributes)
     if stat.S_ISREG(found.st_mode):
         with file:
             if first := links.first(name, found):
-                info.type, info.linkname = tarfile.LNKTYPE, first
+                info.type, info.linkname, info.pax_headers = tarfile.LNKTYPE, first, {}
                 out.write(_header(info))
                 return ""
             return _add_steady(info, file, found, out)
@@ -199,8 +202,9 @@ def _add(name: str, path: Path, out: IO[bytes], links: _Links) -> str:
     return ""
 
 
-def _info(name: str, found: os.stat_result) -> tarfile.TarInfo:
+def _info(name: str, found: os.stat_result, attributes: dict[str, str]) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
+    info.pax_headers = attributes
     info.mode, info.uid, info.gid = stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid
     info.mtime = int(found.st_mtime)
     return info

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import programs
+
 FOLDER = "sparsebak-machine"
 """Where it is in the archive."""
 LUKS = "luks"
@@ -72,26 +74,19 @@ def _run(*command: str) -> bytes:
     """What a command printed; raise _Failed."""
     environment = {**os.environ, "LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=_PATIENCE,
-            env=environment,
-        )
+        done = programs.ask(command, _PATIENCE, _LARGEST, environment)
     except FileNotFoundError:
         raise _Failed(f"{command[0]} is not installed") from None
+    except programs.TooMuch:
+        raise _Failed(f"{command[0]} printed more than {_LARGEST >> 20} MiB") from None
     except subprocess.TimeoutExpired:
         raise _Failed(f"{command[0]} did not end within {_PATIENCE} s") from None
     except OSError as error:
         raise _Failed(f"{command[0]}: {error.strerror}") from None
-    if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise _Failed(f"{command[0]}: {said[-1] if said else f'exit code {done.returncode}'}")
-    if len(done.stdout) > _LARGEST:
-        raise _Failed(f"{command[0]} printed more than {_LARGEST >> 20} MiB")
-    return done.stdout
+    if done.code:
+        said = done.said.strip().splitlines()
+        raise _Failed(f"{command[0]}: {said[-1] if said else f'exit code {done.code}'}")
+    return done.out
 
 
 def _boot() -> Item:

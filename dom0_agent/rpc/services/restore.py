@@ -5,14 +5,20 @@ The argument, ``QUBE+VOLUME+SESSION[+older]``, is what dom0's user is shown and 
 is for, what is sent and what it is put in the place of must be that and nothing else.
 
 Writes the volume, and that only from data which the archive's key proves to be this volume's; until
-the last byte is proven the old contents stay. Reads the archive's key and the volume's state. What
-was restored is reported on dom0's desktop. The one service that asks qubesd (``targets.qubesd``).
+the last byte is proven the old contents stay. A caller that waits for it is told which chunks
+differ from what dom0 knows to be there, and sends no other. Reads the archive's key and the
+volume's state. What was restored is reported on dom0's desktop. The one service that asks qubesd
+(``targets.qubesd``).
 """
+
+from contextlib import nullcontext
+from functools import partial
 
 from common.text import session_name
 from dom0_agent import targets
 from dom0_agent.catalog import SETTINGS, identified, is_document
 from dom0_agent.config import Pool, Volume
+from dom0_agent.keyring import ArchiveKey
 from dom0_agent.log import INFO, log
 from dom0_agent.notify import notify
 from dom0_agent.rpc.dispatch import Call
@@ -21,18 +27,22 @@ from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.rpc.services.verify import age_flags
 from dom0_agent.targets.qubesd import require_absent
 from dom0_agent.tracking.identities import Identities, load
+from dom0_agent.tracking.present import known
 from dom0_agent.tracking.state import VolumeState
-from wire.messages import Status
+from wire.messages import KIND_WANTED, REQUEST_DIFFERING, Request, Status
 from wire.names import Restoring
 from wire.records import Record
 from wire.status import STATUS_OLDER, Code, Refused
+from wire.stream import write_frame
+from wire.wanted import Wanted
 
 
 def main(call: Call) -> Status:
     """Reply with a status whose flags say whether the session is the newest one that dom0 knows."""
     if (asked := call.asked.restoring) is None:
         raise Refused(Code.BAD_REQUEST, "a restore without an argument")
-    archive = call.archive(call.request())
+    request = call.request(flags=REQUEST_DIFFERING)
+    archive = call.archive(request)
     identities = load(call.config.state_dir)
     volume = identified(_target(call, asked), identities)
     record = read_record(call.stdin, archive)
@@ -44,19 +54,41 @@ def main(call: Call) -> Status:
         flags |= STATUS_OLDER
     if flags & STATUS_OLDER and not asked.older:
         raise Refused(Code.OLDER, f"{asked.argument()} does not say that the session is older")
-    state_dir, older = call.config.state_dir, bool(flags & STATUS_OLDER)
-    # Its state was asked for the session's age, and is not read again: a restore changes nothing
-    # that is known of a volume, and to the next backup it is a change of contents like any other.
-    with VolumeState.of(state_dir, volume).alone():
-        target = targets.open(volume, record.size, state_dir, older)
+    _replace(call, archive, volume, record, older=bool(flags & STATUS_OLDER), request=request)
+    _tell(call, volume, source, record, flags)
+    return Status(Code.OK, flags)
+
+
+def _replace(
+    call: Call, archive: ArchiveKey, volume: Volume, record: Record, older: bool, request: Request
+) -> None:
+    """Take the session, and put it in the volume's place. A restore changes nothing that is known
+    of a volume: to the next backup it is a change of contents like any other.
+    """
+    state_dir = call.config.state_dir
+    differing = bool(request.flags & REQUEST_DIFFERING)
+    store = VolumeState.of(state_dir, volume)
+    with store.alone(), known(store, archive, record) if differing else nullcontext() as present:
+        base = present.base if present is not None else None
+        target = targets.open(volume, record.size, state_dir, older, base)
         try:
-            receive(call.stdin, archive, record, target, call.config.threads)
+            if present is None or target.changed is None:
+                present = None
+            else:
+                present.begin(target, target.changed, call.config.threads)
+            tell = partial(_ask_for, call, volume) if differing else None
+            receive(call.stdin, archive, record, target, call.config.threads, present, tell)
         except BaseException:
             target.discard()
             raise
         target.commit()
-    _tell(call, volume, source, record, flags)
-    return Status(Code.OK, flags)
+
+
+def _ask_for(call: Call, volume: Volume, wanted: Wanted) -> None:
+    for part in wanted.parts():
+        write_frame(call.stdout, KIND_WANTED, part)
+    call.stdout.flush()
+    log(INFO, f"{volume.name}: {len(wanted)} of {wanted.chunks} chunks are wanted")
 
 
 def _target(call: Call, asked: Restoring) -> Volume:

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory that is freed stays for what is allocated next."""
+"""Memory that is freed stays for what is allocated next; none is dumped."""
 
+import os
 import platform
+import resource
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from common.memory import keep_out_of_cores
+from tests.kit import GRAIN, Site, fill
 
 CHURN = """
 import resource, sys
@@ -35,3 +42,46 @@ def _faults(how: str) -> int:
 )
 def test_chunks_that_come_and_go_use_the_same_pages() -> None:
     assert _faults("keep") < 100 < _faults("leave")
+
+
+def test_no_memory_is_dumped(tmp_path: Path) -> None:
+    """Whatever the limit was before, and also where it cannot be raised."""
+    for before in ((1 << 30, 1 << 30), (0, 1 << 30), (1, 1), (0, 0)):
+        pid = os.fork()
+        if pid == 0:
+            os.chdir(tmp_path)
+            resource.setrlimit(resource.RLIMIT_CORE, before)
+            keep_out_of_cores()
+            os.kill(os.getpid(), signal.SIGQUIT)
+        status = os.waitpid(pid, 0)[1]
+        assert os.WTERMSIG(status) == signal.SIGQUIT and not os.WCOREDUMP(status)
+    assert not list(tmp_path.iterdir())
+
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sparsebak", "--archive", "ARCHIVE", "list", "--passphrase-file", "FIFO"),
+        ("sparsebak-agent", "--config", "FIFO", "status"),
+        ("spbk-assemble", "-c", "ARCHIVE", "--passphrase-file", "FIFO"),
+    ],
+)
+def test_no_command_is_dumped_while_it_may_hold_a_key(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    site = Site(tmp_path / "site")
+    fill(site.image(), GRAIN)
+    site.backup()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    places = {"ARCHIVE": str(site.archive), "FIFO": str(fifo)}
+    command = [str(BIN / words[0]), *(places.get(word, word) for word in words[1:])]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with open(fifo, "wb"):  # it reads the key by now
+            limits = Path(f"/proc/{process.pid}/limits").read_text()
+        process.wait()
+    (line,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+    assert line.split()[4:6] in (["1", "1"], ["0", "0"])

@@ -32,7 +32,7 @@ class Service:
         self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
     ) -> Connection:
         self.stdin, self._stdout = io.BytesIO(), io.BytesIO(self.answer)
-        return Connection(self, io.BytesIO())  # type: ignore[arg-type]
+        return Connection(self)  # type: ignore[arg-type]
 
     def wait(self, timeout: float | None = None) -> int:
         self.waited += 1

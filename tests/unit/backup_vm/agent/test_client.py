@@ -13,12 +13,30 @@ from backup_vm.agent.client import Agent
 from backup_vm.agent.transport import Connection
 from backup_vm.errors import AgentError
 from wire.layout import LAST_TIME
-from wire.messages import HEADER, KIND_STATUS, ArchiveEntry, Offer, Status, VolumeEntry
+from wire.messages import (
+    HEADER,
+    KIND_STATUS,
+    KIND_WANTED,
+    ArchiveEntry,
+    Offer,
+    Status,
+    VolumeEntry,
+)
+from wire.names import Restoring
 
 Frame = tuple[int, bytes]
 LAYOUTS = (ArchiveEntry, Offer, VolumeEntry)
 DONE = (KIND_STATUS, Status(0).build())
+
+
+def restored(agent: Agent) -> object:
+    """Of an image of ten chunks; what is fed waits to be told which of them are wanted."""
+    asked = Restoring("work", "private", "20260101-000000")
+    return agent.restore_differing(asked, 10, lambda stream, told: stream.write(bytes(len(told()))))
+
+
 CALLS: dict[str, Callable[[Agent], object]] = {
+    "Restore work/private": restored,
     "List": lambda agent: agent.list(),
     "Enroll": lambda agent: agent.enroll("label"),
     "Snapshot work/private": lambda agent: agent.snapshot("work", "private", bytes(16), 0, 0),
@@ -35,7 +53,7 @@ class Answering:
     def start(
         self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
     ) -> Connection:
-        return Connection(self, io.BytesIO())  # type: ignore[arg-type]
+        return Connection(self)  # type: ignore[arg-type]
 
     def wait(self, timeout: float | None = None) -> int:
         return 0
@@ -56,6 +74,9 @@ frame = st.one_of(
 @example(frames=[(KIND_STATUS, b"short")])
 @example(frames=[(Offer.KIND, bytes(Offer.length() + 4)), DONE])
 @example(frames=[(VolumeEntry.KIND, b""), DONE])
+@example(frames=[(KIND_WANTED, b"\x01\x02"), DONE])
+@example(frames=[(KIND_WANTED, b"\x01\x02"), (KIND_WANTED, b"\x01\x02"), DONE])
+@example(frames=[(KIND_WANTED, b"\x01\xff"), DONE])
 @example(frames=[(ArchiveEntry.KIND, b"\xff" * ArchiveEntry.length()), DONE])
 def test_any_answer_is_a_value_or_an_error(name: str, frames: list[Frame]) -> None:
     for answer in (frames, [*frames, DONE]):

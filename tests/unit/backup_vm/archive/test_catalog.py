@@ -6,47 +6,99 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.catalog_file import folder_aside
+from backup_vm.archive.gathering import Gathering
+from backup_vm.archive.packs import Packed
 
-chunk = st.integers(0, 12).map(lambda number: bytes([number * 19 % 256]) * 32)
+chunk = st.integers(1, 12).map(lambda number: bytes([number * 19 % 256]) * 31 + bytes([number]))
 
 
-@given(st.lists(st.lists(chunk, max_size=8), max_size=5), st.lists(chunk, max_size=10))
+@given(
+    st.lists(st.lists(chunk, max_size=8), max_size=5),
+    st.lists(st.lists(chunk, max_size=10), max_size=3),
+    st.sampled_from([2, 5, 1 << 18]),
+    st.integers(0, 5),
+)
 def test_in_one_go_or_one_by_one(
     tmp_path_factory: pytest.TempPathFactory,
     packs: list[list[bytes]],
-    references: list[bytes],
+    listed: list[list[bytes]],
+    at_once: int,
+    cut_off: int,
 ) -> None:
+    """In memory, or in a database; and by a run that is cut off, and resumed by another one."""
     folder: Path = tmp_path_factory.mktemp("catalogs")
-    gathered = ChunkCatalog.create(folder / "gathered.sqlite", bytes(16))
-    gathered.begin()
-    first: dict[bytes, tuple[int, int]] = {}
-    chunks, twice = [], set()
-    for at, ids in enumerate(packs):
-        number = gathered.add_pack(f"packs/00/{at}.pack", 7)
-        chunks += [(chunk_id, number, offset, 7) for offset, chunk_id in enumerate(ids)]
-        for offset, chunk_id in enumerate(ids):
-            if first.setdefault(chunk_id, (number, offset)) != (number, offset):
-                twice.add((chunk_id, number, offset, 7))
-    told = gathered.fill(iter(chunks))
-    assert set(told) == twice and len(told) == len(twice)
-    gathered.commit()
-    held = {
-        (chunk_id, number, offset)
-        for number in gathered.packs()
-        for offset, chunk_id in gathered.in_pack(number).items()
+    names = [f"packs/00/{at}.pack" for at in range(len(packs))]
+    chunks = [[Packed(one, at, 7, b"") for at, one in enumerate(ids)] for ids in packs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backup_vm.archive.gathering.AT_ONCE", at_once)
+        gathering = Gathering(folder / "gathered.sqlite", bytes(16))
+        for name, pack in list(zip(names, chunks, strict=True))[:cut_off]:
+            gathering.add_pack(name, 7, pack)
+        if cut_off < len(names):
+            gathering.close()
+            gathering = Gathering(folder / "gathered.sqlite", bytes(16))
+            resumed = gathering.resume(dict.fromkeys(names, 7))
+            assert resumed == (sum(map(len, packs[:cut_off])) >= at_once)
+        for name, pack in zip(names, chunks, strict=True):
+            if name not in gathering.packs:
+                gathering.add_pack(name, 7, pack)
+        gathering.keep()
+        for number, ids in enumerate(listed):
+            column = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
+            gathering.add_listed(number, column)
+        numbers = {number: name for name, (number, _) in gathering.packs.items()}
+        parts = list(gathering.parts(numbers))
+        gathering.close()
+    # the model
+    where = sorted((one.id, at, one.offset) for at, pack in enumerate(chunks) for one in pack)
+    first = {chunk_id: (at, offset) for chunk_id, at, offset in reversed(where)}
+    rows = [(row, used) for part in parts for row, used in zip(part[0], part[1], strict=True)]
+    every = [*(row for row, _ in rows), *(row for part in parts for row in part.twice)]
+    assert [row[0] for row, _ in rows] == sorted(first)
+    there = [(i, names.index(numbers[pack]), offset) for i, pack, offset, _ in every]
+    assert sorted(there) == where and all(row[3] == 7 for row in every)
+    assert {row[0] for row, used in rows if used} == first.keys() & {
+        i for one in listed for i in one
     }
-    assert held == {(chunk_id, *place) for chunk_id, place in first.items()}
-    dead = len(first.keys() - set(references))
-    assert gathered.drop_unreferenced([references[:4], references[4:]]) == dead
-    assert gathered.count() == (len(first) - dead, (len(first) - dead) * 7)
-    assert gathered.packs_with_freed() == [] and gathered.whole()
-    gathered.close()
+    lacking = {n: sum(i not in first for i in ids) for n, ids in enumerate(listed)}
+    assert {n: sum(part.lacking.get(n, 0) for part in parts) for n in lacking} == lacking
+
+
+def test_ids_that_begin_alike_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    ids = [bytes(8) + bytes([number]) * 24 for number in (3, 1, 2)]
+    gathering = Gathering(tmp_path / "gathered.sqlite", bytes(16))
+    gathering.add_pack("packs/00/a.pack", 7, [Packed(one, 9, 7, b"") for one in ids[:2]])
+    gathering.add_listed(0, np.frombuffer(b"".join(ids[1:]), np.uint8).reshape(-1, 32))
+    (part,) = gathering.parts([1])
+    assert [row[0] for row in part.rows] == sorted(ids[:2])
+    assert part.listed == [True, False] and part.lacking == {0: 1} and not part.twice
+
+
+def test_filled_in_one_go_it_can_be_changed_like_any(tmp_path: Path) -> None:
+    catalog = ChunkCatalog.create(tmp_path / "catalog.sqlite", bytes(16))
+    catalog.begin()
+    pack = catalog.add_pack("packs/00/a.pack", 7, 5)
+    assert pack == 5
+    ids = [bytes([number]) * 32 for number in range(1, 9)]
+    catalog.fill(
+        [
+            [(one, pack, at, 7) for at, one in enumerate(ids[:4])],
+            [(one, pack, at, 7) for at, one in enumerate(ids[4:], 4)],
+        ]
+    )
+    catalog.commit()
+    assert catalog.in_pack(pack) == dict(enumerate(ids))
+    assert catalog.drop_unreferenced([ids[:2], ids[2:3]]) == 5
+    assert catalog.count() == (3, 21)
+    assert catalog.packs_with_freed() == [] and catalog.whole()
+    catalog.close()
 
 
 def test_a_catalog_aside_is_where_large_files_belong(

@@ -30,6 +30,7 @@ COMMANDS = [
     ["monitor"], ["status"],
     ["backup"], ["check"], ["settings", "show", "work"], ["settings", "apply", "work"],
     ["forget", "work/private"], ["serve"], ["grant", "work", "-o", "file"],
+    ["open", "work"],
     ["import-ini", "file"],
 ]  # fmt: skip
 
@@ -259,3 +260,17 @@ def test_check_is_not_content_with_any_number(
     monkeypatch.setattr(time, "time", lambda: then)
     assert cli.main(["--config", str(site.config), "check"]) == 1
     assert "work/private: last backup" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-x", "user:nogui", "a b", "a;b", "Root", "x" * 32, "user\n", "\u00fcser", "a/b"]
+)
+def test_a_user_that_cannot_be_one_is_refused_before_anybody_is_asked(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It becomes a part of what qrexec is asked for."""
+    for words in (["backup"], ["grant", "work", "-o", "file"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, f"--user={name}"])
+        assert ended.value.code == 2 and "no name that a user can have" in capsys.readouterr().err
+    assert cli.parser(["backup"]).parse_args(["backup", "--user", "_a-1"]).user == "_a-1"

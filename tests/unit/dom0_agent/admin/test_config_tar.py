@@ -3,6 +3,7 @@
 is not is listed.
 """
 
+import errno
 import io
 import os
 import socket
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from dom0_agent.admin.cli import settings
 from dom0_agent.admin.settings import collecting, config_tar
 from dom0_agent.admin.settings.collecting import _take_config, _taken
+from tests.conftest import cannot
 from tests.faultfs import Fault, FaultFS
 from wire.status import Code, Refused
 
@@ -222,3 +225,73 @@ def test_more_than_could_be_restored_is_refused(
     with pytest.raises(Refused, match="could not be restored"):
         _take_config((str(home), "/usr/bin/env"), tmp_path / "dom0.config")
     assert not (tmp_path / "dom0.config").exists()
+
+
+ACL = bytes.fromhex(
+    "02000000"  # version 2; then tag, permissions and whose of each entry (linux/posix_acl_xattr.h)
+    "01000600ffffffff" "02000400e8030000" "04000400ffffffff" "10000400ffffffff" "20000000ffffffff"
+)  # fmt: skip
+ATTRIBUTES = {"user.odd=name%": b"\xff\0\n=1 x", "user.plain": b"text", "user.empty": b""}
+
+
+def _extended(path: Path) -> dict[str, bytes]:
+    names = os.listxattr(path, follow_symlinks=False)
+    return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+
+
+@pytest.fixture
+def attributed(home: Path) -> Path:
+    """A file and a folder with attributes, an ACL and, for root, a capability."""
+    (home / "folder").mkdir()
+    try:
+        for path in (home / "a.conf", home / "folder"):
+            for name, value in (ATTRIBUTES | {"system.posix_acl_access": ACL}).items():
+                os.setxattr(path, name, value)
+        if os.geteuid() == 0:
+            capability = bytes.fromhex("0100000200040000000000000000000000000000")
+            os.setxattr(home / "z.conf", "security.capability", capability)
+            os.symlink("/nowhere", home / "link")
+            os.setxattr(home / "link", "trusted.note", b"of a link", follow_symlinks=False)
+    except OSError as error:
+        cannot(f"attributes on the temporary folder: {error.strerror}")
+    return home
+
+
+def test_tar_brings_extended_attributes_back(attributed: Path, tmp_path: Path) -> None:
+    taken(tmp_path, attributed)
+    written = Path(__file__).parents[4] / "docs" / "recovery.md"
+    line = next(line for line in written.read_text().splitlines() if "-xpf config.tar" in line)
+    (tmp_path / "empty").mkdir()
+    os.rename(tmp_path / "config.tar", tmp_path / "empty" / "config.tar")
+    done = subprocess.run(line, shell=True, cwd=tmp_path / "empty", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    back = tmp_path / "empty" / str(attributed).lstrip("/")
+    for name in ("a.conf", "z.conf", "folder", *(["link"] if os.geteuid() == 0 else [])):
+        assert _extended(back / name) == _extended(attributed / name)
+    assert ATTRIBUTES.items() <= _extended(back / "a.conf").items()
+    assert (back / "a.conf").stat().st_mode == (attributed / "a.conf").stat().st_mode
+
+
+def test_a_file_put_back_has_its_extended_attributes(attributed: Path, tmp_path: Path) -> None:
+    taken(tmp_path, attributed)
+    expected = {name: _extended(attributed / name) for name in ("a.conf", "z.conf")}
+    with tarfile.open(tmp_path / "config.tar") as tar:
+        members = {Path(member.name).name: member for member in tar}
+    for name, found in expected.items():
+        (attributed / name).unlink()
+        settings._put_back(attributed / name, members[name], b"again\n")
+        assert _extended(attributed / name) == found
+
+
+def test_attributes_that_cannot_be_read_concern_that_file_alone(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(where: int | Path, **_: object) -> list[str]:
+        if os.path.samestat(os.stat(where), os.stat(home / "a.conf")):
+            raise OSError(errno.EIO, "Input/output error")
+        return []
+
+    monkeypatch.setattr(os, "listxattr", fails)
+    found, left_out = taken(tmp_path, home)
+    assert found == {"z.conf": b"z\n"}
+    assert left_out == [f"{home}/a.conf: Input/output error"]

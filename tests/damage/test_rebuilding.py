@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A rebuild of the catalog that is cut off is resumed, and what it left is believed no more than a
+catalog.
+"""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from backup_vm.archive import gathering, packs
+from backup_vm.archive.storage import Storage
+from tests.kit import Site
+
+pytestmark = pytest.mark.usefixtures("small_packs")
+
+
+class Killed(BaseException):
+    """Of the run."""
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of packs whose index was read in rebuilds."""
+    monkeypatch.setattr(gathering, "AT_ONCE", 6)
+    found: list[str] = []
+    read = packs.read_index
+
+    def index(storage: Storage, name: str, archive: bytes) -> list[packs.Packed]:
+        found.append(name)
+        return read(storage, name, archive)
+
+    monkeypatch.setattr(packs, "read_index", index)
+    return found
+
+
+def lose(built: Site) -> None:
+    (built.archive / "catalog.sqlite").unlink()
+
+
+def state(built: Site) -> tuple[bytes, int]:
+    with built.open() as archive:
+        return archive.catalog.digest(), len(archive.pack_files())
+
+
+def cut_off(built: Site, reads: list[str], after: int) -> Path:
+    """Begin a rebuild, and be killed in it; returns what that leaves."""
+    with pytest.MonkeyPatch.context() as patch:
+        read = packs.read_index
+
+        def index(storage: Storage, name: str, archive: bytes) -> list[packs.Packed]:
+            if len(reads) == after:
+                raise Killed
+            return read(storage, name, archive)
+
+        patch.setattr(packs, "read_index", index)
+        with pytest.raises(Killed), built.open(True):
+            pass
+    return built.archive / gathering.NAME
+
+
+def test_a_rebuild_that_was_cut_off_reads_only_what_is_missing(
+    built: Site, reads: list[str]
+) -> None:
+    whole, count = state(built)
+    lose(built)
+    left = cut_off(built, reads, count - 1)
+    assert left.exists() and len(reads) == count - 1
+    with sqlite3.connect(left) as database:
+        done = {name for (name,) in database.execute("SELECT name FROM packs")}
+    database.close()
+    assert len(done) >= count - 3
+    reads.clear()
+    with built.open(True):
+        pass
+    assert done.isdisjoint(reads) and len(done) + len(reads) == count
+    assert not left.exists() and state(built) == (whole, count)
+    built.verify_all()
+    assert built.scrubbed() == []
+
+
+def test_what_was_pruned_meanwhile_is_left_out(built: Site, reads: list[str]) -> None:
+    """As by another machine, which has removed packs and stored others."""
+    whole, count = state(built)
+    lose(built)
+    cut_off(built, reads, count - 1)
+    first = sorted((built.archive / "packs").rglob("*.pack"))[0]
+    aside = built.root / "aside"
+    first.rename(aside)
+    with built.open(True) as archive:
+        assert archive.catalog.digest() != whole and archive.catalog.spoilt()
+    aside.rename(first)
+    built.backup()
+    assert built.scrubbed() == []
+    built.verify_all()
+
+
+def test_what_is_left_and_is_no_file_of_ours_is_not_looked_at(
+    built: Site, reads: list[str]
+) -> None:
+    whole, count = state(built)
+    lose(built)
+    left = cut_off(built, reads, count - 1)
+    sound = left.read_bytes()
+
+    def altered(statement: str) -> bytes:
+        left.write_bytes(sound)
+        with sqlite3.connect(left) as database:
+            database.execute(statement)
+        database.close()
+        return left.read_bytes()
+
+    for raw in (
+        b"",
+        b"nothing of ours",
+        sound[: len(sound) // 2],
+        altered("UPDATE meta SET value = 'another'"),
+        altered("CREATE TRIGGER mine AFTER DELETE ON gathered BEGIN DELETE FROM packs; END"),
+        altered("UPDATE packs SET size = size + 1"),
+        altered("UPDATE gathered SET rows = substr(rows, 2)"),
+        altered("UPDATE gathered SET rows = 7"),
+        altered("UPDATE gathered SET part = 1023 - part"),
+        altered("UPDATE gathered SET part = 'x'"),
+        altered("DELETE FROM gathered"),
+        altered("UPDATE packs SET number = number + 1000"),
+    ):
+        left.write_bytes(raw)
+        (built.archive / "catalog.sqlite").unlink(missing_ok=True)
+        with built.open(True):
+            pass
+        assert not left.exists() and state(built) == (whole, count)
+    left.symlink_to("/etc/passwd")
+    lose(built)
+    with built.open(True):
+        pass
+    assert not left.is_symlink() and state(built) == (whole, count)
+
+
+def test_a_reader_leaves_nothing(built: Site, reads: list[str]) -> None:
+    whole, count = state(built)
+    before = sorted(built.archive.rglob("*"))
+    lose(built)
+    assert state(built) == (whole, count) and len(reads) == count
+    assert sorted(built.archive.rglob("*")) == [
+        path for path in before if path.name != "catalog.sqlite"
+    ]

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A restore takes what differs from what is there, by what dom0 knows, and the rest stays where it
+is: on a real thin pool.
+"""
+
+import os
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tests.kit import GRAIN, truly_changed
+from tests.lvm.kit import MIB, LvmSite, scribble
+
+Make = Callable[..., LvmSite]
+
+
+def put(site: LvmSite, at: int, data: bytes) -> None:
+    fd = os.open(site.image(), os.O_RDWR)
+    os.pwrite(fd, data, at)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def used(site: LvmSite) -> int:
+    """Blocks of the pool that are in use."""
+    return int(site.group.status(site.pool_name)[5].split("/")[0])
+
+
+@pytest.mark.parametrize(
+    ("pool", "chunk_size"), [("vm-pool", 64), ("vm-pool", 256), ("pool-512k", 64), ("pool-2m", 128)]
+)
+def test_any_session_over_any_contents(lvm_site: Make, pool: str, chunk_size: int) -> None:
+    """Chunks smaller and larger than the pool's blocks, which alone are given back."""
+    site, rng = lvm_site(pool=pool, chunk_size=chunk_size << 10), random.Random(chunk_size)
+    chunks = 12 * 1024 // chunk_size
+    for _ in range(3):
+        scribble(site.image(), rng)
+        site.backup()
+    images = list(site.images().values())
+    assert site.restore() == 0
+    for at in (2, 0, 1):
+        scribble(site.image(), rng, 2)
+        now = site.contents()
+        wanted = site.restore(at)
+        assert site.contents() == images[at]
+        assert len(truly_changed(now, images[at])) * GRAIN <= wanted * (chunk_size << 10)
+        assert wanted < chunks
+    site.backup()
+    assert list(site.images().values())[-1] == images[1] and len(site.snapshots()) == 1
+
+
+def test_blocks_stay_shared_and_zeros_are_given_back(lvm_site: Make) -> None:
+    site = lvm_site()
+    put(site, 0, random.Random(1).randbytes(8 * MIB))
+    site.backup()
+    before, room = site.contents(), used(site)
+    put(site, 3 * MIB + 5, b"changed")
+    put(site, 9 * MIB, os.urandom(MIB))
+    assert used(site) == room + 17
+    assert site.restore() == 17 and site.contents() == before
+    assert used(site) <= room + 1, "all is shared with the snapshot but one block"
+    assert site.backup().done[0].stored == 0
+    assert used(site) <= room
+    assert site.restore(whole=True) == 192 and site.contents() == before
+
+
+def test_other_sizes_take_all(lvm_site: Make) -> None:
+    site, rng = lvm_site(), random.Random(2)
+    scribble(site.image(), rng)
+    site.backup()
+    before = site.contents()
+    site.group.resize(site.lv(), 16 * MIB)
+    scribble(site.image(), rng)
+    assert site.restore() == 192 and site.contents() == before

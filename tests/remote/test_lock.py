@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Archives with a retention, in buckets with object lock: what is stored cannot be removed for a
+time, what stays is locked again, and what was removed is given back later.
+"""
+
+import itertools
+import os
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from backup_vm.archive import holding
+from backup_vm.archive.parameters import load
+from backup_vm.archive.storage import bucket, open_storage
+from backup_vm.archive.storage.bucket import Bucket
+from backup_vm.archive.storage.vault import Vault
+from backup_vm.errors import ForbiddenError, SparsebakError
+from tests.commands import Commands
+from tests.kit import GRAIN, Site, change
+from tests.remote.kit import Server
+from tests.remote.lock_kit import DAYS, bucket_of, client_of, locked_site, until, versions
+
+Make = Callable[[int], Site]
+SHORT = 3 if os.environ.get("SPARSEBAK_S3") == "ceph" else 1
+"""Seconds of a retention that runs out in a test; Ceph takes none that has run out on its way."""
+
+
+@pytest.fixture(scope="module")
+def server(s3: Server) -> Server:
+    return s3
+
+
+@pytest.fixture
+def client(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """What whoever has the key can do, by boto3."""
+    return client_of(server, monkeypatch, tmp_path / "cache")
+
+
+@pytest.fixture
+def locked(client: Any, tmp_path: Path) -> Make:
+    """Makes sites, see locked_site."""
+    return lambda retention: locked_site(client, tmp_path, retention)
+
+
+def all_locked(client: Any, site: Site, seconds: float) -> None:
+    """Everything that is there now is locked for so long at least."""
+    for version in versions(client, site):
+        if version["IsLatest"]:
+            assert until(client, site, version) >= time.time() + seconds, version["Key"]
+
+
+def test_what_is_stored_cannot_be_removed_s3(client: Any, locked: Make) -> None:
+    site = locked(DAYS)
+    site.backup()
+    change(site.image(), random.Random(2), resize=False)
+    site.backup()
+    names = {version["Key"].rpartition(".")[2] for version in versions(client, site)}
+    assert {"pack", "session", "toml"} <= names
+    all_locked(client, site, DAYS - 120)
+    for version in versions(client, site):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            client.delete_object(
+                Bucket=bucket_of(site), Key=version["Key"], VersionId=version["VersionId"]
+            )
+    assert list(site.images().values())[-1] == site.contents() and site.scrubbed() == []
+
+
+def test_what_is_removed_is_given_back_later_s3(
+    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
+) -> None:
+    site = locked(SHORT)
+    for turn in range(3):
+        site.backup()
+        site.image().write_bytes(random.Random(turn + 10).randbytes(20 * GRAIN))
+    commands = commands_for(site)
+    contents = list(site.images().values())[-1]
+    begun = time.time()
+    done = commands.json("prune", "--keep-last", "1", "--max-removed", "100%")
+    assert len(done["removed"]) == 2 and done["freed"] < GRAIN and done["waiting"] > 40 * GRAIN
+    assert begun + SHORT - 1 <= done["waiting_until"] <= time.time() + SHORT + 1
+    assert "may not be removed for good before" in commands.run("list")[0]
+    status = commands.json("status")["lock"]
+    assert status["waiting"] == done["waiting"] and status["retention"] == SHORT
+    assert "may not be removed for good before" in commands.run("status")[0]
+    assert list(site.images().values()) == [contents]
+    before = sum(version["Size"] for version in versions(client, site))
+    time.sleep(max(0.0, done["waiting_until"] + 1.1 - time.time()))
+    again = commands.json("prune", "--keep-last", "1", "--max-removed", "100%")
+    assert again["removed"] == [] and again["freed"] >= done["waiting"]
+    # What is overwritten by this run itself, its notes, waits again.
+    assert again["waiting"] < GRAIN
+    after = sum(version["Size"] for version in versions(client, site))
+    assert after <= before - done["waiting"] + GRAIN
+    assert list(site.images().values()) == [contents] and site.scrubbed() == []
+
+
+def test_what_stays_is_locked_again_s3(
+    client: Any, locked: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = locked(DAYS)
+
+    def dates() -> dict[str, float]:
+        found = versions(client, site)
+        return {one["Key"]: until(client, site, one) for one in found if one["IsLatest"]}
+
+    def later(days: float) -> None:
+        now = Bucket.now
+        monkeypatch.setattr(Bucket, "now", lambda bucket: now(bucket) + days * 86400)
+
+    site.backup()
+    first = dates()
+    later(14)
+    site.backup()
+    assert dates().items() >= first.items()  # more than half is left
+    later(2)
+    site.backup()
+    all_locked(client, site, 16 * 86400 + DAYS / 2 - 120)
+    assert all(at > time.time() + 16 * 86400 + DAYS - 120 for at in map(dates().__getitem__, first))
+    later(10)
+    second = dates()
+    site.backup()
+    assert dates().items() >= second.items()
+
+
+@pytest.mark.parametrize("last", [1, 6])
+def test_a_run_that_dies_before_it_locked_what_it_stored_s3(
+    client: Any, locked: Make, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, count = locked(DAYS), itertools.count(1)
+    sound = Vault.stored
+
+    def stored(vault: Vault, name: str) -> None:
+        if next(count) >= last:
+            raise ForbiddenError("the store is gone")
+        sound(vault, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Vault, "stored", stored)
+        with pytest.raises((SparsebakError, AssertionError)):
+            site.backup()
+    site.backup()
+    all_locked(client, site, DAYS - 120)
+    assert list(site.images().values())[-1] == site.contents()
+
+
+def test_dates_that_are_forgotten_are_set_again_s3(client: Any, locked: Make) -> None:
+    """As by another machine, which has no catalog yet."""
+    site = locked(DAYS)
+    site.backup()
+    before = {one["VersionId"]: until(client, site, one) for one in versions(client, site)}
+    time.sleep(1.1)
+    os.environ["XDG_CACHE_HOME"] += "-other"
+    site.backup()
+    for one in versions(client, site):
+        if one["IsLatest"] and one["VersionId"] in before:
+            assert until(client, site, one) > before[one["VersionId"]]
+
+
+def test_a_retention_that_was_taken_out_holds_s3(client: Any, locked: Make) -> None:
+    """Whoever has the key writes an archive.toml that says nothing of it."""
+    site = locked(DAYS)
+    site.backup()
+    storage = open_storage(site.archive)
+    there = load(storage)
+    object.__setattr__(there, "retention", 0)
+    there.save(storage)
+    change(site.image(), random.Random(2), resize=False)
+    with site.open(True) as archive:
+        assert any("somebody may have replaced that file" in one for one in archive.warnings)
+    before = {one["VersionId"] for one in versions(client, site)}
+    site.backup()
+    new = [one for one in versions(client, site) if one["VersionId"] not in before]
+    assert new and all(until(client, site, one) > time.time() + DAYS - 120 for one in new)
+
+
+def test_a_clock_that_is_ahead_locks_nothing_for_longer_s3(
+    client: Any, locked: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.environ.get("SPARSEBAK_S3") == "ceph":
+        pytest.skip("it refuses whoever's clock is off")
+    site, now = locked(DAYS), time.time
+    with monkeypatch.context() as patched:
+        patched.setattr(bucket.time, "time", lambda: now() + 5 * 365 * 86400)
+        site.backup()
+    for one in versions(client, site):
+        assert until(client, site, one) <= time.time() + DAYS + 60
+
+
+def test_places_that_can_lock_nothing_are_refused_s3(
+    client: Any, server: Server, site: Site, commands_for: Callable[[Site], Commands]
+) -> None:
+    commands = commands_for(site)
+    for place, what in (
+        (f"s3://bucket/no-lock-{os.getpid()}", "its bucket has no object lock"),
+        (str(site.root / "other"), "only an S3-compatible store"),
+        ("gs://bucket/x", "no credentials"),
+    ):
+        assert what in commands.fails(1, "init", place, "--label", "tests", "--retention", "30d")
+        if place.startswith("s3"):
+            listed = client.list_objects_v2(Bucket="bucket", Prefix=place.split("/")[3])
+            assert listed["KeyCount"] == 0
+    for text in ("3h", "2y", "x"):
+        with pytest.raises(SystemExit):
+            commands.run("init", "s3://bucket/y", "--label", "tests", "--retention", text)
+
+
+def test_a_copy_has_a_retention_of_its_own_s3(
+    client: Any, locked: Make, site: Site, commands_for: Callable[[Site], Commands]
+) -> None:
+    place = str(locked(DAYS).archive) + "-copy"
+    site.image().write_bytes(random.Random(1).randbytes(9 * GRAIN))
+    site.backup()
+    commands = commands_for(site)
+    commands.run("copy", place, "--retention", "30d")
+    commands.run("copy", place)
+    assert "is not changed by this" in commands.fails(1, "copy", place, "--retention", "60d")
+    assert load(open_storage(place)).retention == DAYS
+    assert load(open_storage(site.archive)).retention == 0
+    assert list(site.images(folder=place).values()) == [site.contents()]  # type: ignore[arg-type]
+    name = place.removeprefix("s3://").partition("/")[0]
+    copied = client.list_object_versions(Bucket=name, Prefix="an archive-copy/packs")["Versions"]
+    assert copied
+    for one in copied:
+        told = client.head_object(Bucket=name, Key=one["Key"], VersionId=one["VersionId"])
+        assert told["ObjectLockRetainUntilDate"] > datetime.now(UTC)
+
+
+def test_an_archive_is_given_a_retention_later_s3(
+    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
+) -> None:
+    site = locked(0)
+    site.backup()
+    commands, place = commands_for(site), str(site.archive)
+    assert not any(until(client, site, one) for one in versions(client, site))
+    commands.run("init", place, "--label", "locked", "--repair", "--retention", "30d")
+    commands.run("init", place, "--label", "locked", "--repair", "--retention", "20d")
+    again = commands.json("init", place, "--label", "locked", "--repair")
+    assert again["retention"] == DAYS
+    assert load(open_storage(place)).retention == DAYS
+    assert commands.json("status")["lock"]["late"]
+    assert "Less than half is left" in commands.run("status")[0]
+    note = "note locked for 30 days"
+    assert note in commands.run("doctor", expect=None)[0]
+    commands.run("backup")
+    all_locked(client, site, DAYS - 120)
+    assert not commands.json("status")["lock"]["late"]
+    assert "ok   locked for 30 days" in commands.run("doctor", expect=None)[0]
+
+
+def test_what_is_missing_keeps_all_that_lies_below_s3(
+    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
+) -> None:
+    """Somebody removed a pack; by the time of the next prune all locks have run out."""
+    site = locked(SHORT)
+    site.backup()
+    change(site.image(), random.Random(2), resize=False)
+    site.backup()
+    gone = next(one for one in versions(client, site) if one["Key"].endswith(".pack"))
+    client.delete_object(Bucket=bucket_of(site), Key=gone["Key"])
+    time.sleep(SHORT + 1.1)
+    commands_for(site).run("prune", "--keep-last", "1", "--max-removed", "100%", expect=None)
+    assert gone["VersionId"] in {one["VersionId"] for one in versions(client, site)}
+
+
+def test_the_state_of_an_archive_without_retention(site: Site) -> None:
+    site.backup()
+    with site.open() as archive:
+        assert holding.state(archive) is None

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An office through time: laptops back up each working day, upkeep runs each week, and what stays
+is what the rules say. ``make office``: 50 laptops for a year; with ``make test`` a few of them for
+some weeks.
+"""
+
+import os
+import random
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from backup_vm.archive.opening import open_archive
+from bench.office import Laptop
+from tests.upkeep.kit import DAY, Office
+
+RULES = """
+sample = "20%"
+max_age = "21d"
+[retention]
+keep_daily = 5
+keep_weekly = 4
+keep_monthly = 12
+min_age = "2d"
+max_removed = "100%"
+"""
+LAPTOPS = int(os.environ.get("SPARSEBAK_LAPTOPS", "4"))
+WEEKS = int(os.environ.get("SPARSEBAK_WEEKS", "6"))
+BEGIN = datetime(2026, 1, 5, 12, tzinfo=UTC).timestamp()
+
+
+def stay(times: list[float], now: float) -> set[float]:
+    """The model: the newest of each of the last days, weeks and months that have a session, and
+    what is younger than two days. ``times`` rise.
+    """
+    kept = {when for when in times if now - when < 2 * DAY} | {times[-1]}
+    for count, kind in ((5, "%Y-%m-%d"), (4, "%G-%V"), (12, "%Y-%m")):
+        newest: dict[str, float] = {}
+        for when in reversed(times):
+            newest.setdefault(datetime.fromtimestamp(when, UTC).strftime(kind), when)
+        kept |= set(list(newest.values())[:count])
+    return kept
+
+
+def held(place: Path) -> list[float]:
+    """Times of the sessions that an archive has."""
+    with open_archive(place, writing=False) as archive:
+        assert not archive.warnings
+        found = archive.sessions().values()
+        return [float(one.clear.time) for series in found for one in series]
+
+
+def test_a_year_of_an_office(office: Office) -> None:
+    rng, copies = random.Random(1), office.folder / "copies"
+    copies.mkdir()
+    office.rules.write_text(RULES)
+    office.clock = BEGIN
+    names = [f"laptop-{number:02d}" for number in range(LAPTOPS)]
+    laptops = {name: Laptop(f"{office.place}/{name}", BEGIN) for name in names}
+    expected: dict[str, list[float]] = {name: [] for name in names}
+    gone, broken = names[0], names[1]
+    """One that is never switched on again after the first weeks, and one whose disk rots."""
+    rotten, noticed = None, 0
+    for week in range(WEEKS):
+        for day in range(5):
+            for name, laptop in laptops.items():
+                if (name == gone and week >= 3) or rng.random() < 0.15:
+                    continue
+                at = float(int(BEGIN + (7 * week + day) * DAY + rng.randrange(DAY // 3)))
+                laptop.back_up(at)
+                expected[name].append(at)
+        office.clock = BEGIN + (7 * week + 6) * DAY
+        if week == WEEKS // 2:
+            packs = sorted(Path(office.place, broken, "packs").rglob("*.pack"))
+            rotten = rng.choice(packs)
+            raw = bytearray(rotten.read_bytes())
+            raw[len(raw) // 3] ^= 1
+            rotten.write_bytes(raw)
+        words = ("--rules", str(office.rules), "--copy-to", str(copies))
+        worst = 4 if noticed else 1 if week > 5 else 0
+        report = office.keep(*words, expect=None)[0]
+        assert report["exit"] >= worst, report
+        for row in report["archives"]:
+            name, times = row["name"], expected[row["name"]]
+            if row["state"] == "damaged":
+                assert name == broken and rotten is not None
+                noticed += 1
+                continue
+            kept = stay(times, office.clock)
+            expected[name] = [when for when in times if when in kept]
+            assert row["sessions"] == len(kept), (week, row, sorted(kept))
+            aged = name == gone and office.clock - times[-1] > 21 * DAY
+            assert row["state"] == ("look at it" if aged else "well"), row
+            assert row["copied"] is not None
+    for name in names:
+        if name == broken and noticed:
+            continue
+        assert held(Path(office.place, name)) == expected[name]
+        assert set(held(copies / name)) >= set(expected[name])
+        if name != broken:  # what was pruned is given back: no pack without a chunk that is needed
+            with open_archive(Path(office.place, name), writing=False) as archive:
+                assert len(archive.pack_files()) <= archive.catalog.count()[0]
+    if WEEKS >= 52:
+        assert noticed
+        # put back from the copy, it is kept as all others are
+        shutil.rmtree(Path(office.place, broken))
+        shutil.copytree(copies / broken, Path(office.place, broken))
+        rows = {row["name"]: row for row in office.keep(*words, expect=None)[0]["archives"]}
+        assert rows[broken]["state"] == "well", rows[broken]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which chunks of an image a restore asks for: what dom0 answers once it has proven the ids.
+
+One bit for each chunk of the image, lowest first, in frames of kind 10 of PART_CHUNKS chunks each;
+the last one is shorter, and bits beyond the image are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+from common.pipeline import in_order
+from wire.chunks import ChunkIds
+
+PART_CHUNKS = 1 << 18
+"""Chunks that a frame has bits for: 32 KiB."""
+
+
+_TOGETHER = 1 << 20
+"""Bytes that are read and compared by a thread at a time, unless a chunk is larger."""
+
+
+class Wanted:
+    """A set of chunk numbers, of an image of ``chunks`` chunks."""
+
+    def __init__(self, chunks: int, every: bool = False) -> None:
+        self.chunks = chunks
+        self._bits = bytearray(-(-chunks // 8))
+        if every:
+            self.add(0, chunks)
+
+    def add(self, first: int, end: int) -> None:
+        """Add the chunks from ``first`` up to ``end``."""
+        if first >= end:
+            return
+        low, high = first >> 3, end - 1 >> 3
+        from_first, to_last = 0xFF << (first & 7) & 0xFF, 0xFF >> (7 - (end - 1 & 7))
+        if low == high:
+            self._bits[low] |= from_first & to_last
+            return
+        self._bits[low] |= from_first
+        self._bits[low + 1 : high] = b"\xff" * (high - low - 1)
+        self._bits[high] |= to_last
+
+    def __contains__(self, number: int) -> bool:
+        return bool(self._bits[number >> 3] >> (number & 7) & 1)
+
+    def __len__(self) -> int:
+        return int.from_bytes(self._bits, "little").bit_count()
+
+    def any(self, first: int, end: int) -> bool:
+        """Whether any chunk from ``first`` up to ``end`` is in it; ``first`` is a multiple of 8."""
+        low, high = first >> 3, -(-end >> 3)
+        return self._bits.count(0, low, high) < high - low
+
+    def count(self, first: int, end: int) -> int:
+        """How many from ``first`` up to ``end`` are in it; ``first`` is a multiple of 8."""
+        within = int.from_bytes(self._bits[first >> 3 : -(-end >> 3)], "little")
+        return (within & (1 << end - first) - 1).bit_count()
+
+    def parts(self) -> Iterator[bytes]:
+        """The payloads of its frames, in order."""
+        for at in range(0, len(self._bits), PART_CHUNKS // 8):
+            yield bytes(self._bits[at : at + PART_CHUNKS // 8])
+
+    def take(self, at: int, part: bytes) -> int:
+        """Put the payload of a frame where it belongs, from chunk ``at`` on, and return where the
+        next one begins; ValueError for one that cannot be.
+        """
+        end = min(at + PART_CHUNKS, self.chunks)
+        bits = int.from_bytes(part, "little")
+        if at >= end or len(part) != -(-(end - at) // 8) or bits >> (end - at):
+            raise ValueError(f"{len(part)} bytes for the chunks from {at} on, of {self.chunks}")
+        self._bits[at >> 3 : (at >> 3) + len(part)] = part
+        return end
+
+
+def runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Rising numbers as runs: (first, end)."""
+    for _, group in groupby(enumerate(numbers), lambda item: item[1] - item[0]):
+        together = [number for _, number in group]
+        yield together[0], together[-1] + 1
+
+
+def unlike(
+    read: Callable[[int, int], bytes | memoryview],
+    chunk_ids: ChunkIds,
+    size: int,
+    chunks: list[tuple[int, bytes]],
+    threads: int,
+) -> Iterator[int]:
+    """Of chunks of ``size`` bytes, with the ids that they should have, the numbers of those that
+    have not, in order. ``read(offset, length)`` gives what is there; what it cannot read (OSError)
+    is not as it should be.
+    """
+
+    def compare(together: list[tuple[int, bytes]]) -> list[int]:
+        return [number for number, chunk_id in together if not is_there(number, chunk_id)]
+
+    def is_there(number: int, chunk_id: bytes) -> bool:
+        try:
+            return chunk_ids.of(read(number * size, size)) == chunk_id
+        except OSError:  # a bad sector, say, which is a reason for a restore
+            return False
+
+    most = max(1, _TOGETHER // size)
+    groups = (chunks[at : at + most] for at in range(0, len(chunks), most))
+    for numbers in in_order(compare, groups, threads, 2 * threads):
+        yield from numbers
