@@ -43,6 +43,7 @@ UNTRUSTED = (
     "dom0_agent/admin/adoption.py",
     "dom0_agent/admin/cli/keys.py",
     "dom0_agent/admin/granting.py",
+    "dom0_agent/admin/opening.py",
     "wire/names.py",
     "wire/layout.py",
     "wire/declared.py",

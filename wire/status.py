@@ -25,6 +25,7 @@ class Code(IntEnum):
     OLDER = 15
     NOT_AS_ASKED = 16
     NOT_LISTED = 17
+    NOT_INSTALLED = 18
 
 
 STATUS_OLDER = 1

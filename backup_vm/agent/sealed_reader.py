@@ -36,8 +36,13 @@ _EXITS = {
     126: (
         "dom0's policy refused it",
         "in dom0, let this qube read: qvm-tags QUBE add sparsebak-reader",
+        Code.DENIED,
     ),
-    127: ("it has no service sparsebak.Read", "install sparsebak-vm in its template"),
+    127: (
+        "it has no service sparsebak.Read",
+        "install sparsebak-vm in its template",
+        Code.INTERNAL,
+    ),
 }
 _MEANINGS = {
     Code.NO_SESSION: "it has no such session",
@@ -46,6 +51,14 @@ _MEANINGS = {
     Code.BAD_REQUEST: "it did not understand the request: is it another version?",
 }
 Result = TypeVar("Result")
+
+
+class NotGiven(AgentError):
+    """The backup VM gave nothing; ``status`` says why, as far as that is known."""
+
+    def __init__(self, text: str, hint: str, status: int) -> None:
+        super().__init__(text, hint)
+        self.status = status
 
 
 class SealedReader:
@@ -133,8 +146,9 @@ class SealedReader:
             code = connection.process.wait()
             if self._silent:
                 raise self._failed("it does not answer") from None
-            text, hint = _EXITS.get(code, ("it gave no answer", "see its journal"))
-            raise self._failed(text, hint) from None
+            raise self._failed(
+                *_EXITS.get(code, ("it gave no answer", "see its journal", Code.INTERNAL))
+            ) from None
         except BaseException:
             self.close()
             raise
@@ -191,7 +205,7 @@ class SealedReader:
                 f"in {self._qube}: sparsebak scrub",
             )
         meanings = {int(code): text for code, text in _MEANINGS.items()}
-        return self._failed(meanings.get(status.code, "it failed"), "see its journal")
+        return self._failed(meanings.get(status.code, "it failed"), "see its journal", status.code)
 
-    def _failed(self, text: str, hint: str = "") -> AgentError:
-        return AgentError(f"cannot read from {self._qube}: {text}", hint)
+    def _failed(self, text: str, hint: str = "", status: int = Code.INTERNAL) -> NotGiven:
+        return NotGiven(f"cannot read from {self._qube}: {text}", hint, status)

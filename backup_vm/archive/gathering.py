@@ -16,6 +16,7 @@ import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -189,7 +190,7 @@ class Gathering:
             "INSERT INTO gathered VALUES (?, ?, ?)",
             (
                 (kind, int(parts[start]), rows[start:end].tobytes())
-                for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)
+                for start, end in pairwise([*starts, len(rows)])
             ),
         )
         if kind == _PACKED:

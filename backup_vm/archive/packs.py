@@ -175,7 +175,8 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
             # there reads on, as a rule.
             expected = max(_TAIL, size // _INDEX_SHARE)
             tail = reader.read(max(size - expected, 0), expected)
-            head = PackHead.parse(reader.read(0, PACK_HEAD_SIZE))
+            beginning = tail if size <= expected else reader.read(0, PACK_HEAD_SIZE)
+            head = PackHead.parse(beginning[:PACK_HEAD_SIZE])
             foot = PackFoot.parse(tail[-FOOTER_SIZE:])
             length = foot.count * INDEX_ENTRY_SIZE
             if head.archive != archive or foot.index + length + FOOTER_SIZE != size:

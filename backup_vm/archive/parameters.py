@@ -105,6 +105,8 @@ def load(storage: Storage) -> Parameters:
             "name the archive with --archive or SPARSEBAK_ARCHIVE, or make one: sparsebak init DIR"
             " --label LABEL"
         )
+        if storage.describe().startswith("s3://"):
+            hint += "; if there was one, and the bucket keeps versions, read it with --as-of TIME"
         raise NoArchiveError(f"there is no archive in {storage.describe()}", hint) from None
     return parse(raw, storage.describe(NAME))
 

@@ -7,8 +7,10 @@ few tens of MiB; two that share these would be counted as one, which is as likel
 64 bits is to collide.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import naming, sessions
@@ -82,8 +84,12 @@ class Account:
         self._prefixes, self._lengths = all_prefixes[order], all_lengths[order]
         self._uses = np.zeros(len(self._prefixes) + 1, np.int64)
         self._by_session: dict[str, Indexes] = {}
-        for series in volumes.values():
-            for session in series:
+        self._places: dict[str, int] = {}
+        self._builders: dict[tuple[str, bytes], list[int]] = defaultdict(list)
+        for volume, series in volumes.items():
+            for place, session in enumerate(series):
+                self._places[session.file] = place
+                self._builders[volume, session.base].append(place)
                 at = self._by_session[session.file] = self._entries(archive, session)
                 np.add.at(self._uses, at, 1)
 
@@ -145,13 +151,22 @@ class Account:
 
         dropped = [np.empty(0, np.int64)]
         for volume in {naming.volume_of(file) for file in doomed}:
-            for run, successor in groups(self._volumes[volume], doomed):
+            for run, successor in groups(self._around(volume, doomed), doomed):
                 if successor is not None:
                     dropped += self._superseded([*run, successor])
                 else:
                     dropped += [self._by_session[session.file] for session in run]
         at, counts = np.unique(np.concatenate(dropped), return_counts=True)
         return self._sizes(at[self._uses[at] == counts])
+
+    def _around(self, volume: str, doomed: Collection[str]) -> list[Session]:
+        """Those of a volume that go, and those that build on them: all that matters to what comes
+        back.
+        """
+        series = self._volumes[volume]
+        going = [self._places[file] for file in doomed if naming.volume_of(file) == volume]
+        builders = (self._builders.get((volume, series[at].clear.session), ()) for at in going)
+        return [series[at] for at in sorted({*going, *chain(*builders)})]
 
     def _superseded(self, run: list[Session]) -> "list[Indexes]":
         import numpy as np

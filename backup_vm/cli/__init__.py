@@ -35,6 +35,7 @@ COMMANDS = (
         "keys",
         "records",
         "serve",
+        "open",
         "doctor",
     ),
     *("inspect", "unlock", "upkeep", "ui"),

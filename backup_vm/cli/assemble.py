@@ -3,17 +3,22 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
     key_option,
     output_options,
+    path,
     session_option,
     volume_argument,
     yes_option,
 )
 from backup_vm.terminal.text import size_text
+from common.text import session_name
+
+if TYPE_CHECKING:
+    from wire.records import Record
 
 
 def add_to(commands: Any) -> None:
@@ -28,8 +33,12 @@ def add_to(commands: Any) -> None:
     )
     volume_argument(assemble)
     session_option(assemble)
-    onto = "an image to be made what the session is; only what differs is written, to a clone"
-    output_options(assemble, "IMAGE", "image", onto)
+    output_options(assemble, "IMAGE", "image").add_argument(
+        "--onto",
+        type=path,
+        metavar="IMAGE",
+        help="an image to be made what the session is; only what differs is written, to a clone",
+    )
     yes_option(assemble)
     key_option(assemble, grant=True)
     assemble.set_defaults(run=run)
@@ -51,26 +60,52 @@ def run(options: argparse.Namespace) -> int:
         not target.is_file() or not (options.force or target.stat().st_size == 0)
     ):
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
-    with context.session(needs_key=True) as chosen:
-        keys, name, image = chosen.contents.needed_keys(), chosen.volume.name, chosen.image()
-        with context.progress("assemble", image_bytes(image)) as progress:
-            if options.onto:
-                record, written = assemble_onto(chosen.archive, image, keys, name, target, progress)
-            else:
-                record = assemble(chosen.archive, image, keys, name, target, progress)
-                written = image.chunks
-        differing = min(written * record.chunk_size, record.size)
+    if options.source is not None:
+        record = _from_backup_vm(context)
+        name, written = record.name, -(-record.size // record.chunk_size)
+    else:
+        with context.session(needs_key=True) as chosen:
+            keys, name, image = chosen.contents.needed_keys(), chosen.volume.name, chosen.image()
+            with context.progress("assemble", image_bytes(image)) as progress:
+                if options.onto:
+                    record, written = assemble_onto(
+                        chosen.archive, image, keys, name, target, progress
+                    )
+                else:
+                    record = assemble(chosen.archive, image, keys, name, target, progress)
+                    written = image.chunks
+    session = session_name(record.time)
+    differing = min(written * record.chunk_size, record.size)
     context.done(
         {
             "qube": record.qube,
             "volume": record.volume,
-            "session": chosen.session.name,
+            "session": session,
             "size": record.size,
             "image": str(target),
             "differing": differing,
         },
-        f"{target}: {name} as of {chosen.session.name}, {size_text(record.size)}"
+        f"{target}: {name} as of {session}, {size_text(record.size)}"
         + (f", of which {size_text(differing)} differed" if differing < record.size else "")
         + ", authentic.",
     )
     return 0
+
+
+def _from_backup_vm(context: Context) -> "Record":
+    """The same with a grant, from the backup VM that --from names."""
+    from backup_vm.errors import UsageError
+    from backup_vm.jobs.granted import assemble_from, granted
+
+    options = context.options
+    there = granted(options.source, options.grant, options.volume)
+    if options.session == "all":
+        raise UsageError("an image is of one session", "name it with --session")
+    (record,) = there.find(options.session)
+    image = there.image(record)
+    try:
+        with context.progress("assemble", record.size) as progress:
+            assemble_from(image, options.output, progress)
+    finally:
+        image.close()
+    return record

@@ -38,7 +38,13 @@ def run(options: argparse.Namespace) -> int:
         if finding.state != "ok" and finding.remedy:
             lines.append(f"       {finding.remedy}")
     data = [
-        {"state": finding.state, "what": finding.what, "remedy": finding.remedy}
+        {
+            "state": finding.state,
+            "what": finding.what,
+            "remedy": finding.remedy,
+            "work": finding.work,
+            "topic": finding.topic,
+        }
         for finding in findings
     ]
     context.result({"findings": data}, "\n".join(lines))
@@ -60,7 +66,7 @@ def _look(context: Context) -> "Iterator[Finding]":
             yield from doctor.of_archive(archive)
             if context.has_agent():
                 agent = context.agent(archive)
-                yield from doctor.of_agent(agent, archive)
+                yield from doctor.about("agent", doctor.of_agent(agent, archive))
                 agent.close()
             else:
                 yield doctor.Finding(
@@ -70,4 +76,4 @@ def _look(context: Context) -> "Iterator[Finding]":
                 )
     except SparsebakError as error:
         yield doctor.Finding(doctor.BAD, str(error), error.hint)
-    yield from doctor.of_timer()
+    yield from doctor.about("timer", doctor.of_timer())

@@ -87,23 +87,34 @@ def run(options: argparse.Namespace) -> int:
     if options.default:
         _settings_to_make(context, place)
     if options.repair:
-        _repair(place, parameters)
+        parameters = _repair(place, parameters)
     elif not create_archive(place, parameters):
         context.say(
             f"{place} cannot create a file under a condition: of runs that begin there at one"
             " moment the one that is older by the store's clock waits for the others to withdraw."
         )
+    _advise(context, parameters)
     if options.default:
         context.say(f"{_make_default(context, place)} names it now.")
-    context.done(
-        {"archive": place, "id": entry.archive.hex(), "mode": parameters.mode},
-        f"Archive {label} in {place}, {parameters.mode}, chunks of {entry.chunk_size >> 10} KiB.",
-    )
+    _tell(context, place, parameters)
     return 0
 
 
-def _repair(place: str, parameters: "Parameters") -> None:
-    """Write archive.toml again. A retention that it has is kept, and can only be made longer."""
+def _tell(context: Context, place: str, parameters: "Parameters") -> None:
+    from backup_vm.quantities import days_text
+
+    retention, chunks = parameters.retention, parameters.chunk_size >> 10
+    data = {"archive": place, "id": parameters.archive.hex(), "mode": parameters.mode}
+    lines = [f"Archive {parameters.label} in {place}, {parameters.mode}, chunks of {chunks} KiB."]
+    if retention:
+        lines.append(f"Nobody can remove what is stored there for {days_text(retention)}.")
+    context.done({**data, "retention": retention}, *lines)
+
+
+def _repair(place: str, parameters: "Parameters") -> "Parameters":
+    """Write archive.toml again; returns what it says now. A retention that it has is kept, and can
+    only be made longer.
+    """
     from dataclasses import replace
 
     from backup_vm.archive import holding
@@ -119,6 +130,17 @@ def _repair(place: str, parameters: "Parameters") -> None:
     if parameters.retention:
         holding.require(storage, parameters.retention)
     parameters.save(storage)
+    return parameters
+
+
+def _advise(context: Context, parameters: "Parameters") -> None:
+    """Say so while the archive is empty when its chunks are small for what dom0 lists."""
+    from backup_vm.jobs.doctor import of_chunk_size
+
+    with suppress(AgentError):  # whoever has no volumes yet, or may not see them, has an archive
+        size = sum(volume.size for volume in context.agent().list())
+        for finding in of_chunk_size(parameters, size):
+            context.warn(f"{finding.what} ({finding.remedy})")
 
 
 def _make_default(context: Context, place: str) -> Path:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``sparsebak mount``: sessions as raw image files, to copy single files out of them."""
+"""``sparsebak mount``: sessions as raw image files, or their files, to copy single files out of
+them.
+"""
 
 import argparse
 import ctypes.util
@@ -14,6 +16,7 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option, path, session_option, volume_argument
 
 if TYPE_CHECKING:
+    from backup_vm.jobs.file_tree import FileTree
     from backup_vm.jobs.mount import Shown
 
 
@@ -21,25 +24,31 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     mount = commands.add_parser(
         "mount",
-        help="show sessions as raw image files in a folder, read on demand; needs the key",
+        help="show sessions as image files or their files in a folder, on demand; needs the key",
         description=(
-            "Shows each session of a volume as a raw image file, until the command is interrupted"
-            " or the folder is unmounted. The archive cannot be written to meanwhile. What is in an"
-            " image is as hostile as the qube it came from: attach it to a disposable qube rather"
-            " than mounting it here."
+            "Shows each session of a volume as a raw image file, or with --files the files in it,"
+            " until the command is interrupted or the folder is unmounted. The archive cannot be"
+            " written to meanwhile. What is in an image is as hostile as the qube it came from:"
+            " attach it to a disposable qube rather than mounting it here. With --files a child"
+            " without any rights parses it, and names and contents are hostile."
         ),
     )
-    volume_argument(mount, "whose sessions to show")
+    volume_argument(mount, "whose sessions to show; with --files also 'all'")
     mount.add_argument("folder", type=path, metavar="DIR", help="an empty folder")
     session_option(mount, "all")
     mount.add_argument(
-        "--allow-other", action="store_true", help="let other users read the images, too"
+        "--files",
+        action="store_true",
+        help="show files, below QUBE/VOLUME/SESSION: of ext2 to ext4, XFS and Btrfs",
     )
     mount.add_argument(
-        "--from",
-        dest="source",
-        metavar="QUBE",
-        help="with --grant on Qubes OS: the backup VM to read from, in place of an archive",
+        "--partition",
+        type=int,
+        metavar="N",
+        help="with --files, which partition (default: the only one that can be read)",
+    )
+    mount.add_argument(
+        "--allow-other", action="store_true", help="let other users read the images, too"
     )
     key_option(mount, grant=True)
     mount.set_defaults(run=run)
@@ -72,74 +81,77 @@ def run(options: argparse.Namespace) -> int:
         ) from None
     from backup_vm.jobs.mount import SessionFiles
 
-    with _sessions(context) as (name, sessions):
-        files = SessionFiles(sessions, context.warn)
+    with _sessions(context) as volumes:
+        count = sum(map(len, volumes.values()))
+        name = next(iter(volumes)) if len(volumes) == 1 else f"{len(volumes)} volumes"
+        named = {"volume": name} if len(volumes) == 1 else {"volumes": list(volumes)}
         context.done(
-            {"volume": name, "folder": str(options.folder), "sessions": len(sessions)},
-            f"{name}: {len(sessions)} sessions in {options.folder}; end with Ctrl-C or:"
+            {**named, "folder": str(options.folder), "sessions": count},
+            f"{name}: {count} sessions in {options.folder}; end with Ctrl-C or:"
             f" umount {options.folder}",
         )
-        more = {"allow_other": True} if options.allow_other else {}
+        names = {"fsname": "sparsebak", "subtype": "sparsebak"}
+        more: dict[str, int] = {"allow_other": True} if options.allow_other else {}
+        files: SessionFiles | FileTree
+        if options.files:
+            from backup_vm.jobs import file_tree
+
+            files = file_tree.FileTree(volumes, options.partition, context.warn)
+            more |= file_tree.KERNEL
+            if options.allow_other:  # what was not theirs in the qube is not theirs here
+                more |= {"default_permissions": True}
+        else:
+            files = SessionFiles(next(iter(volumes.values())), context.warn)
         try:
             with _signals_to_libfuse():
-                mfusepy.FUSE(
-                    files,
-                    str(options.folder),
-                    foreground=True,
-                    ro=True,
-                    fsname="sparsebak",
-                    subtype="sparsebak",
-                    **more,
-                )
+                mfusepy.FUSE(files, str(options.folder), foreground=True, ro=True, **names, **more)
         except RuntimeError as error:
             if not files.mounted:  # else this is how it says that a signal ended it
                 raise SparsebakError(
                     f"cannot mount on {options.folder}: libfuse ended with {error}",
                     "see its message above",
                 ) from None
+        finally:
+            files.end()
     return 0
 
 
 @contextmanager
-def _sessions(context: Context) -> "Iterator[tuple[str, list[Shown]]]":
-    """The volume's name, and what is to be shown of it."""
+def _sessions(context: Context) -> "Iterator[dict[str, list[Shown]]]":
+    """What is to be shown, by the names of volumes."""
     from backup_vm.archive.packs import PackReader
-    from backup_vm.jobs.mount import shown_sessions
+    from backup_vm.errors import UsageError
+    from backup_vm.jobs.lazy_image import ChunkCache
+    from backup_vm.jobs.mount import shown_from, shown_sessions
     from backup_vm.volumes import find_session
 
     options = context.options
+    if options.partition is not None and not options.files:
+        raise UsageError("--partition is for --files", "an image has all partitions")
     if options.source is not None:
-        yield _from_backup_vm(options)
+        from backup_vm.jobs.granted import granted
+
+        there = granted(options.source, options.grant, options.volume)
+        yield {there.name: shown_from(there.qube, there.grant, there.find(options.session))}
         return
     with context.contents(needs_key=True) as contents:
-        volume, keys = contents.one(options.volume), contents.needed_keys()
-        sessions = (
-            list(volume.sessions)
-            if options.session == "all"
-            else [find_session(volume, options.session)]
-        )
+        every = options.files and options.volume == "all"
+        volumes = contents.select() if every else [contents.one(options.volume)]
+        keys, cache = contents.needed_keys(), ChunkCache()
         with PackReader(contents.archive.storage) as reader:
-            yield volume.name, shown_sessions(contents.archive, volume, sessions, keys, reader)
-
-
-def _from_backup_vm(options: argparse.Namespace) -> "tuple[str, list[Shown]]":
-    """What a grant is for, from the backup VM that --from names."""
-    from backup_vm.errors import UsageError, WrongKeyError
-    from backup_vm.jobs.mount import shown_from
-    from backup_vm.unsealing import read_grant
-    from wire.names import BadName, parse_name
-
-    if options.grant is None or options.session != "all":
-        raise UsageError("--from shows the sessions of a grant", "give --grant F, and no --session")
-    try:
-        qube = parse_name(options.source, "qube")
-    except BadName as error:
-        raise UsageError(str(error)) from None
-    grant = read_grant(options.grant)
-    record = grant.records[-1]
-    if options.volume not in (record.name, record.volume_id.hex()):
-        raise WrongKeyError(f"the grant is not for {options.volume}", f"it is for {record.name}")
-    return record.name, shown_from(qube, grant)
+            yield {
+                volume.name: shown_sessions(
+                    contents.archive,
+                    volume,
+                    list(volume.sessions)
+                    if options.session == "all"
+                    else [find_session(volume, options.session)],
+                    keys,
+                    reader,
+                    cache,
+                )
+                for volume in volumes
+            }
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option, part_options, rate_option
 from backup_vm.errors import DamagedError, Exit
+from common.text import session_name
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -47,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.jobs.verifying import Prover
 
     context = Context(options)
+    if options.source is not None:
+        return _from_backup_vm(context)
     part = options.sample is not None or options.older_than is not None
     wanted = options.session or ("all" if part else "latest")
     with context.contents() as contents:
@@ -64,6 +67,30 @@ def run(options: argparse.Namespace) -> int:
     code = _tell(context, prover, damaged, outside)
     # of a session that was named, or of the newest one, nothing is known now
     return Exit.LOCKED if prover.removed and code == Exit.OK and wanted != "all" else code
+
+
+def _from_backup_vm(context: Context) -> int:
+    """The same with a grant, from the backup VM that --from names: nothing is noted there."""
+    from backup_vm.errors import UsageError
+    from backup_vm.jobs.granted import granted, problem_of
+
+    options, rows = context.options, []
+    if options.sample is not None or options.older_than is not None:
+        raise UsageError("what was proven is not known with --from", "name sessions: --session S")
+    there = granted(options.source, options.grant, options.volume)
+    records = there.find(options.session or "latest")
+    with context.progress("verify", sum(one.size for one in records)) as progress:
+        for record in records:
+            problem = problem_of(there, record, progress)
+            session = session_name(record.time)
+            if problem is None:
+                context.say(f"{record.name} {session}: authentic and complete")
+            else:
+                context.warn(f"{record.name} {session}: {problem}")
+            row = {"qube": record.qube, "volume": record.volume, "session": session}
+            rows.append({**row, "ok": problem is None, "problem": problem and str(problem)})
+    context.done({"sessions": rows, "damaged": []})
+    return Exit.OK if all(row["ok"] for row in rows) else Exit.DAMAGED
 
 
 def _chosen(volumes: "list[Named]", wanted: str, options: argparse.Namespace) -> "list[Choice]":

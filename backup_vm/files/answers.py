@@ -5,6 +5,7 @@ checked: each function here takes what came, and returns what it says or raises 
 
 import json
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -72,6 +73,16 @@ class Extents:
     def add(self, offset: int, length: int, place: int) -> None:
         """One more, at the end."""
         self._numbers.extend((offset, length, place))
+
+    def within(self, low: int, high: int) -> Iterator[tuple[int, int, int]]:
+        """Those that have bytes from ``low`` on, before ``high``."""
+        at = bisect_right(range(len(self)), low, key=lambda one: self._numbers[3 * one])
+        for one in range(max(at - 1, 0), len(self)):
+            offset, length, place = self._numbers[3 * one : 3 * one + 3]
+            if offset >= high:
+                return
+            if offset + length > low:
+                yield offset, length, place
 
     def __len__(self) -> int:
         return len(self._numbers) // 3

@@ -52,6 +52,11 @@ class Listing:
         """One of them."""
         return self._few.get(name) if self._many is None else self._many.get(name)
 
+    @property
+    def held(self) -> int:
+        """About how many entries' memory it takes."""
+        return len(self._row) + 1 if self._many is None else FEW
+
     def close(self) -> None:
         """Give back what it takes."""
         if self._many is not None:

@@ -76,6 +76,14 @@ class Parser:
         self._ended = True
         self._end()
 
+    def abort(self) -> None:
+        """Let whoever waits for the child wait no longer, and nobody start another: from any
+        thread, close is for its own.
+        """
+        self._ended = True
+        if (process := self._process) is not None:
+            process.kill()
+
     def _end(self) -> None:
         self._socket.close()
         self._known.clear()

@@ -17,6 +17,7 @@ from common.text import printable
 PIECE = 1 << 20
 """Bytes of contents read at once."""
 _HOPS = 40
+_FOR_BOOTING = "vfat"
 DEEPEST = 500
 """Folders within each other: each is open while what is in it is copied."""
 
@@ -91,8 +92,11 @@ class SessionFiles:
             if not chosen:
                 raise FileSystemError(f"there is no partition {number}", _listed(found))
             return chosen[0]
-        if len(readable) == 1:
-            return readable[0]
+        # a disk that boots by UEFI has FAT for that beside what is meant
+        besides = [part for part in readable if part.kind != _FOR_BOOTING]
+        for chosen in (readable, besides):
+            if len(chosen) == 1:
+                return chosen[0]
         if readable:
             raise FileSystemError(
                 "there are several file systems", f"give --partition N: {_listed(found)}"

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from backup_vm.agent.sealed_reader import SealedReader
 from backup_vm.errors import DamagedError
 from backup_vm.jobs.lazy_image import ChunkCache, OpenedImage
-from backup_vm.jobs.reading import not_complete, prove_ids
+from backup_vm.jobs.reading import Proven, not_complete, prove_ids
 from common.override import override
-from wire.chunks import NotAuthentic
+from wire.chunks import ZERO_ID, NotAuthentic
 from wire.grants import Grant
 from wire.merkle import chunk_count
+from wire.open_chunks import SealedChunk
 from wire.reading import MAX_IDS
 from wire.records import Record
 
@@ -52,6 +53,20 @@ class DistantImage(OpenedImage):
     @override
     def _sealed(self, number: int, chunk_id: bytes) -> bytes:
         return self._reader.sealed(number, chunk_id)
+
+    @property
+    def proven(self) -> Proven:
+        """What its chunks are opened with."""
+        return self._proven
+
+    def sealed_chunks(self) -> Iterator[SealedChunk]:
+        """All chunks that have data, sealed, in order; their ids are compared again."""
+        for first in range(0, self._chunks, MAX_IDS):
+            ids = self._some_ids(first, min(first + MAX_IDS, self._chunks))
+            self._proven.check(first, ids)
+            for number, chunk_id in enumerate(ids, first):
+                if chunk_id != ZERO_ID:
+                    yield SealedChunk(number, chunk_id, self._sealed(number, chunk_id))
 
     def close(self) -> None:
         """Hang up."""

@@ -3,20 +3,22 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import notes
+from backup_vm.archive import holding, notes
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import AgentError, DamagedError
+from backup_vm.jobs.advice import chunk_size_for, chunk_size_text
 from backup_vm.jobs.retention import DAY
+from backup_vm.quantities import days_text
 from backup_vm.reporting.view import TIMER, systemctl
 from backup_vm.terminal.text import count_text, size_text
 from common.text import session_name
-from wire import NO_SESSION, VERSION
+from wire import DEFAULT_CHUNK_SIZE, NO_SESSION, VERSION
 from wire.messages import VOLUME_GONE, VOLUME_PENDING, VolumeEntry
 from wire.slots import KIND_RECOVERY
 
@@ -32,31 +34,43 @@ LITTLE_ROOM = 0.05
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was looked at, how it is, and what to do."""
+    """One check: what was looked at, how it is, and what to do. ``work``: the command that does
+    it, where one of this program alone does; ``topic``: what it is about, in one word.
+    """
 
     state: str
     what: str
     remedy: str = ""
+    work: str = ""
+    topic: str = ""
 
 
 def _good(what: str) -> Finding:
     return Finding(GOOD, what)
 
 
-def _warn_unless(good: bool, what: str, remedy: str) -> Finding:
-    return Finding(GOOD if good else WARN, what, remedy)
+def _warn_unless(good: bool, what: str, remedy: str, work: str = "") -> Finding:
+    return Finding(GOOD if good else WARN, what, remedy, work)
+
+
+def about(topic: str, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """The same, with what they are about."""
+    return (replace(finding, topic=topic) for finding in findings)
 
 
 def of_archive(archive: Archive) -> Iterator[Finding]:
     """The archive itself, its disk, its key slots, and when it was last checked."""
     parameters, where = archive.parameters, archive.storage.describe()
-    yield _good(f"archive {parameters.label} in {where}, {parameters.mode}")
-    yield from _of_disk(archive.storage)
+    yield from about(
+        "archive", [_good(f"archive {parameters.label} in {where}, {parameters.mode}")]
+    )
+    yield from about("disk", _of_disk(archive.storage))
     if parameters.mode == "sealed":
-        yield _of_slots(parameters)
-    yield from _of_sessions(archive)
-    yield _of_scrub(archive.storage)
-    yield from _of_drills(archive)
+        yield from about("keys", [_of_slots(parameters)])
+    yield from about("locks", _of_lock(archive))
+    yield from about("sessions", _of_sessions(archive))
+    yield from about("scrub", [_of_scrub(archive.storage)])
+    yield from about("drill", _of_drills(archive))
 
 
 def _of_disk(storage: Storage) -> Iterator[Finding]:
@@ -78,6 +92,18 @@ def _of_disk(storage: Storage) -> Iterator[Finding]:
             free >= LITTLE_ROOM * capacity,
             f"{size_text(free)} free of {size_text(capacity)}",
             "run: sparsebak prune --until-free 10%",
+            "prune",
+        )
+
+
+def _of_lock(archive: Archive) -> Iterator[Finding]:
+    held = holding.state(archive)
+    if held is not None:
+        until = session_name(held.until) if held.until else "an unknown time"
+        yield _warn_unless(
+            not held.late(time.time()),
+            f"locked for {days_text(held.retention)}, as far as is known here until {until}",
+            "run: sparsebak backup; it locks again what has less than half of that left",
         )
 
 
@@ -95,10 +121,15 @@ def _of_slots(parameters: Parameters) -> Finding:
 def _of_sessions(archive: Archive) -> Iterator[Finding]:
     series = archive.sessions()
     for error in archive.damaged.values():
-        yield Finding(BAD, str(error), "run: sparsebak scrub")
+        yield Finding(BAD, str(error), "run: sparsebak scrub", "scrub")
     newest = max((sessions[-1].clear.time for sessions in series.values()), default=0)
     yield _age(
-        "the newest session is of", newest, LATE_BACKUP, "run: sparsebak backup", "no session yet"
+        "the newest session is of",
+        newest,
+        LATE_BACKUP,
+        "run: sparsebak backup",
+        "no session yet",
+        "backup",
     )
     for volume_id in series:
         if archive.catalog.marks.must_compare(volume_id):
@@ -106,6 +137,7 @@ def _of_sessions(archive: Archive) -> Iterator[Finding]:
                 WARN,
                 f"damage was found in volume {volume_id}",
                 "run: sparsebak backup; it compares the volume and stores what is lacking",
+                "backup",
             )
 
 
@@ -117,9 +149,9 @@ def _of_scrub(storage: Storage) -> Finding:
     remedy = "run: sparsebak scrub"
     if scrubbed is not None and not scrubbed.sound:
         when = session_name(scrubbed.time)
-        return Finding(BAD, f"the last scrub, {when}, found damage", remedy)
+        return Finding(BAD, f"the last scrub, {when}, found damage", remedy, "scrub")
     when_run = scrubbed.time if scrubbed else 0
-    return _age("the last scrub was", when_run, LATE_CHECK, remedy, "no scrub yet")
+    return _age("the last scrub was", when_run, LATE_CHECK, remedy, "no scrub yet", "scrub")
 
 
 def _of_drills(archive: Archive) -> Iterator[Finding]:
@@ -131,7 +163,9 @@ def _of_drills(archive: Archive) -> Iterator[Finding]:
     failed = [check for check in drills if not check.sound]
     for check in failed:
         when = session_name(check.time)
-        yield Finding(BAD, f"the last drill of a volume, {when}, failed", "run: sparsebak drill")
+        yield Finding(
+            BAD, f"the last drill of a volume, {when}, failed", "run: sparsebak drill", "drill"
+        )
     last = max((check.time for check in drills), default=0)
     yield _age(
         "the last drill was",
@@ -139,14 +173,15 @@ def _of_drills(archive: Archive) -> Iterator[Finding]:
         LATE_CHECK,
         f"run: sparsebak drill; by itself: systemctl enable --now {DRILL_TIMER}",
         "no drill yet: no restore was ever rehearsed",
+        "drill",
     )
 
 
-def _age(what: str, when: int, late: int, remedy: str, never: str) -> Finding:
+def _age(what: str, when: int, late: int, remedy: str, never: str, work: str) -> Finding:
     """``when``: Unix time, 0 for never; ``late``: seconds after which that is long ago."""
     if not when:
-        return Finding(WARN, never, remedy)
-    return _warn_unless(time.time() - when <= late, f"{what} {session_name(when)}", remedy)
+        return Finding(WARN, never, remedy, work)
+    return _warn_unless(time.time() - when <= late, f"{what} {session_name(when)}", remedy, work)
 
 
 def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:
@@ -171,29 +206,51 @@ def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:
         )
     elif tuple(slots) != archive.parameters.slots:
         yield Finding(
-            WARN, "dom0 has other key slots than the archive", "run: sparsebak keys --refresh"
+            WARN,
+            "dom0 has other key slots than the archive",
+            "run: sparsebak keys --refresh",
+            "keys",
         )
     yield from _of_volumes(listed)
+    yield from of_chunk_size(archive.parameters, sum(volume.size for volume in listed))
 
 
-_VOLUMES: tuple[tuple[str, Callable[[VolumeEntry], bool], str], ...] = (
+def of_chunk_size(parameters: Parameters, size: int) -> Iterator[Finding]:
+    """Whether chunks suit volumes of so many bytes together."""
+    advised = chunk_size_for(size)
+    # less than the default is somebody's choice, until the default would not do either
+    if advised > max(parameters.chunk_size, DEFAULT_CHUNK_SIZE):
+        mine, better = map(chunk_size_text, (parameters.chunk_size, advised))
+        yield Finding(
+            WARN,
+            f"chunks of {mine} for {size_text(size)} of volumes:"
+            " the catalog becomes large and slow",
+            f"for a new archive, in dom0: sparsebak-agent archive add --chunk-size {better}; or"
+            " divide the qubes among several archives",
+        )
+
+
+_VOLUMES: tuple[tuple[str, Callable[[VolumeEntry], bool], str, str], ...] = (
     (
         "empty, or dom0 cannot read them",
         lambda volume: not volume.size,
         "in dom0: sparsebak-agent status",
+        "",
     ),
     (
         "never backed up",
         lambda volume: volume.session == NO_SESSION,
         "run: sparsebak backup; of a qube that policy refuses, in dom0: sparsebak-agent check",
+        "backup",
     ),
     (
         "interrupted",
         lambda volume: bool(volume.flags & VOLUME_PENDING),
         "run: sparsebak backup; it resumes them",
+        "backup",
     ),
 )
-"""What may be said of volumes that dom0 lists, of which of them, and what to do."""
+"""What may be said of volumes that dom0 lists, of which, what to do, and the command for it."""
 
 
 def _of_volumes(listed: list[VolumeEntry]) -> Iterator[Finding]:
@@ -206,10 +263,10 @@ def _of_volumes(listed: list[VolumeEntry]) -> Iterator[Finding]:
         )
         return
     yield _good(f"dom0 lists {count_text(len(present), 'volume')}")
-    for what, is_so, remedy in _VOLUMES:
+    for what, is_so, remedy, work in _VOLUMES:
         names = [volume.name for volume in present if is_so(volume)]
         if names:
-            yield Finding(WARN, f"{what}: {', '.join(names)}", remedy)
+            yield Finding(WARN, f"{what}: {', '.join(names)}", remedy, work)
 
 
 def of_timer() -> Iterator[Finding]:

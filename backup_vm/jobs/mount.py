@@ -10,7 +10,7 @@ import errno
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,8 @@ def shown_sessions(
     return [Shown(one.name, one.clear.size, one.clear.time, opening(one)) for one in sessions]
 
 
-def shown_from(qube: str, grant: Grant) -> list[Shown]:
-    """The sessions of a grant, whose sealed chunks come from a backup VM."""
+def shown_from(qube: str, grant: Grant, records: Sequence[Record] | None = None) -> list[Shown]:
+    """The sessions of a grant, or some of them, whose sealed chunks come from a backup VM."""
     cache = ChunkCache()
 
     def opening(record: Record) -> Callable[[], OpenedImage]:
@@ -73,7 +73,7 @@ def shown_from(qube: str, grant: Grant) -> list[Shown]:
 
     return [
         Shown(session_name(one.time), one.size, one.time, opening(one))
-        for one in sorted(grant.records, key=lambda one: one.sequence)
+        for one in sorted(records or grant.records, key=lambda one: one.sequence)
     ]
 
 
@@ -122,6 +122,9 @@ class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
         except (SparsebakError, OSError, sqlite3.Error) as error:
             self._warn(str(error))
             raise mfusepy.FuseOSError(errno.EIO) from None
+
+    def end(self) -> None:
+        """Nothing is waited for that would have to be cut short."""
 
     def init(self, path: str) -> None:
         """See fuse(4)."""

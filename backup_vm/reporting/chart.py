@@ -7,16 +7,17 @@ import datetime
 import math
 from collections.abc import Sequence
 
+from backup_vm.reporting.tree import Tree, node
 from backup_vm.terminal.text import size_text
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 800, 240, 74, 14, 12, 26
 _LINES = 4
 
 
-def growth(points: Sequence[tuple[int, int]]) -> str:
+def growth(points: Sequence[tuple[int, int]]) -> Tree | None:
     """Bytes at times (Unix seconds, rising). One point alone is shown as such; none as nothing."""
     if not points:
-        return ""
+        return None
     start, end = points[0][0], max(points[-1][0], points[0][0] + 1)
     top = _round_up(max(size for _, size in points))
     inner_width, inner_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
@@ -27,40 +28,37 @@ def growth(points: Sequence[tuple[int, int]]) -> str:
     def y(size: float) -> float:
         return _TOP + inner_height * (1 - size / top)
 
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" class="chart" role="img" aria-label="Space used'
-        ' over time">'
-    ]
+    parts = []
     for line in range(_LINES + 1):
         size = top * line / _LINES
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(size):.1f}" y2="{y(size):.1f}"'
-            ' class="grid"/>'
-        )
-        parts.append(
-            f'<text x="{_LEFT - 8}" y="{y(size) + 4:.1f}"'
-            f' text-anchor="end">{size_text(size)}</text>'
-        )
+        high = f"{y(size):.1f}"
+        ends = {"x1": _LEFT, "x2": _WIDTH - _RIGHT, "y1": high, "y2": high}
+        parts.append(node("line", {**ends, "class": "grid"}))
+        place = {"x": _LEFT - 8, "y": f"{y(size) + 4:.1f}", "text-anchor": "end"}
+        parts.append(node("text", place, size_text(size)))
     for time in _dates(start, end):
         anchor = "start" if x(time) < _LEFT + 40 else "end" if x(time) > _WIDTH - 60 else "middle"
-        parts.append(
-            f'<text x="{x(time):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{_date(time)}</text>'
-        )
+        place = {"x": f"{x(time):.1f}", "y": _HEIGHT - 8, "text-anchor": anchor}
+        parts.append(node("text", place, _date(time)))
     path = f"M{x(points[0][0]):.1f} {y(points[0][1]):.1f}"
-    for time, size in points[1:]:
+    last = {round(x(time)): (time, size) for time, size in points[1:]}
+    for time, size in last.values():  # the last of those that share a column of the picture
         path += (  # what is stored grows at sessions, not between them
             f"H{x(time):.1f}V{y(size):.1f}"
         )
-    parts.append(
-        f'<path d="{path}V{y(0):.1f}H{_LEFT}Z" class="area"/><path d="{path}" class="line"/>'
-    )
+    parts.append(node("path", {"d": f"{path}V{y(0):.1f}H{_LEFT}Z", "class": "area"}))
+    parts.append(node("path", {"d": path, "class": "line"}))
     for time, size in points if len(points) <= 120 else points[-1:]:
-        words = f"{_date(time)}: {size_text(size)}"
-        parts.append(
-            f'<circle cx="{x(time):.1f}" cy="{y(size):.1f}" r="3"'
-            f' class="point"><title>{words}</title></circle>'
-        )
-    return "".join([*parts, "</svg>"])
+        place = {"cx": f"{x(time):.1f}", "cy": f"{y(size):.1f}", "r": 3, "class": "point"}
+        parts.append(node("circle", place, node("title", {}, f"{_date(time)}: {size_text(size)}")))
+    about = {
+        "viewBox": f"0 0 {_WIDTH} {_HEIGHT}",
+        "class": "chart",
+        "role": "img",
+        "aria-label": f"Space used, {_date(start)} to {_date(points[-1][0])}:"
+        f" {size_text(points[0][1])} to {size_text(points[-1][1])}",
+    }
+    return node("svg", about, *parts)
 
 
 def _round_up(size: int) -> int:

@@ -4,14 +4,14 @@ owners chose.
 """
 
 import datetime
-from html import escape
 
 from backup_vm.reporting.kept_rows import KeptRow, State, UpkeepRow
 from backup_vm.reporting.page import document
+from backup_vm.reporting.tree import Tree, cards, findings, node, table
 from backup_vm.terminal.text import size_text
 from common.text import printable, session_name
 
-_KIND = {State.WELL: "good", State.IN_USE: "warn", State.LEFT: "warn", State.WARNED: "warn"}
+_KIND = {State.WELL: "ok", State.IN_USE: "warn", State.LEFT: "warn", State.WARNED: "warn"}
 _HEADS = ("Archive", "Label", "State", "Newest session", "Sessions", "Stored", "Packs scrubbed")
 
 
@@ -28,27 +28,21 @@ def page(run: UpkeepRow) -> str:
         (size_text(stored), "stored"),
         (size_text(sum(row["freed"] for row in rows)), "freed"),
     ]
-    boxes = "".join(f"<div><b>{_safe(a)}</b><span>{_safe(b)}</span></div>" for a, b in figures)
+    title = f"Archives at {printable(run['place'])}"
     body = [
-        f"<h1>Archives at {_safe(run['place'])}</h1>",
-        f'<p class="dim">as of {now:%d %b %Y, %H:%M} UTC</p><div class="figures">{boxes}</div>',
-        f'<h2>Health</h2><ul class="health">{_health(run)}</ul>',
-        f'<h2>Archives</h2><div class="scroll"><table><thead><tr>{_heads()}</tr></thead>',
-        f"<tbody>{''.join(map(_row, rows))}</tbody></table></div>",
-        '<footer class="dim">Made by sparsebak upkeep. Days and times are UTC.</footer>',
+        node("h1", {}, title),
+        node("p", {"class": "dim"}, f"as of {now:%d %b %Y, %H:%M} UTC"),
+        cards(figures),
+        node("h2", {}, "Health"),
+        _health(run),
+        node("h2", {}, "Archives"),
+        table("Archives", _HEADS, map(_row, rows), frozenset({4, 5})),
+        node("footer", {"class": "dim"}, "Made by sparsebak upkeep. Days and times are UTC."),
     ]
-    return document(f"Archives at {printable(run['place'])}", body)
+    return document(title, body)
 
 
-def _safe(text: str) -> str:
-    return escape(printable(text))
-
-
-def _heads() -> str:
-    return "".join(f"<th>{head}</th>" for head in _HEADS)
-
-
-def _health(run: UpkeepRow) -> str:
+def _health(run: UpkeepRow) -> Tree:
     items = [("bad", problem) for problem in run["problems"]]
     for row in run["archives"]:
         kind = _KIND.get(State(row["state"]), "bad")
@@ -56,17 +50,14 @@ def _health(run: UpkeepRow) -> str:
         if row["state"] == State.LEFT:
             kept = session_name(row["kept"]) if row["kept"] else "never"
             items.append((kind, f"{row['name']}: left by this run; kept last: {kept}"))
-    order = ("bad", "warn", "good")
-    items.sort(key=lambda item: order.index(item[0]))
-    items = items or [("good", "All archives are well.")]
-    return "".join(f'<li class="{kind}">{_safe(text)}</li>' for kind, text in items)
+    return findings("Health", items or [("ok", "All archives are well.")])
 
 
-def _row(row: KeptRow) -> str:
+def _row(row: KeptRow) -> tuple[str, ...]:
     newest = "" if row["newest"] is None else session_name(row["newest"])
     stored = size_text(row["status"]["stored"]) if row["status"] else ""
     scrubbed = f"{row['scrubbed']} of {row['of']}" if row["of"] else ""
-    cells = (
+    return (
         row["name"],
         row["label"],
         row["state"],
@@ -75,4 +66,3 @@ def _row(row: KeptRow) -> str:
         stored,
         scrubbed,
     )
-    return "<tr>" + "".join(f"<td>{_safe(text)}</td>" for text in cells) + "</tr>"

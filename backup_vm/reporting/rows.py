@@ -127,6 +127,8 @@ class StatusRow(TypedDict):
     parity: int
     """Bytes of parity files."""
     free: int | None
+    capacity: int | None
+    """Bytes of the whole disk; None where it has no such number."""
     scrubbed: CheckRow | None
     part_scrubbed: CheckRow | None
     unscrubbed: UnscrubbedRow

@@ -59,6 +59,7 @@ def look(
         "stored": stored_bytes,
         "parity": sum(map(archive.storage.allocated, parity_files(archive))),
         "free": archive.storage.free(),
+        "capacity": archive.storage.capacity(),
         "scrubbed": check_row(found.scrubbed),
         "part_scrubbed": check_row(found.part),
         "unscrubbed": _unscrubbed(archive, found),

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the page asks the server: JSON in, JSON out. The guard has let the request through."""
 
+import asyncio
 import json
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
 
 from backup_vm.config import Retention
+from backup_vm.reporting.rows import VolumeRow, row_name
 from backup_vm.ui import asked, reads
 from backup_vm.ui.asked import BadRequest
 from backup_vm.ui.guard import HEADERS
 from backup_vm.ui.program import Failed, Program, collect, interrupt, streams
 from backup_vm.ui.queue import Queue, QueueFull
 from backup_vm.ui.reads import Reads
+from wire.slots import BadRecoveryKey, parse_recovery
 
 PATIENCE = 20.0
 """Seconds that a request for news waits."""
@@ -32,7 +37,13 @@ class Api:
         self.program, self._pins = program, asked.pins(retention)
         self._reads = Reads(program)
         self.queue = Queue(program, self._reads)
+        self._recovery = False
+        """Whether the recovery key was typed, and opened the archive."""
         self._tickets: dict[str, tuple[float, tuple[str, ...], str]] = {}
+
+    def warm(self) -> None:
+        """The page was opened: begin to look at what it will ask for."""
+        self._reads.warm()
 
     def add_to(self, app: web.Application) -> None:
         """Declare the routes."""
@@ -43,12 +54,15 @@ class Api:
             "days": self._days,
             "moment": self._moment,
             "space": self._space,
+            "frees": self._frees,
+            "names": self._names,
+            "here": self._here,
             "news": self._news,
-            "files": self._files,
-            "history": self._history,
         }.items():
             app.router.add_get(f"/api/{name}", _answering(get))
         for name, post in {
+            "files": self._files,
+            "history": self._history,
             "jobs": self._add_job,
             "cancel": self._cancel,
             "simulate": self._simulate,
@@ -63,15 +77,21 @@ class Api:
     async def _status(self, request: web.Request) -> dict[str, Any]:
         row, warnings = await self._reads.get("status")
         keyed = self.program.passphrase is not None or self.program.key_file is not None
-        return {"status": row, "warnings": warnings, "keyed": keyed, "pins": self._pins}
+        return {
+            "status": row,
+            "warnings": warnings,
+            "keyed": keyed,
+            "recovery": self._recovery,
+            "pins": self._pins,
+        }
 
     async def _doctor(self, request: web.Request) -> dict[str, Any]:
         row, _ = await self._reads.get("doctor")
         return row
 
-    async def _volumes(self) -> list[Mapping[str, Any]]:
+    async def _volumes(self) -> list[VolumeRow]:
         row, _ = await self._reads.get("list", "--no-space")
-        volumes: list[Mapping[str, Any]] = row["volumes"]
+        volumes: list[VolumeRow] = row["volumes"]
         return volumes
 
     async def _sessions(self, request: web.Request) -> dict[str, Any]:
@@ -87,57 +107,56 @@ class Api:
         )
 
     async def _days(self, request: web.Request) -> dict[str, Any]:
-        volumes = await self._volumes()
-        names = sorted(reads.row_name(volume) for volume in volumes)
-        return {"days": reads.days(volumes, request.query.get("volume", "")), "volumes": names}
+        query = request.query
+        last = _number(query, "last") if query.get("last") else None
+        return reads.days(await self._volumes(), query.get("volume", ""), last)
 
     async def _moment(self, request: web.Request) -> dict[str, Any]:
         at = _number(request.query, "time")
         return {"volumes": reads.moment(await self._volumes(), at)}
 
     async def _space(self, request: web.Request) -> dict[str, Any]:
+        volumes, (status, _) = await asyncio.gather(self._volumes(), self._reads.get("status"))
+        return reads.space(volumes, status)
+
+    async def _frees(self, request: web.Request) -> dict[str, Any]:
+        """What takes its time with very many sessions, and is shown when it is there."""
         row, _ = await self._reads.get("list", "--space")
-        volumes = [
-            {
-                "name": reads.row_name(volume),
-                **{key: volume[key] for key in ("own", "shared", "compression", "deduplication")},
-                "sessions": len(volume["sessions"]),
-            }
-            for volume in row["volumes"]
-        ]
-        every = [
-            {"name": reads.row_name(volume), **session}
-            for volume in row["volumes"]
-            for session in volume["sessions"]
-            if session["frees"]
-        ]
-        every.sort(key=lambda session: -session["frees"])
-        status, _ = await self._reads.get("status")
-        return {
-            "volumes": volumes,
-            "largest": every[:20],
-            "stored": status["stored"],
-            "free": status["free"],
-            "growth": status.get("growth"),
-        }
+        return {"largest": reads.largest(row["volumes"])}
+
+    async def _names(self, request: web.Request) -> dict[str, Any]:
+        return {"volumes": sorted(map(row_name, await self._volumes()))}
+
+    async def _here(self, request: web.Request) -> dict[str, Any]:
+        """What setup says for this machine: what dom0 is told that this qube is called."""
+        return {"qube": socket.gethostname() if reads.QREXEC.exists() else None}
 
     async def _news(self, request: web.Request) -> dict[str, Any]:
         return await self.queue.news(_number(request.query, "since"), PATIENCE)
 
     async def _files(self, request: web.Request) -> dict[str, Any]:
-        query = request.query
-        path = asked.text(query, "path") or "/"
-        where = (f"--session={asked.needed(query, 'session')}", "--")
-        volume, pattern = asked.needed(query, "volume"), asked.text(query, "name")
+        """Asked for in a body: an address cannot hold a name that is no UTF-8."""
+        body = await _body(request)
+        path = asked.text(body, "path") or "/"
+        where = (f"--session={asked.needed(body, 'session')}", "--")
+        volume, pattern = asked.needed(body, "volume"), asked.text(body, "name")
         if pattern:
-            words: tuple[str, ...] = ("files", "find", f"--name=*{pattern}*", *where, volume, path)
+            words: tuple[str, ...] = (
+                "files",
+                "find",
+                f"--name=*{_literal(pattern)}*",
+                *where,
+                volume,
+                path,
+            )
         else:
             words = ("files", "ls", *where, volume, path)
         row, warnings = await self._reads.get(*words)
         return {**row, "warnings": warnings}
 
     async def _history(self, request: web.Request) -> dict[str, Any]:
-        volume, path = (asked.needed(request.query, name) for name in ("volume", "path"))
+        body = await _body(request)
+        volume, path = (asked.needed(body, name) for name in ("volume", "path"))
         row, _ = await self._reads.get("files", "history", "--", volume, path)
         return row
 
@@ -174,7 +193,7 @@ class Api:
         text = asked.text(await _body(request), "passphrase")
         before = self.program.passphrase
         self._reads.forget()
-        self.program.passphrase = None
+        self.program.passphrase, self._recovery = None, False
         if not text:
             return {"opened": False}
         key = text.encode("utf-8", "surrogateescape")
@@ -188,7 +207,9 @@ class Api:
         except Failed:
             self.program.passphrase = before
             raise
-        return {"opened": True}
+        with suppress(BadRecoveryKey):
+            self._recovery = bool(parse_recovery(text))
+        return {"opened": True, "recovery": self._recovery}
 
     async def _refresh(self, request: web.Request) -> dict[str, Any]:
         self._reads.forget()
@@ -248,7 +269,14 @@ class Api:
             self.program.ended(process)
 
 
+def _literal(pattern: str) -> str:
+    """What is typed to search for, with brackets as letters; * and ? stay what they are."""
+    return pattern.replace("[", "[[]")
+
+
 def _quoted(name: str) -> str:
+    # what turns the direction of writing would make another ending of a name seem its own
+    name = "".join(letter if letter.isprintable() else "_" for letter in name)
     return quote(name.encode("utf-8", "replace"), safe="")
 
 

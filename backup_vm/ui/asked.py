@@ -83,7 +83,7 @@ def prune_words(body: Mapping[str, Any], dry_run: bool) -> tuple[str, ...]:
     """``sparsebak prune`` by the rules in the page's form. Raises BadRequest."""
     words = [word for name in RULES for word in _option(body, name)]
     words += [f"--keep-tag={tag}" for tag in texts(body, "keep_tag")]
-    words += _option(body, "until_free")
+    words += [*_option(body, "until_free"), *_option(body, "min_age")]
     words.append("--dry-run" if dry_run else "--yes")
     return ("prune", *words, "--", *texts(body, "volumes"))
 
@@ -128,7 +128,7 @@ def _scrub(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _copy(body: Mapping[str, Any]) -> tuple[str, ...]:
-    return ("copy", "--", needed(body, "target"))
+    return ("copy", *_option(body, "limit_rate"), "--", needed(body, "target"))
 
 
 def _init(body: Mapping[str, Any]) -> tuple[str, ...]:
@@ -144,6 +144,8 @@ JOBS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] = {
     "prune": lambda body: prune_words(body, dry_run=False),
     "copy": _copy,
     "init": _init,
+    "drill": lambda body: ("drill",),
+    "keys": lambda body: ("keys", "--refresh"),
 }
 """What goes through the queue, by the name that the page gives it."""
 

@@ -17,7 +17,7 @@ _START = (
     f"import sys; sys.path.insert(0, {str(_TREE)!r}); from backup_vm.cli import main;"
     " sys.exit(main())"
 )
-KEYED = frozenset({"list", "status", "prune", "tag", "verify", "copy", "restore", "files"})
+KEYED = frozenset({"list", "status", "prune", "tag", "verify", "copy", "restore", "files", "drill"})
 """Commands that take the archive's key, and are given it where the user gave it."""
 MOST = 64 << 20
 """Bytes of an answer that are read; a list of 100,000 sessions has 40 MB."""

@@ -6,21 +6,31 @@ of them that are small enough to be sent.
 import asyncio
 import time
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from heapq import nlargest
+from pathlib import Path
 from typing import Any
 
+from backup_vm.reporting.calendar import calendar, days_of, legend
+from backup_vm.reporting.page import figures, grown_since, volume_table
+from backup_vm.reporting.rows import VolumeRow, row_name
 from backup_vm.ui.program import Failed, Program
 
 FRESH = 30.0
 """Seconds for which an answer is shown again; another machine may write to the archive, too."""
+OLD = 120.0
+"""Seconds for which an old answer is shown while a new one is made, so that nobody waits."""
 AT_ONCE = 2
 """Commands that read at the same time."""
+QREXEC = Path("/usr/bin/qrexec-client-vm")
+"""Where this is, the machine is a qube."""
 PAGE = 200
 """Sessions that are sent at once, at most."""
 
-Row = Mapping[str, Any]
+_FIRST_DAY, _LAST_DAY = 366, 2_900_000
+"""Days since 1970 that a calendar has."""
+Row = VolumeRow
 
 
 class Reads:
@@ -31,9 +41,13 @@ class Reads:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._writing = False
         self._kept: dict[tuple[str, ...], tuple[float, asyncio.Task[Any]]] = {}
+        self._renewing: set[tuple[str, ...]] = set()
+        self._times = 0
+        """How often all was forgotten."""
 
     def forget(self) -> None:
         """What was read is not true any more."""
+        self._times += 1
         self._kept.clear()
 
     async def get(self, *words: str) -> tuple[dict[str, Any], list[str]]:
@@ -42,16 +56,41 @@ class Reads:
         self._kept = {
             key: (made, task)
             for key, (made, task) in self._kept.items()
-            if not task.done() or (not task.exception() and (self._writing or now - made < FRESH))
+            if not task.done() or (not task.exception() and (self._writing or now - made < OLD))
         }
-        found = self._kept.get(words)
-        if found is None:
-            task: asyncio.Task[Any] = asyncio.ensure_future(self._ask(words))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            found = self._kept[words] = (now, task)
+        if words not in self._kept:
+            self._kept[words] = (now, self._begin(words))
+        made, task = self._kept[words]
+        if task.done() and not self._writing and now - made > FRESH:
+            self._renew(words)
         # whoever asked may go, and others wait for the same
-        answer: tuple[dict[str, Any], list[str]] = await asyncio.shield(found[1])
+        answer: tuple[dict[str, Any], list[str]] = await asyncio.shield(task)
         return answer
+
+    def _begin(self, words: tuple[str, ...]) -> "asyncio.Task[Any]":
+        task: asyncio.Task[Any] = asyncio.ensure_future(self._ask(words))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    def _renew(self, words: tuple[str, ...]) -> None:
+        """Ask again while the old answer is shown, unless that is being done."""
+        if words in self._renewing:
+            return
+        times = self._times
+
+        def renewed(task: "asyncio.Task[Any]") -> None:
+            self._renewing.discard(words)
+            if times == self._times and not task.cancelled() and not task.exception():
+                self._kept[words] = (time.monotonic(), task)
+
+        self._renewing.add(words)
+        self._begin(words).add_done_callback(renewed)
+
+    def warm(self) -> None:
+        """Begin to look: what the pages show is there when they are turned to."""
+        for words in (("status",), ("doctor",), ("list", "--no-space")):
+            if words not in self._kept:
+                self._kept[words] = (time.monotonic(), self._begin(words))
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -83,11 +122,6 @@ class Reads:
             return await self._program.ask(words)
 
 
-def row_name(volume: Row) -> str:
-    """The volume as commands take it."""
-    return f"{volume['qube']}/{volume['volume']}" if volume["qube"] else str(volume["volume"])
-
-
 def sessions(
     volumes: list[Row], name: str, tag: str, until: int | None, offset: int, limit: int
 ) -> dict[str, Any]:
@@ -107,16 +141,25 @@ def sessions(
     return {"total": len(chosen), "sessions": page}
 
 
-def days(volumes: list[Row], name: str) -> dict[str, int]:
-    """Sessions by day of UTC, as number of days since 1970."""
+def days(volumes: list[Row], name: str, last: int | None) -> dict[str, Any]:
+    """The year up to the day ``last``, or today, as the report draws it; days since 1970."""
+    found = days_of(
+        session["time"]
+        for volume in volumes
+        if not name or row_name(volume) == name or volume["qube"] == name
+        for session in volume["sessions"]
+    )
+    today = int(time.time()) // 86400
+    newest = min(max(found, default=today), _LAST_DAY)
+    newest = max(today, newest)
+    last = newest if last is None else min(last, newest)
     return {
-        str(day): count
-        for day, count in Counter(
-            session["time"] // 86400
-            for volume in volumes
-            if not name or row_name(volume) == name or volume["qube"] == name
-            for session in volume["sessions"]
-        ).items()
+        "calendar": calendar(found, max(last, _FIRST_DAY), "Sessions by day"),
+        "legend": legend(),
+        "oldest": min(found, default=today),
+        "newest": newest,
+        "last": last,
+        "volumes": sorted(map(row_name, volumes)),
     }
 
 
@@ -131,3 +174,33 @@ def moment(volumes: list[Row], at: int) -> list[dict[str, Any]]:
         session = volume["sessions"][order[place - 1]] if place else None
         found.append({"name": row_name(volume), "session": session})
     return sorted(found, key=lambda row: str(row["name"]))
+
+
+def space(volumes: list[Row], status: Any) -> dict[str, Any]:
+    """What takes the space: the report's own pieces."""
+    known = {row["id"]: row for row in status["volumes"]}
+    keys = ("own", "shared", "compression", "deduplication")
+    rows: list[Row] = [
+        {**volume, **{key: known.get(volume["id"], {}).get(key) for key in keys}}  # type: ignore[typeddict-item]
+        for volume in volumes
+    ]
+    rows.sort(key=lambda volume: -(volume["own"] or 0))
+    return {
+        "figures": figures(status, rows),
+        "volumes": volume_table("Volumes", rows, whole_name=True),
+        "growth": grown_since(status.get("growth") or []),
+    }
+
+
+def largest(volumes: list[Row]) -> list[dict[str, Any]]:
+    """The sessions whose removal alone gives most back."""
+    every = (
+        (frees, session["session"], row_name(volume))
+        for volume in volumes
+        for session in volume["sessions"]
+        if (frees := session["frees"])
+    )
+    return [
+        {"frees": frees, "session": session, "name": name}
+        for frees, session, name in nlargest(20, every)
+    ]

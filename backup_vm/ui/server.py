@@ -106,6 +106,7 @@ def application(guard: Guard, api: Api, opened: Callable[[bool], None]) -> web.A
     async def enter(request: web.Request) -> web.Response:
         guard.enter(request.query.get("token", ""))
         opened(True)
+        api.warm()
         response = web.Response(text=_ENTERED.format(guard.key), content_type="text/html")
         response.headers["Set-Cookie"] = guard.set_cookie
         return response

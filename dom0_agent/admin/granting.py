@@ -13,7 +13,7 @@ from subprocess import DEVNULL, PIPE
 from typing import IO, Any
 
 from common.text import session_name
-from dom0_agent.catalog import dedup_domain
+from dom0_agent.catalog import CONFIG, SETTINGS, dedup_domain
 from dom0_agent.config import Config
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import INFO, log
@@ -78,6 +78,22 @@ def find(config: Config, name: str, label: str | None) -> Granted:
         )
     newest = _committed(follows.get(chosen[0].id.hex()))
     return Granted(chosen[0], f"{qube}/{volume}", identity, volume, newest)
+
+
+def granted_volumes(config: Config) -> list[str]:
+    """The names of volumes that a grant can be made for, and that have files: those with a session
+    in an archive whose key is here, without settings.
+    """
+    archives = [one.id.hex() for one in Keyring(config.state_dir).readable()]
+    names, found = identities.load(config.state_dir), []
+    for identity, volume in known_volumes(config.state_dir):
+        follows = VolumeState(config.state_dir, identity, volume).load().follows
+        name = (names.name(identity), volume)
+        if volume == SETTINGS or name == CONFIG:
+            continue
+        if any(_committed(follows.get(archive)) for archive in archives):
+            found.append("/".join(name))
+    return sorted(found)
 
 
 def _committed(progress: Any) -> Committed | None:

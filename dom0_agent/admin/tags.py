@@ -18,6 +18,8 @@ TAG = "sparsebak"
 """Tag of the qubes that the backup VM may back up."""
 VM_TAG = "sparsebak-vm"
 """Tag of the backup VM."""
+READER_TAG = "sparsebak-reader"
+"""Tag of a disposable that may read sealed chunks from the backup VM."""
 
 
 def untagged(config: Config) -> tuple[str, list[Any]]:

@@ -49,13 +49,12 @@ def commands(site: Site, commands_for: Callable[[Site], Commands]) -> Commands:
 
 
 def moment(client: Any, site: Site) -> str:
-    """Now, by the store's clock, and nothing that comes is of the same second: some stores list
-    whole ones.
+    """The last of what was stored, by the store's clock; nothing that comes is of the same second,
+    for some stores list whole ones.
     """
-    last = max(one["LastModified"] for one in every_version(client, site))
-    time.sleep(2.1)
-    found: str = (last + datetime.timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return found
+    last: datetime.datetime = max(one["LastModified"] for one in every_version(client, site))
+    time.sleep(max(0.0, int(last.timestamp()) + 1.05 - time.time()))
+    return last.isoformat()
 
 
 def had_back(commands: Commands, then: str, images: dict[str, bytes]) -> None:

@@ -3,14 +3,17 @@
 nothing is made worse.
 """
 
+import inspect
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from backup_vm import cli
 from backup_vm.archive.parity.making import plans
+from backup_vm.archive.parity.mending import Mender, Parity
 from backup_vm.archive.parity.plan import Shape
 from backup_vm.archive.storage.local import LocalStorage
 from tests.commands import Commands
@@ -118,6 +121,30 @@ def test_lost_files_are_mended(site: Site, commands: Commands) -> None:
     assert contents(site) == whole
     assert site.images() == images
     assert commands.json("scrub")["ok"]
+
+
+def test_a_long_row_of_lost_sessions_is_mended(site: Site, commands: Commands) -> None:
+    """Each builds on the one before: however many they are, the stack does not grow."""
+    for seed in range(8):
+        with open(site.image(), "r+b") as file:
+            file.write(random.Random(seed).randbytes(100))
+        site.backup()
+    commands.run("scrub", "--parity", "25%")
+    whole, (*lost, _) = contents(site), files(site, "session")
+    lost[-1].unlink()
+    assert commands.json("scrub", "--repair")["ok"]  # imports what is needed
+    for path in lost:
+        path.unlink()
+    with site.open(True) as archive:
+        mender = Mender(archive, Parity(archive))
+        limit, depth = sys.getrecursionlimit(), len(inspect.stack(0))
+        sys.setrecursionlimit(depth + 40)
+        try:
+            mender.sessions()
+        finally:
+            sys.setrecursionlimit(limit)
+        assert len(mender.done) == len(lost)
+    assert contents(site) == whole
 
 
 def test_what_is_beyond_is_reported_and_left(site: Site, commands: Commands) -> None:

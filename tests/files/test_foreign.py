@@ -193,6 +193,24 @@ def test_a_journal_in_use_is_what_ntfs_3g_takes_for_that(
     assert ("unclean" in done.stderr) == (not newer), done.stderr
 
 
+def test_a_disk_that_boots_by_uefi_needs_no_number(tmp_path: Path) -> None:
+    image, efi, system = (tmp_path / name for name in ("image", "efi", "system"))
+    foreign.made(efi, "fat12")
+    foreign.run("mkfs.ext4", "-q", system, "8M")
+    with open(image, "wb") as file:
+        file.truncate(16 * foreign.MIB)
+    words = ("mkpart", "efi", "1MiB", "5MiB", "mkpart", "system", "5MiB", "13MiB")
+    foreign.run("parted", "-s", image, "mklabel", "gpt", *words)
+    with open(image, "r+b") as file:
+        for at, part in ((1, efi), (5, system)):
+            file.seek(at * foreign.MIB)
+            file.write(part.read_bytes())
+    for partition, name in ((None, b"lost+found"), (2, b"lost+found"), (1, None)):
+        with files_of(image, partition) as files:
+            found = [one.path for _, one in files.walk(files.find(b"/"), told)]
+            assert found == ([b"/" + name] if name else [])
+
+
 def test_that_fat_and_exfat_were_in_use_is_said(tmp_path: Path) -> None:
     """Linux says so while it is mounted, by this bit."""
     for form, at, bit in (("fat16", 37, 1), ("fat32", 65, 1), ("exfat", 106, 2)):

@@ -120,7 +120,8 @@ def test_what_the_backup_vm_gets(rpms: dict[str, Path]) -> None:
     assert needs(rpms["sparsebak-vm"]) == VM_NEEDS
     assert not [name for name in files if "dom0_agent" in name or "policy" in name]
     services = {name: files[name] for name in files if name.startswith("/etc/qubes-rpc/")}
-    assert services == {"/etc/qubes-rpc/sparsebak.Read": ("-rwxr-xr-x", "root", "root")}
+    called = {f"/etc/qubes-rpc/sparsebak.{name}" for name in ("Open", "Read")}
+    assert services == dict.fromkeys(called, ("-rwxr-xr-x", "root", "root"))
     assert {"/usr/lib/systemd/system/sparsebak-backup.timer", "/usr/bin/sparsebak"} <= files.keys()
     assert "/usr/lib/sysusers.d/sparsebak-upkeep.conf" in files
     assert files["/etc/qubes/post-install.d/50-sparsebak.sh"][0] == "-rwxr-xr-x"
@@ -156,8 +157,8 @@ def test_the_debian_package(deb: Path) -> None:
         ["dpkg-deb", "-c", package], capture_output=True, text=True, check=True
     ).stdout
     files = {line.split()[5].lstrip("."): tuple(line.split()[:2]) for line in raw.splitlines()}
-    programs = ("/usr/bin/sparsebak", "/etc/qubes-rpc/sparsebak.Read")
-    for name in (*programs, "/etc/qubes/post-install.d/50-sparsebak.sh"):
+    programs = [f"/etc/qubes-rpc/sparsebak.{name}" for name in ("Open", "Read")]
+    for name in ("/usr/bin/sparsebak", *programs, "/etc/qubes/post-install.d/50-sparsebak.sh"):
         assert files[name] == ("-rwxr-xr-x", "root/root")
     assert "/usr/lib/sparsebak/backup_vm/cli/__init__.py" in files and not [
         name for name in files if "dom0_agent" in name

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.qubes import reading_kit
+from tests.qubes.disposables import Machine
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Qubesd
 
@@ -30,12 +31,13 @@ def qubesd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubesd]:
     elif importlib.util.find_spec("qubesadmin") is None:
         monkeypatch.syspath_prepend(str(Path(__file__).parent / "standin"))
     release = (Path(CORE_ADMIN) / "version").read_text()[:3] if CORE_ADMIN else "4.3"
-    server = Qubesd(tmp_path / "qubesd", Path(CORE_ADMIN) if CORE_ADMIN else None, release)
+    server = Machine(tmp_path / "qubesd", Path(CORE_ADMIN) if CORE_ADMIN else None, release)
     monkeypatch.setenv("PATH", str(server.programs), prepend=os.pathsep)
     module = importlib.import_module("qubesadmin")
     config = importlib.import_module("qubesadmin.config")
     monkeypatch.setattr(config, "QUBESD_SOCKET", str(server.socket))
     monkeypatch.setattr(config, "QREXEC_SERVICES_DIR", str(server.services))
+    monkeypatch.setattr(config, "QREXEC_CLIENT", str(server.client))
     if hasattr(module, "app"):
         monkeypatch.setattr(module, "Qubes", module.app.QubesLocal)
     yield server

@@ -95,6 +95,7 @@ def test_an_entry_of_the_menu(entry: Path, tmp_path: Path, site: Site) -> None:
     )
     expected = {
         "sparsebak-backup": "only Qubes OS has",  # this is none, and it says so before it closes
+        "sparsebak-open": "this needs Qubes OS",
         "sparsebak-report": "work/private: never backed up",
     }
     assert expected[entry.stem] in done.stdout, done.stdout

@@ -75,6 +75,11 @@ EXPECTED = [
         for target in ("keeper", "work", "@adminvm", "disp1")
     ),
     *(("Read", "0+1", "disp1", target, "deny") for target in ("work", "evil", "@adminvm")),
+    *(
+        ("Open", "keeper", source, target, "deny")  # dom0 alone gives grants
+        for source in ("keeper", "work", "evil", "disp1")
+        for target in ("keeper", "work", "disp1", "@adminvm")
+    ),
     *((service, "private", "disp1", "work", "deny") for service in SERVICES),
     *((service, "", "disp1", "@adminvm", "deny") for service in SERVICES),
 ]

@@ -167,3 +167,48 @@ def test_readers_give_way_to_a_backup(disposable: Reading) -> None:
         over.set()
         for asker in askers:
             asker.join()
+
+
+def test_every_command_that_takes_a_grant_reads_from_there(
+    disposable: Reading, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images, files in them, and proofs."""
+    site, out = disposable.site, disposable.site.root / "out"
+    with open(site.image(), "wb") as file:
+        file.truncate(4 << 20)
+    (out / "content/Documents").mkdir(parents=True)
+    (out / "content/Documents/letter").write_bytes(os.urandom(100_000))
+    subprocess.run(["mkfs.ext4", "-q", "-d", out / "content", site.image()], check=True)
+    site.backup()
+    images, grant = site.images(), site.root / "grant"
+    grant.write_bytes(disposable.grant().build())
+    given = ("--from", BACKUP_VM, "--grant", str(grant))
+
+    def run(*words: str, code: int = 0) -> str:
+        capsys.readouterr()
+        assert cli.main([*words, *given]) == code, capsys.readouterr().err
+        found = capsys.readouterr()
+        assert code == 0 or found.err.count("\n") == 1
+        return found.out + found.err
+
+    newest, oldest = list(images)[-1], next(iter(images))
+    for name, words in ((newest, ()), (oldest, ("--session", oldest))):
+        run("assemble", "work/private", "-o", str(out / name), *words)
+        assert (out / name).read_bytes() == images[name]
+    run("files", "cp", "work/private", "Documents/letter", str(out / "letter"))
+    assert (out / "letter").read_bytes() == (out / "content/Documents/letter").read_bytes()
+    assert "Documents" in run("files", "ls", "work/private")
+    assert f"it is for {oldest}" in run("verify", "--session", "1999", code=12)
+    assert run("verify", "--session", "all", "-v").count("authentic and complete") == 3
+    assert "leave out --from" in run("files", "diff", "work/private", oldest, newest, code=2)
+    assert "name it with --session" in run(
+        "assemble", "work/private", "-o", str(out / "x"), "--session", "all", code=2
+    )
+    # what is damaged there is damage, wherever it is read
+    for pack in site.archive.rglob("*.pack"):
+        raw = bytearray(pack.read_bytes())
+        for at in range(100, len(raw) - 10_000, 5000):
+            raw[at] ^= 1
+        pack.write_bytes(raw)
+    run("assemble", "work/private", "-o", str(out / "x"), "--session", oldest, code=4)
+    assert not (out / "x").exists()

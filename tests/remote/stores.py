@@ -10,10 +10,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from backup_vm.archive.storage.objects import Changed, Entry, Space, Unreachable
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
 
 Answer = tuple[int, bytes]
 
@@ -125,12 +125,12 @@ def trickling(pause: float) -> Callable[[socket.socket], None]:
     return serve
 
 
-class Lying:
+class Lying(Objects):
     """Objects in a folder, after restic's mock of a backend: see the attributes for what is wrong
     with it.
     """
 
-    unreadable = ()
+    unreadable: Collection[str] = ()
     pages = True
 
     def __init__(self, folder: Path) -> None:
@@ -221,3 +221,39 @@ class Lying:
 
     def space(self) -> Space | None:
         return None
+
+
+class Slow(Lying):
+    """Each request takes a while. ``most``: how many were under way at one time since that was set
+    to 0; ``asked``: how many there were.
+    """
+
+    def __init__(self, folder: Path, delay: float) -> None:
+        super().__init__(folder)
+        self._delay, self._now, self._lock = delay, 0, threading.Lock()
+        self.most = self.asked = 0
+
+    @contextlib.contextmanager
+    def _taking_long(self) -> Iterator[None]:
+        with self._lock:
+            self._now += 1
+            self.asked += 1
+            self.most = max(self.most, self._now)
+        try:
+            time.sleep(self._delay)
+            yield
+        finally:
+            with self._lock:
+                self._now -= 1
+
+    def get_range(self, name: str, entry: Entry, offset: int, length: int) -> bytes:
+        with self._taking_long():
+            return super().get_range(name, entry, offset, length)
+
+    def put(self, name: str, source: Path, old: Entry | None = None) -> str:
+        with self._taking_long():
+            return super().put(name, source, old)
+
+    def delete(self, name: str) -> None:
+        with self._taking_long():
+            super().delete(name)

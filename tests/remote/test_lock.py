@@ -27,6 +27,8 @@ from tests.remote.kit import Server
 from tests.remote.lock_kit import DAYS, bucket_of, client_of, locked_site, until, versions
 
 Make = Callable[[int], Site]
+SHORT = 3 if os.environ.get("SPARSEBAK_S3") == "ceph" else 1
+"""Seconds of a retention that runs out in a test; Ceph takes none that has run out on its way."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_what_is_stored_cannot_be_removed_s3(client: Any, locked: Make) -> None:
 def test_what_is_removed_is_given_back_later_s3(
     client: Any, locked: Make, commands_for: Callable[[Site], Commands]
 ) -> None:
-    site = locked(2)
+    site = locked(SHORT)
     for turn in range(3):
         site.backup()
         site.image().write_bytes(random.Random(turn + 10).randbytes(20 * GRAIN))
@@ -81,10 +83,10 @@ def test_what_is_removed_is_given_back_later_s3(
     begun = time.time()
     done = commands.json("prune", "--keep-last", "1", "--max-removed", "100%")
     assert len(done["removed"]) == 2 and done["freed"] < GRAIN and done["waiting"] > 40 * GRAIN
-    assert begun + 1 <= done["waiting_until"] <= time.time() + 3
+    assert begun + SHORT - 1 <= done["waiting_until"] <= time.time() + SHORT + 1
     assert "may not be removed for good before" in commands.run("list")[0]
     status = commands.json("status")["lock"]
-    assert status["waiting"] == done["waiting"] and status["retention"] == 2
+    assert status["waiting"] == done["waiting"] and status["retention"] == SHORT
     assert "may not be removed for good before" in commands.run("status")[0]
     assert list(site.images().values()) == [contents]
     before = sum(version["Size"] for version in versions(client, site))
@@ -126,7 +128,7 @@ def test_what_stays_is_locked_again_s3(
     assert dates().items() >= second.items()
 
 
-@pytest.mark.parametrize("last", [1, 3, 6])
+@pytest.mark.parametrize("last", [1, 6])
 def test_a_run_that_dies_before_it_locked_what_it_stored_s3(
     client: Any, locked: Make, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,26 +240,30 @@ def test_an_archive_is_given_a_retention_later_s3(
     assert not any(until(client, site, one) for one in versions(client, site))
     commands.run("init", place, "--label", "locked", "--repair", "--retention", "30d")
     commands.run("init", place, "--label", "locked", "--repair", "--retention", "20d")
-    commands.run("init", place, "--label", "locked", "--repair")
+    again = commands.json("init", place, "--label", "locked", "--repair")
+    assert again["retention"] == DAYS
     assert load(open_storage(place)).retention == DAYS
     assert commands.json("status")["lock"]["late"]
     assert "Less than half is left" in commands.run("status")[0]
+    note = "note locked for 30 days"
+    assert note in commands.run("doctor", expect=None)[0]
     commands.run("backup")
     all_locked(client, site, DAYS - 120)
     assert not commands.json("status")["lock"]["late"]
+    assert "ok   locked for 30 days" in commands.run("doctor", expect=None)[0]
 
 
 def test_what_is_missing_keeps_all_that_lies_below_s3(
     client: Any, locked: Make, commands_for: Callable[[Site], Commands]
 ) -> None:
     """Somebody removed a pack; by the time of the next prune all locks have run out."""
-    site = locked(2)
+    site = locked(SHORT)
     site.backup()
     change(site.image(), random.Random(2), resize=False)
     site.backup()
     gone = next(one for one in versions(client, site) if one["Key"].endswith(".pack"))
     client.delete_object(Bucket=bucket_of(site), Key=gone["Key"])
-    time.sleep(3.1)
+    time.sleep(SHORT + 1.1)
     commands_for(site).run("prune", "--keep-last", "1", "--max-removed", "100%", expect=None)
     assert gone["VersionId"] in {one["VersionId"] for one in versions(client, site)}
 

@@ -103,7 +103,7 @@ class World(Qubesd):
 
     def install_in_dom0(self, *packages: Path) -> str:
         where = [str(shutil.copy(package, self.shared)) for package in packages]
-        # Debian 12's rpm refuses to install on Debian without this word, which 13's no longer knows.
+        # Debian 12's rpm refuses to install on Debian without this word, which 13's does not know.
         force = "--force-debian"
         options = [force] if force in self.dom0.run("rpm", "--help") else []
         return self.dom0.run("rpm", "-U", "--nodeps", *options, *where)

@@ -50,6 +50,16 @@ class Browser:
             self.call(f"{domain}.enable")
         self.size(1200, 800)
 
+    def scheme(self, name: str) -> None:
+        """``light`` or ``dark``, as the user prefers."""
+        feature = {"name": "prefers-color-scheme", "value": name}
+        self.call("Emulation.setEmulatedMedia", features=[feature])
+
+    def run(self, script: str) -> None:
+        """Run a script as a tool of the browser does: the page's policy does not hold for it."""
+        found = self.call("Runtime.evaluate", expression=script)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One command of the protocol, and its result."""
         self._number += 1
@@ -150,8 +160,8 @@ class Browser:
 
     def press(self, key: str) -> None:
         """One key."""
-        codes = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "Escape": 27}
-        more = {"text": "\r"} if key == "Enter" else {}
+        codes = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "Escape": 27, " ": 32}
+        more = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {})
         for kind in ("keyDown", "keyUp"):
             self.call(
                 "Input.dispatchKeyEvent",

@@ -1,72 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The page in a real browser, by acting as a user does: ``make test-ui``."""
 
-import json
 import random
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import cannot
-from tests.kit import GRAIN, PASSPHRASE, Site, change, fill
+from tests.kit import Site, change
+from tests.ui.acting import done, page_sessions, sound, turn_to
 from tests.ui.browser import Browser
-from tests.ui.test_guard import Page
-
-HOSTILE = "<img src=x onerror=alert(1)>"
-REFUSED = "status of 409"
-"""A command's refusal, which the page shows; the browser logs it as an error, too."""
-VOLUMES = ("work/private", "vault/private")
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    site = Site(tmp_path / "site", volumes=VOLUMES)
-    fill(site.image("vault/private"), 6 * GRAIN)
-    mke2fs = shutil.which("mke2fs", path="/usr/sbin:/sbin:/usr/bin") or cannot("no mke2fs")
-    tree = tmp_path / "tree"
-    (tree / "docs").mkdir(parents=True)
-    (tree / HOSTILE).write_text("hello")
-    (tree / "docs" / "a.txt").write_text("one")
-    image = site.image("work/private")
-    subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-d", tree, image, "4M"], check=True)
-    return site
-
-
-@pytest.fixture
-def page(site: Site) -> Iterator[Page]:
-    file = site.root / "pw"
-    file.write_bytes(PASSPHRASE)
-    found = Page(site, f"--passphrase-file={file}")
-    yield found
-    if found.process.poll() is None:
-        found.end()
-
-
-@pytest.fixture
-def browser(page: Page, tmp_path: Path) -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or cannot("no chromium")
-    found = Browser(str(chromium), tmp_path / "profile")
-    found.open(page.url)
-    yield found
-    found.end()
-
-
-def done(browser: Browser, kind: str, count: int) -> None:
-    """Wait until so many pieces of work of a kind are done."""
-    browser.wait(
-        "[...document.querySelectorAll('.job[data-state=done]')]"
-        f".filter((one) => one.ariaLabel.startsWith({json.dumps(kind)})).length == {count}"
-    )
-
-
-def sound(browser: Browser) -> None:
-    """Nothing went wrong within the page: no exception, no violation of the policy, no dialog."""
-    assert [fault for fault in browser.faults if REFUSED not in fault] == []
-    assert browser.js("document.querySelector('main img')") is None
+from tests.ui.conftest import HOSTILE
+from tests.ui.server import Page
 
 
 def test_a_life_of_an_archive_by_acting(page: Page, browser: Browser, site: Site) -> None:
@@ -109,6 +52,8 @@ def test_a_life_of_an_archive_by_acting(page: Page, browser: Browser, site: Site
     total = len(page_sessions(browser))
     browser.click("nav a", "Time")
     browser.write("input", "Newest", "1")
+    browser.see("newer than 3d")
+    browser.write("input", "Leave what is younger", "0d")
     browser.see("would come free")
     browser.click("button", "Prune …")
     browser.see("This cannot be undone")
@@ -121,28 +66,12 @@ def test_a_life_of_an_archive_by_acting(page: Page, browser: Browser, site: Site
     browser.see("does not answer")
 
 
-def page_sessions(browser: Browser) -> list[dict[str, object]]:
-    """Sessions as the page is told them."""
-    found: list[dict[str, object]] = browser.js(
-        "import('/page/api.js').then(({get}) => get('sessions')).then((row) => row.sessions)"
-    )
-    return found
-
-
 def test_each_page_shows_something_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
     browser.click("button", "Back up now")
     done(browser, "Backup", 1)
-    for label, text in {
-        "Space": "What takes the space",
-        "Setup": "The recovery key opens it",
-        "Work": "Which volumes",
-        "Time": "1 to 2 of 2 sessions",
-        "Overview": "checks without a finding",
-        "Files": "Search names here",
-    }.items():
+    for label in ("Space", "Setup", "Work", "Time", "Overview", "Files"):
         browser.size(1200, 800)
-        browser.click("nav a", label)
-        browser.see(text)
+        turn_to(browser, label)
         browser.size(390, 844)
         assert browser.js("document.documentElement.scrollWidth") <= 390, label
         unnamed = browser.js(

@@ -1,78 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Who gets an answer from the server of the page, at a real socket."""
 
-import http.client
-import json
 import os
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.children import signals_as_usual
 from tests.conftest import cannot
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
-
-START = "import sys; from backup_vm.cli import main; sys.exit(main())"
-Headers = dict[str, str]
+from tests.ui.server import Page
 
 
-class Page:
-    """The server as a process, and requests as a browser sends them."""
-
-    def __init__(self, site: Site, *words: str) -> None:
-        general = (f"--archive={site.archive}", f"--agent=local:{site.config}")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", START, *general, "ui", "--no-open", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "XDG_CONFIG_HOME": str(site.root)},
-            preexec_fn=signals_as_usual,
-        )
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
-        self.port = int(re.fullmatch(r"http://127.0.0.1:(\d+)/enter\?token=\S+", self.url)[1])  # type: ignore[index]
-        self.path = self.url.partition(str(self.port))[2]
-        self.headers: Headers = {}
-
-    def ask(self, method: str, path: str, headers: Headers, body: object = None) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        answer = connection.getresponse()
-        self.cookie = answer.headers["Set-Cookie"] or ""
-        self.policy = answer.headers["Content-Security-Policy"]
-        text = answer.read().decode()
-        connection.close()
-        return answer.status, text
-
-    def enter(self) -> None:
-        status, text = self.ask("GET", self.path, {})
-        assert status == 200
-        key = re.search(r'name="key" content="([^"]+)"', text)
-        assert key is not None
-        self.headers = {"Cookie": self.cookie.partition(";")[0], "X-Sparsebak-Key": key[1]}
-
-    def get(self, path: str) -> dict[str, object]:
-        status, text = self.ask("GET", path, self.headers)
-        assert status == 200, text
-        found: dict[str, object] = json.loads(text)
-        return found
-
-    def post(self, path: str, body: object) -> tuple[int, dict[str, object]]:
-        sent = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{self.port}"}
-        status, text = self.ask("POST", path, self.headers | sent, body)
-        return status, json.loads(text)
-
-    def end(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(10)
-        self.process.communicate()
-        return code
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path / "site")
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ class Page(HTMLParser):
     @override
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        self._cell = tag == "td"
+        self._cell = tag in ("td", "th")
         if self._cell:
             self.cells.append("")
 

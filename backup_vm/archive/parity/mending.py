@@ -103,17 +103,18 @@ class Mender:
         code.require()
         self._archive, self._parity = archive, parity
         self._tried: set[str] = set()
+        self._lacking: dict[str, tuple[str, str]] = {}
+        """Sessions that could be mended, and the volume and id of what they build on, which is not
+        there.
+        """
         self._settled = 0
         self.done: list[str] = []
 
-    def mend(
-        self, name: str, wanted: Mapping[int, bytes] | None = None, with_bases: bool = False
-    ) -> bool:
+    def mend(self, name: str, wanted: Mapping[int, bytes] | None = None) -> bool:
         """Mend a damaged or missing file, if its parity can. Raises SparsebakError where
         it cannot be written.
 
         ``wanted``: chunks of a pack that it must have for it to be worth it, offsets and ids.
-        ``with_bases``: a session with those that it builds on, if they are missing, too.
         """
         if name in self._tried:  # whoever writes a disk can let two sessions build on each other
             return False
@@ -124,21 +125,33 @@ class Mender:
                 if found is None:
                     continue
                 mended = Mended(blocks, plan, member, found)
-                if self._fit(name, mended, member.size, wanted or {}, with_bases):
+                if self._fit(name, mended, member.size, wanted or {}):
                     self._put(name, mended)
                     self._archive.damaged.pop(name, None)
                     self.done.append(name)
                     return True
         return False
 
-    def _fit(
-        self,
-        name: str,
-        mended: Mended,
-        size: int,
-        wanted: Mapping[int, bytes],
-        with_bases: bool,
-    ) -> bool:
+    def mend_with_bases(self, name: str) -> None:
+        """Mend a session, and those that it builds on, if they are missing, too."""
+        if name in self._tried:
+            return
+        waiting = [name]
+        while waiting:  # not by recursion: there may be thousands, one on the other
+            one = waiting[-1]
+            self._tried.discard(one)
+            if self.mend(one):
+                waiting.pop()
+                continue
+            base = self._lacking.pop(one, None)
+            called = self._called({base}) if base is not None else []
+            below = next((n for n in called if n not in self._tried), None)
+            if below is None:
+                waiting.pop()
+            else:
+                waiting.append(below)
+
+    def _fit(self, name: str, mended: Mended, size: int, wanted: Mapping[int, bytes]) -> bool:
         """Whether a mended file is whole, and nothing is lost by taking it."""
         archive = self._archive
         view = cast(Storage, View(archive.storage, mended, size))
@@ -156,9 +169,8 @@ class Mender:
         volume, base = naming.volume_of(name), session.base.hex()
         if session.full or base in map(naming.session_of, archive.session_files(volume)):
             return True
-        return with_bases and any(
-            self.mend(one, None, True) for one in self._called({(volume, base)})
-        )
+        self._lacking[name] = volume, base
+        return False
 
     def _put(self, name: str, mended: Mended) -> None:
         try:
@@ -199,7 +211,7 @@ class Mender:
         # nobody else names it.
         self._tried.difference_update(left)
         for name in (*left, *self._archive.lost, *self._called(_missing_bases(self._archive))):
-            self.mend(name, with_bases=True)
+            self.mend_with_bases(name)
 
     def unlisted_packs(self) -> None:
         """Mend packs whose index cannot be read, for it is what the catalog is compared with."""

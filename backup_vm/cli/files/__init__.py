@@ -37,7 +37,7 @@ def add_to(commands: Any) -> None:
             metavar="N",
             help=(
                 "which partition, or GROUP/VOLUME of LVM (default: the only one with a file system"
-                " that can be read)"
+                " that can be read, or the only one beside FAT)"
             ),
         )
         key_option(parser, grant=True)

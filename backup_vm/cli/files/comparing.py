@@ -55,4 +55,4 @@ def diff(options: argparse.Namespace) -> int:
                 output.put(f"{change.what} {shown(change.path)}")
     if context.json:
         context.result({"changes": rows}, "")
-    return troubles.code(old, new)
+    return troubles.code(old.files, new.files)

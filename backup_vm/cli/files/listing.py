@@ -17,8 +17,7 @@ from backup_vm.terminal.text import table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from backup_vm.files.changes import Side
-    from backup_vm.files.session import Found
+    from backup_vm.files.session import Found, SessionFiles
 
 
 _TOGETHER = 1000
@@ -39,12 +38,12 @@ def ls(options: argparse.Namespace) -> int:
         if not options.long:
             return [text]
         if modes.S_ISLNK(one.stat.mode):
-            text += f" -> {shown(side.files.link(one.node))}"
+            text += f" -> {shown(files.link(one.node))}"
         return row_of(text, one.stat)
 
-    with opened_session(context) as side:
-        top = side.files.find(path_of(context))
-        found = _in_folder(side, top, troubles)
+    with opened_session(context) as files:
+        top = files.find(path_of(context))
+        found = _in_folder(files, top, troubles)
         if context.json:
             where = top.path if modes.S_ISDIR(top.stat.mode) else b"/"
             _put_data(data_of(joined(where, one.path.lstrip(b"/")), one.stat) for one in found)
@@ -53,14 +52,14 @@ def ls(options: argparse.Namespace) -> int:
     return troubles.code()
 
 
-def _in_folder(side: "Side", top: "Found", troubles: Troubles) -> "Iterator[Found]":
+def _in_folder(files: "SessionFiles", top: "Found", troubles: Troubles) -> "Iterator[Found]":
     """What is in a folder, with names for paths; what is no folder, itself."""
     from backup_vm.files.session import Found, joined
 
     if not modes.S_ISDIR(top.stat.mode):
         yield top
         return
-    with closing(side.files.names(top.node)) as entries:
+    with closing(files.names(top.node)) as entries:
         for entry in entries:
             if entry.stat is None:
                 troubles(joined(top.path, entry.name), entry.trouble)
@@ -116,20 +115,20 @@ def _walked(context: Context, line: Any, fits: Any, depth: int) -> int:
     from backup_vm.terminal import output
 
     troubles = Troubles(context)
-    with opened_session(context) as side:
-        top = side.files.find(path_of(context))
+    with opened_session(context) as files:
+        top = files.find(path_of(context))
         if not modes.S_ISDIR(top.stat.mode):
             raise UsageError(f"{shown(top.path)} is not a folder")
-        walked = side.files.walk(top, troubles, depth)
+        walked = files.walk(top, troubles, depth)
         found = ((deep, one) for deep, one in walked if fits(one))
         if context.json:
             _put_data(data_of(one.path, one.stat) for _, one in found)
-            return troubles.code(side)
+            return troubles.code(files)
         if context.options.action == "tree":
             output.put(shown(top.path))
         for deep, one in found:
             output.put(line(deep, one))
-    return troubles.code(side)
+    return troubles.code(files)
 
 
 def stat(options: argparse.Namespace) -> int:
@@ -137,11 +136,11 @@ def stat(options: argparse.Namespace) -> int:
     from backup_vm.files.showing import data_of, lines_of, text_of
 
     context = Context(options)
-    with opened_session(context) as side:
-        found = side.files.find(path_of(context), follow=False)
+    with opened_session(context) as files:
+        found = files.find(path_of(context), follow=False)
         is_link = modes.S_ISLNK(found.stat.mode)
-        target = side.files.link(found.node) if is_link else b""
-        attributes = side.files.attributes(found.node)
+        target = files.link(found.node) if is_link else b""
+        attributes = files.attributes(found.node)
         kept = {name: value.hex() for name, value in attributes.items()}
         more = {"target": text_of(target)} if is_link else {}
         context.result(

@@ -12,6 +12,7 @@ from backup_vm.cli.context import Context
 
 if TYPE_CHECKING:
     from backup_vm.files.changes import Side
+    from backup_vm.files.session import SessionFiles
     from backup_vm.jobs.files import VolumeFiles
     from backup_vm.volumes import Named
 
@@ -29,11 +30,11 @@ class Troubles:
         self.count += 1
         self._context.warn(f"{shown(where)}: {text}")
 
-    def code(self, *sides: "Side") -> int:
+    def code(self, *sessions: "SessionFiles") -> int:
         """The exit code, after these sessions were read."""
         from backup_vm.errors import Exit
 
-        if any(side.files.damaged for side in sides):
+        if any(files.damaged for files in sessions):
             return Exit.DAMAGED
         return Exit.FAILED if self.count else Exit.OK
 
@@ -41,8 +42,11 @@ class Troubles:
 @contextmanager
 def opened_volume(context: Context) -> "Iterator[tuple[Named, VolumeFiles]]":
     """The volume that the command names, and its files."""
+    from backup_vm.errors import UsageError
     from backup_vm.jobs.files import VolumeFiles
 
+    if context.options.source is not None:
+        raise UsageError("history and diff read an archive", "leave out --from")
     with context.contents(needs_key=True) as contents:
         volume = contents.one(context.options.volume)
         with VolumeFiles(contents, volume, context.options.partition) as files:
@@ -51,18 +55,50 @@ def opened_volume(context: Context) -> "Iterator[tuple[Named, VolumeFiles]]":
 
 def told(context: Context, side: "Side") -> "Side":
     """The same, after what must be known of it is said."""
-    for note in side.files.notes:
-        context.warn(f"{side.files.name}: {note}")
+    _tell_notes(context, side.files)
     return side
 
 
+def _tell_notes(context: Context, files: "SessionFiles") -> None:
+    for note in files.notes:
+        context.warn(f"{files.name}: {note}")
+
+
 @contextmanager
-def opened_session(context: Context) -> "Iterator[Side]":
-    """The files of the session that the command names, of such a volume."""
+def opened_session(context: Context) -> "Iterator[SessionFiles]":
+    """The files of the session that the command names, of such a volume; with --from of a grant."""
     from backup_vm.volumes import find_session
 
+    if context.options.source is not None:
+        with _from_backup_vm(context) as found:
+            _tell_notes(context, found)
+            yield found
+        return
     with opened_volume(context) as (volume, files):
-        yield told(context, files.open(find_session(volume, context.options.session)))
+        yield told(context, files.open(find_session(volume, context.options.session))).files
+
+
+@contextmanager
+def _from_backup_vm(context: Context) -> "Iterator[SessionFiles]":
+    from backup_vm.errors import UsageError
+    from backup_vm.files.parser import Parser
+    from backup_vm.files.session import SessionFiles
+    from backup_vm.jobs.granted import granted
+    from backup_vm.jobs.lazy_image import ChunkCache
+    from common.text import session_name
+
+    options = context.options
+    there = granted(options.source, options.grant, options.volume)
+    if options.session == "all":
+        raise UsageError("files are of one session", "name it with --session")
+    (record,) = there.find(options.session)
+    image = there.image(record, ChunkCache())
+    try:
+        with Parser() as parser:
+            title = f"{record.name} at {session_name(record.time)}"
+            yield SessionFiles(parser, image, title, options.partition)
+    finally:
+        image.close()
 
 
 def path_of(context: Context) -> bytes:

@@ -22,12 +22,12 @@ def cat(options: argparse.Namespace) -> int:
     if context.json:
         raise UsageError("what cat writes is no data for programs", "leave out --json")
     watched = bool(sys.stdout is not None and sys.stdout.isatty())
-    with opened_session(context) as side:
-        found = side.files.find(path_of(context))
+    with opened_session(context) as files:
+        found = files.find(path_of(context))
         if not stat.S_ISREG(found.stat.mode):
             raise SparsebakError(f"{shown(found.path)} is not a regular file")
         reached = 0
-        for offset, data in side.files.contents(found):
+        for offset, data in files.contents(found):
             _zeros(offset - reached)
             if watched:  # a terminal obeys what it is sent
                 lines = data.decode("utf-8", "replace").split("\n")
@@ -64,10 +64,10 @@ def cp(options: argparse.Namespace) -> int:
     inside = target.is_dir()
     if len(options.path) > 1 and not inside:
         raise UsageError(f"{target} is not a folder", "several files need one to go to")
-    with opened_session(context) as side:
+    with opened_session(context) as files:
         chosen = []
         for name in options.path:
-            found = side.files.find(os.fsencode(name), follow=False)
+            found = files.find(os.fsencode(name), follow=False)
             base = os.fsdecode(found.path.rpartition(b"/")[2])
             if inside and not base:
                 raise UsageError(f"{target} exists", "to copy / give a name that is not there yet")
@@ -76,7 +76,7 @@ def cp(options: argparse.Namespace) -> int:
         whole = all(stat.S_ISREG(one.stat.mode) for one, _ in chosen)
         with context.progress("copy", size if whole else None) as progress:
             ticks = progress.advance if whole else lambda size: None
-            copier = Copier(side.files, context.warn, options.privileged, ticks)
+            copier = Copier(files, context.warn, options.privileged, ticks)
             for found, where in chosen:
                 copier.copy(found, where)
         done = copier.done
@@ -96,7 +96,7 @@ def cp(options: argparse.Namespace) -> int:
                 "left_out": done.left_out,
                 "target": str(target),
             },
-            f"{target}: {names} as of {side.files.name}, {count_text(done.files, 'file')},"
+            f"{target}: {names} as of {files.name}, {count_text(done.files, 'file')},"
             f" {size_text(done.size)}.",
         )
     return Exit.DAMAGED if done.damaged else Exit.FAILED if done.troubles else Exit.OK

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from struct import unpack
 
-from backup_vm.files.readers.source import BLOCK, Malformed, Source
+from backup_vm.files.readers.source import BLOCK, Extent, Malformed, Source
 
 READ_ONLY, LABEL, FOLDER = 1, 8, 0x10
 LONGEST_NAME = 255
@@ -55,6 +55,22 @@ def time_of(date: int, time: int, hundredths: int = 0) -> int:
     days = year * 365 + leaps + _DAYS_BEFORE[month] + day + _DAYS_TO_1980
     seconds = (time >> 11) * 3600 + (time >> 5 & 63) * 60 + (time & 31) * 2
     return (days * 86400 + seconds) * 10**9 + hundredths * 10**7
+
+
+class FilesOnly:
+    """What a reader says of file systems in which there is nothing but files and folders."""
+
+    def contents(self, node: int, offset: int, length: int) -> bytes:
+        """See Reader: all have a place."""
+        raise Malformed("a file has no contents there")
+
+    def link(self, node: int) -> bytes:
+        """See Reader: there are none."""
+        raise Malformed("it is no link")
+
+    def attributes(self, node: int) -> Iterator[tuple[bytes, bytes]]:
+        """See Reader: there are none."""
+        return iter(())
 
 
 class Clusters:
@@ -110,6 +126,20 @@ class Clusters:
             if following >= self._last:
                 return
             cluster = following
+
+    def of(self, size: int) -> int:
+        """How many clusters a file of this size has."""
+        return -(-size // self.size)
+
+    def extents(self, runs: Iterator[tuple[int, int]], size: int) -> Iterator[Extent]:
+        """Where a file's contents are. Raises Malformed where its chain is too short."""
+        done = 0
+        for first, count in runs:
+            length = min(count * self.size, size - done)
+            yield Extent(done, length, self._source.place(self.at(first), length))
+            done += length
+        if done < size:
+            raise Malformed("a file is shorter than it says")
 
     def must_be(self, cluster: int, count: int) -> None:
         """Raise Malformed unless these are clusters."""

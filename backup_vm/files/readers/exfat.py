@@ -13,6 +13,7 @@ from backup_vm.files.readers.dos import (
     FOLDER,
     IN_USE,
     Clusters,
+    FilesOnly,
     cut,
     mode_of,
     time_of,
@@ -49,7 +50,7 @@ _LARGEST_FOLDER = 256 << 20
 _ZONE = 0x80
 
 
-class ExFat:
+class ExFat(FilesOnly):
     """One file system."""
 
     kind = "exfat"
@@ -112,7 +113,7 @@ class ExFat:
             file, stream = self._file(node)
             if not file[3] & FOLDER or stream[9] > _LARGEST_FOLDER:
                 raise Malformed("a folder is damaged")
-            runs = self._runs(stream, -(-stream[9] // each))
+            runs = self._runs(stream, self._clusters.of(stream[9]))
         return self._clusters.entries(runs, _LARGEST_FOLDER + each)
 
     def names(self, node: int) -> Iterator[Name]:
@@ -138,25 +139,7 @@ class ExFat:
         size = min(stream[6], stream[9])  # what is not written is zeros
         if file[3] & FOLDER:
             raise Malformed("an entry is not of the type that is said elsewhere")
-        each, done = self._clusters.size, 0
-        for first, count in self._runs(stream, -(-size // each)):
-            length = min(count * each, size - done)
-            yield Extent(done, length, self._source.place(self._clusters.at(first), length))
-            done += length
-        if done < size:
-            raise Malformed("a file is shorter than it says")
-
-    def contents(self, node: int, offset: int, length: int) -> bytes:
-        """See Reader: all have a place."""
-        raise Malformed("a file has no contents there")
-
-    def link(self, node: int) -> bytes:
-        """See Reader: there are none."""
-        raise Malformed("it is no link")
-
-    def attributes(self, node: int) -> Iterator[tuple[bytes, bytes]]:
-        """See Reader: there are none."""
-        return iter(())
+        return self._clusters.extents(self._runs(stream, self._clusters.of(size)), size)
 
 
 def _time(time: int, date: int, hundredths: int, zone: int) -> int:

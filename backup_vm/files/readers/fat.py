@@ -15,6 +15,7 @@ from backup_vm.files.readers.dos import (
     LABEL,
     LONGEST_NAME,
     Clusters,
+    FilesOnly,
     mode_of,
     records,
     time_of,
@@ -41,7 +42,7 @@ _HIGH = bytes(range(128, 256)).decode("cp437")
 """What short names mean by bytes above 127: which code page they are in is not written anywhere."""
 
 
-class Fat:
+class Fat(FilesOnly):
     """One file system."""
 
     kind = "vfat"
@@ -120,25 +121,8 @@ class Fat:
     def extents(self, node: int) -> Iterator[Extent]:
         """See Reader."""
         cluster, size = self._entry(node, stat.S_IFREG)
-        each, done = self._clusters.size, 0
-        for first, count in self._clusters.runs(cluster, -(-size // each)):
-            length = min(count * each, size - done)
-            yield Extent(done, length, self._source.place(self._clusters.at(first), length))
-            done += length
-        if done < size:
-            raise Malformed("a file is shorter than it says")
-
-    def contents(self, node: int, offset: int, length: int) -> bytes:
-        """See Reader: all have a place."""
-        raise Malformed("a file has no contents there")
-
-    def link(self, node: int) -> bytes:
-        """See Reader: there are none."""
-        raise Malformed("it is no link")
-
-    def attributes(self, node: int) -> Iterator[tuple[bytes, bytes]]:
-        """See Reader: there are none."""
-        return iter(())
+        runs = self._clusters.runs(cluster, self._clusters.of(size))
+        return self._clusters.extents(runs, size)
 
 
 def is_fat(source: Source) -> bool:

@@ -22,22 +22,41 @@ export function onDone(listener) {
   return () => document.removeEventListener("work-ended", listener);
 }
 
-export function goTo(page, query = {}) {
-  location.hash = `#${page}?${new URLSearchParams(query)}`;
+/** The address of a page. JSON keeps halves of surrogates, which names that are no UTF-8 have. */
+export function address(page, query = {}) {
+  return `#${page}?${encodeURIComponent(JSON.stringify(query))}`;
 }
 
+export function goTo(page, query = {}) {
+  location.hash = address(page, query);
+}
+
+function asked(text) {
+  try {
+    return Object(JSON.parse(decodeURIComponent(text)));
+  } catch {
+    return {};
+  }
+}
+
+const links = new Map(PAGES.map((page) => [page,
+  h("a", { href: `#${page}` }, S.pages[page], h("span", {}), h("span", { class: "hidden" }))]));
+
+/** The links stay the same elements: a click or the focus is not lost when work begins or ends. */
 function drawNavigation(current) {
   const open = [...jobs.values()].filter((job) => ["queued", "running"].includes(job.state)).length;
-  put(document.getElementById("nav"), PAGES.map((page) =>
-    h("a", { href: `#${page}`, "aria-current": page === current ? "page" : undefined },
-      S.pages[page],
-      page === "work" && open ? h("span", {}, ` (${open})`,
-        h("span", { class: "hidden" }, ` ${S.working(open)}`)) : null)));
+  for (const [page, link] of links) {
+    if (page === current) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const [badge, words] = links.get("work").children;
+  badge.textContent = open ? ` (${open})` : "";
+  words.textContent = open ? ` ${S.working(open)}` : "";
 }
 
 function current() {
   const [page, query = ""] = location.hash.slice(1).split("?");
-  return { page: PAGES.includes(page) ? page : "overview", query: new URLSearchParams(query) };
+  return { page: PAGES.includes(page) ? page : "overview", query: asked(query) };
 }
 
 async function show(first) {
@@ -85,6 +104,7 @@ async function follow() {
   }
 }
 
+put(document.getElementById("nav"), [...links.values()]);
 put(document.getElementById("brand"), S.brand);
 put(document.getElementById("skip"), S.skip);
 document.getElementById("skip").addEventListener("click", (event) => {

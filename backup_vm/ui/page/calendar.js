@@ -1,56 +1,49 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// A year of days, a week a column, as a grid that arrow keys move in.
-import { button, h, put } from "./dom.js";
+// The server's picture of a year of days, as a grid that arrow keys move in.
+import { button, grown, h, put } from "./dom.js";
 import { S } from "./strings.js";
 
 const YEAR = 371;
 const MOVES = { ArrowUp: -1, ArrowDown: 1, ArrowLeft: -7, ArrowRight: 7 };
-let last = null;
 
-function date(day) {
-  return new Date(day * 86400000).toISOString().slice(0, 10);
-}
-
-/** `days`: sessions by number of the day since 1970; `choose(day)` is called for one. */
-export function drawCalendar(place, days, until, choose) {
-  const known = Object.keys(days).map(Number);
-  const today = Math.floor(Date.now() / 86400000);
-  const newest = Math.max(today, ...known.slice(-1));
-  last = last ?? newest;
+/** `found`: what the server says of days; `choose(day)` is called for one, `turn(last)` for the year
+ * that ends with that day. */
+export function drawCalendar(place, found, until, choose, turn) {
+  const { calendar, legend, oldest, newest, last } = found;
   const chosen = until === null ? null : Math.floor(until / 86400);
-  // 1 January 1970 was a Thursday; a column begins on Monday
-  const first = last - YEAR + 1 - ((last - YEAR + 1 + 3) % 7);
-  const cells = [];
-  for (let day = first; day <= last; day += 1) {
-    const count = days[day] ?? 0;
-    const level = count > 4 ? 3 : count > 1 ? 2 : count;
-    cells.push(button("", () => choose(day), {
-      class: `level${level}`, role: "gridcell", "data-day": day, "aria-label": S.day(date(day), count),
-      title: S.day(date(day), count), "aria-selected": day === chosen ? "true" : "false",
-      tabindex: day === (chosen ?? last) ? "0" : "-1",
-    }));
-  }
   const focused = place.contains(document.activeElement) && document.activeElement.dataset.day;
-  const grid = h("div", { class: "calendar", role: "row", onkeydown: (event) => {
-    const by = MOVES[event.key];
-    const next = by && grid.querySelector(`[data-day="${Number(event.target.dataset.day) + by}"]`);
-    if (!next) return;
+  const grid = grown(calendar);
+  const days = [...grid.querySelectorAll("[data-day]")];
+  const first = Number(days[0].dataset.day);
+  const entry = days.find((day) => Number(day.dataset.day) === chosen) ?? days.at(-1);
+  grid.setAttribute("role", "grid");
+  for (const week of grid.children) if (!week.ariaHidden) week.setAttribute("role", "row");
+  for (const day of days) {
+    day.setAttribute("role", "gridcell");
+    day.setAttribute("aria-label", day.textContent);
+    day.setAttribute("aria-selected", String(Number(day.dataset.day) === chosen));
+    day.setAttribute("tabindex", day === entry ? "0" : "-1");
+  }
+  grid.addEventListener("click", (event) => {
+    const day = event.target.closest("[data-day]");
+    if (day) choose(Number(day.dataset.day));
+  });
+  grid.addEventListener("keydown", (event) => {
+    const at = Number(event.target.dataset.day);
+    const next = MOVES[event.key] && grid.querySelector(`[data-day="${at + MOVES[event.key]}"]`);
+    if (next) {
+      event.target.setAttribute("tabindex", "-1");
+      next.setAttribute("tabindex", "0");
+      next.focus();
+    } else if (["Enter", " "].includes(event.key)) choose(at);
+    else return;
     event.preventDefault();
-    event.target.tabIndex = -1;
-    next.tabIndex = 0;
-    next.focus();
-  } }, cells);
-  const turn = (by) => () => {
-    last = Math.min(last + by, newest);
-    drawCalendar(place, days, until, choose);
-  };
-  const oldest = known.length ? known.reduce((a, b) => Math.min(a, b)) : newest;
-  put(place, h("h2", {}, S.calendar),
-    h("div", { class: "scroll" }, h("div", { role: "grid", "aria-label": S.calendar }, grid)),
-    h("p", { class: "dim" }, `${date(first)} – ${date(last)}. ${S.calendarHelp}`),
+  });
+  put(place, h("h2", {}, S.calendar), h("div", { class: "scroll" }, grid), grown(legend),
+    h("p", { class: "dim" }, S.calendarHelp),
     h("p", { class: "buttons" },
-      button(S.yearBefore, turn(-YEAR), { disabled: oldest >= first }),
-      button(S.yearAfter, turn(YEAR), { disabled: last >= newest })));
+      button(S.yearBefore, () => turn(last - YEAR), { disabled: oldest >= first }),
+      button(S.yearAfter, () => turn(Math.min(last + YEAR, newest)), { disabled: last >= newest })));
   if (focused) grid.querySelector(`[data-day="${focused}"]`)?.focus();
   const scrolled = place.querySelector(".scroll");
   scrolled.scrollLeft = scrolled.scrollWidth;

@@ -1,17 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Elements and words. Whatever is shown becomes a text node or an attribute, never markup.
+import { Failure } from "./api.js";
 import { S } from "./strings.js";
 
 const SVG = "http://www.w3.org/2000/svg";
+
+const NAMES = ["aria-label", "title", "alt", "placeholder"];
+const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/gu;
+
+/** A text with all that is not seen, or turns the direction of writing, written out. */
+export function visible(text) {
+  return text.replace(UNSEEN, (letter) => {
+    const number = letter.codePointAt(0);
+    return number < 256 ? `\\x${number.toString(16).padStart(2, "0")}` : `\\u${number.toString(16).padStart(4, "0")}`;
+  });
+}
+
+const shown = (child) => (child instanceof Node ? child : visible(String(child)));
+const flat = (children) => children.flat(3).filter((child) => child != null && child !== false).map(shown);
 
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "value") element.value = value;
+    else if (NAMES.includes(name)) element.setAttribute(name, visible(String(value)));
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  element.append(...children.flat(3).filter((child) => child != null && child !== false));
+  element.append(...flat(children));
   return element;
 }
 
@@ -25,13 +41,28 @@ export function svg(tag, attributes, ...children) {
 }
 
 export function put(place, ...children) {
-  place.replaceChildren(...children.flat(3).filter((child) => child != null && child !== false));
+  place.replaceChildren(...flat(children));
+}
+
+const DRAWN = ["svg", "g", "rect", "line", "path", "circle", "text", "title"];
+const BUILT = ["div", "p", "span", "b", "i", "section", "h3", "table", "caption", "thead", "tbody", "tr", "th", "td", "ul", "li"];
+const GIVEN = /^(class|role|scope|tabindex|viewBox|preserveAspectRatio|text-anchor|d|r|rx|cx|cy|x|y|x1|x2|y1|y2|width|height|data-day|aria-(label|hidden))$/;
+
+/** A tree that the server sent, see backup_vm/reporting/tree.py, as elements: those that pictures and
+ * tables are made of, and no others. */
+export function grown(tree) {
+  if (typeof tree === "string") return tree;
+  const [tag, attributes, ...children] = tree;
+  const make = DRAWN.includes(tag) ? svg : BUILT.includes(tag) ? h : null;
+  if (make === null || !Object.keys(attributes).every((name) => GIVEN.test(name))) throw new Failure([S.serverGone], 0);
+  return make(tag, attributes, children.map(grown));
 }
 
 /** A table that scrolls in itself on a narrow screen. */
 export function table(caption, heads, rows, numbers = []) {
   const kind = (index) => (numbers.includes(index) ? "number" : undefined);
-  const head = heads.map((text, index) => h("th", { scope: "col", class: kind(index) }, text));
+  const head = heads.map((text, index) => h("th", { scope: "col", class: kind(index) },
+    text || h("span", { class: "hidden" }, S.acts)));
   const body = rows.map((cells) =>
     h("tr", {}, cells.map((cell, index) =>
       index === 0

@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Files of a session: folders, search, versions of a file, download.
-import { get, post } from "./api.js";
-import { goTo } from "./app.js";
+import { post, get } from "./api.js";
+import { address, goTo, onDone } from "./app.js";
 import { button, field, h, put, size, table, trouble, when } from "./dom.js";
 import { S } from "./strings.js";
 
 const MOST = 500;
 
 export function draw(main, query) {
-  const at = { volume: query.get("volume") ?? "", session: query.get("session") ?? "latest",
-    path: query.get("path") ?? "/" };
-  const name = query.get("name") ?? "";
+  const at = { volume: query.volume ?? "", session: query.session ?? "latest", path: query.path ?? "/" };
+  const name = query.name ?? "";
+  let most = MOST;
   const volume = h("select", {});
   const session = h("input", { value: at.session });
-  const path = h("input", { value: at.path, size: "40" });
+  const path = h("input", { value: at.path, size: "30" });
   const search = h("input", { value: name });
   const list = h("div", {});
-  const versions = h("div", { "aria-live": "polite" });
+  const versions = h("section", { "aria-live": "polite" });
   const move = (event) => {
     event.preventDefault();
-    goTo("files", { volume: volume.value, session: session.value || "latest",
-      path: path.value || "/", name: search.value });
+    // a field shows a name that is no UTF-8 as well as it can: only what was typed is taken from it
+    const typed = path.value === path.defaultValue ? at.path : path.value;
+    goTo("files", { volume: volume.value, session: session.value || "latest", path: typed || "/", name: search.value });
   };
+  path.defaultValue = path.value;
   main.append(h("p", { class: "dim" }, S.hostile),
     h("form", { class: "row", onsubmit: move }, field(S.volume, volume), field(S.session, session),
       field(S.path, path), field(S.search, search), h("button", { class: "primary" }, S.go)),
@@ -29,45 +31,56 @@ export function draw(main, query) {
   let live = true;
 
   async function look() {
-    const { volumes } = await get("days");
+    const { volumes } = await get("names");
     put(volume, volumes.map((one) => h("option", { value: one }, one)));
     if (!at.volume) {
-      if (volumes.length) at.volume = volumes[0];
-      else return put(list, h("p", {}, S.noVolumes));
+      if (volumes.length) [at.volume] = volumes;
+      else return put(list, h("p", {}, S.noVolumes, " ", h("a", { href: "#setup" }, S.pages.setup)));
     }
     volume.value = at.volume;
-    put(list, h("p", { class: "dim" }, S.loading));
-    const found = await get("files", { ...at, name });
-    if (live) put(list, found.warnings.map((line) => h("p", { class: "warn" }, line)), drawFolder(found.files));
+    if (!list.firstChild) put(list, h("p", { class: "dim" }, S.loading));
+    const found = await post("files", { ...at, name });
+    if (live) drawList(found);
     return null;
   }
 
-  function drawFolder(files) {
-    const up = at.path.replace(/\/+$/, "").replace(/\/[^/]*$/, "") || "/";
-    const shown = files.slice(0, MOST);
-    return [
-      at.path === "/" ? null : h("p", {}, button(S.up, () => goTo("files", { ...at, path: up }))),
-      shown.length ? table(at.path, S.filesHeads, shown.map(row), [1]) : h("p", {}, S.emptyFolder),
-      files.length > MOST ? h("p", { class: "dim" }, S.planMore(files.length - MOST)) : null,
-    ];
+  function drawList({ files, warnings }) {
+    put(list, warnings.map((line) => h("p", { class: "warn" }, line)), crumbs(),
+      files.length ? table(at.path, S.filesHeads, files.slice(0, most).map(row), [1])
+        : h("p", {}, name ? S.nothingFound : S.emptyFolder),
+      files.length > most ? h("p", { class: "row" }, h("span", { class: "dim" }, S.moreFiles(files.length - most)),
+        button(S.showMore, () => {
+          most += MOST;
+          drawList({ files, warnings });
+        })) : null);
+  }
+
+  /** The folders above, each to go to. */
+  function crumbs() {
+    const names = at.path.split("/").filter(Boolean);
+    const links = names.map((one, index) => [" / ", index === names.length - 1 && !name
+      ? h("strong", {}, one)
+      : h("a", { href: address("files", { ...at, path: `/${names.slice(0, index + 1).join("/")}` }) }, one)]);
+    return h("nav", { class: "crumbs", "aria-label": S.folders },
+      h("a", { href: address("files", { ...at, path: "/" }) }, at.volume), links);
   }
 
   function row(file) {
     const short = name ? file.path : file.path.slice(file.path.lastIndexOf("/") + 1);
     const folder = file.type === "folder";
     return [
-      folder ? h("a", { href: `#files?${new URLSearchParams({ ...at, path: file.path })}` }, `${short}/`) : short,
+      folder ? h("a", { href: address("files", { ...at, path: file.path }) }, `${short}/`) : short,
       folder ? "" : size(file.size),
       when(Math.floor(file.mtime / 1e9)),
       file.type !== "file" ? "" : h("span", { class: "row" },
-        button(S.download, () => download(file.path), { "aria-label": S.downloadOf(short) }),
+        button(S.download, () => download(at.session, file.path), { "aria-label": S.downloadOf(short) }),
         button(S.history, () => history(file.path), { "aria-label": S.historyOf(short) })),
     ];
   }
 
-  async function download(file) {
+  async function download(of, file) {
     try {
-      const { link } = await post("ticket", { ...at, path: file });
+      const { link } = await post("ticket", { volume: at.volume, session: of, path: file });
       const anchor = h("a", { href: link, download: "" });
       document.body.append(anchor);
       anchor.click();
@@ -79,19 +92,32 @@ export function draw(main, query) {
 
   async function history(file) {
     put(versions, h("p", { class: "dim" }, S.loading));
+    versions.scrollIntoView({ block: "nearest" });
     try {
-      const { sessions } = await get("history", { volume: at.volume, path: file });
+      const { sessions } = await post("history", { volume: at.volume, path: file });
+      const folder = file.slice(0, file.lastIndexOf("/")) || "/";
       put(versions, h("h2", { class: "name" }, S.versions(file)),
-        h("p", { class: "row" }, sessions.map((one) =>
-          button(`${one.session}: ${S.versionWords[one.change] ?? one.change}${"size" in one ? `, ${size(one.size)}` : ""}`,
-            () => goTo("files", { ...at, session: one.session, path: file.slice(0, file.lastIndexOf("/")) || "/" })))));
+        h("ol", { class: "versions", "aria-label": S.versions(file) }, sessions.map((one) => {
+          const word = S.versionWords[one.change] ?? one.change;
+          return h("li", { class: "card" }, h("b", {}, one.session),
+            h("span", {}, "size" in one ? `${word}, ${size(one.size)}` : word),
+            one.change === "-" ? null : h("p", { class: "row" },
+              button(S.download, () => download(one.session, file), { "aria-label": S.downloadVersion(one.session) }),
+              button(S.openFolder, () => goTo("files", { ...at, session: one.session, path: folder }),
+                { "aria-label": S.openVersion(one.session) })));
+        })));
     } catch (error) {
       put(versions, trouble(error));
     }
   }
 
-  look().catch((error) => {
+  const again = () => look().catch((error) => {
     if (live) put(list, trouble(error), error.code === 12 ? h("p", {}, S.filesNeedKey) : null);
   });
-  return () => (live = false);
+  again();
+  const stop = onDone(again);
+  return () => {
+    live = false;
+    stop();
+  };
 }

@@ -49,20 +49,37 @@ function drawLight(place, findings) {
     h("p", { class: `light ${worst}` }, h("i", {}), S.light[worst]),
     h("ul", { class: "findings", "aria-label": S.findings },
       findings.filter((row) => row.state !== "ok").map((row) =>
-        h("li", {}, h("strong", { class: row.state }, S.lightWord[row.state]), " ", row.what,
-          row.remedy ? h("code", {}, S.remedy, row.remedy) : null))),
+        h("li", { class: row.state }, h("strong", { class: row.state }, S.lightWord[row.state]), " ", row.what,
+          row.remedy ? h("code", {}, S.remedy, row.remedy) : null, remedyButton(row)))),
     h("details", {}, h("summary", {}, S.soundFindings(sound.length)),
-      h("ul", {}, sound.map((row) => h("li", {}, row.what)))));
+      h("ul", { class: "findings" }, sound.map((row) => h("li", { class: "ok" }, row.what)))));
 }
 
-function card(figure, text) {
-  return h("div", { class: "card" }, h("b", {}, figure), h("span", {}, text));
+/** What does it, where the page can. */
+function remedyButton({ work, what }) {
+  if (!S.doIt[work]) return null;
+  return h("p", { class: "buttons" }, button(S.doIt[work], async () => {
+    if (work === "prune") return goTo("time", { part: "simulator" });
+    await post("jobs", { kind: work });
+    say(S.asked);
+    return goTo("work");
+  }, { "aria-label": `${S.doIt[work]}: ${what}` }));
+}
+
+function card(figure, text, more = null) {
+  return h("div", { class: "card" }, h("b", {}, figure), h("span", {}, text), more);
+}
+
+function room({ free, capacity }) {
+  if (free === null || !capacity) return null;
+  return h("meter", { min: 0, max: capacity, low: capacity * 0.05, high: capacity * 0.1, optimum: capacity,
+    value: free, "aria-label": S.roomOf(size(free), size(capacity)) });
 }
 
 function drawStatus({ status, warnings }) {
   const times = status.volumes.map((volume) => volume.time).filter((time) => time !== null);
   const newest = times.length ? Math.max(...times) : null;
-  const scrubbed = status.scrubbed;
+  const { scrubbed, drilled } = status;
   const rows = status.volumes.map((volume) => [
     volume.name,
     h("span", { title: when(volume.time) }, ago(volume.time)),
@@ -79,10 +96,12 @@ function drawStatus({ status, warnings }) {
     h("div", { class: "cards" },
       card(ago(newest), S.lastBackup),
       card(status.next_run ?? S.noNextRun, S.nextRun),
-      card(size(status.free), S.free),
+      card(size(status.free), status.capacity ? S.freeOf(size(status.capacity)) : S.free, room(status)),
       card(size(status.stored), S.stored),
       card(scrubbed ? ago(scrubbed.time) : S.never,
-        scrubbed && !scrubbed.ok ? `${S.lastScrub}: ${S.damageFound}` : S.lastScrub)),
+        scrubbed && !scrubbed.ok ? `${S.lastScrub}: ${S.damageFound}` : S.lastScrub),
+      card(drilled ? ago(drilled.time) : S.never, drilled
+        ? S.lastDrillOf(drilled.name, drilled.ok) : S.lastDrill)),
     h("p", { class: "buttons" }, button(S.backupAll, () => backUp([]), { class: "primary" })),
     h("h2", {}, S.volumes),
     rows.length ? table(S.volumes, S.volumeHeads, rows, [2, 3, 4])

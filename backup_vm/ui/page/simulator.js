@@ -12,6 +12,7 @@ export function drawSimulator(place) {
   const fields = Object.entries(S.rules).map(([name, label]) => [name,
     h("input", { type: "number", min: "1", max: "9999", name, oninput: () => soon() }), label]);
   const within = h("input", { name: "keep_within", size: "8", oninput: () => soon() });
+  const young = h("input", { name: "min_age", size: "8", placeholder: "3d", oninput: () => soon() });
   const pins = check(S.keepPins, true, { onchange: () => soon() });
   const outcome = h("div", { "aria-live": "polite" }, h("p", { class: "dim" }, S.giveRule));
   const prune = button(S.prune, () => ask(), { disabled: true });
@@ -19,7 +20,8 @@ export function drawSimulator(place) {
     h("form", { onsubmit: (event) => event.preventDefault() },
       h("fieldset", {}, h("legend", {}, S.simulator),
         h("div", { class: "row" }, fields.map(([, control, label]) => field(label, control)),
-          field(S.within, within, S.withinHint)),
+          field(S.within, within, S.withinHint),
+          field(S.minAge, young, S.minAgeHint)),
         pins.row)),
     outcome, h("p", { class: "buttons" }, prune));
   let timer = null;
@@ -31,6 +33,7 @@ export function drawSimulator(place) {
     const body = Object.fromEntries([...given, ["keep_within", within.value.trim()]]
       .filter(([, value]) => value));
     if (!Object.keys(body).length) return null;
+    if (young.value.trim()) body.min_age = young.value.trim();
     return pins.box.checked ? { ...body, keep_tag: ["keep"] } : body;
   }
 

@@ -12,7 +12,7 @@ const PAGE = 50;
 const PIN = "keep";
 
 export function draw(main, query) {
-  const state = { volume: query.get("volume") ?? "", tag: "", until: null, offset: 0 };
+  const state = { volume: query.volume ?? "", tag: "", until: null, offset: 0, last: null };
   const volumes = h("select", { onchange: () => choose({ volume: volumes.value }) });
   const tag = h("input", { onchange: () => choose({ tag: tag.value.trim() }) });
   const calendar = h("div", {});
@@ -38,15 +38,16 @@ export function draw(main, query) {
   async function look() {
     const mine = (drawn += 1);
     try {
-      const days = await get("days", { volume: state.volume });
       const until = state.until ?? "";
-      const [page, then] = await Promise.all([
+      const [days, page, then] = await Promise.all([
+        get("days", { volume: state.volume, last: state.last }),
         get("sessions", { volume: state.volume, tag: state.tag, until, offset: state.offset, limit: PAGE }),
         get("moment", { time: state.until ?? Math.floor(Date.now() / 1000) + 86400 }),
       ]);
       if (!live || mine !== drawn) return;
       drawVolumes(days.volumes);
-      drawCalendar(calendar, days.days, state.until, (day) => choose({ until: day * 86400 + 86399 }));
+      drawCalendar(calendar, days, state.until, (day) => choose({ until: day * 86400 + 86399 }),
+        (last) => choose({ last }));
       drawMoment(then.volumes);
       drawList(page);
     } catch (error) {
@@ -132,6 +133,7 @@ export function draw(main, query) {
   look();
   get("status").then(({ pins: kept }) => live && kept === "lost" && put(pins, S.pinsLost), () => {});
   const stopSimulator = drawSimulator(simulator);
+  if (query.part === "simulator") simulator.scrollIntoView();
   const stop = onDone(look);
   return () => {
     live = false;

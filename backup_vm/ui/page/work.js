@@ -41,7 +41,8 @@ export function draw(main) {
 function drawForms(place, ask) {
   const chosen = h("div", {}, h("p", { class: "dim" }, S.loading));
   const note = h("input", {});
-  const target = h("input", { size: "40" });
+  const target = h("input", { size: "40", required: true });
+  const rate = h("input", { size: "8" });
   const boxes = [];
   const form = (title, submit, ...parts) => h("form", { onsubmit: (event) => {
     event.preventDefault();
@@ -56,7 +57,9 @@ function drawForms(place, ask) {
     }, chosen, field(S.backupNote, note), go(S.backup)),
     form(S.verify, () => ask("verify", {}), h("p", {}, S.verifyHelp), go(S.verify)),
     form(S.scrub, () => ask("scrub", {}), h("p", {}, S.scrubHelp), go(S.scrub)),
-    form(S.copy, () => ask("copy", { target: target.value }), field(S.copyTo, target), go(S.copy)));
+    form(S.copy, () => ask("copy", { target: target.value, limit_rate: rate.value.trim() }),
+      h("p", {}, S.copyHelp), h("div", { class: "row" }, field(S.copyTo, target), field(S.limitRate, rate, S.limitHint)),
+      go(S.copy)));
   get("status").then(({ status }) => {
     const there = status.volumes.filter((volume) => volume.name.includes("/") && !volume.note.includes("gone"));
     put(chosen, h("p", { class: "dim" }, S.backupWhat), there.map((volume) => {

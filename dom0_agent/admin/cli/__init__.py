@@ -33,6 +33,7 @@ COMMANDS = (
     "check",
     "settings",
     "grant",
+    "open",
     "forget",
     "rename",
     "serve",
@@ -164,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
                 return 2
         options = parser(words).parse_args(words)
         if options.unattended:
-            sys.stdin = open(os.devnull)  # nobody is there to ask
+            # Nobody is there to ask. Not by ``open``, which is a command's module here.
+            sys.stdin = Path(os.devnull).open()
         code = int(options.run(options))
         sys.stdout.flush()
         return code

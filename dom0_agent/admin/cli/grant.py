@@ -22,7 +22,6 @@ from dom0_agent.admin.granting import (
     sharing,
 )
 from dom0_agent.config import Config, load
-from wire.grants import Grant
 
 _SHOWN = 8
 """Sessions that are printed, at most."""
@@ -53,9 +52,14 @@ def add_to(commands: Any) -> None:
     grant.set_defaults(run=_run)
 
 
-def volume_and_sessions(command: argparse.ArgumentParser) -> None:
+def volume_and_sessions(command: argparse.ArgumentParser, optional: bool = False) -> None:
     """Declare which volume and sessions a grant is for, and where their records come from."""
-    command.add_argument("volume", metavar="QUBE[/VOLUME]", help="the volume (default: private)")
+    command.add_argument(
+        "volume",
+        metavar="QUBE[/VOLUME]",
+        nargs="?" if optional else None,
+        help="the volume (default: private)",
+    )
     command.add_argument(
         "--session",
         action="append",
@@ -77,16 +81,10 @@ def volume_and_sessions(command: argparse.ArgumentParser) -> None:
     user_option(command, "whose archive it is in the backup VM")
 
 
-def prepare(options: argparse.Namespace, every: bool = False) -> tuple[Config, Granted, Grant]:
-    """The grant that the options ask for, in memory."""
-    if every and options.session:
-        raise UserError("--all and --session contradict each other; give one of them")
-    config = load(options.config)
-    of = find(config, options.volume, options.archive)
-    return config, of, make(of, _records(options, config, of), options.session, every)
-
-
-def _records(options: argparse.Namespace, config: Config, of: Granted) -> list[bytes]:
+def records(options: argparse.Namespace, config: Config, of: Granted) -> list[bytes]:
+    """The records of the volume, untrusted, from where the options say; raise Refused, UserError,
+    OSError.
+    """
     if options.records == "-":
         return read_records(sys.stdin.buffer, "standard input")
     if options.records is not None:
@@ -103,7 +101,11 @@ def _records(options: argparse.Namespace, config: Config, of: Granted) -> list[b
 def _run(options: argparse.Namespace) -> int:
     if options.output == "-" and sys.stdout.isatty():
         raise UserError("a grant is a key, and no text: send it to a file or a pipe")
-    config, of, grant = prepare(options, options.all)
+    if options.all and options.session:
+        raise UserError("--all and --session contradict each other; give one of them")
+    config = load(options.config)
+    of = find(config, options.volume, options.archive)
+    grant = make(of, records(options, config, of), options.session, options.all)
     shared = sharing(config, of, grant) if is_shared(of, grant) else None
     if options.output == "-":
         sys.stdout.buffer.write(grant.build())

@@ -50,8 +50,8 @@ function _shtab_sparsebak_agent_using
   test "$_shtab_sparsebak_agent_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' 'settings extract' grant forget rename serve import-ini
-set -g _shtab_sparsebak_agent_opts_with_value --also --archive --caller --catalog --chunk-size --config --days --hash --idle --listen --output --passphrase-file --records --session --slot --user --vm -o
+set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' 'settings extract' grant open forget rename serve import-ini
+set -g _shtab_sparsebak_agent_opts_with_value --also --archive --caller --catalog --chunk-size --config --days --hash --idle --listen --output --passphrase-file --records --session --slot --template --user --vm -o
 
 complete -c sparsebak-agent -e
 complete -c sparsebak-agent -f
@@ -256,6 +256,19 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -s u -l unat
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using grant' -l json -d 'print data as JSON, where there is any'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a open -d 'On Qubes OS: starts a disposable without network, makes a read grant for it, and shows the files of one or more sessions there, read-only. It reads sealed chunks from the backup VM, which must run. When the disposable goes, so does its grant. Without a volume it asks for one.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -l session -x -d 'a session, by its time or the beginning of it; can be repeated (default: the newest)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -l archive -x -d 'the archive (default: the one that has the volume)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -l records -x -d 'what '"'"'sparsebak records'"'"' wrote, - for standard input (default: on Qubes OS the backup VM is asked for it)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -l user -x -d 'whose archive it is in the backup VM (default: user)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -l template -x -d 'the disposable template (default: Qubes'"'"' own default_dispvm)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -l yes -d 'do not ask'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -s q -l quiet -d 'print errors only'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -s v -l verbose -d 'print more'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using open' -l json -d 'print data as JSON, where there is any'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a forget -d 'Drops the snapshots and the state of a volume, after asking. Its sessions stay in the archives; its next backup compares everything.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using forget' -l all -d 'all volumes'

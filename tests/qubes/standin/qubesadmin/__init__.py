@@ -28,6 +28,10 @@ class Qubes:
         _, kind, _, text, *_ = answer.split(b"\0")
         raise getattr(exc, kind.decode(), exc.QubesException)(text.decode())
 
+    def __getattr__(self, name):
+        answer = self.qubesd_call("dom0", "admin.property.Get", name).decode()
+        return answer.split(" ", 2)[2] or None
+
     def add_new_vm(self, cls, name, label, template=None):
         self.qubesd_call(
             "dom0", f"admin.vm.Create.{cls}", template, f"name={name} label={label}".encode()

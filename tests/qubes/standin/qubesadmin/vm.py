@@ -76,9 +76,13 @@ class QubesVM:
     def shutdown(self):
         self.qubesd_call(None, "admin.vm.Shutdown")
 
-    def run_service(self, service, user=None, **streams):
+    def kill(self):
+        self.qubesd_call(None, "admin.vm.Kill")
+
+    def run_service(self, service, user=None, wait=True, **streams):
         command = f"{user or 'DEFAULT'}:QUBESRPC {service} dom0"
-        return subprocess.Popen([config.QREXEC_CLIENT, "-d", self.name, command], **streams)
+        options = ["-d", self.name, *([] if wait else ["-e"])]
+        return subprocess.Popen([config.QREXEC_CLIENT, *options, command], **streams)
 
     @property
     def volumes(self):

@@ -26,6 +26,7 @@ NEEDED = {
     "copy": ["DIR"],
     "inspect": ["F"],
     "records": ["Q/V"],
+    "open": ["QUBE"],
 }
 COMMON = {
     "-q": ("talk", "quiet"),

@@ -30,6 +30,7 @@ COMMANDS = [
     ["monitor"], ["status"],
     ["backup"], ["check"], ["settings", "show", "work"], ["settings", "apply", "work"],
     ["forget", "work/private"], ["serve"], ["grant", "work", "-o", "file"],
+    ["open", "work"],
     ["import-ini", "file"],
 ]  # fmt: skip
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The child of ``opening`` that shows the sessions of a grant as image files, until the disposable
+goes.
+
+Run as a program, with the grant on standard input, and as arguments the qube to read from, a
+folder, and the folders of modules. On standard output it says by a status how it began; errors are
+a line.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    sys.path[:] = sys.argv[3:]
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backup_vm.jobs.lazy_image import OpenedImage
+
+SUFFIX = ".img"
+
+
+def main(qube: str, folder: str) -> int:
+    """Serve until the mount ends."""
+    from backup_vm.agent.sealed_reader import NotGiven
+    from backup_vm.errors import SparsebakError
+    from backup_vm.jobs.serving import code_of
+    from backup_vm.unsealing import read_grant
+    from wire.messages import Status
+    from wire.status import Code
+    from wire.stream import send
+
+    out = sys.stdout.buffer
+
+    def said(code: int) -> None:
+        send(out, Status(code))
+        out.flush()
+
+    try:
+        from backup_vm.jobs.libfuse import mfusepy
+        from backup_vm.jobs.mount import SessionFiles, shown_from
+    except (ImportError, OSError) as error:  # a library that is not there is an OSError
+        said(Code.NOT_INSTALLED)
+        print(f"libfuse or mfusepy is not installed: {error}", file=sys.stderr)
+        return 1
+    try:
+        # each is proven before anything is shown, so that what is wrong can still be told
+        lazy = shown_from(qube, read_grant(Path("-")))
+        shown = [replace(one, open=partial(_same, one.open())) for one in lazy]
+    except SparsebakError as error:
+        said(error.status if isinstance(error, NotGiven) else code_of(error))
+        print(error, file=sys.stderr)
+        return 1
+
+    class Files(SessionFiles):
+        """Says that it is there, and nothing from then on."""
+
+        def init(self, path: str) -> None:
+            """See fuse(4)."""
+            super().init(path)
+            said(Code.OK)
+            null = os.open(os.devnull, os.O_RDWR)
+            for number in range(3):
+                os.dup2(null, number)
+            os.close(null)
+
+    files = Files(shown, lambda text: None)
+    try:
+        names = {"fsname": "sparsebak", "subtype": "sparsebak"}
+        mfusepy.FUSE(files, folder, foreground=True, ro=True, **names)
+    except RuntimeError as error:
+        if not files.mounted:
+            said(Code.NOT_INSTALLED)
+            print(f"cannot mount on {folder}: libfuse ended with {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _same(image: "OpenedImage") -> "OpenedImage":
+    return image
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))

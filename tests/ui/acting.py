@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What tests of the page ask of a browser."""
+
+import json
+
+from tests.ui.browser import Browser
+
+REFUSED = "status of 409"
+"""A command's refusal, which the page shows; the browser logs it as an error, too."""
+
+
+def done(browser: Browser, kind: str, count: int) -> None:
+    """Wait until so many pieces of work of a kind are done."""
+    browser.wait(
+        "[...document.querySelectorAll('.job[data-state=done]')]"
+        f".filter((one) => one.ariaLabel.startsWith({json.dumps(kind)})).length == {count}"
+    )
+
+
+def sound(browser: Browser) -> None:
+    """Nothing went wrong within the page: no exception, no violation of the policy, no dialog."""
+    assert [fault for fault in browser.faults if REFUSED not in fault] == []
+    assert browser.js("document.querySelector('main img')") is None
+
+
+PAGES = {
+    "Overview": "checks without a finding",
+    "Time": "1 to 2 of 2 sessions",
+    "Work": "Which volumes",
+    "Files": "Search names here",
+    "Space": "What takes the space",
+    "Setup": "The recovery key opens it",
+}
+"""Each page, and what it says when it has looked, with a session of each of two volumes."""
+
+
+def turn_to(browser: Browser, page: str, text: str = "") -> None:
+    """Go to a page, and wait until it has looked, and says a text."""
+    browser.click("nav a", page)
+    browser.see(text or PAGES[page])
+    browser.wait("!document.querySelector('main').innerText.includes('Looking …')")
+
+
+def page_sessions(browser: Browser) -> list[dict[str, object]]:
+    """Sessions as the page is told them."""
+    found: list[dict[str, object]] = browser.js(
+        "import('/page/api.js').then(({get}) => get('sessions')).then((row) => row.sessions)"
+    )
+    return found
