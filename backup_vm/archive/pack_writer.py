@@ -41,6 +41,11 @@ RECORD_SECONDS, RECORD_ENTRIES = 1.0, 1 << 16
 send again. Each recording is a transaction that waits for the disk, about 9 ms; a pack of 32 MiB
 may take less than a tenth of a second to fill.
 """
+LONGEST, MEANWHILE = 120.0, 1 << 20
+"""Seconds for which nothing is taken because a pack is full and none of those before it has got
+where it goes; and bytes that are taken after that, into the same pack. dom0 gives up a caller that
+takes less than 1 MiB while it waits for 300 seconds, and over a slow line four packs take longer.
+"""
 
 
 @dataclass
@@ -72,7 +77,7 @@ class PackWriter:
         self._held: list[Filling] = []
         self._recorded = time.monotonic()
         self._background: ThreadPoolExecutor | None = None
-        self._full = 0
+        self._full = self._more = 0
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
 
@@ -102,10 +107,25 @@ class PackWriter:
         # In one step: Ctrl-C may come between any two.
         filling.groups[-1].entries.append((number, chunk_id))
         filling.entries += 1
-        if filling.entries >= MAX_ENTRIES or (
-            filling.pack is not None and filling.pack.size >= self._full
+        self._more -= len(chunk_id) + len(sealed)
+        if self._more <= 0 and (
+            filling.entries >= MAX_ENTRIES
+            or (filling.pack is not None and filling.pack.size >= self._full)
         ):
-            self._hand_over()
+            if self._wait_for_place():
+                self._hand_over()
+            else:
+                self._more = MEANWHILE
+
+    def takes_at_once(self, size: int) -> bool:
+        """Whether so many bytes of chunks are taken without a wait for packs on their way."""
+        if size == 0:
+            return True
+        self._full = self._full or pack_size(self._archive)
+        on_their_way = sum(not future.done() for future, _ in self._in_flight)
+        places = max(0, self._archive.storage.uploads - on_their_way)
+        filled = self._filling.pack.size if self._filling.pack is not None else 0
+        return size <= (places + 1) * self._full - filled
 
     def holds(self, chunk_id: bytes) -> bool:
         """Whether a chunk is in the archive, or on its way there."""
@@ -119,6 +139,14 @@ class PackWriter:
     def when_durable(self, action: Callable[[], None]) -> None:
         """Do this once everything taken so far is durable."""
         self._filling.when_durable.append(action)
+
+    def _wait_for_place(self) -> bool:
+        """Wait until another pack may be on its way, but not for ever; whether it may be."""
+        if len(self._in_flight) < self._archive.storage.uploads:
+            return True
+        from concurrent.futures import wait  # see _hand_over
+
+        return bool(wait([self._in_flight[0][0]], LONGEST).done)
 
     def _hand_over(self) -> None:
         """Give the pack that was filled to the background, and begin another.

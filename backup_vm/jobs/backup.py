@@ -217,10 +217,14 @@ class BackupRun:
         asked: dict[bytes, Answer[None]] = {}
         for at, volume in enumerate(due):
             for one in due[at : at + 1 + AHEAD]:
-                if not is_little(offers[one.volume_id]):
+                if one.volume_id in asked:
+                    continue
+                # Nor more than is taken at once: one that waited for an upload, and behind
+                # another, dom0 would give up.
+                waiting = sum(offers[key].changed for key in [*asked, one.volume_id])
+                if not is_little(offers[one.volume_id]) or not self._writer.takes_at_once(waiting):
                     break
-                if one.volume_id not in asked:
-                    asked[one.volume_id] = ask(lambda v=one: self._begin(v, offers[v.volume_id]))  # type: ignore[misc]
+                asked[one.volume_id] = ask(lambda v=one: self._begin(v, offers[v.volume_id]))  # type: ignore[misc]
             if at + 1 == len(due):
                 if sum(offer.changed for offer in offers.values()) <= SOON:
                     self._ahead("Commit", due[0])

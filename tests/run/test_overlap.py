@@ -7,23 +7,29 @@ import os
 import random
 import threading
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backup_vm.agent.call import Call
 from backup_vm.agent.client import Agent
 from backup_vm.agent.transport import Connection
+from backup_vm.archive import pack_writer
+from backup_vm.archive.pack_writer import PackWriter
+from backup_vm.archive.packs import NewPack
 from backup_vm.errors import AgentError
 from backup_vm.jobs import overlap
 from backup_vm.jobs.backup import BackupRun
 from backup_vm.jobs.outcome import Report
+from backup_vm.jobs.receiving import Coming
 from backup_vm.terminal.progress import Progress
 from dom0_agent.rpc import dispatch
 from dom0_agent.rpc.limits import HEAVY
 from tests.in_process import InProcess
 from tests.kit import GRAIN, Site, change, fill
+from wire.messages import Offer, VolumeEntry
 from wire.stream import Reader
 
 NAMES = tuple(f"q{number}/private" for number in range(7))
@@ -175,3 +181,60 @@ def test_what_was_asked_and_is_not_wanted_is_hung_up_on(many: Site) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
     many.backup()
     all_there(many)
+
+
+def test_no_call_waits_behind_one_that_waits_for_the_store(
+    many: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dom0 would take the backup VM for one that has stopped reading."""
+    running, most = set[str](), 0
+    begin, end = BackupRun._begin, BackupRun._take_in
+
+    def begun(run: BackupRun, volume: VolumeEntry, offer: Offer) -> overlap.Answer[None]:
+        nonlocal most
+        running.add(volume.name)
+        most = max(most, len(running))
+        return begin(run, volume, offer)
+
+    def taken(run: BackupRun, coming: Coming, call: Call) -> None:
+        end(run, coming, call)
+        running.discard(coming.volume.name)
+
+    monkeypatch.setattr(BackupRun, "_begin", begun)
+    monkeypatch.setattr(BackupRun, "_take_in", taken)
+    run(many, many.agent())
+    assert most == overlap.AHEAD + 1
+    disturb(many, 4)
+    monkeypatch.setattr(pack_writer, "pack_size", lambda _: GRAIN)
+    most = 0
+    run(many, many.agent())
+    assert most <= 2, "a pack that is filled, and one that is on its way"
+    all_there(many)
+
+
+def test_of_a_slow_store_a_little_is_taken_all_the_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, released, taken = Site(tmp_path / "site"), threading.Event(), 0
+    site.image().write_bytes(random.Random(1).randbytes(40 * GRAIN))
+    finish, chunk = NewPack.finish, PackWriter.chunk
+
+    def slow(pack: NewPack) -> None:
+        assert released.wait(20), "dom0 waits for what takes nothing"
+        finish(pack)
+
+    def counted(writer: PackWriter, *words: Any) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == 30:
+            released.set()
+        chunk(writer, *words)
+
+    monkeypatch.setattr(NewPack, "finish", slow)
+    monkeypatch.setattr(PackWriter, "chunk", counted)
+    monkeypatch.setattr(pack_writer, "pack_size", lambda _: 4 * GRAIN)
+    monkeypatch.setattr(pack_writer, "LONGEST", 0.01)
+    monkeypatch.setattr(pack_writer, "MEANWHILE", 2 * GRAIN)
+    site.backup()
+    assert list(site.images().values()) == [site.contents()]
+    assert site.scrubbed() == []
