@@ -17,6 +17,7 @@ from common.image_writer import WRITE_BYTES, ImageWriter
 from common.override import override
 from dom0_agent.bitmap import Bitmap
 from dom0_agent.kernel import FileSpace
+from dom0_agent.log import WARNING, log
 from dom0_agent.sources.directory import DirectorySource, remove
 from dom0_agent.sources.files import CHECK_ROOM, failed, open_regular
 from dom0_agent.sources.flags import NOT_HERE
@@ -87,15 +88,19 @@ class FileReplacement(Replacement):
 
         if not isinstance(source, ReflinkSource):
             return None
-        if base not in source.snapshots() or os.fstat(self._old).st_size != size:
-            return None
         try:
-            fcntl.ioctl(self._new, FICLONE, self._old)
-        except OSError:  # with its snapshots it is on a file system that clones, it seems not
+            if base not in source.snapshots() or os.fstat(self._old).st_size != size:
+                return None
+            try:
+                fcntl.ioctl(self._new, FICLONE, self._old)
+            except OSError:  # with its snapshots it is on a file system that clones, it seems not
+                return None
+            # The clone is compared, not the image, which somebody may open meanwhile.
+            os.fsync(self._new)
+            return source.differing(base, self._new)
+        except Refused as error:  # a snapshot that cannot be read is no reason not to restore
+            log(WARNING, f"{source.name}: cannot tell what changed, so all is restored: {error}")
             return None
-        # The clone is compared, not the image, which somebody may open meanwhile.
-        os.fsync(self._new)
-        return source.differing(base, self._new)
 
     def _nameless(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC
