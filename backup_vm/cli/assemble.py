@@ -46,12 +46,14 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.errors import SparsebakError
+    from backup_vm.errors import SparsebakError, UsageError
     from backup_vm.jobs.onto import assemble_onto
     from backup_vm.jobs.reading import assemble, image_bytes
 
     context = Context(options)
     target: Path = options.onto or options.output
+    if options.onto and options.source is not None:
+        raise UsageError("--onto needs the archive", "to write a whole image with --from: -o IMAGE")
     if options.onto:
         if not target.is_file():
             raise SparsebakError(f"{target} is no image file", "to make one: -o")

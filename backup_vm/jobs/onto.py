@@ -5,13 +5,18 @@ takes its place.
 What is there is read and compared by the ids of its chunks, so that nothing need be known of it.
 """
 
+import errno
 import fcntl
 import os
+import signal
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from backup_vm import failures
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import Image
+from backup_vm.errors import SparsebakError
 from backup_vm.jobs.reading import THREADS, Proven, open_image, read_chunks
 from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
@@ -34,6 +39,7 @@ def assemble_onto(
 
     On a file system that cannot clone all is written.
     """
+    _require_unused(target)
     proven = open_image(archive, image, keys, name)
     with output.replacing(target) as beside:
         cloned = _clone(target, beside)
@@ -48,10 +54,49 @@ def assemble_onto(
                 wanted = _differing(image, proven, file)
                 progress.advance((image.chunks - len(wanted)) * proven.record.chunk_size)
             read_chunks(archive, image, proven, progress, file.write, only=wanted)
+            _keep_owner(target, file.fd)
             file.sync()
         finally:
             file.close()
+        _require_unused(target)
     return proven.record, image.chunks if wanted is None else len(wanted)
+
+
+def _require_unused(target: Path) -> None:
+    """Refuse an image that anybody has open, a loop device or a virtual machine, say: they would
+    keep the file that was there, and what they write to it would be lost.
+
+    By a write lease (fcntl(2)), which is had only of a file that nobody has open; where there are
+    none to be had, nothing is known.
+    """
+    try:
+        there = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise SparsebakError(
+            f"cannot read {target}: {failures.text(error)}", failures.hint(error)
+        ) from None
+    with closing_fd(there):
+        # Who opens it just now has this sent, not SIGIO, which kills.
+        fcntl.fcntl(there, fcntl.F_SETSIG, signal.SIGURG)
+        try:
+            fcntl.fcntl(there, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EBUSY):
+                raise SparsebakError(
+                    f"{target} is in use", "close what has it open first, or write another: -o"
+                ) from None
+            return
+        fcntl.fcntl(there, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def _keep_owner(target: Path, new: int) -> None:
+    """Give the new file the owner and mode of the one whose place it takes; where that may not be
+    done, it is for its maker alone.
+    """
+    found = os.stat(target)
+    with suppress(PermissionError):
+        os.fchown(new, found.st_uid, found.st_gid)
+        os.fchmod(new, stat.S_IMODE(found.st_mode))
 
 
 def _clone(target: Path, beside: Path) -> bool:

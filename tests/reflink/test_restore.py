@@ -223,5 +223,14 @@ def test_assembled_onto_an_image(reflink_site: Site, commands_for: MakeCommands)
     shell.run(*words, "--yes")
     assert target.read_bytes() == expected
     assert len(places(target) & before) >= len(places(target)) - GRAIN // 4096
+    os.chown(target, 1234, 1235)
+    target.chmod(0o640)
+    with open(target, "rb"):
+        assert "in use" in shell.fails(1, *words, "--yes")
+    shell.run(*words, "--yes")
+    found = target.stat()
+    assert (found.st_mode & 0o7777, found.st_uid, found.st_gid) == (0o640, 1234, 1235)
+    from_elsewhere = ["--yes", "--from", "backup", "--grant", str(target)]
+    assert "needs the archive" in shell.fails(2, *words[:-2], *from_elsewhere)
     words[words.index(str(target))] = str(site.root / "none.img")
     assert "no image file" in shell.fails(1, *words, "--yes")
