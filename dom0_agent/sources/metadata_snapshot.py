@@ -27,6 +27,8 @@ from wire.status import Code, Refused
 
 PATIENCE = 30.0
 """Seconds to wait for a metadata snapshot that somebody else holds."""
+_IN_LINE = 4
+"""Times as long, to wait for other calls of ours."""
 _POLL = 0.5
 """Seconds between two looks at whether it is gone."""
 _NONE, _UNSURE = "", "unsure"
@@ -70,7 +72,8 @@ class MetadataSnapshot:
     def __enter__(self) -> None:
         make_directory(self._mark.parent)
         try:
-            fd = lock(self._mark, patience=PATIENCE)
+            # A backup run asks for several volumes at once, whose calls take turns here.
+            fd = lock(self._mark, patience=_IN_LINE * PATIENCE)
         except Busy:
             raise Refused(
                 Code.BUSY, f"pool {self._device.title}: another call reads its metadata"
