@@ -61,8 +61,11 @@ def sealed_chunks(
     """
     with PackReader(archive.storage) as reader, archive.looking.present(image.session):
         for first, ids in image.windows():
-            asked = (i for n, i in enumerate(ids, first) if only is None or n in only)
-            places = lookup.places(archive, image.session, (i for i in asked if i != ZERO_ID))
+            places: dict[bytes, Place] = {}
+            # Of a TiB little may be wanted, and to look at each of its chunks takes seconds.
+            if only is None or only.any(first, first + len(ids)):
+                asked = (i for n, i in enumerate(ids, first) if only is None or n in only)
+                places = lookup.places(archive, image.session, (i for i in asked if i != ZERO_ID))
             step = len(ids) if in_file_order else PAGE_IDS
             for at in range(0, len(ids), step):
                 wanted = _wanted(ids[at : at + step], first + at, places, name, only)
@@ -74,7 +77,9 @@ def sealed_chunks(
 def _wanted(
     ids: list[bytes], first: int, places: dict[bytes, Place], name: str, only: Wanted | None
 ) -> list[tuple[int, bytes, Place]]:
-    wanted = []
+    wanted: list[tuple[int, bytes, Place]] = []
+    if only is not None and not only.any(first, first + len(ids)):
+        return wanted
     for i, chunk_id in enumerate(ids):
         if chunk_id == ZERO_ID or (only is not None and first + i not in only):
             continue
