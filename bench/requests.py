@@ -41,7 +41,7 @@ def run(folder: Path, delay: float, readers: int) -> dict[str, tuple[float, int]
     for name, action in operations.items():
         begun, slow.asked = time.monotonic(), 0
         with (
-            mock.patch.object(opening, "open_storage", lambda _: RemoteStorage(URL, slow)),  # type: ignore[arg-type]
+            mock.patch.object(opening, "open_storage", lambda _: RemoteStorage(URL, slow)),
             opening.open_archive(URL, True) as archive,
         ):
             action(archive)
