@@ -9,6 +9,7 @@ import argparse
 import random
 import resource
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,8 +107,8 @@ def main() -> None:
         made = 0
         for size in sizes:
             for number in range(made, size):
-                laptop = Laptop(f"{folder}/laptop-{number:04d}", 1_790_000_000)
-                laptop.back_up(1_790_000_000)
+                laptop = Laptop(f"{folder}/laptop-{number:04d}", time.time())
+                laptop.back_up(time.time())
             made = size
             for name, action in operations(folder).items():
                 took, memory = measured(action)

@@ -3,7 +3,8 @@
 at several sizes, as a table.
 
 The archive is synthetic where that changes nothing: chunk ids are random, packs are sparse files
-with true heads and indexes. Each operation runs in a process of its own.
+with true heads and indexes, of which nobody looks whether they are holes. Each operation runs in a
+process of its own. From how time and memory grow it is told what 100 TiB would take.
 """
 
 import argparse
@@ -16,17 +17,20 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
-from backup_vm.archive import packs, sessions
+from backup_vm.archive import derive, packs, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import INDEX_ENTRY_SIZE, PackFoot, PackHead
 from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.prune import prune
+from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.jobs.retention import DEFAULT
 from backup_vm.jobs.thinning import by_rules
 from backup_vm.reporting.view import View
@@ -109,8 +113,8 @@ def measured(action: Callable[[], object]) -> tuple[float, float]:
     pid = os.fork()
     if pid == 0:
         start = time.monotonic()
-        action()
-        took = time.monotonic() - start
+        said = action()
+        took = said if isinstance(said, float) else time.monotonic() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         os.write(write, f"{took} {peak / 1024}".encode())
         os._exit(0)
@@ -139,6 +143,31 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
     def rebuild(archive: Archive) -> object:
         return archive.catalog.count()
 
+    def whole() -> object:
+        (folder / "catalog.sqlite").unlink()
+        return opened(rebuild, True)()
+
+    def resumed() -> object:
+        """A rebuild that another one, cut off when all packs were gathered, has begun."""
+        (folder / "catalog.sqlite").unlink()
+
+        class CutOff(Exception):
+            pass
+
+        def cut_off(*_: object) -> None:
+            raise CutOff
+
+        with (
+            suppress(CutOff),
+            mock.patch.object(derive, "_fill", cut_off),
+            open_archive(folder, True),
+        ):
+            pass
+        begun = time.monotonic()
+        with open_archive(folder, True) as archive:
+            archive.catalog.count()
+        return time.monotonic() - begun
+
     def listing(archive: Archive) -> object:
         return View.of(archive, stored_volumes(archive, KEYS, {}), False)
 
@@ -159,7 +188,9 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
         return prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
 
     return {
-        "catalog made again": opened(rebuild, True),
+        "all packs read into a catalog": opened(rebuild, True),
+        "catalog rebuilt": whole,
+        "catalog rebuilt, resumed when all packs were read": resumed,
         "list": opened(listing),
         "where a range of 1 GiB is": opened(a_range),
         "all ids of the newest image": opened(known),
@@ -178,6 +209,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()
+    # packs are sparse here, and would be taken for holes
+    mock.patch.object(LocalStorage, "allocated", lambda self, name: self.size(name)).start()
     sizes = [tuple(int(word) for word in pair.split(":")) for pair in options.sizes.split(",")]
     table: dict[str, list[tuple[float, float]]] = {}
     for chunks, count in sizes:
@@ -207,6 +240,9 @@ def main() -> None:
         f"| {name} | {' | '.join(f'{took:.2f} s, {memory:.0f} MiB' for took, memory in row)} |"
         for name, row in table.items()
     ]
+    chunks_of = [chunks for chunks, _ in sizes]
+    lines += ["", *(f"- {line}" for line in growth(chunks_of, table))]
+    lines += ["", *(f"- {line}" for line in planned(chunks_of, table))]
     text = "\n".join(lines) + "\n"
     print(text)
     if not options.no_write:
@@ -228,6 +264,27 @@ def growth(sizes: list[int], table: dict[str, list[tuple[float, float]]]) -> lis
             took = math.log(max(last, 0.01) / max(first, 0.01)) / steps
             memory = math.log(large / small) / steps
             lines.append(f"{name}: time grows as size^{took:.2f}, memory as size^{memory:.2f}")
+    return lines
+
+
+def planned(chunks: list[int], table: dict[str, list[tuple[float, float]]]) -> list[str]:
+    """A line for each operation: what 100 TiB would take, by how it grew from the first size to the
+    last. With chunks of 1 MiB it is an eighth of the chunks.
+    """
+    lines = []
+    for size in (128 << 10, 1 << 20):
+        target = (100 << 40) / size
+        for name, row in table.items():
+            (first, small), (last, large) = row[0], row[-1]
+            if len(chunks) < 2:
+                continue
+            steps = math.log(chunks[-1] / chunks[0])
+            more = math.log(target / chunks[-1])
+            took = last * math.exp(math.log(max(last, 0.01) / max(first, 0.01)) / steps * more)
+            memory = large * math.exp(max(math.log(large / small), 0) / steps * more)
+            lines.append(
+                f"100 TiB in chunks of {size >> 10} KiB: {name}: {took:,.1f} s, {memory:,.0f} MiB"
+            )
     return lines
 
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 NAME = "gathered.sqlite"
-AT_ONCE = 1 << 18
-"""Rows that are held in memory: about 60 MiB with all that is done with them."""
+AT_ONCE = 1 << 17
+"""Rows that are held in memory: about 40 MiB with all that is done with them."""
 _BITS = 10
 """First bits of an id that number its part: of ten million chunks 10,000 in each, of a billion
 chunks a million.

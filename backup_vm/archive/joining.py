@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Chunks that packs hold, in the order of their ids, against what sessions list of them."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from wire.chunks import ID_SIZE
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 class Part(NamedTuple):
     """Chunks in the order of their ids, each once, and what is known of them.
 
-    ``rows``: id, pack number, offset and length; ``listed``: of each whether a file lists it;
-    ``twice``: the same of further copies; ``lacking``: how many ids that are not among them each
-    file lists, by its number.
+    ``rows``, to be read once: id, pack number, offset and length; ``listed``: of each whether a
+    file lists it; ``twice``: the same of further copies; ``lacking``: how many ids that are not
+    among them each file lists, by its number.
     """
 
-    rows: list[tuple[bytes, int, int, int]]
+    rows: Iterable[tuple[bytes, int, int, int]]
     listed: list[bool]
     twice: list[tuple[bytes, int, int, int]]
     lacking: dict[int, int]
@@ -85,19 +86,17 @@ def joined(packed: "Bytes", listed: "Bytes") -> Part:
     return Part(
         _tuples(once),
         used.tolist(),
-        _tuples(packed[~first]),
+        list(_tuples(packed[~first])),
         dict(zip(files.tolist(), counts.tolist(), strict=True)),
     )
 
 
-def _tuples(rows: "Bytes") -> list[tuple[bytes, int, int, int]]:
+def _tuples(rows: "Bytes") -> Iterable[tuple[bytes, int, int, int]]:
     raw = rows[:, :ID_SIZE].tobytes()
-    return list(
-        zip(
-            (raw[at : at + ID_SIZE] for at in range(0, len(raw), ID_SIZE)),
-            column(rows, ID_SIZE, "<u4").tolist(),
-            column(rows, ID_SIZE + 8, "<i8").tolist(),
-            column(rows, ID_SIZE + 4, "<u4").tolist(),
-            strict=True,
-        )
+    return zip(
+        (raw[at : at + ID_SIZE] for at in range(0, len(raw), ID_SIZE)),
+        column(rows, ID_SIZE, "<u4").tolist(),
+        column(rows, ID_SIZE + 8, "<i8").tolist(),
+        column(rows, ID_SIZE + 4, "<u4").tolist(),
+        strict=True,
     )

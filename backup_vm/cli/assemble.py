@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
-    key_option,
     output_options,
     path,
     session_option,
     volume_argument,
     yes_option,
 )
+from backup_vm.cli.reading import reading_options
 from backup_vm.terminal.text import size_text
 from common.text import session_name
 
@@ -40,7 +40,7 @@ def add_to(commands: Any) -> None:
         help="an image to be made what the session is; only what differs is written, to a clone",
     )
     yes_option(assemble)
-    key_option(assemble, grant=True)
+    reading_options(assemble)
     assemble.set_defaults(run=run)
 
 

@@ -10,12 +10,11 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
     guard_options,
     key_option,
-    pack_size_option,
     rate_option,
     retention_option,
-    use_pack_size,
     yes_option,
 )
+from backup_vm.cli.pack_size import pack_size_option, use_pack_size
 from backup_vm.errors import Exit
 from backup_vm.terminal.text import count_text, size_text
 

@@ -5,7 +5,8 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, pack_size_option, path, use_pack_size
+from backup_vm.cli.options import key_option, path
+from backup_vm.cli.pack_size import pack_size_option, use_pack_size
 
 
 def add_to(commands: Any) -> None:

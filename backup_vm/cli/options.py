@@ -14,8 +14,6 @@ from backup_vm.paths import expanded
 from backup_vm.terminal import output
 
 if TYPE_CHECKING:
-    from backup_vm.archive.archive import Archive
-    from backup_vm.cli.context import Context
     from backup_vm.quantities import Part
 
 GENERAL = "general options"
@@ -111,9 +109,7 @@ def path(text: str) -> Path:
 
 
 def key_option(parser: argparse.ArgumentParser, grant: bool = False) -> None:
-    """Declare --passphrase-file, and with ``grant`` --grant, which can take its place, and --from,
-    for the archive's.
-    """
+    """Declare --passphrase-file, and with ``grant`` --grant, which can take its place."""
     group = parser.add_mutually_exclusive_group() if grant else parser
     if grant:
         group.add_argument(
@@ -124,12 +120,6 @@ def key_option(parser: argparse.ArgumentParser, grant: bool = False) -> None:
                 "what 'sparsebak-agent grant' made in dom0, which opens some sessions of one"
                 " volume; - is standard input"
             ),
-        )
-        parser.add_argument(
-            "--from",
-            dest="source",
-            metavar="QUBE",
-            help="with --grant on Qubes OS: the backup VM to read from, in place of an archive",
         )
     group.add_argument(
         "--passphrase-file",
@@ -162,16 +152,9 @@ def retention_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _retention(text: str) -> int:
-    """Seconds that ``30d`` stands for."""
-    from backup_vm.archive.parameters import LONGEST_RETENTION
-    from backup_vm.jobs.retention import DAY, parse_duration
+    from backup_vm.jobs.retention import parse_lock
 
-    seconds = checked(parse_duration)(text)
-    if not DAY <= seconds <= LONGEST_RETENTION:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not from 1d to 366d; what stays is locked again and again"
-        )
-    return seconds
+    return checked(parse_lock)(text)
 
 
 def part_options(parser: argparse.ArgumentParser, what: str, done: str) -> None:
@@ -198,25 +181,6 @@ def rate_option(parser: argparse.ArgumentParser) -> None:
         metavar="RATE",
         help="bytes of the archive to write or read in a second, at most, such as 20M",
     )
-
-
-def pack_size_option(parser: argparse.ArgumentParser) -> None:
-    """Declare --pack-size."""
-    parser.add_argument(
-        "--pack-size",
-        type=_pack_size,
-        metavar="SIZE",
-        help="bytes of a new pack, from 4M to 512M (default: as suits the archive's size)",
-    )
-
-
-def use_pack_size(context: "Context", archive: "Archive") -> None:
-    """Make packs of the size that --pack-size or the settings name, if they do."""
-    archive.pack_size = context.options.pack_size
-    if archive.pack_size is None and "pack_size" in context.config.texts:
-        from backup_vm.archive.pack_size import parse_pack_size
-
-        archive.pack_size = parse_pack_size(context.config.texts["pack_size"])
 
 
 def moment_options(parser: argparse.ArgumentParser) -> None:
@@ -254,13 +218,6 @@ def _rate(text: str) -> int:
     from backup_vm.rate import parse_rate
 
     return parse_rate(text)
-
-
-@checked
-def _pack_size(text: str) -> int:
-    from backup_vm.archive.pack_size import parse_pack_size
-
-    return parse_pack_size(text)
 
 
 def volume_argument(parser: argparse.ArgumentParser, text: str = "the volume") -> None:

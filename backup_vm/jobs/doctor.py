@@ -225,7 +225,7 @@ def of_chunk_size(parameters: Parameters, size: int) -> Iterator[Finding]:
             WARN,
             f"chunks of {mine} for {size_text(size)} of volumes:"
             " the catalog becomes large and slow",
-            f"for a new archive, in dom0: sparsebak-agent archive add --chunk-size {better}; or"
+            f"a new archive can have chunks of {better} (--chunk-size, when dom0 adds it); or"
             " divide the qubes among several archives",
         )
 

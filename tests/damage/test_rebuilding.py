@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import gathering, packs
+from backup_vm.archive import gathering, packs, reconcile
 from backup_vm.archive.storage import Storage
 from tests.kit import Site
 
@@ -144,3 +144,23 @@ def test_a_reader_leaves_nothing(built: Site, reads: list[str]) -> None:
     assert sorted(built.archive.rglob("*")) == [
         path for path in before if path.name != "catalog.sqlite"
     ]
+
+
+def test_where_most_packs_are_new_all_are_read_again(
+    built: Site, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine whose catalog is old; what it remembers is kept."""
+    whole, count = state(built)
+    reads.clear()
+    with built.open(True) as archive:
+        (volume,) = archive.sessions()
+        number, name = next(iter(archive.catalog.packs().items()))
+        archive.catalog.marks.compare(volume)
+        for other, _ in list(archive.catalog.packs().items()):
+            if other != number:
+                archive.catalog.drop_pack(other)
+    monkeypatch.setattr(reconcile, "MANY", 2)
+    with built.open(True) as archive:
+        assert name in reads and len(reads) == count
+        assert archive.catalog.digest() == whole and not archive.warnings
+        assert archive.catalog.marks.must_compare(volume)

@@ -272,6 +272,8 @@ def test_every_command_has_its_module() -> None:
         "context",
         "keeping",
         "options",
+        "pack_size",
+        "reading",
         "spbk_assemble",
     }
     assert found == set(vm_cli.COMMANDS)
