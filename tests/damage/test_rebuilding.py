@@ -164,3 +164,26 @@ def test_where_most_packs_are_new_all_are_read_again(
         assert name in reads and len(reads) == count
         assert archive.catalog.digest() == whole and not archive.warnings
         assert archive.catalog.marks.must_compare(volume)
+
+
+def test_where_there_is_no_room_for_it_it_is_gathered_elsewhere(
+    built: Site, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive's disk may be full, for which pruning, and so the catalog, is the remedy."""
+    whole, count = state(built)
+    opened, places = gathering.Gathering._open, set()
+
+    def little_room(self: gathering.Gathering) -> sqlite3.Connection:
+        database = opened(self)
+        places.add(self._path.parent)
+        if self._path.parent == built.archive:
+            database.execute("PRAGMA max_page_count=3")
+        return database
+
+    lose(built)
+    monkeypatch.setattr(gathering.Gathering, "_open", little_room)
+    with built.open(True):
+        pass
+    assert len(places) == 2 and not (built.archive / gathering.NAME).exists()
+    assert not any(place.exists() for place in places - {built.archive})
+    assert state(built) == (whole, count)
