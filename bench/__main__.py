@@ -29,7 +29,7 @@ from bench.tools import Sparsebak, SparsebakFiles, Tool, size_of
 CHANGES = {"100 MiB": (100 << 20, 2000), "2 MiB": (2 << 20, 40)}
 STEPS = (
     *("full", "100 MiB", "2 MiB", "nothing", "monitor", "assemble", "verify", "prune"),
-    # By turns: what was restored as a whole is all in other places, and counts as changed.
+    # In this order: what was restored as a whole is all in other places, and has to be read.
     *("restore 100 MiB", "restore"),
 )
 READING = ("assemble", "verify", "restore", "restore 100 MiB")

@@ -106,18 +106,9 @@ class Site:
             slots.SCRYPT_LOG_N = log_n
         entry, found, _ = Agent(InProcess(self.config)).enroll(label)
         master = entry.key if entry.mode == MODE_OPEN else None
+        kind = entry.suite, entry.chunk_size, entry.created
         create_archive(
-            folder,
-            Parameters(
-                entry.archive,
-                label,
-                entry.suite,
-                entry.chunk_size,
-                entry.created,
-                tuple(found),
-                master,
-                retention,
-            ),
+            folder, Parameters(entry.archive, label, *kind, tuple(found), master, retention)
         )
         return recovery
 
@@ -204,21 +195,18 @@ class Site:
             if whole or volume == "settings" or qube == "dom0":
                 agent.restore(asked, feed(archive, image, name, Progress()))
                 return image.chunks
-            send = feed_differing(archive, image, name, Progress())
-            return len(agent.restore_differing(asked, image.chunks, send)[1])
+            fed = feed_differing(archive, image, name, Progress())
+            return len(agent.restore_differing(asked, image.chunks, fed)[1])
 
     def asking(self, agent: Agent, image: Image, to: str) -> Restoring:
-        """What to ask for, for a session as it is, older or not."""
+        """What to ask for: for a session as it is, older or not."""
         clear = image.session.clear
         qube, volume = to.split("/")
         newest = {entry.session for entry in agent.list() if entry.volume_id == clear.volume_id}
         return Restoring(qube, volume, session_name(clear.time), clear.session not in newest)
 
-    def restored(
-        self, agent: Agent, image: Image, to: str, feed: Feed, absent: bool = False
-    ) -> None:
-        """Ask for a session as it is, all of it."""
-        agent.restore(self.asking(agent, image, to), feed, absent)
+    def restored(self, agent: Agent, image: Image, to: str, it: Feed, absent: bool = False) -> None:
+        agent.restore(self.asking(agent, image, to), it, absent)
 
     def scrubbed(self) -> list[Any]:
         from backup_vm.archive.scrub import scrub

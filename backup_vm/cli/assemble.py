@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
-    key_option,
     output_options,
+    path,
     session_option,
     volume_argument,
     yes_option,
 )
+from backup_vm.cli.reading import reading_options
 from backup_vm.terminal.text import size_text
 from common.text import session_name
 
@@ -32,10 +33,14 @@ def add_to(commands: Any) -> None:
     )
     volume_argument(assemble)
     session_option(assemble)
-    onto = "an image to be made what the session is; only what differs is written, to a clone"
-    output_options(assemble, "IMAGE", "image", onto)
+    output_options(assemble, "IMAGE", "image").add_argument(
+        "--onto",
+        type=path,
+        metavar="IMAGE",
+        help="an image to be made what the session is; only what differs is written, to a clone",
+    )
     yes_option(assemble)
-    key_option(assemble, grant=True)
+    reading_options(assemble)
     assemble.set_defaults(run=run)
 
 

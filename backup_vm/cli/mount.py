@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, path, session_option, volume_argument
+from backup_vm.cli.options import path, session_option, volume_argument
+from backup_vm.cli.reading import partition_option, reading_options
 
 if TYPE_CHECKING:
     from backup_vm.jobs.file_tree import FileTree
@@ -39,18 +40,13 @@ def add_to(commands: Any) -> None:
     mount.add_argument(
         "--files",
         action="store_true",
-        help="show files, below QUBE/VOLUME/SESSION: of ext2 to ext4, XFS and Btrfs",
+        help="show files, below QUBE/VOLUME/SESSION: of the file systems that 'files' reads",
     )
-    mount.add_argument(
-        "--partition",
-        type=int,
-        metavar="N",
-        help="with --files, which partition (default: the only one that can be read)",
-    )
+    partition_option(mount)
     mount.add_argument(
         "--allow-other", action="store_true", help="let other users read the images, too"
     )
-    key_option(mount, grant=True)
+    reading_options(mount)
     mount.set_defaults(run=run)
 
 

@@ -109,9 +109,7 @@ def path(text: str) -> Path:
 
 
 def key_option(parser: argparse.ArgumentParser, grant: bool = False) -> None:
-    """Declare --passphrase-file, and with ``grant`` --grant, which can take its place, and --from,
-    for the archive's.
-    """
+    """Declare --passphrase-file, and with ``grant`` --grant, which can take its place."""
     group = parser.add_mutually_exclusive_group() if grant else parser
     if grant:
         group.add_argument(
@@ -122,12 +120,6 @@ def key_option(parser: argparse.ArgumentParser, grant: bool = False) -> None:
                 "what 'sparsebak-agent grant' made in dom0, which opens some sessions of one"
                 " volume; - is standard input"
             ),
-        )
-        parser.add_argument(
-            "--from",
-            dest="source",
-            metavar="QUBE",
-            help="with --grant on Qubes OS: the backup VM to read from, in place of an archive",
         )
     group.add_argument(
         "--passphrase-file",
@@ -160,16 +152,9 @@ def retention_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _retention(text: str) -> int:
-    """Seconds that ``30d`` stands for."""
-    from backup_vm.archive.parameters import LONGEST_RETENTION
-    from backup_vm.jobs.retention import DAY, parse_duration
+    from backup_vm.jobs.retention import parse_lock
 
-    seconds = checked(parse_duration)(text)
-    if not DAY <= seconds <= LONGEST_RETENTION:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not from 1d to 366d; what stays is locked again and again"
-        )
-    return seconds
+    return checked(parse_lock)(text)
 
 
 def part_options(parser: argparse.ArgumentParser, what: str, done: str) -> None:
@@ -240,17 +225,12 @@ def volume_argument(parser: argparse.ArgumentParser, text: str = "the volume") -
     parser.add_argument("volume", metavar="QUBE/VOLUME", help=text)
 
 
-def output_options(
-    parser: argparse.ArgumentParser, metavar: str, what: str, onto: str = ""
-) -> None:
-    """Declare -o and --force, for commands that write one file; with ``onto``, which is its help,
-    --onto in its stead.
-    """
+def output_options(parser: argparse.ArgumentParser, metavar: str, what: str) -> Any:
+    """Declare -o and --force, for commands that write one file; the group that -o is in."""
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("-o", "--output", type=path, metavar=metavar, help=f"the {what} to write")
-    if onto:
-        where.add_argument("--onto", type=path, metavar=metavar, help=onto)
     parser.add_argument("--force", action="store_true", help=f"replace {_an(what)} that exists")
+    return where
 
 
 def _an(what: str) -> str:

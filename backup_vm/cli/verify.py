@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, part_options, rate_option
+from backup_vm.cli.options import part_options, rate_option
+from backup_vm.cli.reading import reading_options
 from backup_vm.errors import DamagedError, Exit
 from common.text import session_name
 
@@ -39,7 +40,7 @@ def add_to(commands: Any) -> None:
     )
     part_options(verify, "sessions", "proven")
     rate_option(verify)
-    key_option(verify, grant=True)
+    reading_options(verify)
     verify.set_defaults(run=run)
 
 

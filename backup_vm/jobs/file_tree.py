@@ -49,6 +49,7 @@ class _Session:
 
     files: SessionFiles
     image: OpenedImage
+    root: Found
     folders: OrderedDict[int, Listing] = field(default_factory=OrderedDict)
     entries: int = 0
 
@@ -90,7 +91,7 @@ class FileTree(mfusepy.Operations):  # type: ignore[misc]
     def __init__(
         self,
         volumes: Mapping[str, Sequence[Shown]],
-        partition: int | None,
+        partition: int | str | None,
         warn: Callable[[str], None],
     ) -> None:
         self._volumes = {
@@ -104,7 +105,7 @@ class FileTree(mfusepy.Operations):  # type: ignore[misc]
         self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
         self._open: dict[int, _Open] = {}
         self._handles = count(1)
-        self._salt = os.urandom(16)
+        self._salt, self._last = os.urandom(16), ("", dict[str, bytes]())
         self._exited: Callable[[], bool] = lambda: False
         self.mounted = False
         """Whether there was a mount."""
@@ -231,7 +232,8 @@ class FileTree(mfusepy.Operations):  # type: ignore[misc]
         files = SessionFiles(self._parser, image, title, self._partition)
         for note in files.notes:
             self._warn(f"{title}: {note}")
-        self._sessions[at] = _Session(files, image)
+        root = Found(b"/", files.root, files.stat(files.root))
+        self._sessions[at] = _Session(files, image, root)
         while len(self._sessions) > _SESSIONS:
             self._sessions.popitem(last=False)[1].close()
         return self._sessions[at]
@@ -242,8 +244,7 @@ class FileTree(mfusepy.Operations):  # type: ignore[misc]
             raise _error(errno.EINVAL)
         at, names = self._parts(path)
         session = self._session(at)
-        root = session.files.root
-        here, trail = Found(b"/", root, session.files.stat(root)), {root}
+        here, trail = session.root, {session.root.node}
         for name in names:
             if not stat.S_ISDIR(here.stat.mode):
                 raise _error(errno.ENOTDIR)
@@ -300,8 +301,10 @@ class FileTree(mfusepy.Operations):  # type: ignore[misc]
     def _attributes(self, path: str) -> dict[str, bytes]:
         if self._above(path) is not None:
             return {}
-        session, found = self._found(path)
-        return session.files.attributes(found.node)
+        if self._last[0] != path:  # of a file, one after another is asked for
+            session, found = self._found(path)
+            self._last = (path, session.files.attributes(found.node))
+        return self._last[1]
 
     def _link(self, path: str) -> bytes:
         session, found = self._found(path)

@@ -30,8 +30,14 @@ FILES = Path("/mnt/sparsebak")
 _OPTIONS = "loop,ro,nosuid,nodev,noexec"
 # What is in a journal cannot be replayed into an image that cannot be written. Sessions of a volume
 # have one UUID, which XFS would mount once.
-_OF_KIND = {"ext4": "noload", "xfs": "norecovery,nouuid", "btrfs": "rescue=nologreplay"}
-_UNMOUNTABLE = ("", "LVM", "LUKS", "swap")
+_OF_KIND = {
+    "ext4": ("ext4", "noload"),
+    "xfs": ("xfs", "norecovery,nouuid"),
+    "btrfs": ("btrfs", "rescue=nologreplay"),
+    "ntfs": ("ntfs3", ""),
+    **{kind: (kind, "") for kind in ("vfat", "exfat", "iso9660", "squashfs")},
+}
+"""What the kernel calls each kind of file system that is mounted, and the options for it."""
 _PATIENCE = 60.0
 """Seconds that the kernel may take to mount one file system."""
 _SAID = 500
@@ -116,12 +122,11 @@ def _mounted(image: Path, folder: Path, warn: Callable[[str], None]) -> Iterator
     for part in _parts(image, warn):
         place = folder.with_name(f"{folder.name}-p{part.number}") if part.number else folder
         place.mkdir(0o755, exist_ok=True)
-        options = _OPTIONS
+        kind, more = _OF_KIND[part.kind]
+        options = [_OPTIONS, more] if more else [_OPTIONS]
         if part.number:
-            options += f",offset={part.start},sizelimit={part.size}"
-        if part.kind in _OF_KIND:
-            options += f",{_OF_KIND[part.kind]}"
-        command = ["mount", "-t", part.kind, "-o", options, str(image), str(place)]
+            options += [f"offset={part.start}", f"sizelimit={part.size}"]
+        command = ["mount", "-t", kind, "-o", ",".join(options), str(image), str(place)]
         try:
             done = subprocess.run(
                 command, check=False, capture_output=True, text=True, timeout=_PATIENCE
@@ -153,7 +158,8 @@ def _parts(image: Path, warn: Callable[[str], None]) -> list[Part]:
         except SparsebakError as error:
             warn(f"{image.name}: {error}")
             return []
-    parts = [part for part in found if part.kind not in _UNMOUNTABLE]
+    # a logical volume, which has a name, is no range of the image
+    parts = [part for part in found if part.kind in _OF_KIND and not part.name]
     if not parts:
         kinds = ", ".join(part.kind or "unknown" for part in found)
         warn(f"{image.name}: there is nothing to be mounted in it: {kinds}")

@@ -146,6 +146,16 @@ def parse_duration(text: str) -> int:
     return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([hdwmy])", text))
 
 
+def parse_lock(text: str) -> int:
+    """Seconds for which an archive is to lock what is stored; raise ValueError."""
+    from backup_vm.archive.parameters import LONGEST_RETENTION
+
+    seconds = parse_duration(text)
+    if not DAY <= seconds <= LONGEST_RETENTION:
+        raise ValueError(f"{text!r} is not from 1d to 366d; what stays is locked again and again")
+    return seconds
+
+
 def duration_text(seconds: int) -> str:
     """Undo parse_duration, up to how it is written."""
     parts = []

@@ -83,7 +83,8 @@ def prune_words(body: Mapping[str, Any], dry_run: bool) -> tuple[str, ...]:
     """``sparsebak prune`` by the rules in the page's form. Raises BadRequest."""
     words = [word for name in RULES for word in _option(body, name)]
     words += [f"--keep-tag={tag}" for tag in texts(body, "keep_tag")]
-    words += [*_option(body, "until_free"), *_option(body, "min_age")]
+    for name in ("until_free", "min_age", "max_removed"):
+        words += _option(body, name)
     words.append("--dry-run" if dry_run else "--yes")
     return ("prune", *words, "--", *texts(body, "volumes"))
 

@@ -9,7 +9,7 @@ grant.
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from subprocess import DEVNULL, PIPE
+from subprocess import DEVNULL, PIPE, TimeoutExpired
 from typing import IO, Any
 
 from dom0_agent.admin.tags import READER_TAG
@@ -167,17 +167,26 @@ def _show_files(disposable: Any) -> None:
         process = disposable.run_service(
             FILE_MANAGER, wait=False, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
         )
-    process.wait()
+    try:
+        process.wait(PATIENCE)
+    except TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _remove(place: Place, name: str) -> None:
     """Let a disposable that shows nothing go, and with it its tag."""
-    with suppress(Refused), asking():
-        place.app.domains[name].kill()
+    domains = place.app.domains
     try:
         with asking():
-            place.app.domains.clear_cache()
-            if name in place.app.domains:  # one that never ran does not go by itself
-                del place.app.domains[name]
+            domains.clear_cache()
+            if name not in domains:  # qubesd removes one that does not start
+                return
+            with suppress(Refused), asking():
+                domains[name].kill()  # and one that has ended
+                return
+            domains.clear_cache()
+            if name in domains:  # but not one that never ran
+                del domains[name]
     except Refused as refused:
         log(WARNING, f"{name} shows nothing and stays, tagged {READER_TAG}; remove it: {refused}")

@@ -53,7 +53,9 @@ def moment(client: Any, site: Site) -> str:
     for some stores list whole ones.
     """
     last: datetime.datetime = max(one["LastModified"] for one in every_version(client, site))
-    time.sleep(max(0.0, int(last.timestamp()) + 1.05 - time.time()))
+    if last.microsecond:  # what is listed may be of the moment before it was locked
+        last = last.replace(microsecond=0) + datetime.timedelta(seconds=1)
+    time.sleep(max(0.0, last.timestamp() + 1.05 - time.time()))
     return last.isoformat()
 
 

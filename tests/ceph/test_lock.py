@@ -62,6 +62,26 @@ def test_no_lock_is_made_shorter(client: Any, site: Site) -> None:
     site.backup()
 
 
+def test_what_was_locked_again_is_there_at_earlier_moments(client: Any, site: Site) -> None:
+    """Ceph's times of versions are those at which they were locked last."""
+    site.backup()
+    images = site.images()
+    last = max(one["LastModified"] for one in every_version(client, site))
+    then = last.replace(microsecond=0) + datetime.timedelta(seconds=1)
+    time.sleep(2)
+    site.image().write_bytes(b"later")
+    site.backup()
+    store = Bucket(str(site.archive))
+    for one in versions(client, site):
+        if one["IsLatest"]:  # as after half of the retention
+            name, again = one["Key"].removeprefix(f"{PATH}/"), time.time() + 2 * DAYS
+            store.retain(name, int(again), one["VersionId"])
+    for one in versions(client, site):
+        client.delete_object(Bucket=bucket_of(site), Key=one["Key"])
+    place = f"{site.archive}?as-of={then.isoformat()}"
+    assert site.images(folder=place) == images  # type: ignore[arg-type]
+
+
 def test_a_longer_lock_is_left_as_it_is(client: Any, site: Site) -> None:
     site.backup()
     store = Bucket(str(site.archive))
@@ -135,7 +155,8 @@ def test_a_key_that_can_only_add(
                 attempt()
     images = site.images()
     last = max(one["LastModified"] for one in every_version(client, site))
-    time.sleep(1)
+    last = last.replace(microsecond=0) + datetime.timedelta(seconds=1)
+    time.sleep(2.1)
     # What it can do is to overwrite. Nothing of what was there goes by that.
     for one in versions(client, site):
         adder.put_object(Bucket=bucket, Key=one["Key"], Body=b"junk")

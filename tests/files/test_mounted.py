@@ -237,7 +237,8 @@ def test_a_signal_ends_it_also_while_the_child_is_busy(two: Commands, end: signa
         listed = Path(f"/proc/{process.pid}/task").glob("*/children")
         (child,) = {int(pid) for one in listed for pid in one.read_text().split()}
         os.kill(child, signal.SIGSTOP)  # as one that computes for a minute
-        other = subprocess.Popen(["ls", folder / "work/private" / name], stderr=subprocess.DEVNULL)
+        unread = folder / "work/private" / name / "secret"
+        other = subprocess.Popen(["cat", unread], stderr=subprocess.DEVNULL)
         time.sleep(0.3)
         process.send_signal(end)
         process.wait(5)

@@ -101,9 +101,9 @@ class Machine(Qubesd):
             raise Refusal("QubesVMNotStartedError", f"Domain is powered off: {name!r}")
         if verb == "Kill":
             verb = "Shutdown"
-        was, answer = qube.state, super()._vm(qube, verb, argument, payload)
-        if qube.klass == "DispVM" and verb == "Start" and was == "Halted":
+        if qube.klass == "DispVM" and verb == "Start" and qube.state == "Halted":
             self._boot(name)
+        answer = super()._vm(qube, verb, argument, payload)
         if ends and name in self.running:
             self.end(name)
             del self.qubes[name]

@@ -21,17 +21,28 @@ from dom0_agent.config import load
 from tests.conftest import cannot
 from tests.qubes import disposables
 from tests.qubes.kit import BACKUP_VM, QubesSite
+from tests.qubes.qubesd import Refusal
 from tests.qubes.reading_kit import BIN
 
 ROOT = Path(__file__).parent.parent.parent
-SERVICES = ROOT / "qubes-vm/rpc"
+COMMAND = f"""#!{sys.executable} -I
+import sys
+
+sys.path.insert(0, "{{}}")
+from backup_vm.cli import main
+
+sys.exit(main())
+"""
+"""What tools/install-command makes, for the Python that runs the tests."""
 TEMPLATE = "default-dvm"
 
 
 class Opened:
-    """A site that has a template for disposables, and what was called and shown."""
+    """A site that has a template for disposables, with the VM package as installed, and what was
+    called and shown.
+    """
 
-    def __init__(self, site: QubesSite) -> None:
+    def __init__(self, site: QubesSite, installed: Path) -> None:
         self.site, self.qubesd = site, site.qubesd
         assert isinstance(self.qubesd, disposables.Machine)
         self.log, self.shown = site.root / "calls", site.root / "shown"
@@ -42,8 +53,8 @@ class Opened:
         self.settings = {
             "qubesd": str(self.qubesd.socket), "config": str(site.config), "yes": True,
             "python": sys.executable, "sparsebak": str(sparsebak), "log": str(self.log),
-            "shown": str(self.shown), "folders": [str(SERVICES)], "qubes": {},
-            "program": str(BIN / "sparsebak"),
+            "shown": str(self.shown), "folders": [str(installed / "etc/qubes-rpc")], "qubes": {},
+            "program": str(installed / "usr/bin/sparsebak"),
         }  # fmt: skip
         self.set()
         self.qubesd.default_dispvm = TEMPLATE
@@ -90,11 +101,20 @@ def ext4(path: Path, contents: dict[str, bytes], size: int = 8 << 20) -> None:
 CONTENTS = {"home/user/letter.odt": os.urandom(200_000), "home/user/.bashrc": b"# nothing\n"}
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What sparsebak-vm puts into a template."""
+    root = tmp_path_factory.mktemp("template")
+    subprocess.run(["make", "-s", "install-vm", f"DESTDIR={root}"], cwd=ROOT, check=True)
+    (root / "usr/bin/sparsebak").write_text(COMMAND.format(root / "usr/lib/sparsebak"))
+    return root
+
+
 @pytest.fixture
-def site(qubes: QubesSite) -> Iterator[Opened]:
+def site(qubes: QubesSite, installed: Path) -> Iterator[Opened]:
     if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
         cannot("mounting needs root and /dev/fuse")
-    yield Opened(qubes)
+    yield Opened(qubes, installed)
 
 
 def test_a_session_is_shown_in_a_disposable(
@@ -199,6 +219,19 @@ def test_what_can_be_wrong(
             site.set(program=str(stuck))
             assert "did not say how it went" in fails(site, capfd, *known, "--yes")
     site.set()
+    with monkeypatch.context() as patch:
+        gone: list[str] = []
+
+        def boot(name: str) -> None:
+            if not gone:  # as qubesd does, mostly
+                del site.qubesd.qubes[name]
+            gone.append(name)
+            raise Refusal("QubesVMError", "not enough memory")
+
+        patch.setattr(site.qubesd, "_boot", boot)
+        for times in (1, 2):
+            assert "not enough memory" in fails(site, capfd, *known, "--yes")
+            assert len(gone) == times
     assert "no qube other-dvm" in fails(site, capfd, *known, "--yes", "--template", "other-dvm")
     assert "Refusing" in fails(site, capfd, *known, "--yes", "--template", "vault")
     site.qubesd.default_dispvm = ""

@@ -152,6 +152,7 @@ def test_the_versions_of_a_moment(history: list[tuple[str, int, bool]], moment: 
         patched.setenv("AWS_ACCESS_KEY_ID", "tests")
         patched.setenv("AWS_SECRET_ACCESS_KEY", "tests")
         patched.setattr(Bucket, "versions", lambda _: iter(listed(history)))
+        patched.setattr(PastStore, "_stored", lambda _, version: int(version.time))
         store = PastStore(URL, moment)
         there = {name: entry.size for name, entry in store.list()}
     assert there == model

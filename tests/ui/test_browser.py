@@ -79,10 +79,14 @@ def test_each_page_shows_something_and_fits_a_phone(browser: Browser, tmp_path: 
             " !(one.ariaLabel || one.labels?.length || one.textContent.trim())).length"
         )
         assert unnamed == 0, label
+        doubled = "document.querySelectorAll('main > h1, main > .light').length"
+        assert browser.js(doubled) == 1, "each page is drawn once"
     browser.size(1200, 800)
-    browser.wait("[...document.querySelectorAll('main select option')].length == 2")
-    browser.js("document.querySelector('main select').value = 'work/private'")
-    browser.click("form button", "Go")
+    browser.wait("document.querySelectorAll('main select option').length == 2")
+    browser.js(
+        "(() => { const one = document.querySelector('main select'); one.value = 'work/private';"
+        " one.dispatchEvent(new Event('change')); })()"
+    )
     browser.see(HOSTILE)
     browser.click("main a", "docs/")
     browser.see("a.txt")

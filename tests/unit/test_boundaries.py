@@ -273,6 +273,7 @@ def test_every_command_has_its_module() -> None:
         "keeping",
         "options",
         "pack_size",
+        "reading",
         "spbk_assemble",
     }
     assert found == set(vm_cli.COMMANDS)

@@ -35,6 +35,8 @@ Result = TypeVar("Result")
 _PART = 8 << 20
 """Bytes of one part of an upload."""
 _STREAM = 1 << 20
+STORED = "stored"
+"""What says in an object's metadata when it was stored, in Unix seconds: see ``past``."""
 Listed = list[tuple[str, Entry]]
 Level = tuple[list[str], Listed]
 _FOLDERS = {"packs": 1, "volumes": 1, "parity": 1, "locks": 0}
@@ -197,8 +199,9 @@ class ObjectStore(Objects):
 
         async def ask() -> str:
             with open(source, "rb") as file:
+                said = {} if self._versions is None else {STORED: str(int(time.time()))}
                 done = await self._obstore.put_async(
-                    self._store, name, file, chunk_size=_PART, max_concurrency=2
+                    self._store, name, file, chunk_size=_PART, max_concurrency=2, attributes=said
                 )
             if self._versions is not None and done["version"]:
                 self._versions[name] = str(done["version"])

@@ -143,7 +143,8 @@ class Vault:
                 last = None
             found[one.name].append(one)
         for versions in found.values():
-            versions.sort(key=lambda one: (-one.time, not one.latest))
+            # What is there comes first, whatever its time: Ceph moves that when it locks again.
+            versions.sort(key=lambda one: (not one.latest, -one.time))
         return found
 
     def _remove(self, version: Version, left: Left) -> int:

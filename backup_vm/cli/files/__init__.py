@@ -9,7 +9,8 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.files import comparing, listing, taking
-from backup_vm.cli.options import add_common, key_option, path, session_option, volume_argument
+from backup_vm.cli.options import add_common, path, session_option, volume_argument
+from backup_vm.cli.reading import partition_option, reading_options
 
 
 def add_to(commands: Any) -> None:
@@ -31,16 +32,8 @@ def add_to(commands: Any) -> None:
     def action(name: str, run: Any, text: str, sentences: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=sentences)
         volume_argument(parser, "whose files")
-        parser.add_argument(
-            "--partition",
-            type=_partition,
-            metavar="N",
-            help=(
-                "which partition, or GROUP/VOLUME of LVM (default: the only one with a file system"
-                " that can be read, or the only one beside FAT)"
-            ),
-        )
-        key_option(parser, grant=True)
+        partition_option(parser)
+        reading_options(parser)
         parser.set_defaults(run=run)
         return parser
 
@@ -115,8 +108,3 @@ def add_to(commands: Any) -> None:
         if name not in ("history", "diff"):
             session_option(parser)
         add_common(parser, again=True)
-
-
-def _partition(text: str) -> int | str:
-    """A partition's number, or the name of a logical volume."""
-    return int(text) if text.isdecimal() else text

@@ -8,6 +8,7 @@ const PAGES = Object.keys(S.pages);
 const jobs = new Map();
 const listeners = new Set();
 let leave = null;
+let shows = 0;
 
 /** Work as it is now, the newest first, whenever it changes; returns how to stop. */
 export function watch(listener) {
@@ -33,7 +34,8 @@ export function goTo(page, query = {}) {
 
 function asked(text) {
   try {
-    return Object(JSON.parse(decodeURIComponent(text)));
+    const found = Object.entries(JSON.parse(decodeURIComponent(text)));
+    return Object.fromEntries(found.filter(([, value]) => typeof value === "string"));
   } catch {
     return {};
   }
@@ -61,6 +63,7 @@ function current() {
 
 async function show(first) {
   const { page, query } = current();
+  const mine = (shows += 1);
   leave?.();
   leave = null;
   drawNavigation(page);
@@ -70,9 +73,9 @@ async function show(first) {
   if (!first) main.focus();
   try {
     const { draw } = await import(`./${page}.js`);
-    if (current().page === page) leave = draw(main, query);
+    if (mine === shows) leave = draw(main, query);
   } catch (error) {
-    main.append(trouble(error));
+    if (mine === shows) main.append(trouble(error));
   }
 }
 

@@ -24,6 +24,7 @@ export function draw(main, query) {
     goTo("files", { volume: volume.value, session: session.value || "latest", path: typed || "/", name: search.value });
   };
   path.defaultValue = path.value;
+  volume.addEventListener("change", () => goTo("files", { volume: volume.value }));
   main.append(h("p", { class: "dim" }, S.hostile),
     h("form", { class: "row", onsubmit: move }, field(S.volume, volume), field(S.session, session),
       field(S.path, path), field(S.search, search), h("button", { class: "primary" }, S.go)),

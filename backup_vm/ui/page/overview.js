@@ -72,8 +72,8 @@ function card(figure, text, more = null) {
 
 function room({ free, capacity }) {
   if (free === null || !capacity) return null;
-  return h("meter", { min: 0, max: capacity, low: capacity * 0.05, high: capacity * 0.1, optimum: capacity,
-    value: free, "aria-label": S.roomOf(size(free), size(capacity)) });
+  return h("meter", { min: 0, max: capacity, low: capacity * 0.9, high: capacity * 0.95, optimum: 0,
+    value: capacity - free, "aria-label": S.roomOf(size(free), size(capacity)) });
 }
 
 function drawStatus({ status, warnings }) {

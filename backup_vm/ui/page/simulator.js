@@ -13,6 +13,7 @@ export function drawSimulator(place) {
     h("input", { type: "number", min: "1", max: "9999", name, oninput: () => soon() }), label]);
   const within = h("input", { name: "keep_within", size: "8", oninput: () => soon() });
   const young = h("input", { name: "min_age", size: "8", placeholder: "3d", oninput: () => soon() });
+  const part = h("input", { name: "max_removed", size: "8", placeholder: "50%", oninput: () => soon() });
   const pins = check(S.keepPins, true, { onchange: () => soon() });
   const outcome = h("div", { "aria-live": "polite" }, h("p", { class: "dim" }, S.giveRule));
   const prune = button(S.prune, () => ask(), { disabled: true });
@@ -21,7 +22,8 @@ export function drawSimulator(place) {
       h("fieldset", {}, h("legend", {}, S.simulator),
         h("div", { class: "row" }, fields.map(([, control, label]) => field(label, control)),
           field(S.within, within, S.withinHint),
-          field(S.minAge, young, S.minAgeHint)),
+          field(S.minAge, young, S.minAgeHint),
+          field(S.maxRemoved, part, S.maxRemovedHint)),
         pins.row)),
     outcome, h("p", { class: "buttons" }, prune));
   let timer = null;
@@ -34,6 +36,7 @@ export function drawSimulator(place) {
       .filter(([, value]) => value));
     if (!Object.keys(body).length) return null;
     if (young.value.trim()) body.min_age = young.value.trim();
+    if (part.value.trim()) body.max_removed = part.value.trim();
     return pins.box.checked ? { ...body, keep_tag: ["keep"] } : body;
   }
 

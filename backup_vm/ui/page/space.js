@@ -36,5 +36,5 @@ function drawFrees(place, largest) {
   put(place,
     largest.length ? table(S.freesTitle, S.freesHeads, largest.map((session) => [session.session,
       session.name, size(session.frees)]), [2]) : h("p", {}, S.freesNone),
-    h("p", { class: "buttons" }, button(S.simulator, () => goTo("time"))));
+    h("p", { class: "buttons" }, button(S.seeSimulator, () => goTo("time", { part: "simulator" }))));
 }

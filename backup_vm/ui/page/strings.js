@@ -35,8 +35,8 @@ export const S = {
   soundFindings: (n) => `${count(n, "check")} without a finding`,
   remedy: "What to do: ",
   lastBackup: "last backup",
-  nextRun: "next scheduled run",
-  noNextRun: "none is known here",
+  nextRun: "next run of this machine's timer",
+  noNextRun: "none",
   free: "free on the disk",
   stored: "stored",
   freeOf: (whole) => `free of ${whole} on the disk`,
@@ -89,6 +89,7 @@ export const S = {
 
   // simulator
   simulator: "What to keep",
+  seeSimulator: "See what pruning would free",
   simulatorHelp:
     "A session stays if any rule keeps it; the newest of a volume always stays. Nothing is removed before you say so.",
   rules: {
@@ -99,6 +100,8 @@ export const S = {
   withinHint: "such as 2d, 3w, 1y6m",
   minAge: "Leave what is younger than",
   minAgeHint: "3d unless given; 0d: nothing",
+  maxRemoved: "Part that may go at once",
+  maxRemovedHint: "half of a volume's days unless given, as 50%",
   keepPins: "Keep what is pinned",
   giveRule: "Give a rule, and see here what would stay and what would go.",
   simulated: (stay, go, freed) => `${count(stay, "session")} would stay, ${count(go, "session")} would go, ${freed} would come free.`,

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import dom0_agent.config
 from dom0_agent.config import ConfigError, dataset, load
 
 GOOD = """
@@ -137,3 +139,32 @@ def test_what_is_no_name_of_zfs_is_refused(tmp_path: Path, name: str) -> None:
     for old in ("tank/vms", '"work/private"'):
         with pytest.raises(ConfigError, match="ZFS"):
             load(write(tmp_path, ZFS.replace(old.strip('"'), name)))
+
+
+def test_a_file_that_is_as_it_was_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, GOOD)
+    assert load(path) is not load(path), "it is of just now: it could change and look the same"
+    monkeypatch.setattr(dom0_agent.config, "_TICK", -(10**12))
+    before = load(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(tomllib, "load", None)
+        assert load(path) is before
+    changed = write(tmp_path, GOOD.replace("work", "play"))
+    assert load(changed).volumes[0].qube == "play"
+    (tmp_path / "other").write_text(GOOD)
+    (tmp_path / "other").replace(path)
+    assert load(path).volumes[0].qube == "work"
+    write(tmp_path, "state_dir = 5")
+    with pytest.raises(ConfigError):
+        load(path)
+    path.unlink()
+    with pytest.raises(ConfigError):
+        load(path)
+
+
+def test_changes_of_one_moment_are_all_seen(tmp_path: Path) -> None:
+    for number in range(200):
+        path = write(tmp_path, GOOD.replace("work/private.img", f"{number:03}.img"))
+        assert load(path).volumes[0].vid == f"{number:03}.img"
