@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import gathering, packs, reconcile
+from backup_vm.archive import catalog_file, gathering, packs, reconcile
 from backup_vm.archive.storage import Storage
 from tests.kit import Site
 
@@ -56,7 +56,7 @@ def cut_off(built: Site, reads: list[str], after: int) -> Path:
         patch.setattr(packs, "read_index", index)
         with pytest.raises(Killed), built.open(True):
             pass
-    return built.archive / gathering.NAME
+    return built.archive / catalog_file.GATHERED
 
 
 def test_a_rebuild_that_was_cut_off_reads_only_what_is_missing(
@@ -184,6 +184,6 @@ def test_where_there_is_no_room_for_it_it_is_gathered_elsewhere(
     monkeypatch.setattr(gathering.Gathering, "_open", little_room)
     with built.open(True):
         pass
-    assert len(places) == 2 and not (built.archive / gathering.NAME).exists()
+    assert len(places) == 2 and not (built.archive / catalog_file.GATHERED).exists()
     assert not any(place.exists() for place in places - {built.archive})
     assert state(built) == (whole, count)
