@@ -150,7 +150,7 @@ def give_back(archive: Archive) -> "Left | None":
     """Remove for good what was removed or replaced longer ago than the retention; None where
     nothing is kept.
 
-    While anything is missing or damaged nothing goes: what lies below may be all that is left.
+    While anything is missing or damaged nothing goes: what is below may be all that is left.
     """
     vault = archive.storage.vault
     if vault is None:

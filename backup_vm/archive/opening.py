@@ -64,7 +64,7 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[Lease | N
         storage.check = lease.check
         try:
             lease.keep()
-            storage.refresh()  # what was seen before may be from the midst of another run
+            storage.refresh()  # what was seen before may be from the middle of another run
             yield lease
         finally:
             with stopping.closing():

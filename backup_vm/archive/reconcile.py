@@ -170,8 +170,8 @@ def _aside(archive: "Archive", copied: bool, now: Listing) -> ChunkCatalog:
 def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> ChunkCatalog:
     """Bring a catalog to what there is; another one if it must be made again."""
     then = Listing(catalog.pack_sizes(), catalog.files())
-    # A run died, or this is a copy from its midst: what a prune has begun to give back cannot be
-    # seen from names and sizes.
+    # A run died, or this is a copy from the middle of it: what a prune has begun to give back
+    # cannot be seen from names and sizes.
     amidst = catalog.marks.storing or catalog.marks.reclaiming
     if now == then and not amidst:
         return catalog

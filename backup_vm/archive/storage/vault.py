@@ -3,7 +3,7 @@
 
 A bucket with object lock keeps versions: whatever is deleted or overwritten stays below, as a
 version, until it is removed for good, which its lock forbids until then. So nothing else in an
-archive changes: files are removed as everywhere, and what lies below is removed for good later, by
+archive changes: files are removed as everywhere, and what is below is removed for good later, by
 ``remove_due``.
 """
 
@@ -27,7 +27,7 @@ _UNLOCKED = ("locks/", ".unfinished")
 
 @dataclass
 class Left:
-    """What lies below an archive: ``removed`` bytes that were removed for good, ``waiting`` bytes
+    """What is below an archive: ``removed`` bytes that were removed for good, ``waiting`` bytes
     that may not be, the last of them before ``until`` (Unix seconds), and what the key may not
     remove at all.
     """
