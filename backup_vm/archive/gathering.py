@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from backup_vm.archive.catalog_base import VERSION, contents
+from backup_vm.archive.catalog_base import VERSION, contents, contents_of
 from backup_vm.archive.joining import Part, column, joined
 from wire.chunks import ID_SIZE
 
@@ -248,16 +248,6 @@ class Gathering:
         if self._db is not None:
             self._db.close()
             self._db = None
-
-
-def contents_of(schema: str) -> list[tuple[str, str, str, str]]:
-    """What a database of this schema says of itself."""
-    database = sqlite3.connect(":memory:")
-    try:
-        database.executescript(schema)
-        return contents(database)
-    finally:
-        database.close()
 
 
 def _parts(rows: "Bytes") -> "Numbers":
