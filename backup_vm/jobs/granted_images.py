@@ -42,7 +42,7 @@ def main(qube: str, folder: str) -> int:
 
     try:
         from backup_vm.jobs.libfuse import mfusepy
-        from backup_vm.jobs.mount import SessionFiles, shown_from
+        from backup_vm.jobs.mount import SessionImages, shown_from
     except (ImportError, OSError) as error:  # a library that is not there is an OSError
         said(Code.NOT_INSTALLED)
         print(f"libfuse or mfusepy is not installed: {error}", file=sys.stderr)
@@ -56,7 +56,7 @@ def main(qube: str, folder: str) -> int:
         print(error, file=sys.stderr)
         return 1
 
-    class Files(SessionFiles):
+    class Files(SessionImages):
         """Says that it is there, and nothing from then on."""
 
         def init(self, path: str) -> None:
