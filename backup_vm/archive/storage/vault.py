@@ -21,8 +21,8 @@ from backup_vm.errors import ForbiddenError, SparsebakError
 Item = TypeVar("Item")
 _THREADS = 5
 _BATCH = 500
-_UNLOCKED = ("locks/", ".unfinished")
-"""What says something for a while only."""
+_LEASES, _UNFINISHED = "locks/", ".unfinished"
+"""What is not locked, for it says something for a while only."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Vault:
     def stored(self, name: str) -> None:
         """Lock what was just stored under a name, before anything relies on it."""
         version = self._versions.pop(name, "")
-        if not name.startswith(_UNLOCKED[0]) and not name.endswith(_UNLOCKED[1]):
+        if not name.startswith(_LEASES) and not name.endswith(_UNFINISHED):
             self.held[name] = self._hold(name, version, int(self.now()) + self.retention)
 
     def _hold(self, name: str, version: str, until: int) -> int:
