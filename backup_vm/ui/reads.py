@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from heapq import nlargest
-from pathlib import Path
 from typing import Any
 
 from backup_vm.reporting.calendar import calendar, days_of, legend
@@ -23,8 +22,6 @@ OLD = 120.0
 """Seconds for which an old answer is shown while a new one is made, so that nobody waits."""
 AT_ONCE = 2
 """Commands that read at the same time."""
-QREXEC = Path("/usr/bin/qrexec-client-vm")
-"""Where this is, the machine is a qube."""
 PAGE = 200
 """Sessions that are sent at once, at most."""
 
