@@ -46,13 +46,15 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.errors import SparsebakError
+    from backup_vm.errors import SparsebakError, UsageError
     from backup_vm.jobs.onto import assemble_onto
     from backup_vm.jobs.reading import assemble, image_bytes
 
     context = Context(options)
     target: Path = options.onto or options.output
     if options.onto:
+        if options.source is not None:
+            raise UsageError("--onto reads an archive", "leave out --from, or write to a file: -o")
         if not target.is_file():
             raise SparsebakError(f"{target} is no image file", "to make one: -o")
         context.confirm(f"Replace the present contents of {target}?")

@@ -219,5 +219,6 @@ def test_assembled_onto_an_image(reflink_site: Site, commands_for: MakeCommands)
     shell.run(*words, "--yes")
     assert target.read_bytes() == expected
     assert len(places(target) & before) >= len(places(target)) - GRAIN // 4096
+    assert "leave out --from" in shell.fails(2, *words, "--yes", "--from", "backup-vm")
     words[words.index(str(target))] = str(site.root / "none.img")
     assert "no image file" in shell.fails(1, *words, "--yes")
