@@ -60,6 +60,9 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Chunk
 
     ``aside``: a reader that notes something in it, and so needs a copy of its own.
     """
+    workspace, half = archive.storage.workspace, catalog_file.NAME + TEMPORARY
+    if archive.writing and workspace.exists(half):  # of a run that died while it made one
+        workspace.discard(half)
     catalog = _opened(archive)
     try:
         if catalog is not None and not archive.storage.elsewhere:
