@@ -106,18 +106,9 @@ class Site:
             slots.SCRYPT_LOG_N = log_n
         entry, found, _ = Agent(InProcess(self.config)).enroll(label)
         master = entry.key if entry.mode == MODE_OPEN else None
+        kind = entry.suite, entry.chunk_size, entry.created
         create_archive(
-            folder,
-            Parameters(
-                entry.archive,
-                label,
-                entry.suite,
-                entry.chunk_size,
-                entry.created,
-                tuple(found),
-                master,
-                retention,
-            ),
+            folder, Parameters(entry.archive, label, *kind, tuple(found), master, retention)
         )
         return recovery
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Numbers = NDArray[np.int64]
 
-NAME = "gathered.sqlite"
 AT_ONCE = 1 << 17
 """Rows that are held in memory: about 40 MiB with all that is done with them."""
 _BITS = 10

@@ -70,7 +70,7 @@ def begin(archive: Archive) -> None:
         archive.warnings.append(
             f"{place} says a retention of {days_text(said)}, and said {days_text(known)} before,"
             " which holds; somebody may have replaced that file; write it again: sparsebak init"
-            " --repair with --retention"
+            " DIR --label LABEL --repair --retention TIME"
         )
     try:
         archive.storage.protect(max(said, known))

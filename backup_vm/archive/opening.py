@@ -9,7 +9,7 @@ from pathlib import Path
 from backup_vm import stopping
 from backup_vm.archive import holding, naming, notes, reconcile
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.gathering import NAME as GATHERED
+from backup_vm.archive.catalog_file import GATHERED
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.listing import Listing
 from backup_vm.archive.marks import Marks

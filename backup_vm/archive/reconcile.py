@@ -302,11 +302,13 @@ def spoil(
     A volume of which one is spoilt since its last full session gets a full one next: earlier ones
     do not matter to it.
     """
+    newest: dict[str, str] = {}
     for name in files:
-        volume = naming.volume_of(name)
-        last = max((one.file for one in volumes.get(volume, ()) if one.full), default="")
         catalog.add_spoilt([name])
-        if name >= last:
+        volume = naming.volume_of(name)
+        newest[volume] = max(newest.get(volume, ""), name)
+    for volume, name in newest.items():
+        if name >= max((one.file for one in volumes.get(volume, ()) if one.full), default=""):
             catalog.marks.compare(volume)
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import output_options, session_option, volume_argument, yes_option
+from backup_vm.cli.options import (
+    output_options,
+    path,
+    session_option,
+    volume_argument,
+    yes_option,
+)
 from backup_vm.cli.reading import reading_options
 from backup_vm.terminal.text import size_text
 from common.text import session_name
@@ -27,8 +33,12 @@ def add_to(commands: Any) -> None:
     )
     volume_argument(assemble)
     session_option(assemble)
-    onto = "an image to be made what the session is; only what differs is written, to a clone"
-    output_options(assemble, "IMAGE", "image", onto)
+    output_options(assemble, "IMAGE", "image").add_argument(
+        "--onto",
+        type=path,
+        metavar="IMAGE",
+        help="an image to be made what the session is; only what differs is written, to a clone",
+    )
     yes_option(assemble)
     reading_options(assemble)
     assemble.set_defaults(run=run)

@@ -225,17 +225,12 @@ def volume_argument(parser: argparse.ArgumentParser, text: str = "the volume") -
     parser.add_argument("volume", metavar="QUBE/VOLUME", help=text)
 
 
-def output_options(
-    parser: argparse.ArgumentParser, metavar: str, what: str, onto: str = ""
-) -> None:
-    """Declare -o and --force, for commands that write one file; with ``onto``, which is its help,
-    --onto in its stead.
-    """
+def output_options(parser: argparse.ArgumentParser, metavar: str, what: str) -> Any:
+    """Declare -o and --force, for commands that write one file; the group that -o is in."""
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("-o", "--output", type=path, metavar=metavar, help=f"the {what} to write")
-    if onto:
-        where.add_argument("--onto", type=path, metavar=metavar, help=onto)
     parser.add_argument("--force", action="store_true", help=f"replace {_an(what)} that exists")
+    return where
 
 
 def _an(what: str) -> str:

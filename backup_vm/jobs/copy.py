@@ -106,7 +106,8 @@ def _prepare(source: Archive, location: str, making: Making) -> None:
         if making.retention > there.retention:
             raise SparsebakError(
                 f"there is a copy in {location} already, and its retention is not changed by this",
-                "run: sparsebak init --repair with --retention, or leave it out here",
+                "leave it out here; to change it: sparsebak init DIR --label LABEL --repair"
+                " --retention TIME",
             )
     except NoArchiveError as error:
         if known is not False and not making.again:

@@ -43,6 +43,8 @@ def _strptime(form: str) -> Callable[[str], datetime]:
 class PastStore(ObjectStore):
     """Of each object the newest version that there was at a moment, by the store's clock."""
 
+    pages = False  # a listing alone tells which version is meant
+
     def __init__(self, url: str, moment: float) -> None:
         super().__init__(url)
         self._bucket, self._moment, self._place = Bucket(url), moment, Place(url)
@@ -96,7 +98,13 @@ class PastStore(ObjectStore):
 
     @override
     def _which(self, name: str) -> dict[str, Any]:
-        return {"version": self._then[name]} if name in self._then else {}
+        if name not in self._then:
+            raise FileNotFoundError(name)
+        return {"version": self._then[name]}
+
+    @override
+    def get_small(self, name: str, limit: int) -> bytes:
+        raise FileNotFoundError(name)  # what the store has now
 
 
 class PastStorage(RemoteStorage):
