@@ -46,7 +46,7 @@ opened.
 _NAMED = 3
 MANY = 1000
 """Packs from which on, if they are most of what there is, all are read again: a million chunks at
-random places of the tree take two and a half times as long as in the order of their ids.
+random places of the tree take twice as long as in the order of their ids.
 """
 UNRECORDED = 32
 """Sessions up to which the catalog need not say that it is made for them, too: looked through, they
