@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import gathering, packs, reconcile
+from backup_vm.archive import catalog_file, gathering, packs, reconcile
 from backup_vm.archive.storage import Storage
 from tests.kit import Site
 
@@ -56,7 +56,7 @@ def cut_off(built: Site, reads: list[str], after: int) -> Path:
         patch.setattr(packs, "read_index", index)
         with pytest.raises(Killed), built.open(True):
             pass
-    return built.archive / gathering.NAME
+    return built.archive / catalog_file.GATHERED
 
 
 def test_a_rebuild_that_was_cut_off_reads_only_what_is_missing(
@@ -164,3 +164,26 @@ def test_where_most_packs_are_new_all_are_read_again(
         assert name in reads and len(reads) == count
         assert archive.catalog.digest() == whole and not archive.warnings
         assert archive.catalog.marks.must_compare(volume)
+
+
+def test_where_there_is_no_room_for_it_it_is_gathered_elsewhere(
+    built: Site, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive's disk may be full, for which pruning, and so the catalog, is the remedy."""
+    whole, count = state(built)
+    opened, places = gathering.Gathering._open, set()
+
+    def little_room(self: gathering.Gathering) -> sqlite3.Connection:
+        database = opened(self)
+        places.add(self._path.parent)
+        if self._path.parent == built.archive:
+            database.execute("PRAGMA max_page_count=3")
+        return database
+
+    lose(built)
+    monkeypatch.setattr(gathering.Gathering, "_open", little_room)
+    with built.open(True):
+        pass
+    assert len(places) == 2 and not (built.archive / catalog_file.GATHERED).exists()
+    assert not any(place.exists() for place in places - {built.archive})
+    assert state(built) == (whole, count)
