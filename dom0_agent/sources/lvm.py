@@ -63,6 +63,11 @@ class LogicalVolume:
         """Whether somebody has its device open."""
         return self.attributes[5:6] == "o"
 
+    @property
+    def merging(self) -> bool:
+        """Whether a snapshot is to take its place when it is activated next."""
+        return self.attributes[:1] == "O"
+
 
 def device_name(group: str, name: str) -> str:
     """The name device-mapper knows a logical volume by: dashes doubled, one between group and

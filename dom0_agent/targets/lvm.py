@@ -53,10 +53,10 @@ class LvmReplacement(Replacement):
         pool.require_metadata()
         self._unchecked, self._block = 0, pool.itself().block
         old = pool.find(name)
+        if old is not None and old.merging:
+            raise self._not_yet()
         if old is not None and old.in_use:
-            raise Refused(
-                Code.BUSY, f"{pool.group}/{name} is in use; shut down the qube or unmount it first"
-            )
+            raise self._in_use()
         self._old = old
         try:
             self._make(size, source, base)
@@ -67,6 +67,18 @@ class LvmReplacement(Replacement):
             if isinstance(error, OSError):
                 raise self._cannot_write(error) from None
             raise
+
+    def _in_use(self) -> Refused:
+        where = f"{self._pool.group}/{self._name}"
+        return Refused(Code.BUSY, f"{where} is in use; shut down the qube or unmount it first")
+
+    def _not_yet(self) -> Refused:
+        where = f"{self._pool.group}/{self._name}"
+        return Refused(
+            Code.BUSY,
+            f"{where} was opened while it was restored: close it, then lvchange -an {where}, which"
+            " puts the new contents in its place; what is written to it until then is lost",
+        )
 
     def _cannot_write(self, error: OSError) -> Refused:
         where = f"{self._pool.group}/{self._name}"
@@ -154,17 +166,27 @@ class LvmReplacement(Replacement):
         finally:
             self._file.close()
         full = f"{self._pool.group}/{self._beside}"
+        # LVM would put the merge off until the volume is activated next, and that cannot be undone.
+        if self._old is not None and self._as_it_is_now().in_use:
+            self._pool.remove(self._beside)
+            raise self._in_use()
         self._pool.change("lvchange", "--deltag", lvm.TAG, full)
         if self._old is None:
             self._pool.change("lvrename", self._pool.group, self._beside, self._name)
             return
         self._pool.change("lvconvert", "--merge", full)
-        if self._pool.named(self._beside):  # opened since: LVM merges at the next activation
-            text = (
-                f"{self._pool.group}/{self._name} was opened meanwhile; the new contents are there"
-                " once it was deactivated"
+        if self._as_it_is_now().merging:
+            raise self._not_yet()
+
+    def _as_it_is_now(self) -> lvm.LogicalVolume:
+        self._pool.report.outdated = True
+        named = (one for one in self._pool.named(self._name) if one.name == self._name)
+        found = next(named, None)
+        if found is None:
+            raise Refused(
+                Code.SOURCE_FAILED, f"{self._pool.group}/{self._name} was removed meanwhile"
             )
-            raise Refused(Code.BUSY, text)
+        return found
 
     @override
     def discard(self) -> None:

@@ -9,8 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
+from backup_vm.agent.call import RefusedError
+from dom0_agent.sources.thin_pool import ThinPool
 from tests.kit import GRAIN, truly_changed
 from tests.lvm.kit import MIB, LvmSite, scribble
+from wire.status import Code
 
 Make = Callable[..., LvmSite]
 
@@ -73,3 +76,41 @@ def test_other_sizes_take_all(lvm_site: Make) -> None:
     site.group.resize(site.lv(), 16 * MIB)
     scribble(site.image(), rng)
     assert site.restore() == 192 and site.contents() == before
+
+
+@pytest.mark.parametrize("moment", ["lvcreate", "lvconvert"])
+def test_opened_while_it_is_restored(
+    lvm_site: Make, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """LVM puts a merge off then: that is no restore, and is said."""
+    site, rng, held = lvm_site(), random.Random(2), list[int]()
+    scribble(site.image(), rng)
+    site.backup()
+    before = site.contents()
+    scribble(site.image(), rng)
+    now, change = site.contents(), ThinPool.change
+
+    def opening(pool: ThinPool, *command: str) -> None:
+        if command[0] == moment and not held:
+            held.append(os.open(site.image(), os.O_RDONLY))
+        change(pool, *command)
+
+    def refused() -> None:
+        with pytest.raises(RefusedError) as error:
+            site.restore()
+        assert error.value.refusal == Code.BUSY
+
+    monkeypatch.setattr(ThinPool, "change", opening)
+    refused()
+    assert site.contents() == now and len(site.snapshots()) == 1
+    os.close(held[0])
+    if moment == "lvconvert":
+        refused()
+        where = f"{site.group.name}/{site.lv()}"
+        for to in ("n", "y"):
+            site.group.lvm("lvchange", "--activate", to, where)
+        assert site.contents() == before
+    assert site.restore() == 0 if moment == "lvconvert" else site.restore() > 0
+    assert site.contents() == before
+    site.backup()
+    assert list(site.images().values())[-1] == before
