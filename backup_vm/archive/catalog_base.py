@@ -14,6 +14,10 @@ from typing import Any, Self
 from backup_vm.archive.marks import Marks
 
 VERSION = 2
+LASTING = ("retention", "waiting", "noted")
+"""Keys of what nothing in the store tells again: a catalog that is made in the place of another one
+takes these values over. See holding.py and marks.py.
+"""
 BY_PACK = "CREATE INDEX chunks_by_pack ON chunks (pack)"
 RANGES = "(pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)"
 _SCHEMA = f"""
@@ -192,6 +196,11 @@ class CatalogBase:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
         elif self.meta(key) is not None:
             self._db.execute("DELETE FROM meta WHERE key=?", (key,))
+
+    def lasting(self) -> tuple[tuple[str, str], ...]:
+        """Keys and values of LASTING."""
+        found = ((key, self.meta(key)) for key in LASTING)
+        return tuple((key, value) for key, value in found if value is not None)
 
     def meta_with(self, prefix: str) -> dict[str, str]:
         """Remembered values whose keys begin with ``prefix``."""

@@ -235,6 +235,8 @@ def rebuild(
     catalog.set_spoilt(known.spoilt)
     for volume in known.compare:
         catalog.marks.compare(volume)
+    for key, value in known.lasting:
+        catalog.set_meta(key, value)
     if lacking - known.spoilt:
         archive.warnings += [
             f"{archive.storage.describe(name)} is missing, or has another size than it had"
@@ -260,6 +262,7 @@ class Remembered:
     spoilt: frozenset[str] = frozenset()
     compare: tuple[str, ...] = ()
     rotten: tuple[tuple[str, int], ...] = ()
+    lasting: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, catalog: ChunkCatalog | None) -> "Remembered":
@@ -270,6 +273,7 @@ class Remembered:
                     frozenset(catalog.spoilt()),
                     tuple(catalog.marks.to_compare()),
                     tuple(catalog.rotten()),
+                    catalog.lasting(),
                 )
         except sqlite3.DatabaseError:
             pass

@@ -179,6 +179,27 @@ def test_a_retention_that_was_taken_out_holds_s3(client: Any, locked: Make) -> N
     assert new and all(until(client, site, one) > time.time() + DAYS - 120 for one in new)
 
 
+def test_a_retention_that_was_taken_out_holds_in_a_new_catalog_s3(
+    client: Any, locked: Make
+) -> None:
+    """Whoever has the key also removes a pack, so that the catalog is made again."""
+    site = locked(DAYS)
+    site.backup()
+    storage = open_storage(site.archive)
+    there = load(storage)
+    object.__setattr__(there, "retention", 0)
+    there.save(storage)
+    gone = next(one for one in versions(client, site) if one["Key"].endswith(".pack"))
+    client.delete_object(Bucket=bucket_of(site), Key=gone["Key"])
+    before = {one["VersionId"] for one in versions(client, site)}
+    with site.open(True) as archive:
+        assert archive.derived and holding.state(archive)
+        assert any("somebody may have replaced that file" in one for one in archive.warnings)
+    site.backup()
+    new = [one for one in versions(client, site) if one["VersionId"] not in before]
+    assert new and all(until(client, site, one) > time.time() + DAYS - 120 for one in new)
+
+
 def test_a_clock_that_is_ahead_locks_nothing_for_longer_s3(
     client: Any, locked: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
