@@ -161,18 +161,32 @@ def test_the_versions_of_a_moment(history: list[tuple[str, int, bool]], moment: 
     }
 
 
-@given(history=HISTORIES, retention=st.integers(1, 20), now=st.integers(1000, 1100))
+@given(
+    history=HISTORIES,
+    retention=st.integers(1, 20),
+    now=st.integers(1000, 1100),
+    locked=st.sets(st.integers(0, 25), max_size=5),
+)
 def test_the_versions_that_are_removed_for_good(
-    history: list[tuple[str, int, bool]], retention: int, now: int
+    history: list[tuple[str, int, bool]], retention: int, now: int, locked: set[int]
 ) -> None:
     """What is not the newest, and was replaced longer ago than the retention; a marker beneath
-    which nothing is left, too. What is there is never touched.
+    which nothing is left, too. What is there is never touched, and what is locked stays out of
+    sight.
     """
     every, gone = listed(history), list[str]()
+    kept = {f"v{number}" for number in locked}
+
+    def remove(_: Bucket, name: str, version: str) -> None:
+        if version in kept:
+            raise ForbiddenError(f"{name} is locked")
+        gone.append(version)
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Bucket, "versions", lambda _: iter(every))
         patched.setattr(Bucket, "now", lambda _: float(now))
-        patched.setattr(Bucket, "remove", lambda _, name, version: gone.append(version))
+        patched.setattr(Bucket, "remove", remove)
+        patched.setattr(Bucket, "retained", lambda *_: 5000)
         patched.setenv("AWS_ACCESS_KEY_ID", "tests")
         patched.setenv("AWS_SECRET_ACCESS_KEY", "tests")
         vault = Vault(URL, Place(URL), {}, retention)
@@ -183,14 +197,20 @@ def test_the_versions_that_are_removed_for_good(
         for newer, one in zip(mine, mine[1:], strict=False):
             if newer.time < now - retention:
                 due.add(one.id)
+                if one.id in kept:
+                    waiting.append((one.size, 5000))
             elif not one.marker:
                 waiting.append((one.size, int(newer.time) + retention))
-        if mine and mine[0].marker and due.issuperset(one.id for one in mine[1:]):
+        if mine and mine[0].marker and (due - kept).issuperset(one.id for one in mine[1:]):
             due.add(mine[0].id)
-    assert set(gone) == due and len(gone) == len(due)
+            if mine[0].id in kept:
+                waiting.append((0, 5000))
+            else:  # the last of its name
+                assert {one.id for one in mine} <= set(gone[: gone.index(mine[0].id) + 1])
+    assert set(gone) == due - kept and len(gone) == len(due - kept)
     assert left.waiting == sum(size for size, _ in waiting)
     assert left.until == max((at for _, at in waiting), default=0)
-    assert left.removed == sum(one.size for one in every if one.id in due)
+    assert left.removed == sum(one.size for one in every if one.id in due - kept)
 
 
 def _spellings() -> Iterator[tuple[str, float]]:
