@@ -87,6 +87,21 @@ def test_names_of_others_are_none_of_ours_s3(monkeypatch: pytest.MonkeyPatch) ->
     assert asked == ["GET /bucket?encoding-type=url&prefix=an%20archive%2F&versions="]
 
 
+def test_the_next_page_is_asked_for_by_the_name_as_it_is_s3(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a store that writes a space as ``+``: a name that begins so comes after all of ours."""
+    more = (
+        "<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
+        "<NextKeyMarker>an+archive/packs/x%2B</NextKeyMarker>"
+    )
+    pages = [page(entry(), more=more), page(entry("volumes/y"))]
+    with http_store(lambda count: pages[count]) as (port, asked):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        assert [one.name for one in Bucket(URL).versions()] == ["packs/x", "volumes/y"]
+    assert "key-marker=an%20archive%2Fpacks%2Fx%2B&" in asked[1]
+
+
 def test_a_store_that_is_not_there_or_silent_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(Unreachable, match="refused"):

@@ -168,7 +168,7 @@ class Bucket:
             if _text(page, "IsTruncated") != "true":
                 return
             key = _text(page, "NextKeyMarker")
-            then = [("key-marker", unquote(key) if coded else key)]
+            then = [("key-marker", _decoded(key, prefix, coded) or key)]
             if mark := _text(page, "NextVersionIdMarker"):
                 then.append(("version-id-marker", mark))
             if then == after or count > _MOST:
@@ -284,13 +284,20 @@ def _time(text: str) -> float:
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
+def _decoded(key: str, prefix: str, coded: bool) -> str | None:
+    """A name as it is, beginning with the prefix; None for one that does not: some stores write a
+    space in it as ``+``.
+    """
+    names = (unquote(key), unquote_plus(key)) if coded else (key,)
+    return next((one for one in names if one.startswith(prefix)), None)
+
+
 def _version(
     element: ElementTree.Element, prefix: str, coded: bool, marker: bool
 ) -> Version | None:
     """An entry of a listing; None for what is not the archive's."""
     key = _text(element, "Key")
-    names = (unquote(key), unquote_plus(key)) if coded else (key,)
-    name = next((one for one in names if one.startswith(prefix)), None)
+    name = _decoded(key, prefix, coded)
     try:
         if name is None:
             return None
