@@ -214,8 +214,8 @@ class CatalogBase:
         return dict(self._db.execute("SELECT name, size FROM packs"))
 
     def pack_bytes(self) -> int:
-        """Bytes of all packs."""
-        return int(self._db.execute("SELECT coalesce(sum(size), 0) FROM packs").fetchone()[0])
+        """Bytes of all packs, about: sizes that are no file's could not be added up as integers."""
+        return int(self._db.execute("SELECT total(size) FROM packs").fetchone()[0])
 
     def files(self) -> dict[str, int]:
         """For which sessions and partial sessions it was made: sizes by name."""
