@@ -3,12 +3,14 @@
 catalog.
 """
 
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from backup_vm.archive import gathering, packs, reconcile
+from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.storage import Storage
 from tests.kit import Site
 
@@ -164,3 +166,23 @@ def test_where_most_packs_are_new_all_are_read_again(
         assert name in reads and len(reads) == count
         assert archive.catalog.digest() == whole and not archive.warnings
         assert archive.catalog.marks.must_compare(volume)
+
+
+def test_copies_of_chunks_are_looked_at_part_by_part(
+    built: Site, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pack twice, and of one of the two the first chunk is damaged."""
+    whole, count = state(built)
+    for path in sorted(built.archive.rglob("*.pack")):
+        name = path.parent.name + os.urandom(15).hex()
+        raw = bytearray(path.read_bytes())
+        path.with_name(f"{name}.pack").write_bytes(raw)
+        raw[200] ^= 1
+        path.write_bytes(raw)
+    lose(built)
+    asked, packs_of = list[int](), ChunkCatalog.packs
+    monkeypatch.setattr(ChunkCatalog, "packs", lambda one: asked.append(1) or packs_of(one))
+    with built.open(True) as archive:
+        assert len(asked) < 2 * count
+        assert archive.catalog.digest() == whole and archive.catalog.marks.unclaimed
+    assert list(built.images().values())[-1] == built.contents()
