@@ -116,6 +116,19 @@ def test_a_store_that_is_not_there_or_silent_s3(monkeypatch: pytest.MonkeyPatch)
         assert time.monotonic() - begun < 3
 
 
+def test_a_store_that_is_silent_is_given_up_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was waited for an answer counts, not the pauses between alone."""
+    monkeypatch.setattr(bucket, "_PATIENCE", 0.3)
+    monkeypatch.setattr(objects, "PATIENCE", 0.8)
+    monkeypatch.setattr(objects, "DELAYS", (0.01,) * 8)
+    with raw_store(silent) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        begun = time.monotonic()
+        with pytest.raises(SparsebakError, match="does not answer"):
+            Place(URL).ask(Bucket(URL).locks)
+        assert time.monotonic() - begun < 1.8
+
+
 def test_a_connection_that_was_closed_meanwhile_is_opened_again_s3(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

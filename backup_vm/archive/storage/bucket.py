@@ -26,7 +26,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 from backup_vm.archive.storage import refusals
-from backup_vm.archive.storage.objects import Unreachable
+from backup_vm.archive.storage.objects import Silent, Unreachable
 from backup_vm.archive.storage.signing import (
     Credentials,
     Query,
@@ -211,6 +211,9 @@ class Bucket:
                 f"no secure connection to the object store: {error.verify_message}",
                 "AWS_CA_BUNDLE names a file with the certificate of an authority of your own",
             ) from None
+        except TimeoutError:
+            connection.close()
+            raise Silent(_PATIENCE) from None
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise Unreachable(str(error) or type(error).__name__) from None
