@@ -74,11 +74,12 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Chunk
     except sqlite3.DatabaseError as error:
         if not catalog_file.is_damage(error):
             raise
+        known = Remembered(lasting=Remembered.of(catalog).lasting)
         if catalog is not None:
             catalog.close()
         path = archive.storage.workspace.describe(catalog_file.NAME)
         archive.warnings.append(f"{path} was damaged; it has been rebuilt")
-        return rebuild(archive, now)
+        return rebuild(archive, now, known)
 
 
 def _opened(archive: "Archive") -> ChunkCatalog | None:
