@@ -258,13 +258,13 @@ class Archive:
         found out again from what there is. What was reclaimed of them is to be reclaimed again.
         """
         rotten = tuple(place for place in self.catalog.rotten() if place[0] not in files)
+        known = reconcile.Remembered(rotten=rotten, lasting=self.catalog.lasting())
         self.forget_findings()
         self.warnings = [one for one in self.warnings if one not in self.alarms]
         self.alarms = []
         if self.open_catalog is not None:
             self.open_catalog.close()
             self.open_catalog = None
-        known = reconcile.Remembered(rotten=rotten)
         self.open_catalog = reconcile.rebuild(self, Listing.of(self.storage), known)
         self.open_catalog.marks.unclaimed = True
 

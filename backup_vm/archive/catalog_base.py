@@ -14,6 +14,10 @@ from typing import Any, Self
 from backup_vm.archive.marks import Marks
 
 VERSION = 2
+LASTING = ("retention", "waiting", "noted")
+"""Keys of what nothing in the store tells again: a catalog that is made in the place of another one
+takes these values over. See holding.py and marks.py.
+"""
 BY_PACK = "CREATE INDEX chunks_by_pack ON chunks (pack)"
 RANGES = "(pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)"
 _SCHEMA = f"""
@@ -199,6 +203,11 @@ class CatalogBase:
         elif self.meta(key) is not None:
             self._db.execute("DELETE FROM meta WHERE key=?", (key,))
 
+    def lasting(self) -> tuple[tuple[str, str], ...]:
+        """Keys and values of LASTING."""
+        found = ((key, self.meta(key)) for key in LASTING)
+        return tuple((key, value) for key, value in found if value is not None)
+
     def meta_with(self, prefix: str) -> dict[str, str]:
         """Remembered values whose keys begin with ``prefix``."""
         rows = self._db.execute(
@@ -211,8 +220,8 @@ class CatalogBase:
         return dict(self._db.execute("SELECT name, size FROM packs"))
 
     def pack_bytes(self) -> int:
-        """Bytes of all packs."""
-        return int(self._db.execute("SELECT coalesce(sum(size), 0) FROM packs").fetchone()[0])
+        """Bytes of all packs, about: sizes that are no file's could not be added up as integers."""
+        return int(self._db.execute("SELECT total(size) FROM packs").fetchone()[0])
 
     def files(self) -> dict[str, int]:
         """For which sessions and partial sessions it was made: sizes by name."""

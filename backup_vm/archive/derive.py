@@ -113,24 +113,24 @@ def _fill(
     # Known only when all of them were read: one that turned out to be damaged on the way may refer
     # to any chunk.
     every, lacking = bool(archive.damaged), dict.fromkeys(files, 0)
-    twice: list[tuple[bytes, int, int, int]] = []
-    unclaimed = False
+    unclaimed, names = False, catalog.packs()
 
-    def parts() -> Iterator[Iterable[tuple[bytes, int, int, int]]]:
+    def parts(reader: packs.PackReader) -> Iterator[Iterable[tuple[bytes, int, int, int]]]:
         nonlocal unclaimed
-        for part in gathering.parts(catalog.packs()):
+        for part in gathering.parts(names):
             for number, count in part.lacking.items():
                 lacking[files[number]] += count
-            twice.extend(part.twice)
-            unclaimed |= not every and not all(part.listed)
+            unclaimed |= bool(part.twice) or (not every and not all(part.listed))
             yield part.rows if every else compress(part.rows, part.listed)
+            # Here, not at the end: what was stored again after it was freed may be many.
+            for chunk_id, number, offset, length in part.twice:
+                if catalog.has(chunk_id):
+                    entry = packs.Packed(chunk_id, offset, length, b"")
+                    _choose(catalog, reader, names, entry, number)
 
-    catalog.fill(parts())
     with packs.PackReader(archive.storage) as reader:
-        for chunk_id, number, offset, length in twice:
-            if catalog.has(chunk_id):
-                _choose(catalog, reader, packs.Packed(chunk_id, offset, length, b""), number)
-    catalog.marks.unclaimed = unclaimed or bool(twice)
+        catalog.fill(parts(reader))
+    catalog.marks.unclaimed = unclaimed
     return lacking
 
 
@@ -195,10 +195,11 @@ def index_pack(archive: "Archive", catalog: ChunkCatalog, name: str, size: int) 
     ((_, index),) = packs.indexes(archive.storage, [name], archive.parameters.archive)
     number, entries = catalog.add_pack(name, size), _entries(archive, name, index)
     twice = set(catalog.add_all(number, [(e.id, e.offset, e.length) for e in entries]))
+    names = catalog.packs() if twice else {}
     with packs.PackReader(archive.storage) as reader:
         for entry in entries if twice else ():
             if entry.id in twice:
-                _choose(catalog, reader, entry, number)
+                _choose(catalog, reader, names, entry, number)
                 catalog.marks.unclaimed = True
 
 
@@ -215,10 +216,15 @@ def _entries(
 
 
 def _choose(
-    catalog: ChunkCatalog, reader: packs.PackReader, entry: packs.Packed, number: int
+    catalog: ChunkCatalog,
+    reader: packs.PackReader,
+    names: Mapping[int, str],
+    entry: packs.Packed,
+    number: int,
 ) -> None:
-    """Two packs have this chunk, and one of the two may be a hole or damaged: keep a sound one."""
-    names = catalog.packs()
+    """Two packs have this chunk, and one of the two may be a hole or damaged: keep a sound one.
+    ``names``: of the packs, by number.
+    """
     other = catalog.places([entry.id]).get(entry.id)  # in no pack that there is, at times
     if other is None or (
         reader.sound(names[number], entry)

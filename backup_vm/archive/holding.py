@@ -148,19 +148,22 @@ def _remember(catalog: ChunkCatalog, dates: dict[str, int]) -> None:
 
 def give_back(archive: Archive) -> "Left | None":
     """Remove for good what was removed or replaced longer ago than the retention; None where
-    nothing is kept.
+    removing is for good at once.
 
     While anything is missing or damaged nothing goes: what is below may be all that is left.
     """
+    from backup_vm.archive.storage.vault import Left
+
     vault = archive.storage.vault
     if vault is None:
         return None
-    doubts = [*archive.uncertain(), *sorted(archive.catalog.spoilt())]
+    spoilt = (f"{name} is spoilt" for name in sorted(archive.catalog.spoilt()))
+    doubts = [*archive.uncertain(), *spoilt]
     if doubts:
         archive.warnings.append(
             f"nothing that was replaced or removed is removed for good: {doubts[0]}"
         )
-        return None
+        return Left()
     left = vault.remove_due(_ours)
     if left.refused:
         archive.warnings.append(

@@ -77,11 +77,12 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Chunk
     except sqlite3.DatabaseError as error:
         if not catalog_file.is_damage(error):
             raise
+        known = Remembered(lasting=Remembered.of(catalog).lasting)
         if catalog is not None:
             catalog.close()
         path = archive.storage.workspace.describe(catalog_file.NAME)
         archive.warnings.append(f"{path} was damaged; it has been rebuilt")
-        return rebuild(archive, now)
+        return rebuild(archive, now, known)
 
 
 def _opened(archive: "Archive") -> ChunkCatalog | None:
@@ -238,6 +239,8 @@ def rebuild(
     catalog.set_spoilt(known.spoilt)
     for volume in known.compare:
         catalog.marks.compare(volume)
+    for key, value in known.lasting:
+        catalog.set_meta(key, value)
     if lacking - known.spoilt:
         archive.warnings += [
             f"{archive.storage.describe(name)} is missing, or has another size than it had"
@@ -263,6 +266,7 @@ class Remembered:
     spoilt: frozenset[str] = frozenset()
     compare: tuple[str, ...] = ()
     rotten: tuple[tuple[str, int], ...] = ()
+    lasting: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, catalog: ChunkCatalog | None) -> "Remembered":
@@ -273,6 +277,7 @@ class Remembered:
                     frozenset(catalog.spoilt()),
                     tuple(catalog.marks.to_compare()),
                     tuple(catalog.rotten()),
+                    catalog.lasting(),
                 )
         except sqlite3.DatabaseError:
             pass

@@ -3,13 +3,16 @@
 catalog.
 """
 
+import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import catalog_file, gathering, packs, reconcile
-from backup_vm.archive.storage import Storage
+from backup_vm.archive import catalog_file, gathering, notes, packs, reconcile
+from backup_vm.archive.catalog import ChunkCatalog
+from backup_vm.archive.storage import Storage, open_storage
 from tests.kit import Site
 
 pytestmark = pytest.mark.usefixtures("small_packs")
@@ -187,3 +190,44 @@ def test_where_there_is_no_room_for_it_it_is_gathered_elsewhere(
     assert len(places) == 2 and not (built.archive / catalog_file.GATHERED).exists()
     assert not any(place.exists() for place in places - {built.archive})
     assert state(built) == (whole, count)
+
+
+def test_copies_of_chunks_are_looked_at_part_by_part(
+    built: Site, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pack twice, and of one of the two the first chunk is damaged."""
+    whole, count = state(built)
+    for path in sorted(built.archive.rglob("*.pack")):
+        name = path.parent.name + os.urandom(15).hex()
+        raw = bytearray(path.read_bytes())
+        path.with_name(f"{name}.pack").write_bytes(raw)
+        raw[200] ^= 1
+        path.write_bytes(raw)
+    lose(built)
+    asked, packs_of = list[int](), ChunkCatalog.packs
+    monkeypatch.setattr(ChunkCatalog, "packs", lambda one: asked.append(1) or packs_of(one))
+    with built.open(True) as archive:
+        assert len(asked) < 2 * count
+        assert archive.catalog.digest() == whole and archive.catalog.marks.unclaimed
+    assert list(built.images().values())[-1] == built.contents()
+
+
+@pytest.mark.parametrize("what", ["a pack is gone", "a page is damaged"])
+def test_what_no_file_tells_again_is_taken_over(built: Site, what: str) -> None:
+    notes.scrubbed(open_storage(built.archive), True, [], [])
+    with built.open(True) as archive:
+        assert archive.catalog.marks.noted
+    if what == "a pack is gone":
+        next(built.archive.rglob("*.pack")).unlink()
+    else:
+        path = built.archive / "catalog.sqlite"
+        with closing(sqlite3.connect(path)) as db:
+            ((page,),) = db.execute("SELECT rootpage FROM sqlite_master WHERE name='chunks'")
+            ((size,),) = db.execute("PRAGMA page_size")
+        raw = bytearray(path.read_bytes())
+        raw[(page - 1) * size : page * size] = bytes(size)
+        path.write_bytes(raw)
+        next(built.archive.rglob("*.session")).rename(built.root / "aside")
+    (built.archive / "notes.json").unlink()
+    with built.open(True) as archive:
+        assert archive.derived and any("with it all tags" in one for one in archive.warnings)

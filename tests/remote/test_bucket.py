@@ -87,6 +87,21 @@ def test_names_of_others_are_none_of_ours_s3(monkeypatch: pytest.MonkeyPatch) ->
     assert asked == ["GET /bucket?encoding-type=url&prefix=an%20archive%2F&versions="]
 
 
+def test_the_next_page_is_asked_for_by_the_name_as_it_is_s3(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a store that writes a space as ``+``: a name that begins so comes after all of ours."""
+    more = (
+        "<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
+        "<NextKeyMarker>an+archive/packs/x%2B</NextKeyMarker>"
+    )
+    pages = [page(entry(), more=more), page(entry("volumes/y"))]
+    with http_store(lambda count: pages[count]) as (port, asked):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        assert [one.name for one in Bucket(URL).versions()] == ["packs/x", "volumes/y"]
+    assert "key-marker=an%20archive%2Fpacks%2Fx%2B&" in asked[1]
+
+
 def test_a_store_that_is_not_there_or_silent_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(Unreachable, match="refused"):
@@ -99,6 +114,19 @@ def test_a_store_that_is_not_there_or_silent_s3(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises((Silent, Unreachable)):
             Bucket(URL).locks()
         assert time.monotonic() - begun < 3
+
+
+def test_a_store_that_is_silent_is_given_up_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was waited for an answer counts, not the pauses between alone."""
+    monkeypatch.setattr(bucket, "_PATIENCE", 0.3)
+    monkeypatch.setattr(objects, "PATIENCE", 0.8)
+    monkeypatch.setattr(objects, "DELAYS", (0.01,) * 8)
+    with raw_store(silent) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        begun = time.monotonic()
+        with pytest.raises(SparsebakError, match="does not answer"):
+            Place(URL).ask(Bucket(URL).locks)
+        assert time.monotonic() - begun < 1.8
 
 
 def test_a_connection_that_was_closed_meanwhile_is_opened_again_s3(
@@ -161,18 +189,32 @@ def test_the_versions_of_a_moment(history: list[tuple[str, int, bool]], moment: 
     }
 
 
-@given(history=HISTORIES, retention=st.integers(1, 20), now=st.integers(1000, 1100))
+@given(
+    history=HISTORIES,
+    retention=st.integers(1, 20),
+    now=st.integers(1000, 1100),
+    locked=st.sets(st.integers(0, 25), max_size=5),
+)
 def test_the_versions_that_are_removed_for_good(
-    history: list[tuple[str, int, bool]], retention: int, now: int
+    history: list[tuple[str, int, bool]], retention: int, now: int, locked: set[int]
 ) -> None:
     """What is not the newest, and was replaced longer ago than the retention; a marker beneath
-    which nothing is left, too. What is there is never touched.
+    which nothing is left, too. What is there is never touched, and what is locked stays out of
+    sight.
     """
     every, gone = listed(history), list[str]()
+    kept = {f"v{number}" for number in locked}
+
+    def remove(_: Bucket, name: str, version: str) -> None:
+        if version in kept:
+            raise ForbiddenError(f"{name} is locked")
+        gone.append(version)
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Bucket, "versions", lambda _: iter(every))
         patched.setattr(Bucket, "now", lambda _: float(now))
-        patched.setattr(Bucket, "remove", lambda _, name, version: gone.append(version))
+        patched.setattr(Bucket, "remove", remove)
+        patched.setattr(Bucket, "retained", lambda *_: 5000)
         patched.setenv("AWS_ACCESS_KEY_ID", "tests")
         patched.setenv("AWS_SECRET_ACCESS_KEY", "tests")
         vault = Vault(URL, Place(URL), {}, retention)
@@ -183,14 +225,20 @@ def test_the_versions_that_are_removed_for_good(
         for newer, one in zip(mine, mine[1:], strict=False):
             if newer.time < now - retention:
                 due.add(one.id)
+                if one.id in kept:
+                    waiting.append((one.size, 5000))
             elif not one.marker:
                 waiting.append((one.size, int(newer.time) + retention))
-        if mine and mine[0].marker and due.issuperset(one.id for one in mine[1:]):
+        if mine and mine[0].marker and (due - kept).issuperset(one.id for one in mine[1:]):
             due.add(mine[0].id)
-    assert set(gone) == due and len(gone) == len(due)
+            if mine[0].id in kept:
+                waiting.append((0, 5000))
+            else:  # the last of its name
+                assert {one.id for one in mine} <= set(gone[: gone.index(mine[0].id) + 1])
+    assert set(gone) == due - kept and len(gone) == len(due - kept)
     assert left.waiting == sum(size for size, _ in waiting)
     assert left.until == max((at for _, at in waiting), default=0)
-    assert left.removed == sum(one.size for one in every if one.id in due)
+    assert left.removed == sum(one.size for one in every if one.id in due - kept)
 
 
 def _spellings() -> Iterator[tuple[str, float]]:

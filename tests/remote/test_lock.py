@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,54 @@ def test_a_retention_that_was_taken_out_holds_s3(client: Any, locked: Make) -> N
     assert new and all(until(client, site, one) > time.time() + DAYS - 120 for one in new)
 
 
+def test_a_retention_that_was_taken_out_holds_in_a_new_catalog_s3(
+    client: Any, locked: Make
+) -> None:
+    """Whoever has the key also removes a pack, so that the catalog is made again."""
+    site = locked(DAYS)
+    site.backup()
+    storage = open_storage(site.archive)
+    there = load(storage)
+    object.__setattr__(there, "retention", 0)
+    there.save(storage)
+    gone = next(one for one in versions(client, site) if one["Key"].endswith(".pack"))
+    client.delete_object(Bucket=bucket_of(site), Key=gone["Key"])
+    before = {one["VersionId"] for one in versions(client, site)}
+    with site.open(True) as archive:
+        assert archive.derived and holding.state(archive)
+        assert any("somebody may have replaced that file" in one for one in archive.warnings)
+    site.backup()
+    new = [one for one in versions(client, site) if one["VersionId"] not in before]
+    assert new and all(until(client, site, one) > time.time() + DAYS - 120 for one in new)
+
+
+def test_what_is_locked_for_longer_does_not_come_back_s3(
+    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
+) -> None:
+    """By a retention of the bucket's own, say: a marker alone says that it was removed."""
+    site = locked(SHORT)
+    for turn in range(3):
+        site.backup()
+        site.image().write_bytes(random.Random(turn + 10).randbytes(20 * GRAIN))
+    for one in versions(client, site):
+        date = datetime.now(UTC) + timedelta(days=1)
+        client.put_object_retention(
+            Bucket=bucket_of(site),
+            Key=one["Key"],
+            VersionId=one["VersionId"],
+            Retention={"Mode": "COMPLIANCE", "RetainUntilDate": date},
+        )
+    commands, rules = commands_for(site), ("--keep-last", "1", "--max-removed", "100%")
+    assert len(commands.json("prune", *rules)["removed"]) == 2
+    there = {one["Key"] for one in versions(client, site) if one["IsLatest"]}
+    time.sleep(SHORT + 1.1)
+    assert commands.json("prune", *rules)["freed"] < GRAIN
+    now = {one["Key"] for one in versions(client, site) if one["IsLatest"]}
+    assert {one for one in now if "notes" not in one} == {
+        one for one in there if "notes" not in one
+    }
+
+
 def test_a_clock_that_is_ahead_locks_nothing_for_longer_s3(
     client: Any, locked: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,13 +306,16 @@ def test_what_is_missing_keeps_all_that_is_below_s3(
 ) -> None:
     """Somebody removed a pack; by the time of the next prune all locks have run out."""
     site = locked(SHORT)
-    site.backup()
-    change(site.image(), random.Random(2), resize=False)
-    site.backup()
+    for turn in range(3):
+        site.backup()
+        site.image().write_bytes(random.Random(turn + 10).randbytes(20 * GRAIN))
     gone = next(one for one in versions(client, site) if one["Key"].endswith(".pack"))
     client.delete_object(Bucket=bucket_of(site), Key=gone["Key"])
     time.sleep(SHORT + 1.1)
-    commands_for(site).run("prune", "--keep-last", "1", "--max-removed", "100%", expect=None)
+    done = commands_for(site).json(
+        "prune", "--keep-last", "1", "--max-removed", "100%", expect=None
+    )
+    assert done["freed"] == 0
     assert gone["VersionId"] in {one["VersionId"] for one in versions(client, site)}
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from backup_vm.archive.storage.objects import Entry
 from backup_vm.archive.storage.remote import RemoteStorage
+from backup_vm.archive.storage.s3 import ObjectStore
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, change, fill
 from tests.remote.kit import Server
@@ -29,6 +31,24 @@ def test_a_name_that_obstore_cannot_read_is_passed_over(remote_site: Make, serve
     put("/x")
     put("notes//x")
     assert not site.backup().done[0].full and site.scrubbed() == []
+    assert list(site.images().values())[-1] == site.contents()
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_what_is_too_large_to_be_a_file_is_passed_over(
+    remote_site: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a store may say."""
+    site, listed = remote_site(), ObjectStore.list
+    fill(site.image(), 8 * GRAIN)
+    site.backup()
+    pack, session = (
+        f"packs/ab/{'ab' * 16}.pack",
+        f"volumes/{'1' * 32}/0000000001-{'2' * 32}.session",
+    )
+    more = [(pack, Entry(1 << 63, "x")), (session, Entry((1 << 64) - 1, "x"))]
+    monkeypatch.setattr(ObjectStore, "list", lambda store: [*listed(store), *more])
+    assert not site.backup().done[0].full
     assert list(site.images().values())[-1] == site.contents()
 
 

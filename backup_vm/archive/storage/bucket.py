@@ -26,7 +26,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 from backup_vm.archive.storage import refusals
-from backup_vm.archive.storage.objects import Unreachable
+from backup_vm.archive.storage.objects import Silent, Unreachable
 from backup_vm.archive.storage.signing import (
     Credentials,
     Query,
@@ -168,7 +168,7 @@ class Bucket:
             if _text(page, "IsTruncated") != "true":
                 return
             key = _text(page, "NextKeyMarker")
-            then = [("key-marker", unquote(key) if coded else key)]
+            then = [("key-marker", _decoded(key, prefix, coded) or key)]
             if mark := _text(page, "NextVersionIdMarker"):
                 then.append(("version-id-marker", mark))
             if then == after or count > _MOST:
@@ -211,6 +211,9 @@ class Bucket:
                 f"no secure connection to the object store: {error.verify_message}",
                 "AWS_CA_BUNDLE names a file with the certificate of an authority of your own",
             ) from None
+        except TimeoutError:
+            connection.close()
+            raise Silent(_PATIENCE) from None
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise Unreachable(str(error) or type(error).__name__) from None
@@ -284,13 +287,20 @@ def _time(text: str) -> float:
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
+def _decoded(key: str, prefix: str, coded: bool) -> str | None:
+    """A name as it is, beginning with the prefix; None for one that does not: some stores write a
+    space in it as ``+``.
+    """
+    names = (unquote(key), unquote_plus(key)) if coded else (key,)
+    return next((one for one in names if one.startswith(prefix)), None)
+
+
 def _version(
     element: ElementTree.Element, prefix: str, coded: bool, marker: bool
 ) -> Version | None:
     """An entry of a listing; None for what is not the archive's."""
     key = _text(element, "Key")
-    names = (unquote(key), unquote_plus(key)) if coded else (key,)
-    name = next((one for one in names if one.startswith(prefix)), None)
+    name = _decoded(key, prefix, coded)
     try:
         if name is None:
             return None

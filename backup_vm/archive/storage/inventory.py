@@ -2,12 +2,19 @@
 """What objects an archive elsewhere has: listed when that is first asked for, and kept right by
 what this run changes.
 
-Names in a listing are the store's word: those that could not be names of files here are left out.
+Names and sizes in a listing are the store's word: what could not be a file here is left out.
 """
 
 import threading
 
 from backup_vm.archive.storage.objects import Changed, Entry, Objects, Place, can_be_a_name
+
+_LARGEST = 1 << 50
+"""Bytes: more than any store keeps as one object, and fewer than a database can count."""
+
+
+def _possible(entry: Entry) -> bool:
+    return 0 <= entry.size <= _LARGEST
 
 
 class Inventory:
@@ -38,9 +45,11 @@ class Inventory:
 
     def _list(self) -> dict[str, Entry]:
         found = self._place.ask(lambda: dict(self._objects.list()))
-        odd = [name for name in found if not can_be_a_name(name)]
+        odd = [n for n, entry in found.items() if not can_be_a_name(n) or not _possible(entry)]
         self.unreadable = [*self._objects.unreadable, *odd]
-        return {name: entry for name, entry in found.items() if can_be_a_name(name)}
+        for name in odd:
+            del found[name]
+        return found
 
     def refresh(self) -> None:
         """List again: another machine may have added, moved and removed objects. What this run did

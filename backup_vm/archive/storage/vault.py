@@ -112,21 +112,36 @@ class Vault:
         its place may be what this run believes, and there must be that much time to notice.
         """
         now, left = self.now(), Left()
-        due: list[Version] = []
+        due, markers = list[Version](), list[Version]()
         for name, versions in self._place.ask(self._below).items():
-            if ours(name):
-                due += _due(versions, now - self.retention, self.retention, left)
-        for start in range(0, len(due), _BATCH):
+            if not ours(name):
+                continue
+            mine = _due(versions, now - self.retention, self.retention, left)
+            due += mine
+            if versions[0].marker and len(mine) == len(versions) - 1:
+                markers.append(versions[0])
+        # A marker goes when nothing is below it any more: what it hides would be there again, and a
+        # lock that somebody else has set, or the bucket, may end later than ours.
+        stay = self._remove_all(due, left)
+        self._remove_all([one for one in markers if one.name not in stay], left)
+        return left
+
+    def _remove_all(self, versions: list[Version], left: Left) -> set[str]:
+        """Remove versions; returns names of those that stay."""
+        stay = set[str]()
+        for start in range(0, len(versions), _BATCH):
             stopping.check()
-            batch = due[start : start + _BATCH]
+            batch = versions[start : start + _BATCH]
             untils = self._each(lambda version: self._remove(version, left), batch)
             for version, until in zip(batch, untils, strict=True):
                 if until == 0:
                     left.removed += version.size
-                elif until > 0:
+                    continue
+                stay.add(version.name)
+                if until > 0:
                     left.waiting += version.size
                     left.until = max(left.until, until)
-        return left
+        return stay
 
     def _below(self) -> dict[str, list[Version]]:
         """Versions by name, newest first, of names that have more than one, or a marker. Most have
@@ -170,7 +185,4 @@ def _due(versions: list[Version], before: float, retention: int, left: Left) -> 
         elif not one.marker:
             left.waiting += one.size
             left.until = max(left.until, int(newer.time) + retention)
-    # A marker that hides nothing any more goes last, so that nothing comes back for a moment.
-    if versions[0].marker and len(due) == len(versions) - 1:
-        due.append(versions[0])
     return due

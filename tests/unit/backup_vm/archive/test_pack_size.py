@@ -24,6 +24,14 @@ def test_they_grow_with_the_archive(tmp_path: Path, stored: int, size: int) -> N
         assert pack_size(archive) == 5 * MiB
 
 
+def test_sizes_that_are_no_files_are_added_up(tmp_path: Path) -> None:
+    """Files with holes, say, as whoever writes the disk can make them."""
+    with Site(tmp_path).open(True) as archive:
+        for at in range(3):
+            archive.catalog.add_pack(f"packs/00/{at}.pack", (1 << 63) - 1)
+        assert pack_size(archive) == 512 * MiB
+
+
 @pytest.mark.parametrize("text", ["3M", "513M", "1T", "", "-5M", "many"])
 def test_what_is_no_size_of_a_pack_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
