@@ -92,14 +92,15 @@ bench-guard: setup packages
 bench-profile: setup packages
 	$(VENV)/bin/python -m bench.profile
 
-# Time and memory of operations as an archive grows.
 # Fifty laptops and upkeep through a year. Some minutes.
 office: setup
 	SPARSEBAK_LAPTOPS=50 SPARSEBAK_WEEKS=53 $(VENV)/bin/pytest tests/upkeep/test_year.py -v
 
+# What it costs to find and look at the archives of many machines.
 bench-office: setup
 	$(VENV)/bin/python -m bench.office
 
+# Time and memory of operations as an archive grows.
 bench-scale: setup
 	$(VENV)/bin/pip install --quiet matplotlib
 	$(VENV)/bin/python -m bench.scale

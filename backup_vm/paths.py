@@ -7,6 +7,9 @@ from pathlib import Path
 
 from backup_vm.errors import UsageError
 
+QREXEC_CLIENT = Path("/usr/bin/qrexec-client-vm")
+"""Where this is, the machine is a qube."""
+
 
 def home() -> Path | None:
     """The home folder; None where there is neither HOME nor a line of this user in passwd, as in a

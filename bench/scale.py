@@ -126,6 +126,24 @@ def measured(action: Callable[[], object]) -> tuple[float, float]:
     return float(said[0]), float(said[1])
 
 
+def resumed(folder: Path) -> float:
+    """Seconds of a rebuild that another one, cut off when all packs were gathered, has begun."""
+
+    class CutOff(Exception):
+        pass
+
+    def cut_off(*_: object) -> None:
+        raise CutOff
+
+    (folder / "catalog.sqlite").unlink()
+    with suppress(CutOff), mock.patch.object(derive, "_fill", cut_off), open_archive(folder, True):
+        pass
+    begun = time.monotonic()
+    with open_archive(folder, True) as archive:
+        archive.catalog.count()
+    return time.monotonic() - begun
+
+
 def operations(folder: Path) -> dict[str, Callable[[], object]]:
     """What is measured, in this order: the later ones change the archive."""
 
@@ -146,27 +164,6 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
     def whole() -> object:
         (folder / "catalog.sqlite").unlink()
         return opened(rebuild, True)()
-
-    def resumed() -> object:
-        """A rebuild that another one, cut off when all packs were gathered, has begun."""
-        (folder / "catalog.sqlite").unlink()
-
-        class CutOff(Exception):
-            pass
-
-        def cut_off(*_: object) -> None:
-            raise CutOff
-
-        with (
-            suppress(CutOff),
-            mock.patch.object(derive, "_fill", cut_off),
-            open_archive(folder, True),
-        ):
-            pass
-        begun = time.monotonic()
-        with open_archive(folder, True) as archive:
-            archive.catalog.count()
-        return time.monotonic() - begun
 
     def listing(archive: Archive) -> object:
         return View.of(archive, stored_volumes(archive, KEYS, {}), False)
@@ -190,7 +187,7 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
     return {
         "all packs read into a catalog": opened(rebuild, True),
         "catalog rebuilt": whole,
-        "catalog rebuilt, resumed when all packs were read": resumed,
+        "catalog rebuilt, resumed when all packs were read": partial(resumed, folder),
         "list": opened(listing),
         "where a range of 1 GiB is": opened(a_range),
         "all ids of the newest image": opened(known),

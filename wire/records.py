@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from wire.declared import Text, Time
 
 MAGIC = b"SBRC"
-NO_PREVIOUS = bytes(32)
-"""``previous`` of a volume's first record."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,6 @@ from wire.chunks import ChunkIds
 
 PART_CHUNKS = 1 << 18
 """Chunks that a frame has bits for: 32 KiB."""
-
-
 _TOGETHER = 1 << 20
 """Bytes that are read and compared by a thread at a time, unless a chunk is larger."""
 

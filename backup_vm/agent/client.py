@@ -240,6 +240,18 @@ class Agent:
             reply.only()
             return reply.status or Status(Code.INTERNAL)
 
+    def restore(
+        self, asked: Restoring, feed: Callable[[IO[bytes]], None], absent: bool = False
+    ) -> Status:
+        """Have dom0 put a session in a volume's place; ``feed`` writes it. ``absent``: the qube is
+        to be made again.
+        """
+        target, request = ABSENT if absent else asked.qube, Request(archive=self._archive)
+        what = f"Restore {asked.name}"
+        with self._call("Restore", request, target, asked.argument(), feed, what) as reply:
+            reply.only()
+            return reply.status or Status(Code.INTERNAL)
+
     def restore_differing(
         self,
         asked: Restoring,
@@ -263,18 +275,6 @@ class Agent:
             finally:
                 told.end()
             return reply.status or Status(Code.INTERNAL), told.wanted
-
-    def restore(
-        self, asked: Restoring, feed: Callable[[IO[bytes]], None], absent: bool = False
-    ) -> Status:
-        """Have dom0 put a session in a volume's place; ``feed`` writes it. ``absent``: the qube is
-        to be made again.
-        """
-        target, request = ABSENT if absent else asked.qube, Request(archive=self._archive)
-        what = f"Restore {asked.name}"
-        with self._call("Restore", request, target, asked.argument(), feed, what) as reply:
-            reply.only()
-            return reply.status or Status(Code.INTERNAL)
 
 
 class _Told:

@@ -57,11 +57,17 @@ Of the large tables' rows it is looked at when they are read: see catalog.py."""
 @functools.cache
 def _expected() -> list[tuple[str, str, str, str]]:
     """What a catalog's own table of contents must say, to the letter."""
-    with sqlite3.connect(":memory:") as database:
-        database.executescript(_SCHEMA)
-        found = contents(database)
-    database.close()
-    return found
+    return contents_of(_SCHEMA)
+
+
+def contents_of(schema: str) -> list[tuple[str, str, str, str]]:
+    """The table of contents of a database of this schema."""
+    database = sqlite3.connect(":memory:")
+    try:
+        database.executescript(schema)
+        return contents(database)
+    finally:
+        database.close()
 
 
 def contents(database: sqlite3.Connection) -> list[tuple[str, str, str, str]]:

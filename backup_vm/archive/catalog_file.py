@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
 NAME = "catalog.sqlite"
+GATHERED = "gathered.sqlite"
+"""What a rebuild that was cut off leaves; see gathering.py."""
 JOURNAL = "-journal"
 _NOT_DAMAGE = frozenset({"FULL", "READONLY", "BUSY", "LOCKED", "NOMEM", "PERM", "AUTH"})
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive import catalog_file, naming, packs, references
 from backup_vm.archive.catalog import ChunkCatalog
-from backup_vm.archive.gathering import NAME as GATHERED
-from backup_vm.archive.gathering import Gathering
+from backup_vm.archive.catalog_file import GATHERED
 from backup_vm.archive.image import split
 from backup_vm.archive.reclaim import holes, may_have_holes
 from backup_vm.archive.storage import TEMPORARY
@@ -23,6 +22,7 @@ from wire.chunks import ZERO_ID
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.columns import Ids
+    from backup_vm.archive.gathering import Gathering
 
 
 def derived(
@@ -34,6 +34,8 @@ def derived(
     While it is not known what all sessions refer to, all that packs hold is in it. A writer leaves
     what it has gathered beside the catalog when it is cut off, and takes up what it finds there.
     """
+    from backup_vm.archive.gathering import Gathering  # most runs rebuild nothing
+
     rotten = list(rotten)
     workspace = archive.storage.workspace
     if archive.writing and path.name.endswith(TEMPORARY):
@@ -61,6 +63,8 @@ def derived(
 
 def _place_to_resume(archive: "Archive", names: Mapping[str, int]) -> Path:
     """Where a writer gathers, without anything there that is of no use."""
+    from backup_vm.archive.gathering import Gathering
+
     workspace = archive.storage.workspace
     try:
         place = workspace.database(GATHERED)
@@ -77,7 +81,7 @@ def _derived(
     path: Path,
     names: Mapping[str, int],
     rotten: Iterable[tuple[str, int]],
-    gathering: Gathering,
+    gathering: "Gathering",
 ) -> tuple[ChunkCatalog, dict[str, int]]:
     _gather(archive, names, gathering)
     files = references.files(archive)
@@ -103,7 +107,7 @@ def _derived(
 
 
 def _fill(
-    archive: "Archive", catalog: ChunkCatalog, gathering: Gathering, files: list[str]
+    archive: "Archive", catalog: ChunkCatalog, gathering: "Gathering", files: list[str]
 ) -> dict[str, int]:
     """Bring what was gathered into the catalog; returns how many chunks each of the files lacks."""
     # Known only when all of them were read: one that turned out to be damaged on the way may refer
@@ -130,7 +134,7 @@ def _fill(
     return lacking
 
 
-def _gather(archive: "Archive", names: Mapping[str, int], gathering: Gathering) -> None:
+def _gather(archive: "Archive", names: Mapping[str, int], gathering: "Gathering") -> None:
     left = [name for name in sorted(names) if name not in gathering.packs]
     for name, index in packs.indexes(archive.storage, left, archive.parameters.archive):
         gathering.add_pack(name, names[name], _entries(archive, name, index))

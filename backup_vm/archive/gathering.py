@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from backup_vm.archive.catalog_base import VERSION, contents
+from backup_vm.archive.catalog_base import VERSION, contents, contents_of
 from backup_vm.archive.joining import Part, column, joined
 from wire.chunks import ID_SIZE
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Numbers = NDArray[np.int64]
 
-NAME = "gathered.sqlite"
 AT_ONCE = 1 << 17
 """Rows that are held in memory: about 40 MiB with all that is done with them."""
 _BITS = 10
@@ -249,16 +248,6 @@ class Gathering:
         if self._db is not None:
             self._db.close()
             self._db = None
-
-
-def contents_of(schema: str) -> list[tuple[str, str, str, str]]:
-    """What a database of this schema says of itself."""
-    database = sqlite3.connect(":memory:")
-    try:
-        database.executescript(schema)
-        return contents(database)
-    finally:
-        database.close()
 
 
 def _parts(rows: "Bytes") -> "Numbers":

@@ -150,7 +150,7 @@ def give_back(archive: Archive) -> "Left | None":
     """Remove for good what was removed or replaced longer ago than the retention; None where
     removing is for good at once.
 
-    While anything is missing or damaged nothing goes: what lies below may be all that is left.
+    While anything is missing or damaged nothing goes: what is below may be all that is left.
     """
     from backup_vm.archive.storage.vault import Left
 
@@ -189,13 +189,13 @@ def state(archive: Archive) -> Held | None:
     retention = max(archive.parameters.retention, _remembered(catalog))
     if not retention:
         return None
-    dates = _dates(catalog)
-    known = [dates[name] for name in _files(archive.storage) if name in dates]
+    dates, there = _dates(catalog), _files(archive.storage)
+    known = [dates[name] for name in there if name in dates]
     waiting, _, until = (catalog.meta(_WAITING) or "").partition(" ")
     return Held(
         retention,
         min(known, default=0),
-        len(_files(archive.storage)) - len(known),
+        len(there) - len(known),
         _number(waiting),
         _number(until),
     )

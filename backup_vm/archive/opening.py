@@ -9,7 +9,7 @@ from pathlib import Path
 from backup_vm import stopping
 from backup_vm.archive import holding, naming, notes, reconcile
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.gathering import NAME as GATHERED
+from backup_vm.archive.catalog_file import GATHERED
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.listing import Listing
 from backup_vm.archive.marks import Marks
@@ -64,7 +64,7 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[Lease | N
         storage.check = lease.check
         try:
             lease.keep()
-            storage.refresh()  # what was seen before may be from the midst of another run
+            storage.refresh()  # what was seen before may be from the middle of another run
             yield lease
         finally:
             with stopping.closing():

@@ -235,7 +235,7 @@ def _settle(archive: "Archive", group: list[_Pack]) -> int:
                 here = place is not None and numbers[place.pack] == pack.number
                 if here and place is not None and place.offset == entry.offset:
                     kept.append(entry)
-                # Before one of two copies goes, the other is read: its row may lie.
+                # Before one of two copies goes, the other is read: its row may be wrong.
                 elif place is not None and reader.sound(
                     place.pack, entry._replace(offset=place.offset, length=place.length)
                 ):

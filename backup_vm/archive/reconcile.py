@@ -46,7 +46,7 @@ opened.
 _NAMED = 3
 MANY = 1000
 """Packs from which on, if they are most of what there is, all are read again: a million chunks at
-random places of the tree take two and a half times as long as in the order of their ids.
+random places of the tree take twice as long as in the order of their ids.
 """
 UNRECORDED = 32
 """Sessions up to which the catalog need not say that it is made for them, too: looked through, they
@@ -60,6 +60,9 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Chunk
 
     ``aside``: a reader that notes something in it, and so needs a copy of its own.
     """
+    workspace, half = archive.storage.workspace, catalog_file.NAME + TEMPORARY
+    if archive.writing and workspace.exists(half):  # of a run that died while it made one
+        workspace.discard(half)
     catalog = _opened(archive)
     try:
         if catalog is not None and not archive.storage.elsewhere:
@@ -171,8 +174,8 @@ def _aside(archive: "Archive", copied: bool, now: Listing) -> ChunkCatalog:
 def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> ChunkCatalog:
     """Bring a catalog to what there is; another one if it must be made again."""
     then = Listing(catalog.pack_sizes(), catalog.files())
-    # A run died, or this is a copy from its midst: what a prune has begun to give back cannot be
-    # seen from names and sizes.
+    # A run died, or this is a copy from the middle of it: what a prune has begun to give back
+    # cannot be seen from names and sizes.
     amidst = catalog.marks.storing or catalog.marks.reclaiming
     if now == then and not amidst:
         return catalog

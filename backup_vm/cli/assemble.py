@@ -2,6 +2,7 @@
 """``sparsebak assemble``: a session to a raw image, with the key and without any agent."""
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +47,15 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.errors import SparsebakError
+    from backup_vm.errors import SparsebakError, UsageError
     from backup_vm.jobs.onto import assemble_onto
     from backup_vm.jobs.reading import assemble, image_bytes
 
     context = Context(options)
     target: Path = options.onto or options.output
     if options.onto:
+        if options.source is not None:
+            raise UsageError("--onto reads an archive", "leave out --from, or write to a file: -o")
         if not target.is_file():
             raise SparsebakError(f"{target} is no image file", "to make one: -o")
         context.confirm(f"Replace the present contents of {target}?")
@@ -94,18 +97,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _from_backup_vm(context: Context) -> "Record":
     """The same with a grant, from the backup VM that --from names."""
-    from backup_vm.errors import UsageError
     from backup_vm.jobs.granted import assemble_from, granted
 
     options = context.options
     there = granted(options.source, options.grant, options.volume)
-    if options.session == "all":
-        raise UsageError("an image is of one session", "name it with --session")
-    (record,) = there.find(options.session)
-    image = there.image(record)
-    try:
-        with context.progress("assemble", record.size) as progress:
-            assemble_from(image, options.output, progress)
-    finally:
-        image.close()
+    record = there.one(options.session, "an image is")
+    with (
+        closing(there.image(record)) as image,
+        context.progress("assemble", record.size) as progress,
+    ):
+        assemble_from(image, options.output, progress)
     return record

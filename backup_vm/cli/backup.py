@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import (
-    dry_run_option,
-    key_option,
-    moment_options,
-    rate_option,
-)
+from backup_vm.cli.options import dry_run_option, key_option, moment_options, rate_option
 from backup_vm.cli.pack_size import pack_size_option, use_pack_size
 from backup_vm.errors import DamagedError, Exit, SparsebakError
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text

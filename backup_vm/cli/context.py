@@ -19,7 +19,7 @@ from backup_vm.errors import (
     NoArchiveError,
     SparsebakError,
 )
-from backup_vm.paths import expanded
+from backup_vm.paths import QREXEC_CLIENT, expanded
 from backup_vm.terminal import output
 from backup_vm.terminal.text import count_text, journal_prefix
 from common.text import printable
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from backup_vm.volumes import Chosen, Contents
     from wire.chunks import Keys
     from wire.messages import VolumeEntry
-
-_QREXEC = Path("/usr/bin/qrexec-client-vm")
 
 
 class Context:
@@ -138,7 +136,7 @@ class Context:
 
     def has_agent(self) -> bool:
         """Whether an agent was named, or is to be expected on this machine."""
-        return self.setting("agent", "SPARSEBAK_AGENT") is not None or _QREXEC.exists()
+        return self.setting("agent", "SPARSEBAK_AGENT") is not None or QREXEC_CLIENT.exists()
 
     def dom0_asks(self) -> bool:
         """Whether qrexec's policy is between here and the agent: then dom0 asks before anything

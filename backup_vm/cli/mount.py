@@ -18,7 +18,7 @@ from backup_vm.cli.reading import partition_option, reading_options
 
 if TYPE_CHECKING:
     from backup_vm.jobs.file_tree import FileTree
-    from backup_vm.jobs.mount import Shown
+    from backup_vm.jobs.mount import SessionImages, Shown
 
 
 def add_to(commands: Any) -> None:
@@ -75,7 +75,6 @@ def run(options: argparse.Namespace) -> int:
         raise SparsebakError(
             f"{missing} is not installed", "install it, or use: sparsebak assemble"
         ) from None
-    from backup_vm.jobs.mount import SessionFiles
 
     with _sessions(context) as volumes:
         count = sum(map(len, volumes.values()))
@@ -86,30 +85,38 @@ def run(options: argparse.Namespace) -> int:
             f"{name}: {count} sessions in {options.folder}; end with Ctrl-C or:"
             f" umount {options.folder}",
         )
+        shown, more = _file_system(context, volumes)
         names = {"fsname": "sparsebak", "subtype": "sparsebak"}
-        more: dict[str, int] = {"allow_other": True} if options.allow_other else {}
-        files: SessionFiles | FileTree
-        if options.files:
-            from backup_vm.jobs import file_tree
-
-            files = file_tree.FileTree(volumes, options.partition, context.warn)
-            more |= file_tree.KERNEL
-            if options.allow_other:  # what was not theirs in the qube is not theirs here
-                more |= {"default_permissions": True}
-        else:
-            files = SessionFiles(next(iter(volumes.values())), context.warn)
         try:
             with _signals_to_libfuse():
-                mfusepy.FUSE(files, str(options.folder), foreground=True, ro=True, **names, **more)
+                mfusepy.FUSE(shown, str(options.folder), foreground=True, ro=True, **names, **more)
         except RuntimeError as error:
-            if not files.mounted:  # else this is how it says that a signal ended it
+            if not shown.mounted:  # else this is how it says that a signal ended it
                 raise SparsebakError(
                     f"cannot mount on {options.folder}: libfuse ended with {error}",
                     "see its message above",
                 ) from None
         finally:
-            files.end()
+            shown.end()
     return 0
+
+
+def _file_system(
+    context: Context, volumes: "dict[str, list[Shown]]"
+) -> "tuple[SessionImages | FileTree, dict[str, int]]":
+    """What libfuse shows, and its options."""
+    options = context.options
+    more: dict[str, int] = {"allow_other": True} if options.allow_other else {}
+    if not options.files:
+        from backup_vm.jobs.mount import SessionImages
+
+        return SessionImages(next(iter(volumes.values())), context.warn), more
+    from backup_vm.jobs import file_tree
+
+    if options.allow_other:  # what was not theirs in the qube is not theirs here
+        more |= {"default_permissions": True}
+    tree = file_tree.FileTree(volumes, options.partition, context.warn)
+    return tree, more | file_tree.KERNEL
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which files changed from one session to another, and in which sessions one file did.
 
-Chunks that are the same have the same id. So what lies in the same chunks at the same places is
+Chunks that are the same have the same id. So what is in the same chunks at the same places is
 the same, and is not read.
 """
 

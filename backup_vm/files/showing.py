@@ -3,7 +3,6 @@
 
 import stat
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from backup_vm.files.answers import Stat
@@ -86,9 +85,3 @@ def precise(nanoseconds: int) -> str:
 def _attribute(name: str, value: bytes) -> str:
     raw = name.encode("utf-8", "surrogateescape")
     return f"{shown(raw)} = {shown(value[:200])}{' ...' if len(value) > 200 else ''}"
-
-
-def tree_lines(rows: Iterable[tuple[int, str]]) -> Iterable[str]:
-    """Names, each as far in as it is deep."""
-    for depth, name in rows:
-        yield "  " * depth + name

@@ -73,7 +73,7 @@ def copy(
     """Bring the copy in a directory or at a URL up to date.
 
     It is made if there is none and never was one, as far as the source's notes know: where one was,
-    a disk is more likely not mounted. With ``delete`` sessions go
+    a disk is more likely not mounted; ``making`` may say otherwise. With ``delete`` sessions go
     that the source does not have, within the ``guard`` and unless anything failed; otherwise the
     copy may hold more. It is asked first, with their number, if there are any, and raises to keep
     them. With the archive's ``keys`` the records, ids and chunks that are sent have proven

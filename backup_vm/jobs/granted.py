@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,12 @@ class Granted:
                 f"it is for {names}",
             )
         return found
+
+    def one(self, wanted: str, what: str) -> Record:
+        """As ``find``, for ``what`` is of one session; raise UsageError for ``all``."""
+        if wanted == "all":
+            raise UsageError(f"{what} of one session", "name it with --session")
+        return self.find(wanted)[0]
 
     def image(self, record: Record, cache: ChunkCache | None = None) -> DistantImage:
         """A session's image, proven complete; raise AgentError, DamagedError."""
@@ -113,11 +120,8 @@ def assemble_from(image: DistantImage, target: Path, progress: Progress) -> None
 def problem_of(granted: Granted, record: Record, progress: Progress) -> DamagedError | None:
     """What is wrong with a session, if anything is; raise AgentError where it cannot be read."""
     try:
-        image = granted.image(record)
-        try:
+        with closing(granted.image(record)) as image:
             read_all(image, progress, None)
-        finally:
-            image.close()
     except DamagedError as error:
         return error
     return None

@@ -30,39 +30,28 @@ def main(qube: str, folder: str) -> int:
     from backup_vm.errors import SparsebakError
     from backup_vm.jobs.serving import code_of
     from backup_vm.unsealing import read_grant
-    from wire.messages import Status
     from wire.status import Code
-    from wire.stream import send
-
-    out = sys.stdout.buffer
-
-    def said(code: int) -> None:
-        send(out, Status(code))
-        out.flush()
 
     try:
         from backup_vm.jobs.libfuse import mfusepy
-        from backup_vm.jobs.mount import SessionFiles, shown_from
+        from backup_vm.jobs.mount import SessionImages, shown_from
     except (ImportError, OSError) as error:  # a library that is not there is an OSError
-        said(Code.NOT_INSTALLED)
-        print(f"libfuse or mfusepy is not installed: {error}", file=sys.stderr)
-        return 1
+        return _failed(Code.NOT_INSTALLED, f"libfuse or mfusepy is not installed: {error}")
     try:
         # each is proven before anything is shown, so that what is wrong can still be told
         lazy = shown_from(qube, read_grant(Path("-")))
         shown = [replace(one, open=partial(_same, one.open())) for one in lazy]
     except SparsebakError as error:
-        said(error.status if isinstance(error, NotGiven) else code_of(error))
-        print(error, file=sys.stderr)
-        return 1
+        code = error.status if isinstance(error, NotGiven) else code_of(error)
+        return _failed(code, str(error))
 
-    class Files(SessionFiles):
+    class Files(SessionImages):
         """Says that it is there, and nothing from then on."""
 
         def init(self, path: str) -> None:
             """See fuse(4)."""
             super().init(path)
-            said(Code.OK)
+            _say(Code.OK)
             null = os.open(os.devnull, os.O_RDWR)
             for number in range(3):
                 os.dup2(null, number)
@@ -74,10 +63,24 @@ def main(qube: str, folder: str) -> int:
         mfusepy.FUSE(files, folder, foreground=True, ro=True, **names)
     except RuntimeError as error:
         if not files.mounted:
-            said(Code.NOT_INSTALLED)
-            print(f"cannot mount on {folder}: libfuse ended with {error}", file=sys.stderr)
-            return 1
+            text = f"cannot mount on {folder}: libfuse ended with {error}"
+            return _failed(Code.NOT_INSTALLED, text)
     return 0
+
+
+def _say(code: int) -> None:
+    """How it began."""
+    from wire.messages import Status
+    from wire.stream import send
+
+    send(sys.stdout.buffer, Status(code))
+    sys.stdout.buffer.flush()
+
+
+def _failed(code: int, text: str) -> int:
+    _say(code)
+    print(text, file=sys.stderr)
+    return 1
 
 
 def _same(image: "OpenedImage") -> "OpenedImage":

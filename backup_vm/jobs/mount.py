@@ -77,7 +77,7 @@ def shown_from(qube: str, grant: Grant, records: Sequence[Record] | None = None)
     ]
 
 
-class SessionFiles(mfusepy.Operations):  # type: ignore[misc]
+class SessionImages(mfusepy.Operations):  # type: ignore[misc]
     """The file system. A session whose image is damaged is there, and gives an error where it is
     read.
     """

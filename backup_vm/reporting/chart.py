@@ -43,9 +43,8 @@ def growth(points: Sequence[tuple[int, int]]) -> Tree | None:
     path = f"M{x(points[0][0]):.1f} {y(points[0][1]):.1f}"
     last = {round(x(time)): (time, size) for time, size in points[1:]}
     for time, size in last.values():  # the last of those that share a column of the picture
-        path += (  # what is stored grows at sessions, not between them
-            f"H{x(time):.1f}V{y(size):.1f}"
-        )
+        # Steps: what is stored grows at sessions, not between them.
+        path += f"H{x(time):.1f}V{y(size):.1f}"
     parts.append(node("path", {"d": f"{path}V{y(0):.1f}H{_LEFT}Z", "class": "area"}))
     parts.append(node("path", {"d": path, "class": "line"}))
     for time, size in points if len(points) <= 120 else points[-1:]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from backup_vm.reporting.calendar import calendar, days_of, legend
 from backup_vm.reporting.chart import growth
 from backup_vm.reporting.rows import CheckRow, StatusRow, UnprovenRow, VolumeRow, row_name
-from backup_vm.reporting.tree import Tree, cards, findings, html, node, table
+from backup_vm.reporting.tree import Tree, cards, findings, html, node, scrolling, table
 from backup_vm.terminal.text import ratio_text, size_text
 from common.text import printable
 
@@ -139,13 +139,6 @@ def grown_since(points: list[tuple[int, int]]) -> Tree | None:
     """The chart of growth; None where nothing is known of it."""
     chart = growth(points)
     return None if chart is None else scrolling(chart, "Growth")
-
-
-def scrolling(tree: Tree, label: str) -> Tree:
-    """What keeps its size, and scrolls in itself on a narrow screen, also by keys."""
-    return node(
-        "div", {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": label}, tree
-    )
 
 
 _HEADS = (

@@ -38,6 +38,13 @@ def cards(figures: Iterable[tuple[str, str]]) -> Tree:
     return node("div", {"class": "cards"}, *boxes)
 
 
+def scrolling(tree: Tree, label: str) -> Tree:
+    """What keeps its size, and scrolls in itself on a narrow screen, also by keys."""
+    return node(
+        "div", {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": label}, tree
+    )
+
+
 def table(
     caption: str,
     heads: Sequence[str],
@@ -59,17 +66,14 @@ def table(
         )
         for row in rows
     ]
-    return node(
-        "div",
-        {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": caption},
-        node(
-            "table",
-            {},
-            node("caption", {"class": "hidden"}, caption),
-            node("thead", {}, node("tr", {}, *head)),
-            node("tbody", {}, *body),
-        ),
+    whole = node(
+        "table",
+        {},
+        node("caption", {"class": "hidden"}, caption),
+        node("thead", {}, node("tr", {}, *head)),
+        node("tbody", {}, *body),
     )
+    return scrolling(whole, caption)
 
 
 WORDS = {"bad": "Bad: ", "warn": "Note: ", "ok": ""}

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from backup_vm.config import Retention
+from backup_vm.paths import QREXEC_CLIENT
 from backup_vm.reporting.rows import VolumeRow, row_name
 from backup_vm.ui import asked, reads
 from backup_vm.ui.asked import BadRequest
@@ -129,7 +130,7 @@ class Api:
 
     async def _here(self, request: web.Request) -> dict[str, Any]:
         """What setup says for this machine: what dom0 is told that this qube is called."""
-        return {"qube": socket.gethostname() if reads.QREXEC.exists() else None}
+        return {"qube": socket.gethostname() if QREXEC_CLIENT.exists() else None}
 
     async def _news(self, request: web.Request) -> dict[str, Any]:
         return await self.queue.news(_number(request.query, "since"), PATIENCE)

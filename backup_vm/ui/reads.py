@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from heapq import nlargest
-from pathlib import Path
 from typing import Any
 
 from backup_vm.reporting.calendar import calendar, days_of, legend
@@ -23,14 +22,11 @@ OLD = 120.0
 """Seconds for which an old answer is shown while a new one is made, so that nobody waits."""
 AT_ONCE = 2
 """Commands that read at the same time."""
-QREXEC = Path("/usr/bin/qrexec-client-vm")
-"""Where this is, the machine is a qube."""
 PAGE = 200
 """Sessions that are sent at once, at most."""
 
 _FIRST_DAY, _LAST_DAY = 366, 2_900_000
 """Days since 1970 that a calendar has."""
-Row = VolumeRow
 
 
 class Reads:
@@ -123,7 +119,7 @@ class Reads:
 
 
 def sessions(
-    volumes: list[Row], name: str, tag: str, until: int | None, offset: int, limit: int
+    volumes: list[VolumeRow], name: str, tag: str, until: int | None, offset: int, limit: int
 ) -> dict[str, Any]:
     """One page of sessions, the newest first: of all volumes, or of the one called ``name``; with
     ``tag``, and not newer than ``until``, where these are given.
@@ -141,7 +137,7 @@ def sessions(
     return {"total": len(chosen), "sessions": page}
 
 
-def days(volumes: list[Row], name: str, last: int | None) -> dict[str, Any]:
+def days(volumes: list[VolumeRow], name: str, last: int | None) -> dict[str, Any]:
     """The year up to the day ``last``, or today, as the report draws it; days since 1970."""
     found = days_of(
         session["time"]
@@ -150,8 +146,7 @@ def days(volumes: list[Row], name: str, last: int | None) -> dict[str, Any]:
         for session in volume["sessions"]
     )
     today = int(time.time()) // 86400
-    newest = min(max(found, default=today), _LAST_DAY)
-    newest = max(today, newest)
+    newest = max(today, min(max(found, default=today), _LAST_DAY))
     last = newest if last is None else min(last, newest)
     return {
         "calendar": calendar(found, max(last, _FIRST_DAY), "Sessions by day"),
@@ -163,7 +158,7 @@ def days(volumes: list[Row], name: str, last: int | None) -> dict[str, Any]:
     }
 
 
-def moment(volumes: list[Row], at: int) -> list[dict[str, Any]]:
+def moment(volumes: list[VolumeRow], at: int) -> list[dict[str, Any]]:
     """Each volume as of a time: its newest session not after it, or None."""
     found = []
     for volume in volumes:
@@ -176,11 +171,11 @@ def moment(volumes: list[Row], at: int) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: str(row["name"]))
 
 
-def space(volumes: list[Row], status: Any) -> dict[str, Any]:
+def space(volumes: list[VolumeRow], status: Any) -> dict[str, Any]:
     """What takes the space: the report's own pieces."""
     known = {row["id"]: row for row in status["volumes"]}
     keys = ("own", "shared", "compression", "deduplication")
-    rows: list[Row] = [
+    rows: list[VolumeRow] = [
         {**volume, **{key: known.get(volume["id"], {}).get(key) for key in keys}}  # type: ignore[typeddict-item]
         for volume in volumes
     ]
@@ -192,7 +187,7 @@ def space(volumes: list[Row], status: Any) -> dict[str, Any]:
     }
 
 
-def largest(volumes: list[Row]) -> list[dict[str, Any]]:
+def largest(volumes: list[VolumeRow]) -> list[dict[str, Any]]:
     """The sessions whose removal alone gives most back."""
     every = (
         (frees, session["session"], row_name(volume))

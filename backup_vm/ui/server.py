@@ -24,7 +24,7 @@ _ENTERED = """<!doctype html>
 <meta name="key" content="{}"><script type="module" src="/page/enter.js"></script></head>
 <body></body></html>
 """
-"""The answer to the token: the page that keeps the key, and goes on to the app from within. A
+"""The answer to the token: the page that keeps the key, and leads to the app from within. A
 redirect would not bring the cookie: the browser came from outside, and SameSite=Strict holds until
 a page of ours leads to another.
 """

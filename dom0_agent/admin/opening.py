@@ -82,8 +82,8 @@ def find(vm: str, template: str | None) -> Place:
 
 
 def show(place: Place, grant: Grant) -> str:
-    """Show what the grant is for, in the file manager of a new disposable; its name. Raise Refused,
-    after whatever ends this the disposable is gone.
+    """Show what the grant is for, in the file manager of a new disposable, and return its name.
+    Raise Refused; whatever ends this early, the disposable is gone then.
     """
     with asking():
         raw = place.app.qubesd_call(place.template, "admin.vm.CreateDisposable")

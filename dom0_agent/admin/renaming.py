@@ -136,7 +136,7 @@ def renamed(
 
 
 def expected(known: Identities, qube: str) -> Identities:
-    """Whatever qube is made next under that name goes on with its history, whatever its UUID."""
+    """Whatever qube is made next under that name continues its history, whatever its UUID."""
     identity = known.by_name(qube)
     if identity is None:
         return known

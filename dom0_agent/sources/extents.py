@@ -43,7 +43,7 @@ class TooManyPieces(Exception):
 
 
 def joined(read: Iterable[Iterable[Row]]) -> Rows:
-    """Rows with those made one that go on where the one before ends, in lists of about CHUNK.
+    """Rows with those made one that continue where the one before ends, in lists of about CHUNK.
 
     The kernel cuts a map where sharing begins and ends, too, which says nothing of the bytes.
     """

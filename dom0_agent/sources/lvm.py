@@ -83,7 +83,7 @@ def report() -> dict[tuple[str, str], LogicalVolume]:
     raw = programs.run(
         "lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--binary", "-o", _FIELDS
     )
-    # Some versions say what they do ("Retrying metadata scan.") in the midst of the report.
+    # Some versions say what they do ("Retrying metadata scan.") in the middle of the report.
     lines = (line for line in raw.splitlines() if line.strip().startswith(_JSON))
     try:
         listed = [dict(fields) for fields in json.loads("\n".join(lines))["report"][0]["lv"]]

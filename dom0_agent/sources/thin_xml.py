@@ -55,7 +55,7 @@ def ranges(pipe: int, what: str) -> Iterator[tuple[int, int]]:
     try:
         while data := os.read(pipe, _READ):
             parser.Parse(data, False)
-            # The last may go on in what is read next.
+            # The last may continue in what is read next.
             whole, elements.found = elements.found[:-1], elements.found[-1:]
             yield from ((begin * elements.block, end * elements.block) for begin, end in whole)
         parser.Parse(b"", True)

@@ -65,10 +65,12 @@ class LvmReplacement(Replacement):
             if pool.find(beside) is not None:
                 pool.remove(beside)
             if isinstance(error, OSError):
-                raise Refused(
-                    Code.SOURCE_FAILED, f"cannot write beside {pool.group}/{name}: {error.strerror}"
-                ) from None
+                raise self._cannot_write(error) from None
             raise
+
+    def _cannot_write(self, error: OSError) -> Refused:
+        where = f"{self._pool.group}/{self._name}"
+        return Refused(Code.SOURCE_FAILED, f"cannot write beside {where}: {error.strerror}")
 
     def _make(self, size: int, source: LvmThinSource, base: int | None) -> None:
         pool, whole = self._pool, self._pool.itself()
@@ -125,10 +127,7 @@ class LvmReplacement(Replacement):
         try:
             self._file.write(offset, parts)
         except OSError as error:
-            raise Refused(
-                Code.SOURCE_FAILED,
-                f"cannot write beside {self._pool.group}/{self._name}: {error.strerror}",
-            ) from None
+            raise self._cannot_write(error) from None
 
     @override
     def read(self, offset: int, length: int) -> memoryview:
@@ -146,10 +145,7 @@ class LvmReplacement(Replacement):
             else:
                 _ioctl(self._file.fd, _BLKZEROOUT, start, end)
         except OSError as error:
-            raise Refused(
-                Code.SOURCE_FAILED,
-                f"cannot write beside {self._pool.group}/{self._name}: {error.strerror}",
-            ) from None
+            raise self._cannot_write(error) from None
 
     @override
     def commit(self) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a volume holds at present, so that a restore need take only what differs.
 
-The contents are those of the session committed last, of which the chunk ids are here, but for what
-may have changed since; that is read. All of it is dom0's own: the ids must give the root of the
-record that it committed, the bitmap is its own, and the storage says what changed since the base.
-Where any of it is not certain nothing is known, and the restore takes everything.
+The contents are those of the session committed last, of which the chunk ids are here, apart from
+what may have changed since; that is read. All of it is dom0's own: the ids must give the root of
+the record that it committed, the bitmap is its own, and the storage says what changed since the
+base. Where any of it is not certain nothing is known, and the restore takes everything.
 """
 
 from collections.abc import Iterator

@@ -60,7 +60,7 @@ def moment(client: Any, site: Site) -> str:
 
 
 def had_back(commands: Commands, then: str, images: dict[str, bytes]) -> None:
-    """Everything is copied to a new place from what was there, and that is an archive as ever."""
+    """All is copied to a new place from what was there, which is an archive like any other."""
     site = commands.site
     place = site.root / "rescued"
     assert len(commands.keyed("--as-of", then, "list")["volumes"][0]["sessions"]) == len(images)

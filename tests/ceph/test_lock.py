@@ -95,14 +95,8 @@ def test_a_longer_lock_is_left_as_it_is(client: Any, site: Site) -> None:
         store.remove(name, one["VersionId"])
 
 
-def test_a_key_that_can_only_add(
-    ceph: Cluster,
-    client: Any,
-    site: Site,
-    commands_for: Callable[[Site], Commands],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bucket = bucket_of(site)
+def let_add(ceph: Cluster, client: Any, bucket: str) -> str:
+    """Have a user who may only add to a bucket; returns its policy, as the bucket has it."""
     ceph.add_user(ADDER)
     policy = json.loads(POLICY.read_text().replace("BUCKET", bucket))
     for statement in policy["Statement"]:  # whose it is, where it is put on a bucket
@@ -113,7 +107,41 @@ def test_a_key_that_can_only_add(
     policy["Statement"].append(
         {"Effect": "Allow", "Principal": owner, "Action": "s3:*", "Resource": everything}
     )
-    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+    text = json.dumps(policy)
+    client.put_bucket_policy(Bucket=bucket, Policy=text)
+    return text
+
+
+def can_change_no_rules(adder: Any, bucket: str, policy: str) -> None:
+    """It may not change what a bucket does with versions, and who may do what there."""
+    rule = {
+        "ID": "x",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "NoncurrentVersionExpiration": {"NoncurrentDays": 1},
+    }
+    for attempt in (
+        lambda: adder.put_bucket_versioning(
+            Bucket=bucket, VersioningConfiguration={"Status": "Suspended"}
+        ),
+        lambda: adder.put_bucket_policy(Bucket=bucket, Policy=policy),
+        lambda: adder.put_bucket_lifecycle_configuration(
+            Bucket=bucket, LifecycleConfiguration={"Rules": [rule]}
+        ),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            attempt()
+
+
+def test_a_key_that_can_only_add(
+    ceph: Cluster,
+    client: Any,
+    site: Site,
+    commands_for: Callable[[Site], Commands],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bucket = bucket_of(site)
+    policy = let_add(ceph, client, bucket)
     commands, adder = commands_for(site), ceph.client(ADDER)
     with monkeypatch.context() as patched:
         patched.setenv("AWS_ACCESS_KEY_ID", ADDER)
@@ -132,27 +160,7 @@ def test_a_key_that_can_only_add(
             for version in ({}, {"VersionId": one["VersionId"]}):
                 with pytest.raises(ClientError, match="AccessDenied"):
                     adder.delete_object(Bucket=bucket, Key=one["Key"], **version)
-        for attempt in (
-            lambda: adder.put_bucket_versioning(
-                Bucket=bucket, VersioningConfiguration={"Status": "Suspended"}
-            ),
-            lambda: adder.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy)),
-            lambda: adder.put_bucket_lifecycle_configuration(
-                Bucket=bucket,
-                LifecycleConfiguration={
-                    "Rules": [
-                        {
-                            "ID": "x",
-                            "Status": "Enabled",
-                            "Filter": {"Prefix": ""},
-                            "NoncurrentVersionExpiration": {"NoncurrentDays": 1},
-                        }
-                    ]
-                },
-            ),
-        ):
-            with pytest.raises(ClientError, match="AccessDenied"):
-                attempt()
+        can_change_no_rules(adder, bucket, policy)
     images = site.images()
     last = max(one["LastModified"] for one in every_version(client, site))
     last = last.replace(microsecond=0) + datetime.timedelta(seconds=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import gathering, notes, packs, reconcile
+from backup_vm.archive import catalog_file, gathering, notes, packs, reconcile
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.storage import Storage, open_storage
 from tests.kit import Site
@@ -59,7 +59,7 @@ def cut_off(built: Site, reads: list[str], after: int) -> Path:
         patch.setattr(packs, "read_index", index)
         with pytest.raises(Killed), built.open(True):
             pass
-    return built.archive / gathering.NAME
+    return built.archive / catalog_file.GATHERED
 
 
 def test_a_rebuild_that_was_cut_off_reads_only_what_is_missing(
@@ -208,3 +208,26 @@ def test_what_no_file_tells_again_is_taken_over(built: Site, what: str) -> None:
     (built.archive / "notes.json").unlink()
     with built.open(True) as archive:
         assert archive.derived and any("with it all tags" in one for one in archive.warnings)
+
+
+def test_where_there_is_no_room_for_it_it_is_gathered_elsewhere(
+    built: Site, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive's disk may be full, for which pruning, and so the catalog, is the remedy."""
+    whole, count = state(built)
+    opened, places = gathering.Gathering._open, set()
+
+    def little_room(self: gathering.Gathering) -> sqlite3.Connection:
+        database = opened(self)
+        places.add(self._path.parent)
+        if self._path.parent == built.archive:
+            database.execute("PRAGMA max_page_count=3")
+        return database
+
+    lose(built)
+    monkeypatch.setattr(gathering.Gathering, "_open", little_room)
+    with built.open(True):
+        pass
+    assert len(places) == 2 and not (built.archive / catalog_file.GATHERED).exists()
+    assert not any(place.exists() for place in places - {built.archive})
+    assert state(built) == (whole, count)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A child that lies: an answer that cannot be is an error, whatever is wrong with it."""
+"""A child that gives false answers: one that cannot be is an error, whatever is wrong with it."""
 
 import json
 import socket

@@ -50,10 +50,6 @@ class Group:
         self.lvm("lvcreate", *sizes, "--thinpool", name, self.name)
         self.pools.add(name)
 
-    def remove_pool(self, name: str) -> None:
-        self.pools.discard(name)
-        self.lvm("lvremove", "--force", f"{self.name}/{name}")
-
     def volume(self, pool: str, name: str, size: int) -> Path:
         self.lvm(
             "lvcreate", "--virtualsize", f"{size}b", "--thinpool", pool, "--name", name, self.name

@@ -64,7 +64,7 @@ seal_exported = seal_session
 
 
 def seal_pack(raw: bytes) -> bytes:
-    """The index's checksum, and those of chunks that lie where the index says, in both places."""
+    """The index's checksum, and those of chunks that are where the index says, in both places."""
     whole, end = bytearray(raw), len(raw) - FOOTER_SIZE
     index, count = struct.unpack_from("<QI", raw, end)
     if index <= end - count * INDEX_ENTRY_SIZE:

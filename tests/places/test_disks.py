@@ -100,7 +100,7 @@ def test_a_disk_that_is_read_only(disk: Path, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_becomes_read_only(tmp_path: Path) -> None:
-    """As the kernel makes one after an error: in the midst of a run."""
+    """As the kernel makes one after an error: in the middle of a run."""
     with fault_system(tmp_path / "faultfs") as system:
         life = Life(tmp_path, str(system.path / "archive"))
         life.init()

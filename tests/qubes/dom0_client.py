@@ -11,14 +11,12 @@ noted.
 import getopt
 import json
 import os
-import socket
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+from tests.qubes.qrexec_client import relay  # noqa: E402
 from tests.system.guest.qrexec import from_vmexec  # noqa: E402
 
 
@@ -39,7 +37,8 @@ def main(settings_path: str, *words: str) -> int:
         found = [settings["sparsebak"], *rest]
     else:
         found = ["nsenter", f"--target={process}", "--mount", "--pid", *found]
-    return run(found, settings)
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SPARSEBAK": settings["program"]}
+    return relay(found, environment, "/")
 
 
 def find(settings: dict[str, list[str]], service: str, argument: str) -> list[str] | None:
@@ -47,28 +46,6 @@ def find(settings: dict[str, list[str]], service: str, argument: str) -> list[st
         return [from_vmexec(part) for part in argument.split("+")]
     places = [Path(folder, service) for folder in settings["folders"]]
     return next(([str(path), argument] for path in places if path.exists()), None)
-
-
-def run(command: list[str], settings: dict[str, str]) -> int:
-    ours, theirs = socket.socketpair()
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SPARSEBAK": settings["program"]}
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment, cwd="/"
-    )
-    theirs.close()
-
-    def send() -> None:
-        while part := os.read(0, 1 << 16):
-            try:
-                ours.sendall(part)
-            except OSError:
-                return
-        ours.shutdown(socket.SHUT_WR)
-
-    threading.Thread(target=send, daemon=True).start()
-    while part := ours.recv(1 << 16):
-        os.write(1, part)
-    return process.wait()
 
 
 if __name__ == "__main__":

@@ -67,10 +67,14 @@ def run(settings: dict[str, str], file: Path, argument: str, target: str, source
         "SPARSEBAK_PYTHON": settings["python"],
         "SPARSEBAK": settings.get("sparsebak", ""),
     }
+    return relay([str(file), *([argument] if argument else [])], environment)
+
+
+def relay(command: list[str], environment: dict[str, str], folder: str | None = None) -> int:
+    """Run a service whose stdin and stdout are sockets, which lead to ours; its exit code."""
     ours, theirs = socket.socketpair()
-    command = [str(file), *([argument] if argument else [])]
     process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment, cwd=folder
     )
     theirs.close()
 

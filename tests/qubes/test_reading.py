@@ -17,7 +17,7 @@ from backup_vm.errors import SparsebakError
 from backup_vm.jobs import serving
 from backup_vm.jobs.distant_image import DistantImage
 from backup_vm.jobs.lazy_image import ChunkCache
-from backup_vm.jobs.mount import SessionFiles, shown_from
+from backup_vm.jobs.mount import SessionImages, shown_from
 from tests.conftest import cannot
 from tests.qubes.kit import BACKUP_VM
 from tests.qubes.reading_kit import BIN, Reading, asked
@@ -29,7 +29,7 @@ def test_images_are_read_whole_and_in_pieces(
 ) -> None:
     images = list(disposable.site.images().values())
     grant, said = disposable.grant(), list[str]()
-    files = SessionFiles(shown_from(BACKUP_VM, grant), said.append)
+    files = SessionImages(shown_from(BACKUP_VM, grant), said.append)
     names = [name for name in files.readdir("/", 0) if name.endswith(".img")]
     assert len(names) == len(images) == 2
     for name, image in zip(names, images, strict=True):

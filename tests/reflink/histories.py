@@ -235,7 +235,7 @@ class History:
 
     def session(self) -> None:
         """Some of that, then a look without a snapshot, then a snapshot and its delta, with writes
-        in the midst of it.
+        in the middle of it.
         """
         self.sessions += 1
         fd = os.open(self.image, os.O_RDWR)

@@ -84,7 +84,7 @@ def test_any_session_over_any_contents(reflink_site: Site) -> None:
     """Sessions that are pending, committed later, or given up meanwhile; other sizes; the last one
     or an old one: what is there after a restore is the session, and the next backup stores that.
     """
-    site, turns = reflink_site, 0
+    site = reflink_site
     fill(site.image(), SIZE, 1)
     site.backup()
 
@@ -94,8 +94,6 @@ def test_any_session_over_any_contents(reflink_site: Site) -> None:
         st.lists(st.sampled_from("ccczbbpmaxrrr"), min_size=4, max_size=9),
     )
     def check(seed: int, acts: list[str]) -> None:
-        nonlocal turns
-        turns += 1
         rng = random.Random(seed)
         for act in [*acts, "r"]:
             run(site, act, rng)
@@ -221,5 +219,6 @@ def test_assembled_onto_an_image(reflink_site: Site, commands_for: MakeCommands)
     shell.run(*words, "--yes")
     assert target.read_bytes() == expected
     assert len(places(target) & before) >= len(places(target)) - GRAIN // 4096
+    assert "leave out --from" in shell.fails(2, *words, "--yes", "--from", "backup-vm")
     words[words.index(str(target))] = str(site.root / "none.img")
     assert "no image file" in shell.fails(1, *words, "--yes")

@@ -301,7 +301,7 @@ def test_an_archive_is_given_a_retention_later_s3(
     assert "ok   locked for 30 days" in commands.run("doctor", expect=None)[0]
 
 
-def test_what_is_missing_keeps_all_that_lies_below_s3(
+def test_what_is_missing_keeps_all_that_is_below_s3(
     client: Any, locked: Make, commands_for: Callable[[Site], Commands]
 ) -> None:
     """Somebody removed a pack; by the time of the next prune all locks have run out."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs that are cut off, and go on where they stopped."""
+"""Runs that are cut off, and resume where they stopped."""
 
 import os
 import random

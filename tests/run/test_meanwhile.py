@@ -20,7 +20,7 @@ from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.errors import DamagedError, Exit, LockedError
 from backup_vm.jobs.lazy_image import ChunkCache
-from backup_vm.jobs.mount import SessionFiles, shown_sessions
+from backup_vm.jobs.mount import SessionImages, shown_sessions
 from backup_vm.volumes import stored_volumes
 from tests import meanwhile
 from tests.commands import Commands
@@ -139,7 +139,7 @@ def test_a_mount_reads_on_while_another_machine_prunes(scene: Scene) -> None:
         said: list[str] = []
         cache, reader = ChunkCache(), PackReader(archive.storage)
         shown = shown_sessions(archive, volume, list(volume.sessions), keys, reader, cache)
-        files = SessionFiles(shown, said.append)
+        files = SessionImages(shown, said.append)
 
         def read(number: int, at: int = 0) -> bytes:
             return files.read(f"/{scene.names[number]}.img", (CHUNKS - at) * GRAIN, at * GRAIN, 0)

@@ -21,7 +21,7 @@ from backup_vm.archive import packs
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.cli.diff import changed_ranges
 from backup_vm.jobs.lazy_image import ChunkCache, LazyImage
-from backup_vm.jobs.mount import SessionFiles, shown_sessions
+from backup_vm.jobs.mount import SessionImages, shown_sessions
 from backup_vm.volumes import stored_volumes
 from tests.commands import Commands
 from tests.conftest import cannot
@@ -170,7 +170,7 @@ def test_sessions_are_read_by_several_threads(tmp_path: Path) -> None:
             keys, reader = site.keys(archive), packs.PackReader(archive.storage)
             sessions = list(volume.sessions)
             shown = shown_sessions(archive, volume, sessions, keys, reader, ChunkCache(0))
-            files = SessionFiles(shown, lambda text: None)
+            files = SessionImages(shown, lambda text: None)
             names = [name for name in files.readdir("/", 0) if name.endswith(".img")]
 
             def read(seed: int) -> None:

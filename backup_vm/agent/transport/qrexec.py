@@ -7,9 +7,10 @@ from typing import IO
 
 from backup_vm.agent.transport import Connection, Transport
 from backup_vm.agent.transport.spawning import spawn
+from backup_vm.paths import QREXEC_CLIENT
 from common.override import override
 
-CLIENT = "/usr/bin/qrexec-client-vm"
+CLIENT = str(QREXEC_CLIENT)
 
 
 class QrexecTransport(Transport):

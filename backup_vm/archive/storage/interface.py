@@ -183,7 +183,7 @@ class Storage(Files, Protocol):
         """Have local copies of these at hand, got all at once where that is quicker."""
 
     def remove_all(self, names: Iterable[str]) -> None:
-        """The same in any order, several at once where that is quicker."""
+        """Remove files in any order, several at once where that is quicker."""
 
     def create(self, name: str) -> NewFile:
         """Begin a file."""

@@ -42,8 +42,8 @@ class SftpHost(Objects):
     """A folder on a host that is reached by SFTP."""
 
     unreadable = ()
-    pages = False  # and a name may lead to a FIFO, which is waited for
     """A folder has no names that cannot be read."""
+    pages = False  # and a name may lead to a FIFO, which is waited for
 
     def __init__(self, url: str) -> None:
         self._host = Host.of(url + "/")

@@ -3,7 +3,7 @@
 
 A bucket with object lock keeps versions: whatever is deleted or overwritten stays below, as a
 version, until it is removed for good, which its lock forbids until then. So nothing else in an
-archive changes: files are removed as everywhere, and what lies below is removed for good later, by
+archive changes: files are removed as everywhere, and what is below is removed for good later, by
 ``remove_due``.
 """
 
@@ -21,13 +21,13 @@ from backup_vm.errors import ForbiddenError, SparsebakError
 Item = TypeVar("Item")
 _THREADS = 5
 _BATCH = 500
-_UNLOCKED = ("locks/", ".unfinished")
-"""What says something for a while only."""
+_LEASES, _UNFINISHED = "locks/", ".unfinished"
+"""What is not locked, for it says something for a while only."""
 
 
 @dataclass
 class Left:
-    """What lies below an archive: ``removed`` bytes that were removed for good, ``waiting`` bytes
+    """What is below an archive: ``removed`` bytes that were removed for good, ``waiting`` bytes
     that may not be, the last of them before ``until`` (Unix seconds), and what the key may not
     remove at all.
     """
@@ -65,7 +65,7 @@ class Vault:
     def stored(self, name: str) -> None:
         """Lock what was just stored under a name, before anything relies on it."""
         version = self._versions.pop(name, "")
-        if not name.startswith(_UNLOCKED[0]) and not name.endswith(_UNLOCKED[1]):
+        if not name.startswith(_LEASES) and not name.endswith(_UNFINISHED):
             self.held[name] = self._hold(name, version, int(self.now()) + self.retention)
 
     def _hold(self, name: str, version: str, until: int) -> int:

@@ -6,11 +6,15 @@ that take contents out of it, ``comparing`` those between sessions.
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from backup_vm.cli.files import comparing, listing, taking
 from backup_vm.cli.options import add_common, path, session_option, volume_argument
 from backup_vm.cli.reading import partition_option, reading_options
+
+_Action = Callable[[str, Any, str, str], argparse.ArgumentParser]
+"""Declares an action: its name, what runs it, its help in a few words, and in sentences."""
 
 
 def add_to(commands: Any) -> None:
@@ -37,23 +41,34 @@ def add_to(commands: Any) -> None:
         parser.set_defaults(run=run)
         return parser
 
-    def path_argument(parser: argparse.ArgumentParser, many: str | None = None) -> None:
-        text = "a path in the file system" + (" (default: /)" if many == "?" else "")
-        more = {} if many is None else {"nargs": many, "default": "/"}
-        parser.add_argument("path", metavar="PATH", help=text, **more)  # type: ignore[arg-type]
+    _declare_listing(action)
+    _declare_taking(action)
+    _declare_comparing(action)
+    for name, parser in actions.choices.items():
+        if name not in ("history", "diff"):
+            session_option(parser)
+        add_common(parser, again=True)
 
+
+def _path_argument(parser: argparse.ArgumentParser, many: str | None = None) -> None:
+    text = "a path in the file system" + (" (default: /)" if many == "?" else "")
+    more = {} if many is None else {"nargs": many, "default": "/"}
+    parser.add_argument("path", metavar="PATH", help=text, **more)  # type: ignore[arg-type]
+
+
+def _declare_listing(action: _Action) -> None:
     ls = action("ls", listing.ls, "list a folder", "Lists a folder, or shows a file.")
-    path_argument(ls, "?")
+    _path_argument(ls, "?")
     ls.add_argument("-l", "--long", action="store_true", help="with mode, owner, size, time")
     tree = action(
         "tree", listing.tree, "show all below a folder", "Shows all that is below a folder."
     )
-    path_argument(tree, "?")
+    _path_argument(tree, "?")
     tree.add_argument("--depth", type=int, metavar="N", help="no deeper than this")
     find = action(
         "find", listing.find, "find files by name", "Prints the paths below a folder that fit."
     )
-    path_argument(find, "?")
+    _path_argument(find, "?")
     find.add_argument("--name", metavar="PATTERN", help="of the name: *, ? and [...] as in a shell")
     find.add_argument(
         "--type", choices="fdl", help="f: regular files, d: folders, l: symbolic links"
@@ -61,14 +76,17 @@ def add_to(commands: Any) -> None:
     about = action(
         "stat", listing.stat, "show all that is said of a file", "Shows what is said of a file."
     )
-    path_argument(about)
+    _path_argument(about)
+
+
+def _declare_taking(action: _Action) -> None:
     cat = action(
         "cat",
         taking.cat,
         "write a file to standard output",
         "Writes a file to standard output.",
     )
-    path_argument(cat)
+    _path_argument(cat)
     copy = action(
         "cp",
         taking.cp,
@@ -83,13 +101,16 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="also devices, setuid, setgid and sticky bits, and trusted and security attributes",
     )
+
+
+def _declare_comparing(action: _Action) -> None:
     history = action(
         "history",
         comparing.history,
         "show in which sessions a file changed",
         "Shows the sessions in which a file is not what it was in the one before.",
     )
-    path_argument(history)
+    _path_argument(history)
     diff = action(
         "diff",
         comparing.diff,
@@ -98,13 +119,9 @@ def add_to(commands: Any) -> None:
     )
     for name, text in (("old", "S1"), ("new", "S2")):
         diff.add_argument(name, metavar=text, help="a session: its time, a tag, or 'latest'")
-    path_argument(diff, "?")
+    _path_argument(diff, "?")
     diff.add_argument(
         "--contents",
         action="store_true",
         help="compare contents also where time, size and inode are the same",
     )
-    for name, parser in actions.choices.items():
-        if name not in ("history", "diff"):
-            session_option(parser)
-        add_common(parser, again=True)

@@ -5,7 +5,7 @@ place for what cannot be read.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from backup_vm.cli.context import Context
@@ -80,7 +80,6 @@ def opened_session(context: Context) -> "Iterator[SessionFiles]":
 
 @contextmanager
 def _from_backup_vm(context: Context) -> "Iterator[SessionFiles]":
-    from backup_vm.errors import UsageError
     from backup_vm.files.parser import Parser
     from backup_vm.files.session import SessionFiles
     from backup_vm.jobs.granted import granted
@@ -89,16 +88,10 @@ def _from_backup_vm(context: Context) -> "Iterator[SessionFiles]":
 
     options = context.options
     there = granted(options.source, options.grant, options.volume)
-    if options.session == "all":
-        raise UsageError("files are of one session", "name it with --session")
-    (record,) = there.find(options.session)
-    image = there.image(record, ChunkCache())
-    try:
-        with Parser() as parser:
-            title = f"{record.name} at {session_name(record.time)}"
-            yield SessionFiles(parser, image, title, options.partition)
-    finally:
-        image.close()
+    record = there.one(options.session, "files are")
+    with closing(there.image(record, ChunkCache())) as image, Parser() as parser:
+        title = f"{record.name} at {session_name(record.time)}"
+        yield SessionFiles(parser, image, title, options.partition)
 
 
 def path_of(context: Context) -> bytes:

@@ -25,8 +25,8 @@ from backup_vm.files.readers.source import (
 )
 
 _KNOWN = 0x10F7F
-"""Features without which a reader must not go on; not among them: RAID5 and 6, zoned, others that
-move metadata.
+"""Features without which a reader must not continue; not among them: RAID5 and 6, zoned, others
+that move metadata.
 """
 _SUPERBLOCK = 64 << 10
 _INODE, _ATTRIBUTE, _ENTRY, _INDEX, _EXTENT, _ROOT, _ROOT_REF = 1, 24, 84, 96, 108, 132, 156

@@ -71,7 +71,7 @@ class _Lzo:
         return self._data[self._at - 1]
 
     def _length(self, code: int, mask: int, base: int) -> int:
-        """A length that goes on in bytes of zero when it does not fit."""
+        """A length that continues in bytes of zero when it does not fit."""
         length = code & mask
         if length:
             return length + base

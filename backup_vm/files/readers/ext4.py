@@ -28,7 +28,7 @@ from backup_vm.files.readers.source import (
 _FILETYPE, _RECOVER, _META_BG, _EXTENTS, _64BIT = 2, 4, 0x10, 0x40, 0x80
 _LARGE_FOLDERS = 0x4000
 _KNOWN = 0x3E7D6 | _LARGE_FOLDERS
-"""Features without which a reader must not go on; not among them: compression, journal devices
+"""Features without which a reader must not continue; not among them: compression, journal devices
 and dirdata.
 """
 _ENCRYPTED, _HAS_EXTENTS, _INLINE = 0x800, 0x80000, 0x10000000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 BLOCK = 64 << 10
-"""Bytes fetched at once: what describes files lies close together, and chunks are larger."""
+"""Bytes fetched at once: what describes files is close together, and chunks are larger."""
 _BLOCKS = 512
 LONGEST_LINK = 4096
 """Bytes of a symbolic link's target (PATH_MAX)."""

@@ -25,7 +25,9 @@ from backup_vm.files.readers.xfs_journal import is_clean
 
 _DEVICE, _LOCAL, _EXTENTS, _BTREE = 0, 1, 2, 3
 _KNOWN = 0xEF
-"""Features without which a reader must not go on; not among them: needs repair, metadir, zoned."""
+"""Features without which a reader must not continue; not among them: needs repair, metadir,
+zoned.
+"""
 _REALTIME, _BIGTIME, _LARGE_COUNTS = 1, 8, 0x10
 _FOLDER_BYTES = 1 << 35
 """Where the entries of a folder end, and its index begins."""

@@ -21,10 +21,8 @@ export const S = {
   daysAgo: (n) => `${count(n, "day")} ago`,
   back: "Back",
   acts: "What can be done",
-  refresh: "Look again",
   serverGone: "sparsebak ui does not answer. If it ended, start it again.",
   notAllowed: "This page is not allowed in any more. Start it again with: sparsebak ui",
-  sessions: (n) => count(n, "session"),
   all: "all",
 
   // overview
@@ -52,7 +50,6 @@ export const S = {
   backupOne: (name) => `Back up ${name}`,
   backupShort: "Back up",
   noVolumes: "There is no volume yet. Setup shows how to come to the first backup.",
-  sealedNames: "The names of volumes are sealed, and neither the key nor dom0 tells them.",
   archiveLine: (label, path, mode) => `Archive ${label} in ${path}, ${mode}`,
 
   // time
@@ -191,7 +188,6 @@ export const S = {
   path: "Path",
   go: "Go",
   search: "Search names here",
-  find: "Search",
   filesHeads: ["Name", "Size", "Modified (UTC)", ""],
   download: "Download",
   downloadOf: (name) => `Download ${name}`,
@@ -216,7 +212,7 @@ export const S = {
     timer: "Backups run by themselves", scrub: "The archive was checked",
     key: "The recovery key opens it",
   },
-  stepState: { done: "done", open: "to do", unknown: "not known" },
+  stepState: { done: "done", open: "to do" },
   initHelp: "First make its key, in a terminal of the machine whose volumes are backed up. Keep the recovery key that it prints on paper:",
   initHelpQubes: "First make its key in dom0: this page cannot, and should not. Type there, and keep the recovery key that it prints on paper:",
   initCommand: (label, caller) => `sudo sparsebak-agent archive add ${label} --caller ${caller}`,

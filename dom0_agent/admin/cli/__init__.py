@@ -43,8 +43,6 @@ COMMANDS = (
 
 OPTIONAL = {"settings": "sparsebak-dom0-settings"}
 """Commands that are in packages of their own."""
-
-
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}", re.ASCII)
 
 

@@ -247,9 +247,8 @@ def _put_back(path: Path, member: TarInfo, contents: bytes) -> None:
             pwrite_all(fd, contents, 0)
             os.fchown(fd, member.uid, member.gid)
             os.fchmod(fd, member.mode & 0o777)
-            extended.put_back(
-                fd, member.pax_headers
-            )  # after its owner, which takes capabilities away
+            # After its owner, which takes capabilities away.
+            extended.put_back(fd, member.pax_headers)
             os.fsync(fd)
         os.replace(beside, path)
     except BaseException:

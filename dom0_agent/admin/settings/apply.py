@@ -116,7 +116,7 @@ def apply(steps: list[Step], groups: frozenset[str]) -> list[tuple[Step, str | N
         try:
             step.apply()
             done.append((step, None))
-        except Exception as error:  # whatever qubesd thinks of it; the others go on
+        except Exception as error:  # whatever qubesd thinks of it; the others follow
             done.append((step, str(error) or type(error).__name__))
     return done
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from common.text import printable
-from dom0_agent.admin.settings.extended import records
+from dom0_agent.admin.settings import extended
 from dom0_agent.admin.settings.machine import FOLDER, Item
 from wire.status import Code, Refused
 
@@ -178,11 +178,11 @@ def _add(name: str, path: Path, out: IO[bytes], links: _Links) -> str:
             # elsewhere.
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             file = open(fd, "rb", buffering=0)
-            found, attributes = os.fstat(fd), records(fd)
+            found, attributes = os.fstat(fd), extended.records(fd)
         elif stat.S_ISLNK(found.st_mode):
-            target, attributes = os.readlink(path), records(path)
+            target, attributes = os.readlink(path), extended.records(path)
         else:
-            attributes = records(path) if stat.S_ISDIR(found.st_mode) else {}
+            attributes = extended.records(path) if stat.S_ISDIR(found.st_mode) else {}
     info = _info(name, found, attributes)
     if stat.S_ISREG(found.st_mode):
         with file:

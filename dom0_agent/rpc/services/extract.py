@@ -35,8 +35,8 @@ def main(call: Call) -> None:
         progress, pending = on.pending(state, request.session)
         _check(on, pending, request)
         log = PendingLog(on.store.directory / pending.log)
-    # Without the volume's lock, however long it takes: Monitor and other archives go on meanwhile.
-    # What keeps Commit and Abort of this session away is the lock of its log.
+    # Without the volume's lock, however long it takes: Monitor and other archives continue
+    # meanwhile. What keeps Commit and Abort of this session away is the lock of its log.
     try:
         root = _extract(on, progress, pending, log, request)
         with on.locked() as state:

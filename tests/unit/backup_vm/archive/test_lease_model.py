@@ -43,8 +43,8 @@ class Died(BaseException):
 
 
 class Machine:
-    """One machine with one process, which runs in a thread and stops before each request until it
-    is let go on.
+    """One machine with one process, which runs in a thread and waits before each request until it
+    is told to make it.
     """
 
     def __init__(self, store: Store, number: int) -> None:

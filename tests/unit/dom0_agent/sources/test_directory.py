@@ -190,8 +190,8 @@ def test_a_report_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_lvm_report_with_chatter_and_foreign_volumes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As a real lvs prints it, with a line in the midst of it, a hidden volume, and one that nobody
-    can make sense of.
+    """As a real lvs prints it, with a line in the middle of it, a hidden volume, and one that
+    nobody can make sense of.
     """
     thin = {"thin_id": "", "data_percent": "", "metadata_percent": "", "vg_extent_size": "4194304"}
     thin |= {"vg_name": "dom0", "pool_lv": "", "chunk_size": "0", "zero": "unknown", "discards": ""}
