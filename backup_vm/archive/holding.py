@@ -184,12 +184,14 @@ def _ours(name: str) -> bool:
 
 
 def state(archive: Archive) -> Held | None:
-    """What is known of locks; None for an archive that has no retention."""
-    catalog = archive.catalog
+    """What is known of locks; None for an archive that has no retention, or of which nothing can be
+    locked: a copy of its files in a folder, or what it was.
+    """
+    catalog, storage = archive.catalog, archive.storage
     retention = max(archive.parameters.retention, _remembered(catalog))
-    if not retention:
+    if not retention or not (storage.elsewhere and storage.writable()):
         return None
-    dates, there = _dates(catalog), _files(archive.storage)
+    dates, there = _dates(catalog), _files(storage)
     known = [dates[name] for name in there if name in dates]
     waiting, _, until = (catalog.meta(_WAITING) or "").partition(" ")
     return Held(

@@ -36,9 +36,9 @@ SALT = 16
 """Bytes at the beginning of a sealed chunk, which are random."""
 _LARGEST_INDEX = INDEX_ENTRY_SIZE << 18
 """Bytes; packs that are written have far less: see MAX_ENTRIES of pack_writer."""
-_TAIL, _INDEX_SHARE = 1 << 16, 1 << 9
-"""Bytes read at a pack's end, in the hope that its index is in them: so many, or this share of
-it.
+_TAIL, _INDEX_SHARE, _LONGEST_TAIL = 1 << 16, 1 << 9, 1 << 20
+"""Bytes read at a pack's end, in the hope that its index is in them: so many, or this share of it;
+no more of a file that is larger than any pack.
 """
 
 
@@ -173,7 +173,7 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
         try:
             # The end first: at its beginning a file elsewhere is read ahead, for whoever begins
             # there reads on, as a rule.
-            expected = max(_TAIL, size // _INDEX_SHARE)
+            expected = min(max(_TAIL, size // _INDEX_SHARE), _LONGEST_TAIL)
             tail = reader.read(max(size - expected, 0), expected)
             beginning = tail if size <= expected else reader.read(0, PACK_HEAD_SIZE)
             head = PackHead.parse(beginning[:PACK_HEAD_SIZE])

@@ -11,12 +11,12 @@ that is so nothing is given back, and what a session that is kept may need of it
 ``_may_go``.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import IO
 
-from backup_vm.archive import holding, merge, naming, notes, sessions
+from backup_vm.archive import derive, holding, merge, naming, notes, reconcile, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
@@ -86,6 +86,7 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
     with closing(archive.storage.workspace.scratch()) as candidates:
         for run, successor in groups:
             _merge(archive, run, successor, candidates)
+        _hand_on_spoilt(archive, groups, gone, volumes)
         archive.catalog.forget_files(gone)  # first, or they would be called lost after a crash
         archive.storage.remove(*naming.sessions_in(gone)[::-1])
         for name in gone:
@@ -152,6 +153,39 @@ def _merge(
     for session in run:
         for _, ids in sessions.columns(archive.storage, session).slices():
             candidates.write(ids.tobytes())
+
+
+def _hand_on_spoilt(
+    archive: Archive,
+    groups: list[tuple[list[Session], Session | None]],
+    gone: Collection[str],
+    volumes: Mapping[str, Sequence[Session]],
+) -> None:
+    """What a session lacked that goes its successor lacks now, unless that has superseded it: note
+    and name that, for the catalog will be made for these files, and not look at them again.
+    """
+    catalog = archive.catalog
+    spoilt = catalog.spoilt()
+    if spoilt.isdisjoint(gone):
+        return
+    heirs = {
+        successor.file: successor
+        for run, successor in groups
+        if successor is not None and any(session.file in spoilt for session in run)
+    }
+    found = derive.lacking_in(archive, catalog, heirs.keys() - spoilt)
+    new = [name for name, count in found.items() if count]
+    catalog.begin()
+    catalog.set_spoilt(spoilt.difference(gone))
+    reconcile.spoil(catalog, new, volumes)
+    catalog.commit()
+    for name in new:
+        archive.found[name] = "chunks are missing of what it took over"
+        archive.warnings.append(
+            f"volume {heirs[name].volume}: spoilt: {heirs[name].name} ({archive.found[name]}); the"
+            " next backup compares it in full and stores again what it can"
+        )
+        archive.alarms.append(archive.warnings[-1])
 
 
 def drop_partial(archive: Archive, partial: Partial) -> None:

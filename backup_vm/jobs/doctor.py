@@ -74,6 +74,9 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
 
 
 def _of_disk(storage: Storage) -> Iterator[Finding]:
+    if storage.elsewhere and not storage.writable():  # of no disk that anybody could mount
+        yield _good("it can only be read: it is the archive as it was")
+        return
     if not storage.writable():
         yield Finding(
             BAD,

@@ -169,29 +169,6 @@ def test_where_most_packs_are_new_all_are_read_again(
         assert archive.catalog.marks.must_compare(volume)
 
 
-def test_where_there_is_no_room_for_it_it_is_gathered_elsewhere(
-    built: Site, reads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The archive's disk may be full, for which pruning, and so the catalog, is the remedy."""
-    whole, count = state(built)
-    opened, places = gathering.Gathering._open, set()
-
-    def little_room(self: gathering.Gathering) -> sqlite3.Connection:
-        database = opened(self)
-        places.add(self._path.parent)
-        if self._path.parent == built.archive:
-            database.execute("PRAGMA max_page_count=3")
-        return database
-
-    lose(built)
-    monkeypatch.setattr(gathering.Gathering, "_open", little_room)
-    with built.open(True):
-        pass
-    assert len(places) == 2 and not (built.archive / catalog_file.GATHERED).exists()
-    assert not any(place.exists() for place in places - {built.archive})
-    assert state(built) == (whole, count)
-
-
 def test_copies_of_chunks_are_looked_at_part_by_part(
     built: Site, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,3 +208,26 @@ def test_what_no_file_tells_again_is_taken_over(built: Site, what: str) -> None:
     (built.archive / "notes.json").unlink()
     with built.open(True) as archive:
         assert archive.derived and any("with it all tags" in one for one in archive.warnings)
+
+
+def test_where_there_is_no_room_for_it_it_is_gathered_elsewhere(
+    built: Site, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive's disk may be full, for which pruning, and so the catalog, is the remedy."""
+    whole, count = state(built)
+    opened, places = gathering.Gathering._open, set()
+
+    def little_room(self: gathering.Gathering) -> sqlite3.Connection:
+        database = opened(self)
+        places.add(self._path.parent)
+        if self._path.parent == built.archive:
+            database.execute("PRAGMA max_page_count=3")
+        return database
+
+    lose(built)
+    monkeypatch.setattr(gathering.Gathering, "_open", little_room)
+    with built.open(True):
+        pass
+    assert len(places) == 2 and not (built.archive / catalog_file.GATHERED).exists()
+    assert not any(place.exists() for place in places - {built.archive})
+    assert state(built) == (whole, count)

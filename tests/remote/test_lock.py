@@ -319,6 +319,27 @@ def test_what_is_missing_keeps_all_that_is_below_s3(
     assert gone["VersionId"] in {one["VersionId"] for one in versions(client, site)}
 
 
+def test_of_what_cannot_be_locked_no_lock_is_told_s3(
+    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
+) -> None:
+    """As it was, and in a folder to which all of its files were fetched by other means."""
+    site = locked(DAYS)
+    site.backup()
+    commands = commands_for(site)
+    assert commands.json("status")["lock"]["retention"] == DAYS
+    folder = site.root / "fetched"
+    for one in versions(client, site):
+        path = folder / one["Key"].partition("/")[2]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        client.download_file(bucket_of(site), one["Key"], str(path))
+    assert commands.json("--archive", str(folder), "status")["lock"] is None
+    time.sleep(1.1)
+    now = datetime.now(UTC).isoformat()
+    assert commands.json("--as-of", now, "status")["lock"] is None
+    said = commands.run("--as-of", now, "doctor", expect=None)[0]
+    assert "locked for" not in said and "mount it" not in said and "can only be read" in said
+
+
 def test_the_state_of_an_archive_without_retention(site: Site) -> None:
     site.backup()
     with site.open() as archive:

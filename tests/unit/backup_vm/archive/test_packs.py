@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,22 @@ def test_without_its_index_a_pack_is_scanned(
     with pytest.raises(DamagedError):
         read_index(storage, name, ARCHIVE)
     assert list(scan(storage, name, 65536))[: len(held)] == index
+
+
+def test_of_a_file_that_is_larger_than_any_pack_little_is_read(
+    pack: tuple[LocalStorage, str, dict[bytes, tuple[int, bytes]]],
+) -> None:
+    """Whoever can write to a disk can make one of many TiB that takes up nothing."""
+    storage, name, held = pack
+    os.truncate(storage.local(name), 1 << 35)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedError):
+            read_index(storage, name, ARCHIVE)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(list(scan(storage, name, 65536))) == len(held)
 
 
 def test_a_hole_loses_one_chunk_and_no_other(
