@@ -57,6 +57,7 @@ _MEANINGS = {
         "dom0 has not listed its qubes yet, or not since its configuration changed",
         "in dom0: sparsebak-agent volumes",
     ),
+    Code.NOT_INSTALLED: ("what this needs is not installed in dom0", "see dom0's log"),
 }
 Parsed = TypeVar("Parsed", bound=Message)
 _EXITS = {

@@ -129,7 +129,7 @@ class _Process:
 
 def reply(data: bytes) -> None:
     """What the manager reads from an agent."""
-    answer = Reply("fuzz", Connection(_Process(data), io.BytesIO()), 1 << 16)  # type: ignore[arg-type]
+    answer = Reply("fuzz", Connection(_Process(data), None), 1 << 16)  # type: ignore[arg-type]
     kinds = {
         kind.KIND: kind
         for kind in (

@@ -82,3 +82,10 @@ def test_a_call_that_failed_is_waited_for() -> None:
     with pytest.raises(AgentError):
         Agent(service).list()
     assert service.waited == 1
+
+
+@pytest.mark.parametrize("code", [code for code in Code if code != Code.OK])
+def test_every_refusal_says_what_it_means_and_what_to_do(code: Code) -> None:
+    error = RefusedError("sparsebak.List", Status(code), "")
+    assert str(error).startswith("sparsebak.List: ") and error.hint
+    assert error.refusal == code
