@@ -119,14 +119,14 @@ def log_is_damaged_before_commit(site: Site) -> None:
     rng = random.Random(10)
     two_sessions(site, rng)
     agent = site.agent()
-    commit = agent.commit
+    ask = agent.ask_commit
 
-    def damage(qube: str, volume: str, session: bytes) -> None:
+    def damage(qube: str, volume: str, session: bytes) -> Callable[[], None]:
         for log in volumes(site).rglob("*.log"):
             log.write_bytes(log.read_bytes()[:-1])
-        commit(qube, volume, session)
+        return ask(qube, volume, session)
 
-    agent.commit = damage  # type: ignore[method-assign]
+    agent.ask_commit = damage  # type: ignore[method-assign]
     site.backup(agent=agent)
     assert list(site.images().values())[-1] == site.contents()
     site.disturb(rng)

@@ -64,7 +64,7 @@ def test_a_session_that_dom0_was_not_told_of(
     def lost(qube: str, volume: str, session: bytes) -> None:
         raise AgentError("cut")
 
-    agent.commit = lost  # type: ignore[method-assign]
+    agent.ask_commit = lost  # type: ignore[method-assign, assignment]
     time.sleep(1.1)  # sessions differ by their seconds
     with pytest.raises(AssertionError, match="cut"):
         made.backup(agent=agent)
