@@ -15,7 +15,7 @@ test: setup packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/files/test_vm.py --ignore=tests/zfs --ignore=tests/ceph --ignore=tests/ui/test_browser.py --ignore=tests/system
+	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/files/test_vm.py --ignore=tests/zfs --ignore=tests/ceph --ignore=tests/ui/in_browser --ignore=tests/system
 	$(VENV)/bin/pytest tests/system
 	$(VENV)/bin/python tools/oldest.py -n auto -q tests/unit tests/run
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -q -n 2 --dist worksteal

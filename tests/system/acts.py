@@ -22,7 +22,7 @@ STAMPS = Path("/var/lib/systemd/timers")
 
 def units(world: World) -> list[tuple[Machine, str]]:
     """Every unit of the project, and where it is."""
-    found = sorted((ROOT / "systemd").rglob("*.*"))
+    found = sorted(p for p in (ROOT / "systemd").rglob("*.*") if p.suffix != ".conf")
     return [(world.vm if path.parent.name == "vm" else world.dom0, path.name) for path in found]
 
 

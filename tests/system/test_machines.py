@@ -123,7 +123,10 @@ def test_a_share_of_the_archive_is_checked_each_night(world: World) -> None:
 
 
 def test_all_archives_at_a_place_are_kept(world: World) -> None:
-    """By the account that they belong to, which is set as docs/linux.md says."""
+    """By the account that they belong to, which is set as docs/linux.md says; the package brings
+    the one that is used by default.
+    """
+    assert "sparsebak-upkeep" in world.vm.run("getent", "passwd", "sparsebak-upkeep")
     folder = world.vm.root / "etc/sparsebak"
     folder.mkdir(exist_ok=True)
     metrics, page = (f"/var/lib/sparsebak-upkeep/upkeep.{end}" for end in ("prom", "html"))
