@@ -5,6 +5,8 @@ PREFIX ?= /usr
 LIB := $(PREFIX)/lib/sparsebak
 VENV := .venv
 READY := $(VENV)/.ready
+# Half as many again as there are cores, for tests wait for disks, servers and clocks a third of their time.
+WORKERS := $(shell expr $$(nproc) \* 3 / 2)
 
 .PHONY: test test-system test-lvm test-zfs test-files test-ceph test-ui test-places test-roots test-qubes office demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-office bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
@@ -15,9 +17,9 @@ test: setup packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n auto --ignore=tests/lvm --ignore=tests/files/test_vm.py --ignore=tests/zfs --ignore=tests/ceph --ignore=tests/ui/in_browser --ignore=tests/system
+	$(VENV)/bin/pytest -n $(WORKERS) --ignore=tests/lvm --ignore=tests/files/test_vm.py --ignore=tests/zfs --ignore=tests/ceph --ignore=tests/ui/in_browser --ignore=tests/system
 	$(VENV)/bin/pytest tests/system
-	$(VENV)/bin/python tools/oldest.py -n auto -q tests/unit tests/run
+	$(VENV)/bin/python tools/oldest.py -n $(WORKERS) -q tests/unit tests/run
 	$(VENV)/bin/python tools/lvm_vm.py tests/lvm -q -n 2 --dist worksteal
 	@if [ -s build/skipped ]; then echo "make test: passed, but not run here: $$(paste -sd';' build/skipped | sed 's/;/; /g')"; \
 	else echo "make test: passed, all of it"; fi
