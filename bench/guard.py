@@ -52,7 +52,7 @@ def main() -> int:
     run = measured(options.content, options.rounds)
     for step, figures in run.ratios.items():
         print(f"{step}: wall {figures['wall']:.3f}, processor {figures['cpu']:.3f} of {BESIDE}")
-    if not any(one.content == run.content for one in before):
+    if not history.alike(run, before):
         print("bench-guard: no run on as much data is kept to compare with; BENCH=--keep keeps one")
     worse = history.slower(run, before)
     if options.keep:

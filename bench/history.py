@@ -63,13 +63,17 @@ def keep(run: Run, path: Path = PATH) -> None:
         file.write(json.dumps(asdict(run)) + "\n")
 
 
+def alike(run: Run, before: Sequence[Run]) -> list[Run]:
+    """The latest runs on as much data, which are what a run is held against."""
+    return [one for one in before if one.content == run.content][-LATEST:]
+
+
 def slower(run: Run, before: Sequence[Run]) -> list[str]:
-    """A line for each figure that is worse than the median of the latest runs on as much data."""
-    alike = [one for one in before if one.content == run.content][-LATEST:]
-    found = []
+    """A line for each figure that is worse than the median of the runs that are alike."""
+    others, found = alike(run, before), []
     for step, figures in run.ratios.items():
         for what, now in figures.items():
-            kept = [one.ratios[step][what] for one in alike if what in one.ratios.get(step, {})]
+            kept = [one.ratios[step][what] for one in others if what in one.ratios.get(step, {})]
             usual = statistics.median(kept) if kept else now
             if now > max(usual, LEAST) * SLOWER[what]:
                 found.append(f"{step}: {what} {now:.3f} of zstd -3 -T2, usually {usual:.3f}")
