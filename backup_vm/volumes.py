@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from backup_vm.archive.image import Image
 
 
+IMAGE_SUFFIX = ".img"
+"""What a session's name ends with where it is shown as an image file."""
+
+
 @dataclass(frozen=True)
 class Named:
     """A volume of the archive. Without dom0 and without the key, ``qube`` is empty and ``volume``
