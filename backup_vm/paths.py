@@ -25,6 +25,16 @@ def home() -> Path | None:
         return None
 
 
+def state_folder() -> Path | None:
+    """Where this program remembers what must outlive a cache: ``$XDG_STATE_HOME/sparsebak``; None
+    where there is no home.
+    """
+    base, own = os.environ.get("XDG_STATE_HOME", ""), home()
+    if base.startswith("/"):
+        return Path(base) / "sparsebak"
+    return None if own is None else own / ".local/state/sparsebak"
+
+
 def expanded(text: str) -> str:
     """A path with ``~`` or ``~USER`` at its beginning replaced. Raise UsageError where that stands
     for nothing.

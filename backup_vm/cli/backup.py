@@ -159,6 +159,7 @@ def _verify(
     report: "Report",
 ) -> None:
     """Prove what this run stored, and note in the report what did not prove good."""
+    from backup_vm.archive import noting
     from backup_vm.jobs.verifying import Prover
 
     contents = _contents(archive, keys, listed)
@@ -175,6 +176,8 @@ def _verify(
             prover.prove_all(chosen)
         except SparsebakError as error:  # the backup itself is done, and is reported so
             report.unproven.append(("what was stored", error))
+    if prover.unnoted is not None:
+        context.warn(noting.line(prover.unnoted))
     report.proven = sum(proof.problem is None for proof in prover.proofs)
     report.unproven += [
         (f"{proof.volume.name} {proof.session.name}", DamagedError(proof.problem))

@@ -108,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
             )
     with context.contents(writing=not options.dry_run) as contents:
         removal = _chosen(context, contents, rules)
+        for line in removal.spoilt():
+            context.warn(line)
         if not options.dry_run and removal.doomed:
             context.confirm_by_hand(removal.question())
         return context.remove(removal)

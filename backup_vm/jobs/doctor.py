@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive import holding, notes
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.incomplete import incomplete, text
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import AgentError, DamagedError
@@ -134,8 +135,22 @@ def _of_sessions(archive: Archive) -> Iterator[Finding]:
         "no session yet",
         "backup",
     )
-    for volume_id in series:
-        if archive.catalog.marks.must_compare(volume_id):
+    found = archive.looking.steady(
+        lambda: incomplete(archive, archive.sessions()), lambda found: found.values()
+    )
+    for volume_id, sessions in series.items():
+        compare = archive.catalog.marks.must_compare(volume_id)
+        for line in text(f"volume {volume_id}", sessions, found):
+            if compare:
+                remedy = "run: sparsebak backup; it stores again what it can"
+            else:
+                remedy = (
+                    "what they lack can be had from a second copy alone, if there is one: sparsebak"
+                    " --archive COPY copy DIR, where DIR is this one; else remove them: sparsebak"
+                    " prune --session S QUBE/VOLUME"
+                )
+            yield Finding(BAD, line, remedy, "backup" if compare else "")
+        if compare:
             yield Finding(
                 WARN,
                 f"damage was found in volume {volume_id}",

@@ -32,6 +32,10 @@ class VolumeFiles:
         self._parser.close()
         self._reader.__exit__()
 
+    def spoilt(self, session: Session) -> list[str]:
+        """What is to be said of a session before it is opened: see Contents.spoilt."""
+        return self._contents.spoilt([(self._volume, session)])
+
     def open(self, session: Session, watch: bool = False) -> Side:
         """One session. Raises DamagedError, FileSystemError."""
         archive, name = self._contents.archive, self._volume.name

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.incomplete import incomplete, text
 from backup_vm.archive.prune import Pruned, prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
@@ -35,6 +36,22 @@ class Removal:
         where = next(iter(names)) if len(names) == 1 else count_text(len(names), "volume")
         sessions = count_text(len(self.doomed), "session")
         return f"Remove {sessions} of {where}? This cannot be undone."
+
+    def spoilt(self) -> list[str]:
+        """Lines about the volumes of which sessions go: which of these, and which of those that
+        stay, are known not to be whole. That the newest one is not may be why an older one is
+        wanted.
+        """
+        volumes = {volume.id: volume for volume, _ in self.doomed}
+        found = incomplete(self.archive, {id: one.series for id, one in volumes.items()})
+        doomed = {session.file for _, session in self.doomed}
+        lines: list[str] = []
+        for one in volumes.values():
+            goes = [session for session in one.sessions if session.file in doomed]
+            stays = [session for session in one.sessions if session.file not in doomed]
+            lines += text(f"{one.name}, what is to be removed", goes, found)
+            lines += text(f"{one.name}, what is left", stays, found)
+        return lines
 
     def foreseen(self) -> Pruned:
         """What ``run`` would do; as for chunks, nobody counted them."""

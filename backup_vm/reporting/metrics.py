@@ -32,6 +32,7 @@ _HELP = {
     "drill_timestamp_seconds": "Time of the last drill of any volume.",
     "drill_sound": "Whether that drill found nothing wrong.",
     "volume_sessions": "Sessions of the volume.",
+    "volume_spoilt_sessions": "Sessions of the volume that are known not to be whole.",
     "volume_size_bytes": "Size of the volume.",
     "volume_changed_bytes": "Bytes that changed since the newest session.",
     "volume_session_timestamp_seconds": "Time of the volume's newest session.",
@@ -108,6 +109,7 @@ def _of_archive(status: StatusRow) -> Iterator[Sample]:
     for volume in status["volumes"]:
         named = {**label, "volume": volume["name"]}
         yield "volume_sessions", named, volume["sessions"]
+        yield "volume_spoilt_sessions", named, volume["spoilt"]
         yield "volume_size_bytes", named, volume["size"]
         yield "volume_changed_bytes", named, volume["changed"]
         yield "volume_session_timestamp_seconds", named, volume["time"]

@@ -42,6 +42,8 @@ class SessionRow(TypedDict):
     tags: list[str]
     note: str
     verified: CheckRow | None
+    spoilt: str | None
+    """Why it is known not to be whole, if it is."""
 
 
 class VolumeRow(SpaceRow):
@@ -71,6 +73,8 @@ class StateRow(SpaceRow):
     time: int | None
     """Of the newest session."""
     sessions: int
+    spoilt: int
+    """How many of them are known not to be whole."""
     size: int
     changed: int | None
     """Bytes that changed since, as dom0 tells; None where it does not know the volume."""

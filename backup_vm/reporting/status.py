@@ -40,7 +40,8 @@ def look(
     """
     known = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
     seen = archive.looking.steady(
-        lambda: View.of(archive, stored_volumes(archive, keys, known), space)
+        lambda: View.of(archive, stored_volumes(archive, keys, known), space),
+        lambda view: view.spoilt.values(),
     )
     chunks, stored_bytes = archive.catalog.count()
     parameters = archive.parameters
@@ -49,6 +50,7 @@ def look(
     except DamagedError:  # reported by stored_volumes
         found = notes.Notes()
     problems = [] if failed is None else [f"agent: {failed}"]
+    problems += [str(error) for error in archive.damaged.values()]
     row: StatusRow = {
         "path": archive.storage.describe(),
         "label": parameters.label,
@@ -68,7 +70,7 @@ def look(
         "lock": _lock(archive),
         "next_run": next_run(),
         "volumes": _volumes(seen, listed),
-        "problems": problems + [str(error) for error in archive.damaged.values()],
+        "problems": problems + seen.spoilt_lines(seen.volumes),
     }
     return row, seen
 
@@ -159,12 +161,18 @@ def _volume(
         if flags & bit
     ]
     latest = named.sessions[-1] if named else None
+    spoilt = sum(session.file in seen.spoilt for session in (named.sessions if named else ()))
+    if not agent:
+        words = []
+    if spoilt:
+        words.append(f"{spoilt} spoilt")
     return {
         "name": named.name if named else entry.name if entry else volume_id,
         "id": volume_id,
         "latest": latest.name if latest else None,
         "time": latest.clear.time if latest else None,
         "sessions": len(named.sessions) if named else 0,
+        "spoilt": spoilt,
         "size": (
             entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0
         ),
@@ -172,7 +180,7 @@ def _volume(
         "changed": None if entry is None else entry.changed if latest else entry.size,
         "verified": check_row(last_verified(named)) if named else None,
         "drilled": check_row(named.notes.drills.get(volume_id)) if named else None,
-        "note": ", ".join(words) if agent else "",
+        "note": ", ".join(words),
     }
 
 

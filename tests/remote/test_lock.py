@@ -6,6 +6,7 @@ time, what stays is locked again, and what was removed is given back later.
 import itertools
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -162,10 +163,13 @@ def test_dates_that_are_forgotten_are_set_again_s3(client: Any, locked: Make) ->
             assert until(client, site, one) > before[one["VersionId"]]
 
 
-def test_a_retention_that_was_taken_out_holds_s3(client: Any, locked: Make) -> None:
+@pytest.mark.parametrize("cache", ["kept", "thrown away"])
+def test_a_retention_that_was_taken_out_holds_s3(client: Any, locked: Make, cache: str) -> None:
     """Whoever has the key writes an archive.toml that says nothing of it."""
     site = locked(DAYS)
     site.backup()
+    if cache == "thrown away":
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"])
     storage = open_storage(site.archive)
     there = load(storage)
     object.__setattr__(there, "retention", 0)

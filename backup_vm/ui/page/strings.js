@@ -83,6 +83,7 @@ export const S = {
   restore: "Restore …",
   browse: "Files",
   fullSession: "full",
+  spoilt: "spoilt",
 
   // simulator
   simulator: "What to keep",

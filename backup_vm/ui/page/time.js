@@ -118,7 +118,8 @@ export function draw(main, query) {
     const note = h("input", { value: session.note, "aria-label": S.noteOf(name, session.session),
       onchange: () => change({ note: note.value }) });
     return [session.session, name, pin, tags, note, size(session.size),
-      session.full ? S.fullSession : size(session.changed), acts(name, session)];
+      [session.full ? S.fullSession : size(session.changed), session.spoilt ? `, ${S.spoilt}` : ""],
+      acts(name, session)];
   }
 
   function acts(name, session) {
