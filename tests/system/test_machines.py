@@ -212,6 +212,17 @@ def test_timers_in_dom0_see_a_new_qube(world: World) -> None:
     assert fire(world.dom0, "sparsebak-check.timer") == "success"
 
 
+def test_the_monitor_removes_the_disposable_of_an_open_that_was_killed(world: World) -> None:
+    left, told = world.add("disp7", "DispVM", "vm-pool"), len(world.told(world.dom0))
+    folder = world.dom0.root / "var/lib/sparsebak/opening"
+    folder.mkdir(exist_ok=True)
+    (folder / "disp7").write_text(left.uuid)
+    assert fire(world.dom0, "sparsebak-monitor.timer") == "success"
+    assert "disp7" not in world.qubes and not list(folder.iterdir())
+    (said,) = world.told(world.dom0)[told:]
+    assert said.startswith("Disposable removed: disp7 is removed")
+
+
 @pytest.mark.parametrize("answers", [SERVICE_FILE, SOCKET])
 def test_a_restore_and_what_the_user_says(world: World, answers: str) -> None:
     listening(world, answers == SOCKET)
