@@ -78,6 +78,20 @@ def test_setup_gives_qubes_4_2_the_rules_that_it_needs(
         assert not policy.missing()
 
 
+def test_setup_says_which_archives_are_for_another_backup_vm(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what it says to do lets the new one have them."""
+    qubes.add_qube("keeper")
+    assert agent(qubes, "setup", "keeper") == 0
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "is for" in one]
+    program, *words = line.rpartition(": ")[2].split()
+    assert program == "sparsebak-agent" and agent(qubes, *words) == 0
+    capsys.readouterr()
+    assert agent(qubes, "setup", "keeper") == 0
+    assert "is for" not in capsys.readouterr().out
+
+
 def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(
     qubesd: Qubesd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
