@@ -85,16 +85,17 @@ class Context:
 
     @contextmanager
     def open(self, writing: bool | None = False) -> Iterator["Archive"]:
-        """The archive, locked, see open_archive; what was mended on the way is reported at
+        """The archive, locked, see open_in_time; what was mended on the way is reported at
         the end.
         """
         import sqlite3
 
-        from backup_vm.archive.opening import open_archive
+        from backup_vm.archive.turn import open_in_time
 
         place = self.location()
+        patience: float = getattr(self.options, "lock_wait", 0)
         try:
-            with open_archive(place, writing, self.options.command) as archive:
+            with open_in_time(place, writing, self.options.command, patience, self.warn) as archive:
                 try:
                     yield archive
                 finally:

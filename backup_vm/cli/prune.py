@@ -13,6 +13,7 @@ from backup_vm.cli.options import (
     duration,
     guard_options,
     key_option,
+    wait_option,
     yes_option,
 )
 
@@ -77,6 +78,7 @@ def add_to(commands: Any) -> None:
     dry_run_option(prune, "only show what would stay, why, and what would go")
     yes_option(prune)
     key_option(prune)
+    wait_option(prune)
     prune.set_defaults(run=run)
 
 

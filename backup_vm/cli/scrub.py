@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import parity_option, part_options, rate_option
+from backup_vm.cli.options import parity_option, part_options, rate_option, wait_option
 from backup_vm.errors import Exit, SparsebakError
 from backup_vm.terminal.text import count_text
 
@@ -32,6 +32,7 @@ def add_to(commands: Any) -> None:
     )
     part_options(scrub, "packs", "checked")
     rate_option(scrub)
+    wait_option(scrub)
     parity_option(scrub)
     scrub.add_argument(
         "--repair",

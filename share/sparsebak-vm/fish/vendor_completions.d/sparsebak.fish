@@ -51,7 +51,7 @@ function _shtab_sparsebak_using
 end
 
 set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify drill scrub prune delete tag export import copy keys records serve open doctor inspect unlock upkeep ui
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --as-of --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --onto --output --pack-size --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --as-of --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --lock-wait --max-removed --metrics --min-age --name --note --older-than --onto --output --pack-size --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -99,6 +99,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using backup' -l limit-rate -x -d 'by
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l pack-size -x -d 'bytes of a new pack, from 4M to 512M (default: as suits the archive'"'"'s size)'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l not-on-battery -d 'do nothing while the machine is on battery'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l not-metered -d 'do nothing while the network link is metered, as NetworkManager tells'
+complete -c sparsebak -n '_shtab_sparsebak_using backup' -l lock-wait -x -d 'while another run has the archive, wait for it, this long at most (default: 0)'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l ping-url -x -d 'tell this URL (as of healthchecks.io) of start, success or failure'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
@@ -438,6 +439,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using scrub' -s h -l help -d 'show th
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l sample -x -d 'only a part of the packs, such as 5% or 20G of their bytes, oldest check first'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l older-than -x -d 'only packs not checked in the last TIME, such as 30d or 1m'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
+complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l lock-wait -x -d 'while another run has the archive, wait for it, this long at most (default: 0)'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l parity -x -d 'then make parity for all that has none, or has changed: SHARE of the archive'"'"'s size (default: 10%)'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l repair -d 'mend what is damaged or missing, as far as parity can'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
@@ -469,6 +471,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using prune' -l min-age -x -d 'keep s
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -s n -l dry-run -d 'only show what would stay, why, and what would go'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l yes -d 'do not ask'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
+complete -c sparsebak -n '_shtab_sparsebak_using prune' -l lock-wait -x -d 'while another run has the archive, wait for it, this long at most (default: 0)'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l as-of -x -d 'read it as it was then (2026-11-20T08:30, in UTC), in a bucket that keeps versions'
