@@ -183,21 +183,30 @@ def rows_of(rows: bytes, wanted: Container[int] | None = None) -> Iterator[Row]:
     names = rows[at:].split(b"\0")
     if len(names) != count + 1 or names.pop():
         raise Unusable("a block has another number of names than of rows")
-    columns = _columns(rows, count)
-    what, depths, nodes = columns[0], columns[1], at - count * NODE_SIZE
-    stack: list[bytes] = []
-    for number, (name, depth) in enumerate(zip(names, depths, strict=True)):
-        if not name or b"/" in name or not 0 < depth <= min(len(stack) + 1, DEEPEST + 1):
-            raise Unusable("a block has a name that no file can have, or in no place")
-        del stack[depth - 1 :]
-        stack.append(name)
+    if b"" in names or rows.find(b"/", at) >= 0:
+        raise Unusable("a block has a name that no file can have")
+    starts, nodes = _starts(count), at - count * NODE_SIZE
+    what, depths = (struct.unpack_from(f"<{count}{_COLUMNS[i]}", rows, starts[i]) for i in (0, 1))
+    cells = [
+        (struct.Struct("<" + code), start)
+        for code, start in zip(_COLUMNS[2:], starts[2:], strict=False)
+    ]
+    if count and max(depths) > DEEPEST + 1:
+        raise Unusable("a block has a name in no place")
+    last, before = [0] * (DEEPEST + 2), 0  # the last row of each depth; the depth of the last row
+    for number, depth in enumerate(depths):
+        if not 0 < depth <= before + 1:
+            raise Unusable("a block has a name in no place")
+        last[depth], before = number, depth
         if what[number] == LEADS or (wanted is not None and number not in wanted):
             continue
-        path = b"/".join(stack)
+        path = b"/".join([names[one] for one in last[1 : depth + 1]])
         if what[number] == GONE:
             yield Row(path, None)
         elif what[number] == IS:
-            _, _, mode, links, uid, gid, major, minor, size, *times = (c[number] for c in columns)
+            mode, links, uid, gid, major, minor, size, *times = (
+                cell.unpack_from(rows, start + number * cell.size)[0] for cell, start in cells
+            )
             mtime, ctime = (times[i] * _SECOND + times[i + 1] for i in (0, 2))
             node = rows[nodes + number * NODE_SIZE : nodes + (number + 1) * NODE_SIZE]
             about = (mode, links, uid, gid, major, minor, size, mtime, ctime)
@@ -206,13 +215,10 @@ def rows_of(rows: bytes, wanted: Container[int] | None = None) -> Iterator[Row]:
             raise Unusable("a row says what no row says")
 
 
-def _columns(rows: bytes, count: int) -> list[tuple[int, ...]]:
-    sizes = [struct.calcsize("<" + code) * count for code in _COLUMNS]
-    starts = accumulate(sizes, initial=ROWS_HEAD_SIZE)
-    return [
-        struct.unpack_from(f"<{count}{code}", rows, at)
-        for code, at in zip(_COLUMNS, starts, strict=False)
-    ]
+def _starts(count: int) -> list[int]:
+    """Where each column begins in a block of so many rows, and the one of nodes."""
+    sizes = (struct.calcsize("<" + code) * count for code in _COLUMNS)
+    return list(accumulate(sizes, initial=ROWS_HEAD_SIZE))
 
 
 def named(rows: bytes, pattern: re.Pattern[bytes]) -> Iterator[Row]:
