@@ -6,6 +6,8 @@ place for what cannot be read.
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from backup_vm.cli.context import Context
@@ -47,6 +49,9 @@ def opened_volume(context: Context) -> "Iterator[tuple[Named, VolumeFiles]]":
 
     if context.options.source is not None:
         raise UsageError("what is between sessions is read from an archive", "leave out --from")
+    # Half a second goes to deriving the key of a passphrase, without the interpreter's lock: what
+    # takes longest of the rest is done meanwhile.
+    Thread(target=import_module, args=["numpy"]).start()
     with Parser() as parser:
         parser.begin()
         from backup_vm.jobs.files import VolumeFiles
