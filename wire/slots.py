@@ -50,7 +50,7 @@ _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
 @dataclass(frozen=True)
-class SlotHead(Structure):
+class SlotHead(Structure, compiled=COMPILED):
     """Beginning of a key slot: what makes the wrapping key of a secret."""
 
     kind: Annotated[int, Int8ul * "1 passphrase, 2 recovery key"]

@@ -187,6 +187,7 @@ def _ours(name: str) -> bool:
     return (
         _lasts(name)
         or naming.is_unfinished(name)
+        or naming.is_names(name)
         or name in (PARAMETERS, notes.NAME)
         or name.startswith(f"{FOLDER}/")
     )

@@ -295,13 +295,16 @@ def guard_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def session_option(parser: argparse.ArgumentParser, default: str = "latest") -> None:
-    """Declare --session for commands that take one."""
+def session_option(
+    parser: argparse.ArgumentParser, default: str = "latest", every: bool = False
+) -> None:
+    """Declare --session for commands that take one, or with ``every`` all."""
+    names = "'latest', or 'all'" if every else "or 'latest'"
     parser.add_argument(
         "--session",
         default=default,
         metavar="S",
-        help=f"its time, the beginning of it, a tag, or 'latest' (default: {default})",
+        help=f"its time, the beginning of it, a tag, {names} (default: {default})",
     )
 
 

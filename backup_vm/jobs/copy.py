@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from backup_vm.archive import notes, noting, packs, parameters, sessions
+from backup_vm.archive import name_index, notes, noting, packs, parameters, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import chain
@@ -92,6 +92,7 @@ def copy(
             delete(len(run.surplus))
         run.send_all()
         _copy_notes(source, target, run.done)
+        run.done.failed += name_index.copy(source, target)
         if delete is not None:
             run.remove()
         return run.done

@@ -50,7 +50,7 @@ function _shtab_sparsebak_using
   test "$_shtab_sparsebak_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' verify drill scrub prune delete tag export import copy keys records serve open doctor inspect unlock upkeep ui
+set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' 'files index' verify drill scrub prune delete tag export import copy keys records serve open doctor inspect unlock upkeep ui
 set -g _shtab_sparsebak_opts_with_value --add --agent --archive --as-of --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --lock-wait --max-removed --metrics --min-age --name --note --older-than --onto --output --pack-size --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
 
 complete -c sparsebak -e
@@ -283,7 +283,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using files tree' -s v -l verbose -d 
 complete -c sparsebak -n '_shtab_sparsebak_using files tree' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using files tree' -l json -d 'print data for programs'
 complete -c sparsebak -n '_shtab_sparsebak_using files tree' -l progress-fd -x -d 'write progress, a line of JSON at a time, to this open descriptor'
-complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a find -d 'Prints the paths below a folder that fit.'
+complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a find -d 'Prints the paths below a folder that fit; with --session all those of all sessions, each with the sessions from which and to which the file was the same.'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l partition -x -d 'which partition, or GROUP/VOLUME of LVM (default: the only one with a file system that can be read, or the only one beside FAT)'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
@@ -291,7 +291,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using files find' -l passphrase-file 
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l from -x -d 'with --grant on Qubes OS: the backup VM to read from, in place of an archive'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l name -x -d 'of the name: *, ? and [...] as in a shell'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l type -xka "f d l" -d 'f: regular files, d: folders, l: symbolic links'
-complete -c sparsebak -n '_shtab_sparsebak_using files find' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
+complete -c sparsebak -n '_shtab_sparsebak_using files find' -l session -x -d 'its time, the beginning of it, a tag, '"'"'latest'"'"', or '"'"'all'"'"' (default: latest)'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
 complete -c sparsebak -n '_shtab_sparsebak_using files find' -l as-of -x -d 'read it as it was then (2026-11-20T08:30, in UTC), in a bucket that keeps versions'
@@ -393,6 +393,25 @@ complete -c sparsebak -n '_shtab_sparsebak_using files diff' -s v -l verbose -d 
 complete -c sparsebak -n '_shtab_sparsebak_using files diff' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using files diff' -l json -d 'print data for programs'
 complete -c sparsebak -n '_shtab_sparsebak_using files diff' -l progress-fd -x -d 'write progress, a line of JSON at a time, to this open descriptor'
+complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a index -d 'Stores an index of the names in each session that has none, sealed, so that '"'"'find --session all'"'"' and '"'"'history'"'"' need not read the sessions.'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l partition -x -d 'which partition, or GROUP/VOLUME of LVM (default: the only one with a file system that can be read, or the only one beside FAT)'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l from -x -d 'with --grant on Qubes OS: the backup VM to read from, in place of an archive'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l again -d 'also where there is one'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l session -x -d 'its time, the beginning of it, a tag, '"'"'latest'"'"', or '"'"'all'"'"' (default: all)'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l as-of -x -d 'read it as it was then (2026-11-20T08:30, in UTC), in a bucket that keeps versions'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l require-mount -x -d 'do nothing unless this is mounted'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l caller -x -d 'with a local agent: call in the name of this qube (default: dom0)'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -s q -l quiet -d 'print nothing but errors'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -s v -l verbose -d 'print more, also where there is no terminal'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l json -d 'print data for programs'
+complete -c sparsebak -n '_shtab_sparsebak_using files index' -l progress-fd -x -d 'write progress, a line of JSON at a time, to this open descriptor'
 complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a verify -d 'Proves that sessions are what dom0 sealed, and complete: here with the key, else through dom0. With --sample or --older-than, a part of them: what was not proven for longest comes first, so that regular runs come to all.'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using verify' -l session -x -d 'a session, '"'"'latest'"'"' (default), or '"'"'all'"'"' (default with --sample and --older-than)'
