@@ -7,9 +7,13 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+REBOUND = "rebound.example"
+"""A name that the browser believes to be of this machine."""
 PATIENCE = 10.0
 """Seconds that anything may take to be there."""
 _START = 'exec "$0" "$@" 3<&"$SAYS" 4>&"$HEARS"'
@@ -32,6 +36,7 @@ class Browser:
                 *("bash", "-c", _START, chromium, "--headless=new", "--no-sandbox"),
                 *("--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
                 *("--disable-background-networking", "--remote-debugging-pipe"),
+                f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1",
                 *(f"--user-data-dir={folder}", "about:blank"),
             ],
             env={**os.environ, "SAYS": str(read), "HEARS": str(write)},
@@ -43,12 +48,38 @@ class Browser:
         os.close(write)
         self._rest, self._number, self._session = b"", 0, ""
         self.faults: list[str] = []
+        self._session = self._tab()
+        self.size(1200, 800)
+
+    def _tab(self) -> str:
+        """Open one more tab; returns its session."""
+        self._session = ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
+        self._session = str(attached["sessionId"])
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.size(1200, 800)
+        return self._session
+
+    @contextmanager
+    def another_tab(self) -> Iterator[None]:
+        """Do what follows in one more tab; the first is there again afterwards."""
+        first = self._session
+        try:
+            self._tab()
+            yield
+        finally:
+            self._session = first
+
+    def online(self, on: bool) -> None:
+        """Whether the browser reaches anything, this machine included."""
+        self.call(
+            "Network.emulateNetworkConditions",
+            offline=not on,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
 
     def scheme(self, name: str) -> None:
         """``light`` or ``dark``, as the user prefers."""
