@@ -190,24 +190,19 @@ class Api:
     async def _key(self, request: web.Request) -> dict[str, Any]:
         """Take a passphrase or recovery key, if it opens the archive; forget it if it is empty."""
         text = asked.text(await _body(request), "passphrase")
-        before = self.program.passphrase
-        self._reads.forget()
-        self.program.passphrase, self._recovery = None, False
         if not text:
+            self.program.passphrase, self._recovery = None, False
+            self._reads.forget()
             return {"opened": False}
         key = text.encode("utf-8", "surrogateescape")
         if len(key) > LONGEST_KEY or b"\n" in key:
-            self.program.passphrase = before
             raise BadRequest("a passphrase is one line")
-        self.program.passphrase = key
-        try:
-            async with self._reads.slot():
-                await self.program.ask(("list", "--no-space"))
-        except Failed:
-            self.program.passphrase = before
-            raise
+        async with self._reads.slot():
+            await self.program.ask(("list", "--no-space"), key)
+        self.program.passphrase, self._recovery = key, False
         with suppress(BadRecoveryKey):
             self._recovery = bool(parse_recovery(text))
+        self._reads.forget()
         return {"opened": True, "recovery": self._recovery}
 
     async def _refresh(self, request: web.Request) -> dict[str, Any]:

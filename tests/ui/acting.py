@@ -5,7 +5,7 @@ import json
 import time
 from pathlib import Path
 
-from tests.ui.browser import Browser
+from tests.ui.browser import PATIENCE, Browser
 
 REFUSED = ("status of 409", "ERR_INTERNET_DISCONNECTED")
 """What the page shows, and the browser logs as an error, too: a command's refusal, and that there
@@ -13,11 +13,12 @@ is no answer.
 """
 
 
-def done(browser: Browser, kind: str, count: int) -> None:
+def done(browser: Browser, kind: str, count: int, patience: float = PATIENCE) -> None:
     """Wait until so many pieces of work of a kind are done."""
     browser.wait(
         "[...document.querySelectorAll('.job[data-state=done]')]"
-        f".filter((one) => one.ariaLabel.startsWith({json.dumps(kind)})).length == {count}"
+        f".filter((one) => one.ariaLabel.startsWith({json.dumps(kind)})).length == {count}",
+        patience,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 REBOUND = "rebound.example"
 """A name that the browser believes to be of this machine."""
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds that anything may take to be there."""
 _START = 'exec "$0" "$@" 3<&"$SAYS" 4>&"$HEARS"'
 _FIND = """(() => {
@@ -63,13 +63,15 @@ class Browser:
 
     @contextmanager
     def another_tab(self) -> Iterator[None]:
-        """Do what follows in one more tab; the first is there again afterwards."""
+        """Do what follows in one more tab, which is closed then, and the first is there again."""
         first = self._session
         try:
             self._tab()
             yield
+            self.call("Page.close")
         finally:
             self._session = first
+            self.call("Page.bringToFront")
 
     def online(self, on: bool) -> None:
         """Whether the browser reaches anything, this machine included."""
@@ -138,18 +140,18 @@ class Browser:
         assert "exceptionDetails" not in found, (expression, found["exceptionDetails"])
         return found["result"].get("value")
 
-    def wait(self, expression: str) -> Any:
+    def wait(self, expression: str, patience: float = PATIENCE) -> Any:
         """Wait until an expression is true in the page; returns it."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + patience
         shown = f"(() => {{ const it = {expression}; return it?.nodeType ? true : it; }})()"
         while not (found := self.js(shown)):
             assert time.monotonic() < until, (expression, self.text(), self.faults)
             time.sleep(0.05)
         return found
 
-    def see(self, text: str) -> None:
+    def see(self, text: str, patience: float = PATIENCE) -> None:
         """Wait until a text is shown in the page."""
-        self.wait(f"document.body?.innerText?.includes({json.dumps(text)})")
+        self.wait(f"document.body?.innerText?.includes({json.dumps(text)})", patience)
 
     def text(self) -> str:
         """All that is shown."""

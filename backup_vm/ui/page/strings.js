@@ -246,6 +246,7 @@ export const S = {
   keyHelp: "Type the recovery key, or a passphrase, as it stands on paper. It is kept in memory until this program ends, and opens names and files meanwhile.",
   keyField: "Recovery key or passphrase",
   keyTry: "Try it",
+  keyTrying: "Trying it …",
   keyForget: "Forget it",
   keyGood: "The recovery key opens the archive.",
   keyOther: "This passphrase opens the archive. To finish, type the recovery key from paper, too.",

@@ -44,6 +44,7 @@ export function draw(main, query) {
   }
 
   async function look() {
+    if (!live) return;
     const mine = (drawn += 1);
     remember();
     try {

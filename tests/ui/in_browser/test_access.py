@@ -66,7 +66,7 @@ def test_axe_finds_nothing_on_any_page(browser: Browser, scheme: str, width: int
     wrong["files"] = violations(browser, script)
     browser.click("nav a", "Work")
     browser.online(False)
-    browser.see("does not answer")
+    browser.see("does not answer", 30)
     wrong["without an answer"] = violations(browser, script)
     browser.online(True)
     assert [f"{page}: {one}" for page, said in wrong.items() for one in said] == []

@@ -43,12 +43,12 @@ def test_the_disk_is_pulled_out_and_put_back(browser: Browser, site: Site) -> No
     browser.see("no archive")
     for name in ("Overview", "Time", "Files", "Space"):
         browser.click("nav a", name)
-        browser.wait("document.querySelector('main [role=alert]')")
-        assert "no archive" in browser.text(), name
+        browser.wait(f"document.querySelector('main h1')?.textContent == '{name}'")
+        browser.wait("document.querySelector('main').innerText.includes('no archive')")
     away.rename(site.archive)
     browser.click("nav a", "Work")
     browser.click("form button", "Back up")
-    assert state_of(browser, "Backup") == "done"
+    done(browser, "Backup", 2)
     turn_to(browser, "Overview")
     sound(browser)
 
@@ -106,7 +106,8 @@ def test_another_tab_and_the_back_button(page: Page, browser: Browser) -> None:
     browser.click("button", "Restore … vault")
     browser.see("it is overwritten")
     browser.js("history.back()")
-    browser.wait("location.hash == '#work' && !document.querySelector('dialog')")
+    browser.wait("!document.querySelector('dialog')")
+    assert browser.js("location.hash").startswith("#work")
     browser.js("history.forward()")
     browser.see("1 to 2 of 2 sessions")
     browser.click("button", "Files vault")
@@ -122,7 +123,7 @@ def test_a_program_that_was_killed_and_is_started_again(
 ) -> None:
     browser.see("never backed up")
     browser.online(False)
-    browser.see(NO_ANSWER)
+    browser.see(NO_ANSWER, 30)  # what was asked before may be answered still
     browser.online(True)
     browser.wait(f"!document.body.innerText.includes('{NO_ANSWER}')")
     page.kill()
@@ -165,7 +166,7 @@ def test_a_passphrase_that_is_wrong_three_times(locked: Browser) -> None:
     locked.write("input", "Recovery key or passphrase", PASSPHRASE.decode())
     locked.click("button", "Try it")
     locked.see("To finish, type the recovery key")
-    turn_to(locked, "Files")
+    files_of(locked, "work/private")
     locked.see("docs/")
     turn_to(locked, "Setup")
     locked.click("button", "Forget it")
@@ -256,7 +257,7 @@ def test_sixty_qubes_on_a_phone(phone: Browser) -> None:
     phone.see("1 new session")
     phone.click("button", "Choose all")
     phone.click("form button", "Back up")
-    done(phone, "Backup", 2)
+    done(phone, "Backup", 2, 120)
     texts = PAGES | {"Time": "1 to 50 of 61 sessions", "Overview": "checks without"}
     for name, text in texts.items():
         begun = time.monotonic()
@@ -291,11 +292,9 @@ def test_a_folder_is_downloaded_and_one_that_lacks_a_file_says_so(
         assert (out / "docs" / name).read_bytes() == (tree / "docs" / name).read_bytes()
     assert browser.js("!document.querySelector('main [role=alert]')")
     (downloads / "docs.tar").unlink()
-    # where the ends of packs are damaged, some file cannot be read to its end
     for pack in site.archive.glob("packs/*/*.pack"):
         raw = bytearray(pack.read_bytes())
-        for at in range(len(raw) // 2, len(raw) - 4096, 1 << 17):
-            raw[at] ^= 1
+        raw[len(raw) * 85 // 100] ^= 1  # more than 4 MiB within the large one
         pack.write_bytes(raw)
     browser.click("button", "Download all of docs")
     browser.wait("document.querySelector('main [role=alert]')")
