@@ -9,6 +9,8 @@ from backup_vm.errors import UsageError
 
 QREXEC_CLIENT = Path("/usr/bin/qrexec-client-vm")
 """Where this is, the machine is a qube."""
+SYSTEMD = Path("/run/systemd/system")
+"""Where this is, systemd runs (sd_booted(3))."""
 
 
 def home() -> Path | None:

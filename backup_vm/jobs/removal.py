@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Removing sessions that were chosen, or only saying what that would do."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
 from backup_vm.jobs.retention import duration_text
 from backup_vm.jobs.thinning import Verdict, held
+from backup_vm.reporting.locks import lock_row
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 from backup_vm.volumes import Named
 
@@ -91,12 +93,24 @@ class Removal:
             "waiting": done.waiting,
             "waiting_until": done.until or None,
         }
-        plan = [
-            {**_row(v.volume, v.session), "keep": v.keep, "why": list(v.why)}
-            for v in self.verdicts or ()
-        ]
+        plan = [self._verdict_row(verdict) for verdict in self.verdicts or ()]
         row |= {"plan": plan} if plan else {}
+        if dry_run:
+            row["lock"] = lock_row(self.archive)
         return row | {"held": self.held(), "spared": self.spared(), "min_age": self.min_age}
+
+    def _verdict_row(self, verdict: Verdict) -> dict[str, Any]:
+        """A verdict. ``spared_until``: when a session that stays for its own age alone is old
+        enough to go; None where it stays for anything else.
+        """
+        until = verdict.session.clear.time + self.min_age
+        return {
+            **_row(verdict.volume, verdict.session),
+            "keep": verdict.keep,
+            "why": list(verdict.why),
+            "spared": verdict.spared,
+            "spared_until": until if verdict.spared and until > time.time() else None,
+        }
 
     def plan(self, foreseen: Pruned) -> list[str]:
         """What would be done, for people."""

@@ -118,6 +118,20 @@ class LockRow(TypedDict):
     waiting_until: int | None
 
 
+class LeaseRow(TypedDict):
+    """A lease that another run holds; what it says of itself is its own word."""
+
+    kind: str
+    """``writer``, or ``notes`` of one that changes these."""
+    host: str
+    process: int
+    """0 where the lease says nothing that can be read."""
+    command: str
+    since: int
+    renewed: int
+    """By the store's clock."""
+
+
 class StatusRow(TypedDict):
     """The archive at a glance."""
 
@@ -139,6 +153,7 @@ class StatusRow(TypedDict):
     unproven: UnprovenRow | None
     drilled: DrillRow | None
     lock: LockRow | None
+    leases: list[LeaseRow]
     next_run: str | None
     volumes: list[StateRow]
     problems: list[str]

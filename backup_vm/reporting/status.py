@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The archive at a glance, as ``status`` prints it and ``report`` draws it."""
 
-import time
-
-from backup_vm.archive import holding, notes
+from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.parity.making import parity_files
 from backup_vm.errors import AgentError, DamagedError
-from backup_vm.quantities import days_text
+from backup_vm.reporting.locks import lease_rows, lease_text, lock_row, lock_text
 from backup_vm.reporting.rows import (
     DrillRow,
-    LockRow,
     StateRow,
     StatusRow,
     UnprovenRow,
@@ -20,7 +17,7 @@ from backup_vm.reporting.rows import (
     space_row,
 )
 from backup_vm.reporting.view import View, last_verified, next_run
-from backup_vm.terminal.text import count_text, ratio_text, size_text, table, waiting_text
+from backup_vm.terminal.text import ratio_text, size_text, table
 from backup_vm.volumes import Named, stored_volumes
 from common.text import session_name
 from wire.chunks import Keys
@@ -49,7 +46,8 @@ def look(
         found = notes.load(archive.storage)
     except DamagedError:  # reported by stored_volumes
         found = notes.Notes()
-    problems = [] if failed is None else [f"agent: {failed}"]
+    leases, problems = lease_rows(archive)
+    problems += [] if failed is None else [f"agent: {failed}"]
     problems += [str(error) for error in archive.damaged.values()]
     row: StatusRow = {
         "path": archive.storage.describe(),
@@ -67,44 +65,13 @@ def look(
         "unscrubbed": _unscrubbed(archive, found),
         "unproven": _unproven(seen.volumes),
         "drilled": _drilled(seen.volumes),
-        "lock": _lock(archive),
+        "lock": lock_row(archive),
+        "leases": leases,
         "next_run": next_run(),
         "volumes": _volumes(seen, listed),
         "problems": problems + seen.spoilt_lines(seen.volumes),
     }
     return row, seen
-
-
-def _lock(archive: Archive) -> LockRow | None:
-    held = holding.state(archive)
-    if held is None:
-        return None
-    return {
-        "retention": held.retention,
-        "until": held.until or None,
-        "unknown": held.unknown,
-        "late": held.late(time.time()),
-        "waiting": held.waiting,
-        "waiting_until": held.waiting_until or None,
-    }
-
-
-def _lock_text(row: LockRow | None) -> list[str]:
-    if row is None:
-        return []
-    until = f", until {session_name(row['until'])} at least" if row["until"] else ""
-    unknown = (
-        f"; of {count_text(row['unknown'], 'file')} this machine does not know that"
-        if row["unknown"]
-        else ""
-    )
-    late = (
-        " Less than half is left: run a backup or prune, which lock again." if row["late"] else ""
-    )
-    return [
-        f"Locked for {days_text(row['retention'])}{until}{unknown}.{late}",
-        *waiting_text(row["waiting"], row["waiting_until"] or 0),
-    ]
 
 
 def _unscrubbed(archive: Archive, found: notes.Notes) -> UnscrubbedRow:
@@ -252,6 +219,7 @@ def text(status: StatusRow) -> str:
         + (f" Next backup: {status['next_run']}." if status["next_run"] else ""),
         *_unproven_text(status["unproven"]),
         _drill_text(status["drilled"]),
-        *_lock_text(status["lock"]),
+        *lock_text(status["lock"]),
+        *(f"Another run holds its lease: {lease_text(row)}." for row in status["leases"]),
     ]
     return "\n".join([*head, *status["problems"], "", table(rows, frozenset(range(2, 9)))])

@@ -89,11 +89,18 @@ def last_verified(volume: Named) -> Check | None:
 
 
 def next_run() -> str | None:
-    """When systemd will start the next backup here, as it writes it; None if it is not known to."""
+    """When systemd will start the next backup here, as it writes it, or that one is at work now;
+    None if it is not known to.
+    """
     if shutil.which("systemctl") is None:
         return None
-    found = systemctl("show", "--property=NextElapseUSecRealtime", "--value", TIMER)
-    return found if found not in ("", "n/a") else None
+    wanted = ("NextElapseUSecRealtime", "SubState")
+    said = systemctl("show", f"--property={','.join(wanted)}", TIMER)
+    found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    if found.get("SubState") == "running":  # a timer has no next time until what it started ends
+        return "at work now"
+    when = found.get("NextElapseUSecRealtime", "")
+    return when if when not in ("", "n/a") else None
 
 
 def systemctl(*words: str) -> str:

@@ -89,9 +89,19 @@ def test_what_is_removed_is_given_back_later_s3(
     status = commands.json("status")["lock"]
     assert status["waiting"] == done["waiting"] and status["retention"] == SHORT
     assert "may not be removed for good before" in commands.run("status")[0]
+    plan = commands.json("prune", "--keep-last", "1", "--dry-run")
+    assert plan["lock"]["waiting"] == done["waiting"]
+
+    def told() -> list[tuple[str, str]]:
+        found = commands.json("doctor", expect=None)["findings"]
+        rows = [row for row in found if "may not be removed for good" in row["what"]]
+        return [(row["state"], row["work"]) for row in rows]
+
+    assert told() == [("ok", "prune")] or done["waiting_until"] < time.time()
     assert list(site.images().values()) == [contents]
     before = sum(version["Size"] for version in versions(client, site))
     time.sleep(max(0.0, done["waiting_until"] + 1.1 - time.time()))
+    assert told() == [("warn", "prune")], "now a prune gives it back"
     again = commands.json("prune", "--keep-last", "1", "--max-removed", "100%")
     assert again["removed"] == [] and again["freed"] >= done["waiting"]
     # What is overwritten by this run itself, its notes, waits again.
