@@ -10,9 +10,9 @@ import codecs
 import contextlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from common.values import dataclass
 from wire.chunks import (
     KEY_SIZE,
     NONCE_SIZE,

@@ -12,7 +12,6 @@ The retention is remembered there, too: archive.toml can be replaced by one that
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import naming, notes
@@ -24,6 +23,7 @@ from backup_vm.archive.parameters import NAME as PARAMETERS
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import CannotLockError, SparsebakError
 from backup_vm.quantities import days_text
+from common.values import dataclass
 
 if TYPE_CHECKING:
     from backup_vm.archive.storage.vault import Left

@@ -25,7 +25,6 @@ import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +33,7 @@ from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.listing import Listing
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
+from common.values import dataclass
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive

@@ -2,7 +2,6 @@
 """Removing sessions that were chosen, or only saying what that would do."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from backup_vm.archive.archive import Archive
@@ -13,6 +12,7 @@ from backup_vm.jobs.retention import duration_text
 from backup_vm.jobs.thinning import Verdict, held
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 from backup_vm.volumes import Named
+from common.values import dataclass
 
 
 @dataclass(frozen=True)
