@@ -2,7 +2,8 @@
 """Sizes and shares as people write them: ``20G``, ``5%``."""
 
 import re
-from dataclasses import dataclass
+
+from common.values import dataclass
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII)
 _LEAST = 0.01

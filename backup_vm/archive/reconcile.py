@@ -34,6 +34,7 @@ from backup_vm.archive.listing import Listing
 from backup_vm.archive.remembered import Remembered, end_replacing
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
+from common.values import dataclass
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive

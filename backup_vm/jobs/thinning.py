@@ -4,7 +4,6 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.sessions import Session
@@ -15,6 +14,7 @@ from backup_vm.jobs.guard import Guard, Watch
 from backup_vm.jobs.retention import AHEAD, Candidate, Rules, duration_text, reasons
 from backup_vm.quantities import parse_size
 from backup_vm.volumes import Contents, Named
+from common.values import dataclass, replace
 
 ROOM = "makes room"
 NO_RULES = Rules()
