@@ -4,6 +4,7 @@ docs/config.toml with its meaning.
 """
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from backup_vm.jobs.retention import Rules, parse_table
 from backup_vm.paths import home, read_small
 from backup_vm.quantities import parse_share
 from backup_vm.rate import parse_rate
-from common.values import dataclass, field
 from wire.names import BadName, parse_name, parse_volume_name
 
 LARGEST = 1 << 20

@@ -5,6 +5,7 @@ and to nobody else.
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.archive.archive import Archive
@@ -14,7 +15,6 @@ from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, SparsebakError, UsageError, WrongKeyError
 from backup_vm.unsealing import AnyKeys, unseal
 from common.text import is_session_name, session_name
-from common.values import dataclass, field, replace
 from wire.chunks import NotAuthentic
 from wire.grants import Grant
 from wire.names import BadName, parse_name, parse_volume_name, set_aside

@@ -7,10 +7,10 @@ import os
 import re
 import time
 import tomllib
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from common.values import asdict, dataclass, field, fields
 from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE
 from wire.names import BadName, parse_name, parse_volume_name
 
@@ -148,7 +148,7 @@ def load(path: Path) -> Config:
 
 
 def _check(path: Path, raw: dict[str, Any]) -> Config:
-    known = {one.name for one in fields(Config)} - {"path", "volumes"} | {"pool", "volume"}
+    known = set(Config.__dataclass_fields__) - {"path", "volumes"} | {"pool", "volume"}
     if unknown := sorted(set(raw) - known):
         raise ValueError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
     catalog = raw.get("catalog", "static")

@@ -11,9 +11,9 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from common.values import dataclass
 from wire.chunks import (
     KEY_SIZE,
     NONCE_SIZE,

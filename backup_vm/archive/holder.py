@@ -10,10 +10,10 @@ import json
 import os
 import time
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.text import printable
-from common.values import asdict, dataclass
 
 given_back: set[str] = set()
 """Tokens of leases that this process has had: one may still be there, when the store could not be

@@ -13,6 +13,7 @@ archive.toml can be replaced by one that says less.
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import lasting, naming, notes
@@ -24,7 +25,6 @@ from backup_vm.archive.parameters import NAME as PARAMETERS
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import CannotLockError, SparsebakError
 from backup_vm.quantities import days_text
-from common.values import dataclass
 
 if TYPE_CHECKING:
     from backup_vm.archive.storage.vault import Left

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from backup_vm import stopping
@@ -22,7 +23,6 @@ from backup_vm.archive.lease_files import NOTES
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from common.durable import Busy, closing_fd, lock_fd
-from common.values import dataclass, field
 from wire import FORMAT, other_format
 from wire.layout import LAST_TIME
 

@@ -19,6 +19,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backup_vm.archive.archive import Archive
@@ -26,7 +27,6 @@ from backup_vm.archive.pack_size import pack_size
 from backup_vm.archive.packs import NewPack
 from backup_vm.archive.partial import Partial
 from backup_vm.errors import DamagedError
-from common.values import dataclass, field
 from wire.chunks import ZERO_ID
 
 if TYPE_CHECKING:

@@ -4,12 +4,12 @@ lines before.
 """
 
 import tomllib
+from dataclasses import dataclass
 from typing import Any
 
 from backup_vm.archive.damage import text_checksum
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
-from common.values import dataclass
 from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import KEY_SIZE, SUITES, Keys
 from wire.layout import LAST_TIME

@@ -15,6 +15,7 @@ import operator
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import naming
@@ -23,7 +24,6 @@ from backup_vm.archive.format import GROUP, SESSION_ENTRY_SIZE, pack_numbers, un
 from backup_vm.archive.storage import WHOLE, Storage, Workspace
 from backup_vm.errors import DamagedError, ForbiddenError
 from common.durable import closing_fd, pwrite_all
-from common.values import replace
 from wire.chunks import ID_SIZE, ZERO_ID
 from wire.merkle import chunk_count
 from wire.messages import OFFER_FULL, Offer

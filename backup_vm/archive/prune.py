@@ -13,6 +13,7 @@ that is so nothing is given back, and what a session that is kept may need of it
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from typing import IO
 
 from backup_vm.archive import derive, holding, merge, name_index, naming, notes, reconcile, sessions
@@ -22,7 +23,6 @@ from backup_vm.archive.partial import Partial
 from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
-from common.values import dataclass, replace
 
 
 @dataclass(frozen=True)

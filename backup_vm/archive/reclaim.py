@@ -18,12 +18,12 @@ it could leave there what it had, and that resumes from its own partial session.
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import packs, references
 from backup_vm.archive.packs import NewPack, Packed, PackReader
 from backup_vm.errors import DamagedError, ForbiddenError
-from common.values import dataclass, field
 from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:

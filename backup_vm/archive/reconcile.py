@@ -25,6 +25,7 @@ import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,6 @@ from backup_vm.archive.listing import Listing
 from backup_vm.archive.remembered import Remembered, end_replacing
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
-from common.values import dataclass
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive

@@ -2,6 +2,7 @@
 """``sparsebak backup``: back up the volumes named, or all."""
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli import keeping
@@ -16,7 +17,6 @@ from backup_vm.cli.options import (
 from backup_vm.cli.pack_size import pack_size_option, use_pack_size
 from backup_vm.errors import DamagedError, Exit, SparsebakError
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text
-from common.values import asdict
 
 if TYPE_CHECKING:
     from backup_vm.agent.client import Agent

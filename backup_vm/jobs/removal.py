@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from backup_vm.archive.archive import Archive
@@ -15,7 +16,6 @@ from backup_vm.jobs.thinning import Verdict, held
 from backup_vm.reporting.locks import lock_row
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 from backup_vm.volumes import Named
-from common.values import dataclass
 
 
 @dataclass(frozen=True)

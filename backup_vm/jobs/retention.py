@@ -10,9 +10,8 @@ kept if any rule keeps it, and the newest one always.
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
-
-from common.values import dataclass, fields, replace
 
 DAY = 86400
 AHEAD = DAY

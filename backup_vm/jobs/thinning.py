@@ -4,6 +4,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.sessions import Session
@@ -14,7 +15,6 @@ from backup_vm.jobs.guard import Guard, Watch
 from backup_vm.jobs.retention import AHEAD, Candidate, Rules, duration_text, reasons
 from backup_vm.quantities import parse_size
 from backup_vm.volumes import Contents, Named
-from common.values import dataclass, replace
 
 ROOM = "makes room"
 NO_RULES = Rules()

@@ -4,6 +4,7 @@ otherwise.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from backup_vm.agent.call import RefusedError
@@ -16,7 +17,6 @@ from backup_vm.jobs.reading import image_bytes, read_image
 from backup_vm.jobs.sampling import Candidate
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import Contents, Named
-from common.values import dataclass
 from wire.merkle import chunk_count
 from wire.status import STATUS_OLDER, STATUS_UNKNOWN, Code
 

@@ -9,11 +9,11 @@ qubesd nor the configuration has to know it still.
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.durable import Busy, closing_fd, lock, make_directory
-from common.values import dataclass
 from dom0_agent.admin.qubes_catalog import QubesCatalog
 from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Volume, recall, remember

@@ -4,11 +4,11 @@ streams.
 """
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
 from backup_vm.errors import UsageError
-from common.values import dataclass
 from wire.names import BadName, parse_name
 
 if TYPE_CHECKING:
