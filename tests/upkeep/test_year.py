@@ -17,7 +17,7 @@ from tests.upkeep.kit import DAY, Office
 RULES = """
 sample = "20%"
 max_age = "21d"
-[retention]
+[prune]
 keep_daily = 5
 keep_weekly = 4
 keep_monthly = 12
