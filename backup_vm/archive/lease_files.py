@@ -9,6 +9,7 @@ shown or compared.
 import os
 import re
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from backup_vm.archive.holder import Holder
@@ -110,6 +111,20 @@ def look(locks: Locks, kind: str = WRITER) -> Found:
         now = times.get(probe, max(times.values(), default=0.0))
         found = _judged(locks, kind, times, now)
     return found
+
+
+def seen(locks: Locks, kind: str = WRITER) -> tuple[float, Holder] | None:
+    """The lease that another run has, or has left, and when it was written last, by the store's
+    clock; None without any. It writes nothing, for whoever only looks; so it cannot tell how old
+    the lease is there.
+    """
+    times = locks.list()
+    for name in sorted(filter(partial(is_of, kind), times), key=generation, reverse=True):
+        with suppress(FileNotFoundError):
+            holder = Holder.load(locks.read(name))
+            if not holder.gone() and not holder.ours():
+                return times[name], holder
+    return None
 
 
 def dead_probes(times: dict[str, float], now: float) -> list[str]:

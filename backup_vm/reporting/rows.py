@@ -105,6 +105,8 @@ class LockRow(TypedDict):
     """Seconds."""
     until: int | None
     """The first date that comes."""
+    last: int | None
+    """The last one."""
     unknown: int
     """Files of which no date is known."""
     late: bool
@@ -112,6 +114,17 @@ class LockRow(TypedDict):
     waiting: int
     """Bytes that were removed or replaced, and that may not be removed for good yet."""
     waiting_until: int | None
+
+
+class LeaseRow(TypedDict):
+    """The lease that another run has on the archive, or has left."""
+
+    host: str
+    process: int
+    since: int | None
+    """When that run began, by its machine's clock."""
+    renewed: int
+    """When it was renewed last, by the store's clock."""
 
 
 class StatusRow(TypedDict):
@@ -126,6 +139,7 @@ class StatusRow(TypedDict):
     stored: int
     parity: int
     """Bytes of parity files."""
+    parity_files: int
     free: int | None
     capacity: int | None
     """Bytes of the whole disk; None where it has no such number."""
@@ -135,6 +149,7 @@ class StatusRow(TypedDict):
     unproven: UnprovenRow | None
     drilled: DrillRow | None
     lock: LockRow | None
+    lease: LeaseRow | None
     next_run: str | None
     volumes: list[StateRow]
     problems: list[str]

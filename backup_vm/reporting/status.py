@@ -3,13 +3,15 @@
 
 import time
 
-from backup_vm.archive import holding, notes
+from backup_vm.archive import holding, lease_files, notes
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.holder import LONGEST_HOST
 from backup_vm.archive.parity.making import parity_files
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.quantities import days_text
 from backup_vm.reporting.rows import (
     DrillRow,
+    LeaseRow,
     LockRow,
     StateRow,
     StatusRow,
@@ -22,8 +24,9 @@ from backup_vm.reporting.rows import (
 from backup_vm.reporting.view import View, last_verified, next_run
 from backup_vm.terminal.text import count_text, ratio_text, size_text, table, waiting_text
 from backup_vm.volumes import Named, stored_volumes
-from common.text import session_name
+from common.text import printable, session_name
 from wire.chunks import Keys
+from wire.layout import LAST_TIME
 from wire.messages import VOLUME_GONE, VOLUME_PENDING, VolumeEntry
 
 
@@ -49,6 +52,7 @@ def look(
     except DamagedError:  # reported by stored_volumes
         found = notes.Notes()
     problems = [] if failed is None else [f"agent: {failed}"]
+    parity = [archive.storage.allocated(name) for name in parity_files(archive)]
     row: StatusRow = {
         "path": archive.storage.describe(),
         "label": parameters.label,
@@ -57,7 +61,8 @@ def look(
         "chunk_size": parameters.chunk_size,
         "chunks": chunks,
         "stored": stored_bytes,
-        "parity": sum(map(archive.storage.allocated, parity_files(archive))),
+        "parity": sum(parity),
+        "parity_files": len(parity),
         "free": archive.storage.free(),
         "capacity": archive.storage.capacity(),
         "scrubbed": check_row(found.scrubbed),
@@ -66,6 +71,7 @@ def look(
         "unproven": _unproven(seen.volumes),
         "drilled": _drilled(seen.volumes),
         "lock": _lock(archive),
+        "lease": _lease(archive),
         "next_run": next_run(),
         "volumes": _volumes(seen, listed),
         "problems": problems + [str(error) for error in archive.damaged.values()],
@@ -80,11 +86,39 @@ def _lock(archive: Archive) -> LockRow | None:
     return {
         "retention": held.retention,
         "until": held.until or None,
+        "last": held.last or None,
         "unknown": held.unknown,
         "late": held.late(time.time()),
         "waiting": held.waiting,
         "waiting_until": held.waiting_until or None,
     }
+
+
+def _lease(archive: Archive) -> LeaseRow | None:
+    storage = archive.storage
+    if storage.elsewhere and not storage.writable():  # as it was: of what is now it tells nothing
+        return None
+    try:
+        found = lease_files.seen(storage.locks())
+    except OSError:  # whoever may read the archive may not read who writes to it
+        return None
+    if found is None:
+        return None
+    renewed, holder = found
+    return {
+        "host": printable(holder.host[:LONGEST_HOST]),
+        "process": holder.process if 0 < holder.process < 1 << 32 else 0,
+        "since": holder.since if 0 < holder.since <= LAST_TIME else None,
+        "renewed": int(renewed),
+    }
+
+
+def _lease_text(row: LeaseRow | None) -> list[str]:
+    if row is None:
+        return []
+    who = f"{row['host']}, process {row['process']}" if row["process"] else "holder unknown"
+    renewed = session_name(row["renewed"])
+    return [f"In use by another run ({who}), whose lease was renewed {renewed}."]
 
 
 def _lock_text(row: LockRow | None) -> list[str]:
@@ -245,5 +279,6 @@ def text(status: StatusRow) -> str:
         *_unproven_text(status["unproven"]),
         _drill_text(status["drilled"]),
         *_lock_text(status["lock"]),
+        *_lease_text(status["lease"]),
     ]
     return "\n".join([*head, *status["problems"], "", table(rows, frozenset(range(2, 9)))])
