@@ -60,6 +60,8 @@ def test_three_machines(store_server: Server, monkeypatch: pytest.MonkeyPatch) -
                     begun = time.monotonic()
                     world.look()
                     world.noted(begun, "look")
+                if world.faults:
+                    break
             begun = time.monotonic()
             world.end()
             world.noted(begun, "end")
