@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.archive.incomplete import spoilt_volumes
     from backup_vm.jobs.copy import Making, copy
     from backup_vm.jobs.guard import Guard
-    from backup_vm.jobs.retention import duration_text
+    from backup_vm.jobs.keep_rules import duration_text
     from backup_vm.paths import expanded
 
     context = Context(options)
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         for line in spoilt_volumes(archive):
             context.warn(line)
         delete = confirm if options.delete else None
-        guard = Guard(options.max_removed, options.min_age).over(context.config.retention.guard)
+        guard = Guard(options.max_removed, options.min_age).over(context.config.pruning.guard)
         making = Making(options.init, options.retention or 0)
         done = copy(archive, target, progress, delete, making, context.keys(archive), guard)
     for problem in done.failed:
