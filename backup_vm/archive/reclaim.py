@@ -16,12 +16,12 @@ as the catalog knows, stays for a day: it may be of a run on another machine tha
 it could leave there what it had, and that resumes from its own partial session.
 """
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import packs, references
+from backup_vm.archive.holes import has_block, holes
 from backup_vm.archive.packs import NewPack, Packed, PackReader
 from backup_vm.errors import DamagedError, ForbiddenError
 from wire.chunks import ID_SIZE
@@ -170,27 +170,6 @@ def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[_Pack
             yield _Pack(number, names[number], index if mostly else mine, mostly)
 
 
-def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[bool]:
-    """Of each entry, whether its space was given back: a hole, where the random salt of a sealed
-    chunk would be.
-
-    What cannot be read counts as a hole: it is of as little use.
-    """
-    if not may_have_holes(archive, name):
-        yield from (False for _ in entries)
-        return
-    with packs.PackReader(archive.storage) as reader:
-        for one in entries:
-            yield reader.hollow(name, one)
-
-
-def may_have_holes(archive: "Archive", name: str) -> bool:
-    """Whether a pack takes up less than its size, or that cannot be known."""
-    with suppress(OSError, DamagedError):  # a FIFO in its place, say: it is not read either
-        return archive.storage.allocated(name) < archive.storage.size(name)
-    return True
-
-
 def _judge(archive: "Archive", group: list[_Pack]) -> None:
     """Find out what is referred to. Raises DamagedError when a session is not what was written."""
     import numpy as np
@@ -278,7 +257,7 @@ def _punch(archive: "Archive", packs_to_punch: list[_Pack]) -> tuple[int, int]:
         there = [
             (entry.offset, entry.length)
             for entry, hole in zip(pack.dead, holes(archive, pack.name, pack.dead), strict=True)
-            if not hole
+            if not hole and has_block(entry)
         ]
         if not storage.punch(pack.name, there):
             break
