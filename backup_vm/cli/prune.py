@@ -11,6 +11,7 @@ from backup_vm.cli.options import (
     checked,
     dry_run_option,
     duration,
+    given,
     guard_options,
     key_option,
     yes_option,
@@ -40,7 +41,11 @@ def add_to(commands: Any) -> None:
         "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="whose sessions (default: all volumes)"
     )
     prune.add_argument(
-        "--session", action="append", metavar="S", help="remove this one; may be given again"
+        "--session",
+        action="append",
+        type=given,
+        metavar="S",
+        help="remove this one; may be given again",
     )
     for period in _PERIODS:
         what = (
@@ -70,6 +75,7 @@ def add_to(commands: Any) -> None:
     )
     prune.add_argument(
         "--until-free",
+        type=given,
         metavar="ROOM",
         help="then remove the oldest until 10%% of the disk, or 20G, are free",
     )
