@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from backup_vm.archive import notes, packs, parameters, sessions
+from backup_vm.archive import catalog_file, notes, packs, parameters, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import chain
@@ -81,7 +81,10 @@ def copy(
     resumes.
     """
     _prepare(source, location, making)
-    with open_archive(location, writing=True, command="copy") as target:
+    with (
+        catalog_file.explained(f"the catalog of {location}"),
+        open_archive(location, writing=True, command="copy") as target,
+    ):
         _same_archive(source, target)
         target.pack_size = source.pack_size
         run = _Run(source, target, progress, keys, guard)
