@@ -100,6 +100,7 @@ def _count(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.cli.removing import remove
     from backup_vm.errors import UsageError
 
     context = Context(options)
@@ -120,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
             context.warn(line)
         if not options.dry_run and removal.doomed:
             context.confirm_by_hand(removal.question())
-        return context.remove(removal)
+        return remove(context, removal)
 
 
 def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal":
