@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from backup_vm.archive import catalog_file, naming, packs, references
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.catalog_file import GATHERED
+from backup_vm.archive.holes import holes, may_have_holes
 from backup_vm.archive.image import split
-from backup_vm.archive.reclaim import holes, may_have_holes
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
 from wire.chunks import ZERO_ID

@@ -37,13 +37,14 @@ _WAITING = "waiting"
 @dataclass(frozen=True)
 class Held:
     """How an archive is locked, as far as this machine knows. ``retention`` in seconds; ``until``:
-    the first date that comes (Unix seconds, 0: none is known); ``unknown``: how many files no date
-    is known of; ``waiting`` bytes that were removed, and may not be removed for good before
-    ``waiting_until``.
+    the first date that comes (Unix seconds, 0: none is known), ``last`` the last one; ``unknown``:
+    how many files no date is known of; ``waiting`` bytes that were removed, and may not be removed
+    for good before ``waiting_until``.
     """
 
     retention: int
     until: int = 0
+    last: int = 0
     unknown: int = 0
     waiting: int = 0
     waiting_until: int = 0
@@ -207,6 +208,7 @@ def state(archive: Archive) -> Held | None:
     return Held(
         retention,
         min(known, default=0),
+        max(known, default=0),
         len(there) - len(known),
         _number(waiting),
         _number(until),

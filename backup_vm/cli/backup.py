@@ -9,13 +9,14 @@ from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
     dry_run_option,
+    given,
     key_option,
     moment_options,
     rate_option,
     wait_option,
 )
 from backup_vm.cli.pack_size import pack_size_option, use_pack_size
-from backup_vm.errors import DamagedError, Exit, SparsebakError
+from backup_vm.errors import DamagedError, Exit, SparsebakError, UsageError
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def add_to(commands: Any) -> None:
     wait_option(backup)
     backup.add_argument(
         "--ping-url",
+        type=given,
         metavar="URL",
         help="tell this URL (as of healthchecks.io) of start, success or failure",
     )
@@ -79,6 +81,8 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    if options.all and options.volumes:
+        raise UsageError("--all and names of volumes contradict each other", "give one of the two")
     note = _asked_note(options)
     context = Context(options)
     if options.dry_run:
@@ -143,7 +147,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         _tell(context, report)
         too_much = False
         # What is old goes only when what is new has proven good, if that is asked for.
-        if context.config.retention.after_backup and report.done and not report.unproven:
+        if context.config.pruning.after_backup and report.done and not report.unproven:
             try:
                 too_much = _prune(context, archive, chosen, report)
             except SparsebakError as error:  # the backup itself is done, and was reported so
@@ -231,7 +235,7 @@ def _prune(
     contents = _contents(archive, None, listed)
     done = {one.name for one in report.done}
     chosen = [volume for volume in contents.volumes if volume.name in done]
-    verdicts = judge(contents, chosen, context.config.retention)
+    verdicts = judge(contents, chosen, context.config.pruning)
     pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
     if pruned.sessions:
         context.say(

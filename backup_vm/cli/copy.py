@@ -8,6 +8,7 @@ from typing import Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
+    given,
     guard_options,
     key_option,
     rate_option,
@@ -31,7 +32,9 @@ def add_to(commands: Any) -> None:
             " back up into. What cannot be read here is named, and all the rest is copied."
         ),
     )
-    copy.add_argument("target", metavar="DIR", help="the copy: a folder or a URL, as for --archive")
+    copy.add_argument(
+        "target", type=given, metavar="DIR", help="the copy: a folder or a URL, as for --archive"
+    )
     copy.add_argument(
         "--delete",
         action="store_true",
@@ -59,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.archive.incomplete import spoilt_volumes
     from backup_vm.jobs.copy import Making, copy
     from backup_vm.jobs.guard import Guard
-    from backup_vm.jobs.retention import duration_text
+    from backup_vm.jobs.keep_rules import duration_text
     from backup_vm.paths import expanded
 
     context = Context(options)
@@ -77,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         for line in spoilt_volumes(archive):
             context.warn(line)
         delete = confirm if options.delete else None
-        guard = Guard(options.max_removed, options.min_age).over(context.config.retention.guard)
+        guard = Guard(options.max_removed, options.min_age).over(context.config.pruning.guard)
         making = Making(options.init, options.retention or 0)
         done = copy(archive, target, progress, delete, making, context.keys(archive), guard)
     for problem in done.failed:

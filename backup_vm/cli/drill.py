@@ -12,6 +12,7 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
     checked,
     duration,
+    given,
     key_option,
     moment_options,
     path,
@@ -51,7 +52,10 @@ def add_to(commands: Any) -> None:
         "volume", nargs="?", metavar="QUBE[/VOLUME]", help="one of these (default: of all)"
     )
     drill.add_argument(
-        "--session", metavar="S", help="its time, the beginning of it, a tag, or 'latest'"
+        "--session",
+        type=given,
+        metavar="S",
+        help="its time, the beginning of it, a tag, or 'latest'",
     )
     drill.add_argument(
         "--scratch",

@@ -14,7 +14,7 @@ from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.jobs.advice import chunk_size_for, chunk_size_text
-from backup_vm.jobs.retention import DAY
+from backup_vm.jobs.keep_rules import DAY
 from backup_vm.quantities import days_text
 from backup_vm.reporting.locks import lease_rows, lease_text, silent
 from backup_vm.reporting.view import TIMER, systemctl

@@ -11,7 +11,7 @@ from backup_vm.archive.incomplete import incomplete, text
 from backup_vm.archive.prune import Pruned, prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
-from backup_vm.jobs.retention import duration_text
+from backup_vm.jobs.keep_rules import duration_text
 from backup_vm.jobs.thinning import Verdict, held
 from backup_vm.reporting.locks import lock_row
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text

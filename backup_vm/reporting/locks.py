@@ -7,17 +7,17 @@ import time
 
 from backup_vm.archive import holding, lease_files
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.holder import LONGEST_HOST
 from backup_vm.archive.lease import RENEWAL
 from backup_vm.errors import ForbiddenError, SparsebakError
 from backup_vm.quantities import days_text
 from backup_vm.reporting.rows import LeaseRow, LockRow
 from backup_vm.terminal.text import count_text, waiting_text
 from common.text import printable, session_name
+from wire.layout import LAST_TIME
 
 SILENT = 5 * RENEWAL
 """Seconds without a renewal after which a run may have been cut off."""
-_LONGEST = 64
-"""Letters of what a lease says of its holder."""
 
 
 def lock_row(archive: Archive) -> LockRow | None:
@@ -28,6 +28,7 @@ def lock_row(archive: Archive) -> LockRow | None:
     return {
         "retention": held.retention,
         "until": held.until or None,
+        "last": held.last or None,
         "unknown": held.unknown,
         "late": held.late(time.time()),
         "waiting": held.waiting,
@@ -58,8 +59,11 @@ def lease_rows(archive: Archive) -> tuple[list[LeaseRow], list[str]]:
     """The leases that other runs hold, and why that is not known. Nothing is written for it: one
     that is free by its age alone is among them.
     """
+    storage = archive.storage
+    if storage.elsewhere and not storage.writable():  # as it was: of what is now it tells nothing
+        return [], []
     try:
-        found = lease_files.holders(archive.storage.locks())
+        found = lease_files.holders(storage.locks())
     except ForbiddenError:  # nobody can write there
         return [], []
     except (OSError, SparsebakError) as error:
@@ -67,16 +71,16 @@ def lease_rows(archive: Archive) -> tuple[list[LeaseRow], list[str]]:
     rows: list[LeaseRow] = [
         {
             "kind": kind,
-            "host": printable(holder.host[:_LONGEST]),
-            "process": holder.process,
-            "command": printable(holder.command[:_LONGEST]),
-            "since": holder.since,
+            "host": printable(holder.host[:LONGEST_HOST]),
+            "process": holder.process if 0 < holder.process < 1 << 32 else 0,
+            "command": printable(holder.command[:LONGEST_HOST]),
+            "since": holder.since if 0 < holder.since <= LAST_TIME else None,
             "renewed": int(renewed),
         }
         for kind, holder, renewed in found
         if not (archive.writing and kind == lease_files.WRITER)  # which is our own
     ]
-    return sorted(rows, key=lambda row: row["since"]), []
+    return sorted(rows, key=lambda row: row["since"] or 0), []
 
 
 def silent(row: LeaseRow) -> bool:
@@ -88,12 +92,5 @@ def lease_text(row: LeaseRow) -> str:
     """A lease for people."""
     who = f"{row['host']}, process {row['process']}" if row["process"] else "holder unknown"
     what = f" ({row['command']})" if row["command"] else ""
-    since = f", since {_when(row['since'])}" if row["process"] else ""
-    return f"{who}{what}{since}, last renewed {_when(row['renewed'])}"
-
-
-def _when(seconds: int) -> str:
-    try:
-        return session_name(seconds)
-    except (ValueError, OverflowError, OSError):
-        return "?"
+    since = f", since {session_name(row['since'])}" if row["since"] else ""
+    return f"{who}{what}{since}, last renewed {session_name(row['renewed'])}"

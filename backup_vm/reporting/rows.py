@@ -109,6 +109,8 @@ class LockRow(TypedDict):
     """Seconds."""
     until: int | None
     """The first date that comes."""
+    last: int | None
+    """The last one."""
     unknown: int
     """Files of which no date is known."""
     late: bool
@@ -127,9 +129,10 @@ class LeaseRow(TypedDict):
     process: int
     """0 where the lease says nothing that can be read."""
     command: str
-    since: int
+    since: int | None
+    """When that run began, by its machine's clock."""
     renewed: int
-    """By the store's clock."""
+    """When it was renewed last, by the store's clock."""
 
 
 class StatusRow(TypedDict):
@@ -144,6 +147,7 @@ class StatusRow(TypedDict):
     stored: int
     parity: int
     """Bytes of parity files."""
+    parity_files: int
     free: int | None
     capacity: int | None
     """Bytes of the whole disk; None where it has no such number."""

@@ -49,6 +49,7 @@ def look(
     leases, problems = lease_rows(archive)
     problems += [] if failed is None else [f"agent: {failed}"]
     problems += [str(error) for error in archive.damaged.values()]
+    parity = [archive.storage.allocated(name) for name in parity_files(archive)]
     row: StatusRow = {
         "path": archive.storage.describe(),
         "label": parameters.label,
@@ -57,7 +58,8 @@ def look(
         "chunk_size": parameters.chunk_size,
         "chunks": chunks,
         "stored": stored_bytes,
-        "parity": sum(map(archive.storage.allocated, parity_files(archive))),
+        "parity": sum(parity),
+        "parity_files": len(parity),
         "free": archive.storage.free(),
         "capacity": archive.storage.capacity(),
         "scrubbed": check_row(found.scrubbed),

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from backup_vm.config import Retention
+from backup_vm.config import Pruning
 from backup_vm.paths import QREXEC_CLIENT, SYSTEMD
 from backup_vm.reporting.rows import VolumeRow, row_name
 from backup_vm.ui import asked, reads
@@ -30,8 +30,8 @@ _JSON = Callable[[web.Request], Awaitable[dict[str, Any]]]
 class Api:
     """The routes below /api/, and what they share."""
 
-    def __init__(self, program: Program, retention: Retention) -> None:
-        self.program, self._pins = program, asked.pins(retention)
+    def __init__(self, program: Program, pruning: Pruning) -> None:
+        self.program, self._pins = program, asked.pins(pruning)
         self._reads = Reads(program)
         self.queue = Queue(program, self._reads)
         self._recovery = False

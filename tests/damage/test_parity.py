@@ -93,7 +93,9 @@ def test_a_scrub_makes_parity_for_all_and_again_only_for_what_is_new(
     after = contents(site, "parity")
     assert before.items() <= after.items()
     assert len(after) == len(before) + 2
-    assert commands.json("status")["parity"] >= sum(map(len, after.values()))
+    status = commands.json("status")
+    assert status["parity"] >= sum(map(len, after.values()))
+    assert status["parity_files"] == len(after)
 
 
 @pytest.mark.parametrize("scrubbed_before", [False, True])

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from prometheus_client.parser import text_string_to_metric_families
 
 from backup_vm.archive import holding
 from backup_vm.archive.parameters import load
@@ -86,8 +87,18 @@ def test_what_is_removed_is_given_back_later_s3(
     assert len(done["removed"]) == 2 and done["freed"] < GRAIN and done["waiting"] > 40 * GRAIN
     assert begun + SHORT - 1 <= done["waiting_until"] <= time.time() + SHORT + 1
     assert "may not be removed for good before" in commands.run("list")[0]
-    status = commands.json("status")["lock"]
+    file = site.root / "archive.prom"
+    status = commands.json("status", "--metrics", str(file))["lock"]
     assert status["waiting"] == done["waiting"] and status["retention"] == SHORT
+    assert 0 < status["until"] <= status["last"] <= time.time() + SHORT + 1
+    told = {
+        family.name.removeprefix("sparsebak_lock_"): family.samples[0].value
+        for family in text_string_to_metric_families(file.read_text())
+    }
+    assert told["first_timestamp_seconds"] == status["until"]
+    assert told["last_timestamp_seconds"] == status["last"]
+    assert told["waiting_bytes"] == done["waiting"]
+    assert told["waiting_timestamp_seconds"] == status["waiting_until"]
     assert "may not be removed for good before" in commands.run("status")[0]
     plan = commands.json("prune", "--keep-last", "1", "--dry-run")
     assert plan["lock"]["waiting"] == done["waiting"]

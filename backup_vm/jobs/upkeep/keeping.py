@@ -17,11 +17,11 @@ from backup_vm.archive import catalog_file, noting
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.storage import is_remote
-from backup_vm.config import Retention
+from backup_vm.config import Pruning
 from backup_vm.errors import DamagedError, LockedError, SparsebakError
 from backup_vm.jobs.copy import copy
+from backup_vm.jobs.keep_rules import AHEAD, duration_text
 from backup_vm.jobs.removal import Removal
-from backup_vm.jobs.retention import AHEAD, duration_text
 from backup_vm.jobs.scrubbing import choose, scrub_part
 from backup_vm.jobs.thinning import held, judge
 from backup_vm.jobs.upkeep.plan import Plan
@@ -160,7 +160,7 @@ def _prune(archive: Archive, task: Task, row: KeptRow) -> None:
     # Without keys nobody's names are known, of an open archive neither: rules are for all volumes.
     contents = Contents(archive, None, stored_volumes(archive, None, {}))
     try:
-        verdicts = judge(contents, contents.volumes, Retention(), rules, guard=task.plan.guard)
+        verdicts = judge(contents, contents.volumes, Pruning(), rules, guard=task.plan.guard)
         doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
         removal = Removal(archive, doomed, verdicts)
         done = removal.foreseen() if task.dry_run else removal.run()

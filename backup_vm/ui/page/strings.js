@@ -89,7 +89,7 @@ export const S = {
   saved: "Saved.",
   inClear: "Tags and notes are stored in clear: whoever has the disk can read them. A pin is the tag “keep”.",
   pinsLost:
-    "The rules in the settings do not keep pins: write keep_tag = [\"keep\"] into [retention], and into the rules of qubes that have their own.",
+    "The rules in the settings do not keep pins: write keep_tag = [\"keep\"] into [prune], and into the rules of qubes that have their own.",
   restore: "Restore …",
   browse: "Files",
   fullSession: "full",
