@@ -81,16 +81,22 @@ class Program:
     async def start(
         self, words: tuple[str, ...], progress: int | None = None, data: bool = True
     ) -> asyncio.subprocess.Process:
-        """A child that runs a command, in a session of its own: a Ctrl-C reaches it through us."""
-        with self._command(words, progress, data) as (command, fds):
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                pass_fds=fds,
-            )
+        """A child that runs a command, in a session of its own: a Ctrl-C reaches it through us.
+        Raises Failed.
+        """
+        try:
+            with self._command(words, progress, data) as (command, fds):
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    start_new_session=True,
+                    pass_fds=fds,
+                )
+        except OSError as error:  # too many open files, say
+            reason = f"sparsebak cannot be started: {error.strerror or error}"
+            raise Failed(1, [reason]) from None
         self._running.add(process)
         return process
 
