@@ -137,9 +137,11 @@ else
 endif
 
 # What make test tries in small, for as long as it takes: every change of every file of an archive and of dom0's state; all
-# pairs of commands and calls at once (ROUNDS=2 times each); two years; three machines for hundreds of steps (SEED=7).
+# pairs of commands and calls at once (ROUNDS=2 times each); two years; three machines (SEED=7) for hundreds of steps (STEPS=1000)
+# in a folder, over SFTP and on S3 (STORES="local ceph" for others).
 mutate together longlife machines: setup
 	SPARSEBAK_LONG=1 $(if $(ROUNDS),SPARSEBAK_ROUNDS=$(ROUNDS)) $(if $(SEED),SPARSEBAK_SEED=$(SEED)) \
+	    $(if $(STEPS),SPARSEBAK_STEPS=$(STEPS)) $(if $(STORES),SPARSEBAK_STORES="$(STORES)") \
 	    $(VENV)/bin/pytest --timeout=0 -n 2 -v tests/$(if $(filter mutate,$@),mutation,$@)
 
 # What runs in dom0, in lines of code by module.

@@ -143,7 +143,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         _tell(context, report)
         too_much = False
         # What is old goes only when what is new has proven good, if that is asked for.
-        if context.config.retention.after_backup and report.done and not report.unproven:
+        if context.config.pruning.after_backup and report.done and not report.unproven:
             try:
                 too_much = _prune(context, archive, chosen, report)
             except SparsebakError as error:  # the backup itself is done, and was reported so
@@ -168,6 +168,7 @@ def _verify(
     report: "Report",
 ) -> None:
     """Prove what this run stored, and note in the report what did not prove good."""
+    from backup_vm.archive import noting
     from backup_vm.jobs.verifying import Prover
 
     contents = _contents(archive, keys, listed)
@@ -184,6 +185,8 @@ def _verify(
             prover.prove_all(chosen)
         except SparsebakError as error:  # the backup itself is done, and is reported so
             report.unproven.append(("what was stored", error))
+    if prover.unnoted is not None:
+        context.warn(noting.line(prover.unnoted))
     report.proven = sum(proof.problem is None for proof in prover.proofs)
     report.unproven += [
         (f"{proof.volume.name} {proof.session.name}", DamagedError(proof.problem))
@@ -228,7 +231,7 @@ def _prune(
     contents = _contents(archive, None, listed)
     done = {one.name for one in report.done}
     chosen = [volume for volume in contents.volumes if volume.name in done]
-    verdicts = judge(contents, chosen, context.config.retention)
+    verdicts = judge(contents, chosen, context.config.pruning)
     pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
     if pruned.sessions:
         context.say(

@@ -152,9 +152,9 @@ def retention_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _retention(text: str) -> int:
-    from backup_vm.jobs.retention import parse_lock
+    from backup_vm.jobs.keep_rules import parse_retention
 
-    return checked(parse_lock)(text)
+    return checked(parse_retention)(text)
 
 
 def part_options(parser: argparse.ArgumentParser, what: str, done: str) -> None:
@@ -219,7 +219,7 @@ def _part(text: str) -> "Part":
 @checked
 def duration(text: str) -> int:
     """Seconds of a length of time, as an option's type."""
-    from backup_vm.jobs.retention import parse_duration
+    from backup_vm.jobs.keep_rules import parse_duration
 
     return parse_duration(text)
 
@@ -295,13 +295,16 @@ def guard_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def session_option(parser: argparse.ArgumentParser, default: str = "latest") -> None:
-    """Declare --session for commands that take one."""
+def session_option(
+    parser: argparse.ArgumentParser, default: str = "latest", every: bool = False
+) -> None:
+    """Declare --session for commands that take one, or with ``every`` all."""
+    names = "'latest', or 'all'" if every else "or 'latest'"
     parser.add_argument(
         "--session",
         default=default,
         metavar="S",
-        help=f"its time, the beginning of it, a tag, or 'latest' (default: {default})",
+        help=f"its time, the beginning of it, a tag, {names} (default: {default})",
     )
 
 

@@ -18,8 +18,8 @@ from backup_vm.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from backup_vm.jobs.keep_rules import Rules
     from backup_vm.jobs.removal import Removal
-    from backup_vm.jobs.retention import Rules
     from backup_vm.volumes import Contents
 
 _PERIODS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
@@ -87,7 +87,7 @@ def _plural(period: str) -> str:
 
 
 def _count(text: str) -> int:
-    from backup_vm.jobs.retention import parse_count
+    from backup_vm.jobs.keep_rules import parse_count
 
     return checked(parse_count)(text)
 
@@ -110,6 +110,8 @@ def run(options: argparse.Namespace) -> int:
             )
     with context.contents(writing=not options.dry_run) as contents:
         removal = _chosen(context, contents, rules)
+        for line in removal.spoilt():
+            context.warn(line)
         if not options.dry_run and removal.doomed:
             context.confirm_by_hand(removal.question())
         return context.remove(removal)
@@ -126,9 +128,9 @@ def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal"
     if options.session:
         named = [(one, find_session(one, name)) for one in chosen for name in options.session]
         return Removal(archive, named)
-    retention = context.config.retention
-    guard = Guard(options.max_removed, options.min_age).over(retention.guard)
-    verdicts = judge(contents, chosen, retention, rules, options.until_free, guard)
+    pruning = context.config.pruning
+    guard = Guard(options.max_removed, options.min_age).over(pruning.guard)
+    verdicts = judge(contents, chosen, pruning, rules, options.until_free, guard)
     doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
     return Removal(archive, doomed, verdicts, min_age=guard.seconds)
 
@@ -136,7 +138,7 @@ def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal"
 def _rules(options: argparse.Namespace) -> "Rules":
     from backup_vm.archive.notes import parse_tag
     from backup_vm.errors import UsageError
-    from backup_vm.jobs.retention import DEFAULT, Rules
+    from backup_vm.jobs.keep_rules import DEFAULT, Rules
 
     given = {period: getattr(options, f"keep_{period}") or 0 for period in _PERIODS}
     rules = Rules(

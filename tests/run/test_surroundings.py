@@ -197,7 +197,7 @@ def test_room_that_is_not_known(commands: Commands, monkeypatch: pytest.MonkeyPa
     found = json.loads(commands.run("doctor", "--json")[0])["findings"]
     assert any("not known" in finding["what"] for finding in found)
     # A backup that is done is reported so, also where what comes after it cannot be.
-    commands.settings('[retention]\nkeep_last = 9\nuntil_free = "20G"\nafter_backup = true\n')
+    commands.settings('[prune]\nkeep_last = 9\nuntil_free = "20G"\nafter_backup = true\n')
     out, err = commands.run("backup", "--json", expect=2)
     assert len(json.loads(out)["sessions"]) == 1 and "nothing was pruned after the backup" in err
     assert len(commands.names()) == 5

@@ -101,6 +101,45 @@ def test_a_backup_that_waits_for_a_better_moment_is_no_failed_one(world: World) 
     assert said.startswith(f"Backup put off: {BACKUP_VM} waits for")
 
 
+PAGE = """
+import http.client, re, signal, subprocess
+page = subprocess.Popen(["sparsebak", "ui", "--no-open"], stdout=subprocess.PIPE, text=True)
+where, path = re.fullmatch(r"http://([^/]+)(/.*)\\n", page.stdout.readline()).groups()
+def get(path, headers={}):
+    connection = http.client.HTTPConnection(where, timeout=60)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    return answer.headers["Set-Cookie"], answer.read().decode()
+cookie, text = get(path)
+key = re.search(r'name="key" content="([^"]+)"', text)[1]
+secrets = {"Cookie": cookie.partition(";")[0], "X-Sparsebak-Key": key}
+print(get("/api/status", secrets)[1])
+page.send_signal(signal.SIGINT)
+page.wait()
+"""
+"""What the page of the backup VM is told, as its user opens it there."""
+
+
+def test_status_and_the_page_say_when_the_next_backup_is(world: World) -> None:
+    """As systemd tells of the timer, by the packages of the distribution."""
+    timer = "sparsebak-backup.timer"
+
+    def told() -> tuple[str | None, str | None, bool]:
+        status = json.loads(world.vm.run("sparsebak", "status", "--json", user="user"))
+        page = json.loads(world.vm.run("python3", "-c", PAGE, user="user"))
+        return status["next_run"], page["status"]["next_run"], page["systemd"]
+
+    assert told() == (None, None, True)
+    world.vm.run("systemctl", "enable", "--now", timer)
+    try:
+        when = world.vm.shown(timer, "NextElapseUSecRealtime")
+        assert re.fullmatch(r"\w+ \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \w+", when)
+        assert told() == (when, when, True)
+    finally:
+        world.vm.run("systemctl", "disable", "--now", timer)
+    assert told() == (None, None, True)
+
+
 def test_a_share_of_the_archive_is_checked_each_night(world: World) -> None:
     """And damage is told, that night and each one after it, until it is mended."""
     told = len(world.told(world.vm))

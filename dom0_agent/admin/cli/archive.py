@@ -35,6 +35,38 @@ def add_to(commands: Any) -> None:
         description="Creates, lists and forgets archives, whose keys are kept in dom0.",
     )
     actions = archive.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_add(actions)
+    show = actions.add_parser(
+        "list",
+        help="show the archives whose keys are kept here",
+        description="Shows the archives whose keys are kept here, and who may use them.",
+    )
+    show.set_defaults(run=_list)
+    caller = actions.add_parser(
+        "caller",
+        help="let another backup VM use an archive, in place of the one before",
+        description=(
+            "Lets another backup VM use an archive, and the one before no more: it was replaced, or"
+            " renamed. What is known of volumes stays, so that the next backup sends what changed."
+        ),
+    )
+    caller.add_argument("label", metavar="LABEL", help="the archive's label")
+    caller.add_argument("name", metavar="NAME", help="the backup VM that may use the archive now")
+    caller.set_defaults(run=_caller)
+    remove = actions.add_parser(
+        "remove",
+        help="forget an archive and its key; its recovery key or passphrase still opens it",
+        description=(
+            "Forgets an archive and its key, after asking. The archive's files stay, and its"
+            " passphrase or its recovery key still opens them."
+        ),
+    )
+    remove.add_argument("label", metavar="LABEL", help="the archive's label")
+    yes_option(remove)
+    remove.set_defaults(run=_remove)
+
+
+def _add_add(actions: Any) -> None:
     add = actions.add_parser(
         "add",
         help="create an archive's key; the backup VM then runs: sparsebak init DIR --label LABEL",
@@ -71,34 +103,6 @@ def add_to(commands: Any) -> None:
         help="hash for chunk ids (default: the one that this processor computes faster)",
     )
     add.set_defaults(run=_add)
-    show = actions.add_parser(
-        "list",
-        help="show the archives whose keys are kept here",
-        description="Shows the archives whose keys are kept here, and who may use them.",
-    )
-    show.set_defaults(run=_list)
-    caller = actions.add_parser(
-        "caller",
-        help="let another backup VM use an archive, in place of the one before",
-        description=(
-            "Lets another backup VM use an archive, and the one before no more: it was replaced, or"
-            " renamed. What is known of volumes stays, so that the next backup sends what changed."
-        ),
-    )
-    caller.add_argument("label", metavar="LABEL", help="the archive's label")
-    caller.add_argument("name", metavar="NAME", help="the backup VM that may use the archive now")
-    caller.set_defaults(run=_caller)
-    remove = actions.add_parser(
-        "remove",
-        help="forget an archive and its key; its recovery key or passphrase still opens it",
-        description=(
-            "Forgets an archive and its key, after asking. The archive's files stay, and its"
-            " passphrase or its recovery key still opens them."
-        ),
-    )
-    remove.add_argument("label", metavar="LABEL", help="the archive's label")
-    yes_option(remove)
-    remove.set_defaults(run=_remove)
 
 
 def _add(options: argparse.Namespace) -> int:
