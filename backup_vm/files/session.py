@@ -137,8 +137,9 @@ class SessionFiles:
 
     def find(self, path: bytes, follow: bool = True) -> Found:
         """The file that a path leads to, symbolic links within the image followed; the last one
-        only if ``follow``. Raises MissingError.
+        only if ``follow``, or if there is a slash behind it. Raises MissingError.
         """
+        as_folder = path.endswith(b"/")
         left = [part for part in path.split(b"/") if part not in (b"", b".")][::-1]
         trail = [Found(b"/", self.root, self.stat(self.root))]
         hops = 0
@@ -157,7 +158,7 @@ class SessionFiles:
                     if entry is None
                     else f"{self.name}: {shown(where)}: {entry.trouble}"
                 )
-            if stat.S_ISLNK(entry.stat.mode) and (left or follow):
+            if stat.S_ISLNK(entry.stat.mode) and (left or follow or as_folder):
                 hops += 1
                 if hops > _HOPS:
                     raise MissingError(f"{self.name}: {shown(path)}: too many symbolic links")
@@ -167,6 +168,8 @@ class SessionFiles:
                     del trail[1:]
                 continue
             trail.append(Found(where, entry.node, entry.stat))
+        if as_folder and not stat.S_ISDIR(trail[-1].stat.mode):
+            raise MissingError(f"{self.name}: {shown(trail[-1].path)} is not a folder")
         return trail[-1]
 
     def walk(

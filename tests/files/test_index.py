@@ -106,6 +106,8 @@ def test_what_is_found_is_what_reading_finds(
     assert not unread
     words = ("--name", "c.txt", "--session", "all", "--passphrase-file", str(plain.passphrase))
     text = plain.run("files", "find", "work/private", *words)[0].splitlines()
+    none = ("files", "find", "work/private", "--name", "none", "--session", "all", *words[-2:])
+    assert plain.run(*none) == ("", "")
     assert len(text) == 4 and all(line.endswith("/b/c.txt") for line in text[1:])
 
 
