@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from typing import NamedTuple, Protocol
 
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.files.answers import NOWHERE, Extents, FileSystemError, Part, Stat
+from backup_vm.files.answers import NOWHERE, Extents, FileSystemError, NoFileSystemError, Part, Stat
 from backup_vm.files.listing import Listing
 from backup_vm.files.parser import Parser
 from backup_vm.jobs.reading import THREADS
@@ -71,6 +71,8 @@ class SessionFiles:
         """Whether the archive is damaged where a folder is that was to be walked."""
         self.by_default = True
         """Whether it is the file system that is read where no partition is named."""
+        if not image.size:
+            raise NoFileSystemError(f"{name}: there is no file system in it: it has no bytes")
         self._chunk = image.chunk_size
         self._number = parser.add(self._read, image.size)
         try:
@@ -101,7 +103,7 @@ class SessionFiles:
             raise FileSystemError(
                 "there are several file systems", f"give --partition N: {_listed(found)}"
             )
-        raise FileSystemError(
+        raise NoFileSystemError(
             "there is no file system in it that is read here",
             f"there is: {_listed(found)}" if any(p.kind for p in found) else "see: sparsebak mount",
         )

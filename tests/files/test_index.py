@@ -253,6 +253,8 @@ def test_a_volume_without_a_file_system_has_none(tmp_path: Path) -> None:
     (tmp_path / "pw").write_bytes(PASSPHRASE)
     key = ["--passphrase-file", str(tmp_path / "pw")]
     assert cli.main([*words, "files", "index", "work/private", *key]) == 1
+    assert cli.main([*words, "files", "index", *key]) == 0
+    assert cli.main([*words, "files", "index", "--session", "latest", *key]) == 2
     assert not list(site.archive.glob("volumes/*/*.names"))
 
 
