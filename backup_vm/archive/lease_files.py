@@ -112,6 +112,25 @@ def look(locks: Locks, kind: str = WRITER) -> Found:
     return found
 
 
+def holders(locks: Locks) -> list[tuple[str, Holder, float]]:
+    """Who holds leases of any kind, without those that are known to be gone: the kind, the holder,
+    and when it was renewed by the store's clock. Nothing is written, so that one that is free by
+    its age alone is among them.
+    """
+    found = []
+    for name, at in locks.list().items():
+        kind = next((kind for kind in (WRITER, NOTES) if is_of(kind, name)), None)
+        if kind is None:
+            continue
+        try:
+            holder = Holder.load(locks.read(name))
+        except FileNotFoundError:  # given back meanwhile
+            continue
+        if not holder.gone():
+            found.append((kind, holder, at))
+    return found
+
+
 def dead_probes(times: dict[str, float], now: float) -> list[str]:
     """Probes so old at ``now``, by the store's clock, that their makers died."""
     return [name for name, at in times.items() if _PROBE.fullmatch(name) and now - at > STALE]

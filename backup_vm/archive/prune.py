@@ -95,8 +95,8 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
         for name in gone:
             archive.damaged.pop(name, None)
         kept = (s.clear.session for v in volumes.values() for s in v if s.file not in gone)
-        _forget_notes(archive, kept)
         chunks, space = reclaim(archive, candidates)
+        _forget_notes(archive, kept)  # now that there is room, if the disk was full
     return Pruned(len(gone), chunks, space, tuple(refused))
 
 

@@ -208,19 +208,22 @@ class SessionFiles:
             return
         yield from found_in(top, entries, trouble)
 
-    def contents(self, found: Found) -> Iterator[tuple[int, bytes]]:
+    def contents(self, found: Found, extents: Extents | None = None) -> Iterator[tuple[int, bytes]]:
         """A regular file's contents: offsets and bytes, in order, without holes. A few MiB are
-        read ahead.
+        read ahead. ``extents``: where they are, if that was asked for already.
         """
 
         def read(piece: tuple[int, int, int, bytes]) -> tuple[int, bytes]:
             offset, length, place, data = piece
             return offset, data or self._image.read(place, length)
 
-        yield from in_order(read, self._pieces(found), THREADS, 2 * THREADS + 2)
+        pieces = self._pieces(found, extents)
+        yield from in_order(read, pieces, THREADS, 2 * THREADS + 2)
 
-    def _pieces(self, found: Found) -> Iterator[tuple[int, int, int, bytes]]:
-        for offset, length, place in self.extents(found):
+    def _pieces(
+        self, found: Found, extents: Extents | None
+    ) -> Iterator[tuple[int, int, int, bytes]]:
+        for offset, length, place in self.extents(found) if extents is None else extents:
             done = 0
             while done < length:
                 if place == NOWHERE:

@@ -25,9 +25,9 @@ from backup_vm.files.answers import FileSystemError, Part
 from backup_vm.files.claims import KINDS, Claims
 from backup_vm.files.parser import Parser
 from backup_vm.files.session import Found, SessionFiles, shown
+from backup_vm.jobs.keep_rules import AHEAD
 from backup_vm.jobs.lazy_image import ChunkCache, LazyImage
 from backup_vm.jobs.reading import image_bytes, read_image
-from backup_vm.jobs.retention import AHEAD
 from backup_vm.terminal.progress import Progress
 from backup_vm.terminal.text import count_text, size_text
 from backup_vm.volumes import Contents, Named

@@ -40,6 +40,10 @@ class VolumeFiles:
     def __exit__(self, *what: object) -> None:
         self._reader.__exit__()
 
+    def spoilt(self, session: Session) -> list[str]:
+        """What is to be said of a session before it is opened: see Contents.spoilt."""
+        return self._contents.spoilt([(self._volume, session)])
+
     def names(self, warn: "Callable[[str], None]") -> "Names":
         """The volume's indexes of names."""
         from backup_vm.jobs.indexing import Names

@@ -145,7 +145,7 @@ class SftpHost(Objects):
             looked = client.send(protocol.FSTAT, text(handle))
             got = client.read(handle, offset, length, take)
             there = self._looked_at(client, looked, path)
-            client.close(handle)
+            client.let_go(handle)
         if (there.size, _version(there)) != entry and there.size is not None:
             raise Changed(name)
         if got != length:
@@ -320,7 +320,7 @@ class SftpHost(Objects):
         with self._asking(name) as client:
             handle = client.open(self._path(name), protocol.FOR_READING)
             client.read(handle, 0, limit, parts.append)
-            client.close(handle)
+            client.let_go(handle)
         return b"".join(parts)
 
     @override

@@ -107,11 +107,21 @@ def _declare_taking(action: _Action) -> None:
     )
     copy.add_argument("path", nargs="+", metavar="PATH", help="paths in the file system")
     copy.add_argument("target", type=path, metavar="TARGET", help="a folder, or a new name")
-    copy.add_argument(
-        "--privileged",
-        action="store_true",
-        help="also devices, setuid, setgid and sticky bits, and trusted and security attributes",
+    pack = action(
+        "tar",
+        taking.tar,
+        "write a folder to standard output, as a tar file",
+        "Writes a file, or a folder with all that is in it, to standard output as a tar file (pax):"
+        " holes, owners, times, links and attributes are kept.",
     )
+    _path_argument(pack, "?")
+    for parser in (copy, pack):
+        parser.add_argument(
+            "--privileged",
+            action="store_true",
+            help="also devices, setuid, setgid and sticky bits, and trusted and security"
+            " attributes",
+        )
 
 
 def _declare_comparing(action: _Action) -> None:

@@ -84,7 +84,10 @@ def opened_session(context: Context) -> "Iterator[SessionFiles]":
             yield found
         return
     with opened_volume(context) as (volume, files):
-        yield told(context, files.open(find_session(volume, context.options.session))).files
+        session = find_session(volume, context.options.session)
+        for line in files.spoilt(session):
+            context.warn(line)
+        yield told(context, files.open(session)).files
 
 
 @contextmanager

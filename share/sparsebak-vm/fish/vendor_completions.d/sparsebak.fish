@@ -50,8 +50,8 @@ function _shtab_sparsebak_using
   test "$_shtab_sparsebak_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files history' 'files diff' 'files index' verify drill scrub prune delete tag export import copy keys records serve open doctor inspect unlock upkeep ui
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --as-of --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --max-removed --metrics --min-age --name --note --older-than --onto --output --pack-size --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
+set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files tar' 'files history' 'files diff' 'files index' verify drill scrub prune delete tag export import copy keys records serve open doctor inspect unlock upkeep ui
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --as-of --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --lock-wait --max-removed --metrics --min-age --name --note --older-than --onto --output --pack-size --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -99,6 +99,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using backup' -l limit-rate -x -d 'by
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l pack-size -x -d 'bytes of a new pack, from 4M to 512M (default: as suits the archive'"'"'s size)'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l not-on-battery -d 'do nothing while the machine is on battery'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l not-metered -d 'do nothing while the network link is metered, as NetworkManager tells'
+complete -c sparsebak -n '_shtab_sparsebak_using backup' -l lock-wait -x -d 'while another run has the archive, wait for it, this long at most (default: 0)'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l ping-url -x -d 'tell this URL (as of healthchecks.io) of start, success or failure'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using backup' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
@@ -357,6 +358,25 @@ complete -c sparsebak -n '_shtab_sparsebak_using files cp' -s v -l verbose -d 'p
 complete -c sparsebak -n '_shtab_sparsebak_using files cp' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using files cp' -l json -d 'print data for programs'
 complete -c sparsebak -n '_shtab_sparsebak_using files cp' -l progress-fd -x -d 'write progress, a line of JSON at a time, to this open descriptor'
+complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a tar -d 'Writes a file, or a folder with all that is in it, to standard output as a tar file (pax): holes, owners, times, links and attributes are kept.'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l partition -x -d 'which partition, or GROUP/VOLUME of LVM (default: the only one with a file system that can be read, or the only one beside FAT)'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l grant -x -d 'what '"'"'sparsebak-agent grant'"'"' made in dom0, which opens some sessions of one volume; - is standard input'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l from -x -d 'with --grant on Qubes OS: the backup VM to read from, in place of an archive'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l privileged -d 'also devices, setuid, setgid and sticky bits, and trusted and security attributes'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l session -x -d 'its time, the beginning of it, a tag, or '"'"'latest'"'"' (default: latest)'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l as-of -x -d 'read it as it was then (2026-11-20T08:30, in UTC), in a bucket that keeps versions'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l config -x -d 'settings (default: ~/.config/sparsebak/config.toml)'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l require-mount -x -d 'do nothing unless this is mounted'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l caller -x -d 'with a local agent: call in the name of this qube (default: dom0)'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -s q -l quiet -d 'print nothing but errors'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -s v -l verbose -d 'print more, also where there is no terminal'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l json -d 'print data for programs'
+complete -c sparsebak -n '_shtab_sparsebak_using files tar' -l progress-fd -x -d 'write progress, a line of JSON at a time, to this open descriptor'
 complete -c sparsebak -n '_shtab_sparsebak_using files; and test $_shtab_sparsebak_npos -eq 0' -a history -d 'Shows the sessions in which a file is not what it was in the one before.'
 complete -c sparsebak -n '_shtab_sparsebak_using files history' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using files history' -l partition -x -d 'which partition, or GROUP/VOLUME of LVM (default: the only one with a file system that can be read, or the only one beside FAT)'
@@ -457,6 +477,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using scrub' -s h -l help -d 'show th
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l sample -x -d 'only a part of the packs, such as 5% or 20G of their bytes, oldest check first'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l older-than -x -d 'only packs not checked in the last TIME, such as 30d or 1m'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l limit-rate -x -d 'bytes of the archive to write or read in a second, at most, such as 20M'
+complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l lock-wait -x -d 'while another run has the archive, wait for it, this long at most (default: 0)'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l parity -x -d 'then make parity for all that has none, or has changed: SHARE of the archive'"'"'s size (default: 10%)'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l repair -d 'mend what is damaged or missing, as far as parity can'
 complete -c sparsebak -n '_shtab_sparsebak_using scrub' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
@@ -488,6 +509,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using prune' -l min-age -x -d 'keep s
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -s n -l dry-run -d 'only show what would stay, why, and what would go'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l yes -d 'do not ask'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l passphrase-file -x -d 'passphrase or recovery key, in a file'"'"'s first line'
+complete -c sparsebak -n '_shtab_sparsebak_using prune' -l lock-wait -x -d 'while another run has the archive, wait for it, this long at most (default: 0)'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l archive -x -d 'the archive'"'"'s directory, or its URL: s3://, gs://, az://, sftp://'
 complete -c sparsebak -n '_shtab_sparsebak_using prune' -l as-of -x -d 'read it as it was then (2026-11-20T08:30, in UTC), in a bucket that keeps versions'
