@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Half as many again as there are cores, for tests wait for disks, servers and clocks a third of their time.
 WORKERS := $(shell expr $$(nproc) \* 3 / 2)
 
-.PHONY: test test-system test-lvm test-zfs test-files test-ceph test-ui test-places test-roots test-qubes office demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-office bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-files test-ceph test-ui test-places test-roots test-qubes test-salt office demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-office bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -72,6 +72,10 @@ test-roots:
 # tests/qubes against the real libraries: QUBES is a folder of Qubes OS' checkouts, or of such folders, one for each release.
 test-qubes: setup packages
 	$(VENV)/bin/python tools/real_qubes.py "$(QUBES)" -- $(TESTS)
+
+# The Salt formula, applied twice by the real Salt in the machines of test-system. QUBES is a folder of Qubes OS' checkouts.
+test-salt: setup packages
+	$(VENV)/bin/python tools/real_salt.py "$(QUBES)" -- $(TESTS)
 
 # Installs what sparsebak itself needs and no more, where there is no environment for the tests yet.
 DEMO := $(if $(wildcard $(READY)),$(VENV),build/demo)

@@ -15,6 +15,7 @@ from backup_vm.archive.listing import Listing
 from backup_vm.archive.looking import Looking
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
+from backup_vm.archive.remembered import Remembered
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
@@ -247,7 +248,7 @@ class Archive:
 
     def rebuild_catalog(self) -> None:
         """Make the catalog again from packs and sessions; what is marked in it is kept."""
-        known = reconcile.Remembered.of(self.open_catalog)
+        known = Remembered.of(self.open_catalog)
         if self.open_catalog is not None:
             self.open_catalog.close()
             self.open_catalog = None
@@ -258,7 +259,7 @@ class Archive:
         found out again from what there is. What was reclaimed of them is to be reclaimed again.
         """
         rotten = tuple(place for place in self.catalog.rotten() if place[0] not in files)
-        known = reconcile.Remembered(rotten=rotten, lasting=self.catalog.lasting())
+        known = Remembered(rotten=rotten, lasting=self.catalog.lasting(), entire=True)
         self.forget_findings()
         self.warnings = [one for one in self.warnings if one not in self.alarms]
         self.alarms = []
@@ -279,7 +280,7 @@ class Archive:
                 where = self.storage.workspace.describe(catalog_file.NAME)
                 self.warnings.append(f"{where} does not say where chunks are; run: sparsebak scrub")
                 now = Listing.of(self.storage)
-                known = reconcile.Remembered.of(self.open_catalog)
+                known = Remembered.of(self.open_catalog)
                 self.replace_catalog(reconcile.rebuild(self, now, known))
                 self._doubted = True
             return self._doubted

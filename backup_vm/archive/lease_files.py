@@ -9,7 +9,6 @@ shown or compared.
 import os
 import re
 from contextlib import suppress
-from functools import partial
 from typing import Protocol
 
 from backup_vm.archive.holder import Holder
@@ -113,18 +112,23 @@ def look(locks: Locks, kind: str = WRITER) -> Found:
     return found
 
 
-def seen(locks: Locks, kind: str = WRITER) -> tuple[float, Holder] | None:
-    """The lease that another run has, or has left, and when it was written last, by the store's
-    clock; None without any. It writes nothing, for whoever only looks; so it cannot tell how old
-    the lease is there.
+def holders(locks: Locks) -> list[tuple[str, Holder, float]]:
+    """Who holds leases of any kind, without those that are known to be gone: the kind, the holder,
+    and when it was renewed by the store's clock. Nothing is written, so that one that is free by
+    its age alone is among them.
     """
-    times = locks.list()
-    for name in sorted(filter(partial(is_of, kind), times), key=generation, reverse=True):
-        with suppress(FileNotFoundError):
+    found = []
+    for name, at in locks.list().items():
+        kind = next((kind for kind in (WRITER, NOTES) if is_of(kind, name)), None)
+        if kind is None:
+            continue
+        try:
             holder = Holder.load(locks.read(name))
-            if not holder.gone() and not holder.ours():
-                return times[name], holder
-    return None
+        except FileNotFoundError:  # given back meanwhile
+            continue
+        if not holder.gone():
+            found.append((kind, holder, at))
+    return found
 
 
 def dead_probes(times: dict[str, float], now: float) -> list[str]:

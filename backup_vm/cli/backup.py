@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import dry_run_option, key_option, moment_options, rate_option
+from backup_vm.cli.options import (
+    dry_run_option,
+    key_option,
+    moment_options,
+    rate_option,
+    wait_option,
+)
 from backup_vm.cli.pack_size import pack_size_option, use_pack_size
 from backup_vm.errors import DamagedError, Exit, SparsebakError
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text
@@ -62,6 +68,7 @@ def add_to(commands: Any) -> None:
     rate_option(backup)
     pack_size_option(backup)
     moment_options(backup)
+    wait_option(backup)
     backup.add_argument(
         "--ping-url",
         metavar="URL",
@@ -109,6 +116,8 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
 
     options = context.options
     with context.open(writing=not options.dry_run) as archive:
+        if options.lock_wait:  # the mains may have gone meanwhile
+            context.require_good_moment()
         context.limit_rate(archive)
         use_pack_size(context, archive)
         keys = context.keys(archive) if options.verify else None
@@ -159,6 +168,7 @@ def _verify(
     report: "Report",
 ) -> None:
     """Prove what this run stored, and note in the report what did not prove good."""
+    from backup_vm.archive import noting
     from backup_vm.jobs.verifying import Prover
 
     contents = _contents(archive, keys, listed)
@@ -175,6 +185,8 @@ def _verify(
             prover.prove_all(chosen)
         except SparsebakError as error:  # the backup itself is done, and is reported so
             report.unproven.append(("what was stored", error))
+    if prover.unnoted is not None:
+        context.warn(noting.line(prover.unnoted))
     report.proven = sum(proof.problem is None for proof in prover.proofs)
     report.unproven += [
         (f"{proof.volume.name} {proof.session.name}", DamagedError(proof.problem))

@@ -6,7 +6,7 @@ printed.
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,11 @@ from common.text import printable
 if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
+    from backup_vm.archive.sessions import Session
     from backup_vm.jobs.removal import Removal
     from backup_vm.terminal.progress import Progress
     from backup_vm.unsealing import AnyKeys
-    from backup_vm.volumes import Chosen, Contents
+    from backup_vm.volumes import Chosen, Contents, Named
     from wire.chunks import Keys
     from wire.messages import VolumeEntry
 
@@ -84,16 +85,17 @@ class Context:
 
     @contextmanager
     def open(self, writing: bool | None = False) -> Iterator["Archive"]:
-        """The archive, locked, see open_archive; what was mended on the way is reported at
+        """The archive, locked, see open_in_time; what was mended on the way is reported at
         the end.
         """
         import sqlite3
 
-        from backup_vm.archive.opening import open_archive
+        from backup_vm.archive.turn import open_in_time
 
         place = self.location()
+        patience: float = getattr(self.options, "lock_wait", 0)
         try:
-            with open_archive(place, writing, self.options.command) as archive:
+            with open_in_time(place, writing, self.options.command, patience, self.warn) as archive:
                 try:
                     yield archive
                 finally:
@@ -213,7 +215,9 @@ class Context:
 
         with self.contents(needs_key=needs_key) as contents:
             volume = contents.one(self.options.volume)
-            yield Chosen(contents, volume, find_session(volume, self.options.session))
+            session = find_session(volume, self.options.session)
+            self.warn_spoilt(contents, [(volume, session)])
+            yield Chosen(contents, volume, session)
 
     @contextmanager
     def progress(self, what: str, total: int | None = None) -> Iterator["Progress"]:
@@ -302,6 +306,11 @@ class Context:
     def warn(self, text: str) -> None:
         """Report something that does not stop the command."""
         output.complain(f"{journal_prefix(4)}sparsebak: {printable(text)}")
+
+    def warn_spoilt(self, contents: "Contents", chosen: "Iterable[tuple[Named, Session]]") -> None:
+        """Report, before anything is done with them, which sessions are known not to be whole."""
+        for line in contents.spoilt(chosen):
+            self.warn(line)
 
     def warn_removed(self, sessions: list[str]) -> None:
         """Report in one line that another machine removed these sessions before they were read."""

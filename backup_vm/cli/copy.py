@@ -56,6 +56,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.archive.incomplete import spoilt_volumes
     from backup_vm.jobs.copy import Making, copy
     from backup_vm.jobs.guard import Guard
     from backup_vm.jobs.keep_rules import duration_text
@@ -73,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
     with context.open() as archive, context.progress("copy") as progress:
         context.limit_rate(archive)
         use_pack_size(context, archive)
+        for line in spoilt_volumes(archive):
+            context.warn(line)
         delete = confirm if options.delete else None
         guard = Guard(options.max_removed, options.min_age).over(context.config.pruning.guard)
         making = Making(options.init, options.retention or 0)
@@ -80,6 +83,11 @@ def run(options: argparse.Namespace) -> int:
     for problem in done.failed:
         context.warn(problem)
     context.warn_removed(done.gone)
+    if done.unnoted is not None:
+        context.warn(
+            f"it could not be noted here that there is a copy ({done.unnoted}): another time, with"
+            f" its disk not mounted, a new copy would be made in {target}"
+        )
     for sentence in done.held:
         context.warn(sentence)
     fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}
@@ -91,7 +99,13 @@ def run(options: argparse.Namespace) -> int:
         removed += f"; {what} that only it has, newer than {age}, left there (--min-age)"
     copied = f"{count_text(done.sessions, 'session')} copied, {size_text(done.stored)} sent"
     context.done(
-        {**fields, "target": target, "failed": done.failed, "held": done.held},
+        {
+            **fields,
+            "target": target,
+            "failed": done.failed,
+            "held": done.held,
+            "noted": done.unnoted is None,
+        },
         f"{target}: {copied}{removed}.",
     )
     if done.failed:

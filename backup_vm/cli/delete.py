@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     context = Context(options)
     with context.contents(writing=True) as contents:
         volume = contents.one(options.volume)
+        context.warn_spoilt(contents, [(volume, session) for session in volume.sessions])
         if not options.dry_run:
             sessions = count_text(len(volume.sessions), "session")
             context.confirm(f"Remove all of {volume.name}, {sessions}? This cannot be undone.")

@@ -94,8 +94,8 @@ def run(options: argparse.Namespace) -> int:
             context.limit_rate(contents.archive)
             drill = _read(context, contents, scratch)
         drill.check()  # the archive is free meanwhile: this may take as long as the rest
-        _note(drill, context.location())
-    return _tell(context, drill, round(time.monotonic() - begun))
+        unnoted = _note(drill, context.location())
+    return _tell(context, drill, round(time.monotonic() - begun), unnoted)
 
 
 def _read(context: Context, contents: "Contents", scratch: "Scratch") -> "Drill":
@@ -140,16 +140,22 @@ def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Sessio
     return turns(volumes, notes.load(contents.archive.storage), int(time.time()))
 
 
-def _note(drill: "Drill", place: str) -> None:
-    from backup_vm.archive import notes
+def _note(drill: "Drill", place: str) -> str | None:
+    """Note what came of it; returns why that could not be."""
+    from backup_vm.archive import noting
     from backup_vm.archive.storage import open_storage
+    from backup_vm.errors import SparsebakError
 
-    with closing(open_storage(place)) as storage:
-        session = drill.session.clear.session
-        notes.drilled(storage, not drill.outcome.problem, drill.volume.id, session)
+    try:  # hours may have gone by since the archive was read, and what was found is told anyway
+        with closing(open_storage(place)) as storage:
+            session = drill.session.clear.session
+            return noting.drilled(storage, not drill.outcome.problem, drill.volume.id, session)
+    except (SparsebakError, OSError) as error:
+        return str(error)
 
 
-def _tell(context: Context, drill: "Drill", seconds: int) -> int:
+def _tell(context: Context, drill: "Drill", seconds: int, unnoted: str | None) -> int:
+    from backup_vm.archive import noting
     from backup_vm.errors import Exit
     from backup_vm.terminal.text import count_text
 
@@ -158,6 +164,8 @@ def _tell(context: Context, drill: "Drill", seconds: int) -> int:
         context.warn(f"{name}: {line}")
     if outcome.problem:
         context.warn(f"{name}: {outcome.problem}")
+    if unnoted is not None:
+        context.warn(noting.line(unnoted))
     checks = ", ".join(f"{check['kind']} checked by {check['by']}" for check in outcome.checks)
     lines = [
         f"{name}: assembled in {seconds} s; {checks or 'no file system that is read here'};"
@@ -173,6 +181,7 @@ def _tell(context: Context, drill: "Drill", seconds: int) -> int:
         "files": outcome.files,
         "compared": outcome.compared,
         "seconds": seconds,
+        "noted": unnoted is None,
     }
     context.done(data, *([] if outcome.problem else lines))
     if outcome.damaged:

@@ -183,6 +183,17 @@ def rate_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def wait_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --lock-wait."""
+    parser.add_argument(
+        "--lock-wait",
+        type=_seconds,
+        default=0,
+        metavar="SECONDS",
+        help="while another run has the archive, wait for it, this long at most (default: 0)",
+    )
+
+
 def moment_options(parser: argparse.ArgumentParser) -> None:
     """Declare --not-on-battery and --not-metered."""
     parser.add_argument(
@@ -211,6 +222,13 @@ def duration(text: str) -> int:
     from backup_vm.jobs.keep_rules import parse_duration
 
     return parse_duration(text)
+
+
+@checked
+def _seconds(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 8):
+        raise ValueError(f"{text[:80]!r} is not a number of seconds, such as 3600")
+    return int(text)
 
 
 @checked
@@ -277,13 +295,16 @@ def guard_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def session_option(parser: argparse.ArgumentParser, default: str = "latest") -> None:
-    """Declare --session for commands that take one."""
+def session_option(
+    parser: argparse.ArgumentParser, default: str = "latest", every: bool = False
+) -> None:
+    """Declare --session for commands that take one, or with ``every`` all."""
+    names = "'latest', or 'all'" if every else "or 'latest'"
     parser.add_argument(
         "--session",
         default=default,
         metavar="S",
-        help=f"its time, the beginning of it, a tag, or 'latest' (default: {default})",
+        help=f"its time, the beginning of it, a tag, {names} (default: {default})",
     )
 
 

@@ -13,6 +13,7 @@ from backup_vm.cli.options import (
     duration,
     guard_options,
     key_option,
+    wait_option,
     yes_option,
 )
 
@@ -77,6 +78,7 @@ def add_to(commands: Any) -> None:
     dry_run_option(prune, "only show what would stay, why, and what would go")
     yes_option(prune)
     key_option(prune)
+    wait_option(prune)
     prune.set_defaults(run=run)
 
 
@@ -108,6 +110,8 @@ def run(options: argparse.Namespace) -> int:
             )
     with context.contents(writing=not options.dry_run) as contents:
         removal = _chosen(context, contents, rules)
+        for line in removal.spoilt():
+            context.warn(line)
         if not options.dry_run and removal.doomed:
             context.confirm_by_hand(removal.question())
         return context.remove(removal)

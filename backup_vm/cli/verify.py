@@ -90,7 +90,7 @@ def _from_backup_vm(context: Context) -> int:
                 context.warn(f"{record.name} {session}: {problem}")
             row = {"qube": record.qube, "volume": record.volume, "session": session}
             rows.append({**row, "ok": problem is None, "problem": problem and str(problem)})
-    context.done({"sessions": rows, "damaged": []})
+    context.done({"sessions": rows, "damaged": [], "noted": False})
     return Exit.OK if all(row["ok"] for row in rows) else Exit.DAMAGED
 
 
@@ -147,7 +147,11 @@ def _tell(
             context.warn(f"{name}: {proof.problem}")
     for line in (said := [str(error) for error in damaged] + outside):
         context.warn(line)
+    if prover.unnoted is not None:
+        from backup_vm.archive import noting
+
+        context.warn(noting.line(prover.unnoted))
     rows = [proof.row() for proof in prover.proofs]
     nothing = [] if prover.proofs or prover.removed or said else ["Nothing is due."]
-    context.done({"sessions": rows, "damaged": said}, *nothing)
+    context.done({"sessions": rows, "damaged": said, "noted": prover.unnoted is None}, *nothing)
     return Exit.OK if not said and prover.sound else Exit.DAMAGED

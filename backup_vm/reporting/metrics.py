@@ -43,6 +43,7 @@ _HELP = {
     "lock_waiting_bytes": "Bytes that were removed, and may not be removed for good yet.",
     "lock_waiting_timestamp_seconds": "Time from which the last of them may.",
     "volume_sessions": "Sessions of the volume.",
+    "volume_spoilt_sessions": "Sessions of the volume that are known not to be whole.",
     "volume_size_bytes": "Size of the volume.",
     "volume_changed_bytes": "Bytes that changed since the newest session.",
     "volume_session_timestamp_seconds": "Time of the volume's newest session.",
@@ -119,6 +120,7 @@ def _of_archive(status: StatusRow) -> Iterator[Sample]:
     for volume in status["volumes"]:
         named = {**label, "volume": volume["name"]}
         yield "volume_sessions", named, volume["sessions"]
+        yield "volume_spoilt_sessions", named, volume["spoilt"]
         yield "volume_size_bytes", named, volume["size"]
         yield "volume_changed_bytes", named, volume["changed"]
         yield "volume_session_timestamp_seconds", named, volume["time"]
@@ -157,8 +159,8 @@ def _as_a_whole(status: StatusRow, label: Mapping[str, str]) -> Iterator[Sample]
     yield from _check("drill", label, status["drilled"])
     yield "parity_bytes", label, status["parity"]
     yield "parity_files", label, status["parity_files"]
-    if (lease := status["lease"]) is not None:
-        held = {**label, "host": lease["host"], "process": str(lease["process"])}
+    for lease in status["leases"]:
+        held = {name: str(lease[name]) for name in ("kind", "host", "process")} | dict(label)
         yield "lease_start_timestamp_seconds", held, lease["since"]
         yield "lease_renewed_timestamp_seconds", held, lease["renewed"]
     if (lock := status["lock"]) is not None:

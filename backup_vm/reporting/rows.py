@@ -42,6 +42,8 @@ class SessionRow(TypedDict):
     tags: list[str]
     note: str
     verified: CheckRow | None
+    spoilt: str | None
+    """Why it is known not to be whole, if it is."""
 
 
 class VolumeRow(SpaceRow):
@@ -71,6 +73,8 @@ class StateRow(SpaceRow):
     time: int | None
     """Of the newest session."""
     sessions: int
+    spoilt: int
+    """How many of them are known not to be whole."""
     size: int
     changed: int | None
     """Bytes that changed since, as dom0 tells; None where it does not know the volume."""
@@ -117,10 +121,14 @@ class LockRow(TypedDict):
 
 
 class LeaseRow(TypedDict):
-    """The lease that another run has on the archive, or has left."""
+    """A lease that another run holds; what it says of itself is its own word."""
 
+    kind: str
+    """``writer``, or ``notes`` of one that changes these."""
     host: str
     process: int
+    """0 where the lease says nothing that can be read."""
+    command: str
     since: int | None
     """When that run began, by its machine's clock."""
     renewed: int
@@ -149,7 +157,7 @@ class StatusRow(TypedDict):
     unproven: UnprovenRow | None
     drilled: DrillRow | None
     lock: LockRow | None
-    lease: LeaseRow | None
+    leases: list[LeaseRow]
     next_run: str | None
     volumes: list[StateRow]
     problems: list[str]

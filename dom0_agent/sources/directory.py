@@ -106,9 +106,9 @@ class DirectorySource(Source):
 
     @override
     def snapshots(self) -> set[int]:
-        if not self._store.is_dir():
-            return set()
         try:
+            if not self._store.is_dir():
+                return set()
             names = [path.name for path in self._store.iterdir() if path.name.endswith(_SUFFIX)]
         except OSError as error:
             raise failed(f"{self.name}: cannot list its snapshots", error) from None

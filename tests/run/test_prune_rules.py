@@ -77,6 +77,10 @@ def test_what_only_its_age_keeps_is_told_of(
         assert "(--min-age)" in said
         found = commands.json(*words, *more)
         assert (found["spared"], found["min_age"], found["removed"]) == (2, 3 * DAY, [])
+        until = [row["spared_until"] for row in found["plan"]]
+        assert [row["spared"] for row in found["plan"]] == [True, True, False]
+        assert until[2] is None and until[1] - until[0] == pytest.approx(DAY - HOUR, abs=60)
+        assert until[0] == pytest.approx(time.time() + 2 * DAY, abs=3600)
     assert commands.json(*words, "--min-age", "2h")["spared"] == 1
     assert (
         "for now" not in commands.run("-v", *words, "--min-age", "0d", "--max-removed", "100%")[0]

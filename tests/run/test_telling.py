@@ -160,8 +160,8 @@ def test_who_has_the_archive_is_told_and_not_this_run_itself(ready: Commands) ->
     LocalStorage(ready.site.archive).locks().put("writer-3", other.dump())
     ready.run("status", "--metrics", str(file))
     said = ready.run("status")[0]
-    assert "In use by another run (n" in said and ", process 77), whose lease was renewed " in said
-    lease = ready.json("status")["lease"]
+    assert "Another run holds its lease: n" in said and ", process 77 (backup), since " in said
+    (lease,) = ready.json("status")["leases"]
     assert lease["since"] == 99 and abs(lease["renewed"] - time.time()) < 60
     (sample,) = next(
         family.samples
@@ -171,7 +171,7 @@ def test_who_has_the_archive_is_told_and_not_this_run_itself(ready: Commands) ->
     assert sample.labels["process"] == "77" and sample.labels["host"] == lease["host"]
     assert sample.value == lease["renewed"]
     LocalStorage(ready.site.archive).locks().put("writer-4", b"\xff{[" * 99)
-    assert "(holder unknown)" in ready.run("status")[0]
+    assert "holder unknown" in ready.run("status")[0]
     ready.run("status", "--metrics", str(file))
     assert "sparsebak_lease_start" not in file.read_text()
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from backup_vm import stopping
-from backup_vm.archive import catalog_file
+from backup_vm.archive import catalog_file, noting
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.storage import is_remote
@@ -182,6 +182,8 @@ def _scrub(archive: Archive, task: Task, row: KeptRow, progress: Progress) -> No
     done = scrub_part(archive, progress, plan.sample, plan.older_than)
     row["scrubbed"], row["of"] = len(done.looked_at), len(done.there)
     _damage(row, [*done.problems(), *done.outside])
+    if archive.writing and done.unnoted is not None:
+        row["notes"].append(noting.line(done.unnoted))
 
 
 def _look(archive: Archive, plan: Plan, row: KeptRow) -> None:
@@ -230,3 +232,5 @@ def _copy(task: Task, row: KeptRow, progress: Progress) -> None:
         done = copy(archive, task.copy_to, progress)
     row["copied"], row["sent"] = done.sessions, done.stored
     _damage(row, done.failed)
+    if done.unnoted is not None:
+        row["notes"].append(f"it could not be noted that there is a copy ({done.unnoted})")

@@ -66,6 +66,8 @@ async function show(first) {
   const mine = (shows += 1);
   leave?.();
   leave = null;
+  // the browser's back button leads away from a question, too
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close("no");
   drawNavigation(page);
   document.title = S.title(S.pages[page]);
   const main = document.getElementById("main");
@@ -79,11 +81,21 @@ async function show(first) {
   }
 }
 
+/** That the server does not answer, as long as it does not. */
+function drawGone(error) {
+  const place = document.getElementById("gone");
+  const said = error ? error.message : "";
+  if (place.dataset.said === said) return; // it is read out once
+  place.dataset.said = said;
+  put(place, error ? trouble(error) : null);
+}
+
 async function follow() {
   let since = 0;
   for (;;) {
     try {
       const news = await get("news", { since });
+      drawGone(null);
       const before = new Map(jobs);
       since = news.revision;
       for (const job of news.jobs) jobs.set(job.id, job);
@@ -95,14 +107,8 @@ async function follow() {
       for (const job of ended) say(S.ended(S.kinds[job.kind], S.states[job.state]));
       if (ended.length) document.dispatchEvent(new Event("work-ended"));
     } catch (error) {
-      const main = document.getElementById("main");
-      if (error.code === 403 || error.code === 0) {
-        if (!main.querySelector(":scope > .gone")) {
-          main.prepend(h("div", { class: "gone" }, trouble(error)));
-        }
-        await new Promise((resolve) => setTimeout(resolve, 5000));
-      }
-      await new Promise((resolve) => setTimeout(resolve, 1000));
+      if (error.code === 403 || error.code === 0) drawGone(error);
+      await new Promise((resolve) => setTimeout(resolve, 2000));
     }
   }
 }
