@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import codecs
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
 @dataclass(frozen=True)
-class SlotHead(Structure):
+class SlotHead(Structure, compiled=COMPILED):
     """Beginning of a key slot: what makes the wrapping key of a secret."""
 
     kind: Annotated[int, Int8ul * "1 passphrase, 2 recovery key"]
@@ -88,13 +89,14 @@ def _wrapping_key(raw_head: bytes, secret: bytes) -> bytes:
     kind, log_n, r, p, salt = head.kind, head.log_n, head.r, head.p, head.salt
     if kind == KIND_RECOVERY:  # 160 random bits need no stretching
         return derive(secret, b"sparsebak/2 recovery", salt)
-    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-
     sane = 10 <= log_n <= 17 and 1 <= r <= SCRYPT_R and 1 <= p <= SCRYPT_P
     dear = 128 * r << log_n > SCRYPT_MEMORY or r * p << log_n > SCRYPT_WORK
     if kind != KIND_PASSPHRASE or not sane or dear:
         raise NotAuthentic("key slot of an unknown kind, or one that would cost too much to try")
-    return Scrypt(salt=salt, length=KEY_SIZE, n=1 << log_n, r=r, p=p).derive(secret)
+    # The standard library's, which is OpenSSL's as that of cryptography is: this is the moment at
+    # which a command has the most memory, and cryptography is not imported yet.
+    most = SCRYPT_MEMORY + (1 << 20)
+    return hashlib.scrypt(secret, salt=salt, n=1 << log_n, r=r, p=p, maxmem=most, dklen=KEY_SIZE)
 
 
 def make_slot(kind: int, secret: bytes, master: bytes, archive: bytes) -> bytes:

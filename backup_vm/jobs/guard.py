@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.jobs.retention import DAY, parse_duration
+from backup_vm.jobs.keep_rules import DAY, parse_duration
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive

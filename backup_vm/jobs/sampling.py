@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from backup_vm.archive.notes import Notes, short
-from backup_vm.jobs.retention import AHEAD
+from backup_vm.jobs.keep_rules import AHEAD
 from backup_vm.quantities import Part
 
 Item = TypeVar("Item")

@@ -143,6 +143,13 @@ def set_slots(archive: ArchiveKey, slots: tuple[bytes, ...]) -> None:
     replace(archive.directory / "archive.json", dump(dataclasses.replace(archive, slots=slots)))
 
 
+def set_caller(archive: ArchiveKey, caller: str) -> None:
+    """Let another qube use an archive, and the one before no more; the file's replacement is the
+    commit point.
+    """
+    replace(archive.directory / "archive.json", dump(dataclasses.replace(archive, caller=caller)))
+
+
 def remove(archive: ArchiveKey) -> None:
     """Forget an archive and its key."""
     gone = archive.directory.with_name(f".{archive.directory.name}.gone")

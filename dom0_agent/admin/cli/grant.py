@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.durable import closing_fd, pwrite_all, sync_directory
+from common.durable import closing_fd, pwrite_all
 from common.text import printable, session_name
 from dom0_agent.admin.cli import UserError, user_option
 from dom0_agent.admin.granting import (
@@ -151,7 +151,8 @@ def _write(path: Path, key: bytes) -> None:
             raise UserError(f"{path} exists; choose another name") from None
         except OSError:  # FAT, say, has no second names
             os.replace(beside, path)
-        sync_directory(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; no grant was made") from None
     finally:
         with suppress(OSError):
             beside.unlink()
