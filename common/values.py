@@ -8,8 +8,7 @@ library's own declarations, and its functions (``dataclasses.replace``, ``fields
 these classes, too.
 
 What is not used here is not there: ``field`` knows default_factory and repr, ``dataclass`` knows
-frozen and kw_only. An object is made in 2 us instead of 0.5: for what there are millions of, this
-is not.
+frozen and kw_only. An object is made in 0.6 to 0.9 us instead of 0.5 to 0.7.
 """
 
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from dataclasses import asdict, dataclass, field, fields, replace
 else:
     _NONE = object()
-    _FIELDS = "__value_fields__"
+    _FIELDS, _PLACES = "__value_fields__", "__value_places__"
 
     class Field:
         """A field: its name, its annotation as it stands there, and where its value comes from."""
@@ -30,6 +29,14 @@ else:
         def __init__(self, default=_NONE, default_factory=_NONE, repr=True):
             self.name, self.type, self.kw_only = "", None, False
             self.default, self.default_factory, self.repr = default, default_factory, repr
+
+        def initial(self, value):
+            """What the field is in an object that is made without it."""
+            if self.default_factory is not _NONE:
+                return self.default_factory()
+            if self.default is _NONE:
+                raise TypeError(f"{type(value).__name__} lacks {self.name}")
+            return self.default
 
     def field(*, default_factory=_NONE, repr=True):
         """A field with more to be said of it than a default."""
@@ -76,6 +83,7 @@ else:
             if default is one:
                 delattr(cls, name)
         setattr(cls, _FIELDS, found)
+        setattr(cls, _PLACES, [name for name, one in found.items() if not one.kw_only])
         cls.__dataclass_fields__ = _Library(frozen)
         methods = {"__init__": _init, "__repr__": _repr, "__eq__": _eq}
         if frozen:
@@ -88,27 +96,20 @@ else:
         return cls
 
     def _init(self, /, *given, **named):
-        declared = getattr(self, _FIELDS)
-        by_place = [name for name, one in declared.items() if not one.kw_only]
-        if len(given) > len(by_place):
-            raise TypeError(f"{type(self).__name__} takes {len(by_place)} values by their places")
+        declared, places = getattr(self, _FIELDS), getattr(self, _PLACES)
+        if len(given) > len(places):
+            raise TypeError(f"{type(self).__name__} takes {len(places)} values by their places")
         # Not by setattr, which the frozen ones refuse.
         values = self.__dict__
-        values |= zip(by_place, given)  # noqa: B905 (those that are not given follow below)
+        values.update(zip(places, given))  # noqa: B905 (those that are not given follow)
         for name in named:
             if name not in declared or name in values:
                 raise TypeError(f"{type(self).__name__} has no {name}, or has it twice")
-        for name, one in declared.items():
-            if name in values:
-                continue
-            if name in named:
-                values[name] = named[name]
-            elif one.default_factory is not _NONE:
-                values[name] = one.default_factory()
-            elif one.default is not _NONE:
-                values[name] = one.default
-            else:
-                raise TypeError(f"{type(self).__name__} lacks {name}")
+        values.update(named)
+        if len(values) < len(declared):
+            for name, one in declared.items():
+                if name not in values:
+                    values[name] = one.initial(self)
         if hasattr(self, "__post_init__"):
             self.__post_init__()
 
