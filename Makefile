@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Half as many again as there are cores, for tests wait for disks, servers and clocks a third of their time.
 WORKERS := $(shell expr $$(nproc) \* 3 / 2)
 
-.PHONY: test test-system test-lvm test-zfs test-files test-ceph test-ui test-places test-roots test-qubes office demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-office bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-files test-ceph test-ui test-places test-roots test-qubes test-salt office demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-office bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -73,6 +73,10 @@ test-roots:
 test-qubes: setup packages
 	$(VENV)/bin/python tools/real_qubes.py "$(QUBES)" -- $(TESTS)
 
+# The Salt formula, applied twice by the real Salt in the machines of test-system. QUBES is a folder of Qubes OS' checkouts.
+test-salt: setup packages
+	$(VENV)/bin/python tools/real_salt.py "$(QUBES)" -- $(TESTS)
+
 # Installs what sparsebak itself needs and no more, where there is no environment for the tests yet.
 DEMO := $(if $(wildcard $(READY)),$(VENV),build/demo)
 demo: $(DEMO)/.ready
@@ -133,9 +137,11 @@ else
 endif
 
 # What make test tries in small, for as long as it takes: every change of every file of an archive and of dom0's state; all
-# pairs of commands and calls at once (ROUNDS=2 times each); two years; three machines for hundreds of steps (SEED=7).
+# pairs of commands and calls at once (ROUNDS=2 times each); two years; three machines (SEED=7) for hundreds of steps (STEPS=1000)
+# in a folder, over SFTP and on S3 (STORES="local ceph" for others).
 mutate together longlife machines: setup
 	SPARSEBAK_LONG=1 $(if $(ROUNDS),SPARSEBAK_ROUNDS=$(ROUNDS)) $(if $(SEED),SPARSEBAK_SEED=$(SEED)) \
+	    $(if $(STEPS),SPARSEBAK_STEPS=$(STEPS)) $(if $(STORES),SPARSEBAK_STORES="$(STORES)") \
 	    $(VENV)/bin/pytest --timeout=0 -n 2 -v tests/$(if $(filter mutate,$@),mutation,$@)
 
 # What runs in dom0, in lines of code by module.

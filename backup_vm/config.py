@@ -4,16 +4,16 @@ docs/config.toml with its meaning.
 """
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from backup_vm.errors import UsageError
 from backup_vm.jobs.guard import Guard, taken
-from backup_vm.jobs.retention import Rules, parse_table
+from backup_vm.jobs.keep_rules import Rules, parse_table
 from backup_vm.paths import home, read_small
 from backup_vm.quantities import parse_share
 from backup_vm.rate import parse_rate
-from common.values import dataclass, field
 from wire.names import BadName, parse_name, parse_volume_name
 
 LARGEST = 1 << 20
@@ -34,7 +34,7 @@ _AFTER, _FREE, _QUBES = "after_backup", "until_free", "qubes"
 
 
 @dataclass(frozen=True)
-class Retention:
+class Pruning:
     """What prune does by itself. ``by_name``: rules for qubes and for volumes that have
     their own.
     """
@@ -58,7 +58,7 @@ class Config:
 
     texts: dict[str, str] = field(default_factory=dict)
     switches: frozenset[str] = frozenset()
-    retention: Retention = field(default_factory=Retention)
+    pruning: Pruning = field(default_factory=Pruning)
 
 
 def settings_file(given: Path | None) -> Path | None:
@@ -95,7 +95,7 @@ def load(given: Path | None) -> Config:
 
 
 def _check(raw: dict[str, Any]) -> Config:
-    retention = raw.pop("retention", {})
+    pruning = raw.pop("prune", {})
     switches = {key: raw.pop(key) for key in SWITCHES if key in raw}
     for key, value in switches.items():
         if not isinstance(value, bool):
@@ -104,7 +104,7 @@ def _check(raw: dict[str, Any]) -> Config:
         if key not in TEXTS or not isinstance(value, str) or not value.isprintable():
             raise ValueError(
                 f"{key!r} is not a setting (a text); known are {', '.join(TEXTS)},"
-                f" {', '.join(SWITCHES)} (true or false), and [retention]"
+                f" {', '.join(SWITCHES)} (true or false), and [prune]"
             )
     if "limit_rate" in raw:
         parse_rate(raw["limit_rate"])
@@ -114,13 +114,13 @@ def _check(raw: dict[str, Any]) -> Config:
         parse_pack_size(raw["pack_size"])
     if "parity" in raw:
         parse_share(raw["parity"])
-    if not isinstance(retention, dict):
-        raise ValueError("retention must be a table: [retention]")
+    if not isinstance(pruning, dict):
+        raise ValueError("prune must be a table: [prune]")
     on = frozenset(key for key, value in switches.items() if value)
-    return Config(raw, on, _retention(retention))
+    return Config(raw, on, _pruning(pruning))
 
 
-def _retention(raw: dict[str, Any]) -> Retention:
+def _pruning(raw: dict[str, Any]) -> Pruning:
     qubes = raw.pop(_QUBES, {})
     after, until = raw.pop(_AFTER, False), raw.pop(_FREE, "")
     raw, guard = taken(raw)
@@ -129,10 +129,10 @@ def _retention(raw: dict[str, Any]) -> Retention:
     if not isinstance(until, str):
         raise ValueError(f'{_FREE} must be a text such as "10%"')
     if not isinstance(qubes, dict) or not all(isinstance(rules, dict) for rules in qubes.values()):
-        raise ValueError("rules of a qube belong in a table of their own: [retention.qubes.NAME]")
+        raise ValueError("rules of a qube belong in a table of their own: [prune.qubes.NAME]")
     for name in qubes:
         _ = parse_volume_name(name) if "/" in name else parse_name(name, "qube")
-    return Retention(
+    return Pruning(
         parse_table(raw),
         {name: parse_table(rules) for name, rules in qubes.items()},
         after,

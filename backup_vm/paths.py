@@ -9,6 +9,8 @@ from backup_vm.errors import UsageError
 
 QREXEC_CLIENT = Path("/usr/bin/qrexec-client-vm")
 """Where this is, the machine is a qube."""
+SYSTEMD = Path("/run/systemd/system")
+"""Where this is, systemd runs (sd_booted(3))."""
 
 
 def home() -> Path | None:
@@ -23,6 +25,16 @@ def home() -> Path | None:
         return Path(pwd.getpwuid(os.getuid()).pw_dir)
     except KeyError:
         return None
+
+
+def state_folder() -> Path | None:
+    """Where this program remembers what must outlive a cache: ``$XDG_STATE_HOME/sparsebak``; None
+    where there is no home.
+    """
+    base, own = os.environ.get("XDG_STATE_HOME", ""), home()
+    if base.startswith("/"):
+        return Path(base) / "sparsebak"
+    return None if own is None else own / ".local/state/sparsebak"
 
 
 def expanded(text: str) -> str:

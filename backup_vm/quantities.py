@@ -2,8 +2,7 @@
 """Sizes and shares as people write them: ``20G``, ``5%``."""
 
 import re
-
-from common.values import dataclass
+from dataclasses import dataclass
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII)
 _LEAST = 0.01

@@ -3,8 +3,9 @@
 and to nobody else.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.archive.archive import Archive
@@ -14,13 +15,16 @@ from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, SparsebakError, UsageError, WrongKeyError
 from backup_vm.unsealing import AnyKeys, unseal
 from common.text import is_session_name, session_name
-from common.values import dataclass, field, replace
 from wire.chunks import NotAuthentic
 from wire.grants import Grant
 from wire.names import BadName, parse_name, parse_volume_name, set_aside
 
 if TYPE_CHECKING:
     from backup_vm.archive.image import Image
+
+
+IMAGE_SUFFIX = ".img"
+"""What a session's name ends with where it is shown as an image file."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,17 @@ class Contents:
     def image(self, volume: Named, session: Session) -> "Image":
         """The volume as it was at one of its sessions; raise DamagedError."""
         return self.archive.image(volume.series, session)
+
+    def spoilt(self, chosen: Iterable[tuple[Named, Session]]) -> list[str]:
+        """A line for each volume of which one of the sessions chosen is known not to be whole."""
+        from backup_vm.archive.incomplete import incomplete, text
+
+        by_volume: dict[str, tuple[Named, list[Session]]] = {}
+        for volume, session in chosen:
+            by_volume.setdefault(volume.id, (volume, []))[1].append(session)
+        series = {id: volume.series for id, (volume, _) in by_volume.items()}
+        found = incomplete(self.archive, series)
+        return [line for one, mine in by_volume.values() for line in text(one.name, mine, found)]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``python -m bench.choices``: what the choices rest on: chunk sizes, levels, dictionaries, hashes,
-threads, SQLite's settings.
+threads, SQLite's settings, catalogs that grow.
 
 Prints the tables of docs/choices.md. The data are ordinary files of this machine, so that figures
 differ between machines; the order of things does not.
@@ -12,15 +12,17 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from backup_vm.archive.catalog import ChunkCatalog
 from bench import workload
 from bench.__main__ import machine
 
@@ -146,6 +148,50 @@ def databases(rows: int = 200_000, batch: int = 540) -> None:
         print(f"| {journal}, {sync}, {cache} MiB | {added:.2f} s | {looked * 1e6:.0f} us |")
 
 
+def catalogs(sizes: Sequence[int] = (1_000_000, 3_000_000, 10_000_000), batch: int = 540) -> None:
+    """What one catalog of more chunks costs: processor time of a look-up, and of adding a pack."""
+    print("\n| chunks | size | one look-up | a pack of 540 added |\n|---|---|---|---|")
+    rng = np.random.default_rng(1)
+    for rows in sizes:
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            path = Path(folder) / "catalog"
+            catalog = ChunkCatalog.create(path, bytes(16))
+            catalog.begin()
+            numbers = {catalog.add_pack(str(at), 1): at for at in range(rows // batch + 1)}
+            catalog.fill(_rows(rng, rows, list(numbers)))
+            catalog.commit()
+            wanted = [rng.bytes(32) for _ in range(20_000)]
+            start = time.process_time()
+            for one in wanted:
+                catalog.has(one)
+            looked = (time.process_time() - start) / len(wanted)
+            start = time.process_time()
+            for number in range(20):
+                catalog.begin()
+                pack = catalog.add_pack(f"new {number}", 1)
+                catalog.add_all(pack, [(rng.bytes(32), at, 1) for at in range(batch)])
+                catalog.commit()
+            added = (time.process_time() - start) / 20
+            catalog.close()
+            size = path.stat().st_size / 1e6
+        print(f"| {rows:,} | {size:,.0f} MB | {looked * 1e6:.0f} us | {added * 1e3:.0f} ms |")
+
+
+def _rows(
+    rng: np.random.Generator, rows: int, packs: Sequence[int], parts: int = 64
+) -> Iterator[Iterator[tuple[bytes, int, int, int]]]:
+    """Chunks with random ids, in the order of these."""
+    for part in range(parts):
+        ids = rng.integers(0, 256, (rows // parts, 32), dtype=np.uint8)
+        each = 256 // parts
+        ids[:, 0] = part * each + ids[:, 0] % each
+        ordered = sorted(row.tobytes() for row in ids)
+        yield (
+            (one, packs[int.from_bytes(one[-4:]) % len(packs)], at, 60_000)
+            for at, one in enumerate(ordered)
+        )
+
+
 def main() -> None:
     print(machine())
     data = b"".join(islice(workload.ordinary(7), SAMPLE // workload.RUN))
@@ -155,6 +201,7 @@ def main() -> None:
     levels(chunks, noise)
     threads(chunks)
     databases()
+    catalogs()
 
 
 if __name__ == "__main__":

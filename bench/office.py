@@ -10,7 +10,7 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from backup_vm.archive import sessions
@@ -33,10 +33,11 @@ KEYS = Keys(bytes(32))
 
 
 class Laptop:
-    """An archive of one volume, and sessions of it that change a chunk each."""
+    """An archive of one volume, and sessions of it that change a chunk each, or those named."""
 
-    def __init__(self, place: str, created: float) -> None:
+    def __init__(self, place: str, created: float, chunks: int = CHUNKS) -> None:
         self.place, self._number, self._previous = place, 0, NO_BASE
+        self._chunks = chunks
         self._rng = random.Random(place)
         self.id = self._rng.randbytes(16)
         create_archive(
@@ -44,16 +45,19 @@ class Laptop:
             Parameters(self.id, "laptop", SUITE_BLAKE2B, 64 << 10, int(created), (), bytes(32)),
         )
 
-    def back_up(self, now: float) -> None:
-        """Store a session of that time, as a backup does: the pack first."""
+    def back_up(self, now: float, changed: Sequence[int] = (), in_pack: int = 1 << 14) -> None:
+        """Store a session of that time, as a backup does: the packs first."""
         self._number += 1
         storage, identifier = open_storage(self.place), self._rng.randbytes(16)
-        changed = range(CHUNKS) if self._number == 1 else [self._rng.randrange(CHUNKS)]
+        if not changed:
+            one = [self._rng.randrange(self._chunks)]
+            changed = range(self._chunks) if self._number == 1 else one
         ids = [self._rng.randbytes(32) for _ in changed]
-        pack = NewPack(storage, self.id)
-        for chunk_id in ids:
-            pack.add(chunk_id, self._rng.randbytes(200))
-        pack.finish()
+        for at in range(0, len(ids), in_pack):
+            pack = NewPack(storage, self.id)
+            for chunk_id in ids[at : at + in_pack]:
+                pack.add(chunk_id, self._rng.randbytes(200))
+            pack.finish()
         record = Record(
             identity="laptop",
             suite=SUITE_BLAKE2B,
@@ -62,7 +66,7 @@ class Laptop:
             session=identifier,
             sequence=self._number,
             time=int(now),
-            size=CHUNKS << 16,
+            size=self._chunks << 16,
             chunk_size=64 << 10,
             qube="laptop",
             volume="home",
@@ -71,7 +75,7 @@ class Laptop:
             previous=bytes(32),
         ).seal(KEYS)
         numbers = b"".join(number.to_bytes(8, "little") for number in changed)
-        inherit = 0 if self._number == 1 else CHUNKS
+        inherit = 0 if self._number == 1 else self._chunks
         sessions.write(
             storage, record, self._previous, inherit, len(ids), [numbers], [b"".join(ids)]
         )

@@ -31,7 +31,7 @@ from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.jobs.retention import DEFAULT
+from backup_vm.jobs.keep_rules import DEFAULT
 from backup_vm.jobs.thinning import by_rules
 from backup_vm.reporting.view import View
 from backup_vm.volumes import stored_volumes

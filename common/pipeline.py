@@ -4,7 +4,7 @@ the GIL.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -38,7 +38,7 @@ def neighbours(chunks: Iterable[Chunk], most: int) -> Iterator[list[Chunk]]:
 
 def in_order(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield ``work(item)`` for each item in order, with at most ``ahead`` items begun and not yet
     yielded.
 

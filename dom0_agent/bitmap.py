@@ -6,10 +6,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, compress
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from common.values import dataclass
 from dom0_agent.compiled import COMPILED
 from wire.layout import Structure
 

@@ -10,11 +10,11 @@ reaches.
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.values import dataclass
 from dom0_agent.log import ERROR, log
 from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, DomainKeys, Keys

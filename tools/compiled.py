@@ -26,7 +26,10 @@ MODULES = {
         "wire.grants",
         "wire.reading",
     ),
-    "backup_vm/archive/compiled.py": ("backup_vm.archive.format",),
+    "backup_vm/archive/compiled.py": (
+        "backup_vm.archive.format",
+        "backup_vm.archive.names_format",
+    ),
     "dom0_agent/compiled.py": (
         "dom0_agent.bitmap",
         "dom0_agent.kernel",

@@ -10,9 +10,9 @@ import hashlib
 import hmac
 import os
 import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from common.values import dataclass, field
 from wire import DEDUP_DOMAIN_SIZE
 
 if TYPE_CHECKING:

@@ -116,6 +116,7 @@ COMPILED: dict[str, Codes] = {
         "secret.root": "32s",
         "secret.previous": "32s",
     },
+    "SlotHead": {"kind": "B", "log_n": "B", "r": "B", "p": "B", "salt": "16s"},
     "Slot": {
         "head.kind": "B",
         "head.log_n": "B",

@@ -10,9 +10,9 @@ are whole and fit together.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from common.values import dataclass, field
 from wire import DEDUP_DOMAIN_SIZE, LAST_SEQUENCE
 from wire.chunks import KEY_SIZE, SUITES, DomainKeys, NotAuthentic
 from wire.compiled import COMPILED

@@ -9,9 +9,9 @@ their size is fixed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from common.values import dataclass
 from wire import FORMAT, NO_ARCHIVE, NO_SESSION
 from wire.chunks import OVERHEAD
 from wire.compiled import COMPILED

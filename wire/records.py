@@ -6,9 +6,9 @@ authenticated together.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from common.values import dataclass
 from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE, FORMAT, MAX_VOLUME_SIZE, other_format
 from wire.chunks import (
     NONCE_SIZE,

@@ -11,9 +11,9 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from common.values import dataclass
 from wire.chunks import (
     KEY_SIZE,
     NONCE_SIZE,
@@ -51,7 +51,7 @@ _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
 @dataclass(frozen=True)
-class SlotHead(Structure):
+class SlotHead(Structure, compiled=COMPILED):
     """Beginning of a key slot: what makes the wrapping key of a secret."""
 
     kind: Annotated[int, Int8ul * "1 passphrase, 2 recovery key"]

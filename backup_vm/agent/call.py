@@ -8,12 +8,12 @@ whatever its exit code.
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TypeVar
 
 from backup_vm.agent.transport import Connection
 from backup_vm.errors import AgentError
-from common.values import dataclass
 from wire.messages import HEADER, HEADER_SIZE, KIND_STATUS, Message, Status
 from wire.status import Code
 from wire.stream import CutShort, read_exactly

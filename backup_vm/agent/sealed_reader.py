@@ -6,13 +6,14 @@ is to be proven by whoever asked.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO, TypeVar
 
 from backup_vm.agent.transport import Connection
 from backup_vm.agent.transport.qrexec import QrexecTransport
 from backup_vm.errors import AgentError, DamagedError, SparsebakError
-from wire.chunks import ID_SIZE, OVERHEAD
+from wire.chunks import ID_SIZE, OVERHEAD, ZERO_ID
 from wire.messages import (
     CHUNK_HEAD,
     CHUNK_HEAD_SIZE,
@@ -31,7 +32,7 @@ from wire.stream import CutShort, read_exactly
 
 SERVICE = "Read"
 PATIENCE = 60.0
-"""Seconds that a reply may take: a file system must not wait for good."""
+"""Seconds that a frame of a reply may take: a file system must not wait for good."""
 _EXITS = {
     126: (
         "dom0's policy refused it",
@@ -86,20 +87,34 @@ class SealedReader:
 
         def ask() -> list[bytes]:
             size = (end - first) * ID_SIZE
-            raw = self._answer(WANT_IDS, first, end - first, KIND_IDS, (size, size))
+            (raw,) = self._answer(WANT_IDS, first, end - first, KIND_IDS, [(size, size)])
             return [raw[at : at + ID_SIZE] for at in range(0, size, ID_SIZE)]
 
         return self._asked(ask)
 
     def sealed(self, number: int, chunk_id: bytes) -> bytes:
         """The sealed chunk of a number, which claims to have that id."""
+        return self.sealed_run(number, [chunk_id])[0]
 
-        def ask() -> bytes:
-            limits = CHUNK_HEAD_SIZE + OVERHEAD, CHUNK_HEAD_SIZE + self._longest
-            raw = self._answer(WANT_CHUNKS, number, 1, KIND_CHUNK, limits)
-            if CHUNK_HEAD.unpack(raw[:CHUNK_HEAD_SIZE]) != (number, chunk_id):
-                raise DamagedError(f"{self._qube} gave another chunk than number {number}")
-            return raw[CHUNK_HEAD_SIZE:]
+    def sealed_run(self, first: int, ids: list[bytes]) -> list[bytes]:
+        """The sealed chunks of numbers that follow each other, at most wire.reading.MAX_CHUNKS,
+        which claim to have these ids; nothing for a chunk of zeros.
+        """
+        limits = [
+            (CHUNK_HEAD_SIZE + OVERHEAD, CHUNK_HEAD_SIZE + self._longest)
+            if chunk_id != ZERO_ID
+            else (CHUNK_HEAD_SIZE, CHUNK_HEAD_SIZE)
+            for chunk_id in ids
+        ]
+
+        def ask() -> list[bytes]:
+            found = []
+            answer = self._answer(WANT_CHUNKS, first, len(ids), KIND_CHUNK, limits)
+            for number, (chunk_id, raw) in enumerate(zip(ids, answer, strict=True), first):
+                if CHUNK_HEAD.unpack(raw[:CHUNK_HEAD_SIZE]) != (number, chunk_id):
+                    raise DamagedError(f"{self._qube} gave another chunk than number {number}")
+                found.append(raw[CHUNK_HEAD_SIZE:])
+            return found
 
         return self._asked(ask)
 
@@ -140,7 +155,7 @@ class SealedReader:
         connection = QrexecTransport().start(SERVICE, self._qube, self._argument)
         self._connection = connection
         try:
-            return self._reply(KIND_RECORD, (RECORD_SIZE, RECORD_SIZE))
+            return self._reply(KIND_RECORD, [(RECORD_SIZE, RECORD_SIZE)])[0]
         except CutShort:
             self.close()  # which ends it by force, if need be
             code = connection.process.wait()
@@ -154,14 +169,15 @@ class SealedReader:
             raise
 
     def _answer(
-        self, wanted: int, first: int, count: int, kind: int, limits: tuple[int, int]
-    ) -> bytes:
+        self, wanted: int, first: int, count: int, kind: int, limits: list[tuple[int, int]]
+    ) -> list[bytes]:
         request = ReadRequest(wanted=wanted, first=first, count=count)
         return self._reply(kind, limits, request.build())
 
-    def _reply(self, kind: int, limits: tuple[int, int], request: bytes = b"") -> bytes:
-        """Ask, if there is something to ask, and return the payload of the one frame of a reply,
-        of a length within the limits; raise AgentError for anything else.
+    def _reply(self, kind: int, limits: list[tuple[int, int]], request: bytes = b"") -> list[bytes]:
+        """Ask, if there is something to ask, and return the payloads of a reply's frames, as many
+        as there are limits of their lengths, each within its own; raise AgentError for anything
+        else.
         """
         process = self._connection.process if self._connection else None
         if self._connection is None or process is None:
@@ -169,12 +185,23 @@ class SealedReader:
         if process.stdin is None or process.stdout is None:
             raise CutShort("no stream to read from")
         self._silent = False
-        timer = threading.Timer(PATIENCE, self._give_up, [self._connection])
-        timer.start()
-        try:
+        with self._patience(self._connection):
             process.stdin.write(request)  # waits, too, where nobody takes it
             process.stdin.flush()
-            return self._frames(process.stdout, kind, limits)
+        found = []
+        for one in limits:
+            with self._patience(self._connection):
+                found.append(self._frame(process.stdout, kind, one))
+        with self._patience(self._connection):
+            self._frame(process.stdout, KIND_STATUS, (0, 0))
+        return found
+
+    @contextmanager
+    def _patience(self, connection: Connection) -> Iterator[None]:
+        timer = threading.Timer(PATIENCE, self._give_up, [connection])
+        timer.start()
+        try:
+            yield
         finally:
             timer.cancel()
 
@@ -182,21 +209,21 @@ class SealedReader:
         self._silent = True
         connection.process.kill()
 
-    def _frames(self, stdout: IO[bytes], kind: int, limits: tuple[int, int]) -> bytes:
-        payload, wanted = b"", {kind: limits, KIND_STATUS: (Status.length(), Status.length())}
-        for expected in (kind, KIND_STATUS):
-            found, length = HEADER.unpack(read_exactly(stdout, HEADER_SIZE))
-            low, high = wanted.get(found, (1, 0))
-            if found not in (expected, KIND_STATUS) or not low <= length <= high:
-                raise self._failed(f"it sent a frame of kind {found} and length {length}")
-            raw = read_exactly(stdout, length)
-            if found == KIND_STATUS:
-                status = Status.parse(raw)
-                if expected == KIND_STATUS and status.code == Code.OK:
-                    return payload
-                raise self._refused(status)
-            payload = raw
-        raise self._failed("it sent no status")
+    def _frame(self, stdout: IO[bytes], kind: int, limits: tuple[int, int]) -> bytes:
+        """The payload of a frame of that kind, of a length within the limits; of a status that
+        says that all is well, nothing.
+        """
+        found, length = HEADER.unpack(read_exactly(stdout, HEADER_SIZE))
+        low, high = (Status.length(),) * 2 if found == KIND_STATUS else limits
+        if found not in (kind, KIND_STATUS) or not low <= length <= high:
+            raise self._failed(f"it sent a frame of kind {found} and length {length}")
+        raw = read_exactly(stdout, length)
+        if found != KIND_STATUS:
+            return raw
+        status = Status.parse(raw)
+        if kind == KIND_STATUS and status.code == Code.OK:
+            return b""
+        raise self._refused(status)
 
     def _refused(self, status: Status) -> SparsebakError:
         if status.code == Code.DAMAGED:

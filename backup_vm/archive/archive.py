@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An archive that is open: its parameters, sessions and catalog, under its lock."""
 
+import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Collection
@@ -15,6 +16,7 @@ from backup_vm.archive.listing import Listing
 from backup_vm.archive.looking import Looking
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
+from backup_vm.archive.remembered import Remembered
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
@@ -227,7 +229,12 @@ class Archive:
         damaged.
         """
         if self.open_catalog is None:
-            self.open_catalog = self.looking.catalog()
+            try:
+                self.open_catalog = self.looking.catalog()
+            except sqlite3.Error as error:
+                if self.temporary is None or catalog_file.is_damage(error):
+                    raise
+                raise catalog_file.explain(error, self.temporary.name) from None
         return self.open_catalog
 
     def forget_findings(self) -> bool:
@@ -247,7 +254,7 @@ class Archive:
 
     def rebuild_catalog(self) -> None:
         """Make the catalog again from packs and sessions; what is marked in it is kept."""
-        known = reconcile.Remembered.of(self.open_catalog)
+        known = Remembered.of(self.open_catalog)
         if self.open_catalog is not None:
             self.open_catalog.close()
             self.open_catalog = None
@@ -258,7 +265,7 @@ class Archive:
         found out again from what there is. What was reclaimed of them is to be reclaimed again.
         """
         rotten = tuple(place for place in self.catalog.rotten() if place[0] not in files)
-        known = reconcile.Remembered(rotten=rotten, lasting=self.catalog.lasting())
+        known = Remembered(rotten=rotten, lasting=self.catalog.lasting(), entire=True)
         self.forget_findings()
         self.warnings = [one for one in self.warnings if one not in self.alarms]
         self.alarms = []
@@ -279,7 +286,7 @@ class Archive:
                 where = self.storage.workspace.describe(catalog_file.NAME)
                 self.warnings.append(f"{where} does not say where chunks are; run: sparsebak scrub")
                 now = Listing.of(self.storage)
-                known = reconcile.Remembered.of(self.open_catalog)
+                known = Remembered.of(self.open_catalog)
                 self.replace_catalog(reconcile.rebuild(self, now, known))
                 self._doubted = True
             return self._doubted

@@ -113,11 +113,14 @@ class CatalogBase:
 
     @classmethod
     def create(cls, path: Path, archive: bytes) -> Self:
-        """Make an empty one, where there is nothing."""
+        """Make an empty one, where there is nothing; its transaction is open. What is left of it
+        when that is never committed is no catalog of this archive.
+        """
         catalog = cls(path)
         # A file that is half made is thrown away, so that its journal need not be kept.
         catalog._db.execute("PRAGMA journal_mode=DELETE")
         catalog._db.executescript(_SCHEMA)
+        catalog.begin()
         catalog.set_meta("version", str(VERSION))
         catalog.set_meta("archive", archive.hex())
         return catalog

@@ -25,4 +25,28 @@ COMPILED: dict[str, Codes] = {
     },
     "ParityMember": {"kind": "B", "volume": "16s", "sequence": "Q", "id": "16s", "size": "Q"},
     "ParityFoot": {"plan_length": "Q", "magic": b"SBPEND\x00\x02"},
+    "NamesHead": {
+        "magic": b"SBNAME\x00\x02",
+        "archive": "16s",
+        "volume_id": "16s",
+        "segments": "L",
+    },
+    "SegmentHead": {"session": "16s", "id": "16s", "base": "16s", "blocks": "L", "payload": "Q"},
+    "NamesBound": {
+        "archive": "16s",
+        "volume_id": "16s",
+        "session": "16s",
+        "id": "16s",
+        "base": "16s",
+        "number": "L",
+    },
+    "NamesAbout": {
+        "blocks": "L",
+        "rows": "Q",
+        "troubles": "L",
+        "flags": "B",
+        "partition": "H",
+        "logical": "256t",
+    },
+    "RowsHead": {"count": "L", "text_length": "L"},
 }

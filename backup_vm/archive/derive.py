@@ -6,6 +6,7 @@ reconcile.py does.
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 from backup_vm.archive import catalog_file, naming, packs, references
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.catalog_file import GATHERED
+from backup_vm.archive.holes import holes, may_have_holes
 from backup_vm.archive.image import split
-from backup_vm.archive.reclaim import holes, may_have_holes
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
 from wire.chunks import ZERO_ID
@@ -25,40 +26,54 @@ if TYPE_CHECKING:
     from backup_vm.archive.gathering import Gathering
 
 
+@dataclass(frozen=True)
+class Doubts:
+    """What packs may not hold although their indexes say so: places that were found ``rotten``
+    (pack and offset), and ``packs`` of which only that is known that they have such places.
+    """
+
+    rotten: tuple[tuple[str, int], ...] = ()
+    packs: tuple[str, ...] = ()
+
+
 def derived(
-    archive: "Archive", path: Path, names: Mapping[str, int], rotten: Iterable[tuple[str, int]]
+    archive: "Archive", path: Path, names: Mapping[str, int], doubts: Doubts
 ) -> tuple[ChunkCatalog, dict[str, int]]:
-    """A new catalog of what packs hold and sessions need, in these packs (sizes by name) and not at
-    ``rotten`` places, its transaction open; and how many chunks each session lacks.
+    """A new catalog of what packs hold and sessions need, in these packs (sizes by name) and not
+    where that is doubtful and not so, its transaction open; and how many chunks each session lacks.
 
     While it is not known what all sessions refer to, all that packs hold is in it. A writer leaves
-    what it has gathered beside the catalog when it is cut off, and takes up what it finds there.
+    what it has gathered beside the catalog, until the new one is in its place, and takes up what it
+    finds there.
     """
     from backup_vm.archive.gathering import Gathering  # most runs rebuild nothing
 
-    rotten = list(rotten)
     workspace = archive.storage.workspace
     if archive.writing and path.name.endswith(TEMPORARY):
         warned = len(archive.warnings)
-        try:
-            place = _place_to_resume(archive, names)
-            with Gathering.at(place, archive.parameters.archive, names) as gathering:
-                catalog, lacking = _derived(archive, path, names, rotten, gathering)
+        for again in (False, True):
+            try:
+                place = _place_to_resume(archive, names)
+                with Gathering.at(place, archive.parameters.archive, names, again) as gathering:
+                    catalog, lacking = _derived(archive, path, names, doubts, gathering)
+                # What was found there says of no chunk that it is lost: then all packs are read
+                # again, and that reading is resumed, too, if it is cut off.
+                if not gathering.resumed or gathering.again or not any(lacking.values()):
+                    return catalog, lacking
+                catalog.close()
+                full = False
+            except sqlite3.DatabaseError as error:
+                full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+                if not full and not (catalog_file.is_damage(error) and place.exists()):
+                    raise
             workspace.discard(GATHERED)
-            # What was found there says of no chunk that it is lost: then the packs are read again.
-            if not gathering.resumed or not any(lacking.values()):
-                return catalog, lacking
-            catalog.close()
-        except sqlite3.DatabaseError as error:
-            full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-            if not full and not (catalog_file.is_damage(error) and place.exists()):
-                raise
-            workspace.discard(GATHERED)
-        del archive.warnings[warned:]
+            del archive.warnings[warned:]
+            if full:
+                break
     with catalog_file.folder_aside() as folder:
         place = Path(folder) / GATHERED
         with Gathering.at(place, archive.parameters.archive, {}) as gathering:
-            return _derived(archive, path, names, rotten, gathering)
+            return _derived(archive, path, names, doubts, gathering)
 
 
 def _place_to_resume(archive: "Archive", names: Mapping[str, int]) -> Path:
@@ -80,7 +95,7 @@ def _derived(
     archive: "Archive",
     path: Path,
     names: Mapping[str, int],
-    rotten: Iterable[tuple[str, int]],
+    doubts: Doubts,
     gathering: "Gathering",
 ) -> tuple[ChunkCatalog, dict[str, int]]:
     _gather(archive, names, gathering)
@@ -91,11 +106,10 @@ def _derived(
     path.unlink(missing_ok=True)
     catalog = ChunkCatalog.create(path, archive.parameters.archive)
     try:
-        catalog.begin()
         for name in sorted(names):
             catalog.add_pack(name, names[name], gathering.packs[name][0])
         lacking = _fill(archive, catalog, gathering, files)
-        out = leave_out(archive, catalog, rotten)
+        out = leave_out(archive, catalog, doubts)
         out += forget_holes(archive, catalog, catalog.packs())
         sessions = [name for name in files if naming.is_session(name)]
         if out:
@@ -137,7 +151,8 @@ def _fill(
 def _gather(archive: "Archive", names: Mapping[str, int], gathering: "Gathering") -> None:
     left = [name for name in sorted(names) if name not in gathering.packs]
     for name, index in packs.indexes(archive.storage, left, archive.parameters.archive):
-        gathering.add_pack(name, names[name], _entries(archive, name, index))
+        indexed = not isinstance(index, Exception)
+        gathering.add_pack(name, names[name], _entries(archive, name, index), indexed)
     gathering.keep()
 
 
@@ -233,20 +248,34 @@ def _choose(
         catalog.put(entry.id, number, entry.offset, entry.length)
 
 
-def leave_out(archive: "Archive", catalog: ChunkCatalog, rotten: Iterable[tuple[str, int]]) -> int:
-    """Take out what was found rotten, unless it is sound now: packs may have been put back from a
-    copy. Returns how many places.
+def leave_out(archive: "Archive", catalog: ChunkCatalog, doubts: Doubts) -> int:
+    """Take out what is not there, although packs' indexes say so; packs may have been put back from
+    a copy. Returns how many places.
     """
     left_out = 0
     numbers = {name: number for number, name in catalog.packs().items()}
+    places: dict[str, set[int]] = {name: set() for name in doubts.packs}
+    for name, offset in doubts.rotten:
+        places.setdefault(name, set()).add(offset)
     with packs.PackReader(archive.storage) as reader:
-        for name, offset in rotten:
-            rows = catalog.chunks_in(numbers[name]) if name in numbers else []
-            here = [packs.Packed(*row, b"") for row in rows if row[1] == offset]
-            if name in numbers and not any(reader.sound(name, entry) for entry in here):
-                catalog.add_rotten([(name, offset)])
-                left_out += 1
+        for name in places.keys() & numbers.keys():
+            every, known = name in doubts.packs, places[name]
+            for row in catalog.chunks_in(numbers[name]):
+                entry = packs.Packed(*row, b"")
+                if (every or entry.offset in known) and _sound(reader, name, entry):
+                    known.discard(entry.offset)
+                elif every:
+                    known.add(entry.offset)
+            catalog.add_rotten((name, offset) for offset in sorted(known))
+            left_out += len(known)
     return left_out
+
+
+def _sound(reader: packs.PackReader, name: str, entry: packs.Packed) -> bool:
+    try:
+        return reader.sound(name, entry)
+    except OSError:  # a bad sector
+        return False
 
 
 def forget_holes(archive: "Archive", catalog: ChunkCatalog, suspects: dict[int, str]) -> int:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from backup_vm.archive.compiled import COMPILED
-from common.values import dataclass
 from wire import NO_SESSION
 from wire.chunks import ID_SIZE
 from wire.layout import Structure

@@ -9,11 +9,16 @@ sessions list of it, in memory.
 What is too much for memory waits in a database beside the catalog. With each of its transactions it
 has some packs more, whole: a rebuild that is cut off is resumed after these. Like the catalog it is
 believed for packs by name and size, and no more than a catalog is: every row is checked where it is
-used.
+used. Packs whose index is damaged are read again, for they may be put back meanwhile.
+
+That a chunk is in no pack is not believed of what was found here, but of a second reading that was
+begun because of that (``again``), in however many runs: else a rebuild that never ends in one run
+would never end where chunks are missing.
 """
 
 import sqlite3
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -22,6 +27,7 @@ from typing import TYPE_CHECKING, Self
 
 from backup_vm.archive.catalog_base import VERSION, contents, contents_of
 from backup_vm.archive.joining import Part, column, joined
+from backup_vm.archive.packs import checksum
 from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
@@ -39,14 +45,19 @@ _BITS = 10
 """First bits of an id that number its part: of ten million chunks 10,000 in each, of a billion
 chunks a million.
 """
+PUT_AWAY_SECONDS = 30.0
+"""Seconds of reading packs after which what was gathered is put away, however little it is."""
 _PACKED, _LISTED = 0, 1
 _WIDTHS = (ID_SIZE + 16, ID_SIZE + 4)
 """Bytes of a row: an id, then pack number (4), length (4) and offset (8); or file number (4)."""
+_AGAIN = "again"
 _PLACE = struct.Struct("<IIQ")
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE packs (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL);
-CREATE TABLE gathered (kind INTEGER NOT NULL, part INTEGER NOT NULL, rows BLOB NOT NULL);
+CREATE TABLE gathered (
+    kind INTEGER NOT NULL, part INTEGER NOT NULL, rows BLOB NOT NULL, checksum BLOB NOT NULL
+);
 CREATE INDEX gathered_by_part ON gathered (kind, part);
 """
 
@@ -64,27 +75,33 @@ class Gathering:
     any method when ``resumed`` means that it must be made again.
     """
 
-    def __init__(self, path: Path, archive: bytes) -> None:
+    def __init__(self, path: Path, archive: bytes, again: bool = False) -> None:
         import numpy as np
 
         self._path, self._archive = path, archive
+        self.again = again
+        """Whether this is a second reading, of which also is believed what it lacks."""
         self._db: sqlite3.Connection | None = None
         self._rows: tuple[list[Bytes], list[Bytes]] = ([], [])
         self._held = [0, 0]
         self._counts = np.zeros((2, 1 << _BITS), np.int64)
         self.packs: dict[str, tuple[int, int]] = {}
         """Number and size of each pack that was gathered, by name."""
-        self._new: list[str] = []
-        self._last = 0
+        self._new: list[tuple[str, int, int]] = []
+        self._last, self._put = 0, time.monotonic()
         self.resumed = False
 
     @classmethod
     @contextmanager
-    def at(cls, path: Path, archive: bytes, sizes: Mapping[str, int]) -> Iterator[Self]:
+    def at(
+        cls, path: Path, archive: bytes, sizes: Mapping[str, int], again: bool = False
+    ) -> Iterator[Self]:
         """One that takes up what is there, and leaves it. ``sizes``: of the packs there are."""
-        made = cls(path, archive)
+        made = cls(path, archive, again)
         try:
             made.resume(sizes)
+            if again and not made.resumed:
+                made._create()  # at once: it must be known that this is the second reading
             yield made
         finally:
             made.close()
@@ -108,14 +125,14 @@ class Gathering:
             db = self._open()
             if (
                 contents(db) == contents_of(_SCHEMA)
-                and dict(db.execute("SELECT key, value FROM meta")) == self._meta()
+                and (meta := dict(db.execute("SELECT key, value FROM meta"))) in self._metas()
                 and not any(db.execute(query).fetchone()[0] for query in _ODD)
             ):
                 found = db.execute("SELECT name, number, size FROM packs").fetchall()
                 # A pack of another size is another pack; this one's rows cannot be told from its.
                 if all(sizes.get(name, size) == size for name, _, size in found):
                     self._take_up(db, found)
-                    self.resumed = True
+                    self.resumed, self.again = True, _AGAIN in meta
                     return True
         self.close()
         return False
@@ -128,8 +145,10 @@ class Gathering:
         for part, size in db.execute(query):
             self._counts[_PACKED, part] = size // _WIDTHS[_PACKED]
 
-    def _meta(self) -> dict[str, str]:
-        return {"version": str(VERSION), "archive": self._archive.hex()}
+    def _metas(self) -> tuple[dict[str, str], dict[str, str]]:
+        """What it says of itself: of a first reading, and of a second one."""
+        first = {"version": str(VERSION), "archive": self._archive.hex()}
+        return first, {**first, _AGAIN: "1"}
 
     def _open(self) -> sqlite3.Connection:
         db = self._db = sqlite3.connect(self._path, isolation_level=None)
@@ -137,16 +156,30 @@ class Gathering:
             db.execute(f"PRAGMA {setting}")
         return db
 
-    def add_pack(self, name: str, size: int, entries: "Iterable[Packed]") -> None:
-        """A pack with all that is in it."""
+    def _create(self) -> sqlite3.Connection:
+        db = self._open()
+        db.executescript(_SCHEMA)
+        db.executemany("INSERT INTO meta VALUES (?, ?)", self._metas()[self.again].items())
+        return db
+
+    def add_pack(
+        self, name: str, size: int, entries: "Iterable[Packed]", indexed: bool = True
+    ) -> None:
+        """A pack with all that is in it. ``indexed``: whether its own index said so; else another
+        run reads it again.
+        """
         self._last += 1
         number = self._last
         self.packs[name] = number, size
-        self._new.append(name)
+        # The number is taken either way; no pack has the other name, so that its rows count for
+        # nothing in another run.
+        self._new.append((name if indexed else f"?{number}", number, size))
         self._add(
             _PACKED,
             b"".join(e.id + _PLACE.pack(number, e.length, e.offset) for e in entries),
         )
+        if self._rows[_PACKED] and time.monotonic() - self._put >= PUT_AWAY_SECONDS:
+            self._put_away(_PACKED)
 
     def add_listed(self, number: int, ids: "Bytes") -> None:
         """Ids that a file lists: uint8[n, 32], without zeros."""
@@ -174,11 +207,7 @@ class Gathering:
         rows = np.concatenate(self._rows[kind])
         self._rows[kind].clear()
         self._held[kind] = 0
-        db = self._db
-        if db is None:
-            db = self._open()
-            db.executescript(_SCHEMA)
-            db.executemany("INSERT INTO meta VALUES (?, ?)", self._meta().items())
+        db = self._db or self._create()
         parts = _parts(rows)
         order = np.argsort(parts, kind="stable")
         rows, parts = rows[order], parts[order]
@@ -186,19 +215,17 @@ class Gathering:
         if not db.in_transaction:
             db.execute("BEGIN")
         db.executemany(
-            "INSERT INTO gathered VALUES (?, ?, ?)",
+            "INSERT INTO gathered VALUES (?, ?, ?, ?)",
             (
-                (kind, int(parts[start]), rows[start:end].tobytes())
+                (kind, int(parts[start]), raw := rows[start:end].tobytes(), checksum(raw))
                 for start, end in pairwise([*starts, len(rows)])
             ),
         )
         if kind == _PACKED:
-            db.executemany(
-                "INSERT INTO packs VALUES (?, ?, ?)",
-                ((self.packs[n][0], n, self.packs[n][1]) for n in self._new),
-            )
+            db.executemany("INSERT INTO packs (name, number, size) VALUES (?, ?, ?)", self._new)
             self._new.clear()
             db.execute("COMMIT")
+            self._put = time.monotonic()
         # What sessions list is not kept for another run: it is read in minutes, and sessions may
         # be others by then.
 
@@ -229,10 +256,15 @@ class Gathering:
         width = _WIDTHS[kind]
         found = [np.empty((0, width), np.uint8)]
         if self._db is not None:
-            query = "SELECT rows FROM gathered WHERE kind=? AND part>=? AND part<? ORDER BY rowid"
-            for (raw,) in self._db.execute(query, (kind, first, end)):
+            query = (
+                "SELECT rows, checksum FROM gathered WHERE kind=? AND part>=? AND part<?"
+                " ORDER BY rowid"
+            )
+            for raw, check in self._db.execute(query, (kind, first, end)):
                 if not isinstance(raw, bytes) or len(raw) % width:
                     raise sqlite3.DatabaseError("rows are of another length than rows have")
+                if checksum(raw) != check:
+                    raise sqlite3.DatabaseError("rows are not what they were")
                 rows = np.frombuffer(raw, np.uint8).reshape(-1, width)
                 parts = _parts(rows)
                 if ((parts < first) | (parts >= end)).any():

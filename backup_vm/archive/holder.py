@@ -10,11 +10,13 @@ import json
 import os
 import time
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.text import printable
-from common.values import asdict, dataclass
 
+LONGEST_HOST = 64
+"""Letters of a host's name that are shown."""
 given_back: set[str] = set()
 """Tokens of leases that this process has had: one may still be there, when the store could not be
 reached at the end.
@@ -77,6 +79,13 @@ class Holder:
         except (ValueError, KeyError, TypeError, RecursionError):
             return cls()
 
+    def ours(self) -> bool:
+        """Whether it is this process."""
+        here = Holder.this("")
+        return bool(self.boot) and (self.boot, self.space, self.process, self.started) == (
+            here.boot, here.space, here.process, here.started,
+        )  # fmt: skip
+
     def gone(self) -> bool:
         """Whether it is certain that it does not run any more."""
         if self.released or (self.token and self.token in given_back):
@@ -99,7 +108,7 @@ class Holder:
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
         except (ValueError, OverflowError, OSError):
             since = "?"
-        return f"{printable(self.host[:64])}, process {self.process}, since {since}"
+        return f"{printable(self.host[:LONGEST_HOST])}, process {self.process}, since {since}"
 
 
 def _text(path: str) -> str:

@@ -8,13 +8,15 @@ does not remember as locked for at least half of the retention. The dates are re
 machine's catalog, never in the store, where whoever has the key for it could write any; where they
 are lost, everything is locked again.
 
-The retention is remembered there, too: archive.toml can be replaced by one that says less.
+The retention is remembered on this machine, too, there and apart from the cache (lasting.py):
+archive.toml can be replaced by one that says less.
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import naming, notes
+from backup_vm.archive import lasting, naming, notes
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.lease_files import FOLDER
@@ -23,7 +25,6 @@ from backup_vm.archive.parameters import NAME as PARAMETERS
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import CannotLockError, SparsebakError
 from backup_vm.quantities import days_text
-from common.values import dataclass
 
 if TYPE_CHECKING:
     from backup_vm.archive.storage.vault import Left
@@ -36,13 +37,14 @@ _WAITING = "waiting"
 @dataclass(frozen=True)
 class Held:
     """How an archive is locked, as far as this machine knows. ``retention`` in seconds; ``until``:
-    the first date that comes (Unix seconds, 0: none is known); ``unknown``: how many files no date
-    is known of; ``waiting`` bytes that were removed, and may not be removed for good before
-    ``waiting_until``.
+    the first date that comes (Unix seconds, 0: none is known), ``last`` the last one; ``unknown``:
+    how many files no date is known of; ``waiting`` bytes that were removed, and may not be removed
+    for good before ``waiting_until``.
     """
 
     retention: int
     until: int = 0
+    last: int = 0
     unknown: int = 0
     waiting: int = 0
     waiting_until: int = 0
@@ -62,7 +64,7 @@ def require(storage: Storage, retention: int) -> None:
 def begin(archive: Archive) -> None:
     """When writing begins: have what is stored locked, if the archive has a retention."""
     catalog = archive.catalog
-    said, known = archive.parameters.retention, _remembered(catalog)
+    said, known = archive.parameters.retention, _remembered(archive)
     if not (said or known):
         return
     place = archive.storage.describe(PARAMETERS)
@@ -80,8 +82,11 @@ def begin(archive: Archive) -> None:
             f" retention of {days_text(said)}: only an S3-compatible store can do that"
         )
         return
-    if said > known:
-        catalog.set_meta(_RETENTION, str(said))
+    longest = max(said, known)
+    if _in_catalog(catalog) < longest:
+        catalog.set_meta(_RETENTION, str(longest))
+    if lasting.retention(archive.storage, archive.parameters.archive) < longest:
+        lasting.keep_retention(archive.storage, archive.parameters.archive, longest)
 
 
 def attach(archive: Archive) -> None:
@@ -91,7 +96,12 @@ def attach(archive: Archive) -> None:
             archive.storage.protect(archive.parameters.retention)
 
 
-def _remembered(catalog: ChunkCatalog) -> int:
+def _remembered(archive: Archive) -> int:
+    apart = lasting.retention(archive.storage, archive.parameters.archive)
+    return min(max(_in_catalog(archive.catalog), apart), LONGEST_RETENTION)
+
+
+def _in_catalog(catalog: ChunkCatalog) -> int:
     return min(_number(catalog.meta(_RETENTION) or ""), LONGEST_RETENTION)
 
 
@@ -178,6 +188,7 @@ def _ours(name: str) -> bool:
     return (
         _lasts(name)
         or naming.is_unfinished(name)
+        or naming.is_names(name)
         or name in (PARAMETERS, notes.NAME)
         or name.startswith(f"{FOLDER}/")
     )
@@ -188,7 +199,7 @@ def state(archive: Archive) -> Held | None:
     locked: a copy of its files in a folder, or what it was.
     """
     catalog, storage = archive.catalog, archive.storage
-    retention = max(archive.parameters.retention, _remembered(catalog))
+    retention = max(archive.parameters.retention, _remembered(archive))
     if not retention or not (storage.elsewhere and storage.writable()):
         return None
     dates, there = _dates(catalog), _files(storage)
@@ -197,6 +208,7 @@ def state(archive: Archive) -> Held | None:
     return Held(
         retention,
         min(known, default=0),
+        max(known, default=0),
         len(there) - len(known),
         _number(waiting),
         _number(until),

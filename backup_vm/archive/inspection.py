@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from backup_vm.archive import catalog_file, naming, notes, packs, parameters, partial
+from backup_vm.archive import catalog_file, name_index, naming, notes, packs, parameters, partial
 from backup_vm.archive.catalog_base import TABLES, CatalogBase
 from backup_vm.archive.damage import damage
 from backup_vm.archive.format import (
@@ -33,6 +33,7 @@ from backup_vm.archive.format import (
     SessionFile,
     pack_numbers,
 )
+from backup_vm.archive.names_format import NAMES_MAGIC, NamesFile
 from backup_vm.archive.storage import LOCK, WANTED, Files, Storage, Workspace
 from backup_vm.archive.walk import Ends, Field, Read, walk
 from backup_vm.errors import DamagedError, SparsebakError
@@ -45,6 +46,7 @@ NOWHERE = -1
 """``at`` of a field without an offset."""
 _BINARY: dict[str, tuple[type[Structure], bytes, str]] = {
     "session": (SessionFile, SESSION_MAGIC, ".session"),
+    "index of names": (NamesFile, NAMES_MAGIC, name_index.SUFFIX),
     "pack": (PackFile, PACK_MAGIC, packs.SUFFIX),
     "parity": (ParityFile, PARITY_MAGIC, ".parity"),
     "exported session": (ExportedFile, EXPORT_MAGIC, ".sbx"),

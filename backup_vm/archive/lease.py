@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from backup_vm.archive.holder import Holder, given_back
 from backup_vm.archive.lease_files import (
@@ -42,7 +43,6 @@ from backup_vm.archive.lease_files import (
     look,
 )
 from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
-from common.values import dataclass, replace
 
 RENEWAL = 60.0
 """Seconds between two renewals."""

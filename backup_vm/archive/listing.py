@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What files an archive has, by which the catalog is known to be made for them."""
 
+from dataclasses import dataclass
+
 from backup_vm.archive import naming, partial
 from backup_vm.archive.storage import Storage
-from common.values import dataclass
 
 
 @dataclass(frozen=True)

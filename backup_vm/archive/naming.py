@@ -16,12 +16,18 @@ _SESSION = re.compile(_VOLUME + r"(?:[0-9]{10}|[1-9][0-9]{10,19})-[0-9a-f]{32}\.
 _PACK = re.compile(r"packs/([0-9a-f]{2})/\1[0-9a-f]{30}\.pack")
 _PARITY = re.compile(r"parity/([0-9a-f]{2})/\1[0-9a-f]{30}\.parity")
 _PARTIAL = re.compile(_VOLUME + r"[0-9a-f]{32}\.partial")
+_NAMES = re.compile(_VOLUME + r"(?:[0-9]{10}|[1-9][0-9]{10,19})-[0-9a-f]{32}\.names")
 _UNFINISHED = re.compile(_VOLUME + r"[0-9a-f]{32}-[0-9a-f]{8}\.unfinished")
 
 
 def is_session(name: str) -> bool:
     """Whether a file is called as a session is."""
     return _SESSION.fullmatch(name) is not None
+
+
+def is_names(name: str) -> bool:
+    """Whether a file is called as the index of a session's names is."""
+    return _NAMES.fullmatch(name) is not None
 
 
 def is_pack(name: str) -> bool:
@@ -50,7 +56,9 @@ def is_of_this_machine(name: str) -> bool:
 
 
 def session_of(name: str) -> str:
-    """Id, in hexadecimal, of the session in a session file, a partial or an unfinished one."""
+    """Id, in hexadecimal, of the session in a session file or its index of names, a partial or an
+    unfinished one.
+    """
     stem = name.rpartition("/")[2].partition(".")[0]
     return stem.partition("-")[0] if is_unfinished(name) else stem.rpartition("-")[2]
 
@@ -73,7 +81,7 @@ def packs_in(names: Iterable[str]) -> list[str]:
     return sorted(filter(is_pack, names))
 
 
-_OURS = (is_session, is_pack, is_parity, is_partial, is_unfinished)
+_OURS = (is_session, is_names, is_pack, is_parity, is_partial, is_unfinished)
 
 
 def foreign(storage: Storage) -> Iterator[str]:

@@ -7,13 +7,13 @@ checksum, for a tag may be all that keeps a session from being pruned.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from backup_vm import stopping
@@ -23,7 +23,6 @@ from backup_vm.archive.lease_files import NOTES
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from common.durable import Busy, closing_fd, lock_fd
-from common.values import dataclass, field
 from wire import FORMAT, other_format
 from wire.layout import LAST_TIME
 
@@ -71,12 +70,16 @@ class Notes:
     part: Check | None = None
     packs: dict[str, int] = field(default_factory=dict)
     unsound: set[str] = field(default_factory=set)
+    rotten: set[str] = field(default_factory=set)
+    """Packs, by ``short``, in which there are chunks that are damaged, also where these are stored
+    again elsewhere: should the catalog be lost, they must not be taken for sound.
+    """
     seen: dict[str, int] = field(default_factory=dict)
     drilled: dict[str, Check] = field(default_factory=dict)
     """The last drill of each session, and of each volume: both by id in hexadecimal."""
     drills: dict[str, Check] = field(default_factory=dict)
     copies: set[str] = field(default_factory=set)
-    """Places at which there is, or was, a copy; see ``_place``."""
+    """Places at which there is, or was, a copy; see ``place_of``."""
 
     def of(self, session: bytes) -> Note:
         """What is said of a session."""
@@ -154,6 +157,7 @@ def _parse(fields: dict[str, Any]) -> Notes:
     notes.packs = _times(fields.get("packs", []))
     notes.seen = _times(fields.get("seen", []))
     notes.unsound = set(map(_pack, fields.get("unsound", [])))
+    notes.rotten = set(map(_pack, fields.get("rotten", [])))
     for copy in fields.get("copies", []):
         if not isinstance(copy, str) or not _PLACE.fullmatch(copy):
             raise ValueError("a copy is noted as 32 hexadecimal digits")
@@ -198,6 +202,7 @@ def _dump(notes: Notes) -> bytes:
         "part": [notes.part.time, notes.part.sound] if notes.part else None,
         "packs": _by_time(notes.packs),
         "unsound": sorted(notes.unsound),
+        "rotten": sorted(notes.rotten),
         "seen": _by_time(notes.seen),
         "copies": sorted(notes.copies),
     }
@@ -248,7 +253,7 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
         return notes
 
 
-def _place(location: str) -> str:
+def place_of(location: str) -> str:
     """A directory or URL, as it is noted: hashed, for nobody else has to know where other
     copies are.
     """
@@ -260,12 +265,7 @@ def remembers_copy(storage: Storage, location: str) -> bool:
     """Whether a copy of this archive is known to be, or to have been, at a location. Raises
     DamagedError.
     """
-    return _place(location) in load(storage).copies
-
-
-def remember_copy(storage: Storage, location: str) -> None:
-    """Note that there is a copy at a location; nothing on a disk that is read-only."""
-    _note(storage, lambda notes: notes.copies.add(_place(location)))
+    return place_of(location) in load(storage).copies
 
 
 @contextlib.contextmanager
@@ -285,66 +285,3 @@ def _alone(storage: Storage) -> Iterator[None]:
     finally:
         with stopping.closing():
             lease.release()
-
-
-def checked(storage: Storage, sound: bool, session: bytes) -> None:
-    """Note that a session was verified; nothing on a disk that is read-only."""
-    check = Check(int(time.time()), sound)
-    _note(storage, lambda notes: notes.verified.update({session.hex(): check}))
-
-
-def drilled(storage: Storage, sound: bool, volume: str, session: bytes) -> None:
-    """Note a drill of a session of a volume (id in hexadecimal), where that can be written."""
-    check = Check(int(time.time()), sound)
-
-    def note(notes: Notes) -> None:
-        notes.drilled[session.hex()] = check
-        notes.drills[volume] = check
-
-    _note(storage, note)
-
-
-def scrubbed(
-    storage: Storage,
-    sound: bool,
-    looked_at: Iterable[str],
-    there: Iterable[str],
-    damaged: Iterable[str] = (),
-) -> None:
-    """Note that packs were looked at, of those that there are, and which files were damaged;
-    nothing on a disk that is read-only.
-
-    A part is no better than what is known of the rest: damage counts until a scrub of its pack
-    finds none.
-    """
-    present, done = {short(pack) for pack in there}, {short(pack) for pack in looked_at}
-    bad, now = done & {short(file) for file in damaged}, int(time.time())
-    _note(storage, lambda notes: note_scrub(notes, sound, present, done, bad, now))
-
-
-def note_scrub(
-    notes: Notes, sound: bool, present: set[str], done: set[str], bad: set[str], now: int
-) -> None:
-    """What ``scrubbed`` notes; packs by ``short``."""
-    notes.packs = {pack: at for pack, at in notes.packs.items() if pack in present}
-    notes.packs.update(dict.fromkeys(done, now))
-    # So that it is known how long one has been waiting that is never reached: names are random,
-    # and a file's own time is another one after a copy or a hole.
-    notes.seen = {pack: notes.seen.get(pack, now) for pack in present - notes.packs.keys()}
-    notes.unsound = bad | (notes.unsound & present - done)
-    if done == present:
-        notes.scrubbed = Check(now, sound)
-    else:
-        notes.part = Check(now, sound and not notes.unsound)
-
-
-def _note(storage: Storage, action: Callable[[Notes], None]) -> None:
-    if not storage.writable():
-        return
-    try:
-        change(storage, action)
-    except DamagedError:  # reported whenever they are read
-        return
-    except OSError as error:  # read-only since just now, or a mount that does not say so
-        if error.errno != errno.EROFS:
-            raise

@@ -2,6 +2,7 @@
 """Opening an archive and leaving it: what comes before and after all that a run does with it."""
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -111,7 +112,12 @@ def _miss_notes(archive: Archive, marks: Marks) -> None:
             f"{archive.storage.describe(notes.NAME)} is missing, and with it all tags and notes;"
             " put it back from a copy of the archive before anything is pruned"
         )
-    marks.noted = there
+    try:
+        marks.noted = there
+    except sqlite3.OperationalError as error:
+        # The next one notes it: on a full disk a prune must begin, and a scrub can look.
+        if getattr(error, "sqlite_errorname", "") != "SQLITE_FULL":
+            raise
 
 
 def _work_aside(archive: Archive) -> None:

@@ -19,14 +19,14 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.pack_size import pack_size
-from backup_vm.archive.packs import NewPack
+from backup_vm.archive.packs import NewPack, Packed, PackReader
 from backup_vm.archive.partial import Partial
 from backup_vm.errors import DamagedError
-from common.values import dataclass, field
 from wire.chunks import ZERO_ID
 
 if TYPE_CHECKING:
@@ -41,11 +41,19 @@ RECORD_SECONDS, RECORD_ENTRIES = 1.0, 1 << 16
 send again. Each recording is a transaction that waits for the disk, about 9 ms; a pack of 32 MiB
 may take less than a tenth of a second to fill.
 """
+FIRST = 8 << 20
+"""Bytes of the first pack of a run elsewhere: until it is handed over nothing is on its way, and
+the line waits. At 100 Mbit/s a pack of 64 MiB takes five seconds, and half a second to fill.
+"""
 LONGEST, MEANWHILE = 120.0, 1 << 20
 """Seconds for which nothing is taken because a pack is full and none of those before it has got
 where it goes; and bytes that are taken after that, into the same pack. dom0 gives up a caller that
 takes less than 1 MiB while it waits for 300 seconds, and over a slow line four packs take longer.
 """
+
+
+MOST_READ = 1 << 16
+"""Chunks of which it is remembered that they were read; the others are read again."""
 
 
 @dataclass
@@ -77,7 +85,9 @@ class PackWriter:
         self._held: list[Filling] = []
         self._recorded = time.monotonic()
         self._background: ThreadPoolExecutor | None = None
-        self._full = self._more = 0
+        self._full = self._enough = self._more = 0
+        self._read: set[bytes] = set()
+        """Chunks that were found sound, see _stored."""
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
 
@@ -98,7 +108,7 @@ class PackWriter:
             if filling.pack is None:
                 # Durable before the first pack is: it says that chunks may be left over here.
                 self._catalog.marks.storing = True
-                self._full = self._full or pack_size(self._archive)
+                self._begin()
                 filling.pack = NewPack(self._archive.storage, self._archive.parameters.archive)
             filling.places[chunk_id] = (filling.pack.add(chunk_id, sealed), len(sealed))
             self.stored += len(sealed)
@@ -110,18 +120,26 @@ class PackWriter:
         self._more -= len(chunk_id) + len(sealed)
         if self._more <= 0 and (
             filling.entries >= MAX_ENTRIES
-            or (filling.pack is not None and filling.pack.size >= self._full)
+            or (filling.pack is not None and filling.pack.size >= self._enough)
         ):
             if self._wait_for_place():
                 self._hand_over()
+                self._enough = self._full
             else:
                 self._more = MEANWHILE
+
+    def _begin(self) -> None:
+        """Find out how large packs become, which a run that stores nothing need not know."""
+        if not self._full:
+            self._full = self._enough = pack_size(self._archive)
+            if self._archive.storage.elsewhere:
+                self._enough = min(self._full, FIRST)
 
     def takes_at_once(self, size: int) -> bool:
         """Whether so many bytes of chunks are taken without a wait for packs on their way."""
         if size == 0:
             return True
-        self._full = self._full or pack_size(self._archive)
+        self._begin()
         on_their_way = sum(not future.done() for future, _ in self._in_flight)
         places = max(0, self._archive.storage.uploads - on_their_way)
         filled = self._filling.pack.size if self._filling.pack is not None else 0
@@ -133,8 +151,26 @@ class PackWriter:
             chunk_id in self._filling.places
             or any(chunk_id in filling.places for _, filling in self._in_flight)
             or any(chunk_id in filling.places for filling in self._held)
-            or self._catalog.has(chunk_id)
+            or self._stored(chunk_id)
         )
+
+    def _stored(self, chunk_id: bytes) -> bool:
+        """Whether a pack has a chunk. While a session cannot be read, the catalog lists also what
+        no other session needs; of that, some may have been given back, and where the pack was
+        copied since, no hole tells: there it is read.
+        """
+        if not self._catalog.has(chunk_id):
+            return False
+        if not self._archive.damaged or chunk_id in self._read:
+            return True
+        place = self._catalog.places([chunk_id])[chunk_id]
+        with PackReader(self._archive.storage) as reader:
+            sound = reader.sound(place.pack, Packed(chunk_id, place.offset, place.length, b""))
+        if not sound:
+            self._catalog.remove(chunk_id)
+        elif len(self._read) < MOST_READ:
+            self._read.add(chunk_id)
+        return sound
 
     def when_durable(self, action: Callable[[], None]) -> None:
         """Do this once everything taken so far is durable."""

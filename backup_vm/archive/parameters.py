@@ -4,12 +4,12 @@ lines before.
 """
 
 import tomllib
+from dataclasses import dataclass
 from typing import Any
 
 from backup_vm.archive.damage import text_checksum
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError, NoArchiveError, WrongKeyError
-from common.values import dataclass
 from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import KEY_SIZE, SUITES, Keys
 from wire.layout import LAST_TIME
@@ -102,8 +102,8 @@ def load(storage: Storage) -> Parameters:
         raw = storage.read(NAME, _LONGEST)
     except (FileNotFoundError, NotADirectoryError):
         hint = (
-            "name the archive with --archive or SPARSEBAK_ARCHIVE, or make one: sparsebak init DIR"
-            " --label LABEL"
+            "mount its disk, or name it with --archive or SPARSEBAK_ARCHIVE; or make one: sparsebak"
+            " init DIR --label LABEL"
         )
         if storage.describe().startswith("s3://"):
             hint += "; if there was one, and the bucket keeps versions, read it with --as-of TIME"

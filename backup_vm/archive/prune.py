@@ -2,9 +2,9 @@
 """Removing sessions: their entries go into the next session, and what nothing refers to any more is
 given back.
 
-Order: mark that a reclaim is due; store the merged successors; remove the session files, of each
-volume the newest first; reclaim. Dying anywhere between leaves every remaining session's image as
-it was.
+Order: mark that a reclaim is due; store the merged successors, and hand on indexes of names; remove
+the session files, of each volume the newest first, then their indexes; reclaim. Dying anywhere
+between leaves every remaining session's image as it was.
 
 A volume of which a session is missing or damaged does not keep others from being pruned, but while
 that is so nothing is given back, and what a session that is kept may need of it stays: see
@@ -13,16 +13,16 @@ that is so nothing is given back, and what a session that is kept may need of it
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from typing import IO
 
-from backup_vm.archive import derive, holding, merge, naming, notes, reconcile, sessions
+from backup_vm.archive import derive, holding, merge, name_index, naming, notes, reconcile, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
-from common.values import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,16 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
         for run, successor in groups:
             _merge(archive, run, successor, candidates)
         _hand_on_spoilt(archive, groups, gone, volumes)
+        for volume in sorted(set(map(naming.volume_of, gone))):
+            name_index.hand_on(archive, volume, gone)
         archive.catalog.forget_files(gone)  # first, or they would be called lost after a crash
         archive.storage.remove(*naming.sessions_in(gone)[::-1])
+        name_index.clean(archive)
         for name in gone:
             archive.damaged.pop(name, None)
         kept = (s.clear.session for v in volumes.values() for s in v if s.file not in gone)
-        _forget_notes(archive, kept)
         chunks, space = reclaim(archive, candidates)
+        _forget_notes(archive, kept)  # now that there is room, if the disk was full
     return Pruned(len(gone), chunks, space, tuple(refused))
 
 

@@ -4,9 +4,8 @@ decide.
 
 In one reading of all sessions and partial sessions, each compared with its digest on the way, it is
 found which chunks of the packs in question are referred to. Order: the catalog says durably what is
-freed and where the rest is; then packs that hold nothing are removed, and holes are punched into
-the others, or, where that is impossible, those that are mostly dead are written again without what
-is dead. Dying anywhere between, it is done again by the next writer.
+freed and where the rest is; then their space is given back (``giving_back``). Dying anywhere
+between, it is done again by the next writer.
 
 While a session is missing or cannot be read, nobody knows what it refers to, and nothing is given
 back.
@@ -16,14 +15,13 @@ as the catalog knows, stays for a day: it may be of a run on another machine tha
 it could leave there what it had, and that resumes from its own partial session.
 """
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator
 from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import packs, references
-from backup_vm.archive.packs import NewPack, Packed, PackReader
-from backup_vm.errors import DamagedError, ForbiddenError
-from common.values import dataclass, field
+from backup_vm.archive.giving_back import DEAD, Suspect, give_back
+from backup_vm.archive.packs import PackReader
+from backup_vm.errors import DamagedError
 from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
@@ -32,33 +30,10 @@ if TYPE_CHECKING:
 
     from backup_vm.archive.archive import Archive
 
-DEAD = 0.5
-"""Share of a pack's chunks, by bytes, that must be dead for it to be worth its writing again."""
 UNNAMED = 24 * 3600.0
 """Seconds, by the store's clock, for which a pack that no session has named stays."""
 _AT_ONCE = 1 << 21
 """Chunks of packs looked for in one reading of the sessions: about 100 MiB of memory."""
-
-
-@dataclass
-class _Pack:
-    """A pack in question: its number, name and own index; ``dead`` and ``live`` when that
-    is known.
-    """
-
-    number: int
-    name: str
-    entries: list[Packed]
-    whole: bool
-    """Whether all of its entries are looked for, not only those that the catalog calls freed."""
-    dead: list[Packed] = field(default_factory=list)
-    live: list[Packed] = field(default_factory=list)
-
-    @property
-    def mostly_dead(self) -> bool:
-        """Whether it is worth its writing again."""
-        dead = sum(entry.length for entry in self.dead)
-        return self.whole and dead >= DEAD * (dead + sum(entry.length for entry in self.live))
 
 
 def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[int, int]:
@@ -88,16 +63,21 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
     try:
         for part in _parts(candidates):
             catalog.suspect(part)
-        chunks, found, waiting = 0, list[_Pack](), _of_others(archive)
+        chunks, space, waiting = 0, 0, _of_others(archive)
         for group in _groups(archive, waiting):
             _judge(archive, group)
             chunks += _settle(archive, group)
-            found += [pack for pack in group if pack.dead or pack.whole]
+            catalog.commit()
+            # At once, and not of all groups at the end: what is known of every pack of a large
+            # archive does not fit into memory.
+            space += give_back(archive, [pack for pack in group if pack.dead or pack.whole])
+            catalog.begin()
         catalog.suspect_nothing()
         marks.unclaimed = bool(waiting)
         catalog.commit()
     except DamagedError as error:
         catalog.rollback()
+        catalog.suspect_nothing()
         archive.warnings.append(f"no space is reclaimed: {error}")
         marks.storing = marks.unclaimed = True
         marks.reclaiming = False
@@ -105,7 +85,6 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
     except BaseException:
         catalog.rollback()
         raise
-    space = _give_back(archive, found)
     marks.reclaiming = False
     return chunks, space
 
@@ -131,11 +110,11 @@ def _of_others(archive: "Archive") -> set[str]:
     return {name for name, age in storage.ages(unnamed).items() if age < UNNAMED}
 
 
-def _groups(archive: "Archive", waiting: Collection[str]) -> Iterator[list[_Pack]]:
+def _groups(archive: "Archive", waiting: Collection[str]) -> Iterator[list[Suspect]]:
     """The packs in question, so many at a time as one reading of the sessions can answer for;
     not those ``waiting``.
     """
-    group: list[_Pack] = []
+    group: list[Suspect] = []
     for pack in _in_question(archive, waiting):
         group.append(pack)
         if sum(len(one.entries) for one in group) >= _AT_ONCE:
@@ -145,7 +124,7 @@ def _groups(archive: "Archive", waiting: Collection[str]) -> Iterator[list[_Pack
         yield group
 
 
-def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[_Pack]:
+def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[Suspect]:
     catalog, names = archive.catalog, archive.catalog.packs()
     wanted = list(names) if catalog.marks.unclaimed else catalog.packs_with_freed()
     numbers = {names[number]: number for number in wanted if names[number] not in waiting}
@@ -167,31 +146,10 @@ def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[_Pack
         dead = sum(one.length for one in mine)
         mostly = not listed or (dead > 0 and dead >= DEAD * (dead + live))
         if mine or freed or not listed:
-            yield _Pack(number, names[number], index if mostly else mine, mostly)
+            yield Suspect(number, names[number], index if mostly else mine, mostly)
 
 
-def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[bool]:
-    """Of each entry, whether its space was given back: a hole, where the random salt of a sealed
-    chunk would be.
-
-    What cannot be read counts as a hole: it is of as little use.
-    """
-    if not may_have_holes(archive, name):
-        yield from (False for _ in entries)
-        return
-    with packs.PackReader(archive.storage) as reader:
-        for one in entries:
-            yield reader.hollow(name, one)
-
-
-def may_have_holes(archive: "Archive", name: str) -> bool:
-    """Whether a pack takes up less than its size, or that cannot be known."""
-    with suppress(OSError, DamagedError):  # a FIFO in its place, say: it is not read either
-        return archive.storage.allocated(name) < archive.storage.size(name)
-    return True
-
-
-def _judge(archive: "Archive", group: list[_Pack]) -> None:
+def _judge(archive: "Archive", group: list[Suspect]) -> None:
     """Find out what is referred to. Raises DamagedError when a session is not what was written."""
     import numpy as np
 
@@ -222,7 +180,7 @@ def referred_to(archive: "Archive", wanted: "NDArray[np.uint64]") -> "NDArray[np
     return live
 
 
-def _settle(archive: "Archive", group: list[_Pack]) -> int:
+def _settle(archive: "Archive", group: list[Suspect]) -> int:
     """Bring the catalog to what was found; returns how many chunks are freed."""
     catalog, freed = archive.catalog, 0
     numbers = {name: number for number, name in catalog.packs().items()}
@@ -251,98 +209,3 @@ def _settle(archive: "Archive", group: list[_Pack]) -> int:
             freed += len(wrong)
             catalog.set_freed(pack.number, ((e.offset, e.length) for e in pack.dead))
     return freed
-
-
-def _give_back(archive: "Archive", found: list[_Pack]) -> int:
-    """Give back the space of dead chunks, by the cheapest way there is for each pack; returns
-    bytes: a pack in which nothing lives is removed, another gets holes, and where no holes can be
-    made it is written again if it is mostly dead.
-    """
-    removed = _remove(archive, [pack for pack in found if pack.whole and not pack.live])
-    if removed is None:
-        return 0
-    rest = [pack for pack in found if pack.dead and (pack.live or not pack.whole)]
-    punched, freed = _punch(archive, rest)
-    left = rest[punched:]
-    return removed + freed + sum(_rewrite(archive, pack) for pack in left if pack.mostly_dead)
-
-
-def _punch(archive: "Archive", packs_to_punch: list[_Pack]) -> tuple[int, int]:
-    """Make holes of the dead chunks; returns of how many of the packs, from the first on, and the
-    bytes given back.
-
-    It ends at the first that takes none: storage that cannot make holes says so of every file.
-    """
-    storage, catalog, done, freed = archive.storage, archive.catalog, list[_Pack](), 0
-    for pack in packs_to_punch:
-        there = [
-            (entry.offset, entry.length)
-            for entry, hole in zip(pack.dead, holes(archive, pack.name, pack.dead), strict=True)
-            if not hole
-        ]
-        if not storage.punch(pack.name, there):
-            break
-        freed += sum(length for _, length in there)
-        done.append(pack)
-        if there:
-            archive.touched.add(pack.name)
-    if done:
-        # Durable before the catalog forgets what was freed: dying before punches it again, dying
-        # after would leave space that nobody gives back.
-        storage.sync()
-        catalog.begin()
-        for pack in done:
-            catalog.set_freed(pack.number, ())
-        catalog.commit()
-    return len(done), freed
-
-
-def _remove(archive: "Archive", dead: list[_Pack]) -> int | None:
-    """Remove packs of which nothing is needed; returns bytes given back, None where that is not
-    allowed.
-    """
-    storage, catalog = archive.storage, archive.catalog
-    there = [pack for pack in dead if storage.exists(pack.name)]
-    space = sum(storage.allocated(pack.name) for pack in there)
-    if there:
-        # Before the catalog forgets them: dying between leaves packs listed that are gone, which
-        # the next run sees; the other order would leave packs that nobody lists.
-        try:
-            storage.remove_all(pack.name for pack in there)
-        except ForbiddenError as error:  # whoever may only add leaves it to whoever may remove
-            archive.warnings.append(f"{error}; a prune that may remove files reclaims the space")
-            return None
-    if dead:
-        catalog.begin()
-        for pack in dead:
-            catalog.drop_pack(pack.number)
-        catalog.commit()
-    return space
-
-
-def _rewrite(archive: "Archive", old: _Pack) -> int:
-    """Write what is live of a pack to a new one, and remove the old one; returns bytes given back.
-
-    The new pack is durable, and the catalog says what is in it, before the old one goes. A
-    damaged one stays, with a warning.
-    """
-    pack, places = NewPack(archive.storage, archive.parameters.archive), []
-    try:
-        with PackReader(archive.storage) as reader:
-            for entry in old.live:
-                sealed = reader.read(old.name, entry.id, entry.offset, entry.length)
-                places.append((entry.id, pack.add(entry.id, sealed), entry.length))
-        pack.finish()
-    except BaseException as error:
-        pack.abandon()
-        if not isinstance(error, DamagedError):
-            raise
-        archive.warnings.append(f"{error}; its pack was left as it is")
-        return 0
-    catalog = archive.catalog
-    catalog.begin()
-    new = catalog.add_pack(pack.name, pack.size)
-    for chunk_id, offset, length in places:
-        catalog.put(chunk_id, new, offset, length)
-    catalog.commit()
-    return (_remove(archive, [old]) or 0) - pack.size

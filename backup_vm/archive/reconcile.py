@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING
 from backup_vm.archive import catalog_file, derive, naming
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.listing import Listing
+from backup_vm.archive.remembered import Remembered, end_replacing
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
-from common.values import dataclass
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -60,9 +60,8 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Chunk
 
     ``aside``: a reader that notes something in it, and so needs a copy of its own.
     """
-    workspace, half = archive.storage.workspace, catalog_file.NAME + TEMPORARY
-    if archive.writing and workspace.exists(half):  # of a run that died while it made one
-        workspace.discard(half)
+    if archive.writing:
+        end_replacing(archive)
     catalog = _opened(archive)
     try:
         if catalog is not None and not archive.storage.elsewhere:
@@ -77,6 +76,7 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Chunk
     except sqlite3.DatabaseError as error:
         if not catalog_file.is_damage(error):
             raise
+        # what else it says is as doubtful as that which was found damaged
         known = Remembered(lasting=Remembered.of(catalog).lasting)
         if catalog is not None:
             catalog.close()
@@ -234,7 +234,7 @@ def rebuild(
     else:  # others may be reading too, or the disk may be read-only
         archive.temporary = archive.temporary or catalog_file.folder_aside()
         temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
-    catalog, found = derive.derived(archive, temporary, now.packs, known.rotten)
+    catalog, found = derive.derived(archive, temporary, now.packs, known.doubts(archive))
     lacking = {name for name, count in found.items() if count}
     catalog.set_spoilt(known.spoilt)
     for volume in known.compare:
@@ -249,39 +249,14 @@ def rebuild(
     _conclude(archive, catalog, now, lacking)
     if not archive.writing:
         return catalog
-    # Beside the old one first, and in its place when it is whole: dying here leaves no catalog, or
-    # the old one, and either is rebuilt again.
+    # Beside the old one first, and in its place when it is whole. It cannot be renamed over that
+    # one, whose journal would be played back into it. Dying between the two leaves the new one,
+    # which the next writer puts there.
     catalog.close()
     workspace.discard(name)
     os.replace(temporary, workspace.database(name))
+    workspace.discard(catalog_file.GATHERED)
     return ChunkCatalog(workspace.database(name), alone=True)
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """What a catalog knows that cannot be found out by making it again without reading
-    every pack.
-    """
-
-    spoilt: frozenset[str] = frozenset()
-    compare: tuple[str, ...] = ()
-    rotten: tuple[tuple[str, int], ...] = ()
-    lasting: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, catalog: ChunkCatalog | None) -> "Remembered":
-        """As far as it can still be read."""
-        try:
-            if catalog is not None:
-                return cls(
-                    frozenset(catalog.spoilt()),
-                    tuple(catalog.marks.to_compare()),
-                    tuple(catalog.rotten()),
-                    catalog.lasting(),
-                )
-        except sqlite3.DatabaseError:
-            pass
-        return cls()
 
 
 def true_digest(archive: "Archive") -> bytes:
@@ -290,7 +265,9 @@ def true_digest(archive: "Archive") -> bytes:
     with catalog_file.folder_aside() as folder:
         warnings, damaged = len(archive.warnings), dict(archive.damaged)
         path = Path(folder) / catalog_file.NAME
-        catalog, _ = derive.derived(archive, path, Listing.of(archive.storage).packs, known.rotten)
+        catalog, _ = derive.derived(
+            archive, path, Listing.of(archive.storage).packs, derive.Doubts(known.rotten)
+        )
         try:
             return catalog.digest()
         finally:

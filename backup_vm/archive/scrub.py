@@ -5,14 +5,24 @@ key is needed.
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from backup_vm.archive import catalog_file, naming, notes, packs, reconcile, references, sessions
+from backup_vm.archive import (
+    catalog_file,
+    name_index,
+    naming,
+    notes,
+    packs,
+    reconcile,
+    references,
+    sessions,
+)
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import split
 from backup_vm.archive.pack_check import Checked, check
-from backup_vm.errors import DamagedError
+from backup_vm.errors import DamagedError, ForbiddenError
 from backup_vm.terminal.progress import Progress
 from common.pipeline import in_order
 from wire.chunks import ZERO_ID
@@ -67,6 +77,7 @@ def scrub(
     except (DamagedError, OSError) as error:
         yield Finding(notes.NAME, str(error))
     yield from _sessions(archive, repair)
+    yield from _names(archive)
     names = archive.pack_files() if chosen is None else chosen
     sizes = archive.storage.sizes("packs")
     progress.start(sum(max(sizes.get(name, 0), 0) for name in names))
@@ -146,6 +157,23 @@ def _sessions(archive: Archive, repair: Repair | None) -> Iterator[Finding]:
     reconcile.spoil(archive.catalog, bad, volumes)
     for name, reason in bad.items():
         yield Finding(name, reason, (name,))
+
+
+def _names(archive: Archive) -> Iterator[Finding]:
+    """Indexes of names against their checksums. One that is damaged is of no use, and whoever has
+    the key can make it again: it is removed.
+    """
+    name_index.clean(archive)
+    for name in name_index.names_in(archive.storage):
+        try:
+            name_index.check(archive.storage, name)
+            name_index.load(archive.storage, name, archive.parameters.archive)
+        except (DamagedError, OSError) as error:
+            text = str(error)
+            with suppress(DamagedError, OSError, ForbiddenError):
+                archive.storage.remove(name)
+                text += "; it has been removed; to make it again: sparsebak files index"
+            yield Finding(name, text)
 
 
 def _unreadable(

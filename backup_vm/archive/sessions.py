@@ -10,6 +10,7 @@ and grown again; 0 for a full session).
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from backup_vm.archive.columns import Columns
 from backup_vm.archive.damage import opened
@@ -25,7 +26,6 @@ from backup_vm.archive.format import (
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
 from common.text import session_name
-from common.values import dataclass
 from wire import LAST_SEQUENCE
 from wire.chunks import NotAuthentic
 from wire.merkle import chunk_count

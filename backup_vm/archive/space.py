@@ -9,6 +9,7 @@ few tens of MiB; two that share these would be counted as one, which is as likel
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,6 @@ from backup_vm.archive.merge import Merge, groups
 from backup_vm.archive.references import positions, prefixes
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
-from common.values import dataclass
 from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:

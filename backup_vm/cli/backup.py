@@ -2,15 +2,22 @@
 """``sparsebak backup``: back up the volumes named, or all."""
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import dry_run_option, key_option, moment_options, rate_option
+from backup_vm.cli.options import (
+    dry_run_option,
+    given,
+    key_option,
+    moment_options,
+    rate_option,
+    wait_option,
+)
 from backup_vm.cli.pack_size import pack_size_option, use_pack_size
-from backup_vm.errors import DamagedError, Exit, SparsebakError
+from backup_vm.errors import DamagedError, Exit, SparsebakError, UsageError
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text
-from common.values import asdict
 
 if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
@@ -62,8 +69,10 @@ def add_to(commands: Any) -> None:
     rate_option(backup)
     pack_size_option(backup)
     moment_options(backup)
+    wait_option(backup)
     backup.add_argument(
         "--ping-url",
+        type=given,
         metavar="URL",
         help="tell this URL (as of healthchecks.io) of start, success or failure",
     )
@@ -72,6 +81,8 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    if options.all and options.volumes:
+        raise UsageError("--all and names of volumes contradict each other", "give one of the two")
     note = _asked_note(options)
     context = Context(options)
     if options.dry_run:
@@ -109,6 +120,8 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
 
     options = context.options
     with context.open(writing=not options.dry_run) as archive:
+        if options.lock_wait:  # the mains may have gone meanwhile
+            context.require_good_moment()
         context.limit_rate(archive)
         use_pack_size(context, archive)
         keys = context.keys(archive) if options.verify else None
@@ -134,7 +147,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         _tell(context, report)
         too_much = False
         # What is old goes only when what is new has proven good, if that is asked for.
-        if context.config.retention.after_backup and report.done and not report.unproven:
+        if context.config.pruning.after_backup and report.done and not report.unproven:
             try:
                 too_much = _prune(context, archive, chosen, report)
             except SparsebakError as error:  # the backup itself is done, and was reported so
@@ -159,6 +172,7 @@ def _verify(
     report: "Report",
 ) -> None:
     """Prove what this run stored, and note in the report what did not prove good."""
+    from backup_vm.archive import noting
     from backup_vm.jobs.verifying import Prover
 
     contents = _contents(archive, keys, listed)
@@ -175,6 +189,8 @@ def _verify(
             prover.prove_all(chosen)
         except SparsebakError as error:  # the backup itself is done, and is reported so
             report.unproven.append(("what was stored", error))
+    if prover.unnoted is not None:
+        context.warn(noting.line(prover.unnoted))
     report.proven = sum(proof.problem is None for proof in prover.proofs)
     report.unproven += [
         (f"{proof.volume.name} {proof.session.name}", DamagedError(proof.problem))
@@ -219,7 +235,7 @@ def _prune(
     contents = _contents(archive, None, listed)
     done = {one.name for one in report.done}
     chosen = [volume for volume in contents.volumes if volume.name in done]
-    verdicts = judge(contents, chosen, context.config.retention)
+    verdicts = judge(contents, chosen, context.config.pruning)
     pruned = prune(archive, [verdict.session for verdict in verdicts if not verdict.keep])
     if pruned.sessions:
         context.say(

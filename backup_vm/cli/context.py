@@ -6,7 +6,7 @@ printed.
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from backup_vm.config import load as load_config
 from backup_vm.config import settings_file
 from backup_vm.errors import (
     AgentError,
-    Exit,
     NoArchiveError,
     SparsebakError,
 )
@@ -27,10 +26,10 @@ from common.text import printable
 if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
-    from backup_vm.jobs.removal import Removal
+    from backup_vm.archive.sessions import Session
     from backup_vm.terminal.progress import Progress
     from backup_vm.unsealing import AnyKeys
-    from backup_vm.volumes import Chosen, Contents
+    from backup_vm.volumes import Chosen, Contents, Named
     from wire.chunks import Keys
     from wire.messages import VolumeEntry
 
@@ -84,16 +83,17 @@ class Context:
 
     @contextmanager
     def open(self, writing: bool | None = False) -> Iterator["Archive"]:
-        """The archive, locked, see open_archive; what was mended on the way is reported at
+        """The archive, locked, see open_in_time; what was mended on the way is reported at
         the end.
         """
         import sqlite3
 
-        from backup_vm.archive.opening import open_archive
+        from backup_vm.archive.turn import open_in_time
 
         place = self.location()
+        patience: float = getattr(self.options, "lock_wait", 0)
         try:
-            with open_archive(place, writing, self.options.command) as archive:
+            with open_in_time(place, writing, self.options.command, patience, self.warn) as archive:
                 try:
                     yield archive
                 finally:
@@ -213,7 +213,9 @@ class Context:
 
         with self.contents(needs_key=needs_key) as contents:
             volume = contents.one(self.options.volume)
-            yield Chosen(contents, volume, find_session(volume, self.options.session))
+            session = find_session(volume, self.options.session)
+            self.warn_spoilt(contents, [(volume, session)])
+            yield Chosen(contents, volume, session)
 
     @contextmanager
     def progress(self, what: str, total: int | None = None) -> Iterator["Progress"]:
@@ -276,24 +278,6 @@ class Context:
         if self.may_ask and not self.options.yes:
             self._ask(question)
 
-    def remove(self, removal: "Removal") -> int:
-        """Remove sessions, or only say what that would do (--dry-run); returns the exit code."""
-        from backup_vm.cli.keeping import removed
-
-        dry_run = self.options.dry_run
-        done = removal.foreseen() if dry_run else removed(self, removal)
-        held = removal.held()
-        for reason in (*done.refused, *held):
-            self.warn(reason)
-        row = removal.row(done, dry_run)
-        if dry_run:
-            self.result(row, "\n".join(removal.plan(done)))
-        else:
-            self.done(row, *removal.report(done))
-        if done.refused or removal.archive.found:
-            return Exit.DAMAGED
-        return Exit.TOO_MUCH if held else Exit.OK
-
     def _ask(self, question: str) -> None:
         output.ask(f"{printable(question)} [y/N] ")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -302,6 +286,11 @@ class Context:
     def warn(self, text: str) -> None:
         """Report something that does not stop the command."""
         output.complain(f"{journal_prefix(4)}sparsebak: {printable(text)}")
+
+    def warn_spoilt(self, contents: "Contents", chosen: "Iterable[tuple[Named, Session]]") -> None:
+        """Report, before anything is done with them, which sessions are known not to be whole."""
+        for line in contents.spoilt(chosen):
+            self.warn(line)
 
     def warn_removed(self, sessions: list[str]) -> None:
         """Report in one line that another machine removed these sessions before they were read."""

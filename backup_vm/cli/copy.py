@@ -8,6 +8,7 @@ from typing import Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
+    given,
     guard_options,
     key_option,
     rate_option,
@@ -31,7 +32,9 @@ def add_to(commands: Any) -> None:
             " back up into. What cannot be read here is named, and all the rest is copied."
         ),
     )
-    copy.add_argument("target", metavar="DIR", help="the copy: a folder or a URL, as for --archive")
+    copy.add_argument(
+        "target", type=given, metavar="DIR", help="the copy: a folder or a URL, as for --archive"
+    )
     copy.add_argument(
         "--delete",
         action="store_true",
@@ -56,9 +59,10 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.archive.incomplete import spoilt_volumes
     from backup_vm.jobs.copy import Making, copy
     from backup_vm.jobs.guard import Guard
-    from backup_vm.jobs.retention import duration_text
+    from backup_vm.jobs.keep_rules import duration_text
     from backup_vm.paths import expanded
 
     context = Context(options)
@@ -73,13 +77,20 @@ def run(options: argparse.Namespace) -> int:
     with context.open() as archive, context.progress("copy") as progress:
         context.limit_rate(archive)
         use_pack_size(context, archive)
+        for line in spoilt_volumes(archive):
+            context.warn(line)
         delete = confirm if options.delete else None
-        guard = Guard(options.max_removed, options.min_age).over(context.config.retention.guard)
+        guard = Guard(options.max_removed, options.min_age).over(context.config.pruning.guard)
         making = Making(options.init, options.retention or 0)
         done = copy(archive, target, progress, delete, making, context.keys(archive), guard)
     for problem in done.failed:
         context.warn(problem)
     context.warn_removed(done.gone)
+    if done.unnoted is not None:
+        context.warn(
+            f"it could not be noted here that there is a copy ({done.unnoted}): another time, with"
+            f" its disk not mounted, a new copy would be made in {target}"
+        )
     for sentence in done.held:
         context.warn(sentence)
     fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}
@@ -91,7 +102,13 @@ def run(options: argparse.Namespace) -> int:
         removed += f"; {what} that only it has, newer than {age}, left there (--min-age)"
     copied = f"{count_text(done.sessions, 'session')} copied, {size_text(done.stored)} sent"
     context.done(
-        {**fields, "target": target, "failed": done.failed, "held": done.held},
+        {
+            **fields,
+            "target": target,
+            "failed": done.failed,
+            "held": done.held,
+            "noted": done.unnoted is None,
+        },
         f"{target}: {copied}{removed}.",
     )
     if done.failed:

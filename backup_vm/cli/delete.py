@@ -28,14 +28,16 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.cli.removing import remove
     from backup_vm.jobs.removal import Removal
 
     context = Context(options)
     with context.contents(writing=True) as contents:
         volume = contents.one(options.volume)
+        context.warn_spoilt(contents, [(volume, session) for session in volume.sessions])
         if not options.dry_run:
             sessions = count_text(len(volume.sessions), "session")
             context.confirm(f"Remove all of {volume.name}, {sessions}? This cannot be undone.")
         doomed = [(volume, session) for session in volume.sessions]
         removal = Removal(contents.archive, doomed, entirely=frozenset({volume.id}))
-        return context.remove(removal)
+        return remove(context, removal)

@@ -12,6 +12,7 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
     checked,
     duration,
+    given,
     key_option,
     moment_options,
     path,
@@ -51,7 +52,10 @@ def add_to(commands: Any) -> None:
         "volume", nargs="?", metavar="QUBE[/VOLUME]", help="one of these (default: of all)"
     )
     drill.add_argument(
-        "--session", metavar="S", help="its time, the beginning of it, a tag, or 'latest'"
+        "--session",
+        type=given,
+        metavar="S",
+        help="its time, the beginning of it, a tag, or 'latest'",
     )
     drill.add_argument(
         "--scratch",
@@ -94,8 +98,8 @@ def run(options: argparse.Namespace) -> int:
             context.limit_rate(contents.archive)
             drill = _read(context, contents, scratch)
         drill.check()  # the archive is free meanwhile: this may take as long as the rest
-        _note(drill, context.location())
-    return _tell(context, drill, round(time.monotonic() - begun))
+        unnoted = _note(drill, context.location())
+    return _tell(context, drill, round(time.monotonic() - begun), unnoted)
 
 
 def _read(context: Context, contents: "Contents", scratch: "Scratch") -> "Drill":
@@ -126,7 +130,7 @@ def _read(context: Context, contents: "Contents", scratch: "Scratch") -> "Drill"
 def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Session]]":
     """Which may be drilled, the first of which there is room for."""
     from backup_vm.archive import notes
-    from backup_vm.errors import UsageError
+    from backup_vm.errors import DamagedError, UsageError
     from backup_vm.jobs.drilling import turns
     from backup_vm.volumes import find_session
 
@@ -137,19 +141,29 @@ def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Sessio
         volume = contents.one(options.volume)
         return [(volume, find_session(volume, options.session))]
     volumes = contents.select(options.volume)
-    return turns(volumes, notes.load(contents.archive.storage), int(time.time()))
+    try:
+        found = notes.load(contents.archive.storage)
+    except DamagedError:  # said already; whose turn it is nobody knows, and any is better than none
+        found = notes.Notes()
+    return turns(volumes, found, int(time.time()))
 
 
-def _note(drill: "Drill", place: str) -> None:
-    from backup_vm.archive import notes
+def _note(drill: "Drill", place: str) -> str | None:
+    """Note what came of it; returns why that could not be."""
+    from backup_vm.archive import noting
     from backup_vm.archive.storage import open_storage
+    from backup_vm.errors import SparsebakError
 
-    with closing(open_storage(place)) as storage:
-        session = drill.session.clear.session
-        notes.drilled(storage, not drill.outcome.problem, drill.volume.id, session)
+    try:  # hours may have gone by since the archive was read, and what was found is told anyway
+        with closing(open_storage(place)) as storage:
+            session = drill.session.clear.session
+            return noting.drilled(storage, not drill.outcome.problem, drill.volume.id, session)
+    except (SparsebakError, OSError) as error:
+        return str(error)
 
 
-def _tell(context: Context, drill: "Drill", seconds: int) -> int:
+def _tell(context: Context, drill: "Drill", seconds: int, unnoted: str | None) -> int:
+    from backup_vm.archive import noting
     from backup_vm.errors import Exit
     from backup_vm.terminal.text import count_text
 
@@ -158,6 +172,8 @@ def _tell(context: Context, drill: "Drill", seconds: int) -> int:
         context.warn(f"{name}: {line}")
     if outcome.problem:
         context.warn(f"{name}: {outcome.problem}")
+    if unnoted is not None:
+        context.warn(noting.line(unnoted))
     checks = ", ".join(f"{check['kind']} checked by {check['by']}" for check in outcome.checks)
     lines = [
         f"{name}: assembled in {seconds} s; {checks or 'no file system that is read here'};"
@@ -173,6 +189,7 @@ def _tell(context: Context, drill: "Drill", seconds: int) -> int:
         "files": outcome.files,
         "compared": outcome.compared,
         "seconds": seconds,
+        "noted": unnoted is None,
     }
     context.done(data, *([] if outcome.problem else lines))
     if outcome.damaged:

@@ -47,13 +47,16 @@ def run(options: argparse.Namespace) -> int:
 
         def look() -> "tuple[View, list[Named], list[VolumeRow]]":
             now = contents.now() if looking.count else contents
-            chosen = now.select(options.volume or None)
+            chosen = now.select(options.volume)
             seen = View.of(now.archive, now.volumes, options.space)
             return seen, chosen, [seen.row(volume) for volume in chosen]
 
-        seen, chosen, data = looking.steady(look)
-        for error in contents.archive.damaged.values():
-            context.warn(str(error))
+        seen, chosen, data = looking.steady(look, lambda found: found[0].spoilt.values())
+        for line in (
+            *map(str, contents.archive.damaged.values()),
+            *seen.spoilt_lines(chosen),
+        ):
+            context.warn(line)
         if options.tag:
             for volume in data:
                 volume["sessions"] = [
@@ -99,5 +102,6 @@ def _sessions(volumes: "list[VolumeRow]") -> str:
                 size_text(session["changed"]),
                 frees,
             ]
-            rows.append([*row, "full" if session["full"] else "", " ".join(filter(None, words))])
+            kind = ["full"] * session["full"] + ["spoilt"] * (session["spoilt"] is not None)
+            rows.append([*row, ", ".join(kind), " ".join(filter(None, words))])
     return table(rows, frozenset({2, 3, 4}))

@@ -140,20 +140,21 @@ def _sessions(context: Context) -> "Iterator[dict[str, list[Shown]]]":
     with context.contents(needs_key=True) as contents:
         every = options.files and options.volume == "all"
         volumes = contents.select() if every else [contents.one(options.volume)]
+        chosen = [
+            (
+                volume,
+                list(volume.sessions)
+                if options.session == "all"
+                else [find_session(volume, options.session)],
+            )
+            for volume in volumes
+        ]
+        context.warn_spoilt(contents, [(volume, one) for volume, some in chosen for one in some])
         keys, cache = contents.needed_keys(), ChunkCache()
         with PackReader(contents.archive.storage) as reader:
             yield {
-                volume.name: shown_sessions(
-                    contents.archive,
-                    volume,
-                    list(volume.sessions)
-                    if options.session == "all"
-                    else [find_session(volume, options.session)],
-                    keys,
-                    reader,
-                    cache,
-                )
-                for volume in volumes
+                volume.name: shown_sessions(contents.archive, volume, some, keys, reader, cache)
+                for volume, some in chosen
             }
 
 

@@ -45,11 +45,13 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
     group = parser.add_argument_group(GENERAL) if again else parser
     option(
         "--agent",
+        type=given,
         metavar="AGENT",
         help="'qrexec'; without Qubes 'local:AGENT.TOML', or 'unix:DIR' of a resident agent",
     )
     option(
         "--archive",
+        type=given,
         metavar="DIR",
         help="the archive's directory, or its URL: s3://, gs://, az://, sftp://",
     )
@@ -68,6 +70,7 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
     option("--require-mount", type=path, metavar="DIR", help="do nothing unless this is mounted")
     option(
         "--caller",
+        type=given,
         metavar="NAME",
         help="with a local agent: call in the name of this qube (default: dom0)",
     )
@@ -100,10 +103,19 @@ def _moment(text: str) -> str:
     return text
 
 
+def given(text: str) -> str:
+    """An option's value that says something: an empty one, as of a variable that a script forgot
+    to set, would stand for what the settings say, or for anything.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
 def path(text: str) -> Path:
     """A path as an option's value: ``~`` at its beginning is the home folder."""
     try:
-        return Path(expanded(text))
+        return Path(expanded(given(text)))
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -152,9 +164,9 @@ def retention_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _retention(text: str) -> int:
-    from backup_vm.jobs.retention import parse_lock
+    from backup_vm.jobs.keep_rules import parse_retention
 
-    return checked(parse_lock)(text)
+    return checked(parse_retention)(text)
 
 
 def part_options(parser: argparse.ArgumentParser, what: str, done: str) -> None:
@@ -183,6 +195,17 @@ def rate_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def wait_option(parser: argparse.ArgumentParser) -> None:
+    """Declare --lock-wait."""
+    parser.add_argument(
+        "--lock-wait",
+        type=_seconds,
+        default=0,
+        metavar="SECONDS",
+        help="while another run has the archive, wait for it, this long at most (default: 0)",
+    )
+
+
 def moment_options(parser: argparse.ArgumentParser) -> None:
     """Declare --not-on-battery and --not-metered."""
     parser.add_argument(
@@ -208,9 +231,16 @@ def _part(text: str) -> "Part":
 @checked
 def duration(text: str) -> int:
     """Seconds of a length of time, as an option's type."""
-    from backup_vm.jobs.retention import parse_duration
+    from backup_vm.jobs.keep_rules import parse_duration
 
     return parse_duration(text)
+
+
+@checked
+def _seconds(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 8):
+        raise ValueError(f"{text[:80]!r} is not a number of seconds, such as 3600")
+    return int(text)
 
 
 @checked
@@ -277,13 +307,17 @@ def guard_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def session_option(parser: argparse.ArgumentParser, default: str = "latest") -> None:
-    """Declare --session for commands that take one."""
+def session_option(
+    parser: argparse.ArgumentParser, default: str = "latest", every: bool = False
+) -> None:
+    """Declare --session for commands that take one, or with ``every`` all."""
+    names = "'latest', or 'all'" if every else "or 'latest'"
     parser.add_argument(
         "--session",
+        type=given,
         default=default,
         metavar="S",
-        help=f"its time, the beginning of it, a tag, or 'latest' (default: {default})",
+        help=f"its time, the beginning of it, a tag, {names} (default: {default})",
     )
 
 

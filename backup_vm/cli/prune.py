@@ -11,14 +11,16 @@ from backup_vm.cli.options import (
     checked,
     dry_run_option,
     duration,
+    given,
     guard_options,
     key_option,
+    wait_option,
     yes_option,
 )
 
 if TYPE_CHECKING:
+    from backup_vm.jobs.keep_rules import Rules
     from backup_vm.jobs.removal import Removal
-    from backup_vm.jobs.retention import Rules
     from backup_vm.volumes import Contents
 
 _PERIODS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
@@ -40,7 +42,11 @@ def add_to(commands: Any) -> None:
         "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="whose sessions (default: all volumes)"
     )
     prune.add_argument(
-        "--session", action="append", metavar="S", help="remove this one; may be given again"
+        "--session",
+        action="append",
+        type=given,
+        metavar="S",
+        help="remove this one; may be given again",
     )
     for period in _PERIODS:
         what = (
@@ -70,6 +76,7 @@ def add_to(commands: Any) -> None:
     )
     prune.add_argument(
         "--until-free",
+        type=given,
         metavar="ROOM",
         help="then remove the oldest until 10%% of the disk, or 20G, are free",
     )
@@ -77,6 +84,7 @@ def add_to(commands: Any) -> None:
     dry_run_option(prune, "only show what would stay, why, and what would go")
     yes_option(prune)
     key_option(prune)
+    wait_option(prune)
     prune.set_defaults(run=run)
 
 
@@ -85,13 +93,14 @@ def _plural(period: str) -> str:
 
 
 def _count(text: str) -> int:
-    from backup_vm.jobs.retention import parse_count
+    from backup_vm.jobs.keep_rules import parse_count
 
     return checked(parse_count)(text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.cli.removing import remove
     from backup_vm.errors import UsageError
 
     context = Context(options)
@@ -108,9 +117,11 @@ def run(options: argparse.Namespace) -> int:
             )
     with context.contents(writing=not options.dry_run) as contents:
         removal = _chosen(context, contents, rules)
+        for line in removal.spoilt():
+            context.warn(line)
         if not options.dry_run and removal.doomed:
             context.confirm_by_hand(removal.question())
-        return context.remove(removal)
+        return remove(context, removal)
 
 
 def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal":
@@ -124,9 +135,9 @@ def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal"
     if options.session:
         named = [(one, find_session(one, name)) for one in chosen for name in options.session]
         return Removal(archive, named)
-    retention = context.config.retention
-    guard = Guard(options.max_removed, options.min_age).over(retention.guard)
-    verdicts = judge(contents, chosen, retention, rules, options.until_free, guard)
+    pruning = context.config.pruning
+    guard = Guard(options.max_removed, options.min_age).over(pruning.guard)
+    verdicts = judge(contents, chosen, pruning, rules, options.until_free, guard)
     doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
     return Removal(archive, doomed, verdicts, min_age=guard.seconds)
 
@@ -134,7 +145,7 @@ def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal"
 def _rules(options: argparse.Namespace) -> "Rules":
     from backup_vm.archive.notes import parse_tag
     from backup_vm.errors import UsageError
-    from backup_vm.jobs.retention import DEFAULT, Rules
+    from backup_vm.jobs.keep_rules import DEFAULT, Rules
 
     given = {period: getattr(options, f"keep_{period}") or 0 for period in _PERIODS}
     rules = Rules(

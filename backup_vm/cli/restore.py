@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
             older = older or not latest and _has_gone_to(volume, entries, f"{qube}/{name}")
             asked = Restoring(qube, name, session.name, older)
             due.append((Chosen(contents, volume, session), asked))
+        context.warn_spoilt(contents, [(one.volume, one.session) for one, _ in due])
         if not context.dom0_asks():
             _ask(context, entries, [asked for _, asked in due])
         results = []

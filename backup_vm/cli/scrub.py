@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import parity_option, part_options, rate_option
+from backup_vm.cli.options import parity_option, part_options, rate_option, wait_option
 from backup_vm.errors import Exit, SparsebakError
 from backup_vm.terminal.text import count_text
 
@@ -32,6 +32,7 @@ def add_to(commands: Any) -> None:
     )
     part_options(scrub, "packs", "checked")
     rate_option(scrub)
+    wait_option(scrub)
     parity_option(scrub)
     scrub.add_argument(
         "--repair",
@@ -43,6 +44,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.archive import noting
     from backup_vm.archive.scrub import foreign
     from backup_vm.jobs.scrubbing import scrub_part
 
@@ -57,12 +59,19 @@ def run(options: argparse.Namespace) -> int:
         _keep_parity(context, archive, parity)
         if not archive.writing and not done.sound:
             context.warn("the archive cannot be written to: the next backup does not know of this")
+        elif done.unnoted is not None:
+            context.warn(noting.line(done.unnoted))
     for problem in done.problems():
         context.warn(problem)
     for line in done.outside:
         context.warn(line)
     sound = done.sound and not done.outside
-    row: dict[str, Any] = {"damaged": done.damaged(), "ok": sound, "mended": parity.mended}
+    row: dict[str, Any] = {
+        "damaged": done.damaged(),
+        "ok": sound,
+        "mended": parity.mended,
+        "noted": done.unnoted is None,
+    }
     looked_at, there = len(done.looked_at), len(done.there)
     if options.sample is not None or options.older_than is not None:
         row |= {"outside": done.outside, "packs": looked_at, "of": there}

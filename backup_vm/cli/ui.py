@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
             context.say("The page opens in the browser; end with Ctrl-C.")
 
     try:
-        serve(listening, guard, lambda: Api(program, context.config.retention), opened)
+        serve(listening, guard, lambda: Api(program, context.config.pruning), opened)
     finally:
         if entrance is not None:
             entrance.remove()

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import part_options, rate_option
+from backup_vm.cli.options import given, part_options, rate_option
 from backup_vm.cli.reading import reading_options
 from backup_vm.errors import DamagedError, Exit
 from common.text import session_name
@@ -35,6 +35,7 @@ def add_to(commands: Any) -> None:
     )
     verify.add_argument(
         "--session",
+        type=given,
         metavar="S",
         help=("a session, 'latest' (default), or 'all' (default with --sample and --older-than)"),
     )
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = options.session or ("all" if part else "latest")
     with context.contents() as contents:
         context.limit_rate(contents.archive)
-        volumes = contents.select(options.volume or None)
+        volumes = contents.select(options.volume)
         damaged = _damaged(contents.archive, volumes, options.volume, wanted)
         chosen = _chosen(volumes, wanted, options)
         with context.progress("verify") as progress:
@@ -90,7 +91,7 @@ def _from_backup_vm(context: Context) -> int:
                 context.warn(f"{record.name} {session}: {problem}")
             row = {"qube": record.qube, "volume": record.volume, "session": session}
             rows.append({**row, "ok": problem is None, "problem": problem and str(problem)})
-    context.done({"sessions": rows, "damaged": []})
+    context.done({"sessions": rows, "damaged": [], "noted": False})
     return Exit.OK if all(row["ok"] for row in rows) else Exit.DAMAGED
 
 
@@ -147,7 +148,11 @@ def _tell(
             context.warn(f"{name}: {proof.problem}")
     for line in (said := [str(error) for error in damaged] + outside):
         context.warn(line)
+    if prover.unnoted is not None:
+        from backup_vm.archive import noting
+
+        context.warn(noting.line(prover.unnoted))
     rows = [proof.row() for proof in prover.proofs]
     nothing = [] if prover.proofs or prover.removed or said else ["Nothing is due."]
-    context.done({"sessions": rows, "damaged": said}, *nothing)
+    context.done({"sessions": rows, "damaged": said, "noted": prover.unnoted is None}, *nothing)
     return Exit.OK if not said and prover.sound else Exit.DAMAGED

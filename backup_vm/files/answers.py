@@ -159,6 +159,13 @@ def opened(rows: list[Any]) -> tuple[str, int, list[str]]:
     raise senseless()
 
 
+def faults(rows: list[Any]) -> list[str]:
+    """What is wrong with a file system."""
+    found = [text[:_TEXT] for (text,) in _shaped(rows, str)]
+    must(len(found) < 10)
+    return found
+
+
 def stat(row: Any) -> Stat:
     """What stat(2) says of a file, out of one row."""
     must(type(row) is list and len(row) == len(Stat._fields))

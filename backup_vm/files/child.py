@@ -85,6 +85,11 @@ class Server:
         self._readers[image] = reader
         return [[reader.kind, reader.root, reader.notes]]
 
+    def ask_faults(self, image: int) -> Iterator[Row]:
+        """What is wrong with a file system as a whole, as far as its reader looks."""
+        faults = getattr(self._readers[image], "faults", None)
+        return ([text] for text in (faults() if faults else ()))
+
     def ask_close(self, image: int) -> list[Row]:
         """Forget an image."""
         self._sources.pop(image, None)

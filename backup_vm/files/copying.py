@@ -17,10 +17,11 @@ from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.files.answers import FileSystemError
 from backup_vm.files.session import DEEPEST, Found, SessionFiles, shown
 
-_SPECIAL_MODE = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+SPECIAL_MODE = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+"""Bits of a mode that let a file be run as its owner, or keep others from a folder."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_PLAIN = ("user.", "system.posix_acl_")
+PLAIN = ("user.", "system.posix_acl_")
 """Attributes that give nobody more than the file's mode does."""
 _OF_ONE_FILE = frozenset(
     {
@@ -260,18 +261,18 @@ class Copier:
         """
         mode, uid, gid = stat.S_IMODE(found.stat.mode), found.stat.uid, found.stat.gid
         if self._root and not self._set("owners", lambda: os.fchown(out, uid, gid)):
-            mode &= ~_SPECIAL_MODE  # what was to run as its owner is not to run as root
+            mode &= ~SPECIAL_MODE  # what was to run as its owner is not to run as root
         for name, value in self._files.attributes(found.node).items():
-            if not self._privileged and not name.startswith(_PLAIN):
+            if not self._privileged and not name.startswith(PLAIN):
                 self.done.left_out += 1
                 continue
             try:
                 os.setxattr(out, name.encode("utf-8", "surrogateescape"), value)
             except OSError:
                 self.done.limited.add("extended attributes")
-        if not self._privileged and mode & _SPECIAL_MODE:
+        if not self._privileged and mode & SPECIAL_MODE:
             self.done.left_out += 1
-            mode &= ~_SPECIAL_MODE
+            mode &= ~SPECIAL_MODE
         self._set("modes", lambda: os.fchmod(out, mode))
         times = (found.stat.atime, found.stat.mtime)
         self._set("times", lambda: os.utime(out, ns=times))

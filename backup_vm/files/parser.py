@@ -71,6 +71,11 @@ class Parser:
     def __exit__(self, *what: object) -> None:
         self.close()
 
+    def begin(self) -> None:
+        """Start the child now: it takes as long to be ready as a key does to be derived."""
+        if self._process is None:
+            self._begin()
+
     def close(self) -> None:
         """End the child. There is no other after it."""
         self._ended = True
@@ -118,6 +123,10 @@ class Parser:
         found = answers.opened(self._rows("open", image, part=list(part)))
         self._steps[image]["open"] = {"part": list(part)}
         return found
+
+    def faults(self, image: int) -> list[str]:
+        """What is wrong with a file system as a whole, beside what its files tell."""
+        return answers.faults(self._rows("faults", image))
 
     def stat(self, image: int, node: int) -> Stat:
         """What stat(2) says."""

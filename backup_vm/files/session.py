@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from typing import NamedTuple, Protocol
 
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.files.answers import NOWHERE, Extents, FileSystemError, Part, Stat
+from backup_vm.files.answers import NOWHERE, Extents, FileSystemError, NoFileSystemError, Part, Stat
 from backup_vm.files.listing import Listing
 from backup_vm.files.parser import Parser
 from backup_vm.jobs.reading import THREADS
@@ -69,6 +69,10 @@ class SessionFiles:
         """Which chunks the parser asked for, where that is watched."""
         self.damaged = False
         """Whether the archive is damaged where a folder is that was to be walked."""
+        self.by_default = True
+        """Whether it is the file system that is read where no partition is named."""
+        if not image.size:
+            raise NoFileSystemError(f"{name}: there is no file system in it: it has no bytes")
         self._chunk = image.chunk_size
         self._number = parser.add(self._read, image.size)
         try:
@@ -86,22 +90,20 @@ class SessionFiles:
 
     def _choose(self, number: int | str | None) -> Part:
         found = self._parser.parts(self._number)
-        readable = [part for part in found if part.readable]
+        default = _default(found)
         if number is not None:
             chosen = [part for part in found if number in (part.number, part.name or part.number)]
             if not chosen:
                 raise FileSystemError(f"there is no partition {number}", _listed(found))
+            self.by_default = chosen[0] == default
             return chosen[0]
-        # a disk that boots by UEFI has FAT for that beside what is meant
-        besides = [part for part in readable if part.kind != _FOR_BOOTING]
-        for chosen in (readable, besides):
-            if len(chosen) == 1:
-                return chosen[0]
-        if readable:
+        if default is not None:
+            return default
+        if any(part.readable for part in found):
             raise FileSystemError(
                 "there are several file systems", f"give --partition N: {_listed(found)}"
             )
-        raise FileSystemError(
+        raise NoFileSystemError(
             "there is no file system in it that is read here",
             f"there is: {_listed(found)}" if any(p.kind for p in found) else "see: sparsebak mount",
         )
@@ -110,6 +112,10 @@ class SessionFiles:
         """Let the parser forget it."""
         with suppress(FileSystemError):
             self._parser.forget(self._number)
+
+    def faults(self) -> list[str]:
+        """What is wrong with the file system as a whole, as far as its reader looks."""
+        return self._parser.faults(self._number)
 
     def stat(self, node: int) -> Stat:
         """What stat(2) says."""
@@ -133,8 +139,9 @@ class SessionFiles:
 
     def find(self, path: bytes, follow: bool = True) -> Found:
         """The file that a path leads to, symbolic links within the image followed; the last one
-        only if ``follow``. Raises MissingError.
+        only if ``follow``, or if there is a slash behind it. Raises MissingError.
         """
+        as_folder = path.endswith(b"/")
         left = [part for part in path.split(b"/") if part not in (b"", b".")][::-1]
         trail = [Found(b"/", self.root, self.stat(self.root))]
         hops = 0
@@ -153,7 +160,7 @@ class SessionFiles:
                     if entry is None
                     else f"{self.name}: {shown(where)}: {entry.trouble}"
                 )
-            if stat.S_ISLNK(entry.stat.mode) and (left or follow):
+            if stat.S_ISLNK(entry.stat.mode) and (left or follow or as_folder):
                 hops += 1
                 if hops > _HOPS:
                     raise MissingError(f"{self.name}: {shown(path)}: too many symbolic links")
@@ -163,6 +170,8 @@ class SessionFiles:
                     del trail[1:]
                 continue
             trail.append(Found(where, entry.node, entry.stat))
+        if as_folder and not stat.S_ISDIR(trail[-1].stat.mode):
+            raise MissingError(f"{self.name}: {shown(trail[-1].path)} is not a folder")
         return trail[-1]
 
     def walk(
@@ -199,19 +208,22 @@ class SessionFiles:
             return
         yield from found_in(top, entries, trouble)
 
-    def contents(self, found: Found) -> Iterator[tuple[int, bytes]]:
+    def contents(self, found: Found, extents: Extents | None = None) -> Iterator[tuple[int, bytes]]:
         """A regular file's contents: offsets and bytes, in order, without holes. A few MiB are
-        read ahead.
+        read ahead. ``extents``: where they are, if that was asked for already.
         """
 
         def read(piece: tuple[int, int, int, bytes]) -> tuple[int, bytes]:
             offset, length, place, data = piece
             return offset, data or self._image.read(place, length)
 
-        yield from in_order(read, self._pieces(found), THREADS, 2 * THREADS + 2)
+        pieces = self._pieces(found, extents)
+        yield from in_order(read, pieces, THREADS, 2 * THREADS + 2)
 
-    def _pieces(self, found: Found) -> Iterator[tuple[int, int, int, bytes]]:
-        for offset, length, place in self.extents(found):
+    def _pieces(
+        self, found: Found, extents: Extents | None
+    ) -> Iterator[tuple[int, int, int, bytes]]:
+        for offset, length, place in self.extents(found) if extents is None else extents:
             done = 0
             while done < length:
                 if place == NOWHERE:
@@ -235,6 +247,14 @@ class SessionFiles:
 def joined(folder: bytes, name: bytes) -> bytes:
     """The path of a folder's entry."""
     return folder + name if folder.endswith(b"/") else folder + b"/" + name
+
+
+def _default(parts: list[Part]) -> Part | None:
+    """The only file system that can be read, or the only one beside FAT."""
+    readable = [part for part in parts if part.readable]
+    # a disk that boots by UEFI has FAT for that beside what is meant
+    besides = [part for part in readable if part.kind != _FOR_BOOTING]
+    return next((chosen[0] for chosen in (readable, besides) if len(chosen) == 1), None)
 
 
 def _listed(parts: list[Part]) -> str:

@@ -11,7 +11,15 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from backup_vm.archive import notes, packs, parameters, sessions
+from backup_vm.archive import (
+    catalog_file,
+    name_index,
+    notes,
+    noting,
+    packs,
+    parameters,
+    sessions,
+)
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import chain
@@ -59,6 +67,8 @@ class Copied:
     """Sessions that only the copy has, and that are too new to be removed."""
     gone: list[str] = field(default_factory=list)
     """Sessions that another machine removed here meanwhile."""
+    unnoted: str | None = None
+    """Why it could not be noted here that there is a copy; None if it is."""
 
 
 def copy(
@@ -80,22 +90,29 @@ def copy(
     authentic. Dying anywhere leaves a copy that is whole as far as it goes, and the next run
     resumes.
     """
-    _prepare(source, location, making)
-    with open_archive(location, writing=True, command="copy") as target:
+    unnoted = _prepare(source, location, making)
+    with (
+        catalog_file.explained(f"the catalog of {location}"),
+        open_archive(location, writing=True, command="copy") as target,
+    ):
         _same_archive(source, target)
         target.pack_size = source.pack_size
         run = _Run(source, target, progress, keys, guard)
+        run.done.unnoted = unnoted
         if delete is not None and run.surplus:
             delete(len(run.surplus))
         run.send_all()
         _copy_notes(source, target, run.done)
+        run.done.failed += name_index.copy(source, target)
         if delete is not None:
             run.remove()
         return run.done
 
 
-def _prepare(source: Archive, location: str, making: Making) -> None:
-    """Make the copy if there is none yet, and note that there is one."""
+def _prepare(source: Archive, location: str, making: Making) -> str | None:
+    """Make the copy if there is none yet, and note that there is one; returns why that could not be
+    noted.
+    """
     try:
         known: bool | None = notes.remembers_copy(source.storage, location)
     except DamagedError:  # said when they are copied
@@ -116,8 +133,7 @@ def _prepare(source: Archive, location: str, making: Making) -> None:
                 "mount its disk, then try again; if it is lost, make a new one with --init",
             ) from None
         create_archive(location, replace(source.parameters, retention=making.retention))
-    if known is False:
-        notes.remember_copy(source.storage, location)
+    return noting.remember_copy(source.storage, location) if known is False else None
 
 
 def _same_archive(source: Archive, target: Archive) -> None:
@@ -260,6 +276,7 @@ class _Run:
                         bad.append((name, entry.offset))
         if bad:
             target.catalog.add_rotten(bad)
+            noting.note_rotten(target.storage, {name for name, _ in bad})
             target.catalog.add_spoilt(session.file for session in self._sent)
             for volume in {session.volume for session in self._sent}:
                 target.catalog.marks.compare(volume)

@@ -14,8 +14,11 @@ from wire.chunks import ZERO_ID, NotAuthentic
 from wire.grants import Grant
 from wire.merkle import chunk_count
 from wire.open_chunks import SealedChunk
-from wire.reading import MAX_IDS
+from wire.reading import MAX_CHUNKS, MAX_IDS
 from wire.records import Record
+
+_TOGETHER = 8 << 20
+"""Bytes of chunks that are asked for at once: each answer is waited for, and is in memory."""
 
 
 class DistantImage(OpenedImage):
@@ -45,6 +48,7 @@ class DistantImage(OpenedImage):
             self.close()
             raise
         super().__init__(proven, cache)
+        self._together = max(1, min(MAX_CHUNKS, _TOGETHER // self.chunk_size))
 
     @override
     def _some_ids(self, first: int, end: int) -> list[bytes]:
@@ -53,6 +57,16 @@ class DistantImage(OpenedImage):
     @override
     def _sealed(self, number: int, chunk_id: bytes) -> bytes:
         return self._reader.sealed(number, chunk_id)
+
+    @override
+    def _expect(self, numbers: range) -> None:
+        ids = [self._id(number) for number in numbers[: self._together]]
+        lacking = [chunk_id if self._cache.get(chunk_id) is None else ZERO_ID for chunk_id in ids]
+        for start, end in _runs(lacking, self._together):
+            sealed = self._reader.sealed_run(numbers[start], ids[start:end])
+            for at, one in enumerate(sealed, start):
+                if lacking[at] != ZERO_ID:
+                    self._keep(numbers[at], ids[at], one)
 
     @property
     def proven(self) -> Proven:
@@ -64,10 +78,28 @@ class DistantImage(OpenedImage):
         for first in range(0, self._chunks, MAX_IDS):
             ids = self._some_ids(first, min(first + MAX_IDS, self._chunks))
             self._proven.check(first, ids)
-            for number, chunk_id in enumerate(ids, first):
-                if chunk_id != ZERO_ID:
-                    yield SealedChunk(number, chunk_id, self._sealed(number, chunk_id))
+            for start, end in _runs(ids, self._together):
+                sealed = self._reader.sealed_run(first + start, ids[start:end])
+                for number, one in enumerate(sealed, start):
+                    if ids[number] != ZERO_ID:
+                        yield SealedChunk(first + number, ids[number], one)
 
     def close(self) -> None:
         """Hang up."""
         self._reader.close()
+
+
+def _runs(ids: list[bytes], most: int) -> Iterator[tuple[int, int]]:
+    """Where to ask for chunks, at most so many at once: from the first to behind the last one that
+    has data.
+    """
+    at = 0
+    while at < len(ids):
+        if ids[at] == ZERO_ID:
+            at += 1
+            continue
+        end = min(at + most, len(ids))
+        while ids[end - 1] == ZERO_ID:
+            end -= 1
+        yield at, end
+        at = end

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive import holding, notes
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.incomplete import incomplete, text
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.jobs.advice import chunk_size_for, chunk_size_text
-from backup_vm.jobs.retention import DAY
+from backup_vm.jobs.keep_rules import DAY
 from backup_vm.quantities import days_text
+from backup_vm.reporting.locks import lease_rows, lease_text, silent
 from backup_vm.reporting.view import TIMER, systemctl
-from backup_vm.terminal.text import count_text, size_text
+from backup_vm.terminal.text import count_text, size_text, waiting_text
 from common.text import session_name
 from wire import DEFAULT_CHUNK_SIZE, NO_SESSION, VERSION
 from wire.messages import VOLUME_GONE, VOLUME_PENDING, VolumeEntry
@@ -68,6 +70,7 @@ def of_archive(archive: Archive) -> Iterator[Finding]:
     if parameters.mode == "sealed":
         yield from about("keys", [_of_slots(parameters)])
     yield from about("locks", _of_lock(archive))
+    yield from about("leases", _of_leases(archive))
     yield from about("sessions", _of_sessions(archive))
     yield from about("scrub", [_of_scrub(archive.storage)])
     yield from about("drill", _of_drills(archive))
@@ -108,6 +111,25 @@ def _of_lock(archive: Archive) -> Iterator[Finding]:
             f"locked for {days_text(held.retention)}, as far as is known here until {until}",
             "run: sparsebak backup; it locks again what has less than half of that left",
         )
+        for line in waiting_text(held.waiting, held.waiting_until):
+            due = held.waiting_until < time.time()
+            yield _warn_unless(not due, line.rstrip("."), "run: sparsebak prune", "prune")
+
+
+def _of_leases(archive: Archive) -> Iterator[Finding]:
+    rows, problems = lease_rows(archive)
+    for problem in problems:
+        yield Finding(WARN, problem, "see whether the store can be reached: sparsebak list")
+    for row in rows:
+        said = lease_text(row)
+        yield _warn_unless(
+            not silent(row),
+            f"another run that may be over holds its lease: {said}"
+            if silent(row)
+            else f"another run holds its lease: {said}",
+            "if that run is over: sparsebak unlock; by itself it is free half an hour after its"
+            " last renewal",
+        )
 
 
 def _of_slots(parameters: Parameters) -> Finding:
@@ -134,8 +156,22 @@ def _of_sessions(archive: Archive) -> Iterator[Finding]:
         "no session yet",
         "backup",
     )
-    for volume_id in series:
-        if archive.catalog.marks.must_compare(volume_id):
+    found = archive.looking.steady(
+        lambda: incomplete(archive, archive.sessions()), lambda found: found.values()
+    )
+    for volume_id, sessions in series.items():
+        compare = archive.catalog.marks.must_compare(volume_id)
+        for line in text(f"volume {volume_id}", sessions, found):
+            if compare:
+                remedy = "run: sparsebak backup; it stores again what it can"
+            else:
+                remedy = (
+                    "what they lack can be had from a second copy alone, if there is one: sparsebak"
+                    " --archive COPY copy DIR, where DIR is this one; else remove them: sparsebak"
+                    " prune --session S QUBE/VOLUME"
+                )
+            yield Finding(BAD, line, remedy, "backup" if compare else "")
+        if compare:
             yield Finding(
                 WARN,
                 f"damage was found in volume {volume_id}",

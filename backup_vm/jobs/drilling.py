@@ -22,11 +22,12 @@ from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.files import checking
 from backup_vm.files.answers import FileSystemError, Part
+from backup_vm.files.claims import KINDS, Claims
 from backup_vm.files.parser import Parser
 from backup_vm.files.session import Found, SessionFiles, shown
+from backup_vm.jobs.keep_rules import AHEAD
 from backup_vm.jobs.lazy_image import ChunkCache, LazyImage
 from backup_vm.jobs.reading import image_bytes, read_image
-from backup_vm.jobs.retention import AHEAD
 from backup_vm.terminal.progress import Progress
 from backup_vm.terminal.text import count_text, size_text
 from backup_vm.volumes import Contents, Named
@@ -230,13 +231,26 @@ class Drill:
             original = SessionFiles(parser, lazy, name, part.number)
             self._parts.append((part, not files.notes, check))
             self.outcome.told += files.notes
-            for found in self._walk(files, trouble):
+            # what is in use, or has a journal to be replayed, need not agree with itself
+            claims = Claims() if part.kind in KINDS and not files.notes else None
+            for found in self._walk(files, trouble, claims):
                 self._compare(files, original, found, trouble)
+            if claims is not None:
+                self._check_whole(files, claims, trouble)
         except FileSystemError as error:
             trouble(b"/", str(error))
         check.update(by=OURS, sound=not troubles, troubles=troubles)
 
-    def _walk(self, files: SessionFiles, trouble: Any) -> list[Found]:
+    def _check_whole(self, files: SessionFiles, claims: Claims, trouble: Any) -> None:
+        """What the checkers of other file systems do: whether it agrees with itself."""
+        for text in files.faults():
+            trouble(b"/", text)
+        for path, other in claims.twice():
+            trouble(path, f"a part of it is a part of {shown(other)} as well")
+        if claims.too_many:
+            self.outcome.told.append("too many files to tell whether two have the same part of it")
+
+    def _walk(self, files: SessionFiles, trouble: Any, claims: Claims | None) -> list[Found]:
         """Look at all files and where their contents are; returns some of them, any of them alike
         (reservoir sampling).
         """
@@ -252,10 +266,12 @@ class Drill:
                     files.link(found.node)
                 if kind != 0o10:
                     continue
-                files.extents(found)
+                extents = files.extents(found)
             except FileSystemError as error:
                 trouble(found.path, str(error))
                 continue
+            if claims is not None:
+                claims.add(found.path, found.node, extents)
             count += 1
             if len(chosen) < FILES:
                 chosen.append(found)
@@ -296,7 +312,7 @@ class Drill:
                     what += f" in partition {check['partition']}"
                 own = check["by"] == OURS
                 self.outcome.fail(
-                    f"{count_text(check['troubles'], 'file')} of its {what} cannot be read"
+                    f"our readers find {count_text(check['troubles'], 'trouble')} in its {what}"
                     if own
                     else f"its {what} is damaged, says {check['by']}"
                 )

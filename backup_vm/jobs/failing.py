@@ -3,13 +3,13 @@
 
 import errno
 import sqlite3
+from dataclasses import fields
 
 from backup_vm import failures
 from backup_vm.archive import catalog_file
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.errors import AgentError, SparsebakError
-from common.values import fields
 from wire.chunks import NotAuthentic
 from wire.messages import Offer
 from wire.records import Clear, read_clear

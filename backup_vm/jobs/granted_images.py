@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from backup_vm.jobs.lazy_image import OpenedImage
 
-SUFFIX = ".img"
-
 
 def main(qube: str, folder: str) -> int:
     """Serve until the mount ends."""

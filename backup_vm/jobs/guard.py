@@ -18,10 +18,10 @@ one day by the second count, whatever days they claim.
 
 import time
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.jobs.retention import DAY, parse_duration
-from common.values import dataclass
+from backup_vm.jobs.keep_rules import DAY, parse_duration
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive

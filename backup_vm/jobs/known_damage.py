@@ -5,13 +5,12 @@ must not be silent about what is outside of it.
 
 from collections.abc import Collection, Iterator, Mapping
 
-from backup_vm.archive import notes, references
+from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.image import split
+from backup_vm.archive.incomplete import incomplete
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
 from common.text import session_name
-from wire.chunks import ZERO_ID
 
 
 def outside(archive: Archive, names: Mapping[str, str], part: Collection[str]) -> list[str]:
@@ -54,34 +53,20 @@ def _sessions(
     part: Collection[str],
 ) -> Iterator[str]:
     """Sessions that did not prove good, and those of which something is missing."""
-    spoilt, cut_off = archive.catalog.spoilt(), archive.cut_off(dict(asked))
+    spoilt = incomplete(archive, asked)
     for volume, sessions in asked.items():
         for session in sessions:
             if session.file in part:
                 continue
             what = f"{names[volume]} {session.name}"
             last = found.verified.get(session.clear.session.hex())
-            if session.file in cut_off:
-                yield f"{names[volume]}: {cut_off[session.file]}"
-            elif session.file in spoilt and (problem := _lacks(archive, session.file)):
-                yield f"{what}: {problem}; the next backup stores again what it can"
+            if session.file in spoilt:
+                yield f"{what}: {spoilt[session.file]}; the next backup stores again what it can"
             elif last is not None and not last.sound:
                 yield (
                     f"{what} did not prove good when it was last verified{_on(last.time)}; if it is"
                     f" mended, run: sparsebak verify {names[volume]} --session {session.name}"
                 )
-
-
-def _lacks(archive: Archive, file: str) -> str:
-    """What a session that was found spoilt lacks now; nothing if a backup has stored it again."""
-    try:
-        lacking = sum(
-            archive.catalog.lacking(set(split(ids)) - {ZERO_ID})
-            for ids in references.ids(archive, file)
-        )
-    except (DamagedError, OSError) as error:
-        return str(error)
-    return f"{lacking} of its chunks are missing or damaged" if lacking else ""
 
 
 def _on(when: int | None) -> str:

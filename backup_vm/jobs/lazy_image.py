@@ -84,6 +84,8 @@ class OpenedImage(ABC):
         DamagedError.
         """
         end, size, parts = min(offset + length, self.size), self._record.chunk_size, []
+        if offset // size < (end - 1) // size:
+            self._expect(range(offset // size, (end - 1) // size + 1))
         while offset < end:
             number, within = divmod(offset, size)
             part = self._chunk(number)[within : within + end - offset]
@@ -91,21 +93,27 @@ class OpenedImage(ABC):
             offset += len(part)
         return b"".join(parts)
 
+    def _expect(self, numbers: range) -> None:  # noqa: B027  where each is at hand, nothing
+        """These chunks are asked for next, one after another: whoever gets several at once more
+        quickly keeps them. Raises DamagedError.
+        """
+
     def _chunk(self, number: int) -> bytes:
         chunk_id = self._id(number)
         if chunk_id == ZERO_ID:
             return bytes(self._record.chunk_size)
         chunk = self._cache.get(chunk_id)
-        if chunk is None:
-            try:
-                chunk = self._opener.open(
-                    chunk_id, self._sealed(number, chunk_id), self.ids, self._record.chunk_size
-                )
-            except NotAuthentic as error:
-                raise DamagedError(
-                    f"{self._name}: chunk {number}: {error}", "run: sparsebak scrub"
-                ) from None
-            self._cache.put(chunk_id, chunk)
+        return chunk or self._keep(number, chunk_id, self._sealed(number, chunk_id))
+
+    def _keep(self, number: int, chunk_id: bytes, sealed: bytes | memoryview) -> bytes:
+        """Open a chunk, and keep it for a while. Raises DamagedError."""
+        try:
+            chunk = self._opener.open(chunk_id, sealed, self.ids, self._record.chunk_size)
+        except NotAuthentic as error:
+            raise DamagedError(
+                f"{self._name}: chunk {number}: {error}", "run: sparsebak scrub"
+            ) from None
+        self._cache.put(chunk_id, chunk)
         return chunk
 
     def _id(self, number: int) -> bytes:

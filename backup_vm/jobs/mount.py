@@ -22,12 +22,10 @@ from backup_vm.jobs.distant_image import DistantImage
 from backup_vm.jobs.lazy_image import ChunkCache, LazyImage, OpenedImage
 from backup_vm.jobs.libfuse import mfusepy
 from backup_vm.unsealing import AnyKeys
-from backup_vm.volumes import Named
+from backup_vm.volumes import IMAGE_SUFFIX, Named
 from common.text import session_name
 from wire.grants import Grant
 from wire.records import Record
-
-SUFFIX = ".img"
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class SessionImages(mfusepy.Operations):  # type: ignore[misc]
 
     def __init__(self, sessions: list[Shown], warn: Callable[[str], None]) -> None:
         self._warn, self._time = warn, max(session.time for session in sessions)
-        self._sessions = {session.name + SUFFIX: session for session in sessions}
+        self._sessions = {session.name + IMAGE_SUFFIX: session for session in sessions}
         self._images: dict[str, OpenedImage] = {}
         self._lock = threading.Lock()
         self.mounted = False

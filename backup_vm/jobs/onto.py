@@ -21,13 +21,14 @@ from backup_vm.jobs.reading import THREADS, Proven, open_image, read_chunks
 from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
 from backup_vm.unsealing import AnyKeys
+from common.clone import clone
+from common.differing import differing, runs
 from common.durable import closing_fd
 from common.image_writer import WRITE_BYTES, ImageWriter
 from wire.chunks import ZERO_ID, ChunkIds
 from wire.records import Record
-from wire.wanted import Wanted, runs, unlike
+from wire.wanted import Wanted
 
-_FICLONE = 0x40049409  # Linux, include/uapi/linux/fs.h
 _BLOCK = 4096
 
 
@@ -105,7 +106,7 @@ def _clone(target: Path, beside: Path) -> bool:
             closing_fd(os.open(target, os.O_RDONLY | os.O_CLOEXEC)) as there,
             closing_fd(os.open(beside, os.O_RDWR | os.O_CLOEXEC)) as here,
         ):
-            fcntl.ioctl(here, _FICLONE, there)
+            clone(there, here)
     except OSError:  # another kind of file system, say
         return False
     return True
@@ -122,7 +123,7 @@ def _differing(image: Image, proven: Proven, file: ImageWriter) -> Wanted:
             _clear(file, begin * size, min(end * size, proven.record.size))
             wanted.add(begin, end)
         rest = [(number, one) for number, one in enumerate(ids, first) if one != ZERO_ID]
-        for number in unlike(file.read, chunk_ids, size, rest, THREADS):
+        for number in differing(file.read, chunk_ids.of, size, rest, THREADS):
             wanted.add(number, number + 1)
     return wanted
 

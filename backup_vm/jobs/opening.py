@@ -17,6 +17,7 @@ from backup_vm.errors import SparsebakError
 from backup_vm.files.answers import Part
 from backup_vm.files.parser import Parser
 from backup_vm.jobs import granted_images
+from backup_vm.volumes import IMAGE_SUFFIX
 from common.text import session_name
 from wire.grants import Grant
 from wire.messages import HEADER, HEADER_SIZE, KIND_STATUS, Status
@@ -64,7 +65,7 @@ def opened(qube: str, grant: Grant, warn: Callable[[str], None]) -> list[Path]:
     try:
         for record in grant.records:
             name = session_name(record.time)
-            found += _mounted(IMAGES / f"{name}{granted_images.SUFFIX}", FILES / name, warn)
+            found += _mounted(IMAGES / f"{name}{IMAGE_SUFFIX}", FILES / name, warn)
         if not found:
             raise NotOpened(
                 Code.SOURCE_FAILED, f"{grant.records[0].name}: there is nothing that can be mounted"

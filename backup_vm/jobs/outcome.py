@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What became of a backup run, volume by volume."""
 
+from dataclasses import dataclass, field
+
 from backup_vm.errors import SparsebakError
-from common.values import dataclass, field
 
 
 @dataclass

@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,6 @@ from backup_vm.unsealing import AnyKeys, unseal
 from common.image_writer import WRITE_BYTES, ImageWriter
 from common.pipeline import in_order
 from common.text import session_name
-from common.values import dataclass
 from wire.chunks import ZERO_ID, DomainKeys, NotAuthentic
 from wire.grants import NotGranted
 from wire.merkle import DIGEST_SIZE, PAGE_IDS, Tree, chunk_count

@@ -4,6 +4,7 @@ run.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from backup_vm.agent.call import Reply
 from backup_vm.archive.archive import Archive
@@ -11,7 +12,6 @@ from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import AgentError
-from common.values import dataclass
 from wire.merkle import chunk_count
 from wire.messages import (
     CHUNK_HEAD,

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Removing sessions that were chosen, or only saying what that would do."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.incomplete import incomplete, text
 from backup_vm.archive.prune import Pruned, prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
-from backup_vm.jobs.retention import duration_text
+from backup_vm.jobs.keep_rules import duration_text
 from backup_vm.jobs.thinning import Verdict, held
+from backup_vm.reporting.locks import lock_row
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 from backup_vm.volumes import Named
-from common.values import dataclass
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,22 @@ class Removal:
         where = next(iter(names)) if len(names) == 1 else count_text(len(names), "volume")
         sessions = count_text(len(self.doomed), "session")
         return f"Remove {sessions} of {where}? This cannot be undone."
+
+    def spoilt(self) -> list[str]:
+        """Lines about the volumes of which sessions go: which of these, and which of those that
+        stay, are known not to be whole. That the newest one is not may be why an older one is
+        wanted.
+        """
+        volumes = {volume.id: volume for volume, _ in self.doomed}
+        found = incomplete(self.archive, {id: one.series for id, one in volumes.items()})
+        doomed = {session.file for _, session in self.doomed}
+        lines: list[str] = []
+        for one in volumes.values():
+            goes = [session for session in one.sessions if session.file in doomed]
+            stays = [session for session in one.sessions if session.file not in doomed]
+            lines += text(f"{one.name}, what is to be removed", goes, found)
+            lines += text(f"{one.name}, what is left", stays, found)
+        return lines
 
     def foreseen(self) -> Pruned:
         """What ``run`` would do; as for chunks, nobody counted them."""
@@ -74,12 +93,24 @@ class Removal:
             "waiting": done.waiting,
             "waiting_until": done.until or None,
         }
-        plan = [
-            {**_row(v.volume, v.session), "keep": v.keep, "why": list(v.why)}
-            for v in self.verdicts or ()
-        ]
+        plan = [self._verdict_row(verdict) for verdict in self.verdicts or ()]
         row |= {"plan": plan} if plan else {}
+        if dry_run:
+            row["lock"] = lock_row(self.archive)
         return row | {"held": self.held(), "spared": self.spared(), "min_age": self.min_age}
+
+    def _verdict_row(self, verdict: Verdict) -> dict[str, Any]:
+        """A verdict. ``spared_until``: when a session that stays for its own age alone is old
+        enough to go; None where it stays for anything else.
+        """
+        until = verdict.session.clear.time + self.min_age
+        return {
+            **_row(verdict.volume, verdict.session),
+            "keep": verdict.keep,
+            "why": list(verdict.why),
+            "spared": verdict.spared,
+            "spared_until": until if verdict.spared and until > time.time() else None,
+        }
 
     def plan(self, foreseen: Pruned) -> list[str]:
         """What would be done, for people."""

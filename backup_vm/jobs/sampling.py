@@ -3,12 +3,12 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from backup_vm.archive.notes import Notes, short
-from backup_vm.jobs.retention import AHEAD
+from backup_vm.jobs.keep_rules import AHEAD
 from backup_vm.quantities import Part
-from common.values import dataclass
 
 Item = TypeVar("Item")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from backup_vm.archive import notes
+from backup_vm.archive import notes, noting
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.scrub import Finding, Repair, scrub
 from backup_vm.errors import DamagedError
@@ -28,6 +28,8 @@ class Scrubbed:
     there: Sequence[str]
     outside: list[str] = field(default_factory=list)
     """What was known to be damaged before, outside of the part that was looked at."""
+    unnoted: str | None = None
+    """Why it could not be noted in the archive; None if it was."""
 
     @property
     def sound(self) -> bool:
@@ -62,8 +64,8 @@ def scrub_part(
     older_than: int | None,
     repair: Repair | None = None,
 ) -> Scrubbed:
-    """Scrub everything, or of the packs only those that ``due`` chooses by these; what was looked
-    at is noted in the archive where it can be written to.
+    """Scrub everything, or of the packs only those that ``due`` chooses by these, and note in the
+    archive what was looked at.
     """
     chosen = choose(archive, part, older_than)
     findings = archive.looking.steady(
@@ -74,7 +76,9 @@ def scrub_part(
     looked_at = there if chosen is None else chosen
     done = Scrubbed(findings, dict(archive.found), looked_at, there)
     damaged_files = [finding.file for finding in findings]
-    notes.scrubbed(archive.storage, done.sound, looked_at, there, damaged_files)
+    rotten = {pack for pack, _ in archive.catalog.rotten()}
+    unnoted = noting.scrubbed(archive.storage, done.sound, looked_at, there, damaged_files, rotten)
+    done = replace(done, unnoted=unnoted)
     return done if chosen is None else replace(done, outside=_outside(archive, chosen, findings))
 
 

@@ -4,17 +4,17 @@
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import Account
-from backup_vm.config import Retention
+from backup_vm.config import Pruning
 from backup_vm.errors import UsageError
 from backup_vm.jobs.guard import Guard, Watch
-from backup_vm.jobs.retention import AHEAD, Candidate, Rules, duration_text, reasons
+from backup_vm.jobs.keep_rules import AHEAD, Candidate, Rules, duration_text, reasons
 from backup_vm.quantities import parse_size
 from backup_vm.volumes import Contents, Named
-from common.values import dataclass, replace
 
 ROOM = "makes room"
 NO_RULES = Rules()
@@ -111,7 +111,7 @@ def _hold(verdicts: Sequence[Verdict], watch: Watch) -> list[Verdict]:
 def judge(
     contents: Contents,
     chosen: Sequence[Named],
-    retention: Retention,
+    pruning: Pruning,
     given: Rules = NO_RULES,
     until_free: str | None = None,
     guard: Guard | None = None,
@@ -121,10 +121,10 @@ def judge(
 
     Raise UsageError where neither says anything, DamagedError where tags are not known.
     """
-    until_free = until_free or (retention.until_free if not given.any() else None)
+    until_free = until_free or (pruning.until_free if not given.any() else None)
 
     def rules_for(volume: Named) -> Rules:
-        return given if given.any() else retention.rules_for(volume.qube, volume.volume)
+        return given if given.any() else pruning.rules_for(volume.qube, volume.volume)
 
     if not until_free and not given.any() and not any(rules_for(one).any() for one in chosen):
         raise UsageError(
@@ -133,13 +133,13 @@ def judge(
         )
     for volume in chosen:
         volume.notes_must_be_sound()
-        if retention.by_name and not given.any() and not volume.qube:
+        if pruning.by_name and not given.any() and not volume.qube:
             raise UsageError(
                 "the settings have rules for qubes by name, and which volume is which is not known",
                 "give --passphrase-file or --agent, or rules on the command line",
             )
     archive = contents.archive
-    watch = Watch.over(archive, (guard or Guard()).over(retention.guard))
+    watch = Watch.over(archive, (guard or Guard()).over(pruning.guard))
     verdicts = by_rules(chosen, rules_for, watch=watch)
     if until_free:
         tags = given.tag.union(*(rules_for(volume).tag for volume in chosen))

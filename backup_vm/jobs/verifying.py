@@ -4,11 +4,12 @@ otherwise.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from backup_vm.agent.call import RefusedError
 from backup_vm.agent.client import Agent
-from backup_vm.archive.notes import checked
+from backup_vm.archive import noting
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, RemovedError
 from backup_vm.jobs.feeding import feed
@@ -16,7 +17,6 @@ from backup_vm.jobs.reading import image_bytes, read_image
 from backup_vm.jobs.sampling import Candidate
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import Contents, Named
-from common.values import dataclass
 from wire.merkle import chunk_count
 from wire.status import STATUS_OLDER, STATUS_UNKNOWN, Code
 
@@ -60,6 +60,8 @@ class Prover:
         self.proofs: list[Proof] = []
         self.removed: list[str] = []
         """Sessions that another machine removed before they were read."""
+        self.unnoted: str | None = None
+        """Why not everything that was proven could be noted; None if it was."""
 
     def prove_all(self, chosen: Iterable[Choice]) -> None:
         """Prove these; raise AgentError."""
@@ -69,8 +71,10 @@ class Prover:
             except RemovedError:
                 self.removed.append(f"{volume.name} {session.name}")
                 continue
-            checked(self._contents.archive.storage, proof.problem is None, session.clear.session)
             self.proofs.append(proof)
+            storage = self._contents.archive.storage
+            reason = noting.checked(storage, proof.problem is None, session.clear.session)
+            self.unnoted = self.unnoted or reason
 
     @property
     def sound(self) -> bool:

@@ -31,7 +31,19 @@ _HELP = {
     "verify_oldest_timestamp_seconds": "Time since which every session was proven or stored.",
     "drill_timestamp_seconds": "Time of the last drill of any volume.",
     "drill_sound": "Whether that drill found nothing wrong.",
+    "parity_bytes": "Bytes of parity files.",
+    "parity_files": "Parity files.",
+    "lease_start_timestamp_seconds": "Time when the other run began that has the archive's lease.",
+    "lease_renewed_timestamp_seconds": "Time when that lease was renewed, by the store's clock.",
+    "lock_retention_seconds": "Seconds for which what is stored is locked.",
+    "lock_first_timestamp_seconds": "The first date until which a file is locked, as far as known.",
+    "lock_last_timestamp_seconds": "The last such date.",
+    "lock_unknown_files": "Files of which no such date is known.",
+    "lock_late": "Whether less than half of the retention is left of any file, or not known.",
+    "lock_waiting_bytes": "Bytes that were removed, and may not be removed for good yet.",
+    "lock_waiting_timestamp_seconds": "Time from which the last of them may.",
     "volume_sessions": "Sessions of the volume.",
+    "volume_spoilt_sessions": "Sessions of the volume that are known not to be whole.",
     "volume_size_bytes": "Size of the volume.",
     "volume_changed_bytes": "Bytes that changed since the newest session.",
     "volume_session_timestamp_seconds": "Time of the volume's newest session.",
@@ -108,6 +120,7 @@ def _of_archive(status: StatusRow) -> Iterator[Sample]:
     for volume in status["volumes"]:
         named = {**label, "volume": volume["name"]}
         yield "volume_sessions", named, volume["sessions"]
+        yield "volume_spoilt_sessions", named, volume["spoilt"]
         yield "volume_size_bytes", named, volume["size"]
         yield "volume_changed_bytes", named, volume["changed"]
         yield "volume_session_timestamp_seconds", named, volume["time"]
@@ -144,6 +157,20 @@ def _as_a_whole(status: StatusRow, label: Mapping[str, str]) -> Iterator[Sample]
     yield "scrub_never_bytes", label, parts["never"]
     yield "verify_oldest_timestamp_seconds", label, unproven and unproven["since"]
     yield from _check("drill", label, status["drilled"])
+    yield "parity_bytes", label, status["parity"]
+    yield "parity_files", label, status["parity_files"]
+    for lease in status["leases"]:
+        held = {name: str(lease[name]) for name in ("kind", "host", "process")} | dict(label)
+        yield "lease_start_timestamp_seconds", held, lease["since"]
+        yield "lease_renewed_timestamp_seconds", held, lease["renewed"]
+    if (lock := status["lock"]) is not None:
+        yield "lock_retention_seconds", label, lock["retention"]
+        yield "lock_first_timestamp_seconds", label, lock["until"]
+        yield "lock_last_timestamp_seconds", label, lock["last"]
+        yield "lock_unknown_files", label, lock["unknown"]
+        yield "lock_late", label, lock["late"]
+        yield "lock_waiting_bytes", label, lock["waiting"]
+        yield "lock_waiting_timestamp_seconds", label, lock["waiting_until"]
 
 
 def _check(what: str, labels: Mapping[str, str], row: CheckRow | None) -> Iterator[Sample]:

@@ -42,6 +42,8 @@ class SessionRow(TypedDict):
     tags: list[str]
     note: str
     verified: CheckRow | None
+    spoilt: str | None
+    """Why it is known not to be whole, if it is."""
 
 
 class VolumeRow(SpaceRow):
@@ -71,6 +73,8 @@ class StateRow(SpaceRow):
     time: int | None
     """Of the newest session."""
     sessions: int
+    spoilt: int
+    """How many of them are known not to be whole."""
     size: int
     changed: int | None
     """Bytes that changed since, as dom0 tells; None where it does not know the volume."""
@@ -105,6 +109,8 @@ class LockRow(TypedDict):
     """Seconds."""
     until: int | None
     """The first date that comes."""
+    last: int | None
+    """The last one."""
     unknown: int
     """Files of which no date is known."""
     late: bool
@@ -112,6 +118,21 @@ class LockRow(TypedDict):
     waiting: int
     """Bytes that were removed or replaced, and that may not be removed for good yet."""
     waiting_until: int | None
+
+
+class LeaseRow(TypedDict):
+    """A lease that another run holds; what it says of itself is its own word."""
+
+    kind: str
+    """``writer``, or ``notes`` of one that changes these."""
+    host: str
+    process: int
+    """0 where the lease says nothing that can be read."""
+    command: str
+    since: int | None
+    """When that run began, by its machine's clock."""
+    renewed: int
+    """When it was renewed last, by the store's clock."""
 
 
 class StatusRow(TypedDict):
@@ -126,6 +147,7 @@ class StatusRow(TypedDict):
     stored: int
     parity: int
     """Bytes of parity files."""
+    parity_files: int
     free: int | None
     capacity: int | None
     """Bytes of the whole disk; None where it has no such number."""
@@ -135,6 +157,7 @@ class StatusRow(TypedDict):
     unproven: UnprovenRow | None
     drilled: DrillRow | None
     lock: LockRow | None
+    leases: list[LeaseRow]
     next_run: str | None
     volumes: list[StateRow]
     problems: list[str]

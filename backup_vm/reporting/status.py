@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The archive at a glance, as ``status`` prints it and ``report`` draws it."""
 
-import time
-
-from backup_vm.archive import holding, notes
+from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.parity.making import parity_files
 from backup_vm.errors import AgentError, DamagedError
-from backup_vm.quantities import days_text
+from backup_vm.reporting.locks import lease_rows, lease_text, lock_row, lock_text
 from backup_vm.reporting.rows import (
     DrillRow,
-    LockRow,
     StateRow,
     StatusRow,
     UnprovenRow,
@@ -20,7 +17,7 @@ from backup_vm.reporting.rows import (
     space_row,
 )
 from backup_vm.reporting.view import View, last_verified, next_run
-from backup_vm.terminal.text import count_text, ratio_text, size_text, table, waiting_text
+from backup_vm.terminal.text import ratio_text, size_text, table
 from backup_vm.volumes import Named, stored_volumes
 from common.text import session_name
 from wire.chunks import Keys
@@ -40,7 +37,8 @@ def look(
     """
     known = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
     seen = archive.looking.steady(
-        lambda: View.of(archive, stored_volumes(archive, keys, known), space)
+        lambda: View.of(archive, stored_volumes(archive, keys, known), space),
+        lambda view: view.spoilt.values(),
     )
     chunks, stored_bytes = archive.catalog.count()
     parameters = archive.parameters
@@ -48,7 +46,10 @@ def look(
         found = notes.load(archive.storage)
     except DamagedError:  # reported by stored_volumes
         found = notes.Notes()
-    problems = [] if failed is None else [f"agent: {failed}"]
+    leases, problems = lease_rows(archive)
+    problems += [] if failed is None else [f"agent: {failed}"]
+    problems += [str(error) for error in archive.damaged.values()]
+    parity = [archive.storage.allocated(name) for name in parity_files(archive)]
     row: StatusRow = {
         "path": archive.storage.describe(),
         "label": parameters.label,
@@ -57,7 +58,8 @@ def look(
         "chunk_size": parameters.chunk_size,
         "chunks": chunks,
         "stored": stored_bytes,
-        "parity": sum(map(archive.storage.allocated, parity_files(archive))),
+        "parity": sum(parity),
+        "parity_files": len(parity),
         "free": archive.storage.free(),
         "capacity": archive.storage.capacity(),
         "scrubbed": check_row(found.scrubbed),
@@ -65,44 +67,13 @@ def look(
         "unscrubbed": _unscrubbed(archive, found),
         "unproven": _unproven(seen.volumes),
         "drilled": _drilled(seen.volumes),
-        "lock": _lock(archive),
+        "lock": lock_row(archive),
+        "leases": leases,
         "next_run": next_run(),
         "volumes": _volumes(seen, listed),
-        "problems": problems + [str(error) for error in archive.damaged.values()],
+        "problems": problems + seen.spoilt_lines(seen.volumes),
     }
     return row, seen
-
-
-def _lock(archive: Archive) -> LockRow | None:
-    held = holding.state(archive)
-    if held is None:
-        return None
-    return {
-        "retention": held.retention,
-        "until": held.until or None,
-        "unknown": held.unknown,
-        "late": held.late(time.time()),
-        "waiting": held.waiting,
-        "waiting_until": held.waiting_until or None,
-    }
-
-
-def _lock_text(row: LockRow | None) -> list[str]:
-    if row is None:
-        return []
-    until = f", until {session_name(row['until'])} at least" if row["until"] else ""
-    unknown = (
-        f"; of {count_text(row['unknown'], 'file')} this machine does not know that"
-        if row["unknown"]
-        else ""
-    )
-    late = (
-        " Less than half is left: run a backup or prune, which lock again." if row["late"] else ""
-    )
-    return [
-        f"Locked for {days_text(row['retention'])}{until}{unknown}.{late}",
-        *waiting_text(row["waiting"], row["waiting_until"] or 0),
-    ]
 
 
 def _unscrubbed(archive: Archive, found: notes.Notes) -> UnscrubbedRow:
@@ -159,12 +130,18 @@ def _volume(
         if flags & bit
     ]
     latest = named.sessions[-1] if named else None
+    spoilt = sum(session.file in seen.spoilt for session in (named.sessions if named else ()))
+    if not agent:
+        words = []
+    if spoilt:
+        words.append(f"{spoilt} spoilt")
     return {
         "name": named.name if named else entry.name if entry else volume_id,
         "id": volume_id,
         "latest": latest.name if latest else None,
         "time": latest.clear.time if latest else None,
         "sessions": len(named.sessions) if named else 0,
+        "spoilt": spoilt,
         "size": (
             entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0
         ),
@@ -172,7 +149,7 @@ def _volume(
         "changed": None if entry is None else entry.changed if latest else entry.size,
         "verified": check_row(last_verified(named)) if named else None,
         "drilled": check_row(named.notes.drills.get(volume_id)) if named else None,
-        "note": ", ".join(words) if agent else "",
+        "note": ", ".join(words),
     }
 
 
@@ -244,6 +221,7 @@ def text(status: StatusRow) -> str:
         + (f" Next backup: {status['next_run']}." if status["next_run"] else ""),
         *_unproven_text(status["unproven"]),
         _drill_text(status["drilled"]),
-        *_lock_text(status["lock"]),
+        *lock_text(status["lock"]),
+        *(f"Another run holds its lease: {lease_text(row)}." for row in status["leases"]),
     ]
     return "\n".join([*head, *status["problems"], "", table(rows, frozenset(range(2, 9)))])

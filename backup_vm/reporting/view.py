@@ -3,9 +3,11 @@
 
 import shutil
 import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.incomplete import incomplete, text
 from backup_vm.archive.notes import Check
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import LARGEST, Account, Use, entries
@@ -25,6 +27,8 @@ class View:
     archive: Archive
     volumes: list[Named]
     account: Account | None
+    spoilt: Mapping[str, str]
+    """Why sessions are known not to be whole, by session file."""
 
     def use(self, volume: Named) -> Use | None:
         """What a volume takes up; None without an account."""
@@ -39,7 +43,13 @@ class View:
         """Look at an archive. ``space``: whether to account for it; None: if that is quick."""
         by_id = {volume.id: list(volume.sessions) for volume in volumes}
         wanted = entries(by_id) <= LARGEST if space is None else space
-        return cls(archive, volumes, Account(archive, by_id) if wanted else None)
+        account = Account(archive, by_id) if wanted else None
+        spoilt = incomplete(archive, {volume.id: volume.series for volume in volumes})
+        return cls(archive, volumes, account, spoilt)
+
+    def spoilt_lines(self, volumes: Iterable[Named]) -> list[str]:
+        """A line for each of these volumes that has sessions which are not whole."""
+        return [line for one in volumes for line in text(one.name, one.sessions, self.spoilt)]
 
     def row(self, volume: Named) -> VolumeRow:
         """A volume and its sessions."""
@@ -66,6 +76,7 @@ class View:
             "tags": sorted(note.tags),
             "note": note.text,
             "verified": check_row(volume.notes.verified.get(session.clear.session.hex())),
+            "spoilt": self.spoilt.get(session.file),
         }
 
 
@@ -78,11 +89,18 @@ def last_verified(volume: Named) -> Check | None:
 
 
 def next_run() -> str | None:
-    """When systemd will start the next backup here, as it writes it; None if it is not known to."""
+    """When systemd will start the next backup here, as it writes it, or that one is at work now;
+    None if it is not known to.
+    """
     if shutil.which("systemctl") is None:
         return None
-    found = systemctl("show", "--property=NextElapseUSecRealtime", "--value", TIMER)
-    return found if found not in ("", "n/a") else None
+    wanted = ("NextElapseUSecRealtime", "SubState")
+    said = systemctl("show", f"--property={','.join(wanted)}", TIMER)
+    found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    if found.get("SubState") == "running":  # a timer has no next time until what it started ends
+        return "at work now"
+    when = found.get("NextElapseUSecRealtime", "")
+    return when if when not in ("", "n/a") else None
 
 
 def systemctl(*words: str) -> str:

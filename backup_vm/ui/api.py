@@ -3,30 +3,26 @@
 
 import asyncio
 import json
-import secrets
 import socket
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
-from urllib.parse import quote
 
 from aiohttp import web
 
-from backup_vm.config import Retention
-from backup_vm.paths import QREXEC_CLIENT
+from backup_vm.config import Pruning
+from backup_vm.paths import QREXEC_CLIENT, SYSTEMD
 from backup_vm.reporting.rows import VolumeRow, row_name
 from backup_vm.ui import asked, reads
 from backup_vm.ui.asked import BadRequest
-from backup_vm.ui.guard import HEADERS
-from backup_vm.ui.program import Failed, Program, collect, interrupt, streams
+from backup_vm.ui.downloads import Downloads
+from backup_vm.ui.program import Failed, Program
 from backup_vm.ui.queue import Queue, QueueFull
 from backup_vm.ui.reads import Reads
 from wire.slots import BadRecoveryKey, parse_recovery
 
 PATIENCE = 20.0
 """Seconds that a request for news waits."""
-TICKET_LIFE = 60.0
 LONGEST_KEY = 4096
 _JSON = Callable[[web.Request], Awaitable[dict[str, Any]]]
 
@@ -34,13 +30,13 @@ _JSON = Callable[[web.Request], Awaitable[dict[str, Any]]]
 class Api:
     """The routes below /api/, and what they share."""
 
-    def __init__(self, program: Program, retention: Retention) -> None:
-        self.program, self._pins = program, asked.pins(retention)
+    def __init__(self, program: Program, pruning: Pruning) -> None:
+        self.program, self._pins = program, asked.pins(pruning)
         self._reads = Reads(program)
         self.queue = Queue(program, self._reads)
         self._recovery = False
         """Whether the recovery key was typed, and opened the archive."""
-        self._tickets: dict[str, tuple[float, tuple[str, ...], str]] = {}
+        self._downloads = Downloads(program, self._reads)
 
     def warm(self) -> None:
         """The page was opened: begin to look at what it will ask for."""
@@ -71,9 +67,10 @@ class Api:
             "key": self._key,
             "refresh": self._refresh,
             "ticket": self._ticket,
+            "outcome": self._outcome,
         }.items():
             app.router.add_post(f"/api/{name}", _answering(post))
-        app.router.add_get("/download/{ticket}", self._download)
+        app.router.add_get("/download/{ticket}", self._downloads.answer)
 
     async def _status(self, request: web.Request) -> dict[str, Any]:
         row, warnings = await self._reads.get("status")
@@ -84,6 +81,7 @@ class Api:
             "keyed": keyed,
             "recovery": self._recovery,
             "pins": self._pins,
+            "systemd": SYSTEMD.exists(),
         }
 
     async def _doctor(self, request: web.Request) -> dict[str, Any]:
@@ -192,24 +190,19 @@ class Api:
     async def _key(self, request: web.Request) -> dict[str, Any]:
         """Take a passphrase or recovery key, if it opens the archive; forget it if it is empty."""
         text = asked.text(await _body(request), "passphrase")
-        before = self.program.passphrase
-        self._reads.forget()
-        self.program.passphrase, self._recovery = None, False
         if not text:
+            self.program.passphrase, self._recovery = None, False
+            self._reads.forget()
             return {"opened": False}
         key = text.encode("utf-8", "surrogateescape")
         if len(key) > LONGEST_KEY or b"\n" in key:
-            self.program.passphrase = before
             raise BadRequest("a passphrase is one line")
-        self.program.passphrase = key
-        try:
-            async with self._reads.slot():
-                await self.program.ask(("list", "--no-space"))
-        except Failed:
-            self.program.passphrase = before
-            raise
+        async with self._reads.slot():
+            await self.program.ask(("list", "--no-space"), key)
+        self.program.passphrase, self._recovery = key, False
         with suppress(BadRecoveryKey):
             self._recovery = bool(parse_recovery(text))
+        self._reads.forget()
         return {"opened": True, "recovery": self._recovery}
 
     async def _refresh(self, request: web.Request) -> dict[str, Any]:
@@ -217,68 +210,15 @@ class Api:
         return {}
 
     async def _ticket(self, request: web.Request) -> dict[str, Any]:
-        """A link that works once, to download a file by: a download has no header of ours."""
-        body = await _body(request)
-        path = asked.needed(body, "path")
-        session = f"--session={asked.needed(body, 'session')}"
-        words = ("files", "cat", session, "--", asked.needed(body, "volume"), path)
-        now = time.monotonic()
-        self._tickets = {
-            key: ticket for key, ticket in self._tickets.items() if now - ticket[0] < TICKET_LIFE
-        }
-        ticket = secrets.token_urlsafe(24)
-        self._tickets[ticket] = (now, words, path.rpartition("/")[2] or "file")
-        return {"link": f"/download/{ticket}"}
+        return {"link": self._downloads.ticket(await _body(request))}
 
-    async def _download(self, request: web.Request) -> web.StreamResponse:
-        made, words, name = self._tickets.pop(request.match_info["ticket"], (0.0, (), ""))
-        if not words or time.monotonic() - made > TICKET_LIFE:
-            raise web.HTTPNotFound
-        try:
-            async with self._reads.slot():
-                return await self._send(request, words, name)
-        except Failed as error:
-            return web.Response(status=409, text="\n".join(error.errors) + "\n")
-
-    async def _send(
-        self, request: web.Request, words: tuple[str, ...], name: str
-    ) -> web.StreamResponse:
-        errors: list[str] = []
-        process = await self.program.start(words, data=False)
-        stdout, stderr = streams(process)
-        try:
-            first = await stdout.read(1 << 18)
-            if not first:  # an empty file, or one that cannot be read
-                await collect(stderr, errors.append)
-                if await process.wait():
-                    return web.Response(status=409, text="\n".join(errors) + "\n")
-            response = web.StreamResponse()
-            response.headers.update(HEADERS)
-            response.headers["Content-Type"] = "application/octet-stream"
-            response.headers["Content-Disposition"] = (
-                f"attachment; filename*=UTF-8''{_quoted(name)}"
-            )
-            await response.prepare(request)
-            while first:
-                await response.write(first)
-                first = await stdout.read(1 << 18)
-            if await process.wait() and request.transport is not None:
-                request.transport.abort()  # what is cut off must not look whole
-            return response
-        finally:
-            interrupt(process)
-            self.program.ended(process)
+    async def _outcome(self, request: web.Request) -> dict[str, Any]:
+        return self._downloads.outcome(asked.needed(await _body(request), "link"))
 
 
 def _literal(pattern: str) -> str:
     """What is typed to search for, with brackets as letters; * and ? stay what they are."""
     return pattern.replace("[", "[[]")
-
-
-def _quoted(name: str) -> str:
-    # what turns the direction of writing would make another ending of a name seem its own
-    name = "".join(letter if letter.isprintable() else "_" for letter in name)
-    return quote(name.encode("utf-8", "replace"), safe="")
 
 
 def _answering(handle: _JSON) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -9,7 +9,7 @@ What a value may be beyond that is for the command to say.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from backup_vm.config import Retention
+from backup_vm.config import Pruning
 
 LONGEST = 4096
 MOST_NAMES = 1000
@@ -17,15 +17,15 @@ PIN = "keep"
 """The tag that a pin in the page puts on."""
 
 
-def pins(retention: Retention) -> str:
+def pins(pruning: Pruning) -> str:
     """Whether the rules of the settings keep what is pinned: ``kept``, ``lost``, or ``none`` where
     there are no rules.
     """
-    rules = [one for one in (retention.rules, *retention.by_name.values()) if one.any()]
-    if not rules and not retention.until_free:
+    rules = [one for one in (pruning.rules, *pruning.by_name.values()) if one.any()]
+    if not rules and not pruning.until_free:
         return "none"
-    if retention.until_free:
-        rules.append(retention.rules)
+    if pruning.until_free:
+        rules.append(pruning.rules)
     return "kept" if all(PIN in one.tag for one in rules) else "lost"
 
 

@@ -48,7 +48,7 @@ class Program:
 
     @contextmanager
     def _command(
-        self, words: tuple[str, ...], progress: int | None, data: bool
+        self, words: tuple[str, ...], progress: int | None, data: bool, passphrase: bytes | None
     ) -> Iterator[tuple[list[str], tuple[int, ...]]]:
         """The whole command line, and the descriptors that the child gets."""
         command = [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", _START]
@@ -61,10 +61,10 @@ class Program:
             fds.append(progress)
         command.append(words[0])
         reading = None
-        if words[0] in KEYED and self.passphrase is not None:
+        if words[0] in KEYED and passphrase is not None:
             reading, writing = os.pipe()
             with open(writing, "wb") as pipe:
-                pipe.write(self.passphrase + b"\n")  # far less than a pipe holds
+                pipe.write(passphrase + b"\n")  # far less than a pipe holds
             fds.append(reading)
             # of "files" the option belongs to the action
             place = 2 if words[0] == "files" else 1
@@ -79,10 +79,17 @@ class Program:
                 os.close(reading)
 
     async def start(
-        self, words: tuple[str, ...], progress: int | None = None, data: bool = True
+        self,
+        words: tuple[str, ...],
+        progress: int | None = None,
+        data: bool = True,
+        passphrase: bytes | None = None,
     ) -> asyncio.subprocess.Process:
-        """A child that runs a command, in a session of its own: a Ctrl-C reaches it through us."""
-        with self._command(words, progress, data) as (command, fds):
+        """A child that runs a command, in a session of its own: a Ctrl-C reaches it through us.
+        ``passphrase``: one to try in place of the one that is known.
+        """
+        key = self.passphrase if passphrase is None else passphrase
+        with self._command(words, progress, data, key) as (command, fds):
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -98,9 +105,11 @@ class Program:
         """Whoever started it waited for its end."""
         self._running.discard(process)
 
-    async def ask(self, words: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
-        """What a command prints with --json, and its warnings. Raises Failed."""
-        process = await self.start(words)
+    async def ask(
+        self, words: tuple[str, ...], passphrase: bytes | None = None
+    ) -> tuple[dict[str, Any], list[str]]:
+        """What a command prints with --json, and its warnings; see start. Raises Failed."""
+        process = await self.start(words, passphrase=passphrase)
         errors: list[str] = []
         try:
             stdout, stderr = streams(process)

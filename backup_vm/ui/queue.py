@@ -41,6 +41,9 @@ class Job:
     result: Any = None
     started: float | None = None
     ended: float | None = None
+    begun: float = 0.0
+    took: float | None = None
+    """Seconds, by a clock that nobody sets; the times are for people."""
     revision: int = 0
     cancelled: bool = False
 
@@ -63,6 +66,7 @@ class Job:
             "result": self.result,
             "started": self.started,
             "ended": self.ended,
+            "took": self.took,
         }
 
 
@@ -133,6 +137,9 @@ class Queue:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
+            if self._reads.downloading:
+                job.log.append("waits until the downloads have ended")
+                await self._tell(job)
             async with self._reads.alone():
                 if job.state == QUEUED:  # not cancelled meanwhile
                     await self._run(job)
@@ -146,7 +153,7 @@ class Queue:
             self._news.notify_all()
 
     async def _run(self, job: Job) -> None:
-        job.state, job.started = RUNNING, time.time()
+        job.state, job.started, job.begun = RUNNING, time.time(), time.monotonic()
         await self._tell(job)
         reading, writing = os.pipe()
         try:
@@ -154,7 +161,7 @@ class Queue:
         except OSError as error:
             os.close(reading)
             job.log.append(f"cannot start: {error.strerror}")
-            job.state, job.ended = FAILED, time.time()
+            job.state, job.ended, job.took = FAILED, time.time(), 0.0
             return
         finally:
             os.close(writing)
@@ -181,6 +188,7 @@ class Queue:
             self._program.ended(process)
         await asyncio.gather(*loose)
         job.ended, job.progress = time.time(), None
+        job.took = time.monotonic() - job.begun
         with suppress(ValueError):
             job.result = json.loads(out) if len(out) <= LARGEST_RESULT else None
         if job.code == 0:

@@ -21,7 +21,7 @@ FRESH = 30.0
 OLD = 120.0
 """Seconds for which an old answer is shown while a new one is made, so that nobody waits."""
 AT_ONCE = 2
-"""Commands that read at the same time."""
+"""Commands that read at the same time; and downloads beside them, which may take hours."""
 PAGE = 200
 """Sessions that are sent at once, at most."""
 
@@ -34,7 +34,8 @@ class Reads:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots, self._downloads = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_ONCE)
+        self.downloading = 0
         self._writing = False
         self._kept: dict[tuple[str, ...], tuple[float, asyncio.Task[Any]]] = {}
         self._renewing: set[tuple[str, ...]] = set()
@@ -93,25 +94,44 @@ class Reads:
         """For a command that reads. Raises Failed where one writes: the archive's lock lets nobody
         read meanwhile, and a request that waits for hours keeps the browser from other ones.
         """
-        if self._writing:
-            raise Failed(11, ["work is in progress: this can be read when it has ended"])
+        self._must_be_readable()
         async with self._slots:
             yield
+
+    def _must_be_readable(self) -> None:
+        if self._writing:
+            raise Failed(11, ["work is in progress: this can be read when it has ended"])
+
+    @asynccontextmanager
+    async def download(self) -> AsyncIterator[None]:
+        """For one that a download waits for. Raises Failed where as many as may be are at work: a
+        browser has few connections for all its requests, and one that waits keeps one.
+        """
+        self._must_be_readable()
+        if self._downloads.locked():
+            text = f"{AT_ONCE} downloads are at work: ask again when one of them has ended"
+            raise Failed(11, [text])
+        async with self._downloads:
+            self.downloading += 1
+            try:
+                yield
+            finally:
+                self.downloading -= 1
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         """For one that writes, and would find the archive in use by what the page reads."""
         self._writing = True
-        taken = 0
+        taken: list[asyncio.Semaphore] = []
         try:
-            for _ in range(AT_ONCE):
-                await self._slots.acquire()
-                taken += 1
+            for slots in (self._slots, self._downloads) * AT_ONCE:
+                await slots.acquire()
+                taken.append(slots)
             yield
         finally:
             self._writing = False
-            for _ in range(taken):
-                self._slots.release()
+            for slots in taken:
+                slots.release()
 
     async def _ask(self, words: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
         async with self.slot():

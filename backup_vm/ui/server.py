@@ -2,6 +2,7 @@
 """The server: its socket, what every request must pass, and its life from start to signal."""
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -11,13 +12,17 @@ from aiohttp import web
 
 from backup_vm.errors import SparsebakError
 from backup_vm.terminal import interrupts
+from backup_vm.terminal.output import complain
 from backup_vm.ui import guard as guards
 from backup_vm.ui.api import Api
+from backup_vm.ui.door import MOST, Doors
 from backup_vm.ui.guard import Denied, Guard
 
 PAGE = Path(__file__).parent / "page"
 LARGEST = 64 << 10
 """Bytes of a request's body."""
+LINGER = 1.0
+"""Seconds for which the rest of a request is read that was refused, so that the answer arrives."""
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _ENTERED = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>sparsebak</title>
@@ -35,6 +40,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def listen(port: int) -> socket.socket:
     """A socket on loopback; 0 is any port. Raises SparsebakError."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # what is left of connections to one that was killed keeps nobody from its port
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
         listening.listen(64)
@@ -74,31 +81,51 @@ async def _serve(
     for number in interrupts.SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, stopped.set)
-    api = make()
-    runner = web.AppRunner(application(guard, api, opened), access_log=None)
+    api, doors = make(), Doors(guard.uid)
+    # what strangers send that is no HTTP is nothing to be told, and tracebacks tell nobody anything
+    logger = logging.getLogger("sparsebak.ui")
+    logger.disabled = True
+    runner = web.AppRunner(
+        application(guard, api, opened, doors),
+        access_log=None,
+        logger=logger,
+        lingering_time=LINGER,
+    )
     await runner.setup()
-    await web.SockSite(runner, listening).start()
+    if runner.server is None:
+        raise ValueError("a runner that was set up has a server")
+    behind = doors.before(runner.server)
+    server = await loop.create_server(behind, sock=listening, backlog=MOST)
     working = asyncio.ensure_future(api.queue.run())
     opened(False)
     await stopped.wait()
     working.cancel()
-    listening.close()
+    server.close()
     await api.program.stop()
     # connections that still wait for news need not be told
 
 
-def application(guard: Guard, api: Api, opened: Callable[[bool], None]) -> web.Application:
+def application(
+    guard: Guard, api: Api, opened: Callable[[bool], None], doors: Doors
+) -> web.Application:
     """The routes behind the guard."""
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             guard.check(_seen(request))
+            doors.admitted(request.transport)
             response = await handler(request)
         except Denied:
             response = web.Response(status=403, text=_DENIED)
+            response.force_close()
         except web.HTTPException as error:
             response = web.Response(status=error.status, text=f"{error.reason}\n")
+        except ConnectionError:  # whoever asked is gone
+            raise
+        except Exception as error:
+            complain(f"sparsebak: ui: {request.method} {request.path}: {error!r}")
+            response = web.Response(status=500, text="failed; the terminal says why\n")
         if not response.prepared:
             response.headers.update(guards.HEADERS)
         return response

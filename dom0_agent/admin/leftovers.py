@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Volumes that dom0 remembers and that are not backed up any more: their snapshots go, wherever
-they are.
+they are, and what a restore of them left.
 
 A state file remembers the volume as its last session found it (``State.place``), so that neither
 qubesd nor the configuration has to know it still.
@@ -9,17 +9,18 @@ qubesd nor the configuration has to know it still.
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.durable import Busy, closing_fd, lock, make_directory
-from common.values import dataclass
 from dom0_agent.admin.qubes_catalog import QubesCatalog
 from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Volume, recall, remember
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.qubesd import asking, connect
 from dom0_agent.sources import Source, Sources
+from dom0_agent.targets import clean
 from dom0_agent.targets.qubesd import RESTORING, take_away
 from dom0_agent.tracking.identities import Identities, load
 from dom0_agent.tracking.pending_log import in_use
@@ -102,12 +103,13 @@ def let_go(orphan: Orphan, sources: Sources) -> bool:
     if orphan.place is None or not _is_there(orphan.place):
         return False
     source = sources.open(orphan.place)
-    # Not what the state mentions: a snapshot that could not be removed the last time is in none any
-    # more.
-    if not source.snapshots():
-        return False
     store = orphan.store
     with store.locked(patience=0) as state:
+        clean(source)  # what a restore that was killed had begun
+        # Not what the state mentions: a snapshot that could not be removed the last time is in none
+        # any more.
+        if not source.snapshots():
+            return False
         rotation = Rotation(store, state, source)
         pending = [progress.pending for progress in state.follows.values() if progress.pending]
         if any(in_use(store.directory / one.log) for one in pending):

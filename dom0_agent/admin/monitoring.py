@@ -13,10 +13,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from common.values import dataclass
 from dom0_agent.config import Volume
 from dom0_agent.keyring import Keyring
 from dom0_agent.sources import Sources

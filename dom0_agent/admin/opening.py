@@ -9,11 +9,13 @@ grant.
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from subprocess import DEVNULL, PIPE, TimeoutExpired
 from typing import IO, Any
 
+from dom0_agent.admin import unfinished
 from dom0_agent.admin.tags import READER_TAG
-from dom0_agent.log import INFO, WARNING, log
+from dom0_agent.log import INFO, log
 from dom0_agent.qubesd import asking, connect
 from wire.grants import Grant
 from wire.messages import HEADER, HEADER_SIZE, KIND_STATUS, Status
@@ -81,27 +83,26 @@ def find(vm: str, template: str | None) -> Place:
     return Place(app, template, vm)
 
 
-def show(place: Place, grant: Grant) -> str:
+def show(place: Place, grant: Grant, state_dir: Path) -> str:
     """Show what the grant is for, in the file manager of a new disposable, and return its name.
-    Raise Refused; whatever ends this early, the disposable is gone then.
+    Raise Refused; whatever ends this early, the disposable is gone then, or, where this process is
+    killed, at the next ``monitor``.
     """
     with asking():
         raw = place.app.qubesd_call(place.template, "admin.vm.CreateDisposable")
     name = parse_name(raw.decode("ascii", "replace"), "qube")
-    try:
-        with asking():
-            place.app.domains.clear_cache()
-            disposable = place.app.domains[name]
-            disposable.netvm = None
-            # else what is in it could have another one started, which has a network
-            disposable.default_dispvm = None
-            disposable.tags.add(READER_TAG)
-            disposable.start()
+    # A process that is killed before this leaves one without grant and tag, which nobody can tell
+    # from another.
+    with unfinished.making(state_dir, place.app, name), asking():
+        disposable = place.app.domains[name]
+        # With 4.3 it may run already (preloaded), with a network, which it loses here.
+        disposable.netvm = None
+        # else what is in it could have another one started, which has a network
+        disposable.default_dispvm = None
+        disposable.tags.add(READER_TAG)
+        disposable.start()
         _hand_over(place, disposable, grant)
         _show_files(disposable)
-    except BaseException:
-        _remove(place, name)
-        raise
     log(INFO, f"{name} was made, of {place.template}, and shows {grant.records[0].name}")
     return name
 
@@ -172,21 +173,3 @@ def _show_files(disposable: Any) -> None:
     except TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _remove(place: Place, name: str) -> None:
-    """Let a disposable that shows nothing go, and with it its tag."""
-    domains = place.app.domains
-    try:
-        with asking():
-            domains.clear_cache()
-            if name not in domains:  # qubesd removes one that does not start
-                return
-            with suppress(Refused), asking():
-                domains[name].kill()  # and one that has ended
-                return
-            domains.clear_cache()
-            if name in domains:  # but not one that never ran
-                del domains[name]
-    except Refused as refused:
-        log(WARNING, f"{name} shows nothing and stays, tagged {READER_TAG}; remove it: {refused}")

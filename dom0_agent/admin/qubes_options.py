@@ -3,10 +3,10 @@
 means nothing.
 """
 
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from common.values import dataclass, fields
 from dom0_agent.config import Config, ConfigError, Pool, limits
 from wire.names import parse_name
 
@@ -46,7 +46,7 @@ def qubes_options(config: Config) -> QubesOptions:
 
 
 def _check(entry: dict[str, Any]) -> QubesOptions:
-    known = [one.name for one in fields(QubesOptions)]
+    known = QubesOptions.__dataclass_fields__
     if unknown := sorted(set(entry) - set(known)):
         raise ValueError(f"[qubes] has no setting {unknown[0]!r}; known are {', '.join(known)}")
     for key in ("include", "exclude"):

@@ -8,11 +8,11 @@ The rules are functions from what is known to what is known then; ``change`` kee
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from common.durable import Busy, closing_fd, lock, make_directory, sync_directory
 from common.durable import replace as replace_file
-from common.values import replace
 from dom0_agent.log import ERROR, INFO, log
 from dom0_agent.tracking.identities import DOM0, Identities, Known, load, place, written
 from dom0_agent.tracking.state import VolumeState, known_volumes

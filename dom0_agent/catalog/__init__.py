@@ -6,9 +6,9 @@ On Qubes OS that is a list that dom0's own timer and commands write (``dom0_agen
 """
 
 import hashlib
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from common.values import dataclass, replace
 from dom0_agent.config import Config, Volume
 from dom0_agent.tracking.identities import Identities
 

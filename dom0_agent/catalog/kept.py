@@ -12,11 +12,11 @@ made with make it worthless, so that what an administrator excludes is excluded 
 import hashlib
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import checked
 from common.override import override
-from common.values import dataclass
 from dom0_agent.catalog import Skipped, VolumeCatalog, identified
 from dom0_agent.config import Config, Volume, recall, remember
 from dom0_agent.tracking.identities import load

@@ -2,8 +2,8 @@
 """Which chunks of a snapshot Extract looks at, in which order, and how many of them together."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
-from common.values import dataclass
 from dom0_agent.sources import Range
 from wire.chunks import ID_SIZE
 

@@ -9,11 +9,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 from common.memory import keep_freed, keep_out_of_cores
-from common.values import dataclass
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load
 from dom0_agent.keyring import ArchiveKey, Keyring

@@ -8,9 +8,9 @@ that answers the call.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from common.values import dataclass
 from wire.names import BadName, Restoring, parse_name, parse_restoring
 from wire.status import Code, Refused
 

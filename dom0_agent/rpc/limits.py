@@ -8,10 +8,10 @@ The resident agent counts; where each call is a process of its own, locked files
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.durable import Busy, closing_fd, lock, make_directory
-from common.values import dataclass
 from wire.status import Code, Refused
 
 

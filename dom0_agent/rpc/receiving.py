@@ -14,6 +14,7 @@ only the pages of ids that have any.
 
 from collections.abc import Callable, Iterator
 
+from common.differing import runs
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.targets.interface import Replacement
 from dom0_agent.tracking.present import Present
@@ -24,7 +25,7 @@ from wire.open_chunks import ChunkNotAuthentic, SealedChunk, open_chunks
 from wire.records import RECORD_SIZE, Record, open_record
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, read_exactly, read_view
-from wire.wanted import Wanted, runs
+from wire.wanted import Wanted
 
 
 def read_record(stream: Reader, archive: ArchiveKey) -> Record:

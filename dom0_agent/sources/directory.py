@@ -106,9 +106,9 @@ class DirectorySource(Source):
 
     @override
     def snapshots(self) -> set[int]:
-        if not self._store.is_dir():
-            return set()
         try:
+            if not self._store.is_dir():
+                return set()
             names = [path.name for path in self._store.iterdir() if path.name.endswith(_SUFFIX)]
         except OSError as error:
             raise failed(f"{self.name}: cannot list its snapshots", error) from None
@@ -147,7 +147,8 @@ class DirectorySource(Source):
 
     @override
     def open(self, number: int, direct: bool = False) -> int:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Not to wait for whoever writes to a FIFO that somebody put there.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             return os.open(self._path(number), flags | (os.O_DIRECT if direct else 0))
         except OSError as error:

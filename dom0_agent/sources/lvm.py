@@ -6,9 +6,9 @@ volumes.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from common.values import dataclass
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import programs
 from wire.status import Code, Refused

@@ -3,17 +3,16 @@
 compares where two clones are.
 
 On Btrfs that is read from its trees, where this process may (``btrfs``); else by FIEMAP
-(``fiemap``). ``FICLONE`` and the flags are from Linux, ``include/uapi/linux/fs.h``. The pool need
-not be a subvolume, and nothing is read but maps.
+(``fiemap``). The pool need not be a subvolume, and nothing is read but maps.
 """
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+from common.clone import clone
 from common.durable import closing_fd
 from common.override import override
 from dom0_agent.bitmap import GRAIN, Bitmap
@@ -32,7 +31,6 @@ from dom0_agent.sources.files import failed
 from dom0_agent.sources.flags import match_nocow
 from wire.status import Code, Refused
 
-FICLONE = 0x40049409
 _ATTEMPTS = 10
 _MAP = "user.sparsebak.map"
 """Extended attribute of a snapshot: digest of its map up to its size, taken when it was new. So the
@@ -63,7 +61,7 @@ class ReflinkSource(DirectorySource):
         match_nocow(image, copy)
         made, since = os.fstat(copy).st_ctime_ns, _transaction(copy)
         try:
-            fcntl.ioctl(copy, FICLONE, image)
+            clone(image, copy)
         except OSError as error:
             raise self._cannot_clone(error) from None
         stamp = os.fstat(image)

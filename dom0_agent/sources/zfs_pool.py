@@ -5,8 +5,8 @@ Fields are those of zfsprops(7); one command lists all that there is below the d
 """
 
 import time
+from dataclasses import dataclass
 
-from common.values import dataclass
 from dom0_agent.config import Pool, dataset
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import programs

@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from common.clone import clone
 from common.durable import closing_fd, sync_directory
 from common.image_writer import WRITE_BYTES, ImageWriter
 from common.override import override
@@ -84,7 +85,7 @@ class FileReplacement(Replacement):
         """Begin as the image, if it has that size; what that may differ in from a snapshot, None
         where that cannot be told.
         """
-        from dom0_agent.sources.reflink import FICLONE, ReflinkSource
+        from dom0_agent.sources.reflink import ReflinkSource
 
         if not isinstance(source, ReflinkSource):
             return None
@@ -92,7 +93,7 @@ class FileReplacement(Replacement):
             if base not in source.snapshots() or os.fstat(self._old).st_size != size:
                 return None
             try:
-                fcntl.ioctl(self._new, FICLONE, self._old)
+                clone(self._old, self._new)
             except OSError:  # with its snapshots it is on a file system that clones, it seems not
                 return None
             # The clone is compared, not the image, which somebody may open meanwhile.

@@ -11,11 +11,11 @@ replacement is the commit point. It is written by ``admin.renaming`` alone. A qu
 has its name for its identity, unless that is another's.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common import checked
-from common.values import dataclass, field
 from wire.names import BadName, new_identity, parse_identity, parse_name
 from wire.status import Code, Refused
 

@@ -10,6 +10,7 @@ base. Where any of it is not certain nothing is known, and the restore takes eve
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from common.differing import differing
 from dom0_agent.bitmap import Bitmap, grains_per_chunk
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.targets.interface import Replacement
@@ -19,7 +20,7 @@ from dom0_agent.tracking.state import VolumeState
 from wire.chunks import ID_SIZE, ZERO_ID, ChunkIds
 from wire.merkle import PAGE_IDS, chunk_count
 from wire.records import Record
-from wire.wanted import Wanted, unlike
+from wire.wanted import Wanted
 
 
 class Present:
@@ -70,7 +71,7 @@ class Present:
             else:
                 to_read.append((first + at, untrusted_id))
         read, size = self._target.read, self._size
-        for number in unlike(read, self._chunk_ids, size, to_read, self._threads):
+        for number in differing(read, self._chunk_ids.of, size, to_read, self._threads):
             self.wanted.add(number, number + 1)
 
 

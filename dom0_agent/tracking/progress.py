@@ -4,10 +4,11 @@
 Which of these there are together, and what leads from one to another, docs/architecture.md shows.
 """
 
+import dataclasses
 import re
+from dataclasses import dataclass
 from typing import Any, Self
 
-from common.values import dataclass, fields
 from wire.layout import LAST_TIME
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
@@ -20,7 +21,7 @@ def checked(record: Any) -> None:
     """Raise TypeError unless every field of a dataclass that was read from a file is of the kind
     that is declared, each number one that can be, and each text a plain name.
     """
-    for one in fields(record):
+    for one in dataclasses.fields(record):
         value = getattr(record, one.name)
         if one.type in (int, bool, str) or one.type == int | None or one.type == str | None:
             declared: tuple[Any, ...] = getattr(one.type, "__args__", (one.type,))

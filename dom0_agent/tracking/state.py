@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,7 +31,6 @@ from common.durable import (
     sync_directory,
     write_synced,
 )
-from common.values import asdict, dataclass, field
 from dom0_agent.bitmap import Bitmap
 from dom0_agent.config import Volume, remember
 from dom0_agent.log import ERROR, WARNING, log

@@ -8,6 +8,8 @@ include:
 sparsebak-setup:
   cmd.run:
     - name: sparsebak-agent setup "$SPARSEBAK_BACKUP_VM"
+    # Not where it has nothing to do. Where it cannot tell, it is run, and says what is wrong.
+    - unless: would=$(sparsebak-agent setup --dry-run "$SPARSEBAK_BACKUP_VM") && ! echo "$would" | grep -q "^would "
     - env:
       - SPARSEBAK_BACKUP_VM: {{ name | json }}
     - require:

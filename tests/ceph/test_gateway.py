@@ -35,6 +35,7 @@ def site(ceph: Cluster, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, value in ceph.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     site = Site(tmp_path / "site")
     site.archive = f"s3://{bucket}/archive"  # type: ignore[assignment]
     site.add_archive("ceph", site.archive)

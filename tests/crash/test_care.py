@@ -129,7 +129,7 @@ def test_upkeep(made: Site) -> None:
     def rules(site: Site) -> None:
         (site.root / "copies").mkdir()
         (site.root / "rules").write_text(
-            'sample = "all"\n[retention]\nkeep_last = 1\nmin_age = "0d"\nmax_removed = "100%"\n'
+            'sample = "all"\n[prune]\nkeep_last = 1\nmin_age = "0d"\nmax_removed = "100%"\n'
         )
 
     case = made.root.parent / "case"

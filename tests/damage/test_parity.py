@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backup_vm import cli
+from backup_vm.archive.parity import making, plan
 from backup_vm.archive.parity.making import plans
 from backup_vm.archive.parity.mending import Mender, Parity
-from backup_vm.archive.parity.plan import Shape
+from backup_vm.archive.parity.plan import LARGEST_ROWS, Shape
 from backup_vm.archive.storage.local import LocalStorage
 from tests.commands import Commands
 from tests.kit import GRAIN, Site
@@ -90,7 +93,9 @@ def test_a_scrub_makes_parity_for_all_and_again_only_for_what_is_new(
     after = contents(site, "parity")
     assert before.items() <= after.items()
     assert len(after) == len(before) + 2
-    assert commands.json("status")["parity"] >= sum(map(len, after.values()))
+    status = commands.json("status")
+    assert status["parity"] >= sum(map(len, after.values()))
+    assert status["parity_files"] == len(after)
 
 
 @pytest.mark.parametrize("scrubbed_before", [False, True])
@@ -104,7 +109,12 @@ def test_bad_sectors_are_mended(site: Site, commands: Commands, scrubbed_before:
     assert done["ok"]
     assert len(done["mended"]) == len(files(site, "pack")[::4]) + 1
     assert contents(site) == whole
-    assert commands.json("scrub") == {"damaged": [], "ok": True, "mended": []}
+    assert commands.json("scrub") == {
+        "damaged": [],
+        "ok": True,
+        "mended": [],
+        "noted": True,
+    }
     assert site.images() == images
     report = site.backup()
     assert not report.done[0].full  # nothing is compared that is whole again
@@ -211,6 +221,35 @@ def test_zeros_in_a_needed_chunk_are_no_hole(site: Site, commands: Commands) -> 
     (site.archive / "catalog.sqlite").unlink()
     assert commands.json("scrub", "--repair")["ok"]
     assert contents(site) == whole
+
+
+def test_packs_of_more_than_a_set_may_have_get_what_it_may_have(
+    site: Site, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As packs of more than 512 MiB with 100 %: once, and they are mended by it."""
+    monkeypatch.setattr(plan, "LARGEST_ROWS", 6 * GRAIN)
+    monkeypatch.setattr(making, "LARGEST_PARITY", 6 * GRAIN)
+    commands.run("scrub", "--parity", "100%")
+    made = {path: path.stat().st_ino for path in files(site, "parity")}
+    assert commands.run("-v", "scrub", "--parity", "100%") == ("No damage found.\n", "")
+    assert made == {path: path.stat().st_ino for path in files(site, "parity")}
+    whole = contents(site)
+    for path in files(site, "pack"):
+        spoil(path, path.stat().st_size // 3, 3 * GRAIN)
+    assert commands.json("scrub", "--repair")["ok"] and contents(site) == whole
+
+
+@given(
+    st.lists(st.integers(1, plan.LARGEST_FILE), min_size=1, max_size=5),
+    st.floats(0.01, 1.0),
+)
+def test_every_set_has_a_shape_with_what_was_asked_for(sizes: list[int], share: float) -> None:
+    while len(sizes) > 1 and sum(sizes) > making.LARGEST_SET:  # as they are put together
+        sizes.pop()
+    shape = Shape.of(sizes, share)
+    parity = shape.parity_blocks * shape.block_size
+    assert shape.possible()
+    assert shape.share >= share - 1e-6 or parity + shape.width * shape.block_size > LARGEST_ROWS
 
 
 def test_what_is_mended_at_once_is_bounded() -> None:

@@ -3,9 +3,12 @@
 so in one line.
 """
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,66 @@ from tests.kit import GRAIN, Site, fill
 def disk(small_disk: Path) -> Iterator[Path]:
     yield small_disk
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=False)
+
+
+def test_checks_that_cannot_be_noted_say_so(
+    disk: Path, commands_for: Callable[[Site], Commands], tmp_path: Path
+) -> None:
+    """They have checked all the same; what was noted before is what is known."""
+    site = Site(disk / "site")
+    fill(site.image(), 8 * GRAIN)
+    commands = commands_for(site)
+    site.backup()
+    commands.keyed("verify")
+    exported = tmp_path / "exported"
+    commands.run("export", "work/private", "-o", str(exported))
+
+    def known() -> dict[str, Any]:
+        row = commands.keyed("status")
+        kept = {name: row[name] for name in ("scrubbed", "part_scrubbed", "drilled", "unproven")}
+        return kept | {"verified": row["volumes"][0]["verified"]}
+
+    before = known()
+    key = ("--passphrase-file", str(commands.passphrase))
+    checks = (
+        ["verify", *key],
+        ["verify", "--session", "all", *key],
+        ["drill", "--scratch", str(tmp_path), *key],
+        ["scrub"],
+    )
+
+    def say_so() -> None:
+        for words in checks:
+            out, said = commands.run(*words, "--json")
+            assert json.loads(out)["noted"] is False
+            assert said.count("could not be noted") == 1
+            assert said.count("\n") == 1 + (words[0] == "drill"), said
+        assert known() == before
+
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    say_so()
+    out, said = commands.run("copy", str(tmp_path / "copy"), "--json")
+    assert json.loads(out)["noted"] is False and "that there is a copy" in said
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    with open(disk / "filler", "wb") as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+            filler.flush()
+    say_so()
+    assert commands.fails(1, "import", str(exported)).startswith(f"sparsebak: {site.archive}: No ")
+    (disk / "filler").unlink()
+    for words in checks:
+        out, said = commands.run(*words, "--json")
+        assert json.loads(out)["noted"] is True and "noted" not in said
+
+
+def test_a_drill_needs_no_notes(commands: Commands, tmp_path: Path) -> None:
+    """Where they are damaged nobody knows whose turn it is, and it is drilled all the same."""
+    fill(commands.site.image(), 8 * GRAIN)
+    commands.site.backup()
+    (commands.site.archive / "notes.json").write_bytes(b"{")
+    done = commands.keyed("drill", "--scratch", str(tmp_path))
+    assert done["ok"] and not done["noted"]
 
 
 def test_scrub_reports_damage_without_a_place_to_note_it(

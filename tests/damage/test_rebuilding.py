@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import catalog_file, gathering, notes, packs, reconcile
+from backup_vm.archive import catalog_file, gathering, noting, packs, reconcile
 from backup_vm.archive.catalog import ChunkCatalog
+from backup_vm.archive.incomplete import incomplete
 from backup_vm.archive.storage import Storage, open_storage
+from backup_vm.jobs.reading import read_image
+from backup_vm.jobs.scrubbing import scrub_part
+from backup_vm.terminal.progress import Progress
 from tests.kit import Site
 
 pytestmark = pytest.mark.usefixtures("small_packs")
@@ -48,6 +52,12 @@ def state(built: Site) -> tuple[bytes, int]:
 
 def cut_off(built: Site, reads: list[str], after: int) -> Path:
     """Begin a rebuild, and be killed in it; returns what that leaves."""
+    assert was_cut_off(built, reads, after)
+    return built.archive / catalog_file.GATHERED
+
+
+def was_cut_off(built: Site, reads: list[str], after: int) -> bool:
+    """Begin a rebuild that would be killed after so many packs; whether it was."""
     with pytest.MonkeyPatch.context() as patch:
         read = packs.read_index
 
@@ -57,9 +67,11 @@ def cut_off(built: Site, reads: list[str], after: int) -> Path:
             return read(storage, name, archive)
 
         patch.setattr(packs, "read_index", index)
-        with pytest.raises(Killed), built.open(True):
-            pass
-    return built.archive / catalog_file.GATHERED
+        try:
+            with built.open(True):
+                return False
+        except Killed:
+            return True
 
 
 def test_a_rebuild_that_was_cut_off_reads_only_what_is_missing(
@@ -98,6 +110,47 @@ def test_what_was_pruned_meanwhile_is_left_out(built: Site, reads: list[str]) ->
     built.verify_all()
 
 
+def test_one_that_is_cut_off_each_time_ends_although_chunks_are_missing(
+    built: Site, reads: list[str]
+) -> None:
+    """What the first reading lacks is looked for in a second one, which is resumed, too."""
+    whole, count = state(built)
+    lose(built)
+    cut_off(built, reads, 3)
+    next(built.archive.rglob("*.pack")).unlink()
+    for _ in range(2 * count):
+        reads.clear()
+        if not was_cut_off(built, reads, 3):
+            break
+    else:
+        pytest.fail("it never ends")
+    with built.open(True) as archive:
+        assert archive.catalog.spoilt() and archive.catalog.digest() != whole
+    assert not (built.archive / catalog_file.GATHERED).exists()
+    built.backup()
+    with built.open() as archive:
+        (series,) = archive.sessions().values()
+        assert series[-1].file not in incomplete(archive, archive.sessions())
+
+
+def test_a_pack_whose_index_was_damaged_is_read_again(built: Site, reads: list[str]) -> None:
+    """It may be put back from a copy between two runs."""
+    whole, count = state(built)
+    lose(built)
+    first = sorted(built.archive.rglob("*.pack"))[0]
+    sound = first.read_bytes()
+    first.write_bytes(sound[:-20] + bytes(20))
+    left = cut_off(built, reads, count - 1)
+    assert left.exists()
+    first.write_bytes(sound)
+    reads.clear()
+    with built.open(True) as archive:
+        assert str(first.relative_to(built.archive)) in reads
+        assert archive.catalog.digest() == whole and not any(
+            "damaged" in w for w in archive.warnings
+        )
+
+
 def test_what_is_left_and_is_no_file_of_ours_is_not_looked_at(
     built: Site, reads: list[str]
 ) -> None:
@@ -122,6 +175,12 @@ def test_what_is_left_and_is_no_file_of_ours_is_not_looked_at(
         altered("UPDATE packs SET size = size + 1"),
         altered("UPDATE gathered SET rows = substr(rows, 2)"),
         altered("UPDATE gathered SET rows = 7"),
+        altered("UPDATE gathered SET checksum = zeroblob(16)"),
+        altered(
+            "UPDATE gathered SET rows = CAST(substr(rows, 1, 30) || x'00' || substr(rows, 32)"
+            " AS BLOB)"
+        ),
+        altered("INSERT INTO meta VALUES ('again', '2')"),
         altered("UPDATE gathered SET part = 1023 - part"),
         altered("UPDATE gathered SET part = 'x'"),
         altered("DELETE FROM gathered"),
@@ -191,7 +250,7 @@ def test_copies_of_chunks_are_looked_at_part_by_part(
 
 @pytest.mark.parametrize("what", ["a pack is gone", "a page is damaged"])
 def test_what_no_file_tells_again_is_taken_over(built: Site, what: str) -> None:
-    notes.scrubbed(open_storage(built.archive), True, [], [])
+    noting.scrubbed(open_storage(built.archive), True, [], [])
     with built.open(True) as archive:
         assert archive.catalog.marks.noted
     if what == "a pack is gone":
@@ -208,6 +267,57 @@ def test_what_no_file_tells_again_is_taken_over(built: Site, what: str) -> None:
     (built.archive / "notes.json").unlink()
     with built.open(True) as archive:
         assert archive.derived and any("with it all tags" in one for one in archive.warnings)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["made", "half made"])
+def test_dying_before_a_new_catalog_is_in_its_place_forgets_nothing(
+    built: Site, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """What only the catalog knew is in the new one by then."""
+    noting.scrubbed(open_storage(built.archive), True, [], [])
+    with built.open(True) as archive:
+        assert archive.catalog.marks.noted
+        digest = archive.catalog.digest()
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed), built.open(True) as archive:
+        patch.setattr(*((reconcile.os, "replace") if whole else (ChunkCatalog, "fill")), die)
+        archive.rebuild_catalog()
+    assert (built.archive / "catalog.sqlite").exists() is not whole
+    assert (built.archive / "catalog.sqlite.tmp").exists()
+    with built.open(True) as archive:
+        assert archive.catalog.marks.noted and archive.catalog.digest() == digest
+        assert not archive.warnings and not archive.derived
+    assert not (built.archive / "catalog.sqlite.tmp").exists()
+    built.verify_all()
+
+
+@pytest.mark.parametrize("scrubs", [1, 2])
+def test_what_is_damaged_is_not_taken_for_sound_without_a_catalog(built: Site, scrubs: int) -> None:
+    """Scrubs found it, once or, then in a session that lacks it, again."""
+    pack = sorted(built.archive.rglob("*.pack"))[0]
+    raw = bytearray(pack.read_bytes())
+    raw[200] ^= 1
+    pack.write_bytes(raw)
+    for _ in range(scrubs):
+        with built.open(True) as archive:
+            assert not scrub_part(archive, Progress(), None, None).sound
+    with built.open() as archive:
+        spoilt, digest = archive.catalog.spoilt(), archive.catalog.digest()
+    assert spoilt
+    lose(built)
+    with built.open(True) as archive:
+        assert archive.catalog.spoilt() == spoilt and archive.catalog.digest() == digest
+        assert any("spoilt" in one for one in archive.warnings)
+    built.backup()  # stores it again, in another pack
+    lose(built)
+    with built.open(True) as archive:
+        (series,) = archive.sessions().values()
+        assert series[-1].file not in incomplete(archive, archive.sessions())
+        image = archive.image(series, series[-1])
+        read_image(archive, image, built.keys(archive), "work/private", Progress(), None)
 
 
 def test_where_there_is_no_room_for_it_it_is_gathered_elsewhere(

@@ -54,7 +54,7 @@ def test_the_successor_is_named_and_copied_again(
     with site.open(True, folder=copied) as archive:
         assert any("spoilt" in one for one in archive.warnings)
     said = commands.run("--archive", str(copied), *PRUNE, expect=4)[1]
-    assert said.count("spoilt") == 1 and len(spoilt(site, copied)) == 1
+    assert said.count("took over") == 1 and len(spoilt(site, copied)) == 1
     assert commands.run("--archive", str(copied), *PRUNE)[1] == ""
     commands.run("copy", str(copied))
     assert site.images(folder=copied) == site.images() and not spoilt(site, copied)

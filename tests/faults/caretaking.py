@@ -71,7 +71,7 @@ def mended(place: Place) -> None:
 
 def with_rules(place: Place) -> None:
     (place.root / "upkeep.toml").write_text(
-        'sample = "all"\n[retention]\nkeep_last = 1\nmin_age = "0d"\nmax_removed = "100%"\n'
+        'sample = "all"\n[prune]\nkeep_last = 1\nmin_age = "0d"\nmax_removed = "100%"\n'
     )
     (place.root / "copies").mkdir()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Years of an archive on two disks in turns: hourly backups, retention, kills, volumes that come
+"""Years of an archive on two disks in turns: hourly backups, prunes, kills, volumes that come
 and go, old copies put back.
 
 Time is given, not slept. A short life has as many events in fewer days; ``make longlife`` lives the

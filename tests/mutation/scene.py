@@ -122,14 +122,14 @@ def _write(image: Path, rng: random.Random, chunks: int) -> None:
 
 
 def _tag(site: Site, name: str) -> None:
-    from backup_vm.archive import notes
+    from backup_vm.archive import notes, noting
 
     with site.open() as archive:
         volume = next(v for v in stored_volumes(archive, site.keys(archive), {}) if v.name == name)
         key = volume.sessions[0].clear.session.hex()
         note = notes.Note(frozenset({"kept"}), "a note")
         notes.change(archive.storage, lambda all_notes: all_notes.sessions.update({key: note}))
-        notes.checked(archive.storage, True, volume.sessions[-1].clear.session)
+        noting.checked(archive.storage, True, volume.sessions[-1].clear.session)
 
 
 def cut_off(site: Site, name: str, chunks: int) -> None:

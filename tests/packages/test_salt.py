@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Salt states, rendered as Salt does it: by jinja, then YAML. By salt-call itself where
-SALT_CALL names one.
+"""The Salt states, rendered as Salt does it: by jinja, then YAML. tests/system/test_salt.py applies
+them by Salt itself.
 """
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import pytest
 import yaml
-
-from tests.conftest import elsewhere
 
 ROOT = Path(__file__).parent.parent.parent
 STATES = ROOT / "salt/sparsebak"
@@ -54,19 +49,3 @@ def test_all_that_dom0_needs_is_one_state() -> None:
     for name in rendered("init.sls", {})["include"]:
         assert (STATES / f"{name.partition('.')[2]}.sls").exists()
     assert rendered("install.sls", {}) == {"sparsebak-vm": {"pkg.installed": []}}
-
-
-@pytest.mark.parametrize("state", ["sparsebak", "sparsebak.install"])
-def test_salt_itself_takes_them(tmp_path: Path, state: str) -> None:
-    program = os.environ.get("SALT_CALL")
-    if program is None:
-        elsewhere("SALT_CALL names no salt-call, so that Salt has not rendered its states")
-    roots = json.dumps({"base": [str(STATES.parent)]})
-    (tmp_path / "minion").write_text(
-        f"root_dir: {tmp_path}\nfile_client: local\nfile_roots: {roots}\n"
-    )
-    done = subprocess.run(
-        [program, "-c", tmp_path, "--local", "--out=json", "state.show_sls", state],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert isinstance(json.loads(done.stdout)["local"], dict), done.stdout + done.stderr

@@ -6,13 +6,15 @@ imported, else one like it.
 import importlib
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.qubes import reading_kit
+from tests.conftest import cannot
+from tests.qubes import opening_kit, reading_kit
 from tests.qubes.disposables import Machine
 from tests.qubes.kit import QubesSite
 from tests.qubes.qubesd import Qubesd
@@ -58,3 +60,22 @@ def qubes(btrfs_folder: Path, qubesd: Qubesd) -> QubesSite:
 def disposable(qubes: QubesSite, monkeypatch: pytest.MonkeyPatch) -> reading_kit.Reading:
     """A disposable that may read from the backup VM."""
     return reading_kit.set_up(qubes, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What sparsebak-vm puts into a template."""
+    root = tmp_path_factory.mktemp("template")
+    subprocess.run(
+        ["make", "-s", "install-vm", f"DESTDIR={root}"], cwd=opening_kit.ROOT, check=True
+    )
+    (root / "usr/bin/sparsebak").write_text(opening_kit.COMMAND.format(root / "usr/lib/sparsebak"))
+    return root
+
+
+@pytest.fixture
+def opened(qubes: QubesSite, installed: Path) -> opening_kit.Opened:
+    """A machine whose disposables may show sessions."""
+    if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        cannot("mounting needs root and /dev/fuse")
+    return opening_kit.Opened(qubes, installed)

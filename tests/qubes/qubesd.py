@@ -342,4 +342,8 @@ class Qubesd:
         return "".join(f"{key}={value}\n" for key, value in self.pools[name].items())
 
     def _label(self, qube: Qube, verb: str, name: str, payload: str) -> str:
-        return "red\nblue\n" if verb == "List" else "0xcc0000"
+        labels = ("red", "orange", "yellow", "green", "gray", "blue", "purple", "black")
+        return "".join(f"{one}\n" for one in labels) if verb == "List" else "0xcc0000"
+
+    def _vmclass(self, qube: Qube, verb: str, name: str, payload: str) -> str:
+        return "AppVM\nDispVM\nStandaloneVM\nTemplateVM\n"

@@ -16,6 +16,7 @@ from dom0_agent.admin.cli import backup as backup_command
 from dom0_agent.admin.cli import setup as setup_command
 from tests.qubes.kit import BACKUP_VM, QubesSite
 from tests.qubes.qubesd import Qube, Qubesd, Refusal
+from tests.system.guest.qrexec import from_vmexec
 
 
 def agent(site: QubesSite, *words: str) -> int:
@@ -77,6 +78,20 @@ def test_setup_gives_qubes_4_2_the_rules_that_it_needs(
         assert not policy.missing()
 
 
+def test_setup_says_which_archives_are_for_another_backup_vm(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what it says to do lets the new one have them."""
+    qubes.add_qube("keeper")
+    assert agent(qubes, "setup", "keeper") == 0
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "is for" in one]
+    program, *words = line.rpartition(": ")[2].split()
+    assert program == "sparsebak-agent" and agent(qubes, *words) == 0
+    capsys.readouterr()
+    assert agent(qubes, "setup", "keeper") == 0
+    assert "is for" not in capsys.readouterr().out
+
+
 def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(
     qubesd: Qubesd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +134,39 @@ def test_a_backup_from_dom0(
     assert keeper.state == state and bool(told) == bool(code)
     titles = {0: [], Exit.NOT_NOW: ["Backup put off"], 3: ["Backup failed"]}
     assert [title for title, _ in told] == titles[code]
+
+
+@pytest.mark.parametrize("waited", [Exit.OK, Exit.LOCKED])
+def test_a_backup_from_dom0_waits_for_the_nightly_check(
+    qubes: QubesSite,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    waited: Exit,
+) -> None:
+    """What it asks for then is understood by the backup VM's own command line."""
+    from backup_vm.cli import parser
+
+    agent(qubes, "setup", BACKUP_VM)
+    codes, told, given = [Exit.LOCKED, waited], list[tuple[str, ...]](), list[int]()
+
+    def run_service(self: object, service: str, **named: object) -> subprocess.Popen[bytes]:
+        words = [from_vmexec(part) for part in service.partition("+")[2].split("+")][1:]
+        given.append(parser(words).parse_args(words).lock_wait)
+        return subprocess.Popen(["sh", "-c", f"exit {codes.pop(0)}"])
+
+    import qubesadmin.vm  # type: ignore[import-not-found,unused-ignore]
+
+    monkeypatch.setattr(qubesadmin.vm.QubesVM, "run_service", run_service, raising=False)
+    monkeypatch.setattr(backup_command, "notify", lambda *words, **named: told.append(words))
+    assert agent(qubes, "backup") == (1 if waited else 0)
+    said = capsys.readouterr()
+    assert given == [0, 12 * 3600] and "waits for it to end, 12 hours at most" in said.out
+    assert [title for title, _ in told] == (["Backup failed"] if waited else [])
+    assert ("still has the archive" in said.err) == bool(waited)
+    codes[:] = [Exit.LOCKED]
+    assert agent(qubes, "backup", "--lock-wait", "0") == 1 and given[2:] == [0]
+    with pytest.raises(SystemExit):
+        agent(qubes, "backup", "--lock-wait", "1+x")
 
 
 @pytest.mark.parametrize(("broken", "result"), [("Start", 1), ("Shutdown", 0), ("List", 1)])

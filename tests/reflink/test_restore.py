@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import common.clone
 from dom0_agent.config import load
 from dom0_agent.sources import fiemap, reflink
 from dom0_agent.sources.extents import LENGTH, LOGICAL, SHIFT
@@ -170,7 +171,7 @@ def test_where_dom0_is_not_certain_all_is_taken(
         patched.setattr(reflink, "changed_ranges", lambda *_: (None, b""))
         assert wanted_after(site) == 51
     with monkeypatch.context() as patched:  # as where a file system that cannot clone is mounted
-        patched.setattr(reflink, "FICLONE", 0x1234)
+        patched.setattr(common.clone, "_FICLONE", 0x1234)
         assert wanted_after(site) == 51
     (ids,) = folder.glob("*.ids")
     raw = bytearray(ids.read_bytes())

@@ -25,7 +25,10 @@ SSHD = "/usr/sbin/sshd"
 
 @dataclass(frozen=True)
 class Server:
-    """Where an archive can be made: ``url`` of a fresh place through a port, ours or a proxy's."""
+    """Where an archive can be made: ``url`` of a fresh place through a port, ours or a proxy's.
+
+    ``kind``: ``s3``, ``sftp``, or ``local`` for a folder, to which no port leads.
+    """
 
     kind: str
     port: int
@@ -34,6 +37,8 @@ class Server:
     def url(self, name: str, port: int = 0) -> str:
         if self.kind == "s3":
             return f"s3://bucket/{name}"
+        if self.kind == "local":
+            return f"{self.folder}/{name}"
         return f"sftp://{self.user}@127.0.0.1:{port or self.port}{self.folder}/{name}"
 
     @property
@@ -43,6 +48,8 @@ class Server:
 
     def environment(self, port: int = 0) -> dict[str, str]:
         """What leads to it through a port."""
+        if self.kind == "local":
+            return {}
         if self.kind == "sftp":
             return {"HOME": str(self.folder / "home"), "SSH_AUTH_SOCK": ""}
         keys = {
@@ -136,8 +143,9 @@ class Network:
     """A TCP proxy before a server. ``fail_after``: bytes until all connections are cut; ``down``:
     no new ones either.
 
-    ``stall_after``: bytes until nothing passes any more, in either direction; ``pause``: seconds
-    before each 16 KiB.
+    ``stall_after``: bytes until nothing passes any more, in either direction; ``late``: whether
+    what was on its way then arrives when the network works again; ``pause``: seconds before each 16
+    KiB.
     """
 
     def __init__(self, server: Server) -> None:
@@ -146,6 +154,8 @@ class Network:
         self.down = False
         self.stall_after: int | None = None
         self.stalled = threading.Event()
+        self.late = False
+        self._mended = threading.Event()
         self.pause = 0.0
         self.cuts = 0
         self._open: set[socket.socket] = set()
@@ -183,8 +193,10 @@ class Network:
                 if failing:
                     self.cut()
                     return
-                if self._stalls(len(data)):
-                    time.sleep(3600)
+                if (mended := self._stalls(len(data))) is not None:
+                    mended.wait(3600)
+                    if not self.late:
+                        time.sleep(3600)
                 time.sleep(self.pause)
                 target.sendall(data)
         for end in (source, target):
@@ -195,14 +207,16 @@ class Network:
         """Of a fresh place, by this way."""
         return self._server.url(name, self.port)
 
-    def _stalls(self, size: int) -> bool:
+    def _stalls(self, size: int) -> threading.Event | None:
+        """What to wait for before so many bytes may pass; None while they may."""
         with self._lock:
             if self.stall_after is None:
-                return False
+                return None
             self.stall_after -= size
-            if self.stall_after <= 0:
-                self.stalled.set()
-            return self.stall_after <= 0
+            if self.stall_after > 0:
+                return None
+            self.stalled.set()
+            return self._mended
 
     def cut(self) -> None:
         """End every connection."""
@@ -217,7 +231,12 @@ class Network:
 
     def mend(self) -> None:
         """Work again, for as long as nothing else is said."""
-        self.fail_after, self.down, self.stall_after, self.pause = None, False, None, 0.0
+        self.fail_after, self.down, self.pause = None, False, 0.0
+        with self._lock:
+            self.stall_after = None
+            self.stalled.clear()
+            mended, self._mended = self._mended, threading.Event()
+        mended.set()
 
     def flap(self, rng: random.Random, upto: int) -> threading.Event:
         """Cut everything again and again, after up to so many bytes each time, until the event is

@@ -27,6 +27,7 @@ def client_of(server: Server, monkeypatch: pytest.MonkeyPatch, cache: Path) -> A
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("XDG_STATE_HOME", f"{cache}-state")
     monkeypatch.setattr(RemoteStorage, "pack_size", 4 * GRAIN)
     endpoint = server.environment()["AWS_ENDPOINT_URL"]
     return boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")

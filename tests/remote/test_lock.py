@@ -6,6 +6,7 @@ time, what stays is locked again, and what was removed is given back later.
 import itertools
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from prometheus_client.parser import text_string_to_metric_families
 
 from backup_vm.archive import holding
 from backup_vm.archive.parameters import load
@@ -85,12 +87,33 @@ def test_what_is_removed_is_given_back_later_s3(
     assert len(done["removed"]) == 2 and done["freed"] < GRAIN and done["waiting"] > 40 * GRAIN
     assert begun + SHORT - 1 <= done["waiting_until"] <= time.time() + SHORT + 1
     assert "may not be removed for good before" in commands.run("list")[0]
+    file = site.root / "archive.prom"
+    commands.run("status", "--metrics", str(file))
     status = commands.json("status")["lock"]
     assert status["waiting"] == done["waiting"] and status["retention"] == SHORT
+    assert 0 < status["until"] <= status["last"] <= time.time() + SHORT + 1
+    told = {
+        family.name.removeprefix("sparsebak_lock_"): family.samples[0].value
+        for family in text_string_to_metric_families(file.read_text())
+    }
+    assert told["first_timestamp_seconds"] == status["until"]
+    assert told["last_timestamp_seconds"] == status["last"]
+    assert told["waiting_bytes"] == done["waiting"]
+    assert told["waiting_timestamp_seconds"] == status["waiting_until"]
     assert "may not be removed for good before" in commands.run("status")[0]
+    plan = commands.json("prune", "--keep-last", "1", "--dry-run")
+    assert plan["lock"]["waiting"] == done["waiting"]
+
+    def told() -> list[tuple[str, str]]:
+        found = commands.json("doctor", expect=None)["findings"]
+        rows = [row for row in found if "may not be removed for good" in row["what"]]
+        return [(row["state"], row["work"]) for row in rows]
+
+    assert told() == [("ok", "prune")] or done["waiting_until"] < time.time()
     assert list(site.images().values()) == [contents]
     before = sum(version["Size"] for version in versions(client, site))
     time.sleep(max(0.0, done["waiting_until"] + 1.1 - time.time()))
+    assert told() == [("warn", "prune")], "now a prune gives it back"
     again = commands.json("prune", "--keep-last", "1", "--max-removed", "100%")
     assert again["removed"] == [] and again["freed"] >= done["waiting"]
     # What is overwritten by this run itself, its notes, waits again.
@@ -162,10 +185,13 @@ def test_dates_that_are_forgotten_are_set_again_s3(client: Any, locked: Make) ->
             assert until(client, site, one) > before[one["VersionId"]]
 
 
-def test_a_retention_that_was_taken_out_holds_s3(client: Any, locked: Make) -> None:
+@pytest.mark.parametrize("cache", ["kept", "thrown away"])
+def test_a_retention_that_was_taken_out_holds_s3(client: Any, locked: Make, cache: str) -> None:
     """Whoever has the key writes an archive.toml that says nothing of it."""
     site = locked(DAYS)
     site.backup()
+    if cache == "thrown away":
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"])
     storage = open_storage(site.archive)
     there = load(storage)
     object.__setattr__(there, "retention", 0)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Passphrases and recovery keys that are added, changed and removed, in dom0 and in the archive."""
 
+import random
 from pathlib import Path
 
 import pytest
 
 from backup_vm import cli
 from backup_vm.archive.parameters import Parameters
-from backup_vm.errors import WrongKeyError
+from backup_vm.errors import AgentError, WrongKeyError
 from dom0_agent.admin import cli as agent_cli
 from dom0_agent.config import load
 from dom0_agent.keyring import Keyring
@@ -147,3 +148,27 @@ def test_no_key_is_in_a_log(made: Site, capfd: pytest.CaptureFixture[str]) -> No
     for secret in ("second secret", PASSPHRASE.decode(), archive.master().hex()):
         assert secret not in said
     assert not Path("core").exists()
+
+
+def test_another_backup_vm_has_the_archive(
+    made: Site,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one before has it no more; the next backup is none of all."""
+    assert agent_cli.main(["--config", str(made.config), "archive", "caller", "tests", "new"]) == 0
+    made.disturb(random.Random(1))
+    with pytest.raises(AgentError):
+        made.backup()
+    (done,) = made.backup(agent=made.agent(caller="new")).done
+    assert not done.full and list(made.images().values())[-1] == made.contents()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    init = ["init", str(made.archive), "--label", "tests", "--repair", "--default"]
+    assert cli.main(["--caller", "new", *init]) == 0
+    settings = tmp_path / ".config/sparsebak/config.toml"
+    assert f'archive = "{made.archive}"' in settings.read_text()
+    for words in (["nobody", "new"], ["tests", "../new"]):
+        assert agent_cli.main(["--config", str(made.config), "archive", "caller", *words]) == 1
+    assert "no archive is labelled nobody" in capsys.readouterr().err

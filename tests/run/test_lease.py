@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -252,3 +253,43 @@ def test_a_run_that_loses_its_lease_ends_and_writes_nothing_more(
     site.backup()
     site.verify_all()
     assert site.scrubbed() == []
+
+
+def test_status_and_doctor_say_who_holds_a_lease_and_what_to_do(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def leases() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(run(site, "status", "--json", capsys=capsys)[0])[
+            "leases"
+        ]
+        return found
+
+    def finding() -> dict[str, str]:
+        code = cli.main(["--archive", str(site.archive), "doctor", "--json"])
+        assert code in (0, 1)
+        rows = json.loads(capsys.readouterr().out)["findings"]
+        (row,) = [row for row in rows if row["topic"] == "leases"]
+        assert isinstance(row, dict)
+        return row
+
+    assert leases() == []
+    locks, held = LocalStorage(site.archive).locks(), replace(ELSEWHERE, host="nas\x1b[31m")
+    locks.put("writer-3", held.dump())
+    locks.put("notes-1", replace(Holder.this("tag"), process=4_000_000_000).dump())
+    (row,) = leases()
+    shown = {"kind": "writer", "host": "nas\\x1b[31m", "process": 77, "command": "backup"}
+    assert {key: row[key] for key in shown} == shown and row["since"] == 0
+    assert abs(row["renewed"] - time.time()) < 60
+    assert "lease: nas\\x1b[31m, process 77 (backup)" in run(site, "status", capsys=capsys)[0]
+    assert finding()["state"] == "ok"
+    old = time.time() - 600
+    os.utime(site.archive / FOLDER / "writer-3", (old, old))
+    assert finding()["state"] == "warn" and "sparsebak unlock" in finding()["remedy"]
+    before = sorted(locks.list())
+    locks.put("writer-3", b'{"host": 1}' + b"x" * 5000)
+    (row,) = leases()
+    assert row["process"] == 0 and row["host"] == ""
+    assert "holder unknown" in finding()["what"]
+    assert sorted(locks.list()) == before, "a look writes nothing"
+    run(site, "unlock", "--yes", capsys=capsys)
+    assert leases() == []

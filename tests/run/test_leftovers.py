@@ -122,6 +122,15 @@ def test_monitor_lets_go_of_what_is_gone_and_says_so(
     assert "old/private" not in capsys.readouterr().err  # once
 
 
+def test_monitor_removes_what_a_killed_restore_of_a_volume_that_is_gone_left(two: Site) -> None:
+    take_out(two)
+    left = two.image("old/private").with_name(two.image("old/private").name + ".sparsebak-restore")
+    for _ in range(2):  # with snapshots, and without
+        left.touch()
+        assert agent(two, "monitor", "-q") == 0
+        assert not left.exists() and two.snapshots("old/private") == []
+
+
 def test_monitor_tries_again_what_it_could_not_remove(
     two: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

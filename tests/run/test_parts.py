@@ -246,7 +246,7 @@ def test_what_does_not_prove_good_is_said_and_nothing_is_pruned(
     """The disk takes a pack and gives back something else."""
     from backup_vm.jobs.backup import BackupRun
 
-    three.settings("[retention]\nkeep_last = 1\nafter_backup = true\n")
+    three.settings("[prune]\nkeep_last = 1\nafter_backup = true\n")
     fill(three.site.image(), 12 * GRAIN, seed=78)
     before, run = set(three.site.archive.glob("packs/*/*.pack")), BackupRun.run
 

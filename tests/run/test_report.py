@@ -17,7 +17,7 @@ import pytest
 from tests.commands import Commands
 from tests.conftest import cannot
 from tests.kit import GRAIN, Site, fill
-from tests.run.test_retention import DAY, NOW, sessions_of_ages
+from tests.run.test_prune_rules import DAY, NOW, sessions_of_ages
 
 
 class Checker(HTMLParser):

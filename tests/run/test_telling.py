@@ -8,12 +8,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from backup_vm.archive.holder import Holder
+from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import NotNowError
 from backup_vm.surroundings import require_mains, require_unmetered
 from tests.commands import Commands
@@ -146,6 +149,31 @@ def test_names_of_any_kind_are_read_back() -> None:
     evil = 'a"b\\c\nd}{ e=1'
     (family,) = text_string_to_metric_families(_text([("archive_chunks", {"archive": evil}, 3)]))
     assert family.samples[0].labels == {"archive": evil} and family.samples[0].value == 3
+
+
+def test_who_has_the_archive_is_told_and_not_this_run_itself(ready: Commands) -> None:
+    file = ready.site.root / "sparsebak.prom"
+    ready.settings(f'metrics = "{file}"\n')
+    assert backup(ready)[0] == 0
+    assert "sparsebak_lease" not in file.read_text()
+    other = replace(Holder.this("backup"), machine="another", host='n"as\n', process=77, since=99)
+    LocalStorage(ready.site.archive).locks().put("writer-3", other.dump())
+    ready.run("status", "--metrics", str(file))
+    said = ready.run("status")[0]
+    assert "Another run holds its lease: n" in said and ", process 77 (backup), since " in said
+    (lease,) = ready.json("status")["leases"]
+    assert lease["since"] == 99 and abs(lease["renewed"] - time.time()) < 60
+    (sample,) = next(
+        family.samples
+        for family in text_string_to_metric_families(file.read_text())
+        if family.name == "sparsebak_lease_renewed_timestamp_seconds"
+    )
+    assert sample.labels["process"] == "77" and sample.labels["host"] == lease["host"]
+    assert sample.value == lease["renewed"]
+    LocalStorage(ready.site.archive).locks().put("writer-4", b"\xff{[" * 99)
+    assert "holder unknown" in ready.run("status")[0]
+    ready.run("status", "--metrics", str(file))
+    assert "sparsebak_lease_start" not in file.read_text()
 
 
 def test_metrics_that_cannot_be_written_are_a_warning(ready: Commands) -> None:

@@ -18,7 +18,7 @@ SUITE = os.environ.get("SPARSEBAK_SUITE", "bookworm")
 PACKAGES = (
     "systemd-sysv dbus-user-session libpam-systemd sudo libnotify-bin python3-jeepney rpm"
     " btrfs-progs zstd python3-cryptography python3-zstandard python3-construct python3-numpy"
-    " python3-xxhash python3-rich fuse3 fdisk cryptsetup-bin"
+    " python3-xxhash python3-rich python3-aiohttp fuse3 fdisk cryptsetup-bin"
 )
 """An init, a desktop's bus, what dom0 has besides, what our packages need, and what they use."""
 USER = "user"

@@ -5,6 +5,8 @@ import fcntl
 import json
 import os
 import re
+import threading
+import time
 
 import pytest
 
@@ -99,6 +101,45 @@ def test_a_backup_that_waits_for_a_better_moment_is_no_failed_one(world: World) 
     assert said.startswith(f"Backup put off: {BACKUP_VM} waits for")
 
 
+PAGE = """
+import http.client, re, signal, subprocess
+page = subprocess.Popen(["sparsebak", "ui", "--no-open"], stdout=subprocess.PIPE, text=True)
+where, path = re.fullmatch(r"http://([^/]+)(/.*)\\n", page.stdout.readline()).groups()
+def get(path, headers={}):
+    connection = http.client.HTTPConnection(where, timeout=60)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    return answer.headers["Set-Cookie"], answer.read().decode()
+cookie, text = get(path)
+key = re.search(r'name="key" content="([^"]+)"', text)[1]
+secrets = {"Cookie": cookie.partition(";")[0], "X-Sparsebak-Key": key}
+print(get("/api/status", secrets)[1])
+page.send_signal(signal.SIGINT)
+page.wait()
+"""
+"""What the page of the backup VM is told, as its user opens it there."""
+
+
+def test_status_and_the_page_say_when_the_next_backup_is(world: World) -> None:
+    """As systemd tells of the timer, by the packages of the distribution."""
+    timer = "sparsebak-backup.timer"
+
+    def told() -> tuple[str | None, str | None, bool]:
+        status = json.loads(world.vm.run("sparsebak", "status", "--json", user="user"))
+        page = json.loads(world.vm.run("python3", "-c", PAGE, user="user"))
+        return status["next_run"], page["status"]["next_run"], page["systemd"]
+
+    assert told() == (None, None, True)
+    world.vm.run("systemctl", "enable", "--now", timer)
+    try:
+        when = world.vm.shown(timer, "NextElapseUSecRealtime")
+        assert re.fullmatch(r"\w+ \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \w+", when)
+        assert told() == (when, when, True)
+    finally:
+        world.vm.run("systemctl", "disable", "--now", timer)
+    assert told() == (None, None, True)
+
+
 def test_a_share_of_the_archive_is_checked_each_night(world: World) -> None:
     """And damage is told, that night and each one after it, until it is mended."""
     told = len(world.told(world.vm))
@@ -169,6 +210,34 @@ def test_dom0s_timer_starts_the_backup_vm_and_shuts_it_down(world: World) -> Non
     assert world.sessions("work/private") == before + 1
 
 
+@pytest.mark.parametrize("where", ["dom0", "vm"])
+def test_a_backup_waits_for_a_check_that_runs(world: World, where: str) -> None:
+    """By hand, say, of which systemd knows nothing; whoever asked for the backup says so."""
+    write(world.image("work"))
+    before = world.sessions("work/private")
+    machine, name = (
+        (world.dom0, "sparsebak-backup-vm") if where == "dom0" else (world.vm, "sparsebak-backup")
+    )
+    said = machine.journal(name).count("for it to end")
+    lock = os.open(world.disk / ARCHIVE.removeprefix("/mnt/") / "archive.lock", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def end() -> None:
+        until = time.monotonic() + 50
+        while machine.journal(name).count("for it to end") == said and time.monotonic() < until:
+            time.sleep(0.2)
+        os.close(lock)
+
+    check = threading.Thread(target=end)
+    check.start()
+    try:
+        assert fire(machine, f"{name}.timer") == "success", machine.journal(name)
+    finally:
+        check.join()
+    assert world.sessions("work/private") == before + 1
+    assert machine.journal(name).count("for it to end") == said + 1
+
+
 def test_a_backup_that_dom0_asks_for_and_that_fails_is_told_in_dom0(world: World) -> None:
     world.vm.run("umount", "/mnt")
     assert fire(world.dom0, "sparsebak-backup-vm.timer") == "exit-code"
@@ -189,6 +258,17 @@ def test_timers_in_dom0_see_a_new_qube(world: World) -> None:
     assert world.told(world.dom0)[-1].startswith("Backup is late: ")
     assert fire(world.vm, "sparsebak-backup.timer") == "success"
     assert fire(world.dom0, "sparsebak-check.timer") == "success"
+
+
+def test_the_monitor_removes_the_disposable_of_an_open_that_was_killed(world: World) -> None:
+    left, told = world.add("disp7", "DispVM", "vm-pool"), len(world.told(world.dom0))
+    folder = world.dom0.root / "var/lib/sparsebak/opening"
+    folder.mkdir(exist_ok=True)
+    (folder / "disp7").write_text(left.uuid)
+    assert fire(world.dom0, "sparsebak-monitor.timer") == "success"
+    assert "disp7" not in world.qubes and not list(folder.iterdir())
+    (said,) = world.told(world.dom0)[told:]
+    assert said.startswith("Disposable removed: disp7 is removed")
 
 
 @pytest.mark.parametrize("answers", [SERVICE_FILE, SOCKET])

@@ -233,4 +233,5 @@ def built(folder: Path, version: str = "") -> dict[str, Path]:
     (vm,) = (clone / "build/deb").glob("*.deb")
     (dom0,) = (clone / "build/rpm").glob("sparsebak-dom0-[0-9]*.rpm")
     (settings,) = (clone / "build/rpm").glob("sparsebak-dom0-settings-[0-9]*.rpm")
-    return {"vm": vm, "dom0": dom0, "dom0-settings": settings}
+    (salt,) = (clone / "build/rpm").glob("sparsebak-dom0-salt-[0-9]*.rpm")
+    return {"vm": vm, "dom0": dom0, "dom0-settings": settings, "dom0-salt": salt}

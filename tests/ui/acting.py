@@ -2,24 +2,29 @@
 """What tests of the page ask of a browser."""
 
 import json
+import time
+from pathlib import Path
 
-from tests.ui.browser import Browser
+from tests.ui.browser import PATIENCE, Browser
 
-REFUSED = "status of 409"
-"""A command's refusal, which the page shows; the browser logs it as an error, too."""
+REFUSED = ("status of 409", "ERR_INTERNET_DISCONNECTED")
+"""What the page shows, and the browser logs as an error, too: a command's refusal, and that there
+is no answer.
+"""
 
 
-def done(browser: Browser, kind: str, count: int) -> None:
+def done(browser: Browser, kind: str, count: int, patience: float = PATIENCE) -> None:
     """Wait until so many pieces of work of a kind are done."""
     browser.wait(
         "[...document.querySelectorAll('.job[data-state=done]')]"
-        f".filter((one) => one.ariaLabel.startsWith({json.dumps(kind)})).length == {count}"
+        f".filter((one) => one.ariaLabel.startsWith({json.dumps(kind)})).length == {count}",
+        patience,
     )
 
 
 def sound(browser: Browser) -> None:
     """Nothing went wrong within the page: no exception, no violation of the policy, no dialog."""
-    assert [fault for fault in browser.faults if REFUSED not in fault] == []
+    assert [one for one in browser.faults if not any(said in one for said in REFUSED)] == []
     assert browser.js("document.querySelector('main img')") is None
 
 
@@ -47,3 +52,19 @@ def page_sessions(browser: Browser) -> list[dict[str, object]]:
         "import('/page/api.js').then(({get}) => get('sessions')).then((row) => row.sessions)"
     )
     return found
+
+
+def files_of(browser: Browser, volume: str) -> None:
+    """Go to the files of a volume, and wait until its folder is shown."""
+    query = json.dumps({"volume": volume})
+    browser.js(f"location.hash = '#files?' + encodeURIComponent({json.dumps(query)})")
+    browser.wait("document.querySelector('main .crumbs')")
+
+
+def arrived(file: Path, browser: Browser) -> Path:
+    """Wait until a download is there, under its name."""
+    until = time.monotonic() + 20
+    while not file.exists():
+        assert time.monotonic() < until, (browser.faults, browser.text())
+        time.sleep(0.05)
+    return file

@@ -7,10 +7,14 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 10.0
+REBOUND = "rebound.example"
+"""A name that the browser believes to be of this machine."""
+PATIENCE = 30.0
 """Seconds that anything may take to be there."""
 _START = 'exec "$0" "$@" 3<&"$SAYS" 4>&"$HEARS"'
 _FIND = """(() => {
@@ -32,6 +36,7 @@ class Browser:
                 *("bash", "-c", _START, chromium, "--headless=new", "--no-sandbox"),
                 *("--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
                 *("--disable-background-networking", "--remote-debugging-pipe"),
+                f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1",
                 *(f"--user-data-dir={folder}", "about:blank"),
             ],
             env={**os.environ, "SAYS": str(read), "HEARS": str(write)},
@@ -43,12 +48,40 @@ class Browser:
         os.close(write)
         self._rest, self._number, self._session = b"", 0, ""
         self.faults: list[str] = []
+        self._session = self._tab()
+        self.size(1200, 800)
+
+    def _tab(self) -> str:
+        """Open one more tab; returns its session."""
+        self._session = ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
+        self._session = str(attached["sessionId"])
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.size(1200, 800)
+        return self._session
+
+    @contextmanager
+    def another_tab(self) -> Iterator[None]:
+        """Do what follows in one more tab, which is closed then, and the first is there again."""
+        first = self._session
+        try:
+            self._tab()
+            yield
+            self.call("Page.close")
+        finally:
+            self._session = first
+            self.call("Page.bringToFront")
+
+    def online(self, on: bool) -> None:
+        """Whether the browser reaches anything, this machine included."""
+        self.call(
+            "Network.emulateNetworkConditions",
+            offline=not on,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
 
     def scheme(self, name: str) -> None:
         """``light`` or ``dark``, as the user prefers."""
@@ -107,18 +140,18 @@ class Browser:
         assert "exceptionDetails" not in found, (expression, found["exceptionDetails"])
         return found["result"].get("value")
 
-    def wait(self, expression: str) -> Any:
+    def wait(self, expression: str, patience: float = PATIENCE) -> Any:
         """Wait until an expression is true in the page; returns it."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + patience
         shown = f"(() => {{ const it = {expression}; return it?.nodeType ? true : it; }})()"
         while not (found := self.js(shown)):
             assert time.monotonic() < until, (expression, self.text(), self.faults)
             time.sleep(0.05)
         return found
 
-    def see(self, text: str) -> None:
+    def see(self, text: str, patience: float = PATIENCE) -> None:
         """Wait until a text is shown in the page."""
-        self.wait(f"document.body?.innerText?.includes({json.dumps(text)})")
+        self.wait(f"document.body?.innerText?.includes({json.dumps(text)})", patience)
 
     def text(self) -> str:
         """All that is shown."""

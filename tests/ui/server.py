@@ -42,7 +42,8 @@ class Page:
 
     def ask(self, method: str, path: str, headers: Headers, body: object = None) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        sent = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        connection.request(method, path, sent, headers)
         answer = connection.getresponse()
         self.cookie = answer.headers["Set-Cookie"] or ""
         self.policy = answer.headers["Content-Security-Policy"]
@@ -67,6 +68,11 @@ class Page:
         sent = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{self.port}"}
         status, text = self.ask("POST", path, self.headers | sent, body)
         return status, json.loads(text)
+
+    def kill(self) -> None:
+        """As when memory runs out: nothing is told, nothing is cleaned up."""
+        self.process.kill()
+        self.process.communicate()
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)

@@ -135,13 +135,3 @@ def test_a_short_command_does_not_import_construct() -> None:
     names = [f"dom0_agent.{one}" for one in agent] + [f"backup_vm.{one}" for one in manager]
     code = f"import sys, {', '.join(names)}; sys.exit('construct' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_a_short_command_does_not_import_what_dataclasses_does() -> None:
-    """See common.values."""
-    agent = ("rpc.dispatch", "rpc.extraction", "rpc.services.snapshot", "rpc.services.commit")
-    agent += ("catalog.kept", "catalog.static", "sources.reflink", "admin.monitoring")
-    manager = ("cli.backup", "cli.list", "cli.prune", "jobs.backup", "archive.opening")
-    names = [f"dom0_agent.{one}" for one in agent] + [f"backup_vm.{one}" for one in manager]
-    code = f"import sys, {', '.join(names)}; sys.exit('inspect' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

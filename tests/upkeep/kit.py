@@ -13,7 +13,7 @@ from backup_vm import cli
 from tests.kit import GRAIN, Site, change, fill
 
 DAY = 86400
-RULES = '[retention]\nkeep_daily = 2\nmin_age = "0d"\nmax_removed = "100%"\n'
+RULES = '[prune]\nkeep_daily = 2\nmin_age = "0d"\nmax_removed = "100%"\n'
 
 
 class Office:

@@ -49,7 +49,7 @@ def test_an_archive_can_have_a_plan_of_its_own(office: Office) -> None:
         office.back_up()
     office.rules.write_text(
         f'{RULES}[archives.ben]\nsample = "never"\nmax_age = "never"\n'
-        "[archives.ben.retention]\nkeep_last = 1\n"
+        "[archives.ben.prune]\nkeep_last = 1\n"
     )
     office.clock += 20 * DAY
     rows = office.rows(expect=1)
@@ -159,7 +159,7 @@ def test_what_would_take_too_much_at_once_is_left_and_named(office: Office) -> N
     for _ in range(3):
         office.back_up()
         office.clock += DAY
-    office.rules.write_text('[retention]\nkeep_last = 1\nmin_age = "0d"\n')
+    office.rules.write_text('[prune]\nkeep_last = 1\nmin_age = "0d"\n')
     row = office.rows(expect=1)["anna"]
     assert row["state"] == State.WARNED and row["removed"] == 0 and office.sessions("anna") == 4
     assert any("is left as it is" in problem for problem in row["problems"])

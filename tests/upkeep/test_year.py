@@ -9,6 +9,7 @@ import random
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from backup_vm.archive.opening import open_archive
 from bench.office import Laptop
@@ -17,7 +18,7 @@ from tests.upkeep.kit import DAY, Office
 RULES = """
 sample = "20%"
 max_age = "21d"
-[retention]
+[prune]
 keep_daily = 5
 keep_weekly = 4
 keep_monthly = 12
@@ -70,6 +71,19 @@ def held(place: Path) -> list[float]:
         return [float(one.clear.time) for series in found for one in series]
 
 
+def told(
+    week: int, row: Any, kept: set[float], had: dict[float, float], office: Office
+) -> dict[str, Any]:
+    """What there is to say of an archive that has not got the sessions that it should have."""
+    there = set(held(Path(office.place, row["name"])))
+    return {
+        "week": week,
+        "too many": {when: had.get(when) for when in there - kept},
+        "too few": {when: had.get(when) for when in kept - there},
+        "row": {key: row[key] for key in ("name", "state", "problems", "sessions", "kept")},
+    }
+
+
 def test_a_year_of_an_office(office: Office) -> None:
     rng, copies = random.Random(1), office.folder / "copies"
     copies.mkdir()
@@ -115,7 +129,7 @@ def test_a_year_of_an_office(office: Office) -> None:
                 continue
             kept = stay(times, had[name], office.clock)
             expected[name] = [when for when in times if when in kept]
-            assert row["sessions"] == len(kept), (week, row, sorted(kept))
+            assert row["sessions"] == len(kept), told(week, row, kept, had[name], office)
             aged = name == gone and office.clock - times[-1] > 21 * DAY
             assert row["state"] == ("look at it" if aged else "well"), row
             assert row["copied"] is not None

@@ -23,7 +23,6 @@ from backup_vm.archive.parity import code
 from backup_vm.archive.parity.blocks import Run
 from backup_vm.archive.parity.plan import (
     LARGEST_FILE,
-    LARGEST_ROWS,
     SUFFIX,
     Plan,
     Shape,
@@ -125,10 +124,11 @@ def _good(
     plan: Plan, share: float, there: dict[str, int], stale: Collection[str], kept: Sequence[Plan]
 ) -> bool:
     """Whether a set can stay as it is."""
+    wanted = Shape.of([member.size for member in plan.members], share)
     return (
         plan.intact
         and plan.name not in stale
-        and plan.shape.share >= min(share, 1) - 1e-9
+        and plan.shape.share >= min(share, wanted.share) - 1e-9
         and all(there.get(m.name) == m.size and m.name not in stale for m in plan.members)
         and all(plan.names.isdisjoint(other.names) for other in kept)
     )
@@ -178,7 +178,7 @@ class _Cover:
         payload = 0
         for name in names:
             size = self._there[name]
-            if size > LARGEST_FILE or size * self._share > LARGEST_ROWS // 2:
+            if size > LARGEST_FILE:
                 self._done.left[name] = "it is larger than what parity is made for"
                 continue
             if group and payload + size > min(LARGEST_SET, LARGEST_PARITY / self._share):
@@ -266,8 +266,10 @@ def _joined(kept: Sequence[Plan], loose: Collection[str], there: dict[str, int])
 
 
 def _remove(archive: Archive, names: Sequence[str]) -> int:
-    if names:
-        with suppress(ForbiddenError):  # whoever may only add leaves it to whoever may remove
-            archive.storage.remove(*names)
-            return len(names)
-    return 0
+    """Remove parity files; returns how many. What is no file is nobody's to remove here."""
+    removed = 0
+    for name in names:
+        with suppress(ForbiddenError, DamagedError):  # whoever may only add leaves it to others
+            archive.storage.remove(name)
+            removed += 1
+    return removed

@@ -38,8 +38,9 @@ BLOCKS = 1 << 14
 """Blocks of data up to which a smaller block is chosen."""
 LARGEST_PLAN = 16 << 20
 LARGEST_ROWS = 512 << 20
-"""Bytes of parity in a file at most: as much may be mended at a time, and is in memory then. Packs
-are no larger.
+"""Bytes of parity in a file at most: as much is in memory while it is made. A pack may be a little
+larger than this (see pack_size.LARGEST), so that it has a little less parity than it has bytes at
+most.
 """
 LARGEST_FILE = BLOCKS * BLOCK_SIZES[-1]
 """Bytes of a file above which it is not covered."""
@@ -71,14 +72,17 @@ class Shape:
 
     @classmethod
     def of(cls, sizes: Iterable[int], share: float) -> "Shape":
-        """The one for files of these sizes, with at least so many bytes of parity for each byte."""
+        """The one for files of these sizes, with at least so many bytes of parity for each byte,
+        or as many as a file of parity may have.
+        """
         sizes = list(sizes)
         block_size = BLOCK_SIZES[0]
         while (blocks := _blocks(sizes, block_size)) > BLOCKS and block_size < BLOCK_SIZES[-1]:
             block_size *= 2
         width = -(-blocks // ROWS)
         rows = -(-blocks // width)
-        parity_rows = min(math.ceil(rows * share - 1e-9), rows)
+        most = min(rows, LARGEST_ROWS // (width * block_size))
+        parity_rows = min(math.ceil(rows * share - 1e-9), most)
         return cls(block_size, rows, max(parity_rows, 1), width, blocks)
 
     @property

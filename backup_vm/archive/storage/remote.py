@@ -22,8 +22,8 @@ from common.override import override
 from common.pipeline import in_order
 
 Result = TypeVar("Result")
-_KEPT = ".session"
-"""Objects whose copies are kept."""
+_KEPT, _SESSION = (".session", ".names"), ".session"
+"""Objects whose copies are kept, and those of them that say how long they are."""
 _LOOKED_AT = 1 << 20
 """Bytes of one from which on its head is read first: what is no session must not fill this
 machine's disk.
@@ -168,6 +168,10 @@ class RemoteStorage(Storage):
         return self.size(name)
 
     @override
+    def has_holes(self, name: str) -> bool:
+        return False
+
+    @override
     def close(self) -> None:
         self.workspace.close()
 
@@ -210,7 +214,7 @@ class RemoteStorage(Storage):
 
     def _must_be_session(self, name: str, entry: Entry) -> None:
         """Raise DamagedError where a large file is not one by its head."""
-        if not name.endswith(_KEPT) or entry.size <= _LOOKED_AT:
+        if not name.endswith(_SESSION) or entry.size <= _LOOKED_AT:
             return
         try:
             size = session_size(self._objects.get_range(name, entry, 0, SESSION_HEAD_SIZE))

@@ -43,7 +43,7 @@ class SftpHost(Objects):
 
     unreadable = ()
     """A folder has no names that cannot be read."""
-    pages = False  # and a name may lead to a FIFO, which is waited for
+    pages = True  # and a level of folders, some round trips
 
     def __init__(self, url: str) -> None:
         self._host = Host.of(url + "/")
@@ -145,7 +145,7 @@ class SftpHost(Objects):
             looked = client.send(protocol.FSTAT, text(handle))
             got = client.read(handle, offset, length, take)
             there = self._looked_at(client, looked, path)
-            client.close(handle)
+            client.let_go(handle)
         if (there.size, _version(there)) != entry and there.size is not None:
             raise Changed(name)
         if got != length:
@@ -318,9 +318,13 @@ class SftpHost(Objects):
     def get_small(self, name: str, limit: int) -> bytes:
         parts: list[bytes] = []
         with self._asking(name) as client:
+            # What no listing told of may be a link, or a FIFO that would be waited for.
+            there = client.ask(protocol.LSTAT, text(self._path(name)), protocol.ATTRS)
+            if there.attributes().is_file is False:
+                raise FileNotFoundError(name)
             handle = client.open(self._path(name), protocol.FOR_READING)
             client.read(handle, 0, limit, parts.append)
-            client.close(handle)
+            client.let_go(handle)
         return b"".join(parts)
 
     @override

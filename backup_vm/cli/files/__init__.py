@@ -2,14 +2,15 @@
 """``sparsebak files``: files out of sessions, without a mount and without being root.
 
 One action is one function: ``listing`` has those that show what a session has, ``taking`` those
-that take contents out of it, ``comparing`` those between sessions.
+that take contents out of it, ``comparing`` those between sessions, ``finding`` and ``indexing``
+those of names in all of them.
 """
 
 import argparse
 from collections.abc import Callable
 from typing import Any
 
-from backup_vm.cli.files import comparing, listing, taking
+from backup_vm.cli.files import comparing, indexing, listing, taking
 from backup_vm.cli.options import add_common, path, session_option, volume_argument
 from backup_vm.cli.reading import partition_option, reading_options
 
@@ -35,7 +36,11 @@ def add_to(commands: Any) -> None:
 
     def action(name: str, run: Any, text: str, sentences: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=sentences)
-        volume_argument(parser, "whose files")
+        if name == "index":
+            which = "whose files (default: all volumes)"
+            parser.add_argument("volume", nargs="?", metavar="QUBE/VOLUME", help=which)
+        else:
+            volume_argument(parser, "whose files")
         partition_option(parser)
         reading_options(parser)
         parser.set_defaults(run=run)
@@ -44,9 +49,11 @@ def add_to(commands: Any) -> None:
     _declare_listing(action)
     _declare_taking(action)
     _declare_comparing(action)
+    _declare_indexing(action)
     for name, parser in actions.choices.items():
         if name not in ("history", "diff"):
-            session_option(parser)
+            every = name in ("find", "index")
+            session_option(parser, "all" if name == "index" else "latest", every)
         add_common(parser, again=True)
 
 
@@ -66,7 +73,11 @@ def _declare_listing(action: _Action) -> None:
     _path_argument(tree, "?")
     tree.add_argument("--depth", type=int, metavar="N", help="no deeper than this")
     find = action(
-        "find", listing.find, "find files by name", "Prints the paths below a folder that fit."
+        "find",
+        listing.find,
+        "find files by name",
+        "Prints the paths below a folder that fit; with --session all those of all sessions, each"
+        " with the sessions from which and to which the file was the same.",
     )
     _path_argument(find, "?")
     find.add_argument("--name", metavar="PATTERN", help="of the name: *, ? and [...] as in a shell")
@@ -96,11 +107,21 @@ def _declare_taking(action: _Action) -> None:
     )
     copy.add_argument("path", nargs="+", metavar="PATH", help="paths in the file system")
     copy.add_argument("target", type=path, metavar="TARGET", help="a folder, or a new name")
-    copy.add_argument(
-        "--privileged",
-        action="store_true",
-        help="also devices, setuid, setgid and sticky bits, and trusted and security attributes",
+    pack = action(
+        "tar",
+        taking.tar,
+        "write a folder to standard output, as a tar file",
+        "Writes a file, or a folder with all that is in it, to standard output as a tar file (pax):"
+        " holes, owners, times, links and attributes are kept.",
     )
+    _path_argument(pack, "?")
+    for parser in (copy, pack):
+        parser.add_argument(
+            "--privileged",
+            action="store_true",
+            help="also devices, setuid, setgid and sticky bits, and trusted and security"
+            " attributes",
+        )
 
 
 def _declare_comparing(action: _Action) -> None:
@@ -125,3 +146,14 @@ def _declare_comparing(action: _Action) -> None:
         action="store_true",
         help="compare contents also where time, size and inode are the same",
     )
+
+
+def _declare_indexing(action: _Action) -> None:
+    index = action(
+        "index",
+        indexing.index,
+        "keep an index of the names in sessions",
+        "Stores an index of the names in each session that has none, sealed, so that 'find"
+        " --session all' and 'history' need not read the sessions.",
+    )
+    index.add_argument("--again", action="store_true", help="also where there is one")

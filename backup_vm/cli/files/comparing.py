@@ -16,7 +16,8 @@ def history(options: argparse.Namespace) -> int:
 
     context = Context(options)
     with opened_volume(context) as (volume, files):
-        found = files.history(path_of(context), list(volume.sessions))
+        names = files.names(context.warn)
+        found = files.history(path_of(context), list(volume.sessions), names)
     if not found:
         raise SparsebakError(f"no session of {volume.name} has {shown(path_of(context))}")
     rows = [["SESSION", "", "SIZE", "MODIFIED"]]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from backup_vm.files.session import Found, SessionFiles
 
 
+TYPES = {"f": modes.S_IFREG, "d": modes.S_IFDIR, "l": modes.S_IFLNK}
+"""What --type says."""
 _TOGETHER = 1000
 """Lines of ``ls -l`` in one table."""
 
@@ -94,8 +96,11 @@ def find(options: argparse.Namespace) -> int:
     """Print the paths below a folder that fit."""
     from backup_vm.files.session import DEEPEST, shown
 
-    types = {"f": modes.S_IFREG, "d": modes.S_IFDIR, "l": modes.S_IFLNK}
-    wanted = types.get(options.type)
+    if options.session == "all":
+        from backup_vm.cli.files.finding import find_in_all
+
+        return find_in_all(options)
+    wanted = TYPES.get(options.type)
     pattern = None if options.name is None else os.fsencode(options.name)
 
     def fits(found: "Found") -> bool:

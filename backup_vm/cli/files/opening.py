@@ -6,6 +6,8 @@ place for what cannot be read.
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from backup_vm.cli.context import Context
@@ -43,14 +45,21 @@ class Troubles:
 def opened_volume(context: Context) -> "Iterator[tuple[Named, VolumeFiles]]":
     """The volume that the command names, and its files."""
     from backup_vm.errors import UsageError
-    from backup_vm.jobs.files import VolumeFiles
+    from backup_vm.files.parser import Parser
 
     if context.options.source is not None:
-        raise UsageError("history and diff read an archive", "leave out --from")
-    with context.contents(needs_key=True) as contents:
-        volume = contents.one(context.options.volume)
-        with VolumeFiles(contents, volume, context.options.partition) as files:
-            yield volume, files
+        raise UsageError("what is between sessions is read from an archive", "leave out --from")
+    # Half a second goes to deriving the key of a passphrase, without the interpreter's lock: what
+    # takes longest of the rest is done meanwhile.
+    Thread(target=import_module, args=["numpy"]).start()
+    with Parser() as parser:
+        parser.begin()
+        from backup_vm.jobs.files import VolumeFiles
+
+        with context.contents(needs_key=True) as contents:
+            volume = contents.one(context.options.volume)
+            with VolumeFiles(contents, volume, context.options.partition, parser) as files:
+                yield volume, files
 
 
 def told(context: Context, side: "Side") -> "Side":
@@ -75,7 +84,10 @@ def opened_session(context: Context) -> "Iterator[SessionFiles]":
             yield found
         return
     with opened_volume(context) as (volume, files):
-        yield told(context, files.open(find_session(volume, context.options.session))).files
+        session = find_session(volume, context.options.session)
+        for line in files.spoilt(session):
+            context.warn(line)
+        yield told(context, files.open(session)).files
 
 
 @contextmanager
@@ -89,7 +101,7 @@ def _from_backup_vm(context: Context) -> "Iterator[SessionFiles]":
     options = context.options
     there = granted(options.source, options.grant, options.volume)
     record = there.one(options.session, "files are")
-    with closing(there.image(record, ChunkCache())) as image, Parser() as parser:
+    with Parser() as parser, closing(there.image(record, ChunkCache())) as image:
         title = f"{record.name} at {session_name(record.time)}"
         yield SessionFiles(parser, image, title, options.partition)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Contents out of one session: ``cat`` and ``cp`` of ``sparsebak files``."""
+"""Contents out of one session: ``cat``, ``cp`` and ``tar`` of ``sparsebak files``."""
 
 import argparse
 import os
@@ -80,11 +80,7 @@ def cp(options: argparse.Namespace) -> int:
             for found, where in chosen:
                 copier.copy(found, where)
         done = copier.done
-        if done.left_out:
-            context.warn(
-                f"{count_text(done.left_out, 'thing')} left out (devices, setuid bits, attributes"
-                " that give rights): to copy them give --privileged"
-            )
+        _tell_left_out(context, done.left_out)
         if done.limited:
             context.warn(f"not kept, for this folder cannot: {', '.join(sorted(done.limited))}")
         names = ", ".join(shown(one.path) for one, _ in chosen[:3])
@@ -100,3 +96,34 @@ def cp(options: argparse.Namespace) -> int:
             f" {size_text(done.size)}.",
         )
     return Exit.DAMAGED if done.damaged else Exit.FAILED if done.troubles else Exit.OK
+
+
+def tar(options: argparse.Namespace) -> int:
+    """Write a folder to standard output as a tar file. Exit.INCOMPLETE: the tar file is whole, and
+    lacks files that were named.
+    """
+    from backup_vm.errors import Exit, UsageError
+    from backup_vm.files.tar import TarWriter
+    from backup_vm.terminal import output
+
+    context = Context(options)
+    if context.json:
+        raise UsageError("what tar writes is no data for programs", "leave out --json")
+    if sys.stdout is not None and sys.stdout.isatty():
+        raise UsageError("a tar file is nothing for a terminal", "send it to a file: > FILE")
+    with opened_session(context) as files:
+        top = files.find(path_of(context), follow=False)
+        done = TarWriter(files, output.put_bytes, context.warn, options.privileged).write(top)
+        output.flush()
+    _tell_left_out(context, done.left_out)
+    if done.troubles:
+        context.warn(f"the tar file lacks {count_text(done.troubles, 'file')}, named above")
+    return Exit.INCOMPLETE if done.troubles else Exit.OK
+
+
+def _tell_left_out(context: Context, count: int) -> None:
+    if count:
+        context.warn(
+            f"{count_text(count, 'thing')} left out (devices, setuid bits, attributes that give"
+            " rights): to copy them give --privileged"
+        )

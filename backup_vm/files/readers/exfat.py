@@ -47,6 +47,8 @@ _IS_FILE, _IS_STREAM, _IS_NAME = 0x85, 0xC0, 0xC1
 _IN_A_ROW = 2
 """That a file's clusters follow each other: then the table does not have them."""
 _LARGEST_FOLDER = 256 << 20
+_BOOT_SECTORS, _CHANGING = 11, (106, 107, 112)
+"""Sectors with a checksum, and the bytes of flags and of use, which it does not cover."""
 _ZONE = 0x80
 
 
@@ -75,6 +77,16 @@ class ExFat(FilesOnly):
             source, table << sector, 32, first << sector, 1 << sector + each, count
         )
         self.notes = [IN_USE] if flags & _DIRTY else []
+        self._sector = 1 << sector
+
+    def faults(self) -> Iterator[str]:
+        """Whether the boot sectors have the checksum that the one behind them says."""
+        size, total = _BOOT_SECTORS * self._sector, 0
+        for at, byte in enumerate(self._source.read(0, size)):
+            if at not in _CHANGING:
+                total = ((total & 1) << 31) + (total >> 1) + byte & 0xFFFFFFFF
+        if self._source.read(size, 4) != total.to_bytes(4, "little"):
+            yield "its boot sectors have another checksum"
 
     def _file(self, node: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         mask = (1 << _BITS) - 1

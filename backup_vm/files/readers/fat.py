@@ -21,7 +21,15 @@ from backup_vm.files.readers.dos import (
     time_of,
     utf8,
 )
-from backup_vm.files.readers.source import Absent, Extent, Malformed, Name, Source, Stat
+from backup_vm.files.readers.source import (
+    BLOCK,
+    Absent,
+    Extent,
+    Malformed,
+    Name,
+    Source,
+    Stat,
+)
 
 _BOOT = Struct("<HBHBHHBH")
 """From byte 11 on: bytes of a sector, sectors of a cluster, sectors before the tables, tables,
@@ -34,6 +42,10 @@ the two halves of the first cluster around them, and the size.
 _ROOT = 0
 _FEW, _MANY = 0xFF4, 0xFFF4
 """From how many clusters on there are 16 bits, and up to how many."""
+_ONE_TABLE = 0x80
+"""That the others are not kept up."""
+_FLAGS = 8
+"""Bytes of the first two entries, at most."""
 _LARGEST_FOLDER = 65536 * 32
 _LONG, _LAST_PIECE = 0x0F, 0x40
 _PIECES = 20
@@ -72,6 +84,20 @@ class Fat(FilesOnly):
         self._root_cluster = unpack_from("<I", raw, 44)[0] if wide else 0
         self._clusters = Clusters(source, reserved * sector, bits, first, each * sector, count)
         self.notes = [IN_USE] if raw[65 if wide else 37] & 1 else []
+        alike = not (wide and unpack_from("<H", raw, 40)[0] & _ONE_TABLE)
+        self._tables = [(reserved + n * length) * sector for n in range(tables if alike else 1)]
+        self._length = length * sector
+
+    def faults(self) -> Iterator[str]:
+        """Whether all tables say the same, apart from their first entries, which are flags."""
+        first, *others = self._tables
+        for at in range(0, self._length, BLOCK):
+            size = min(BLOCK, self._length - at)
+            flags = _FLAGS if not at else 0
+            here = self._source.read(first + at, size)[flags:]
+            if any(self._source.read(one + at, size)[flags:] != here for one in others):
+                yield "its tables of clusters differ"
+                return
 
     def _entry(self, node: int, want: int) -> tuple[int, int]:
         """First cluster and size of a file of this type."""

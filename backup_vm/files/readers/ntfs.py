@@ -13,7 +13,7 @@ from backup_vm.files.readers.dos import FOLDER, READ_ONLY, cut, mode_of, utf8
 from backup_vm.files.readers.ntfs_compression import unpacked
 from backup_vm.files.readers.ntfs_index import DOS_NAME, names_in
 from backup_vm.files.readers.ntfs_links import Special, special_of
-from backup_vm.files.readers.ntfs_records import DATA, NUMBER, Record, Records, Stream
+from backup_vm.files.readers.ntfs_records import DATA, NUMBER, Record, Records, Stream, mended
 from backup_vm.files.readers.source import (
     Absent,
     Extent,
@@ -34,6 +34,7 @@ _LOG, _VOLUME, _ROOT, _FIRST = 2, 3, 5, 16
 """Records of the journal, of the volume, of the root, and the first that is not the system's."""
 _STANDARD, _FILE_NAME, _VOLUME_INFORMATION = 0x10, 0x30, 0x70
 _IS_FOLDER = 2
+_MIRRORED = 4
 _COMPRESSED, _ENCRYPTED = 0xFF, 0x4000
 _PAGE, _RESTART = 4096, Struct("<qHHHH")
 """Of the journal's first two pages: its last record, (clients, free ones), the first client that
@@ -59,7 +60,7 @@ class Ntfs:
             raise Absent
         raw = source.read(0, 512)
         sector, each = _BOOT.unpack_from(raw, 11)
-        _, place, _, record, _ = _PLACES.unpack_from(raw, 40)
+        _, place, mirror, record, _ = _PLACES.unpack_from(raw, 40)
         each = each if each <= 128 else 1 << min(256 - each, 31)
         self._cluster = cluster = sector * each
         size = record * cluster if record > 0 else 1 << min(-record, 31)
@@ -70,12 +71,27 @@ class Ntfs:
         ):
             raise Malformed("the boot sector of NTFS is damaged")
         self._records = Records(source, cluster, place * cluster, size)
+        self._copies = (place * cluster, mirror * cluster, size)
         self._last: tuple[int, Stream | None] = (-1, None)
         try:
             clean = self._is_clean()
         except Malformed:
             clean = False
         self.notes = [] if clean else [_NOT_REPLAYED]
+
+    def faults(self) -> Iterator[str]:
+        """Whether the first records of the table of files are those of its copy."""
+        place, mirror, size = self._copies
+        for number in range(_MIRRORED):
+            raw, copy = (self._source.read(at + number * size, size) for at in (place, mirror))
+            try:
+                # apart from the marks of when it was written, and where the log says so
+                same = _unmarked(raw) == _unmarked(copy)
+            except Malformed:
+                same = False
+            if not same:
+                yield "the copy of the first records of its table of files differs"
+                return
 
     def _is_clean(self) -> bool:
         """Whether it was unmounted: then the journal has nothing to replay."""
@@ -225,6 +241,16 @@ class Ntfs:
     def attributes(self, node: int) -> Iterator[tuple[bytes, bytes]]:
         """See Reader: what NTFS calls so is nothing that Linux has."""
         return iter(())
+
+
+def _unmarked(raw: bytes) -> bytes:
+    """A record without the number of its last entry in the log, and the mark of when it was
+    written.
+    """
+    out = bytearray(mended(raw, b"FILE"))
+    (at,) = unpack_from("<H", out, 4)
+    out[8:16], out[at : at + 2] = bytes(8), bytes(2)
+    return bytes(out)
 
 
 def _standard(record: Record) -> bytes:

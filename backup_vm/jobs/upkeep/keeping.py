@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from backup_vm import stopping
-from backup_vm.archive import catalog_file
+from backup_vm.archive import catalog_file, noting
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.storage import is_remote
-from backup_vm.config import Retention
+from backup_vm.config import Pruning
 from backup_vm.errors import DamagedError, LockedError, SparsebakError
 from backup_vm.jobs.copy import copy
+from backup_vm.jobs.keep_rules import AHEAD, duration_text
 from backup_vm.jobs.removal import Removal
-from backup_vm.jobs.retention import AHEAD, duration_text
 from backup_vm.jobs.scrubbing import choose, scrub_part
 from backup_vm.jobs.thinning import held, judge
 from backup_vm.jobs.upkeep.plan import Plan
@@ -160,7 +160,7 @@ def _prune(archive: Archive, task: Task, row: KeptRow) -> None:
     # Without keys nobody's names are known, of an open archive neither: rules are for all volumes.
     contents = Contents(archive, None, stored_volumes(archive, None, {}))
     try:
-        verdicts = judge(contents, contents.volumes, Retention(), rules, guard=task.plan.guard)
+        verdicts = judge(contents, contents.volumes, Pruning(), rules, guard=task.plan.guard)
         doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
         removal = Removal(archive, doomed, verdicts)
         done = removal.foreseen() if task.dry_run else removal.run()
@@ -182,6 +182,8 @@ def _scrub(archive: Archive, task: Task, row: KeptRow, progress: Progress) -> No
     done = scrub_part(archive, progress, plan.sample, plan.older_than)
     row["scrubbed"], row["of"] = len(done.looked_at), len(done.there)
     _damage(row, [*done.problems(), *done.outside])
+    if archive.writing and done.unnoted is not None:
+        row["notes"].append(noting.line(done.unnoted))
 
 
 def _look(archive: Archive, plan: Plan, row: KeptRow) -> None:
@@ -230,3 +232,5 @@ def _copy(task: Task, row: KeptRow, progress: Progress) -> None:
         done = copy(archive, task.copy_to, progress)
     row["copied"], row["sent"] = done.sessions, done.stored
     _damage(row, done.failed)
+    if done.unnoted is not None:
+        row["notes"].append(f"it could not be noted that there is a copy ({done.unnoted})")

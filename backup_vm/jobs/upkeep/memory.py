@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from backup_vm.archive.storage import is_remote
 from backup_vm.errors import LockedError, SparsebakError
-from backup_vm.paths import home, read_small
+from backup_vm.paths import read_small, state_folder
 from backup_vm.reporting.kept_rows import KeptRow, blank
 from common.durable import Busy, closing_fd, lock, make_directory, replace
 
@@ -31,14 +31,13 @@ def folder_for(place: str) -> Path:
     SparsebakError.
     """
     whole = place.rstrip("/") if is_remote(place) else os.path.realpath(place)
-    base, own = os.environ.get("XDG_STATE_HOME", ""), home()
-    if not base.startswith("/") and own is None:
+    state = state_folder()
+    if state is None:
         raise SparsebakError(
             "there is no home folder to remember in what was kept", "set XDG_STATE_HOME"
         )
-    state = Path(base) if base.startswith("/") else cast(Path, own) / ".local/state"
     digest = hashlib.blake2b(whole.encode(errors="surrogateescape"), digest_size=16)
-    return state / "sparsebak/upkeep" / digest.hexdigest()
+    return state / "upkeep" / digest.hexdigest()
 
 
 class Memory:

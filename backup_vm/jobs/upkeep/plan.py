@@ -10,7 +10,7 @@ from typing import Any
 
 from backup_vm.errors import UsageError
 from backup_vm.jobs.guard import Guard, taken
-from backup_vm.jobs.retention import DAY, Rules, parse_duration, parse_table
+from backup_vm.jobs.keep_rules import DAY, Rules, parse_duration, parse_table
 from backup_vm.paths import expanded, read_small
 from backup_vm.quantities import Part, parse_part
 from backup_vm.rate import parse_rate
@@ -19,7 +19,7 @@ LARGEST = 1 << 20
 """Bytes that the file can have."""
 NEVER = "never"
 _TEXTS = ("place", "copy_to", "report", "metrics")
-_OF_ONE = ("max_age", "sample", "older_than", "copy", "retention")
+_OF_ONE = ("max_age", "sample", "older_than", "copy", "prune")
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ def _plan(raw: dict[str, Any], base: Plan, where: str) -> Plan:
     """A plan that differs from another one in what a table says."""
     plan = base
     for key, value in raw.items():
-        if key == "retention":
+        if key == "prune":
             if not isinstance(value, dict):
-                raise ValueError(f"{where}retention must be a table")
+                raise ValueError(f"{where}prune must be a table")
             value, guard = taken(value)
             plan = replace(plan, rules=parse_table(value), guard=guard.over(base.guard))
         elif key == "copy":

@@ -3,9 +3,33 @@
 import { S } from "./strings.js";
 
 const NAME = "sparsebak-key";
+const PATIENCE = 500;
 
 export function keep(key) {
   sessionStorage.setItem(NAME, key);
+}
+
+// Tabs of this page tell each other the key: a channel is of one origin, port and all.
+const tabs = new BroadcastChannel("sparsebak");
+const asking = new Set();
+tabs.addEventListener("message", ({ data }) => {
+  const key = sessionStorage.getItem(NAME);
+  if (data.asks && key) tabs.postMessage({ key });
+  if (!data.key || key) return;
+  keep(data.key);
+  for (const told of asking) told();
+});
+
+/** The key; a tab that was not opened by the program asks the one that was. */
+async function known() {
+  if (!sessionStorage.getItem(NAME)) {
+    await new Promise((resolve) => {
+      asking.add(resolve);
+      setTimeout(resolve, PATIENCE);
+      tabs.postMessage({ asks: true });
+    }).finally(() => asking.clear());
+  }
+  return sessionStorage.getItem(NAME) ?? "";
 }
 
 /** What a command said that failed; `errors` are its own lines. */
@@ -18,7 +42,8 @@ export class Failure extends Error {
 }
 
 async function ask(path, options, signal) {
-  const headers = { "X-Sparsebak-Key": sessionStorage.getItem(NAME) ?? "", ...options.headers };
+  const key = await known();
+  const headers = { "X-Sparsebak-Key": key, ...options.headers };
   let response;
   try {
     response = await fetch(path, { ...options, headers, signal });
@@ -26,7 +51,7 @@ async function ask(path, options, signal) {
     if (error.name === "AbortError") throw error;
     throw new Failure([S.serverGone], 0);
   }
-  if (response.status === 403) throw new Failure([S.notAllowed], 403);
+  if (response.status === 403) throw new Failure([key ? S.notAllowed : S.noKey], 403);
   let found;
   try {
     found = await response.json();

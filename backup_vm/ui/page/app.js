@@ -66,6 +66,8 @@ async function show(first) {
   const mine = (shows += 1);
   leave?.();
   leave = null;
+  // the browser's back button leads away from a question, too
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close("no");
   drawNavigation(page);
   document.title = S.title(S.pages[page]);
   const main = document.getElementById("main");
@@ -79,10 +81,25 @@ async function show(first) {
   }
 }
 
+const gone = () => document.getElementById("gone").dataset.said;
+
+/** That the server does not answer, as long as it does not. */
+function drawGone(error) {
+  const place = document.getElementById("gone");
+  const said = error ? error.message : "";
+  if ((gone() ?? "") === said) return; // it is read out once
+  place.dataset.said = said;
+  put(place, error ? trouble(error) : null);
+}
+
 async function follow() {
   let since = 0;
   for (;;) {
     try {
+      if (gone()) { // news may be a while in coming
+        await get("here");
+        drawGone(null);
+      }
       const news = await get("news", { since });
       const before = new Map(jobs);
       since = news.revision;
@@ -95,14 +112,8 @@ async function follow() {
       for (const job of ended) say(S.ended(S.kinds[job.kind], S.states[job.state]));
       if (ended.length) document.dispatchEvent(new Event("work-ended"));
     } catch (error) {
-      const main = document.getElementById("main");
-      if (error.code === 403 || error.code === 0) {
-        if (!main.querySelector(":scope > .gone")) {
-          main.prepend(h("div", { class: "gone" }, trouble(error)));
-        }
-        await new Promise((resolve) => setTimeout(resolve, 5000));
-      }
-      await new Promise((resolve) => setTimeout(resolve, 1000));
+      if (error.code === 403 || error.code === 0) drawGone(error);
+      await new Promise((resolve) => setTimeout(resolve, 2000));
     }
   }
 }

@@ -116,12 +116,15 @@ export function size(bytes) {
 /** A time of UTC, as the sessions' names are. */
 export function when(seconds) {
   if (seconds === null || seconds === undefined) return S.never;
-  return new Date(seconds * 1000).toISOString().slice(0, 16).replace("T", " ");
+  const date = new Date(seconds * 1000);
+  if (Number.isNaN(date.getTime())) return "?"; // no clock says so, but what others write may
+  return date.toISOString().slice(0, -8).replace("T", " ");
 }
 
 export function ago(seconds) {
   if (seconds === null || seconds === undefined) return S.never;
-  const past = Math.max(0, Date.now() / 1000 - seconds);
+  const past = Date.now() / 1000 - seconds;
+  if (past < -90) return S.inFuture(when(seconds));
   if (past < 90) return S.justNow;
   if (past < 5400) return S.minutesAgo(Math.round(past / 60));
   if (past < 129600) return S.hoursAgo(Math.round(past / 3600));

@@ -2,7 +2,7 @@
 // Files of a session: folders, search, versions of a file, download.
 import { post, get } from "./api.js";
 import { address, goTo, onDone } from "./app.js";
-import { button, field, h, put, size, table, trouble, when } from "./dom.js";
+import { button, field, h, put, say, size, table, trouble, when } from "./dom.js";
 import { S } from "./strings.js";
 
 const MOST = 500;
@@ -17,6 +17,7 @@ export function draw(main, query) {
   const search = h("input", { value: name });
   const list = h("div", {});
   const versions = h("section", { "aria-live": "polite" });
+  const troubles = h("div", {});
   const move = (event) => {
     event.preventDefault();
     // a field shows a name that is no UTF-8 as well as it can: only what was typed is taken from it
@@ -28,7 +29,7 @@ export function draw(main, query) {
   main.append(h("p", { class: "dim" }, S.hostile),
     h("form", { class: "row", onsubmit: move }, field(S.volume, volume), field(S.session, session),
       field(S.path, path), field(S.search, search), h("button", { class: "primary" }, S.go)),
-    versions, list);
+    troubles, versions, list);
   let live = true;
 
   async function look() {
@@ -47,6 +48,7 @@ export function draw(main, query) {
 
   function drawList({ files, warnings }) {
     put(list, warnings.map((line) => h("p", { class: "warn" }, line)), crumbs(),
+      name ? null : h("p", { class: "buttons" }, button(S.downloadAll, () => download(at.session, at.path, true))),
       files.length ? table(at.path, S.filesHeads, files.slice(0, most).map(row), [1])
         : h("p", {}, name ? S.nothingFound : S.emptyFolder),
       files.length > most ? h("p", { class: "row" }, h("span", { class: "dim" }, S.moreFiles(files.length - most)),
@@ -73,21 +75,31 @@ export function draw(main, query) {
       folder ? h("a", { href: address("files", { ...at, path: file.path }) }, `${short}/`) : short,
       folder ? "" : size(file.size),
       when(Math.floor(file.mtime / 1e9)),
-      file.type !== "file" ? "" : h("span", { class: "row" },
-        button(S.download, () => download(at.session, file.path), { "aria-label": S.downloadOf(short) }),
-        button(S.history, () => history(file.path), { "aria-label": S.historyOf(short) })),
+      folder ? button(S.downloadFolder, () => download(at.session, file.path, true), { "aria-label": S.downloadFolderOf(short) })
+        : file.type !== "file" ? "" : h("span", { class: "row" },
+          button(S.download, () => download(at.session, file.path), { "aria-label": S.downloadOf(short) }),
+          button(S.history, () => history(file.path), { "aria-label": S.historyOf(short) })),
     ];
   }
 
-  async function download(of, file) {
+  /** A browser says that a download failed, and not why: that is asked for. */
+  async function download(of, file, folder = false) {
     try {
-      const { link } = await post("ticket", { volume: at.volume, session: of, path: file });
+      const { link } = await post("ticket", { volume: at.volume, session: of, path: file, folder });
       const anchor = h("a", { href: link, download: "" });
       document.body.append(anchor);
       anchor.click();
       anchor.remove();
+      put(troubles);
+      say(S.downloadBegun(file));
+      let outcome = { ended: false };
+      while (live && !outcome.ended) {
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+        outcome = await post("outcome", { link });
+      }
+      if (live && outcome.errors.length) put(troubles, trouble(outcome));
     } catch (error) {
-      put(versions, trouble(error));
+      if (live) put(troubles, trouble(error));
     }
   }
 

@@ -5,6 +5,8 @@ import { goTo, onDone } from "./app.js";
 import { ago, button, h, put, say, size, table, trouble, when } from "./dom.js";
 import { S } from "./strings.js";
 
+const STALE = 60_000;
+
 export async function backUp(volumes) {
   await post("jobs", { kind: "backup", volumes });
   say(S.asked);
@@ -16,8 +18,10 @@ export function draw(main) {
   const body = h("div", {}, h("p", { class: "dim" }, S.loading));
   main.append(light, body);
   let live = true;
+  let looked = 0;
 
   async function look() {
+    looked = Date.now();
     drawLight(light, null);
     const health = get("doctor").then((row) => row.findings, (error) =>
       error.errors.map((what) => ({ state: "bad", what, remedy: "" })));
@@ -32,9 +36,15 @@ export function draw(main) {
   }
   look();
   const stop = onDone(look);
+  // a disk may have been pulled out while nobody looked at the page
+  const seen = () => {
+    if (document.visibilityState === "visible" && Date.now() - looked > STALE) post("refresh").then(look, look);
+  };
+  document.addEventListener("visibilitychange", seen);
   return () => {
     live = false;
     stop();
+    document.removeEventListener("visibilitychange", seen);
   };
 }
 
@@ -76,10 +86,25 @@ function room({ free, capacity }) {
     value: capacity - free, "aria-label": S.roomOf(size(free), size(capacity)) });
 }
 
-function drawStatus({ status, warnings }) {
+/** Cards that only some archives have. */
+function more({ parity, lock }) {
+  return [
+    parity ? card(size(parity), S.parity) : null,
+    lock ? card(lock.until ? when(lock.until) : "?", S.lockedUntil(Math.round(lock.retention / 86400))) : null,
+    lock?.waiting ? card(size(lock.waiting), S.waitingUntil(when(lock.waiting_until))) : null,
+  ];
+}
+
+/** Who else is at work on the archive; what to do about it is among the findings. */
+function drawLeases(leases) {
+  return leases.map((one) => h("p", { class: "warn" }, S.lease(
+    one.process ? S.holder(one.host, one.process, one.command, when(one.since)) : S.holderUnknown, ago(one.renewed))));
+}
+
+function drawStatus({ status, warnings, systemd }) {
   const times = status.volumes.map((volume) => volume.time).filter((time) => time !== null);
   const newest = times.length ? Math.max(...times) : null;
-  const { scrubbed, drilled } = status;
+  const { scrubbed, part_scrubbed: part, drilled } = status;
   const rows = status.volumes.map((volume) => [
     volume.name,
     h("span", { title: when(volume.time) }, ago(volume.time)),
@@ -90,18 +115,21 @@ function drawStatus({ status, warnings }) {
     volume.note.includes("gone") || !volume.name.includes("/") ? volume.note
       : button(S.backupShort, () => backUp([volume.name]), { "aria-label": S.backupOne(volume.name) }),
   ]);
+  const last = part && (!scrubbed || part.time > scrubbed.time) ? part : scrubbed;
   return [
     h("p", { class: "dim" }, S.archiveLine(status.label, status.path, status.mode)),
-    warnings.map((line) => h("p", { class: "warn" }, line)),
+    [...new Set([...warnings, ...status.problems])].map((line) => h("p", { class: "warn" }, line)),
+    drawLeases(status.leases),
     h("div", { class: "cards" },
       card(ago(newest), S.lastBackup),
-      card(status.next_run ?? S.noNextRun, S.nextRun),
+      card(status.next_run ?? (systemd ? S.noNextRun : S.noSystemd), S.nextRun),
       card(size(status.free), status.capacity ? S.freeOf(size(status.capacity)) : S.free, room(status)),
       card(size(status.stored), S.stored),
-      card(scrubbed ? ago(scrubbed.time) : S.never,
-        scrubbed && !scrubbed.ok ? `${S.lastScrub}: ${S.damageFound}` : S.lastScrub),
+      card(last ? ago(last.time) : S.never, [last === part && part ? S.lastPartScrub : S.lastScrub,
+        last && !last.ok ? `: ${S.damageFound}` : ""].join("")),
       card(drilled ? ago(drilled.time) : S.never, drilled
-        ? S.lastDrillOf(drilled.name, drilled.ok) : S.lastDrill)),
+        ? S.lastDrillOf(drilled.name, drilled.ok) : S.lastDrill),
+      more(status)),
     h("p", { class: "buttons" }, button(S.backupAll, () => backUp([]), { class: "primary" })),
     h("h2", {}, S.volumes),
     rows.length ? table(S.volumes, S.volumeHeads, rows, [2, 3, 4])

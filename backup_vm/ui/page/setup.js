@@ -83,6 +83,7 @@ function drawInit(here, word) {
 function drawKey(found, word, look) {
   const key = h("input", { type: "password", autocomplete: "off", size: "40" });
   const tell = async (passphrase) => {
+    put(word, S.keyTrying);
     try {
       const { opened, recovery } = await post("key", { passphrase });
       put(word, opened ? (recovery ? S.keyGood : S.keyOther) : S.keyForgotten);

@@ -2,7 +2,7 @@
 // What pruning by rules would remove, live, before it does.
 import { post } from "./api.js";
 import { goTo } from "./app.js";
-import { button, check, confirm, field, h, put, say, size, table, trouble } from "./dom.js";
+import { button, check, confirm, field, h, put, say, size, table, trouble, when } from "./dom.js";
 import { S } from "./strings.js";
 
 const SHOWN = 100;
@@ -67,7 +67,7 @@ export function drawSimulator(place) {
 
   async function ask() {
     const { body, found } = plan;
-    const text = h("p", {}, S.pruneText(found.removed.length, size(found.freed)));
+    const text = [h("p", {}, S.pruneText(found.removed.length, size(found.freed))), drawLock(found.lock, found.freed)];
     if (!(await confirm(S.pruneTitle, text, S.pruneYes, S.pruneUnderstood))) return;
     try {
       await post("jobs", { kind: "prune", ...body });
@@ -88,22 +88,53 @@ function name(row) {
   return row.qube ? `${row.qube}/${row.volume}` : row.volume;
 }
 
-function drawPlan(place, { plan = [], removed, freed }) {
-  const volumes = Map.groupBy(plan, name);
-  const strips = [...volumes].map(([volume, rows]) => {
-    const stay = rows.filter((row) => row.keep).length;
-    const label = S.strip(volume, stay, rows.length - stay);
-    return [h("div", { class: "name" }, label),
-      rows.length > 400 ? null
-        : h("div", { class: "strip", role: "img", "aria-label": label },
-          rows.map((row) => h("i", { class: row.keep ? "stays" : "goes", title: row.session })))];
-  });
-  const first = [...plan].sort((a, b) => a.keep - b.keep).slice(0, SHOWN);
+const PINNED = "tag keep";
+const MARKS = ["pinned", "stays", "waits", "goes"];
+
+/** What becomes of a session, in one word: also a class of look and a string. */
+function fate(row) {
+  if (!row.keep) return "goes";
+  if (row.spared) return "waits";
+  return row.why.includes(PINNED) ? "pinned" : "stays";
+}
+
+function strip(volume, rows) {
+  const counts = Object.groupBy(rows, fate);
+  const label = S.strip(volume, MARKS.map((mark) => [mark, counts[mark]?.length ?? 0]));
+  return [h("div", { class: "name" }, label),
+    rows.length > 400 ? null
+      : h("div", { class: "strip", role: "img", "aria-label": label },
+        rows.map((row) => h("i", { class: fate(row), title: `${row.session}: ${S.fates[fate(row)]}` })))];
+}
+
+/** What a store's lock keeps, and until when. */
+function drawLock(lock, freed) {
+  if (!lock) return null;
+  const days = Math.round(lock.retention / 86400);
+  return [
+    freed ? h("p", { class: "warn" }, S.lockedGoes(size(freed), days, when(Date.now() / 1000 + lock.retention))) : null,
+    lock.waiting ? h("p", { class: "warn" }, S.lockedWaits(size(lock.waiting), when(lock.waiting_until))) : null,
+  ];
+}
+
+function outcomeOf(row) {
+  const word = fate(row);
+  const look = { goes: "bad", waits: "warn" }[word] ?? "ok";
+  const until = row.spared_until ? `, ${S.goesAfter(when(row.spared_until))}` : "";
+  return h("span", { class: look }, S.fates[word] + until);
+}
+
+function drawPlan(place, { plan = [], removed, freed, held, spared, lock, warnings }) {
+  const first = [...plan].sort((a, b) => MARKS.indexOf(fate(b)) - MARKS.indexOf(fate(a))).slice(0, SHOWN);
+  const next = plan.map((row) => row.spared_until).filter(Boolean);
   put(place,
     h("p", {}, h("strong", {}, S.simulated(plan.length - removed.length, removed.length, size(freed)))),
-    strips,
-    table(S.simulator, S.planHeads, first.map((row) => [row.session, name(row),
-      h("span", { class: row.keep ? "ok" : "bad" }, row.keep ? S.stays : S.goes),
+    [...new Set([...held, ...warnings])].map((line) => h("p", { class: "warn" }, line)),
+    spared ? h("p", {}, S.sparedNow(spared, next.length ? when(Math.min(...next)) : "")) : null,
+    drawLock(lock, freed),
+    h("p", { class: "key" }, MARKS.map((mark) => [h("i", { class: mark }), h("span", {}, S.fates[mark])])),
+    [...Map.groupBy(plan, name)].map(([volume, rows]) => strip(volume, rows)),
+    table(S.simulator, S.planHeads, first.map((row) => [row.session, name(row), outcomeOf(row),
       row.why.join(", ") || S.noRuleKeeps])),
     plan.length > SHOWN ? h("p", { class: "dim" }, S.planMore(plan.length - SHOWN)) : null);
 }

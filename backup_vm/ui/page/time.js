@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Sessions through time: calendar, a moment, the list with tags and notes, and the simulator.
 import { get, post } from "./api.js";
-import { goTo, onDone } from "./app.js";
+import { address, goTo, onDone } from "./app.js";
 import { drawCalendar } from "./calendar.js";
 import { ago, button, field, h, put, say, size, table, trouble, when } from "./dom.js";
 import { restore } from "./restore.js";
@@ -12,9 +12,11 @@ const PAGE = 50;
 const PIN = "keep";
 
 export function draw(main, query) {
-  const state = { volume: query.volume ?? "", tag: "", until: null, offset: 0, last: null };
+  const number = (text) => (/^\d{1,12}$/.test(text ?? "") ? Number(text) : null);
+  const state = { volume: query.volume ?? "", tag: query.tag ?? "", until: number(query.until),
+    offset: number(query.offset) ?? 0, last: number(query.last) };
   const volumes = h("select", { onchange: () => choose({ volume: volumes.value }) });
-  const tag = h("input", { onchange: () => choose({ tag: tag.value.trim() }) });
+  const tag = h("input", { value: state.tag, onchange: () => choose({ tag: tag.value.trim() }) });
   const calendar = h("div", {});
   const moment = h("div", {});
   const list = h("div", {});
@@ -35,8 +37,16 @@ export function draw(main, query) {
     look();
   }
 
+  /** What was chosen is in the address: the browser's back button comes back to it. */
+  function remember() {
+    const chosen = Object.entries(state).filter(([, value]) => value);
+    history.replaceState(null, "", address("time", Object.fromEntries(chosen.map(([key, value]) => [key, String(value)]))));
+  }
+
   async function look() {
+    if (!live) return;
     const mine = (drawn += 1);
+    remember();
     try {
       const until = state.until ?? "";
       const [days, page, then] = await Promise.all([
@@ -118,7 +128,8 @@ export function draw(main, query) {
     const note = h("input", { value: session.note, "aria-label": S.noteOf(name, session.session),
       onchange: () => change({ note: note.value }) });
     return [session.session, name, pin, tags, note, size(session.size),
-      session.full ? S.fullSession : size(session.changed), acts(name, session)];
+      [session.full ? S.fullSession : size(session.changed), session.spoilt ? `, ${S.spoilt}` : ""],
+      acts(name, session)];
   }
 
   function acts(name, session) {

@@ -53,6 +53,10 @@ function drawForms(place, ask) {
     form(S.backup, () => {
       const wanted = boxes.filter((box) => box.checked).map((box) => box.value);
       const every = wanted.length === boxes.length;
+      if (!wanted.length && boxes.length) {
+        put(chosen.querySelector(".bad") ?? chosen.appendChild(h("p", { class: "bad", role: "alert" })), S.backupNothing);
+        return;
+      }
       ask("backup", { volumes: every ? [] : wanted, note: note.value });
     }, chosen, field(S.backupNote, note), go(S.backup)),
     form(S.verify, () => ask("verify", {}), h("p", {}, S.verifyHelp), go(S.verify)),
@@ -62,11 +66,16 @@ function drawForms(place, ask) {
       go(S.copy)));
   get("status").then(({ status }) => {
     const there = status.volumes.filter((volume) => volume.name.includes("/") && !volume.note.includes("gone"));
-    put(chosen, h("p", { class: "dim" }, S.backupWhat), there.map((volume) => {
-      const one = check(volume.name, true, { value: volume.name });
-      boxes.push(one.box);
-      return one.row;
-    }));
+    const every = (on) => () => {
+      for (const box of boxes) box.checked = on;
+    };
+    put(chosen, h("p", { class: "dim" }, S.backupWhat),
+      there.length > 3 ? h("p", { class: "row" }, button(S.chooseAll, every(true)), button(S.chooseNone, every(false))) : null,
+      there.map((volume) => {
+        const one = check(volume.name, true, { value: volume.name });
+        boxes.push(one.box);
+        return one.row;
+      }));
   }, (error) => put(chosen, trouble(error)));
 }
 
@@ -88,7 +97,7 @@ function drawJob(job, unfolded) {
     h("header", {}, h("h3", { class: "name" }, named), h("span", { class: state }, S.states[job.state]),
       h("span", {}, result || null),
       h("span", { class: "dim" }, over && job.started
-        ? `${when(job.started)}, ${S.took(job.ended - job.started)}` : null)),
+        ? `${when(job.started)}, ${S.took(job.took)}` : null)),
     job.state === "running"
       ? h("div", {}, progress && progress.total
         ? [h("progress", { max: progress.total, value: progress.done, "aria-label": named }),

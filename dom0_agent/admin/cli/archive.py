@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``sparsebak-agent archive add|list|remove``: make an archive's key in dom0 and say who may use
-it.
+"""``sparsebak-agent archive add|list|caller|remove``: make an archive's key in dom0 and say who may
+use it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from dom0_agent.admin import archives
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.leftovers import drop_archive
 from dom0_agent.config import load
-from dom0_agent.keyring import Keyring
+from dom0_agent.keyring import ArchiveKey, Keyring
 from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE, DEFAULT_CHUNK_SIZE, slots
 from wire.chunks import KEY_SIZE, SUITES, ChunkIds, Keys
 from wire.messages import MODE_OPEN
@@ -35,6 +35,38 @@ def add_to(commands: Any) -> None:
         description="Creates, lists and forgets archives, whose keys are kept in dom0.",
     )
     actions = archive.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_add(actions)
+    show = actions.add_parser(
+        "list",
+        help="show the archives whose keys are kept here",
+        description="Shows the archives whose keys are kept here, and who may use them.",
+    )
+    show.set_defaults(run=_list)
+    caller = actions.add_parser(
+        "caller",
+        help="let another backup VM use an archive, in place of the one before",
+        description=(
+            "Lets another backup VM use an archive, and the one before no more: it was replaced, or"
+            " renamed. What is known of volumes stays, so that the next backup sends what changed."
+        ),
+    )
+    caller.add_argument("label", metavar="LABEL", help="the archive's label")
+    caller.add_argument("name", metavar="NAME", help="the backup VM that may use the archive now")
+    caller.set_defaults(run=_caller)
+    remove = actions.add_parser(
+        "remove",
+        help="forget an archive and its key; its recovery key or passphrase still opens it",
+        description=(
+            "Forgets an archive and its key, after asking. The archive's files stay, and its"
+            " passphrase or its recovery key still opens them."
+        ),
+    )
+    remove.add_argument("label", metavar="LABEL", help="the archive's label")
+    yes_option(remove)
+    remove.set_defaults(run=_remove)
+
+
+def _add_add(actions: Any) -> None:
     add = actions.add_parser(
         "add",
         help="create an archive's key; the backup VM then runs: sparsebak init DIR --label LABEL",
@@ -71,23 +103,6 @@ def add_to(commands: Any) -> None:
         help="hash for chunk ids (default: the one that this processor computes faster)",
     )
     add.set_defaults(run=_add)
-    show = actions.add_parser(
-        "list",
-        help="show the archives whose keys are kept here",
-        description="Shows the archives whose keys are kept here, and who may use them.",
-    )
-    show.set_defaults(run=_list)
-    remove = actions.add_parser(
-        "remove",
-        help="forget an archive and its key; its recovery key or passphrase still opens it",
-        description=(
-            "Forgets an archive and its key, after asking. The archive's files stay, and its"
-            " passphrase or its recovery key still opens them."
-        ),
-    )
-    remove.add_argument("label", metavar="LABEL", help="the archive's label")
-    yes_option(remove)
-    remove.set_defaults(run=_remove)
 
 
 def _add(options: argparse.Namespace) -> int:
@@ -205,13 +220,28 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _known(state_dir: Path, label: str) -> ArchiveKey:
+    archive = Keyring(state_dir).by_label(parse_name(label, "label"))
+    if archive is None:
+        raise UserError(f"no archive is labelled {label}; see: sparsebak-agent archive list")
+    return archive
+
+
+def _caller(options: argparse.Namespace) -> int:
+    archive = _known(load(options.config).state_dir, options.label)
+    caller = parse_name(options.name, "caller")
+    archives.set_caller(archive, caller)
+    if not options.quiet:
+        print(
+            f"Archive {archive.label} is for {caller} now. There, if its settings do not name the"
+            f" archive yet: sparsebak init DIR --label {archive.label} --repair --default"
+        )
+    return 0
+
+
 def _remove(options: argparse.Namespace) -> int:
     state_dir = load(options.config).state_dir
-    archive = Keyring(state_dir).by_label(parse_name(options.label, "label"))
-    if archive is None:
-        raise UserError(
-            f"no archive is labelled {options.label}; see: sparsebak-agent archive list"
-        )
+    archive = _known(state_dir, options.label)
     confirm(options, f"Forget {options.label} and its key?", word=options.label)
     drop_archive(state_dir, archive)
     archives.remove(archive)

@@ -14,7 +14,7 @@ from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, user_option
 from dom0_agent.admin.tags import VM_TAG, tag_new, tagged
 from dom0_agent.config import ConfigError, load
-from dom0_agent.log import WARNING, log
+from dom0_agent.log import INFO, WARNING, log
 from dom0_agent.notify import notify
 from dom0_agent.qubesd import asking, connect
 from wire.names import parse_name
@@ -22,6 +22,12 @@ from wire.status import Refused
 
 SERVICE = "qubes.VMExec+sparsebak+backup+----all+--q"
 """``sparsebak backup --all -q``, as VMExec wants it: parts by ``+``, each dash doubled."""
+WAITING = "+----lock--wait+"
+"""``--lock-wait``, which a number of seconds follows."""
+IN_USE = 11
+"""What sparsebak there ends with when another run has the archive, such as the nightly check."""
+LOCK_WAIT = 12 * 3600
+"""Seconds that such a run is waited for: a check of a large archive takes hours."""
 NOT_NOW = 13
 """What sparsebak there ends with when its settings have it wait for mains or another link. Whoever
 has taken over the backup VM can say so every night: what is late is told by ``check`` all the same.
@@ -37,7 +43,8 @@ def add_to(commands: Any) -> None:
         help="on Qubes OS: have the backup VM make a backup, starting it if it is off",
         description=(
             "On Qubes OS: has the backup VM make a backup. If the backup VM is off, it is started"
-            " first and shut down afterwards. Exit code 13 means that the backup VM has put the"
+            " first and shut down afterwards. Another run there that has the archive, such as the"
+            " nightly check, is waited for. Exit code 13 means that the backup VM has put the"
             " backup off: it is on battery or on a metered link."
         ),
     )
@@ -45,7 +52,21 @@ def add_to(commands: Any) -> None:
         "--vm", metavar="NAME", help="the backup VM (default: the one tagged by setup)"
     )
     user_option(backup, "the user that runs the backup there")
+    backup.add_argument(
+        "--lock-wait",
+        type=_seconds,
+        default=LOCK_WAIT,
+        metavar="SECONDS",
+        help="how long to wait there for another run that has the archive (default: %(default)s)",
+    )
     backup.set_defaults(run=_run)
+
+
+def _seconds(text: str) -> int:
+    # It becomes a part of what qrexec is asked for.
+    if not (text.isascii() and text.isdigit() and len(text) <= 8):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a number of seconds, such as 3600")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -59,6 +80,11 @@ def _run(options: argparse.Namespace) -> int:
         notify("Backup put off", f"{why}; the next run tries again.")
         print(f"sparsebak-agent: the backup was put off: {why}", file=sys.stderr)
         return NOT_NOW
+    if code == IN_USE:
+        why = f"another run in {domain.name} still has the archive; there: sparsebak status"
+        notify("Backup failed", f"It was not made: {why}", urgent=True)
+        print(f"sparsebak-agent: the backup was not made: {why}", file=sys.stderr)
+        return 1
     if code:
         notify(
             "Backup failed",
@@ -89,7 +115,7 @@ def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int, bool]:
         if was_off:
             domain.start()
         try:
-            code = _backup(domain, options.user)
+            code = _backup(domain, options)
         finally:
             if was_off:
                 _shut_down(domain)
@@ -108,12 +134,25 @@ def _backup_vm(app: Any, name: str | None) -> Any:
     return found[0]
 
 
-def _backup(domain: Any, user: str) -> int:
+def _backup(domain: Any, options: argparse.Namespace) -> int:
+    """Exit code of sparsebak there, after waiting for another run that has the archive."""
+    code = _asked_for(domain, options.user, SERVICE)
+    if code == IN_USE and options.lock_wait:
+        # Only now, so that it can be said here: of what sparsebak there prints nothing is read.
+        said = f"another run in {domain.name} has the archive; the backup waits for it to end"
+        log(INFO, said)
+        if not options.quiet:
+            print(f"{said}, {options.lock_wait / 3600:.3g} hours at most.", flush=True)
+        code = _asked_for(domain, options.user, f"{SERVICE}{WAITING}{options.lock_wait}")
+    return code
+
+
+def _asked_for(domain: Any, user: str, service: str) -> int:
     """Exit code of sparsebak there. Nothing it prints is read: it may be hostile."""
     from subprocess import DEVNULL
 
     process = domain.run_service(
-        SERVICE,
+        service,
         user=user,
         stdin=DEVNULL,
         stdout=DEVNULL,

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from common.text import printable, session_name
@@ -16,7 +17,6 @@ from dom0_agent.catalog import Skipped
 from dom0_agent.config import Config, ConfigError, Volume, load
 from dom0_agent.keyring import Keyring
 from dom0_agent.notify import notify
-from dom0_agent.tracking.progress import ArchiveProgress
 from dom0_agent.tracking.state import VolumeState
 from wire.status import Refused
 
@@ -83,55 +83,17 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace, config: Config) -> int:
-    now, late = time.time(), list[tuple[str, int]]()
     expected, failed = _expected(config, options.caller)
-    untold = {one.name for one in failed}
     for one in failed:
         print(f"sparsebak-agent: {printable(f'{one.name}: {one.reason}')}", file=sys.stderr)
-        late.append((one.name, 0))
-    for volume in expected:
-        try:
-            follows = VolumeState.of(config.state_dir, volume).load().follows.values()
-        except Refused as error:  # nobody knows of a backup of this one
-            print(f"sparsebak-agent: {printable(str(error))}", file=sys.stderr)
-            follows = dict[str, ArchiveProgress]().values()
-        newest = max(
-            (progress.committed.time for progress in follows if progress.committed), default=0
-        )
-        # One of a day to come was made while the clock was wrong, nobody knows when.
-        if not now - options.days * 86400 <= newest <= now + 86400:
-            late.append((volume.name, newest))
+    late = [(one.name, 0) for one in failed]
+    late += _late(config, expected, options.days * 86400)
     vm, new = untagged(config) if late else ("", [])
     refused = {str(domain.name) for domain in new}
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "late": [
-                        {
-                            "volume": name,
-                            "newest": session_name(when) if when else None,
-                            "refused": name.partition("/")[0] in refused,
-                        }
-                        for name, when in late
-                    ]
-                }
-            )
-        )
+        print(json.dumps({"late": _listed(late, refused)}))
     elif late:
-        for name, when in late:
-            if name in untold:
-                continue
-            print(
-                f"{name}: {f'last backup {session_name(when)}' if when else 'never backed up'}",
-                file=sys.stderr,
-            )
-        if refused:
-            print(
-                f"{', '.join(sorted(refused))}: new since setup, so that policy refuses {vm}; run:"
-                f" sparsebak-agent setup {vm}",
-                file=sys.stderr,
-            )
+        _tell(late, {one.name for one in failed}, vm, refused)
     elif not options.quiet:
         print(f"Every volume has a backup of the last {options.days:g} days.")
     if late and options.notify:
@@ -141,3 +103,49 @@ def _check(options: argparse.Namespace, config: Config) -> int:
             urgent=True,
         )
     return 1 if late else 0
+
+
+def _late(config: Config, expected: list[Volume], age: float) -> Iterator[tuple[str, int]]:
+    """The volumes without a session of the last ``age`` seconds, and when their newest was made (0
+    for none).
+    """
+    now = time.time()
+    for volume in expected:
+        try:
+            follows = VolumeState.of(config.state_dir, volume).load().follows.values()
+        except Refused as error:  # nobody knows of a backup of this one
+            print(f"sparsebak-agent: {printable(str(error))}", file=sys.stderr)
+            yield volume.name, 0
+            continue
+        newest = max(
+            (progress.committed.time for progress in follows if progress.committed), default=0
+        )
+        # One of a day to come was made while the clock was wrong, nobody knows when.
+        if not now - age <= newest <= now + 86400:
+            yield volume.name, newest
+
+
+def _listed(late: list[tuple[str, int]], refused: set[str]) -> list[dict[str, object]]:
+    """For ``--json``."""
+    return [
+        {
+            "volume": name,
+            "newest": session_name(when) if when else None,
+            "refused": name.partition("/")[0] in refused,
+        }
+        for name, when in late
+    ]
+
+
+def _tell(late: list[tuple[str, int]], untold: set[str], vm: str, refused: set[str]) -> None:
+    for name, when in late:
+        if name in untold:
+            continue
+        last = f"last backup {session_name(when)}" if when else "never backed up"
+        print(f"{name}: {last}", file=sys.stderr)
+    if refused:
+        print(
+            f"{', '.join(sorted(refused))}: new since setup, so that policy refuses {vm}; run:"
+            f" sparsebak-agent setup {vm}",
+            file=sys.stderr,
+        )

@@ -10,6 +10,8 @@ The archive's own copy of the slots is brought up to date in the backup VM by ``
 import argparse
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,52 +39,80 @@ def add_to(commands: Any) -> None:
         ),
     )
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, run, text, sentences in (
-        ("list", _list, "show the key slots", "Shows the key slots: number and kind."),
-        ("add", _add, "add a passphrase", "Adds a passphrase that opens the archive."),
-        (
-            "change",
-            _change,
-            "replace a passphrase",
-            "Replaces a passphrase: the only one, or the one in the slot that --slot names.",
-        ),
-        (
-            "remove",
-            _remove,
-            "remove a key slot",
-            "Removes a key slot, after asking: its passphrase or recovery key then opens nothing.",
-        ),
-        (
-            "new-recovery",
-            _recovery,
-            "replace the recovery key, and show the new one",
-            "Makes a new recovery key, after asking, and shows it. The old one then opens nothing.",
-        ),
-    ):
-        action = actions.add_parser(name, help=text, description=sentences)
-        action.add_argument("label", metavar="LABEL", help="the archive's label")
-        if name in ("change", "remove"):
-            action.add_argument(
-                "--slot",
-                type=int,
-                required=name == "remove",
-                metavar="N",
-                help="the slot's number, as shown by: keys list",
-            )
-        if name in ("add", "change"):
-            action.add_argument(
-                "--passphrase-file",
-                type=Path,
-                metavar="F",
-                help="the new passphrase, in a file's first line",
-            )
-        if name in ("remove", "new-recovery"):
-            yes_option(action)
-        action.set_defaults(run=run)
+    listed = _action(actions, "list", "show the key slots", "Shows the key slots: number and kind.")
+    listed.set_defaults(run=_list)
+    add = _action(
+        actions, "add", "add a passphrase", "Adds a passphrase that opens the archive.", _passphrase
+    )
+    add.set_defaults(run=_add)
+    changed = _action(
+        actions,
+        "change",
+        "replace a passphrase",
+        "Replaces a passphrase: the only one, or the one in the slot that --slot names.",
+        _slot,
+        _passphrase,
+    )
+    changed.set_defaults(run=_change)
+    remove = _action(
+        actions,
+        "remove",
+        "remove a key slot",
+        "Removes a key slot, after asking: its passphrase or recovery key then opens nothing.",
+        partial(_slot, required=True),
+        yes_option,
+    )
+    remove.set_defaults(run=_remove)
+    recovery = _action(
+        actions,
+        "new-recovery",
+        "replace the recovery key, and show the new one",
+        "Makes a new recovery key, after asking, and shows it. The old one then opens nothing.",
+        yes_option,
+    )
+    recovery.set_defaults(run=_recovery)
     # The old name. Without help it is not listed among the actions.
     old = actions.add_parser("show-recovery", description="The old name of: keys new-recovery")
     old.add_argument("label", metavar="LABEL", help="the archive's label")
     old.set_defaults(run=_show_recovery)
+    _add_import(actions)
+
+
+def _action(
+    actions: Any,
+    name: str,
+    text: str,
+    sentences: str,
+    *options: Callable[[argparse.ArgumentParser], None],
+) -> argparse.ArgumentParser:
+    """Declare an action on an archive, with its options in their order."""
+    action: argparse.ArgumentParser = actions.add_parser(name, help=text, description=sentences)
+    action.add_argument("label", metavar="LABEL", help="the archive's label")
+    for declare in options:
+        declare(action)
+    return action
+
+
+def _slot(action: argparse.ArgumentParser, required: bool = False) -> None:
+    action.add_argument(
+        "--slot",
+        type=int,
+        required=required,
+        metavar="N",
+        help="the slot's number, as shown by: keys list",
+    )
+
+
+def _passphrase(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="F",
+        help="the new passphrase, in a file's first line",
+    )
+
+
+def _add_import(actions: Any) -> None:
     take = actions.add_parser(
         "import",
         help="take over an archive, from a file that 'sparsebak keys' wrote in the backup VM",

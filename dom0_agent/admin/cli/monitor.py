@@ -55,6 +55,7 @@ def _run(options: argparse.Namespace) -> int:
     gone = [] if options.volumes else _let_go(config, catalog)
     new = [] if options.volumes else tag_new(config)
     noted = [] if options.volumes else last_backup.note(config, catalog)
+    unfinished = [] if options.volumes else _remove_unfinished(config)
     if not options.volumes:
         let_start(config.state_dir)
         sweep(keyring)
@@ -63,7 +64,8 @@ def _run(options: argparse.Namespace) -> int:
             {"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error}
             for o in outcomes
         ]
-        print(json.dumps({"volumes": fields, "let_go": gone, "new": new, "noted": noted}))
+        rest = {"let_go": gone, "new": new, "noted": noted, "unfinished": unfinished}
+        print(json.dumps({"volumes": fields, **rest}))
     elif not options.quiet:
         changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
         busy = sum(outcome.busy for outcome in outcomes)
@@ -95,6 +97,19 @@ def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
             if not (isinstance(error, Refused) and error.code == Code.BUSY):
                 print(f"sparsebak-agent: {orphan.name}: {printable(str(error))}", file=sys.stderr)
     return gone
+
+
+def _remove_unfinished(config: Config) -> list[str]:
+    """Names of disposables that an ``open`` which was killed had begun; its user is told."""
+    from dom0_agent.admin import unfinished
+    from dom0_agent.notify import notify
+
+    names = unfinished.sweep(config.state_dir)
+    for name in names:
+        why = "'sparsebak-agent open' was killed before it showed anything"
+        log(INFO, f"{name} is removed: {why}")
+        notify("Disposable removed", f"{name} is removed: {why}. Open it again.")
+    return names
 
 
 def _words(outcome: Outcome) -> str:

@@ -36,11 +36,13 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from dom0_agent.admin import opening
+    from dom0_agent.admin import opening, unfinished
 
     config = load(options.config)
     if config.catalog != "qubes":
         raise UserError("this needs Qubes OS; elsewhere use: sparsebak mount, or sparsebak files")
+    for left in unfinished.sweep(config.state_dir):
+        print(f"sparsebak-agent: {left}, left by one that was killed, is removed", file=sys.stderr)
     if options.volume is None:
         options.volume = _chosen(config)
     of = find(config, options.volume, options.archive)
@@ -48,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     grant = make(of, records(options, config, of), options.session, every=False)
     names = ", ".join(session_name(one.time) for one in grant.records)
     confirm(options, _question(of, names, place.template))
-    name = opening.show(place, grant)
+    name = opening.show(place, grant, config.state_dir)
     if not options.quiet:
         print(
             f"{name} shows {of.name} as of {names} in /mnt/sparsebak. It has no network: bring"

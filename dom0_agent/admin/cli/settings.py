@@ -43,6 +43,13 @@ def add_to(commands: Any) -> None:
         ),
     )
     actions = settings.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_collect(actions)
+    _add_show(actions)
+    _add_apply(actions)
+    _add_extract(actions)
+
+
+def _add_collect(actions: Any) -> None:
     collect = actions.add_parser(
         "collect",
         help="save the settings of every qube, and dom0's configuration, for the next backup",
@@ -58,6 +65,9 @@ def add_to(commands: Any) -> None:
     )
     collect.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     collect.set_defaults(run=_collect)
+
+
+def _add_show(actions: Any) -> None:
     show = actions.add_parser(
         "show",
         help="show what applying them would change (for dom0: which files differ)",
@@ -68,6 +78,9 @@ def add_to(commands: Any) -> None:
     )
     show.add_argument("qube", metavar="QUBE", help="the qube, or dom0")
     show.set_defaults(run=_run, apply=False, also=[], paths=[], yes=False)
+
+
+def _add_apply(actions: Any) -> None:
     apply = actions.add_parser(
         "apply",
         help="show the changes, ask, and apply those that are safe by themselves",
@@ -88,6 +101,9 @@ def add_to(commands: Any) -> None:
     )
     yes_option(apply)
     apply.set_defaults(run=_run, apply=True)
+
+
+def _add_extract(actions: Any) -> None:
     extract = actions.add_parser(
         "extract",
         help="write what describes the machine: packages, partition tables, LUKS headers",

@@ -16,6 +16,7 @@ from dom0_agent.admin.cli import UserError
 from dom0_agent.admin.qubes_catalog import documents_are_taken_down
 from dom0_agent.admin.tags import TAG, VM_TAG
 from dom0_agent.config import Config, load
+from dom0_agent.keyring import Keyring
 from dom0_agent.qubesd import asking, connect
 from wire.names import parse_name
 
@@ -80,6 +81,12 @@ def _run(options: argparse.Namespace) -> int:
         done(f"{_rules()} {policy.FOLDER / policy.OF_4_2}", policy.put_right)
     for problem in policy.problems():
         print(problem)
+    for archive in Keyring(config.state_dir).readable():
+        if archive.caller != name:
+            print(
+                f"Archive {archive.label} is for {archive.caller}; to let {name} have it:"
+                f" sparsebak-agent archive caller {archive.label} {name}"
+            )
     print(
         f"{len(wanted)} qubes can be backed up by {name}."
         if done.count

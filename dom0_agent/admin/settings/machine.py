@@ -92,17 +92,19 @@ def _run(*command: str) -> bytes:
 def _boot() -> Item:
     """Mode, size and path of everything in /boot: its contents come back with the packages."""
     name, lines = "boot.txt", []
-    for folder, folders, files in os.walk(_BOOT):
+    unread: list[OSError] = []
+    for folder, folders, files in os.walk(_BOOT, onerror=unread.append):
         folders.sort()
         for path in [Path(folder) / one for one in sorted(files)]:
             try:
                 found = path.lstat()
+                target = f" -> {os.readlink(path)}" if stat.S_ISLNK(found.st_mode) else ""
             except OSError:  # it went meanwhile
                 continue
-            target = f" -> {os.readlink(path)}" if stat.S_ISLNK(found.st_mode) else ""
             lines.append(f"{stat.filemode(found.st_mode)} {found.st_size:>12} {path}{target}\n")
     if not lines:
         return Item(name, error=f"{_BOOT} is empty or cannot be read")
+    lines += [f"{error.filename} cannot be read: {error.strerror}\n" for error in unread]
     return Item(name, "".join(lines).encode("utf-8", "surrogateescape"))
 
 

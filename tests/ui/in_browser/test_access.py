@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import cannot
-from tests.ui.acting import PAGES, done, sound, turn_to
+from tests.ui.acting import PAGES, arrived, done, files_of, sound, turn_to
 from tests.ui.browser import Browser
 
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
@@ -61,6 +61,14 @@ def test_axe_finds_nothing_on_any_page(browser: Browser, scheme: str, width: int
     browser.click("button", "Restore … vault")
     browser.see("it is overwritten")
     wrong["a question"] = violations(browser, script)
+    browser.press("Escape")
+    files_of(browser, "work/private")
+    wrong["files"] = violations(browser, script)
+    browser.click("nav a", "Work")
+    browser.online(False)
+    browser.see("does not answer", 30)
+    wrong["without an answer"] = violations(browser, script)
+    browser.online(True)
     assert [f"{page}: {one}" for page, said in wrong.items() for one in said] == []
     sound(browser)
 
@@ -91,7 +99,7 @@ def tab_to(browser: Browser, name: str) -> None:
     raise AssertionError((name, met))
 
 
-def test_everything_by_the_keyboard_alone(browser: Browser) -> None:
+def test_everything_by_the_keyboard_alone(browser: Browser, tmp_path: Path) -> None:
     browser.see("never backed up")
     tab_to(browser, "Skip to the page")
     browser.press("Enter")
@@ -138,4 +146,22 @@ def test_everything_by_the_keyboard_alone(browser: Browser) -> None:
         tab_to(browser, page)
         browser.press("Enter")
         browser.see(PAGES[page])
+    downloads = tmp_path / "downloads"
+    browser.keep_downloads(downloads)
+    files_of(browser, "work/private")
+    browser.js("document.getElementById('skip').focus()")
+    tab_to(browser, "Download all of docs")
+    browser.press("Enter")
+    arrived(downloads / "docs.tar", browser)
+    browser.js("document.getElementById('skip').focus()")
+    tab_to(browser, "Work")
+    browser.press("Enter")
+    browser.see(PAGES["Work"])
+    tab_to(browser, "vault/private")
+    browser.press(" ")
+    tab_to(browser, "work/private")
+    browser.press(" ")
+    tab_to(browser, "Back up")
+    browser.press("Enter")
+    browser.see("No volume is chosen.")
     sound(browser)

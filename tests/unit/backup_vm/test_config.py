@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from backup_vm import config as vm
-from backup_vm.jobs.retention import KEYS, UNLIMITED
+from backup_vm.jobs.keep_rules import KEYS, UNLIMITED
 from dom0_agent import config as dom0
 from dom0_agent.admin.qubes_options import QubesOptions
 
@@ -16,12 +16,12 @@ def test_every_setting_of_the_backup_vm_is_explained() -> None:
     found = vm.load(path)
     assert found.texts.keys() == set(vm.TEXTS)
     assert (
-        found.retention.rules_for("vault", "private").last == UNLIMITED
-        and found.retention.until_free == "10%"
+        found.pruning.rules_for("vault", "private").last == UNLIMITED
+        and found.pruning.until_free == "10%"
     )
     assert (
-        found.retention.rules_for("work", "root").daily == 90
-        and found.retention.rules_for("x", "y").daily == 30
+        found.pruning.rules_for("work", "root").daily == 90
+        and found.pruning.rules_for("x", "y").daily == 30
     )
     text = path.read_text()
     for key in (*vm.TEXTS, *vm.SWITCHES, *KEYS, "keep_default", "after_backup", "until_free"):

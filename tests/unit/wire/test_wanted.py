@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.differing import runs
 from wire import wanted
-from wire.wanted import Wanted, runs
+from wire.wanted import Wanted
 
 numbers = st.sets(st.integers(0, 99))
 

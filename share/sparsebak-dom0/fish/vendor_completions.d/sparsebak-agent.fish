@@ -50,8 +50,8 @@ function _shtab_sparsebak_agent_using
   test "$_shtab_sparsebak_agent_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' 'settings extract' grant open forget rename serve import-ini
-set -g _shtab_sparsebak_agent_opts_with_value --also --archive --caller --catalog --chunk-size --config --days --hash --idle --listen --output --passphrase-file --records --session --slot --template --user --vm -o
+set -g _shtab_sparsebak_agent_commands setup archive 'archive add' 'archive list' 'archive caller' 'archive remove' keys 'keys list' 'keys add' 'keys change' 'keys remove' 'keys new-recovery' 'keys import' volumes monitor status backup check settings 'settings collect' 'settings show' 'settings apply' 'settings extract' grant open forget rename serve import-ini
+set -g _shtab_sparsebak_agent_opts_with_value --also --archive --caller --catalog --chunk-size --config --days --hash --idle --listen --lock-wait --output --passphrase-file --records --session --slot --template --user --vm -o
 
 complete -c sparsebak-agent -e
 complete -c sparsebak-agent -f
@@ -97,6 +97,13 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive list' -s u 
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive list' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive list' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive list' -l json -d 'print data as JSON, where there is any'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive; and test $_shtab_sparsebak_agent_npos -eq 0' -a caller -d 'Lets another backup VM use an archive, and the one before no more: it was replaced, or renamed. What is known of volumes stays, so that the next backup sends what changed.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive caller' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive caller' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive caller' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive caller' -s q -l quiet -d 'print errors only'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive caller' -s v -l verbose -d 'print more'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive caller' -l json -d 'print data as JSON, where there is any'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive; and test $_shtab_sparsebak_agent_npos -eq 0' -a remove -d 'Forgets an archive and its key, after asking. The archive'"'"'s files stay, and its passphrase or its recovery key still opens them.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive remove' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using archive remove' -l yes -d 'do not ask'
@@ -186,10 +193,11 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -s u -l una
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -s q -l quiet -d 'print errors only'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -s v -l verbose -d 'print more'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using status' -l json -d 'print data as JSON, where there is any'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a backup -d 'On Qubes OS: has the backup VM make a backup. If the backup VM is off, it is started first and shut down afterwards. Exit code 13 means that the backup VM has put the backup off: it is on battery or on a metered link.'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a backup -d 'On Qubes OS: has the backup VM make a backup. If the backup VM is off, it is started first and shut down afterwards. Another run there that has the archive, such as the nightly check, is waited for. Exit code 13 means that the backup VM has put the backup off: it is on battery or on a metered link.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -l vm -x -d 'the backup VM (default: the one tagged by setup)'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -l user -x -d 'the user that runs the backup there (default: user)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -l lock-wait -x -d 'how long to wait there for another run that has the archive (default: 43200)'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using backup' -s q -l quiet -d 'print errors only'

@@ -7,7 +7,7 @@ from itertools import count
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from backup_vm.archive import notes
+from backup_vm.archive import notes, noting
 from backup_vm.jobs.sampling import Candidate, due, packs_to_check
 from backup_vm.quantities import Part
 
@@ -104,7 +104,7 @@ def test_each_pack_is_looked_at_within_a_bounded_time(
         assert done or not there
         bad = {notes.short(name) for name in done if damaged}
         present, short = ({notes.short(name) for name in these} for these in (there, done))
-        notes.note_scrub(found, not bad, present, short, bad, now)
+        noting.note_scrub(found, not bad, present, short, bad, now)
         for name in done:
             del deadline[name]
         late = [name for name, last in deadline.items() if last < night]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backup_vm.jobs.retention import DAY
+from backup_vm.jobs.keep_rules import DAY
 from backup_vm.jobs.upkeep.plan import Plan, load, parse
 from backup_vm.quantities import Part
 
@@ -35,8 +35,8 @@ def test_without_any_setting_nothing_is_removed() -> None:
         {"sample": "0%"},
         {"copy": "no"},
         {"ignore": "attic"},
-        {"retention": {"keep_all": 1}},
-        {"retention": {"keep_default": True, "keep_last": 1}},
+        {"prune": {"keep_all": 1}},
+        {"prune": {"keep_default": True, "keep_last": 1}},
         {"archives": {"anna": 1}},
         {"archives": {"anna": {"place": "x"}}},
         {"keep_last": 1},

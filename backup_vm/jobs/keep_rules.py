@@ -10,9 +10,8 @@ kept if any rule keeps it, and the newest one always.
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
-
-from common.values import dataclass, fields, replace
 
 DAY = 86400
 AHEAD = DAY
@@ -147,7 +146,7 @@ def parse_duration(text: str) -> int:
     return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([hdwmy])", text))
 
 
-def parse_lock(text: str) -> int:
+def parse_retention(text: str) -> int:
     """Seconds for which an archive is to lock what is stored; raise ValueError."""
     from backup_vm.archive.parameters import LONGEST_RETENTION
 

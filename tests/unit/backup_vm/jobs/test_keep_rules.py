@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Retention against a model written the other way round: period by period, from the newest session
+"""The rules against a model written the other way round: period by period, from the newest session
 back.
 """
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backup_vm.jobs.retention import (
+from backup_vm.jobs.keep_rules import (
     AHEAD,
     DAY,
     DEFAULT,

@@ -77,6 +77,10 @@ def test_what_only_its_age_keeps_is_told_of(
         assert "(--min-age)" in said
         found = commands.json(*words, *more)
         assert (found["spared"], found["min_age"], found["removed"]) == (2, 3 * DAY, [])
+        until = [row["spared_until"] for row in found["plan"]]
+        assert [row["spared"] for row in found["plan"]] == [True, True, False]
+        assert until[2] is None and until[1] - until[0] == pytest.approx(DAY - HOUR, abs=60)
+        assert until[0] == pytest.approx(time.time() + 2 * DAY, abs=3600)
     assert commands.json(*words, "--min-age", "2h")["spared"] == 1
     assert (
         "for now" not in commands.run("-v", *words, "--min-age", "0d", "--max-removed", "100%")[0]
@@ -113,24 +117,22 @@ def test_rules_of_the_settings(
     commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     names = sessions_of_ages(commands.site, monkeypatch, [hour * HOUR for hour in range(4)])
-    commands.settings("[retention]\nkeep_last = 1\n[retention.qubes.work]\nkeep_last = 3\n")
+    commands.settings("[prune]\nkeep_last = 1\n[prune.qubes.work]\nkeep_last = 3\n")
     assert [s["session"] for s in commands.keyed("prune", "-n")["removed"]] == names[:1]
     monkeypatch.setenv("SPARSEBAK_AGENT", "")
     assert "rules for qubes by name" in commands.fails(2, "prune", "--dry-run")
-    commands.settings(
-        '[retention]\nkeep_last = 1\n[retention.qubes."work/private"]\nkeep_default = true\n'
-    )
+    commands.settings('[prune]\nkeep_last = 1\n[prune.qubes."work/private"]\nkeep_default = true\n')
     assert commands.keyed("prune")["removed"] == []
-    commands.settings("[retention]\nkeep_last = 1\n[retention.qubes.other]\nkeep_last = 3\n")
+    commands.settings("[prune]\nkeep_last = 1\n[prune.qubes.other]\nkeep_last = 3\n")
     assert [s["session"] for s in commands.keyed("prune")["removed"]] == names[:3]
     for wrong, said in (
-        ("[retention]\nkeep_dayly = 1", "keep_dayly"),
-        ("[retention]\nkeep_default = true\nkeep_last = 1", "cannot be combined"),
-        ("[retention]\nafter_backup = 1", "after_backup"),
-        ("[retention]\nuntil_free = 10", "until_free"),
-        ("[retention]\nqubes = 1", "retention.qubes"),
-        ('[retention.qubes."../x"]\nkeep_last = 1', "qube"),
-        ("retention = 1", "table"),
+        ("[prune]\nkeep_dayly = 1", "keep_dayly"),
+        ("[prune]\nkeep_default = true\nkeep_last = 1", "cannot be combined"),
+        ("[prune]\nafter_backup = 1", "after_backup"),
+        ("[prune]\nuntil_free = 10", "until_free"),
+        ("[prune]\nqubes = 1", "prune.qubes"),
+        ('[prune.qubes."../x"]\nkeep_last = 1', "qube"),
+        ("prune = 1", "table"),
         ("colour = 1", "colour"),
         ("x =", "config.toml"),
     ):
@@ -143,7 +145,7 @@ def test_pruning_after_each_backup(commands: Commands, monkeypatch: pytest.Monke
     monkeypatch.undo()
     monkeypatch.setenv("SPARSEBAK_ARCHIVE", str(commands.site.archive))
     monkeypatch.setenv("SPARSEBAK_AGENT", f"local:{commands.site.config}")
-    commands.settings("[retention]\nkeep_last = 2\nafter_backup = true\n")
+    commands.settings("[prune]\nkeep_last = 2\nafter_backup = true\n")
     fill(commands.site.image(), 8 * GRAIN, 5)
     commands.run("backup")
     assert commands.names()[0] == names[-1] and len(commands.names()) == 2

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Indexes of names, as whoever stores an archive knows them: sealed files beside sessions, which
+can be handed on, copied, checked and removed without a key.
+
+An index is a chain of segments. The last one leads to the names of the file's own session; each
+says what is different from the segment that it builds on, which is the one before it in the file,
+or for the first one the last of another file, or none. When a session is removed, the files that
+build on its index get its segments (``hand_on``).
+
+Nothing needs an index: one that is missing or damaged means that a session's files are read.
+"""
+
+import hashlib
+import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backup_vm.archive import naming
+from backup_vm.archive.damage import opened
+from backup_vm.archive.format import DIGEST_SIZE
+from backup_vm.archive.names_format import (
+    HEAD_SIZE,
+    LONGEST_BLOCK,
+    SEAL_OVERHEAD,
+    SEGMENT_SIZE,
+    NamesHead,
+    SegmentHead,
+)
+from backup_vm.archive.sessions import SUFFIX as SESSION
+from backup_vm.archive.storage import Storage
+from backup_vm.errors import DamagedError
+from wire.messages import LENGTH
+
+if TYPE_CHECKING:
+    from backup_vm.archive.archive import Archive
+
+SUFFIX = ".names"
+HINT = "run: sparsebak files index"
+NO_SEGMENT = bytes(16)
+"""``base`` of a segment that builds on none."""
+MOST_SEGMENTS = 1 << 12
+"""Segments of one file."""
+_LENGTH = LENGTH.size
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment in a file; ``at`` is the offset of its head."""
+
+    file: str
+    at: int
+    head: SegmentHead
+
+
+@dataclass(frozen=True)
+class NameFile:
+    """An index in a file, as its heads say; nothing of it has proven authentic."""
+
+    name: str
+    segments: tuple[Segment, ...]
+
+    @property
+    def id(self) -> bytes:
+        """Id of its last segment, which others may build on."""
+        return self.segments[-1].head.id
+
+    @property
+    def base(self) -> bytes:
+        """Id of the segment in another file that it builds on."""
+        return self.segments[0].head.base
+
+
+def of_session(session_file: str) -> str:
+    """The name of the index of a session, given that of its session file."""
+    return session_file.removesuffix(SESSION) + SUFFIX
+
+
+def names_in(storage: Storage, volume: str | None = None) -> list[str]:
+    """Names of all indexes, of one volume or all."""
+    found = filter(naming.is_names, storage.names("volumes", SUFFIX))
+    return [name for name in found if volume in (None, naming.volume_of(name))]
+
+
+def load(storage: Storage, name: str, archive: bytes) -> NameFile:
+    """The heads of an index; raise DamagedError."""
+    path, found = storage.describe(name), list[Segment]()
+    with opened(storage, name) as fd:
+        end = os.fstat(fd).st_size - DIGEST_SIZE
+        try:
+            head = NamesHead.parse(os.pread(fd, HEAD_SIZE, 0))
+            if (head.archive, head.volume_id.hex()) != (archive, naming.volume_of(name)):
+                raise ValueError("it is of another archive or volume")
+            if not 1 <= head.segments <= MOST_SEGMENTS:
+                raise ValueError("it has an impossible number of segments")
+            at = HEAD_SIZE
+            for _ in range(head.segments):
+                segment = SegmentHead.parse(os.pread(fd, SEGMENT_SIZE, at))
+                if segment.payload > end - at - SEGMENT_SIZE or not segment.blocks:
+                    raise ValueError("a segment is longer than the file")
+                if found and segment.base != found[-1].head.id:
+                    raise ValueError("its segments do not build on each other")
+                found.append(Segment(name, at, segment))
+                at += SEGMENT_SIZE + segment.payload
+            if at != end or found[-1].head.session.hex() != naming.session_of(name):
+                raise ValueError("it is of another length or session")
+        except ValueError as error:
+            raise DamagedError(f"{path} is damaged: {error}", HINT) from None
+    return NameFile(name, tuple(found))
+
+
+def load_all(storage: Storage, volume: str, archive: bytes) -> Iterator[NameFile | DamagedError]:
+    """All indexes of a volume."""
+    names = names_in(storage, volume)
+    with suppress(FileNotFoundError):
+        storage.fetch(names)
+    for name in names:
+        try:
+            yield load(storage, name, archive)
+        except DamagedError as error:
+            yield error
+
+
+def sealed_blocks(storage: Storage, segment: Segment) -> Iterator[bytes]:
+    """The sealed blocks of a segment; raise DamagedError where they are not what its head says."""
+    at = segment.at + SEGMENT_SIZE
+    end = at + segment.head.payload
+    with opened(storage, segment.file) as fd:
+        for _ in range(segment.head.blocks):
+            raw = os.pread(fd, _LENGTH, at)
+            (length,) = LENGTH.unpack(raw) if len(raw) == _LENGTH else (0,)
+            at += _LENGTH
+            if not SEAL_OVERHEAD <= length <= min(LONGEST_BLOCK, end - at):
+                raise _damaged(storage, segment)
+            sealed = os.pread(fd, length, at)
+            if len(sealed) != length:
+                raise _damaged(storage, segment)
+            yield sealed
+            at += length
+    if at != end:
+        raise _damaged(storage, segment)
+
+
+def _damaged(storage: Storage, segment: Segment) -> DamagedError:
+    return DamagedError(f"{storage.describe(segment.file)} is damaged: its blocks", HINT)
+
+
+def check(storage: Storage, name: str) -> None:
+    """Compare a file with its digest; raise DamagedError."""
+    found = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    with opened(storage, name) as fd:
+        end = max(os.fstat(fd).st_size - DIGEST_SIZE, 0)
+        for raw in _range(fd, 0, end):
+            found.update(raw)
+        sound = os.pread(fd, DIGEST_SIZE, end) == found.digest()
+    if not sound:
+        raise DamagedError(f"{storage.describe(name)} is damaged: its checksum is wrong", HINT)
+
+
+def _range(fd: int, at: int, end: int) -> Iterator[bytes]:
+    while at < end and (raw := os.pread(fd, min(end - at, _BLOCK), at)):
+        yield raw
+        at += len(raw)
+
+
+def write(
+    storage: Storage, archive: bytes, name: str, parts: Iterable[bytes], segments: int
+) -> None:
+    """Store an index of so many segments; ``parts`` are the bytes of all of them."""
+    head = NamesHead(archive, bytes.fromhex(naming.volume_of(name)), segments).build()
+    digest = hashlib.blake2b(head, digest_size=DIGEST_SIZE)
+    new = storage.create(name)
+    try:
+        new.write(head)
+        for part in parts:
+            digest.update(part)
+            new.write(part)
+        new.write(digest.digest())
+        new.finish()
+    except BaseException:
+        new.abandon()
+        raise
+
+
+def raw_segments(storage: Storage, segments: Iterable[Segment]) -> Iterator[bytes]:
+    """The bytes of segments, to be written into another file; raise DamagedError."""
+    for segment in segments:
+        with opened(storage, segment.file) as fd:
+            end = segment.at + SEGMENT_SIZE + segment.head.payload
+            yield from _range(fd, segment.at, end)
+
+
+def hand_on(archive: "Archive", volume: str, gone: Collection[str]) -> None:
+    """Before sessions (file names) of a volume are removed: give the segments of their indexes to
+    those that build on them.
+
+    What goes wrong costs an index, and keeps no session from being removed: on a full disk a prune
+    has to make room.
+    """
+    storage, own = archive.storage, archive.parameters.archive
+    lost = {of_session(name) for name in gone}
+    if lost.isdisjoint(names_in(storage, volume)):
+        return
+    found = [one for one in load_all(storage, volume, own) if isinstance(one, NameFile)]
+    going = {one.id: one for one in found if one.name in lost}
+    for one in found:
+        if one.name in lost or one.base not in going:
+            continue
+        segments = inherited(one, going)
+        if len(segments) > MOST_SEGMENTS:
+            continue
+        with suppress(DamagedError, OSError):
+            for name in {segment.file for segment in segments}:
+                check(storage, name)  # no damage is stored under a good digest
+            write(storage, own, one.name, raw_segments(storage, segments), len(segments))
+
+
+def inherited(one: NameFile, others: dict[bytes, NameFile]) -> list[Segment]:
+    """The segments of an index after those of ``others`` (by the id of their last one) that it
+    builds on, at whatever remove.
+    """
+    segments, left = list(one.segments), dict(others)
+    while (before := left.pop(segments[0].head.base, None)) is not None:
+        segments = [*before.segments, *segments]
+    return segments
+
+
+def clean(archive: "Archive") -> None:
+    """Remove indexes of which there is no session: those of sessions that were removed."""
+    sessions = set(map(of_session, archive.session_files()))
+    archive.storage.remove_all([one for one in names_in(archive.storage) if one not in sessions])
+
+
+def copy(source: "Archive", target: "Archive") -> Iterator[str]:
+    """Give a copy the indexes that it lacks, of the sessions that it has; yields what is damaged
+    here.
+    """
+    own, wanted = source.parameters.archive, set(map(of_session, target.session_files()))
+    lacking = wanted.intersection(names_in(source.storage)).difference(names_in(target.storage))
+    for volume in sorted(set(map(naming.volume_of, lacking))):
+        found = list(load_all(source.storage, volume, own))
+        here = {one.id: one for one in found if isinstance(one, NameFile)}
+        for there in load_all(target.storage, volume, own):
+            if isinstance(there, NameFile):
+                here.pop(there.id, None)
+        for one in found:
+            if isinstance(one, DamagedError):
+                yield str(one)
+            elif one.name in lacking:
+                segments = inherited(one, here)
+                try:
+                    for name in {segment.file for segment in segments}:
+                        check(source.storage, name)
+                    parts = raw_segments(source.storage, segments)
+                    write(target.storage, own, one.name, parts, len(segments))
+                except DamagedError as error:
+                    yield str(error)
+                    continue
+                here.pop(one.id, None)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Opening an archive that another run holds: the command waits as long as ``--lock-wait`` says."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from backup_vm import stopping
+from backup_vm.archive.opening import open_archive
+from backup_vm.errors import LockedError
+
+if TYPE_CHECKING:
+    from backup_vm.archive.archive import Archive
+
+_FIRST, _LONGEST = 0.2, 30.0
+"""Seconds between two looks, at first and after a while: each one costs a request where the archive
+is on a server.
+"""
+
+
+@contextmanager
+def open_in_time(
+    place: str, writing: bool | None, command: str, patience: float, tell: Callable[[str], None]
+) -> Iterator["Archive"]:
+    """See open_archive. While another run has the archive, wait up to ``patience`` seconds for it,
+    after one line to ``tell``; then raise LockedError.
+    """
+    with ExitStack() as stack:
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                archive = stack.enter_context(open_archive(place, writing, command))
+                break
+            except LockedError as locked:
+                waited = time.monotonic() - began
+                if waited >= patience:
+                    raise
+                if not told:
+                    tell(f"{locked}; waiting for it to end, {_long(patience)} at most")
+                told = True
+                stopping.sleep(min(max(_FIRST, waited / 10), _LONGEST, patience - waited))
+        # Outside the loop: a lease that is lost later is no archive to wait for.
+        yield archive
+
+
+def _long(seconds: float) -> str:
+    """A length of time, for people."""
+    for word, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {word}"
+    return f"{seconds:.3g} seconds"

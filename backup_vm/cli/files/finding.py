@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``find --session all`` of ``sparsebak files``: in which sessions files of a name are."""
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from backup_vm.cli.context import Context
+from backup_vm.cli.files.listing import TYPES
+from backup_vm.cli.files.opening import Troubles, opened_volume, path_of
+from backup_vm.terminal.text import count_text, table
+
+if TYPE_CHECKING:
+    from backup_vm.archive.sessions import Session
+    from backup_vm.files.session import SessionFiles
+    from backup_vm.jobs.finding import Looked, Trouble
+
+
+def find_in_all(options: argparse.Namespace) -> int:
+    """Print the files that fit, each with the sessions from which and to which it was so."""
+    from backup_vm.errors import Exit
+    from backup_vm.files.session import shown
+    from backup_vm.files.showing import text_of, time_text, type_of
+    from backup_vm.jobs.finding import find, wanted
+
+    context = Context(options)
+    troubles = Troubles(context)
+    name = None if options.name is None else os.fsencode(options.name)
+    with opened_volume(context) as (volume, files):
+
+        def opened(session: "Session") -> "SessionFiles":
+            return files.open(session).files
+
+        def trouble(session: "Session") -> "Trouble":
+            return lambda path, text: troubles(path, f"{session.name}: {text}")
+
+        top = path_of(context)
+        asked = wanted(top, name, TYPES.get(options.type))
+        names = files.names(context.warn)
+        found, looked = find(volume.sessions, names, asked, top, opened, trouble)
+    rows = [["FROM", "UNTIL", "SIZE", "MODIFIED", "PATH"]]
+    for one in found:
+        about = [str(one.about.size), time_text(one.about.mtime)]
+        rows.append([one.first.name, one.last.name, *about, shown(one.path)])
+    data = [
+        {
+            "path": text_of(one.path),
+            "type": type_of(one.about.mode),
+            **{key: value for key, value in one.about._asdict().items() if key != "node"},
+            "first": one.first.name,
+            "last": one.last.name,
+            "sessions": one.sessions,
+        }
+        for one in found
+    ]
+    _tell(context, looked)
+    if found or context.json:
+        context.result({"files": data}, table(rows, frozenset({2})))
+    if looked.damaged:
+        return Exit.DAMAGED
+    return Exit.FAILED if troubles.count or looked.incomplete else Exit.OK
+
+
+def _tell(context: Context, looked: "Looked") -> None:
+    """What must be known of how it was looked."""
+    if looked.read:
+        what = count_text(looked.read, "session")
+        context.say(
+            f"{what} without an index of names, read as a whole; see: sparsebak files index"
+        )
+    if looked.incomplete:
+        what = count_text(looked.incomplete, "session")
+        context.warn(f"{what} had files that could not be read when their names were indexed")

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Indexes of the names in a volume's sessions: made of what a reader of files says, and asked for
+names through all sessions at once.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from functools import partial
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from backup_vm.archive import name_index
+from backup_vm.archive.name_index import NO_SEGMENT, NameFile, Segment
+from backup_vm.archive.names_format import BY_DEFAULT, NamesAbout
+from backup_vm.archive.sessions import Session
+from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.files.names import (
+    About,
+    Link,
+    Made,
+    Row,
+    Sealing,
+    Unusable,
+    named,
+    order,
+    rows_of,
+)
+from backup_vm.files.session import SessionFiles
+from backup_vm.unsealing import unseal
+from backup_vm.volumes import Contents, Named
+from wire.chunks import NotAuthentic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MOST_ROWS = 1_000_000
+"""Rows that are kept at once of what fits."""
+_CHAIN = 200
+"""Segments that a new one builds on, at most: a file of each is open then."""
+_SHARE = 4
+"""How many times the bytes of a segment that builds on none those that build on it may have."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which files are asked for: those whose last name ``pattern`` finds between two zeros, whose
+    path (without a slash before it) ``fits``, and that are ``kept`` by what is said of them.
+    """
+
+    pattern: re.Pattern[bytes]
+    fits: Callable[[bytes], bool]
+    kept: Callable[[About], bool]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an index says of a session: the rows that are others than in the session asked before,
+    or all (``anew``), and how many files could not be read when it was made.
+    """
+
+    anew: bool
+    rows: dict[bytes, About | None]
+    troubles: int
+
+
+class Names:
+    """The indexes of one volume. ``partition``: which one is asked for, None for the one that is
+    read by default. ``warn`` is told once of each that cannot be used.
+    """
+
+    def __init__(
+        self,
+        contents: Contents,
+        volume: Named,
+        partition: int | str | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._contents, self._volume, self._partition = contents, volume, partition
+        self._storage, self._warn = contents.archive.storage, warn
+        self._links: dict[bytes, Link] = {}
+        """By the id of their segments."""
+        self._of_session: dict[bytes, bytes] = {}
+        """The last segment of each session that has an index."""
+        self._where: dict[bytes, str] = {}
+        self._sealings: dict[bytes, Sealing] = {}
+        self._unusable: set[bytes] = set()
+        own = contents.archive.parameters.archive
+        for one in name_index.load_all(self._storage, volume.id, own):
+            if isinstance(one, DamagedError):
+                warn(f"{one}; it is ignored, to make it again: sparsebak files index")
+            else:
+                self._take(one)
+
+    def _take(self, one: NameFile) -> None:
+        for segment in one.segments:
+            read: Callable[[Segment], Iterator[bytes]]
+            read = partial(name_index.sealed_blocks, self._storage)
+            self._links[segment.head.id] = Link(segment.head, partial(read, segment))
+            self._where[segment.head.id] = one.name
+        self._of_session[one.segments[-1].head.session] = one.id
+
+    def __bool__(self) -> bool:
+        return bool(self._of_session)
+
+    def sealing(self, session: Session) -> Sealing:
+        """What the segments of a session are sealed with; raise DamagedError."""
+        clear = session.clear
+        try:
+            record, keys = unseal(session.record, self._contents.needed_keys())
+        except NotAuthentic as error:
+            raise DamagedError(f"{self._storage.describe(session.file)}: {error}") from None
+        found = self._sealings.get(record.dedup_domain)
+        if found is None:
+            found = Sealing.of(clear.archive, clear.volume_id, keys)
+            self._sealings[record.dedup_domain] = found
+        return found
+
+    def chain(self, session: Session) -> list[Link]:
+        """The segments that lead to a session's names, the one that builds on nothing first; none
+        where there is no index of it that can be used.
+        """
+        at = self._of_session.get(session.clear.session, NO_SEGMENT)
+        found: list[Link] = []
+        seen: set[bytes] = set()
+        while at != NO_SEGMENT:
+            link = self._links.get(at)
+            if link is None or at in self._unusable or at in seen:
+                return []
+            seen.add(at)
+            found.append(link)
+            at = link.head.base
+        if not found:
+            return []
+        try:
+            about = found[0].about(self.sealing(session))
+        except (Unusable, DamagedError) as error:
+            self._refuse(found[0], error)
+            return []
+        return found[::-1] if self._fits(about) else []
+
+    def _fits(self, about: NamesAbout) -> bool:
+        """Whether it is of the partition that is asked for."""
+        if self._partition is None:
+            return bool(about.flags & BY_DEFAULT)
+        return self._partition == (about.logical or about.partition)
+
+    def _refuse(self, link: Link, error: Exception) -> None:
+        self._unusable.add(link.head.id)
+        where = self._storage.describe(self._where.get(link.head.id, ""))
+        why = str(error) if isinstance(error, DamagedError) else f"{where} is damaged: {error}"
+        self._warn(f"{why}; it is ignored, to make it again: sparsebak files index")
+
+    def steps(
+        self, sessions: Sequence[Session], wanted: Wanted
+    ) -> Iterator[tuple[Session, Step | None]]:
+        """What the indexes say of each session, in order; None where there is none. Raises
+        SparsebakError where more fits than can be kept.
+        """
+        reached = NO_SEGMENT
+        for session in sessions:
+            links = self.chain(session)
+            ids = [link.head.id for link in links]
+            first = ids.index(reached) + 1 if reached in ids else 0
+            step = self._step(session, links[first:], wanted, first == 0) if links else None
+            reached = ids[-1] if step is not None else NO_SEGMENT
+            yield session, step
+
+    def _step(self, session: Session, links: list[Link], wanted: Wanted, anew: bool) -> Step | None:
+        sealing, rows, troubles = self.sealing(session), dict[bytes, About | None](), 0
+        for link in links:
+            try:
+                troubles = link.about(sealing).troubles
+                for text in link.texts(sealing):
+                    for path, about in named(text, wanted.pattern):
+                        if wanted.fits(path):
+                            rows[path] = about if about and wanted.kept(about) else None
+                    must_be_few(rows)
+            except (Unusable, DamagedError) as error:
+                self._refuse(link, error)
+                return None
+        return Step(anew, rows, troubles)
+
+    # Making
+
+    def make(
+        self,
+        session: Session,
+        files: SessionFiles,
+        before: Session | None,
+        trouble: Callable[[bytes, str], None],
+    ) -> Made:
+        """The segment that leads to a session's names, from those of the session ``before`` where
+        that has an index. It is not stored; ``add`` lets others build on it.
+
+        Raises FileSystemError, and DamagedError where the archive is damaged.
+        """
+        links = self.chain(before) if before is not None else []
+        # another deduplication domain has other keys
+        if not _worth(links) or before is None or self.sealing(before) != self.sealing(session):
+            links = []
+        try:
+            return self._make(session, files, links, trouble)
+        except Unusable as error:
+            self._warn(f"the index of names of {before.name if before else ''}: {error}")
+            return self._make(session, files, [], trouble)
+
+    def _make(
+        self,
+        session: Session,
+        files: SessionFiles,
+        links: list[Link],
+        trouble: Callable[[bytes, str], None],
+    ) -> Made:
+        sealing, troubles = self.sealing(session), 0
+
+        def told(path: bytes, text: str) -> None:
+            nonlocal troubles
+            troubles += 1
+            trouble(path, text)
+
+        base = links[-1].head.id if links else NO_SEGMENT
+        spool = self._storage.workspace.scratch()
+        made = Made(sealing, session.clear.session, os.urandom(16), base, spool)
+        try:
+            walked = (
+                Row(found.path[1:], About.of(found))
+                for _, found in files.walk(files.find(b"/"), told)
+            )
+            for row in _different(_tree(links, sealing), walked):
+                made.packer.add(*row)
+            if files.damaged:
+                raise DamagedError(
+                    f"{files.name}: what is damaged has no index of names", "run: sparsebak scrub"
+                )
+            part = files.part
+            made.finish(part.number, part.name, files.by_default, troubles)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def add(self, session: Session, made: Made) -> None:
+        """Let later segments build on one that was made."""
+        self._links[made.head.id] = made.link()
+        self._of_session[session.clear.session] = made.head.id
+
+
+def must_be_few(rows: Sized) -> None:
+    """Raise SparsebakError where there are more than can be kept."""
+    if len(rows) > MOST_ROWS:
+        raise SparsebakError(
+            f"more than {MOST_ROWS:,} files fit", "name a folder, or a narrower pattern"
+        )
+
+
+def _worth(links: list[Link]) -> bool:
+    """Whether another segment is to build on these: reading all of them must not take much longer
+    than reading one that builds on none.
+    """
+    if not 0 < len(links) <= _CHAIN:
+        return False
+    return sum(link.head.payload for link in links[1:]) <= _SHARE * links[0].head.payload
+
+
+def _tree(links: list[Link], sealing: Sealing) -> Iterator[Row]:
+    """All that there is where the last of these segments leads to, in order; a row of a later one
+    is in the place of one of an earlier. Raises Unusable.
+    """
+
+    def keyed(link: Link, age: int) -> "Iterator[tuple[bytes, int, Row]]":
+        for text in link.texts(sealing):
+            for row in rows_of(text):
+                yield order(row.path), age, row
+
+    last = None
+    streams = [keyed(link, -age) for age, link in enumerate(links)]
+    for key, _, row in merge(*streams, key=itemgetter(0, 1)):
+        if key != last and row.about is not None:
+            yield row
+        last = key
+
+
+def _different(old: "Iterable[Row]", new: "Iterable[Row]") -> Iterator[Row]:
+    """What leads from one tree to another, both in order."""
+
+    def keyed(rows: "Iterable[Row]", late: bool) -> "Iterator[tuple[bytes, bool, Row]]":
+        return ((order(row.path), late, row) for row in rows)
+
+    both = merge(keyed(old, False), keyed(new, True), key=itemgetter(0))
+    for _, group in groupby(both, itemgetter(0)):
+        rows = {late: row for _, late, row in group}
+        if True not in rows:
+            yield Row(rows[False].path, None)
+        elif rows.get(False) != rows[True]:
+            yield rows[True]

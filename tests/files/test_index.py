@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Indexes of the names in sessions: what is found by them is what reading the sessions finds,
+whatever became of them.
+"""
+
+import io
+import json
+import os
+import shutil
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup_vm import cli
+from backup_vm.archive import name_index
+from backup_vm.archive.format import RECORD_AT, SESSION_HEAD_SIZE
+from backup_vm.jobs.files import VolumeFiles
+from common.text import session_name
+from tests.files.indexed import STATES, Indexed, Listed, filled
+from tests.kit import PASSPHRASE, Site, own_domains
+from wire.records import read_clear
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    site = Site(tmp_path_factory.mktemp("indexed") / "site")
+    for state in STATES:
+        filled(site.image(), state)
+        site.backup()
+    return site
+
+
+@pytest.fixture(scope="module")
+def kept(made: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of its archive, with indexes."""
+    archive = tmp_path_factory.mktemp("kept") / "archive"
+    shutil.copytree(made.archive, archive)
+    (archive.parent / "pw").write_bytes(PASSPHRASE)
+    key = ("--passphrase-file", str(archive.parent / "pw"))
+    assert cli.main(["--archive", str(archive), "files", "index", "work/private", *key]) == 0
+    return archive
+
+
+@pytest.fixture(scope="module")
+def listed(made: Site) -> Listed:
+    words = ["--archive", str(made.archive), "--json", "files", "find", "work/private"]
+    words += ["--passphrase-file", str(made.root / "pw"), "--session"]
+    (made.root / "pw").write_bytes(PASSPHRASE)
+    found = {}
+    for path in sorted(made.archive.glob("volumes/*/*.session")):
+        name = session_name(read_clear(path.read_bytes()[RECORD_AT:SESSION_HEAD_SIZE]).time)
+        with redirect_stdout(io.StringIO()) as out:
+            assert cli.main([*words, name]) == 0
+        found[name] = json.loads(out.getvalue())["files"]
+    return found
+
+
+def site_of(made: Site, archive: Path, target: Path) -> Site:
+    shutil.copytree(archive, target)
+    site = Site(made.root, make=False)
+    site.archive = target
+    return site
+
+
+@pytest.fixture
+def plain(made: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Indexed:
+    """The site, with a copy of its archive without an index."""
+    return Indexed(site_of(made, made.archive, tmp_path / "archive"), capsys)
+
+
+@pytest.fixture
+def indexed(made: Site, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Indexed:
+    """The same with indexes."""
+    return Indexed(site_of(made, kept, tmp_path / "archive"), capsys)
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sessions that are opened from here on."""
+    opened: list[str] = []
+    before = VolumeFiles.open
+
+    def watched(self: VolumeFiles, session: Any, watch: bool = False) -> Any:
+        opened.append(session.name)
+        return before(self, session, watch)
+
+    monkeypatch.setattr(VolumeFiles, "open", watched)
+    return opened
+
+
+def test_what_is_found_is_what_reading_finds(
+    plain: Indexed, unread: list[str], listed: Listed
+) -> None:
+    for words in (("--name", "*.txt"), ("b", "--type", "f")):
+        plain.must_find(listed, *words)
+    rows = plain.index()
+    assert [row["full"] for row in rows] == [True] + [False] * 4 and not plain.index()
+    unread.clear()
+    for words in (
+        ("--name", "*.txt"), ("--name", "?.t[x]t", "--type", "f"), (), ("b",), ("--type", "d"),
+        ("/e/f/",), ("--name", "*now*"), ("--type", "l"), ("--name", "odd \udcff*"), ("none",),
+    ):  # fmt: skip
+        plain.must_find(listed, *words)
+    assert not unread
+    words = ("--name", "c.txt", "--session", "all", "--passphrase-file", str(plain.passphrase))
+    text = plain.run("files", "find", "work/private", *words)[0].splitlines()
+    none = ("files", "find", "work/private", "--name", "none", "--session", "all", *words[-2:])
+    assert plain.run(*none) == ("", "")
+    assert len(text) == 4 and all(line.endswith("/b/c.txt") for line in text[1:])
+
+
+def test_a_history_is_the_same_with_and_without(plain: Indexed, unread: list[str]) -> None:
+    def histories() -> list[Any]:
+        found = []
+        for path in ("a.txt", "b/c.txt", "/b/d.bin", "b", "e/f/g.txt", "link/c.txt", "b/../a.txt"):
+            unread.clear()
+            rows = plain.keyed("files", "history", "work/private", path)["sessions"]
+            found.append(([(row["session"], row["change"]) for row in rows], len(unread)))
+        return found
+
+    before = histories()
+    plain.index()
+    after = histories()
+    assert [rows for rows, _ in before] == [rows for rows, _ in after]
+    assert all(now <= then for (_, now), (_, then) in zip(after, before, strict=True))
+    assert sum(now for _, now in after) < sum(then for _, then in before)
+
+
+@pytest.mark.parametrize("gone", [(1,), (0, 1, 2), (2, 4)])
+def test_an_index_outlives_the_sessions_that_it_builds_on(
+    indexed: Indexed, unread: list[str], listed: Listed, gone: tuple[int, ...]
+) -> None:
+    names = indexed.names()
+    for turn in gone:
+        words = ("--session", names[turn], "--yes")
+        indexed.run("prune", "work/private", *words)
+    assert len(indexed.files()) == len(STATES) - len(gone) == len(indexed.names())
+    unread.clear()
+    indexed.must_find(listed, "--name", "*.txt")
+    assert not unread and not indexed.index()
+    assert indexed.json("scrub")["damaged"] == []
+
+
+def test_a_prune_that_dies_leaves_indexes_that_hold(
+    indexed: Indexed, unread: list[str], listed: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = indexed.names()
+
+    def dies(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(name_index, "clean", dies)
+        indexed.run("prune", "work/private", "--session", names[1], "--yes", expect=None)
+    assert len(indexed.files()) == len(STATES)  # one of which there is no session
+    unread.clear()
+    indexed.found("--name", "*.txt")
+    assert not unread
+    indexed.run("prune", "work/private", "--session", names[3], "--yes")
+    assert len(indexed.files()) == len(STATES) - 2
+    indexed.must_find(listed, "--name", "*.txt")
+
+
+def test_what_is_wrong_with_an_index_is_said_and_costs_nothing_else(indexed: Indexed) -> None:
+    first, second, third, *_ = paths = indexed.files()
+    whole = {path: path.read_bytes() for path in paths}
+    words = ("files", "find", "work/private", "--name", "*.txt", "--session", "all", "--json")
+    words += ("--passphrase-file", str(indexed.passphrase))
+    expected = indexed.run(*words)[0]
+
+    def put(*contents: tuple[Path, bytes | None]) -> None:
+        for path in paths:
+            path.write_bytes(whole[path])
+        for path, raw in contents:
+            path.unlink() if raw is None else path.write_bytes(raw)
+
+    raw = whole[second]
+    block = len(raw) - 60  # within the last sealed block
+    for contents, told in (
+        ([(second, None)], False),  # those that build on it are of no use
+        ([(second, raw[:block] + bytes([raw[block] ^ 1]) + raw[block + 1 :])], True),
+        ([(second, raw[:-1])], True),
+        ([(second, raw[:10])], True),
+        ([(second, b"")], True),
+        ([(second, whole[third])], True),
+        ([(first, whole[second]), (second, whole[first])], True),
+        ([(second, raw.replace(b"SBNAME\0\2", b"SBNAME\0\3"))], True),
+    ):
+        put(*contents)
+        out, err = indexed.run(*words)
+        assert out == expected and bool(err) == told, err
+        assert err.count("\n") == err.count("sparsebak files index"), err
+    found = indexed.json("scrub", expect=4)["damaged"]
+    assert len(found) == 1 and not second.exists()
+    assert len(indexed.index()) == 4 and indexed.json("scrub")["damaged"] == []
+    assert indexed.run(*words) == (expected, "")
+
+
+def test_links_and_pipes_in_its_place_are_not_followed(indexed: Indexed) -> None:
+    path = indexed.files()[2]
+    aside = path.with_name("aside")
+    path.rename(aside)
+    path.symlink_to(aside)
+    words = ("files", "find", "work/private", "--session", "all")
+    key = ("--passphrase-file", str(indexed.passphrase))
+    assert "is ignored" in indexed.run(*words, *key)[1]
+    path.unlink()
+    os.mkfifo(path)
+    assert "is ignored" in indexed.run(*words, *key)[1]
+
+
+def test_a_copy_has_the_indexes_of_its_sessions(
+    indexed: Indexed, tmp_path: Path, unread: list[str]
+) -> None:
+    names, copy = indexed.names(), tmp_path / "copy"
+    indexed.run("copy", str(copy))
+    indexed.run("prune", "work/private", "--session", names[1], "--yes")
+    there = ("--archive", str(copy))
+    unread.clear()
+    assert len(indexed.found("--name", "*.txt", *there)) > 5 and not unread
+    indexed.run("prune", "work/private", "--session", names[0], "--yes", *there)
+    for path in copy.glob("volumes/*/*.names"):
+        if path.name > sorted(one.name for one in copy.glob("volumes/*/*.names"))[1]:
+            path.unlink()
+    indexed.run("copy", str(copy))  # what the copy lacks builds on what it has
+    unread.clear()
+    indexed.found("--name", "*.txt", *there)
+    assert not unread and indexed.json("scrub", *there)["damaged"] == []
+
+
+def test_one_of_another_partition_is_not_used(plain: Indexed, unread: list[str]) -> None:
+    plain.index("--partition", "0")  # what is read by default, too
+    unread.clear()
+    plain.found("--name", "*.txt")
+    plain.found("--name", "*.txt", "--partition", "0")
+    assert not unread
+
+
+def test_a_session_and_all_again(plain: Indexed, listed: Listed) -> None:
+    names = plain.names()
+    assert [row["session"] for row in plain.index("--session", names[2])] == [names[2]]
+    assert [row["session"] for row in plain.index()] == [n for n in names if n != names[2]]
+    assert len(plain.index("--again")) == len(names)
+    plain.must_find(listed, "--name", "*.txt")
+
+
+def test_a_volume_without_a_file_system_has_none(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site")
+    site.backup()
+    words = ["--archive", str(site.archive)]
+    (tmp_path / "pw").write_bytes(PASSPHRASE)
+    key = ["--passphrase-file", str(tmp_path / "pw")]
+    assert cli.main([*words, "files", "index", "work/private", *key]) == 1
+    assert cli.main([*words, "files", "index", *key]) == 0
+    assert cli.main([*words, "files", "index", "--session", "latest", *key]) == 2
+    assert not list(site.archive.glob("volumes/*/*.names"))
+
+
+def test_a_grant_opens_those_of_its_domain_and_no_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unread: list[str]
+) -> None:
+    from tests.run.test_grants import Granting
+
+    with own_domains():
+        site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))
+        for volume in site.volumes:
+            filled(site.image(volume), STATES[0])
+        site.backup()
+        filled(site.image("work/private"), STATES[1])
+        site.backup()
+    granting = Granting(site, capsys)
+    granting.use(site)
+    for volume in site.volumes:
+        granting.keyed("files", "index", volume)
+    names = granting.names()
+    grant = ("--grant", str(granting.grant("--session", names[-1])))
+    unread.clear()
+    words = ("files", "find", "work/private", "--name", "*.txt", "--session", "all")
+    found = granting.json(*words, *grant)["files"]
+    assert not unread and {(row["first"], row["last"]) for row in found} == {(names[-1],) * 2}
+    # made by the holder of a grant as by whoever has the key
+    for path in site.archive.glob("volumes/*/*.names"):
+        path.unlink()
+    assert len(granting.json("files", "index", "work/private", *grant)["indexed"]) == 1
+    unread.clear()
+    assert granting.json(*words, *grant)["files"] == found and not unread
