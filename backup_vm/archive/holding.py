@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import lasting, naming, notes
+from backup_vm.archive import lasting, naming
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.lease_files import FOLDER
@@ -126,7 +126,7 @@ def _dates(catalog: ChunkCatalog) -> dict[str, int]:
 
 def _files(storage: Storage) -> list[str]:
     """What is to be locked of what there is now."""
-    found = [name for name in (PARAMETERS, notes.NAME) if storage.exists(name)]
+    found = [name for name in (PARAMETERS, naming.NOTES_FILE) if storage.exists(name)]
     for folder in ("packs", "volumes", "parity"):
         found += filter(_lasts, storage.sizes(folder))
     return found
@@ -199,7 +199,7 @@ def _ours(name: str) -> bool:
         _lasts(name)
         or naming.is_unfinished(name)
         or naming.is_names(name)
-        or name in (PARAMETERS, notes.NAME)
+        or name in (PARAMETERS, naming.NOTES_FILE)
         or name.startswith(f"{FOLDER}/")
     )
 
