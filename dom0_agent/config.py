@@ -160,7 +160,11 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
             " [[volume]] out"
         )
     base = path.resolve().parent
-    pools = {pool.name: pool for pool in (_pool(entry, base) for entry in raw.get("pool", []))}
+    every = [_pool(entry, base) for entry in raw.get("pool", [])]
+    pools = {pool.name: pool for pool in every}
+    for pool in every:
+        if pools[pool.name] is not pool:
+            raise ValueError(f"pool {pool.name} is listed twice")
     volumes = tuple(_volume(entry, pools) for entry in raw.get("volume", []))
     for places in ([v.name for v in volumes], [str(v.pool.path / v.vid) for v in volumes]):
         twice = next((place for place in places if places.count(place) > 1), None)
@@ -168,7 +172,7 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
             raise ValueError(f"volume {twice} is listed twice")
     return Config(
         path=path,
-        state_dir=base / _text(raw, "state_dir"),
+        state_dir=base / _path(raw, "state_dir"),
         volumes=volumes,
         threads=_number(raw, "threads", min(os.cpu_count() or 1, 4), 1, 64),
         compression_level=_number(raw, "compression_level", Config.compression_level, 1, 19),
@@ -192,7 +196,7 @@ def _pool(entry: dict[str, Any], base: Path) -> Pool:
     if driver == "zfs":
         return Pool(name, driver, devices(_text(entry, "dataset")), "", "", **limits(entry))
     if driver != "lvm_thin":
-        return Pool(name, driver, base / _text(entry, "path"), "", "", **limits(entry))
+        return Pool(name, driver, base / _path(entry, "path"), "", "", **limits(entry))
     group, pool = _text(entry, "volume_group"), _text(entry, "thin_pool")
     if not (_lvm_name(group) and _lvm_name(pool)):
         raise ValueError(
@@ -283,6 +287,16 @@ def _text(entry: dict[str, Any], key: str) -> str:
     if not isinstance(entry[key], str):
         raise ValueError(f"{key} must be a text")
     return str(entry[key])
+
+
+def _path(entry: dict[str, Any], key: str) -> str:
+    """A path. ``~`` is another folder for each user who runs a command, and a state directory must
+    be one: refused, where it would be the name of a folder.
+    """
+    text = _text(entry, key)
+    if text.startswith("~") or not text or "\0" in text:
+        raise ValueError(f"{key} {text!r} must be a path, written out from / or from this file on")
+    return text
 
 
 def _number(raw: dict[str, Any], key: str, default: int, low: int, high: int) -> int:

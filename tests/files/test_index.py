@@ -106,6 +106,8 @@ def test_what_is_found_is_what_reading_finds(
     assert not unread
     words = ("--name", "c.txt", "--session", "all", "--passphrase-file", str(plain.passphrase))
     text = plain.run("files", "find", "work/private", *words)[0].splitlines()
+    none = ("files", "find", "work/private", "--name", "none", "--session", "all", *words[-2:])
+    assert plain.run(*none) == ("", "")
     assert len(text) == 4 and all(line.endswith("/b/c.txt") for line in text[1:])
 
 
@@ -251,6 +253,8 @@ def test_a_volume_without_a_file_system_has_none(tmp_path: Path) -> None:
     (tmp_path / "pw").write_bytes(PASSPHRASE)
     key = ["--passphrase-file", str(tmp_path / "pw")]
     assert cli.main([*words, "files", "index", "work/private", *key]) == 1
+    assert cli.main([*words, "files", "index", *key]) == 0
+    assert cli.main([*words, "files", "index", "--session", "latest", *key]) == 2
     assert not list(site.archive.glob("volumes/*/*.names"))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+import time
 
 import pytest
 
@@ -217,16 +218,24 @@ def test_a_backup_waits_for_a_check_that_runs(world: World, where: str) -> None:
     machine, name = (
         (world.dom0, "sparsebak-backup-vm") if where == "dom0" else (world.vm, "sparsebak-backup")
     )
+    said = machine.journal(name).count("for it to end")
     lock = os.open(world.disk / ARCHIVE.removeprefix("/mnt/") / "archive.lock", os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    timer = threading.Timer(3, lambda: os.close(lock))
-    timer.start()
+
+    def end() -> None:
+        until = time.monotonic() + 50
+        while machine.journal(name).count("for it to end") == said and time.monotonic() < until:
+            time.sleep(0.2)
+        os.close(lock)
+
+    check = threading.Thread(target=end)
+    check.start()
     try:
         assert fire(machine, f"{name}.timer") == "success", machine.journal(name)
     finally:
-        timer.join()
+        check.join()
     assert world.sessions("work/private") == before + 1
-    assert "for it to end" in machine.journal(name)
+    assert machine.journal(name).count("for it to end") == said + 1
 
 
 def test_a_backup_that_dom0_asks_for_and_that_fails_is_told_in_dom0(world: World) -> None:

@@ -143,7 +143,9 @@ def _write(path: Path, key: bytes) -> None:
             file.write(key)
             file.flush()
             os.fsync(fd)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             path.unlink()
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror}; no grant was made") from None
         raise

@@ -93,6 +93,10 @@ def test_a_thin_pool_that_cannot_be(tmp_path: Path, old: str, new: str, said: st
         ('state_dir = "state"', 'state_dir = "state"\ntypo = 1', "typo"),
         ('from = "work/private"', 'from = "work"', "QUBE/VOLUME"),
         ("state_dir =", "state_dir", "agent.toml"),
+        ('"state"', '"~/state"', "written out"),
+        ('"state"', '""', "written out"),
+        ('"pool"', '"~/pool"', "written out"),
+        ('"pool"', '"a\\u0000b"', "written out"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -103,6 +107,12 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, said: str) -> No
 def test_a_volume_is_listed_once(tmp_path: Path) -> None:
     twice = GOOD + '[[volume]]\nqube = "work"\nvolume = "private"\npool = "p"\nvid = "other.img"\n'
     with pytest.raises(ConfigError, match="twice"):
+        load(write(tmp_path, twice))
+
+
+def test_a_pool_is_listed_once(tmp_path: Path) -> None:
+    twice = GOOD + '[[pool]]\nname = "p"\ndriver = "file"\npath = "other"\n'
+    with pytest.raises(ConfigError, match="pool p is listed twice"):
         load(write(tmp_path, twice))
 
 
