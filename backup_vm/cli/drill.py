@@ -130,7 +130,7 @@ def _read(context: Context, contents: "Contents", scratch: "Scratch") -> "Drill"
 def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Session]]":
     """Which may be drilled, the first of which there is room for."""
     from backup_vm.archive import notes
-    from backup_vm.errors import UsageError
+    from backup_vm.errors import DamagedError, UsageError
     from backup_vm.jobs.drilling import turns
     from backup_vm.volumes import find_session
 
@@ -141,7 +141,11 @@ def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Sessio
         volume = contents.one(options.volume)
         return [(volume, find_session(volume, options.session))]
     volumes = contents.select(options.volume)
-    return turns(volumes, notes.load(contents.archive.storage), int(time.time()))
+    try:
+        found = notes.load(contents.archive.storage)
+    except DamagedError:  # said already; whose turn it is nobody knows, and any is better than none
+        found = notes.Notes()
+    return turns(volumes, found, int(time.time()))
 
 
 def _note(drill: "Drill", place: str) -> str | None:

@@ -116,15 +116,19 @@ class Program:
         self, words: tuple[str, ...], progress: int | None, data: bool, passphrase: bytes | None
     ) -> asyncio.subprocess.Process:
         key = self.passphrase if passphrase is None else passphrase
-        with self._command(words, progress, data, key) as (command, fds):
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                pass_fds=fds,
-            )
+        try:
+            with self._command(words, progress, data, key) as (command, fds):
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    start_new_session=True,
+                    pass_fds=fds,
+                )
+        except OSError as error:  # too many open files, say
+            reason = f"sparsebak cannot be started: {error.strerror or error}"
+            raise Failed(1, [reason]) from None
         self._running.add(process)
         return process
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.confined import capabilities
 from tests.conftest import cannot
-from tests.system.acts import changed, fire, listening
+from tests.system.acts import changed, fire, listening, write
 from tests.system.world import World
 
 DISK, CONTAINER = "sda", "sdb"
@@ -119,3 +120,20 @@ def test_the_resident_agent_ends_when_nobody_calls(world: World) -> None:
             assert world.dom0.done(unit, before) == "success"
             assert world.dom0.shown(unit, "ExecMainStatus") == "0"
             assert world.dom0.shown("sparsebak-agent.socket", "SubState") == "listening"
+
+
+@pytest.mark.parametrize("name", ["SETUID", "SETGID"])
+def test_a_restore_needs_what_sudo_needs(world: World, name: str) -> None:
+    """Without it the import script cannot write, the restore fails, and nothing has changed."""
+    listening(world, True)
+    unit, image = "sparsebak-agent.service", world.image("work")
+    write(image)
+    before = image.read_bytes()
+    kept = " ".join(f"CAP_{one}" for one in capabilities() if one != name)
+    text = f"[Service]\nCapabilityBoundingSet=\nCapabilityBoundingSet={kept}\n"
+    with changed(world.dom0, unit, text):
+        world.dom0.run("systemctl", "stop", unit)
+        code, said = world.vm.outcome("sparsebak", "restore", "work/private", user="user")
+        world.dom0.run("systemctl", "stop", unit)
+    assert code == 5 and "cannot read or write" in said, said
+    assert image.read_bytes() == before
