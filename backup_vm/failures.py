@@ -3,6 +3,8 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from backup_vm.errors import SparsebakError
 
@@ -30,6 +32,17 @@ def text(error: OSError) -> str:
     """``FILE: why``, as far as both are known."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
     return ": ".join(filter(None, (name, error.strerror or str(error) or type(error).__name__)))
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Name a file in an OSError that names none, as those of writing to a descriptor do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def hint(error: OSError) -> str:

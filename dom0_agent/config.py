@@ -5,6 +5,7 @@ checked all the same.
 
 import os
 import re
+import stat
 import time
 import tomllib
 from dataclasses import asdict, dataclass, field
@@ -116,7 +117,13 @@ class Config:
 _TICK = 2_000_000_000
 """Nanoseconds for which a file must have been as it is, to be remembered: two changes within one
 tick of its file system's clock have one time."""
+_LARGEST = 16 << 20
 _known: dict[Path, tuple[tuple[object, ...], Config]] = {}
+
+
+def _unhurried(path: str, flags: int) -> int:
+    """Open a file, without a wait for whoever writes to a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def load(path: Path) -> Config:
@@ -126,8 +133,10 @@ def load(path: Path) -> Config:
     again: 400 volumes take as long as all else in a call.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_unhurried) as file:
             status, now = os.fstat(file.fileno()), time.time_ns()
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+                raise ConfigError(f"{path}: not a regular file of at most {_LARGEST >> 20} MiB")
             same = (path.resolve(), status.st_dev, status.st_ino, status.st_size)
             version = (*same, status.st_mtime_ns, status.st_ctime_ns)
             if path in _known and _known[path][0] == version:
@@ -160,7 +169,11 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
             " [[volume]] out"
         )
     base = path.resolve().parent
-    pools = {pool.name: pool for pool in (_pool(entry, base) for entry in raw.get("pool", []))}
+    every = [_pool(entry, base) for entry in raw.get("pool", [])]
+    pools = {pool.name: pool for pool in every}
+    for pool in every:
+        if pools[pool.name] is not pool:
+            raise ValueError(f"pool {pool.name} is listed twice")
     volumes = tuple(_volume(entry, pools) for entry in raw.get("volume", []))
     for places in ([v.name for v in volumes], [str(v.pool.path / v.vid) for v in volumes]):
         twice = next((place for place in places if places.count(place) > 1), None)
@@ -168,7 +181,7 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
             raise ValueError(f"volume {twice} is listed twice")
     return Config(
         path=path,
-        state_dir=base / _text(raw, "state_dir"),
+        state_dir=base / _path(raw, "state_dir"),
         volumes=volumes,
         threads=_number(raw, "threads", min(os.cpu_count() or 1, 4), 1, 64),
         compression_level=_number(raw, "compression_level", Config.compression_level, 1, 19),
@@ -192,7 +205,7 @@ def _pool(entry: dict[str, Any], base: Path) -> Pool:
     if driver == "zfs":
         return Pool(name, driver, devices(_text(entry, "dataset")), "", "", **limits(entry))
     if driver != "lvm_thin":
-        return Pool(name, driver, base / _text(entry, "path"), "", "", **limits(entry))
+        return Pool(name, driver, base / _path(entry, "path"), "", "", **limits(entry))
     group, pool = _text(entry, "volume_group"), _text(entry, "thin_pool")
     if not (_lvm_name(group) and _lvm_name(pool)):
         raise ValueError(
@@ -283,6 +296,16 @@ def _text(entry: dict[str, Any], key: str) -> str:
     if not isinstance(entry[key], str):
         raise ValueError(f"{key} must be a text")
     return str(entry[key])
+
+
+def _path(entry: dict[str, Any], key: str) -> str:
+    """A path. ``~`` is another folder for each user who runs a command, and a state directory must
+    be one: refused, where it would be the name of a folder.
+    """
+    text = _text(entry, key)
+    if text.startswith("~") or not text or "\0" in text:
+        raise ValueError(f"{key} {text!r} must be a path, written out from / or from this file on")
+    return text
 
 
 def _number(raw: dict[str, Any], key: str, default: int, low: int, high: int) -> int:

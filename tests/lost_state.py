@@ -8,8 +8,10 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tests.kit import Site
+from wire.messages import Offer
 
 
 def volumes(site: Site) -> Path:
@@ -172,6 +174,33 @@ def archive_is_newer_than_dom0_thinks(site: Site) -> None:
     assert len(site.images()) == 4
 
 
+def state_is_from_before_extract(site: Site) -> None:
+    """dom0 goes back to where a session was begun and nothing of it sent; the archive has it."""
+    rng, copy = random.Random(12), site.root / "copy"
+    two_sessions(site, rng)
+    agent = site.agent()
+    ask = agent.ask_snapshot
+
+    def remember(*words: Any) -> Callable[[], Offer]:
+        wait = ask(*words)
+
+        def offer() -> Offer:
+            found = wait()
+            shutil.copytree(volumes(site), copy)
+            return found
+
+        return offer
+
+    agent.ask_snapshot = remember  # type: ignore[method-assign]
+    agent.ask_commit = lambda *_: lambda: None  # type: ignore[method-assign]
+    site.backup(agent=agent)
+    shutil.rmtree(volumes(site))
+    copy.rename(volumes(site))
+    assert sent(site) == 0
+    site.disturb(rng)
+    assert sent(site) > 0
+
+
 SCENARIOS: list[Callable[[Site], None]] = [
     state_is_lost,
     state_is_an_old_copy,
@@ -181,6 +210,7 @@ SCENARIOS: list[Callable[[Site], None]] = [
     ids_are_damaged,
     log_is_damaged_before_commit,
     state_is_damaged,
+    state_is_from_before_extract,
     archive_is_an_old_copy,
     archive_is_newer_than_dom0_thinks,
 ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An archive that is open: its parameters, sessions and catalog, under its lock."""
 
+import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Collection
@@ -228,7 +229,12 @@ class Archive:
         damaged.
         """
         if self.open_catalog is None:
-            self.open_catalog = self.looking.catalog()
+            try:
+                self.open_catalog = self.looking.catalog()
+            except sqlite3.Error as error:
+                if self.temporary is None or catalog_file.is_damage(error):
+                    raise
+                raise catalog_file.explain(error, self.temporary.name) from None
         return self.open_catalog
 
     def forget_findings(self) -> bool:

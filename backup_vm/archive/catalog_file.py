@@ -8,6 +8,8 @@ before SQLite may.
 import os
 import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +61,15 @@ def is_damage(error: sqlite3.Error) -> bool:
     return isinstance(error, sqlite3.DatabaseError) and not any(
         name.startswith(f"SQLITE_{one}") for one in _NOT_DAMAGE
     )
+
+
+@contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Raise errors of SQLite's as ``explain`` has them."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise explain(error, place) from None
 
 
 def explain(error: sqlite3.Error, place: str, workspace: Workspace | None = None) -> SparsebakError:

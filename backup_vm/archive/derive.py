@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from backup_vm.archive import catalog_file, naming, packs, references
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.catalog_file import GATHERED
-from backup_vm.archive.giving_back import holes, may_have_holes
+from backup_vm.archive.holes import holes, may_have_holes
 from backup_vm.archive.image import split
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError

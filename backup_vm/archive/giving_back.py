@@ -7,11 +7,11 @@ Nothing here decides what is needed.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from backup_vm.archive import packs
+from backup_vm.archive.holes import has_block, holes
 from backup_vm.archive.packs import NewPack, Packed, PackReader
 from backup_vm.errors import DamagedError, ForbiddenError
 from common.pipeline import in_order
@@ -57,27 +57,6 @@ def give_back(archive: "Archive", found: list[Suspect]) -> int:
     return removed + freed + _rewrite(archive, left)
 
 
-def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[bool]:
-    """Of each entry, whether its space was given back: a hole, where the random salt of a sealed
-    chunk would be.
-
-    What cannot be read counts as a hole: it is of as little use.
-    """
-    if not may_have_holes(archive, name):
-        yield from (False for _ in entries)
-        return
-    with packs.PackReader(archive.storage) as reader:
-        for one in entries:
-            yield reader.hollow(name, one)
-
-
-def may_have_holes(archive: "Archive", name: str) -> bool:
-    """Whether a pack takes up less than its size, or that cannot be known."""
-    with suppress(OSError, DamagedError):  # a FIFO in its place, say: it is not read either
-        return archive.storage.allocated(name) < archive.storage.size(name)
-    return True
-
-
 def _punch(archive: "Archive", packs_to_punch: list[Suspect]) -> tuple[int, int]:
     """Make holes of the dead chunks; returns of how many of the packs, from the first on, and the
     bytes given back.
@@ -89,7 +68,7 @@ def _punch(archive: "Archive", packs_to_punch: list[Suspect]) -> tuple[int, int]
         there = [
             (entry.offset, entry.length)
             for entry, hole in zip(pack.dead, holes(archive, pack.name, pack.dead), strict=True)
-            if not hole
+            if not hole and has_block(entry)
         ]
         if not storage.punch(pack.name, there):
             break

@@ -9,6 +9,7 @@ shown or compared.
 import os
 import re
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from backup_vm.archive.holder import Holder
@@ -113,21 +114,21 @@ def look(locks: Locks, kind: str = WRITER) -> Found:
 
 
 def holders(locks: Locks) -> list[tuple[str, Holder, float]]:
-    """Who holds leases of any kind, without those that are known to be gone: the kind, the holder,
-    and when it was renewed by the store's clock. Nothing is written, so that one that is free by
-    its age alone is among them.
+    """Which other runs hold leases of any kind, without those that are known to be gone: the kind,
+    the holder, and when it was renewed by the store's clock. Nothing is written, so that one that
+    is free by its age alone is among them.
     """
-    found = []
-    for name, at in locks.list().items():
-        kind = next((kind for kind in (WRITER, NOTES) if is_of(kind, name)), None)
-        if kind is None:
-            continue
-        try:
-            holder = Holder.load(locks.read(name))
-        except FileNotFoundError:  # given back meanwhile
-            continue
-        if not holder.gone():
-            found.append((kind, holder, at))
+    times, found = locks.list(), []
+    for kind in (WRITER, NOTES):
+        # The newest is the lease; what is older was taken over, and not removed yet.
+        for name in sorted(filter(partial(is_of, kind), times), key=generation, reverse=True):
+            try:
+                holder = Holder.load(locks.read(name))
+            except FileNotFoundError:  # given back meanwhile
+                continue
+            if not holder.gone() and not holder.ours():
+                found.append((kind, holder, times[name]))
+                break
     return found
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.pack_size import pack_size
-from backup_vm.archive.packs import NewPack
+from backup_vm.archive.packs import NewPack, Packed, PackReader
 from backup_vm.archive.partial import Partial
 from backup_vm.errors import DamagedError
 from wire.chunks import ZERO_ID
@@ -50,6 +50,10 @@ LONGEST, MEANWHILE = 120.0, 1 << 20
 where it goes; and bytes that are taken after that, into the same pack. dom0 gives up a caller that
 takes less than 1 MiB while it waits for 300 seconds, and over a slow line four packs take longer.
 """
+
+
+MOST_READ = 1 << 16
+"""Chunks of which it is remembered that they were read; the others are read again."""
 
 
 @dataclass
@@ -82,6 +86,8 @@ class PackWriter:
         self._recorded = time.monotonic()
         self._background: ThreadPoolExecutor | None = None
         self._full = self._enough = self._more = 0
+        self._read: set[bytes] = set()
+        """Chunks that were found sound, see _stored."""
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
 
@@ -145,8 +151,26 @@ class PackWriter:
             chunk_id in self._filling.places
             or any(chunk_id in filling.places for _, filling in self._in_flight)
             or any(chunk_id in filling.places for filling in self._held)
-            or self._catalog.has(chunk_id)
+            or self._stored(chunk_id)
         )
+
+    def _stored(self, chunk_id: bytes) -> bool:
+        """Whether a pack has a chunk. While a session cannot be read, the catalog lists also what
+        no other session needs; of that, some may have been given back, and where the pack was
+        copied since, no hole tells: there it is read.
+        """
+        if not self._catalog.has(chunk_id):
+            return False
+        if not self._archive.damaged or chunk_id in self._read:
+            return True
+        place = self._catalog.places([chunk_id])[chunk_id]
+        with PackReader(self._archive.storage) as reader:
+            sound = reader.sound(place.pack, Packed(chunk_id, place.offset, place.length, b""))
+        if not sound:
+            self._catalog.remove(chunk_id)
+        elif len(self._read) < MOST_READ:
+            self._read.add(chunk_id)
+        return sound
 
     def when_durable(self, action: Callable[[], None]) -> None:
         """Do this once everything taken so far is durable."""

@@ -5,7 +5,6 @@ by holes.
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from backup_vm.archive.format import (
     PackFoot,
     PackHead,
 )
+from backup_vm.archive.readers import Readers
 from backup_vm.archive.storage import Reader, Storage
 from backup_vm.errors import DamagedError
 from common.pipeline import in_order
@@ -29,7 +29,6 @@ from wire import CHUNK_SIZES
 from wire.messages import largest_frame
 
 SUFFIX = ".pack"
-_OPEN_FILES = 64
 _LARGEST = largest_frame(CHUNK_SIZES[-1])
 _END = 1 << 62
 SALT = 16
@@ -103,8 +102,7 @@ class PackReader:
     """
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._open: OrderedDict[str, Reader] = OrderedDict()
+        self._storage, self._readers = storage, Readers(storage)
         # One read at a time: a reader may be closed for another one, and a remote one remembers
         # where it is.
         self._lock = threading.Lock()
@@ -114,17 +112,7 @@ class PackReader:
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            while self._open:
-                self._open.popitem()[1].close()
-
-    def _reader(self, name: str) -> Reader:
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        reader = self._open[name] = self._storage.reader(name)
-        if len(self._open) > _OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
-        return reader
+            self._readers.close()
 
     def read(self, name: str, chunk_id: bytes, offset: int, length: int) -> memoryview:
         """The sealed chunk of that id, which is known to be there; raise DamagedError if it is
@@ -134,7 +122,7 @@ class PackReader:
             raise self._damaged(name, chunk_id, offset)
         self._storage.rate.spend(length)
         with self._lock, damage(self._storage, name):
-            raw = memoryview(self._reader(name).read(offset - ENTRY_SIZE, ENTRY_SIZE + length))
+            raw = memoryview(self._readers.of(name).read(offset - ENTRY_SIZE, ENTRY_SIZE + length))
         sealed = raw[ENTRY_SIZE:]
         # The entry before it says whose it is: a row of the catalog that is wrong is noticed here,
         # and never hands on another chunk's bytes.
@@ -152,7 +140,7 @@ class PackReader:
         try:
             with self._lock, damage(self._storage, name):
                 # The salt of a sealed chunk is 16 random bytes: zeros there are a hole.
-                return not any(self._reader(name).read(entry.offset, min(SALT, entry.length)))
+                return not any(self._readers.of(name).read(entry.offset, min(SALT, entry.length)))
         except DamagedError:
             return True
 

@@ -102,8 +102,8 @@ def load(storage: Storage) -> Parameters:
         raw = storage.read(NAME, _LONGEST)
     except (FileNotFoundError, NotADirectoryError):
         hint = (
-            "name the archive with --archive or SPARSEBAK_ARCHIVE, or make one: sparsebak init DIR"
-            " --label LABEL"
+            "mount its disk, or name it with --archive or SPARSEBAK_ARCHIVE; or make one: sparsebak"
+            " init DIR --label LABEL"
         )
         if storage.describe().startswith("s3://"):
             hint += "; if there was one, and the bucket keeps versions, read it with --as-of TIME"

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from backup_vm import failures
 from backup_vm.archive import naming
 from backup_vm.archive.damage import damage
 from backup_vm.archive.format import GROUP, SESSION_ENTRY_SIZE, pack_numbers, unpack_numbers
@@ -72,9 +73,13 @@ class Partial:
 
     @classmethod
     def load(cls, storage: Storage, name: str) -> "Partial | None":
-        """Open one; None when not even its offer is sound."""
+        """Open one; None when not even its offer is sound, and for one that has another name, in a
+        copy of the archive by hard links, say: what is written here would be written there, too.
+        """
         try:
             with storage.workspace.open(name) as file:
+                if os.fstat(file.fileno()).st_nlink > 1:
+                    return None
                 offer = Offer.parse(file.read(Offer.length()))
             return cls(storage, name, offer) if name == _name(offer) else None
         except (ValueError, OSError, DamagedError):
@@ -137,7 +142,7 @@ class Partial:
         numbers = pack_numbers([number for number, _ in entries])
         payload = numbers + b"".join(chunk_id for _, chunk_id in entries)
         group = GROUP.pack(upto, len(entries), _digest(upto, payload)) + payload
-        with self._file() as fd:
+        with failures.naming(self._storage.workspace.describe(self.name)), self._file() as fd:
             try:
                 pwrite_all(fd, group, self._end)
             except OSError:
@@ -219,7 +224,10 @@ def _lasting(offer: Offer) -> Offer:
 def _write(workspace: Workspace, name: str, raw: bytes) -> None:
     if workspace.exists(name):
         workspace.remove(name)
-    with closing_fd(workspace.descriptor(name, create=True)) as fd:
+    with (
+        failures.naming(workspace.describe(name)),
+        closing_fd(workspace.descriptor(name, create=True)) as fd,
+    ):
         pwrite_all(fd, raw, 0)
 
 

@@ -9,13 +9,14 @@ from backup_vm.cli import keeping
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
     dry_run_option,
+    given,
     key_option,
     moment_options,
     rate_option,
     wait_option,
 )
 from backup_vm.cli.pack_size import pack_size_option, use_pack_size
-from backup_vm.errors import DamagedError, Exit, SparsebakError
+from backup_vm.errors import DamagedError, Exit, SparsebakError, UsageError
 from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def add_to(commands: Any) -> None:
     wait_option(backup)
     backup.add_argument(
         "--ping-url",
+        type=given,
         metavar="URL",
         help="tell this URL (as of healthchecks.io) of start, success or failure",
     )
@@ -79,6 +81,8 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    if options.all and options.volumes:
+        raise UsageError("--all and names of volumes contradict each other", "give one of the two")
     note = _asked_note(options)
     context = Context(options)
     if options.dry_run:

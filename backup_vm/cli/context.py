@@ -15,7 +15,6 @@ from backup_vm.config import load as load_config
 from backup_vm.config import settings_file
 from backup_vm.errors import (
     AgentError,
-    Exit,
     NoArchiveError,
     SparsebakError,
 )
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from backup_vm.agent.client import Agent
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
-    from backup_vm.jobs.removal import Removal
     from backup_vm.terminal.progress import Progress
     from backup_vm.unsealing import AnyKeys
     from backup_vm.volumes import Chosen, Contents, Named
@@ -268,24 +266,6 @@ class Context:
         """
         if self.may_ask and not self.options.yes:
             self._ask(question)
-
-    def remove(self, removal: "Removal") -> int:
-        """Remove sessions, or only say what that would do (--dry-run); returns the exit code."""
-        from backup_vm.cli.keeping import removed
-
-        dry_run = self.options.dry_run
-        done = removal.foreseen() if dry_run else removed(self, removal)
-        held = removal.held()
-        for reason in (*done.refused, *held):
-            self.warn(reason)
-        row = removal.row(done, dry_run)
-        if dry_run:
-            self.result(row, "\n".join(removal.plan(done)))
-        else:
-            self.done(row, *removal.report(done))
-        if done.refused or removal.archive.found:
-            return Exit.DAMAGED
-        return Exit.TOO_MUCH if held else Exit.OK
 
     def _ask(self, question: str) -> None:
         output.ask(f"{printable(question)} [y/N] ")

@@ -8,6 +8,7 @@ from typing import Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
+    given,
     guard_options,
     key_option,
     rate_option,
@@ -31,7 +32,9 @@ def add_to(commands: Any) -> None:
             " back up into. What cannot be read here is named, and all the rest is copied."
         ),
     )
-    copy.add_argument("target", metavar="DIR", help="the copy: a folder or a URL, as for --archive")
+    copy.add_argument(
+        "target", type=given, metavar="DIR", help="the copy: a folder or a URL, as for --archive"
+    )
     copy.add_argument(
         "--delete",
         action="store_true",

@@ -28,6 +28,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.cli.removing import remove
     from backup_vm.jobs.removal import Removal
 
     context = Context(options)
@@ -39,4 +40,4 @@ def run(options: argparse.Namespace) -> int:
             context.confirm(f"Remove all of {volume.name}, {sessions}? This cannot be undone.")
         doomed = [(volume, session) for session in volume.sessions]
         removal = Removal(contents.archive, doomed, entirely=frozenset({volume.id}))
-        return context.remove(removal)
+        return remove(context, removal)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, volume_argument
+from backup_vm.cli.options import given, key_option, volume_argument
 from backup_vm.terminal.text import size_text, table
 
 if TYPE_CHECKING:
@@ -24,9 +24,12 @@ def add_to(commands: Any) -> None:
     )
     volume_argument(diff, "whose sessions to compare")
     diff.add_argument(
-        "old", metavar="S1", help="a session: its time, the beginning of it, a tag, or 'latest'"
+        "old",
+        type=given,
+        metavar="S1",
+        help="a session: its time, the beginning of it, a tag, or 'latest'",
     )
-    diff.add_argument("new", metavar="S2", help="another session of the volume")
+    diff.add_argument("new", type=given, metavar="S2", help="another session of the volume")
     key_option(diff)
     diff.set_defaults(run=run)
 

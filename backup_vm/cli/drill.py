@@ -12,6 +12,7 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
     checked,
     duration,
+    given,
     key_option,
     moment_options,
     path,
@@ -51,7 +52,10 @@ def add_to(commands: Any) -> None:
         "volume", nargs="?", metavar="QUBE[/VOLUME]", help="one of these (default: of all)"
     )
     drill.add_argument(
-        "--session", metavar="S", help="its time, the beginning of it, a tag, or 'latest'"
+        "--session",
+        type=given,
+        metavar="S",
+        help="its time, the beginning of it, a tag, or 'latest'",
     )
     drill.add_argument(
         "--scratch",
@@ -126,7 +130,7 @@ def _read(context: Context, contents: "Contents", scratch: "Scratch") -> "Drill"
 def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Session]]":
     """Which may be drilled, the first of which there is room for."""
     from backup_vm.archive import notes
-    from backup_vm.errors import UsageError
+    from backup_vm.errors import DamagedError, UsageError
     from backup_vm.jobs.drilling import turns
     from backup_vm.volumes import find_session
 
@@ -137,7 +141,11 @@ def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Sessio
         volume = contents.one(options.volume)
         return [(volume, find_session(volume, options.session))]
     volumes = contents.select(options.volume)
-    return turns(volumes, notes.load(contents.archive.storage), int(time.time()))
+    try:
+        found = notes.load(contents.archive.storage)
+    except DamagedError:  # said already; whose turn it is nobody knows, and any is better than none
+        found = notes.Notes()
+    return turns(volumes, found, int(time.time()))
 
 
 def _note(drill: "Drill", place: str) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import retention_option
+from backup_vm.cli.options import given, retention_option
 from backup_vm.errors import AgentError
 from wire import CHUNK_SIZES, FORMAT
 from wire.chunks import SUITES
@@ -31,6 +31,7 @@ def add_to(commands: Any) -> None:
     )
     init.add_argument(
         "directory",
+        type=given,
         metavar="DIR",
         help="an empty folder, or a URL: s3://BUCKET/PATH, sftp://USER@HOST/PATH, gs://, az://",
     )

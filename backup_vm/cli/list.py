@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
         def look() -> "tuple[View, list[Named], list[VolumeRow]]":
             now = contents.now() if looking.count else contents
-            chosen = now.select(options.volume or None)
+            chosen = now.select(options.volume)
             seen = View.of(now.archive, now.volumes, options.space)
             return seen, chosen, [seen.row(volume) for volume in chosen]
 

@@ -45,11 +45,13 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
     group = parser.add_argument_group(GENERAL) if again else parser
     option(
         "--agent",
+        type=given,
         metavar="AGENT",
         help="'qrexec'; without Qubes 'local:AGENT.TOML', or 'unix:DIR' of a resident agent",
     )
     option(
         "--archive",
+        type=given,
         metavar="DIR",
         help="the archive's directory, or its URL: s3://, gs://, az://, sftp://",
     )
@@ -68,6 +70,7 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
     option("--require-mount", type=path, metavar="DIR", help="do nothing unless this is mounted")
     option(
         "--caller",
+        type=given,
         metavar="NAME",
         help="with a local agent: call in the name of this qube (default: dom0)",
     )
@@ -100,10 +103,19 @@ def _moment(text: str) -> str:
     return text
 
 
+def given(text: str) -> str:
+    """An option's value that says something: an empty one, as of a variable that a script forgot
+    to set, would stand for what the settings say, or for anything.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
 def path(text: str) -> Path:
     """A path as an option's value: ``~`` at its beginning is the home folder."""
     try:
-        return Path(expanded(text))
+        return Path(expanded(given(text)))
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -302,6 +314,7 @@ def session_option(
     names = "'latest', or 'all'" if every else "or 'latest'"
     parser.add_argument(
         "--session",
+        type=given,
         default=default,
         metavar="S",
         help=f"its time, the beginning of it, a tag, {names} (default: {default})",

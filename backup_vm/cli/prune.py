@@ -11,6 +11,7 @@ from backup_vm.cli.options import (
     checked,
     dry_run_option,
     duration,
+    given,
     guard_options,
     key_option,
     wait_option,
@@ -41,7 +42,11 @@ def add_to(commands: Any) -> None:
         "volumes", nargs="*", metavar="QUBE[/VOLUME]", help="whose sessions (default: all volumes)"
     )
     prune.add_argument(
-        "--session", action="append", metavar="S", help="remove this one; may be given again"
+        "--session",
+        action="append",
+        type=given,
+        metavar="S",
+        help="remove this one; may be given again",
     )
     for period in _PERIODS:
         what = (
@@ -71,6 +76,7 @@ def add_to(commands: Any) -> None:
     )
     prune.add_argument(
         "--until-free",
+        type=given,
         metavar="ROOM",
         help="then remove the oldest until 10%% of the disk, or 20G, are free",
     )
@@ -94,6 +100,7 @@ def _count(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    from backup_vm.cli.removing import remove
     from backup_vm.errors import UsageError
 
     context = Context(options)
@@ -114,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
             context.warn(line)
         if not options.dry_run and removal.doomed:
             context.confirm_by_hand(removal.question())
-        return context.remove(removal)
+        return remove(context, removal)
 
 
 def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal":

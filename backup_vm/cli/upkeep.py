@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import dry_run_option, part_options, path, rate_option
+from backup_vm.cli.options import dry_run_option, given, part_options, path, rate_option
 from backup_vm.errors import SparsebakError, UsageError
 from backup_vm.paths import expanded
 
@@ -30,7 +30,11 @@ def add_to(commands: Any) -> None:
         ),
     )
     upkeep.add_argument(
-        "place", nargs="?", metavar="PLACE", help="a folder or URL (default: that of the rules)"
+        "place",
+        nargs="?",
+        type=given,
+        metavar="PLACE",
+        help="a folder or URL (default: that of the rules)",
     )
     upkeep.add_argument(
         "--rules",
@@ -38,7 +42,9 @@ def add_to(commands: Any) -> None:
         metavar="FILE",
         help="what is to be done (default: upkeep.toml beside the settings file)",
     )
-    upkeep.add_argument("--copy-to", metavar="PLACE", help="where copies of the archives are")
+    upkeep.add_argument(
+        "--copy-to", type=given, metavar="PLACE", help="where copies of the archives are"
+    )
     upkeep.add_argument("--report", type=path, metavar="FILE", help="a page of HTML to write")
     upkeep.add_argument(
         "--metrics", type=path, metavar="FILE", help="metrics to write, in a name in .prom"

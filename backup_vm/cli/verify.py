@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import part_options, rate_option
+from backup_vm.cli.options import given, part_options, rate_option
 from backup_vm.cli.reading import reading_options
 from backup_vm.errors import DamagedError, Exit
 from common.text import session_name
@@ -35,6 +35,7 @@ def add_to(commands: Any) -> None:
     )
     verify.add_argument(
         "--session",
+        type=given,
         metavar="S",
         help=("a session, 'latest' (default), or 'all' (default with --sample and --older-than)"),
     )
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = options.session or ("all" if part else "latest")
     with context.contents() as contents:
         context.limit_rate(contents.archive)
-        volumes = contents.select(options.volume or None)
+        volumes = contents.select(options.volume)
         damaged = _damaged(contents.archive, volumes, options.volume, wanted)
         chosen = _chosen(volumes, wanted, options)
         with context.progress("verify") as progress:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from backup_vm.archive.image import Image
 from backup_vm.errors import DamagedError
 from backup_vm.files.answers import NOWHERE, FileSystemError
-from backup_vm.files.session import PIECE, Found, MissingError, SessionFiles, found_in
+from backup_vm.files.session import PIECE, Found, MissingError, SessionFiles, found_in, shown
 
 _SAME = ("mode", "uid", "gid", "size", "mtime", "ctime")
 
@@ -149,7 +149,15 @@ def differences(
             _tell(error, other.path, new, trouble)
             return ""
 
-    pairs = [(old.files.find(path), new.files.find(path))]
+    before, after = _find(old, path), _find(new, path)
+    if before is None or after is None:
+        if (found := before or after) is None:
+            raise MissingError(f"neither session has {shown(path)}")
+        side, what = (new, "+") if before is None else (old, "-")
+        yield Change(what, found.path, before, after)
+        yield from _all_below(side, found, what, trouble)
+        return
+    pairs = [(before, after)]
     seen: set[tuple[int, int]] = set()
     while pairs:
         one, other = pairs.pop()
@@ -163,11 +171,11 @@ def differences(
             trouble(other.path, "this folder is in several places")
             continue
         seen.add((one.node, other.node))
-        before, after = _named(old, one, trouble), _named(new, other, trouble)
-        if before is None or after is None:  # nothing can be said of what is in it
+        had, has = _named(old, one, trouble), _named(new, other, trouble)
+        if had is None or has is None:  # nothing can be said of what is in it
             continue
         folders = []
-        for was, now in _together(before, after):
+        for was, now in _together(had, has):
             if was and now:
                 if stat.S_ISDIR(was.stat.mode) or stat.S_ISDIR(now.stat.mode):
                     folders.append((was, now))
@@ -180,6 +188,13 @@ def differences(
                 yield Change("+", now.path, None, now)
                 yield from _all_below(new, now, "+", trouble)
         pairs.extend(reversed(folders))
+
+
+def _find(side: Side, path: bytes) -> Found | None:
+    try:
+        return side.files.find(path)
+    except MissingError:
+        return None
 
 
 def _tell(error: Exception, path: bytes, side: Side, trouble: Callable[[bytes, str], None]) -> None:

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from typing import NamedTuple, Protocol
 
 from backup_vm.errors import DamagedError, SparsebakError
-from backup_vm.files.answers import NOWHERE, Extents, FileSystemError, Part, Stat
+from backup_vm.files.answers import NOWHERE, Extents, FileSystemError, NoFileSystemError, Part, Stat
 from backup_vm.files.listing import Listing
 from backup_vm.files.parser import Parser
 from backup_vm.jobs.reading import THREADS
@@ -71,6 +71,8 @@ class SessionFiles:
         """Whether the archive is damaged where a folder is that was to be walked."""
         self.by_default = True
         """Whether it is the file system that is read where no partition is named."""
+        if not image.size:
+            raise NoFileSystemError(f"{name}: there is no file system in it: it has no bytes")
         self._chunk = image.chunk_size
         self._number = parser.add(self._read, image.size)
         try:
@@ -101,7 +103,7 @@ class SessionFiles:
             raise FileSystemError(
                 "there are several file systems", f"give --partition N: {_listed(found)}"
             )
-        raise FileSystemError(
+        raise NoFileSystemError(
             "there is no file system in it that is read here",
             f"there is: {_listed(found)}" if any(p.kind for p in found) else "see: sparsebak mount",
         )
@@ -137,8 +139,9 @@ class SessionFiles:
 
     def find(self, path: bytes, follow: bool = True) -> Found:
         """The file that a path leads to, symbolic links within the image followed; the last one
-        only if ``follow``. Raises MissingError.
+        only if ``follow``, or if there is a slash behind it. Raises MissingError.
         """
+        as_folder = path.endswith(b"/")
         left = [part for part in path.split(b"/") if part not in (b"", b".")][::-1]
         trail = [Found(b"/", self.root, self.stat(self.root))]
         hops = 0
@@ -157,7 +160,7 @@ class SessionFiles:
                     if entry is None
                     else f"{self.name}: {shown(where)}: {entry.trouble}"
                 )
-            if stat.S_ISLNK(entry.stat.mode) and (left or follow):
+            if stat.S_ISLNK(entry.stat.mode) and (left or follow or as_folder):
                 hops += 1
                 if hops > _HOPS:
                     raise MissingError(f"{self.name}: {shown(path)}: too many symbolic links")
@@ -167,6 +170,8 @@ class SessionFiles:
                     del trail[1:]
                 continue
             trail.append(Found(where, entry.node, entry.stat))
+        if as_folder and not stat.S_ISDIR(trail[-1].stat.mode):
+            raise MissingError(f"{self.name}: {shown(trail[-1].path)} is not a folder")
         return trail[-1]
 
     def walk(

@@ -165,9 +165,9 @@ class BackupRun:
             return
         newest = self._offering.newest(volume.volume_id)
         if newest is not None and newest.clear.session == offer.session:
-            self._agent.commit(volume.qube, volume.volume, offer.session)
             if partial is not None:
                 partial.discard()
+            self._offering.commit_stored(volume, offer)
         elif partial is not None and self._offering.can_resume(offer):
             self._progress.start(offer.changed)
             self._extract(volume, offer, partial)

@@ -11,7 +11,15 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from backup_vm.archive import name_index, notes, noting, packs, parameters, sessions
+from backup_vm.archive import (
+    catalog_file,
+    name_index,
+    notes,
+    noting,
+    packs,
+    parameters,
+    sessions,
+)
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import chain
@@ -83,7 +91,10 @@ def copy(
     resumes.
     """
     unnoted = _prepare(source, location, making)
-    with open_archive(location, writing=True, command="copy") as target:
+    with (
+        catalog_file.explained(f"the catalog of {location}"),
+        open_archive(location, writing=True, command="copy") as target,
+    ):
         _same_archive(source, target)
         target.pack_size = source.pack_size
         run = _Run(source, target, progress, keys, guard)

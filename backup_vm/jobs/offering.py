@@ -5,6 +5,7 @@ import time as clock
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
+from backup_vm.agent.call import RefusedError
 from backup_vm.agent.client import Agent
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.naming import volume_of
@@ -12,6 +13,7 @@ from backup_vm.archive.sessions import Session
 from backup_vm.errors import AgentError
 from wire import NO_SESSION
 from wire.messages import OFFER_FULL, OFFER_RESUMED, Offer, VolumeEntry
+from wire.status import Code
 
 JUST_NOW = 60
 """Seconds by which the newest session's time may be ahead of our clock without a doubt about
@@ -91,6 +93,18 @@ class Offering:
                 f"Snapshot {volume.name}: the agent offers a session that was abandoned"
             )
         return offer
+
+    def commit_stored(self, volume: VolumeEntry, offer: Offer) -> None:
+        """Commit a session that is stored, which dom0 still calls pending. It cannot where its
+        state is a copy from before all of it was extracted: there the session is given up, and the
+        next one compares everything.
+        """
+        try:
+            self._agent.commit(volume.qube, volume.volume, offer.session)
+        except RefusedError as error:
+            if error.refusal != Code.INCOMPLETE:
+                raise
+            self._agent.abort(volume.qube, volume.volume, offer.session)
 
     def can_resume(self, offer: Offer) -> bool:
         """Whether an interrupted session can be resumed: what it builds on is the newest there is,

@@ -78,7 +78,6 @@ def lease_rows(archive: Archive) -> tuple[list[LeaseRow], list[str]]:
             "renewed": int(renewed),
         }
         for kind, holder, renewed in found
-        if not (archive.writing and kind == lease_files.WRITER)  # which is our own
     ]
     return sorted(rows, key=lambda row: row["since"] or 0), []
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from backup_vm import failures, stopping
 from backup_vm.errors import SparsebakError
+from common.durable import sync_directory
 
 _HANGUP = 1.0
 """Seconds that the signal of a closed terminal has to come; more than the grace after one that has
@@ -140,9 +141,14 @@ def replacing(target: Path, force: bool = True, public: bool = False) -> Iterato
                 os.fchmod(fd, 0o666 & ~_umask())
         yield beside
         os.replace(beside, target)
-    except BaseException:
+        with contextlib.suppress(PermissionError):  # a folder that may only be written to
+            sync_directory(target.parent)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+        # What is read says its name.
+        if isinstance(error, OSError) and error.strerror and error.filename is None:
+            raise failures.cannot_write(target, error) from None
         raise
 
 

@@ -40,6 +40,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def listen(port: int) -> socket.socket:
     """A socket on loopback; 0 is any port. Raises SparsebakError."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # what is left of connections to one that was killed keeps nobody from its port
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
         listening.listen(64)
@@ -60,6 +62,11 @@ def serve(
     """Serve until a signal comes. ``make``: called within the loop; ``opened``: called when the
     server answers, and again when the token was used.
     """
+    # Any program of this machine can send what is no request, or open connections until there are
+    # no descriptors left: the libraries would write tracebacks to the terminal for it.
+    for name in ("aiohttp", "asyncio"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
     handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     try:
         asyncio.run(_serve(listening, guard, make, opened))

@@ -31,11 +31,17 @@ _APART = 1 << 20
 
 
 class Mark(NamedTuple):
-    """What is noted of a clone when it is made. The file that it is of: its subvolume, its number,
-    and the transaction in which it was made, for numbers are given again. ``since``: a transaction
-    that had not ended when the file was cloned; ``blocks``: of 512 bytes, of the clone.
+    """What is noted of a clone when it is made. The file that it is of: its file system, its
+    subvolume, its number, and the transaction in which it was made, for numbers are given again.
+    ``since``: a transaction that had not ended when the file was cloned; ``blocks``: of 512 bytes,
+    of the clone.
+
+    A pool that is copied to a new disk takes its clones along with what is noted of them, and files
+    get the same numbers in the same transactions there, if they are copied in the same order. But
+    transactions are counted from the beginning there, and one of before says nothing.
     """
 
+    system: int
     tree: int
     inode: int
     born: int
@@ -50,7 +56,8 @@ class Mark(NamedTuple):
         fcntl.ioctl(image, _INO_LOOKUP, buffer)
         tree = _LOOKUP.unpack_from(buffer)[0]
         _, born = _inode(image)
-        return cls(tree, os.fstat(image).st_ino, born, since, blocks)
+        system = os.fstatvfs(image).f_fsid
+        return cls(system, tree, os.fstat(image).st_ino, born, since, blocks)
 
     def text(self) -> bytes:
         """As it is written down."""

@@ -147,7 +147,8 @@ class DirectorySource(Source):
 
     @override
     def open(self, number: int, direct: bool = False) -> int:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Not to wait for whoever writes to a FIFO that somebody put there.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             return os.open(self._path(number), flags | (os.O_DIRECT if direct else 0))
         except OSError as error:

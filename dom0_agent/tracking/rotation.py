@@ -85,10 +85,19 @@ class Rotation:
     def unchanged(self) -> bool:
         """Whether nothing changed since the base was taken, so that it may stay. Not saved yet."""
         base = self.state.base
-        if base is None or base not in self.source.snapshots() or not self.source.unchanged(base):
+        if base is None or not self._intact(base, self.state.base_size):
+            return False
+        if not self.source.unchanged(base):
             return False
         self.state.base_time = int(clock.time())
         return True
+
+    def _intact(self, number: int, size: int) -> bool:
+        """Whether a snapshot is there and has all its bytes: who copies a pool to a disk that is
+        too small, or repairs its file system, may leave less. What is missing would be zeros, or
+        compared with nothing.
+        """
+        return number in self.source.snapshots() and self.source.size(number) == size
 
     def begin(self) -> int:
         """Take the next snapshot; return its number, one that no snapshot ever had."""
@@ -122,14 +131,14 @@ class Rotation:
                 f"{self.store.name} has {size} bytes, and volumes can have"
                 f" {MAX_VOLUME_SIZE >> 40} TiB",
             )
-        if base is None or base not in self.source.snapshots():
+        if base is None or not self._intact(base, before):
             # Somebody removed it, or the pool is an old copy. There is nothing to compare with, so
             # that all is compared by its ids.
             if base is not None:
                 log(
                     WARNING,
-                    f"{self.store.name}: base snapshot {base} is gone; taking everything as"
-                    " changed",
+                    f"{self.store.name}: base snapshot {base} is gone, or cut short; taking"
+                    " everything as changed",
                 )
             return Bitmap.everything(size), size
         changed = Bitmap()
@@ -205,11 +214,12 @@ class Rotation:
                 f"{self.store.name}: the key of archive {archive.label} has changed",
             )
         if progress.pending:
-            if progress.pending.snapshot in self.source.snapshots():
+            if self._intact(progress.pending.snapshot, progress.pending.size):
                 return progress, progress.pending, True
             log(
                 WARNING,
-                f"{self.store.name}: snapshot of the pending session is gone; it is dropped",
+                f"{self.store.name}: snapshot of the pending session is gone, or cut short; it is"
+                " dropped",
             )
             self.abort_pending(archive_id, progress)
         # Asked for a session, which holds its snapshot until it is sent. Monitor does not ask: what

@@ -88,6 +88,49 @@ def test_a_catalog_from_the_midst_of_a_prune_is_looked_through(
     assert built.scrubbed() == []
 
 
+def test_what_was_given_back_is_stored_again_where_no_hole_tells(built: Site) -> None:
+    """The folder was copied with zeros in place of holes, and a session that cannot be read may
+    need anything that its packs list.
+    """
+    first, copy = next(iter(built.images().values())), built.root / "copy"
+    with built.open(True) as archive:
+        (series,) = archive.sessions().values()
+        assert prune(archive, series[:2]).space > 0
+    for path in built.archive.rglob("*"):
+        if path.is_file() and path.name != "catalog.sqlite":
+            target = copy / path.relative_to(built.archive)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    built.archive = copy
+    damaged = min(copy.rglob("*.session"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    built.image().write_bytes(first)
+    assert run(built).done[0].stored > 0
+    assert newest(built) == [first]
+
+
+@pytest.mark.parametrize("size", [500, 5000, 9000])
+def test_a_session_is_put_back_whose_chunks_were_small(tmp_path: Path, size: int) -> None:
+    """What a hole takes of a chunk is seen, also where that is a block or less."""
+    rng = random.Random(size)
+    site = Site(tmp_path / "site")
+    site.image().write_bytes(b"".join(rng.randbytes(size).ljust(GRAIN, b"x") for _ in range(9)))
+    first = site.contents()
+    site.backup()
+    (file,) = site.archive.rglob("*.session")
+    raw = file.read_bytes()
+    for at in (2, 4, 5, 7):
+        write(site, at, at, 1)
+    site.backup()
+    with site.open(True) as archive:
+        (series,) = archive.sessions().values()
+        prune(archive, series[:1])
+    file.write_bytes(raw)
+    site.image().write_bytes(first)
+    run(site)
+    assert newest(site) == [first]
+
+
 def test_an_old_catalog_is_no_reason_to_free_or_to_deduplicate(built: Site) -> None:
     old = built.root / "old.sqlite"
     first = next(iter(built.images().values()))

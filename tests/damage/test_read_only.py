@@ -31,6 +31,8 @@ def test_checks_that_cannot_be_noted_say_so(
     commands = commands_for(site)
     site.backup()
     commands.keyed("verify")
+    exported = tmp_path / "exported"
+    commands.run("export", "work/private", "-o", str(exported))
 
     def known() -> dict[str, Any]:
         row = commands.keyed("status")
@@ -64,10 +66,20 @@ def test_checks_that_cannot_be_noted_say_so(
             filler.write(bytes(4096))
             filler.flush()
     say_so()
+    assert commands.fails(1, "import", str(exported)).startswith(f"sparsebak: {site.archive}: No ")
     (disk / "filler").unlink()
     for words in checks:
         out, said = commands.run(*words, "--json")
         assert json.loads(out)["noted"] is True and "noted" not in said
+
+
+def test_a_drill_needs_no_notes(commands: Commands, tmp_path: Path) -> None:
+    """Where they are damaged nobody knows whose turn it is, and it is drilled all the same."""
+    fill(commands.site.image(), 8 * GRAIN)
+    commands.site.backup()
+    (commands.site.archive / "notes.json").write_bytes(b"{")
+    done = commands.keyed("drill", "--scratch", str(tmp_path))
+    assert done["ok"] and not done["noted"]
 
 
 def test_scrub_reports_damage_without_a_place_to_note_it(

@@ -3,6 +3,7 @@
 
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -128,6 +129,10 @@ def test_a_diff_is_one_of_files(stored: Commands) -> None:
     assert changed(first, second, "--contents") == expected
     assert changed(second, third) == {"+ /more"}
     assert changed(third, third) == set()
+    assert changed(first, second, "new") == {"+ /new", "+ /new/file"}
+    assert changed(first, second, "etc/gone") == {"- /etc/gone"}
+    words = ("files", "diff", "work/private", first, second, "none", *key(stored))
+    assert "neither session has none" in stored.fails(1, *words)
     assert changed(second, first, "etc") == {"M /etc/hosts", "+ /etc/gone", "m /etc/same"}
 
 
@@ -140,6 +145,13 @@ def test_copies_replace_nothing(stored: Commands) -> None:
     assert (target / "new" / "file").read_text() == "n"
     assert "exists" in stored.fails(1, *words)
     assert sorted(os.listdir(target)) == ["hosts", "new"]
+    for name, there in (("link", os.path.islink), ("link/", os.path.isdir)):
+        path = target / f"of {name.strip('/')} {name.count('/')}"
+        stored.run("files", "cp", "work/private", name, str(path), *key(stored))
+        assert there(path) and path.is_symlink() == (name == "link")
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    words = ("files", "cp", "work/private", "etc/hosts/", str(target / "x"), *key(stored))
+    assert "not a folder" in stored.fails(1, *words)
     stored.run("files", "cp", "work/private", "/", str(target / "all"), *key(stored))
     assert (target / "all" / "link").readlink() == Path("etc")
 

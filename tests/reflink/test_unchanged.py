@@ -15,6 +15,7 @@ from dom0_agent.sources import btrfs_since, extents, reflink
 from dom0_agent.sources.flags import flags
 from dom0_agent.sources.reflink import ReflinkSource
 from dom0_agent.targets.file import FileReplacement
+from tests.conftest import FILE_SYSTEMS, mounted
 from tests.kit import GRAIN
 from tests.reflink.histories import PUNCH, History, fallocate
 from tests.reflink.kit import SIZE, named_by_delta, source_in
@@ -198,6 +199,30 @@ def test_a_subvolume_of_before_is_a_change(btrfs_folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("by_what_was_written")
+def test_what_was_noted_on_another_disk_says_nothing(btrfs_folder: Path, tmp_path: Path) -> None:
+    """The pool was copied there with all attributes, and its files have the same numbers; of what
+    is written there every transaction is an early one.
+    """
+    image = btrfs_folder / "work.img"
+    image.write_bytes(os.urandom(SIZE))
+    source_in(btrfs_folder).snapshot(1)
+    disk = tmp_path / "new.img", tmp_path / "new", 400 << 20
+    for new in mounted(*disk, *FILE_SYSTEMS["btrfs"]):
+        subprocess.run(["cp", "-a", f"{btrfs_folder}/.", new], check=True)
+        source, image = source_in(new), new / "work.img"
+        with closing_fd(os.open(image, os.O_RDONLY)) as fd:
+            here = btrfs_since.Mark.of(fd, 1 << 20, os.fstat(fd).st_blocks)
+        clone = source._path(1)
+        noted = btrfs_since.Mark.parsed(os.getxattr(clone, reflink._MARK))
+        assert noted is not None
+        os.setxattr(clone, reflink._MARK, here._replace(system=noted.system).text())
+        with open(image, "r+b") as file:
+            os.pwrite(file.fileno(), b"x", 5 * GRAIN)
+        rest(image)
+        assert not source.unchanged(1)
+
+
+@pytest.mark.usefixtures("by_what_was_written")
 def test_what_is_written_in_place_is_a_change(btrfs_folder: Path) -> None:
     """Without copy on write, after the clone was moved away, no leaf is written."""
     source, image = source_in(btrfs_folder), btrfs_folder / "work.img"
@@ -217,7 +242,7 @@ def test_what_is_written_in_place_is_a_change(btrfs_folder: Path) -> None:
 
 
 def test_a_mark_reads_back_or_is_none() -> None:
-    mark = btrfs_since.Mark(5, 257, 7, 12, 1 << 40)
+    mark = btrfs_since.Mark((1 << 64) - 1, 5, 257, 7, 12, 1 << 40)
     assert btrfs_since.Mark.parsed(mark.text()) == mark
-    for text in (b"", b"5 257 7 12", b"5 257 7 12 x", b"5 257 7 12 -1", b"1 2 3 4 5 6"):
+    for text in (b"", b"9 5 257 7 12", b"9 5 257 7 12 x", b"9 5 257 7 12 -1", b"1 2 3 4 5 6 7"):
         assert btrfs_since.Mark.parsed(text) is None

@@ -6,12 +6,14 @@ and nothing else is lost.
 import dataclasses
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from backup_vm.archive import sessions
+from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.jobs.copy import copy
@@ -261,3 +263,19 @@ def test_killed_at_every_step_a_copy_goes_on(tmp_path: Path) -> None:
             assert archive.warnings == [] and archive.storage.names("volumes", ".partial") == []
         shutil.rmtree(work)
         shutil.copytree(target, work)
+
+
+def test_the_disk_that_is_full_is_named(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The copy's, and not the archive's from which it is made."""
+    commands.site.backup()
+
+    def full(*_: object) -> None:
+        database = sqlite3.connect(":memory:")
+        database.execute("PRAGMA max_page_count=1")
+        database.execute("CREATE TABLE t (x)")
+
+    monkeypatch.setattr(ChunkCatalog, "begin", full)
+    said = commands.fails(1, "copy", str(tmp_path / "copy"))
+    assert f"the disk of the catalog of {tmp_path / 'copy'} is full" in said

@@ -266,3 +266,37 @@ def test_remedies_of_doctor_work(commands: Commands) -> None:
         key = ("--passphrase-file", str(commands.passphrase)) if words == ["drill"] else ()
         commands.run(*words, *key)
     assert remedies() == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("prune", "work", "--session", ""),
+        ("restore", "work", "--yes", "--session", ""),
+        ("diff", "work/private", "latest", ""),
+        ("copy", ""),
+        ("init", "", "--label", "tests"),
+        ("upkeep", ""),
+        ("upkeep", "--copy-to", ""),
+        ("assemble", "work/private", "-o", ""),
+        ("list", "--archive", ""),
+        ("list", "--require-mount", ""),
+        ("list", "--agent", ""),
+        ("backup", "--caller", ""),
+    ],
+)
+def test_an_empty_word_stands_for_nothing(
+    commands: Commands, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    """As of a variable that a script forgot to set: not for the only session, nor for what the
+    settings name.
+    """
+    commands.site.backup()
+    with pytest.raises(SystemExit) as ended:
+        commands.run(*words)
+    assert ended.value.code == 2 and "it is empty" in capsys.readouterr().err
+    assert len(commands.names()) == 1
+
+
+def test_all_and_some_contradict_each_other(commands: Commands) -> None:
+    assert "contradict" in commands.fails(2, "backup", "--all", "work")

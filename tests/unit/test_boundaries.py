@@ -274,6 +274,7 @@ def test_every_command_has_its_module() -> None:
         "options",
         "pack_size",
         "reading",
+        "removing",
         "spbk_assemble",
     }
     assert found == set(vm_cli.COMMANDS)

@@ -43,9 +43,10 @@ class Connection:
     log: "LastWords | None" = None
 
     def last_words(self) -> str:
-        """The last line of the log, of a service that has ended."""
+        """The last line of the log, of a service that has ended, without its priority."""
         lines = self.log.text().split("\n") if self.log is not None else []
-        return next((line for line in reversed(lines) if line.strip()), "").strip()
+        last = next((line for line in reversed(lines) if line.strip()), "").strip()
+        return last[3:] if last[:1] == "<" and last[2:3] == ">" else last
 
     def hang_up(self) -> None:
         """Close the streams; a service that has sent its status ends by itself then, and need not

@@ -2,48 +2,22 @@
 """The blocks that a parity file covers, and its own, as they are on the disk now."""
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 from backup_vm.archive.parity.plan import Member, Plan
-from backup_vm.archive.storage import Reader, Storage
+from backup_vm.archive.readers import Readers
+from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
 
-_OPEN = 64
 
-
-class Run:
+class Run(Readers):
     """Files laid one after another, read as one run of bytes, in which each begins at a block."""
 
     def __init__(self, storage: Storage, members: Sequence[Member], block_size: int) -> None:
-        self._storage, self._members, self._size = storage, members, block_size
+        super().__init__(storage)
+        self._members, self._size = members, block_size
         self._starts = [member.first for member in members]
-        self._open: OrderedDict[str, Reader] = OrderedDict()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        while self._open:
-            self._open.popitem()[1].close()
-
-    def reader(self, name: str) -> Reader:
-        """A file, open; raise FileNotFoundError, DamagedError."""
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        reader = self._open[name] = self._storage.reader(name)
-        if len(self._open) > _OPEN:
-            self._open.popitem(last=False)[1].close()
-        return reader
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the run, zeros where files end. Raises DamagedError, FileNotFoundError."""
@@ -57,7 +31,7 @@ class Run:
                 break
             there = min(end, ends) - offset
             wanted = min(there, max(member.size - within, 0))
-            part = self.reader(member.name).read(within, wanted) if wanted else b""
+            part = self.of(member.name).read(within, wanted) if wanted else b""
             if len(part) != wanted:
                 raise DamagedError(f"{self._storage.describe(member.name)} is shorter than it was")
             parts.append(part + bytes(there - wanted))
@@ -80,7 +54,7 @@ class Blocks(Run):
             if of_parity < 0:
                 raw = self.read(number * size, size)
             else:
-                raw = self.reader(self._plan.name).read(self._plan.parity_at(of_parity), size)
+                raw = self.of(self._plan.name).read(self._plan.parity_at(of_parity), size)
             if self._plan.matches(number, raw):
                 return raw
         return None

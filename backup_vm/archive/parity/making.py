@@ -266,8 +266,10 @@ def _joined(kept: Sequence[Plan], loose: Collection[str], there: dict[str, int])
 
 
 def _remove(archive: Archive, names: Sequence[str]) -> int:
-    if names:
-        with suppress(ForbiddenError):  # whoever may only add leaves it to whoever may remove
-            archive.storage.remove(*names)
-            return len(names)
-    return 0
+    """Remove parity files; returns how many. What is no file is nobody's to remove here."""
+    removed = 0
+    for name in names:
+        with suppress(ForbiddenError, DamagedError):  # whoever may only add leaves it to others
+            archive.storage.remove(name)
+            removed += 1
+    return removed

@@ -77,9 +77,15 @@ class Parity:
         """
         for plan, member in self.of(name):
             with Blocks(self._archive.storage, plan) as blocks:
-                same = self._archive.storage.size(name) == member.size
-                if not same or blocks.lost(member.first, member.end):
+                if not self._same(blocks, name, member):
                     self.stale.add(name)
+
+    def _same(self, blocks: Blocks, name: str, member: Member) -> bool:
+        try:
+            same = self._archive.storage.size(name) == member.size
+        except (DamagedError, OSError):  # a folder or a FIFO, say, which is reported as damage
+            return False
+        return same and not blocks.lost(member.first, member.end)
 
     def compare_own(self) -> list[str]:
         """Note, and return, which parity files are damaged themselves."""
@@ -126,7 +132,10 @@ class Mender:
                     continue
                 mended = Mended(blocks, plan, member, found)
                 if self._fit(name, mended, member.size, wanted or {}):
-                    self._put(name, mended)
+                    try:
+                        self._put(name, mended)
+                    except DamagedError:  # of a disk that gives a block at times only
+                        continue
                     self._archive.damaged.pop(name, None)
                     self.done.append(name)
                     return True

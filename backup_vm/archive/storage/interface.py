@@ -179,6 +179,9 @@ class Storage(Files, Protocol):
     def allocated(self, name: str) -> int:
         """Bytes that a file takes up, holes left out."""
 
+    def has_holes(self, name: str) -> bool:
+        """Whether a file has holes, as far as the place tells."""
+
     def fetch(self, names: list[str]) -> None:
         """Have local copies of these at hand, got all at once where that is quicker."""
 

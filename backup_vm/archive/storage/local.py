@@ -109,6 +109,16 @@ class LocalStorage(Directory, Storage):
         return self._beneath.stat(name).st_blocks * 512
 
     @override
+    def has_holes(self, name: str) -> bool:
+        # Not by blocks alone: those that say where the others are count, too, and what a hole gave
+        # back may be no more.
+        with closing_fd(self._beneath.open(name)) as fd, self._beneath.telling(name):
+            found = os.fstat(fd)
+            return found.st_blocks * 512 < found.st_size or (
+                os.lseek(fd, 0, os.SEEK_HOLE) < found.st_size
+            )
+
+    @override
     def remove_all(self, names: Iterable[str]) -> None:
         self.remove(*names)
 

@@ -94,8 +94,8 @@ class Objects(Protocol):
     """
 
     pages: bool
-    """Whether a listing comes in pages, a request each, and a name that is given leads to an object
-    and nothing else.
+    """Whether a listing is several requests, one after another, and ``get_small`` reads an object
+    that no listing has told of.
     """
     unreadable: Collection[str]
     """Names of other programs' objects where ours are, which the last listing passed over."""

@@ -168,6 +168,10 @@ class RemoteStorage(Storage):
         return self.size(name)
 
     @override
+    def has_holes(self, name: str) -> bool:
+        return False
+
+    @override
     def close(self) -> None:
         self.workspace.close()
 

@@ -43,7 +43,7 @@ class SftpHost(Objects):
 
     unreadable = ()
     """A folder has no names that cannot be read."""
-    pages = False  # and a name may lead to a FIFO, which is waited for
+    pages = True  # and a level of folders, some round trips
 
     def __init__(self, url: str) -> None:
         self._host = Host.of(url + "/")
@@ -318,6 +318,10 @@ class SftpHost(Objects):
     def get_small(self, name: str, limit: int) -> bytes:
         parts: list[bytes] = []
         with self._asking(name) as client:
+            # What no listing told of may be a link, or a FIFO that would be waited for.
+            there = client.ask(protocol.LSTAT, text(self._path(name)), protocol.ATTRS)
+            if there.attributes().is_file is False:
+                raise FileNotFoundError(name)
             handle = client.open(self._path(name), protocol.FOR_READING)
             client.read(handle, 0, limit, parts.append)
             client.let_go(handle)

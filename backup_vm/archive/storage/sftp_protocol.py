@@ -14,13 +14,14 @@ import stat
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from backup_vm.archive.storage.objects import Unreachable
 from backup_vm.archive.storage.ssh import Channel
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE = 1, 2, 3, 4, 5, 6
-FSTAT, OPENDIR, READDIR, REMOVE, MKDIR = 8, 11, 12, 13, 14
+LSTAT, FSTAT, OPENDIR, READDIR, REMOVE, MKDIR = 7, 8, 11, 12, 13, 14
 STAT, RENAME = 17, 18
 STATUS, HANDLE, DATA, NAME, ATTRS = 101, 102, 103, 104, 105
 EXTENDED, EXTENDED_REPLY = 200, 201
@@ -277,17 +278,22 @@ class Client:
             found: dict[int, list[tuple[bytes, Attributes]]] = {at: [] for at, _ in handles}
             reading = handles
             while reading:
-                asked = [(at, handle, self.send(READDIR, text(handle))) for at, handle in reading]
+                # Twice at once: the last answer says nothing but that there is no more, and of most
+                # folders the first one says all.
+                asked = [
+                    (at, handle, [self.send(READDIR, text(handle)) for _ in range(2)])
+                    for at, handle in reading
+                ]
                 reading = []
-                for at, handle, number in asked:
-                    entries = self._entries(number)
-                    found[at] += entries
-                    if entries:
+                for at, handle, numbers in asked:
+                    answers = [self._entries(number) for number in numbers]
+                    found[at] += chain.from_iterable(answers)
+                    if all(answers):
                         reading.append((at, handle))
                 if sum(map(len, found.values())) > most:
                     raise Endless("the server's listing has no end")
-            for number in [self.send(CLOSE, text(handle)) for _, handle in handles]:
-                self.answer(number)
+            for _, handle in handles:
+                self.let_go(handle)
             yield from found.items()
 
     def _entries(self, number: int) -> list[tuple[bytes, Attributes]]:

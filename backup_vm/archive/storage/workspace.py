@@ -4,12 +4,14 @@ and scratch files.
 """
 
 import errno
+import io
 import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
+from backup_vm import failures
 from backup_vm.archive.storage.directory import Directory
 from backup_vm.archive.storage.giving_way import wait_for_lock
 from backup_vm.archive.storage.interface import LOCK, TEMPORARY, Workspace
@@ -17,8 +19,11 @@ from backup_vm.errors import DamagedError, ForbiddenError, LockedError
 from common.durable import Busy, lock_fd, pwrite_all
 from common.override import override
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 """What flock answers where there is none; the lease keeps others away there."""
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
@@ -42,7 +47,7 @@ class LocalWorkspace(Directory, Workspace):
                 f"{self.root} is in use by another run{who}", "wait for it to end, then try again"
             ) from None
         except OSError as error:
-            if error.errno in _NO_LOCKS or (shared and error.errno in _READ_ONLY):
+            if error.errno in NO_LOCKS or (shared and error.errno in _READ_ONLY):
                 return None
             if error.errno not in _READ_ONLY:
                 raise
@@ -165,4 +170,17 @@ class LocalWorkspace(Directory, Workspace):
             name = f"scratch-{os.urandom(8).hex()}{TEMPORARY}"
             fd = self._beneath.create(root, name, 0o600)
             os.unlink(name, dir_fd=root)
-        return os.fdopen(fd, "w+b")
+        return io.BufferedRandom(_Scratch(fd, self.describe()), 1 << 16)
+
+
+class _Scratch(io.FileIO):
+    """A file without a name, that says where it is when it cannot be written."""
+
+    def __init__(self, fd: int, place: str) -> None:
+        super().__init__(fd, "w+b")
+        self._place = place
+
+    @override
+    def write(self, data: "ReadableBuffer", /) -> int:
+        with failures.naming(self._place):
+            return super().write(data)

@@ -36,7 +36,11 @@ def add_to(commands: Any) -> None:
 
     def action(name: str, run: Any, text: str, sentences: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=sentences)
-        volume_argument(parser, "whose files")
+        if name == "index":
+            which = "whose files (default: all volumes)"
+            parser.add_argument("volume", nargs="?", metavar="QUBE/VOLUME", help=which)
+        else:
+            volume_argument(parser, "whose files")
         partition_option(parser)
         reading_options(parser)
         parser.set_defaults(run=run)

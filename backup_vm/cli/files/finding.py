@@ -54,7 +54,8 @@ def find_in_all(options: argparse.Namespace) -> int:
         for one in found
     ]
     _tell(context, looked)
-    context.result({"files": data}, table(rows, frozenset({2})) if found else "")
+    if found or context.json:
+        context.result({"files": data}, table(rows, frozenset({2})))
     if looked.damaged:
         return Exit.DAMAGED
     return Exit.FAILED if troubles.count or looked.incomplete else Exit.OK

@@ -13,8 +13,10 @@ from backup_vm.terminal.text import count_text, size_text
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
-    from backup_vm.files.names import Made
-    from backup_vm.volumes import Contents
+    from backup_vm.files.names_maker import Made
+    from backup_vm.jobs.files import VolumeFiles
+    from backup_vm.jobs.indexing import Names
+    from backup_vm.volumes import Contents, Named
 
 _AT_ONCE = 8
 """Sessions whose names are read before the archive is written to. Reading keeps no reader away, and
@@ -29,16 +31,20 @@ def index(options: argparse.Namespace) -> int:
     context = Context(options)
     if options.source is not None:
         raise UsageError("an index is stored in an archive", "leave out --from")
+    if options.volume is None and options.session != "all":
+        raise UsageError("--session needs a volume", "name one: QUBE/VOLUME")
     run = _Run(context)
     with context.contents(needs_key=True) as contents:
-        made = run.read(contents)
-        keys = contents.keys
-    while made:
-        with context.open(writing=True) as archive:
-            run.store(archive, made)
-        with context.open() as archive:
-            contents = Contents(archive, keys, stored_volumes(archive, keys, {}))
-            made = run.read(contents)
+        keys, volumes = contents.keys, [one.id for one in contents.select(options.volume)]
+    for volume in volumes:
+        while True:
+            with context.open() as archive:
+                contents = Contents(archive, keys, stored_volumes(archive, keys, {}))
+                made = run.read(contents, contents.one(volume))
+            if not made:
+                break
+            with context.open(writing=True) as archive:
+                run.store(archive, made)
     size = size_text(run.size)
     context.done(
         {"indexed": run.rows, "size": run.size, "failed": run.failed},
@@ -65,15 +71,15 @@ class _Run:
             self._told.add(text)
             self._context.warn(text)
 
-    def read(self, contents: "Contents") -> "list[tuple[Session, Made]]":
-        """Make the next few, of sessions that have none that can be used, the oldest first."""
-        from backup_vm.errors import DamagedError, SparsebakError
+    def read(self, contents: "Contents", volume: "Named") -> "list[tuple[Session, Made]]":
+        """Make the next few of a volume, of sessions that have none that can be used, the oldest
+        first.
+        """
         from backup_vm.files.parser import Parser
         from backup_vm.jobs.files import VolumeFiles
         from backup_vm.volumes import find_session
 
         options = self._context.options
-        volume = contents.one(options.volume)
         chosen = list(volume.sessions)
         if options.session != "all":
             chosen = [find_session(volume, options.session)]
@@ -83,25 +89,39 @@ class _Run:
             names = files.names(self._warn)
             before = None
             for session in volume.sessions:
-                if session in chosen and session.file not in self._tried:
-                    again = options.again and bool(names.chain(session))
-                    if again or not names.chain(session):
-                        self._tried.add(session.file)
-                        try:
-                            with closing(files.open(session).files) as read:
-                                one = names.make(session, read, before, self._trouble(session))
-                        except SparsebakError as error:
-                            self.failed += 1
-                            self.damaged = self.damaged or isinstance(error, DamagedError)
-                            self._context.warn(str(error))
-                            continue
+                due = session in chosen and session.file not in self._tried
+                if due and (options.again or not names.chain(session)):
+                    self._tried.add(session.file)
+                    one = self._make(files, names, session, before)
+                    if one is not None:
                         names.add(session, one)
                         made.append((session, one))
-                        if len(made) == _AT_ONCE:
-                            break
+                    if len(made) == _AT_ONCE:
+                        break
                 if names.chain(session):
                     before = session
         return made
+
+    def _make(
+        self, files: "VolumeFiles", names: "Names", session: "Session", before: "Session | None"
+    ) -> "Made | None":
+        """The index of a session; None where there can be none, which is told."""
+        from backup_vm.errors import DamagedError, RemovedError, SparsebakError
+        from backup_vm.files.answers import NoFileSystemError
+
+        try:
+            with closing(files.open(session).files) as read:
+                return names.make(session, read, before, self._trouble(session))
+        except RemovedError as error:
+            self._context.warn(str(error))
+        except SparsebakError as error:
+            # volumes of settings have none: no failure where all are meant
+            if self._context.options.volume is None and isinstance(error, NoFileSystemError):
+                return None
+            self.failed += 1
+            self.damaged = self.damaged or isinstance(error, DamagedError)
+            self._context.warn(str(error))
+        return None
 
     def _trouble(self, session: "Session") -> Any:
         return lambda path, text: self.troubles(path, f"{session.name}: {text}")

@@ -81,11 +81,13 @@ async function show(first) {
   }
 }
 
+const gone = () => document.getElementById("gone").dataset.said;
+
 /** That the server does not answer, as long as it does not. */
 function drawGone(error) {
   const place = document.getElementById("gone");
   const said = error ? error.message : "";
-  if (place.dataset.said === said) return; // it is read out once
+  if ((gone() ?? "") === said) return; // it is read out once
   place.dataset.said = said;
   put(place, error ? trouble(error) : null);
 }
@@ -94,8 +96,11 @@ async function follow() {
   let since = 0;
   for (;;) {
     try {
+      if (gone()) { // news may be a while in coming
+        await get("here");
+        drawGone(null);
+      }
       const news = await get("news", { since });
-      drawGone(null);
       const before = new Map(jobs);
       since = news.revision;
       for (const job of news.jobs) jobs.set(job.id, job);

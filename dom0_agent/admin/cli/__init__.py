@@ -88,11 +88,24 @@ def _user(text: str) -> str:
     return text
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose --help and --version fail where they cannot be printed; argparse
+    ignores that.
+    """
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+            return
+        file.write(message)
+        file.flush()
+
+
 def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
     """The command line. Of the commands only those among ``words``, if any is: to import the others
     takes time.
     """
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="sparsebak-agent",
         description="The dom0 side of sparsebak: keys of archives, snapshots, restored settings.",
         epilog=(

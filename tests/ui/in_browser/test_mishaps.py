@@ -135,7 +135,7 @@ def test_a_program_that_was_killed_and_is_started_again(
         assert browser.js("document.querySelectorAll('#gone [role=alert]').length") == 1
         with browser.another_tab():
             browser.open(f"http://127.0.0.1:{page.port}/")
-            browser.see("of a sparsebak ui that ended")  # by the first tab's key
+            browser.see("Not allowed. Start it again with: sparsebak ui")
         browser.open(again.url)
         browser.see("never backed up")
         turn_to(browser, "Setup")

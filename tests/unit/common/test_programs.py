@@ -51,7 +51,7 @@ def test_what_a_program_leaves_behind_is_not_waited_for(monkeypatch: pytest.Monk
 def test_a_service_that_complains_without_end_is_answered_by_its_last_line() -> None:
     from backup_vm.agent.transport.spawning import spawn
 
-    connection = spawn([sys.executable, "-c", f"{WRITING}; sys.exit('why')"], None, None)
+    connection = spawn([sys.executable, "-c", f"{WRITING}; sys.exit('<3>why')"], None, None)
     try:
         assert connection.process.wait() == 1 and connection.last_words() == "why"
         assert isinstance(connection.log, LastWords)

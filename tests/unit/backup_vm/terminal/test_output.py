@@ -17,10 +17,16 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     with replacing(link) as beside:
         beside.write_text("one")
     assert link.is_symlink() and target.read_text() == "one"
-    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), replacing(target) as beside:
+    full, other = OSError(28, "No space left"), OSError(5, "Input/output error", "archive")
+    for error, raised in (
+        (full, SparsebakError),
+        (other, OSError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
+        with pytest.raises(raised) as caught, replacing(target) as beside:
             beside.write_text("tw")
             raise error
+        assert str(target) in str(caught.value) or error is not full
     assert target.read_text() == "one" and {*os.listdir(tmp_path)} == {"page", "link"}
     with pytest.raises(SparsebakError, match="exists"), replacing(target, force=False):
         raise AssertionError

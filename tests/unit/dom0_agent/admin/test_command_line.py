@@ -155,6 +155,7 @@ def test_output_that_cannot_be_written(site: Site) -> None:
     site.backup()
     with open("/dev/full", "w") as full:
         done = run(site, "status", stdout=full)
+        assert run(site, "--help", stdout=full).returncode == 1
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "space" in done.stderr
     ours, theirs = os.pipe()
     os.close(ours)
