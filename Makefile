@@ -48,7 +48,7 @@ test-ceph: setup
 	SPARSEBAK_S3=ceph $(VENV)/bin/pytest tests/ceph tests/remote tests/attack/test_store_key.py -k "s3 or ceph" -v --timeout 600
 
 # The page of sparsebak ui in Chromium without a window. When root, installs it from the distribution. axe-core is in a package
-# for another driver of browsers, without which it comes. About two minutes.
+# for another driver of browsers, without which it comes. About four minutes.
 test-ui: setup
 	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || \
 	    (apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends chromium) >/dev/null

@@ -90,8 +90,8 @@ class Program:
         passphrase: bytes | None = None,
     ) -> asyncio.subprocess.Process:
         """A child that runs a command, in a session of its own: a Ctrl-C reaches it through us.
-        ``passphrase``: one to try in place of the one that is known. Raises Failed where the server
-        ends.
+        ``passphrase``: one to try in place of the one that is known. Raises Failed where it cannot
+        be started, or the server ends.
         """
         if self._ending:
             raise Failed(Exit.INTERRUPTED, ["the page is being closed"])

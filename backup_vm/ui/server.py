@@ -87,15 +87,8 @@ async def _serve(
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, stopped.set)
     api, doors = make(), Doors(guard.uid)
-    # what strangers send that is no HTTP is nothing to be told, and tracebacks tell nobody anything
-    logger = logging.getLogger("sparsebak.ui")
-    logger.disabled = True
-    runner = web.AppRunner(
-        application(guard, api, opened, doors),
-        access_log=None,
-        logger=logger,
-        lingering_time=LINGER,
-    )
+    app = application(guard, api, opened, doors)
+    runner = web.AppRunner(app, access_log=None, lingering_time=LINGER)
     await runner.setup()
     if runner.server is None:
         raise ValueError("a runner that was set up has a server")
