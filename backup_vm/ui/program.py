@@ -94,7 +94,7 @@ class Program:
         ends.
         """
         if self._ending:
-            raise Failed(Exit.INTERRUPTED, ["sparsebak ui ends"])
+            raise Failed(Exit.INTERRUPTED, ["the page is being closed"])
         # Cancelled while it connects a child's pipes, asyncio waits for the child for ever (Python
         # 3.11 and 3.12): so the start is a task of its own, which stop() waits for.
         starting = asyncio.ensure_future(self._start(words, progress, data, passphrase))

@@ -19,25 +19,12 @@ from backup_vm.archive.storage.bucket import Bucket
 from backup_vm.terminal.progress import Progress
 from tests.kit import GRAIN, PASSPHRASE, Site, change
 from tests.remote.dying import KILLED, REFUSED
-from tests.remote.kit import Server
-from tests.remote.lock_kit import DAYS, PATH, bucket_of, client_of, locked_site, versions
-from tests.remote.test_lock import all_locked
+from tests.remote.lock_kit import DAYS, PATH, all_locked, bucket_of, locked_site, versions
 from tests.steps import DIED
 
 LONG = os.environ.get("SPARSEBAK_LONG") == "1"
 """All commands, and each of their requests; else one of two, for each is some processes.
 """
-
-
-@pytest.fixture(scope="module")
-def server(s3: Server) -> Server:
-    return s3
-
-
-@pytest.fixture
-def client(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """What whoever has the key can do, by boto3."""
-    return client_of(server, monkeypatch, tmp_path / "cache")
 
 
 @dataclass
