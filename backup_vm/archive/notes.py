@@ -22,6 +22,7 @@ from backup_vm.archive.lease import Lease
 from backup_vm.archive.lease_files import NOTES
 from backup_vm.archive.naming import NOTES_FILE
 from backup_vm.archive.storage import Storage, is_remote
+from backup_vm.archive.storage.workspace import NO_LOCKS
 from backup_vm.errors import DamagedError, LockedError, UsageError
 from common.durable import Busy, closing_fd, lock_fd
 from wire import FORMAT, other_format
@@ -236,6 +237,7 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
     """Read, change and write them, with others kept away. Raises DamagedError, LockedError,
     OSError.
     """
+    fd: int | None
     try:
         fd = lock_fd(storage.workspace.descriptor(LOCK, create=True), patience=_PATIENCE)
     except Busy:
@@ -243,7 +245,11 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
             f"{storage.workspace.describe(LOCK)} is held by another run",
             "wait for it to end, then try again",
         ) from None
-    with closing_fd(fd), _alone(storage):
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        fd = None  # the lease keeps away whoever is here, too
+    with closing_fd(fd) if fd is not None else contextlib.nullcontext(), _alone(storage):
         if not storage.exists(NAME):
             storage.refresh()  # another machine may just have written the first ones
         notes = load(storage)

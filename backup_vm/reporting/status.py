@@ -207,15 +207,15 @@ def text(status: StatusRow) -> str:
         row = [v["name"], v["latest"] or "never", str(v["sessions"]), size_text(v["size"])]
         rows.append([*row, *sizes, *ratios, changed, verified, v["note"]])
     scrubbed = check_text(status["scrubbed"])
-    free = "?" if status["free"] is None else size_text(status["free"])
+    free = status["free"]
+    room = "free space not known" if free is None else f"{size_text(free)} free on the disk"
     parity = f" and {size_text(status['parity'])} of parity" if status["parity"] else ""
     head = [
         (
             f"Archive {status['label']} in {status['path']}, {status['mode']}, chunks of"
             f" {status['chunk_size'] >> 10} KiB"
         ),
-        f"{status['chunks']} chunks, {size_text(status['stored'])} stored{parity}, {free} free on"
-        " the disk",
+        f"{status['chunks']} chunks, {size_text(status['stored'])} stored{parity}, {room}",
         f"Last scrub: {scrubbed}."
         + _parts_text(status)
         + (f" Next backup: {status['next_run']}." if status["next_run"] else ""),

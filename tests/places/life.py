@@ -113,6 +113,10 @@ class Life:
         assert (outcome.code, outcome.err) == (0, ""), (words, outcome)
         return outcome.out
 
+    def warns(self, said: str, *words: str) -> None:
+        """It goes well, and one line says something that matches ``said``."""
+        self.refuses(0, said, *words)
+
     def refuses(self, code: int, said: str, *words: str, within: float = WITHIN) -> str:
         """It ends with that code and one line that matches ``said``, soon."""
         outcome = self.run(*words)

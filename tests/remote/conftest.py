@@ -5,12 +5,14 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backup_vm.archive.storage import objects
 from tests.kit import Site
 from tests.remote.kit import Network, Server, s3_server, ssh_server
+from tests.remote.lock_kit import MakeLocked, client_of, locked_site
 
 Make = Callable[..., Site]
 _numbers = itertools.count()
@@ -48,6 +50,18 @@ def server(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(objects, "DELAYS", (0.05, 0.1, 0.2, 0.2, 0.2))
     return found
+
+
+@pytest.fixture
+def client(s3: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """What whoever has the key of the S3 store can do, by boto3."""
+    return client_of(s3, monkeypatch, tmp_path / "cache")
+
+
+@pytest.fixture
+def locked(client: Any, tmp_path: Path) -> MakeLocked:
+    """Makes sites, see locked_site."""
+    return lambda retention: locked_site(client, tmp_path, retention)
 
 
 @pytest.fixture

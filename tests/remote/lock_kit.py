@@ -5,6 +5,8 @@ import itertools
 import os
 import random
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ DAYS = 30 * 86400
 PATH = "an archive"
 LASTING = re.compile(r"(packs|parity)/.+|.+\.session|archive\.toml|notes\.json")
 _numbers = itertools.count()
+MakeLocked = Callable[[int], Site]
+"""Makes a site whose archive has a retention of so many seconds."""
 
 
 def client_of(server: Server, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Any:
@@ -68,6 +72,13 @@ def until(client: Any, site: Site, version: dict[str, Any]) -> float:
     assert told.get("ObjectLockMode", "COMPLIANCE") == "COMPLIANCE"
     date = told.get("ObjectLockRetainUntilDate")
     return float(date.timestamp()) if date else 0.0
+
+
+def all_locked(client: Any, site: Site, seconds: float) -> None:
+    """Everything that is there now is locked for so long at least."""
+    for version in versions(client, site):
+        if version["IsLatest"]:
+            assert until(client, site, version) >= time.time() + seconds, version["Key"]
 
 
 def delete_all(client: Any, site: Site) -> int:

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,39 +24,13 @@ from backup_vm.archive.storage.vault import Vault
 from backup_vm.errors import ForbiddenError, SparsebakError
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, change
-from tests.remote.kit import Server
-from tests.remote.lock_kit import DAYS, bucket_of, client_of, locked_site, until, versions
+from tests.remote.lock_kit import DAYS, MakeLocked, all_locked, bucket_of, until, versions
 
-Make = Callable[[int], Site]
 SHORT = 3 if os.environ.get("SPARSEBAK_S3") == "ceph" else 1
 """Seconds of a retention that runs out in a test; Ceph takes none that has run out on its way."""
 
 
-@pytest.fixture(scope="module")
-def server(s3: Server) -> Server:
-    return s3
-
-
-@pytest.fixture
-def client(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """What whoever has the key can do, by boto3."""
-    return client_of(server, monkeypatch, tmp_path / "cache")
-
-
-@pytest.fixture
-def locked(client: Any, tmp_path: Path) -> Make:
-    """Makes sites, see locked_site."""
-    return lambda retention: locked_site(client, tmp_path, retention)
-
-
-def all_locked(client: Any, site: Site, seconds: float) -> None:
-    """Everything that is there now is locked for so long at least."""
-    for version in versions(client, site):
-        if version["IsLatest"]:
-            assert until(client, site, version) >= time.time() + seconds, version["Key"]
-
-
-def test_what_is_stored_cannot_be_removed_s3(client: Any, locked: Make) -> None:
+def test_what_is_stored_cannot_be_removed_s3(client: Any, locked: MakeLocked) -> None:
     site = locked(DAYS)
     site.backup()
     change(site.image(), random.Random(2), resize=False)
@@ -74,7 +47,7 @@ def test_what_is_stored_cannot_be_removed_s3(client: Any, locked: Make) -> None:
 
 
 def test_what_is_removed_is_given_back_later_s3(
-    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
+    client: Any, locked: MakeLocked, commands_for: Callable[[Site], Commands]
 ) -> None:
     site = locked(SHORT)
     for turn in range(3):
@@ -124,7 +97,7 @@ def test_what_is_removed_is_given_back_later_s3(
 
 
 def test_what_stays_is_locked_again_s3(
-    client: Any, locked: Make, monkeypatch: pytest.MonkeyPatch
+    client: Any, locked: MakeLocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = locked(DAYS)
 
@@ -153,7 +126,7 @@ def test_what_stays_is_locked_again_s3(
 
 @pytest.mark.parametrize("last", [1, 6])
 def test_a_run_that_dies_before_it_locked_what_it_stored_s3(
-    client: Any, locked: Make, last: int, monkeypatch: pytest.MonkeyPatch
+    client: Any, locked: MakeLocked, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, count = locked(DAYS), itertools.count(1)
     sound = Vault.stored
@@ -172,7 +145,7 @@ def test_a_run_that_dies_before_it_locked_what_it_stored_s3(
     assert list(site.images().values())[-1] == site.contents()
 
 
-def test_dates_that_are_forgotten_are_set_again_s3(client: Any, locked: Make) -> None:
+def test_dates_that_are_forgotten_are_set_again_s3(client: Any, locked: MakeLocked) -> None:
     """As by another machine, which has no catalog yet."""
     site = locked(DAYS)
     site.backup()
@@ -186,7 +159,9 @@ def test_dates_that_are_forgotten_are_set_again_s3(client: Any, locked: Make) ->
 
 
 @pytest.mark.parametrize("cache", ["kept", "thrown away"])
-def test_a_retention_that_was_taken_out_holds_s3(client: Any, locked: Make, cache: str) -> None:
+def test_a_retention_that_was_taken_out_holds_s3(
+    client: Any, locked: MakeLocked, cache: str
+) -> None:
     """Whoever has the key writes an archive.toml that says nothing of it."""
     site = locked(DAYS)
     site.backup()
@@ -206,7 +181,7 @@ def test_a_retention_that_was_taken_out_holds_s3(client: Any, locked: Make, cach
 
 
 def test_a_retention_that_was_taken_out_holds_in_a_new_catalog_s3(
-    client: Any, locked: Make
+    client: Any, locked: MakeLocked
 ) -> None:
     """Whoever has the key also removes a pack, so that the catalog is made again."""
     site = locked(DAYS)
@@ -227,7 +202,7 @@ def test_a_retention_that_was_taken_out_holds_in_a_new_catalog_s3(
 
 
 def test_what_is_locked_for_longer_does_not_come_back_s3(
-    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
+    client: Any, locked: MakeLocked, commands_for: Callable[[Site], Commands]
 ) -> None:
     """By a retention of the bucket's own, say: a marker alone says that it was removed."""
     site = locked(SHORT)
@@ -254,7 +229,7 @@ def test_what_is_locked_for_longer_does_not_come_back_s3(
 
 
 def test_a_clock_that_is_ahead_locks_nothing_for_longer_s3(
-    client: Any, locked: Make, monkeypatch: pytest.MonkeyPatch
+    client: Any, locked: MakeLocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if os.environ.get("SPARSEBAK_S3") == "ceph":
         pytest.skip("it refuses whoever's clock is off")
@@ -266,69 +241,8 @@ def test_a_clock_that_is_ahead_locks_nothing_for_longer_s3(
         assert until(client, site, one) <= time.time() + DAYS + 60
 
 
-def test_places_that_can_lock_nothing_are_refused_s3(
-    client: Any, server: Server, site: Site, commands_for: Callable[[Site], Commands]
-) -> None:
-    commands = commands_for(site)
-    for place, what in (
-        (f"s3://bucket/no-lock-{os.getpid()}", "its bucket has no object lock"),
-        (str(site.root / "other"), "only an S3-compatible store"),
-        ("gs://bucket/x", "no credentials"),
-    ):
-        assert what in commands.fails(1, "init", place, "--label", "tests", "--retention", "30d")
-        if place.startswith("s3"):
-            listed = client.list_objects_v2(Bucket="bucket", Prefix=place.split("/")[3])
-            assert listed["KeyCount"] == 0
-    for text in ("3h", "2y", "x"):
-        with pytest.raises(SystemExit):
-            commands.run("init", "s3://bucket/y", "--label", "tests", "--retention", text)
-
-
-def test_a_copy_has_a_retention_of_its_own_s3(
-    client: Any, locked: Make, site: Site, commands_for: Callable[[Site], Commands]
-) -> None:
-    place = str(locked(DAYS).archive) + "-copy"
-    site.image().write_bytes(random.Random(1).randbytes(9 * GRAIN))
-    site.backup()
-    commands = commands_for(site)
-    commands.run("copy", place, "--retention", "30d")
-    commands.run("copy", place)
-    assert "is not changed by this" in commands.fails(1, "copy", place, "--retention", "60d")
-    assert load(open_storage(place)).retention == DAYS
-    assert load(open_storage(site.archive)).retention == 0
-    assert list(site.images(folder=place).values()) == [site.contents()]  # type: ignore[arg-type]
-    name = place.removeprefix("s3://").partition("/")[0]
-    copied = client.list_object_versions(Bucket=name, Prefix="an archive-copy/packs")["Versions"]
-    assert copied
-    for one in copied:
-        told = client.head_object(Bucket=name, Key=one["Key"], VersionId=one["VersionId"])
-        assert told["ObjectLockRetainUntilDate"] > datetime.now(UTC)
-
-
-def test_an_archive_is_given_a_retention_later_s3(
-    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
-) -> None:
-    site = locked(0)
-    site.backup()
-    commands, place = commands_for(site), str(site.archive)
-    assert not any(until(client, site, one) for one in versions(client, site))
-    commands.run("init", place, "--label", "locked", "--repair", "--retention", "30d")
-    commands.run("init", place, "--label", "locked", "--repair", "--retention", "20d")
-    again = commands.json("init", place, "--label", "locked", "--repair")
-    assert again["retention"] == DAYS
-    assert load(open_storage(place)).retention == DAYS
-    assert commands.json("status")["lock"]["late"]
-    assert "Less than half is left" in commands.run("status")[0]
-    note = "note locked for 30 days"
-    assert note in commands.run("doctor", expect=None)[0]
-    commands.run("backup")
-    all_locked(client, site, DAYS - 120)
-    assert not commands.json("status")["lock"]["late"]
-    assert "ok   locked for 30 days" in commands.run("doctor", expect=None)[0]
-
-
 def test_what_is_missing_keeps_all_that_is_below_s3(
-    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
+    client: Any, locked: MakeLocked, commands_for: Callable[[Site], Commands]
 ) -> None:
     """Somebody removed a pack of the newest session; when prune runs all locks have run out."""
     site, packs = locked(SHORT), set[str]()
@@ -348,7 +262,7 @@ def test_what_is_missing_keeps_all_that_is_below_s3(
 
 
 def test_of_what_cannot_be_locked_no_lock_is_told_s3(
-    client: Any, locked: Make, commands_for: Callable[[Site], Commands]
+    client: Any, locked: MakeLocked, commands_for: Callable[[Site], Commands]
 ) -> None:
     """As it was, and in a folder to which all of its files were fetched by other means."""
     site = locked(DAYS)

@@ -2,11 +2,13 @@
 """All archives of a place are kept, without a key: what is done, what is told, in which order."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backup_vm.archive.opening import open_archive
-from backup_vm.jobs.upkeep import rounds
+from backup_vm.errors import LockedError
+from backup_vm.jobs.upkeep import keeping, rounds
 from backup_vm.jobs.upkeep.keeping import OFTEN
 from backup_vm.reporting.kept_rows import State
 from tests.upkeep.kit import DAY, RULES, Office
@@ -82,6 +84,35 @@ def test_what_is_in_use_is_kept_the_next_time_and_named_when_it_stays_so(office:
         assert f"in use {OFTEN} times in a row" in rows["anna"]["problems"][0]
     row = office.rows()["anna"]
     assert row["state"] == State.WELL and row["skipped"] == 0
+
+
+def test_what_is_in_use_after_it_was_pruned_is_not_pruned_again(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What took over from removed sessions is new to the guard then, and its rules would say
+    something else.
+    """
+    office.add("anna")
+    for _ in range(4):
+        office.back_up()
+    scrub, judge, busy, judged = keeping._scrub, keeping.judge, [True], list[int]()
+
+    def locked(*arguments: Any) -> None:
+        if busy:
+            busy.clear()
+            raise LockedError("it is in use by another run")
+        scrub(*arguments)
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        judged.append(1)
+        return judge(*arguments, **named)
+
+    monkeypatch.setattr(keeping, "_scrub", locked)
+    monkeypatch.setattr(keeping, "judge", counted)
+    row = office.rows()["anna"]
+    assert row["state"] == State.WELL and row["scrubbed"] and not busy
+    assert judged == [1] and row["removed"] == 3 and row["freed"] > 0 and row["sessions"] == 2
+    assert row["notes"] == ["it is in use by another run"]
 
 
 def test_what_was_kept_least_recently_comes_first(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 """What flock answers where there is none; the lease keeps others away there."""
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
@@ -47,7 +47,7 @@ class LocalWorkspace(Directory, Workspace):
                 f"{self.root} is in use by another run{who}", "wait for it to end, then try again"
             ) from None
         except OSError as error:
-            if error.errno in _NO_LOCKS or (shared and error.errno in _READ_ONLY):
+            if error.errno in NO_LOCKS or (shared and error.errno in _READ_ONLY):
                 return None
             if error.errno not in _READ_ONLY:
                 raise

@@ -5,13 +5,14 @@ stopped, or ends by its limit of time, is taken up by the next where it was.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backup_vm import stopping
 from backup_vm.archive.storage import is_remote
 from backup_vm.archive.storage.finding import Found, Tree, find, location, open_tree
 from backup_vm.errors import NoArchiveError, SparsebakError
+from backup_vm.jobs.keep_rules import Rules
 from backup_vm.jobs.upkeep.keeping import Task, keep
 from backup_vm.jobs.upkeep.memory import Memory, folder_for
 from backup_vm.jobs.upkeep.plan import Setup
@@ -90,7 +91,7 @@ class _Run:
                 and self._rows[name]["state"] == State.IN_USE
                 and not self._late()
             ):
-                self._rows[name] = self._keep(len(due) - 1, len(due), name)
+                self._rows[name] = self._keep(len(due) - 1, len(due), name, self._rows[name])
         for row in self._rows.values():
             if row["state"] == State.IN_USE:
                 self._end(row)
@@ -126,15 +127,24 @@ class _Run:
             return False
         return True
 
-    def _keep(self, number: int, total: int, name: str) -> KeptRow:
+    def _keep(self, number: int, total: int, name: str, tried: KeptRow | None = None) -> KeptRow:
+        """Keep one; ``tried``: how far this run came with it when it was in use."""
         stopping.check()
         setup, before = self._setup, self._memory.rows.get(name)
         folder = self._names[name]
         row = blank(name, location(setup.place, folder))
         if before is not None:
             row["kept"], row["skipped"] = before["kept"], before["skipped"]
+        plan = setup.plan_of(name)
+        if tried is not None:
+            row["notes"] = list(tried["notes"])
+        if tried is not None and tried["removed"]:
+            # Not twice: sessions that took over what went are new to the guard now, and push none
+            # out; what stayed because of them would go.
+            plan = replace(plan, rules=Rules())
+            row["removed"], row["freed"] = tried["removed"], tried["freed"]
         target = location(setup.copy_to, folder) if setup.copy_to else ""
-        task = Task(row["location"], setup.plan_of(name), target, self._rate, self._dry_run)
+        task = Task(row["location"], plan, target, self._rate, self._dry_run)
         progress = self._audience.begins(number, total, name)
         try:
             keep(task, row, progress)
