@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Half as many again as there are cores, for tests wait for disks, servers and clocks a third of their time.
 WORKERS := $(shell expr $$(nproc) \* 3 / 2)
 
-.PHONY: test test-system test-lvm test-zfs test-files test-ceph test-ui test-places test-roots test-qubes test-salt office demo fuzz faults powercut mutate together longlife machines audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-office bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
+.PHONY: test test-system test-lvm test-zfs test-files test-ceph test-ui test-places test-roots test-qubes test-salt office demo fuzz faults powercut mutate together longlife machines crash audit coverage mutants pages lint bench bench-compare bench-guard bench-scale bench-office bench-profile bench-lvm setup packages rpm deb install-dom0 install-dom0-settings install-dom0-salt install-vm clean
 
 # Each run of tests adds what it skipped to a file, and the last line says it.
 test: export SPARSEBAK_SKIPS = $(CURDIR)/build/skipped
@@ -138,11 +138,13 @@ endif
 
 # What make test tries in small, for as long as it takes: every change of every file of an archive and of dom0's state; all
 # pairs of commands and calls at once (ROUNDS=2 times each); two years; three machines (SEED=7) for hundreds of steps (STEPS=1000)
-# in a folder, over SFTP and on S3 (STORES="local ceph" for others).
-mutate together longlife machines: setup
+# in a folder, over SFTP and on S3 (STORES="local ceph" for others); death at every step.
+LARGE_mutate := tests/mutation
+LARGE_crash := tests/crash tests/remote/test_lock_failing.py
+mutate together longlife machines crash: setup
 	SPARSEBAK_LONG=1 $(if $(ROUNDS),SPARSEBAK_ROUNDS=$(ROUNDS)) $(if $(SEED),SPARSEBAK_SEED=$(SEED)) \
 	    $(if $(STEPS),SPARSEBAK_STEPS=$(STEPS)) $(if $(STORES),SPARSEBAK_STORES="$(STORES)") \
-	    $(VENV)/bin/pytest --timeout=0 -n 2 -v tests/$(if $(filter mutate,$@),mutation,$@)
+	    $(VENV)/bin/pytest --timeout=0 -n 2 -v $(or $(LARGE_$@),tests/$@)
 
 # What runs in dom0, in lines of code by module.
 audit: setup

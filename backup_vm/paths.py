@@ -68,7 +68,7 @@ def read_small(file: Path, limit: int, what: str, pipes: bool = False) -> bytes:
         piped = pipes and (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode))
         if not (stat.S_ISREG(mode) or piped or str(file) == os.devnull):
             raise UsageError(f"{file} is not a regular file")
-        data = stream.read(limit + 1)
+        data = stream.read(limit + 1) or b""  # None, of a file of the kernel's that has nothing now
     if len(data) > limit:
         raise UsageError(f"{file} is too large to be {what}")
     return data

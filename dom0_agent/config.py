@@ -5,6 +5,7 @@ checked all the same.
 
 import os
 import re
+import stat
 import time
 import tomllib
 from dataclasses import asdict, dataclass, field
@@ -116,7 +117,13 @@ class Config:
 _TICK = 2_000_000_000
 """Nanoseconds for which a file must have been as it is, to be remembered: two changes within one
 tick of its file system's clock have one time."""
+_LARGEST = 16 << 20
 _known: dict[Path, tuple[tuple[object, ...], Config]] = {}
+
+
+def _unhurried(path: str, flags: int) -> int:
+    """Open a file, without a wait for whoever writes to a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def load(path: Path) -> Config:
@@ -126,8 +133,10 @@ def load(path: Path) -> Config:
     again: 400 volumes take as long as all else in a call.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_unhurried) as file:
             status, now = os.fstat(file.fileno()), time.time_ns()
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+                raise ConfigError(f"{path}: not a regular file of at most {_LARGEST >> 20} MiB")
             same = (path.resolve(), status.st_dev, status.st_ino, status.st_size)
             version = (*same, status.st_mtime_ns, status.st_ctime_ns)
             if path in _known and _known[path][0] == version:

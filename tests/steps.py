@@ -5,6 +5,7 @@ never made.
 
 import fcntl
 import os
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,6 +28,8 @@ CALLS = (
 EVERYTHING = (*CALLS, "open", "ioctl", "Popen")
 COMMANDS = ("Popen",)
 """Programs started, such as LVM's."""
+SQL = "sqlite3"
+"""Each statement of a database, and each row of those that are given many."""
 HARMLESS = ("lvs", "losetup")
 
 
@@ -49,6 +52,8 @@ class Counter:
             fcntl.ioctl = self._counting(fcntl.ioctl)  # FICLONE
         if "Popen" in counted:
             subprocess.Popen = self._counting(subprocess.Popen)  # type: ignore[assignment,misc]
+        if SQL in counted:
+            sqlite3.connect = self._connecting(sqlite3.connect)
         if "open" not in counted:
             return
         original = os.open
@@ -59,6 +64,14 @@ class Counter:
             return original(path, flags, *rest, **named)
 
         os.open = opening
+
+    def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def connect(*arguments: Any, **named: Any) -> Any:
+            connection = original(*arguments, **named)
+            connection.set_trace_callback(lambda _: self.step())
+            return connection
+
+        return connect
 
     def _counting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **named: Any) -> Any:

@@ -18,6 +18,8 @@ LASTING = ("retention", "waiting", "noted")
 """Keys of what nothing in the store tells again: a catalog that is made in the place of another one
 takes these values over. See holding.py and marks.py.
 """
+_LONGEST = 1 << 20
+"""Bytes of a row, of which those that are written here have some hundred."""
 BY_PACK = "CREATE INDEX chunks_by_pack ON chunks (pack)"
 RANGES = "(pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL)"
 _SCHEMA = f"""
@@ -104,6 +106,8 @@ class CatalogBase:
             # chunks are listed.
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA temp_store=FILE")
+        # Whoever writes the store must not have this machine's memory filled by a name or a value.
+        self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
         # The archive's own lock keeps others away, so that SQLite need not look for them at every
         # statement: two system calls for each chunk of a full backup.
         if alone:

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 AT_ONCE = 1 << 17
 """Rows that are held in memory: about 40 MiB with all that is done with them."""
+_LONGEST = 32 << 20
+"""Bytes of a row of the database: all that is held in memory may be of one part, and be a pack of
+the largest index more than AT_ONCE.
+"""
 _BITS = 10
 """First bits of an id that number its part: of ten million chunks 10,000 in each, of a billion
 chunks a million.
@@ -152,6 +156,7 @@ class Gathering:
 
     def _open(self) -> sqlite3.Connection:
         db = self._db = sqlite3.connect(self._path, isolation_level=None)
+        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
         for setting in ("trusted_schema=OFF", "journal_mode=DELETE", "locking_mode=EXCLUSIVE"):
             db.execute(f"PRAGMA {setting}")
         return db

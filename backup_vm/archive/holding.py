@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import lasting, naming, notes
+from backup_vm.archive import lasting, naming
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.lease_files import FOLDER
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _HELD = "held:"
 _RETENTION = "retention"
 _WAITING = "waiting"
+_LATEST = 253_402_300_799
+"""The end of the year 9999: of what is later there is no date."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,16 @@ def begin(archive: Archive) -> None:
             " which holds; somebody may have replaced that file; write it again: sparsebak init"
             " DIR --label LABEL --repair --retention TIME"
         )
-    try:
+    why = "only an S3-compatible store can do that"
+    with suppress(CannotLockError):
         archive.storage.protect(max(said, known))
-    except CannotLockError:
+    vault = archive.storage.vault
+    if vault is not None and not vault.able():
+        archive.storage.vault, why = None, "its bucket has no object lock"
+    if archive.storage.vault is None:
         archive.warnings.append(
             f"nothing is locked in {archive.storage.describe()}, although the archive has a"
-            f" retention of {days_text(said)}: only an S3-compatible store can do that"
+            f" retention of {days_text(max(said, known))}: {why}"
         )
         return
     longest = max(said, known)
@@ -109,14 +115,18 @@ def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
 
 
+def _date(text: str) -> int:
+    return min(_number(text), _LATEST)
+
+
 def _dates(catalog: ChunkCatalog) -> dict[str, int]:
     found = catalog.meta_with(_HELD)
-    return {key.removeprefix(_HELD): _number(value) for key, value in found.items()}
+    return {key.removeprefix(_HELD): _date(value) for key, value in found.items()}
 
 
 def _files(storage: Storage) -> list[str]:
     """What is to be locked of what there is now."""
-    found = [name for name in (PARAMETERS, notes.NAME) if storage.exists(name)]
+    found = [name for name in (PARAMETERS, naming.NOTES_FILE) if storage.exists(name)]
     for folder in ("packs", "volumes", "parity"):
         found += filter(_lasts, storage.sizes(folder))
     return found
@@ -189,7 +199,7 @@ def _ours(name: str) -> bool:
         _lasts(name)
         or naming.is_unfinished(name)
         or naming.is_names(name)
-        or name in (PARAMETERS, notes.NAME)
+        or name in (PARAMETERS, naming.NOTES_FILE)
         or name.startswith(f"{FOLDER}/")
     )
 
@@ -211,5 +221,5 @@ def state(archive: Archive) -> Held | None:
         max(known, default=0),
         len(there) - len(known),
         _number(waiting),
-        _number(until),
+        _date(until),
     )

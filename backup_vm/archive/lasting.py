@@ -7,7 +7,6 @@ that says less.
 from contextlib import suppress
 from pathlib import Path
 
-from backup_vm.archive.notes import place_of
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import SparsebakError
 from backup_vm.paths import read_small, state_folder
@@ -40,5 +39,7 @@ def _file(storage: Storage, archive: bytes) -> Path | None:
     folder = state_folder()
     if folder is None or not storage.elsewhere:
         return None
+    from backup_vm.archive.notes import place_of
+
     place = place_of(storage.describe())
     return folder / "retention" / f"{archive.hex()}-{place}"

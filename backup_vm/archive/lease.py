@@ -23,7 +23,6 @@ shown or compared.
 """
 
 import errno
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -103,6 +102,8 @@ class Lease:
         holder = Holder.this(command)
         for attempt in range(_TRIES):
             if attempt:  # others are about to take it, too
+                import random
+
                 clocks.sleep(random.uniform(0.05, 0.5) * attempt)  # noqa: S311
             lease = cls(locks, place, holder, clocks, kind)
             if lease._take():
@@ -290,9 +291,13 @@ class Lease:
 
 def _following(highest: int) -> int:
     """The generation after those that there are."""
+    if highest < LAST:
+        return highest + 1
+    import random
+
     # After the last one, which somebody wrote there by hand, any: two runs get different ones and
     # see each other, and who gets the lease removes what is above its own.
-    return highest + 1 if highest < LAST else random.randrange(1, LAST // 2)  # noqa: S311
+    return random.randrange(1, LAST // 2)  # noqa: S311
 
 
 def _no_room(error: OSError) -> bool:

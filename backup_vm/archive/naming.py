@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 
 from backup_vm.archive.storage import TEMPORARY, Storage
 
+NOTES_FILE = "notes.json"
+
 _VOLUME = r"volumes/[0-9a-f]{32}/"
 _SESSION = re.compile(_VOLUME + r"(?:[0-9]{10}|[1-9][0-9]{10,19})-[0-9a-f]{32}\.session")
 _PACK = re.compile(r"packs/([0-9a-f]{2})/\1[0-9a-f]{30}\.pack")

@@ -20,6 +20,7 @@ from backup_vm import stopping
 from backup_vm.archive.damage import text_checksum
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.lease_files import NOTES
+from backup_vm.archive.naming import NOTES_FILE
 from backup_vm.archive.storage import Storage, is_remote
 from backup_vm.archive.storage.workspace import NO_LOCKS
 from backup_vm.errors import DamagedError, LockedError, UsageError
@@ -27,7 +28,7 @@ from common.durable import Busy, closing_fd, lock_fd
 from wire import FORMAT, other_format
 from wire.layout import LAST_TIME
 
-NAME = "notes.json"
+NAME = NOTES_FILE
 LOCK = "notes.lock"
 LONGEST_NOTE = 500
 _LONGEST = 32 << 20

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from backup_vm import stopping
-from backup_vm.archive import holding, naming, notes, reconcile
+from backup_vm.archive import holding, naming, reconcile
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog_file import GATHERED
 from backup_vm.archive.lease import Lease
@@ -16,7 +16,6 @@ from backup_vm.archive.listing import Listing
 from backup_vm.archive.marks import Marks
 from backup_vm.archive.parameters import NAME, Parameters
 from backup_vm.archive.parameters import load as load_parameters
-from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.storage import Storage, open_storage
 from backup_vm.errors import ForbiddenError, SparsebakError
 
@@ -101,16 +100,18 @@ def _recover(archive: Archive) -> None:
         archive.storage.workspace.discard(GATHERED)
     _miss_notes(archive, catalog.marks)
     if catalog.marks.reclaiming:
+        from backup_vm.archive.reclaim import reclaim
+
         reclaim(archive)
 
 
 def _miss_notes(archive: Archive, marks: Marks) -> None:
     """Say once that the notes are gone: without them no session seems to have a tag."""
-    there = archive.storage.exists(notes.NAME)
+    there = archive.storage.exists(naming.NOTES_FILE)
     if marks.noted and not there:
         archive.warnings.append(
-            f"{archive.storage.describe(notes.NAME)} is missing, and with it all tags and notes;"
-            " put it back from a copy of the archive before anything is pruned"
+            f"{archive.storage.describe(naming.NOTES_FILE)} is missing, and with it all tags and"
+            " notes; put it back from a copy of the archive before anything is pruned"
         )
     try:
         marks.noted = there

@@ -73,9 +73,13 @@ class Partial:
 
     @classmethod
     def load(cls, storage: Storage, name: str) -> "Partial | None":
-        """Open one; None when not even its offer is sound."""
+        """Open one; None when not even its offer is sound, and for one that has another name, in a
+        copy of the archive by hard links, say: what is written here would be written there, too.
+        """
         try:
             with storage.workspace.open(name) as file:
+                if os.fstat(file.fileno()).st_nlink > 1:
+                    return None
                 offer = Offer.parse(file.read(Offer.length()))
             return cls(storage, name, offer) if name == _name(offer) else None
         except (ValueError, OSError, DamagedError):

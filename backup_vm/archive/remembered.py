@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backup_vm.archive import catalog_file, derive, notes
+from backup_vm.archive import catalog_file, derive
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
@@ -61,6 +61,8 @@ class Remembered:
         """
         if self.entire:
             return derive.Doubts(self.rotten)
+        from backup_vm.archive import notes
+
         try:
             noted = notes.load(archive.storage)
         except (DamagedError, OSError):  # reported whenever they are read

@@ -86,25 +86,14 @@ class Context:
         """The archive, locked, see open_in_time; what was mended on the way is reported at
         the end.
         """
-        import sqlite3
-
         from backup_vm.archive.turn import open_in_time
 
-        place = self.location()
-        patience: float = getattr(self.options, "lock_wait", 0)
-        try:
-            with open_in_time(place, writing, self.options.command, patience, self.warn) as archive:
-                try:
-                    yield archive
-                finally:
-                    for warning in archive.warnings:
-                        self.warn(warning)
-        except sqlite3.Error as error:
-            from backup_vm.archive.catalog_file import explain
-            from backup_vm.archive.storage import open_storage
-
-            workspace = open_storage(place).workspace
-            raise explain(error, f"the catalog of {place}", workspace) from None
+        with open_in_time(self.location(), writing, self.options, self.warn) as archive:
+            try:
+                yield archive
+            finally:
+                for warning in archive.warnings:
+                    self.warn(warning)
 
     def limit_rate(self, archive: "Archive") -> None:
         """Keep to the limit that --limit-rate or the settings name, if they do."""

@@ -14,10 +14,9 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from backup_vm.archive.names_format import (
-    BY_DEFAULT,
     GONE,
     IS,
     LEADS,
@@ -29,19 +28,15 @@ from backup_vm.archive.names_format import (
     RowsHead,
     SegmentHead,
 )
-from backup_vm.files.answers import FileSystemError
 from backup_vm.files.session import DEEPEST, Found, joined
 from wire.chunks import DomainKeys, NotAuthentic, derive, open_bytes, seal_bytes
 from wire.messages import LENGTH
 
 LABEL = b"sparsebak/2 names"
-_FULL = 1 << 20
-"""Bytes of rows from which on a block is complete."""
-_LEVEL = 9
-_COLUMNS = "BHHIIIIIQqIqI"
+COLUMNS = "BHHIIIIIQqIqI"
 """Codes of the columns before ``node``, as NamesRows declares them."""
-_WIDTH = struct.calcsize("<" + _COLUMNS) + NODE_SIZE
-_SECOND = 10**9
+WIDTH = struct.calcsize("<" + COLUMNS) + NODE_SIZE
+SECOND = 10**9
 
 
 class About(NamedTuple):
@@ -169,7 +164,7 @@ def _parts(rows: bytes) -> tuple[int, int]:
         head = RowsHead.parse(rows[:ROWS_HEAD_SIZE])
     except ValueError as error:
         raise Unusable(str(error)) from None
-    at = ROWS_HEAD_SIZE + head.count * _WIDTH
+    at = ROWS_HEAD_SIZE + head.count * WIDTH
     if at + head.text_length != len(rows):
         raise Unusable("a block has another length than it says")
     return head.count, at
@@ -186,10 +181,10 @@ def rows_of(rows: bytes, wanted: Container[int] | None = None) -> Iterator[Row]:
     if b"" in names or rows.find(b"/", at) >= 0:
         raise Unusable("a block has a name that no file can have")
     starts, nodes = _starts(count), at - count * NODE_SIZE
-    what, depths = (struct.unpack_from(f"<{count}{_COLUMNS[i]}", rows, starts[i]) for i in (0, 1))
+    what, depths = (struct.unpack_from(f"<{count}{COLUMNS[i]}", rows, starts[i]) for i in (0, 1))
     cells = [
         (struct.Struct("<" + code), start)
-        for code, start in zip(_COLUMNS[2:], starts[2:], strict=False)
+        for code, start in zip(COLUMNS[2:], starts[2:], strict=False)
     ]
     if count and max(depths) > DEEPEST + 1:
         raise Unusable("a block has a name in no place")
@@ -207,7 +202,7 @@ def rows_of(rows: bytes, wanted: Container[int] | None = None) -> Iterator[Row]:
             mode, links, uid, gid, major, minor, size, *times = (
                 cell.unpack_from(rows, start + number * cell.size)[0] for cell, start in cells
             )
-            mtime, ctime = (times[i] * _SECOND + times[i + 1] for i in (0, 2))
+            mtime, ctime = (times[i] * SECOND + times[i + 1] for i in (0, 2))
             node = rows[nodes + number * NODE_SIZE : nodes + (number + 1) * NODE_SIZE]
             about = (mode, links, uid, gid, major, minor, size, mtime, ctime)
             yield Row(path, About(*about, int.from_bytes(node, "little")))
@@ -217,7 +212,7 @@ def rows_of(rows: bytes, wanted: Container[int] | None = None) -> Iterator[Row]:
 
 def _starts(count: int) -> list[int]:
     """Where each column begins in a block of so many rows, and the one of nodes."""
-    sizes = (struct.calcsize("<" + code) * count for code in _COLUMNS)
+    sizes = (struct.calcsize("<" + code) * count for code in COLUMNS)
     return list(accumulate(sizes, initial=ROWS_HEAD_SIZE))
 
 
@@ -233,122 +228,6 @@ def named(rows: bytes, pattern: re.Pattern[bytes]) -> Iterator[Row]:
         reached = hit.start()
         numbers.add(number)
     return rows_of(rows, numbers) if numbers else iter(())
-
-
-class Packer:
-    """Makes blocks of rows, which ``put`` takes, compressed."""
-
-    def __init__(self, put: Callable[[bytes], None]) -> None:
-        self._put = put
-        self.rows = 0
-        """Rows that are no context, so far."""
-        self._begin()
-
-    def _begin(self) -> None:
-        self._columns: list[list[int]] = [[] for _ in _COLUMNS]
-        self._nodes, self._names = bytearray(), bytearray()
-        self._stack: list[bytes] = []
-
-    def add(self, path: bytes, about: About | None) -> None:
-        """A row, in order; the folders that lead to it are added by themselves."""
-        parts = path.split(b"/")
-        same = 0
-        for one, other in zip(parts[:-1], self._stack, strict=False):
-            if one != other:
-                break
-            same += 1
-        for depth in range(same, len(parts) - 1):
-            self._row(LEADS, depth + 1, parts[depth], _NOTHING)
-        self._row(GONE if about is None else IS, len(parts), parts[-1], about or _NOTHING)
-        self._stack = parts
-        self.rows += 1
-        if len(self._names) + len(self._columns[0]) * _WIDTH >= _FULL:
-            self.finish()
-
-    def _row(self, what: int, depth: int, name: bytes, about: About) -> None:
-        mtime, ctime = divmod(about.mtime, _SECOND), divmod(about.ctime, _SECOND)
-        for column, value in zip(
-            self._columns, (what, depth, *about[:7], *mtime, *ctime), strict=True
-        ):
-            column.append(value)
-        self._nodes += about.node.to_bytes(NODE_SIZE, "little")
-        self._names += name + b"\0"
-
-    def finish(self) -> None:
-        """Give what is left."""
-        import zstandard
-
-        count = len(self._columns[0])
-        if not count:
-            return
-        packed = (
-            struct.pack(f"<{count}{code}", *column)
-            for code, column in zip(_COLUMNS, self._columns, strict=True)
-        )
-        head = RowsHead(count, len(self._names)).build()
-        rows = b"".join([head, *packed, self._nodes, self._names])
-        self._put(zstandard.ZstdCompressor(level=_LEVEL).compress(rows))
-        self._begin()
-
-
-_NOTHING = About(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-
-
-class Made:
-    """A segment that was made and is not stored yet: sealed, in a file without a name. Rows first,
-    then ``finish``.
-    """
-
-    def __init__(self, sealing: Sealing, session: bytes, id: bytes, base: bytes, spool: IO[bytes]):
-        self._sealing, self._spool = sealing, spool
-        self._unfinished = SegmentHead(session, id, base, 0, 0)
-        self._blocks = 1
-        self.packer = Packer(self._put)
-        self.head, self._first = self._unfinished, b""
-        self.troubles = 0
-
-    def _put(self, text: bytes) -> None:
-        self._spool.write(self._sealing.seal(self._unfinished, self._blocks, text))
-        self._blocks += 1
-
-    def finish(self, partition: int, logical: str, by_default: bool, troubles: int) -> None:
-        """All rows are there. Raises FileSystemError for a name that is too long."""
-        self.packer.finish()
-        flags, self.troubles = BY_DEFAULT * by_default, troubles
-        counts = (self._blocks, self.packer.rows, troubles)
-        try:
-            text = NamesAbout(*counts, flags, partition, logical).build()
-        except ValueError as error:
-            raise FileSystemError(f"no index of it can be made: {error}") from None
-        self._first = self._sealing.seal(self._unfinished, 0, text)
-        length = len(self._first) + self._spool.tell()
-        one = self._unfinished
-        self.head = SegmentHead(one.session, one.id, one.base, self._blocks, length)
-
-    def parts(self) -> Iterator[bytes]:
-        """The bytes of the segment, as they are to be in a file."""
-        yield self.head.build() + self._first
-        self._spool.seek(0)
-        while part := self._spool.read(1 << 20):
-            yield part
-
-    def link(self) -> Link:
-        """The same as one that is stored."""
-        return Link(self.head, self._sealed)
-
-    def _sealed(self) -> Iterator[bytes]:
-        size = LENGTH.size
-        yield self._first[size:]
-        at = 0
-        for _ in range(self._blocks - 1):
-            self._spool.seek(at)
-            (length,) = LENGTH.unpack(self._spool.read(size))
-            yield self._spool.read(length)
-            at += size + length
-
-    def close(self) -> None:
-        """Give back what it takes."""
-        self._spool.close()
 
 
 def found_path(row: bytes) -> bytes:

@@ -21,7 +21,6 @@ from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.files.names import (
     About,
     Link,
-    Made,
     Row,
     Sealing,
     Unusable,
@@ -29,6 +28,7 @@ from backup_vm.files.names import (
     order,
     rows_of,
 )
+from backup_vm.files.names_maker import Made
 from backup_vm.files.session import SessionFiles
 from backup_vm.unsealing import unseal
 from backup_vm.volumes import Contents, Named

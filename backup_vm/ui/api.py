@@ -137,8 +137,10 @@ class Api:
         """Asked for in a body: an address cannot hold a name that is no UTF-8."""
         body = await _body(request)
         path = asked.text(body, "path") or "/"
-        where = (f"--session={asked.needed(body, 'session')}", "--")
         volume, pattern = asked.needed(body, "volume"), asked.text(body, "name")
+        # in all sessions only a name is searched for: all files of all of them are no page
+        every = bool(pattern) and asked.flag(body, "all")
+        where = (f"--session={'all' if every else asked.needed(body, 'session')}", "--")
         if pattern:
             words: tuple[str, ...] = (
                 "files",

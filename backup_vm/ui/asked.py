@@ -137,6 +137,10 @@ def _init(body: Mapping[str, Any]) -> tuple[str, ...]:
     return ("init", f"--label={needed(body, 'label')}", *words, "--", needed(body, "directory"))
 
 
+def _index(body: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("files", "index", "--", needed(body, "volume"))
+
+
 JOBS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] = {
     "backup": _backup,
     "restore": _restore,
@@ -145,6 +149,7 @@ JOBS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] = {
     "prune": lambda body: prune_words(body, dry_run=False),
     "copy": _copy,
     "init": _init,
+    "index": _index,
     "drill": lambda body: ("drill",),
     "keys": lambda body: ("keys", "--refresh"),
 }

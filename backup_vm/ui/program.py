@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backup_vm.errors import Exit
+
 _TREE = Path(__file__).resolve().parents[2]
 _START = (
     f"import sys; sys.path.insert(0, {str(_TREE)!r}); from backup_vm.cli import main;"
@@ -45,6 +47,8 @@ class Program:
     passphrase: bytes | None = None
     """As typed in the page. It is in memory only, and comes to a child through a pipe."""
     _running: set[asyncio.subprocess.Process] = field(default_factory=set)
+    _starting: set["asyncio.Task[asyncio.subprocess.Process]"] = field(default_factory=set)
+    _ending: bool = False
 
     @contextmanager
     def _command(
@@ -86,18 +90,45 @@ class Program:
         passphrase: bytes | None = None,
     ) -> asyncio.subprocess.Process:
         """A child that runs a command, in a session of its own: a Ctrl-C reaches it through us.
-        ``passphrase``: one to try in place of the one that is known.
+        ``passphrase``: one to try in place of the one that is known. Raises Failed where the server
+        ends.
         """
+        if self._ending:
+            raise Failed(Exit.INTERRUPTED, ["sparsebak ui ends"])
+        # Cancelled while it connects a child's pipes, asyncio waits for the child for ever (Python
+        # 3.11 and 3.12): so the start is a task of its own, which stop() waits for.
+        starting = asyncio.ensure_future(self._start(words, progress, data, passphrase))
+        self._starting.add(starting)
+        starting.add_done_callback(self._starting.discard)
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(self._unwanted)
+            raise
+
+    def _unwanted(self, started: "asyncio.Task[asyncio.subprocess.Process]") -> None:
+        """Whoever had a child started is gone."""
+        if not started.cancelled() and started.exception() is None:
+            interrupt(started.result())
+            self.ended(started.result())
+
+    async def _start(
+        self, words: tuple[str, ...], progress: int | None, data: bool, passphrase: bytes | None
+    ) -> asyncio.subprocess.Process:
         key = self.passphrase if passphrase is None else passphrase
-        with self._command(words, progress, data, key) as (command, fds):
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                pass_fds=fds,
-            )
+        try:
+            with self._command(words, progress, data, key) as (command, fds):
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    start_new_session=True,
+                    pass_fds=fds,
+                )
+        except OSError as error:  # too many open files, say
+            reason = f"sparsebak cannot be started: {error.strerror or error}"
+            raise Failed(1, [reason]) from None
         self._running.add(process)
         return process
 
@@ -127,7 +158,12 @@ class Program:
         return found, errors
 
     async def stop(self) -> None:
-        """End all children as Ctrl-C does, and wait for them no longer than PATIENCE."""
+        """End all children as Ctrl-C does, and wait for them no longer than PATIENCE; start no
+        other one.
+        """
+        self._ending = True
+        if self._starting:
+            await asyncio.wait(self._starting, timeout=PATIENCE)
         for process in self._running:
             interrupt(process)
         waits = [asyncio.ensure_future(process.wait()) for process in self._running]

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from backup_vm.ui.program import Program, collect, interrupt, lines, streams, whole
+from backup_vm.ui.program import Failed, Program, collect, interrupt, lines, streams, whole
 from backup_vm.ui.reads import Reads
 
 KEPT = 100
@@ -142,7 +142,12 @@ class Queue:
                 await self._tell(job)
             async with self._reads.alone():
                 if job.state == QUEUED:  # not cancelled meanwhile
-                    await self._run(job)
+                    try:
+                        await self._run(job)
+                    except (Failed, OSError) as error:  # the others must not wait for ever
+                        job.log.append(str(error))
+                        job.state, job.ended = FAILED, time.time()
+                        job.took = time.monotonic() - job.begun
             self._reads.forget()
             await self._tell(job)
 
@@ -158,11 +163,9 @@ class Queue:
         reading, writing = os.pipe()
         try:
             process = await self._program.start(job.words, progress=writing)
-        except OSError as error:
+        except BaseException:
             os.close(reading)
-            job.log.append(f"cannot start: {error.strerror}")
-            job.state, job.ended, job.took = FAILED, time.time(), 0.0
-            return
+            raise
         finally:
             os.close(writing)
         self._process = process

@@ -62,6 +62,11 @@ def serve(
     """Serve until a signal comes. ``make``: called within the loop; ``opened``: called when the
     server answers, and again when the token was used.
     """
+    # Any program of this machine can send what is no request, or open connections until there are
+    # no descriptors left: the libraries would write tracebacks to the terminal for it.
+    for name in ("aiohttp", "asyncio"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
     handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     try:
         asyncio.run(_serve(listening, guard, make, opened))

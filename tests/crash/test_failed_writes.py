@@ -16,46 +16,11 @@ from typing import Any
 import pytest
 
 from backup_vm.errors import SparsebakError
+from tests.failing import Failing, Mode
 from tests.kit import GRAIN, Site, change, fill
 from wire.status import Refused
 
 SIZE = 12 * GRAIN + 123
-CHANGES = ("pwrite", "fsync", "ftruncate", "replace", "unlink", "mkdir", "open")
-
-
-class Faulty:
-    """Counts the changes below a folder, and lets one, or one and all after it, fail."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self._folder, self.count, self._hit = str(folder), 0, False
-        self.nth, self.error, self.lasting, self.short = 0, 0, False, False
-        for name in CHANGES:
-            patch.setattr(os, name, self._instead_of(name, getattr(os, name)))
-
-    def arm(self, nth: int, error: int, lasting: bool, short: bool) -> None:
-        self.nth, self.error, self.lasting, self.short = nth, error, lasting, short
-        self.count, self._hit = 0, False
-
-    def _instead_of(self, name: str, real: Any) -> Any:
-        def call(first: Any, *rest: Any, **named: Any) -> Any:
-            if not self._counts(name, first, rest):
-                return real(first, *rest, **named)
-            self.count += 1
-            if self.nth and (self.count == self.nth or (self._hit and self.lasting)):
-                if name == "pwrite" and self.short and not self._hit:
-                    self._hit = True
-                    return real(first, rest[0][: len(rest[0]) // 2 or 1], *rest[1:])
-                self._hit = True
-                raise OSError(self.error, os.strerror(self.error), str(first))
-            return real(first, *rest, **named)
-
-        return call
-
-    def _counts(self, name: str, first: Any, rest: tuple[Any, ...]) -> bool:
-        if name == "open" and not rest[0] & os.O_CREAT:
-            return False
-        path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
-        return path.startswith(self._folder)
 
 
 def backup(site: Site) -> None:
@@ -90,18 +55,18 @@ def built(tmp_path: Path) -> Site:
     return site
 
 
-def attempts(built: Site, patch: pytest.MonkeyPatch, mode: tuple[int, bool, bool]) -> Iterator[Any]:
+def attempts(built: Site, patch: pytest.MonkeyPatch, mode: Mode) -> Iterator[Any]:
     """A function that runs an action on a copy of the site, its n-th change failing, for n from 1
     on.
     """
     work = built.root.with_name("work")
-    faulty = Faulty(work / "dom0", patch)
+    faulty = Failing([work / "dom0"], patch)
 
     def run(action: Callable[[Site], None]) -> Site | None:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(built.root, work)
         site = Site(work, make=False)
-        faulty.arm(run.n, *mode)  # type: ignore[attr-defined]
+        faulty.arm(run.n, mode)  # type: ignore[attr-defined]
         run.failed = False  # type: ignore[attr-defined]
         try:
             action(site)
@@ -117,11 +82,9 @@ def attempts(built: Site, patch: pytest.MonkeyPatch, mode: tuple[int, bool, bool
         n += 1
 
 
-FULL, SHORT, ONCE = (
-    (errno.ENOSPC, True, False),
-    (errno.ENOSPC, True, True),
-    (errno.EIO, False, False),
-)
+FULL = Mode(errno.ENOSPC, lasting=True)
+SHORT = Mode(errno.ENOSPC, lasting=True, short=True)
+ONCE = Mode(errno.EIO)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +96,7 @@ def test_every_change_of_the_state(
     built: Site,
     monkeypatch: pytest.MonkeyPatch,
     action: Callable[[Site], None],
-    mode: tuple[int, bool, bool],
+    mode: Mode,
 ) -> None:
     for run in attempts(built, monkeypatch, mode):
         site = run(action)

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,17 @@ def test_the_second_reader_says_what_it_cannot_read(built: Site, value: str) -> 
             text=True,
         )
         assert done.returncode == 1 and done.stderr.startswith("reader: "), done.stderr
+
+
+@pytest.mark.parametrize("column", ["packs.name", "files.name", "meta.value"])
+def test_a_value_longer_than_any_is_not_read(built: Site, column: str) -> None:
+    """Whoever writes the disk must not have memory filled by it."""
+    table, name = column.split(".")
+    with closing(sqlite3.connect(built.archive / "catalog.sqlite", isolation_level=None)) as db:
+        first = f"(SELECT {name} FROM {table} LIMIT 1)"
+        db.execute(
+            f"UPDATE {table} SET {name} = printf('%.*c', 2000000, 'x') WHERE {name} = {first}"
+        )
+    with built.open(True) as archive:
+        assert any("was damaged; it has been rebuilt" in one for one in archive.warnings)
+    built.verify_all()

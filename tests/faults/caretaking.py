@@ -4,7 +4,9 @@ reader from another qube, and the page's start. On a file system that fails, as 
 """
 
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from contextlib import suppress
@@ -19,8 +21,9 @@ from backup_vm.archive.parity.mending import Parity
 from dom0_agent.admin.granting import find, read_records
 from dom0_agent.config import load
 from tests.faults.harness import VOLUMES, Place, computed
-from tests.faults.promises import ARCHIVE, STATE, gone
-from tests.faults.scenarios import Scenario, with_a_damaged_chunk
+from tests.faults.promises import ARCHIVE, STATE, assembled, backed_up, gone
+from tests.faults.scenarios import Scenario, with_a_damaged_chunk, without_catalog
+from tests.kit import GRAIN
 from wire.chunks import ZERO_ID
 
 _KEYED = ("--passphrase-file", "{passphrase}")
@@ -222,6 +225,28 @@ def served(place: Place) -> None:
     assert (place.root / "answers").read_bytes() == (place.root / "ids").read_bytes()
 
 
+# --- an image that is there
+
+
+def with_an_image(place: Place) -> None:
+    """What an image was before, shorter than it is to be."""
+    (place.root / "out.img").write_bytes(place.now()["work/private"][: 5 * GRAIN])
+
+
+_ONTO = ("assemble", "work/private", "--onto", "{root}/out.img", "--yes", *_KEYED)
+
+
+# --- a catalog made in parts
+
+
+def back_up_rebuilding(place: Place) -> int:
+    """Make the catalog again in parts, as for an archive that is too large for memory."""
+    from backup_vm.archive import gathering
+
+    gathering.AT_ONCE = 6
+    return place.called("backup")
+
+
 # --- ui
 
 
@@ -244,8 +269,12 @@ def start_the_page(place: Place) -> int:
     return 0 if code == 130 else code
 
 
-def nothing_in_runtime(place: Place) -> None:
-    assert not [*(place.root / "run").iterdir()], "the way to the page is left"
+def no_way_in(place: Place) -> None:
+    """What a disk did not let be removed leads nowhere."""
+    for file in (place.root / "run").glob("*/*"):
+        for port in re.findall(r"http://127\.0\.0\.1:(\d+)/enter", file.read_text()):
+            with socket.socket() as one:
+                assert one.connect_ex(("127.0.0.1", int(port))), "a way to the page is left"
 
 
 CARE = (
@@ -273,7 +302,12 @@ CARE = (
              promised=recorded, again=(0, 1)),
     Scenario("records, their file", ("records", "work/private", "-o", "{root}/out.records"),
              where="out.records*", promised=recorded, again=(0, 1)),
+    Scenario("assemble --onto", _ONTO, where="out.img*", prepare=with_an_image,
+             promised=assembled),
+    Scenario("assemble --onto, its source", _ONTO, prepare=with_an_image, promised=assembled),
+    Scenario("backup, catalog in parts", action=back_up_rebuilding, where=ARCHIVE,
+             prepare=without_catalog, promised=backed_up),
     Scenario("serve", action=serve, where=ARCHIVE, prepare=with_answers, promised=served),
     Scenario("ui", action=start_the_page, where="run*", prepare=with_runtime,
-             promised=nothing_in_runtime),
+             promised=no_way_in),
 )  # fmt: skip

@@ -25,6 +25,7 @@ from backup_vm import cli
 from backup_vm.agent import transport
 from backup_vm.archive.lease_files import STALE
 from backup_vm.errors import SparsebakError
+from tests.children import signals_as_usual
 from tests.faultfs import FaultFS
 from tests.in_process import InProcess
 from tests.kit import PASSPHRASE, Site
@@ -63,6 +64,7 @@ def run(action: Callable[[], int]) -> Outcome:
         if pid == 0:
             code = 97
             try:
+                signals_as_usual()
                 null = os.open(os.devnull, os.O_RDONLY)
                 os.dup2(null, 0)
                 for number in (1, 2):

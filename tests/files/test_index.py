@@ -16,10 +16,14 @@ import pytest
 from backup_vm import cli
 from backup_vm.archive import name_index
 from backup_vm.archive.format import RECORD_AT, SESSION_HEAD_SIZE
+from backup_vm.archive.name_index import NO_SEGMENT, NameFile
+from backup_vm.archive.opening import open_archive
+from backup_vm.archive.prune import prune
 from backup_vm.jobs.files import VolumeFiles
 from common.text import session_name
 from tests.files.indexed import STATES, Indexed, Listed, filled
 from tests.kit import PASSPHRASE, Site, own_domains
+from tests.steps import deaths
 from wire.records import read_clear
 
 
@@ -143,24 +147,38 @@ def test_an_index_outlives_the_sessions_that_it_builds_on(
     assert indexed.json("scrub")["damaged"] == []
 
 
-def test_a_prune_that_dies_leaves_indexes_that_hold(
-    indexed: Indexed, unread: list[str], listed: Listed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = indexed.names()
+def test_a_prune_that_dies_leaves_indexes_that_hold(kept: Path, tmp_path: Path) -> None:
+    """At each file that it puts in a place or removes."""
+    folder = tmp_path / "archive"
 
-    def dies(*words: object) -> None:
-        raise KeyboardInterrupt
+    def run() -> None:
+        with open_archive(str(folder), writing=True) as archive:
+            (series,) = archive.sessions().values()
+            prune(archive, [series[at] for at in (0, 1, 3) if at < len(series)])
 
-    with monkeypatch.context() as patch:
-        patch.setattr(name_index, "clean", dies)
-        indexed.run("prune", "work/private", "--session", names[1], "--yes", expect=None)
-    assert len(indexed.files()) == len(STATES)  # one of which there is no session
-    unread.clear()
-    indexed.found("--name", "*.txt")
-    assert not unread
-    indexed.run("prune", "work/private", "--session", names[3], "--yes")
-    assert len(indexed.files()) == len(STATES) - 2
-    indexed.must_find(listed, "--name", "*.txt")
+    def hold() -> int:
+        with open_archive(str(folder), writing=False) as archive:
+            (series,) = archive.sessions().values()
+            found = list(
+                name_index.load_all(archive.storage, series[0].volume, archive.parameters.archive)
+            )
+        indexes = {one.id: one for one in found if isinstance(one, NameFile)}
+        named = {one.name: one for one in indexes.values()}
+        for session in series:
+            one: NameFile | None = named[name_index.of_session(session.file)]
+            while one is not None and one.base != NO_SEGMENT:
+                one = indexes.get(one.base)
+            assert one is not None, session.name
+        return len(series)
+
+    shutil.copytree(kept, folder)
+    died = 0
+    for _ in deaths(run, ("replace", "rename", "unlink")):
+        left = hold()
+        died += left == len(STATES)
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+    assert left == 2 and died > 2
 
 
 def test_what_is_wrong_with_an_index_is_said_and_costs_nothing_else(indexed: Indexed) -> None:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from backup_vm.archive.name_index import NO_SEGMENT
 from backup_vm.archive.names_format import LONGEST_ROWS, NamesRows, RowsHead, SegmentHead
-from backup_vm.files import names
-from backup_vm.files.names import About, Link, Made, Packer, Row, Sealing, Unusable, order, rows_of
+from backup_vm.files import names, names_maker
+from backup_vm.files.names import About, Link, Row, Sealing, Unusable, order, rows_of
+from backup_vm.files.names_maker import Made, Packer
 from backup_vm.jobs.finding import between_zeros
 from backup_vm.jobs.indexing import _different, _tree
 from wire.chunks import Keys, seal_bytes
@@ -103,7 +104,7 @@ def test_a_chain_of_segments_leads_to_each_tree(trees: list[Tree]) -> None:
 @given(TREES, st.data())
 def test_large_blocks_are_many_and_each_stands_alone(tree: Tree, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(names, "_FULL", data.draw(st.integers(1, 300)))
+        patch.setattr(names_maker, "_FULL", data.draw(st.integers(1, 300)))
         made = segment(tree)
     found = [list(rows_of(text)) for text in made.link().texts(sealing())]
     assert [row for block in found for row in block] == list(rows(tree))
@@ -129,7 +130,7 @@ def opened(link: Link, by: Sealing) -> list[Row]:
 def test_nothing_opens_what_is_of_another_place() -> None:
     tree = {b"a": About(FOLDER, *range(1, 10)), b"b": About(FOLDER, *range(2, 11))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(names, "_FULL", 1)
+        patch.setattr(names_maker, "_FULL", 1)
         made, other = segment(tree), segment(tree)
     head, blocks = made.head, list(made.link().blocks())
     assert len(blocks) == 3 and opened(Link(head, lambda: iter(blocks)), sealing())
@@ -175,7 +176,7 @@ def test_what_no_honest_maker_seals_is_refused() -> None:
         found: list[bytes] = []
         packer = Packer(found.append)
         for what, depth, name in entries:
-            packer._row(what, depth, name, names._NOTHING)
+            packer._row(what, depth, name, names_maker._NOTHING)
         packer.finish()
         return found[0]
 
@@ -194,7 +195,7 @@ def test_what_no_honest_maker_seals_is_refused() -> None:
 
 @given(st.binary(max_size=300), st.integers(0, 3))
 def test_any_bytes_are_an_error_or_rows(raw: bytes, count: int) -> None:
-    for rows in (raw, RowsHead(count, max(len(raw) - count * names._WIDTH, 0)).build() + raw):
+    for rows in (raw, RowsHead(count, max(len(raw) - count * names.WIDTH, 0)).build() + raw):
         try:
             found = list(rows_of(rows))
         except Unusable:

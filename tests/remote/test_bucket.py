@@ -4,7 +4,7 @@ removed, against a model.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,8 @@ ANSWERS: dict[str, tuple[Answer, type[Exception], str]] = {
     "no XML": ((200, b"\0\xff<"), SparsebakError, "what is no XML"),
     "nothing": ((200, b""), SparsebakError, "what is no XML"),
     "a number that is none": (page(entry(size="many")), SparsebakError, "cannot be"),
+    "a size that none has": (page(entry(size="-1")), SparsebakError, "cannot be"),
+    "a size beyond all": (page(entry(size="9" * 30)), SparsebakError, "cannot be"),
     "a time that is none": (page(entry(at="noon")), SparsebakError, "cannot be"),
     "pages without end": (page(entry(), more=MORE), SparsebakError, "without end"),
     "refused": (refusal(403, "AccessDenied"), ForbiddenError, "AccessDenied"),
@@ -100,6 +102,33 @@ def test_the_next_page_is_asked_for_by_the_name_as_it_is_s3(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         assert [one.name for one in Bucket(URL).versions()] == ["packs/x", "volumes/y"]
     assert "key-marker=an%20archive%2Fpacks%2Fx%2B&" in asked[1]
+
+
+def test_pages_of_nothing_without_end_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket, "_MOST_EMPTY", 20)
+    with http_store(lambda count: page(more=MORE.replace(">k<", f">k{count}<"))) as (port, asked):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        with pytest.raises(SparsebakError, match="without end"):
+            list(Bucket(URL).versions())
+    assert len(asked) == 21
+
+
+@pytest.mark.parametrize("date", [253402300799.0, 300000000000.0])
+def test_a_clock_of_the_store_beyond_all_dates_s3(
+    monkeypatch: pytest.MonkeyPatch, date: float
+) -> None:
+    """The end of the year 9999, after which no date can be reckoned; and what is no date at all."""
+    monkeypatch.setattr("email.utils.formatdate", _shown(date))
+    with http_store(lambda _: (200, b"<a/>"), date) as (port, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        asked = Bucket(URL)
+        assert abs(asked.now() - time.time()) < 60
+        assert asked.retain("packs/x", int(asked.now()) + 366 * 86400) > time.time()
+
+
+def _shown(date: float) -> Callable[..., str]:
+    year = 9999 if date < 253402300800 else 11476
+    return lambda *_, **__: f"Fri, 31 Dec {year} 23:59:59 GMT"
 
 
 def test_a_store_that_is_not_there_or_silent_s3(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,14 @@
 
 import fcntl
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backup_vm import cli
+from backup_vm.archive import turn
 from backup_vm.archive.holder import Holder
 from backup_vm.archive.storage.local import LocalStorage
 from tests.kit import GRAIN, Site, fill
@@ -28,32 +26,34 @@ def site(tmp_path: Path) -> Site:
     return site
 
 
-@contextmanager
-def locked(site: Site, seconds: float, how: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Somebody has the archive for so long, as one on this machine has it."""
+Release = Callable[[], None]
+
+
+def locked(site: Site, how: int = fcntl.LOCK_EX) -> Release:
+    """Somebody has the archive, as one on this machine has it; what ends that."""
     fd = os.open(site.archive / "archive.lock", os.O_RDONLY)
     fcntl.flock(fd, how)
-    with ended(seconds, lambda: os.close(fd)):
-        yield
+    return lambda: os.close(fd)
 
 
-@contextmanager
-def leased(site: Site, seconds: float) -> Iterator[None]:
+def leased(site: Site) -> Release:
     """The same, on another machine."""
     locks = LocalStorage(site.archive).locks()
     locks.put("writer-9", ELSEWHERE.dump())
-    with ended(seconds, lambda: locks.remove("writer-9")):
-        yield
+    return lambda: locks.remove("writer-9")
 
 
-@contextmanager
-def ended(seconds: float, end: Callable[[], None]) -> Iterator[None]:
-    timer = threading.Timer(seconds, end)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
+def releasing(monkeypatch: pytest.MonkeyPatch, release: Release) -> list[float]:
+    """Have the archive let go while its waiter sleeps the second time; how long it slept."""
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            release()
+
+    monkeypatch.setattr(turn.stopping, "sleep", sleep)
+    return slept
 
 
 def words(site: Site, command: str, *more: str) -> list[str]:
@@ -67,26 +67,26 @@ def words(site: Site, command: str, *more: str) -> list[str]:
 def test_a_run_waits_for_another_one(
     site: Site,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     command: str,
-    hold: Callable[[Site, float], AbstractContextManager[None]],
+    hold: Callable[[Site], Release],
 ) -> None:
     rules = ["--keep-last", "9"] if command == "prune" else []
-    with hold(site, 0.3):
-        began = time.monotonic()
-        assert cli.main(words(site, command, *rules, "-q", "--lock-wait", "7200")) == 0
-        assert time.monotonic() - began >= 0.3
+    slept = releasing(monkeypatch, hold(site))
+    assert cli.main(words(site, command, *rules, "-q", "--lock-wait", "7200")) == 0
+    assert len(slept) == 2
     line, *others = capsys.readouterr().err.splitlines()
     assert "in use by another run" in line and "waiting for it to end, 2 hours" in line
     assert not others
 
 
-def test_a_backup_waits_for_readers(site: Site) -> None:
+def test_a_backup_waits_for_readers(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A check by hand, or files that somebody looks at."""
     sessions = len(site.images())
     fill(site.image(), 20 * GRAIN, 1)
-    with locked(site, 0.2, fcntl.LOCK_SH):
-        assert cli.main(words(site, "backup", "--lock-wait", "60")) == 0
-    assert len(site.images()) == sessions + 1
+    slept = releasing(monkeypatch, locked(site, fcntl.LOCK_SH))
+    assert cli.main(words(site, "backup", "--lock-wait", "60")) == 0
+    assert len(slept) == 2 and len(site.images()) == sessions + 1
 
 
 def test_it_waits_no_longer_than_it_was_told(

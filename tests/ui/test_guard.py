@@ -70,6 +70,11 @@ def test_another_user_of_the_machine_gets_no_answer_even_with_the_secrets(page: 
     assert page.ask("GET", "/", page.headers)[0] == 200, "and this one does"
 
 
+def test_a_signal_ends_it_while_it_starts_to_read(page: Page) -> None:
+    page.enter()  # which starts three commands
+    assert page.end() == 0
+
+
 def test_what_the_page_asks_for_is_done_by_the_commands(page: Page, site: Site) -> None:
     page.enter()
     for kind in ("backup", "verify"):

@@ -35,9 +35,10 @@ class Blocks:
             key = name, entry, index
             if key not in self._blocks:
                 future: Future[bytes] = Future()
-                self._blocks[key] = future
                 # A thread that nobody waits for at the end: what is read ahead may never be wanted.
+                # Started first: where there are no more threads, nobody is to wait for it.
                 threading.Thread(target=self._fill, args=(future, *key), daemon=True).start()
+                self._blocks[key] = future
                 while len(self._blocks) > _BLOCKS:
                     self._blocks.popitem(last=False)
             self._blocks.move_to_end(key)

@@ -48,8 +48,16 @@ _LONGEST = 16 << 20
 """Bytes of an answer: a thousand entries take less than one MiB."""
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _NO_LOCK = ("ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed")
-_MOST = 40_000_000
-"""Versions in a listing beyond which it is taken for one without end."""
+_MOST, _MOST_EMPTY = 40_000_000, 1000
+"""Versions in a listing, and pages one after another without any, beyond which it is taken for one
+without end.
+"""
+_LAST = 250_000_000_000
+"""The last moment (Unix seconds, in the year 9892) that a store's clock is believed to show: dates
+are reckoned from it, and there is none after the year 9999.
+"""
+_LARGEST = 1 << 60
+"""Bytes of an object."""
 
 
 class Version(NamedTuple):
@@ -153,10 +161,10 @@ class Bucket:
         prefix = f"{self._prefix}/" if self._prefix else ""
         query = [("versions", ""), ("prefix", prefix), ("encoding-type", "url")]
         after: list[tuple[str, str]] = []
-        count = 0
+        count = empty = 0
         while True:
             page = _parsed(self._ask("GET", None, [*query, *after]))
-            coded = _text(page, "EncodingType") == "url"
+            coded, before = _text(page, "EncodingType") == "url", count
             for element in page:
                 kind = _tag(element)
                 if kind not in ("Version", "DeleteMarker"):
@@ -171,7 +179,8 @@ class Bucket:
             then = [("key-marker", _decoded(key, prefix, coded) or key)]
             if mark := _text(page, "NextVersionIdMarker"):
                 then.append(("version-id-marker", mark))
-            if then == after or count > _MOST:
+            empty = empty + 1 if count == before else 0
+            if then == after or count > _MOST or empty > _MOST_EMPTY:
                 raise SparsebakError(f"{self._url} lists versions without end")
             after = then
 
@@ -231,9 +240,10 @@ class Bucket:
         if len(raw) > _LONGEST:
             connection.close()
             raise SparsebakError(f"{self._url} answers with more than can be")
-        with suppress(TypeError, ValueError):
-            date = email.utils.parsedate_to_datetime(answer.headers["Date"])
-            self._ahead, self._answered = time.time() - date.timestamp(), True
+        with suppress(TypeError, ValueError, OverflowError):
+            date = email.utils.parsedate_to_datetime(answer.headers["Date"]).timestamp()
+            if 0 <= date <= _LAST:
+                self._ahead, self._answered = time.time() - date, True
         return answer.status, answer.reason, raw
 
     def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
@@ -287,6 +297,13 @@ def _time(text: str) -> float:
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
+def _size(text: str) -> int:
+    """Bytes of an object; raise ValueError."""
+    if not 0 <= (size := int(text)) <= _LARGEST:
+        raise ValueError(f"an object of {text[:40]} bytes")
+    return size
+
+
 def _decoded(key: str, prefix: str, coded: bool) -> str | None:
     """A name as it is, beginning with the prefix; None for one that does not: some stores write a
     space in it as ``+``.
@@ -308,7 +325,7 @@ def _version(
             name.removeprefix(prefix),
             _text(element, "VersionId"),
             _time(_text(element, "LastModified")),
-            0 if marker else int(_text(element, "Size")),
+            0 if marker else _size(_text(element, "Size")),
             _text(element, "ETag"),
             _text(element, "IsLatest") == "true",
             marker,

@@ -48,10 +48,22 @@ class Vault:
         self._url, self.retention = url, retention
         self.held: dict[str, int] = {}
         """Until when what this run stored is locked."""
+        self._able: bool | None = None
+
+    def able(self) -> bool:
+        """Whether anything can be locked there; a key that may not ask may lock all the same."""
+        # Asked before the first lock: a store that knows none may take one for new contents.
+        if self._able is None:
+            try:
+                self._able = self._place.ask(self._bucket.locks)
+            except ForbiddenError:
+                self._able = True
+        return self._able
 
     def require(self) -> None:
-        """Raise SparsebakError where nothing can be locked."""
-        if not self._place.ask(self._bucket.locks):
+        """Raise SparsebakError where nothing can be locked, or nobody may know."""
+        self._able = self._place.ask(self._bucket.locks)
+        if not self._able:
             raise SparsebakError(
                 f"{self._url} cannot keep anything for a time: its bucket has no object lock",
                 "make a bucket with object lock, without a retention of its own, and name that;"
@@ -65,7 +77,8 @@ class Vault:
     def stored(self, name: str) -> None:
         """Lock what was just stored under a name, before anything relies on it."""
         version = self._versions.pop(name, "")
-        if not name.startswith(_LEASES) and not name.endswith(_UNFINISHED):
+        lasts = not name.startswith(_LEASES) and not name.endswith(_UNFINISHED)
+        if lasts and self.able():
             self.held[name] = self._hold(name, version, int(self.now()) + self.retention)
 
     def _hold(self, name: str, version: str, until: int) -> int:

@@ -13,7 +13,7 @@ from backup_vm.terminal.text import count_text, size_text
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
-    from backup_vm.files.names import Made
+    from backup_vm.files.names_maker import Made
     from backup_vm.jobs.files import VolumeFiles
     from backup_vm.jobs.indexing import Names
     from backup_vm.volumes import Contents, Named

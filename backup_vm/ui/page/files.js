@@ -2,7 +2,7 @@
 // Files of a session: folders, search, versions of a file, download.
 import { post, get } from "./api.js";
 import { address, goTo, onDone } from "./app.js";
-import { button, field, h, put, say, size, table, trouble, when } from "./dom.js";
+import { button, check, field, h, put, say, size, table, trouble, when } from "./dom.js";
 import { S } from "./strings.js";
 
 const MOST = 500;
@@ -15,6 +15,8 @@ export function draw(main, query) {
   const session = h("input", { value: at.session });
   const path = h("input", { value: at.path, size: "30" });
   const search = h("input", { value: name });
+  const every = check(S.searchAll, query.all === "1");
+  const all = Boolean(name) && every.box.checked;
   const list = h("div", {});
   const versions = h("section", { "aria-live": "polite" });
   const troubles = h("div", {});
@@ -22,13 +24,14 @@ export function draw(main, query) {
     event.preventDefault();
     // a field shows a name that is no UTF-8 as well as it can: only what was typed is taken from it
     const typed = path.value === path.defaultValue ? at.path : path.value;
-    goTo("files", { volume: volume.value, session: session.value || "latest", path: typed || "/", name: search.value });
+    goTo("files", { volume: volume.value, session: session.value || "latest", path: typed || "/", name: search.value,
+      all: every.box.checked ? "1" : "" });
   };
   path.defaultValue = path.value;
   volume.addEventListener("change", () => goTo("files", { volume: volume.value }));
   main.append(h("p", { class: "dim" }, S.hostile),
     h("form", { class: "row", onsubmit: move }, field(S.volume, volume), field(S.session, session),
-      field(S.path, path), field(S.search, search), h("button", { class: "primary" }, S.go)),
+      field(S.path, path), field(S.search, search), every.row, h("button", { class: "primary" }, S.go)),
     troubles, versions, list);
   let live = true;
 
@@ -41,7 +44,7 @@ export function draw(main, query) {
     }
     volume.value = at.volume;
     if (!list.firstChild) put(list, h("p", { class: "dim" }, S.loading));
-    const found = await post("files", { ...at, name });
+    const found = await post("files", { ...at, name, all });
     if (live) drawList(found);
     return null;
   }
@@ -49,7 +52,8 @@ export function draw(main, query) {
   function drawList({ files, warnings }) {
     put(list, warnings.map((line) => h("p", { class: "warn" }, line)), crumbs(),
       name ? null : h("p", { class: "buttons" }, button(S.downloadAll, () => download(at.session, at.path, true))),
-      files.length ? table(at.path, S.filesHeads, files.slice(0, most).map(row), [1])
+      all ? h("p", { class: "row" }, h("span", { class: "dim" }, S.searchedAll), button(S.index, index)) : null,
+      files.length ? table(at.path, all ? S.foundHeads : S.filesHeads, files.slice(0, most).map(row), [1])
         : h("p", {}, name ? S.nothingFound : S.emptyFolder),
       files.length > most ? h("p", { class: "row" }, h("span", { class: "dim" }, S.moreFiles(files.length - most)),
         button(S.showMore, () => {
@@ -71,15 +75,27 @@ export function draw(main, query) {
   function row(file) {
     const short = name ? file.path : file.path.slice(file.path.lastIndexOf("/") + 1);
     const folder = file.type === "folder";
+    const session = file.last ?? at.session;
     return [
-      folder ? h("a", { href: address("files", { ...at, path: file.path }) }, `${short}/`) : short,
+      folder ? h("a", { href: address("files", { ...at, session, path: file.path }) }, `${short}/`) : short,
       folder ? "" : size(file.size),
       when(Math.floor(file.mtime / 1e9)),
-      folder ? button(S.downloadFolder, () => download(at.session, file.path, true), { "aria-label": S.downloadFolderOf(short) })
+      all ? [S.fromTo(file.first, file.last, file.sessions)] : null,
+      folder ? button(S.downloadFolder, () => download(session, file.path, true), { "aria-label": S.downloadFolderOf(short) })
         : file.type !== "file" ? "" : h("span", { class: "row" },
-          button(S.download, () => download(at.session, file.path), { "aria-label": S.downloadOf(short) }),
+          button(S.download, () => download(session, file.path), { "aria-label": S.downloadOf(short) }),
           button(S.history, () => history(file.path), { "aria-label": S.historyOf(short) })),
-    ];
+    ].filter((cell) => cell !== null);
+  }
+
+  async function index() {
+    try {
+      await post("jobs", { kind: "index", volume: at.volume });
+      say(S.asked);
+      goTo("work");
+    } catch (error) {
+      put(troubles, trouble(error));
+    }
   }
 
   /** A browser says that a download failed, and not why: that is asked for. */

@@ -109,7 +109,7 @@ function drawStatus({ status, warnings, systemd }) {
     volume.name,
     h("span", { title: when(volume.time) }, ago(volume.time)),
     size(volume.changed),
-    String(volume.sessions),
+    volume.spoilt ? [String(volume.sessions), h("span", { class: "bad" }, `, ${S.spoiltOf(volume.spoilt)}`)] : String(volume.sessions),
     size(volume.size),
     volume.verified ? [ago(volume.verified.time), volume.verified.ok ? "" : `, ${S.damageFound}`] : S.never,
     volume.note.includes("gone") || !volume.name.includes("/") ? volume.note

@@ -56,6 +56,7 @@ export const S = {
   volumes: "Volumes",
   volumeHeads: ["Volume", "Last backup", "Changed since", "Sessions", "Size", "Verified", ""],
   damageFound: "damage found",
+  spoiltOf: (n) => `${n} spoilt`,
   backupAll: "Back up now",
   backupOne: (name) => `Back up ${name}`,
   backupShort: "Back up",
@@ -152,7 +153,7 @@ export const S = {
   kinds: {
     backup: "Backup", restore: "Restore", verify: "Verify", scrub: "Scrub", prune: "Prune",
     copy: "Copy", init: "New archive",
-    drill: "Rehearsal", keys: "Key slots",
+    drill: "Rehearsal", keys: "Key slots", index: "Index of names",
   },
   states: {
     queued: "waits", running: "at work", done: "done", failed: "failed", cancelled: "cancelled",
@@ -175,6 +176,7 @@ export const S = {
     prune: (r) => `${count(r.removed.length, "session")} removed`,
     copy: (r) => `${count(r.sessions, "session")} copied`,
     init: (r) => r.archive,
+    index: (r) => `${count(r.indexed.length, "session")} indexed`,
     keys: (r) => count(r.slots, "key slot"),
   },
 
@@ -207,6 +209,11 @@ export const S = {
   path: "Path",
   go: "Go",
   search: "Search names here",
+  searchAll: "in all sessions",
+  searchedAll: "All sessions were searched. Those whose names are not indexed are read as a whole, which takes its time.",
+  index: "Index the names",
+  foundHeads: ["Name", "Size", "Modified (UTC)", "Sessions", ""],
+  fromTo: (first, last, n) => (first === last ? first : `${first} to ${last} (${n})`),
   filesHeads: ["Name", "Size", "Modified (UTC)", ""],
   download: "Download",
   downloadOf: (name) => `Download ${name}`,

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from common.durable import closing_fd, pwrite_all
 from common.text import printable, session_name
 from dom0_agent.admin.cli import UserError, user_option
 from dom0_agent.admin.granting import (
@@ -133,19 +134,25 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _write(path: Path, key: bytes) -> None:
-    """A new file, of its owner alone from the beginning; none where it cannot be written whole."""
+    """A new file, of its owner alone from the beginning; none of that name where it cannot be
+    written whole, also on a disk that lets nothing be removed then.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists; choose another name")
+    beside = path.with_name(f"{path.name}.{os.urandom(4).hex()}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
-        raise UserError(f"{path} exists; choose another name") from None
-    try:
-        with open(fd, "wb") as file:
-            file.write(key)
-            file.flush()
+        with closing_fd(os.open(beside, flags, 0o600)) as fd:
+            pwrite_all(fd, key, 0)
             os.fsync(fd)
-    except BaseException as error:
+        try:
+            os.link(beside, path, follow_symlinks=False)  # which replaces nothing
+        except FileExistsError:
+            raise UserError(f"{path} exists; choose another name") from None
+        except OSError:  # FAT, say, has no second names
+            os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; no grant was made") from None
+    finally:
         with suppress(OSError):
-            path.unlink()
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror}; no grant was made") from None
-        raise
+            beside.unlink()

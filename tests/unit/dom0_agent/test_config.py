@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+import os
 import tomllib
 from pathlib import Path
 
@@ -114,6 +115,15 @@ def test_a_pool_is_listed_once(tmp_path: Path) -> None:
     twice = GOOD + '[[pool]]\nname = "p"\ndriver = "file"\npath = "other"\n'
     with pytest.raises(ConfigError, match="pool p is listed twice"):
         load(write(tmp_path, twice))
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/proc/self", "fifo", "large"])
+def test_what_is_no_file_or_has_no_end_is_refused(tmp_path: Path, path: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError):
+        load(tmp_path / path)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
