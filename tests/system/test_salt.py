@@ -175,6 +175,6 @@ def test_then_what_is_typed_by_hand_makes_a_backup(world: World) -> None:
     world.vm.run(*f"sparsebak init {ARCHIVE} --label laptop --default".split(), user="user")
     world.vm.run("sparsebak", "backup", user="user")
     assert world.dom0.shown("sparsebak-agent.service", "ActiveState") == "active"
-    for name in ("sparsebak-backup-vm", "sparsebak-monitor", "sparsebak-check"):
+    for name in ("sparsebak-monitor", "sparsebak-check"):
         result = fire(world.dom0, f"{name}.timer")
         assert result == "success", world.dom0.journal(name)

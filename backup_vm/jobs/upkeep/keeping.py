@@ -183,7 +183,8 @@ def _scrub(archive: Archive, task: Task, row: KeptRow, progress: Progress) -> No
     row["scrubbed"], row["of"] = len(done.looked_at), len(done.there)
     _damage(row, [*done.problems(), *done.outside])
     if archive.writing and done.unnoted is not None:
-        row["notes"].append(noting.line(done.unnoted))
+        # the next run would begin with the same packs, and others never have their turn
+        row["problems"].append(noting.line(done.unnoted))
 
 
 def _look(archive: Archive, plan: Plan, row: KeptRow) -> None:
