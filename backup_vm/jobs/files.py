@@ -63,11 +63,11 @@ class VolumeFiles:
         chunks and of those that tell of it differ from those before, nothing is read, nor of those
         whose index of names says that nothing of it changed.
         """
-        from backup_vm.jobs.finding import Place, unchanged
+        from backup_vm.jobs.finding import FollowedPath, unchanged
 
-        history, found, place, before = History(path), [], Place(path), None
-        for session, step in names.steps(sessions, place.wanted):
-            there = place.at(step)
+        history, found, followed, before = History(path), [], FollowedPath(path), None
+        for session, step in names.steps(sessions, followed.query):
+            there = followed.at(step)
             if unchanged(before, there):
                 continue
             before = there

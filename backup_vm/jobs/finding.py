@@ -13,14 +13,14 @@ from typing import NamedTuple
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.files.answers import FileSystemError
-from backup_vm.files.names import About, found_path
+from backup_vm.files.names import About, found_path, order
 from backup_vm.files.session import MissingError, SessionFiles
-from backup_vm.jobs.indexing import Names, Step, Wanted, must_be_few
+from backup_vm.jobs.indexing import Names, Query, Step, must_be_few
 
 Trouble = Callable[[bytes, str], None]
 
 
-class Version(NamedTuple):
+class Span(NamedTuple):
     """A file as it was from one session to another: in so many ``sessions`` of those that were
     looked through.
     """
@@ -34,16 +34,16 @@ class Version(NamedTuple):
 
 @dataclass
 class Looked:
-    """How it was looked: in how many sessions by reading, and in how many not at all."""
+    """How it was looked."""
 
     read: int = 0
-    unread: int = 0
+    """Sessions whose file systems were read."""
     incomplete: int = 0
     """Sessions of whose files some could not be read when their names were indexed."""
     damaged: bool = False
 
 
-def wanted(top: bytes, name: bytes | None, kind: int | None) -> Wanted:
+def query_of(top: bytes, name: bytes | None, kind: int | None) -> Query:
     """What is below a folder, of this name (a pattern as of a shell) and type (of st_mode)."""
     folder = b"/".join(part for part in top.split(b"/") if part not in (b"", b"."))
 
@@ -54,7 +54,7 @@ def wanted(top: bytes, name: bytes | None, kind: int | None) -> Wanted:
     def kept(about: About) -> bool:
         return kind is None or stat.S_IFMT(about.mode) == kind
 
-    return Wanted(between_zeros(name), fits, kept)
+    return Query(between_zeros(name), fits, kept)
 
 
 def between_zeros(name: bytes | None) -> re.Pattern[bytes]:
@@ -74,39 +74,33 @@ def between_zeros(name: bytes | None) -> re.Pattern[bytes]:
 def find(
     sessions: Sequence[Session],
     names: Names,
-    wanted: Wanted,
+    query: Query,
     top: bytes,
     opened: Callable[[Session], SessionFiles],
     trouble: Callable[[Session], Trouble],
-) -> tuple[list[Version], Looked]:
-    """The versions of all files that are wanted, by path and time. ``opened`` is asked for the
-    files of a session that has no index; what cannot be read is told.
+) -> tuple[list[Span], Looked]:
+    """All files that fit, by path and time. ``opened`` is asked for the files of a session that has
+    no index; what cannot be read is reported.
     """
-    found, looked, state = _Versions(), Looked(), dict[bytes, About]()
-    for session, step in names.steps(sessions, wanted):
+    found, looked, state = _Spans(), Looked(), dict[bytes, About]()
+    for session, step in names.steps(sessions, query):
         if step is None:
-            read = _read(session, wanted, top, opened, trouble(session), looked)
+            read = _read(session, query, top, opened, trouble(session), looked)
             if read is None:
                 continue
             touched, state = state.keys() | read.keys(), read
         else:
             looked.incomplete += step.troubles > 0
-            now = {} if step.anew else state
-            touched = step.rows.keys() | (state.keys() if step.anew else ())
-            for path, about in step.rows.items():
-                if about is None:
-                    now.pop(path, None)
-                else:
-                    now[path] = about
-            must_be_few(now)
-            state = now
+            touched = step.rows.keys() | (state.keys() if step.whole else ())
+            state = step.after(state)
+            must_be_few(state)
         found.next(session, touched, state)
     return found.all(), looked
 
 
 def _read(
     session: Session,
-    wanted: Wanted,
+    query: Query,
     top: bytes,
     opened: Callable[[Session], SessionFiles],
     trouble: Trouble,
@@ -117,11 +111,10 @@ def _read(
     try:
         files = opened(session)
     except DamagedError as error:
-        looked.unread, looked.damaged = looked.unread + 1, True
+        looked.damaged = True
         trouble(b"/", str(error))
         return None
     except SparsebakError as error:
-        looked.unread += 1
         trouble(b"/", str(error))
         return None
     looked.read += 1
@@ -130,7 +123,7 @@ def _read(
         if stat.S_ISDIR(start.stat.mode):
             for _, one in files.walk(start, trouble):
                 about = About.of(one)
-                if wanted.fits(one.path[1:]) and wanted.kept(about):
+                if query.fits(one.path[1:]) and query.kept(about):
                     rows[one.path[1:]] = about
                     must_be_few(rows)
     except MissingError:
@@ -144,12 +137,12 @@ def _read(
     return rows
 
 
-class _Versions:
+class _Spans:
     """Files through sessions, one after another."""
 
     def __init__(self) -> None:
         self._open: dict[bytes, tuple[About, Session, int]] = {}
-        self._closed: list[Version] = []
+        self._closed: list[Span] = []
         self._last: Session | None = None
         self._number = 0
 
@@ -169,25 +162,25 @@ class _Versions:
         if (was := self._open.pop(path, None)) is not None and self._last is not None:
             about, first, number = was
             self._closed.append(
-                Version(found_path(path), about, first, self._last, self._number - number)
+                Span(found_path(path), about, first, self._last, self._number - number)
             )
 
-    def all(self) -> list[Version]:
-        """There is no session any more."""
+    def all(self) -> list[Span]:
+        """All of them, by path and time: there is no other session."""
         for path in list(self._open):
             self._close(path)
-        key = lambda one: (one.path.replace(b"/", b"\0"), one.first.clear.sequence)  # noqa: E731
-        return sorted(self._closed, key=key)
+        return sorted(self._closed, key=lambda one: (order(one.path), one.first.clear.sequence))
 
 
 def _alike(one: About, other: About) -> bool:
     """Whether a file is the same to whoever looks for it: a folder is one whatever is in it."""
     if stat.S_ISDIR(one.mode) and stat.S_ISDIR(other.mode):
         return (one.mode, one.uid, one.gid) == (other.mode, other.uid, other.gid)
-    return (one.mode, *one[2:8]) == (other.mode, *other[2:8])
+    # inodes, numbers of names and times of change are other ones where a file was only put back
+    return one._replace(links=0, ctime=0, node=0) == other._replace(links=0, ctime=0, node=0)
 
 
-class Place:
+class FollowedPath:
     """A path, looked up in one session after another by their indexes, where symbolic links are not
     followed: what leads over one is not known.
     """
@@ -197,7 +190,7 @@ class Place:
         self._paths = [b"/".join(parts[: end + 1]) for end in range(len(parts))]
         self._sure = b".." not in parts and bool(parts)
         names = b"|".join(map(re.escape, sorted(set(parts))))
-        self.wanted = Wanted(
+        self.query = Query(
             re.compile(rb"(?<=\0)(?:" + names + rb")(?=\0)"),
             frozenset(self._paths).__contains__,
             lambda about: True,
@@ -208,15 +201,9 @@ class Place:
         """What the next session has there; False for nothing, None where that is not known."""
         if step is None or not self._sure:
             return None
-        now = {} if step.anew else self._state
-        for path, about in step.rows.items():
-            if about is None:
-                now.pop(path, None)
-            else:
-                now[path] = about
-        self._state = now
+        self._state = step.after(self._state)
         for path in self._paths:
-            about = now.get(path)
+            about = self._state.get(path)
             if about is None:
                 return None if step.troubles else False
             if stat.S_ISLNK(about.mode):

@@ -46,7 +46,7 @@ _SHARE = 4
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Query:
     """Which files are asked for: those whose last name ``pattern`` finds between two zeros, whose
     path (without a slash before it) ``fits``, and that are ``kept`` by what is said of them.
     """
@@ -59,17 +59,27 @@ class Wanted:
 @dataclass(frozen=True)
 class Step:
     """What an index says of a session: the rows that are others than in the session asked before,
-    or all (``anew``), and how many files could not be read when it was made.
+    or all (``whole``), and how many files could not be read when it was made.
     """
 
-    anew: bool
+    whole: bool
     rows: dict[bytes, About | None]
     troubles: int
+
+    def after(self, before: dict[bytes, About]) -> dict[bytes, About]:
+        """What the session has, from what the one ``before`` had, which becomes it."""
+        now = {} if self.whole else before
+        for path, about in self.rows.items():
+            if about is None:
+                now.pop(path, None)
+            else:
+                now[path] = about
+        return now
 
 
 class Names:
     """The indexes of one volume. ``partition``: which one is asked for, None for the one that is
-    read by default. ``warn`` is told once of each that cannot be used.
+    read by default. ``warn`` gets a line, once, of each that cannot be used.
     """
 
     def __init__(
@@ -102,9 +112,6 @@ class Names:
             self._links[segment.head.id] = Link(segment.head, partial(read, segment))
             self._where[segment.head.id] = one.name
         self._of_session[one.segments[-1].head.session] = one.id
-
-    def __bool__(self) -> bool:
-        return bool(self._of_session)
 
     def sealing(self, session: Session) -> Sealing:
         """What the segments of a session are sealed with; raise DamagedError."""
@@ -155,7 +162,7 @@ class Names:
         self._warn(f"{why}; it is ignored, to make it again: sparsebak files index")
 
     def steps(
-        self, sessions: Sequence[Session], wanted: Wanted
+        self, sessions: Sequence[Session], query: Query
     ) -> Iterator[tuple[Session, Step | None]]:
         """What the indexes say of each session, in order; None where there is none. Raises
         SparsebakError where more fits than can be kept.
@@ -165,24 +172,24 @@ class Names:
             links = self.chain(session)
             ids = [link.head.id for link in links]
             first = ids.index(reached) + 1 if reached in ids else 0
-            step = self._step(session, links[first:], wanted, first == 0) if links else None
+            step = self._step(session, links[first:], query, first == 0) if links else None
             reached = ids[-1] if step is not None else NO_SEGMENT
             yield session, step
 
-    def _step(self, session: Session, links: list[Link], wanted: Wanted, anew: bool) -> Step | None:
+    def _step(self, session: Session, links: list[Link], query: Query, whole: bool) -> Step | None:
         sealing, rows, troubles = self.sealing(session), dict[bytes, About | None](), 0
         for link in links:
             try:
                 troubles = link.about(sealing).troubles
                 for text in link.texts(sealing):
-                    for path, about in named(text, wanted.pattern):
-                        if wanted.fits(path):
-                            rows[path] = about if about and wanted.kept(about) else None
+                    for path, about in named(text, query.pattern):
+                        if query.fits(path):
+                            rows[path] = about if about and query.kept(about) else None
                     must_be_few(rows)
             except (Unusable, DamagedError) as error:
                 self._refuse(link, error)
                 return None
-        return Step(anew, rows, troubles)
+        return Step(whole, rows, troubles)
 
     # Making
 

@@ -21,7 +21,7 @@ def find_in_all(options: argparse.Namespace) -> int:
     from backup_vm.errors import Exit
     from backup_vm.files.session import shown
     from backup_vm.files.showing import text_of, time_text, type_of
-    from backup_vm.jobs.finding import find, wanted
+    from backup_vm.jobs.finding import find, query_of
 
     context = Context(options)
     troubles = Troubles(context)
@@ -35,9 +35,9 @@ def find_in_all(options: argparse.Namespace) -> int:
             return lambda path, text: troubles(path, f"{session.name}: {text}")
 
         top = path_of(context)
-        asked = wanted(top, name, TYPES.get(options.type))
+        query = query_of(top, name, TYPES.get(options.type))
         names = files.names(context.warn)
-        found, looked = find(volume.sessions, names, asked, top, opened, trouble)
+        found, looked = find(volume.sessions, names, query, top, opened, trouble)
     rows = [["FROM", "UNTIL", "SIZE", "MODIFIED", "PATH"]]
     for one in found:
         about = [str(one.about.size), time_text(one.about.mtime)]

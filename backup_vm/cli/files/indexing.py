@@ -105,7 +105,7 @@ class _Run:
     def _make(
         self, files: "VolumeFiles", names: "Names", session: "Session", before: "Session | None"
     ) -> "Made | None":
-        """The index of a session; None where there can be none, which is told."""
+        """The index of a session; None where there can be none, which is reported."""
         from backup_vm.errors import DamagedError, RemovedError, SparsebakError
         from backup_vm.files.answers import NoFileSystemError
 
@@ -129,15 +129,14 @@ class _Run:
     def store(self, archive: "Archive", made: "list[tuple[Session, Made]]") -> None:
         """Store what was made, unless what it is of was removed meanwhile."""
         from backup_vm.archive import name_index
-        from backup_vm.archive.name_index import NO_SEGMENT
 
         own = archive.parameters.archive
-        here = set(_last_segments(archive, self._volume(made)))
+        here = set(_last_segments(archive, made[0][0].volume))
         for session, one in made:
             with closing(one):
                 base = one.head.base
                 there = archive.storage.exists(session.file)
-                if not there or base not in (NO_SEGMENT, *here):
+                if not there or base not in (name_index.NO_SEGMENT, *here):
                     self._context.warn(f"{session.name} was removed meanwhile, or one before")
                     continue
                 name = name_index.of_session(session.file)
@@ -146,11 +145,9 @@ class _Run:
                 size = archive.storage.size(name)
                 self.size += size
                 row = {"session": session.name, "names": one.packer.rows, "size": size}
-                self.rows.append({**row, "full": base == NO_SEGMENT, "troubles": one.troubles})
-
-    @staticmethod
-    def _volume(made: "list[tuple[Session, Made]]") -> str:
-        return made[0][0].volume
+                self.rows.append(
+                    {**row, "full": base == name_index.NO_SEGMENT, "troubles": one.troubles}
+                )
 
 
 def _last_segments(archive: "Archive", volume: str) -> Iterator[bytes]:
