@@ -47,19 +47,7 @@ def add_to(commands: Any) -> None:
     backup.add_argument(
         "--ignore-free-space", action="store_true", help="begin even if the disk may be too small"
     )
-    backup.add_argument(
-        "--tag",
-        action="append",
-        default=[],
-        metavar="TAG",
-        help="tag the new sessions; may be given again",
-    )
-    backup.add_argument(
-        "--note",
-        default="",
-        metavar="TEXT",
-        help="a line of text on the new sessions; stored in clear",
-    )
+    _note_options(backup)
     backup.add_argument(
         "--verify",
         action="store_true",
@@ -77,6 +65,22 @@ def add_to(commands: Any) -> None:
         help="tell this URL (as of healthchecks.io) of start, success or failure",
     )
     backup.set_defaults(run=run)
+
+
+def _note_options(backup: argparse.ArgumentParser) -> None:
+    backup.add_argument(
+        "--tag",
+        action="append",
+        default=[],
+        metavar="TAG",
+        help="tag the new sessions; may be given again",
+    )
+    backup.add_argument(
+        "--note",
+        default="",
+        metavar="TEXT",
+        help="a line of text on the new sessions; stored in clear",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -146,17 +150,15 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
             _verify(context, archive, keys, agent, chosen, report)
         _tell(context, report)
         too_much = False
-        # What is old goes only when what is new has proven good, if that is asked for.
-        if context.config.pruning.after_backup and report.done and not report.unproven:
-            try:
+        try:
+            # What is old goes only when what is new has proven good, if that is asked for.
+            if context.config.pruning.after_backup and report.done and not report.unproven:
                 too_much = _prune(context, archive, chosen, report)
-            except SparsebakError as error:  # the backup itself is done, and was reported so
-                hint = f" ({error.hint})" if error.hint else ""
-                context.warn(f"nothing was pruned after the backup: {error}{hint}")
-                return _exit(report) or error.code
-            finally:
-                keeping.after_backup(context, archive, before)
-        else:
+        except SparsebakError as error:  # the backup itself is done, and was reported so
+            hint = f" ({error.hint})" if error.hint else ""
+            context.warn(f"nothing was pruned after the backup: {error}{hint}")
+            return _exit(report) or error.code
+        finally:
             keeping.after_backup(context, archive, before)
         if "metrics" in context.config.texts:
             _write_metrics(context, archive, agent)

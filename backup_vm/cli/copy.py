@@ -4,7 +4,7 @@ a URL.
 """
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
@@ -18,6 +18,9 @@ from backup_vm.cli.options import (
 from backup_vm.cli.pack_size import pack_size_option, use_pack_size
 from backup_vm.errors import Exit
 from backup_vm.terminal.text import count_text, size_text
+
+if TYPE_CHECKING:
+    from backup_vm.jobs.copy import Copied
 
 
 def add_to(commands: Any) -> None:
@@ -62,7 +65,6 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.archive.incomplete import spoilt_volumes
     from backup_vm.jobs.copy import Making, copy
     from backup_vm.jobs.guard import Guard
-    from backup_vm.jobs.keep_rules import duration_text
     from backup_vm.paths import expanded
 
     context = Context(options)
@@ -83,6 +85,15 @@ def run(options: argparse.Namespace) -> int:
         guard = Guard(options.max_removed, options.min_age).over(context.config.pruning.guard)
         making = Making(options.init, options.retention or 0)
         done = copy(archive, target, progress, delete, making, context.keys(archive), guard)
+    _tell(context, done, target, guard.seconds)
+    if done.failed:
+        return Exit.DAMAGED
+    return Exit.TOO_MUCH if done.held else Exit.OK
+
+
+def _tell(context: Context, done: "Copied", target: str, min_age: int) -> None:
+    from backup_vm.jobs.keep_rules import duration_text
+
     for problem in done.failed:
         context.warn(problem)
     context.warn_removed(done.gone)
@@ -94,11 +105,12 @@ def run(options: argparse.Namespace) -> int:
     for sentence in done.held:
         context.warn(sentence)
     fields = {"sessions": done.sessions, "stored": done.stored, "removed": done.removed}
-    if options.delete:
-        fields |= {"spared": done.spared, "min_age": guard.seconds}
-    removed = f", {done.removed} removed" if options.delete else ""
-    if options.delete and done.spared:
-        age, what = duration_text(guard.seconds), count_text(done.spared, "session")
+    delete = context.options.delete
+    if delete:
+        fields |= {"spared": done.spared, "min_age": min_age}
+    removed = f", {done.removed} removed" if delete else ""
+    if delete and done.spared:
+        age, what = duration_text(min_age), count_text(done.spared, "session")
         removed += f"; {what} that only it has, newer than {age}, left there (--min-age)"
     copied = f"{count_text(done.sessions, 'session')} copied, {size_text(done.stored)} sent"
     context.done(
@@ -111,6 +123,3 @@ def run(options: argparse.Namespace) -> int:
         },
         f"{target}: {copied}{removed}.",
     )
-    if done.failed:
-        return Exit.DAMAGED
-    return Exit.TOO_MUCH if done.held else Exit.OK

@@ -66,16 +66,7 @@ def run(options: argparse.Namespace) -> int:
         ) from None
     if not empty:
         raise UsageError(f"{options.folder} is not an empty folder")
-    try:
-        from backup_vm.jobs.libfuse import mfusepy
-    except (ImportError, OSError):
-        missing = (
-            "libfuse (package fuse3)" if ctypes.util.find_library("fuse3") is None else "mfusepy"
-        )
-        raise SparsebakError(
-            f"{missing} is not installed", "install it, or use: sparsebak assemble"
-        ) from None
-
+    mfusepy = _mfusepy()
     with _sessions(context) as volumes:
         count = sum(map(len, volumes.values()))
         name = next(iter(volumes)) if len(volumes) == 1 else f"{len(volumes)} volumes"
@@ -99,6 +90,21 @@ def run(options: argparse.Namespace) -> int:
         finally:
             shown.end()
     return 0
+
+
+def _mfusepy() -> Any:
+    from backup_vm.errors import SparsebakError
+
+    try:
+        from backup_vm.jobs.libfuse import mfusepy
+    except (ImportError, OSError):
+        missing = (
+            "libfuse (package fuse3)" if ctypes.util.find_library("fuse3") is None else "mfusepy"
+        )
+        raise SparsebakError(
+            f"{missing} is not installed", "install it, or use: sparsebak assemble"
+        ) from None
+    return mfusepy
 
 
 def _file_system(

@@ -48,6 +48,16 @@ def add_to(commands: Any) -> None:
         metavar="S",
         help="remove this one; may be given again",
     )
+    _rule_options(prune)
+    guard_options(prune)
+    dry_run_option(prune, "only show what would stay, why, and what would go")
+    yes_option(prune)
+    key_option(prune)
+    wait_option(prune)
+    prune.set_defaults(run=run)
+
+
+def _rule_options(prune: argparse.ArgumentParser) -> None:
     for period in _PERIODS:
         what = (
             "the newest N"
@@ -80,12 +90,6 @@ def add_to(commands: Any) -> None:
         metavar="ROOM",
         help="then remove the oldest until 10%% of the disk, or 20G, are free",
     )
-    guard_options(prune)
-    dry_run_option(prune, "only show what would stay, why, and what would go")
-    yes_option(prune)
-    key_option(prune)
-    wait_option(prune)
-    prune.set_defaults(run=run)
 
 
 def _plural(period: str) -> str:

@@ -121,12 +121,11 @@ def _of_leases(archive: Archive) -> Iterator[Finding]:
     for problem in problems:
         yield Finding(WARN, problem, "see whether the store can be reached: sparsebak list")
     for row in rows:
-        said = lease_text(row)
+        over = silent(row)
+        doubt = " that may be over" if over else ""
         yield _warn_unless(
-            not silent(row),
-            f"another run that may be over holds its lease: {said}"
-            if silent(row)
-            else f"another run holds its lease: {said}",
+            not over,
+            f"another run{doubt} holds its lease: {lease_text(row)}",
             "if that run is over: sparsebak unlock; by itself it is free half an hour after its"
             " last renewal",
         )

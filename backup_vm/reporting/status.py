@@ -35,17 +35,10 @@ def look(
 
     ``listed``: what dom0 lists, or nothing and why it ``failed``; ``space``: see View.of.
     """
-    known = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
-    seen = archive.looking.steady(
-        lambda: View.of(archive, stored_volumes(archive, keys, known), space),
-        lambda view: view.spoilt.values(),
-    )
+    seen = _view(archive, listed, keys, space)
     chunks, stored_bytes = archive.catalog.count()
     parameters = archive.parameters
-    try:
-        found = notes.load(archive.storage)
-    except DamagedError:  # reported by stored_volumes
-        found = notes.Notes()
+    found = _notes(archive)
     leases, problems = lease_rows(archive)
     problems += [] if failed is None else [f"agent: {failed}"]
     problems += [str(error) for error in archive.damaged.values()]
@@ -74,6 +67,23 @@ def look(
         "problems": problems + seen.spoilt_lines(seen.volumes),
     }
     return row, seen
+
+
+def _view(
+    archive: Archive, listed: list[VolumeEntry], keys: Keys | None, space: bool | None
+) -> View:
+    known = {entry.volume_id.hex(): (entry.qube, entry.volume) for entry in listed}
+    return archive.looking.steady(
+        lambda: View.of(archive, stored_volumes(archive, keys, known), space),
+        lambda view: view.spoilt.values(),
+    )
+
+
+def _notes(archive: Archive) -> notes.Notes:
+    try:
+        return notes.load(archive.storage)
+    except DamagedError:  # reported by stored_volumes
+        return notes.Notes()
 
 
 def _unscrubbed(archive: Archive, found: notes.Notes) -> UnscrubbedRow:
@@ -179,8 +189,7 @@ def _drill_text(row: DrillRow | None) -> str:
     )
 
 
-def text(status: StatusRow) -> str:
-    """The same for people."""
+def _table(volumes: list[StateRow]) -> str:
     rows = [
         [
             "VOLUME",
@@ -196,7 +205,7 @@ def text(status: StatusRow) -> str:
             "",
         ]
     ]
-    for v in status["volumes"]:
+    for v in volumes:
         sizes = ["" if size is None else size_text(size) for size in (v["own"], v["shared"])]
         ratios = [
             "" if ratio is None else ratio_text(ratio)
@@ -206,6 +215,11 @@ def text(status: StatusRow) -> str:
         verified = check_text(v["verified"])
         row = [v["name"], v["latest"] or "never", str(v["sessions"]), size_text(v["size"])]
         rows.append([*row, *sizes, *ratios, changed, verified, v["note"]])
+    return table(rows, frozenset(range(2, 9)))
+
+
+def text(status: StatusRow) -> str:
+    """The same for people."""
     scrubbed = check_text(status["scrubbed"])
     free = status["free"]
     room = "free space not known" if free is None else f"{size_text(free)} free on the disk"
@@ -224,4 +238,4 @@ def text(status: StatusRow) -> str:
         *lock_text(status["lock"]),
         *(f"Another run holds its lease: {lease_text(row)}." for row in status["leases"]),
     ]
-    return "\n".join([*head, *status["problems"], "", table(rows, frozenset(range(2, 9)))])
+    return "\n".join([*head, *status["problems"], "", _table(status["volumes"])])

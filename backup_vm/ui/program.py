@@ -128,7 +128,7 @@ class Program:
                 )
         except OSError as error:  # too many open files, say
             reason = f"sparsebak cannot be started: {error.strerror or error}"
-            raise Failed(1, [reason]) from None
+            raise Failed(Exit.FAILED, [reason]) from None
         self._running.add(process)
         return process
 

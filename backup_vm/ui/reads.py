@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from heapq import nlargest
 from typing import Any
 
+from backup_vm.errors import Exit
 from backup_vm.reporting.calendar import calendar, days_of, legend
 from backup_vm.reporting.page import figures, grown_since, volume_table
 from backup_vm.reporting.rows import VolumeRow, row_name
@@ -100,7 +101,7 @@ class Reads:
 
     def _must_be_readable(self) -> None:
         if self._writing:
-            raise Failed(11, ["work is in progress: this can be read when it has ended"])
+            raise Failed(Exit.LOCKED, ["work is in progress: this can be read when it has ended"])
 
     @asynccontextmanager
     async def download(self) -> AsyncIterator[None]:
@@ -110,7 +111,7 @@ class Reads:
         self._must_be_readable()
         if self._downloads.locked():
             text = f"{AT_ONCE} downloads are at work: ask again when one of them has ended"
-            raise Failed(11, [text])
+            raise Failed(Exit.LOCKED, [text])
         async with self._downloads:
             self.downloading += 1
             try:

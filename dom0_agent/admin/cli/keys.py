@@ -71,11 +71,15 @@ def add_to(commands: Any) -> None:
         yes_option,
     )
     recovery.set_defaults(run=_recovery)
+    _add_old(actions)
+    _add_import(actions)
+
+
+def _add_old(actions: Any) -> None:
     # The old name. Without help it is not listed among the actions.
     old = actions.add_parser("show-recovery", description="The old name of: keys new-recovery")
     old.add_argument("label", metavar="LABEL", help="the archive's label")
     old.set_defaults(run=_show_recovery)
-    _add_import(actions)
 
 
 def _action(

@@ -5,6 +5,7 @@ the policy goes by.
 
 import argparse
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,7 @@ def _run(options: argparse.Namespace) -> int:
         wanted |= {name.partition("/")[0] for name in failed if "/" in name}
         wanted -= {"dom0"}
         unsure = {name: reason for name, reason in failed.items() if "/" not in name}
-        for domain in sorted(app.domains, key=lambda domain: str(domain.name)):
-            if str(domain.klass) != "AdminVM":
-                _tag(done, domain, VM_TAG, str(domain.name) == name)
-                if str(domain.name) not in unsure:
-                    _tag(done, domain, TAG, str(domain.name) in wanted)
+        _tag_all(done, app, name, wanted, unsure)
     for qube, reason in unsure.items():
         print(printable(f"{qube}: {reason}; its tag was not changed; run this again"))
     not_saved = 0 if options.dry_run else _take_down(config)
@@ -81,12 +78,7 @@ def _run(options: argparse.Namespace) -> int:
         done(f"{_rules()} {policy.FOLDER / policy.OF_4_2}", policy.put_right)
     for problem in policy.problems():
         print(problem)
-    for archive in Keyring(config.state_dir).readable():
-        if archive.caller != name:
-            print(
-                f"Archive {archive.label} is for {archive.caller}; to let {name} have it:"
-                f" sparsebak-agent archive caller {archive.label} {name}"
-            )
+    _tell_of_archives(config, name)
     print(
         f"{len(wanted)} qubes can be backed up by {name}."
         if done.count
@@ -97,6 +89,29 @@ def _run(options: argparse.Namespace) -> int:
         " init DIR --label LABEL"
     )
     return 1 if not_saved else 0
+
+
+def _tag_all(
+    done: "_Doing", app: Any, name: str, wanted: Collection[str], unsure: Collection[str]
+) -> None:
+    """Tags of all qubes, ``name`` being the backup VM; of those that are ``unsure`` that one."""
+    for domain in sorted(app.domains, key=lambda domain: str(domain.name)):
+        if str(domain.klass) != "AdminVM":
+            _tag(done, domain, VM_TAG, str(domain.name) == name)
+            if str(domain.name) not in unsure:
+                _tag(done, domain, TAG, str(domain.name) in wanted)
+
+
+def _tell_of_archives(config: Config, name: str) -> None:
+    """Which archives are for another backup VM: of one that was replaced they come along only when
+    that is asked for.
+    """
+    for archive in Keyring(config.state_dir).readable():
+        if archive.caller != name:
+            print(
+                f"Archive {archive.label} is for {archive.caller}; to let {name} have it:"
+                f" sparsebak-agent archive caller {archive.label} {name}"
+            )
 
 
 def _rules() -> str:
