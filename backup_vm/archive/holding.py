@@ -25,6 +25,7 @@ from backup_vm.archive.parameters import NAME as PARAMETERS
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import CannotLockError, SparsebakError
 from backup_vm.quantities import days_text
+from wire.layout import LAST_TIME
 
 if TYPE_CHECKING:
     from backup_vm.archive.storage.vault import Left
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 _HELD = "held:"
 _RETENTION = "retention"
 _WAITING = "waiting"
-_LATEST = 253_402_300_799
-"""The end of the year 9999: of what is later there is no date."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def _number(text: str) -> int:
 
 
 def _date(text: str) -> int:
-    return min(_number(text), _LATEST)
+    return min(_number(text), LAST_TIME)
 
 
 def _dates(catalog: ChunkCatalog) -> dict[str, int]:

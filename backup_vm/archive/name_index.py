@@ -10,14 +10,14 @@ build on its index get its segments (``hand_on``).
 Nothing needs an index: one that is missing or damaged means that a session's files are read.
 """
 
-import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import naming
+from backup_vm.archive import digested, naming
 from backup_vm.archive.damage import opened
 from backup_vm.archive.format import DIGEST_SIZE
 from backup_vm.archive.names_format import (
@@ -43,7 +43,6 @@ NO_SEGMENT = bytes(16)
 MOST_SEGMENTS = 1 << 12
 """Segments of one file."""
 _LENGTH = BLOCK_LENGTH.size
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -149,20 +148,10 @@ def _damaged(storage: Storage, segment: Segment) -> DamagedError:
 
 def check(storage: Storage, name: str) -> None:
     """Compare a file with its digest; raise DamagedError."""
-    found = hashlib.blake2b(digest_size=DIGEST_SIZE)
     with opened(storage, name) as fd:
-        end = max(os.fstat(fd).st_size - DIGEST_SIZE, 0)
-        for raw in _range(fd, 0, end):
-            found.update(raw)
-        sound = os.pread(fd, DIGEST_SIZE, end) == found.digest()
+        sound = digested.sound(fd)
     if not sound:
         raise DamagedError(f"{storage.describe(name)} is damaged: its checksum is wrong", HINT)
-
-
-def _range(fd: int, at: int, end: int) -> Iterator[bytes]:
-    while at < end and (raw := os.pread(fd, min(end - at, _BLOCK), at)):
-        yield raw
-        at += len(raw)
 
 
 def write(
@@ -170,18 +159,7 @@ def write(
 ) -> None:
     """Store an index of so many segments; ``parts`` are the bytes of all of them."""
     head = NamesHead(archive, bytes.fromhex(naming.volume_of(name)), segments).build()
-    digest = hashlib.blake2b(head, digest_size=DIGEST_SIZE)
-    new = storage.create(name)
-    try:
-        new.write(head)
-        for part in parts:
-            digest.update(part)
-            new.write(part)
-        new.write(digest.digest())
-        new.finish()
-    except BaseException:
-        new.abandon()
-        raise
+    digested.write(storage, name, chain([head], parts))
 
 
 def raw_segments(storage: Storage, segments: Iterable[Segment]) -> Iterator[bytes]:
@@ -189,7 +167,7 @@ def raw_segments(storage: Storage, segments: Iterable[Segment]) -> Iterator[byte
     for segment in segments:
         with opened(storage, segment.file) as fd:
             end = segment.at + SEGMENT_SIZE + segment.head.payload
-            yield from _range(fd, segment.at, end)
+            yield from digested.between(fd, segment.at, end)
 
 
 def hand_on(archive: "Archive", volume: str, gone: Collection[str]) -> None:

@@ -7,11 +7,12 @@ cuts that off: entries of earlier sessions at or beyond it do not count (a volum
 and grown again; 0 for a full session).
 """
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
+from backup_vm.archive import digested
 from backup_vm.archive.columns import Columns
 from backup_vm.archive.damage import opened
 from backup_vm.archive.format import (
@@ -32,7 +33,6 @@ from wire.merkle import chunk_count
 from wire.records import Clear, read_clear
 
 SUFFIX = ".session"
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,8 @@ def check(storage: Storage, session: Session) -> None:
     """Compare a session file with its digest, and its chunk numbers with each other, or raise
     DamagedError.
     """
-    found = hashlib.blake2b(digest_size=DIGEST_SIZE)
     with opened(storage, session.file) as fd:
-        at, end = 0, os.fstat(fd).st_size - DIGEST_SIZE
-        while at < end and (block := os.pread(fd, min(end - at, _BLOCK), at)):
-            found.update(block)
-            at += len(block)
-        sound = os.pread(fd, DIGEST_SIZE, at) == found.digest()
+        sound = digested.sound(fd)
     if not sound:
         path = storage.describe(session.file)
         raise DamagedError(f"{path} is damaged: its checksum is wrong")
@@ -142,28 +137,9 @@ def write(
     """
     base = base if inherit else NO_BASE
     name = file_name(read_clear(record))
-    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
-    new = storage.create(name)
-    try:
-        for part in _parts(
-            SessionHead(inherit, count, base).build() + record,
-            numbers,
-            ids,
-        ):
-            digest.update(part)
-            new.write(part)
-        new.write(digest.digest())
-        new.finish()
-    except BaseException:
-        new.abandon()
-        raise
+    head = SessionHead(inherit, count, base).build() + record
+    digested.write(storage, name, chain([head], numbers, ids))
     return Session(name, read_clear(record), record, base, inherit, count)
-
-
-def _parts(head: bytes, numbers: Iterable[bytes], ids: Iterable[bytes]) -> Iterator[bytes]:
-    yield head
-    yield from numbers
-    yield from ids
 
 
 def columns(storage: Storage, session: Session) -> Columns:
