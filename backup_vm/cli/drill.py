@@ -154,7 +154,7 @@ def _note(drill: "Drill", place: str) -> str | None:
     from backup_vm.archive.storage import open_storage
     from backup_vm.errors import SparsebakError
 
-    try:  # hours may have gone by since the archive was read, and what was found is told anyway
+    try:  # hours may have gone by since the archive was read, and what was found is reported anyway
         with closing(open_storage(place)) as storage:
             session = drill.session.clear.session
             return noting.drilled(storage, not drill.outcome.problem, drill.volume.id, session)

@@ -140,7 +140,7 @@ def compared(old: Side, one: Found, new: Side, other: Found, contents: bool) -> 
 def differences(
     old: Side, new: Side, path: bytes, trouble: Callable[[bytes, str], None], contents: bool = False
 ) -> Iterator[Change]:
-    """What changed in a folder and below it, by path. What cannot be read is told."""
+    """What changed in a folder and below it, by path. What cannot be read is reported."""
 
     def changed(one: Found, other: Found) -> str:
         try:
@@ -205,7 +205,7 @@ def _tell(error: Exception, path: bytes, side: Side, trouble: Callable[[bytes, s
 def _named(
     side: Side, folder: Found, trouble: Callable[[bytes, str], None]
 ) -> Iterator[Found] | None:
-    """What is in a folder, by name; None where that cannot be read, which is told."""
+    """What is in a folder, by name; None where that cannot be read, which is reported."""
     try:
         entries = side.files.names(folder.node)
     except (FileSystemError, DamagedError) as error:

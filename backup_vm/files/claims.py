@@ -39,7 +39,7 @@ class Claims:
                 self._owners.append(len(self._paths) - 1)
 
     def twice(self) -> Iterator[tuple[bytes, bytes]]:
-        """Files of which one has a part of the other one, each such file told once."""
+        """Files of which one has a part of the other one, each such file once."""
         parts, told = self._parts, set[int]()
         reached, holder = 0, 0
         order = sorted(range(len(self._owners)), key=lambda one: parts[2 * one])

@@ -56,7 +56,9 @@ class Copied:
 
 
 class Copier:
-    """Copies what is in one session. Troubles with single files are told, and do not stop it."""
+    """Copies what is in one session. A trouble with a single file is reported, and does not stop
+    it.
+    """
 
     def __init__(
         self,
@@ -162,7 +164,7 @@ class Copier:
             self._refused(found, error)
 
     def _refused(self, found: Found, error: OSError) -> None:
-        """One file cannot be made: it is told, unless no other can."""
+        """One file cannot be made: it is reported, unless no other can."""
         if error.errno not in _OF_ONE_FILE:
             raise error
         self._trouble(found.path, f"cannot be made here: {_reason(error)}")

@@ -178,7 +178,7 @@ class SessionFiles:
         self, top: Found, trouble: Callable[[bytes, str], None], most: int = DEEPEST
     ) -> Iterator[tuple[int, Found]]:
         """All that is in a folder, a folder before what is in it, with how deep it is. What cannot
-        be read is told.
+        be read is reported.
         """
         seen = {top.node}
         stack = [(1, self._children(top, trouble))]

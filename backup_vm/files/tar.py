@@ -3,7 +3,7 @@
 the extensions for holes, attributes and ACLs that GNU tar, libarchive and Python know.
 
 A tar file has no checksum of contents, and cannot take back what it has begun. So a file is begun
-when the first MiBs of it are read: one that cannot be read until then is told and left out. Where
+when the first MiBs of it are read: one that cannot be read until then is named and left out. Where
 more of a larger one cannot be read, the tar file ends there, without the mark that ends a whole
 one; zeros in place of what is missing would look like the file.
 """
@@ -48,7 +48,7 @@ _MOST_DEVICE = 1 << 21
 @dataclass
 class Tarred:
     """What was written: ``files`` with ``size`` bytes of contents; ``troubles``: what could not be
-    read and was told; ``left_out``: devices and the like, and rights that were not given.
+    read and was named; ``left_out``: devices and the like, and rights that were not given.
     """
 
     files: int = 0

@@ -84,7 +84,7 @@ class _Open:
 
 
 class FileTree(mfusepy.Operations):  # type: ignore[misc]
-    """The file system. What cannot be read is told by ``warn``, and gives an error where it is."""
+    """The file system. What cannot be read goes to ``warn``, and gives an error where it is."""
 
     use_ns = True
 

@@ -54,7 +54,7 @@ class NotOpened(SparsebakError):
 
 def opened(qube: str, grant: Grant, warn: Callable[[str], None]) -> list[Path]:
     """Mount all that is in the sessions of a grant, by a backup VM; the folders. What cannot be
-    mounted is told. Raise SparsebakError, after which nothing is mounted.
+    mounted is reported. Raise SparsebakError, after which nothing is mounted.
     """
     IMAGES.mkdir(0o700, parents=True, exist_ok=True)
     FILES.mkdir(0o755, parents=True, exist_ok=True)

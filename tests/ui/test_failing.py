@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The server where descriptors run out, and whoever talks to it sends what is no request, or goes
-in the middle of an answer: it goes on, and no traceback comes to the terminal.
+in the middle of an answer: it continues, and no traceback comes to the terminal.
 """
 
 import asyncio

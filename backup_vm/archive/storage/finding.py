@@ -3,8 +3,8 @@
 
 Whoever keeps an archive there chooses what is in its folder, and whoever can write beside it what
 is there. So the look is bounded in depth and number, follows no link, goes into no archive, and a
-name is taken only where it could be one of a file here. What could not be looked at is told, since
-an archive may be there.
+name is taken only where it could be one of a file here. What could not be looked at is reported,
+since an archive may be there.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ NAMES = 50_000
 """Names in one folder that are read at most."""
 _BATCH = 256
 _TOLD = 20
-"""Problems that are told one by one."""
+"""Problems that are reported one by one."""
 
 
 class Looked(NamedTuple):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Troubles:
-    """What could not be read is told, and remembered for the exit code."""
+    """What could not be read is reported, and remembered for the exit code."""
 
     def __init__(self, context: Context) -> None:
         self._context, self.count = context, 0

@@ -30,7 +30,7 @@ LOCK_WAIT = 12 * 3600
 """Seconds that such a run is waited for: a check of a large archive takes hours."""
 NOT_NOW = 13
 """What sparsebak there ends with when its settings have it wait for mains or another link. Whoever
-has taken over the backup VM can say so every night: what is late is told by ``check`` all the same.
+has taken over the backup VM can say so every night: ``check`` reports what is late all the same.
 """
 _SHUTDOWN = 120.0
 """Seconds to wait for the backup VM to shut down; it then stays as it is."""

@@ -100,7 +100,7 @@ def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
 
 
 def _remove_unfinished(config: Config) -> list[str]:
-    """Names of disposables that an ``open`` which was killed had begun; its user is told."""
+    """Names of disposables that an ``open`` which was killed had begun; its user is notified."""
     from dom0_agent.admin import unfinished
     from dom0_agent.notify import notify
 
