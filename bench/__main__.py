@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench import workload
 from bench.limits import Limits
-from bench.measure import Measured, warm
+from bench.measure import Measured, compiled, warm
 from bench.peers import PEERS
 from bench.report import Results, report
 from bench.tools import Sparsebak, SparsebakFiles, Tool, size_of
@@ -41,6 +41,7 @@ def pool_on_btrfs(work: Path) -> Iterator[Path]:
     """A Btrfs of its own in a file, for the images; everything else is on the file system of the
     work folder.
     """
+    compiled()
     if os.geteuid() != 0:
         sys.exit("bench: needs root to mount a Btrfs by loop")
     image, pool = work / "btrfs.img", work / "pool"

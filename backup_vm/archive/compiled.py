@@ -32,6 +32,7 @@ COMPILED: dict[str, Codes] = {
         "segments": "L",
     },
     "SegmentHead": {"session": "16s", "id": "16s", "base": "16s", "blocks": "L", "payload": "Q"},
+    "BlockLength": {"sealed_length": "L"},
     "NamesBound": {
         "archive": "16s",
         "volume_id": "16s",

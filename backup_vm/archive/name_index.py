@@ -21,6 +21,7 @@ from backup_vm.archive import naming
 from backup_vm.archive.damage import opened
 from backup_vm.archive.format import DIGEST_SIZE
 from backup_vm.archive.names_format import (
+    BLOCK_LENGTH,
     HEAD_SIZE,
     LONGEST_BLOCK,
     SEAL_OVERHEAD,
@@ -31,7 +32,6 @@ from backup_vm.archive.names_format import (
 from backup_vm.archive.sessions import SUFFIX as SESSION
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
-from wire.messages import LENGTH
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -42,7 +42,7 @@ NO_SEGMENT = bytes(16)
 """``base`` of a segment that builds on none."""
 MOST_SEGMENTS = 1 << 12
 """Segments of one file."""
-_LENGTH = LENGTH.size
+_LENGTH = BLOCK_LENGTH.size
 _BLOCK = 1 << 20
 
 
@@ -130,7 +130,7 @@ def sealed_blocks(storage: Storage, segment: Segment) -> Iterator[bytes]:
     with opened(storage, segment.file) as fd:
         for _ in range(segment.head.blocks):
             raw = os.pread(fd, _LENGTH, at)
-            (length,) = LENGTH.unpack(raw) if len(raw) == _LENGTH else (0,)
+            (length,) = BLOCK_LENGTH.unpack(raw) if len(raw) == _LENGTH else (0,)
             at += _LENGTH
             if not SEAL_OVERHEAD <= length <= min(LONGEST_BLOCK, end - at):
                 raise _damaged(storage, segment)

@@ -15,7 +15,6 @@ from backup_vm.archive.compiled import COMPILED
 from backup_vm.archive.format import DIGEST_SIZE
 from wire.chunks import NONCE_SIZE, SALT_SIZE, TAG_SIZE
 from wire.layout import Structure
-from wire.messages import Length
 
 if TYPE_CHECKING:
     from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64sl, Int64ul, this
@@ -57,6 +56,12 @@ class SegmentHead(Structure, compiled=COMPILED):
     payload: Annotated[int, Int64ul * "bytes of all blocks, which follow, with their lengths"]
 
 
+class BlockLength(Structure, compiled=COMPILED):
+    """Before each block."""
+
+    sealed_length: Annotated[int, Int32ul * "bytes of the sealed block, which follows"]
+
+
 class SealedNames(Structure):
     """A short seal of a block, under the key for names of the session's deduplication domain; its
     associated data is NamesBound.
@@ -73,7 +78,7 @@ class SealedNames(Structure):
 class NamesBlock(Structure):
     """A block of a segment, behind its length."""
 
-    entry: Length
+    entry: BlockLength
     seal: SealedNames
 
 
@@ -157,3 +162,4 @@ class NamesRows(Structure):
 
 HEAD_SIZE, SEGMENT_SIZE = NamesHead.length(), SegmentHead.length()
 ROWS_HEAD_SIZE = RowsHead.length()
+BLOCK_LENGTH = BlockLength.row()

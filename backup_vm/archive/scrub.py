@@ -163,7 +163,6 @@ def _names(archive: Archive) -> Iterator[Finding]:
     """Indexes of names against their checksums. One that is damaged is of no use, and whoever has
     the key can make it again: it is removed.
     """
-    name_index.clean(archive)
     for name in name_index.names_in(archive.storage):
         try:
             name_index.check(archive.storage, name)

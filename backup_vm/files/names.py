@@ -17,6 +17,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from backup_vm.archive.names_format import (
+    BLOCK_LENGTH,
     GONE,
     IS,
     LEADS,
@@ -30,7 +31,6 @@ from backup_vm.archive.names_format import (
 )
 from backup_vm.files.session import DEEPEST, Found, joined
 from wire.chunks import DomainKeys, NotAuthentic, derive, open_bytes, seal_bytes
-from wire.messages import LENGTH
 
 LABEL = b"sparsebak/2 names"
 COLUMNS = "BHHIIIIIQqIqI"
@@ -97,7 +97,7 @@ class Sealing:
     def seal(self, head: SegmentHead, number: int, text: bytes) -> bytes:
         """A block, behind its length."""
         sealed = seal_bytes(self.key, text, self._bound(head, number))
-        return LENGTH.pack(len(sealed)) + sealed
+        return BLOCK_LENGTH.pack(len(sealed)) + sealed
 
     def open(self, head: SegmentHead, blocks: Iterable[bytes]) -> Generator[bytes, None, None]:
         """The texts of sealed blocks; raise Unusable."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from backup_vm.archive.names_format import (
+    BLOCK_LENGTH,
     BY_DEFAULT,
     GONE,
     IS,
@@ -17,7 +18,6 @@ from backup_vm.archive.names_format import (
 )
 from backup_vm.files.answers import FileSystemError
 from backup_vm.files.names import COLUMNS, SECOND, WIDTH, About, Link, Sealing
-from wire.messages import LENGTH
 
 _FULL = 1 << 20
 """Bytes of rows from which on a block is complete."""
@@ -126,12 +126,12 @@ class Made:
         return Link(self.head, self._sealed)
 
     def _sealed(self) -> Iterator[bytes]:
-        size = LENGTH.size
+        size = BLOCK_LENGTH.size
         yield self._first[size:]
         at = 0
         for _ in range(self._blocks - 1):
             self._spool.seek(at)
-            (length,) = LENGTH.unpack(self._spool.read(size))
+            (length,) = BLOCK_LENGTH.unpack(self._spool.read(size))
             yield self._spool.read(length)
             at += size + length
 

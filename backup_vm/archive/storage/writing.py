@@ -15,7 +15,9 @@ from common.durable import NOT_DIRECT, pwrite_all, sync_file
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-BLOCK = 4 << 20
+BLOCK = 2 << 20
+"""Bytes; four of them are kept. With 4 MiB a backup has 8 MiB more, with 1 MiB writing takes a
+quarter more processor time."""
 
 
 class Blocks:
