@@ -165,24 +165,32 @@ class Names:
             links = self.chain(session)
             ids = [link.head.id for link in links]
             first = ids.index(reached) + 1 if reached in ids else 0
-            step = self._step(session, links[first:], wanted, first == 0) if links else None
+            step = self._step(session, links, first, wanted) if links else None
             reached = ids[-1] if step is not None else NO_SEGMENT
             yield session, step
 
-    def _step(self, session: Session, links: list[Link], wanted: Wanted, anew: bool) -> Step | None:
+    def _step(self, session: Session, links: list[Link], first: int, wanted: Wanted) -> Step | None:
         sealing, rows, troubles = self.sealing(session), dict[bytes, About | None](), 0
-        for link in links:
+        for link in links[first:]:
             try:
                 troubles = link.about(sealing).troubles
                 for text in link.texts(sealing):
                     for path, about in named(text, wanted.pattern):
-                        if wanted.fits(path):
-                            rows[path] = about if about and wanted.kept(about) else None
+                        if not wanted.fits(path):
+                            continue
+                        if about and wanted.kept(about):
+                            rows[path] = about
+                        elif first:
+                            rows[path] = None
+                        else:
+                            rows.pop(path, None)
+                    if first and len(rows) > MOST_ROWS:  # what fits in all of them may be little
+                        return self._step(session, links, 0, wanted)
                     must_be_few(rows)
             except (Unusable, DamagedError) as error:
                 self._refuse(link, error)
                 return None
-        return Step(anew, rows, troubles)
+        return Step(not first, rows, troubles)
 
     # Making
 
