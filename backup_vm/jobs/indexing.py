@@ -88,6 +88,8 @@ class Names:
         self._where: dict[bytes, str] = {}
         self._sealings: dict[bytes, Sealing] = {}
         self._unusable: set[bytes] = set()
+        self.read: set[bytes] = set()
+        """Segments that ``whole`` has read to their ends."""
         own = contents.archive.parameters.archive
         for one in name_index.load_all(self._storage, volume.id, own):
             if isinstance(one, DamagedError):
@@ -141,6 +143,23 @@ class Names:
             self._refuse(found[0], error)
             return []
         return found[::-1] if self._fits(about) else []
+
+    def whole(self, session: Session) -> bool:
+        """Whether there is an index of a session that can be used, all of which is read for this:
+        damage in a block shows nowhere else before somebody looks for names.
+        """
+        links = self.chain(session)
+        for link in links:
+            if link.head.id in self.read:
+                continue
+            try:
+                for _ in link.texts(self.sealing(session)):
+                    pass
+            except (Unusable, DamagedError) as error:
+                self._refuse(link, error)
+                return False
+            self.read.add(link.head.id)
+        return bool(links)
 
     def _fits(self, about: NamesAbout) -> bool:
         """Whether it is of the partition that is asked for."""
@@ -254,6 +273,7 @@ class Names:
     def add(self, session: Session, made: Made) -> None:
         """Let later segments build on one that was made."""
         self._links[made.head.id] = made.link()
+        self.read.add(made.head.id)
         self._of_session[session.clear.session] = made.head.id
 
 

@@ -211,6 +211,9 @@ def test_what_is_wrong_with_an_index_is_said_and_costs_nothing_else(indexed: Ind
         out, err = indexed.run(*words)
         assert out == expected and bool(err) == told, err
         assert err.count("\n") == err.count("sparsebak files index"), err
+    put((second, raw[:block] + bytes([raw[block] ^ 1]) + raw[block + 1 :]))
+    assert len(indexed.index()) == 4 and indexed.run(*words) == (expected, "")
+    put((second, raw.replace(b"SBNAME\0\2", b"SBNAME\0\3")))
     found = indexed.json("scrub", expect=4)["damaged"]
     assert len(found) == 1 and not second.exists()
     assert len(indexed.index()) == 4 and indexed.json("scrub")["damaged"] == []
