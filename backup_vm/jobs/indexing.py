@@ -88,6 +88,8 @@ class Names:
         self._where: dict[bytes, str] = {}
         self._sealings: dict[bytes, Sealing] = {}
         self._unusable: set[bytes] = set()
+        self.read: set[bytes] = set()
+        """Segments that ``whole`` has read to their ends."""
         own = contents.archive.parameters.archive
         for one in name_index.load_all(self._storage, volume.id, own):
             if isinstance(one, DamagedError):
@@ -142,6 +144,23 @@ class Names:
             return []
         return found[::-1] if self._fits(about) else []
 
+    def whole(self, session: Session) -> bool:
+        """Whether there is an index of a session that can be used, all of which is read for this:
+        damage in a block shows nowhere else before somebody looks for names.
+        """
+        links = self.chain(session)
+        for link in links:
+            if link.head.id in self.read:
+                continue
+            try:
+                for _ in link.texts(self.sealing(session)):
+                    pass
+            except (Unusable, DamagedError) as error:
+                self._refuse(link, error)
+                return False
+            self.read.add(link.head.id)
+        return bool(links)
+
     def _fits(self, about: NamesAbout) -> bool:
         """Whether it is of the partition that is asked for."""
         if self._partition is None:
@@ -165,24 +184,32 @@ class Names:
             links = self.chain(session)
             ids = [link.head.id for link in links]
             first = ids.index(reached) + 1 if reached in ids else 0
-            step = self._step(session, links[first:], wanted, first == 0) if links else None
+            step = self._step(session, links, first, wanted) if links else None
             reached = ids[-1] if step is not None else NO_SEGMENT
             yield session, step
 
-    def _step(self, session: Session, links: list[Link], wanted: Wanted, anew: bool) -> Step | None:
+    def _step(self, session: Session, links: list[Link], first: int, wanted: Wanted) -> Step | None:
         sealing, rows, troubles = self.sealing(session), dict[bytes, About | None](), 0
-        for link in links:
+        for link in links[first:]:
             try:
                 troubles = link.about(sealing).troubles
                 for text in link.texts(sealing):
                     for path, about in named(text, wanted.pattern):
-                        if wanted.fits(path):
-                            rows[path] = about if about and wanted.kept(about) else None
+                        if not wanted.fits(path):
+                            continue
+                        if about and wanted.kept(about):
+                            rows[path] = about
+                        elif first:
+                            rows[path] = None
+                        else:
+                            rows.pop(path, None)
+                    if first and len(rows) > MOST_ROWS:  # what fits in all of them may be little
+                        return self._step(session, links, 0, wanted)
                     must_be_few(rows)
             except (Unusable, DamagedError) as error:
                 self._refuse(link, error)
                 return None
-        return Step(anew, rows, troubles)
+        return Step(not first, rows, troubles)
 
     # Making
 
@@ -246,6 +273,7 @@ class Names:
     def add(self, session: Session, made: Made) -> None:
         """Let later segments build on one that was made."""
         self._links[made.head.id] = made.link()
+        self.read.add(made.head.id)
         self._of_session[session.clear.session] = made.head.id
 
 

@@ -19,6 +19,7 @@ from backup_vm.archive.format import RECORD_AT, SESSION_HEAD_SIZE
 from backup_vm.archive.name_index import NO_SEGMENT, NameFile
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
+from backup_vm.jobs import indexing
 from backup_vm.jobs.files import VolumeFiles
 from common.text import session_name
 from tests.files.indexed import STATES, Indexed, Listed, filled
@@ -210,6 +211,9 @@ def test_what_is_wrong_with_an_index_is_said_and_costs_nothing_else(indexed: Ind
         out, err = indexed.run(*words)
         assert out == expected and bool(err) == told, err
         assert err.count("\n") == err.count("sparsebak files index"), err
+    put((second, raw[:block] + bytes([raw[block] ^ 1]) + raw[block + 1 :]))
+    assert len(indexed.index()) == 4 and indexed.run(*words) == (expected, "")
+    put((second, raw.replace(b"SBNAME\0\2", b"SBNAME\0\3")))
     found = indexed.json("scrub", expect=4)["damaged"]
     assert len(found) == 1 and not second.exists()
     assert len(indexed.index()) == 4 and indexed.json("scrub")["damaged"] == []
@@ -304,3 +308,13 @@ def test_a_grant_opens_those_of_its_domain_and_no_others(
     assert len(granting.json("files", "index", "work/private", *grant)["indexed"]) == 1
     unread.clear()
     assert granting.json(*words, *grant)["files"] == found and not unread
+
+
+def test_what_does_not_fit_takes_no_room(
+    plain: Indexed, listed: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files have the name, of which few have the type."""
+    monkeypatch.setattr(indexing, "MOST_ROWS", 5)  # of the versions of all sessions
+    plain.must_find(listed, "--type", "l")
+    plain.index()
+    plain.must_find(listed, "--type", "l")

@@ -65,6 +65,8 @@ class _Run:
         self.damaged = False
         self._tried: set[str] = set()
         self._told: set[str] = set()
+        self._read: set[bytes] = set()
+        """Segments that were read, and are whole."""
 
     def _warn(self, text: str) -> None:
         if text not in self._told:
@@ -87,10 +89,11 @@ class _Run:
         parser = Parser()
         with parser, VolumeFiles(contents, volume, options.partition, parser) as files:
             names = files.names(self._warn)
+            names.read = self._read
             before = None
             for session in volume.sessions:
                 due = session in chosen and session.file not in self._tried
-                if due and (options.again or not names.chain(session)):
+                if due and (options.again or not names.whole(session)):
                     self._tried.add(session.file)
                     one = self._make(files, names, session, before)
                     if one is not None:
@@ -98,7 +101,7 @@ class _Run:
                         made.append((session, one))
                     if len(made) == _AT_ONCE:
                         break
-                if names.chain(session):
+                if names.whole(session):
                     before = session
         return made
 
