@@ -19,6 +19,7 @@ from backup_vm.archive.format import RECORD_AT, SESSION_HEAD_SIZE
 from backup_vm.archive.name_index import NO_SEGMENT, NameFile
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
+from backup_vm.cli.files import indexing as indexing_command
 from backup_vm.jobs import indexing
 from backup_vm.jobs.files import VolumeFiles
 from common.text import session_name
@@ -266,6 +267,36 @@ def test_a_session_and_all_again(plain: Indexed, listed: Listed) -> None:
     assert [row["session"] for row in plain.index()] == [n for n in names if n != names[2]]
     assert len(plain.index("--again")) == len(names)
     plain.must_find(listed, "--name", "*.txt")
+
+
+def test_one_alone_made_again_keeps_those_that_build_on_it(
+    indexed: Indexed, unread: list[str], listed: Listed
+) -> None:
+    for name in indexed.names()[:2]:
+        indexed.index("--again", "--session", name)
+    unread.clear()
+    indexed.must_find(listed, "--name", "*.txt")
+    assert not unread and not indexed.index()
+
+
+def test_what_an_index_builds_on_is_removed_while_it_is_made(
+    indexed: Indexed, unread: list[str], listed: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in indexed.files()[3:]:
+        path.unlink()
+    store, names = indexing_command._Run.store, indexed.names()
+
+    def store_late(self: Any, archive: Any, made: Any) -> None:
+        (series,) = archive.sessions().values()
+        if len(series) == len(names):
+            prune(archive, [series[2]])
+        store(self, archive, made)
+
+    monkeypatch.setattr(indexing_command._Run, "store", store_late)
+    assert [row["session"] for row in indexed.index()] == names[3:]
+    unread.clear()
+    indexed.must_find(listed, "--name", "*.txt")
+    assert not unread
 
 
 def test_a_volume_without_a_file_system_has_none(tmp_path: Path) -> None:
