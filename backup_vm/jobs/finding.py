@@ -6,12 +6,12 @@ that have none.
 import re
 import stat
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from backup_vm.archive.sessions import Session
-from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.errors import DamagedError, RemovedError, SparsebakError
 from backup_vm.files.answers import FileSystemError
 from backup_vm.files.names import About, found_path
 from backup_vm.files.session import MissingError, SessionFiles
@@ -41,6 +41,8 @@ class Looked:
     incomplete: int = 0
     """Sessions of whose files some could not be read when their names were indexed."""
     damaged: bool = False
+    gone: list[str] = field(default_factory=list)
+    """What is to be said of sessions that another machine removed meanwhile."""
 
 
 def wanted(top: bytes, name: bytes | None, kind: int | None) -> Wanted:
@@ -116,6 +118,9 @@ def _read(
     rows = dict[bytes, About]()
     try:
         files = opened(session)
+    except RemovedError as error:
+        looked.gone.append(str(error))
+        return None
     except DamagedError as error:
         looked.unread, looked.damaged = looked.unread + 1, True
         trouble(b"/", str(error))

@@ -19,6 +19,7 @@ from backup_vm.archive.format import RECORD_AT, SESSION_HEAD_SIZE
 from backup_vm.archive.name_index import NO_SEGMENT, NameFile
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
+from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.cli.files import indexing as indexing_command
 from backup_vm.jobs import indexing
 from backup_vm.jobs.files import VolumeFiles
@@ -349,3 +350,49 @@ def test_what_does_not_fit_takes_no_room(
     plain.must_find(listed, "--type", "l")
     plain.index()
     plain.must_find(listed, "--type", "l")
+
+
+def test_what_another_machine_prunes_is_not_called_damaged(
+    indexed: Indexed, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where flock does not reach, at one look into an index and another."""
+    monkeypatch.setattr(LocalWorkspace, "lock", lambda *_, **__: None)
+    archive, names, looks = indexed.site.archive, indexed.names(), 0
+    blocks = name_index.sealed_blocks
+
+    def pruning(at: int) -> Any:
+        def late(*args: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            if looks == at:
+                with open_archive(str(archive), writing=True) as other:
+                    (series,) = other.sessions().values()
+                    prune(other, [series[0], series[2]])
+            return blocks(*args)
+
+        return late
+
+    words = ("files", "find", "work/private", "--name", "*.txt", "--session", "all", "--json")
+    words += ("--passphrase-file", str(indexed.passphrase))
+    expected = versions(indexed.run(*words)[0], names)
+    for at in (2, 5):
+        monkeypatch.setattr(name_index, "sealed_blocks", pruning(at))
+        looks = 0
+        out, err = indexed.run(*words)
+        assert versions(out, names) == expected
+        said = err.replace("was removed by another machine", "").splitlines()
+        assert all("session 2" in line or "without an index" in line for line in said), err
+        assert looks >= at
+        shutil.rmtree(archive)
+        shutil.copytree(kept, archive)
+
+
+def versions(out: str, names: list[str]) -> set[tuple[str, str, int]]:
+    """Of the sessions that stay: path and size of what is found."""
+    found = json.loads(out)["files"]
+    return {
+        (name, row["path"], row["size"])
+        for row in found
+        for name in (names[1], names[3], names[4])
+        if row["first"] <= name <= row["last"]
+    }

@@ -63,6 +63,8 @@ def find_in_all(options: argparse.Namespace) -> int:
 
 def _tell(context: Context, looked: "Looked") -> None:
     """What must be known of how it was looked."""
+    for text in looked.gone:
+        context.warn(text)
     if looked.read:
         what = count_text(looked.read, "session")
         context.say(

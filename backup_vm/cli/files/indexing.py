@@ -98,7 +98,7 @@ class _Run:
                     self._tried.add(session.file)
                     one = self._make(files, names, session, before)
                     if one is not None:
-                        names.add(session, one)
+                        names.add(one)
                         made.append((session, one))
                     if len(made) == _AT_ONCE:
                         break
