@@ -45,9 +45,22 @@ class Looked:
     """What is to be said of sessions that another machine removed meanwhile."""
 
 
+def plain(path: bytes) -> bytes:
+    """A path without ``.`` and ``..``, as far as names alone tell."""
+    parts: list[bytes] = []
+    for part in path.split(b"/"):
+        if part == b"..":
+            del parts[-1:]
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return b"/" + b"/".join(parts)
+
+
 def wanted(top: bytes, name: bytes | None, kind: int | None) -> Wanted:
-    """What is below a folder, of this name (a pattern as of a shell) and type (of st_mode)."""
-    folder = b"/".join(part for part in top.split(b"/") if part not in (b"", b"."))
+    """What is below a folder (a plain path), of this name (a pattern as of a shell) and type (of
+    st_mode).
+    """
+    folder = top.strip(b"/")
 
     def fits(path: bytes) -> bool:
         below = not folder or path.startswith(folder + b"/")

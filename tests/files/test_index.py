@@ -102,6 +102,7 @@ def test_what_is_found_is_what_reading_finds(
 ) -> None:
     for words in (("--name", "*.txt"), ("b", "--type", "f")):
         plain.must_find(listed, *words)
+    assert plain.found("e/../b/./", "--name", "c*") == plain.found("b", "--name", "c*") != []
     rows = plain.index()
     assert [row["full"] for row in rows] == [True] + [False] * 4 and not plain.index()
     unread.clear()
@@ -113,6 +114,7 @@ def test_what_is_found_is_what_reading_finds(
     assert not unread
     words = ("--name", "c.txt", "--session", "all", "--passphrase-file", str(plain.passphrase))
     text = plain.run("files", "find", "work/private", *words)[0].splitlines()
+    assert plain.found("e/../b/./", "--name", "c*") == plain.found("b", "--name", "c*") != []
     none = ("files", "find", "work/private", "--name", "none", "--session", "all", *words[-2:])
     assert plain.run(*none) == ("", "")
     assert len(text) == 4 and all(line.endswith("/b/c.txt") for line in text[1:])
