@@ -84,6 +84,7 @@ def end_replacing(archive: "Archive") -> None:
     if not workspace.exists(catalog_file.NAME):
         with suppress(DamagedError):
             if _whole(archive, workspace.database(half)):
+                workspace.discard(catalog_file.NAME)  # its journal would be played back into this
                 os.replace(workspace.database(half), workspace.database(catalog_file.NAME))
     workspace.discard(half)
 

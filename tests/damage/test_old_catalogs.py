@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A catalog that is old, lies, or is no file of ours is no reason to do anything."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -129,6 +130,20 @@ def test_a_session_is_put_back_whose_chunks_were_small(tmp_path: Path, size: int
     site.image().write_bytes(first)
     run(site)
     assert newest(site) == [first]
+
+
+def test_a_chunk_in_a_pack_that_there_is_not_is_stored_again(built: Site) -> None:
+    """While a session cannot be read, what the catalog lists is looked at before it counts."""
+    first = next(iter(built.images().values()))
+    damaged = min(built.archive.rglob("*.session"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with built.open(True):
+        pass
+    with contextlib.closing(sqlite3.connect(built.archive / "catalog.sqlite")) as db, db:
+        db.execute("UPDATE chunks SET pack = pack + 1000")
+    built.image().write_bytes(first)
+    assert run(built).done[0].stored > 0
+    assert newest(built) == [first]
 
 
 def test_a_session_is_put_back_where_no_hole_tells(built: Site) -> None:
