@@ -18,6 +18,7 @@ from common.pipeline import in_order
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
+    from backup_vm.archive.storage import Storage
 
 DEAD = 0.5
 """Share of a pack's chunks, by bytes, that must be dead for it to be worth its writing again."""
@@ -149,17 +150,7 @@ def _rewrite(archive: "Archive", old: Iterable[Suspect]) -> int:
                 catalog.commit()
                 yield one
 
-    def removed(one: _Copy) -> tuple[_Copy, int, ForbiddenError | None]:
-        name, size = one.old.name, 0
-        try:
-            if storage.exists(name):
-                size = storage.allocated(name)
-                storage.remove(name)
-        except ForbiddenError as error:
-            return one, 0, error
-        return one, size, None
-
-    done = in_order(removed, copied(), several, several)
+    done = in_order(lambda one: _removed(storage, one), copied(), several, several)
     with closing(done):
         for one, size, error in done:
             if error is not None:
@@ -170,6 +161,18 @@ def _rewrite(archive: "Archive", old: Iterable[Suspect]) -> int:
             catalog.drop_pack(one.old.number)
             catalog.commit()
     return space
+
+
+def _removed(storage: "Storage", one: _Copy) -> tuple[_Copy, int, ForbiddenError | None]:
+    """Remove the old pack of a copy; its size, or why that is not allowed. In any thread."""
+    name, size = one.old.name, 0
+    try:
+        if storage.exists(name):
+            size = storage.allocated(name)
+            storage.remove(name)
+    except ForbiddenError as error:
+        return one, 0, error
+    return one, size, None
 
 
 def _copy(archive: "Archive", old: Suspect) -> _Copy | DamagedError:

@@ -43,6 +43,11 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
             group.add_argument(*names, **settings)
 
     group = parser.add_argument_group(GENERAL) if again else parser
+    _place_options(option)
+    _talk_options(option)
+
+
+def _place_options(option: Callable[..., None]) -> None:
     option(
         "--agent",
         type=given,
@@ -74,6 +79,9 @@ def add_common(parser: argparse.ArgumentParser, again: bool = False) -> None:
         metavar="NAME",
         help="with a local agent: call in the name of this qube (default: dom0)",
     )
+
+
+def _talk_options(option: Callable[..., None]) -> None:
     for names, word, text in (
         (("-q", "--quiet"), "quiet", "print nothing but errors"),
         (("-v", "--verbose"), "verbose", "print more, also where there is no terminal"),
