@@ -18,10 +18,12 @@ from common.durable import Busy, closing_fd, lock, lock_fd, make_directory, pwri
 from dom0_agent.admin.tags import READER_TAG
 from dom0_agent.log import WARNING, log
 from dom0_agent.qubesd import asking, connect
-from wire.status import Refused
+from wire.status import Code, Refused
 
 OPENING = "opening"
 """The folder of these files, each named as the disposable is."""
+_PATIENCE = 5.0
+"""Seconds to wait for a removal of another disposable of the same name."""
 _UUID = 36
 """Characters of a UUID."""
 
@@ -49,9 +51,15 @@ def making(state_dir: Path, app: Any, name: str) -> Iterator[None]:
 
 
 def _new(path: Path) -> int:
-    """The file's lock; whoever looks for left ones may have had it for a moment, and removed it."""
+    """The file's lock; whoever looks for left ones may have had it for a moment, and removed it.
+    Raises Refused where that takes longer.
+    """
     while True:
-        fd = lock(path, patience=1.0)
+        try:
+            fd = lock(path, patience=_PATIENCE)
+        except Busy:
+            text = f"{path.name}, which has the name of one that 'open' did not finish: try again"
+            raise Refused(Code.BUSY, text) from None
         if os.fstat(fd).st_nlink:
             os.ftruncate(fd, 0)
             return fd

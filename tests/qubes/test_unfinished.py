@@ -8,10 +8,13 @@ import os
 import pkgutil
 import signal
 import uuid
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from common.durable import lock
+from dom0_agent.admin import unfinished
 from dom0_agent.admin.tags import READER_TAG
 from tests.qubes.opening_kit import CONTENTS, Opened, ext4
 from tests.qubes.qubesd import Qube, Refusal
@@ -109,3 +112,23 @@ def test_what_qubesd_refuses_is_tried_again(site: Opened, monkeypatch: pytest.Mo
         patch.setattr(site.qubesd, "_vm", stumble)
         assert site.agent("monitor", "-q") == 0 and "disp7" in site.qubesd.qubes
     assert site.agent("open", "nobody", "--yes") == 1 and "disp7" not in site.qubesd.qubes
+
+
+def test_one_whose_name_is_still_being_tidied_up(
+    site: Opened, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where qubesd is slow to answer a monitor: one line says so, and nothing stays."""
+    site.site.backup()
+    folder = site.site.root / "dom0/opening"
+    folder.mkdir()
+    monkeypatch.setattr(unfinished, "_PATIENCE", 0.1)
+    monkeypatch.setattr(unfinished, "sweep", lambda _: [])
+    before = site.disposables()
+    with ExitStack() as held:
+        for number in range(100, 110):
+            held.callback(os.close, lock(folder / f"disp{number}"))
+        capfd.readouterr()
+        assert site.agent("open", "work", "--yes", "-q", "--records", site.records()) == 1
+    (said,) = [one for one in capfd.readouterr().err.splitlines() if not one.startswith("<")]
+    assert said.startswith("sparsebak-agent: disp100, "), said
+    assert site.disposables() == before
