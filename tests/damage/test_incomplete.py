@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.incomplete import incomplete
@@ -90,10 +91,13 @@ def test_every_command_that_shows_or_takes_them_says_so(
     assert "work/private: spoilt: " in page.read_text()
     metrics = tmp_path / "a.prom"
     commands.run("status", "--metrics", str(metrics), *key)
-    assert any(
-        line.startswith("sparsebak_volume_spoilt_sessions{") and line.endswith(" 3")
-        for line in metrics.read_text().splitlines()
-    )
+    (sample,) = [
+        sample
+        for family in text_string_to_metric_families(metrics.read_text())
+        if family.name == "sparsebak_volume_spoilt_sessions"
+        for sample in family.samples
+    ]
+    assert sample.value == 3
     bad = [
         one
         for one in commands.json("doctor", expect=1)["findings"]
