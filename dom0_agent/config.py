@@ -121,11 +121,6 @@ _LARGEST = 16 << 20
 _known: dict[Path, tuple[tuple[object, ...], Config]] = {}
 
 
-def _unhurried(path: str, flags: int) -> int:
-    """Open a file, without a wait for whoever writes to a FIFO."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def load(path: Path) -> Config:
     """Read and check a configuration file, or raise ConfigError.
 
@@ -133,7 +128,9 @@ def load(path: Path) -> Config:
     again: 400 volumes take as long as all else in a call.
     """
     try:
-        with open(path, "rb", opener=_unhurried) as file:
+        # Not to wait for whoever writes to a FIFO.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
             status, now = os.fstat(file.fileno()), time.time_ns()
             if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
                 raise ConfigError(f"{path}: not a regular file of at most {_LARGEST >> 20} MiB")

@@ -166,7 +166,8 @@ def test_a_scrub_of_what_is_read_only_here(
     monkeypatch.setattr(LocalStorage, "writable", lambda _: False)
     one = Reading("scrub", lambda *_: ["scrub"])
     for _, code, out, err in points(commands, scene, one, lambda: prunes(scene.site.archive)):
-        assert code == 0 and not err and json.loads(out)["ok"], (out, err)
+        assert code == 0 and json.loads(out)["ok"] and not json.loads(out)["noted"], (out, err)
+        assert len(err.splitlines()) == 1 and "could not be noted" in err
     for what, loss in LOSSES.items():
         put_back(scene)
         with interfered(5, lambda loss=loss: loss(scene.site.archive)):  # type: ignore[misc]

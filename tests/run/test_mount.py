@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backup_vm.archive import packs
+from backup_vm.archive import packs, readers
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.cli.diff import changed_ranges
 from backup_vm.jobs.lazy_image import ChunkCache, LazyImage
@@ -159,7 +159,7 @@ def test_sessions_are_read_by_several_threads(tmp_path: Path) -> None:
     site = Site(tmp_path / "site")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalStorage, "pack_size", GRAIN)
-        patch.setattr(packs, "_OPEN_FILES", 2)
+        patch.setattr(readers, "_MOST", 2)
         fill(site.image(), 40 * GRAIN)
         for seed in range(3):
             site.backup()
