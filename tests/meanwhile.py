@@ -32,7 +32,7 @@ from tests.kit import GRAIN, Site
 CHUNKS = 24
 PRUNED = (0, 2, 3)
 """Which of the sessions another machine prunes."""
-_READING = ("names", "sizes", "open", "reader", "read", "size")
+_READING = ("names", "sizes", "stamps", "open", "reader", "read", "size")
 
 
 @dataclass

@@ -18,6 +18,7 @@ LASTING = ("retention", "waiting", "noted")
 """Keys of what nothing in the store tells again: a catalog that is made in the place of another one
 takes these values over. See holding.py and marks.py.
 """
+_SEEN = "seen:"
 _LONGEST = 1 << 20
 """Bytes of a row, of which those that are written here have some hundred."""
 BY_PACK = "CREATE INDEX chunks_by_pack ON chunks (pack)"
@@ -234,12 +235,22 @@ class CatalogBase:
         """For which sessions and partial sessions it was made: sizes by name."""
         return dict(self._db.execute("SELECT name, size FROM files"))
 
-    def set_files(self, now: Mapping[str, int]) -> None:
-        """Say for which files it is made now."""
+    def seen(self) -> dict[str, str]:
+        """Which versions of its sessions it was made for: a digest by volume; see listing.py."""
+        found = self.meta_with(_SEEN)
+        return {key.removeprefix(_SEEN): value for key, value in found.items()}
+
+    def set_files(self, now: Mapping[str, int], seen: Mapping[str, str]) -> None:
+        """Say for which files it is made now, and which versions of them were ``seen``."""
         then = self.files()
         gone, new = then.items() - now.items(), now.items() - then.items()
         self._db.executemany("DELETE FROM files WHERE name=?", ((name,) for name, _ in gone))
         self._db.executemany("INSERT INTO files VALUES (?, ?)", new)
+        known = self.seen()
+        for volume in known.keys() - seen.keys():
+            self.set_meta(_SEEN + volume, None)
+        for volume, digest in seen.items() - known.items():
+            self.set_meta(_SEEN + volume, digest)
 
     def forget_files(self, names: Iterable[str]) -> None:
         """It is not made for these files any more, durably: they are about to be removed."""

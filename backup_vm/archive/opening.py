@@ -139,12 +139,13 @@ def _record(archive: Archive) -> None:
         return
     if not catalog.written and archive.unrecorded <= reconcile.UNRECORDED:
         return
-    now, then = Listing.of(archive.storage).files, catalog.files()
+    listing, then = Listing.of(archive.storage), catalog.files()
+    now, seen = listing.files, listing.seen(listing.files)
     # What is damaged keeps the size that it had when it was whole, so that it is noticed again.
     now |= {name: size for name, size in then.items() if name in archive.damaged and name in now}
-    if now != then:
+    if now != then or seen != catalog.seen():
         catalog.begin()
-        catalog.set_files(now)
+        catalog.set_files(now, seen)
         catalog.commit()
 
 

@@ -2,13 +2,16 @@
 """The catalog is believed only for the files it was made for; where the store has others, it is
 brought to what there is.
 
-Packs and sessions never change under their names, so that names and sizes tell. Only holes in packs
-cannot be seen from that: but whoever punches them has removed session files first.
+Packs never change under their names, so that names and sizes tell. Only holes in packs cannot be
+seen from that: but whoever punches them has removed session files first. Sessions change when they
+take over what others held, at times without another size: so their versions (times, of an archive
+here) tell, too, that one is not what it was, as when an old copy of it was put back.
 
 The store, against the catalog, and what is done:
 
 - equal: nothing; the catalog is believed after one listing of the store,
-- it has sessions more: those are looked through, and nothing else, unless a chunk of theirs is not
+- it has sessions more, or (for a writer, who builds on them) other versions of those of a volume:
+  those are looked through, and nothing else, unless a chunk of theirs is not
   listed,
 - it has other packs: those that are gone (or have another size) leave the catalog, new ones are
   read in; if they are many, and most of what there is, all of it is rebuilt,
@@ -25,8 +28,9 @@ import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import catalog_file, derive, naming
 from backup_vm.archive.catalog import ChunkCatalog
@@ -150,6 +154,16 @@ def _more(catalog: ChunkCatalog, now: Listing) -> set[str]:
     return {name for name, _ in new if naming.is_session(name)}
 
 
+def _written_again(catalog: ChunkCatalog, now: Listing) -> set[str]:
+    """Sessions of volumes of which the catalog was made for other versions than there are.
+
+    What a reader reads of them it checks itself, so that it need not look through all of them.
+    """
+    then, known = [name for name in catalog.files() if name in now.files], catalog.seen()
+    other = {volume for volume, one in now.seen(then).items() if one != known.get(volume)}
+    return {n for n in filter(naming.is_session, then) if naming.volume_of(n) in other}
+
+
 def _complete(archive: "Archive", catalog: ChunkCatalog, names: set[str]) -> bool:
     """Whether nothing is missing of these sessions, or of what they build on."""
     if any(derive.lacking_in(archive, catalog, sorted(names)).values()):
@@ -177,17 +191,18 @@ def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> Chun
     # A run died, or this is a copy from the middle of it: what a prune has begun to give back
     # cannot be seen from names and sizes.
     amidst = catalog.marks.storing or catalog.marks.reclaiming
-    if now == then and not amidst:
+    again = _written_again(catalog, now) if archive.writing else set()
+    if now == then and not amidst and not again:
         return catalog
     fewer = then.files.items() - now.files.items()
     if now.packs == then.packs and not fewer and not amidst:
-        names = _more(catalog, now)
+        names = _more(catalog, now) | again
         if _complete(archive, catalog, names):
             # A backup of a few small sessions would wait for the disk once more, only to spare the
             # next run a look through them.
-            if len(names) > UNRECORDED:
+            if len(names) > UNRECORDED or again:
                 catalog.begin()
-                catalog.set_files(now.files)
+                catalog.set_files(now.files, now.seen(now.files))
                 catalog.commit()
             else:
                 archive.unrecorded += len(names)
@@ -211,10 +226,11 @@ def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> Chun
             found = derive.lacking_in(archive, catalog, archive.session_files())
     lacking = {name for name, count in found.items() if count}
     if lacking - catalog.spoilt():  # listed nowhere, or only in a pack that was thought to be dead
-        catalog.rollback()
-        known = Remembered.of(catalog)
-        catalog.close()
-        return rebuild(archive, now, known, [name for name, _ in gone])
+        with closing(derive.unlisted(archive, catalog, sorted(lacking))) as unlisted:
+            catalog.rollback()
+            known = Remembered.of(catalog)
+            catalog.close()
+            return rebuild(archive, now, known, [name for name, _ in gone], unlisted)
     _conclude(archive, catalog, now, lacking)
     return catalog
 
@@ -224,8 +240,11 @@ def rebuild(
     now: Listing,
     known: "Remembered | None" = None,
     gone: Iterable[str] = (),
+    unlisted: IO[bytes] | None = None,
 ) -> ChunkCatalog:
-    """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
+    """Make the catalog again from packs and sessions. ``gone``: packs that there were before;
+    ``unlisted``: see derive.Doubts.
+    """
     known, archive.derived = known or Remembered(), True
     workspace, name = archive.storage.workspace, catalog_file.NAME
     if archive.writing:
@@ -234,7 +253,8 @@ def rebuild(
     else:  # others may be reading too, or the disk may be read-only
         archive.temporary = archive.temporary or catalog_file.folder_aside()
         temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
-    catalog, found = derive.derived(archive, temporary, now.packs, known.doubts(archive))
+    doubts = known.doubts(archive, unlisted)
+    catalog, found = derive.derived(archive, temporary, now.packs, doubts)
     lacking = {name for name, count in found.items() if count}
     catalog.set_spoilt(known.spoilt)
     for volume in known.compare:
@@ -307,7 +327,8 @@ def _conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: 
     catalog.set_spoilt(known & reasons.keys())
     spoil(catalog, new, volumes)
     catalog.set_files(
-        {n: _UNREADABLE if n in archive.damaged else size for n, size in now.files.items()}
+        {n: _UNREADABLE if n in archive.damaged else size for n, size in now.files.items()},
+        now.seen(now.files),
     )
     if not archive.damaged:
         catalog.marks.storing = False

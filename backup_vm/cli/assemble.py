@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
-    output_options,
     path,
     session_option,
     volume_argument,
     yes_option,
 )
 from backup_vm.cli.reading import reading_options
+from backup_vm.cli.writing import output_options
 from backup_vm.terminal.text import size_text
 from common.text import session_name
 

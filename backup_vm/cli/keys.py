@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import path
+from backup_vm.cli.writing import output_path
 from backup_vm.terminal.text import count_text
 
 
@@ -27,7 +27,11 @@ def add_to(commands: Any) -> None:
         help="store the key slots that were changed in dom0",
     )
     keys.add_argument(
-        "-o", "--output", type=path, metavar="FILE", help="what to write (default: standard output)"
+        "-o",
+        "--output",
+        type=output_path,
+        metavar="FILE",
+        help="what to write (default, and -: standard output)",
     )
     keys.set_defaults(run=run)
 

@@ -255,18 +255,6 @@ def volume_argument(parser: argparse.ArgumentParser, text: str = "the volume") -
     parser.add_argument("volume", metavar="QUBE/VOLUME", help=text)
 
 
-def output_options(parser: argparse.ArgumentParser, metavar: str, what: str) -> Any:
-    """Declare -o and --force, for commands that write one file; the group that -o is in."""
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("-o", "--output", type=path, metavar=metavar, help=f"the {what} to write")
-    parser.add_argument("--force", action="store_true", help=f"replace {_an(what)} that exists")
-    return where
-
-
-def _an(what: str) -> str:
-    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
-
-
 def space_option(parser: argparse.ArgumentParser) -> None:
     """Declare --space and --no-space."""
     text = "show the space used (default: only when that is quick)"

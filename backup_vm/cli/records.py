@@ -5,7 +5,8 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import path, volume_argument
+from backup_vm.cli.options import volume_argument
+from backup_vm.cli.writing import output_path
 from backup_vm.terminal.text import count_text
 
 
@@ -21,7 +22,11 @@ def add_to(commands: Any) -> None:
     )
     volume_argument(records, "whose sessions")
     records.add_argument(
-        "-o", "--output", type=path, metavar="FILE", help="what to write (default: standard output)"
+        "-o",
+        "--output",
+        type=output_path,
+        metavar="FILE",
+        help="what to write (default, and -: standard output)",
     )
     records.set_defaults(run=run)
 

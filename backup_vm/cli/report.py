@@ -5,7 +5,8 @@ import argparse
 from typing import Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, path
+from backup_vm.cli.options import key_option
+from backup_vm.cli.writing import output_path
 
 
 def add_to(commands: Any) -> None:
@@ -19,7 +20,12 @@ def add_to(commands: Any) -> None:
         ),
     )
     report.add_argument(
-        "-o", "--output", required=True, type=path, metavar="FILE", help="the page to write"
+        "-o",
+        "--output",
+        required=True,
+        type=output_path,
+        metavar="FILE",
+        help="the page to write; - is standard output",
     )
     key_option(report)
     report.set_defaults(run=run)
@@ -29,17 +35,23 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     import time
 
+    from backup_vm.errors import UsageError
     from backup_vm.reporting import status
     from backup_vm.reporting.page import page
-    from backup_vm.terminal.output import whole_file
+    from backup_vm.terminal.output import put_bytes, whole_file
 
     context = Context(options)
+    if context.json and options.output is None:
+        raise UsageError("a page is not JSON", "with --json give -o FILE")
     with context.open() as archive:
         row, seen = status.look(archive, *context.listed(archive), context.keys(archive), None)
         volumes = [seen.row(volume) for volume in seen.volumes]
         points = seen.account.growth() if seen.account else []
-    text = page(row, volumes, points, int(time.time()))
+    text = page(row, volumes, points, int(time.time())).encode()
+    if options.output is None:
+        put_bytes(text)
+        return 0
     with whole_file(options.output, public=True) as out:
-        out.write(text.encode())
+        out.write(text)
     context.done({"page": str(options.output)}, f"{options.output} is written.")
     return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import dry_run_option, given, part_options, path, rate_option
+from backup_vm.cli.writing import file_path
 from backup_vm.errors import SparsebakError, UsageError
 from backup_vm.paths import expanded
 
@@ -45,7 +46,7 @@ def add_to(commands: Any) -> None:
     upkeep.add_argument(
         "--copy-to", type=given, metavar="PLACE", help="where copies of the archives are"
     )
-    upkeep.add_argument("--report", type=path, metavar="FILE", help="a page of HTML to write")
+    upkeep.add_argument("--report", type=file_path, metavar="FILE", help="a page of HTML to write")
     upkeep.add_argument(
         "--metrics", type=path, metavar="FILE", help="metrics to write, in a name in .prom"
     )

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from backup_vm import failures, stopping
 from backup_vm.errors import SparsebakError
@@ -60,6 +60,23 @@ def put_bytes(data: bytes) -> None:
         raise SparsebakError("standard output is closed", "send it to a file, or give -o FILE")
     with _failing():
         sys.stdout.buffer.write(data)
+
+
+class _Standard:
+    """Standard output, as a file to write data to."""
+
+    def write(self, data: bytes) -> int:
+        put_bytes(data)
+        return len(data)
+
+
+def standard_output() -> IO[bytes]:
+    """Standard output to write data to that is no text; refuse a terminal. Raises SparsebakError,
+    as its ``write`` does, and that ReaderGone.
+    """
+    if sys.stdout is not None and sys.stdout.isatty():
+        raise SparsebakError("this is no text for a terminal", "send it to a file or a pipe")
+    return cast("IO[bytes]", _Standard())
 
 
 def flush() -> None:

@@ -276,6 +276,7 @@ def test_every_command_has_its_module() -> None:
         "reading",
         "removing",
         "spbk_assemble",
+        "writing",
     }
     assert found == set(vm_cli.COMMANDS)
 

@@ -160,16 +160,18 @@ class Beneath:
         with self._listing(folder) as found:
             return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
 
-    def sizes(self, folder: str) -> list[tuple[str, int]]:
-        """The names in a folder beneath, and their bytes; -1 of what is no regular file."""
-        sizes = []
+    def stamps(self, folder: str) -> list[tuple[str, int, int]]:
+        """The names in a folder beneath, their bytes (-1 of what is no regular file), and when each
+        was written, in nanoseconds.
+        """
+        stamps = []
         with self._listing(folder) as found:
             for entry in found:
                 with suppress(FileNotFoundError):  # another program's, or a temporary file's
                     status = entry.stat(follow_symlinks=False)
                     size = status.st_size if stat.S_ISREG(status.st_mode) else -1
-                    sizes.append((entry.name, size))
-        return sizes
+                    stamps.append((entry.name, size, status.st_mtime_ns))
+        return stamps
 
     @contextmanager
     def _listing(self, folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:

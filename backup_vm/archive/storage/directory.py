@@ -55,22 +55,33 @@ class Directory(Files):
         """Bytes of each file two levels below ``folder``, in no order; -1 of what is no regular
         file. Without ``wanted`` the sizes mean nothing.
         """
-        found: dict[str, int] = {}
+        return {name: size for name, (size, _) in self._stamps(folder, wanted).items()}
+
+    def stamps(self, folder: str) -> dict[str, tuple[int, str]]:
+        """See Storage."""
+        return {name: (size, str(time)) for name, (size, time) in self._stamps(folder).items()}
+
+    def _stamps(self, folder: str, wanted: bool = True) -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
         for middle, is_folder in self._beneath.entries(folder):
             volume = folder == "volumes" and _VOLUME.fullmatch(middle)
             if not is_folder and not volume:
                 continue
             inner = f"{folder}/{middle}"
             try:
-                files = self._beneath.sizes(inner) if wanted else self._beneath.entries(inner)
+                if wanted:
+                    for name, size, time in self._beneath.stamps(inner):
+                        found[f"{inner}/{name}"] = size, time
+                else:
+                    for name, _ in self._beneath.entries(inner):
+                        found[f"{inner}/{name}"] = 0, 0
             except DamagedError:
                 if (
                     volume
                 ):  # it must not look as if it had no sessions, or their chunks would be freed
-                    found[f"{inner}/{_UNSEEN}"] = -1
+                    found[f"{inner}/{_UNSEEN}"] = -1, 0
                     continue
                 raise
-            found.update((f"{inner}/{name}", size) for name, size in files)
         return found
 
     @override

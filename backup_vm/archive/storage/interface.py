@@ -163,6 +163,11 @@ class Storage(Files, Protocol):
         file.
         """
 
+    def stamps(self, folder: str) -> dict[str, tuple[int, str]]:
+        """The same, each with a text that is another one when the file was written again; an empty
+        one where the place tells nothing by which to know that.
+        """
+
     def written(self, folder: str) -> dict[str, float]:
         """Names of the files directly in a folder, and when each was written last, in seconds by
         the store's clock; as it is at this moment.

@@ -132,8 +132,12 @@ class RemoteStorage(Storage):
 
     @override
     def sizes(self, folder: str) -> dict[str, int]:
+        return {name: size for name, (size, _) in self.stamps(folder).items()}
+
+    @override
+    def stamps(self, folder: str) -> dict[str, tuple[int, str]]:
         return {
-            name: entry.size
+            name: (entry.size, entry.version)
             for name, entry in self._inventory.there().items()
             if name.startswith(f"{folder}/") and name.count("/") == 2
         }

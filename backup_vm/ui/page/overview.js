@@ -98,7 +98,7 @@ function more({ parity, lock }) {
 /** Who else is at work on the archive; what to do about it is among the findings. */
 function drawLeases(leases) {
   return leases.map((one) => h("p", { class: "warn" }, S.lease(
-    one.process ? S.holder(one.host, one.process, one.command, when(one.since)) : S.holderUnknown, ago(one.renewed))));
+    one.process ? S.holder(one.host, one.process, one.command, one.since === null ? "?" : when(one.since)) : S.holderUnknown, ago(one.renewed))));
 }
 
 function drawStatus({ status, warnings, systemd }) {

@@ -42,9 +42,9 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=lambda text: None if text == "-" else Path(text),
         metavar="AGENT.TOML",
-        help="the file to write (default: standard output)",
+        help="the file to write (default, and -: standard output)",
     )
     command.add_argument(
         "--catalog",

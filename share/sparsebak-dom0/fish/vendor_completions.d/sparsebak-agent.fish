@@ -305,7 +305,7 @@ complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using serve' -s v -l verb
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using serve' -l json -d 'print data as JSON, where there is any'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using; and test $_shtab_sparsebak_agent_npos -eq 0' -a import-ini -d 'Converts the sparsebak.ini of the original sparsebak into an agent.toml, and says what comes next.'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using import-ini' -s h -l help -d 'show this help message and exit'
-complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using import-ini' -s o -l output -x -d 'the file to write (default: standard output)'
+complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using import-ini' -s o -l output -x -d 'the file to write (default, and -: standard output)'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using import-ini' -l catalog -xka "qubes static" -d 'where volumes come from (default: qubes on Qubes OS, else static)'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using import-ini' -l config -x -d 'configuration file (default: /etc/sparsebak/agent.toml)'
 complete -c sparsebak-agent -n '_shtab_sparsebak_agent_using import-ini' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
