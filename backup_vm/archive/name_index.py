@@ -229,9 +229,13 @@ def inherited(one: NameFile, others: dict[bytes, NameFile]) -> list[Segment]:
 
 
 def clean(archive: "Archive") -> None:
-    """Remove indexes of which there is no session: those of sessions that were removed."""
+    """Remove indexes of which there is no session: those of sessions that were removed. What is no
+    regular file stays, for it is none of ours, and is named by scrub.
+    """
+    sizes = archive.storage.sizes("volumes")
     sessions = set(map(of_session, archive.session_files()))
-    archive.storage.remove_all([one for one in names_in(archive.storage) if one not in sessions])
+    left = [one for one in names_in(archive.storage) if one not in sessions]
+    archive.storage.remove_all([one for one in left if sizes.get(one, 0) >= 0])
 
 
 def copy(source: "Archive", target: "Archive") -> Iterator[str]:

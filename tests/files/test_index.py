@@ -235,6 +235,16 @@ def test_links_and_pipes_in_its_place_are_not_followed(indexed: Indexed) -> None
     path.unlink()
     os.mkfifo(path)
     assert "is ignored" in indexed.run(*words, *key)[1]
+    path.unlink()
+    path.mkdir()
+    (path / "mine").touch()
+    indexed.run("files", "index", *key, expect=4)  # made of all other sessions
+    assert sum(map(Path.is_file, indexed.files())) == len(STATES) - 1
+    name = indexed.names()[2]
+    indexed.run("prune", "work/private", "--session", name, "--yes")
+    indexed.run("prune", "work/private", "--session", indexed.names()[0], "--yes")
+    assert len(indexed.json("scrub", expect=4)["damaged"]) == 1
+    assert (path / "mine").exists()
 
 
 def test_a_copy_has_the_indexes_of_its_sessions(
