@@ -408,3 +408,26 @@ def versions(out: str, names: list[str]) -> set[tuple[str, str, int]]:
         for name in (names[1], names[3], names[4])
         if row["first"] <= name <= row["last"]
     }
+
+
+def test_a_copy_takes_nothing_from_where_another_machine_moved_it(
+    indexed: Indexed, listed: Listed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalWorkspace, "lock", lambda *_, **__: None)
+    copy, archive, check = tmp_path / "copy", indexed.site.archive, name_index.check
+    indexed.run("copy", str(copy))
+    for path in copy.glob("volumes/*/*.names"):
+        path.unlink()
+
+    def late(storage: Any, name: str) -> None:
+        if storage.describe() == str(archive) and name == name_index.of_session(series[0].file):
+            monkeypatch.setattr(name_index, "check", check)
+            with open_archive(str(archive), writing=True) as other:
+                prune(other, [series[0]])
+        check(storage, name)
+
+    with open_archive(str(archive), writing=False) as other:
+        (series,) = other.sessions().values()
+    monkeypatch.setattr(name_index, "check", late)
+    indexed.run("copy", str(copy))
+    assert indexed.json("scrub", "--archive", str(copy))["damaged"] == []
