@@ -3,11 +3,8 @@
 whatever became of them.
 """
 
-import io
-import json
 import os
 import shutil
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,86 +12,13 @@ import pytest
 
 from backup_vm import cli
 from backup_vm.archive import name_index
-from backup_vm.archive.format import RECORD_AT, SESSION_HEAD_SIZE
 from backup_vm.archive.name_index import NO_SEGMENT, NameFile
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
-from backup_vm.archive.storage.workspace import LocalWorkspace
-from backup_vm.cli.files import indexing as indexing_command
 from backup_vm.jobs import indexing
-from backup_vm.jobs.files import VolumeFiles
-from common.text import session_name
 from tests.files.indexed import STATES, Indexed, Listed, filled
 from tests.kit import PASSPHRASE, Site, own_domains
 from tests.steps import deaths
-from wire.records import read_clear
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    site = Site(tmp_path_factory.mktemp("indexed") / "site")
-    for state in STATES:
-        filled(site.image(), state)
-        site.backup()
-    return site
-
-
-@pytest.fixture(scope="module")
-def kept(made: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of its archive, with indexes."""
-    archive = tmp_path_factory.mktemp("kept") / "archive"
-    shutil.copytree(made.archive, archive)
-    (archive.parent / "pw").write_bytes(PASSPHRASE)
-    key = ("--passphrase-file", str(archive.parent / "pw"))
-    assert cli.main(["--archive", str(archive), "files", "index", "work/private", *key]) == 0
-    return archive
-
-
-@pytest.fixture(scope="module")
-def listed(made: Site) -> Listed:
-    words = ["--archive", str(made.archive), "--json", "files", "find", "work/private"]
-    words += ["--passphrase-file", str(made.root / "pw"), "--session"]
-    (made.root / "pw").write_bytes(PASSPHRASE)
-    found = {}
-    for path in sorted(made.archive.glob("volumes/*/*.session")):
-        name = session_name(read_clear(path.read_bytes()[RECORD_AT:SESSION_HEAD_SIZE]).time)
-        with redirect_stdout(io.StringIO()) as out:
-            assert cli.main([*words, name]) == 0
-        found[name] = json.loads(out.getvalue())["files"]
-    return found
-
-
-def site_of(made: Site, archive: Path, target: Path) -> Site:
-    shutil.copytree(archive, target)
-    site = Site(made.root, make=False)
-    site.archive = target
-    return site
-
-
-@pytest.fixture
-def plain(made: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Indexed:
-    """The site, with a copy of its archive without an index."""
-    return Indexed(site_of(made, made.archive, tmp_path / "archive"), capsys)
-
-
-@pytest.fixture
-def indexed(made: Site, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Indexed:
-    """The same with indexes."""
-    return Indexed(site_of(made, kept, tmp_path / "archive"), capsys)
-
-
-@pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Sessions that are opened from here on."""
-    opened: list[str] = []
-    before = VolumeFiles.open
-
-    def watched(self: VolumeFiles, session: Any, watch: bool = False) -> Any:
-        opened.append(session.name)
-        return before(self, session, watch)
-
-    monkeypatch.setattr(VolumeFiles, "open", watched)
-    return opened
 
 
 def test_what_is_found_is_what_reading_finds(
@@ -235,6 +159,16 @@ def test_links_and_pipes_in_its_place_are_not_followed(indexed: Indexed) -> None
     path.unlink()
     os.mkfifo(path)
     assert "is ignored" in indexed.run(*words, *key)[1]
+    path.unlink()
+    path.mkdir()
+    (path / "mine").touch()
+    indexed.run("files", "index", *key, expect=4)  # made of all other sessions
+    assert sum(map(Path.is_file, indexed.files())) == len(STATES) - 1
+    name = indexed.names()[2]
+    indexed.run("prune", "work/private", "--session", name, "--yes")
+    indexed.run("prune", "work/private", "--session", indexed.names()[0], "--yes")
+    assert len(indexed.json("scrub", expect=4)["damaged"]) == 1
+    assert (path / "mine").exists()
 
 
 def test_a_copy_has_the_indexes_of_its_sessions(
@@ -270,36 +204,6 @@ def test_a_session_and_all_again(plain: Indexed, listed: Listed) -> None:
     assert [row["session"] for row in plain.index()] == [n for n in names if n != names[2]]
     assert len(plain.index("--again")) == len(names)
     plain.must_find(listed, "--name", "*.txt")
-
-
-def test_one_alone_made_again_keeps_those_that_build_on_it(
-    indexed: Indexed, unread: list[str], listed: Listed
-) -> None:
-    for name in indexed.names()[:2]:
-        indexed.index("--again", "--session", name)
-    unread.clear()
-    indexed.must_find(listed, "--name", "*.txt")
-    assert not unread and not indexed.index()
-
-
-def test_what_an_index_builds_on_is_removed_while_it_is_made(
-    indexed: Indexed, unread: list[str], listed: Listed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for path in indexed.files()[3:]:
-        path.unlink()
-    store, names = indexing_command._Run.store, indexed.names()
-
-    def store_late(self: Any, archive: Any, made: Any) -> None:
-        (series,) = archive.sessions().values()
-        if len(series) == len(names):
-            prune(archive, [series[2]])
-        store(self, archive, made)
-
-    monkeypatch.setattr(indexing_command._Run, "store", store_late)
-    assert [row["session"] for row in indexed.index()] == names[3:]
-    unread.clear()
-    indexed.must_find(listed, "--name", "*.txt")
-    assert not unread
 
 
 def test_a_volume_without_a_file_system_has_none(tmp_path: Path) -> None:
@@ -352,49 +256,3 @@ def test_what_does_not_fit_takes_no_room(
     plain.must_find(listed, "--type", "l")
     plain.index()
     plain.must_find(listed, "--type", "l")
-
-
-def test_what_another_machine_prunes_is_not_called_damaged(
-    indexed: Indexed, kept: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where flock does not reach, at one look into an index and another."""
-    monkeypatch.setattr(LocalWorkspace, "lock", lambda *_, **__: None)
-    archive, names, looks = indexed.site.archive, indexed.names(), 0
-    blocks = name_index.sealed_blocks
-
-    def pruning(at: int) -> Any:
-        def late(*args: Any) -> Any:
-            nonlocal looks
-            looks += 1
-            if looks == at:
-                with open_archive(str(archive), writing=True) as other:
-                    (series,) = other.sessions().values()
-                    prune(other, [series[0], series[2]])
-            return blocks(*args)
-
-        return late
-
-    words = ("files", "find", "work/private", "--name", "*.txt", "--session", "all", "--json")
-    words += ("--passphrase-file", str(indexed.passphrase))
-    expected = versions(indexed.run(*words)[0], names)
-    for at in (2, 5):
-        monkeypatch.setattr(name_index, "sealed_blocks", pruning(at))
-        looks = 0
-        out, err = indexed.run(*words)
-        assert versions(out, names) == expected
-        said = err.replace("was removed by another machine", "").splitlines()
-        assert all("session 2" in line or "without an index" in line for line in said), err
-        assert looks >= at
-        shutil.rmtree(archive)
-        shutil.copytree(kept, archive)
-
-
-def versions(out: str, names: list[str]) -> set[tuple[str, str, int]]:
-    """Of the sessions that stay: path and size of what is found."""
-    found = json.loads(out)["files"]
-    return {
-        (name, row["path"], row["size"])
-        for row in found
-        for name in (names[1], names[3], names[4])
-        if row["first"] <= name <= row["last"]
-    }
