@@ -10,7 +10,7 @@ places.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import sessions
+from backup_vm.archive import derive, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import split
 from backup_vm.archive.sessions import Session
@@ -60,20 +60,9 @@ def _of_series(
         if len(numbers):
             lacking[own] = numbers
             found[session.file] = f"{len(numbers)} of its chunks are missing or damaged"
-        elif problem := _damage(archive, session):
-            found[session.file] = problem
+        else:  # what proves its image authentic may be damaged
+            found |= derive.damaged(archive, [session.file])
     return found
-
-
-def _damage(archive: Archive, session: Session) -> str:
-    """What is wrong with a session's file although all chunks that it lists are there: what proves
-    its image authentic may be damaged.
-    """
-    try:
-        sessions.check(archive.storage, session)
-    except (DamagedError, OSError) as error:
-        return str(error)
-    return ""
 
 
 def spoilt_volumes(archive: Archive) -> list[str]:

@@ -324,6 +324,7 @@ def _conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: 
     reasons |= {name: str(error) for name, error in archive.damaged.items()}
     reasons |= archive.cut_off(volumes)
     known = catalog.spoilt()
+    reasons |= derive.damaged(archive, known.intersection(now.files) - reasons.keys())
     new = {name: reason for name, reason in reasons.items() if name not in known}
     catalog.set_spoilt(known & reasons.keys())
     spoil(catalog, new, volumes)
