@@ -236,19 +236,6 @@ def test_a_catalog_of_another_version_is_made_again(built: Site, version: str) -
     assert built.images() == images and built.scrubbed() == []
 
 
-def test_a_reader_tells_a_catalog_that_is_half_written_from_a_damaged_one(built: Site) -> None:
-    images, catalog = built.images(), built.archive / "catalog.sqlite"
-    with contextlib.closing(sqlite3.connect(catalog, isolation_level=None)) as db:
-        db.execute("BEGIN")
-        db.execute("UPDATE chunks SET offset = 1")
-        with built.open() as archive:
-            archive.catalog.count()
-            (said,) = archive.warnings
-            assert "half written" in said
-        db.execute("ROLLBACK")
-    assert built.images() == images
-
-
 @pytest.mark.parametrize("kind", ["link", "folder", "fifo", "hard link", "wal", "journal link"])
 def test_a_catalog_that_is_no_file_of_its_own_is_replaced(built: Site, kind: str) -> None:
     images, path = built.images(), built.archive / "catalog.sqlite"
