@@ -83,7 +83,7 @@ def load(given: Path | None) -> Config:
             return Config()
         raise UsageError(f"{path}: there is no such file") from None
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise _unreadable(path, error, given is not None) from None
     import tomllib
 
     try:
@@ -92,6 +92,17 @@ def load(given: Path | None) -> Config:
         raise UsageError(f"{path}: it is not UTF-8") from None
     except (tomllib.TOMLDecodeError, BadName, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def _unreadable(path: Path, error: OSError, named: bool) -> UsageError:
+    """Why settings cannot be read; of a file that nobody named also why it is looked for there."""
+    if named:
+        return UsageError(f"{path}: {error.strerror}")
+    variable = "XDG_CONFIG_HOME" if os.environ.get("XDG_CONFIG_HOME") else "HOME"
+    return UsageError(
+        f"the settings, {path}, cannot be read: {error.strerror}",
+        f"set {variable} to a folder of this user, or give --config FILE ({os.devnull} for none)",
+    )
 
 
 def _check(raw: dict[str, Any]) -> Config:

@@ -3,7 +3,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from backup_vm import config as vm
+from backup_vm.errors import UsageError
 from backup_vm.jobs.keep_rules import KEYS, UNLIMITED
 from dom0_agent import config as dom0
 from dom0_agent.admin.qubes_options import QubesOptions
@@ -38,3 +41,14 @@ def test_every_setting_of_the_agent_is_explained() -> None:
     for key in own | set(QubesOptions.__dataclass_fields__) | set(dom0.Pool.__dataclass_fields__):
         assert f"{key} = " in text, key
     assert "[[allow_restore]]" in text and "[qubes]" in text
+
+
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME"])
+def test_a_home_that_is_no_folder(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv(variable, "/dev/null")
+    with pytest.raises(UsageError, match="the settings, /dev/null/") as refused:
+        vm.load(None)
+    assert refused.value.hint.startswith(f"set {variable} to a folder")
+    assert "--config FILE (/dev/null for none)" in refused.value.hint
+    assert vm.load(Path("/dev/null")) == vm.Config()
