@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import catalog_file, naming, packs, references
 from backup_vm.archive.catalog import ChunkCatalog
@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 class Doubts:
     """What packs may not hold although their indexes say so: places that were found ``rotten``
     (pack and offset), and ``packs`` of which only that is known that they have such places.
+
+    ``unlisted``: a file of ids that the catalog did not list before. A session that was put back
+    may need what was given back since; where the pack was copied since, no hole tells.
     """
 
     rotten: tuple[tuple[str, int], ...] = ()
     packs: tuple[str, ...] = ()
+    unlisted: IO[bytes] | None = None
 
 
 def derived(
@@ -188,6 +192,19 @@ def lacking_in(archive: "Archive", catalog: ChunkCatalog, names: Iterable[str]) 
     return found
 
 
+def unlisted(archive: "Archive", catalog: ChunkCatalog, names: Iterable[str]) -> IO[bytes]:
+    """A file of the ids that these sessions list and the catalog does not."""
+    file = archive.storage.workspace.scratch()
+    try:
+        for _, ids in _ids(archive, names):
+            wanted = set(ids) - {ZERO_ID}
+            file.write(b"".join(wanted - catalog.places(wanted).keys()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def _ids(archive: "Archive", names: Iterable[str]) -> Iterator[tuple[str, list[bytes]]]:
     for name, column in _columns(archive, names):
         yield name, split(column)
@@ -257,6 +274,9 @@ def leave_out(archive: "Archive", catalog: ChunkCatalog, doubts: Doubts) -> int:
     places: dict[str, set[int]] = {name: set() for name in doubts.packs}
     for name, offset in doubts.rotten:
         places.setdefault(name, set()).add(offset)
+    for part in references.parts(doubts.unlisted):
+        for place in catalog.places(part).values():
+            places.setdefault(place.pack, set()).add(place.offset)
     with packs.PackReader(archive.storage) as reader:
         for name in places.keys() & numbers.keys():
             every, known = name in doubts.packs, places[name]

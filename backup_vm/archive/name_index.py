@@ -112,7 +112,7 @@ def load(storage: Storage, name: str, archive: bytes) -> NameFile:
 
 
 def load_all(storage: Storage, volume: str, archive: bytes) -> Iterator[NameFile | DamagedError]:
-    """All indexes of a volume."""
+    """All indexes of a volume, without those that another machine removes meanwhile."""
     names = names_in(storage, volume)
     with suppress(FileNotFoundError):
         storage.fetch(names)
@@ -120,7 +120,8 @@ def load_all(storage: Storage, volume: str, archive: bytes) -> Iterator[NameFile
         try:
             yield load(storage, name, archive)
         except DamagedError as error:
-            yield error
+            if storage.exists(name):
+                yield error
 
 
 def sealed_blocks(storage: Storage, segment: Segment) -> Iterator[bytes]:

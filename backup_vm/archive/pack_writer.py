@@ -163,9 +163,11 @@ class PackWriter:
             return False
         if not self._archive.damaged or chunk_id in self._read:
             return True
-        place = self._catalog.places([chunk_id])[chunk_id]
+        place = self._catalog.places([chunk_id]).get(chunk_id)  # in no pack that there is, at times
         with PackReader(self._archive.storage) as reader:
-            sound = reader.sound(place.pack, Packed(chunk_id, place.offset, place.length, b""))
+            sound = place is not None and reader.sound(
+                place.pack, Packed(chunk_id, place.offset, place.length, b"")
+            )
         if not sound:
             self._catalog.remove(chunk_id)
         elif len(self._read) < MOST_READ:

@@ -61,7 +61,7 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
     marks.reclaiming = True
     catalog.begin()
     try:
-        for part in _parts(candidates):
+        for part in references.parts(candidates):
             catalog.suspect(part)
         chunks, space, waiting = 0, 0, _of_others(archive)
         for group in _groups(archive, waiting):
@@ -87,14 +87,6 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
         raise
     marks.reclaiming = False
     return chunks, space
-
-
-def _parts(candidates: IO[bytes] | None) -> Iterator[list[bytes]]:
-    if candidates is None:
-        return
-    candidates.seek(0)
-    while raw := candidates.read((1 << 14) * ID_SIZE):
-        yield list({raw[at : at + ID_SIZE] for at in range(0, len(raw), ID_SIZE)})
 
 
 def _of_others(archive: "Archive") -> set[str]:

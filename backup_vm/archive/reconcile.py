@@ -28,8 +28,9 @@ import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import catalog_file, derive, naming
 from backup_vm.archive.catalog import ChunkCatalog
@@ -225,10 +226,11 @@ def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> Chun
             found = derive.lacking_in(archive, catalog, archive.session_files())
     lacking = {name for name, count in found.items() if count}
     if lacking - catalog.spoilt():  # listed nowhere, or only in a pack that was thought to be dead
-        catalog.rollback()
-        known = Remembered.of(catalog)
-        catalog.close()
-        return rebuild(archive, now, known, [name for name, _ in gone])
+        with closing(derive.unlisted(archive, catalog, sorted(lacking))) as unlisted:
+            catalog.rollback()
+            known = Remembered.of(catalog)
+            catalog.close()
+            return rebuild(archive, now, known, [name for name, _ in gone], unlisted)
     _conclude(archive, catalog, now, lacking)
     return catalog
 
@@ -238,8 +240,11 @@ def rebuild(
     now: Listing,
     known: "Remembered | None" = None,
     gone: Iterable[str] = (),
+    unlisted: IO[bytes] | None = None,
 ) -> ChunkCatalog:
-    """Make the catalog again from packs and sessions. ``gone``: packs that there were before."""
+    """Make the catalog again from packs and sessions. ``gone``: packs that there were before;
+    ``unlisted``: see derive.Doubts.
+    """
     known, archive.derived = known or Remembered(), True
     workspace, name = archive.storage.workspace, catalog_file.NAME
     if archive.writing:
@@ -248,7 +253,8 @@ def rebuild(
     else:  # others may be reading too, or the disk may be read-only
         archive.temporary = archive.temporary or catalog_file.folder_aside()
         temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
-    catalog, found = derive.derived(archive, temporary, now.packs, known.doubts(archive))
+    doubts = known.doubts(archive, unlisted)
+    catalog, found = derive.derived(archive, temporary, now.packs, doubts)
     lacking = {name for name, count in found.items() if count}
     catalog.set_spoilt(known.spoilt)
     for volume in known.compare:

@@ -3,7 +3,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from backup_vm.archive import naming, sessions
 from backup_vm.archive.damage import damage
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Indexes = NDArray[np.int64]
 
 _BLOCK = (1 << 15) * ID_SIZE
+_PART = (1 << 14) * ID_SIZE
 
 
 def files(archive: "Archive") -> list[str]:
@@ -35,6 +36,15 @@ def files(archive: "Archive") -> list[str]:
         *filter(naming.is_partial, storage.workspace.names("volumes", SUFFIX)),
         *filter(naming.is_unfinished, storage.names("volumes", UNFINISHED)),
     ]
+
+
+def parts(file: IO[bytes] | None) -> Iterator[list[bytes]]:
+    """The ids that were written to a file, some at a time, and in each part once; None has none."""
+    if file is None:
+        return
+    file.seek(0)
+    while raw := file.read(_PART):
+        yield list({raw[at : at + ID_SIZE] for at in range(0, len(raw), ID_SIZE)})
 
 
 def ids(archive: "Archive", name: str) -> "Iterator[Ids]":

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from backup_vm.archive import catalog_file, derive
 from backup_vm.archive.catalog import ChunkCatalog
@@ -55,21 +55,23 @@ class Remembered:
                 found[name] = read()
         return cls(**found, entire=len(found) == len(reads))
 
-    def doubts(self, archive: "Archive") -> derive.Doubts:
+    def doubts(self, archive: "Archive", unlisted: IO[bytes] | None = None) -> derive.Doubts:
         """What packs may not hold. Where no catalog tells that any more, the packs are looked
-        through of which scrubs noted it.
+        through of which scrubs noted it. ``unlisted``: see derive.Doubts.
         """
-        if self.entire:
-            return derive.Doubts(self.rotten)
+        packs = () if self.entire else self._noted(archive)
+        return derive.Doubts(self.rotten, packs, unlisted)
+
+    def _noted(self, archive: "Archive") -> tuple[str, ...]:
+        """Packs that scrubs noted to have places that are damaged."""
         from backup_vm.archive import notes
 
         try:
             noted = notes.load(archive.storage)
         except (DamagedError, OSError):  # reported whenever they are read
-            return derive.Doubts(self.rotten)
+            return ()
         bad = noted.unsound | noted.rotten
-        packs = tuple(name for name in archive.pack_files() if notes.short(name) in bad)
-        return derive.Doubts(self.rotten, packs)
+        return tuple(name for name in archive.pack_files() if notes.short(name) in bad)
 
 
 def end_replacing(archive: "Archive") -> None:
@@ -82,6 +84,7 @@ def end_replacing(archive: "Archive") -> None:
     if not workspace.exists(catalog_file.NAME):
         with suppress(DamagedError):
             if _whole(archive, workspace.database(half)):
+                workspace.discard(catalog_file.NAME)  # its journal would be played back into this
                 os.replace(workspace.database(half), workspace.database(catalog_file.NAME))
     workspace.discard(half)
 

@@ -65,5 +65,5 @@ def _long(seconds: float) -> str:
     """A length of time, for people."""
     for word, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {word}"
-    return f"{seconds:.3g} seconds"
+            return f"{round(seconds / size, 1):g} {word}"
+    return f"{round(seconds, 1):g} seconds"

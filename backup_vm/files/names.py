@@ -13,7 +13,9 @@ import struct
 from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import accumulate
+from heapq import merge
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from backup_vm.archive.names_format import (
@@ -233,3 +235,36 @@ def named(rows: bytes, pattern: re.Pattern[bytes]) -> Iterator[Row]:
 def found_path(row: bytes) -> bytes:
     """A row's path as it is shown."""
     return joined(b"/", row)
+
+
+def merged(links: list[Link], sealing: Sealing) -> Iterator[Row]:
+    """All that there is where the last of these segments leads to, in order; a row of a later one
+    is in the place of one of an earlier. Raises Unusable.
+    """
+
+    def keyed(link: Link, age: int) -> Iterator[tuple[bytes, int, Row]]:
+        for text in link.texts(sealing):
+            for row in rows_of(text):
+                yield order(row.path), age, row
+
+    last = None
+    streams = [keyed(link, -age) for age, link in enumerate(links)]
+    for key, _, row in merge(*streams, key=itemgetter(0, 1)):
+        if key != last and row.about is not None:
+            yield row
+        last = key
+
+
+def different(old: Iterable[Row], new: Iterable[Row]) -> Iterator[Row]:
+    """What leads from one tree to another, both in order."""
+
+    def keyed(rows: Iterable[Row], late: bool) -> Iterator[tuple[bytes, bool, Row]]:
+        return ((order(row.path), late, row) for row in rows)
+
+    both = merge(keyed(old, False), keyed(new, True), key=itemgetter(0))
+    for _, group in groupby(both, itemgetter(0)):
+        rows = {late: row for _, late, row in group}
+        if True not in rows:
+            yield Row(rows[False].path, None)
+        elif rows.get(False) != rows[True]:
+            yield rows[True]

@@ -6,12 +6,12 @@ that have none.
 import re
 import stat
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from backup_vm.archive.sessions import Session
-from backup_vm.errors import DamagedError, SparsebakError
+from backup_vm.errors import DamagedError, RemovedError, SparsebakError
 from backup_vm.files.answers import FileSystemError
 from backup_vm.files.names import About, found_path
 from backup_vm.files.session import MissingError, SessionFiles
@@ -41,11 +41,26 @@ class Looked:
     incomplete: int = 0
     """Sessions of whose files some could not be read when their names were indexed."""
     damaged: bool = False
+    gone: list[str] = field(default_factory=list)
+    """What is to be said of sessions that another machine removed meanwhile."""
+
+
+def plain(path: bytes) -> bytes:
+    """A path without ``.`` and ``..``, as far as names alone tell."""
+    parts: list[bytes] = []
+    for part in path.split(b"/"):
+        if part == b"..":
+            del parts[-1:]
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return b"/" + b"/".join(parts)
 
 
 def wanted(top: bytes, name: bytes | None, kind: int | None) -> Wanted:
-    """What is below a folder, of this name (a pattern as of a shell) and type (of st_mode)."""
-    folder = b"/".join(part for part in top.split(b"/") if part not in (b"", b"."))
+    """What is below a folder (a plain path), of this name (a pattern as of a shell) and type (of
+    st_mode).
+    """
+    folder = top.strip(b"/")
 
     def fits(path: bytes) -> bool:
         below = not folder or path.startswith(folder + b"/")
@@ -116,6 +131,9 @@ def _read(
     rows = dict[bytes, About]()
     try:
         files = opened(session)
+    except RemovedError as error:
+        looked.gone.append(str(error))
+        return None
     except DamagedError as error:
         looked.unread, looked.damaged = looked.unread + 1, True
         trouble(b"/", str(error))

@@ -8,12 +8,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
-from heapq import merge
-from itertools import groupby
-from operator import itemgetter
-from typing import TYPE_CHECKING
 
 from backup_vm.archive import name_index
+from backup_vm.archive.looking import LOOKS
 from backup_vm.archive.name_index import NO_SEGMENT, NameFile, Segment
 from backup_vm.archive.names_format import BY_DEFAULT, NamesAbout
 from backup_vm.archive.sessions import Session
@@ -24,18 +21,15 @@ from backup_vm.files.names import (
     Row,
     Sealing,
     Unusable,
+    different,
+    merged,
     named,
-    order,
-    rows_of,
 )
 from backup_vm.files.names_maker import Made
 from backup_vm.files.session import SessionFiles
 from backup_vm.unsealing import unseal
 from backup_vm.volumes import Contents, Named
 from wire.chunks import NotAuthentic
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 MOST_ROWS = 1_000_000
 """Rows that are kept at once of what fits."""
@@ -81,26 +75,43 @@ class Names:
     ) -> None:
         self._contents, self._volume, self._partition = contents, volume, partition
         self._storage, self._warn = contents.archive.storage, warn
+        self._sealings: dict[bytes, Sealing] = {}
+        self._unusable: set[bytes] = set()
+        self._told: set[str] = set()
+        self._made: list[Made] = []
+        self.read: set[bytes] = set()
+        """Segments that ``whole`` has read to their ends."""
+        self._loads = 0
+        self._load()
+
+    def _load(self) -> None:
         self._links: dict[bytes, Link] = {}
         """By the id of their segments."""
         self._of_session: dict[bytes, bytes] = {}
         """The last segment of each session that has an index."""
-        self._where: dict[bytes, str] = {}
-        self._sealings: dict[bytes, Sealing] = {}
-        self._unusable: set[bytes] = set()
-        own = contents.archive.parameters.archive
-        for one in name_index.load_all(self._storage, volume.id, own):
+        self._where: dict[bytes, tuple[str, int]] = {}
+        """Name of its file, and offset, of each segment."""
+        self._loads += 1
+        own = self._contents.archive.parameters.archive
+        for one in name_index.load_all(self._storage, self._volume.id, own):
             if isinstance(one, DamagedError):
-                warn(f"{one}; it is ignored, to make it again: sparsebak files index")
+                self._tell(str(one))
             else:
                 self._take(one)
+        for made in self._made:
+            self._add(made)
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._warn(f"{text}; it is ignored, to make it again: sparsebak files index")
 
     def _take(self, one: NameFile) -> None:
         for segment in one.segments:
             read: Callable[[Segment], Iterator[bytes]]
             read = partial(name_index.sealed_blocks, self._storage)
             self._links[segment.head.id] = Link(segment.head, partial(read, segment))
-            self._where[segment.head.id] = one.name
+            self._where[segment.head.id] = one.name, segment.at
         self._of_session[one.segments[-1].head.session] = one.id
 
     def __bool__(self) -> bool:
@@ -142,17 +153,43 @@ class Names:
             return []
         return found[::-1] if self._fits(about) else []
 
+    def whole(self, session: Session) -> bool:
+        """Whether there is an index of a session that can be used, all of which is read for this:
+        damage in a block shows nowhere else before somebody looks for names.
+        """
+        links = self.chain(session)
+        for link in links:
+            if link.head.id in self.read:
+                continue
+            try:
+                for _ in link.texts(self.sealing(session)):
+                    pass
+            except (Unusable, DamagedError) as error:
+                self._refuse(link, error)
+                return False
+            self.read.add(link.head.id)
+        return bool(links)
+
     def _fits(self, about: NamesAbout) -> bool:
         """Whether it is of the partition that is asked for."""
         if self._partition is None:
             return bool(about.flags & BY_DEFAULT)
         return self._partition == (about.logical or about.partition)
 
-    def _refuse(self, link: Link, error: Exception) -> None:
+    def _refuse(self, link: Link, error: object) -> None:
+        """Tell what is wrong with a segment, and use it no more; or where another machine has
+        moved it meanwhile, load what there is now.
+        """
+        was = self._where.get(link.head.id)
+        if was is not None and self._loads < LOOKS:
+            self._storage.refresh()
+            self._load()
+            if self._where.get(link.head.id) != was:
+                return
         self._unusable.add(link.head.id)
-        where = self._storage.describe(self._where.get(link.head.id, ""))
-        why = str(error) if isinstance(error, DamagedError) else f"{where} is damaged: {error}"
-        self._warn(f"{why}; it is ignored, to make it again: sparsebak files index")
+        if isinstance(error, Unusable):
+            error = f"{self._storage.describe(was[0] if was else '')} is damaged: {error}"
+        self._tell(str(error))
 
     def steps(
         self, sessions: Sequence[Session], wanted: Wanted
@@ -162,27 +199,38 @@ class Names:
         """
         reached = NO_SEGMENT
         for session in sessions:
-            links = self.chain(session)
-            ids = [link.head.id for link in links]
-            first = ids.index(reached) + 1 if reached in ids else 0
-            step = self._step(session, links[first:], wanted, first == 0) if links else None
+            loads, step = 0, None
+            while step is None and loads != self._loads:
+                loads = self._loads
+                links = self.chain(session)
+                ids = [link.head.id for link in links]
+                first = ids.index(reached) + 1 if reached in ids else 0
+                step = self._step(session, links, first, wanted) if links else None
             reached = ids[-1] if step is not None else NO_SEGMENT
             yield session, step
 
-    def _step(self, session: Session, links: list[Link], wanted: Wanted, anew: bool) -> Step | None:
+    def _step(self, session: Session, links: list[Link], first: int, wanted: Wanted) -> Step | None:
         sealing, rows, troubles = self.sealing(session), dict[bytes, About | None](), 0
-        for link in links:
+        for link in links[first:]:
             try:
                 troubles = link.about(sealing).troubles
                 for text in link.texts(sealing):
                     for path, about in named(text, wanted.pattern):
-                        if wanted.fits(path):
-                            rows[path] = about if about and wanted.kept(about) else None
+                        if not wanted.fits(path):
+                            continue
+                        if about and wanted.kept(about):
+                            rows[path] = about
+                        elif first:
+                            rows[path] = None
+                        else:
+                            rows.pop(path, None)
+                    if first and len(rows) > MOST_ROWS:  # what fits in all of them may be little
+                        return self._step(session, links, 0, wanted)
                     must_be_few(rows)
             except (Unusable, DamagedError) as error:
                 self._refuse(link, error)
                 return None
-        return Step(anew, rows, troubles)
+        return Step(not first, rows, troubles)
 
     # Making
 
@@ -230,7 +278,7 @@ class Names:
                 Row(found.path[1:], About.of(found))
                 for _, found in files.walk(files.find(b"/"), told)
             )
-            for row in _different(_tree(links, sealing), walked):
+            for row in different(merged(links, sealing), walked):
                 made.packer.add(*row)
             if files.damaged:
                 raise DamagedError(
@@ -243,10 +291,15 @@ class Names:
             raise
         return made
 
-    def add(self, session: Session, made: Made) -> None:
+    def add(self, made: Made) -> None:
         """Let later segments build on one that was made."""
+        self._made.append(made)
+        self.read.add(made.head.id)
+        self._add(made)
+
+    def _add(self, made: Made) -> None:
         self._links[made.head.id] = made.link()
-        self._of_session[session.clear.session] = made.head.id
+        self._of_session[made.head.session] = made.head.id
 
 
 def must_be_few(rows: Sized) -> None:
@@ -264,36 +317,3 @@ def _worth(links: list[Link]) -> bool:
     if not 0 < len(links) <= _CHAIN:
         return False
     return sum(link.head.payload for link in links[1:]) <= _SHARE * links[0].head.payload
-
-
-def _tree(links: list[Link], sealing: Sealing) -> Iterator[Row]:
-    """All that there is where the last of these segments leads to, in order; a row of a later one
-    is in the place of one of an earlier. Raises Unusable.
-    """
-
-    def keyed(link: Link, age: int) -> "Iterator[tuple[bytes, int, Row]]":
-        for text in link.texts(sealing):
-            for row in rows_of(text):
-                yield order(row.path), age, row
-
-    last = None
-    streams = [keyed(link, -age) for age, link in enumerate(links)]
-    for key, _, row in merge(*streams, key=itemgetter(0, 1)):
-        if key != last and row.about is not None:
-            yield row
-        last = key
-
-
-def _different(old: "Iterable[Row]", new: "Iterable[Row]") -> Iterator[Row]:
-    """What leads from one tree to another, both in order."""
-
-    def keyed(rows: "Iterable[Row]", late: bool) -> "Iterator[tuple[bytes, bool, Row]]":
-        return ((order(row.path), late, row) for row in rows)
-
-    both = merge(keyed(old, False), keyed(new, True), key=itemgetter(0))
-    for _, group in groupby(both, itemgetter(0)):
-        rows = {late: row for _, late, row in group}
-        if True not in rows:
-            yield Row(rows[False].path, None)
-        elif rows.get(False) != rows[True]:
-            yield rows[True]

@@ -69,7 +69,13 @@ class CommittedIds:
             if error.errno != errno.ENOENT and error.errno not in UNREADABLE:
                 raise
             self._fd = -1  # lost is as good as not there: a cache
-        self.count = os.fstat(self._fd).st_size // ID_SIZE if self._fd >= 0 else 0
+        self.count = 0
+        if self._fd >= 0:
+            try:
+                self.count = os.fstat(self._fd).st_size // ID_SIZE
+            except OSError:
+                os.close(self._fd)
+                raise
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A catalog that is old, lies, or is no file of ours is no reason to do anything."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -129,6 +130,42 @@ def test_a_session_is_put_back_whose_chunks_were_small(tmp_path: Path, size: int
     site.image().write_bytes(first)
     run(site)
     assert newest(site) == [first]
+
+
+def test_a_chunk_in_a_pack_that_there_is_not_is_stored_again(built: Site) -> None:
+    """While a session cannot be read, what the catalog lists is looked at before it counts."""
+    first = next(iter(built.images().values()))
+    damaged = min(built.archive.rglob("*.session"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with built.open(True):
+        pass
+    with contextlib.closing(sqlite3.connect(built.archive / "catalog.sqlite")) as db, db:
+        db.execute("UPDATE chunks SET pack = pack + 1000")
+    built.image().write_bytes(first)
+    assert run(built).done[0].stored > 0
+    assert newest(built) == [first]
+
+
+def test_a_session_is_put_back_where_no_hole_tells(built: Site) -> None:
+    """The folder was copied with zeros in place of holes, onto an older copy of it."""
+    first, copy = next(iter(built.images().values())), built.root / "copy"
+    shutil.copytree(built.archive / "volumes", copy / "volumes")
+    with built.open(True) as archive:
+        (series,) = archive.sessions().values()
+        assert prune(archive, series[:2]).space > 0
+    for path in built.archive.rglob("*"):
+        if path.is_file():
+            target = copy / path.relative_to(built.archive)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    built.archive = copy
+    built.image().write_bytes(first)
+    assert run(built).done[0].stored > 0
+    assert newest(built) == [first]
+    with built.open(True) as archive:  # and it is not believed later either
+        archive.rebuild_catalog()
+        assert not archive.warnings
+    assert newest(built) == [first]
 
 
 def test_an_old_catalog_is_no_reason_to_free_or_to_deduplicate(built: Site) -> None:

@@ -294,6 +294,30 @@ def test_dying_before_a_new_catalog_is_in_its_place_forgets_nothing(
     built.verify_all()
 
 
+def test_a_journal_of_the_catalog_before_is_not_played_back_into_a_new_one(built: Site) -> None:
+    """A run was killed while it wrote to the catalog, that was removed, and the next run was killed
+    when it had made another.
+    """
+    catalog, journal = built.archive / "catalog.sqlite", built.archive / "catalog.sqlite-journal"
+    half = built.archive / "catalog.sqlite.tmp"
+    with closing(sqlite3.connect(catalog, isolation_level=None)) as db:
+        db.execute("PRAGMA synchronous=OFF")  # each page is in the journal at once
+        db.execute("BEGIN")
+        db.execute("UPDATE meta SET value = 1")
+        left = journal.read_bytes()
+        db.execute("ROLLBACK")
+    assert left
+    with built.open(True) as archive:
+        archive.catalog.marks.compare("00" * 16)
+        digest = archive.catalog.digest()
+    catalog.rename(half)
+    journal.write_bytes(left)
+    with built.open(True) as archive:
+        assert archive.catalog.digest() == digest and not archive.warnings
+        assert archive.catalog.marks.must_compare("00" * 16)
+    built.verify_all()
+
+
 @pytest.mark.parametrize("scrubs", [1, 2])
 def test_what_is_damaged_is_not_taken_for_sound_without_a_catalog(built: Site, scrubs: int) -> None:
     """Scrubs found it, once or, then in a session that lacks it, again."""

@@ -19,6 +19,9 @@ from backup_vm.archive.format import RECORD_AT, SESSION_HEAD_SIZE
 from backup_vm.archive.name_index import NO_SEGMENT, NameFile
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
+from backup_vm.archive.storage.workspace import LocalWorkspace
+from backup_vm.cli.files import indexing as indexing_command
+from backup_vm.jobs import indexing
 from backup_vm.jobs.files import VolumeFiles
 from common.text import session_name
 from tests.files.indexed import STATES, Indexed, Listed, filled
@@ -99,6 +102,7 @@ def test_what_is_found_is_what_reading_finds(
 ) -> None:
     for words in (("--name", "*.txt"), ("b", "--type", "f")):
         plain.must_find(listed, *words)
+    assert plain.found("e/../b/./", "--name", "c*") == plain.found("b", "--name", "c*") != []
     rows = plain.index()
     assert [row["full"] for row in rows] == [True] + [False] * 4 and not plain.index()
     unread.clear()
@@ -110,6 +114,7 @@ def test_what_is_found_is_what_reading_finds(
     assert not unread
     words = ("--name", "c.txt", "--session", "all", "--passphrase-file", str(plain.passphrase))
     text = plain.run("files", "find", "work/private", *words)[0].splitlines()
+    assert plain.found("e/../b/./", "--name", "c*") == plain.found("b", "--name", "c*") != []
     none = ("files", "find", "work/private", "--name", "none", "--session", "all", *words[-2:])
     assert plain.run(*none) == ("", "")
     assert len(text) == 4 and all(line.endswith("/b/c.txt") for line in text[1:])
@@ -210,6 +215,9 @@ def test_what_is_wrong_with_an_index_is_said_and_costs_nothing_else(indexed: Ind
         out, err = indexed.run(*words)
         assert out == expected and bool(err) == told, err
         assert err.count("\n") == err.count("sparsebak files index"), err
+    put((second, raw[:block] + bytes([raw[block] ^ 1]) + raw[block + 1 :]))
+    assert len(indexed.index()) == 4 and indexed.run(*words) == (expected, "")
+    put((second, raw.replace(b"SBNAME\0\2", b"SBNAME\0\3")))
     found = indexed.json("scrub", expect=4)["damaged"]
     assert len(found) == 1 and not second.exists()
     assert len(indexed.index()) == 4 and indexed.json("scrub")["damaged"] == []
@@ -264,6 +272,36 @@ def test_a_session_and_all_again(plain: Indexed, listed: Listed) -> None:
     plain.must_find(listed, "--name", "*.txt")
 
 
+def test_one_alone_made_again_keeps_those_that_build_on_it(
+    indexed: Indexed, unread: list[str], listed: Listed
+) -> None:
+    for name in indexed.names()[:2]:
+        indexed.index("--again", "--session", name)
+    unread.clear()
+    indexed.must_find(listed, "--name", "*.txt")
+    assert not unread and not indexed.index()
+
+
+def test_what_an_index_builds_on_is_removed_while_it_is_made(
+    indexed: Indexed, unread: list[str], listed: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in indexed.files()[3:]:
+        path.unlink()
+    store, names = indexing_command._Run.store, indexed.names()
+
+    def store_late(self: Any, archive: Any, made: Any) -> None:
+        (series,) = archive.sessions().values()
+        if len(series) == len(names):
+            prune(archive, [series[2]])
+        store(self, archive, made)
+
+    monkeypatch.setattr(indexing_command._Run, "store", store_late)
+    assert [row["session"] for row in indexed.index()] == names[3:]
+    unread.clear()
+    indexed.must_find(listed, "--name", "*.txt")
+    assert not unread
+
+
 def test_a_volume_without_a_file_system_has_none(tmp_path: Path) -> None:
     site = Site(tmp_path / "site")
     site.backup()
@@ -304,3 +342,59 @@ def test_a_grant_opens_those_of_its_domain_and_no_others(
     assert len(granting.json("files", "index", "work/private", *grant)["indexed"]) == 1
     unread.clear()
     assert granting.json(*words, *grant)["files"] == found and not unread
+
+
+def test_what_does_not_fit_takes_no_room(
+    plain: Indexed, listed: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files have the name, of which few have the type."""
+    monkeypatch.setattr(indexing, "MOST_ROWS", 5)  # of the versions of all sessions
+    plain.must_find(listed, "--type", "l")
+    plain.index()
+    plain.must_find(listed, "--type", "l")
+
+
+def test_what_another_machine_prunes_is_not_called_damaged(
+    indexed: Indexed, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where flock does not reach, at one look into an index and another."""
+    monkeypatch.setattr(LocalWorkspace, "lock", lambda *_, **__: None)
+    archive, names, looks = indexed.site.archive, indexed.names(), 0
+    blocks = name_index.sealed_blocks
+
+    def pruning(at: int) -> Any:
+        def late(*args: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            if looks == at:
+                with open_archive(str(archive), writing=True) as other:
+                    (series,) = other.sessions().values()
+                    prune(other, [series[0], series[2]])
+            return blocks(*args)
+
+        return late
+
+    words = ("files", "find", "work/private", "--name", "*.txt", "--session", "all", "--json")
+    words += ("--passphrase-file", str(indexed.passphrase))
+    expected = versions(indexed.run(*words)[0], names)
+    for at in (2, 5):
+        monkeypatch.setattr(name_index, "sealed_blocks", pruning(at))
+        looks = 0
+        out, err = indexed.run(*words)
+        assert versions(out, names) == expected
+        said = err.replace("was removed by another machine", "").splitlines()
+        assert all("session 2" in line or "without an index" in line for line in said), err
+        assert looks >= at
+        shutil.rmtree(archive)
+        shutil.copytree(kept, archive)
+
+
+def versions(out: str, names: list[str]) -> set[tuple[str, str, int]]:
+    """Of the sessions that stay: path and size of what is found."""
+    found = json.loads(out)["files"]
+    return {
+        (name, row["path"], row["size"])
+        for row in found
+        for name in (names[1], names[3], names[4])
+        if row["first"] <= name <= row["last"]
+    }

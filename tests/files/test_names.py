@@ -17,10 +17,19 @@ from hypothesis import strategies as st
 from backup_vm.archive.name_index import NO_SEGMENT
 from backup_vm.archive.names_format import LONGEST_ROWS, NamesRows, RowsHead, SegmentHead
 from backup_vm.files import names, names_maker
-from backup_vm.files.names import About, Link, Row, Sealing, Unusable, order, rows_of
+from backup_vm.files.names import (
+    About,
+    Link,
+    Row,
+    Sealing,
+    Unusable,
+    different,
+    merged,
+    order,
+    rows_of,
+)
 from backup_vm.files.names_maker import Made, Packer
 from backup_vm.jobs.finding import between_zeros
-from backup_vm.jobs.indexing import _different, _tree
 from wire.chunks import Keys, seal_bytes
 from wire.declared import declaration
 
@@ -71,7 +80,7 @@ def segment(
     tree: Tree, base: bytes = NO_SEGMENT, links: list[Link] | None = None, session: bytes = SESSION
 ) -> Made:
     made = Made(sealing(), session, os.urandom(16), base, io.BytesIO())
-    for row in _different(_tree(links or [], sealing()), rows(tree)):
+    for row in different(merged(links or [], sealing()), rows(tree)):
         made.packer.add(*row)
     made.finish(0, "", True, 0)
     return made
@@ -98,7 +107,7 @@ def test_a_chain_of_segments_leads_to_each_tree(trees: list[Tree]) -> None:
     for tree in trees:
         made = segment(tree, links[-1].head.id if links else NO_SEGMENT, links)
         links.append(made.link())
-        assert list(_tree(links, sealing())) == list(rows(tree))
+        assert list(merged(links, sealing())) == list(rows(tree))
 
 
 @given(TREES, st.data())

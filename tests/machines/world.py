@@ -125,6 +125,8 @@ class World:
                 str(self.rng.randrange(1, 4)),
                 "--min-age",
                 "0d",
+                "--max-removed",
+                "100%",
                 "--yes",
             )
         if kind == "copy":
@@ -141,12 +143,13 @@ class World:
         if not self.judge(machine, outcome):
             return {}
         return {
-            f"{v['qube']}/{v['volume']}": [s["session"] for s in v["sessions"]]
+            f"{v['qube']}/{v['volume']}": [s["id"] for s in v["sessions"]]
             for v in json.loads(outcome.out)["volumes"]
         }
 
     def look(self) -> None:
         """All machines see the same, and every session is what it was."""
+        # By their ids: two clocks that are off by hours give two sessions one time.
         views = [self.seen_by(machine) for machine in self.machines]
         if any(view != views[0] for view in views):
             self.fault(f"they see different sessions: {views}")

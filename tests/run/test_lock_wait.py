@@ -111,3 +111,10 @@ def test_what_is_no_number_of_seconds_is_refused(
     with pytest.raises(SystemExit, match="2"):
         cli.main(words(site, "backup", f"--lock-wait={given}"))
     assert "--lock-wait" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [0.5, 119, 7200, 43_200, 99_999_999])
+def test_however_long_the_wait_is_it_is_said_in_figures(seconds: float) -> None:
+    number, word = turn._long(seconds).split()
+    size = {"seconds": 1, "minutes": 60, "hours": 3600}[word]
+    assert "e" not in number and float(number) * size == pytest.approx(seconds, rel=0.01)

@@ -38,6 +38,9 @@ ExecStart={command}
 [Install]
 WantedBy=multi-user.target
 """
+# What dom0's package qubes-core-dom0-linux sets (system-config/limits-qubes.conf): more than a
+# service has, so that only who may raise limits can begin a session of PAM for such a user.
+LIMITS = "@qubes soft memlock unlimited\n@qubes hard memlock unlimited\n"
 NOTIFICATIONS = """[D-BUS Service]
 Name=org.freedesktop.Notifications
 Exec=/usr/lib/qubes/notifications.py
@@ -194,6 +197,7 @@ class World(Qubesd):
         shutil.copy(QUBES / "policy.py", library)
         for place in QREXEC.values():
             (root / place.lstrip("/")).symlink_to("/usr/lib/qubes/qrexec.py")
+        (root / "etc/security/limits.d/99-qubes.conf").write_text(LIMITS)
         (root / "qrexec").mkdir()
         (root / "var/log/journal").mkdir(exist_ok=True)
         unit = root / f"etc/systemd/system/qubes-qrexec-{which}.service"

@@ -21,7 +21,7 @@ def find_in_all(options: argparse.Namespace) -> int:
     from backup_vm.errors import Exit
     from backup_vm.files.session import shown
     from backup_vm.files.showing import text_of, time_text, type_of
-    from backup_vm.jobs.finding import find, wanted
+    from backup_vm.jobs.finding import find, plain, wanted
 
     context = Context(options)
     troubles = Troubles(context)
@@ -34,7 +34,7 @@ def find_in_all(options: argparse.Namespace) -> int:
         def trouble(session: "Session") -> "Trouble":
             return lambda path, text: troubles(path, f"{session.name}: {text}")
 
-        top = path_of(context)
+        top = plain(path_of(context))
         asked = wanted(top, name, TYPES.get(options.type))
         names = files.names(context.warn)
         found, looked = find(volume.sessions, names, asked, top, opened, trouble)
@@ -63,6 +63,8 @@ def find_in_all(options: argparse.Namespace) -> int:
 
 def _tell(context: Context, looked: "Looked") -> None:
     """What must be known of how it was looked."""
+    for text in looked.gone:
+        context.warn(text)
     if looked.read:
         what = count_text(looked.read, "session")
         context.say(

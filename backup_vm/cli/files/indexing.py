@@ -64,7 +64,10 @@ class _Run:
         self.size = self.failed = 0
         self.damaged = False
         self._tried: set[str] = set()
+        self._twice: set[str] = set()
         self._told: set[str] = set()
+        self._read: set[bytes] = set()
+        """Segments that were read, and are whole."""
 
     def _warn(self, text: str) -> None:
         if text not in self._told:
@@ -87,18 +90,19 @@ class _Run:
         parser = Parser()
         with parser, VolumeFiles(contents, volume, options.partition, parser) as files:
             names = files.names(self._warn)
+            names.read = self._read
             before = None
             for session in volume.sessions:
                 due = session in chosen and session.file not in self._tried
-                if due and (options.again or not names.chain(session)):
+                if due and (options.again or not names.whole(session)):
                     self._tried.add(session.file)
                     one = self._make(files, names, session, before)
                     if one is not None:
-                        names.add(session, one)
+                        names.add(one)
                         made.append((session, one))
                     if len(made) == _AT_ONCE:
                         break
-                if names.chain(session):
+                if names.whole(session):
                     before = session
         return made
 
@@ -131,14 +135,18 @@ class _Run:
         from backup_vm.archive import name_index
         from backup_vm.archive.name_index import NO_SEGMENT
 
-        own = archive.parameters.archive
-        here = set(_last_segments(archive, self._volume(made)))
+        own, volume = archive.parameters.archive, made[0][0].volume
+        if self._context.options.session != "all":  # else those that build on them are made, too
+            name_index.hand_on(archive, volume, [session.file for session, _ in made])
+        here = set(_last_segments(archive, volume))
         for session, one in made:
             with closing(one):
                 base = one.head.base
-                there = archive.storage.exists(session.file)
-                if not there or base not in (NO_SEGMENT, *here):
-                    self._context.warn(f"{session.name} was removed meanwhile, or one before")
+                if not archive.storage.exists(session.file):
+                    self._context.warn(f"{session.name} was removed meanwhile")
+                    continue
+                if base not in (NO_SEGMENT, *here):
+                    self._once_more(session)
                     continue
                 name = name_index.of_session(session.file)
                 name_index.write(archive.storage, own, name, one.parts(), 1)
@@ -148,9 +156,15 @@ class _Run:
                 row = {"session": session.name, "names": one.packer.rows, "size": size}
                 self.rows.append({**row, "full": base == NO_SEGMENT, "troubles": one.troubles})
 
-    @staticmethod
-    def _volume(made: "list[tuple[Session, Made]]") -> str:
-        return made[0][0].volume
+    def _once_more(self, session: "Session") -> None:
+        """What its index builds on was removed meanwhile: it is made of what there is now."""
+        if session.file in self._twice:
+            self.failed += 1
+            text = f"{session.name}: what its index of names builds on is removed again and again"
+            self._context.warn(text)
+            return
+        self._tried.discard(session.file)
+        self._twice.add(session.file)
 
 
 def _last_segments(archive: "Archive", volume: str) -> Iterator[bytes]:
