@@ -12,7 +12,7 @@ from backup_vm.errors import UsageError
 from backup_vm.jobs.guard import Guard, taken
 from backup_vm.jobs.keep_rules import Rules, parse_table
 from backup_vm.paths import home, read_small
-from backup_vm.quantities import parse_share
+from backup_vm.quantities import parse_share, setting
 from backup_vm.rate import parse_rate
 from wire.names import BadName, parse_name, parse_volume_name
 
@@ -83,7 +83,7 @@ def load(given: Path | None) -> Config:
             return Config()
         raise UsageError(f"{path}: there is no such file") from None
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise _unreadable(path, error, given is not None) from None
     import tomllib
 
     try:
@@ -92,6 +92,17 @@ def load(given: Path | None) -> Config:
         raise UsageError(f"{path}: it is not UTF-8") from None
     except (tomllib.TOMLDecodeError, BadName, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def _unreadable(path: Path, error: OSError, named: bool) -> UsageError:
+    """Why settings cannot be read; of a file that nobody named also why it is looked for there."""
+    if named:
+        return UsageError(f"{path}: {error.strerror}")
+    variable = "XDG_CONFIG_HOME" if os.environ.get("XDG_CONFIG_HOME") else "HOME"
+    return UsageError(
+        f"the settings, {path}, cannot be read: {error.strerror}",
+        f"set {variable} to a folder of this user, or give --config FILE ({os.devnull} for none)",
+    )
 
 
 def _check(raw: dict[str, Any]) -> Config:
@@ -107,13 +118,13 @@ def _check(raw: dict[str, Any]) -> Config:
                 f" {', '.join(SWITCHES)} (true or false), and [prune]"
             )
     if "limit_rate" in raw:
-        parse_rate(raw["limit_rate"])
+        setting("limit_rate", parse_rate, raw["limit_rate"])
     if "pack_size" in raw:
         from backup_vm.archive.pack_size import parse_pack_size
 
-        parse_pack_size(raw["pack_size"])
+        setting("pack_size", parse_pack_size, raw["pack_size"])
     if "parity" in raw:
-        parse_share(raw["parity"])
+        setting("parity", parse_share, raw["parity"])
     if not isinstance(pruning, dict):
         raise ValueError("prune must be a table: [prune]")
     on = frozenset(key for key, value in switches.items() if value)
@@ -133,8 +144,8 @@ def _pruning(raw: dict[str, Any]) -> Pruning:
     for name in qubes:
         _ = parse_volume_name(name) if "/" in name else parse_name(name, "qube")
     return Pruning(
-        parse_table(raw),
-        {name: parse_table(rules) for name, rules in qubes.items()},
+        parse_table(raw, "prune"),
+        {name: parse_table(rules, f"prune.qubes.{name}") for name, rules in qubes.items()},
         after,
         until,
         guard,

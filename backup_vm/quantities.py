@@ -2,11 +2,23 @@
 """Sizes and shares as people write them: ``20G``, ``5%``."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII)
 _LEAST = 0.01
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
+
+
+def setting(key: str, parse: Callable[[str], Result], text: str) -> Result:
+    """What a setting's text stands for, by its parser; a ValueError names the setting."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def parse_size(text: str) -> int:

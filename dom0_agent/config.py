@@ -8,9 +8,10 @@ import re
 import stat
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE
 from wire.names import BadName, parse_name, parse_volume_name
@@ -27,6 +28,7 @@ DRIVERS = {
 ZVOLS = Path("/dev/zvol")
 """Where udev has a link to the device of each ZFS volume, by its name."""
 CATALOGS = ("static", "qubes")
+Entry = TypeVar("Entry")
 
 _ZFS_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,255}(/[A-Za-z0-9_.:-]{1,255})*", re.ASCII)
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)
@@ -121,11 +123,6 @@ _LARGEST = 16 << 20
 _known: dict[Path, tuple[tuple[object, ...], Config]] = {}
 
 
-def _unhurried(path: str, flags: int) -> int:
-    """Open a file, without a wait for whoever writes to a FIFO."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def load(path: Path) -> Config:
     """Read and check a configuration file, or raise ConfigError.
 
@@ -133,7 +130,9 @@ def load(path: Path) -> Config:
     again: 400 volumes take as long as all else in a call.
     """
     try:
-        with open(path, "rb", opener=_unhurried) as file:
+        # Not to wait for whoever writes to a FIFO.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
             status, now = os.fstat(file.fileno()), time.time_ns()
             if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
                 raise ConfigError(f"{path}: not a regular file of at most {_LARGEST >> 20} MiB")
@@ -169,12 +168,12 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
             " [[volume]] out"
         )
     base = path.resolve().parent
-    every = [_pool(entry, base) for entry in raw.get("pool", [])]
+    every = _each(raw, "pool", lambda entry: _pool(entry, base))
     pools = {pool.name: pool for pool in every}
     for pool in every:
         if pools[pool.name] is not pool:
             raise ValueError(f"pool {pool.name} is listed twice")
-    volumes = tuple(_volume(entry, pools) for entry in raw.get("volume", []))
+    volumes = tuple(_each(raw, "volume", lambda entry: _volume(entry, pools)))
     for places in ([v.name for v in volumes], [str(v.pool.path / v.vid) for v in volumes]):
         twice = next((place for place in places if places.count(place) > 1), None)
         if twice is not None:
@@ -186,7 +185,7 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
         threads=_number(raw, "threads", min(os.cpu_count() or 1, 4), 1, 64),
         compression_level=_number(raw, "compression_level", Config.compression_level, 1, 19),
         chunk_padding=_number(raw, "chunk_padding", 0, 0, CHUNK_SIZES[-1]),
-        allow_restore=frozenset(_allowed(entry) for entry in raw.get("allow_restore", [])),
+        allow_restore=frozenset(_each(raw, "allow_restore", _allowed)),
         catalog=catalog,
         qubes=_table(raw, "qubes"),
     )
@@ -279,10 +278,12 @@ def _volume(entry: dict[str, Any], pools: dict[str, Pool]) -> Volume:
 
 
 def _allowed(entry: dict[str, Any]) -> tuple[str, str]:
-    source, target = _text(entry, "from"), _text(entry, "to")
-    parse_volume_name(source)
-    parse_volume_name(target)
-    return source, target
+    for key in ("from", "to"):
+        try:
+            parse_volume_name(_text(entry, key))
+        except BadName as error:
+            raise ValueError(f"allow_restore: {key} is not a volume: {error}") from None
+    return entry["from"], entry["to"]
 
 
 def _table(raw: dict[str, Any], key: str) -> dict[str, Any]:
@@ -290,6 +291,17 @@ def _table(raw: dict[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{key} must be a table: [{key}]")
     return value
+
+
+def _each(raw: dict[str, Any], key: str, read: Callable[[dict[str, Any]], Entry]) -> list[Entry]:
+    """What each table of a list of them says."""
+    value = raw.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise ValueError(f"{key} must be tables, each of which begins with [[{key}]]")
+    try:
+        return [read(entry) for entry in value]
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]!r} is missing in a [[{key}]]") from None
 
 
 def _text(entry: dict[str, Any], key: str) -> str:

@@ -11,7 +11,7 @@ from itertools import compress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from backup_vm.archive import catalog_file, naming, packs, references
+from backup_vm.archive import catalog_file, naming, packs, references, sessions
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.catalog_file import GATHERED
 from backup_vm.archive.holes import holes, may_have_holes
@@ -115,10 +115,10 @@ def _derived(
         lacking = _fill(archive, catalog, gathering, files)
         out = leave_out(archive, catalog, doubts)
         out += forget_holes(archive, catalog, catalog.packs())
-        sessions = [name for name in files if naming.is_session(name)]
+        listing = [name for name in files if naming.is_session(name)]
         if out:
-            return catalog, lacking_in(archive, catalog, sessions)
-        return catalog, {name: lacking[name] for name in sessions}
+            return catalog, lacking_in(archive, catalog, listing)
+        return catalog, {name: lacking[name] for name in listing}
     except BaseException:
         catalog.close()
         raise
@@ -189,6 +189,17 @@ def lacking_in(archive: "Archive", catalog: ChunkCatalog, names: Iterable[str]) 
     found: dict[str, int] = {}
     for name, ids in _ids(archive, names):
         found[name] = found.get(name, 0) + catalog.lacking(set(ids) - {ZERO_ID})
+    return found
+
+
+def damaged(archive: "Archive", names: Iterable[str]) -> dict[str, str]:
+    """Of these session files those that are not what their digests say, with the reason."""
+    found = {}
+    for name in names:
+        try:
+            sessions.check(archive.storage, sessions.load(archive.storage, name))
+        except (DamagedError, OSError) as error:
+            found[name] = str(error)
     return found
 
 

@@ -2,14 +2,15 @@
 """Which sessions cannot be had whole, as far as is known without reading packs: chunks of their
 images are missing or damaged, or a session that they build on is.
 
-The catalog knows which session files list such chunks (``spoilt``). A session that builds on one of
-these inherits what it lacks, except where it has stored something else at those places.
+The catalog knows which session files list such chunks, or are damaged (``spoilt``). A session that
+builds on one of these inherits what it lacks, except where it has stored something else at those
+places.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import sessions
+from backup_vm.archive import derive, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import split
 from backup_vm.archive.sessions import Session
@@ -40,18 +41,27 @@ def _of_series(
 ) -> dict[str, str]:
     found: dict[str, str] = {}
     lacking: dict[bytes, Numbers] = {}  # numbers of the chunks that images lack, by session id
+    broken: dict[bytes, str] = {}  # names of sessions that do not tell which chunks they list
     for session in series:
-        base = lacking.get(session.base)
-        if session.file in cut_off or (session.file not in spoilt and base is None):
+        own, base = session.clear.session, lacking.get(session.base)
+        if session.file in cut_off:
+            continue
+        if session.base in broken and session.inherit:
+            broken[own] = broken[session.base]
+            found[session.file] = f"it builds on {broken[own]}, which cannot be read"
+            continue
+        if session.file not in spoilt and base is None:
             continue
         try:
             numbers = _lacking(archive, session, session.file in spoilt, base)
         except (DamagedError, OSError) as error:
-            found[session.file] = str(error)
+            broken[own], found[session.file] = session.name, str(error)
             continue
         if len(numbers):
-            lacking[session.clear.session] = numbers
+            lacking[own] = numbers
             found[session.file] = f"{len(numbers)} of its chunks are missing or damaged"
+        else:  # what proves its image authentic may be damaged
+            found |= derive.damaged(archive, [session.file])
     return found
 
 

@@ -207,14 +207,18 @@ def inherited(one: NameFile, others: dict[bytes, NameFile]) -> list[Segment]:
 
 
 def clean(archive: "Archive") -> None:
-    """Remove indexes of which there is no session: those of sessions that were removed."""
+    """Remove indexes of which there is no session: those of sessions that were removed. What is no
+    regular file stays, for it is none of ours, and is named by scrub.
+    """
+    sizes = archive.storage.sizes("volumes")
     sessions = set(map(of_session, archive.session_files()))
-    archive.storage.remove_all([one for one in names_in(archive.storage) if one not in sessions])
+    left = [one for one in names_in(archive.storage) if one not in sessions]
+    archive.storage.remove_all([one for one in left if sizes.get(one, 0) >= 0])
 
 
 def copy(source: "Archive", target: "Archive") -> Iterator[str]:
     """Give a copy the indexes that it lacks, of the sessions that it has; yields what is damaged
-    here.
+    here. What another machine moves meanwhile is left to the next copy.
     """
     own, wanted = source.parameters.archive, set(map(of_session, target.session_files()))
     lacking = wanted.intersection(names_in(source.storage)).difference(names_in(target.storage))
@@ -235,6 +239,20 @@ def copy(source: "Archive", target: "Archive") -> Iterator[str]:
                     parts = raw_segments(source.storage, segments)
                     write(target.storage, own, one.name, parts, len(segments))
                 except DamagedError as error:
-                    yield str(error)
+                    source.storage.refresh()
+                    if _there(source.storage, own, segments):
+                        yield str(error)
+                    continue
+                if not _there(source.storage, own, segments):  # some of it was read elsewhere
+                    target.storage.remove(one.name)
                     continue
                 here.pop(one.id, None)
+
+
+def _there(storage: Storage, archive: bytes, segments: list[Segment]) -> bool:
+    """Whether segments are where they were: another machine may have handed them on."""
+    try:
+        now = [load(storage, name, archive) for name in {one.file for one in segments}]
+    except DamagedError:
+        return False
+    return {one for file in now for one in file.segments}.issuperset(segments)

@@ -92,7 +92,7 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Chunk
 def _opened(archive: "Archive") -> ChunkCatalog | None:
     """The catalog that is there, if it is one of ours; else None, with a warning."""
     workspace, catalog = archive.storage.workspace, None
-    where = workspace.describe(catalog_file.NAME)
+    where, problem = workspace.describe(catalog_file.NAME), "was damaged"
     try:
         path = workspace.database(catalog_file.NAME)
         if not workspace.exists(catalog_file.NAME):
@@ -104,6 +104,9 @@ def _opened(archive: "Archive") -> ChunkCatalog | None:
             catalog = ChunkCatalog(path, read_only=not archive.writing, alone=archive.writing)
             if catalog.sound_for(archive.parameters.archive):
                 return catalog
+            problem = "was damaged, or is of another version or another archive"
+        else:
+            problem = "was left half written by a run that died"
     except DamagedError as error:  # not even SQLite is let near it
         archive.warnings.append(f"{error}; the catalog has been rebuilt")
         return None
@@ -112,7 +115,7 @@ def _opened(archive: "Archive") -> ChunkCatalog | None:
             raise
     if catalog is not None:
         catalog.close()
-    archive.warnings.append(f"{where} was damaged; it has been rebuilt")
+    archive.warnings.append(f"{where} {problem}; it has been rebuilt")
     return None
 
 
@@ -242,9 +245,7 @@ def rebuild(
     gone: Iterable[str] = (),
     unlisted: IO[bytes] | None = None,
 ) -> ChunkCatalog:
-    """Make the catalog again from packs and sessions. ``gone``: packs that there were before;
-    ``unlisted``: see derive.Doubts.
-    """
+    """Make the catalog again. ``gone``: packs that there were; ``unlisted``: see derive.Doubts."""
     known, archive.derived = known or Remembered(), True
     workspace, name = archive.storage.workspace, catalog_file.NAME
     if archive.writing:
@@ -323,6 +324,7 @@ def _conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: 
     reasons |= {name: str(error) for name, error in archive.damaged.items()}
     reasons |= archive.cut_off(volumes)
     known = catalog.spoilt()
+    reasons |= derive.damaged(archive, known.intersection(now.files) - reasons.keys())
     new = {name: reason for name, reason in reasons.items() if name not in known}
     catalog.set_spoilt(known & reasons.keys())
     spoil(catalog, new, volumes)

@@ -16,7 +16,7 @@ from backup_vm.errors import AgentError, DamagedError
 from backup_vm.jobs.advice import chunk_size_for, chunk_size_text
 from backup_vm.jobs.keep_rules import DAY
 from backup_vm.quantities import days_text
-from backup_vm.reporting.locks import lease_rows, lease_text, silent
+from backup_vm.reporting.locks import ahead, lease_remedy, lease_rows, lease_text, silent
 from backup_vm.reporting.view import TIMER, systemctl
 from backup_vm.terminal.text import count_text, size_text, waiting_text
 from common.text import session_name
@@ -121,13 +121,12 @@ def _of_leases(archive: Archive) -> Iterator[Finding]:
     for problem in problems:
         yield Finding(WARN, problem, "see whether the store can be reached: sparsebak list")
     for row in rows:
-        over = silent(row)
-        doubt = " that may be over" if over else ""
+        doubtful = silent(row) or ahead(row)
         yield _warn_unless(
-            not over,
-            f"another run{doubt} holds its lease: {lease_text(row)}",
-            "if that run is over: sparsebak unlock; by itself it is free half an hour after its"
-            " last renewal",
+            not doubtful,
+            f"another run{' that may be over' if doubtful else ''} holds its lease:"
+            f" {lease_text(row)}",
+            lease_remedy(row),
         )
 
 

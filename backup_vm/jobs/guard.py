@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.jobs.keep_rules import DAY, parse_duration
+from backup_vm.quantities import setting
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -151,5 +152,5 @@ def taken(raw: dict[str, Any]) -> tuple[dict[str, Any], Guard]:
             value = raw.pop(key)
             if not isinstance(value, str):
                 raise ValueError(f"{key} must be a text")
-            found[key] = parse(value)
+            found[key] = setting(key, parse, value)
     return raw, Guard(found.get("max_removed"), found.get("min_age"))

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from backup_vm.quantities import setting
+
 DAY = 86400
 AHEAD = DAY
 """Seconds by which a session may be ahead of our clock; further ahead, one of the two clocks is
@@ -24,6 +26,7 @@ make all before it old.
 """
 UNLIMITED = 1 << 62
 _DEFAULT = "keep_default"
+_DIGITS = 18
 _UNITS = {"h": 3600, "d": DAY, "w": 7 * DAY, "m": 30 * DAY, "y": 365 * DAY}
 _DURATION = re.compile(r"(\d+[hdwmy])+", re.ASCII)
 _PERIODS: dict[str, Callable[[int], tuple[int, ...]]] = {
@@ -130,11 +133,11 @@ def parse_count(text: str) -> int:
     """A number of sessions from 1 on, or ``unlimited``; raise ValueError."""
     if text in ("unlimited", "-1"):
         return UNLIMITED
-    number = int(text)
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= _DIGITS else 0
     if number < 1:
         raise ValueError(
-            "must be 1 or more, or 'unlimited'; to remove all sessions of a volume use: sparsebak"
-            " delete"
+            f"{text[:_DIGITS]!r} must be a number, 1 or more, or 'unlimited'; to remove all"
+            " sessions of a volume use: sparsebak delete"
         )
     return number
 
@@ -169,9 +172,9 @@ KEYS = {f"keep_{field.name}": field.name for field in fields(Rules)}
 """The rules as the settings file names them, and with dashes the command line."""
 
 
-def parse_table(raw: dict[str, Any]) -> Rules:
+def parse_table(raw: dict[str, Any], table: str = "prune") -> Rules:
     """Rules from a table of a settings file (``keep_daily = 7``), or ``keep_default = true`` in
-    their stead; raise ValueError.
+    their stead; raise ValueError, which names the ``table`` where nothing else tells.
     """
     raw = dict(raw)
     default = raw.pop(_DEFAULT, False)
@@ -179,6 +182,8 @@ def parse_table(raw: dict[str, Any]) -> Rules:
         return DEFAULT
     if default is not False:
         raise ValueError(f"{_DEFAULT} = true cannot be combined with other rules")
+    if unknown := [key for key in raw if key not in KEYS]:
+        raise ValueError(f"[{table}] {unknown[0]!r} is not a rule; known are {', '.join(KEYS)}")
     return parse_rules(raw)
 
 
@@ -199,4 +204,5 @@ def _value(key: str, value: Any) -> Any:
         return frozenset(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"{key} must be a number or a text")
-    return parse_duration(str(value)) if key == "keep_within" else parse_count(str(value))
+    parse = parse_duration if key == "keep_within" else parse_count
+    return setting(key, parse, str(value))

@@ -9,6 +9,7 @@ from backup_vm.archive import holding, lease_files
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.holder import LONGEST_HOST
 from backup_vm.archive.lease import RENEWAL
+from backup_vm.archive.lease_files import STALE
 from backup_vm.errors import ForbiddenError, SparsebakError
 from backup_vm.quantities import days_text
 from backup_vm.reporting.rows import LeaseRow, LockRow
@@ -75,7 +76,7 @@ def lease_rows(archive: Archive) -> tuple[list[LeaseRow], list[str]]:
             "process": holder.process if 0 < holder.process < 1 << 32 else 0,
             "command": printable(holder.command[:LONGEST_HOST]),
             "since": holder.since if 0 < holder.since <= LAST_TIME else None,
-            "renewed": int(renewed),
+            "renewed": int(min(max(renewed, 0), LAST_TIME)),
         }
         for kind, holder, renewed in found
     ]
@@ -87,9 +88,34 @@ def silent(row: LeaseRow) -> bool:
     return time.time() - row["renewed"] > SILENT
 
 
+def ahead(row: LeaseRow) -> bool:
+    """Whether it keeps others away for longer than the half hour of one whose run is over: by this
+    machine's clock it was renewed in the future, for which the store's clock was wrong, or is, or
+    somebody set the file's time, or this machine's clock is behind.
+    """
+    return row["renewed"] - time.time() > STALE
+
+
+def lease_remedy(row: LeaseRow) -> str:
+    """What to do about a lease whose run is over."""
+    return "if that run is over: sparsebak unlock; " + (
+        f"by itself it is free only half an hour after {session_name(row['renewed'])}, by the"
+        " clock of the store: see that its clock, and this machine's, are right"
+        if ahead(row)
+        else "by itself it is free half an hour after its last renewal"
+    )
+
+
+def lease_line(row: LeaseRow) -> str:
+    """That another run holds a lease, and what to do where time alone does not free it soon."""
+    line = f"Another run holds its lease: {lease_text(row)}"
+    return f"{line}; {lease_remedy(row)}" if ahead(row) else line
+
+
 def lease_text(row: LeaseRow) -> str:
     """A lease for people."""
     who = f"{row['host']}, process {row['process']}" if row["process"] else "holder unknown"
     what = f" ({row['command']})" if row["command"] else ""
     since = f", since {session_name(row['since'])}" if row["since"] else ""
-    return f"{who}{what}{since}, last renewed {session_name(row['renewed'])}"
+    future = ", which is in the future" if ahead(row) else ""
+    return f"{who}{what}{since}, last renewed {session_name(row['renewed'])}{future}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from backup_vm.reporting.calendar import calendar, days_of, legend
 from backup_vm.reporting.chart import growth
-from backup_vm.reporting.locks import lease_text, lock_text
+from backup_vm.reporting.locks import lease_line, lock_text
 from backup_vm.reporting.rows import CheckRow, StatusRow, UnprovenRow, VolumeRow, row_name
 from backup_vm.reporting.tree import Tree, cards, findings, html, node, scrolling, table
 from backup_vm.terminal.text import ratio_text, size_text
@@ -97,9 +97,7 @@ def _health(status: StatusRow, volumes: list[VolumeRow], now: int) -> Tree:
     for volume in status["volumes"]:
         if volume["latest"] is None:
             items.append(("warn", f"{volume['name']} was never backed up"))
-    items += [
-        ("warn", f"Another run holds its lease: {lease_text(row)}") for row in status["leases"]
-    ]
+    items += [("warn", lease_line(row)) for row in status["leases"]]
     if (lock := status["lock"]) is not None:
         kind = "warn" if lock["late"] else "ok"
         items += [(kind, line) for line in lock_text(lock)]

@@ -5,7 +5,7 @@ from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.parity.making import parity_files
 from backup_vm.errors import AgentError, DamagedError
-from backup_vm.reporting.locks import lease_rows, lease_text, lock_row, lock_text
+from backup_vm.reporting.locks import lease_line, lease_rows, lock_row, lock_text
 from backup_vm.reporting.rows import (
     DrillRow,
     StateRow,
@@ -236,6 +236,6 @@ def text(status: StatusRow) -> str:
         *_unproven_text(status["unproven"]),
         _drill_text(status["drilled"]),
         *lock_text(status["lock"]),
-        *(f"Another run holds its lease: {lease_text(row)}." for row in status["leases"]),
+        *(f"{lease_line(row)}." for row in status["leases"]),
     ]
     return "\n".join([*head, *status["problems"], "", _table(status["volumes"])])

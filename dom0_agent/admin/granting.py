@@ -172,9 +172,13 @@ def make(
         grant = Grant(of.archive.domain_keys(opened[0].dedup_domain), tuple(opened))
     except BadGrant as error:
         raise Refused(Code.BAD_REQUEST, f"{of.name}: {error}; name fewer sessions") from None
-    names = ", ".join(session_name(record.time) for record in opened)
-    log(INFO, f"a grant was made for {of.name} in {of.archive.label}: {names}")
     return grant
+
+
+def tell(of: Granted, grant: Grant, what: str) -> None:
+    """Log what becomes of a grant: whoever hands it on knows whether it was."""
+    names = ", ".join(session_name(record.time) for record in grant.records)
+    log(INFO, f"a grant {what}, for {of.name} in {of.archive.label}: {names}")
 
 
 def _of_the_volume(of: Granted, untrusted_records: Sequence[bytes]) -> list[tuple[Clear, bytes]]:

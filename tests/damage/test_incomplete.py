@@ -10,6 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.incomplete import incomplete
+from backup_vm.errors import DamagedError
+from backup_vm.jobs.reading import read_image
+from backup_vm.terminal.progress import Progress
+from tests.certainty import session_files
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, change
 from wire.chunks import ZERO_ID
@@ -55,6 +59,30 @@ def test_they_are_those_whose_images_lack_a_chunk(made: Site, tmp_path: Path, lo
         assert bool(lost) == bool(truly(archive))
     with site.open() as archive:  # as it was known before
         assert set(incomplete(archive, archive.sessions())) == truly(archive)
+
+
+def test_a_session_file_that_is_damaged_spoils_all_that_cannot_be_proven(built: Site) -> None:
+    """Wherever in it a byte has another value, once a scrub has found it."""
+    path, catalog = session_files(built)[1], built.archive / "catalog.sqlite"
+    raw, before = path.read_bytes(), catalog.read_bytes()
+    for at in range(40, len(raw), 90):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        catalog.write_bytes(before)
+        assert built.scrubbed()
+        with built.open(True) as archive:
+            archive.catalog.marks.storing = True  # the next run looks through all of it
+        with built.open(True):
+            pass
+        with built.open() as archive:
+            (series,), keys = archive.sessions().values(), built.keys(archive)
+            known = set(incomplete(archive, archive.sessions()))
+            for session in series:
+                try:
+                    image = archive.image(series, session)
+                    read_image(archive, image, keys, "work/private", Progress(), None)
+                except DamagedError:
+                    assert session.file in known, at
+            assert any(path.name in one for one in (*known, *archive.damaged)), at
 
 
 @pytest.fixture

@@ -223,6 +223,19 @@ def test_a_catalog_whose_schema_is_not_ours_is_thrown_away(built: Site, strange:
     assert list(built.images().items())[:3] == list(images.items())
 
 
+@pytest.mark.parametrize("version", ["1", "3"])
+def test_a_catalog_of_another_version_is_made_again(built: Site, version: str) -> None:
+    images = built.images()
+    with contextlib.closing(sqlite3.connect(built.archive / "catalog.sqlite")) as db, db:
+        db.execute("UPDATE meta SET value = ? WHERE key = 'version'", (version,))
+    with built.open(True) as archive:
+        (said,) = archive.warnings
+        assert "another version" in said and archive.derived
+    with built.open(True) as archive:
+        assert not archive.warnings
+    assert built.images() == images and built.scrubbed() == []
+
+
 @pytest.mark.parametrize("kind", ["link", "folder", "fifo", "hard link", "wal", "journal link"])
 def test_a_catalog_that_is_no_file_of_its_own_is_replaced(built: Site, kind: str) -> None:
     images, path = built.images(), built.archive / "catalog.sqlite"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A site with some sessions of a small file system, and indexes of the names in them."""
+"""An archive with a session of each of a few states of a file system, with and without indexes of
+their names.
+"""
 
 import io
 import json
@@ -19,7 +21,7 @@ from tests.kit import PASSPHRASE, Site
 from wire.records import read_clear
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Site:
     site = Site(tmp_path_factory.mktemp("indexed") / "site")
     for state in STATES:
@@ -28,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return site
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kept(made: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of its archive, with indexes."""
     archive = tmp_path_factory.mktemp("kept") / "archive"
@@ -39,7 +41,7 @@ def kept(made: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def listed(made: Site) -> Listed:
     words = ["--archive", str(made.archive), "--json", "files", "find", "work/private"]
     words += ["--passphrase-file", str(made.root / "pw"), "--session"]

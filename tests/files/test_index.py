@@ -4,15 +4,21 @@ whatever became of them.
 """
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backup_vm import cli
+from backup_vm.archive import name_index
+from backup_vm.archive.name_index import NO_SEGMENT, NameFile
+from backup_vm.archive.opening import open_archive
+from backup_vm.archive.prune import prune
 from backup_vm.jobs import indexing
 from tests.files.indexed import STATES, Indexed, Listed, filled
 from tests.kit import PASSPHRASE, Site, own_domains
+from tests.steps import deaths
 
 
 def test_what_is_found_is_what_reading_finds(
@@ -53,6 +59,55 @@ def test_a_history_is_the_same_with_and_without(plain: Indexed, unread: list[str
     assert [rows for rows, _ in before] == [rows for rows, _ in after]
     assert all(now <= then for (_, now), (_, then) in zip(after, before, strict=True))
     assert sum(now for _, now in after) < sum(then for _, then in before)
+
+
+@pytest.mark.parametrize("gone", [(1,), (0, 1, 2), (2, 4)])
+def test_an_index_outlives_the_sessions_that_it_builds_on(
+    indexed: Indexed, unread: list[str], listed: Listed, gone: tuple[int, ...]
+) -> None:
+    names = indexed.names()
+    for turn in gone:
+        words = ("--session", names[turn], "--yes")
+        indexed.run("prune", "work/private", *words)
+    assert len(indexed.files()) == len(STATES) - len(gone) == len(indexed.names())
+    unread.clear()
+    indexed.must_find(listed, "--name", "*.txt")
+    assert not unread and not indexed.index()
+    assert indexed.json("scrub")["damaged"] == []
+
+
+def test_a_prune_that_dies_leaves_indexes_that_hold(kept: Path, tmp_path: Path) -> None:
+    """At each file that it puts in a place or removes."""
+    folder = tmp_path / "archive"
+
+    def run() -> None:
+        with open_archive(str(folder), writing=True) as archive:
+            (series,) = archive.sessions().values()
+            prune(archive, [series[at] for at in (0, 1, 3) if at < len(series)])
+
+    def hold() -> int:
+        with open_archive(str(folder), writing=False) as archive:
+            (series,) = archive.sessions().values()
+            found = list(
+                name_index.load_all(archive.storage, series[0].volume, archive.parameters.archive)
+            )
+        indexes = {one.id: one for one in found if isinstance(one, NameFile)}
+        named = {one.name: one for one in indexes.values()}
+        for session in series:
+            one: NameFile | None = named[name_index.of_session(session.file)]
+            while one is not None and one.base != NO_SEGMENT:
+                one = indexes.get(one.base)
+            assert one is not None, session.name
+        return len(series)
+
+    shutil.copytree(kept, folder)
+    died = 0
+    for _ in deaths(run, ("replace", "rename", "unlink")):
+        left = hold()
+        died += left == len(STATES)
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+    assert left == 2 and died > 2
 
 
 def test_what_is_wrong_with_an_index_is_said_and_costs_nothing_else(indexed: Indexed) -> None:
@@ -104,6 +159,35 @@ def test_links_and_pipes_in_its_place_are_not_followed(indexed: Indexed) -> None
     path.unlink()
     os.mkfifo(path)
     assert "is ignored" in indexed.run(*words, *key)[1]
+    path.unlink()
+    path.mkdir()
+    (path / "mine").touch()
+    indexed.run("files", "index", *key, expect=4)  # made of all other sessions
+    assert sum(map(Path.is_file, indexed.files())) == len(STATES) - 1
+    name = indexed.names()[2]
+    indexed.run("prune", "work/private", "--session", name, "--yes")
+    indexed.run("prune", "work/private", "--session", indexed.names()[0], "--yes")
+    assert len(indexed.json("scrub", expect=4)["damaged"]) == 1
+    assert (path / "mine").exists()
+
+
+def test_a_copy_has_the_indexes_of_its_sessions(
+    indexed: Indexed, tmp_path: Path, unread: list[str]
+) -> None:
+    names, copy = indexed.names(), tmp_path / "copy"
+    indexed.run("copy", str(copy))
+    indexed.run("prune", "work/private", "--session", names[1], "--yes")
+    there = ("--archive", str(copy))
+    unread.clear()
+    assert len(indexed.found("--name", "*.txt", *there)) > 5 and not unread
+    indexed.run("prune", "work/private", "--session", names[0], "--yes", *there)
+    for path in copy.glob("volumes/*/*.names"):
+        if path.name > sorted(one.name for one in copy.glob("volumes/*/*.names"))[1]:
+            path.unlink()
+    indexed.run("copy", str(copy))  # what the copy lacks builds on what it has
+    unread.clear()
+    indexed.found("--name", "*.txt", *there)
+    assert not unread and indexed.json("scrub", *there)["damaged"] == []
 
 
 def test_one_of_another_partition_is_not_used(plain: Indexed, unread: list[str]) -> None:
@@ -120,16 +204,6 @@ def test_a_session_and_all_again(plain: Indexed, listed: Listed) -> None:
     assert [row["session"] for row in plain.index()] == [n for n in names if n != names[2]]
     assert len(plain.index("--again")) == len(names)
     plain.must_find(listed, "--name", "*.txt")
-
-
-def test_one_alone_made_again_keeps_those_that_build_on_it(
-    indexed: Indexed, unread: list[str], listed: Listed
-) -> None:
-    for name in indexed.names()[:2]:
-        indexed.index("--again", "--session", name)
-    unread.clear()
-    indexed.must_find(listed, "--name", "*.txt")
-    assert not unread and not indexed.index()
 
 
 def test_a_volume_without_a_file_system_has_none(tmp_path: Path) -> None:

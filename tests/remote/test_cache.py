@@ -7,6 +7,7 @@ import errno
 import multiprocessing
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from backup_vm.archive import partial
 from backup_vm.archive.storage import WHOLE, objects
+from backup_vm.archive.storage.blocks import Blocks
 from backup_vm.archive.storage.cache import Cache
 from backup_vm.archive.storage.objects import Entry, Unreachable
 from backup_vm.archive.storage.remote import RemoteStorage
@@ -267,3 +269,19 @@ def test_a_failed_block_is_not_kept(lying: Lying) -> None:
         reader.read(0, 1000)
     lying.fails = 0
     assert b"".join(reader.read(at, 1 << 16) for at in range(0, len(raw), 1 << 16)) == raw
+
+
+def test_a_block_whose_reading_ahead_failed_is_asked_for_again() -> None:
+    asked, begun = list[int](), threading.Event()
+
+    def fetch(name: str, entry: Entry, offset: int, length: int) -> bytes:
+        asked.append(offset)
+        if offset and asked.count(offset) == 1:
+            begun.wait()
+            raise SparsebakError("the place cannot be reached")
+        return b"block"
+
+    blocks, entry = Blocks(fetch), Entry(1, "one")
+    assert blocks.get("a", entry, 0) == b"block"
+    threading.Timer(0.05, begun.set).start()
+    assert blocks.get("a", entry, 1) == b"block" and asked.count(asked[1]) == 2

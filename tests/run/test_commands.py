@@ -116,8 +116,9 @@ def test_a_whole_life(shell: Shell) -> None:
         assert shell.image.read_bytes() == contents
     results = json.loads(shell.ok("verify", "--session", "all", "--json"))["sessions"]
     assert len(results) == 3 and all(result["ok"] for result in results)
-    scrubbed = {"damaged": [], "ok": True, "mended": [], "noted": True}
-    assert json.loads(shell.ok("scrub", "--json")) == scrubbed
+    assert json.loads(shell.ok("scrub", "--json")) == {
+        "damaged": [], "ok": True, "mended": [], "noted": True,
+    }  # fmt: skip
     status = json.loads(shell.ok("status", "--json"))
     assert status["label"] == "lab" and {v["name"] for v in status["volumes"]} == {
         "work/private",

@@ -232,3 +232,27 @@ def test_records_of_damaged_sessions_are_missed_aloud(granting: Granting, tmp_pa
     assert "is damaged" in error or "cannot be read" in error
     with open(path, "rb") as file:
         assert read_records(file, "it") == [one.record for one in series[1:]]
+
+
+def test_the_log_tells_of_a_grant_that_there_is(granting: Granting) -> None:
+    records, path = str(granting.records()), granting.site.root / "told"
+    words = ("grant", "work/private", "--records", records, "-o")
+    path.write_text("somebody's")
+    code, err = granting.agent(*words, str(path))
+    assert code == 1 and "exists" in err and "a grant " not in err
+    code, err = granting.agent(*words, str(path.with_name("nowhere") / "told"))
+    assert code == 1 and "no grant was made" in err and "a grant was" not in err
+    path.unlink()
+    code, err = granting.agent(*words, str(path))
+    assert code == 0 and "a grant was made, for work/private in " in err
+
+
+def test_one_that_was_sent_in_part_is_told_of(granting: Granting) -> None:
+    command = [BIN / "sparsebak-agent", "--config", granting.site.config, "grant", "work/private"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*command, "--records", granting.records(), "-o", "-"],
+            check=False, stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode and "a grant may have been sent, for" in done.stderr
+    assert "Traceback" not in done.stderr and "was made" not in done.stderr

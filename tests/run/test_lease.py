@@ -293,3 +293,26 @@ def test_status_and_doctor_say_who_holds_a_lease_and_what_to_do(
     assert sorted(locks.list()) == before, "a look writes nothing"
     run(site, "unlock", "--yes", capsys=capsys)
     assert leases() == []
+
+
+@pytest.mark.parametrize("when", [time.time() + 86400, 1 << 40], ids=["tomorrow", "never"])
+def test_a_lease_from_the_future_is_told_of(
+    site: Site, capsys: pytest.CaptureFixture[str], when: float
+) -> None:
+    """The clock by which it was dated was wrong: time alone does not end it."""
+    LocalStorage(site.archive).locks().put("writer-3", ELSEWHERE.dump())
+    os.utime(site.archive / FOLDER / "writer-3", (when, when))
+    assert "in use" in run(site, "scrub", capsys=capsys, expect=11)[1]
+    out = run(site, "status", capsys=capsys)[0]
+    (line,) = [line for line in out.splitlines() if "holds its lease" in line]
+    assert "in the future" in line and "sparsebak unlock" in line
+    cli.main(["--archive", str(site.archive), "doctor", "--json"])
+    rows = json.loads(capsys.readouterr().out)["findings"]
+    (row,) = [row for row in rows if row["topic"] == "leases"]
+    assert row["state"] == "warn" and "in the future" in row["what"]
+    assert "sparsebak unlock" in row["remedy"] and "clock" in row["remedy"]
+    page = site.root / "page.html"
+    run(site, "report", "-o", str(page), capsys=capsys)
+    assert "in the future" in page.read_text()
+    run(site, "unlock", "--yes", capsys=capsys)
+    run(site, "scrub", capsys=capsys)

@@ -166,7 +166,9 @@ def test_a_scrub_of_what_is_read_only_here(
     monkeypatch.setattr(LocalStorage, "writable", lambda _: False)
     one = Reading("scrub", lambda *_: ["scrub"])
     for _, code, out, err in points(commands, scene, one, lambda: prunes(scene.site.archive)):
-        assert code == 0 and not err and json.loads(out)["ok"], (out, err)
+        done = json.loads(out)
+        assert code == 0 and done["ok"] and not done["noted"], (out, err)
+        assert err.count("\n") == 1, err  # that it was not noted, and nothing is wrong
     for what, loss in LOSSES.items():
         put_back(scene)
         with interfered(5, lambda loss=loss: loss(scene.site.archive)):  # type: ignore[misc]

@@ -158,3 +158,12 @@ def test_a_name_is_text_in_the_page_and_in_the_metrics(office: Office) -> None:
         for value in sample.labels.values()
     }
     assert names <= told
+
+
+def test_a_home_that_is_no_folder(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    office.add("alice")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/dev/null")
+    nothing, error = office.keep(expect=1)
+    assert nothing is None and error.count("\n") == 1
+    assert "no folder /dev/null/" in error and "set HOME or XDG_STATE_HOME" in error

@@ -26,9 +26,17 @@ class Blocks:
 
     def get(self, name: str, entry: Entry, index: int) -> bytes:
         """A block, with the next one on its way."""
+        with self._lock:
+            ahead = (name, entry, index) in self._blocks
         wanted = self._begin(name, entry, index)
         self._begin(name, entry, index + 1)
-        return wanted.result()
+        try:
+            return wanted.result()
+        except Exception:
+            if not ahead:
+                raise
+        # It was asked for before anybody wanted it: that it failed then says nothing of now.
+        return self._begin(name, entry, index).result()
 
     def _begin(self, name: str, entry: Entry, index: int) -> "Future[bytes]":
         with self._lock:

@@ -134,6 +134,7 @@ class _Run:
         """Store what was made, unless what it is of was removed meanwhile."""
         from backup_vm.archive import name_index
         from backup_vm.archive.name_index import NO_SEGMENT
+        from backup_vm.errors import DamagedError
 
         own, volume = archive.parameters.archive, made[0][0].volume
         if self._context.options.session != "all":  # else those that build on them are made, too
@@ -149,7 +150,12 @@ class _Run:
                     self._once_more(session)
                     continue
                 name = name_index.of_session(session.file)
-                name_index.write(archive.storage, own, name, one.parts(), 1)
+                try:
+                    name_index.write(archive.storage, own, name, one.parts(), 1)
+                except DamagedError as error:  # there is something else of that name
+                    self.failed, self.damaged = self.failed + 1, True
+                    self._context.warn(str(error))
+                    continue
                 here.add(one.head.id)
                 size = archive.storage.size(name)
                 self.size += size

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+from backup_vm import failures
 from backup_vm.archive.storage import is_remote
 from backup_vm.errors import LockedError, SparsebakError
 from backup_vm.paths import read_small, state_folder
@@ -49,7 +50,7 @@ class Memory:
 
     def _read(self) -> Iterator[KeptRow]:
         names = list[str]()
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):  # "alone" says so
             names = sorted(os.listdir(self._folder))
         for name in names:
             if name.endswith(_SUFFIX):
@@ -58,8 +59,16 @@ class Memory:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other runs at this place on this machine away; raise LockedError, OSError."""
-        make_directory(self._folder)
+        """Keep other runs at this place on this machine away; raise LockedError, SparsebakError,
+        OSError.
+        """
+        try:
+            make_directory(self._folder)
+        except OSError as error:
+            raise SparsebakError(
+                f"there is no folder {self._folder} to remember in what was kept: {error.strerror}",
+                failures.hint(error) or "set HOME or XDG_STATE_HOME to a folder of this user",
+            ) from None
         try:
             fd = lock(self._folder / _LOCK)
         except Busy:

@@ -12,7 +12,7 @@ from backup_vm.errors import UsageError
 from backup_vm.jobs.guard import Guard, taken
 from backup_vm.jobs.keep_rules import DAY, Rules, parse_duration, parse_table
 from backup_vm.paths import expanded, read_small
-from backup_vm.quantities import Part, parse_part
+from backup_vm.quantities import Part, parse_part, setting
 from backup_vm.rate import parse_rate
 
 LARGEST = 1 << 20
@@ -104,8 +104,12 @@ def parse(raw: dict[str, Any]) -> Setup:
     plan = _plan(raw, Plan(), "")
     return Setup(
         **texts,
-        limit_rate=None if rate is None else parse_rate(_text("limit_rate", rate)),
-        time_limit=None if limit is None else parse_duration(_text("time_limit", limit)),
+        limit_rate=None
+        if rate is None
+        else setting("limit_rate", parse_rate, _text("limit_rate", rate)),
+        time_limit=None
+        if limit is None
+        else setting("time_limit", parse_duration, _text("time_limit", limit)),
         ignored=frozenset(name.strip("/") for name in ignored),
         plan=plan,
         plans={n.strip("/"): _plan(one, plan, f"archives.{n}: ") for n, one in archives.items()},
@@ -120,7 +124,9 @@ def _plan(raw: dict[str, Any], base: Plan, where: str) -> Plan:
             if not isinstance(value, dict):
                 raise ValueError(f"{where}prune must be a table")
             value, guard = taken(value)
-            plan = replace(plan, rules=parse_table(value), guard=guard.over(base.guard))
+            plan = replace(
+                plan, rules=parse_table(value, f"{where}prune"), guard=guard.over(base.guard)
+            )
         elif key == "copy":
             if not isinstance(value, bool):
                 raise ValueError(f"{where}copy must be true or false")
@@ -131,7 +137,7 @@ def _plan(raw: dict[str, Any], base: Plan, where: str) -> Plan:
             plan = replace(plan, older_than=_limit(key, value))
         elif key == "sample":
             text = _text(key, value)
-            part = None if text in (NEVER, "all") else parse_part(text)
+            part = None if text in (NEVER, "all") else setting(key, parse_part, text)
             plan = replace(plan, scrub=text != NEVER, sample=part)
         else:
             known = ", ".join((*_TEXTS, "limit_rate", "time_limit", "ignore") if not where else ())
@@ -144,7 +150,7 @@ def _plan(raw: dict[str, Any], base: Plan, where: str) -> Plan:
 
 def _limit(key: str, value: Any) -> int | None:
     text = _text(key, value)
-    return None if text == NEVER else parse_duration(text)
+    return None if text == NEVER else setting(key, parse_duration, text)
 
 
 def _text(key: str, value: Any) -> str:

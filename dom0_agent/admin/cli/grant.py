@@ -21,6 +21,7 @@ from dom0_agent.admin.granting import (
     make,
     read_records,
     sharing,
+    tell,
 )
 from dom0_agent.config import Config, load
 
@@ -109,10 +110,15 @@ def _run(options: argparse.Namespace) -> int:
     grant = make(of, records(options, config, of), options.session, options.all)
     shared = sharing(config, of, grant) if is_shared(of, grant) else None
     if options.output == "-":
-        sys.stdout.buffer.write(grant.build())
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(grant.build())
+            sys.stdout.buffer.flush()
+        except OSError:
+            tell(of, grant, "may have been sent")  # a part, or all of it
+            raise
     else:
         _write(Path(options.output), grant.build())
+    tell(of, grant, "was made")
     # By time, because the backup VM chose which sessions the beginning of a time fits.
     names, more = [session_name(one.time) for one in grant.records[:_SHOWN]], ""
     if len(grant.records) > _SHOWN:

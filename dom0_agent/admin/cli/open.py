@@ -9,7 +9,7 @@ from typing import Any
 from common.text import printable, session_name
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.cli.grant import records, volume_and_sessions
-from dom0_agent.admin.granting import Granted, find, granted_volumes, make
+from dom0_agent.admin.granting import Granted, find, granted_volumes, make, tell
 from dom0_agent.config import Config, load
 
 
@@ -50,6 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     grant = make(of, records(options, config, of), options.session, every=False)
     names = ", ".join(session_name(one.time) for one in grant.records)
     confirm(options, _question(of, names, place.template))
+    tell(of, grant, "goes to a new disposable")  # of one that fails later it may be told, too
     name = opening.show(place, grant, config.state_dir)
     if not options.quiet:
         print(

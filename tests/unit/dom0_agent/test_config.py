@@ -188,3 +188,28 @@ def test_changes_of_one_moment_are_all_seen(tmp_path: Path) -> None:
     for number in range(200):
         path = write(tmp_path, GOOD.replace("work/private.img", f"{number:03}.img"))
         assert load(path).volumes[0].vid == f"{number:03}.img"
+
+
+ODD = ("1", "-1", "1.5", "true", '"x"', "[1]", '["x"]', "[[1]]", "{a = 1}", "[{}]", "1979-05-27")
+
+
+@pytest.mark.parametrize("key", ["pool", "volume", "allow_restore", "threads", "qubes", "catalog"])
+def test_a_value_of_another_type_is_named(tmp_path: Path, key: str) -> None:
+    for value in ODD:
+        try:
+            load(write(tmp_path, f'state_dir = "state"\n{key} = {value}\n'))
+        except ConfigError as error:
+            text = str(error).partition("agent.toml: ")[2]
+            assert key in text and "\n" not in text and "object" not in text, (value, text)
+            assert "indices" not in text, (value, text)
+        else:
+            assert (key, value) in (("threads", "1"), ("qubes", "{a = 1}")), value
+
+
+@pytest.mark.parametrize("key", ["from", "to"])
+def test_what_may_be_restored_must_be_volumes(tmp_path: Path, key: str) -> None:
+    for value in ("1", '""', '"work"', '"a/b/c"', "[]"):
+        both = {"from": '"work/private"', "to": '"work/private"'} | {key: value}
+        lines = "\n".join(f"{one} = {text}" for one, text in both.items())
+        with pytest.raises(ConfigError, match=key):
+            load(write(tmp_path, f'state_dir = "state"\n[[allow_restore]]\n{lines}\n'))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Indexes of names through what becomes of their sessions: pruned, copied, removed meanwhile."""
+"""Indexes of names that are replaced, removed and handed on while others are made, read, copied."""
 
 import json
 import shutil
@@ -9,81 +9,21 @@ from typing import Any
 import pytest
 
 from backup_vm.archive import name_index
-from backup_vm.archive.name_index import NO_SEGMENT, NameFile
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.cli.files import indexing as indexing_command
-from tests.files.indexed import STATES, Indexed, Listed
-from tests.steps import deaths
+from tests.files.indexed import Indexed, Listed
 
 
-@pytest.mark.parametrize("gone", [(1,), (0, 1, 2), (2, 4)])
-def test_an_index_outlives_the_sessions_that_it_builds_on(
-    indexed: Indexed, unread: list[str], listed: Listed, gone: tuple[int, ...]
+def test_one_alone_made_again_keeps_those_that_build_on_it(
+    indexed: Indexed, unread: list[str], listed: Listed
 ) -> None:
-    names = indexed.names()
-    for turn in gone:
-        words = ("--session", names[turn], "--yes")
-        indexed.run("prune", "work/private", *words)
-    assert len(indexed.files()) == len(STATES) - len(gone) == len(indexed.names())
+    for name in indexed.names()[:2]:
+        indexed.index("--again", "--session", name)
     unread.clear()
     indexed.must_find(listed, "--name", "*.txt")
     assert not unread and not indexed.index()
-    assert indexed.json("scrub")["damaged"] == []
-
-
-def test_a_prune_that_dies_leaves_indexes_that_hold(kept: Path, tmp_path: Path) -> None:
-    """At each file that it puts in a place or removes."""
-    folder = tmp_path / "archive"
-
-    def run() -> None:
-        with open_archive(str(folder), writing=True) as archive:
-            (series,) = archive.sessions().values()
-            prune(archive, [series[at] for at in (0, 1, 3) if at < len(series)])
-
-    def hold() -> int:
-        with open_archive(str(folder), writing=False) as archive:
-            (series,) = archive.sessions().values()
-            found = list(
-                name_index.load_all(archive.storage, series[0].volume, archive.parameters.archive)
-            )
-        indexes = {one.id: one for one in found if isinstance(one, NameFile)}
-        named = {one.name: one for one in indexes.values()}
-        for session in series:
-            one: NameFile | None = named[name_index.of_session(session.file)]
-            while one is not None and one.base != NO_SEGMENT:
-                one = indexes.get(one.base)
-            assert one is not None, session.name
-        return len(series)
-
-    shutil.copytree(kept, folder)
-    died = 0
-    for _ in deaths(run, ("replace", "rename", "unlink")):
-        left = hold()
-        died += left == len(STATES)
-        shutil.rmtree(folder)
-        shutil.copytree(kept, folder)
-    assert left == 2 and died > 2
-
-
-def test_a_copy_has_the_indexes_of_its_sessions(
-    indexed: Indexed, tmp_path: Path, unread: list[str]
-) -> None:
-    names, copy = indexed.names(), tmp_path / "copy"
-    indexed.run("copy", str(copy))
-    indexed.run("prune", "work/private", "--session", names[1], "--yes")
-    there = ("--archive", str(copy))
-    unread.clear()
-    assert len(indexed.found("--name", "*.txt", *there)) > 5 and not unread
-    indexed.run("prune", "work/private", "--session", names[0], "--yes", *there)
-    for path in copy.glob("volumes/*/*.names"):
-        if path.name > sorted(one.name for one in copy.glob("volumes/*/*.names"))[1]:
-            path.unlink()
-    indexed.run("copy", str(copy))  # what the copy lacks builds on what it has
-    unread.clear()
-    indexed.found("--name", "*.txt", *there)
-    assert not unread and indexed.json("scrub", *there)["damaged"] == []
 
 
 def test_what_an_index_builds_on_is_removed_while_it_is_made(
@@ -150,3 +90,26 @@ def versions(out: str, names: list[str]) -> set[tuple[str, str, int]]:
         for name in (names[1], names[3], names[4])
         if row["first"] <= name <= row["last"]
     }
+
+
+def test_a_copy_takes_nothing_from_where_another_machine_moved_it(
+    indexed: Indexed, listed: Listed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalWorkspace, "lock", lambda *_, **__: None)
+    copy, archive, check = tmp_path / "copy", indexed.site.archive, name_index.check
+    indexed.run("copy", str(copy))
+    for path in copy.glob("volumes/*/*.names"):
+        path.unlink()
+
+    def late(storage: Any, name: str) -> None:
+        if storage.describe() == str(archive) and name == name_index.of_session(series[0].file):
+            monkeypatch.setattr(name_index, "check", check)
+            with open_archive(str(archive), writing=True) as other:
+                prune(other, [series[0]])
+        check(storage, name)
+
+    with open_archive(str(archive), writing=False) as other:
+        (series,) = other.sessions().values()
+    monkeypatch.setattr(name_index, "check", late)
+    indexed.run("copy", str(copy))
+    assert indexed.json("scrub", "--archive", str(copy))["damaged"] == []
