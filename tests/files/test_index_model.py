@@ -102,7 +102,7 @@ class Asked:
         elif what in ("index one", "again one"):
             self.index(*one, *["--again"] * (what == "again one"))
         elif what == "prune" and one[1] != names[-1]:
-            assert self.run("prune", "work/private", *one, "--yes")[0] == 0
+            assert self.run("prune", "work/private", *one, *self._key, "--yes")[0] == 0
         elif what == "lose" and indexes:
             indexes[chance % len(indexes)].unlink()
         elif what == "damage" and indexes:
