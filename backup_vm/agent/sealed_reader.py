@@ -207,7 +207,7 @@ class SealedReader:
 
     def _give_up(self, connection: Connection) -> None:
         self._silent = True
-        connection.process.kill()
+        connection.kill()
 
     def _frame(self, stdout: IO[bytes], kind: int, limits: tuple[int, int]) -> bytes:
         """The payload of a frame of that kind, of a length within the limits; of a status that

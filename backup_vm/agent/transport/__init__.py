@@ -57,6 +57,10 @@ class Connection:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
+    def kill(self) -> None:
+        """End it by force."""
+        self.process.kill()
+
     def close(self) -> None:
         """Hang up and wait for its end."""
         self.hang_up()

@@ -3,6 +3,8 @@
 
 import contextlib
 import fcntl
+import os
+import signal
 import subprocess
 from typing import IO
 
@@ -19,6 +21,19 @@ _PATIENCE = 5.0
 class _Child(Connection):
     """A connection to a child process."""
 
+    def __init__(self, child: "subprocess.Popen[bytes]", log: LastWords) -> None:
+        super().__init__(child, log)
+        self._child = child
+
+    @override
+    def kill(self) -> None:
+        """End it, and all that it started: one of them that is left would hold our pipes, and who
+        writes to these would wait for ever.
+        """
+        if self._child.returncode is None:  # nobody waited for it, so that the number is its own
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+
     @override
     def close(self) -> None:
         """The child's end comes by force if it does not come soon."""
@@ -26,7 +41,7 @@ class _Child(Connection):
         try:
             self.process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.kill()
             self.process.wait()
 
 
