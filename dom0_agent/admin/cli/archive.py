@@ -84,12 +84,7 @@ def _add_add(actions: Any) -> None:
         action="store_true",
         help="leave the key in the archive: for a backup VM and a disk that are trusted",
     )
-    add.add_argument(
-        "--passphrase-file",
-        type=Path,
-        metavar="F",
-        help="the passphrase, in a file's first line",
-    )
+    passphrase_option(add, "the passphrase")
     add.add_argument(
         "--chunk-size",
         choices=_UNITS,
@@ -103,6 +98,13 @@ def _add_add(actions: Any) -> None:
         help="hash for chunk ids (default: the one that this processor computes faster)",
     )
     add.set_defaults(run=_add)
+
+
+def passphrase_option(command: argparse.ArgumentParser, what: str) -> None:
+    """Declare --passphrase-file, of a file that has ``what``."""
+    command.add_argument(
+        "--passphrase-file", type=Path, metavar="F", help=f"{what}, in a file's first line"
+    )
 
 
 def _add(options: argparse.Namespace) -> int:

@@ -18,7 +18,13 @@ from typing import Any
 from dom0_agent.admin.adoption import adopt, read, unlock
 from dom0_agent.admin.archives import is_sound, set_slots
 from dom0_agent.admin.cli import UserError, confirm, yes_option
-from dom0_agent.admin.cli.archive import ask_secret, new_passphrase, print_recovery, read_secret
+from dom0_agent.admin.cli.archive import (
+    ask_secret,
+    new_passphrase,
+    passphrase_option,
+    print_recovery,
+    read_secret,
+)
 from dom0_agent.config import load
 from dom0_agent.keyring import ArchiveKey, Keyring
 from wire.messages import MODE_OPEN
@@ -82,6 +88,9 @@ def _add_old(actions: Any) -> None:
     old.set_defaults(run=_show_recovery)
 
 
+_passphrase = partial(passphrase_option, what="the new passphrase")
+
+
 def _action(
     actions: Any,
     name: str,
@@ -107,15 +116,6 @@ def _slot(action: argparse.ArgumentParser, required: bool = False) -> None:
     )
 
 
-def _passphrase(action: argparse.ArgumentParser) -> None:
-    action.add_argument(
-        "--passphrase-file",
-        type=Path,
-        metavar="F",
-        help="the new passphrase, in a file's first line",
-    )
-
-
 def _add_import(actions: Any) -> None:
     take = actions.add_parser(
         "import",
@@ -130,12 +130,7 @@ def _add_import(actions: Any) -> None:
     take.add_argument(
         "--caller", required=True, metavar="NAME", help="the backup VM that may use the archive"
     )
-    take.add_argument(
-        "--passphrase-file",
-        type=Path,
-        metavar="F",
-        help="passphrase or recovery key, in a file's first line",
-    )
+    passphrase_option(take, "passphrase or recovery key")
     take.add_argument(
         "--open",
         action="store_true",
