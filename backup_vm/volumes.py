@@ -5,8 +5,7 @@ and to nobody else.
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.notes import Notes
@@ -27,8 +26,7 @@ IMAGE_SUFFIX = ".img"
 """What a session's name ends with where it is shown as an image file."""
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(NamedTuple):
     """A volume of the archive. Without dom0 and without the key, ``qube`` is empty and ``volume``
     the volume's id.
     """
@@ -37,7 +35,7 @@ class Named:
     volume: str
     id: str
     sessions: tuple[Session, ...]
-    notes: Notes = field(default_factory=Notes)
+    notes: Notes
     notes_damaged: DamagedError | None = None
     closed: tuple[Session, ...] = ()
     """Sessions that the grant in use is not for: nobody sees them, but images build on them."""
@@ -86,7 +84,7 @@ def _granted(volume: Named, grant: Grant) -> list[Named]:
     seen = tuple(one for one in volume.sessions if one.clear.session in wanted)
     closed = tuple(one for one in volume.sessions if one.clear.session not in wanted)
     ours = volume.id == grant.volume_id.hex()
-    return [replace(volume, sessions=seen, closed=closed)] if ours and seen else []
+    return [volume._replace(sessions=seen, closed=closed)] if ours and seen else []
 
 
 def _told_apart(found: list[Named], known: Collection[str]) -> Iterator[Named]:
@@ -97,7 +95,7 @@ def _told_apart(found: list[Named], known: Collection[str]) -> Iterator[Named]:
     for one in sorted(found, key=lambda one: (one.id not in known, -_newest(one))):
         if one.qube and (one.qube, one.volume) in names:
             taken = {qube for qube, volume in names if volume == one.volume}
-            one = replace(one, qube=set_aside(one.qube, taken))
+            one = one._replace(qube=set_aside(one.qube, taken))
         names.add((one.qube, one.volume))
         yield one
 
@@ -181,8 +179,7 @@ def needed(keys: AnyKeys | None) -> AnyKeys:
     return keys
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(NamedTuple):
     """An archive that is open, its keys if they are here, and its volumes as far as their names are
     known.
     """
@@ -222,7 +219,7 @@ class Contents:
     def now(self) -> "Contents":
         """The same, with the sessions that are there now."""
         told = {one.id: (one.qube, one.volume) for one in self.volumes if one.qube}
-        return replace(self, volumes=stored_volumes(self.archive, self.keys, told))
+        return self._replace(volumes=stored_volumes(self.archive, self.keys, told))
 
     def image(self, volume: Named, session: Session) -> "Image":
         """The volume as it was at one of its sessions; raise DamagedError."""
@@ -240,8 +237,7 @@ class Contents:
         return [line for one, mine in by_volume.values() for line in text(one.name, mine, found)]
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """One session of one volume, and where it is."""
 
     contents: Contents

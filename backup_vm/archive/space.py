@@ -9,9 +9,8 @@ few tens of MiB; two that share these would be counted as one, which is as likel
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from backup_vm.archive import naming, sessions
 from backup_vm.archive.archive import Archive
@@ -34,8 +33,7 @@ LARGEST = 3_000_000
 """
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """What a volume takes up. ``own``: sealed bytes that only it refers to, ``shared``: those that
     others refer to too.
 

@@ -84,7 +84,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _refresh(context: Context) -> int:
-    from dataclasses import replace
 
     from backup_vm.errors import AgentError, DamagedError
     from wire.messages import MODE_OPEN
@@ -103,7 +102,7 @@ def _refresh(context: Context) -> int:
                 "somebody has changed archive.toml; write it again from what dom0 knows: sparsebak"
                 f" init DIR --label {entry.label} --repair",
             )
-        replace(archive.parameters, slots=tuple(slots)).save(archive.storage)
+        archive.parameters._replace(slots=tuple(slots)).save(archive.storage)
     context.done(
         {"slots": len(slots)}, f"The archive has {count_text(len(slots), 'key slot')} now."
     )
