@@ -12,7 +12,7 @@ import re
 import stat
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -297,8 +297,14 @@ def files(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
     """Each regular file of a restored archive: absolute name, what tar says of it, contents. One
     pass, one file at a time.
     """
+    headers = dict[str, Mapping[str, str]]()
     with _opened(path) as tar:
         for member in tar:
+            # A file's attributes are with the first of its names: without its ACL the mode says
+            # more than is allowed.
+            if member.islnk():
+                member.pax_headers = headers.get(member.linkname, {})
+            headers[member.name] = member.pax_headers
             ours = member.name == LEFT_OUT or member.name.startswith(f"{FOLDER}/")
             if not ours and (contents := _contents(tar, member)) is not None:
                 yield f"/{member.name}", member, contents
