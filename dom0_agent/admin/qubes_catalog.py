@@ -9,6 +9,7 @@ and ``qubes/storage``).
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class QubesCatalog(VolumeCatalog):
     @override
     def find(self, qube: str, volume: str, left_out: bool = False) -> Volume | None:
         """With ``left_out`` also one that is not backed up."""
-        with asking():
+        with _understood(qube), asking():
             if qube == "dom0":
                 found = self._document(*CONFIG)
             elif qube in self._app.domains:
@@ -296,6 +297,15 @@ def documents_are_taken_down() -> bool:
         return importlib.util.find_spec("dom0_agent.admin.settings.collecting") is not None
     except ModuleNotFoundError:
         return False
+
+
+@contextmanager
+def _understood(qube: str) -> Iterator[None]:
+    """Turns an answer of qubesd that means nothing here (a pool's name, say) into a refusal."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        raise Refused(Code.INTERNAL, f"{qube}: {error}") from None
 
 
 def _is_there(qube: str) -> bool:
