@@ -73,8 +73,11 @@ class State:
     def move_to(self, volume: Volume) -> None:
         """Remember where the volume is now."""
         before, self.place = self.place, remember(volume)
-        if before is not None and _storage(before) != _storage(self.place):
-            self.left.append(before)
+        if before is None or _storage(before) == _storage(self.place):
+            return
+        # It may have been where it is now before: what is there is in use again.
+        now = _storage(self.place), _storage(before)
+        self.left = [one for one in self.left if _storage(one) not in now] + [before]
 
     def snapshots(self) -> set[int]:
         """Numbers of the snapshots that are needed."""

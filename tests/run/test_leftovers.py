@@ -79,6 +79,22 @@ def test_a_volume_that_moved_is_forgotten_in_both_places(two: Site) -> None:
     assert two.snapshots() == []
 
 
+def test_a_volume_that_moved_away_and_back_keeps_its_snapshot(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site")
+    fill(site.image(), 4 * GRAIN)
+    text, other = site.config.read_text(), site.root / "other"
+    other.mkdir()
+    for at in ("pool", "other", "pool", "other", "pool"):
+        site.config.write_text(text.replace('path = "pool"', f'path = "{at}"'))
+        shutil.copytree(site.pool, other, dirs_exist_ok=True, ignore=lambda *_: [".sparsebak"])
+        site.backup()
+    left = VolumeState(site.state, "work", "private").load().left
+    assert [Path(one["pool"]["path"]).name for one in left] == ["other"]
+    assert agent(site, "monitor") == 0
+    assert len(site.snapshots()) == 1 and not list(other.glob(".sparsebak/*/*/*"))
+    assert site.backup().done[0].stored == 0 and site.backup().done[0].full is False
+
+
 def test_what_cannot_be_removed_stays_known(
     two: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
