@@ -111,6 +111,10 @@ def test_what_cannot_be_removed_stays_known(
     os.rename(two.pool, two.root / "away")  # a disk that is not mounted
     assert agent(two, "forget", "old/private", "--yes") == 1
     assert "pool p is not there" in capsys.readouterr().err
+    two.pool.mkdir()  # where it is mounted
+    assert agent(two, "forget", "old/private", "--yes") == 1
+    assert "pool p is not there" in capsys.readouterr().err
+    two.pool.rmdir()
     assert agent(two, "monitor", "-q") == 1  # for the other volume
     assert (two.state / "volumes/old/private/state.json").read_bytes() == before
     os.rename(two.root / "away", two.pool)
