@@ -132,7 +132,7 @@ class QubesCatalog(VolumeCatalog):
             try:
                 with asking():
                     of_it = list(self._of(domain))
-                    if str(domain.klass) != "AdminVM" and _lasts(domain, str(domain.klass)):
+                    if str(domain.klass) != "AdminVM" and lasts(domain, str(domain.klass)):
                         uuids[name] = str(getattr(domain, "uuid", ""))
             except (Refused, KeyError, ValueError) as error:  # the others are backed up
                 if _is_there(name):  # it may have gone meanwhile, as disposables do
@@ -153,7 +153,7 @@ class QubesCatalog(VolumeCatalog):
         if klass == "AdminVM":
             return
         reason = self._left_out(domain, name, klass)
-        if reason is not None and not (left_out and klass in _KEEPS and _lasts(domain, klass)):
+        if reason is not None and not (left_out and klass in _KEEPS and lasts(domain, klass)):
             yield Skipped(name, reason)
             return
         for volume in _KEEPS[klass]:
@@ -166,7 +166,7 @@ class QubesCatalog(VolumeCatalog):
             parse_name(name, "qube")
         except BadName as error:
             return str(error)
-        if not _lasts(domain, klass):
+        if not lasts(domain, klass):
             return "a disposable keeps nothing"
         if klass not in _KEEPS:
             return _WHY_NOT.get(klass, f"class {klass} is not known to keep anything")
@@ -324,7 +324,7 @@ def _is_name(name: str) -> bool:
         return False
 
 
-def _lasts(domain: Any, klass: str) -> bool:
+def lasts(domain: Any, klass: str) -> bool:
     """Whether a qube outlives its being shut down: all but the disposables that go by
     themselves.
     """

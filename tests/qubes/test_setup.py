@@ -100,8 +100,10 @@ def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(
     monkeypatch.setattr(setup_command, "_CONFIG", elsewhere)
     qubesd.pools["p"] = {"driver": "file-reflink", "dir_path": "/x"}
     qubesd.add("keeper", "AppVM", "p")
+    qubesd.add("disp1", "DispVM", "p")
+    qubesd.add("fedora", "TemplateVM", "p")
     config = tmp_path / "etc/agent.toml"
-    for name in ("nobody", "dom0", "../x"):
+    for name in ("nobody", "dom0", "../x", "disp1", "fedora"):
         assert cli.main(["--config", str(config), "setup", name]) == 1
         assert not config.exists()
     assert cli.main(["--config", str(config), "setup", "keeper"]) == 0
