@@ -14,6 +14,7 @@ from dom0_agent import notify
 from dom0_agent.admin import catalog, cli, policy
 from dom0_agent.admin.cli import backup as backup_command
 from dom0_agent.admin.cli import setup as setup_command
+from dom0_agent.admin.tags import VM_TAG
 from tests.qubes.kit import BACKUP_VM, QubesSite
 from tests.qubes.qubesd import Qube, Qubesd, Refusal
 from tests.system.guest.qrexec import from_vmexec
@@ -111,6 +112,20 @@ def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(
 
     assert load(config).catalog == "qubes"
     assert (tmp_path / "state/catalog.json").exists()
+
+
+def test_a_clone_of_the_backup_vm_is_not_asked(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has the tags of what it was cloned from."""
+    agent(qubes, "setup", BACKUP_VM)
+    qubes.add_qube("copy")
+    qubes.qubesd.qubes["copy"].tags |= qubes.qubesd.qubes[BACKUP_VM].tags
+    capsys.readouterr()
+    assert agent(qubes, "backup") == 1
+    assert f"{BACKUP_VM} and copy are all tagged as the backup VM" in capsys.readouterr().err
+    assert agent(qubes, "setup", BACKUP_VM) == 0
+    assert VM_TAG not in qubes.qubesd.qubes["copy"].tags
 
 
 @pytest.mark.parametrize(

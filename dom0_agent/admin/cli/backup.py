@@ -129,8 +129,14 @@ def _backup_vm(app: Any, name: str | None) -> Any:
             raise UserError(f"there is no qube {name}")
         return app.domains[name]
     found = tagged(app.domains, VM_TAG)
-    if len(found) != 1:
+    if not found:
         raise UserError("no backup VM is set up; run: sparsebak-agent setup BACKUP-VM")
+    if len(found) > 1:  # Qubes gives a clone, and a disposable, the tags of what it is made from
+        names = " and ".join(sorted(str(domain.name) for domain in found))
+        raise UserError(
+            f"{names} are all tagged as the backup VM; for the one that is it, run:"
+            " sparsebak-agent setup BACKUP-VM"
+        )
     return found[0]
 
 
