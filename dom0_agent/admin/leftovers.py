@@ -193,15 +193,18 @@ def forget(state_dir: Path, store: VolumeState, volume: Volume | None) -> None:
                 Code.SOURCE_FAILED,
                 f"{store.name}: it is not known where its snapshots are; see docs/recovery.md",
             )
-        sources = Sources(state_dir)
+        sources, away = Sources(state_dir), list[str]()
         for one in places.values():
-            if not _is_there(one, sources):
-                raise Refused(
-                    Code.SOURCE_FAILED,
-                    f"{store.name}: its pool {one.pool.name} is not there, so that its snapshots"
-                    f" stay; make it available, or remove {store.directory} if it is lost",
-                )
-            _drop_all(store.name, sources.open(one))
+            if _is_there(one, sources):
+                _drop_all(store.name, sources.open(one))
+            else:
+                away.append(one.pool.name)
+        if away:
+            raise Refused(
+                Code.SOURCE_FAILED,
+                f"{store.name}: its pool {', '.join(away)} is not there, so that its snapshots in"
+                f" it stay; make it available, or remove {store.directory} if it is lost",
+            )
         shutil.rmtree(store.directory)
     with suppress(OSError):  # other volumes of the qube
         store.directory.parent.rmdir()

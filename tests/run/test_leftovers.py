@@ -93,6 +93,14 @@ def test_a_volume_that_moved_away_and_back_keeps_its_snapshot(tmp_path: Path) ->
     assert agent(site, "monitor") == 0
     assert len(site.snapshots()) == 1 and not list(other.glob(".sparsebak/*/*/*"))
     assert site.backup().done[0].stored == 0 and site.backup().done[0].full is False
+    site.config.write_text(text.replace('path = "pool"', 'path = "other"'))
+    site.backup()
+    assert len(list(other.glob(".sparsebak/*/*/*"))) == 1
+    os.rename(site.pool, site.root / "away")
+    assert agent(site, "forget", "work/private", "--yes") == 1  # but what is there goes
+    assert not list(other.glob(".sparsebak/*/*/*"))
+    os.rename(site.root / "away", site.pool)
+    assert agent(site, "forget", "work/private", "--yes") == 0 and site.snapshots() == []
 
 
 def test_what_cannot_be_removed_stays_known(
