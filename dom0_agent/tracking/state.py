@@ -148,14 +148,20 @@ class VolumeState:
         """Hold the volume's lock; Refused when somebody else keeps it longer than ``patience``
         seconds.
         """
-        make_directory(self.directory)
-        # A file of its own: the state file is replaced, and a lock on it would go with the old one.
-        try:
-            fd = lock(self.directory / "lock", patience=patience)
-        except Busy:
-            raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
-        with closing_fd(fd), _counted(fd):
+        with closing_fd(self._lock(patience)) as fd, _counted(fd):
             yield
+
+    def _lock(self, patience: float) -> int:
+        # A file of its own: the state file is replaced, and a lock on it would go with the old one.
+        while True:
+            make_directory(self.directory)
+            try:
+                fd = lock(self.directory / "lock", patience=patience)
+            except Busy:
+                raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
+            if os.fstat(fd).st_nlink:
+                return fd
+            os.close(fd)  # the volume was forgotten meanwhile, and this lock keeps nobody out
 
     def load(self) -> State:
         """The state, empty for a volume not seen before, or whose state file is damaged."""
