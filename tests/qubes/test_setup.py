@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -151,6 +152,34 @@ def test_a_backup_from_dom0(
     assert keeper.state == state and bool(told) == bool(code)
     titles = {0: [], Exit.NOT_NOW: ["Backup put off"], 3: ["Backup failed"]}
     assert [title for title, _ in told] == titles[code]
+
+
+@pytest.mark.parametrize("state", ["Halted", "Running"])
+def test_the_last_of_two_backups_shuts_the_backup_vm_down(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """ "Back up now" during the nightly one, for which it waits there."""
+    agent(qubes, "setup", BACKUP_VM)
+    keeper, codes, at_work, ended = qubes.qubesd.qubes[BACKUP_VM], [], Event(), Event()
+    keeper.state = state
+    second = Thread(target=lambda: codes.append(agent(qubes, "backup", "-q")))
+
+    def run_service(self: object, service: str, **named: object) -> subprocess.Popen[bytes]:
+        if not second.ident:
+            second.start()
+            assert at_work.wait(10)
+        else:
+            at_work.set()
+            assert ended.wait(10)
+        return subprocess.Popen(["true"])
+
+    import qubesadmin.vm  # type: ignore[import-not-found,unused-ignore]
+
+    monkeypatch.setattr(qubesadmin.vm.QubesVM, "run_service", run_service, raising=False)
+    assert agent(qubes, "backup", "-q") == 0 and keeper.state == "Running"
+    ended.set()
+    second.join()
+    assert codes == [0] and keeper.state == state
 
 
 @pytest.mark.parametrize("waited", [Exit.OK, Exit.LOCKED])
