@@ -281,6 +281,15 @@ class Context:
         for line in contents.spoilt(chosen):
             self.warn(line)
 
+    def warn_unread(self, contents: "Contents", volumes: "Iterable[Named]") -> bool:
+        """Report session files of these volumes that cannot be read, where all sessions were asked
+        for; whether there are any.
+        """
+        lines = [line for volume in volumes for line in contents.unread(volume)]
+        for line in lines:
+            self.warn(line)
+        return bool(lines)
+
     def warn_removed(self, sessions: list[str]) -> None:
         """Report in one line that another machine removed these sessions before they were read."""
         if sessions:

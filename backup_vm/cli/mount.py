@@ -156,6 +156,8 @@ def _sessions(context: Context) -> "Iterator[dict[str, list[Shown]]]":
             for volume in volumes
         ]
         context.warn_spoilt(contents, [(volume, one) for volume, some in chosen for one in some])
+        if options.session == "all":
+            context.warn_unread(contents, volumes)
         keys, cache = contents.needed_keys(), ChunkCache()
         with PackReader(contents.archive.storage) as reader:
             yield {
