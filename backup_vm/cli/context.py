@@ -17,6 +17,7 @@ from backup_vm.errors import (
     AgentError,
     NoArchiveError,
     SparsebakError,
+    UsageError,
 )
 from backup_vm.paths import QREXEC_CLIENT, expanded
 from backup_vm.terminal import output
@@ -75,8 +76,12 @@ class Context:
         path = expanded(given) if given else self.setting("archive", "SPARSEBAK_ARCHIVE")
         if path is None:
             raise NoArchiveError("no archive was named", "use --archive DIR or SPARSEBAK_ARCHIVE")
-        if given or self.options.as_of is None:
+        if self.options.as_of is None:
             return path
+        if given:
+            raise UsageError(
+                f"--as-of is for an archive that is read, and {given} is not", "leave it out"
+            )
         from backup_vm.archive.storage import as_it_was
 
         return as_it_was(path, self.options.as_of)

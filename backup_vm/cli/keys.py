@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     if options.refresh:
+        if options.output is not None:
+            raise UsageError("--refresh stores key slots and writes no file", "leave out -o")
         return _refresh(context)
     if context.json and options.output is None:
         raise UsageError("the output of keys is not text", "with --json give -o FILE")
