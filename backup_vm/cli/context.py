@@ -40,9 +40,9 @@ class Context:
     precedence.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, makes_settings: bool = False) -> None:
         self.options = options
-        self.config = load_config(options.config)
+        self.config = load_config(options.config, to_come=makes_settings)
         self.json = bool(options.json)
         self.quiet = options.talk == "quiet"
         """Whether to print nothing but errors and what was asked for."""
