@@ -193,13 +193,24 @@ def _quoted(text: str) -> str:
 
 
 def _check_same_archive(storage: Any, archive: bytes) -> None:
-    """Whatever packs there are must belong to the archive that dom0 tells of."""
+    """The packs there are must belong to the archive that dom0 tells of: one that is sound says so,
+    for this is for an archive of which anything may be damaged.
+    """
+    from backup_vm.archive.naming import packs_in
     from backup_vm.archive.packs import SUFFIX, read_index
-    from backup_vm.errors import NoArchiveError
+    from backup_vm.errors import DamagedError, NoArchiveError
 
-    packs = storage.names("packs", SUFFIX)
+    packs, problem = packs_in(storage.names("packs", SUFFIX)), None
     if not packs:
         raise NoArchiveError(
             f"{storage.describe()} has no packs to repair an archive from", "leave --repair out"
         )
-    read_index(storage, packs[0], archive)
+    for name in packs:
+        try:
+            read_index(storage, name, archive)
+        except DamagedError as error:
+            problem = problem or error
+        else:
+            return
+    if problem is not None:
+        raise problem
