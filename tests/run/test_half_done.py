@@ -7,6 +7,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from backup_vm.cli import spbk_assemble
 from backup_vm.config import load as load_settings
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, fill
@@ -77,3 +80,35 @@ def test_an_archive_is_repaired_beside_damage(commands: Commands) -> None:
     (site.archive / "archive.toml").unlink()
     commands.run("init", str(site.archive), "--label", "tests", "--repair")
     assert len(commands.names()) == 2
+
+
+def test_an_image_with_other_names_is_not_replaced(commands: Commands) -> None:
+    fill(commands.site.image(), 4 * GRAIN)
+    commands.site.backup()
+    image, other = commands.site.root / "image", commands.site.root / "other"
+    image.write_bytes(b"old")
+    other.hardlink_to(image)
+    key = ("--passphrase-file", str(commands.passphrase))
+    onto = ("assemble", "work", "--onto", str(image), "--yes", *key)
+    assert "other names" in commands.fails(1, *onto)
+    other.unlink()
+    commands.run(*onto)
+    assert image.read_bytes() == commands.site.contents()
+    for force in ((), ("--force",)):
+        words = ("assemble", "work", "-o", str(commands.site.root), *force, *key)
+        assert "is not a regular file" in commands.fails(1, *words)
+
+
+def test_the_old_command_takes_any_name(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(commands.site.image(), 4 * GRAIN)
+    commands.site.backup()
+    monkeypatch.chdir(commands.site.root)
+    key = ["--passphrase-file", str(commands.passphrase)]
+    assert spbk_assemble.main(["archive", *key, "-o", "./-", "--session=-x"]) == 1
+    assert "no session -x" in capsys.readouterr().err
+    assert spbk_assemble.main(["archive", *key, "-o", "./-"]) == 0
+    assert Path("-").read_bytes() == commands.site.contents()
+    assert spbk_assemble.main(["x" * 300, *key]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
