@@ -141,6 +141,7 @@ def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Sessio
         volume = contents.one(options.volume)
         return [(volume, find_session(volume, options.session))]
     volumes = contents.select(options.volume)
+    context.warn_unread(contents, volumes)
     try:
         found = notes.load(contents.archive.storage)
     except DamagedError:  # said already; whose turn it is nobody knows, and any is better than none
