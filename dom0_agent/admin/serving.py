@@ -67,7 +67,6 @@ def preload(config_path: Path) -> None:
             modules.append("dom0_agent.catalog.kept")
         else:
             modules.append("dom0_agent.catalog.static")
-        # Targets, too: Snapshot removes what an interrupted restore left.
         modules += [f"dom0_agent.{name}" for driver in drivers for name in DRIVERS[driver]]
     for name in modules:
         with suppress(ImportError):
