@@ -41,9 +41,11 @@ RECORD_SECONDS, RECORD_ENTRIES = 1.0, 1 << 16
 send again. Each recording is a transaction that waits for the disk, about 9 ms; a pack of 32 MiB
 may take less than a tenth of a second to fill.
 """
-FIRST = 8 << 20
-"""Bytes of the first pack of a run elsewhere: until it is handed over nothing is on its way, and
-the line waits. At 100 Mbit/s a pack of 64 MiB takes five seconds, and half a second to fill.
+FIRST = 4 << 20
+"""Bytes of the first pack of a run elsewhere; each is twice as large as the one before until they
+are full. Until the first is handed over nothing is on its way, and the line waits, and it waits
+again where the next one takes longer to fill than what is on its way takes: so it never does where
+dom0 sends twice as fast as the line takes. At 100 Mbit/s a pack of 64 MiB takes five seconds.
 """
 LONGEST, MEANWHILE = 120.0, 1 << 20
 """Seconds for which nothing is taken because a pack is full and none of those before it has got
@@ -123,8 +125,9 @@ class PackWriter:
             or (filling.pack is not None and filling.pack.size >= self._enough)
         ):
             if self._wait_for_place():
+                if filling.pack is not None:
+                    self._enough = min(self._full, 2 * self._enough)
                 self._hand_over()
-                self._enough = self._full
             else:
                 self._more = MEANWHILE
 
@@ -143,7 +146,8 @@ class PackWriter:
         on_their_way = sum(not future.done() for future, _ in self._in_flight)
         places = max(0, self._archive.storage.uploads - on_their_way)
         filled = self._filling.pack.size if self._filling.pack is not None else 0
-        return size <= (places + 1) * self._full - filled
+        packs = (min(self._full, self._enough << number) for number in range(places + 1))
+        return size <= sum(packs) - filled
 
     def holds(self, chunk_id: bytes) -> bool:
         """Whether a chunk is in the archive, or on its way there."""
