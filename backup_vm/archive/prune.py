@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import IO
 
-from backup_vm.archive import derive, holding, merge, name_index, naming, notes, reconcile, sessions
+from backup_vm.archive import derive, holding, losses, merge, name_index, naming, notes, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
@@ -180,7 +180,7 @@ def _hand_on_spoilt(
     new = [name for name, count in found.items() if count]
     catalog.begin()
     catalog.set_spoilt(spoilt.difference(gone))
-    reconcile.spoil(catalog, new, volumes)
+    losses.spoil(catalog, new, volumes)
     catalog.commit()
     for name in new:
         archive.found[name] = "chunks are missing of what it took over"
