@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from backup_vm.archive import noting
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.notes import Notes
 from backup_vm.archive.notes import load as load_notes
@@ -70,6 +71,7 @@ def stored_volumes(
     notes, damaged = Notes(), None
     try:
         notes = load_notes(archive.storage)
+        damaged = noting.look_back(archive, notes)
     except DamagedError as error:
         damaged = error
         archive.warnings.append(str(error))

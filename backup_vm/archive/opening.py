@@ -2,7 +2,6 @@
 """Opening an archive and leaving it: what comes before and after all that a run does with it."""
 
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from backup_vm import stopping
 from backup_vm.archive import holding, naming, reconcile
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.catalog_file import GATHERED
+from backup_vm.archive.catalog_file import GATHERED, where_there_is_room
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.listing import Listing
 from backup_vm.archive.marks import Marks
@@ -34,6 +33,7 @@ def open_archive(
     storage = open_storage(location)
     with closing(storage):
         parameters = load_parameters(storage)
+        storage.archive = parameters.archive
         alone = storage.writable() if writing is None else writing
         with _locked(storage, alone, command) as lease:
             archive = Archive(storage, parameters, alone)
@@ -113,12 +113,8 @@ def _miss_notes(archive: Archive, marks: Marks) -> None:
             f"{archive.storage.describe(naming.NOTES_FILE)} is missing, and with it all tags and"
             " notes; put it back from a copy of the archive before anything is pruned"
         )
-    try:
+    with where_there_is_room():
         marks.noted = there
-    except sqlite3.OperationalError as error:
-        # The next one notes it: on a full disk a prune must begin, and a scrub can look.
-        if getattr(error, "sqlite_errorname", "") != "SQLITE_FULL":
-            raise
 
 
 def _work_aside(archive: Archive) -> None:

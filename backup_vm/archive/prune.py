@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import IO
 
-from backup_vm.archive import derive, holding, losses, merge, name_index, naming, notes, sessions
+from backup_vm.archive import derive, holding, losses, merge, name_index, naming, noting, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
@@ -130,7 +130,7 @@ def _may_go(
 
 def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
     with suppress(DamagedError):  # reported whenever they are read
-        notes.change(archive.storage, lambda every: every.keep_only(kept))
+        noting.changed(archive, lambda every: every.keep_only(kept))
 
 
 def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]]) -> None:

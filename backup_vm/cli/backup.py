@@ -217,11 +217,10 @@ def _write_metrics(context: Context, archive: "Archive", agent: "Agent") -> None
 
 
 def _note(archive: "Archive", report: "Report", note: "Note") -> None:
-    from backup_vm.archive import notes
+    from backup_vm.archive import noting
 
-    notes.change(
-        archive.storage,
-        lambda every: every.sessions.update({done.id: note for done in report.done}),
+    noting.changed(
+        archive, lambda every: every.sessions.update({done.id: note for done in report.done})
     )
 
 
