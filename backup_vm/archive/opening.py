@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from backup_vm import stopping
-from backup_vm.archive import holding, naming, reconcile
+from backup_vm.archive import holding, naming, reconcile, reserve
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.catalog_file import GATHERED, where_there_is_room
 from backup_vm.archive.lease import Lease
@@ -48,6 +48,8 @@ def open_archive(
                 yield archive
                 holding.extend(archive)
                 _record(archive)
+                if alone:
+                    reserve.keep(archive)
             finally:
                 archive.close()
 
@@ -63,6 +65,9 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[Lease | N
         lease = Lease.acquire(storage.locks(), storage.describe(), command)
         storage.check = lease.check
         try:
+            if command in reserve.MAKING_ROOM and reserve.give_back(storage) and not lease.name:
+                lease = Lease.acquire(storage.locks(), storage.describe(), command)
+                storage.check = lease.check
             lease.keep()
             storage.refresh()  # what was seen before may be from the middle of another run
             yield lease
