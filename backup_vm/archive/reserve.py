@@ -69,19 +69,16 @@ def keep(archive: "Archive") -> None:
         if have and storage.allocated(NAME) < have and storage.allocated(catalog_file.NAME):
             have = 0  # a copy of it that another program made, with holes; no room is kept by that
         wanted = _wanted(archive)
-        if have >= wanted // 2 or not _roomy(storage, _ENOUGH * wanted - have):
+        if have >= wanted // 2:
+            return
+        if catalog.written:
+            storage.sync()  # Btrfs counts what was removed as free when that is on disk
+        free = storage.free()
+        if free is None or free + have < _ENOUGH * wanted:
             return
         storage.check()
         workspace.remove(NAME)
         _make(workspace, wanted)
-
-
-def _roomy(storage: "Storage", size: int) -> bool:
-    free = storage.free()
-    if free is not None and free < size:
-        storage.sync()  # Btrfs counts what was removed as free when that is on disk
-        free = storage.free()
-    return free is not None and free >= size
 
 
 def _wanted(archive: "Archive") -> int:
