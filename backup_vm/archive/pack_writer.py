@@ -90,6 +90,7 @@ class PackWriter:
         self._full = self._enough = self._more = 0
         self._read: set[bytes] = set()
         """Chunks that were found sound, see _stored."""
+        self._reader = PackReader(archive.storage)
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
 
@@ -168,10 +169,9 @@ class PackWriter:
         if not self._archive.damaged or chunk_id in self._read:
             return True
         place = self._catalog.places([chunk_id]).get(chunk_id)  # in no pack that there is, at times
-        with PackReader(self._archive.storage) as reader:
-            sound = place is not None and reader.sound(
-                place.pack, Packed(chunk_id, place.offset, place.length, b"")
-            )
+        sound = place is not None and self._reader.sound(
+            place.pack, Packed(chunk_id, place.offset, place.length, b"")
+        )
         if not sound:
             self._catalog.remove(chunk_id)
         elif len(self._read) < MOST_READ:
@@ -271,6 +271,7 @@ class PackWriter:
 
     def close(self) -> None:
         """End; what is not on disk yet is given up."""
+        self._reader.close()
         for future, _ in self._in_flight:
             future.cancel()
         if self._background is not None:

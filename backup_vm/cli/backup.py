@@ -222,12 +222,11 @@ def _write_metrics(context: Context, archive: "Archive", agent: "Agent") -> None
 def _note(archive: "Archive", report: "Report", note: "Note") -> SparsebakError | None:
     """Tag what was stored; returns why that could not be done: the backup is done all the same."""
     from backup_vm import failures
-    from backup_vm.archive import notes
+    from backup_vm.archive import noting
 
     try:
-        notes.change(
-            archive.storage,
-            lambda every: every.sessions.update({done.id: note for done in report.done}),
+        noting.changed(
+            archive, lambda every: every.sessions.update({done.id: note for done in report.done})
         )
     except SparsebakError as error:
         archive.storage.check()  # a lease that is lost ends the whole run
