@@ -195,7 +195,14 @@ def _look(archive: Archive, plan: Plan, row: KeptRow) -> None:
     volumes = found["volumes"]
     row["sessions"] = sum(volume["sessions"] for volume in volumes)
     row["newest"] = max((v["time"] for v in volumes if v["time"] is not None), default=None)
-    row["status"] = {**found, "volumes": [], "next_run": None}
+    # Of whoever writes there it gets no more than is told, and fits into a note of it.
+    row["status"] = {
+        **found,
+        "volumes": [],
+        "next_run": None,
+        "problems": _shown(found["problems"]),
+        "leases": found["leases"][:_MOST],
+    }
     _damage(row, [*found["problems"], *archive.found.values()])
     part, whole = found["part_scrubbed"], found["scrubbed"]
     last = max(filter(None, (part, whole)), key=lambda check: check["time"], default=None)

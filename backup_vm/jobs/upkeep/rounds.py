@@ -5,6 +5,7 @@ stopped, or ends by its limit of time, is taken up by the next where it was.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -154,8 +155,16 @@ class _Run:
 
     def _end(self, row: KeptRow) -> None:
         if not self._dry_run:
-            self._memory.note(row)
+            try:
+                self._memory.note(row)
+            except OSError as error:  # a full disk here keeps no archive elsewhere from being kept
+                text = f"cannot be remembered on this machine ({error.strerror}): {self._memory}"
+                self._tell_once(f"when archives were kept {text}; make room there")
         self._audience.ended(row)
+
+    def _tell_once(self, problem: str) -> None:
+        if problem not in self._problems:
+            self._problems.append(problem)
 
     def _other(self, name: str) -> KeptRow:
         """An archive that this run did not come to, or that is not there."""
@@ -176,5 +185,6 @@ class _Run:
             "/".join(parts[:upto]) in ignored for upto in range(1, len(parts) + 1)
         )
         if gone and not self._dry_run:
-            self._memory.forget(name)
+            with suppress(OSError):  # it is forgotten by a later run
+                self._memory.forget(name)
         return gone
