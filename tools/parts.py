@@ -3,9 +3,9 @@
 
     python tools/parts.py [--workers N]
 
-The parts of one step run at once, on two cores: those of a lane one after the other, and the first
-lane is the one on the screen. What another lane prints is shown as a whole when it has ended, and
-kept under ``build/parts``. Exit code: 0 when every part passed.
+Lanes run at once, on two cores, and the parts of a lane one after the other. The first lane is the
+one on the screen; what another prints is shown as a whole in the end, and kept under
+``build/parts``. Exit code: 0 when every part passed.
 """
 
 import argparse
@@ -47,35 +47,36 @@ class Outcome:
 Lane = tuple[Part, ...]
 
 
-def steps(workers: str) -> tuple[tuple[Lane, ...], ...]:
-    """What is run, with so many workers where tests need the machine for themselves."""
+def lanes(workers: str) -> tuple[Lane, ...]:
+    """What is run, with so many processes of pytest where there are many tests."""
     python, ruff, pytest = sys.executable, str(BIN / "ruff"), (sys.executable, "-m", "pytest")
     checks = ((ruff, "check", "."), (ruff, "format", "--check", "."), (str(BIN / "mypy"),))
     apart = tuple(f"--ignore=tests/{path}" for path in APART)
     lvm = (python, "tools/lvm_vm.py", "tests/lvm", "-q", "-n", "2", "--dist", "worksteal")
     again = ("-p", "tests.oldest", "tests/unit", "tests/run")
     oldest = (python, "tools/oldest.py", "-n", workers, "-q", *again)
-    # The machines of tests/system mostly wait, and the VM's kernel runs on one core.
+    # The kernel of the LVM tests runs on one core; mypy, too, and the machines of tests/system
+    # mostly wait.
     return (
         (
-            (Part("lint", checks), Part("system", ((*pytest, "tests/system"),))),
-            (Part("lvm", (lvm,)),),
+            Part("lint", checks),
+            Part("system", ((*pytest, "tests/system"),)),
+            Part("main", ((*pytest, "-n", workers, *apart),)),
+            Part("oldest", (oldest,)),
         ),
-        ((Part("main", ((*pytest, "-n", workers, *apart),)),),),
-        ((Part("oldest", (oldest,)),),),
+        (Part("lvm", (lvm,)),),
     )
 
 
-def run_all(steps: tuple[tuple[Lane, ...], ...]) -> list[Outcome]:
-    """Run every part of every step; their outcomes in the order of the steps."""
-    found: list[Outcome] = []
-    for first, *others in steps:
-        beside = [_Beside(lane) for lane in others]
-        try:
-            found += [_run(part, None) for part in first]
-        finally:
-            for lane in beside:
-                found += lane.ended()
+def run_all(lanes: tuple[Lane, ...]) -> list[Outcome]:
+    """Run every part of every lane; their outcomes in the order of the lanes."""
+    first, *others = lanes
+    beside, found = [_Beside(lane) for lane in others], list[Outcome]()
+    try:
+        found += [_run(part, None) for part in first]
+    finally:
+        for lane in beside:
+            found += lane.ended()
     return found
 
 
@@ -145,7 +146,7 @@ def main(arguments: list[str]) -> int:
     SKIPS.write_text("")
     os.environ["SPARSEBAK_SKIPS"] = str(SKIPS)
     try:
-        outcomes = run_all(steps(given.workers))
+        outcomes = run_all(lanes(given.workers))
     except KeyboardInterrupt:  # which the parts were sent, too
         return 130
     print(report(outcomes, SKIPS.read_text()), flush=True)

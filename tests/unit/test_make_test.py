@@ -22,10 +22,12 @@ def test_every_part_runs_whatever_fails(
         Part("beside", (("sh", "-c", "echo aside; exit 3"),)),
         Part("after", (("true",),)),
     )
-    outcomes = run_all((((first, after), (beside,)), ((after,),)))
+    outcomes = run_all(((first, after), (beside,)))
     assert [(one.part, one.failed) for one in outcomes] == [
-        *((first, True), (after, False)), (beside, True), (after, False),
-    ]  # fmt: skip
+        (first, True),
+        (after, False),
+        (beside, True),
+    ]
     said = capfd.readouterr().out
     assert (
         said.index("the rest of it")
@@ -50,8 +52,7 @@ def test_no_folder_of_tests_is_left_out() -> None:
     makefile = (ROOT / "Makefile").read_text()
     commands = " ".join(
         word
-        for step in parts.steps("1")
-        for lane in step
+        for lane in parts.lanes("1")
         for part in lane
         for command in part.commands
         for word in command
