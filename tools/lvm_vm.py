@@ -34,7 +34,7 @@ AS_PROGRAM = os.environ.get("LVM_KERNEL") != "stock"
 """Whether the kernel may be the one that runs as a program, which has device-mapper and not all
 else that the stock kernel has.
 """
-MEMORY, CPUS, LIMIT = "6G", "2", float(os.environ.get("LVM_LIMIT", "900"))
+MEMORY, CPUS, LIMIT = "6G", "2", float(os.environ.get("LVM_LIMIT", "1800"))
 DONE = re.compile(r"sparsebak-vm: ended with (\d+)")
 MEASURED = re.compile(r"sparsebak-vm: measured (\S+)")
 
