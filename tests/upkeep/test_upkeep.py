@@ -2,6 +2,7 @@
 """All archives of a place are kept, without a key: what is done, what is told, in which order."""
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from backup_vm.archive.opening import open_archive
+from backup_vm.archive.storage.finding import Looked
+from backup_vm.archive.storage.trees import LocalTree
 from backup_vm.errors import LockedError
 from backup_vm.jobs.upkeep import keeping, rounds
 from backup_vm.jobs.upkeep.keeping import OFTEN
@@ -188,6 +191,24 @@ def test_one_that_is_gone_is_missed_until_it_is_ignored(office: Office) -> None:
     assert set(office.rows()) == {"anna"}
     office.rules.write_text("")
     assert set(office.rows()) == {"anna"}
+
+
+def test_one_that_cannot_be_looked_into_is_not_called_gone(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads that it is gone, and need not be there, would have it ignored."""
+    office.add("anna", "team/ben")
+    office.rows()
+    look = LocalTree.look
+
+    def closed(tree: LocalTree, folders: list[str]) -> Iterator[Looked]:
+        for folder, found in zip(folders, look(tree, folders), strict=True):
+            yield Looked(problem="Permission denied") if folder == "team" else found
+
+    monkeypatch.setattr(LocalTree, "look", closed)
+    row = office.rows(expect=1)["team/ben"]
+    assert row["state"] == State.MISSING
+    assert row["problems"] == ["it was here the last time, and team cannot be looked into now"]
 
 
 def test_where_there_is_none_it_says_so(office: Office) -> None:
