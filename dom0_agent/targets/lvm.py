@@ -78,7 +78,7 @@ class LvmReplacement(Replacement):
         if self._old is None:
             pool.change("lvcreate", "--virtualsize", f"{size}b", "--thin", pool.title, *named)
             if not whole.zeroes:
-                _empty(device, discard)
+                _empty(device, self._block if discard else 0)
             return
         origin, old = f"{pool.group}/{self._name}", self._old
         pool.change("lvcreate", "--snapshot", "--setactivationskip", "n", *named, origin)
@@ -90,7 +90,8 @@ class LvmReplacement(Replacement):
                 return
         if -(-size // old.extent) * old.extent != old.size:
             self._resize(size)
-        _empty(device, discard)  # with what a volume that once shrank has beyond its end
+        # with what a volume that once shrank has beyond its end
+        _empty(device, self._block if discard else 0)
 
     def _as_it_is(self, source: LvmThinSource, base: int) -> Bitmap | None:
         try:
@@ -178,13 +179,16 @@ class LvmReplacement(Replacement):
         self._pool.remove(self._beside)
 
 
-def _empty(device: Path, discard: bool) -> None:
-    """Make a device read as zeros: by giving its blocks back, or where the pool does not do that by
-    writing zeros.
+def _empty(device: Path, block: int) -> None:
+    """Make a device read as zeros: by giving its blocks of so many bytes back, or where the pool
+    does not do that (0) by writing zeros.
     """
     with closing_fd(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)) as fd:
         size = os.lseek(fd, 0, os.SEEK_END)
-        _ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, 0, size)
+        # A pool gives back whole blocks: of a last one in part it would keep what is there.
+        whole = size - size % block if block else 0
+        _ioctl(fd, _BLKDISCARD, 0, whole)
+        _ioctl(fd, _BLKZEROOUT, whole, size)
 
 
 def _ioctl(fd: int, number: int, start: int, end: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dom0_agent.admin import cli
 from tests import loading
 from tests.lvm.kit import MIB, LvmSite, scribble
 
@@ -75,6 +76,22 @@ def test_volumes_that_come_and_go(lvm_site: Make) -> None:
     site.group.lvm("lvremove", "--force", f"{site.group.name}/{site.lv(name)}")
     site.restore(name=name)  # into a volume that is not there any more
     assert site.contents(name) == before
+
+
+def test_nothing_is_forgotten_of_a_group_that_is_away(
+    lvm_site: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = lvm_site()
+    site.backup()
+    words, group = ["--config", str(site.config), "forget", "work/private", "--yes"], site.group
+    group.lvm("vgrename", group.name, "elsewhere")
+    try:
+        assert cli.main(words) == 1
+        assert "pool p is not there" in capsys.readouterr().err
+    finally:
+        group.lvm("vgrename", "elsewhere", group.name)
+    assert len(site.snapshots()) == 1
+    assert cli.main(words) == 0 and site.snapshots() == []
 
 
 def test_backups_of_a_volume_that_is_written_to(lvm_site: Make) -> None:

@@ -5,7 +5,7 @@ back by a Restore, proven.
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,8 +31,14 @@ def files(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
     """Each regular file of a restored archive: absolute name, what tar says of it, contents. One
     pass, one file at a time.
     """
+    headers = dict[str, Mapping[str, str]]()
     with _opened(path) as tar:
         for member in tar:
+            # A file's attributes are with the first of its names: without its ACL the mode says
+            # more than is allowed.
+            if member.islnk():
+                member.pax_headers = headers.get(member.linkname, {})
+            headers[member.name] = member.pax_headers
             ours = member.name == LEFT_OUT or member.name.startswith(f"{FOLDER}/")
             if not ours and (contents := _contents(tar, member)) is not None:
                 yield f"/{member.name}", member, contents

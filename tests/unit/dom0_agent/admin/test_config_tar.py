@@ -274,14 +274,15 @@ def test_tar_brings_extended_attributes_back(attributed: Path, tmp_path: Path) -
 
 
 def test_a_file_put_back_has_its_extended_attributes(attributed: Path, tmp_path: Path) -> None:
+    os.link(attributed / "a.conf", attributed / "b.conf")
     taken(tmp_path, attributed)
-    expected = {name: _extended(attributed / name) for name in ("a.conf", "z.conf")}
-    with tarfile.open(tmp_path / "config.tar") as tar:
-        members = {Path(member.name).name: member for member in tar}
-    for name, found in expected.items():
+    expected = {name: _extended(attributed / name) for name in ("a.conf", "b.conf", "z.conf")}
+    found = restored_config.files(tmp_path / "config.tar")
+    members = {Path(name).name: member for name, member, _ in found}
+    for name, attributes in expected.items():
         (attributed / name).unlink()
         settings._put_back(attributed / name, members[name], b"again\n")
-        assert _extended(attributed / name) == found
+        assert _extended(attributed / name) == attributes
 
 
 def test_attributes_that_cannot_be_read_concern_that_file_alone(
