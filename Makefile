@@ -148,7 +148,7 @@ mutate together longlife machines crash: setup
 
 # What runs in dom0, in lines of code by module.
 audit: setup
-	@$(VENV)/bin/python tools/audit.py
+	@$(VENV)/bin/python -m tools.audit
 
 # Which lines and branches of dom0's code the tests run.
 coverage: setup packages
@@ -187,7 +187,7 @@ packages:
 install-dom0:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)/etc/qubes-rpc $(DESTDIR)/etc/qubes/policy.d $(DESTDIR)$(PREFIX)/bin
 	install -d -m 0700 $(DESTDIR)/etc/sparsebak $(DESTDIR)/var/lib/sparsebak
-	tools/install-package $(DESTDIR)$(LIB) common wire dom0_agent -not -path 'dom0_agent/admin/settings/*' -not -path dom0_agent/admin/cli/settings.py
+	tools/install-package $(DESTDIR)$(LIB) common wire dom0_agent -not -path wire/declared.py -not -path 'dom0_agent/admin/settings/*' -not -path dom0_agent/admin/cli/settings.py
 	install -m 0755 dom0_agent/rpc/run-service $(DESTDIR)$(LIB)/dom0_agent/rpc/
 	install -m 0755 dom0_agent/admin/on-removal $(DESTDIR)$(LIB)/dom0_agent/admin/
 	install -m 0755 qubes-rpc/sparsebak.* $(DESTDIR)/etc/qubes-rpc/

@@ -59,9 +59,9 @@ def run(options: argparse.Namespace) -> int:
         if not target.is_file():
             raise SparsebakError(f"{target} is no image file", "to make one: -o")
         context.confirm(f"Replace the present contents of {target}?")
-    elif target.exists() and (
-        not target.is_file() or not (options.force or target.stat().st_size == 0)
-    ):
+    elif target.exists() and not target.is_file():
+        raise SparsebakError(f"{target} is not a regular file", "choose another name")
+    elif target.exists() and not options.force and target.stat().st_size:
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
     if options.source is not None:
         record = _from_backup_vm(context)

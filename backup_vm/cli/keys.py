@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command. All that is written is sealed, or in open mode as open as the archive."""
     import io
 
-    from backup_vm.errors import UsageError
+    from backup_vm.errors import Exit, UsageError
     from backup_vm.terminal.output import put_bytes, whole_file
     from wire import FORMAT
     from wire.messages import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     if options.refresh:
+        if options.output is not None:
+            raise UsageError("--refresh stores key slots and writes no file", "leave out -o")
         return _refresh(context)
     if context.json and options.output is None:
         raise UsageError("the output of keys is not text", "with --json give -o FILE")
@@ -67,6 +69,11 @@ def run(options: argparse.Namespace) -> int:
             slots=len(parameters.slots),
             key=parameters.master or bytes(32),
         )
+        damaged = [str(error) for _, error in sorted(archive.damaged.items())]
+    for line in damaged:
+        context.warn(line)
+    # The new dom0 takes what is written for the newest that there is.
+    code = Exit.DAMAGED if damaged else Exit.OK
     out = io.BytesIO()
     send(out, entry)
     for slot in parameters.slots:
@@ -75,12 +82,12 @@ def run(options: argparse.Namespace) -> int:
         write_frame(out, KIND_RECORD, session.record)
     if options.output is None:
         put_bytes(out.getvalue())
-        return 0
+        return code
     with whole_file(options.output, force=False) as file:
         file.write(out.getvalue())
     data = {"file": str(options.output), "slots": len(parameters.slots), "records": len(newest)}
     context.done(data, f"{options.output} is written.")
-    return 0
+    return code
 
 
 def _refresh(context: Context) -> int:

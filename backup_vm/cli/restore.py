@@ -71,12 +71,15 @@ def run(options: argparse.Namespace) -> int:
         context.warn_spoilt(contents, [(one.volume, one.session) for one, _ in due])
         if not context.dom0_asks():
             _ask(context, entries, [asked for _, asked in due])
-        results = []
-        for one, asked in due:
-            results.append(_restore(context, agent, entries, one, asked))
-            if results[-1]["absent"] and len(due) > len(results):
-                _say_that_it_comes_first(asked.qube)
-    context.done({"restored": results})
+        results: list[dict[str, Any]] = []
+        try:
+            for one, asked in due:
+                results.append(_restore(context, agent, entries, one, asked))
+                if results[-1]["absent"] and len(due) > len(results):
+                    _say_that_it_comes_first(asked.qube)
+        finally:  # those before one that fails are in place
+            if results:
+                context.done({"restored": results})
     return 0
 
 

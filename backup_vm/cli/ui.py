@@ -92,6 +92,6 @@ def _general(options: argparse.Namespace) -> tuple[str, ...]:
     """The general options as given, for every command that the page runs."""
     return tuple(
         f"--{name.replace('_', '-')}={value}"
-        for name in ("agent", "archive", "config", "require_mount", "caller")
+        for name in ("agent", "archive", "as_of", "config", "require_mount", "caller")
         if (value := getattr(options, name)) is not None
     )

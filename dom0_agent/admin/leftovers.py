@@ -21,7 +21,6 @@ from dom0_agent.keyring import ArchiveKey
 from dom0_agent.qubesd import asking, connect
 from dom0_agent.sources import Source, Sources
 from dom0_agent.sources.lvm_thin import LvmThinSource
-from dom0_agent.targets import clean
 from dom0_agent.targets.qubesd import RESTORING, take_away
 from dom0_agent.tracking.identities import Identities, load
 from dom0_agent.tracking.pending_log import in_use
@@ -106,7 +105,7 @@ def let_go(orphan: Orphan, sources: Sources) -> bool:
     source = sources.open(orphan.place)
     store = orphan.store
     with store.locked(patience=0) as state:
-        clean(source)  # what a restore that was killed had begun
+        source.drop_unfinished()  # what a restore that was killed had begun
         # Not what the state mentions: a snapshot that could not be removed the last time is in none
         # any more.
         if not source.snapshots():

@@ -30,6 +30,8 @@ class LvmThinSource(Source):
         self.name, self.pool = volume.name, pool
         self._live_name, self._committed = volume.live, volume.vid
         self.prefix = f"vm-{lvm.TAG}+{volume.identity}+{volume.volume}+"
+        self.unfinished = f"{self.prefix}new"
+        """What a restore writes to, in the place of a snapshot's name."""
         self._opened: dict[int, int] = {}
         self._mapped: dict[int, Bitmap] = {}
 
@@ -134,6 +136,11 @@ class LvmThinSource(Source):
     def drop(self, number: int) -> None:
         if self.pool.find(self._lv(number)) is not None:
             self.pool.remove(self._lv(number))
+
+    @override
+    def drop_unfinished(self) -> None:
+        if self.pool.find(self.unfinished) is not None:
+            self.pool.remove(self.unfinished)
 
     @override
     def size(self, number: int) -> int:

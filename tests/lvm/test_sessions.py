@@ -6,10 +6,12 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from dom0_agent.admin import cli
+from tests import loading
 from tests.lvm.kit import MIB, LvmSite, scribble
 
 Make = Callable[..., LvmSite]
@@ -129,3 +131,9 @@ def test_a_volume_in_use_is_not_restored(lvm_site: Make) -> None:
         site.restore()
     os.close(fd)
     assert site.contents() == before and len(site.snapshots()) == 1
+
+
+def test_a_call_loads_nothing_of_another_machine(
+    lvm_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading.check(lvm_site(), "elsewhere, thin pool", tmp_path / "loaded", monkeypatch)

@@ -22,8 +22,8 @@ from tests.conftest import cannot
 from wire import VERSION
 
 ROOT = Path(__file__).parent.parent.parent
-DOM0_NEEDS = {"python3", "python3-construct", "python3-cryptography", "python3-zstandard"}
-VM_NEEDS = DOM0_NEEDS | {"python3-numpy", "python3-xxhash", "python3-rich"}
+DOM0_NEEDS = {"python3", "python3-cryptography", "python3-zstandard"}
+VM_NEEDS = DOM0_NEEDS | {"python3-construct", "python3-numpy", "python3-xxhash", "python3-rich"}
 
 
 def build(kind: str, needed: str, folder: Path) -> list[Path]:
