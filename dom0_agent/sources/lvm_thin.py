@@ -89,18 +89,24 @@ class LvmThinSource(Source):
                 Code.SOURCE_FAILED,
                 f"{self.name}: the name is too long for a snapshot in group {self.pool.group}",
             )
+        live = self.lv
         try:
-            self._create(name, "--permission", "r", "--setactivationskip", "y", "--activate", "n")
+            try:
+                self._create(name, live)
+            except Refused:
+                self.pool.report.fresh()
+                if self.lv == live:
+                    raise
+                self._create(name, self.lv)  # the qube was started or shut down meanwhile
         except BaseException:
             if self.pool.find(name) is not None:
                 self.pool.remove(name)
             raise
 
-    def _create(self, name: str, *how: str) -> None:
-        origin = f"{self.pool.group}/{self.lv}"
-        self.pool.change(
-            "lvcreate", "--snapshot", *how, "--addtag", lvm.TAG, "--name", name, origin
-        )
+    def _create(self, name: str, origin: str) -> None:
+        how = ("--permission", "r", "--setactivationskip", "y", "--activate", "n")
+        named = ("--addtag", lvm.TAG, "--name", name)
+        self.pool.change("lvcreate", "--snapshot", *how, *named, f"{self.pool.group}/{origin}")
 
     @override
     def unchanged(self, number: int) -> bool:
