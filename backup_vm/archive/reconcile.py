@@ -326,6 +326,8 @@ def _conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: 
     known = catalog.spoilt()
     reasons |= derive.damaged(archive, known.intersection(now.files) - reasons.keys())
     new = {name: reason for name, reason in reasons.items() if name not in known}
+    if new:
+        archive.storage.check()  # or it may be what another run moves that has our lease by now
     catalog.set_spoilt(known & reasons.keys())
     spoil(catalog, new, volumes)
     catalog.set_files(
