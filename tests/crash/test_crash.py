@@ -27,9 +27,9 @@ def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["file", "reflink"])
-def built(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+def built(request: pytest.FixtureRequest, quick_folder: Path) -> Site:
     """A site with three sessions and a change since, to be copied for every death."""
-    folder = tmp_path if request.param == "file" else request.getfixturevalue("btrfs_folder")
+    folder = quick_folder if request.param == "file" else request.getfixturevalue("btrfs_folder")
     site = Site(folder / "site", driver=request.param)
     rng = random.Random(7)
     fill(site.image(), SIZE, 7)
@@ -96,10 +96,10 @@ def test_backup(built: Site) -> None:
 
 
 @pytest.mark.parametrize("recorded", [0, 60])
-def test_first_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int) -> None:
+def test_first_backup(quick_folder: Path, monkeypatch: pytest.MonkeyPatch, recorded: int) -> None:
     """Each pack recorded by itself, or all of them together."""
     monkeypatch.setattr(pack_writer, "RECORD_SECONDS", recorded)
-    site = Site(tmp_path / "site")
+    site = Site(quick_folder / "site")
     fill(site.image(), SIZE)
     every_death(site, lambda site: site.backup(), next_backup_is_right)
 
