@@ -127,17 +127,19 @@ endif
 
 # What make test tries in small, for as long as it takes: every change of every file of an archive and of dom0's state; all
 # pairs of commands and calls at once (ROUNDS=2 times each); two years; three machines (SEED=7) for hundreds of steps (STEPS=1000)
-# in a folder, over SFTP and on S3 (STORES="local ceph" for others); death at every step.
+# in a folder, over SFTP and on S3 (STORES="local ceph" for others), which
+# tell at their end at which stages commands were killed, cut off and apart; death at every step.
+TOLD_machines := -rP
 LARGE_mutate := tests/mutation
 LARGE_crash := tests/crash tests/reflink/test_long_run.py tests/remote/test_lock_failing.py
 mutate together longlife machines crash: setup
 	SPARSEBAK_LONG=1 $(if $(ROUNDS),SPARSEBAK_ROUNDS=$(ROUNDS)) $(if $(SEED),SPARSEBAK_SEED=$(SEED)) \
 	    $(if $(STEPS),SPARSEBAK_STEPS=$(STEPS)) $(if $(STORES),SPARSEBAK_STORES="$(STORES)") \
-	    $(VENV)/bin/pytest --timeout=0 -n 2 -v $(or $(LARGE_$@),tests/$@)
+	    $(VENV)/bin/pytest --timeout=0 -n 2 -v $(TOLD_$@) $(or $(LARGE_$@),tests/$@)
 
 # What runs in dom0, in lines of code by module.
 audit: setup
-	@$(VENV)/bin/python tools/audit.py
+	@$(VENV)/bin/python -m tools.audit
 
 # Which lines and branches of dom0's code the tests run.
 coverage: setup packages
@@ -176,7 +178,7 @@ packages:
 install-dom0:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)/etc/qubes-rpc $(DESTDIR)/etc/qubes/policy.d $(DESTDIR)$(PREFIX)/bin
 	install -d -m 0700 $(DESTDIR)/etc/sparsebak $(DESTDIR)/var/lib/sparsebak
-	tools/install-package $(DESTDIR)$(LIB) common wire dom0_agent -not -path 'dom0_agent/admin/settings/*' -not -path dom0_agent/admin/cli/settings.py
+	tools/install-package $(DESTDIR)$(LIB) common wire dom0_agent -not -path wire/declared.py -not -path 'dom0_agent/admin/settings/*' -not -path dom0_agent/admin/cli/settings.py
 	install -m 0755 dom0_agent/rpc/run-service $(DESTDIR)$(LIB)/dom0_agent/rpc/
 	install -m 0755 dom0_agent/admin/on-removal $(DESTDIR)$(LIB)/dom0_agent/admin/
 	install -m 0755 qubes-rpc/sparsebak.* $(DESTDIR)/etc/qubes-rpc/

@@ -5,7 +5,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, space_option
+from backup_vm.cli.options import given, key_option, space_option
 from backup_vm.terminal.text import ratio_text, size_text, table, waiting_text
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_to(commands: Any) -> None:
         metavar="QUBE[/VOLUME]",
         help="whose sessions to show (default: all volumes)",
     )
-    show.add_argument("--tag", metavar="TAG", help="only sessions with this tag")
+    show.add_argument("--tag", type=given, metavar="TAG", help="only sessions with this tag")
     space_option(show)
     key_option(show)
     show.set_defaults(run=run)
@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _volumes(seen: "View", volumes: "list[Named]") -> str:
-    rows = [["VOLUME", "SESSIONS", "LATEST", "SIZE", "OWN", "SHARED", "COMPRESSED"]]
+    heads = ["VOLUME", "SESSIONS", "LATEST", "SIZE", "OWN", "SHARED", "COMPRESSED"]
+    rows = [heads + ["NAMES"] * bool(seen.names)]
     for volume in volumes:
         use, latest = seen.use(volume), volume.sessions[-1]
         row = [volume.name, str(len(volume.sessions)), latest.name, size_text(latest.clear.size)]
@@ -82,8 +83,9 @@ def _volumes(seen: "View", volumes: "list[Named]") -> str:
                 if use
                 else ["", "", ""]
             )
+            + [size_text(seen.names_of(volume.id))] * bool(seen.names)
         )
-    return table(rows, frozenset({1, 3, 4, 5, 6}))
+    return table(rows, frozenset({1, 3, 4, 5, 6, 7}))
 
 
 def _sessions(volumes: "list[VolumeRow]") -> str:

@@ -28,7 +28,7 @@ from backup_vm.archive.storage.locks import LocalLocks
 from backup_vm.errors import LockedError
 from tests.conftest import cannot
 from tests.faultfs import FaultFS, missing
-from tests.kit import GRAIN, Site, fill
+from tests.kit import GRAIN, Site, backed_up, fill
 from tests.patience import PATIENCE
 
 BIN = Path(sys.executable).parent
@@ -37,10 +37,7 @@ ELSEWHERE = replace(Holder.this("backup"), machine="another", host="nas", proces
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    site = Site(tmp_path / "site")
-    fill(site.image(), 20 * GRAIN)
-    site.backup()
-    return site
+    return backed_up(tmp_path / "site")
 
 
 def run(

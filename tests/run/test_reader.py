@@ -196,6 +196,22 @@ def test_parameters_that_are_no_small_regular_file(site: Site, tmp_path: Path, k
     assert "Traceback" not in done.stderr and "archive.toml" in done.stderr
 
 
+def test_an_image_has_its_name_when_it_is_whole(site: Site, tmp_path: Path) -> None:
+    fill(site.image(), 40 * GRAIN)
+    site.backup()
+    (pack,) = site.archive.rglob("*.pack")
+    raw, target = pack.read_bytes(), tmp_path / "image"
+    pack.write_bytes(raw[:3000] + bytes(1000) + raw[4000:])
+    words = ("assemble", "work/private", "latest", str(target))
+    done = read(site, site.archive, *words)
+    assert done.returncode == 1 and "lost or damaged" in done.stderr and not target.exists()
+    pack.write_bytes(raw)
+    assert read(site, site.archive, *words).returncode == 0
+    assert target.read_bytes() == site.contents() and list(tmp_path.glob("image*")) == [target]
+    done = read(site, site.archive, *words)
+    assert done.returncode == 1 and f"{target} exists" in done.stderr
+
+
 def test_it_shares_no_code_and_is_short() -> None:
     text = READER.read_text()
     assert len(text.splitlines()) <= 350

@@ -315,6 +315,22 @@ def test_on_a_full_disk_a_run_begins_all_the_same(faultfs: FaultFS, name: str) -
     other.release()
 
 
+def test_one_that_cannot_be_removed_says_that_it_is_given_back(faultfs: FaultFS) -> None:
+    """By that other machines do not wait for it, and whoever comes next removes it."""
+    storage = LocalStorage(faultfs.path / "archive")
+    storage.prepare()
+    lease = Lease.acquire(storage.locks(), "PLACE", "backup")
+    faultfs.fail(Fault("unlink", "EIO"))
+    lease.release()
+    faultfs.fail()
+    assert held(storage) == ["writer-1"]
+    assert Holder.load(storage.locks().read("writer-1")).released
+    after = Lease.acquire(storage.locks(), "PLACE", "scrub")
+    assert held(storage) == ["writer-2"] and not after.taken_over
+    after.release()
+    assert held(storage) == []
+
+
 def test_any_other_error_is_one(faultfs: FaultFS) -> None:
     storage = LocalStorage(faultfs.path / "archive")
     storage.prepare()
