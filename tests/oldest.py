@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tools import audit
+from tools.audit import imports
 
-imports = cache(audit.imports)
 ROOT = Path(__file__).parent.parent
 LIST = ROOT / "tests/oldest.txt"
 PACKAGES = ("common", "wire", "dom0_agent", "backup_vm")
