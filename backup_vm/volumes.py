@@ -217,10 +217,9 @@ class Contents:
 
     def lost(self, id: str) -> Named | None:
         """A volume, by its id, that has sessions of which none can be read; None if it is none."""
-        if any(one.id == id for one in self.volumes):
-            return None
+        known = any(one.id == id for one in self.volumes)
         there = any(volume_of(file) == id for file in self.archive.damaged)
-        return Named("", id, id, ()) if there else None
+        return Named("", id, id, ()) if there and not known else None
 
     def select(self, *names: str | None) -> list[Named]:
         """The volumes that names stand for; all where there is none, or only None. Raise
@@ -246,6 +245,15 @@ class Contents:
         """A line for each session file of a volume that cannot be read."""
         found = sorted(self.archive.damaged.items())
         return [str(error) for file, error in found if volume_of(file) == volume.id]
+
+    def find(self, volume: Named, wanted: str) -> Session:
+        """See find_session. Raises DamagedError also where the latest is known to be lost."""
+        session = find_session(volume, wanted)
+        if wanted == "latest" and self._grant is None:
+            _ = self.archive.catalog  # in a local archive it knows what got lost
+            for file in filter(lambda file: volume_of(file) == volume.id, self.archive.lost):
+                raise _not_latest(volume, f"{self.archive.storage.describe(file)} is missing")
+        return session
 
     def now(self) -> "Contents":
         """The same, with the sessions that are there now."""
@@ -294,6 +302,13 @@ class Chosen:
         }
 
 
+def _not_latest(volume: Named, why: str) -> DamagedError:
+    return DamagedError(
+        f"the newest session of {volume.name} cannot be had: {why}",
+        f"to have the one before it, name it: --session {volume.sessions[-1].name}",
+    )
+
+
 def find_session(volume: Named, wanted: str) -> Session:
     """A session by its time (or the beginning of it, if that is enough), by a tag (the newest that
     has it), or ``latest``. Raises DamagedError where that cannot be read: an older one is not what
@@ -301,10 +316,7 @@ def find_session(volume: Named, wanted: str) -> Session:
     """
     if wanted == "latest":
         if volume.newer is not None:
-            raise DamagedError(
-                f"the newest session of {volume.name} cannot be had: {volume.newer}",
-                f"to have the one before it, name it: --session {volume.sessions[-1].name}",
-            )
+            raise _not_latest(volume, str(volume.newer))
         return volume.sessions[-1]
     found = [session for session in volume.sessions if session.name == wanted]
     found = (

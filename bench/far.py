@@ -90,6 +90,7 @@ def line(server: Server, delay: float, rate: float) -> Iterator[tuple[int, Calla
     """The port of a line to a server, and what passed since that was last asked."""
     port = free_port()
     options = [f"--delay={delay}", f"--rate={rate}"]
+    options += ["--kept"] if server.kind == "s3" else []
     with subprocess.Popen(
         [sys.executable, "-m", "bench.line", str(port), str(server.port), *options],
         stdin=subprocess.PIPE,

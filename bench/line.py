@@ -8,8 +8,11 @@ connection. What it leaves out: packets that are lost, and the slow start of a c
 
 Each line of its input is answered with its counts since the last: bytes to the server and back;
 requests of HTTP by method (a message that begins with a method); turns, which is how often
-something was sent after an answer had come, on any connection (of a client that asks one thing
+something was sent after an answer had come, or on a new connection (of a client that asks one thing
 after another, its round trips); and the times, by time.monotonic, at which each direction was busy.
+
+With --kept a connection costs nothing where one before it has ended: moto's server closes each
+after its answer, where a store keeps it for the next request, and so does the client.
 """
 
 import argparse
@@ -58,19 +61,25 @@ class Direction:
 class Line:
     """Both directions, and every connection over them."""
 
-    def __init__(self, server: int, delay: float, rate: float) -> None:
-        self._server, self._delay = server, delay
+    def __init__(self, server: int, delay: float, rate: float, kept: bool) -> None:
+        self._server, self._delay, self._kept = server, delay, kept
+        self._idle = 0
         self.up, self.down, self.requests = Direction(rate), Direction(rate), Counter[str]()
         self.turns = 0
 
     async def connection(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         """One connection, to its end."""
-        await asyncio.sleep(2 * self._delay)
+        self.turns += 1
+        if self._idle:
+            self._idle -= 1
+        else:
+            await asyncio.sleep(2 * self._delay)
         far, on = await asyncio.open_connection("127.0.0.1", self._server, limit=WINDOW)
         last: list[Direction] = []
         ways = (self._pass(near, on, self.up, last), self._pass(far, back, self.down, last))
         with suppress(OSError):
             await asyncio.gather(*ways)
+        self._idle += self._kept
         for end in (on, back):
             end.close()
 
@@ -102,7 +111,7 @@ class Line:
         counts: dict[str, object] = {"up": up, "down": down, "turns": self.turns}
         counts |= {"requests": dict(self.requests), "busy": {"up": busy_up, "down": busy_down}}
         self.requests.clear()
-        self.turns = 0
+        self.turns = self._idle = 0
         return counts
 
 
@@ -135,8 +144,10 @@ def main() -> None:
     parser.add_argument("server", type=int)
     parser.add_argument("--delay", type=float, required=True, help="seconds, each way")
     parser.add_argument("--rate", type=float, required=True, help="bytes a second, each way")
+    parser.add_argument("--kept", action="store_true", help="connections are used again")
     options = parser.parse_args()
-    asyncio.run(_serve(options.port, Line(options.server, options.delay, options.rate)))
+    line = Line(options.server, options.delay, options.rate, options.kept)
+    asyncio.run(_serve(options.port, line))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ is lost gets a full session next. Readers do all this in a copy aside, and chang
 
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -163,48 +163,68 @@ def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> Chun
     # A run died, or this is a copy from the middle of it: what a prune has begun to give back
     # cannot be seen from names and sizes.
     amidst = catalog.marks.storing or catalog.marks.reclaiming
-    again = _written_again(catalog, now) if archive.writing else set()
-    if now == then and not amidst and not again:
-        return catalog
     fewer = then.files.items() - now.files.items()
-    if now.packs == then.packs and not fewer and not amidst:
-        names = _more(catalog, now) | again
-        if _complete(archive, catalog, names):
-            # A backup of a few small sessions would wait for the disk once more, only to spare the
-            # next run a look through them.
-            if len(names) > UNRECORDED or again:
-                catalog.begin()
-                catalog.set_files(now.files, now.seen(now.files))
-                catalog.commit()
-            else:
-                archive.unrecorded += len(names)
-            return catalog
+    if now.packs == then.packs and not fewer and not amidst and _added(archive, catalog, now):
+        return catalog
     gone, new = then.packs.items() - now.packs.items(), now.packs.items() - then.packs.items()
+    missing = [name for name, _ in gone]
     if len(new) > max(len(then.packs), MANY):
         known = Remembered.of(catalog)
         catalog.close()
-        return rebuild(archive, now, known, [name for name, _ in gone])
+        return rebuild(archive, now, known, missing)
     catalog.begin()
-    numbers = {name: number for number, name in catalog.packs().items()}
-    for name, _ in gone:
-        catalog.drop_pack(numbers[name])
-    for name, size in sorted(new):
-        derive.index_pack(archive, catalog, name, size)
-    found = derive.drop_unreferenced(archive, catalog)
-    if fewer or new or amidst:
-        everything = fewer or amidst
-        suspects = catalog.packs() if everything else {catalog.number(n): n for n, _ in new}
-        if derive.forget_holes(archive, catalog, suspects):
-            found = derive.lacking_in(archive, catalog, archive.session_files())
-    lacking = {name for name, count in found.items() if count}
+    # What a session that is gone had named may be in a hole by now, in any pack.
+    everywhere = bool(fewer) or amidst
+    lacking = _packs_followed(archive, catalog, missing, dict(new), everywhere)
     if lacking - catalog.spoilt():  # listed nowhere, or only in a pack that was thought to be dead
         with closing(derive.unlisted(archive, catalog, sorted(lacking))) as unlisted:
             catalog.rollback()
             known = Remembered.of(catalog)
             catalog.close()
-            return rebuild(archive, now, known, [name for name, _ in gone], unlisted)
+            return rebuild(archive, now, known, missing, unlisted)
     losses.conclude(archive, catalog, now, lacking)
     return catalog
+
+
+def _added(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> bool:
+    """Whether there are only sessions more, or written again, and nothing is missing of them; then
+    the catalog is good for them, too.
+    """
+    again = _written_again(catalog, now) if archive.writing else set()
+    names = _more(catalog, now) | again
+    if names and not _complete(archive, catalog, names):
+        return False
+    # A backup of a few small sessions would wait for the disk once more, only to spare the next run
+    # a look through them.
+    if len(names) > UNRECORDED or again:
+        catalog.begin()
+        catalog.set_files(now.files, now.seen(now.files))
+        catalog.commit()
+    else:
+        archive.unrecorded += len(names)
+    return True
+
+
+def _packs_followed(
+    archive: "Archive",
+    catalog: ChunkCatalog,
+    gone: Sequence[str],
+    new: Mapping[str, int],
+    everywhere: bool,
+) -> set[str]:
+    """Take packs out of the catalog and others in, and look for holes in these, or ``everywhere``;
+    not committed. Returns the session files that lack chunks then.
+    """
+    numbers = {name: number for number, name in catalog.packs().items()}
+    for name in gone:
+        catalog.drop_pack(numbers[name])
+    for name, size in sorted(new.items()):
+        derive.index_pack(archive, catalog, name, size)
+    found = derive.drop_unreferenced(archive, catalog)
+    suspects = catalog.packs() if everywhere else {catalog.number(name): name for name in new}
+    if suspects and derive.forget_holes(archive, catalog, suspects):
+        found = derive.lacking_in(archive, catalog, archive.session_files())
+    return {name for name, count in found.items() if count}
 
 
 def rebuild(

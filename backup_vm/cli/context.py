@@ -203,11 +203,11 @@ class Context:
         """The session that ``--session`` names, of the one volume that the command line names, in
         an archive that is open to read.
         """
-        from backup_vm.volumes import Chosen, find_session
+        from backup_vm.volumes import Chosen
 
         with self.contents(needs_key=needs_key) as contents:
             volume = contents.one(self.options.volume)
-            session = find_session(volume, self.options.session)
+            session = contents.find(volume, self.options.session)
             self.warn_spoilt(contents, [(volume, session)])
             yield Chosen(contents, volume, session)
 

@@ -134,7 +134,6 @@ def _sessions(context: Context) -> "Iterator[dict[str, list[Shown]]]":
     from backup_vm.errors import UsageError
     from backup_vm.jobs.lazy_image import ChunkCache
     from backup_vm.jobs.mount import shown_from, shown_sessions
-    from backup_vm.volumes import find_session
 
     options = context.options
     if options.partition is not None and not options.files:
@@ -153,7 +152,7 @@ def _sessions(context: Context) -> "Iterator[dict[str, list[Shown]]]":
                 volume,
                 list(volume.sessions)
                 if options.session == "all"
-                else [find_session(volume, options.session)],
+                else [contents.find(volume, options.session)],
             )
             for volume in volumes
         ]

@@ -98,3 +98,22 @@ def test_what_a_damaged_session_listed_is_given_back_with_it(spoilt: Commands) -
     spoilt.run("delete", "work", "--yes", "--passphrase-file", str(spoilt.passphrase), expect=4)
     assert spoilt.json("scrub")["ok"] and spoilt.json("status")["stored"] == 0
     assert not list(spoilt.site.archive.rglob("*.pack"))
+
+
+def test_a_latest_that_is_known_to_be_missing_is_not_had(
+    commands: Commands, tmp_path: Path
+) -> None:
+    site, image = commands.site, tmp_path / "image"
+    for turn in range(2):
+        fill(site.image(), 4 * GRAIN, turn)
+        site.backup()
+    max(site.archive.glob("volumes/*/*.session")).unlink()
+    key = ("work/private", "--passphrase-file", str(commands.passphrase))
+    for words in (("assemble", *key, "-o", str(image)), ("files", "ls", *key)):
+        said = commands.run(*words, expect=4)[1]
+        assert "newest session of work/private cannot be had" in said, said
+    (older,) = commands.names()
+    commands.run("assemble", *key, "-o", str(image), "--session", older)
+    site.backup()
+    commands.run("assemble", *key, "-o", str(image), "--force")
+    assert image.read_bytes() == site.contents()

@@ -41,14 +41,12 @@ def diff(options: argparse.Namespace) -> int:
     from backup_vm.files.session import shown
     from backup_vm.files.showing import data_of, text_of
     from backup_vm.terminal import output
-    from backup_vm.volumes import find_session
 
     context = Context(options)
     troubles, rows = Troubles(context), []
     with opened_volume(context) as (volume, files):
         old, new = (
-            told(context, files.open(find_session(volume, name)))
-            for name in (options.old, options.new)
+            told(context, files.open(files.find(name))) for name in (options.old, options.new)
         )
         for change in differences(old, new, path_of(context), troubles, options.contents):
             if context.json:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.durable import Busy, lock, make_directory
-from common.text import printable, reason
+from common.text import parse_seconds, printable, reason
 from dom0_agent.admin import last_backup
 from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, user_option
@@ -73,10 +73,10 @@ def add_to(commands: Any) -> None:
 
 
 def _seconds(text: str) -> int:
-    # It becomes a part of what qrexec is asked for.
-    if not (text.isascii() and text.isdigit() and len(text) <= 8):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a number of seconds, such as 3600")
-    return int(text)
+    try:
+        return parse_seconds(text)  # digits alone: it becomes a part of what qrexec is asked for
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.locks import LocalLocks
 from backup_vm.errors import ForbiddenError, LockedError
 from tests.faultfs import Fault, FaultFS
+from tests.patience import until
 
 
 @pytest.fixture
@@ -258,13 +259,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(leases, "RENEWAL", 0.05)
     monkeypatch.setattr(leases, "_RETRY", 0.02)
     yield
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_it_is_renewed_in_the_background_also_after_errors(soon: None, faultfs: FaultFS) -> None:

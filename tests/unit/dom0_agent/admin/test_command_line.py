@@ -13,6 +13,7 @@ import pytest
 from dom0_agent.admin import cli
 from tests.children import begun, signals_as_usual
 from tests.kit import Site, fill
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[4]
 AGENT = Path(sys.executable).parent / "sparsebak-agent"
@@ -117,7 +118,7 @@ def test_it_ends_when_it_is_told_to(site: Site, number: signal.Signals) -> None:
         ) as process:
             begun(process)
             process.send_signal(number)
-            error = process.communicate(timeout=30)[1]
+            error = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == (130 if number == signal.SIGINT else 128 + number)
     assert error == "" and len(site.snapshots()) == 1
 
