@@ -13,9 +13,9 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from common.text import reason
 from dom0_agent.config import Volume
@@ -33,8 +33,7 @@ wait for it, too.
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of a volume: ``changed`` bytes since the last time; None when there was nothing
     to do or it failed.
     """
