@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
             key=parameters.master or bytes(32),
         )
         damaged = [str(error) for _, error in sorted(archive.damaged.items())]
+        damaged += archive.missing()
     for line in damaged:
         context.warn(line)
     # The new dom0 takes what is written for the newest that there is.
