@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from backup_vm.archive import noting
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.naming import session_of, sessions_in, volume_of
 from backup_vm.archive.notes import Notes
@@ -73,6 +74,7 @@ def stored_volumes(
     notes, damaged = Notes(), None
     try:
         notes = load_notes(archive.storage)
+        damaged = noting.look_back(archive, notes)
     except DamagedError as error:
         damaged = error
         archive.warnings.append(str(error))

@@ -30,10 +30,13 @@ from backup_vm.archive.format import INDEX_ENTRY_SIZE, PackFoot, PackHead
 from backup_vm.archive.opening import create_archive, open_archive
 from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.prune import prune
+from backup_vm.archive.scrub import scrub
 from backup_vm.archive.storage.local import LocalStorage
+from backup_vm.jobs.feeding import feed
 from backup_vm.jobs.keep_rules import DEFAULT
 from backup_vm.jobs.thinning import by_rules
 from backup_vm.reporting.view import View
+from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
 from bench.__main__ import machine
 from wire.chunks import SUITE_BLAKE2B, Keys
@@ -44,9 +47,9 @@ DAY = 86400
 KEYS = Keys(bytes(32))
 
 
-def build(folder: Path, chunks: int, count: int) -> None:
+def build(folder: Path, chunks: int, count: int, in_pack: int = IN_PACK) -> None:
     """One volume: a full session of nine tenths of the chunks, then sessions that change some, and
-    packs for all of them.
+    packs for all of them, each of so many chunks.
     """
     create_archive(folder, Parameters(bytes(16), "scale", SUITE_BLAKE2B, CHUNK, 0, (), bytes(32)))
     rng = np.random.default_rng(1)
@@ -77,11 +80,11 @@ def build(folder: Path, chunks: int, count: int) -> None:
                 archive.storage, record, base, inherit, n, [numbers.tobytes()], [ids.tobytes()]
             )
             pending.append(ids)
-            if sum(len(part) for part in pending) >= IN_PACK:
+            if sum(len(part) for part in pending) >= in_pack:
                 everything = np.concatenate(pending)
-                whole = len(everything) // IN_PACK * IN_PACK
-                for at in range(0, whole, IN_PACK):
-                    _pack(folder, everything[at : at + IN_PACK])
+                whole = len(everything) // in_pack * in_pack
+                for at in range(0, whole, in_pack):
+                    _pack(folder, everything[at : at + in_pack])
                 pending = [everything[whole:]]
         _pack(folder, np.concatenate(pending))
 
@@ -173,6 +176,26 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
         ids = image.ids(image.chunks // 2 // 1024 * 1024, image.chunks // 2 // 1024 * 1024 + 8192)
         return archive.catalog.places(row.tobytes() for row in ids)
 
+    def verify(archive: Archive) -> object:
+        image = archive.image(series(archive), series(archive)[-1])
+        sealed = memoryview(bytes(SEALED))
+        with (
+            mock.patch.object(packs.PackReader, "read", lambda *_: sealed),
+            open(os.devnull, "wb") as out,
+        ):
+            feed(archive, image, "big/private", Progress())(out)
+        return None
+
+    def account(archive: Archive) -> object:
+        return View.of(archive, stored_volumes(archive, KEYS, {}), True).account
+
+    def scrub_rest(archive: Archive) -> object:
+        return list(scrub(archive, Progress(), chosen=[]))
+
+    def after_another() -> object:
+        _pack(folder, np.random.default_rng(2).integers(0, 256, (IN_PACK, 32), dtype=np.uint8))
+        return opened(rebuild, True)()
+
     def known(archive: Archive) -> object:
         image = archive.image(series(archive), series(archive)[-1])
         return sum(len(ids) for _, ids in image.arrays())
@@ -191,8 +214,12 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
         "list": opened(listing),
         "where a range of 1 GiB is": opened(a_range),
         "all ids of the newest image": opened(known),
+        "verify the newest image, packs not read": opened(verify),
+        "list with an account of the space": opened(account),
+        "scrub of all but the packs": opened(scrub_rest, True),
         "prune one session": opened(prune_one, True),
         "prune by the default rules": opened(thin, True),
+        "opened after another machine stored a pack": after_another,
     }
 
 
@@ -202,6 +229,12 @@ def main() -> None:
         "--sizes",
         default="100000:100,1000000:500,3000000:1000,10000000:2000",
         help="CHUNKS:SESSIONS,...",
+    )
+    parser.add_argument(
+        "--in-pack",
+        type=int,
+        default=IN_PACK,
+        help="chunks of a pack: few, for as many packs as a large archive has",
     )
     parser.add_argument("--work", type=Path)
     parser.add_argument("--no-write", action="store_true")
@@ -213,7 +246,7 @@ def main() -> None:
     for chunks, count in sizes:
         work = Path(tempfile.mkdtemp(prefix="sparsebak-scale-", dir=options.work))
         try:
-            measured(partial(build, work / "archive", chunks, count))
+            measured(partial(build, work / "archive", chunks, count, options.in_pack))
             for name, action in operations(work / "archive").items():
                 took, memory = measured(action)
                 table.setdefault(name, []).append((took, memory))
@@ -265,20 +298,22 @@ def growth(sizes: list[int], table: dict[str, list[tuple[float, float]]]) -> lis
 
 
 def planned(chunks: list[int], table: dict[str, list[tuple[float, float]]]) -> list[str]:
-    """A line for each operation: what 100 TiB would take, by how it grew from the first size to the
-    last. With chunks of 1 MiB it is an eighth of the chunks.
+    """A line for each operation: what 100 TiB would take. Time by how it grew from the first size
+    to the last; memory on a straight line through the last two, for of a small archive it is what
+    Python takes, which hides what grows. With chunks of 1 MiB it is an eighth of the chunks.
     """
     lines = []
     for size in (128 << 10, 1 << 20):
         target = (100 << 40) / size
         for name, row in table.items():
-            (first, small), (last, large) = row[0], row[-1]
             if len(chunks) < 2:
                 continue
+            first, (last, large) = row[0][0], row[-1]
             steps = math.log(chunks[-1] / chunks[0])
             more = math.log(target / chunks[-1])
             took = last * math.exp(math.log(max(last, 0.01) / max(first, 0.01)) / steps * more)
-            memory = large * math.exp(max(math.log(large / small), 0) / steps * more)
+            rises = max(large - row[-2][1], 0) / (chunks[-1] - chunks[-2])
+            memory = large + rises * (target - chunks[-1])
             lines.append(
                 f"100 TiB in chunks of {size >> 10} KiB: {name}: {took:,.1f} s, {memory:,.0f} MiB"
             )

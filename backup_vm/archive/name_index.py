@@ -83,6 +83,12 @@ def names_in(storage: Storage, volume: str | None = None) -> list[str]:
     return [name for name in found if volume in (None, naming.volume_of(name))]
 
 
+def sizes(storage: Storage) -> dict[str, int]:
+    """Bytes of each index, by name; of what is no regular file none."""
+    found = storage.sizes("volumes").items()
+    return {name: size for name, size in found if naming.is_names(name) and size >= 0}
+
+
 def load(storage: Storage, name: str, archive: bytes) -> NameFile:
     """The heads of an index; raise DamagedError."""
     path, found = storage.describe(name), list[Segment]()
@@ -210,10 +216,8 @@ def clean(archive: "Archive") -> None:
     """Remove indexes of which there is no session: those of sessions that were removed. What is no
     regular file stays, for it is none of ours, and is named by scrub.
     """
-    sizes = archive.storage.sizes("volumes")
     sessions = set(map(of_session, archive.session_files()))
-    left = [one for one in names_in(archive.storage) if one not in sessions]
-    archive.storage.remove_all([one for one in left if sizes.get(one, 0) >= 0])
+    archive.storage.remove_all([one for one in sizes(archive.storage) if one not in sessions])
 
 
 def copy(source: "Archive", target: "Archive") -> Iterator[str]:

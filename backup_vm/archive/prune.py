@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import IO
 
-from backup_vm.archive import derive, holding, merge, name_index, naming, notes, reconcile, sessions
+from backup_vm.archive import derive, holding, losses, merge, name_index, naming, noting, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
@@ -136,7 +136,7 @@ def _may_go(
 
 def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
     with suppress(DamagedError):  # reported whenever they are read
-        notes.change(archive.storage, lambda every: every.keep_only(kept))
+        noting.changed(archive, lambda every: every.keep_only(kept))
 
 
 def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]]) -> None:
@@ -186,7 +186,7 @@ def _hand_on_spoilt(
     new = [name for name, count in found.items() if count]
     catalog.begin()
     catalog.set_spoilt(spoilt.difference(gone))
-    reconcile.spoil(catalog, new, volumes)
+    losses.spoil(catalog, new, volumes)
     catalog.commit()
     for name in new:
         archive.found[name] = "chunks are missing of what it took over"

@@ -97,13 +97,13 @@ def _incomplete(archive: "Archive", name: str) -> "Iterator[Ids]":
 
 
 def prefixes(column: "Ids") -> "Prefixes":
-    """First eight bytes of ids as a number: uint64[n]. Ids are keyed hashes, so that of equal
-    prefixes all but none belong to ids that differ; where one does, a chunk is kept that could go,
-    which is the safe side.
+    """First eight bytes of ids as a number: uint64[n], in the order of the ids. Ids are keyed
+    hashes, so that of equal prefixes all but none belong to ids that differ; where one does, a
+    chunk is kept that could go, which is the safe side.
     """
     import numpy as np
 
-    return np.ascontiguousarray(column[:, :8]).view("<u8").ravel()
+    return np.ascontiguousarray(column[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 
 def positions(known: "Prefixes", column: "Ids") -> "Indexes":

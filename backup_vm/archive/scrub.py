@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from backup_vm.archive import (
     catalog_file,
+    losses,
     name_index,
     naming,
     notes,
@@ -154,7 +155,7 @@ def _sessions(archive: Archive, repair: Repair | None) -> Iterator[Finding]:
             repair.compare(name)
     volumes = archive.sessions()
     bad |= {name: reason for name, reason in archive.cut_off(volumes).items() if name not in bad}
-    reconcile.spoil(archive.catalog, bad, volumes)
+    losses.spoil(archive.catalog, bad, volumes)
     for name, reason in bad.items():
         yield Finding(name, reason, (name,))
 
@@ -190,7 +191,10 @@ def _unreadable(
     text = str(error)
     if isinstance(error, OSError):
         text = f"{archive.storage.describe(name)} cannot be read: {error.strerror or error}"
-    yield Finding(name, text, _forget(archive, name, [(o, live[o]) for o in lost]))
+    users = _forget(archive, name, [(o, live[o]) for o in lost])
+    yield Finding(
+        name, text, tuple(naming.sessions_in({file for one in users.values() for file in one}))
+    )
 
 
 _Look = tuple[str, dict[int, bytes], "Checked | Exception"]
@@ -232,62 +236,75 @@ def _pack(
         yield Finding(name, found.problem)
     for offset in found.gaps:
         yield Finding(name, f"{path} is damaged at byte {offset}")
+    lost = [(entry.offset, entry.id) for entry in found.bad if entry.offset in live]
+    lost += [(offset, live[offset]) for offset in found.wrong]
+    users = _forget(archive, name, lost) if lost else {}
     known = {offset for pack, offset in catalog.rotten() if pack == name}
+    # Reported once: what no session needs stays where it is until its room is given back.
+    dead = [e.offset for e in found.bad if e.offset not in live and e.offset not in known]
+    _note_rotten(archive, name, dead)
     for entry in found.bad:
-        spoils = entry.offset in live
-        if not spoils:  # reported once: it stays where it is until its room is given back
-            if entry.offset in known:
-                continue
-            _note_rotten(archive, name, entry.offset)
         text = f"{path} is damaged at byte {entry.offset} (chunk {entry.id.hex()[:16]})"
-        yield Finding(
-            name,
-            text if spoils else f"{text}, which no session needs",
-            _forget(archive, name, [(entry.offset, entry.id)]) if spoils else (),
-        )
+        if entry.offset in live:
+            yield Finding(name, text, users[entry.id])
+        elif entry.offset in dead:
+            yield Finding(name, f"{text}, which no session needs")
     for offset in found.wrong:
         text = f"{path} does not hold chunk {live[offset].hex()[:16]} at byte {offset}"
-        yield Finding(name, text, _forget(archive, name, [(offset, live[offset])]))
+        yield Finding(name, text, users[live[offset]])
 
 
-def _forget(archive: Archive, pack: str, chunks: list[tuple[int, bytes]]) -> tuple[str, ...]:
-    """Take damaged chunks (offset and id) out of the catalog, so that the next backup stores them
-    again.
+def _forget(
+    archive: Archive, pack: str, chunks: list[tuple[int, bytes]]
+) -> dict[bytes, tuple[str, ...]]:
+    """Take damaged chunks (offset and id) of a pack out of the catalog, so that the next backup
+    stores them again.
 
-    Returns the sessions that list them; their volumes get a full session next.
+    Returns the sessions that list each of them, found in one reading of all sessions for the whole
+    pack; their volumes get a full session next.
     """
-    catalog, users = archive.catalog, tuple(_users(archive, {chunk_id for _, chunk_id in chunks}))
+    catalog, users = archive.catalog, _users(archive, {chunk_id for _, chunk_id in chunks})
     catalog.begin()
     catalog.add_rotten((pack, offset) for offset, _ in chunks)
     catalog.remove(*(chunk_id for _, chunk_id in chunks))
-    reconcile.spoil(catalog, users, archive.sessions())
+    spoilt = naming.sessions_in({file for one in users.values() for file in one})
+    losses.spoil(catalog, spoilt, archive.sessions())
     catalog.marks.unclaimed = True
     catalog.commit()
     return users
 
 
-def _note_rotten(archive: Archive, pack: str, offset: int) -> None:
+def _note_rotten(archive: Archive, pack: str, offsets: list[int]) -> None:
     """Remember that what no session needs is damaged."""
-    archive.catalog.begin()
-    archive.catalog.add_rotten([(pack, offset)])
-    archive.catalog.commit()
+    if offsets:
+        archive.catalog.begin()
+        archive.catalog.add_rotten((pack, offset) for offset in offsets)
+        archive.catalog.commit()
 
 
-def _users(archive: Archive, wanted: set[bytes]) -> Iterator[str]:
-    """Session files that list one of these chunks."""
+def _users(archive: Archive, wanted: set[bytes]) -> dict[bytes, tuple[str, ...]]:
+    """Of each of these chunks the session files that list it."""
+    users: dict[bytes, list[str]] = {chunk_id: [] for chunk_id in wanted}
     for name in archive.session_files():
-        if any(not wanted.isdisjoint(split(ids)) for ids in _readable_ids(archive, name)):
-            yield name
+        found = set[bytes]()
+        for ids in _readable_ids(archive, name):
+            found.update(wanted.intersection(split(ids)))
+        for chunk_id in found:
+            users[chunk_id].append(name)
+    return {chunk_id: tuple(names) for chunk_id, names in users.items()}
 
 
 def _missing(archive: Archive) -> Iterator[Finding]:
     """Chunks that a session lists and no pack holds."""
+    readable = (split(ids) for n in archive.session_files() for ids in _readable_ids(archive, n))
+    if archive.catalog.complete(readable):
+        return
     for name in archive.session_files():
         lacking = 0
         for ids in _readable_ids(archive, name):
             lacking += archive.catalog.lacking(set(split(ids)) - {ZERO_ID})
         if lacking:
-            reconcile.spoil(archive.catalog, [name], archive.sessions(naming.volume_of(name)))
+            losses.spoil(archive.catalog, [name], archive.sessions(naming.volume_of(name)))
             yield Finding(
                 name,
                 f"{archive.storage.describe(name)}: {lacking} of its chunks are missing or damaged",

@@ -2,16 +2,17 @@
 """Which volume and which session takes up how much, and what would come back if sessions were
 pruned.
 
-Chunks are known here by the first eight bytes of their ids, so that an account of a million takes a
-few tens of MiB; two that share these would be counted as one, which is as likely as a keyed hash of
-64 bits is to collide.
+Chunks are known here by the first eight bytes of their ids, so that an account takes 16 bytes of
+memory for each chunk, and 4 for each entry of a session; two that share these would be counted as
+one, which is as likely as a keyed hash of 64 bits is to collide.
 """
 
+import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.archive import naming, sessions
 from backup_vm.archive.archive import Archive
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
     from backup_vm.archive.columns import Numbers
 
-    Indexes = NDArray[np.int64]
+    Indexes = NDArray[np.signedinteger[Any]]
 
 LARGEST = 3_000_000
 """Entries of session files up to which an account is made without being asked for: a few seconds.
 """
+_LONGEST = (1 << 32) - 1
+"""Bytes of a chunk that are counted: those that are written have a few million at most."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,18 @@ class Account:
 
         self._storage, self._volumes = archive.storage, volumes
         self._chunk_size = archive.parameters.chunk_size
-        found: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
-        lengths = [np.empty(0, np.int64)]
-        for ids, sizes in archive.catalog.lengths():
-            found.append(prefixes(np.frombuffer(ids, np.uint8).reshape(-1, ID_SIZE)))
-            lengths.append(np.array(sizes, np.int64))
-        all_prefixes, all_lengths = np.concatenate(found), np.concatenate(lengths)
-        order = np.argsort(all_prefixes)
-        self._prefixes, self._lengths = all_prefixes[order], all_lengths[order]
-        self._uses = np.zeros(len(self._prefixes) + 1, np.int64)
+        chunks, end = archive.catalog.count()[0], 0
+        self._prefixes, self._lengths = np.empty(chunks, np.uint64), np.empty(chunks, np.uint32)
+        for ids, sizes in archive.catalog.lengths():  # in the order of ids, so that prefixes rise
+            start, end = end, end + len(sizes)
+            if end > chunks:
+                raise sqlite3.DatabaseError("it has more chunks than it counts")
+            self._prefixes[start:end] = prefixes(np.frombuffer(ids, np.uint8).reshape(-1, ID_SIZE))
+            self._lengths[start:end] = np.clip(sizes, 0, _LONGEST)
+        self._prefixes, self._lengths = self._prefixes[:end], self._lengths[:end]
+        self._uses = np.zeros(end + 1, np.int32)
+        # Where a chunk stands in the account, for each entry: half of the memory, where that does.
+        self._none: Indexes = np.empty(0, np.int32 if end < 1 << 31 else np.int64)
         self._by_session: dict[str, Indexes] = {}
         self._places: dict[str, int] = {}
         self._builders: dict[tuple[str, bytes], list[int]] = defaultdict(list)
@@ -97,14 +103,16 @@ class Account:
         """Where the chunks of a session stand in the account; none of one that cannot be read."""
         import numpy as np
 
-        found = [np.empty(0, np.int64)]
+        found: Indexes = np.empty(session.count, self._none.dtype)
+        end = 0
         try:
             for _, ids in sessions.columns(self._storage, session).slices():
-                found.append(self._indexes(ids))
+                at, end = end, end + len(ids)
+                found[at:end] = self._indexes(ids)
         except DamagedError as error:
             archive.damaged[session.file] = error
-            return found[0]
-        return np.concatenate(found)
+            return self._none
+        return found
 
     def _indexes(self, ids: "NDArray[np.uint8]") -> "Indexes":
         """Where the chunks of an id column stand in the account; zeros and what is missing stand at
@@ -113,14 +121,14 @@ class Account:
         return positions(self._prefixes, ids)
 
     def _sizes(self, at: "Indexes") -> int:
-        return int(self._lengths[at[at < len(self._prefixes)]].sum())
+        return int(self._lengths[at[at < len(self._prefixes)]].sum(dtype="int64"))
 
     def volume(self, volume: str) -> Use:
         """What one volume takes up."""
         import numpy as np
 
         parts = [self._by_session[session.file] for session in self._volumes[volume]]
-        listed = np.concatenate([np.empty(0, np.int64), *parts])
+        listed = np.concatenate([self._none, *parts])
         listed = listed[listed < len(self._prefixes)]
         mine, counts = np.unique(listed, return_counts=True)
         own = self._sizes(mine[self._uses[mine] == counts])
@@ -149,7 +157,7 @@ class Account:
         """Bytes that would come back if the sessions (file names) were pruned."""
         import numpy as np
 
-        dropped = [np.empty(0, np.int64)]
+        dropped = [self._none]
         for volume in {naming.volume_of(file) for file in doomed}:
             for run, successor in groups(self._around(volume, doomed), doomed):
                 if successor is not None:

@@ -130,13 +130,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         use_pack_size(context, archive)
         keys = context.keys(archive) if options.verify else None
         agent.use(archive.parameters.archive, archive.parameters.chunk_size)
-        listed = agent.list()
-        if agent.list_age:
-            context.warn(
-                f"dom0 listed its qubes {agent.list_age // 60} minutes ago; one that was made since"
-                " is not backed up (in dom0: systemctl enable --now sparsebak-monitor.timer)"
-            )
-        chosen = _choose(listed, options.volumes)
+        chosen = _choose(_listed(context, agent), options.volumes)
         if options.dry_run:
             return _preview(context, chosen)
         before = keeping.files(context, archive)
@@ -222,12 +216,11 @@ def _write_metrics(context: Context, archive: "Archive", agent: "Agent") -> None
 def _note(archive: "Archive", report: "Report", note: "Note") -> SparsebakError | None:
     """Tag what was stored; returns why that could not be done: the backup is done all the same."""
     from backup_vm import failures
-    from backup_vm.archive import notes
+    from backup_vm.archive import noting
 
     try:
-        notes.change(
-            archive.storage,
-            lambda every: every.sessions.update({done.id: note for done in report.done}),
+        noting.changed(
+            archive, lambda every: every.sessions.update({done.id: note for done in report.done})
         )
     except SparsebakError as error:
         archive.storage.check()  # a lease that is lost ends the whole run
@@ -277,6 +270,17 @@ def _exit(report: "Report") -> int:
     if not report.failed:
         return report.unproven[0][1].code if report.unproven else Exit.OK
     return Exit.INCOMPLETE if report.done else report.failed[0][1].code
+
+
+def _listed(context: Context, agent: "Agent") -> "list[VolumeEntry]":
+    """What dom0 lists, and a warning where it has not looked for long."""
+    listed = agent.list()
+    if agent.list_age:
+        context.warn(
+            f"dom0 listed its qubes {agent.list_age // 60} minutes ago; one that was made since"
+            " is not backed up (in dom0: systemctl enable --now sparsebak-monitor.timer)"
+        )
+    return listed
 
 
 def _choose(listed: "list[VolumeEntry]", names: list[str]) -> "list[VolumeEntry]":

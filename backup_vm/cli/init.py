@@ -55,37 +55,11 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.opening import create_archive
-    from backup_vm.archive.parameters import Parameters
-    from backup_vm.errors import UsageError
 
     context = Context(options, makes_settings=options.default)
     place = context.location(options.directory)
-    try:
-        label = parse_name(options.label, "label")
-    except BadName as error:
-        raise UsageError(str(error)) from None
-    entry, slots, _ = context.agent().enroll(label)
-    if (
-        entry.format != FORMAT
-        or entry.chunk_size not in CHUNK_SIZES
-        or entry.suite not in SUITES
-        or len(slots) != entry.slots
-    ):
-        raise AgentError(
-            "the agent's archive is of a kind this version does not know",
-            "use the same version on both sides",
-        )
-    parameters = Parameters(
-        archive=entry.archive,
-        label=label,
-        suite=entry.suite,
-        chunk_size=entry.chunk_size,
-        created=entry.created,
-        slots=tuple(slots),
-        master=entry.key if entry.mode == MODE_OPEN else None,
-        retention=options.retention or 0,
-    )
-    if options.default:
+    parameters = _as_dom0_made_it(context)
+    if options.default:  # before the archive is made, which nothing undoes
         _settings_to_make(context, place)
     if options.repair:
         parameters = _repair(place, parameters)
@@ -99,6 +73,38 @@ def run(options: argparse.Namespace) -> int:
         context.say(f"{_make_default(context, place)} names it now.")
     _tell(context, place, parameters)
     return 0
+
+
+def _as_dom0_made_it(context: Context) -> "Parameters":
+    """What dom0 tells of the archive of that label; raise UsageError or AgentError."""
+    from backup_vm.archive.parameters import Parameters
+    from backup_vm.errors import UsageError
+
+    try:
+        label = parse_name(context.options.label, "label")
+    except BadName as error:
+        raise UsageError(str(error)) from None
+    entry, slots, _ = context.agent().enroll(label)
+    if (
+        entry.format != FORMAT
+        or entry.chunk_size not in CHUNK_SIZES
+        or entry.suite not in SUITES
+        or len(slots) != entry.slots
+    ):
+        raise AgentError(
+            "the agent's archive is of a kind this version does not know",
+            "use the same version on both sides",
+        )
+    return Parameters(
+        archive=entry.archive,
+        label=label,
+        suite=entry.suite,
+        chunk_size=entry.chunk_size,
+        created=entry.created,
+        slots=tuple(slots),
+        master=entry.key if entry.mode == MODE_OPEN else None,
+        retention=context.options.retention or 0,
+    )
 
 
 def _tell(context: Context, place: str, parameters: "Parameters") -> None:

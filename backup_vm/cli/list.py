@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _volumes(seen: "View", volumes: "list[Named]") -> str:
-    rows = [["VOLUME", "SESSIONS", "LATEST", "SIZE", "OWN", "SHARED", "COMPRESSED"]]
+    heads = ["VOLUME", "SESSIONS", "LATEST", "SIZE", "OWN", "SHARED", "COMPRESSED"]
+    rows = [heads + ["NAMES"] * bool(seen.names)]
     for volume in volumes:
         use, latest = seen.use(volume), volume.sessions[-1]
         row = [volume.name, str(len(volume.sessions)), latest.name, size_text(latest.clear.size)]
@@ -82,8 +83,9 @@ def _volumes(seen: "View", volumes: "list[Named]") -> str:
                 if use
                 else ["", "", ""]
             )
+            + [size_text(seen.names_of(volume.id))] * bool(seen.names)
         )
-    return table(rows, frozenset({1, 3, 4, 5, 6}))
+    return table(rows, frozenset({1, 3, 4, 5, 6, 7}))
 
 
 def _sessions(volumes: "list[VolumeRow]") -> str:

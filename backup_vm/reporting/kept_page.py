@@ -20,11 +20,14 @@ def page(run: UpkeepRow) -> str:
     now = datetime.datetime.fromtimestamp(run["ended"], datetime.UTC)
     rows = run["archives"]
     well = sum(row["state"] == State.WELL for row in rows)
+    waits = (State.IN_USE, State.LEFT)
+    later = sum(row["state"] in waits and not row["problems"] for row in rows)
     stored = sum(row["status"]["stored"] for row in rows if row["status"])
     figures = [
         (str(len(rows)), "archives"),
         (str(well), "kept, and well"),
-        (str(len(rows) - well), "to be looked at"),
+        *([(str(later), "in use or left: kept by a later run")] if later else []),
+        (str(len(rows) - well - later), "to be looked at"),
         (size_text(stored), "stored"),
         (size_text(sum(row["freed"] for row in rows)), "freed"),
     ]

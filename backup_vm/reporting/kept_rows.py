@@ -23,7 +23,7 @@ class State(StrEnum):
     IN_USE = "in use"
     """Another run holds it: it is kept the next time."""
     MISSING = "missing"
-    """It was there the last time."""
+    """It was there the last time, and is not, or cannot be seen."""
     LEFT = "left"
     """This run did not come to it."""
 

@@ -33,6 +33,8 @@ _HELP = {
     "drill_sound": "Whether that drill found nothing wrong.",
     "parity_bytes": "Bytes of parity files.",
     "parity_files": "Parity files.",
+    "names_bytes": "Bytes of indexes of names.",
+    "names_files": "Indexes of names.",
     "lease_start_timestamp_seconds": "Time when the other run began that has the archive's lease.",
     "lease_renewed_timestamp_seconds": "Time when that lease was renewed, by the store's clock.",
     "lock_retention_seconds": "Seconds for which what is stored is locked.",
@@ -159,6 +161,8 @@ def _as_a_whole(status: StatusRow, label: Mapping[str, str]) -> Iterator[Sample]
     yield from _check("drill", label, status["drilled"])
     yield "parity_bytes", label, status["parity"]
     yield "parity_files", label, status["parity_files"]
+    yield "names_bytes", label, status["names"]
+    yield "names_files", label, status["names_files"]
     for lease in status["leases"]:
         held = {name: str(lease[name]) for name in ("kind", "host", "process")} | dict(label)
         yield "lease_start_timestamp_seconds", held, lease["since"]

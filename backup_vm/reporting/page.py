@@ -78,6 +78,7 @@ def figures(status: StatusRow, volumes: list[VolumeRow]) -> Tree:
             (f"{sessions:,}", f"sessions of {len(volumes)} volumes"),
             (size_text(live), "size of the volumes"),
             *([(ratio_text(plain / stored), "compression")] if stored else []),
+            *([(size_text(status["names"]), "indexes of names")] if status["names"] else []),
         ]
     )
 

@@ -19,12 +19,16 @@ class CheckRow(TypedDict):
 
 
 class SpaceRow(TypedDict):
-    """What a volume takes up; all None where no account of the space was made."""
+    """What a volume takes up; ``own`` to ``deduplication`` are None where no account of the space
+    was made. ``own`` and ``shared`` are of chunks alone.
+    """
 
     own: int | None
     shared: int | None
     compression: float | None
     deduplication: float | None
+    names: int
+    """Bytes of the indexes of names of its sessions."""
 
 
 class SessionRow(TypedDict):
@@ -148,6 +152,9 @@ class StatusRow(TypedDict):
     parity: int
     """Bytes of parity files."""
     parity_files: int
+    names: int
+    """Bytes of indexes of names."""
+    names_files: int
     free: int | None
     capacity: int | None
     """Bytes of the whole disk; None where it has no such number."""
@@ -180,13 +187,12 @@ def check_text(row: CheckRow | None) -> str:
     return session_name(row["time"]) + ("" if row["ok"] else ", damage found")
 
 
-def space_row(use: Use | None) -> SpaceRow:
-    """What a volume takes up."""
-    if use is None:
-        return {"own": None, "shared": None, "compression": None, "deduplication": None}
+def space_row(use: Use | None, names: int) -> SpaceRow:
+    """What a volume takes up. ``names``: bytes of its indexes of names."""
     return {
-        "own": use.own,
-        "shared": use.shared,
-        "compression": round(use.compression, 3),
-        "deduplication": round(use.deduplication, 3),
+        "own": use.own if use else None,
+        "shared": use.shared if use else None,
+        "compression": round(use.compression, 3) if use else None,
+        "deduplication": round(use.deduplication, 3) if use else None,
+        "names": names,
     }

@@ -53,6 +53,8 @@ def look(
         "stored": stored_bytes,
         "parity": sum(parity),
         "parity_files": len(parity),
+        "names": sum(seen.names.values()),
+        "names_files": len(seen.names),
         "free": archive.storage.free(),
         "capacity": archive.storage.capacity(),
         "scrubbed": check_row(found.scrubbed),
@@ -155,7 +157,7 @@ def _volume(
         "size": (
             entry.size if entry and not flags & VOLUME_GONE else latest.clear.size if latest else 0
         ),
-        **space_row(seen.use(named) if named else None),
+        **space_row(seen.use(named) if named else None, seen.names_of(volume_id)),
         "changed": None if entry is None else entry.changed if latest else entry.size,
         "verified": check_row(last_verified(named)) if named else None,
         "drilled": check_row(named.notes.drills.get(volume_id)) if named else None,
@@ -223,13 +225,18 @@ def text(status: StatusRow) -> str:
     scrubbed = check_text(status["scrubbed"])
     free = status["free"]
     room = "free space not known" if free is None else f"{size_text(free)} free on the disk"
-    parity = f" and {size_text(status['parity'])} of parity" if status["parity"] else ""
+    beside = [
+        f"{size_text(size)} of {what}"
+        for size, what in ((status["names"], "indexes of names"), (status["parity"], "parity"))
+        if size
+    ]
+    stored = ", ".join([f"{size_text(status['stored'])} stored", *beside])
     head = [
         (
             f"Archive {status['label']} in {status['path']}, {status['mode']}, chunks of"
             f" {status['chunk_size'] >> 10} KiB"
         ),
-        f"{status['chunks']} chunks, {size_text(status['stored'])} stored{parity}, {room}",
+        f"{status['chunks']} chunks, {stored}, {room}",
         f"Last scrub: {scrubbed}."
         + _parts_text(status)
         + (f" Next backup: {status['next_run']}." if status["next_run"] else ""),

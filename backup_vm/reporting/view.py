@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from backup_vm.archive import name_index, naming
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.incomplete import incomplete, text
 from backup_vm.archive.notes import Check
@@ -29,10 +30,16 @@ class View:
     account: Account | None
     spoilt: Mapping[str, str]
     """Why sessions are known not to be whole, by session file."""
+    names: Mapping[str, int]
+    """Bytes of each index of names, by its file."""
 
     def use(self, volume: Named) -> Use | None:
         """What a volume takes up; None without an account."""
         return self.account.volume(volume.id) if self.account else None
+
+    def names_of(self, volume: str) -> int:
+        """Bytes of the indexes of names of a volume, given its id."""
+        return sum(size for file, size in self.names.items() if naming.volume_of(file) == volume)
 
     def comes_back(self, file: str) -> int | None:
         """Bytes that pruning a session would give back; None without an account."""
@@ -45,7 +52,7 @@ class View:
         wanted = entries(by_id) <= LARGEST if space is None else space
         account = Account(archive, by_id) if wanted else None
         spoilt = incomplete(archive, {volume.id: volume.series for volume in volumes})
-        return cls(archive, volumes, account, spoilt)
+        return cls(archive, volumes, account, spoilt, name_index.sizes(archive.storage))
 
     def spoilt_lines(self, volumes: Iterable[Named]) -> list[str]:
         """A line for each of these volumes that has sessions which are not whole."""
@@ -57,7 +64,7 @@ class View:
             "qube": volume.qube,
             "volume": volume.volume,
             "id": volume.id,
-            **space_row(self.use(volume)),
+            **space_row(self.use(volume), self.names_of(volume.id)),
             "verified": check_row(last_verified(volume)),
             "sessions": [self._session(volume, session) for session in volume.sessions],
         }

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive import references
 from backup_vm.archive.format import DIGEST_SIZE
+from backup_vm.archive.image import split
+from backup_vm.archive.packs import read_index
 from backup_vm.archive.parameters import load
 from backup_vm.archive.prune import prune
+from backup_vm.archive.scrub import scrub
 from backup_vm.archive.sessions import load as load_session
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError, NoArchiveError, SparsebakError
+from backup_vm.terminal.progress import Progress
 from tests.kit import GRAIN, Site, change, fill
 
 SIZE = 30 * GRAIN
@@ -91,6 +96,42 @@ def test_a_cut_or_missing_file_is_found_and_named(built: Site, pattern: str) -> 
         with built.open(True) as archive:
             archive.rebuild_catalog()
     assert built.scrubbed() == []
+
+
+def test_a_pack_of_damaged_chunks_costs_one_reading_of_the_sessions(
+    built: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each of them is named with the sessions that list it."""
+    pack = max(files(built, "*.pack"), key=lambda path: path.stat().st_size)
+    name = f"packs/{pack.parent.name}/{pack.name}"
+    with built.open(False) as archive:
+        entries = read_index(archive.storage, name, archive.parameters.archive)
+        needed = {
+            entry.id: {
+                file
+                for file in archive.session_files()
+                if any(entry.id in split(ids) for ids in references.ids(archive, file))
+            }
+            for entry in entries
+        }
+    for entry in entries:
+        flip(pack, entry.offset + entry.length // 2)
+    read: list[str] = []
+    ids = references.ids
+    with built.open(True) as archive:
+        monkeypatch.setattr(
+            references, "ids", lambda one, file: read.append(file) or ids(one, file)
+        )
+        found = list(scrub(archive, Progress(), [name]))
+        sessions = archive.session_files()
+    told = {
+        one.problem.rpartition("chunk ")[2][:16]: set(one.sessions)
+        for one in found
+        if "chunk " in one.problem
+    }
+    assert {i.hex()[:16]: names for i, names in needed.items() if names}.items() <= told.items()
+    # by whoever compares the catalog, looks for users, and looks for what is missing
+    assert len(needed) > 3 and max(map(read.count, sessions)) <= 4
 
 
 def test_damage_that_no_session_needs_any_more_is_reported_once(built: Site) -> None:

@@ -16,8 +16,10 @@ from backup_vm.archive.name_index import NO_SEGMENT, NameFile
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
 from backup_vm.jobs import indexing
+from backup_vm.terminal.text import size_text
 from tests.files.indexed import STATES, Indexed, Listed, filled
 from tests.kit import PASSPHRASE, Site, own_domains
+from tests.run.test_telling import samples
 from tests.steps import deaths
 
 
@@ -74,6 +76,26 @@ def test_an_index_outlives_the_sessions_that_it_builds_on(
     indexed.must_find(listed, "--name", "*.txt")
     assert not unread and not indexed.index()
     assert indexed.json("scrub")["damaged"] == []
+
+
+def test_their_space_is_told(indexed: Indexed, tmp_path: Path) -> None:
+    """Also after a prune, which hands on what of them is still wanted."""
+    for turn in (1, 0):
+        there = sum(path.stat().st_size for path in indexed.files())
+        status = indexed.keyed("status")
+        (volume,) = indexed.keyed("list")["volumes"]
+        assert there == status["names"] == status["volumes"][0]["names"] == volume["names"] > 0
+        assert status["names_files"] == len(indexed.files())
+        assert f"{size_text(there)} of indexes of names" in indexed.run("status")[0]
+        heads, row = indexed.run("list")[0].splitlines()[:2]
+        assert heads.endswith("NAMES") and row.endswith(size_text(there))
+        indexed.run("status", "--metrics", str(tmp_path / "a.prom"))
+        told = samples(tmp_path / "a.prom")
+        assert told["sparsebak_names_bytes"] == there
+        indexed.run("prune", "work/private", "--session", indexed.names()[turn], "--yes")
+    for path in indexed.files():
+        path.unlink()
+    assert "NAMES" not in indexed.run("list")[0] and indexed.keyed("status")["names"] == 0
 
 
 def test_a_prune_that_dies_leaves_indexes_that_hold(kept: Path, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_three_machines(store_server: Server, monkeypatch: pytest.MonkeyPatch) -
             world.end()
             world.noted(begun, "end")
         finally:
+            print(world.coverage.table())
             for machine in world.machines:
                 if machine.network is not None:
                     machine.network.close()

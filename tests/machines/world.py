@@ -26,8 +26,9 @@ from backup_vm.archive.storage import objects
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.remote import RemoteStorage
 from backup_vm.errors import Exit
-from tests.children import Child, Outcome, Step, run
+from tests.children import Child, Outcome, run
 from tests.kit import GRAIN, PASSPHRASE, Site
+from tests.machines.stages import Coverage, Death, Stages
 from tests.remote.kit import Network, Server
 
 LONG = os.environ.get("SPARSEBAK_LONG") == "1"
@@ -54,19 +55,34 @@ class Machine:
     name: str
     network: Network | None
     environ: dict[str, str]
+    coverage: Coverage
     off: float = 0.0
+    stages: Stages = field(default_factory=Stages)
+    """Of the command that it began last."""
 
-    def start(self, *steps: Step) -> Child:
+    def start(self, words: tuple[str, ...], death: Death | None = None) -> Child:
+        self.stages = stages = Stages(death)
+
         def be_it() -> None:
             real, off = time.time, self.off
             time.time = lambda: real() + off  # type: ignore[assignment]
             holder._text = lambda _: self.name  # machine's id and its boot's
+            stages.install()
 
-        return Child(steps, self.environ, before=be_it, memory=0)
+        return Child([words], self.environ, before=be_it, memory=0)
+
+    def outcome(self, child: Child) -> Outcome:
+        """How the command ended that was begun last."""
+        (outcome,) = child.outcomes(SECONDS)
+        self.coverage.add(self.stages.come_to())
+        return outcome
 
     def run(self, *words: str) -> Outcome:
-        (outcome,) = self.start(words).outcomes(SECONDS)
-        return outcome
+        return self.outcome(self.start(words))
+
+    def troubled(self, kind: str) -> None:
+        """Note where its command is, being troubled now."""
+        self.coverage.troubled[kind][self.stages.now()] += 1
 
 
 @dataclass
@@ -83,6 +99,7 @@ class World:
     may_go: bool = False
     """Whether anything was pruned since all sessions were last looked at."""
     faults: list[str] = field(default_factory=list)
+    coverage: Coverage = field(default_factory=Coverage)
     step: int = 0
     last: str = ""
 
@@ -154,7 +171,10 @@ class World:
         if any(view != views[0] for view in views):
             self.fault(f"they see different sessions: {views}")
         wanted = [f"{name} {s}" for name, sessions in views[0].items() for s in sessions]
-        for one in wanted if LONG else self.rng.sample(wanted, min(3, len(wanted))):
+        if LONG:  # each is what dom0 sealed: one command, where each assembled is one more
+            prover = self.rng.choice(self.machines)
+            self.judge(prover, prover.run("verify", "--session", "all", *self.key))
+        for one in self.rng.sample(wanted, min(3, len(wanted))):
             name, session = one.split()
             machine, out = self.rng.choice(self.machines), self.site.root / "out.img"
             got = machine.run("assemble", name, "--session", session, "-o", str(out), *self.key)
@@ -183,28 +203,47 @@ class World:
         self.disturb()
         one = rng.choice(self.machines)
         trouble = trouble or rng.choice(["", "", "cut", "kill", "two", "two", "clock"])
+        if trouble == "cut" and one.network is None:
+            trouble = ""
         self.last = f"{one.name} {trouble}"
+        self.coverage.drawn[trouble or "none"] += 1
         if trouble == "apart":
             self.be_apart(one)
             return
         if trouble == "clock":
             one.off = rng.choice([-26, -9, -1, 0, 1, 5, 9, 26]) * HOUR
+        self.coverage.drawn[f"clock off by {one.off / HOUR:.0f} h"] += 1
         if trouble == "cut" and one.network is not None:
             self.cut_off(one, one.network)
             return
-        first = one.start(self.words())
         if trouble == "kill":
-            time.sleep(rng.uniform(0, 0.6))
-            first.kill()
+            self.kill(one)
             return
-        running = [(one, first)]
+        running = [(one, one.start(self.words()))]
         if trouble == "two":
             other = rng.choice([m for m in self.machines if m is not one])
             time.sleep(rng.uniform(0, 0.3))
             running.append((other, other.start(self.words())))
         for machine, child in running:
-            for outcome in child.outcomes(SECONDS):
-                self.judge(machine, outcome, *BUSY)
+            self.judge(machine, machine.outcome(child), *BUSY)
+
+    def kill(self, one: Machine) -> None:
+        """A command that dies: at any moment, or at a stage at which few have died."""
+        words = self.words()
+        death = self.coverage.death(words[0], self.rng) if self.rng.random() < 0.5 else None
+        child = one.start(words, death)
+        if death is None:
+            time.sleep(self.rng.uniform(0, 0.6))
+            child.kill()
+            one.troubled("kill")
+            one.coverage.add(one.stages.come_to())
+            return
+        (outcome,) = child.outcomes(SECONDS)
+        if outcome.code == -signal.SIGKILL:
+            one.troubled("kill")
+        else:  # it did not come so far
+            self.judge(one, outcome, *BUSY)
+        one.coverage.add(one.stages.come_to())
 
     def cut_off(self, one: Machine, network: Network) -> None:
         """A command, and somewhere in it the end of the network."""
@@ -212,13 +251,17 @@ class World:
         cut = network.cut
 
         def and_stay_down() -> None:
+            if not network.down:
+                one.troubled("cut")
             network.down = True
             cut()
 
         network.cut = and_stay_down  # type: ignore[method-assign]
-        outcome = one.run(*self.words())
+        child = one.start(self.words())
+        (outcome,) = child.outcomes(SECONDS)
         network.cut = cut  # type: ignore[method-assign]
         network.mend()
+        one.coverage.add(one.stages.come_to())
         self.judge(one, outcome, *CUT)
 
     def be_apart(self, one: Machine) -> None:
@@ -234,6 +277,7 @@ class World:
         else:
             time.sleep(self.rng.uniform(0, 0.6))
             os.kill(first.pid, signal.SIGSTOP)
+        one.troubled("apart")
         other = self.rng.choice([m for m in self.machines if m is not one])
         if one.network is None:  # flock keeps the others away for as long as it takes
             self.judge(other, other.run(*self.words()), *BUSY)
@@ -243,8 +287,7 @@ class World:
             network.mend()
         else:
             os.kill(first.pid, signal.SIGCONT)
-        for outcome in first.outcomes(SECONDS):
-            self.judge(one, outcome, *BUSY, *CUT)
+        self.judge(one, one.outcome(first), *BUSY, *CUT)
 
     def patiently(self, machine: Machine, *excuses: str) -> bool:
         """Back up, or prune, as soon as no lease keeps this machine away; whether it did."""
@@ -297,7 +340,7 @@ def made(folder: Path, server: Server) -> World:
 
     (added,) = run([add], server.environment(), SECONDS, memory=0)
     assert added.code == 0, added
-    machines = []
+    machines, coverage = [], Coverage()
     for number in range(3):
         network = Network(server) if server.kind != "local" else None
         environ = server.environment(network.port if network else 0) | {
@@ -305,8 +348,8 @@ def made(folder: Path, server: Server) -> World:
             "SPARSEBAK_ARCHIVE": network.url("three") if network else url,
             "SPARSEBAK_AGENT": f"local:{site.config}",
         }
-        machines.append(Machine("ABC"[number], network, environ))
-    return World(site, machines, rng)
+        machines.append(Machine("ABC"[number], network, environ, coverage))
+    return World(site, machines, rng, coverage=coverage)
 
 
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:

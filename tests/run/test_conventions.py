@@ -21,6 +21,7 @@ from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.config import load
 from tests.commands import Commands
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -94,7 +95,7 @@ def on_a_terminal(
     except OSError:  # closed
         pass
     os.close(ours)
-    return process.wait(timeout=60), printed.decode(errors="replace")
+    return process.wait(timeout=PATIENCE), printed.decode(errors="replace")
 
 
 def test_unattended_asks_nothing(site: Site) -> None:

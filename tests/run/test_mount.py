@@ -28,6 +28,7 @@ from backup_vm.volumes import stored_volumes
 from tests.commands import Commands
 from tests.conftest import cannot
 from tests.kit import GRAIN, Site, change, fill
+from tests.patience import AT_ONCE, PATIENCE
 
 BIN = Path(sys.executable).parent
 
@@ -50,7 +51,7 @@ def mounted(commands: Commands, *more: str, end: signal.Signals = signal.SIGINT)
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not os.path.ismount(folder):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
@@ -62,8 +63,8 @@ def mounted(commands: Commands, *more: str, end: signal.Signals = signal.SIGINT)
     finally:
         begun = time.monotonic()
         process.send_signal(end)
-        out, err = process.communicate(timeout=30)
-        assert time.monotonic() - begun < 2 and process.returncode == 0, err
+        out, err = process.communicate(timeout=PATIENCE)
+        assert time.monotonic() - begun < AT_ONCE and process.returncode == 0, err
         assert not os.path.ismount(folder) and "Traceback" not in err + out, err
 
 

@@ -13,6 +13,7 @@ from backup_vm.archive.prune import prune
 from dom0_agent.admin import archives
 from dom0_agent.keyring import Keyring
 from tests.kit import GRAIN, PASSPHRASE, Site, change, fill
+from tests.patience import PATIENCE
 from wire import slots
 from wire.chunks import SUITES
 
@@ -188,7 +189,7 @@ def test_parameters_that_are_no_small_regular_file(site: Site, tmp_path: Path, k
         [sys.executable, str(READER), str(folder), "list"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr

@@ -102,6 +102,7 @@ def test_names_cannot_break_out_of_it(commands: Commands, monkeypatch: pytest.Mo
         "scrubbed": None, "part_scrubbed": None,
         "unproven": {"name": evil, "session": evil, "since": NOW, "verified": True},
         "drilled": {"name": evil, "time": NOW, "ok": False},
+        "names": 1,
         "leases": [{"host": evil, "process": 1, "command": evil, "since": NOW, "renewed": NOW}],
         "lock": None, "next_run": evil,
         "volumes": [{"name": evil, "latest": None, "drilled": {"time": NOW, "ok": False}}],

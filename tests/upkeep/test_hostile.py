@@ -108,6 +108,8 @@ def test_a_bad_archive_keeps_no_other_from_being_kept(
     assert rows["ben"]["state"] == (State.DAMAGED if code == Exit.DAMAGED else State.FAILED)
     assert rows["ben"]["problems"]
     assert "unexpected" not in " ".join(rows["ben"]["problems"])
+    told = [*rows["ben"]["problems"], *rows["ben"]["notes"]]
+    assert len(set(told)) == len(told), "nothing is told twice"
 
 
 def test_junk_links_and_an_archive_within_one_are_no_archives(office: Office) -> None:

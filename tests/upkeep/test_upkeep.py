@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """All archives of a place are kept, without a key: what is done, what is told, in which order."""
 
+import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backup_vm.archive.opening import open_archive
+from backup_vm.archive.storage.finding import Looked
+from backup_vm.archive.storage.trees import LocalTree
 from backup_vm.errors import LockedError
 from backup_vm.jobs.upkeep import keeping, rounds
 from backup_vm.jobs.upkeep.keeping import OFTEN
@@ -146,6 +151,37 @@ def test_a_limit_of_time_leaves_the_others_for_the_next_run(office: Office) -> N
     assert {row["state"] for row in rows.values()} == {State.LEFT}
 
 
+def test_what_another_version_remembered_of_one_that_is_left_does_no_harm(office: Office) -> None:
+    office.add("anna", "ben")
+    office.rows()
+    for note in (office.folder / "state").rglob("*.json"):
+        row = json.loads(note.read_text())
+        del row["status"]["names"]
+        note.write_text(json.dumps(row))
+    office.rules.write_text('time_limit = "0h"\n')
+    told = ("--report", str(office.folder / "a.html"), "--metrics", str(office.folder / "a.prom"))
+    rows = office.rows(*told)
+    assert {row["state"] for row in rows.values()} == {State.LEFT}
+    assert all(row["kept"] and row["status"] is None for row in rows.values())
+
+
+def test_a_full_disk_of_its_own_keeps_no_archive_from_being_kept(
+    office: Office, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office.add("anna", "ben")
+    monkeypatch.setenv("XDG_STATE_HOME", str(small_disk))
+    office.rows()
+    with suppress(OSError), open(small_disk / "full", "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    done, _ = office.keep(expect=1)
+    assert [row["state"] for row in done["archives"]] == [State.WELL] * 2
+    (problem,) = done["problems"]
+    assert "cannot be remembered" in problem and str(small_disk) in problem
+    (small_disk / "full").unlink()
+    assert not office.keep()[0]["problems"]
+
+
 def test_one_that_is_gone_is_missed_until_it_is_ignored(office: Office) -> None:
     office.add("anna", "ben")
     office.rows()
@@ -155,6 +191,24 @@ def test_one_that_is_gone_is_missed_until_it_is_ignored(office: Office) -> None:
     assert set(office.rows()) == {"anna"}
     office.rules.write_text("")
     assert set(office.rows()) == {"anna"}
+
+
+def test_one_that_cannot_be_looked_into_is_not_called_gone(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads that it is gone, and need not be there, would have it ignored."""
+    office.add("anna", "team/ben")
+    office.rows()
+    look = LocalTree.look
+
+    def closed(tree: LocalTree, folders: list[str]) -> Iterator[Looked]:
+        for folder, found in zip(folders, look(tree, folders), strict=True):
+            yield Looked(problem="Permission denied") if folder == "team" else found
+
+    monkeypatch.setattr(LocalTree, "look", closed)
+    row = office.rows(expect=1)["team/ben"]
+    assert row["state"] == State.MISSING
+    assert row["problems"] == ["it was here the last time, and team cannot be looked into now"]
 
 
 def test_where_there_is_none_it_says_so(office: Office) -> None:

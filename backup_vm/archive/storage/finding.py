@@ -61,6 +61,8 @@ class Found:
 
     archives: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    closed: set[str] = field(default_factory=set)
+    """Names of folders that could not be looked into."""
     folders: int = 0
     """How many were looked into."""
 
@@ -109,6 +111,7 @@ def find(tree: Tree, place: str, ignored: Collection[str] = ()) -> Found:
                         f"{place}: {looked.problem}", "name a folder that is there"
                     )
                 if looked.problem:
+                    found.closed.add(folder)
                     problems.append(f"{folder} cannot be looked into: {looked.problem}")
                 elif looked.archive:
                     found.archives.append(folder)

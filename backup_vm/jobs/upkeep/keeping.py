@@ -72,7 +72,8 @@ def keep(task: Task, row: KeptRow, progress: Progress) -> None:
             row["notes"] += archive.warnings
         if task.copy_to and task.plan.copy:
             _copy(task, row, progress)
-    row["notes"], row["problems"] = _shown(row["notes"]), _shown(row["problems"])
+    row["notes"] = _shown([line for line in row["notes"] if line not in row["problems"]])
+    row["problems"] = _shown(row["problems"])
     if row["state"] == State.LEFT:
         row["state"] = str(State.WARNED if row["problems"] else State.WELL)
     if row["state"] in (State.WELL, State.WARNED, State.DAMAGED) and not task.dry_run:
@@ -95,7 +96,11 @@ def _told(row: KeptRow) -> Iterator[None]:
         where = error.filename if isinstance(error.filename, str) else row["location"]
         _failed(row, f"{where}: {error.strerror or error}")
     except sqlite3.Error as error:
-        _failed(row, str(catalog_file.explain(error, f"the catalog of {row['location']}")))
+        found = catalog_file.explain(error, f"the catalog of {row['location']}")
+        if isinstance(found, LockedError):
+            _in_use(row, found)
+        else:
+            _failed(row, _words(found))
     except Exception as error:
         # A mistake of ours that one archive brings to light: its owner must not be able to keep
         # all others from being kept. A signal may come as one, see ``interrupts``.
@@ -127,7 +132,8 @@ def _words(error: SparsebakError) -> str:
 
 
 def _shown(lines: list[str]) -> list[str]:
-    """Lines that can be printed anywhere, not more than can be read."""
+    """Lines that can be printed anywhere, each once, not more than can be read."""
+    lines = list(dict.fromkeys(lines))
     shown = [printable(" ".join(line.split()))[:1000] for line in lines[:_MOST]]
     return shown + [f"and {len(lines) - _MOST} more"] * (len(lines) > _MOST)
 
@@ -150,7 +156,7 @@ def _opened(task: Task, row: KeptRow, writing: bool | None) -> Iterator[Archive]
 def _damage(row: KeptRow, lines: list[str]) -> None:
     if lines:
         row["state"] = str(State.DAMAGED)
-        row["problems"] += [line for line in lines if line not in row["problems"]]
+        row["problems"] += lines
 
 
 def _prune(archive: Archive, task: Task, row: KeptRow) -> None:
@@ -195,8 +201,16 @@ def _look(archive: Archive, plan: Plan, row: KeptRow) -> None:
     volumes = found["volumes"]
     row["sessions"] = sum(volume["sessions"] for volume in volumes)
     row["newest"] = max((v["time"] for v in volumes if v["time"] is not None), default=None)
-    row["status"] = {**found, "volumes": [], "next_run": None}
-    _damage(row, [*found["problems"], *archive.found.values()])
+    # Of whoever writes there it gets no more than is told, and fits into a note of it.
+    row["status"] = {
+        **found,
+        "volumes": [],
+        "next_run": None,
+        "problems": _shown(found["problems"]),
+        "leases": found["leases"][:_MOST],
+    }
+    why = archive.found.items()
+    _damage(row, [*found["problems"], *(f"{archive.storage.describe(n)}: {t}" for n, t in why)])
     part, whole = found["part_scrubbed"], found["scrubbed"]
     last = max(filter(None, (part, whole)), key=lambda check: check["time"], default=None)
     if last is not None and not last["ok"] and row["state"] != State.DAMAGED:

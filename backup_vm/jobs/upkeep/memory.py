@@ -20,6 +20,7 @@ from backup_vm.archive.storage import is_remote
 from backup_vm.errors import LockedError, SparsebakError
 from backup_vm.paths import read_small, state_folder
 from backup_vm.reporting.kept_rows import KeptRow, blank
+from backup_vm.reporting.rows import StatusRow
 from common.durable import Busy, closing_fd, lock, make_directory, replace
 
 _LARGEST = 1 << 20
@@ -47,6 +48,10 @@ class Memory:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.rows = {row["name"]: row for row in self._read()}
+
+    def __str__(self) -> str:
+        """Where they are, for people."""
+        return str(self._folder)
 
     def _read(self) -> Iterator[KeptRow]:
         names = list[str]()
@@ -95,7 +100,9 @@ def _file(name: str) -> str:
 
 
 def _row(fields: Any) -> KeptRow:
-    """A note as it was written; raise ValueError for one that another version wrote."""
+    """A note as it was written, without the archive's status where another version wrote that;
+    raise ValueError for one that is none.
+    """
     row = blank("", "")
     if not isinstance(fields, dict) or fields.keys() != row.keys():
         raise ValueError
@@ -103,4 +110,7 @@ def _row(fields: Any) -> KeptRow:
         type(fields[key]) is not type(value) and value is not None for key, value in row.items()
     ):
         raise ValueError
+    status = fields["status"]
+    if not isinstance(status, dict) or status.keys() != StatusRow.__required_keys__:
+        fields["status"] = None
     return cast(KeptRow, fields)

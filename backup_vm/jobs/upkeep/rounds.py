@@ -4,7 +4,8 @@ stopped, or ends by its limit of time, is taken up by the next where it was.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class _Run:
         dry_run: bool,
     ) -> None:
         self._setup, self._audience, self._tree = setup, audience, tree
-        self._memory, self._dry_run = memory, dry_run
+        self._found, self._memory, self._dry_run = found, memory, dry_run
         self._names = {name or ".": name for name in found.archives}
         self._problems = list(found.problems)
         self._rate = Rate(setup.limit_rate) if setup.limit_rate else Rate()
@@ -154,27 +155,44 @@ class _Run:
 
     def _end(self, row: KeptRow) -> None:
         if not self._dry_run:
-            self._memory.note(row)
+            try:
+                self._memory.note(row)
+            except OSError as error:  # a full disk here keeps no archive elsewhere from being kept
+                text = f"cannot be remembered on this machine ({error.strerror}): {self._memory}"
+                self._tell_once(f"when archives were kept {text}; make room there")
         self._audience.ended(row)
+
+    def _tell_once(self, problem: str) -> None:
+        if problem not in self._problems:
+            self._problems.append(problem)
 
     def _other(self, name: str) -> KeptRow:
         """An archive that this run did not come to, or that is not there."""
         row = self._memory.rows.get(name) or blank(name, location(self._setup.place, name))
         row = {**row, "state": str(State.LEFT)}
         if name not in self._names and not self._gone(name):
-            text = "it was here the last time, and is not there any more; if that is meant, add its"
-            row |= {"state": str(State.MISSING), "problems": [f"{text} name to ignore"]}
+            closed = next((one for one in _upwards(name) if one in self._found.closed), None)
+            if closed is None:
+                text = "it was here the last time, and is not there any more"
+                text += "; if that is meant, add its name to ignore"
+            else:
+                text = f"it was here the last time, and {closed} cannot be looked into now"
+            row |= {"state": str(State.MISSING), "problems": [text]}
             self._audience.ended(row)
         return row
 
     def _gone(self, name: str) -> bool:
         """Whether an archive is not there and need not be."""
-        ignored = self._setup.ignored
-        parts = name.split("/")
-        there = name in self._names
-        gone = not there and any(
-            "/".join(parts[:upto]) in ignored for upto in range(1, len(parts) + 1)
-        )
+        there, ignored = name in self._names, self._setup.ignored
+        gone = not there and any(one in ignored for one in _upwards(name))
         if gone and not self._dry_run:
-            self._memory.forget(name)
+            with suppress(OSError):  # it is forgotten by a later run
+                self._memory.forget(name)
         return gone
+
+
+def _upwards(name: str) -> Iterator[str]:
+    """The name of a folder, and of each that it is in."""
+    parts = name.split("/")
+    for upto in range(len(parts), 0, -1):
+        yield "/".join(parts[:upto])

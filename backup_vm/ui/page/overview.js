@@ -87,8 +87,9 @@ function room({ free, capacity }) {
 }
 
 /** Cards that only some archives have. */
-function more({ parity, lock }) {
+function more({ parity, names, lock }) {
   return [
+    names ? card(size(names), S.names) : null,
     parity ? card(size(parity), S.parity) : null,
     lock ? card(lock.until ? when(lock.until) : "?", S.lockedUntil(Math.round(lock.retention / 86400))) : null,
     lock?.waiting ? card(size(lock.waiting), S.waitingUntil(when(lock.waiting_until))) : null,

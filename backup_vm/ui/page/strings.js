@@ -38,6 +38,7 @@ export const S = {
   nextRun: "next run of this machine's timer",
   noNextRun: "none",
   noSystemd: "no systemd here",
+  names: "indexes of the names in sessions",
   parity: "parity, by which damage can be mended",
   lockedUntil: (days) => `locked until then at least: nobody can remove it (${count(days, "day")}, again and again)`,
   waitingUntil: (when) => `was removed, and comes free after ${when}`,

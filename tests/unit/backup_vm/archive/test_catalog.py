@@ -95,7 +95,7 @@ def test_filled_in_one_go_it_can_be_changed_like_any(tmp_path: Path) -> None:
     )
     catalog.commit()
     assert catalog.in_pack(pack) == dict(enumerate(ids))
-    assert catalog.drop_unreferenced([ids[:2], ids[2:3]]) == 5
+    assert catalog.drop_unreferenced([ids[:2], ids[2:3]]) == (5, True)
     assert catalog.count() == (3, 21)
     assert catalog.packs_with_freed() == [] and catalog.whole()
     catalog.close()

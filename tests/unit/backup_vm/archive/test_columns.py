@@ -129,10 +129,10 @@ def test_numbers_are_compared_across_parts(tmp_path: Path) -> None:
 
 @given(st.lists(st.binary(min_size=32, max_size=32)), st.lists(st.integers(0, 30)))
 def test_ids_are_found_by_their_prefixes(ids: list[bytes], asked: list[int]) -> None:
-    known = sorted({int.from_bytes(one[:8], "little") for one in ids})
+    known = sorted({int.from_bytes(one[:8]) for one in ids})
     wanted = [ids[index] if index < len(ids) else bytes([index]) * 32 for index in asked]
     column = np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, 32)
     found = references.positions(np.array(known, np.uint64), column).tolist()
     for one, position in zip(wanted, found, strict=True):
-        prefix = int.from_bytes(one[:8], "little")
+        prefix = int.from_bytes(one[:8])
         assert position == (known.index(prefix) if prefix in known else len(known))
