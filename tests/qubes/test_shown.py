@@ -67,8 +67,9 @@ def test_a_last_backup_is_that_of_all_volumes_in_one_archive(qubes: QubesSite) -
     old = VolumeState(config.state_dir, "fedora", "root")
     with old.locked() as state:
         for follow in state.follows.values():
-            assert follow.committed is not None
-            follow.committed.time -= 5000
+            one = follow.committed
+            assert one is not None
+            follow.committed = one._replace(time=one.time - 5000)
         old.save(state)
     whole = last_backup.whole_backups(config, ask(config))
     assert 4900 < whole["work"] - whole["fedora"] < 5100
