@@ -105,6 +105,10 @@ class Archive:
         """Names of packs."""
         return naming.packs_in(self.storage.names("packs", ".pack"))
 
+    def parity_files(self) -> list[str]:
+        """Names of parity files."""
+        return list(filter(naming.is_parity, self.storage.names(naming.PARITY, ".parity")))
+
     def sessions(self, volume: str | None = None) -> dict[str, list[Session]]:
         """Sessions by volume id, oldest first. Files that cannot be read are left out, and noted in
         ``damaged``.
