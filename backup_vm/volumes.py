@@ -247,9 +247,8 @@ class Contents(NamedTuple):
         """See find_session. Raises DamagedError also where the latest is known to be lost."""
         session = find_session(volume, wanted)
         if wanted == "latest" and self._grant is None:
-            _ = self.archive.catalog  # in a local archive it knows what got lost
-            for file in filter(lambda file: volume_of(file) == volume.id, self.archive.lost):
-                raise _not_latest(volume, f"{self.archive.storage.describe(file)} is missing")
+            for line in self.archive.missing(volume.id):
+                raise _not_latest(volume, line)
         return session
 
     def now(self) -> "Contents":

@@ -16,7 +16,7 @@ from backup_vm.archive.marks import Marks
 from backup_vm.archive.parameters import NAME, Parameters
 from backup_vm.archive.parameters import load as load_parameters
 from backup_vm.archive.storage import Storage, open_storage
-from backup_vm.errors import ForbiddenError, SparsebakError
+from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 
 
 @contextmanager
@@ -46,10 +46,16 @@ def open_archive(
                     if writing is None:
                         _work_aside(archive)
                 yield archive
+                if archive.found or archive.damaged:
+                    storage.check()
                 holding.extend(archive)
                 _record(archive)
                 if alone:
                     reserve.keep(archive)
+            except DamagedError:
+                # A writer that has lost its lease reads what another run moves: that is no damage.
+                storage.check()
+                raise
             finally:
                 archive.close()
 

@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
         slots = archive.parameters.slots
         raw = _as_dom0_takes_it(archive.parameters, newest)
         damaged = [str(error) for _, error in sorted(archive.damaged.items())]
+        damaged += archive.missing()
     for line in damaged:
         context.warn(line)
     # The new dom0 takes what is written for the newest that there is.

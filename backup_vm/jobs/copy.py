@@ -235,7 +235,7 @@ class _Run:
             done.stored = store.stored
             store.close()
             self._progress.stop()
-        done.failed += [str(error) for error in source.damaged.values()]
+        done.failed += [*map(str, source.damaged.values()), *source.missing()]
         self._read_back(before)
 
     def _send_steadily(self, sender: Sender, session: Session) -> None:
@@ -285,9 +285,6 @@ class _Run:
         """Remove from the copy what the source has not; nothing if it may only be lost there."""
         if not self._ours and self._theirs:
             self.done.failed.append(f"{self._source.storage.describe()} is empty; the copy is not")
-        _ = self._source.catalog  # which knows what there was
-        for name in self._source.lost:
-            self.done.failed.append(f"{self._source.storage.describe(name)} is missing")
         for series in self._ours.values():
             here = {NO_BASE, *(session.clear.session for session in series)}
             for session in series:

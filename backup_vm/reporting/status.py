@@ -40,7 +40,7 @@ def look(
     found = _notes(archive)
     leases, problems = lease_rows(archive)
     problems += [] if failed is None else [f"agent: {failed}"]
-    problems += [str(error) for error in archive.damaged.values()]
+    problems += [*map(str, archive.damaged.values()), *archive.missing()]
     parity = [archive.storage.allocated(name) for name in archive.parity_files()]
     row: StatusRow = {
         "path": archive.storage.describe(),

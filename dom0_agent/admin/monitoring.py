@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from common.text import reason
 from dom0_agent.config import Volume
 from dom0_agent.keyring import Keyring
 from dom0_agent.sources import Sources
@@ -151,6 +152,6 @@ class _Batch:
         try:
             yield
         except (Refused, OSError) as error:
-            text, busy = str(error), isinstance(error, Refused) and error.code == Code.BUSY
+            text, busy = reason(error), isinstance(error, Refused) and error.code == Code.BUSY
             text = text if name in text else f"{name}: {text}"
             self._outcomes[name] = Outcome(name, None, text, busy)
