@@ -71,15 +71,17 @@ def settings_file(given: Path | None) -> Path | None:
     return own and own / ".config/sparsebak/config.toml"
 
 
-def load(given: Path | None) -> Config:
-    """Read and check the settings; none is fine unless one was named. Raise UsageError."""
+def load(given: Path | None, to_come: bool = False) -> Config:
+    """Read and check the settings; none is fine unless a file was named, which is only ``to_come``
+    where a command is about to make it. Raise UsageError.
+    """
     path = settings_file(given)
     if path is None:
         return Config()
     try:
         raw = read_small(path, LARGEST, "settings")
     except FileNotFoundError:
-        if given is None:
+        if given is None or to_come:
             return Config()
         raise UsageError(f"{path}: there is no such file") from None
     except OSError as error:

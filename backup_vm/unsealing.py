@@ -62,6 +62,11 @@ def typed_passphrase() -> bytes:
         return getpass("Passphrase or recovery key: ").encode("utf-8", "surrogateescape")
     except EOFError:
         raise WrongKeyError("no passphrase was given") from None
+    except UnicodeDecodeError:
+        raise WrongKeyError(
+            "what was typed has letters that are none in this terminal's encoding",
+            "set LANG as the terminal is, or give --passphrase-file F",
+        ) from None
 
 
 def read_passphrase(path: Path) -> bytes:

@@ -8,7 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from backup_vm.archive import noting
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.naming import session_of, sessions_in, volume_of
 from backup_vm.archive.notes import Notes
 from backup_vm.archive.notes import load as load_notes
 from backup_vm.archive.sessions import Session
@@ -41,6 +43,8 @@ class Named:
     notes_damaged: DamagedError | None = None
     closed: tuple[Session, ...] = ()
     """Sessions that the grant in use is not for: nobody sees them, but images build on them."""
+    newer: DamagedError | None = None
+    """Why a session that is newer than all of these cannot be read, where there is one."""
 
     @property
     def name(self) -> str:
@@ -70,14 +74,26 @@ def stored_volumes(
     notes, damaged = Notes(), None
     try:
         notes = load_notes(archive.storage)
+        damaged = noting.look_back(archive, notes)
     except DamagedError as error:
         damaged = error
         archive.warnings.append(str(error))
     for volume_id, series in archive.sessions().items():
         qube, volume = known.get(volume_id) or _from_records(series, keys) or ("", volume_id)
         named = Named(qube, volume, volume_id, tuple(series), notes, damaged)
-        found += [named] if not isinstance(keys, Grant) else _granted(named, keys)
+        chosen = [named] if not isinstance(keys, Grant) else _granted(named, keys)
+        found += [replace(one, newer=_newer(archive, one, keys)) for one in chosen]
     return sorted(_told_apart(found, known), key=lambda named: (named.qube, named.volume))
+
+
+def _newer(archive: Archive, volume: Named, keys: AnyKeys | None) -> DamagedError | None:
+    """Why the newest session of a volume cannot be read; None where it can be."""
+    last = volume.sessions[-1].file
+    damaged = [name for name in archive.damaged if volume_of(name) == volume.id]
+    if isinstance(keys, Grant):
+        wanted = {record.session.hex() for record in keys.records}
+        damaged = [name for name in damaged if session_of(name) in wanted]
+    return archive.damaged.get(sessions_in([last, *damaged])[-1])
 
 
 def _granted(volume: Named, grant: Grant) -> list[Named]:
@@ -199,6 +215,12 @@ class Contents:
         """The one volume a name stands for; raise SparsebakError."""
         return one(self.volumes, name, self._grant)
 
+    def lost(self, id: str) -> Named | None:
+        """A volume, by its id, that has sessions of which none can be read; None if it is none."""
+        known = any(one.id == id for one in self.volumes)
+        there = any(volume_of(file) == id for file in self.archive.damaged)
+        return Named("", id, id, ()) if there and not known else None
+
     def select(self, *names: str | None) -> list[Named]:
         """The volumes that names stand for; all where there is none, or only None. Raise
         SparsebakError, also for an empty name, as of a variable that a script forgot to set: it
@@ -218,6 +240,20 @@ class Contents:
         here = {one.clear.session for volume in self.volumes for one in volume.sessions}
         lacking = [one for one in self._grant.records if one.session not in here]
         return [f"{one.name} {session_name(one.time)}" for one in lacking]
+
+    def unread(self, volume: Named) -> list[str]:
+        """A line for each session file of a volume that cannot be read."""
+        found = sorted(self.archive.damaged.items())
+        return [str(error) for file, error in found if volume_of(file) == volume.id]
+
+    def find(self, volume: Named, wanted: str) -> Session:
+        """See find_session. Raises DamagedError also where the latest is known to be lost."""
+        session = find_session(volume, wanted)
+        if wanted == "latest" and self._grant is None:
+            _ = self.archive.catalog  # in a local archive it knows what got lost
+            for file in filter(lambda file: volume_of(file) == volume.id, self.archive.lost):
+                raise _not_latest(volume, f"{self.archive.storage.describe(file)} is missing")
+        return session
 
     def now(self) -> "Contents":
         """The same, with the sessions that are there now."""
@@ -266,11 +302,21 @@ class Chosen:
         }
 
 
+def _not_latest(volume: Named, why: str) -> DamagedError:
+    return DamagedError(
+        f"the newest session of {volume.name} cannot be had: {why}",
+        f"to have the one before it, name it: --session {volume.sessions[-1].name}",
+    )
+
+
 def find_session(volume: Named, wanted: str) -> Session:
     """A session by its time (or the beginning of it, if that is enough), by a tag (the newest that
-    has it), or ``latest``.
+    has it), or ``latest``. Raises DamagedError where that cannot be read: an older one is not what
+    was asked for.
     """
     if wanted == "latest":
+        if volume.newer is not None:
+            raise _not_latest(volume, str(volume.newer))
         return volume.sessions[-1]
     found = [session for session in volume.sessions if session.name == wanted]
     found = (

@@ -60,9 +60,7 @@ def _settle(name: str, tool: Tool) -> None:
     """The same for everybody: nothing left to write, and what is read as a whole in memory, as the
     data of the limits are.
     """
-    for _ in range(
-        2
-    ):  # what the loop mount brings to disk is the outer file system's to write then
+    for _ in range(2):  # what the loop mount brings to disk, the file system below writes then
         subprocess.run(["sync"], check=True)
     if name in READING:
         warm([path for path in tool.repository.rglob("*") if path.is_file()])
@@ -101,66 +99,86 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha1").hexdigest()
 
 
-def one_round(
-    kinds: list[type[Tool]],
-    pool: Path,
-    work: Path,
-    number: int,
-    results: Results,
-    limit: dict[str, list[Measured]],
-) -> dict[str, tuple[float, int]]:
-    """All steps with all tools, by turns; returns the sizes of their archives. A peer that fails is
+class Round:
+    """All steps with all tools, by turns, each tool with an image of its own. A peer that fails is
     left out from there on.
     """
-    limits = Limits(pool / "original", work)
-    tools: dict[str, tuple[Tool, Path]] = {}
-    sizes: dict[str, tuple[float, int]] = {}
 
-    def without(name: str, error: RuntimeError) -> None:
-        print(f"{name}: left out: {' '.join(str(error).split())[-300:]}", flush=True)
-        if name in tools:
-            tools.pop(name)[0].close()
-        results.pop(name, None)
+    def __init__(
+        self, kinds: list[type[Tool]], pool: Path, work: Path, number: int, results: Results
+    ) -> None:
+        self._kinds, self._pool, self._work = kinds, pool, work
+        self._number, self._results = number, results
+        self._tools: dict[str, tuple[Tool, Path]] = {}
 
-    for kind in kinds:
-        folder, volumes = work / f"{kind.name}-{number}", pool / f"{kind.name}-{number}"
+    def run(self, limit: dict[str, list[Measured]]) -> dict[str, tuple[float, int]]:
+        """Add what is measured to the results, and to ``limit`` what the machine can do; returns
+        the sizes of the archives.
+        """
+        limits = Limits(self._pool / "original", self._work)
+        for kind in self._kinds:
+            self._begin(kind)
+        for seed, name in enumerate(STEPS):
+            for what, one in limits.measure(name).items():
+                limit.setdefault(what, []).append(one)
+            for tool, image in list(self._tools.values()):
+                self._step(name, tool, image, seed)
+        limits.close()
+        return self._end()
+
+    def _begin(self, kind: type[Tool]) -> None:
+        folder, volumes = self._places(kind)
         folder.mkdir()
-        subprocess.run(
-            ["btrfs", "-q", "subvolume", "create", volumes], check=True
-        )  # Wyng wants one
-        subprocess.run(["cp", "--reflink=always", pool / "original", volumes / "image"], check=True)
+        # Wyng wants a subvolume.
+        subprocess.run(["btrfs", "-q", "subvolume", "create", volumes], check=True)
+        original, image = self._pool / "original", volumes / "image"
+        subprocess.run(["cp", "--reflink=always", original, image], check=True)
         try:
-            tools[kind.name] = (kind(volumes, folder), volumes / "image")
+            self._tools[kind.name] = (kind(volumes, folder), image)
         except RuntimeError as error:
-            without(kind.name, error)
-    for at, name in enumerate(STEPS):
-        for what, one in limits.measure(name).items():
-            limit.setdefault(what, []).append(one)
-        for tool, image in list(tools.values()):
-            _settle(name, tool)
-            try:
-                measured = step(name, tool, image, work, at)
-            except RuntimeError as error:
-                without(tool.name, error)
-                continue
-            if measured is not None:
-                results.setdefault(tool.name, {}).setdefault(name, []).append(measured)
-                print(f"round {number + 1}, {name}, {tool.name}: {measured.wall:.2f} s", flush=True)
-    limits.close()
-    for kind in kinds:
-        if kind.name in tools:
-            tool, _ = tools[kind.name]
-            sizes[kind.name] = size_of(tool)
-            tool.close()
-        shutil.rmtree(work / f"{kind.name}-{number}")
-        for volume in sorted(pool.glob(f"{kind.name}-{number}/*")):
-            if volume.is_dir():  # snapshots of Wyng's are subvolumes
+            self._leave_out(kind.name, error)
+
+    def _places(self, kind: type[Tool]) -> tuple[Path, Path]:
+        """Where a tool has its archive, and where its volumes."""
+        name = f"{kind.name}-{self._number}"
+        return self._work / name, self._pool / name
+
+    def _leave_out(self, name: str, error: RuntimeError) -> None:
+        print(f"{name}: left out: {' '.join(str(error).split())[-300:]}", flush=True)
+        if name in self._tools:
+            self._tools.pop(name)[0].close()
+        self._results.pop(name, None)
+
+    def _step(self, name: str, tool: Tool, image: Path, seed: int) -> None:
+        _settle(name, tool)
+        try:
+            measured = step(name, tool, image, self._work, seed)
+        except RuntimeError as error:
+            self._leave_out(tool.name, error)
+            return
+        if measured is not None:
+            self._results.setdefault(tool.name, {}).setdefault(name, []).append(measured)
+            print(
+                f"round {self._number + 1}, {name}, {tool.name}: {measured.wall:.2f} s", flush=True
+            )
+
+    def _end(self) -> dict[str, tuple[float, int]]:
+        """The sizes of the archives, which are removed."""
+        sizes: dict[str, tuple[float, int]] = {}
+        for kind in self._kinds:
+            if kind.name in self._tools:
+                tool, _ = self._tools[kind.name]
+                sizes[kind.name] = size_of(tool)
+                tool.close()
+            folder, volumes = self._places(kind)
+            shutil.rmtree(folder)
+            for volume in filter(Path.is_dir, sorted(volumes.glob("*"))):  # snapshots of Wyng's
                 subprocess.run(
                     ["btrfs", "-q", "subvolume", "delete", volume], check=False, capture_output=True
                 )
-        with suppress(OSError):
-            shutil.rmtree(pool / f"{kind.name}-{number}")
-    return sizes
+            with suppress(OSError):
+                shutil.rmtree(volumes)
+        return sizes
 
 
 def machine() -> str:
@@ -198,10 +216,10 @@ def main() -> None:
             sizes: dict[str, tuple[float, int]] = {}
             kinds = [kind for kind in installed() if not options.only or kind.name in options.only]
             for number in range(options.rounds):
-                first = number % len(
-                    kinds
-                )  # whoever comes first finds the disk and its cache less settled
-                sizes = one_round(kinds[first:] + kinds[:first], pool, work, number, results, limit)
+                # Whoever comes first finds the disk and its cache less settled.
+                first = number % len(kinds)
+                turns = kinds[first:] + kinds[:first]
+                sizes = Round(turns, pool, work, number, results).run(limit)
             versions = [kind.version() for kind in kinds if kind.name in results]
             text = report(machine(), versions, limit, results, sizes)
             print(text)

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from bench import history, workload
-from bench.__main__ import machine, one_round, pool_on_btrfs
+from bench.__main__ import Round, machine, pool_on_btrfs
 from bench.measure import Measured
 from bench.report import Results
 from bench.tools import Sparsebak
@@ -29,7 +29,7 @@ def measured(content: int, rounds: int) -> history.Run:
         with pool_on_btrfs(work) as pool:
             workload.make_beside(pool / "original", content)
             for number in range(rounds):
-                one_round([Sparsebak], pool, work, number, results, limit)
+                Round([Sparsebak], pool, work, number, results).run(limit)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return history.Run(

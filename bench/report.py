@@ -71,38 +71,11 @@ def report(
 
 
 def _aims(limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]]) -> list[str]:
-    ours = (
-        {step: wall(runs) for step, runs in results["sparsebak"].items()}
-        if "sparsebak" in results
-        else {}
-    )
-    if not ours:
+    """What is aimed at, what was reached, and how many times longer the others took."""
+    if not results.get("sparsebak"):
         return []
-    zstd, copy = wall(limit["zstd -3 -T2"]), wall(limit["plain copy"]) + wall(limit["zstd -d"])
-    bare = min(wall(limit[verifying(name)]) for name in HASHES)
-    keyed = max(one.memory for one in results["sparsebak"]["assemble"])
-    most = max(
-        one.memory
-        for step, runs in results["sparsebak"].items()
-        if step != "assemble"
-        for one in runs
-    )
-    agent = max((one.agent for runs in results["sparsebak"].values() for one in runs), default=0)
-    rows = [
-        ("full", "1.4x of zstd -3 -T2", f"{ours['full'] / zstd:.2f}x"),
-        ("100 MiB", "1 s", f"{ours['100 MiB']:.2f} s"),
-        ("2 MiB", "0.35 s", f"{ours['2 MiB']:.2f} s"),
-        ("nothing", "0.15 s", f"{ours['nothing']:.2f} s"),
-        ("monitor", "0.15 s", f"{ours['monitor']:.2f} s"),
-        ("assemble", "2x of plain copy and zstd -d", f"{ours['assemble'] / copy:.2f}x"),
-        ("restore", "2x of plain copy and zstd -d", f"{ours['restore'] / copy:.2f}x"),
-        ("restore 100 MiB", "2 s", f"{ours['restore 100 MiB'] / ours['restore']:.2f}x of all"),
-        ("verify", "1.5x of reading, decompressing and hashing", f"{ours['verify'] / bare:.2f}x"),
-        ("prune", "0.2 s", f"{ours['prune']:.2f} s"),
-        ("memory, manager", "120 MB", f"{most:.0f} MiB"),
-        ("the same, with the passphrase", "120 MB", f"{keyed:.0f} MiB"),
-        ("memory, agent", "80 MB", f"{agent:.0f} MiB"),
-    ]
+    ours = {step: wall(runs) for step, runs in results["sparsebak"].items()}
+    rows = _reached(ours, limit, results["sparsebak"])
     if "borg" in sizes:
         rows.append(("size", "1.02x of borg's", f"{sizes['sparsebak'][0] / sizes['borg'][0]:.3f}x"))
     peers = [name for name in results if not name.startswith("sparsebak")]
@@ -126,6 +99,32 @@ def _aims(limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]
         times = (f"{of(results[name]) / here:.1f}x" for name in peers)
         lines.append(f"| {what} | less than each | {here:.1f} | " + " | ".join(times) + " |")
     return lines
+
+
+def _reached(
+    ours: dict[str, float], limit: LimitRuns, runs_of: dict[str, list[Measured]]
+) -> list[tuple[str, str, str]]:
+    """Work, aim, and what was reached. ``ours``: median seconds by step, of ``runs_of``."""
+    zstd, copy = wall(limit["zstd -3 -T2"]), wall(limit["plain copy"]) + wall(limit["zstd -d"])
+    bare = min(wall(limit[verifying(name)]) for name in HASHES)
+    keyed = max(one.memory for one in runs_of["assemble"])
+    most = max(one.memory for step, runs in runs_of.items() if step != "assemble" for one in runs)
+    agent = max((one.agent for runs in runs_of.values() for one in runs), default=0)
+    return [
+        ("full", "1.4x of zstd -3 -T2", f"{ours['full'] / zstd:.2f}x"),
+        ("100 MiB", "1 s", f"{ours['100 MiB']:.2f} s"),
+        ("2 MiB", "0.35 s", f"{ours['2 MiB']:.2f} s"),
+        ("nothing", "0.15 s", f"{ours['nothing']:.2f} s"),
+        ("monitor", "0.15 s", f"{ours['monitor']:.2f} s"),
+        ("assemble", "2x of plain copy and zstd -d", f"{ours['assemble'] / copy:.2f}x"),
+        ("restore", "2x of plain copy and zstd -d", f"{ours['restore'] / copy:.2f}x"),
+        ("restore 100 MiB", "2 s", f"{ours['restore 100 MiB'] / ours['restore']:.2f}x of all"),
+        ("verify", "1.5x of reading, decompressing and hashing", f"{ours['verify'] / bare:.2f}x"),
+        ("prune", "0.2 s", f"{ours['prune']:.2f} s"),
+        ("memory, manager", "120 MB", f"{most:.0f} MiB"),
+        ("the same, with the passphrase", "120 MB", f"{keyed:.0f} MiB"),
+        ("memory, agent", "80 MB", f"{agent:.0f} MiB"),
+    ]
 
 
 def _spent(steps: dict[str, list[Measured]]) -> float:

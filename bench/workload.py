@@ -49,11 +49,20 @@ def _usable(path: Path) -> bool:
         return False
 
 
+def offsets(content: int = CONTENT, size: int = IMAGE) -> list[int]:
+    """Where the runs of so much content are in an image: offsets, rising."""
+    return [RUN * at for at in sorted(_sample(random.Random(1), content, size))]
+
+
+def _sample(rng: random.Random, content: int, size: int) -> list[int]:
+    return rng.sample(range(size // RUN - 1), content // RUN)
+
+
 def make(image: Path, content: int = CONTENT, size: int = IMAGE) -> None:
     """Write the image. The same seed gives the same layout."""
     rng, files = random.Random(1), ordinary(1)
     runs = content // RUN
-    places = sorted(rng.sample(range(size // RUN - 1), runs))
+    places = sorted(_sample(rng, content, size))
     rng.shuffle(places)
     kinds = (["files"] * 50 + ["random"] * 25 + ["repeat"] * 10 + ["text"] * 15) * (runs // 100 + 1)
     kinds = kinds[:runs]
@@ -95,11 +104,8 @@ def change(image: Path, total: int, places: int, seed: int) -> list[tuple[int, i
     rng = random.Random(seed)
     each = max(4096, total // places // 4096 * 4096)
     layout = random.Random(1)
-    runs = sorted(
-        layout.sample(
-            range(os.stat(image).st_size // RUN - 1), min(CONTENT, os.stat(image).st_size) // RUN
-        )
-    )
+    size = os.stat(image).st_size
+    runs = sorted(_sample(layout, min(CONTENT, size), size))
     with open(image, "r+b") as file:
         for _ in range(places):
             at = rng.choice(runs) * RUN + rng.randrange((RUN - each) // 4096) * 4096

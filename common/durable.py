@@ -95,15 +95,20 @@ def make_directory(directory: Path, mode: int = 0o700) -> None:
 
 def write_synced(path: Path, *parts: bytes, mode: int = 0o600) -> None:
     """Write a file and its contents to disk. Its directory entry is durable after sync_directory
-    only.
+    only. OSError says which file.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with closing_fd(fd):
-        at = 0
-        for part in parts:
-            pwrite_all(fd, part, at)
-            at += len(part)
-        os.fsync(fd)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with closing_fd(fd):
+            at = 0
+            for part in parts:
+                pwrite_all(fd, part, at)
+                at += len(part)
+            os.fsync(fd)
+    except OSError as error:
+        # Only opening says it; that a disk is full comes out when it is written.
+        error.filename = error.filename or str(path)
+        raise
 
 
 def replace(path: Path, *parts: bytes, mode: int = 0o600) -> None:

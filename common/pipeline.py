@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol, TypeVar
 
+from common.memory import share_heap
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -57,6 +59,7 @@ def in_order(
         return
     from concurrent.futures import Future, ThreadPoolExecutor
 
+    share_heap()
     pool = ThreadPoolExecutor(threads)
     begun: deque[Future[Result]] = deque()
     try:

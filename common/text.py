@@ -22,3 +22,12 @@ def session_name(time: int) -> str:
 def is_session_name(text: str) -> bool:
     """Whether ``text`` has the form that session_name gives."""
     return _SESSION.fullmatch(text) is not None
+
+
+def parse_seconds(text: str) -> int:
+    """A whole number of seconds, in digits alone; raise ValueError for anything else, and for more
+    than three years of them.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 8):
+        raise ValueError(f"{text[:80]!r} is not a number of seconds, such as 3600")
+    return int(text)

@@ -40,7 +40,7 @@ FORMAT = 2
 SUITES = {1: b"chunk ids", 2: b"chunk ids 2"}
 Place = tuple[Path, int, int]
 BROKEN = (OSError, ValueError, InvalidTag, KeyError, TypeError, AttributeError)
-BROKEN += (RecursionError, struct.error)
+BROKEN += (RecursionError, struct.error, EOFError)
 
 
 class Unreadable(ValueError):
@@ -205,18 +205,18 @@ class Archive:
             } | older.entries
         chunks = -(-session.size // session.chunk)
         self.check_root(session, image, chunks)
-        wanted = {
-            number: chunk_id
-            for number, chunk_id in image.items()
-            if chunk_id != ZERO and number < chunks
-        }
+        wanted = {at: one for at, one in image.items() if one != ZERO and at < chunks}
         places = self.places(set(wanted.values()))
-        with open(output, "xb") as file:
+        if output.exists():
+            raise Unreadable(f"{output} exists")
+        part = output.with_name(f"{output.name}.part")  # what ends half way has not the name
+        with open(part, "wb") as file:
             file.truncate(session.size)
             for number, chunk_id in sorted(wanted.items()):
                 chunk = self.chunk(chunk_id, places.get(chunk_id, []), session)
                 file.seek(number * session.chunk)
                 file.write(chunk[: session.size - number * session.chunk])
+        part.rename(output)
 
     def check_root(self, session: Session, image: dict[int, bytes], chunks: int) -> None:
         pages = []

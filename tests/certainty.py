@@ -53,17 +53,21 @@ def run(site: Site, progress: Progress | None = None) -> Report:
             agent.close()
 
 
+class CutOff(Progress):
+    """Interrupts a run, as Ctrl-C does, after so many chunks."""
+
+    def __init__(self, chunks: int) -> None:
+        self._left = chunks
+
+    def advance(self, size: int) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise Interrupted
+
+
 def cut_off_after(site: Site, chunks: int) -> None:
-    class Cut(Progress):
-        left = chunks
-
-        def advance(self, size: int) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise Interrupted
-
     with pytest.raises(KeyboardInterrupt):
-        run(site, Cut())
+        run(site, CutOff(chunks))
 
 
 def newest(site: Site) -> list[bytes]:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tests.in_process import InProcess
 
-SECONDS = 10.0
+SECONDS = 60.0
 MEMORY = 768 << 20
 """Bytes that a command may take beyond what the test's own process has."""
 _LOGGED = re.compile(r"<\d>sparsebak-agent: ")

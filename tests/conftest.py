@@ -2,6 +2,7 @@
 """Fixtures: a site (agent, archive and pool in one folder) on plain files, Btrfs and XFS."""
 
 import contextlib
+import gc
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from backup_vm.jobs import guard
 from tests.faultfs import FaultFS, missing
 from tests.kit import Site
+from tests.own_mounts import own_mounts
 
 if TYPE_CHECKING:
     from tests.commands import Commands
@@ -30,6 +32,18 @@ if (
         "project", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
     )
     settings.load_profile("project")
+
+
+def pytest_configure() -> None:
+    own_mounts()
+    # Thousands of children are forked from a process of some hundred MiB: their garbage collectors
+    # leave alone what was there before, for they would write to every page, which is copied then.
+    os.register_at_fork(after_in_child=gc.freeze)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 SKIPS = os.environ.get("SPARSEBAK_SKIPS")

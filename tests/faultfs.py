@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
+
 WRITING = (
     *("create", "write", "truncate", "mkdir", "rmdir", "unlink", "rename", "chmod", "utimens"),
     "fallocate",
@@ -64,7 +66,7 @@ class FaultFS:
         self._socket = folder / f"{self.path.name}.socket"
         command = [sys.executable, "-m", "tests.faultfs_server", self.real, self.path, self._socket]
         self._process = subprocess.Popen([*command, *options], cwd=Path(__file__).parent.parent)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not os.path.ismount(self.path):
             assert self._process.poll() is None and time.monotonic() < deadline, "not mounted"
             time.sleep(0.01)
@@ -104,7 +106,7 @@ class FaultFS:
         subprocess.run(["fusermount3", "-u", "-z", self.path], check=False)
         self._process.terminate()  # what still has a file open there keeps it otherwise
         try:
-            self._process.wait(10)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -275,6 +275,14 @@ def fill(image: Path, size: int, seed: int = 0) -> None:
             file.write(some_bytes(rng, min(size - at, rng.randrange(1, 3 * GRAIN))))
 
 
+def backed_up(root: Path) -> Site:
+    """A site whose volume of twenty chunks has one session."""
+    site = Site(root)
+    fill(site.image(), 20 * GRAIN)
+    site.backup()
+    return site
+
+
 def some_bytes(rng: random.Random, length: int) -> bytes:
     """Bytes that compress, do not compress, repeat, or are zeros."""
     kind = rng.randrange(5)

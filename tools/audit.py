@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What runs in dom0, in lines of code without blank lines, comments and docstrings: ``make audit``.
 
-Three numbers, then the table by room: all of it; what a call from a backup VM can reach, which is
-what ``dom0_agent/rpc`` imports, directly or through others, in functions too; and what handles
-bytes that a backup VM chose. Statements are counted beside lines: they do not depend on how lines
-are wrapped.
+Three numbers: all of it; what a call from a backup VM can reach, which is what ``dom0_agent/rpc``
+imports, directly or through others, in functions too; and what handles bytes that a backup VM
+chose. Below the second, what is reached on one machine, and without Restore, before which dom0's
+user is asked. Then what the second is made of, and the table by room. Statements are counted beside
+lines: they do not depend on how lines are wrapped.
 """
 
 import ast
@@ -12,92 +13,13 @@ import io
 import sys
 import tokenize
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+
+from tools.audited import ELSEWHERE, MACHINES, PARTS, ROOMS, UNTRUSTED
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("common", "wire", "dom0_agent")
-ROOMS = {
-    "dom0_agent/rpc": "what a call starts",
-    "dom0_agent/rpc/services": "one module a service",
-    "dom0_agent/tracking": "snapshots, changes, committed sessions",
-    "dom0_agent/sources": "kinds of storage; read only",
-    "dom0_agent/targets": "new contents",
-    "dom0_agent/catalog": "which volumes there are",
-    "dom0_agent": "configuration, keys, bitmaps",
-    "wire": "what crosses between the two sides",
-    "common": "writing files, text",
-    "dom0_agent/admin": "the administrator's side; no call gets here",
-    "dom0_agent/admin/cli": "the administrator's commands",
-    "dom0_agent/admin/settings": "settings of qubes and of dom0, an optional package",
-}
-UNTRUSTED = (
-    "dom0_agent/rpc/dispatch.py",
-    "dom0_agent/rpc/resident.py",
-    "dom0_agent/rpc/heads.py",
-    "dom0_agent/rpc/streams.py",
-    "dom0_agent/rpc/receiving.py",
-    "dom0_agent/rpc/services/extract.py",
-    "dom0_agent/tracking/next_session.py",
-    "dom0_agent/tracking/present.py",
-    "dom0_agent/tracking/rotation.py",
-    "dom0_agent/admin/adoption.py",
-    "dom0_agent/admin/cli/keys.py",
-    "dom0_agent/admin/granting.py",
-    "dom0_agent/admin/opening.py",
-    "wire/names.py",
-    "wire/layout.py",
-    "wire/declared.py",
-    "wire/messages.py",
-    "wire/stream.py",
-    "wire/records.py",
-    "wire/chunks.py",
-    "wire/merkle.py",
-    "wire/open_chunks.py",
-    "wire/slots.py",
-    "wire/grants.py",
-    "wire/reading.py",
-)
-"""Modules that handle bytes which a backup VM chose, before or while they are proven."""
-MACHINES = {
-    "Qubes OS, thin pool": (
-        "reflink",
-        "btrfs",
-        "fiemap",
-        "extents",
-        "zfs",
-        "targets/lvm",
-        "static",
-    ),
-    "Qubes OS, Btrfs or XFS": (
-        "lvm_thin",
-        "thin_",
-        "sources/lvm",
-        "sources/programs",
-        "zfs",
-        "targets/lvm",
-        "static",
-    ),
-    "elsewhere, thin pool": (
-        "reflink",
-        "btrfs",
-        "fiemap",
-        "extents",
-        "zfs",
-        "qubesd",
-        "kept",
-        "dropbox",
-    ),
-    "elsewhere, Btrfs or XFS": (
-        "lvm",
-        "thin_",
-        "sources/programs",
-        "zfs",
-        "qubesd",
-        "kept",
-        "dropbox",
-    ),
-}
-"""Of what can be reached, parts of the names of modules that a kind of machine never loads."""
 _NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -109,6 +31,7 @@ _NO_CODE = {
 }
 
 
+@cache
 def size(path: Path) -> tuple[int, int]:
     """Lines of code of a module, and its statements."""
     text = path.read_text()
@@ -140,7 +63,8 @@ def _never_run(tree: ast.Module) -> set[ast.AST]:
     return found
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Dotted names of all that a module imports when it runs, wherever in it: ``a.b`` for ``import
     a.b``, ``a`` and ``a.b`` for ``from a import b``.
     """
@@ -154,7 +78,7 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def imported(path: Path) -> set[str]:
@@ -164,19 +88,21 @@ def imported(path: Path) -> set[str]:
 
 def modules() -> list[Path]:
     """All modules that are installed in dom0."""
-    return sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
+    found = {path for package in OURS for path in (ROOT / package).rglob("*.py")}
+    return sorted(found - {ROOT / name for name in ELSEWHERE})
 
 
-def _files(name: str) -> set[Path]:
+@cache
+def _files(name: str) -> frozenset[Path]:
     """The files of ours that importing a dotted name runs, packages above it too."""
     parts = name.split(".")
     if parts[0] not in OURS:
-        return set()
-    found = set()
+        return frozenset()
+    found: set[Path] = set()
     for count in range(1, len(parts) + 1):
         path = ROOT.joinpath(*parts[:count])
         found |= {one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()}
-    return found
+    return frozenset(found)
 
 
 def closure(roots: Iterable[Path], stop: tuple[str, ...] = ()) -> set[Path]:
@@ -193,9 +119,19 @@ def closure(roots: Iterable[Path], stop: tuple[str, ...] = ()) -> set[Path]:
     return seen
 
 
-def reachable(stop: tuple[str, ...] = ()) -> set[Path]:
-    """What a call can reach."""
+def reachable(stop: tuple[str, ...] = (), restore: bool = True) -> set[Path]:
+    """What a call can reach; without ``restore`` every call but Restore."""
+    stop = stop if restore else (*stop, "services/restore")
     return closure((ROOT / "dom0_agent/rpc").rglob("*.py"), stop)
+
+
+def part(title: str) -> set[Path]:
+    """Those modules within reach that belong to one of PARTS."""
+    return {
+        path
+        for path in reachable()
+        if any(name in str(path.relative_to(ROOT)) for name in PARTS[title])
+    }
 
 
 def names_untrusted(path: Path) -> bool:
@@ -216,19 +152,30 @@ def measure(paths: Iterable[Path]) -> tuple[int, int]:
 
 def numbers() -> dict[str, set[Path]]:
     """The modules behind each number that a reviewer is given, by its title."""
-    machines = {f"of that, {machine}": reachable(stop) for machine, stop in MACHINES.items()}
+    chosen = {ROOT / name for name in UNTRUSTED}
     return {
         "all of dom0": set(modules()),
         "what a call can reach": reachable(),
-        **machines,
-        "what handles bytes that a backup VM chose": {ROOT / name for name in UNTRUSTED},
+        "of that, without Restore": reachable(restore=False),
+        **{f"of that, {machine}": reachable(stop) for machine, stop in MACHINES.items()},
+        **{
+            f"of that, {machine}, without Restore": reachable(stop, restore=False)
+            for machine, stop in MACHINES.items()
+        },
+        "what handles bytes that a backup VM chose": chosen,
+        "of that, in a call": chosen & reachable(),
+        "of that, in the administrator's commands": chosen - reachable(),
     }
 
 
 def main() -> None:
     every, reached = modules(), reachable()
     for name, paths in numbers().items():
-        print("{:44}{:6,} lines, {:6,} statements".format(f"{name}:", *measure(paths)))
+        print("{:51}{:6,} lines, {:6,} statements".format(f"{name}:", *measure(paths)))
+    print("\nwhat a call can reach is made of:")
+    for title in PARTS:
+        lines, statements = measure(part(title))
+        print(f"  {lines:5,} lines, {statements:5,} statements: {title}")
     for room, title in ROOMS.items():
         members = [path for path in every if str(path.parent.relative_to(ROOT)) == room]
         lines = {path: size(path)[0] for path in members}

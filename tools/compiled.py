@@ -81,7 +81,7 @@ def table(path: str) -> dict[str, dict[str, str | bytes]]:
 
 def main() -> None:
     # what is not in the files yet must not keep their modules from being imported
-    Structure.row = classmethod(lambda cls: Compiled(codes(cls)).row)  # type: ignore[assignment]
+    Structure.coder = classmethod(lambda cls: Compiled(codes(cls)))  # type: ignore[assignment]
     for path in MODULES:
         text = (
             "# SPDX-License-Identifier: GPL-2.0-or-later\n"

@@ -142,7 +142,7 @@ def _python(tree: Path) -> Path:
     return path
 
 
-def project(build: Path, arguments: list[str]) -> Path:
+def project(build: Path, arguments: list[str], modules: Path) -> Path:
     """The project, and what the guest runs with it: Python with ``-m`` and these arguments."""
     image, tree = build / "project.cpio", build / "project"
     shutil.rmtree(tree, ignore_errors=True)
@@ -164,7 +164,7 @@ def project(build: Path, arguments: list[str]) -> Path:
     init = tree / "init"
     init.write_text(
         INIT.format(
-            modules=" ".join(MODULES),
+            modules=" ".join(_by_name(modules)),
             start=lvm_root.START if lvm_root.given() else "",
             root=ROOT,
             python=python,
@@ -219,14 +219,25 @@ def _place(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+def _needs(modules: Path) -> dict[str, list[str]]:
+    """What each module of a kernel needs, by depmod's list."""
+    lines = (modules / "modules.dep").read_text().splitlines()
+    return {module: others.split() for module, _, others in (line.partition(":") for line in lines)}
+
+
+def _by_name(modules: Path) -> dict[str, str]:
+    """Those of MODULES that are not built into the kernel, and their files."""
+    names = {
+        Path(module).name.split(".ko")[0].replace("_", "-"): module for module in _needs(modules)
+    }
+    built_in = (modules / "modules.builtin").read_text().replace("_", "-")
+    return {name: names[name] for name in MODULES if f"/{name}.ko" not in built_in}
+
+
 def _modules(modules: Path, tree: Path) -> None:
-    """The modules of MODULES and all that they need, by depmod's list."""
-    needs = {}
-    for line in (modules / "modules.dep").read_text().splitlines():
-        module, _, others = line.partition(":")
-        needs[module] = others.split()
-    by_name = {Path(module).name.split(".ko")[0].replace("_", "-"): module for module in needs}
-    wanted = {by_name[name] for name in MODULES}
+    """The modules of MODULES and all that they need."""
+    needs = _needs(modules)
+    wanted = set(_by_name(modules).values())
     wanted |= {other for module in wanted for other in needs[module]}
     target = tree / "lib/modules" / modules.name
     for module in wanted:

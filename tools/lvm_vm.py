@@ -4,17 +4,20 @@ PYTEST-ARGUMENT...``.
 
 With ``-m MODULE`` first, that module in pytest's place.
 
-The guest is Debian's stock kernel under QEMU's software emulation, so that no KVM is needed. Its
-root file system is an initramfs made by lvm_guest.py: this Python, the virtual environment, LVM's
-tools with their libraries, the project. Results come over the serial console. Kernel and images are
-kept under ``build/lvm``. Exit code: that of what ran; 1 when it did not get so far.
+The guest is Debian's kernel that runs as a program (see uml.py), or where there is none, or
+``LVM_KERNEL=stock`` asks for it, Debian's stock kernel under QEMU's software emulation, so that no
+KVM is needed. Its root file system is an initramfs made by lvm_guest.py: this Python, the virtual
+environment, LVM's tools with their libraries, the project. Results come over the console. Kernels
+and images are kept under ``build``. Exit code: that of what ran; 1 when it did not get so far.
 """
 
 import base64
+import contextlib
 import gzip
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,10 +26,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import lvm_guest
+import uml
 from lvm_guest import ROOT, TOOLS, which
 
 BUILD = ROOT / "build" / "lvm"
-MEMORY, CPUS, LIMIT = "6G", "2", float(os.environ.get("LVM_LIMIT", "900"))
+AS_PROGRAM = os.environ.get("LVM_KERNEL") != "stock"
+"""Whether the kernel may be the one that runs as a program, which has device-mapper and not all
+else that the stock kernel has.
+"""
+MEMORY, CPUS, LIMIT = "6G", "2", float(os.environ.get("LVM_LIMIT", "1800"))
 DONE = re.compile(r"sparsebak-vm: ended with (\d+)")
 MEASURED = re.compile(r"sparsebak-vm: measured (\S+)")
 
@@ -38,74 +46,70 @@ def main(arguments: list[str]) -> int:
         if arguments[:1] == ["-m"]
         else ["pytest", "-p", "no:cacheprovider", *arguments]
     )
-    missing = [
-        tool for tool in ("qemu-system-x86_64", "busybox", "depmod", *TOOLS) if which(tool) is None
-    ]
+    program = uml.kernel(ROOT / "build") if AS_PROGRAM and which("apt-get") else None
+    emulator = () if program else ("qemu-system-x86_64",)
+    missing = [tool for tool in (*emulator, "busybox", "depmod", *TOOLS) if which(tool) is None]
     if missing:
         print(
             f"the test VM: {', '.join(missing)} missing; run 'make packages' as root",
             file=sys.stderr,
         )
         return 1
-    image, modules = kernel()
-    parts = (lvm_guest.base(BUILD, modules), lvm_guest.project(BUILD, words))
+    image, modules = program or kernel()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    parts = (lvm_guest.base(BUILD, modules), lvm_guest.project(BUILD, words, modules))
     combined = BUILD / "root.cpio"
     with open(combined, "wb") as out:
         for part in parts:
             with open(part, "rb") as file:
                 shutil.copyfileobj(file, out, 1 << 20)
-    return _boot(image, combined)
+    if program is None:
+        return _boot(_emulated(image, combined), {})
+    folder = uml.memory_folder(BUILD)
+    return _boot(uml.command(image, combined, MEMORY), {"TMPDIR": str(folder)})
 
 
-def _boot(kernel: Path, image: Path) -> int:
-    command = [
-        "qemu-system-x86_64",
-        "-accel",
-        "tcg,thread=multi,tb-size=1024",
-        "-cpu",
-        "max",
-        "-smp",
-        CPUS,
-        "-m",
-        MEMORY,
-    ]
-    command += [
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-        "-no-reboot",
-    ]
+def _emulated(kernel: Path, image: Path) -> list[str]:
+    machine = f"-accel tcg,thread=multi,tb-size=1024 -cpu max -smp {CPUS} -m {MEMORY}"
+    bare = "-nodefaults -no-user-config -display none -serial stdio -no-reboot"
     # no_timer_check: on a busy machine an emulated timer misses the kernel's one look at it, and
     # the kernel gives up.
-    command += [
-        "-kernel",
-        str(kernel),
-        "-initrd",
-        str(image),
-        "-append",
-        "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off no_timer_check",
-    ]
+    words = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off no_timer_check"
+    return [
+        "qemu-system-x86_64", *machine.split(), *bare.split(), "-kernel", str(kernel),
+        "-initrd", str(image), "-append", words,
+    ]  # fmt: skip
+
+
+def _boot(command: list[str], environment: dict[str, str]) -> int:
     started, code = time.monotonic(), 1
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
-    ) as vm:
-        timer = threading.Timer(LIMIT, vm.kill)
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace",
+        env={**os.environ, **environment}, start_new_session=True,
+    ) as vm:  # fmt: skip
+
+        def end() -> None:
+            """With the processes that a kernel as a program has for those in it."""
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(vm.pid, signal.SIGKILL)
+
+        timer = threading.Timer(LIMIT, end)
         timer.start()
         assert vm.stdout is not None
-        for line in vm.stdout:
-            found, measured = DONE.search(line), MEASURED.search(line)
-            if found:
-                code = int(found[1])
-            elif measured:
-                (ROOT / "build/coverage/data.vm").write_bytes(
-                    gzip.decompress(base64.b64decode(measured[1]))
-                )
-            else:
-                print(line.rstrip("\r\n"), flush=True)
-        timer.cancel()
+        try:
+            for line in vm.stdout:
+                found, measured = DONE.search(line), MEASURED.search(line)
+                if found:
+                    code = int(found[1])
+                elif measured:
+                    (ROOT / "build/coverage/data.vm").write_bytes(
+                        gzip.decompress(base64.b64decode(measured[1]))
+                    )
+                else:
+                    print(line.rstrip("\r\n"), flush=True)
+        finally:
+            timer.cancel()
+            end()
     print(
         f"test VM: {'passed' if code == 0 else 'FAILED'} after {time.monotonic() - started:.0f} s",
         flush=True,
@@ -152,4 +156,5 @@ def kernel() -> tuple[Path, Path]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the VM
     sys.exit(main(sys.argv[1:]))

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     if missing:
         print(f"the test VM: {', '.join(missing)} missing; run 'make test-places' as root")
         return 1
-    lvm_vm.BUILD = BUILD
+    lvm_vm.BUILD, lvm_vm.AS_PROGRAM = BUILD, False
     lvm_guest.TOOLS = (*lvm_guest.TOOLS, *PROGRAMS)
     lvm_guest.MODULES += MODULES
     lvm_guest.ADDED.append(place)

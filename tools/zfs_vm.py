@@ -43,7 +43,7 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 
 def main(arguments: list[str]) -> int:
     """Build what is not there yet, boot, run it, and pass its output on."""
-    lvm_vm.BUILD = BUILD
+    lvm_vm.BUILD, lvm_vm.AS_PROGRAM = BUILD, False
     kernel, modules = lvm_vm.kernel()
     if not (BUILD / "built").exists():
         _build(kernel.name.removeprefix("vmlinuz-"), modules)

@@ -9,13 +9,13 @@ Other annotations are no part of the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from collections.abc import Iterator
+from typing import ClassVar, get_args, get_origin, get_type_hints
 
 import construct
-from construct import Construct, ConstructError, ExprValidator, Int64ul, PaddedString, Struct
+from construct import Construct, ExprValidator, Int64ul, PaddedString, Struct
 
-from wire.layout import LAST_TIME, Structure, check_length
+from wire.layout import LAST_TIME, Structure
 
 Time = ExprValidator(Int64ul, lambda seconds, _: seconds <= LAST_TIME)
 """8 bytes: Unix seconds, up to the end of the year 9999."""
@@ -57,31 +57,6 @@ def declared(struct: Construct) -> type[Structure] | None:
     return next((one for one, known in _KNOWN.items() if known is struct), None)
 
 
-class Declared:
-    """Builds and parses a structure of fixed size by its declaration; see wire.layout.Coder."""
-
-    def __init__(self, structure: type[Structure]) -> None:
-        self._struct = declaration(structure)
-        self._values = [one.name for one in self._struct.subcons if not is_constant(one)]
-        self.size = int(self._struct.sizeof())
-
-    def build(self, values: Mapping[str, Any]) -> bytes:
-        """See Coder."""
-        try:
-            return bytes(self._struct.build({**values}))
-        except (ConstructError, UnicodeError) as error:
-            raise ValueError(_line(error)) from None
-
-    def parse(self, untrusted_raw: bytes) -> dict[str, Any]:
-        """See Coder."""
-        check_length(untrusted_raw, self.size)
-        try:
-            found = self._struct.parse(untrusted_raw)
-        except (ConstructError, UnicodeError) as error:
-            raise ValueError(_line(error)) from None
-        return {name: found[name] for name in self._values}
-
-
 def is_constant(field: Construct) -> bool:
     """Whether a field always has the same bytes."""
     return isinstance(bare(field), construct.Const)
@@ -92,7 +67,3 @@ def bare(field: Construct) -> Construct:
     while isinstance(field, construct.Renamed):
         field = field.subcon
     return field
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

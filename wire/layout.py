@@ -11,17 +11,17 @@ A module with structures begins with ``from __future__ import annotations``, whi
 annotations as text until somebody asks for them (wire.declared): to import construct takes 20 ms, a
 backup in which nothing has changed 110 in all.
 
-What every call reads and writes goes by the standard library's ``struct`` instead, with the codes
-in ``compiled``. Nobody writes those: ``make pages`` makes them from the declarations. Tests make
-them again and compare, and try both ways on the same bytes. Numbers are little-endian and nothing
-is aligned.
+What is built and parsed goes by the standard library's ``struct`` instead, with the codes in
+``compiled``, so that no call, and nothing else in dom0, runs construct. Nobody writes those codes:
+``make pages`` makes them from the declarations. Tests make them again and compare, and try both
+ways on the same bytes. Numbers are little-endian and nothing is aligned.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 LAST_TIME = 253_402_300_799
 """Unix seconds: the end of the year 9999, beyond which calendars fail. Later times are damage, or
@@ -39,25 +39,11 @@ kernel, in the machine's own order of bytes, have a "=" before them."""
 _STRUCT = str.maketrans({"t": "s", TIME: "Q", "=": None})
 
 
-class Coder(Protocol):
-    """What builds and parses one kind of structure."""
-
-    size: int
-    """Length in bytes."""
-
-    def build(self, values: Mapping[str, Any]) -> bytes:
-        """The structure as bytes; raise ValueError for a value that does not fit. Other values may
-        stand among them.
-        """
-
-    def parse(self, untrusted_raw: bytes) -> dict[str, Any]:
-        """The values by name; raise ValueError for another length or constant, or a value that no
-        field can have.
-        """
-
-
 class Compiled:
-    """Builds and parses by ``struct``. Constants are checked, never asked for nor given back."""
+    """Builds and parses by ``struct``. Constants are checked, never asked for nor given back.
+
+    ``size``: length in bytes.
+    """
 
     def __init__(self, codes: Codes) -> None:
         self._codes = codes
@@ -70,7 +56,9 @@ class Compiled:
         self.size = self._struct.size
 
     def build(self, values: Mapping[str, Any]) -> bytes:
-        """See Coder."""
+        """The structure as bytes; raise ValueError for a value that does not fit. Other values may
+        stand among them.
+        """
         packed = [
             code if isinstance(code, bytes) else _packed(name, code, values[name])
             for name, code in self._codes.items()
@@ -81,7 +69,9 @@ class Compiled:
             raise ValueError(str(error)) from None
 
     def parse(self, untrusted_raw: bytes) -> dict[str, Any]:
-        """See Coder."""
+        """The values by name; raise ValueError for another length or constant, or a value that no
+        field can have.
+        """
         check_length(untrusted_raw, self.size)
         values: dict[str, Any] = {}
         for (name, code), value in zip(
@@ -120,22 +110,18 @@ class Structure:
         cls._compiled = None if codes is None else Compiled(codes)
 
     @classmethod
-    def coder(cls) -> Coder:
-        """What builds and parses it: compiled, or as it is declared, which imports construct."""
-        if cls._compiled is not None:
-            return cls._compiled
-        from wire.declared import Declared
-
-        return Declared(cls)
+    def coder(cls) -> Compiled:
+        """What builds and parses it; TypeError for one that only describes, and is not compiled."""
+        if cls._compiled is None:
+            raise TypeError(f"{cls.__name__} is not compiled")
+        return cls._compiled
 
     @classmethod
     def row(cls) -> struct.Struct:
         """What packs and unpacks it as a tuple, many at once: for structures of numbers and bytes
         alone, compiled.
         """
-        if cls._compiled is None:
-            raise TypeError(f"{cls.__name__} is not compiled")
-        return cls._compiled.row
+        return cls.coder().row
 
     @classmethod
     def length(cls) -> int:

@@ -64,6 +64,18 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 
 @contextmanager
+def where_there_is_room() -> Iterator[None]:
+    """For what the next run can note as well: on a full disk a prune must begin, and a scrub can
+    look.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorname", "") != "SQLITE_FULL":
+            raise
+
+
+@contextmanager
 def explained(place: str) -> Iterator[None]:
     """Raise errors of SQLite's as ``explain`` has them."""
     try:

@@ -92,22 +92,30 @@ def _remove(archive: "Archive", dead: list[Suspect]) -> int | None:
     """Remove packs of which nothing is needed; returns bytes given back, None where that is not
     allowed.
     """
-    storage, catalog = archive.storage, archive.catalog
-    there = [pack for pack in dead if storage.exists(pack.name)]
-    space = sum(storage.allocated(pack.name) for pack in there)
-    if there:
-        # Before the catalog forgets them: dying between leaves packs listed that are gone, which
-        # the next run sees; the other order would leave packs that nobody lists.
-        try:
-            storage.remove_all(pack.name for pack in there)
-        except ForbiddenError as error:  # whoever may only add leaves it to whoever may remove
-            archive.warnings.append(_forbidden(error))
-            return None
+    # Before the catalog forgets them: dying between leaves packs listed that are gone, which the
+    # next run sees; the other order would leave packs that nobody lists.
+    space = _gone(archive.storage, [pack.name for pack in dead])
+    if isinstance(space, ForbiddenError):
+        archive.warnings.append(_forbidden(space))
+        return None
     if dead:
-        catalog.begin()
+        archive.catalog.begin()
         for pack in dead:
-            catalog.drop_pack(pack.number)
-        catalog.commit()
+            archive.catalog.drop_pack(pack.number)
+        archive.catalog.commit()
+    return space
+
+
+def _gone(storage: "Storage", names: list[str]) -> int | ForbiddenError:
+    """Remove packs, if they are there; returns the bytes that they took, or why that is not
+    allowed: whoever may only add leaves it to whoever may remove. In any thread.
+    """
+    there = [name for name in names if storage.exists(name)]
+    try:
+        space = sum(storage.allocated(name) for name in there)
+        storage.remove_all(there)
+    except ForbiddenError as error:
+        return error
     return space
 
 
@@ -150,29 +158,17 @@ def _rewrite(archive: "Archive", old: Iterable[Suspect]) -> int:
                 catalog.commit()
                 yield one
 
-    done = in_order(lambda one: _removed(storage, one), copied(), several, several)
+    done = in_order(lambda one: (one, _gone(storage, [one.old.name])), copied(), several, several)
     with closing(done):
-        for one, size, error in done:
-            if error is not None:
-                archive.warnings.append(_forbidden(error))
+        for one, size in done:
+            if isinstance(size, ForbiddenError):
+                archive.warnings.append(_forbidden(size))
                 break  # or all that is there would be there twice
             space += size - one.new.size
             catalog.begin()
             catalog.drop_pack(one.old.number)
             catalog.commit()
     return space
-
-
-def _removed(storage: "Storage", one: _Copy) -> tuple[_Copy, int, ForbiddenError | None]:
-    """Remove the old pack of a copy; its size, or why that is not allowed. In any thread."""
-    name, size = one.old.name, 0
-    try:
-        if storage.exists(name):
-            size = storage.allocated(name)
-            storage.remove(name)
-    except ForbiddenError as error:
-        return one, 0, error
-    return one, size, None
 
 
 def _copy(archive: "Archive", old: Suspect) -> _Copy | DamagedError:

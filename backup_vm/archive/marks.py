@@ -16,8 +16,9 @@ itself what is due.
   that saw every session.
 - ``reclaiming``: a reclaim has begun and, if it is still set when the archive is opened, died. The
   next writer does it again.
-- ``noted``: there was a ``notes.json``. Ended when a writer finds that it is gone, and says so:
-  nothing else would tell that sessions had tags.
+- ``noted``: there was a ``notes.json``, which had been changed so many times when it was last
+  looked into. Ended when a writer finds that it is gone, and says so: nothing else would tell that
+  sessions had tags.
 
 docs/architecture.md draws the moves between them.
 """
@@ -91,6 +92,17 @@ class Marks:
     @noted.setter
     def noted(self, value: bool) -> None:
         self._set(_NOTED, value)
+
+    @property
+    def noted_changes(self) -> int:
+        """The highest count of changes of these notes that was seen; 0 where none was."""
+        text = self._catalog.meta(_NOTED) or ""
+        return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
+
+    @noted_changes.setter
+    def noted_changes(self, value: int) -> None:
+        if value != self.noted_changes:
+            self._catalog.set_meta(_NOTED, str(value))
 
     def _set(self, key: str, value: bool) -> None:
         if value != (self._catalog.meta(key) is not None):

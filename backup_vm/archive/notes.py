@@ -3,7 +3,9 @@
 checked, and a restore from it rehearsed.
 
 In clear, also in a sealed archive: the backup VM has no key to seal it with. Its second line is a
-checksum, for a tag may be all that keeps a session from being pruned.
+checksum, for a tag may be all that keeps a session from being pruned. It says of which archive it
+is, so that another one's, copied here, is not believed; that an older one of the same archive was
+put back shows by its count of changes alone, to a machine that has seen a later one (noting.py).
 """
 
 import contextlib
@@ -39,7 +41,8 @@ _SHORT = 16
 _CHECKSUM = 64
 """Bytes for the second line."""
 _PACK = re.compile(rf"[0-9a-f]{{{_SHORT}}}", re.ASCII)
-_PLACE = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_PLACE = _ARCHIVE = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_MOST_CHANGES = 1 << 53
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,62}", re.ASCII)
 
 
@@ -82,6 +85,10 @@ class Notes:
     drills: dict[str, Check] = field(default_factory=dict)
     copies: set[str] = field(default_factory=set)
     """Places at which there is, or was, a copy; see ``place_of``."""
+    archive: str = ""
+    """Id, in hexadecimal, of the archive that they are of; empty where that is not said."""
+    changes: int | None = None
+    """How often they were changed; by a lower number than before, older ones are known."""
 
     def of(self, session: bytes) -> Note:
         """What is said of a session."""
@@ -121,7 +128,13 @@ def load(storage: Storage) -> Notes:
         raw = storage.read(NAME, _LONGEST)
     except FileNotFoundError:
         return Notes()
-    return parse(raw, storage.describe(NAME))
+    notes, own = parse(raw, storage.describe(NAME)), storage.archive.hex()
+    if own and notes.archive not in ("", own):
+        raise DamagedError(
+            f"{storage.describe(NAME)} is of another archive",
+            "put this archive's own back from a copy, or remove it and tag again",
+        )
+    return notes
 
 
 def parse(raw: bytes, path: str) -> Notes:
@@ -164,7 +177,20 @@ def _parse(fields: dict[str, Any]) -> Notes:
         if not isinstance(copy, str) or not _PLACE.fullmatch(copy):
             raise ValueError("a copy is noted as 32 hexadecimal digits")
         notes.copies.add(copy)
+    notes.archive, notes.changes = _archive(fields.get("archive", "")), fields.get("changes")
+    if notes.changes is not None and not _is_count(notes.changes):
+        raise ValueError("changes are counted by a number")
     return notes
+
+
+def _archive(text: Any) -> str:
+    if not isinstance(text, str) or not (text == "" or _ARCHIVE.fullmatch(text)):
+        raise ValueError("an archive is named by 32 hexadecimal digits")
+    return text
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_CHANGES
 
 
 def _check(fields: Any) -> Check:
@@ -193,6 +219,8 @@ def _times(pairs: Any) -> dict[str, int]:
 def _dump(notes: Notes) -> bytes:
     fields = {
         "format": FORMAT,
+        "archive": notes.archive,
+        "changes": notes.changes,
         "sessions": {
             key: {"tags": sorted(n.tags), "note": n.text}
             for key, n in sorted(notes.sessions.items())
@@ -256,6 +284,8 @@ def change(storage: Storage, action: Callable[[Notes], None]) -> Notes:
         before = _dump(notes)
         action(notes)
         if _dump(notes) != before:
+            notes.archive = storage.archive.hex() or notes.archive
+            notes.changes = min((notes.changes or 0) + 1, _MOST_CHANGES)
             storage.write(NAME, _dump(notes))
         return notes
 

@@ -9,10 +9,15 @@ whoever called it says so, or it would look as if the archive knew.
 
 import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
+from backup_vm.archive.catalog_file import where_there_is_room
 from backup_vm.archive.notes import NAME, Check, Notes, change, place_of, short
 from backup_vm.archive.storage import Storage
-from backup_vm.errors import SparsebakError
+from backup_vm.errors import DamagedError, SparsebakError
+
+if TYPE_CHECKING:
+    from backup_vm.archive.archive import Archive
 
 
 def checked(storage: Storage, sound: bool, session: bytes) -> str | None:
@@ -59,6 +64,50 @@ def scrubbed(
 def note_rotten(storage: Storage, packs: Iterable[str]) -> str | None:
     """Note more packs that have places that are rotten."""
     return _note(storage, lambda notes: notes.rotten.update(map(short, packs)))
+
+
+def changed(archive: "Archive", action: Callable[[Notes], None]) -> None:
+    """For a writer: change the notes, and remember that there are none newer. Raises as
+    ``notes.change``.
+    """
+    after = change(archive.storage, action)
+    if after.changes is not None:
+        with where_there_is_room():
+            archive.catalog.marks.noted_changes = after.changes
+
+
+def look_back(archive: "Archive", found: Notes) -> DamagedError | None:
+    """For a writer that has read the notes: what to raise, once, before sessions go by rules, where
+    the notes are older ones than this machine has seen. They may lack tags, and know less of what
+    is damaged: what the catalog knows of that is noted again, and counts as damaged until a scrub
+    finds it is not.
+
+    Checks that were noted since are gone, so that nothing looks as if it was checked later than it
+    was.
+    """
+    marks = archive.catalog.marks
+    if found.changes is None or not archive.writing:
+        return None
+    seen = marks.noted_changes
+    with where_there_is_room():
+        marks.noted_changes = found.changes
+    if found.changes >= seen:
+        return None
+    rotten = {short(pack) for pack, _ in archive.catalog.rotten()}
+
+    def note(notes: Notes) -> None:
+        notes.rotten |= rotten
+        notes.unsound |= rotten
+
+    if rotten:
+        _note(archive.storage, note)
+    error = DamagedError(
+        f"{archive.storage.describe(NAME)} is an older one than it was: tags and checks noted since"
+        " are not in it",
+        "put the newest back from a copy; or tag again, and repeat the command",
+    )
+    archive.warnings.append(str(error))
+    return error
 
 
 def note_scrub(

@@ -2,15 +2,14 @@
 """Opening an archive and leaving it: what comes before and after all that a run does with it."""
 
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from backup_vm import stopping
-from backup_vm.archive import holding, naming, reconcile
+from backup_vm.archive import holding, naming, reconcile, reserve
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.catalog_file import GATHERED
+from backup_vm.archive.catalog_file import GATHERED, where_there_is_room
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.listing import Listing
 from backup_vm.archive.marks import Marks
@@ -34,6 +33,7 @@ def open_archive(
     storage = open_storage(location)
     with closing(storage):
         parameters = load_parameters(storage)
+        storage.archive = parameters.archive
         alone = storage.writable() if writing is None else writing
         with _locked(storage, alone, command) as lease:
             archive = Archive(storage, parameters, alone)
@@ -50,6 +50,8 @@ def open_archive(
                     storage.check()
                 holding.extend(archive)
                 _record(archive)
+                if alone:
+                    reserve.keep(archive)
             except DamagedError:
                 # A writer that has lost its lease reads what another run moves: that is no damage.
                 storage.check()
@@ -69,6 +71,9 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[Lease | N
         lease = Lease.acquire(storage.locks(), storage.describe(), command)
         storage.check = lease.check
         try:
+            if command in reserve.MAKING_ROOM and reserve.give_back(storage) and not lease.name:
+                lease = Lease.acquire(storage.locks(), storage.describe(), command)
+                storage.check = lease.check
             lease.keep()
             storage.refresh()  # what was seen before may be from the middle of another run
             yield lease
@@ -119,12 +124,8 @@ def _miss_notes(archive: Archive, marks: Marks) -> None:
             f"{archive.storage.describe(naming.NOTES_FILE)} is missing, and with it all tags and"
             " notes; put it back from a copy of the archive before anything is pruned"
         )
-    try:
+    with where_there_is_room():
         marks.noted = there
-    except sqlite3.OperationalError as error:
-        # The next one notes it: on a full disk a prune must begin, and a scrub can look.
-        if getattr(error, "sqlite_errorname", "") != "SQLITE_FULL":
-            raise
 
 
 def _work_aside(archive: Archive) -> None:

@@ -41,9 +41,11 @@ RECORD_SECONDS, RECORD_ENTRIES = 1.0, 1 << 16
 send again. Each recording is a transaction that waits for the disk, about 9 ms; a pack of 32 MiB
 may take less than a tenth of a second to fill.
 """
-FIRST = 8 << 20
-"""Bytes of the first pack of a run elsewhere: until it is handed over nothing is on its way, and
-the line waits. At 100 Mbit/s a pack of 64 MiB takes five seconds, and half a second to fill.
+FIRST = 4 << 20
+"""Bytes of the first pack of a run elsewhere; each is twice as large as the one before until they
+are full. Until the first is handed over nothing is on its way, and the line waits, and it waits
+again where the next one takes longer to fill than what is on its way takes: so it never does where
+dom0 sends twice as fast as the line takes. At 100 Mbit/s a pack of 64 MiB takes five seconds.
 """
 LONGEST, MEANWHILE = 120.0, 1 << 20
 """Seconds for which nothing is taken because a pack is full and none of those before it has got
@@ -88,6 +90,7 @@ class PackWriter:
         self._full = self._enough = self._more = 0
         self._read: set[bytes] = set()
         """Chunks that were found sound, see _stored."""
+        self._reader = PackReader(archive.storage)
         self.stored = 0
         """Bytes of sealed chunks newly stored."""
 
@@ -123,8 +126,9 @@ class PackWriter:
             or (filling.pack is not None and filling.pack.size >= self._enough)
         ):
             if self._wait_for_place():
+                if filling.pack is not None:
+                    self._enough = min(self._full, 2 * self._enough)
                 self._hand_over()
-                self._enough = self._full
             else:
                 self._more = MEANWHILE
 
@@ -143,7 +147,8 @@ class PackWriter:
         on_their_way = sum(not future.done() for future, _ in self._in_flight)
         places = max(0, self._archive.storage.uploads - on_their_way)
         filled = self._filling.pack.size if self._filling.pack is not None else 0
-        return size <= (places + 1) * self._full - filled
+        packs = (min(self._full, self._enough << number) for number in range(places + 1))
+        return size <= sum(packs) - filled
 
     def holds(self, chunk_id: bytes) -> bool:
         """Whether a chunk is in the archive, or on its way there."""
@@ -164,10 +169,9 @@ class PackWriter:
         if not self._archive.damaged or chunk_id in self._read:
             return True
         place = self._catalog.places([chunk_id]).get(chunk_id)  # in no pack that there is, at times
-        with PackReader(self._archive.storage) as reader:
-            sound = place is not None and reader.sound(
-                place.pack, Packed(chunk_id, place.offset, place.length, b"")
-            )
+        sound = place is not None and self._reader.sound(
+            place.pack, Packed(chunk_id, place.offset, place.length, b"")
+        )
         if not sound:
             self._catalog.remove(chunk_id)
         elif len(self._read) < MOST_READ:
@@ -267,6 +271,7 @@ class PackWriter:
 
     def close(self) -> None:
         """End; what is not on disk yet is given up."""
+        self._reader.close()
         for future, _ in self._in_flight:
             future.cancel()
         if self._background is not None:

@@ -111,6 +111,10 @@ class PackReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open; it is opened again when it is needed."""
         with self._lock:
             self._readers.close()
 

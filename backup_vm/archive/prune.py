@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import IO
 
-from backup_vm.archive import derive, holding, merge, name_index, naming, notes, reconcile, sessions
+from backup_vm.archive import derive, holding, losses, merge, name_index, naming, noting, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
@@ -58,10 +58,13 @@ def prune(
 def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str]) -> Pruned:
     asked = frozenset(session.file for session in doomed)
     marks = archive.catalog.marks
-    if not asked and not marks.unclaimed:
+    if not asked and not marks.unclaimed and not entirely:
         return Pruned(0, 0, 0)
     volumes = archive.sessions()
     gone, refused = set[str](), list[str]()
+    # of which no session can be read: nothing builds on what is damaged there
+    lost = set(entirely) - volumes.keys()
+    gone |= {name for name in archive.damaged if naming.volume_of(name) in lost}
     groups: list[tuple[list[Session], Session | None]] = []
     for volume, series in volumes.items():
         mine = asked.intersection(session.file for session in series)
@@ -86,6 +89,9 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
     with closing(archive.storage.workspace.scratch()) as candidates:
         for run, successor in groups:
             _merge(archive, run, successor, candidates)
+        if gone - asked:  # damaged: nobody knows which chunks they listed, so that any may be free
+            for ids, _ in archive.catalog.lengths():
+                candidates.write(ids)
         _hand_on_spoilt(archive, groups, gone, volumes)
         for volume in sorted(set(map(naming.volume_of, gone))):
             name_index.hand_on(archive, volume, gone)
@@ -130,7 +136,7 @@ def _may_go(
 
 def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
     with suppress(DamagedError):  # reported whenever they are read
-        notes.change(archive.storage, lambda every: every.keep_only(kept))
+        noting.changed(archive, lambda every: every.keep_only(kept))
 
 
 def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]]) -> None:
@@ -180,7 +186,7 @@ def _hand_on_spoilt(
     new = [name for name, count in found.items() if count]
     catalog.begin()
     catalog.set_spoilt(spoilt.difference(gone))
-    reconcile.spoil(catalog, new, volumes)
+    losses.spoil(catalog, new, volumes)
     catalog.commit()
     for name in new:
         archive.found[name] = "chunks are missing of what it took over"

@@ -49,8 +49,7 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
     # A session that is missing or damaged may refer to any chunk, and may be put back from a copy.
     doubts = archive.uncertain()
     if doubts:
-        archive.warnings.append(f"no space is reclaimed: {doubts[0]}")
-        marks.storing = marks.unclaimed = True  # to be looked at again when that has ended
+        _leave_all(archive, doubts[0])
         # Named in this run alone: what they need is given back by another prune, not by whichever
         # run writes next, whose user has not read the name.
         if archive.lost:
@@ -63,29 +62,43 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
     try:
         for part in references.parts(candidates):
             catalog.suspect(part)
-        chunks, space, waiting = 0, 0, _of_others(archive)
-        for group in _groups(archive, waiting):
-            _judge(archive, group)
-            chunks += _settle(archive, group)
-            catalog.commit()
-            # At once, and not of all groups at the end: what is known of every pack of a large
-            # archive does not fit into memory.
-            space += give_back(archive, [pack for pack in group if pack.dead or pack.whole])
-            catalog.begin()
-        catalog.suspect_nothing()
-        marks.unclaimed = bool(waiting)
-        catalog.commit()
+        freed = _give_back_by_groups(archive)
     except DamagedError as error:
         catalog.rollback()
         catalog.suspect_nothing()
-        archive.warnings.append(f"no space is reclaimed: {error}")
-        marks.storing = marks.unclaimed = True
+        _leave_all(archive, error)
         marks.reclaiming = False
         return 0, 0
     except BaseException:
         catalog.rollback()
         raise
     marks.reclaiming = False
+    return freed
+
+
+def _leave_all(archive: "Archive", why: object) -> None:
+    """Say that nothing is given back, and have all of it looked at again when that has ended."""
+    archive.warnings.append(f"no space is reclaimed: {why}")
+    archive.catalog.marks.storing = archive.catalog.marks.unclaimed = True
+
+
+def _give_back_by_groups(archive: "Archive") -> tuple[int, int]:
+    """What ``reclaim`` does and returns, within a transaction that was begun; it is committed at
+    the end, and after each group of packs.
+    """
+    catalog = archive.catalog
+    chunks, space, waiting = 0, 0, _of_others(archive)
+    for group in _groups(archive, waiting):
+        _judge(archive, group)
+        chunks += _settle(archive, group)
+        catalog.commit()
+        # At once, and not of all groups at the end: what is known of every pack of a large
+        # archive does not fit into memory.
+        space += give_back(archive, [pack for pack in group if pack.dead or pack.whole])
+        catalog.begin()
+    catalog.suspect_nothing()
+    catalog.marks.unclaimed = bool(waiting)
+    catalog.commit()
     return chunks, space
 
 
@@ -124,7 +137,7 @@ def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[Suspe
         number = numbers[name]
         freed = dict(catalog.freed_in(number))
         if isinstance(index, Exception):
-            archive.storage.check()  # see reconcile._conclude
+            archive.storage.check()  # see losses.conclude
             archive.warnings.append(f"{index}; none of its space is reclaimed")
             continue
         listed = catalog.ids_in(number)

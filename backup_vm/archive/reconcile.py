@@ -26,13 +26,12 @@ is lost gets a full session next. Readers do all this in a copy aside, and chang
 
 import os
 import sqlite3
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from backup_vm.archive import catalog_file, derive, naming
+from backup_vm.archive import catalog_file, derive, losses, naming
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.listing import Listing
 from backup_vm.archive.remembered import Remembered, end_replacing
@@ -43,11 +42,6 @@ if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
 
-_UNREADABLE = -2
-"""In place of its size: a session that could not be read is looked at again whenever the archive is
-opened.
-"""
-_NAMED = 3
 MANY = 1000
 """Packs from which on, if they are most of what there is, all are read again: a million chunks at
 random places of the tree take twice as long as in the order of their ids.
@@ -69,7 +63,7 @@ def open_catalog(archive: "Archive", now: Listing, aside: bool = False) -> Chunk
     catalog = _opened(archive)
     try:
         if catalog is not None and not archive.storage.elsewhere:
-            _name_lost(archive, catalog.files(), now.files)
+            losses.name_lost(archive, catalog.files(), now.files)
         if catalog is not None and archive.writing:
             return _reconciled(archive, catalog, now)
         if catalog is not None and not aside and _fits(archive, catalog, now):
@@ -117,31 +111,6 @@ def _opened(archive: "Archive") -> ChunkCatalog | None:
         catalog.close()
     archive.warnings.append(f"{where} {problem}; it has been rebuilt")
     return None
-
-
-def _name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, int]) -> None:
-    """Note and name sessions that have got lost although nothing that is there builds on them.
-
-    Rules never remove the newest session of a volume, and whoever does so by name tells the catalog
-    first. Of earlier ones that are gone an old catalog cannot tell whether they were pruned since;
-    if they were not, what builds on them is cut off. Not of an archive elsewhere: its catalog is
-    this machine's, and another machine may have removed any.
-    """
-    newest = {naming.volume_of(name): name for name in naming.sessions_in(now)}
-    gone = [n for n in naming.sessions_in(then) if n not in now and then[n] != _UNREADABLE]
-    for name in gone:
-        last = newest.get(naming.volume_of(name))
-        if last is None or naming.sessions_in([name, last])[1] == name:
-            archive.lost.append(name)
-            archive.found[name] = "it was there at the last run and is missing"
-    if archive.lost:
-        more = f" (and {len(archive.lost) - 1} more)" if len(archive.lost) > 1 else ""
-        archive.warnings.append(
-            f"{archive.storage.describe(archive.lost[-1])} is missing{more}, the newest session of"
-            " its volume at the last run: put it back from a copy, before another prune"
-            " reclaims its space"
-        )
-        archive.alarms.append(archive.warnings[-1])
 
 
 def _fits(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> bool:
@@ -194,48 +163,68 @@ def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> Chun
     # A run died, or this is a copy from the middle of it: what a prune has begun to give back
     # cannot be seen from names and sizes.
     amidst = catalog.marks.storing or catalog.marks.reclaiming
-    again = _written_again(catalog, now) if archive.writing else set()
-    if now == then and not amidst and not again:
-        return catalog
     fewer = then.files.items() - now.files.items()
-    if now.packs == then.packs and not fewer and not amidst:
-        names = _more(catalog, now) | again
-        if _complete(archive, catalog, names):
-            # A backup of a few small sessions would wait for the disk once more, only to spare the
-            # next run a look through them.
-            if len(names) > UNRECORDED or again:
-                catalog.begin()
-                catalog.set_files(now.files, now.seen(now.files))
-                catalog.commit()
-            else:
-                archive.unrecorded += len(names)
-            return catalog
+    if now.packs == then.packs and not fewer and not amidst and _added(archive, catalog, now):
+        return catalog
     gone, new = then.packs.items() - now.packs.items(), now.packs.items() - then.packs.items()
+    missing = [name for name, _ in gone]
     if len(new) > max(len(then.packs), MANY):
         known = Remembered.of(catalog)
         catalog.close()
-        return rebuild(archive, now, known, [name for name, _ in gone])
+        return rebuild(archive, now, known, missing)
     catalog.begin()
-    numbers = {name: number for number, name in catalog.packs().items()}
-    for name, _ in gone:
-        catalog.drop_pack(numbers[name])
-    for name, size in sorted(new):
-        derive.index_pack(archive, catalog, name, size)
-    found = derive.drop_unreferenced(archive, catalog)
-    if fewer or new or amidst:
-        everything = fewer or amidst
-        suspects = catalog.packs() if everything else {catalog.number(n): n for n, _ in new}
-        if derive.forget_holes(archive, catalog, suspects):
-            found = derive.lacking_in(archive, catalog, archive.session_files())
-    lacking = {name for name, count in found.items() if count}
+    # What a session that is gone had named may be in a hole by now, in any pack.
+    everywhere = bool(fewer) or amidst
+    lacking = _packs_followed(archive, catalog, missing, dict(new), everywhere)
     if lacking - catalog.spoilt():  # listed nowhere, or only in a pack that was thought to be dead
         with closing(derive.unlisted(archive, catalog, sorted(lacking))) as unlisted:
             catalog.rollback()
             known = Remembered.of(catalog)
             catalog.close()
-            return rebuild(archive, now, known, [name for name, _ in gone], unlisted)
-    _conclude(archive, catalog, now, lacking)
+            return rebuild(archive, now, known, missing, unlisted)
+    losses.conclude(archive, catalog, now, lacking)
     return catalog
+
+
+def _added(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> bool:
+    """Whether there are only sessions more, or written again, and nothing is missing of them; then
+    the catalog is good for them, too.
+    """
+    again = _written_again(catalog, now) if archive.writing else set()
+    names = _more(catalog, now) | again
+    if names and not _complete(archive, catalog, names):
+        return False
+    # A backup of a few small sessions would wait for the disk once more, only to spare the next run
+    # a look through them.
+    if len(names) > UNRECORDED or again:
+        catalog.begin()
+        catalog.set_files(now.files, now.seen(now.files))
+        catalog.commit()
+    else:
+        archive.unrecorded += len(names)
+    return True
+
+
+def _packs_followed(
+    archive: "Archive",
+    catalog: ChunkCatalog,
+    gone: Sequence[str],
+    new: Mapping[str, int],
+    everywhere: bool,
+) -> set[str]:
+    """Take packs out of the catalog and others in, and look for holes in these, or ``everywhere``;
+    not committed. Returns the session files that lack chunks then.
+    """
+    numbers = {name: number for number, name in catalog.packs().items()}
+    for name in gone:
+        catalog.drop_pack(numbers[name])
+    for name, size in sorted(new.items()):
+        derive.index_pack(archive, catalog, name, size)
+    found = derive.drop_unreferenced(archive, catalog)
+    suspects = catalog.packs() if everywhere else {catalog.number(name): name for name in new}
+    if suspects and derive.forget_holes(archive, catalog, suspects):
+        found = derive.lacking_in(archive, catalog, archive.session_files())
+    return {name for name, count in found.items() if count}
 
 
 def rebuild(
@@ -267,7 +256,7 @@ def rebuild(
             f"{archive.storage.describe(name)} is missing, or has another size than it had"
             for name in sorted(gone)
         ]
-    _conclude(archive, catalog, now, lacking)
+    losses.conclude(archive, catalog, now, lacking)
     if not archive.writing:
         return catalog
     # Beside the old one first, and in its place when it is whole. It cannot be renamed over that
@@ -295,58 +284,3 @@ def true_digest(archive: "Archive") -> bytes:
             catalog.close()
             del archive.warnings[warnings:]
             archive.damaged = damaged
-
-
-def spoil(
-    catalog: ChunkCatalog, files: Iterable[str], volumes: "Mapping[str, Sequence[Session]]"
-) -> None:
-    """Remember spoilt session files. ``volumes``: sessions by volume id, oldest first.
-
-    A volume of which one is spoilt since its last full session gets a full one next: earlier ones
-    do not matter to it.
-    """
-    newest: dict[str, str] = {}
-    for name in files:
-        catalog.add_spoilt([name])
-        volume = naming.volume_of(name)
-        newest[volume] = max(newest.get(volume, ""), name)
-    for volume, name in newest.items():
-        if name >= max((one.file for one in volumes.get(volume, ()) if one.full), default=""):
-            catalog.marks.compare(volume)
-
-
-def _conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: set[str]) -> None:
-    """Note what the catalog is made for now, and what is spoilt; commit. What was not known before
-    is named.
-    """
-    volumes = archive.sessions()
-    reasons = dict.fromkeys(lacking, "chunks of it are missing")
-    reasons |= {name: str(error) for name, error in archive.damaged.items()}
-    reasons |= archive.cut_off(volumes)
-    known = catalog.spoilt()
-    reasons |= derive.damaged(archive, known.intersection(now.files) - reasons.keys())
-    new = {name: reason for name, reason in reasons.items() if name not in known}
-    if new:
-        archive.storage.check()  # or it may be what another run moves that has our lease by now
-    catalog.set_spoilt(known & reasons.keys())
-    spoil(catalog, new, volumes)
-    catalog.set_files(
-        {n: _UNREADABLE if n in archive.damaged else size for n, size in now.files.items()},
-        now.seen(now.files),
-    )
-    if not archive.damaged:
-        catalog.marks.storing = False
-    catalog.commit()
-    archive.found |= new
-    times = {one.file: one.name for series in volumes.values() for one in series}
-    by_volume: defaultdict[str, list[str]] = defaultdict(list)
-    for name in sorted(new):
-        by_volume[naming.volume_of(name)].append(name)
-    for volume, names in by_volume.items():
-        listed = ", ".join(times.get(name, name.rpartition("/")[2]) for name in names[:_NAMED])
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        archive.warnings.append(
-            f"volume {volume}: spoilt: {listed}{more} ({new[names[0]]}); "
-            "the next backup compares it in full and stores again what it can"
-        )
-        archive.alarms.append(archive.warnings[-1])

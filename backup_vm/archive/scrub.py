@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from backup_vm.archive import (
     catalog_file,
+    losses,
     name_index,
     naming,
     notes,
@@ -154,7 +155,7 @@ def _sessions(archive: Archive, repair: Repair | None) -> Iterator[Finding]:
             repair.compare(name)
     volumes = archive.sessions()
     bad |= {name: reason for name, reason in archive.cut_off(volumes).items() if name not in bad}
-    reconcile.spoil(archive.catalog, bad, volumes)
+    losses.spoil(archive.catalog, bad, volumes)
     for name, reason in bad.items():
         yield Finding(name, reason, (name,))
 
@@ -267,7 +268,7 @@ def _forget(
     catalog.add_rotten((pack, offset) for offset, _ in chunks)
     catalog.remove(*(chunk_id for _, chunk_id in chunks))
     spoilt = naming.sessions_in({file for one in users.values() for file in one})
-    reconcile.spoil(catalog, spoilt, archive.sessions())
+    losses.spoil(catalog, spoilt, archive.sessions())
     catalog.marks.unclaimed = True
     catalog.commit()
     return users
@@ -303,7 +304,7 @@ def _missing(archive: Archive) -> Iterator[Finding]:
         for ids in _readable_ids(archive, name):
             lacking += archive.catalog.lacking(set(split(ids)) - {ZERO_ID})
         if lacking:
-            reconcile.spoil(archive.catalog, [name], archive.sessions(naming.volume_of(name)))
+            losses.spoil(archive.catalog, [name], archive.sessions(naming.volume_of(name)))
             yield Finding(
                 name,
                 f"{archive.storage.describe(name)}: {lacking} of its chunks are missing or damaged",

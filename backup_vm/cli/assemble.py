@@ -4,7 +4,7 @@
 import argparse
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import (
@@ -17,6 +17,7 @@ from backup_vm.cli.reading import reading_options
 from backup_vm.cli.writing import output_options
 from backup_vm.terminal.text import size_text
 from common.text import session_name
+from wire.merkle import chunk_count
 
 if TYPE_CHECKING:
     from wire.records import Record
@@ -47,38 +48,12 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.errors import SparsebakError, UsageError
-    from backup_vm.jobs.onto import assemble_onto
-    from backup_vm.jobs.reading import assemble, image_bytes
-
     context = Context(options)
     target: Path = options.onto or options.output
-    if options.onto:
-        if options.source is not None:
-            raise UsageError("--onto reads an archive", "leave out --from, or write to a file: -o")
-        if not target.is_file():
-            raise SparsebakError(f"{target} is no image file", "to make one: -o")
-        context.confirm(f"Replace the present contents of {target}?")
-    elif target.exists() and (
-        not target.is_file() or not (options.force or target.stat().st_size == 0)
-    ):
-        raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
-    if options.source is not None:
-        record = _from_backup_vm(context)
-        name, written = record.name, -(-record.size // record.chunk_size)
-    else:
-        with context.session(needs_key=True) as chosen:
-            keys, name, image = chosen.contents.needed_keys(), chosen.volume.name, chosen.image()
-            with context.progress("assemble", image_bytes(image)) as progress:
-                if options.onto:
-                    record, written = assemble_onto(
-                        chosen.archive, image, keys, name, target, progress
-                    )
-                else:
-                    record = assemble(chosen.archive, image, keys, name, target, progress)
-                    written = image.chunks
-    session = session_name(record.time)
-    differing = min(written * record.chunk_size, record.size)
+    _require_target(context, target)
+    made = _from_backup_vm(context) if options.source is not None else _from_archive(context)
+    record, session = made.record, session_name(made.record.time)
+    differing = min(made.chunks * record.chunk_size, record.size)
     context.done(
         {
             "qube": record.qube,
@@ -88,14 +63,57 @@ def run(options: argparse.Namespace) -> int:
             "image": str(target),
             "differing": differing,
         },
-        f"{target}: {name} as of {session}, {size_text(record.size)}"
+        f"{target}: {made.name} as of {session}, {size_text(record.size)}"
         + (f", of which {size_text(differing)} differed" if differing < record.size else "")
         + ", authentic.",
     )
     return 0
 
 
-def _from_backup_vm(context: Context) -> "Record":
+class _Made(NamedTuple):
+    """What was written: a session's record, its volume's name, and how many chunks were not there
+    before.
+    """
+
+    record: "Record"
+    name: str
+    chunks: int
+
+
+def _require_target(context: Context, target: Path) -> None:
+    """Before anything is read: what may be written to, or may be replaced, as asked for."""
+    from backup_vm.errors import SparsebakError, UsageError
+
+    options = context.options
+    if options.onto:
+        if options.source is not None:
+            raise UsageError("--onto reads an archive", "leave out --from, or write to a file: -o")
+        if not target.is_file():
+            raise SparsebakError(f"{target} is no image file", "to make one: -o")
+        context.confirm(f"Replace the present contents of {target}?")
+    elif target.exists() and not target.is_file():
+        raise SparsebakError(f"{target} is not a regular file", "choose another name")
+    elif target.exists() and not options.force and target.stat().st_size:
+        raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
+
+
+def _from_archive(context: Context) -> _Made:
+    from backup_vm.jobs.onto import assemble_onto
+    from backup_vm.jobs.reading import assemble, image_bytes
+
+    options = context.options
+    with context.session(needs_key=True) as chosen:
+        keys, name, image = chosen.contents.needed_keys(), chosen.volume.name, chosen.image()
+        what = chosen.archive, image, keys, name
+        with context.progress("assemble", image_bytes(image)) as progress:
+            if options.onto:
+                record, written = assemble_onto(*what, options.onto, progress)
+                return _Made(record, name, written)
+            record = assemble(*what, options.output, progress)
+            return _Made(record, name, image.chunks)
+
+
+def _from_backup_vm(context: Context) -> _Made:
     """The same with a grant, from the backup VM that --from names."""
     from backup_vm.jobs.granted import assemble_from, granted
 
@@ -107,4 +125,4 @@ def _from_backup_vm(context: Context) -> "Record":
         context.progress("assemble", record.size) as progress,
     ):
         assemble_from(image, options.output, progress)
-    return record
+    return _Made(record, record.name, chunk_count(record.size, record.chunk_size))

@@ -130,13 +130,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         use_pack_size(context, archive)
         keys = context.keys(archive) if options.verify else None
         agent.use(archive.parameters.archive, archive.parameters.chunk_size)
-        listed = agent.list()
-        if agent.list_age:
-            context.warn(
-                f"dom0 listed its qubes {agent.list_age // 60} minutes ago; one that was made since"
-                " is not backed up (in dom0: systemctl enable --now sparsebak-monitor.timer)"
-            )
-        chosen = _choose(listed, options.volumes)
+        chosen = _choose(_listed(context, agent), options.volumes)
         if options.dry_run:
             return _preview(context, chosen)
         before = keeping.files(context, archive)
@@ -144,11 +138,13 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
             archive, agent, context.bar("backup"), options.ignore_free_space, context.warn
         )
         report = run.run(chosen)
-        if note is not None:
-            _note(archive, report, note)
+        unnoted = None if note is None else _note(archive, report, note)
         if options.verify and report.done:
             _verify(context, archive, keys, agent, chosen, report)
         _tell(context, report)
+        if unnoted is not None:
+            hint = f" ({unnoted.hint})" if unnoted.hint else ""
+            context.warn(f"what was stored got neither tag nor note: {unnoted}{hint}")
         too_much = False
         try:
             # What is old goes only when what is new has proven good, if that is asked for.
@@ -162,7 +158,8 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
             keeping.after_backup(context, archive, before)
         if "metrics" in context.config.texts:
             _write_metrics(context, archive, agent)
-    return _exit(report) or (Exit.TOO_MUCH if too_much else Exit.OK)
+    code = _exit(report) or (Exit.OK if unnoted is None else unnoted.code)
+    return code or (Exit.TOO_MUCH if too_much else Exit.OK)
 
 
 def _verify(
@@ -216,13 +213,21 @@ def _write_metrics(context: Context, archive: "Archive", agent: "Agent") -> None
         context.warn(f"the metrics were not written: {error}")
 
 
-def _note(archive: "Archive", report: "Report", note: "Note") -> None:
-    from backup_vm.archive import notes
+def _note(archive: "Archive", report: "Report", note: "Note") -> SparsebakError | None:
+    """Tag what was stored; returns why that could not be done: the backup is done all the same."""
+    from backup_vm import failures
+    from backup_vm.archive import noting
 
-    notes.change(
-        archive.storage,
-        lambda every: every.sessions.update({done.id: note for done in report.done}),
-    )
+    try:
+        noting.changed(
+            archive, lambda every: every.sessions.update({done.id: note for done in report.done})
+        )
+    except SparsebakError as error:
+        archive.storage.check()  # a lease that is lost ends the whole run
+        return error
+    except OSError as error:
+        return SparsebakError(failures.text(error), failures.hint(error))
+    return None
 
 
 def _prune(
@@ -265,6 +270,17 @@ def _exit(report: "Report") -> int:
     if not report.failed:
         return report.unproven[0][1].code if report.unproven else Exit.OK
     return Exit.INCOMPLETE if report.done else report.failed[0][1].code
+
+
+def _listed(context: Context, agent: "Agent") -> "list[VolumeEntry]":
+    """What dom0 lists, and a warning where it has not looked for long."""
+    listed = agent.list()
+    if agent.list_age:
+        context.warn(
+            f"dom0 listed its qubes {agent.list_age // 60} minutes ago; one that was made since"
+            " is not backed up (in dom0: systemctl enable --now sparsebak-monitor.timer)"
+        )
+    return listed
 
 
 def _choose(listed: "list[VolumeEntry]", names: list[str]) -> "list[VolumeEntry]":

@@ -17,6 +17,7 @@ from backup_vm.errors import (
     AgentError,
     NoArchiveError,
     SparsebakError,
+    UsageError,
 )
 from backup_vm.paths import QREXEC_CLIENT, expanded
 from backup_vm.terminal import output
@@ -39,9 +40,9 @@ class Context:
     precedence.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, makes_settings: bool = False) -> None:
         self.options = options
-        self.config = load_config(options.config)
+        self.config = load_config(options.config, to_come=makes_settings)
         self.json = bool(options.json)
         self.quiet = options.talk == "quiet"
         """Whether to print nothing but errors and what was asked for."""
@@ -75,8 +76,12 @@ class Context:
         path = expanded(given) if given else self.setting("archive", "SPARSEBAK_ARCHIVE")
         if path is None:
             raise NoArchiveError("no archive was named", "use --archive DIR or SPARSEBAK_ARCHIVE")
-        if given or self.options.as_of is None:
+        if self.options.as_of is None:
             return path
+        if given:
+            raise UsageError(
+                f"--as-of is for an archive that is read, and {given} is not", "leave it out"
+            )
         from backup_vm.archive.storage import as_it_was
 
         return as_it_was(path, self.options.as_of)
@@ -198,11 +203,11 @@ class Context:
         """The session that ``--session`` names, of the one volume that the command line names, in
         an archive that is open to read.
         """
-        from backup_vm.volumes import Chosen, find_session
+        from backup_vm.volumes import Chosen
 
         with self.contents(needs_key=needs_key) as contents:
             volume = contents.one(self.options.volume)
-            session = find_session(volume, self.options.session)
+            session = contents.find(volume, self.options.session)
             self.warn_spoilt(contents, [(volume, session)])
             yield Chosen(contents, volume, session)
 
@@ -280,6 +285,15 @@ class Context:
         """Report, before anything is done with them, which sessions are known not to be whole."""
         for line in contents.spoilt(chosen):
             self.warn(line)
+
+    def warn_unread(self, contents: "Contents", volumes: "Iterable[Named]") -> bool:
+        """Report session files of these volumes that cannot be read, where all sessions were asked
+        for; whether there are any.
+        """
+        lines = [line for volume in volumes for line in contents.unread(volume)]
+        for line in lines:
+            self.warn(line)
+        return bool(lines)
 
     def warn_removed(self, sessions: list[str]) -> None:
         """Report in one line that another machine removed these sessions before they were read."""

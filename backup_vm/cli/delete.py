@@ -33,10 +33,13 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     with context.contents(writing=True) as contents:
-        volume = contents.one(options.volume)
+        volume = contents.lost(options.volume) or contents.one(options.volume)
         context.warn_spoilt(contents, [(volume, session) for session in volume.sessions])
+        context.warn_unread(contents, [volume])
         if not options.dry_run:
             sessions = count_text(len(volume.sessions), "session")
+            if unread := len(contents.unread(volume)):
+                sessions += f", and {unread} that cannot be read"
             context.confirm(f"Remove all of {volume.name}, {sessions}? This cannot be undone.")
         doomed = [(volume, session) for session in volume.sessions]
         removal = Removal(contents.archive, doomed, entirely=frozenset({volume.id}))

@@ -36,12 +36,10 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.volumes import find_session
-
     context = Context(options)
     with context.contents() as contents:
         volume = contents.one(options.volume)
-        old, new = (find_session(volume, name) for name in (options.old, options.new))
+        old, new = (contents.find(volume, name) for name in (options.old, options.new))
         images = [contents.image(volume, session) for session in (old, new)]
         size = max(old.clear.size, new.clear.size)
         ranges = [(start, min(end, size)) for start, end in changed_ranges(*images)]

@@ -97,8 +97,9 @@ def run(options: argparse.Namespace) -> int:
         with context.contents(needs_key=True) as contents:
             context.limit_rate(contents.archive)
             drill = _read(context, contents, scratch)
+            own = contents.archive.parameters.archive
         drill.check()  # the archive is free meanwhile: this may take as long as the rest
-        unnoted = _note(drill, context.location())
+        unnoted = _note(drill, context.location(), own)
     return _tell(context, drill, round(time.monotonic() - begun), unnoted)
 
 
@@ -141,6 +142,7 @@ def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Sessio
         volume = contents.one(options.volume)
         return [(volume, find_session(volume, options.session))]
     volumes = contents.select(options.volume)
+    context.warn_unread(contents, volumes)
     try:
         found = notes.load(contents.archive.storage)
     except DamagedError:  # said already; whose turn it is nobody knows, and any is better than none
@@ -148,14 +150,15 @@ def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Sessio
     return turns(volumes, found, int(time.time()))
 
 
-def _note(drill: "Drill", place: str) -> str | None:
-    """Note what came of it; returns why that could not be."""
+def _note(drill: "Drill", place: str, own: bytes) -> str | None:
+    """Note what came of it in the archive of this id; returns why that could not be."""
     from backup_vm.archive import noting
     from backup_vm.archive.storage import open_storage
     from backup_vm.errors import SparsebakError
 
     try:  # hours may have gone by since the archive was read, and what was found is reported anyway
         with closing(open_storage(place)) as storage:
+            storage.archive = own  # another disk may be mounted there by now
             session = drill.session.clear.session
             return noting.drilled(storage, not drill.outcome.problem, drill.volume.id, session)
     except (SparsebakError, OSError) as error:

@@ -55,37 +55,11 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive.opening import create_archive
-    from backup_vm.archive.parameters import Parameters
-    from backup_vm.errors import UsageError
 
-    context = Context(options)
+    context = Context(options, makes_settings=options.default)
     place = context.location(options.directory)
-    try:
-        label = parse_name(options.label, "label")
-    except BadName as error:
-        raise UsageError(str(error)) from None
-    entry, slots, _ = context.agent().enroll(label)
-    if (
-        entry.format != FORMAT
-        or entry.chunk_size not in CHUNK_SIZES
-        or entry.suite not in SUITES
-        or len(slots) != entry.slots
-    ):
-        raise AgentError(
-            "the agent's archive is of a kind this version does not know",
-            "use the same version on both sides",
-        )
-    parameters = Parameters(
-        archive=entry.archive,
-        label=label,
-        suite=entry.suite,
-        chunk_size=entry.chunk_size,
-        created=entry.created,
-        slots=tuple(slots),
-        master=entry.key if entry.mode == MODE_OPEN else None,
-        retention=options.retention or 0,
-    )
-    if options.default:
+    parameters = _as_dom0_made_it(context)
+    if options.default:  # before the archive is made, which nothing undoes
         _settings_to_make(context, place)
     if options.repair:
         parameters = _repair(place, parameters)
@@ -99,6 +73,38 @@ def run(options: argparse.Namespace) -> int:
         context.say(f"{_make_default(context, place)} names it now.")
     _tell(context, place, parameters)
     return 0
+
+
+def _as_dom0_made_it(context: Context) -> "Parameters":
+    """What dom0 tells of the archive of that label; raise UsageError or AgentError."""
+    from backup_vm.archive.parameters import Parameters
+    from backup_vm.errors import UsageError
+
+    try:
+        label = parse_name(context.options.label, "label")
+    except BadName as error:
+        raise UsageError(str(error)) from None
+    entry, slots, _ = context.agent().enroll(label)
+    if (
+        entry.format != FORMAT
+        or entry.chunk_size not in CHUNK_SIZES
+        or entry.suite not in SUITES
+        or len(slots) != entry.slots
+    ):
+        raise AgentError(
+            "the agent's archive is of a kind this version does not know",
+            "use the same version on both sides",
+        )
+    return Parameters(
+        archive=entry.archive,
+        label=label,
+        suite=entry.suite,
+        chunk_size=entry.chunk_size,
+        created=entry.created,
+        slots=tuple(slots),
+        master=entry.key if entry.mode == MODE_OPEN else None,
+        retention=context.options.retention or 0,
+    )
 
 
 def _tell(context: Context, place: str, parameters: "Parameters") -> None:
@@ -152,7 +158,7 @@ def _make_default(context: Context, place: str) -> Path:
     from backup_vm.terminal.output import whole_file
 
     file, place = _settings_to_make(context, place)
-    lines = [f"archive = {json.dumps(place)}"]
+    lines = [f"archive = {_quoted(place)}"]
     mount = next(
         folder
         for folder in (Path(place), *Path(place).parents)
@@ -160,7 +166,7 @@ def _make_default(context: Context, place: str) -> Path:
     )
     # where these are the nearest mount, the archive is on no disk of its own
     if not is_remote(place) and str(mount) not in ("/", "/home", "/rw", "/tmp"):  # noqa: S108
-        lines.append(f"require_mount = {json.dumps(str(mount))}")
+        lines.append(f"require_mount = {_quoted(str(mount))}")
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as out:
         out.write(("\n".join(lines) + "\n").encode())
@@ -181,20 +187,36 @@ def _settings_to_make(context: Context, place: str) -> tuple[Path, str]:
     if not place.isprintable():
         raise UsageError(f"{place}: settings cannot hold this name", "leave --default out")
     if file.exists():
-        raise SparsebakError(
-            f"{file} exists already", f"write into it: archive = {json.dumps(place)}"
-        )
+        raise SparsebakError(f"{file} exists already", f"write into it: archive = {_quoted(place)}")
     return file, place
 
 
-def _check_same_archive(storage: Any, archive: bytes) -> None:
-    """Whatever packs there are must belong to the archive that dom0 tells of."""
-    from backup_vm.archive.packs import SUFFIX, read_index
-    from backup_vm.errors import NoArchiveError
+def _quoted(text: str) -> str:
+    """A printable text as settings have it: JSON writes letters beyond the first plane of Unicode
+    as pairs of escapes, which TOML forbids.
+    """
+    return json.dumps(text, ensure_ascii=False)
 
-    packs = storage.names("packs", SUFFIX)
+
+def _check_same_archive(storage: Any, archive: bytes) -> None:
+    """The packs there are must belong to the archive that dom0 tells of: one that is sound says so,
+    for this is for an archive of which anything may be damaged.
+    """
+    from backup_vm.archive.naming import packs_in
+    from backup_vm.archive.packs import SUFFIX, read_index
+    from backup_vm.errors import DamagedError, NoArchiveError
+
+    packs, problem = packs_in(storage.names("packs", SUFFIX)), None
     if not packs:
         raise NoArchiveError(
             f"{storage.describe()} has no packs to repair an archive from", "leave --repair out"
         )
-    read_index(storage, packs[0], archive)
+    for name in packs:
+        try:
+            read_index(storage, name, archive)
+        except DamagedError as error:
+            problem = problem or error
+        else:
+            return
+    if problem is not None:
+        raise problem

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option
+from backup_vm.cli.options import given, key_option
 from backup_vm.errors import Exit, SparsebakError, UsageError
 from backup_vm.paths import expanded
 from backup_vm.terminal import output
@@ -39,7 +39,10 @@ def add_to(commands: Any) -> None:
         ),
     )
     inspect.add_argument(
-        "file", metavar="FILE", help="the file; one that is not there: its name within the archive"
+        "file",
+        type=given,
+        metavar="FILE",
+        help="the file; one that is not there: its name within the archive",
     )
     inspect.add_argument(
         "--all",
@@ -59,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
     storage, name, folder = _place(context, options.file)
     files = files_of(storage, name)
     place = files.describe(name)
+    if os.path.isdir(place):  # the user's, or the archive's own: nothing to be removed
+        raise UsageError(f"{place} is a folder", "name a file of an archive")
     shown = _Json(place) if context.json else _Text(place)
     ends = ""
     with closing(storage):
@@ -88,7 +93,7 @@ def _place(context: Context, file: str) -> "tuple[Storage, str, Path | None]":
     from backup_vm.archive.storage.local import LocalStorage
 
     path = Path(expanded(file))
-    if os.path.lexists(path) or not context.has_archive():
+    if os.path.lexists(path) or path.is_absolute() or not context.has_archive():
         path = path.absolute()
         return LocalStorage(path.parent), path.name, path.parent
     return open_storage(context.location()), file, None

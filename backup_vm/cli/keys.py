@@ -4,11 +4,14 @@ slots that dom0 changed.
 """
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.writing import output_path
 from backup_vm.terminal.text import count_text
+
+if TYPE_CHECKING:
+    from backup_vm.archive.parameters import Parameters
 
 
 def add_to(commands: Any) -> None:
@@ -38,49 +41,63 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. All that is written is sealed, or in open mode as open as the archive."""
-    import io
-
-    from backup_vm.errors import UsageError
+    from backup_vm.errors import Exit, UsageError
     from backup_vm.terminal.output import put_bytes, whole_file
-    from wire import FORMAT
-    from wire.messages import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
-    from wire.stream import send, write_frame
 
     context = Context(options)
     if options.refresh:
+        if options.output is not None:
+            raise UsageError("--refresh stores key slots and writes no file", "leave out -o")
         return _refresh(context)
     if context.json and options.output is None:
         raise UsageError("the output of keys is not text", "with --json give -o FILE")
     with context.open() as archive:
-        parameters, newest = (
-            archive.parameters,
-            [series[-1] for series in archive.sessions().values()],
-        )
-        entry = ArchiveEntry(
-            format=FORMAT,
-            archive=parameters.archive,
-            label=parameters.label,
-            mode=MODE_OPEN if parameters.master else MODE_SEALED,
-            suite=parameters.suite,
-            chunk_size=parameters.chunk_size,
-            created=parameters.created,
-            slots=len(parameters.slots),
-            key=parameters.master or bytes(32),
-        )
+        newest = [series[-1].record for series in archive.sessions().values()]
+        slots = archive.parameters.slots
+        raw = _as_dom0_takes_it(archive.parameters, newest)
+        damaged = [str(error) for _, error in sorted(archive.damaged.items())]
+    for line in damaged:
+        context.warn(line)
+    # The new dom0 takes what is written for the newest that there is.
+    code = Exit.DAMAGED if damaged else Exit.OK
+    if options.output is None:
+        put_bytes(raw)
+        return code
+    with whole_file(options.output, force=False) as file:
+        file.write(raw)
+    data = {"file": str(options.output), "slots": len(slots), "records": len(newest)}
+    context.done(data, f"{options.output} is written.")
+    return code
+
+
+def _as_dom0_takes_it(parameters: "Parameters", records: list[bytes]) -> bytes:
+    """What ``keys import`` reads there: the archive, its key slots, and each volume's newest
+    record.
+    """
+    import io
+
+    from wire import FORMAT
+    from wire.messages import KIND_RECORD, KIND_SLOT, MODE_OPEN, MODE_SEALED, ArchiveEntry
+    from wire.stream import send, write_frame
+
     out = io.BytesIO()
+    entry = ArchiveEntry(
+        format=FORMAT,
+        archive=parameters.archive,
+        label=parameters.label,
+        mode=MODE_OPEN if parameters.master else MODE_SEALED,
+        suite=parameters.suite,
+        chunk_size=parameters.chunk_size,
+        created=parameters.created,
+        slots=len(parameters.slots),
+        key=parameters.master or bytes(32),
+    )
     send(out, entry)
     for slot in parameters.slots:
         write_frame(out, KIND_SLOT, slot)
-    for session in newest:
-        write_frame(out, KIND_RECORD, session.record)
-    if options.output is None:
-        put_bytes(out.getvalue())
-        return 0
-    with whole_file(options.output, force=False) as file:
-        file.write(out.getvalue())
-    data = {"file": str(options.output), "slots": len(parameters.slots), "records": len(newest)}
-    context.done(data, f"{options.output} is written.")
-    return 0
+    for record in records:
+        write_frame(out, KIND_RECORD, record)
+    return out.getvalue()
 
 
 def _refresh(context: Context) -> int:

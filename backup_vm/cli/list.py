@@ -5,7 +5,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
-from backup_vm.cli.options import key_option, space_option
+from backup_vm.cli.options import given, key_option, space_option
 from backup_vm.terminal.text import ratio_text, size_text, table, waiting_text
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_to(commands: Any) -> None:
         metavar="QUBE[/VOLUME]",
         help="whose sessions to show (default: all volumes)",
     )
-    show.add_argument("--tag", metavar="TAG", help="only sessions with this tag")
+    show.add_argument("--tag", type=given, metavar="TAG", help="only sessions with this tag")
     space_option(show)
     key_option(show)
     show.set_defaults(run=run)

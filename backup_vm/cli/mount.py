@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import path, session_option, volume_argument
 from backup_vm.cli.reading import partition_option, reading_options
+from backup_vm.terminal import output
 
 if TYPE_CHECKING:
     from backup_vm.jobs.file_tree import FileTree
@@ -76,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
             f"{name}: {count} sessions in {options.folder}; end with Ctrl-C or:"
             f" umount {options.folder}",
         )
+        output.flush()  # whoever reads it waits for it, and this runs for long
         shown, more = _file_system(context, volumes)
         names = {"fsname": "sparsebak", "subtype": "sparsebak"}
         try:
@@ -132,7 +134,6 @@ def _sessions(context: Context) -> "Iterator[dict[str, list[Shown]]]":
     from backup_vm.errors import UsageError
     from backup_vm.jobs.lazy_image import ChunkCache
     from backup_vm.jobs.mount import shown_from, shown_sessions
-    from backup_vm.volumes import find_session
 
     options = context.options
     if options.partition is not None and not options.files:
@@ -151,11 +152,13 @@ def _sessions(context: Context) -> "Iterator[dict[str, list[Shown]]]":
                 volume,
                 list(volume.sessions)
                 if options.session == "all"
-                else [find_session(volume, options.session)],
+                else [contents.find(volume, options.session)],
             )
             for volume in volumes
         ]
         context.warn_spoilt(contents, [(volume, one) for volume, some in chosen for one in some])
+        if options.session == "all":
+            context.warn_unread(contents, volumes)
         keys, cache = contents.needed_keys(), ChunkCache()
         with PackReader(contents.archive.storage) as reader:
             yield {

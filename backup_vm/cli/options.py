@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from backup_vm.errors import UsageError
 from backup_vm.paths import expanded
 from backup_vm.terminal import output
+from common.text import parse_seconds
 
 if TYPE_CHECKING:
     from backup_vm.quantities import Part
@@ -207,7 +208,7 @@ def wait_option(parser: argparse.ArgumentParser) -> None:
     """Declare --lock-wait."""
     parser.add_argument(
         "--lock-wait",
-        type=_seconds,
+        type=checked(parse_seconds),
         default=0,
         metavar="SECONDS",
         help="while another run has the archive, wait for it, this long at most (default: 0)",
@@ -242,13 +243,6 @@ def duration(text: str) -> int:
     from backup_vm.jobs.keep_rules import parse_duration
 
     return parse_duration(text)
-
-
-@checked
-def _seconds(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 8):
-        raise ValueError(f"{text[:80]!r} is not a number of seconds, such as 3600")
-    return int(text)
 
 
 @checked

@@ -110,7 +110,8 @@ def run(options: argparse.Namespace) -> int:
     context = Context(options)
     rules = _rules(options)
     if options.session:
-        if rules.any() or options.until_free:
+        guarded = options.max_removed is not None or options.min_age is not None
+        if rules.any() or options.until_free or guarded:
             raise UsageError(
                 "--session names what goes, and rules say what stays: give one of the two"
             )

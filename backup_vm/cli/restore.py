@@ -2,6 +2,7 @@
 """``sparsebak restore``: put sessions in the place of volumes, through the agent."""
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
@@ -71,12 +72,15 @@ def run(options: argparse.Namespace) -> int:
         context.warn_spoilt(contents, [(one.volume, one.session) for one, _ in due])
         if not context.dom0_asks():
             _ask(context, entries, [asked for _, asked in due])
-        results = []
-        for one, asked in due:
-            results.append(_restore(context, agent, entries, one, asked))
-            if results[-1]["absent"] and len(due) > len(results):
-                _say_that_it_comes_first(asked.qube)
-    context.done({"restored": results})
+        results: list[dict[str, Any]] = []
+        try:
+            for one, asked in due:
+                results.append(_restore(context, agent, entries, one, asked))
+                if results[-1]["absent"] and len(due) > len(results):
+                    _say_that_it_comes_first(asked.qube)
+        finally:  # those before one that fails are in place
+            if results:
+                context.done({"restored": results})
     return 0
 
 
@@ -136,7 +140,7 @@ def _ask(context: Context, entries: "list[VolumeEntry]", due: list[Restoring]) -
     lost = [
         asked.name
         for asked in due
-        if (asked.qube, asked.volume) in there and asked.volume != SETTINGS and asked.qube != "dom0"
+        if (asked.qube, asked.volume) in there and not _is_document(asked)
     ]
     if lost:
         context.confirm(f"Replace the present contents of {', '.join(lost)}?")
@@ -176,54 +180,60 @@ def _restore(
 ) -> dict[str, Any]:
     from backup_vm.jobs.feeding import feed, feed_differing
     from backup_vm.jobs.reading import image_bytes
-    from backup_vm.terminal.text import size_text
     from wire.status import STATUS_OLDER
 
-    archive, source, session, image = (
-        chosen.archive,
-        chosen.volume.name,
-        chosen.session,
-        chosen.image(),
-    )
-    document = asked.volume == SETTINGS or asked.qube == "dom0"
-    differing = image.chunks
+    image, source, clear = chosen.image(), chosen.volume.name, chosen.session.clear
+    wanted, absent = image.chunks, False
     with context.progress("restore", image_bytes(image)) as progress:
-        if document or context.options.whole:
-            status, absent = _call(
-                agent, entries, asked, lambda: feed(archive, image, source, progress)
-            )
+        if _is_document(asked) or context.options.whole:
+            send = partial(feed, chosen.archive, image, source, progress)
+            status, absent = _send_all(agent, entries, asked, send)
         else:
-            send, absent = feed_differing(archive, image, source, progress), False
-            status, wanted = agent.restore_differing(asked, image.chunks, send)
-            differing = len(wanted)
-    if absent:
-        context.say(
-            f"{asked.name} as of {session.name} is in dom0; the qube is made of it there: sudo"
-            f" sparsebak-agent settings apply {asked.qube}"
-        )
-    elif document:
-        context.say(
-            f"{asked.name} as of {session.name} is in dom0; look at it there: sparsebak-agent"
-            f" settings show {asked.qube}"
-        )
-    else:
-        size = min(differing * session.clear.chunk_size, session.clear.size)
-        part = f"; {size_text(size)} differed" if differing < image.chunks else ""
-        context.say(f"Restored {asked.name} to session {session.name}{part}.")
+            differing = feed_differing(chosen.archive, image, source, progress)
+            status, chunks = agent.restore_differing(asked, image.chunks, differing)
+            wanted = len(chunks)
+    size = min(wanted * clear.chunk_size, clear.size)
+    _tell(context, asked, absent, size if wanted < image.chunks else None)
     return {
         "qube": asked.qube,
         "volume": asked.volume,
-        "session": session.name,
+        "session": chosen.session.name,
         "older": bool(status.flags & STATUS_OLDER),
         "absent": absent,
-        "differing": min(differing * session.clear.chunk_size, session.clear.size),
+        "differing": size,
     }
 
 
-def _call(
+def _is_document(asked: Restoring) -> bool:
+    """Whether it only comes to dom0, and waits there: settings, or dom0's configuration."""
+    return asked.volume == SETTINGS or asked.qube == "dom0"
+
+
+def _tell(context: Context, asked: Restoring, absent: bool, differing: int | None) -> None:
+    """What has become of a volume; ``differing``: bytes, where a part was left as it was."""
+    from backup_vm.terminal.text import size_text
+
+    if absent:
+        context.say(
+            f"{asked.name} as of {asked.session} is in dom0; the qube is made of it there: sudo"
+            f" sparsebak-agent settings apply {asked.qube}"
+        )
+    elif _is_document(asked):
+        context.say(
+            f"{asked.name} as of {asked.session} is in dom0; look at it there: sparsebak-agent"
+            f" settings show {asked.qube}"
+        )
+    else:
+        part = "" if differing is None else f"; {size_text(differing)} differed"
+        context.say(f"Restored {asked.name} to session {asked.session}{part}.")
+
+
+def _send_all(
     agent: "Agent", entries: "list[VolumeEntry]", asked: Restoring, feed: Any
 ) -> "tuple[Status, bool]":
-    """Restore; the status, and whether it was the settings of a qube that is not there."""
+    """Restore without asking what differs; the status, and whether it was the settings of a qube
+    that is not there.
+    """
     from backup_vm.agent.call import RefusedError
     from wire.messages import VOLUME_GONE
     from wire.status import Code

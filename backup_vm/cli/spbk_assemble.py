@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from backup_vm import cli
+from backup_vm import cli, failures
 from backup_vm.cli.options import key_option, path, session_option
 from backup_vm.errors import Exit
 from backup_vm.terminal import output
@@ -45,6 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         keep_out_of_cores()
         output.prepare()
     options = parser().parse_args(argv)
+    try:
+        return _run(options)
+    except OSError as error:  # of looking for the archive; what the commands meet they tell
+        output.complain(f"spbk-assemble: {printable(failures.text(error))}")
+        return Exit.FAILED
+
+
+def _run(options: argparse.Namespace) -> int:
     folder = options.path.absolute()
     archive = next(
         (one for one in (folder, *folder.parents) if (one / "archive.toml").is_file()), None
@@ -69,14 +77,15 @@ def main(argv: list[str] | None = None) -> int:
             )
             return Exit.USAGE
         volume = known[0]
-    key = ["--passphrase-file", str(options.passphrase_file)] if options.passphrase_file else []
+    words = [f"--session={options.session}"]
+    if options.passphrase_file:
+        words.append(f"--passphrase-file={options.passphrase_file}")
     place = ["--archive", str(archive), "-v"]
     if options.check:
-        return cli.main([*place, "verify", volume, "--session", options.session, *key])
+        return cli.main([*place, "verify", *words, "--", volume])
     target = options.output or Path(volume.replace("/", "-") + ".img")
-    return cli.main(
-        [*place, "assemble", volume, "--session", options.session, "-o", str(target), *key]
-    )
+    where = "./-" if str(target) == "-" else str(target)
+    return cli.main([*place, "assemble", *words, f"--output={where}", "--", volume])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+from importlib import import_module
 from typing import Any
 
 from backup_vm.cli.context import Context
@@ -42,28 +43,15 @@ def _port(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; a signal is how it is meant to end."""
-    try:
-        from backup_vm.ui.server import listen, serve
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "aiohttp":
-            raise
-        raise SparsebakError(
-            "the Python module aiohttp is not installed",
-            "install it: apt-get install python3-aiohttp (Debian), dnf install python3-aiohttp"
-            " (Fedora)",
-        ) from None
+    _require_aiohttp()
     from backup_vm.ui.api import Api
     from backup_vm.ui.guard import Guard
     from backup_vm.ui.opening import Entrance
     from backup_vm.ui.program import Program
+    from backup_vm.ui.server import listen, serve
 
     context = Context(options)
-    if options.passphrase_file is not None and not options.passphrase_file.is_file():
-        raise SparsebakError(
-            f"{options.passphrase_file} is not a regular file", "or type the passphrase in the page"
-        )
-    key_file = options.passphrase_file and str(options.passphrase_file.absolute())
-    program = Program(_general(options), key_file)
+    program = Program(_general(options), _key_file(options))
     listening = listen(options.port)
     guard = Guard(listening.getsockname()[1], os.getuid())
     entrance = None if options.no_open else Entrance(guard.url)
@@ -88,10 +76,34 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _require_aiohttp() -> None:
+    """The one library that no other command needs."""
+    try:
+        import_module("backup_vm.ui.server")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "aiohttp":
+            raise
+        raise SparsebakError(
+            "the Python module aiohttp is not installed",
+            "install it: apt-get install python3-aiohttp (Debian), dnf install python3-aiohttp"
+            " (Fedora)",
+        ) from None
+
+
+def _key_file(options: argparse.Namespace) -> str | None:
+    """A file with the passphrase, which commands read again and again; a pipe could be read
+    once.
+    """
+    file = options.passphrase_file
+    if file is not None and not file.is_file():
+        raise SparsebakError(f"{file} is not a regular file", "or type the passphrase in the page")
+    return file and str(file.absolute())
+
+
 def _general(options: argparse.Namespace) -> tuple[str, ...]:
     """The general options as given, for every command that the page runs."""
     return tuple(
         f"--{name.replace('_', '-')}={value}"
-        for name in ("agent", "archive", "config", "require_mount", "caller")
+        for name in ("agent", "archive", "as_of", "config", "require_mount", "caller")
         if (value := getattr(options, name)) is not None
     )

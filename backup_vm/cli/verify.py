@@ -14,7 +14,10 @@ from backup_vm.errors import DamagedError, Exit
 from common.text import session_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backup_vm.archive.archive import Archive
+    from backup_vm.archive.sessions import Session
     from backup_vm.jobs.verifying import Choice, Prover
     from backup_vm.volumes import Named
 
@@ -101,11 +104,14 @@ def _chosen(volumes: "list[Named]", wanted: str, options: argparse.Namespace) ->
     from backup_vm.jobs.verifying import candidate
     from backup_vm.volumes import find_session
 
-    asked = [
-        (volume, session)
-        for volume in volumes
-        for session in (volume.sessions if wanted == "all" else [find_session(volume, wanted)])
-    ]
+    def sessions(volume: "Named") -> "Sequence[Session]":
+        if wanted == "all":
+            return volume.sessions
+        if wanted == "latest":  # one that is newer and cannot be read is named: see _damaged
+            return volume.sessions[-1:]
+        return [find_session(volume, wanted)]
+
+    asked = [(volume, session) for volume in volumes for session in sessions(volume)]
     if options.sample is None and options.older_than is None:
         return asked
     candidates = [candidate(volume, session) for volume, session in asked]

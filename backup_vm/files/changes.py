@@ -137,57 +137,89 @@ def compared(old: Side, one: Found, new: Side, other: Found, contents: bool) -> 
     return "" if said else "m"
 
 
+Trouble = Callable[[bytes, str], None]
+"""Told of what cannot be read: its path, and why."""
+
+
 def differences(
-    old: Side, new: Side, path: bytes, trouble: Callable[[bytes, str], None], contents: bool = False
+    old: Side, new: Side, path: bytes, trouble: Trouble, contents: bool = False
 ) -> Iterator[Change]:
-    """What changed in a folder and below it, by path. What cannot be read is reported."""
+    """What changed in a folder and below it, by path. What cannot be read is reported.
 
-    def changed(one: Found, other: Found) -> str:
-        try:
-            return compared(old, one, new, other, contents)
-        except (FileSystemError, DamagedError) as error:
-            _tell(error, other.path, new, trouble)
-            return ""
-
+    ``contents``: see ``compared``.
+    """
     before, after = _find(old, path), _find(new, path)
-    if before is None or after is None:
-        if (found := before or after) is None:
-            raise MissingError(f"neither session has {shown(path)}")
-        side, what = (new, "+") if before is None else (old, "-")
-        yield Change(what, found.path, before, after)
-        yield from _all_below(side, found, what, trouble)
-        return
-    pairs = [(before, after)]
-    seen: set[tuple[int, int]] = set()
-    while pairs:
-        one, other = pairs.pop()
-        if what := changed(one, other):
-            yield Change(what, other.path, one, other)
-        if not (stat.S_ISDIR(one.stat.mode) and stat.S_ISDIR(other.stat.mode)):
-            yield from _all_below(old, one, "-", trouble)
-            yield from _all_below(new, other, "+", trouble)
-            continue
-        if (one.node, other.node) in seen:
-            trouble(other.path, "this folder is in several places")
-            continue
-        seen.add((one.node, other.node))
-        had, has = _named(old, one, trouble), _named(new, other, trouble)
-        if had is None or has is None:  # nothing can be said of what is in it
-            continue
-        folders = []
-        for was, now in _together(had, has):
+    if before is None and after is None:
+        raise MissingError(f"neither session has {shown(path)}")
+    yield from _Walk(old, new, trouble, contents).differences(before, after)
+
+
+class _Walk:
+    """A walk through a folder of two sessions at once."""
+
+    def __init__(self, old: Side, new: Side, trouble: Trouble, contents: bool) -> None:
+        self._old, self._new, self._trouble, self._contents = old, new, trouble, contents
+        self._seen: set[tuple[int, int]] = set()
+        """Inodes of folders that were compared: a damaged file system may have one in itself."""
+
+    def differences(self, before: Found | None, after: Found | None) -> Iterator[Change]:
+        """Of a file or folder, and of all below it; at least one of the two is there."""
+        pairs = [(before, after)]
+        while pairs:  # a stack, and no recursion: folders may be nested deeper than Python can call
+            was, now = pairs.pop()
             if was and now:
-                if stat.S_ISDIR(was.stat.mode) or stat.S_ISDIR(now.stat.mode):
-                    folders.append((was, now))
-                elif what := changed(was, now):
+                if what := self._changed(was, now):
                     yield Change(what, now.path, was, now)
+                if stat.S_ISDIR(was.stat.mode) and stat.S_ISDIR(now.stat.mode):
+                    folders: list[tuple[Found | None, Found | None]] = []
+                    yield from self._in_folder(was, now, folders)
+                    pairs.extend(reversed(folders))
+                    continue
+                # One of them may be a folder, all of which is gone or new.
+                yield from _all_below(self._old, was, "-", self._trouble)
+                yield from _all_below(self._new, now, "+", self._trouble)
             elif was:
-                yield Change("-", was.path, was, None)
-                yield from _all_below(old, was, "-", trouble)
+                yield from self._one_side(was, "-")
             elif now:
-                yield Change("+", now.path, None, now)
-                yield from _all_below(new, now, "+", trouble)
-        pairs.extend(reversed(folders))
+                yield from self._one_side(now, "+")
+
+    def _in_folder(
+        self, was: Found, now: Found, folders: list[tuple[Found | None, Found | None]]
+    ) -> Iterator[Change]:
+        """Of what is in a folder of both, by name. Folders of one name come to ``folders``, for
+        later.
+        """
+        if (was.node, now.node) in self._seen:
+            self._trouble(now.path, "this folder is in several places")
+            return
+        self._seen.add((was.node, now.node))
+        had, has = _named(self._old, was, self._trouble), _named(self._new, now, self._trouble)
+        if had is None or has is None:  # nothing can be said of what is in it
+            return
+        for one, other in _together(had, has):
+            if one and other:
+                if stat.S_ISDIR(one.stat.mode) or stat.S_ISDIR(other.stat.mode):
+                    folders.append((one, other))
+                elif what := self._changed(one, other):
+                    yield Change(what, other.path, one, other)
+            elif one:
+                yield from self._one_side(one, "-")
+            elif other:
+                yield from self._one_side(other, "+")
+
+    def _one_side(self, found: Found, what: str) -> Iterator[Change]:
+        """Of what is in one session only, and all below it."""
+        gone = what == "-"
+        yield Change(what, found.path, *((found, None) if gone else (None, found)))
+        yield from _all_below(self._old if gone else self._new, found, what, self._trouble)
+
+    def _changed(self, was: Found, now: Found) -> str:
+        """See ``compared``; nothing where it cannot be told, which is reported."""
+        try:
+            return compared(self._old, was, self._new, now, self._contents)
+        except (FileSystemError, DamagedError) as error:
+            _tell(error, now.path, self._new, self._trouble)
+            return ""
 
 
 def _find(side: Side, path: bytes) -> Found | None:
@@ -197,14 +229,12 @@ def _find(side: Side, path: bytes) -> Found | None:
         return None
 
 
-def _tell(error: Exception, path: bytes, side: Side, trouble: Callable[[bytes, str], None]) -> None:
+def _tell(error: Exception, path: bytes, side: Side, trouble: Trouble) -> None:
     side.files.damaged = side.files.damaged or isinstance(error, DamagedError)
     trouble(path, str(error))
 
 
-def _named(
-    side: Side, folder: Found, trouble: Callable[[bytes, str], None]
-) -> Iterator[Found] | None:
+def _named(side: Side, folder: Found, trouble: Trouble) -> Iterator[Found] | None:
     """What is in a folder, by name; None where that cannot be read, which is reported."""
     try:
         entries = side.files.names(folder.node)
@@ -232,9 +262,7 @@ def _together(
             one, other = next(old, None), next(new, None)
 
 
-def _all_below(
-    side: Side, top: Found, what: str, trouble: Callable[[bytes, str], None]
-) -> Iterator[Change]:
+def _all_below(side: Side, top: Found, what: str, trouble: Trouble) -> Iterator[Change]:
     if stat.S_ISDIR(top.stat.mode):
         for _, found in side.files.walk(top, trouble):
             yield Change(what, found.path, *((found, None) if what == "-" else (None, found)))

@@ -154,12 +154,10 @@ class SessionFiles:
                 raise MissingError(f"{self.name}: {shown(here.path)} is not a folder")
             entry = self._parser.look(self._number, here.node, part)
             where = joined(here.path, part)
-            if entry is None or entry.stat is None:
-                raise MissingError(
-                    f"{self.name} has no {shown(where)}"
-                    if entry is None
-                    else f"{self.name}: {shown(where)}: {entry.trouble}"
-                )
+            if entry is None:
+                raise MissingError(f"{self.name} has no {shown(where)}")
+            if entry.stat is None:  # it is there
+                raise FileSystemError(f"{self.name}: {shown(where)}: {entry.trouble}")
             if stat.S_ISLNK(entry.stat.mode) and (left or follow or as_folder):
                 hops += 1
                 if hops > _HOPS:

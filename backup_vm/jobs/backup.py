@@ -96,7 +96,7 @@ class BackupRun:
 
     def _run(self, volumes: list[VolumeEntry]) -> None:
         self._notice_rollback(volumes)
-        self._ahead("Snapshot", volumes[0])
+        self._prepare("Snapshot", volumes[0])
         offers = self._finish_interrupted(volumes)
         offers = self._snapshot_all(volumes, offers)
         self._check_space(volumes, offers)
@@ -200,12 +200,12 @@ class BackupRun:
 
         while due and not offers:  # the first alone: it has the time, as dom0's clock has it
             volume = due.popleft()
-            self._ahead("Snapshot", due[0] if due else volume)
+            self._prepare("Snapshot", due[0] if due else volume)
             take(volume, ask(lambda v=volume: self._offering.ask_now(v, time)))  # type: ignore[misc]
         time = max((offer.time for offer in offers.values()), default=time)
         for volume, answer in in_turn(due, lambda v: self._offering.ask_now(v, time)):
             if volume is due[-1]:
-                self._ahead("Extract", volumes[0])
+                self._prepare("Extract", volumes[0])
             take(volume, answer)
         return offers
 
@@ -227,9 +227,9 @@ class BackupRun:
                 asked[one.volume_id] = ask(lambda v=one: self._begin(v, offers[v.volume_id]))  # type: ignore[misc]
             if at + 1 == len(due):
                 if sum(offer.changed for offer in offers.values()) <= SOON:
-                    self._ahead("Commit", due[0])
+                    self._prepare("Commit", due[0])
             elif due[at + 1].volume_id not in asked:
-                self._ahead("Extract", due[at + 1])
+                self._prepare("Extract", due[at + 1])
             take = asked.pop(volume.volume_id, None)
             self._try(volume, take or (lambda v=volume: self._extract(v, offers[v.volume_id])))  # type: ignore[misc]
         self._flush()
@@ -245,7 +245,7 @@ class BackupRun:
             volume, done = self._committing.popleft()
             self._try(volume, done)
 
-    def _ahead(self, service: str, volume: VolumeEntry) -> None:
+    def _prepare(self, service: str, volume: VolumeEntry) -> None:
         """Let the service of a call that comes next start meanwhile."""
         self._agent.prepare(service, volume.qube, volume.volume)
 

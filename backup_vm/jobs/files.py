@@ -44,6 +44,14 @@ class VolumeFiles:
         """What is to be said of a session before it is opened: see Contents.spoilt."""
         return self._contents.spoilt([(self._volume, session)])
 
+    def find(self, wanted: str) -> Session:
+        """One of the volume's sessions, see Contents.find."""
+        return self._contents.find(self._volume, wanted)
+
+    def unread(self) -> list[str]:
+        """A line for each session of the volume of which nothing can be read."""
+        return self._contents.unread(self._volume)
+
     def names(self, warn: "Callable[[str], None]") -> "Names":
         """The volume's indexes of names."""
         from backup_vm.jobs.indexing import Names

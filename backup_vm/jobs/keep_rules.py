@@ -28,7 +28,7 @@ UNLIMITED = 1 << 62
 _DEFAULT = "keep_default"
 _DIGITS = 18
 _UNITS = {"h": 3600, "d": DAY, "w": 7 * DAY, "m": 30 * DAY, "y": 365 * DAY}
-_DURATION = re.compile(r"(\d+[hdwmy])+", re.ASCII)
+_DURATION = re.compile(r"(\d{1,9}[hdwmy])+", re.ASCII)
 _PERIODS: dict[str, Callable[[int], tuple[int, ...]]] = {
     "hourly": lambda at: time.gmtime(at)[:4],
     "daily": lambda at: time.gmtime(at)[:3],

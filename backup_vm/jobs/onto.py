@@ -77,6 +77,11 @@ def _require_unused(target: Path) -> None:
             f"cannot read {target}: {failures.text(error)}", failures.hint(error)
         ) from None
     with closing_fd(there):
+        if os.fstat(there).st_nlink > 1:
+            raise SparsebakError(
+                f"{target} has other names (hard links), and these would keep what was there",
+                "remove them first, or write another: -o",
+            )
         # Who opens it just now has this sent, not SIGIO, which kills.
         fcntl.fcntl(there, fcntl.F_SETSIG, signal.SIGURG)
         try:

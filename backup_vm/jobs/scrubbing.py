@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,6 +68,7 @@ def scrub_part(
     """Scrub everything, or of the packs only those that ``due`` chooses by these, and note in the
     archive what was looked at.
     """
+    _look_back(archive)
     chosen = choose(archive, part, older_than)
     findings = archive.looking.steady(
         lambda: list(scrub(archive, progress, chosen, repair)),
@@ -78,8 +80,14 @@ def scrub_part(
     damaged_files = [finding.file for finding in findings]
     rotten = {pack for pack, _ in archive.catalog.rotten()}
     unnoted = noting.scrubbed(archive.storage, done.sound, looked_at, there, damaged_files, rotten)
+    _look_back(archive)  # these are the newest there are
     done = replace(done, unnoted=unnoted)
     return done if chosen is None else replace(done, outside=_outside(archive, chosen, findings))
+
+
+def _look_back(archive: Archive) -> None:
+    with suppress(DamagedError, OSError):  # reported by the scrub
+        noting.look_back(archive, notes.load(archive.storage))
 
 
 def choose(archive: Archive, part: Part | None, older_than: int | None) -> list[str] | None:

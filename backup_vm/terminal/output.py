@@ -44,6 +44,8 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # other letters are no yes
+        sys.stdin.reconfigure(errors="replace")
 
 
 def put(text: str, end: str = "\n") -> None:

@@ -20,7 +20,7 @@ from dom0_agent.config import Volume, recall, remember
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.qubesd import asking, connect
 from dom0_agent.sources import Source, Sources
-from dom0_agent.targets import clean
+from dom0_agent.sources.lvm_thin import LvmThinSource
 from dom0_agent.targets.qubesd import RESTORING, take_away
 from dom0_agent.tracking.identities import Identities, load
 from dom0_agent.tracking.pending_log import in_use
@@ -100,12 +100,12 @@ def let_go(orphan: Orphan, sources: Sources) -> bool:
     mounted): they would stay for ever if nothing remembered them. Refused when somebody else works
     on it, or its storage fails.
     """
-    if orphan.place is None or not _is_there(orphan.place):
+    if orphan.place is None or not _is_there(orphan.place, sources):
         return False
     source = sources.open(orphan.place)
     store = orphan.store
     with store.locked(patience=0) as state:
-        clean(source)  # what a restore that was killed had begun
+        source.drop_unfinished()  # what a restore that was killed had begun
         # Not what the state mentions: a snapshot that could not be removed the last time is in none
         # any more.
         if not source.snapshots():
@@ -136,7 +136,7 @@ def leave(state_dir: Path, sources: Sources) -> Iterator[str]:
             if not store.load().left:
                 continue
             with store.locked(patience=0) as state:
-                due = [one for one in _recalled(state.left) if _is_there(one)]
+                due = [one for one in _recalled(state.left) if _is_there(one, sources)]
                 for one in due:
                     _drop_all(store.name, sources.open(one))
                 state.left = [remember(one) for one in _recalled(state.left) if one not in due]
@@ -192,15 +192,18 @@ def forget(state_dir: Path, store: VolumeState, volume: Volume | None) -> None:
                 Code.SOURCE_FAILED,
                 f"{store.name}: it is not known where its snapshots are; see docs/recovery.md",
             )
-        sources = Sources(state_dir)
+        sources, away = Sources(state_dir), list[str]()
         for one in places.values():
-            if not _is_there(one):
-                raise Refused(
-                    Code.SOURCE_FAILED,
-                    f"{store.name}: its pool {one.pool.name} is not there, so that its snapshots"
-                    f" stay; make it available, or remove {store.directory} if it is lost",
-                )
-            _drop_all(store.name, sources.open(one))
+            if _is_there(one, sources):
+                _drop_all(store.name, sources.open(one))
+            else:
+                away.append(one.pool.name)
+        if away:
+            raise Refused(
+                Code.SOURCE_FAILED,
+                f"{store.name}: its pool {', '.join(away)} is not there, so that its snapshots in"
+                f" it stay; make it available, or remove {store.directory} if it is lost",
+            )
         shutil.rmtree(store.directory)
     with suppress(OSError):  # other volumes of the qube
         store.directory.parent.rmdir()
@@ -220,15 +223,15 @@ def drop_archive(state_dir: Path, archive: ArchiveKey) -> None:
             continue
         with store.locked() as state:
             del state.follows[archive_id]
-            place = remembered(state)
+            place, sources = remembered(state), Sources(state_dir)
             if not any(
                 progress.committed or progress.pending for progress in state.follows.values()
             ):
                 state.base = None
-            if place is None or not _is_there(place):
+            if place is None or not _is_there(place, sources):
                 store.save(state)  # the snapshots go when the volume is next looked at
             else:
-                rotation = Rotation(store, state, Sources(state_dir).open(place))
+                rotation = Rotation(store, state, sources.open(place))
                 with rotation.source.together():
                     rotation.finish()
 
@@ -238,9 +241,16 @@ def _place(volume: Volume) -> tuple[str, ...]:
     return pool.driver, str(pool.path), pool.volume_group, pool.thin_pool
 
 
-def _is_there(volume: Volume) -> bool:
-    """Whether the volume's pool is. Commands of LVM and ZFS say what is wrong with one of
-    theirs.
+def _is_there(volume: Volume, sources: Sources) -> bool:
+    """Whether the volume's pool is: what is not found in one whose disk is away is not gone.
+    Commands of ZFS say what is wrong with one of theirs.
     """
-    driver = volume.pool.driver
-    return driver in ("lvm_thin", "zfs", "settings") or volume.pool.path.is_dir()
+    source = sources.open(volume)
+    if isinstance(source, LvmThinSource):
+        return source.pool.is_there()
+    if volume.pool.driver in ("zfs", "settings"):
+        return True
+    try:
+        return any(volume.pool.path.iterdir())  # an empty folder is where a disk is to be mounted
+    except OSError:
+        return False

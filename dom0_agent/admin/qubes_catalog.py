@@ -9,6 +9,7 @@ and ``qubes/storage``).
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class QubesCatalog(VolumeCatalog):
     @override
     def find(self, qube: str, volume: str, left_out: bool = False) -> Volume | None:
         """With ``left_out`` also one that is not backed up."""
-        with asking():
+        with _understood(qube), asking():
             if qube == "dom0":
                 found = self._document(*CONFIG)
             elif qube in self._app.domains:
@@ -131,7 +132,7 @@ class QubesCatalog(VolumeCatalog):
             try:
                 with asking():
                     of_it = list(self._of(domain))
-                    if str(domain.klass) != "AdminVM" and _lasts(domain, str(domain.klass)):
+                    if str(domain.klass) != "AdminVM" and lasts(domain, str(domain.klass)):
                         uuids[name] = str(getattr(domain, "uuid", ""))
             except (Refused, KeyError, ValueError) as error:  # the others are backed up
                 if _is_there(name):  # it may have gone meanwhile, as disposables do
@@ -152,7 +153,7 @@ class QubesCatalog(VolumeCatalog):
         if klass == "AdminVM":
             return
         reason = self._left_out(domain, name, klass)
-        if reason is not None and not (left_out and klass in _KEEPS and _lasts(domain, klass)):
+        if reason is not None and not (left_out and klass in _KEEPS and lasts(domain, klass)):
             yield Skipped(name, reason)
             return
         for volume in _KEEPS[klass]:
@@ -165,7 +166,7 @@ class QubesCatalog(VolumeCatalog):
             parse_name(name, "qube")
         except BadName as error:
             return str(error)
-        if not _lasts(domain, klass):
+        if not lasts(domain, klass):
             return "a disposable keeps nothing"
         if klass not in _KEEPS:
             return _WHY_NOT.get(klass, f"class {klass} is not known to keep anything")
@@ -298,6 +299,15 @@ def documents_are_taken_down() -> bool:
         return False
 
 
+@contextmanager
+def _understood(qube: str) -> Iterator[None]:
+    """Turns an answer of qubesd that means nothing here (a pool's name, say) into a refusal."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        raise Refused(Code.INTERNAL, f"{qube}: {error}") from None
+
+
 def _is_there(qube: str) -> bool:
     """Whether a qube exists now, past what is remembered; yes if that cannot be known."""
     try:
@@ -314,7 +324,7 @@ def _is_name(name: str) -> bool:
         return False
 
 
-def _lasts(domain: Any, klass: str) -> bool:
+def lasts(domain: Any, klass: str) -> bool:
     """Whether a qube outlives its being shut down: all but the disposables that go by
     themselves.
     """

@@ -58,7 +58,7 @@ def preload(config_path: Path) -> None:
     ciphers = [
         f"cryptography.hazmat.primitives.{name}" for name in ("hashes", "ciphers.aead", "kdf.hkdf")
     ]
-    modules = ["zstandard", *ciphers, "json", "concurrent.futures.thread"]
+    modules = ["zstandard", *ciphers, "json", "concurrent.futures.thread", "ctypes"]
     with suppress(ConfigError):  # the calls report it
         config = load(config_path)
         drivers = {volume.pool.driver for volume in config.volumes}
@@ -67,7 +67,6 @@ def preload(config_path: Path) -> None:
             modules.append("dom0_agent.catalog.kept")
         else:
             modules.append("dom0_agent.catalog.static")
-        # Targets, too: Snapshot removes what an interrupted restore left.
         modules += [f"dom0_agent.{name}" for driver in drivers for name in DRIVERS[driver]]
     for name in modules:
         with suppress(ImportError):

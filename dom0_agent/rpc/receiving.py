@@ -13,10 +13,10 @@ only the pages of ids that have any.
 """
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from common.differing import runs
 from dom0_agent.keyring import ArchiveKey
-from dom0_agent.targets.interface import Replacement
 from dom0_agent.tracking.present import Present
 from wire.chunks import ID_SIZE, OVERHEAD, ZERO_ID, NotAuthentic
 from wire.merkle import PAGE_IDS, Tree, chunk_count, page_count
@@ -26,6 +26,9 @@ from wire.records import RECORD_SIZE, Record, open_record
 from wire.status import Code, Refused
 from wire.stream import CutShort, Reader, read_exactly, read_view
 from wire.wanted import Wanted
+
+if TYPE_CHECKING:  # Verify has no target, and so never loads one
+    from dom0_agent.targets.interface import Replacement
 
 
 def read_record(stream: Reader, archive: ArchiveKey) -> Record:
@@ -43,7 +46,7 @@ def receive(
     stream: Reader,
     archive: ArchiveKey,
     record: Record,
-    target: Replacement | None,
+    target: "Replacement | None",
     threads: int,
     present: Present | None = None,
     tell: Callable[[Wanted], None] | None = None,

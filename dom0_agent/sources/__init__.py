@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kinds of storage, one module each, with the methods of Source. They read volumes, and write
-nothing but snapshots of their own: new contents are the business of ``targets``.
+nothing but snapshots of their own: new contents are the business of ``targets``. What a restore
+left unfinished they remove, for every call does that, and most have no use for the rest of a
+restore.
 """
 
 import re
@@ -77,6 +79,11 @@ class Source(Protocol):
     def let_go(self) -> None:
         """Remove what stands for snapshots only while they are read, and is read by nobody."""
         return  # most have nothing of the kind
+
+    def drop_unfinished(self) -> None:
+        """Remove what a restore that was cut off left beside the volume; nothing happens when there
+        is nothing.
+        """
 
     def size(self, number: int) -> int:
         """Bytes of a snapshot."""

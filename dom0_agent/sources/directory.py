@@ -138,6 +138,17 @@ class DirectorySource(Source):
     def drop(self, number: int) -> None:
         remove(self._path(number), f"{self.name}: cannot remove a snapshot")
 
+    @property
+    def unfinished(self) -> Path:
+        """Where a restore has its new contents for the moment before they take the image's
+        place.
+        """
+        return self.image.with_name(self.image.name + ".sparsebak-restore")
+
+    @override
+    def drop_unfinished(self) -> None:
+        remove(self.unfinished, f"{self.name}: cannot remove what a restore left")
+
     @override
     def size(self, number: int) -> int:
         try:

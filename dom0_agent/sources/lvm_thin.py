@@ -30,6 +30,8 @@ class LvmThinSource(Source):
         self.name, self.pool = volume.name, pool
         self._live_name, self._committed = volume.live, volume.vid
         self.prefix = f"vm-{lvm.TAG}+{volume.identity}+{volume.volume}+"
+        self.unfinished = f"{self.prefix}new"
+        """What a restore writes to, in the place of a snapshot's name."""
         self._opened: dict[int, int] = {}
         self._mapped: dict[int, Bitmap] = {}
 
@@ -87,18 +89,24 @@ class LvmThinSource(Source):
                 Code.SOURCE_FAILED,
                 f"{self.name}: the name is too long for a snapshot in group {self.pool.group}",
             )
+        live = self.lv
         try:
-            self._create(name, "--permission", "r", "--setactivationskip", "y", "--activate", "n")
+            try:
+                self._create(name, live)
+            except Refused:
+                self.pool.report.fresh()
+                if self.lv == live:
+                    raise
+                self._create(name, self.lv)  # the qube was started or shut down meanwhile
         except BaseException:
             if self.pool.find(name) is not None:
                 self.pool.remove(name)
             raise
 
-    def _create(self, name: str, *how: str) -> None:
-        origin = f"{self.pool.group}/{self.lv}"
-        self.pool.change(
-            "lvcreate", "--snapshot", *how, "--addtag", lvm.TAG, "--name", name, origin
-        )
+    def _create(self, name: str, origin: str) -> None:
+        how = ("--permission", "r", "--setactivationskip", "y", "--activate", "n")
+        named = ("--addtag", lvm.TAG, "--name", name)
+        self.pool.change("lvcreate", "--snapshot", *how, *named, f"{self.pool.group}/{origin}")
 
     @override
     def unchanged(self, number: int) -> bool:
@@ -128,6 +136,11 @@ class LvmThinSource(Source):
     def drop(self, number: int) -> None:
         if self.pool.find(self._lv(number)) is not None:
             self.pool.remove(self._lv(number))
+
+    @override
+    def drop_unfinished(self) -> None:
+        if self.pool.find(self.unfinished) is not None:
+            self.pool.remove(self.unfinished)
 
     @override
     def size(self, number: int) -> int:

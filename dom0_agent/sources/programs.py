@@ -37,7 +37,7 @@ def run(*command: str) -> str:
     try:
         done = programs.ask(command, TIMEOUT, _MOST, environment())
     except FileNotFoundError:
-        raise Refused(Code.SOURCE_FAILED, f"{command[0]} is not installed") from None
+        raise _not_installed(command[0]) from None
     except subprocess.TimeoutExpired:
         raise Refused(
             Code.SOURCE_FAILED, f"{command[0]} did not end within {TIMEOUT} seconds; stopped"
@@ -57,6 +57,19 @@ def run(*command: str) -> str:
     return done.out.decode(errors="replace")
 
 
+def _started(*command: str) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        )
+    except FileNotFoundError:
+        raise _not_installed(command[0]) from None
+
+
+def _not_installed(program: str) -> Refused:
+    return Refused(Code.SOURCE_FAILED, f"{program} is not installed")
+
+
 @contextmanager
 def printed(what: str, *command: str) -> Iterator[BinaryIO]:
     """What a command prints, to be read inside as it comes, and to its end.
@@ -64,9 +77,7 @@ def printed(what: str, *command: str) -> Iterator[BinaryIO]:
     Refused when it fails, or when what it prints raises ValueError inside: ``what`` failed, with
     the command's own words if it has any. The command is killed when anything is raised inside.
     """
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-    ) as process:
+    with _started(*command) as process:
         said, wrong = LastWords(cast(IO[bytes], process.stderr)), ""
         try:
             yield cast(BinaryIO, process.stdout)

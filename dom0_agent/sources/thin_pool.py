@@ -52,15 +52,19 @@ class ThinPool:
         )
         return [v for v in every if v.name.startswith(prefix) and v.name not in self._doomed]
 
+    def is_there(self) -> bool:
+        """Whether LVM knows the pool: its disk may be away."""
+        found = self.report.volumes().get((self.group, self.name))
+        return found is not None and found.attributes.startswith("t")
+
     def itself(self) -> lvm.LogicalVolume:
         """The pool's own line in the report."""
-        found = self.report.volumes().get((self.group, self.name))
-        if found is None or not found.attributes.startswith("t"):
+        if not self.is_there():
             raise Refused(
                 Code.SOURCE_FAILED,
                 f"there is no thin pool {self.title}; see the pools in agent.toml",
             )
-        return found
+        return self.report.volumes()[self.group, self.name]
 
     def require_metadata(self) -> None:
         """Refused when another snapshot could fill the pool's metadata."""

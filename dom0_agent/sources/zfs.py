@@ -53,6 +53,8 @@ class ZfsSource(Source):
         self.name, self.pool = volume.name, pool
         self.dataset = f"{pool.dataset}/{volume.vid}"
         self._clones = f"{pool.dataset}/.sparsebak:{volume.identity}:{volume.volume}:"
+        self.unfinished = f"{self._clones}new"
+        """What a restore writes to, in the place of a clone's name."""
 
     @override
     def together(self) -> AbstractContextManager[None]:
@@ -73,12 +75,8 @@ class ZfsSource(Source):
     def _name(self, number: int) -> str:
         return f"{self.dataset}@{OURS}{snapshot_name(number)}"
 
-    def beside(self, end: str) -> str:
-        """A volume of ours that belongs to this one."""
-        return self._clones + end
-
     def _clone(self, number: int) -> str:
-        return self.beside(snapshot_name(number))
+        return self._clones + snapshot_name(number)
 
     def _snapshot(self, number: int) -> Dataset:
         found = self.pool.find(self._name(number))
@@ -130,6 +128,11 @@ class ZfsSource(Source):
         for one in self.pool.named(self._clones):
             if snapshot_number(one.name.removeprefix(self._clones)) is not None:
                 self.pool.remove(one.name, patience=0)
+
+    @override
+    def drop_unfinished(self) -> None:
+        if self.pool.find(self.unfinished) is not None:
+            self.pool.remove(self.unfinished)
 
     @override
     def size(self, number: int) -> int:

@@ -4,10 +4,16 @@ writes. Sources only read.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from dom0_agent.config import Volume
-from dom0_agent.sources import Source, Sources
+from dom0_agent.sources import Sources
 from dom0_agent.targets.interface import Replacement
+
+if TYPE_CHECKING:
+    from dom0_agent.sources.directory import DirectorySource
+    from dom0_agent.sources.lvm_thin import LvmThinSource
+    from dom0_agent.sources.zfs import ZfsSource
 
 
 def open(
@@ -18,49 +24,26 @@ def open(
     ``older``: what is restored is not the newest that dom0 knows. With ``base``, a snapshot, they
     begin as the present ones, where the storage can do that and say what differs from the snapshot.
     """
-    if volume.pool.driver == "qubesd":
+    driver = volume.pool.driver
+    if driver == "qubesd":
         from dom0_agent.targets.qubesd import QubesImport
 
         return QubesImport(volume, size, state_dir)
-    if volume.pool.driver == "settings":
+    if driver == "settings":
         from dom0_agent.targets import dropbox
 
         return dropbox.Dropped(state_dir, volume.qube, volume.volume, size, older)
     source = Sources(state_dir).open(volume)
-    clean(source)
-    from dom0_agent.sources.directory import DirectorySource
+    source.drop_unfinished()
+    # The driver decided what the source is: to ask the source itself would load all kinds.
+    if driver == "lvm_thin":
+        from dom0_agent.targets import lvm
 
-    if isinstance(source, DirectorySource):
-        from dom0_agent.targets import file
-
-        return file.FileReplacement(source, size, base)
-    from dom0_agent.sources.zfs import ZfsSource
-
-    if isinstance(source, ZfsSource):
+        return lvm.LvmReplacement(cast("LvmThinSource", source), size, base)
+    if driver == "zfs":
         from dom0_agent.targets import zfs
 
-        return zfs.ZfsReplacement(source, size)
-    from dom0_agent.targets import lvm
+        return zfs.ZfsReplacement(cast("ZfsSource", source), size)
+    from dom0_agent.targets import file
 
-    return lvm.LvmReplacement(lvm.thin(source), size, base)
-
-
-def clean(source: Source) -> None:
-    """Remove what an interrupted restore of a volume left, and that nothing refers to."""
-    from dom0_agent.sources.directory import DirectorySource
-
-    if isinstance(source, DirectorySource):
-        from dom0_agent.targets import file
-
-        file.clean(source)
-        return
-    from dom0_agent.sources.zfs import ZfsSource
-
-    if isinstance(source, ZfsSource):
-        from dom0_agent.targets import zfs
-
-        zfs.clean(source)
-        return
-    from dom0_agent.targets import lvm
-
-    lvm.clean(lvm.thin(source))
+    return file.FileReplacement(cast("DirectorySource", source), size, base)

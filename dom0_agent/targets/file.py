@@ -19,7 +19,7 @@ from common.override import override
 from dom0_agent.bitmap import Bitmap
 from dom0_agent.kernel import FileSpace
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources.directory import DirectorySource, remove
+from dom0_agent.sources.directory import DirectorySource
 from dom0_agent.sources.files import CHECK_ROOM, failed, open_regular
 from dom0_agent.sources.flags import NOT_HERE
 from dom0_agent.targets import attributes
@@ -29,15 +29,6 @@ from wire.status import Code, Refused
 _UNRESVSP = 0x4030582B
 _BLOCK = 4096
 """Bytes that a hole is a multiple of, on the file systems that clone."""
-
-
-def clean(source: DirectorySource) -> None:
-    """Remove what an interrupted restore left."""
-    remove(_beside(source.image), f"{source.name}: cannot remove what a restore left")
-
-
-def _beside(image: Path) -> Path:
-    return image.with_name(image.name + ".sparsebak-restore")
 
 
 class FileReplacement(Replacement):
@@ -52,7 +43,7 @@ class FileReplacement(Replacement):
     def __init__(self, source: DirectorySource, size: int, base: int | None = None) -> None:
         self._image, self._require_room = source.image, source.require_room
         self._require_room()  # a small one is not looked after again
-        self._beside = beside = _beside(self._image)
+        self._beside = beside = source.unfinished
         self._unchecked = 0
         self._old = self._new = -1
         try:

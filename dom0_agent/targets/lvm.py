@@ -11,29 +11,14 @@ from common.override import override
 from dom0_agent.bitmap import Bitmap
 from dom0_agent.kernel import ByteRange
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import Source, lvm
+from dom0_agent.sources import lvm
 from dom0_agent.sources.lvm_thin import LvmThinSource
 from dom0_agent.targets.interface import Replacement
 from wire.status import Code, Refused
 
-_NEW = "new"
-"""End of the name of what is being written, in place of a snapshot's number."""
 _CHECK_SPACE = 64 << 20
 """Bytes written between two looks at the pool's space."""
 _BLKDISCARD, _BLKZEROOUT = 0x1277, 0x127F  # Linux, include/uapi/linux/fs.h
-
-
-def thin(source: Source) -> LvmThinSource:
-    """A source that is a thin volume, as such."""
-    if not isinstance(source, LvmThinSource):
-        raise TypeError(source)
-    return source
-
-
-def clean(source: LvmThinSource) -> None:
-    """Remove what an interrupted restore left."""
-    if source.pool.find(source.prefix + _NEW) is not None:
-        source.pool.remove(source.prefix + _NEW)
 
 
 class LvmReplacement(Replacement):
@@ -47,7 +32,7 @@ class LvmReplacement(Replacement):
     ordered = False
 
     def __init__(self, source: LvmThinSource, size: int, base: int | None = None) -> None:
-        self._pool, self._name, self._beside = source.pool, source.lv, source.prefix + _NEW
+        self._pool, self._name, self._beside = source.pool, source.lv, source.unfinished
         pool, name, beside = self._pool, self._name, self._beside
         pool.require_data()
         pool.require_metadata()
@@ -62,8 +47,7 @@ class LvmReplacement(Replacement):
             self._make(size, source, base)
             self._file = ImageWriter(lvm.device_path(pool.group, beside), None)
         except BaseException as error:
-            if pool.find(beside) is not None:
-                pool.remove(beside)
+            source.drop_unfinished()
             if isinstance(error, OSError):
                 raise self._cannot_write(error) from None
             raise
@@ -94,7 +78,7 @@ class LvmReplacement(Replacement):
         if self._old is None:
             pool.change("lvcreate", "--virtualsize", f"{size}b", "--thin", pool.title, *named)
             if not whole.zeroes:
-                _empty(device, discard)
+                _empty(device, self._block if discard else 0)
             return
         origin, old = f"{pool.group}/{self._name}", self._old
         pool.change("lvcreate", "--snapshot", "--setactivationskip", "n", *named, origin)
@@ -106,7 +90,8 @@ class LvmReplacement(Replacement):
                 return
         if -(-size // old.extent) * old.extent != old.size:
             self._resize(size)
-        _empty(device, discard)  # with what a volume that once shrank has beyond its end
+        # with what a volume that once shrank has beyond its end
+        _empty(device, self._block if discard else 0)
 
     def _as_it_is(self, source: LvmThinSource, base: int) -> Bitmap | None:
         try:
@@ -194,13 +179,16 @@ class LvmReplacement(Replacement):
         self._pool.remove(self._beside)
 
 
-def _empty(device: Path, discard: bool) -> None:
-    """Make a device read as zeros: by giving its blocks back, or where the pool does not do that by
-    writing zeros.
+def _empty(device: Path, block: int) -> None:
+    """Make a device read as zeros: by giving its blocks of so many bytes back, or where the pool
+    does not do that (0) by writing zeros.
     """
     with closing_fd(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)) as fd:
         size = os.lseek(fd, 0, os.SEEK_END)
-        _ioctl(fd, _BLKDISCARD if discard else _BLKZEROOUT, 0, size)
+        # A pool gives back whole blocks: of a last one in part it would keep what is there.
+        whole = size - size % block if block else 0
+        _ioctl(fd, _BLKDISCARD, 0, whole)
+        _ioctl(fd, _BLKZEROOUT, whole, size)
 
 
 def _ioctl(fd: int, number: int, start: int, end: int) -> None:

@@ -13,18 +13,10 @@ from dom0_agent.sources.zfs import ZfsSource
 from dom0_agent.targets.interface import Replacement
 from wire.status import Code, Refused
 
-_NEW = "new"
-"""In place of a snapshot's number, in the name of what is written to."""
 _CHECK_SPACE = 64 << 20
 """Bytes written between two looks at the pool's space."""
 _BLOCK = 1 << 20
 """Bytes that a new volume's size is a multiple of."""
-
-
-def clean(source: ZfsSource) -> None:
-    """Remove what an interrupted restore left."""
-    if source.pool.find(source.beside(_NEW)) is not None:
-        source.pool.remove(source.beside(_NEW))
 
 
 class ZfsReplacement(Replacement):
@@ -33,7 +25,7 @@ class ZfsReplacement(Replacement):
     ordered = False
 
     def __init__(self, source: ZfsSource, size: int) -> None:
-        self._source, self._pool, self._new = source, source.pool, source.beside(_NEW)
+        self._source, self._pool, self._new = source, source.pool, source.unfinished
         self._unchecked = 0
         if source.pool.find(source.dataset) is not None:
             raise Refused(
@@ -49,7 +41,7 @@ class ZfsReplacement(Replacement):
             os.close(source.device(self._new, os.O_RDWR))
             self._file = ImageWriter(ZVOLS / self._new, None)
         except BaseException as error:
-            clean(source)
+            source.drop_unfinished()
             if isinstance(error, OSError):
                 raise self._cannot(error) from None
             raise
@@ -85,4 +77,4 @@ class ZfsReplacement(Replacement):
     @override
     def discard(self) -> None:
         self._file.close()
-        clean(self._source)
+        self._source.drop_unfinished()

@@ -9,11 +9,11 @@ base. Where any of it is not certain nothing is known, and the restore takes eve
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from common.differing import differing
 from dom0_agent.bitmap import Bitmap, grains_per_chunk
 from dom0_agent.keyring import ArchiveKey
-from dom0_agent.targets.interface import Replacement
 from dom0_agent.tracking.chunk_ids import CommittedIds, IdsDamaged
 from dom0_agent.tracking.committing import opened_ids, prove
 from dom0_agent.tracking.state import VolumeState
@@ -21,6 +21,9 @@ from wire.chunks import ID_SIZE, ZERO_ID, ChunkIds
 from wire.merkle import PAGE_IDS, chunk_count
 from wire.records import Record
 from wire.wanted import Wanted
+
+if TYPE_CHECKING:
+    from dom0_agent.targets.interface import Replacement
 
 
 class Present:
@@ -38,7 +41,7 @@ class Present:
         self._chunk_ids = ChunkIds(record.domain_keys(archive.keys()), record.chunk_size)
         self._doubtful, self.wanted = Wanted(chunks), Wanted(chunks)
 
-    def begin(self, target: Replacement, since: Bitmap, threads: int) -> None:
+    def begin(self, target: "Replacement", since: Bitmap, threads: int) -> None:
         """The contents that the target begins as: ``since`` is what changed in them since the
         base.
         """

@@ -16,7 +16,6 @@ from dom0_agent.config import Volume
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import Source, snapshot_name
-from dom0_agent.targets import clean
 from dom0_agent.tracking.committing import Work, apply, apply_again, prepare
 from dom0_agent.tracking.next_session import next_session
 from dom0_agent.tracking.pending_log import in_use
@@ -45,7 +44,7 @@ class Rotation:
                 self.store.save(self.state)
         for number in self.source.snapshots() - self.state.snapshots():
             self.source.drop(number)
-        clean(self.source)
+        self.source.drop_unfinished()
         self.store.tidy(self.state)
 
     def yield_space(self) -> bool:

@@ -73,8 +73,11 @@ class State:
     def move_to(self, volume: Volume) -> None:
         """Remember where the volume is now."""
         before, self.place = self.place, remember(volume)
-        if before is not None and _storage(before) != _storage(self.place):
-            self.left.append(before)
+        if before is None or _storage(before) == _storage(self.place):
+            return
+        # It may have been where it is now before: what is there is in use again.
+        now = _storage(self.place), _storage(before)
+        self.left = [one for one in self.left if _storage(one) not in now] + [before]
 
     def snapshots(self) -> set[int]:
         """Numbers of the snapshots that are needed."""
@@ -145,14 +148,20 @@ class VolumeState:
         """Hold the volume's lock; Refused when somebody else keeps it longer than ``patience``
         seconds.
         """
-        make_directory(self.directory)
-        # A file of its own: the state file is replaced, and a lock on it would go with the old one.
-        try:
-            fd = lock(self.directory / "lock", patience=patience)
-        except Busy:
-            raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
-        with closing_fd(fd), _counted(fd):
+        with closing_fd(self._lock(patience)) as fd, _counted(fd):
             yield
+
+    def _lock(self, patience: float) -> int:
+        # A file of its own: the state file is replaced, and a lock on it would go with the old one.
+        while True:
+            make_directory(self.directory)
+            try:
+                fd = lock(self.directory / "lock", patience=patience)
+            except Busy:
+                raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
+            if os.fstat(fd).st_nlink:
+                return fd
+            os.close(fd)  # the volume was forgotten meanwhile, and this lock keeps nobody out
 
     def load(self) -> State:
         """The state, empty for a volume not seen before, or whose state file is damaged."""

@@ -22,7 +22,7 @@ from wire.records import RECORD_SIZE, read_clear
 from wire.status import Code
 from wire.stream import Reader
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that no refused call may take."""
 
 

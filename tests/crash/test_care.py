@@ -11,7 +11,7 @@ import pytest
 
 from backup_vm import cli
 from tests.conftest import folder_in_memory
-from tests.damage.test_parity import build, contents, files, spoil
+from tests.damage.parity import build, contents, files, spoil
 from tests.kit import PASSPHRASE, Site, in_child
 from tests.steps import DIED, Counter
 

@@ -5,7 +5,6 @@ nothing is made worse.
 
 import inspect
 import random
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,46 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backup_vm import cli
 from backup_vm.archive.parity import making, plan
 from backup_vm.archive.parity.making import plans
 from backup_vm.archive.parity.mending import Mender, Parity
 from backup_vm.archive.parity.plan import LARGEST_ROWS, Shape
-from backup_vm.archive.storage.local import LocalStorage
 from tests.commands import Commands
+from tests.damage.parity import contents, copied, files, spoil
 from tests.kit import GRAIN, Site
-
-PACKS = 8
-
-
-def build(folder: Path) -> Site:
-    """Three sessions in about a dozen packs of eight chunks, with parity of a quarter."""
-    site = Site(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LocalStorage, "pack_size", PACKS * GRAIN)
-        site.image().write_bytes(random.Random(1).randbytes(64 * GRAIN))
-        site.backup()
-        for seed in (2, 3):
-            with open(site.image(), "r+b") as file:
-                file.seek(seed * GRAIN)
-                file.write(random.Random(seed).randbytes(12 * GRAIN))
-            site.backup()
-        patch.setenv("SPARSEBAK_ARCHIVE", str(site.archive))
-        assert cli.main(["scrub", "--parity", "25%"]) == 0
-    return site
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return build(tmp_path_factory.mktemp("made") / "site")
 
 
 @pytest.fixture
-def site(made: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    shutil.copytree(made.root, tmp_path / "site", symlinks=True)
-    monkeypatch.setattr(LocalStorage, "pack_size", PACKS * GRAIN)
+def site(made_with_parity: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setenv("SPARSEBAK_ARCHIVE", str(tmp_path / "site" / "archive"))
-    return Site(tmp_path / "site", make=False)
+    return copied(made_with_parity, tmp_path / "site", monkeypatch)
 
 
 @pytest.fixture
@@ -60,22 +32,6 @@ def commands(site: Site, capsys: pytest.CaptureFixture[str]) -> Commands:
     found = Commands(site, capsys)
     found.settings("")
     return found
-
-
-def files(site: Site, kind: str) -> list[Path]:
-    return sorted(site.archive.rglob(f"*.{kind}"))
-
-
-def contents(site: Site, *kinds: str) -> dict[str, bytes]:
-    found = [path for kind in kinds or ("pack", "session") for path in files(site, kind)]
-    return {str(path.relative_to(site.archive)): path.read_bytes() for path in found}
-
-
-def spoil(path: Path, at: int, length: int, seed: int = 0) -> None:
-    raw = bytearray(path.read_bytes())
-    length = min(length, len(raw) - at)
-    raw[at : at + length] = random.Random(seed).randbytes(length)
-    path.write_bytes(raw)
 
 
 def test_a_scrub_makes_parity_for_all_and_again_only_for_what_is_new(

@@ -5,7 +5,6 @@ disk gives a block at times only: all else is looked at, and mended.
 
 import itertools
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,23 +12,15 @@ import pytest
 
 from backup_vm.archive.parity.mended import Mended
 from backup_vm.archive.parity.mending import Mender
-from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
 from tests.commands import Commands
-from tests.damage.test_parity import PACKS, build, contents, files, spoil
-from tests.kit import GRAIN, Site
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return build(tmp_path_factory.mktemp("made") / "site")
+from tests.damage.parity import contents, copied, files, spoil
+from tests.kit import Site
 
 
 @pytest.fixture
-def site(made: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    shutil.copytree(made.root, tmp_path / "site", symlinks=True)
-    monkeypatch.setattr(LocalStorage, "pack_size", PACKS * GRAIN)
-    return Site(tmp_path / "site", make=False)
+def site(made_with_parity: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return copied(made_with_parity, tmp_path / "site", monkeypatch)
 
 
 def fifo(path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from backup_vm.archive.parity.plan import Plan, read
 from backup_vm.errors import DamagedError
 from tests.conftest import folder_in_memory
-from tests.damage.test_parity import build, contents
+from tests.damage.parity import build, contents
 from tests.kit import Site
 
 KINDS = ("pack", "session", "parity")

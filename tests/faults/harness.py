@@ -186,7 +186,12 @@ class Place:
         found = [
             str(path.relative_to(self.root))
             for path in self.root.rglob("*")
-            if path.name.endswith(LEFTOVERS) or path.parent.name == "locks"
+            if path.name.endswith(LEFTOVERS)
+        ]
+        # With what it says of the command that left it.
+        found += [
+            f"{path.relative_to(self.root)}: {path.read_text()}"
+            for path in self.root.rglob("locks/*")
         ]
         return found + [
             f"snapshot {snapshot}"

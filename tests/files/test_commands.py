@@ -2,13 +2,17 @@
 """``sparsebak files`` as users run it, on sessions of a volume."""
 
 import io
+import json
 import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from backup_vm.archive.packs import PackReader
+from backup_vm.errors import DamagedError
 from tests.commands import Commands
 from tests.files import trees
 
@@ -210,3 +214,33 @@ def test_what_cannot_be_is_one_line(stored: Commands) -> None:
     image.write_bytes(os.urandom(1 << 20))
     stored.site.backup()
     assert "no file system in it" in fails(1, "ls")
+
+
+def test_json_that_cannot_be_whole_is_an_object_or_nothing(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.made(commands.site.image(), "ext4")
+    with trees.mounted(commands.site.image()) as folder:
+        for number in range(1500):
+            (folder / f"{number:0200}").touch()
+    commands.site.backup()
+    read, codes = PackReader.read, set()
+    for upto in (4, 6, 8):
+        left = upto
+
+        def failing(self: PackReader, *place: Any) -> memoryview:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise DamagedError("a bad sector")
+            return read(self, *place)
+
+        monkeypatch.setattr(PackReader, "read", failing)
+        for action in ("ls", "find"):
+            left = upto
+            words = ("files", action, "work/private", "/", *key(commands), "--json")
+            code, out, _ = commands.outcome(*words)
+            codes.add(code)
+            assert not out or json.loads(out)["files"] is not None, out[:200]
+            assert code or len(json.loads(out)["files"]) > 1500
+    assert 4 in codes

@@ -22,6 +22,7 @@ from backup_vm.jobs.drilling import turns
 from tests.commands import Commands
 from tests.files import trees
 from tests.files.test_sandbox import ROOT
+from tests.patience import PATIENCE
 
 MIB = 1 << 20
 
@@ -147,7 +148,7 @@ def test_a_drill_that_is_killed_leaves_nothing(commands: Commands) -> None:
     command = [Path(sys.executable).parent / "sparsebak", "--archive", commands.site.archive]
     words = ["drill", "--scratch", scratch, "--passphrase-file", commands.passphrase]
     with subprocess.Popen([*command, *words], stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not any("(deleted)" in name for name in held(process.pid, scratch)):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)

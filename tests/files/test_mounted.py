@@ -23,6 +23,7 @@ from tests.conftest import cannot
 from tests.files import trees
 from tests.files.kit import all_below, attributes_of, must_be_same
 from tests.files.test_kernel import read_only
+from tests.patience import AT_ONCE, PATIENCE
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent.parent
@@ -54,7 +55,7 @@ def shown(folder: Path, *command: object, code: int = 0) -> Iterator["subprocess
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while not os.path.ismount(folder):
             assert process.poll() is None and time.monotonic() < end, process.communicate()
             time.sleep(0.02)
@@ -62,9 +63,9 @@ def shown(folder: Path, *command: object, code: int = 0) -> Iterator["subprocess
     finally:
         begun = time.monotonic()
         process.terminate()
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE)
         assert "Traceback" not in err, err
-        assert process.returncode == code and time.monotonic() - begun < 2, err
+        assert process.returncode == code and time.monotonic() - begun < AT_ONCE, err
         assert not os.path.ismount(folder)
 
 
@@ -241,6 +242,6 @@ def test_a_signal_ends_it_also_while_the_child_is_busy(two: Commands, end: signa
         other = subprocess.Popen(["cat", unread], stderr=subprocess.DEVNULL)
         time.sleep(0.3)
         process.send_signal(end)
-        process.wait(5)
-        assert other.wait(5) != 0
+        process.wait(PATIENCE)
+        assert other.wait(PATIENCE) != 0
     assert not os.path.ismount(folder)

@@ -23,6 +23,7 @@ from tests.commands import Commands
 from tests.conftest import cannot
 from tests.formats.make import ABOUT, EXPORTED, KEYS, make
 from tests.kit import GRAIN, Site, own_domains
+from tests.patience import PATIENCE
 from wire import FORMAT, VERSION
 
 HERE = Path(__file__).parent
@@ -171,7 +172,7 @@ def test_it_is_mounted(kept: Kept) -> None:
     words = ("mount", "work/private", folder, "--passphrase-file", kept.commands.passphrase)
     process = subprocess.Popen([Path(sys.executable).parent / "sparsebak", "-q", *words])
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not folder.is_mount():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
@@ -180,7 +181,7 @@ def test_it_is_mounted(kept: Kept) -> None:
                 assert kept.is_right((folder / f"{session}.img").read_bytes(), volume, session)
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_new_dom0_takes_it_over_and_appends(kept: Kept) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,16 @@ import pytest
 from tests.conftest import cannot, elsewhere
 from tests.fuzz import targets
 
-SECONDS = 3
+RUNS, SECONDS = 1000, 10
+"""At most so many inputs of each target, for so long."""
+ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("name", targets.TARGETS)
-def test_a_short_run(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], tuple[int, str]]]:
+    """Fuzzes a target a little: how that ended, and what was said. One process does it for all
+    targets: to load what is fuzzed takes longer than to fuzz it.
+    """
     if importlib.util.find_spec("atheris") is None:
         if sys.version_info >= (3, 14):
             elsewhere(
@@ -27,13 +33,29 @@ def test_a_short_run(name: str, tmp_path: Path) -> None:
                 " clean"
             )
         cannot("atheris is not installed: make setup")
-    command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(SECONDS), "--seed", "1"]
-    here, environment = Path(__file__).parent.parent.parent, {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        command, cwd=here, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    executed = next(line for line in done.stderr.splitlines() if "number_of_executed_units" in line)
+    folder = tmp_path_factory.mktemp("fuzz")
+    command = [sys.executable, "-m", "tests.fuzz", "--asked", "--seed", "1"]
+    command += ["--runs", str(RUNS), "--seconds", str(SECONDS)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+
+        def fuzz(name: str) -> tuple[int, str]:
+            assert process.stdin is not None and process.stdout is not None
+            log = folder / name
+            process.stdin.write(f"{name} {log}\n")
+            process.stdin.flush()
+            return int(process.stdout.readline()), log.read_text(errors="replace")
+
+        yield fuzz
+
+
+@pytest.mark.parametrize("name", targets.TARGETS)
+def test_a_short_run(name: str, fuzzer: Callable[[str], tuple[int, str]]) -> None:
+    code, said = fuzzer(name)
+    assert code == 0, said[-3000:]
+    executed = next(line for line in said.splitlines() if "number_of_executed_units" in line)
     assert int(executed.split()[-1]) > 20, executed
 
 

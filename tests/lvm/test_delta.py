@@ -6,6 +6,7 @@ may happen to a volume.
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,21 @@ def test_only_what_was_written_is_named_and_only_what_is_mapped_is_read(
     os.close(fd)
     source.snapshot(2)
     assert list(source.delta(1, 2)) == [(9 * GRAIN, 10 * GRAIN), (places[2], places[2] + GRAIN)]
+
+
+def test_a_qube_that_was_shut_down_since_the_report(
+    volume: Callable[[str], tuple[Volume, Path]], group: Group, tmp_path: Path
+) -> None:
+    """qubesd removes the volume, and what the qube wrote to gets its name."""
+    place, device = volume("vm-pool")
+    group.lvm("lvcreate", "--snapshot", "--setactivationskip", "n", "--name", f"{place.vid}-snap",
+              f"{group.name}/{place.vid}")  # fmt: skip
+    group.device(f"{place.vid}-snap").write_bytes(written := os.urandom(1000))
+    source = Sources(tmp_path).open(replace(place, live=f"{place.vid}-snap"))
+    assert source.live_size() == SIZE
+    group.lvm("lvremove", "--force", f"{group.name}/{place.vid}")
+    group.lvm("lvrename", group.name, f"{place.vid}-snap", place.vid)
+    source.snapshot(1)
+    fd = source.open(1)
+    assert os.pread(fd, 1000, 0) == written
+    os.close(fd)

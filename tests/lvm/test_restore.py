@@ -12,7 +12,7 @@ import pytest
 from backup_vm.agent.call import RefusedError
 from dom0_agent.sources.thin_pool import ThinPool
 from tests.kit import GRAIN, truly_changed
-from tests.lvm.kit import MIB, LvmSite, scribble
+from tests.lvm.kit import MIB, Group, LvmSite, scribble
 from wire.status import Code
 
 Make = Callable[..., LvmSite]
@@ -76,6 +76,18 @@ def test_other_sizes_take_all(lvm_site: Make) -> None:
     site.group.resize(site.lv(), 16 * MIB)
     scribble(site.image(), rng)
     assert site.restore() == 192 and site.contents() == before
+
+
+def test_a_volume_that_ends_within_a_block(lvm_site: Make, group: Group) -> None:
+    """A pool gives back whole blocks: the part of one at the end keeps what it held."""
+    group.pool("pool-192k", block=192)
+    site, rng = lvm_site(pool="pool-192k", size=20 * MIB), random.Random(5)
+    put(site, MIB, rng.randbytes(MIB))
+    site.backup()
+    before = site.contents()
+    put(site, 3 * MIB, rng.randbytes(17 * MIB))
+    site.restore(whole=True)
+    assert site.contents() == before
 
 
 @pytest.mark.parametrize("moment", ["lvcreate", "lvconvert"])

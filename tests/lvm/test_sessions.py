@@ -6,9 +6,12 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from dom0_agent.admin import cli
+from tests import loading
 from tests.lvm.kit import MIB, LvmSite, scribble
 
 Make = Callable[..., LvmSite]
@@ -75,6 +78,22 @@ def test_volumes_that_come_and_go(lvm_site: Make) -> None:
     assert site.contents(name) == before
 
 
+def test_nothing_is_forgotten_of_a_group_that_is_away(
+    lvm_site: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = lvm_site()
+    site.backup()
+    words, group = ["--config", str(site.config), "forget", "work/private", "--yes"], site.group
+    group.lvm("vgrename", group.name, "elsewhere")
+    try:
+        assert cli.main(words) == 1
+        assert "pool p is not there" in capsys.readouterr().err
+    finally:
+        group.lvm("vgrename", "elsewhere", group.name)
+    assert len(site.snapshots()) == 1
+    assert cli.main(words) == 0 and site.snapshots() == []
+
+
 def test_backups_of_a_volume_that_is_written_to(lvm_site: Make) -> None:
     site, stop = lvm_site(), threading.Event()
 
@@ -112,3 +131,9 @@ def test_a_volume_in_use_is_not_restored(lvm_site: Make) -> None:
         site.restore()
     os.close(fd)
     assert site.contents() == before and len(site.snapshots()) == 1
+
+
+def test_a_call_loads_nothing_of_another_machine(
+    lvm_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading.check(lvm_site(), "elsewhere, thin pool", tmp_path / "loaded", monkeypatch)

@@ -17,10 +17,10 @@ from backup_vm.archive import pack_writer
 from backup_vm.archive.catalog import Place
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.jobs.backup import BackupRun
-from backup_vm.terminal.interrupts import Interrupted
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
 from docs import reader
+from tests.certainty import CutOff
 from tests.children import Outcome, Step, run
 from tests.kit import GRAIN, PASSPHRASE, Site
 
@@ -135,19 +135,11 @@ def _tag(site: Site, name: str) -> None:
 def cut_off(site: Site, name: str, chunks: int) -> None:
     """A backup that ends after so many chunks."""
 
-    class Cut(Progress):
-        left = chunks
-
-        def advance(self, size: int) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise Interrupted
-
     with site.open(True) as archive, pytest.raises(KeyboardInterrupt):
         agent = site.agent(archive)
         try:
             chosen = [v for v in agent.list() if f"{v.qube}/{v.volume}" == name]
-            BackupRun(archive, agent, Cut()).run(chosen)
+            BackupRun(archive, agent, CutOff(chunks)).run(chosen)
         finally:
             agent.close()
 

@@ -17,7 +17,7 @@ import pytest
 from backup_vm.archive.format import DIGEST_SIZE, ParityFile, ParityFoot
 from tests.children import Outcome, run
 from tests.conftest import folder_in_memory
-from tests.damage.test_parity import build, contents, files, spoil
+from tests.damage.parity import build, contents, files, spoil
 from tests.kit import GRAIN, Site
 from tests.mutation import forms
 from tests.mutation.test_archive import check, chosen

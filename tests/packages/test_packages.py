@@ -3,6 +3,7 @@
 they need.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -21,8 +22,8 @@ from tests.conftest import cannot
 from wire import VERSION
 
 ROOT = Path(__file__).parent.parent.parent
-DOM0_NEEDS = {"python3", "python3-construct", "python3-cryptography", "python3-zstandard"}
-VM_NEEDS = DOM0_NEEDS | {"python3-numpy", "python3-xxhash", "python3-rich"}
+DOM0_NEEDS = {"python3", "python3-cryptography", "python3-zstandard"}
+VM_NEEDS = DOM0_NEEDS | {"python3-construct", "python3-numpy", "python3-xxhash", "python3-rich"}
 
 
 def build(kind: str, needed: str, folder: Path) -> list[Path]:
@@ -210,6 +211,34 @@ def test_byte_code_is_the_packages_own(rpms: dict[str, Path]) -> None:
             ["rpm", "-qp", "--scripts", rpms[name]], capture_output=True, text=True, check=True
         ).stdout
         assert "compileall" not in said
+
+
+def test_a_package_takes_nothing_of_another_along(rpms: dict[str, Path], tmp_path: Path) -> None:
+    """Both sides on one machine share modules; byte code that another Python wrote is nobody's."""
+    if os.geteuid() != 0:
+        cannot("to install packages needs root")
+    for folder in ("bin", "dev", "usr/bin", "tmp"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "dev/null").touch()
+    shutil.copy(shutil.which("busybox") or cannot("busybox is not installed"), tmp_path / "bin")
+    for program in ("bin/sh", "usr/bin/rm", "usr/bin/rmdir", "usr/bin/find"):
+        (tmp_path / program).symlink_to("/bin/busybox")
+
+    def rpm(*words: str | Path) -> str:
+        command = ["rpm", "--root", tmp_path, "--dbpath", "/var/lib/rpm", "--nodeps", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "warning" not in done.stderr
+        return done.stdout
+
+    names = ["sparsebak-dom0-settings", "sparsebak-dom0", "sparsebak-vm"]
+    library = tmp_path / "usr/lib/sparsebak"
+    rpm("-i", *(rpms[name] for name in names))
+    for module in ("wire", "backup_vm/cli", "dom0_agent", "dom0_agent/admin/settings"):
+        (library / module / "__pycache__" / "x.cpython-399.pyc").touch()
+    while names:
+        assert [rpm("-V", name) for name in names] == [""] * len(names)
+        rpm("-e", names.pop(0))
+    assert not library.exists()
 
 
 def test_qubes_builder_finds_what_it_names() -> None:

@@ -5,7 +5,11 @@ import os
 
 import pytest
 
-FEW = ("test_mounts.py::test_a_whole_life[fuse, poor]", "test_a_file_system_that_brings_no_file")
+FEW = (
+    "test_mounts.py::test_a_whole_life[fuse, poor]",
+    "test_a_file_system_that_brings_no_file",
+    "test_full.py::test_prune_scrub_and_delete_work[ext4]",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.conftest import cannot, fault_system
 from tests.faultfs import Fault, missing
+from tests.patience import PATIENCE
 from tests.remote.kit import ssh_server
 
 SIZE = 300 << 20
@@ -40,7 +41,7 @@ def _mounted(folder: Path, *command: str | Path) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     _run(*command, folder)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not os.path.ismount(folder):
             assert time.monotonic() < deadline, "not mounted"
             time.sleep(0.02)

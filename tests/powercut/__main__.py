@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from tests.conftest import in_memory
+from tests.own_mounts import own_mounts
 from tests.powercut.campaign import FILE_SYSTEMS, Campaign, clean, small
 from tests.powercut.operations import more_operations
 
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--without-sync", action="store_true")
     options = parser.parse_args()
     small()
+    own_mounts()
     with tempfile.TemporaryDirectory() as temporary:
         folder = in_memory(Path(temporary) / "powercut")
         campaign = Campaign(

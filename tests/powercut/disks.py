@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
+
 WRITE, FLUSH, MARK = 0, 1, 2
 SECTOR = 512
 """Bytes that a disk writes whole or not at all."""
@@ -58,7 +60,7 @@ class Recorder:
             [sys.executable, "-m", "tests.powercut.disks", mount, log, *images],
             cwd=Path(__file__).parent.parent.parent,
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not os.path.ismount(mount):
             assert self._process.poll() is None and time.monotonic() < deadline, "not mounted"
             time.sleep(0.01)
@@ -74,7 +76,7 @@ class Recorder:
     def close(self) -> None:
         """Unmount; the log is whole then."""
         subprocess.run(["fusermount3", "-u", self._mount], check=True)
-        self._process.wait(20)
+        self._process.wait(PATIENCE)
 
 
 class Replay:

@@ -199,7 +199,7 @@ def test_sixty_qubes_cost_few_calls_and_little_time(machine: Qubesd, tmp_path: P
     machine.calls.clear()
     start = time.process_time()
     assert len(ask(config).volumes()) > 65
-    assert time.process_time() - start < 1.0  # the stand-in's own time included
+    assert time.process_time() - start < 3.0  # the stand-in's own time included
     calls = Counter(machine.calls)
     assert (
         calls["admin.vm.List"] == 1

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from dom0_agent.admin import opening
+from tests.patience import PATIENCE
 from tests.qubes.kit import BACKUP_VM
 from tests.qubes.opening_kit import CONTENTS, TEMPLATE, Opened, ext4
 from tests.qubes.qubesd import Refusal
@@ -54,7 +55,7 @@ def test_a_session_is_shown_in_a_disposable(
     with pytest.raises(OSError, match="Read-only"):
         (there / "new").write_bytes(b"")
     assert (root / "run/sparsebak/images").stat().st_mode & 0o777 == 0o555
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while not site.shown.exists():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -67,7 +68,7 @@ def test_a_session_is_shown_in_a_disposable(
     assert f"{session}.img" in loops
     site.qubesd._vm(made, "Shutdown", "", "")
     assert name not in site.qubesd.qubes
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while f"{session}.img" in loops:
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -19,6 +19,7 @@ from backup_vm.jobs.distant_image import DistantImage
 from backup_vm.jobs.lazy_image import ChunkCache
 from backup_vm.jobs.mount import SessionImages, shown_from
 from tests.conftest import cannot
+from tests.patience import PATIENCE
 from tests.qubes.kit import BACKUP_VM
 from tests.qubes.reading_kit import BIN, Reading, asked
 from wire.reading import WANT_IDS, reading
@@ -66,7 +67,7 @@ def test_a_mount_from_the_backup_vm(disposable: Reading) -> None:
         assert process.stdin is not None and process.stderr is not None
         process.stdin.write(disposable.grant().build())
         process.stdin.close()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not os.path.ismount(folder):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
@@ -74,7 +75,7 @@ def test_a_mount_from_the_backup_vm(disposable: Reading) -> None:
             found = {path.stem: path.read_bytes() for path in folder.iterdir()}
         finally:
             process.terminate()
-        assert process.wait(20) == 0, process.stderr.read()
+        assert process.wait(PATIENCE) == 0, process.stderr.read()
     assert found == images and not os.path.ismount(folder)
 
 
@@ -114,8 +115,7 @@ def test_a_silent_reader_is_left(disposable: Reading, monkeypatch: pytest.Monkey
     words = ["--config", str(disposable.site.root / "config.toml"), "serve", argument]
     command = [sys.executable, "-c", code, *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        begun = time.monotonic()
-        assert process.wait(20) == 1 and time.monotonic() - begun < 20
+        assert process.wait(40) == 1
     assert serving.IDLE == 60
 
 
@@ -134,7 +134,7 @@ def test_a_reader_that_takes_nothing_is_left(disposable: Reading) -> None:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.flush()
         try:
-            assert process.wait(10) == 1
+            assert process.wait(40) == 1
         finally:
             process.kill()
 

@@ -5,6 +5,7 @@ was asked for.
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,12 @@ from backup_vm.jobs.backup import BackupRun
 from backup_vm.terminal.progress import Progress
 from dom0_agent.admin import cli, qubes_catalog
 from dom0_agent.admin.settings.document import QubeSettings, collect, from_bytes
+from dom0_agent.admin.settings.plan import plan
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
+from dom0_agent.qubesd import connect
 from dom0_agent.targets.dropbox import CONFIG_LIMIT, LIMIT, Dropped, place, waiting
+from dom0_agent.targets.qubesd import TAG
 from tests.qubes.kit import BACKUP_VM, QubesSite
 from tests.qubes.qubesd import Qubesd, Refusal
 from wire.status import Refused
@@ -75,6 +79,18 @@ def test_nothing_changed_means_the_same_bytes(qubesd: Qubesd) -> None:
     settings = from_bytes(first)
     assert settings.template == "fedora" and settings.devices == {"pci": [qubesd.a_device.strip()]}
     assert settings.firewall == ["action=accept"] and "memory" not in settings.properties
+
+
+def test_a_qube_taken_down_while_it_is_restored_can_be_started_later(qubesd: Qubesd) -> None:
+    qubesd.pools["p"] = {"driver": "file-reflink", "dir_path": "/x"}
+    work = qubesd.add("work", "AppVM", "p")
+    work.tags |= {"precious", TAG}
+    settings = from_bytes(collect("work"))
+    assert settings.tags == ["precious"]
+    work.tags.clear()
+    app, made_before = connect(), replace(settings, tags=["precious", TAG])
+    steps = plan(app, app.domains["work"], made_before, fresh=False)
+    assert [step.new for step in steps if step.group == "tags"] == ["precious"]
 
 
 def agent(site: QubesSite, *words: str) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -14,6 +15,7 @@ from dom0_agent import notify
 from dom0_agent.admin import catalog, cli, policy
 from dom0_agent.admin.cli import backup as backup_command
 from dom0_agent.admin.cli import setup as setup_command
+from dom0_agent.admin.tags import VM_TAG
 from tests.qubes.kit import BACKUP_VM, QubesSite
 from tests.qubes.qubesd import Qube, Qubesd, Refusal
 from tests.system.guest.qrexec import from_vmexec
@@ -100,8 +102,10 @@ def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(
     monkeypatch.setattr(setup_command, "_CONFIG", elsewhere)
     qubesd.pools["p"] = {"driver": "file-reflink", "dir_path": "/x"}
     qubesd.add("keeper", "AppVM", "p")
+    qubesd.add("disp1", "DispVM", "p")
+    qubesd.add("fedora", "TemplateVM", "p")
     config = tmp_path / "etc/agent.toml"
-    for name in ("nobody", "dom0", "../x"):
+    for name in ("nobody", "dom0", "../x", "disp1", "fedora"):
         assert cli.main(["--config", str(config), "setup", name]) == 1
         assert not config.exists()
     assert cli.main(["--config", str(config), "setup", "keeper"]) == 0
@@ -109,6 +113,20 @@ def test_setup_writes_a_configuration_and_refuses_what_is_no_qube(
 
     assert load(config).catalog == "qubes"
     assert (tmp_path / "state/catalog.json").exists()
+
+
+def test_a_clone_of_the_backup_vm_is_not_asked(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has the tags of what it was cloned from."""
+    agent(qubes, "setup", BACKUP_VM)
+    qubes.add_qube("copy")
+    qubes.qubesd.qubes["copy"].tags |= qubes.qubesd.qubes[BACKUP_VM].tags
+    capsys.readouterr()
+    assert agent(qubes, "backup") == 1
+    assert f"{BACKUP_VM} and copy are all tagged as the backup VM" in capsys.readouterr().err
+    assert agent(qubes, "setup", BACKUP_VM) == 0
+    assert VM_TAG not in qubes.qubesd.qubes["copy"].tags
 
 
 @pytest.mark.parametrize(
@@ -134,6 +152,34 @@ def test_a_backup_from_dom0(
     assert keeper.state == state and bool(told) == bool(code)
     titles = {0: [], Exit.NOT_NOW: ["Backup put off"], 3: ["Backup failed"]}
     assert [title for title, _ in told] == titles[code]
+
+
+@pytest.mark.parametrize("state", ["Halted", "Running"])
+def test_the_last_of_two_backups_shuts_the_backup_vm_down(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """ "Back up now" during the nightly one, for which it waits there."""
+    agent(qubes, "setup", BACKUP_VM)
+    keeper, codes, at_work, ended = qubes.qubesd.qubes[BACKUP_VM], [], Event(), Event()
+    keeper.state = state
+    second = Thread(target=lambda: codes.append(agent(qubes, "backup", "-q")))
+
+    def run_service(self: object, service: str, **named: object) -> subprocess.Popen[bytes]:
+        if not second.ident:
+            second.start()
+            assert at_work.wait(10)
+        else:
+            at_work.set()
+            assert ended.wait(10)
+        return subprocess.Popen(["true"])
+
+    import qubesadmin.vm  # type: ignore[import-not-found,unused-ignore]
+
+    monkeypatch.setattr(qubesadmin.vm.QubesVM, "run_service", run_service, raising=False)
+    assert agent(qubes, "backup", "-q") == 0 and keeper.state == "Running"
+    ended.set()
+    second.join()
+    assert codes == [0] and keeper.state == state
 
 
 @pytest.mark.parametrize("waited", [Exit.OK, Exit.LOCKED])

@@ -67,6 +67,22 @@ def test_it_is_told_as_failed(
     assert capsys.readouterr().err.splitlines()[-1] == "sparsebak-agent: work: qubesd: it stumbles"
 
 
+def test_what_means_nothing_here_is_told_as_failed(
+    qubes: QubesSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ZFS takes names with spaces."""
+    qubes.backup()
+    qubes.qubesd.pools["odd"] = {"driver": "zfs", "container": "my tank/vms"}
+    qubes.qubesd.qubes["work"].volumes["private"].pool = "odd"
+    report = backed_up(qubes)
+    assert {name for name, _ in report.failed} == {"work/private", "work/settings"}
+    for words in (["monitor"], ["status"]):
+        assert cli.main(["--config", str(qubes.config), *words]) == 0
+    capsys.readouterr()
+    assert cli.main(["--config", str(qubes.config), "forget", "work/private", "--yes"]) == 1
+    assert "work/private: " in capsys.readouterr().err
+
+
 def test_one_that_went_meanwhile_is_no_failure(qubes: QubesSite, stumbles: Break) -> None:
     stumbles("admin.vm.volume.Info")
     real = qubes.qubesd._vm

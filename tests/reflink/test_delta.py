@@ -13,7 +13,7 @@ from dom0_agent.admin.held import held
 from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import btrfs, extents, fiemap, snapshot_name
 from dom0_agent.sources.reflink import ReflinkSource
-from dom0_agent.targets.file import FileReplacement, clean
+from dom0_agent.targets.file import FileReplacement
 from tests.kit import GRAIN, fill, punch, some_bytes, truly_changed
 from tests.reflink.histories import History, clone_range, dedupe
 from tests.reflink.kit import SIZE, named_by_delta, source_in
@@ -183,7 +183,7 @@ def test_a_pool_that_is_full_or_read_only_says_so(btrfs_folder: Path) -> None:
     assert caught.value.code == Code.NO_SPACE
     (btrfs_folder / "filler").unlink()
     subprocess.run(["mount", "-o", "remount,ro", btrfs_folder], check=True)
-    clean(source)
+    source.drop_unfinished()
     source.drop(7)
     actions = [source.require_room, lambda: source.snapshot(2), lambda: source.drop(1)]
     for action in (*actions, lambda: FileReplacement(source, 1)):

@@ -4,11 +4,13 @@
 import os
 import random
 import threading
+from pathlib import Path
 
 import pytest
 
 from backup_vm.archive.prune import prune
 from dom0_agent.sources import reflink
+from tests import loading
 from tests.kit import GRAIN, Site, change, fill
 
 SIZE = 50 * GRAIN + 999
@@ -104,3 +106,11 @@ def test_a_torn_image_costs_no_more_than_its_size(
     site.backup()
     assert list(site.images().values()) == contents
     assert list(site.images(folder=site.root / "second").values()) == contents[:1]
+
+
+def test_a_call_loads_nothing_of_another_machine(
+    btrfs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(btrfs_folder / "site", driver="reflink")
+    fill(site.image(), SIZE)
+    loading.check(site, "elsewhere, Btrfs or XFS", tmp_path / "loaded", monkeypatch)

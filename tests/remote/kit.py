@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import cannot
+from tests.patience import PATIENCE
 
 SSHD = "/usr/sbin/sshd"
 
@@ -72,12 +73,18 @@ def know(key: Path, known: Path, port: int) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """One that nobody has, below those that the kernel gives to whoever connects or asks for any:
+    by the time that the server listens no other test has got it.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(10_000, max(lowest, 20_000))
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            return port
 
 
-def wait_for(port: int, process: "subprocess.Popen[bytes]", patience: float = 30) -> None:
+def wait_for(port: int, process: "subprocess.Popen[bytes]", patience: float = PATIENCE) -> None:
     deadline = time.monotonic() + patience
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -97,7 +104,7 @@ def s3_server(folder: Path) -> Iterator[Server]:
         try:
             wait_for(port, process)
             request = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
-            urllib.request.urlopen(request, timeout=10).close()
+            urllib.request.urlopen(request, timeout=PATIENCE).close()
             yield Server("s3", port, folder)
         finally:
             process.terminate()

@@ -18,6 +18,7 @@ from backup_vm.archive.storage.remote import RemoteStorage
 from backup_vm.archive.storage.s3 import ObjectStore
 from backup_vm.archive.storage.sftp import SftpHost
 from backup_vm.errors import ForbiddenError, SparsebakError
+from tests.certainty import CutOff
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, change, fill
 from tests.remote.kit import Network, Server
@@ -297,16 +298,6 @@ def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
 ) -> None:
     from backup_vm.archive import pack_writer
     from backup_vm.jobs.backup import BackupRun
-    from backup_vm.terminal.interrupts import Interrupted
-    from backup_vm.terminal.progress import Progress
-
-    class Cut(Progress):
-        left = 30
-
-        def advance(self, size: int) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise Interrupted
 
     monkeypatch.setattr(pack_writer, "RECORD_SECONDS", 0)
     site = remote_site()
@@ -315,7 +306,7 @@ def test_an_interrupted_session_is_seen_and_resumed_elsewhere(
     site.image().write_bytes(random.Random(3).randbytes(40 * GRAIN))
     with site.open(True) as archive, pytest.raises(KeyboardInterrupt):
         agent = site.agent(archive)
-        BackupRun(archive, agent, Cut()).run(agent.list())
+        BackupRun(archive, agent, CutOff(30)).run(agent.list())
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
         with site.open(True) as archive:

@@ -14,6 +14,7 @@ import pytest
 
 from backup_vm import cli
 from tests.kit import GRAIN, Site, change, fill
+from tests.patience import PATIENCE
 
 BIN = Path(sys.executable).parent
 SIZE = 30 * GRAIN + 5
@@ -259,7 +260,7 @@ def test_an_interrupted_command_goes_on(sealed: Shell) -> None:
     process = subprocess.Popen(
         [BIN / "sparsebak", "backup", "work"], env=environ, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not list((sealed.root / "archive").rglob("*.pack.tmp")) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)

@@ -21,6 +21,7 @@ from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.config import load
 from tests.commands import Commands
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -76,8 +77,10 @@ def test_versions(command: str) -> None:
     assert done.stdout.split()[0] == command and done.stdout.split()[1][0].isdigit()
 
 
-def on_a_terminal(*words: object, environment: dict[str, str] | None = None) -> tuple[int, str]:
-    """Run something on a terminal where nobody types; exit code and what it printed."""
+def on_a_terminal(
+    *words: object, environment: dict[str, str] | None = None, typed: bytes = b""
+) -> tuple[int, str]:
+    """Run something on a terminal where this is typed; exit code and what it printed."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [str(w) for w in words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
@@ -85,12 +88,14 @@ def on_a_terminal(*words: object, environment: dict[str, str] | None = None) -> 
     os.close(theirs)
     printed = b""
     try:
+        if typed:
+            os.write(ours, typed)
         while block := os.read(ours, 4096):
             printed += block
     except OSError:  # closed
         pass
     os.close(ours)
-    return process.wait(timeout=60), printed.decode()
+    return process.wait(timeout=PATIENCE), printed.decode(errors="replace")
 
 
 def test_unattended_asks_nothing(site: Site) -> None:
@@ -113,6 +118,26 @@ def test_unattended_asks_nothing(site: Site) -> None:
         "y",
     )
     assert code == 1 and "no terminal to ask" in printed
+
+
+@pytest.mark.parametrize("letters", ["utf-8:strict", "ascii:strict"])
+def test_an_answer_in_other_letters_is_no_yes(site: Site, letters: str) -> None:
+    """As Python reads in any locale but C."""
+    site.backup()
+    environment = {**os.environ, "PYTHONIOENCODING": letters}
+    for words in (
+        ("sparsebak", "--archive", site.archive, "delete", volume_id(site)),
+        ("sparsebak-agent", "--config", site.config, "archive", "remove", "tests"),
+    ):
+        program = (BIN / str(words[0]), *words[1:])
+        code, printed = on_a_terminal(*program, environment=environment, typed=b"y\xe9s\n")
+        assert code == 1 and "nothing was changed" in printed, printed
+        assert "Traceback" not in printed, printed
+    assert len(site.images()) == 1
+
+
+def volume_id(site: Site) -> str:
+    return next((site.archive / "volumes").iterdir()).name
 
 
 def test_no_color_and_progress(site: Site) -> None:

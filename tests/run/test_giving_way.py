@@ -25,6 +25,7 @@ from dom0_agent.tracking.state import State, VolumeState
 from tests.attack.kit import Attacker
 from tests.children import run
 from tests.kit import Site, fill
+from tests.patience import PATIENCE
 from wire.messages import HEADER_SIZE, Offer, Status
 from wire.status import Code, Refused
 
@@ -82,7 +83,7 @@ def test_a_slow_extract_gives_way_to_a_full_pool(
                 found.append(os.readlink(f"/proc/self/fd/{fd}"))
         return any(path.startswith(str(snapshot)) for path in found)
 
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not held_open() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert held_open()

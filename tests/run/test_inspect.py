@@ -180,4 +180,6 @@ def test_what_is_no_file_of_an_archive_is_refused(site: Site, commands: Commands
     fifo = site.root / "x.session"
     os.mkfifo(fifo)
     assert str(fifo) in commands.fails(4, "inspect", str(fifo))
-    assert str(site.pool) in commands.fails(4, "inspect", str(site.pool))
+    for folder in (str(site.pool), "packs", str(site.archive), "/"):
+        assert "is a folder (name a file" in commands.fails(2, "inspect", folder)
+    assert "no such file" in commands.fails(2, "inspect", str(site.root / "none"))

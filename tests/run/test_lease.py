@@ -28,7 +28,8 @@ from backup_vm.archive.storage.locks import LocalLocks
 from backup_vm.errors import LockedError
 from tests.conftest import cannot
 from tests.faultfs import FaultFS, missing
-from tests.kit import GRAIN, Site, fill
+from tests.kit import GRAIN, Site, backed_up, fill
+from tests.patience import PATIENCE
 
 BIN = Path(sys.executable).parent
 ELSEWHERE = replace(Holder.this("backup"), machine="another", host="nas", process=77, since=0)
@@ -36,10 +37,7 @@ ELSEWHERE = replace(Holder.this("backup"), machine="another", host="nas", proces
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    site = Site(tmp_path / "site")
-    fill(site.image(), 20 * GRAIN)
-    site.backup()
-    return site
+    return backed_up(tmp_path / "site")
 
 
 def run(
@@ -222,7 +220,15 @@ def test_a_run_that_loses_its_lease_ends_and_writes_nothing_more(
     fill(site.image(), 60 * GRAIN, 5)
     original: Callable[..., object] = local_storage.LocalNewFile.finish
     packs: list[str] = []
-    slept = [0.0]
+    slept, lost, lose = [0.0], threading.Event(), leases.Lease._lose
+
+    def noticed(lease: leases.Lease, why: str) -> None:
+        try:
+            lose(lease, why)  # which raises
+        finally:
+            lost.set()
+
+    monkeypatch.setattr(leases.Lease, "_lose", noticed)
     monkeypatch.setattr(leases, "_boot_time", lambda: time.monotonic() + slept[0])
     monkeypatch.setattr(
         leases.Clocks.__init__, "__defaults__", (leases._boot_time, time.time, time.sleep)
@@ -237,7 +243,7 @@ def test_a_run_that_loses_its_lease_ends_and_writes_nothing_more(
                 locks.put("writer-2", ELSEWHERE.dump())
             else:
                 slept[0] = STALE
-            time.sleep(0.2)
+            assert how == "slept" or lost.wait(PATIENCE)
         packs.append("")
         return original(self)
 

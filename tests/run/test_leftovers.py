@@ -79,6 +79,30 @@ def test_a_volume_that_moved_is_forgotten_in_both_places(two: Site) -> None:
     assert two.snapshots() == []
 
 
+def test_a_volume_that_moved_away_and_back_keeps_its_snapshot(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site")
+    fill(site.image(), 4 * GRAIN)
+    text, other = site.config.read_text(), site.root / "other"
+    other.mkdir()
+    for at in ("pool", "other", "pool", "other", "pool"):
+        site.config.write_text(text.replace('path = "pool"', f'path = "{at}"'))
+        shutil.copytree(site.pool, other, dirs_exist_ok=True, ignore=lambda *_: [".sparsebak"])
+        site.backup()
+    left = VolumeState(site.state, "work", "private").load().left
+    assert [Path(one["pool"]["path"]).name for one in left] == ["other"]
+    assert agent(site, "monitor") == 0
+    assert len(site.snapshots()) == 1 and not list(other.glob(".sparsebak/*/*/*"))
+    assert site.backup().done[0].stored == 0 and site.backup().done[0].full is False
+    site.config.write_text(text.replace('path = "pool"', 'path = "other"'))
+    site.backup()
+    assert len(list(other.glob(".sparsebak/*/*/*"))) == 1
+    os.rename(site.pool, site.root / "away")
+    assert agent(site, "forget", "work/private", "--yes") == 1  # but what is there goes
+    assert not list(other.glob(".sparsebak/*/*/*"))
+    os.rename(site.root / "away", site.pool)
+    assert agent(site, "forget", "work/private", "--yes") == 0 and site.snapshots() == []
+
+
 def test_what_cannot_be_removed_stays_known(
     two: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +119,10 @@ def test_what_cannot_be_removed_stays_known(
     os.rename(two.pool, two.root / "away")  # a disk that is not mounted
     assert agent(two, "forget", "old/private", "--yes") == 1
     assert "pool p is not there" in capsys.readouterr().err
+    two.pool.mkdir()  # where it is mounted
+    assert agent(two, "forget", "old/private", "--yes") == 1
+    assert "pool p is not there" in capsys.readouterr().err
+    two.pool.rmdir()
     assert agent(two, "monitor", "-q") == 1  # for the other volume
     assert (two.state / "volumes/old/private/state.json").read_bytes() == before
     os.rename(two.root / "away", two.pool)

@@ -13,17 +13,14 @@ from backup_vm import cli
 from backup_vm.archive import turn
 from backup_vm.archive.holder import Holder
 from backup_vm.archive.storage.local import LocalStorage
-from tests.kit import GRAIN, Site, fill
+from tests.kit import GRAIN, Site, backed_up, fill
 
 ELSEWHERE = replace(Holder.this("scrub"), machine="another", host="nas", process=77, since=0)
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    site = Site(tmp_path / "site")
-    fill(site.image(), 20 * GRAIN)
-    site.backup()
-    return site
+    return backed_up(tmp_path / "site")
 
 
 Release = Callable[[], None]

@@ -3,6 +3,8 @@
 
 import os
 import random
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from backup_vm.volumes import stored_volumes
 from tests.commands import Commands
 from tests.conftest import cannot
 from tests.kit import GRAIN, Site, change, fill
+from tests.patience import AT_ONCE, PATIENCE
 
 BIN = Path(sys.executable).parent
 
@@ -48,19 +51,21 @@ def mounted(commands: Commands, *more: str, end: signal.Signals = signal.SIGINT)
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not os.path.ismount(folder):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        assert process.stdout is not None  # whoever waits for the line has it now
+        assert select.select([process.stdout], [], [], 5)[0]
+        assert re.search("[12] sessions", process.stdout.readline())
         yield folder
     finally:
         begun = time.monotonic()
         process.send_signal(end)
-        out, err = process.communicate(timeout=30)
-        assert time.monotonic() - begun < 2 and process.returncode == 0, err
-        assert not os.path.ismount(folder) and "Traceback" not in err, err
-        assert "2 sessions" in out or "1 sessions" in out
+        out, err = process.communicate(timeout=PATIENCE)
+        assert time.monotonic() - begun < AT_ONCE and process.returncode == 0, err
+        assert not os.path.ismount(folder) and "Traceback" not in err + out, err
 
 
 def test_files_are_read_from_an_ext4_in_a_session(commands: Commands) -> None:

@@ -29,6 +29,7 @@ from dom0_agent.rpc import dispatch
 from dom0_agent.rpc.limits import HEAVY
 from tests.in_process import InProcess
 from tests.kit import GRAIN, Site, change, fill
+from tests.patience import PATIENCE
 from wire.messages import Offer, VolumeEntry
 from wire.stream import Reader
 
@@ -220,7 +221,7 @@ def test_of_a_slow_store_a_little_is_taken_all_the_while(
     finish, chunk = NewPack.finish, PackWriter.chunk
 
     def slow(pack: NewPack) -> None:
-        assert released.wait(20), "dom0 waits for what takes nothing"
+        assert released.wait(PATIENCE), "dom0 waits for what takes nothing"
         finish(pack)
 
     def counted(writer: PackWriter, *words: Any) -> None:

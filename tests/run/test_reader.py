@@ -13,6 +13,7 @@ from backup_vm.archive.prune import prune
 from dom0_agent.admin import archives
 from dom0_agent.keyring import Keyring
 from tests.kit import GRAIN, PASSPHRASE, Site, change, fill
+from tests.patience import PATIENCE
 from wire import slots
 from wire.chunks import SUITES
 
@@ -188,11 +189,27 @@ def test_parameters_that_are_no_small_regular_file(site: Site, tmp_path: Path, k
         [sys.executable, str(READER), str(folder), "list"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "Traceback" not in done.stderr and "archive.toml" in done.stderr
+
+
+def test_an_image_has_its_name_when_it_is_whole(site: Site, tmp_path: Path) -> None:
+    fill(site.image(), 40 * GRAIN)
+    site.backup()
+    (pack,) = site.archive.rglob("*.pack")
+    raw, target = pack.read_bytes(), tmp_path / "image"
+    pack.write_bytes(raw[:3000] + bytes(1000) + raw[4000:])
+    words = ("assemble", "work/private", "latest", str(target))
+    done = read(site, site.archive, *words)
+    assert done.returncode == 1 and "lost or damaged" in done.stderr and not target.exists()
+    pack.write_bytes(raw)
+    assert read(site, site.archive, *words).returncode == 0
+    assert target.read_bytes() == site.contents() and list(tmp_path.glob("image*")) == [target]
+    done = read(site, site.archive, *words)
+    assert done.returncode == 1 and f"{target} exists" in done.stderr
 
 
 def test_it_shares_no_code_and_is_short() -> None:

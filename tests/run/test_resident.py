@@ -22,7 +22,9 @@ from backup_vm.agent.call import RefusedError
 from backup_vm.agent.client import Agent
 from backup_vm.agent.transport.unix import UnixTransport
 from dom0_agent.rpc.heads import SERVICES
+from dom0_agent.rpc.resident import HEAD_PATIENCE
 from tests.kit import GRAIN, Site, change, fill
+from tests.patience import PATIENCE, until
 from wire.messages import HEADER, HEADER_SIZE, Request, Status
 from wire.status import Code
 
@@ -164,9 +166,7 @@ def test_many_at_once_and_some_that_never_speak(site: Site) -> None:
         assert len(answers) == 100 and len(set(answers)) == 1 and len(answers[0]) > 100
         for one in silent:
             one.close()
-        time.sleep(1.2)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        assert children == []
+        until(lambda: not children(process))
 
 
 def test_a_call_that_dies_takes_nothing_with_it(site: Site) -> None:
@@ -174,18 +174,11 @@ def test_a_call_that_dies_takes_nothing_with_it(site: Site) -> None:
         one = socket.socket(socket.AF_UNIX)
         one.connect(str(site.root / "sockets/sparsebak.List"))
         one.sendall(b"sparsebak.List+ backup-vm keyword adminvm\0")
-        deadline = time.monotonic() + 10
-        while not (
-            children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        limits = Path(f"/proc/{children[0]}/limits").read_text()
-        time.sleep(0.2)
-        assert re.search(
-            r"core file size\s+[01]\s", Path(f"/proc/{children[0]}/limits").read_text() or limits
-        )
-        os.kill(int(children[0]), signal.SIGKILL)
+        until(lambda: children(process))
+        child = children(process)[0]
+        limits = Path(f"/proc/{child}/limits")
+        until(lambda: re.search(r"core file size\s+[01]\s", limits.read_text()))
+        os.kill(int(child), signal.SIGKILL)
         assert one.recv(10) == b""
         one.close()
         agent_of(site).enroll("tests")
@@ -196,12 +189,12 @@ def test_stopped_it_lets_calls_end(site: Site) -> None:
         request = Request(archive=archive.parameters.archive).build()
     with resident(site) as process:
         one = socket.socket(socket.AF_UNIX)
-        one.settimeout(20)
+        one.settimeout(PATIENCE)
         one.connect(str(site.root / "sockets/sparsebak.List"))
         one.sendall(b"sparsebak.List+ backup-vm keyword adminvm\0")
-        time.sleep(0.5)
+        until(lambda: children(process))
         process.terminate()
-        time.sleep(1.5)
+        time.sleep(0.5)  # far less than the seconds in which a request may still come
         assert process.poll() is None
         one.sendall(request)
         answer = b""
@@ -209,13 +202,13 @@ def test_stopped_it_lets_calls_end(site: Site) -> None:
             answer += block
         one.close()
         assert HEADER.unpack(answer[:HEADER_SIZE])[1] > 100, "the call was answered as ever"
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE) == 0
 
 
 def test_it_goes_when_there_are_no_calls(site: Site) -> None:
     with resident(site, "--idle", "1.5") as process:
         agent_of(site).enroll("tests")
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE) == 0
 
 
 def test_sockets_that_systemd_hands_over(site: Site) -> None:
@@ -232,7 +225,7 @@ def test_sockets_that_systemd_hands_over(site: Site) -> None:
     )
     entry, slots, version = Agent(UnixTransport(site.root, "backup-vm")).enroll("tests")
     assert entry.label == "tests" and len(slots) == 2 and version
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=PATIENCE) == 0
     done = subprocess.run(
         [AGENT, "--config", site.config, "serve"], capture_output=True, text=True, check=False
     )
@@ -253,7 +246,7 @@ def test_the_units_name_every_service() -> None:
 
 def connected(site: Site, service: str, caller: str, body: bytes = b"") -> socket.socket:
     one = socket.socket(socket.AF_UNIX)
-    one.settimeout(20)
+    one.settimeout(PATIENCE)
     one.connect(str(site.root / "sockets" / f"sparsebak.{service}"))
     one.sendall(f"sparsebak.{service}+ {caller} keyword adminvm".encode() + b"\0" + body)
     return one
@@ -273,7 +266,7 @@ def test_one_caller_cannot_keep_the_others_out(site: Site, speaks: bytes) -> Non
         time.sleep(0.3)
         start = time.monotonic()
         answer = connected(site, "List", "backup-vm", request)
-        assert len(answer.recv(1 << 16)) > 20 and time.monotonic() - start < 2
+        assert len(answer.recv(1 << 16)) > 20 and time.monotonic() - start < HEAD_PATIENCE - 2
         assert len(children(process)) <= 5  # of the other at most as many as hold chunks
         site.backup(agent=agent_of(site))
         for one in hostile:
@@ -317,7 +310,7 @@ def test_silent_calls_do_not_keep_it_from_ending(site: Site) -> None:
         silent = [connected(site, "Extract", f"vm{n}") for n in range(30)]
         time.sleep(0.3)
         process.terminate()
-        assert process.wait(timeout=6) == 0
+        assert process.wait(timeout=PATIENCE) == 0
         for one in silent:
             one.close()
 
@@ -327,10 +320,8 @@ def test_a_call_that_is_killed_is_reported(site: Site) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None and "ready" in process.stderr.readline()
         one = connected(site, "List", "backup-vm")
-        deadline = time.monotonic() + 10
-        while not (found := children(process)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(int(found[0]), signal.SIGKILL)
+        until(lambda: children(process))
+        os.kill(int(children(process)[0]), signal.SIGKILL)
         assert "sparsebak.List from backup-vm was killed: SIGKILL" in process.stderr.readline()
         assert one.recv(10) == b"" and children(process) == []
         one.close()

@@ -280,6 +280,8 @@ def test_remedies_of_doctor_work(commands: Commands) -> None:
         ("upkeep", "--copy-to", ""),
         ("assemble", "work/private", "-o", ""),
         ("list", "--archive", ""),
+        ("list", "--tag", ""),
+        ("inspect", ""),
         ("list", "--require-mount", ""),
         ("list", "--agent", ""),
         ("backup", "--caller", ""),

@@ -22,6 +22,7 @@ from backup_vm.surroundings import require_mains, require_unmetered
 from tests.commands import Commands
 from tests.conftest import cannot
 from tests.kit import GRAIN, fill
+from tests.patience import AT_ONCE, PATIENCE
 
 
 class Watcher:
@@ -85,11 +86,11 @@ def test_a_watcher_that_cannot_be_told_changes_nothing(
     code, _, said = backup(ready, "--ping-url", watcher.url)
     assert code == 0 and said.count("could not be told: HTTP Error 500") == 2, said
     assert watcher.url not in said, "whoever reads the log could tell it what he likes"
-    watcher.status, watcher.slow = 200, 3.0
+    watcher.status, watcher.slow = 200, 4 * AT_ONCE
     monkeypatch.setattr("backup_vm.reporting.ping.PATIENCE", 0.2)
     begun = time.monotonic()
     code, _, said = backup(ready, "--ping-url", watcher.url)
-    assert code == 0 and "timed out" in said and time.monotonic() - begun < 2.5
+    assert code == 0 and "timed out" in said and time.monotonic() - begun < AT_ONCE
     code, _, said = backup(ready, "--ping-url", "http://127.0.0.1:9/x")
     assert code == 0 and "Connection refused" in said
 
@@ -254,13 +255,13 @@ def test_a_metered_link(bus: str, metered: int, waits: bool) -> None:
     over = threading.Event()
     thread = threading.Thread(target=manager, args=(bus, metered, over), daemon=True)
     thread.start()
-    assert over.wait(10)
+    assert over.wait(PATIENCE)
     if waits:
         with pytest.raises(NotNowError, match="metered"):
             require_unmetered()
     else:
         require_unmetered()
-    thread.join(10)
+    thread.join(PATIENCE)
 
 
 def manager(address: str, metered: int, ready: threading.Event) -> None:
@@ -273,7 +274,7 @@ def manager(address: str, metered: int, ready: threading.Event) -> None:
         connection.send_and_get_reply(message_bus.RequestName("org.freedesktop.NetworkManager"))
         ready.set()
         while True:
-            call = connection.receive(timeout=10)
+            call = connection.receive(timeout=PATIENCE)
             if call.header.fields.get(HeaderFields.member) == "Get":
                 assert call.body == ("org.freedesktop.NetworkManager", "Metered")
                 connection.send(new_method_return(call, "v", (("u", metered),)))

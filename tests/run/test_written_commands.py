@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from dom0_agent.admin import cli as dom0
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = {
-    "sparsebak": vm.parser,
-    "sparsebak-agent": dom0.parser,
-    "spbk-assemble": spbk_assemble.parser,
+    "sparsebak": cache(vm.parser),
+    "sparsebak-agent": cache(dom0.parser),
+    "spbk-assemble": cache(spbk_assemble.parser),
 }
 COMMAND = re.compile(
     r"(?<![\w./@-])(?<!:)(?:/usr/bin/)?(sparsebak|sparsebak-agent|spbk-assemble)(?= )([^\n`]*)"

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from tests.kit import GRAIN, PASSPHRASE, change, fill
+from tests.patience import PATIENCE
 from tests.qubes.qubesd import Qube, Qubesd
 from tests.system.machine import Machine
 from tests.system.root import base
@@ -119,7 +120,7 @@ class World(Qubesd):
     def power(self, verb: str) -> None:
         """Start or shut down the backup VM, as Qubes' own tools do."""
         self._vm(self.qubes[BACKUP_VM], verb, "", "")
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while self.qubes[BACKUP_VM].state not in ("Running", "Halted"):
             assert time.monotonic() < end
             time.sleep(0.1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.children import signals_as_usual
 from tests.kit import Site
+from tests.patience import PATIENCE
 
 START = "import sys; from backup_vm.cli import main; sys.exit(main())"
 WHICH = Path()
@@ -41,7 +42,7 @@ class Page:
         self.headers: Headers = {}
 
     def ask(self, method: str, path: str, headers: Headers, body: object = None) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         sent = body if body is None or isinstance(body, bytes) else json.dumps(body)
         connection.request(method, path, sent, headers)
         answer = connection.getresponse()
@@ -76,6 +77,6 @@ class Page:
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(10)
+        code = self.process.wait(PATIENCE)
         self.process.communicate()
         return code

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
+from tests.patience import PATIENCE
 from tests.ui.server import Page
 
 pytest.importorskip("aiohttp", reason="the page needs aiohttp")
@@ -105,7 +106,7 @@ def test_every_answer_has_the_headers_that_keep_it_here(page: Page) -> None:
     asked += [("GET", "/api/names", page.headers), ("GET", "/enter?token=x", {})]
     asked += [("GET", "/download/x", page.headers), ("PUT", "/", page.headers)]
     for method, path, headers in asked:
-        connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=PATIENCE)
         connection.request(method, path, None, headers)
         answer = connection.getresponse()
         answer.read()
@@ -157,11 +158,11 @@ def test_who_says_nothing_keeps_nobody_away(page: Page) -> None:
     slow = []
     try:
         for _ in range(200):
-            connection = socket.create_connection(("127.0.0.1", page.port), timeout=5)
+            connection = socket.create_connection(("127.0.0.1", page.port), timeout=PATIENCE)
             slow.append(connection)
             with suppress(OSError):
                 connection.sendall(b"GET / HTTP/1.1\r\nHo")
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         while len(os.listdir(f"/proc/{page.process.pid}/fd")) > 100:
             assert time.monotonic() < until, "connections are limited"
             time.sleep(0.1)

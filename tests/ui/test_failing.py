@@ -22,6 +22,7 @@ from backup_vm.ui.queue import Queue
 from backup_vm.ui.reads import Reads
 from tests.conftest import cannot
 from tests.kit import PASSPHRASE, Site
+from tests.patience import PATIENCE
 from tests.ui.server import Page
 
 
@@ -62,7 +63,7 @@ GARBAGE = (
 def complaints(page: Page) -> str:
     """All that it wrote to the terminal, until it ended as told."""
     page.process.send_signal(2)
-    _, err = page.process.communicate(timeout=10)
+    _, err = page.process.communicate(timeout=PATIENCE)
     assert page.process.returncode == 0
     return str(err)
 
@@ -71,7 +72,7 @@ def go_in_the_middle(page: Page) -> None:
     """Begin a download, and ask for something, and be gone before the end."""
     asked = {"volume": "work/private", "session": "latest", "path": "/large"}
     for path in (page.post("/api/ticket", asked)[1]["link"], "/api/status"):
-        connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=PATIENCE)
         connection.request("GET", str(path), headers=page.headers)
         if path != "/api/status":
             assert len(connection.getresponse().read(1000)) == 1000
@@ -83,10 +84,10 @@ def test_what_is_no_request_shows_nothing_nor_does_whoever_goes_in_the_middle(pa
     page.enter()
     go_in_the_middle(page)
     for raw in GARBAGE:
-        with socket.create_connection(("127.0.0.1", page.port), 5) as one:
+        with socket.create_connection(("127.0.0.1", page.port), PATIENCE) as one:
             one.sendall(raw)
             one.shutdown(socket.SHUT_WR)
-            one.settimeout(2)
+            one.settimeout(PATIENCE)
             while one.recv(1 << 16):
                 pass
     assert page.get("/api/names") == {"volumes": ["work/private"]}
@@ -109,7 +110,7 @@ def test_whoever_has_many_connections_keeps_nothing_from_being_done(page: Page) 
     time.sleep(0.3)
     for one in held:
         one.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             status, _ = page.ask("GET", "/api/names", page.headers)
@@ -146,7 +147,7 @@ def test_work_that_cannot_be_started_keeps_no_other_waiting(
         return [*first.log, str(second.code)]
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    told, code = asyncio.run(asyncio.wait_for(two(), 15))
+    told, code = asyncio.run(asyncio.wait_for(two(), PATIENCE))
     assert "Too many open files" in told and code == "10"
 
 

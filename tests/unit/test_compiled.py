@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from backup_vm.archive.format import EXPORT_MAGIC, INDEX_MAGIC, PACK_MAGIC, SESSION_MAGIC
 from backup_vm.archive.walk import shown
+from tests.declared import Declared
 from tools import compiled, tables
-from wire.declared import Declared, bare, declaration
+from wire.declared import bare, declaration
 from wire.grants import GRANT_MAGIC
 from wire.layout import LAST_TIME, TIME, Codes, Compiled, Structure
 

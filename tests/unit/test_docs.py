@@ -43,6 +43,49 @@ def test_every_file_that_docs_name_exists() -> None:
     assert not [one for one in missing if "NAME" not in one[1]]
 
 
+def test_every_module_of_the_archive_has_its_subject() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.partition("| subject | modules |")[2].partition("\n\n")[0]
+    named = re.findall(r"`(\w+)`", table)
+    modules = {path.stem for path in (ROOT / "backup_vm/archive").glob("*.py")} - {"__init__"}
+    assert len(named) == len(set(named)) and set(named) == modules
+
+
+def test_every_module_on_the_ways_through_the_code_is_there() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    ways = page.partition("## Reading the code")[2].split("```")[1]
+    rooms = {path.name: path for side in ("backup_vm", "dom0_agent") for path in side_rooms(side)}
+    named = re.findall(r"\b(\w+)/([\w/]*)", ways)
+    assert len(named) > 40
+    for room, rest in named:
+        folder = ROOT / "wire" if room == "wire" else rooms[room]
+        place = folder / rest
+        assert place.is_dir() or place.with_suffix(".py").is_file(), f"{room}/{rest}"
+
+
+def side_rooms(side: str) -> Iterator[Path]:
+    """The folders right in a package."""
+    yield from (path for path in (ROOT / side).iterdir() if path.is_dir())
+
+
+def test_every_target_unit_and_tool_that_docs_name_exists() -> None:
+    """Our own commands are tried by tests/run/test_written_commands.py."""
+    rules = re.findall(r"^([a-z0-9 -]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = {word for rule in rules for word in rule.split()}
+    units = {path.name for path in (ROOT / "systemd").rglob("*") if path.is_file()}
+    found = 0
+    for page, text in pages():
+        typed = re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", text, re.MULTILINE)
+        assert set(typed) <= targets, page.name
+        named = re.findall(r"\bsparsebak[\w@-]*\.(?:timer|service|socket)\b", text)
+        assert set(named) <= units, page.name
+        tools = [ROOT.joinpath(*one.split(".")) for one in re.findall(r"python -m ([\w.]+)", text)]
+        for tool in tools:
+            assert tool.with_suffix(".py").is_file() or (tool / "__main__.py").is_file(), page.name
+        found += len(typed) + len(named) + len(tools)
+    assert found > 60
+
+
 def test_every_link_between_pages_leads_somewhere() -> None:
     links = [(page, *link) for page, text in pages() for link in LINK.findall(text)]
     assert len(links) > 40

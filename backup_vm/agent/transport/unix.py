@@ -75,7 +75,7 @@ class UnixTransport(Transport):
             connection.close()
             hint = f"start it: sparsebak-agent serve --listen {self._folder}"
             raise AgentError(
-                f"no resident agent answers at {path}: {error.strerror}", hint
+                f"no resident agent answers at {path}: {error.strerror or error}", hint
             ) from None
         keyword = qube is None or qube.startswith("@")
         target = f"keyword {(qube or '@adminvm').removeprefix('@')}" if keyword else f"name {qube}"

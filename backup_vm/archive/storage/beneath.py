@@ -10,6 +10,7 @@ needs no call that Python lacks. The root itself may be a link: its path is the 
 """
 
 import errno
+import functools
 import io
 import os
 import stat
@@ -28,6 +29,11 @@ _UNREADABLE = frozenset(
 )
 """A bad sector, what a file system's own checksum refuses, and what is not for us: other files may
 be sound.
+"""
+_KEEPING_CHANGES = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "tmpfs"})
+"""File systems that have times of change on disk. exFAT, for one, has the time of the last write in
+their place after the next mount, so that all would seem to be changed; of what another machine or
+program answers (NFS, SMB, FUSE) nothing is known.
 """
 _CLOSED = os.O_CLOEXEC | os.O_NOFOLLOW
 _UNHURRIED = os.O_NONBLOCK | os.O_NOCTTY
@@ -160,9 +166,13 @@ class Beneath:
         with self._listing(folder) as found:
             return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
 
-    def stamps(self, folder: str) -> list[tuple[str, int, int]]:
-        """The names in a folder beneath, their bytes (-1 of what is no regular file), and when each
-        was written, in nanoseconds.
+    def stamps(self, folder: str) -> list[tuple[str, int, str]]:
+        """The names in a folder beneath, their bytes (-1 of what is no regular file), and a text
+        that is another one when the file was written again, or another one took its place.
+
+        That is when it was written, and where the file system keeps it, when it or its name was
+        changed last, which nobody can set back. Inode numbers tell no more, and on some file
+        systems (FAT, SMB, most of FUSE) they are others after each mount.
         """
         stamps = []
         with self._listing(folder) as found:
@@ -170,8 +180,16 @@ class Beneath:
                 with suppress(FileNotFoundError):  # another program's, or a temporary file's
                     status = entry.stat(follow_symlinks=False)
                     size = status.st_size if stat.S_ISREG(status.st_mode) else -1
-                    stamps.append((entry.name, size, status.st_mtime_ns))
+                    stamp = str(status.st_mtime_ns)
+                    if self._keeps_changes:
+                        stamp += f" {status.st_ctime_ns}"
+                    stamps.append((entry.name, size, stamp))
         return stamps
+
+    @functools.cached_property
+    def _keeps_changes(self) -> bool:
+        """Whether the times of change (ctime) are the same after another mount."""
+        return file_system(self.fd()) in _KEEPING_CHANGES
 
     @contextmanager
     def _listing(self, folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
@@ -184,6 +202,21 @@ class Beneath:
                 yield found
         except FileNotFoundError:
             yield iter(())
+
+
+def file_system(fd: int) -> str:
+    """What kind of file system an open file is on, as the kernel calls it; empty where that cannot
+    be known.
+    """
+    # Not by statfs(2), which Python lacks, for ctypes takes its time.
+    with suppress(OSError, ValueError, StopIteration):
+        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+        mount = next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:"))
+        with open("/proc/self/mountinfo", "rb") as mounts:
+            for line in mounts:
+                if line.split(maxsplit=1)[0] == mount.encode():
+                    return line.partition(b" - ")[2].split()[0].decode("ascii", "replace")
+    return ""
 
 
 def _enter(folder: int, name: str, make: bool, listed: bool) -> int:

@@ -59,10 +59,10 @@ class Directory(Files):
 
     def stamps(self, folder: str) -> dict[str, tuple[int, str]]:
         """See Storage."""
-        return {name: (size, str(time)) for name, (size, time) in self._stamps(folder).items()}
+        return self._stamps(folder)
 
-    def _stamps(self, folder: str, wanted: bool = True) -> dict[str, tuple[int, int]]:
-        found: dict[str, tuple[int, int]] = {}
+    def _stamps(self, folder: str, wanted: bool = True) -> dict[str, tuple[int, str]]:
+        found: dict[str, tuple[int, str]] = {}
         for middle, is_folder in self._beneath.entries(folder):
             volume = folder == "volumes" and _VOLUME.fullmatch(middle)
             if not is_folder and not volume:
@@ -70,16 +70,16 @@ class Directory(Files):
             inner = f"{folder}/{middle}"
             try:
                 if wanted:
-                    for name, size, time in self._beneath.stamps(inner):
-                        found[f"{inner}/{name}"] = size, time
+                    for name, size, stamp in self._beneath.stamps(inner):
+                        found[f"{inner}/{name}"] = size, stamp
                 else:
                     for name, _ in self._beneath.entries(inner):
-                        found[f"{inner}/{name}"] = 0, 0
+                        found[f"{inner}/{name}"] = 0, ""
             except DamagedError:
                 if (
                     volume
                 ):  # it must not look as if it had no sessions, or their chunks would be freed
-                    found[f"{inner}/{_UNSEEN}"] = -1, 0
+                    found[f"{inner}/{_UNSEEN}"] = -1, ""
                     continue
                 raise
         return found

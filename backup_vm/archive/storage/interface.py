@@ -126,7 +126,8 @@ class Storage(Files, Protocol):
     archive, so that other machines do not see it. ``check`` is called before anything is written,
     and raises what forbids it: a lease that is lost. ``rate``: what whoever reads or writes chunks
     must keep to. ``vault``: what keeps files from being removed for a time, once ``protect`` was
-    called.
+    called. ``archive``: the archive's id, once it is known; then no notes of another one are
+    believed.
     """
 
     uploads: int
@@ -137,6 +138,7 @@ class Storage(Files, Protocol):
     rate: Rate = Rate()
     workspace: Workspace
     vault: "Vault | None" = None
+    archive: bytes = b""
 
     def protect(self, retention: int) -> None:
         """Keep what is stored from now on from being removed, for so many seconds each; raise

@@ -9,7 +9,6 @@ is then, and only then, the whole new file, and is read as NAME until it has its
 """
 
 import os
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,15 +19,13 @@ from backup_vm.archive.storage import sftp_extensions as extensions
 from backup_vm.archive.storage import sftp_protocol as protocol
 from backup_vm.archive.storage.connections import Connections
 from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
+from backup_vm.archive.storage.sftp_folders import MOST, Folders
 from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
 from backup_vm.archive.storage.ssh import Host
 from backup_vm.errors import ForbiddenError, SparsebakError, UsageError
 from common.override import override
 
 _UPLOADING, _WHOLE = ".uploading", ".whole"
-_DEPTH = 3
-_MOST = 20_000_000
-"""Files in a listing beyond which it is taken for one without end."""
 _ROOM = 1 << 20
 _TICK, _TRIES = 1.1, 4
 """Seconds between uploads of one file until its time is another one, and how many at most."""
@@ -52,7 +49,7 @@ class SftpHost(Objects):
             raise UsageError(f"{url}: write sftp://USER@HOST:PORT/PATH, with a path")
         self._root = (path.removeprefix("/~/") if path.startswith("/~/") else path).encode()
         self._connections = Connections(self._host)
-        self._made: set[bytes] = set()
+        self._folders = Folders(self._host.name, self._root)
         self._elsewhere: frozenset[str] = frozenset()
         """Objects that are under NAME.whole only."""
 
@@ -82,7 +79,7 @@ class SftpHost(Objects):
     def list(self) -> list[tuple[str, Entry]]:
         found: dict[str, Entry] = {}
         with self._asking() as client:
-            for name, attributes in self._walk(client):
+            for name, attributes in self._folders.files(client):
                 found[name] = self._entry(client, name, attributes)
         # An upload that was cut between removing what it replaces and taking its name: see above.
         whole = {name.removesuffix(_WHOLE) for name in found if name.endswith(_WHOLE)}
@@ -90,31 +87,6 @@ class SftpHost(Objects):
         for name in self._elsewhere:
             found[name] = found[name + _WHOLE]
         return list(found.items())
-
-    def _walk(self, client: Client) -> Iterator[tuple[str, Attributes]]:
-        """All files, one level of folders after the other; links and whatever else is neither are
-        left out.
-        """
-        # A level at a time, so that many folders are asked for at once: packs are in 256, and one
-        # after the other each would cost a round trip.
-        level, seen = [""], 0
-        for depth in range(_DEPTH):
-            below = []
-            paths = [self._path(folder) for folder in level]
-            for at, entries in client.folders(paths, _MOST - seen):
-                seen += len(entries)
-                for raw, attributes in entries:
-                    if raw in (b".", b"..") or b"/" in raw or not raw:
-                        continue
-                    name = f"{level[at]}/{raw.decode(errors='surrogateescape')}".lstrip("/")
-                    folder = attributes.is_folder
-                    if folder is None:  # names of files have a dot in them, those of folders none
-                        folder = b"." not in raw
-                    if folder and depth + 1 < _DEPTH:
-                        below.append(name)
-                    elif attributes.is_file is not False and not folder:
-                        yield name, attributes
-            level = below
 
     def _entry(self, client: Client, name: str, attributes: Attributes) -> Entry:
         if attributes.size is None:
@@ -164,13 +136,13 @@ class SftpHost(Objects):
         try:
             return self._put(name, source, old)
         except FileNotFoundError:  # a folder that was there is gone
-            self._made.clear()
+            self._folders.forget()
             return self._put(name, source, old)
 
     def _put(self, name: str, source: Path, old: Entry | None) -> str:
         path, size = self._path(name), source.stat().st_size
         with self._asking(name) as client:
-            self._make(client, path.rpartition(b"/")[0])
+            self._folders.make(client, path.rpartition(b"/")[0])
             try:
                 # Times are whole seconds, on some disks two: what is written again within one, at
                 # the same size, would pass for what it replaces, on every machine with a copy.
@@ -179,14 +151,16 @@ class SftpHost(Objects):
                     if old is None or not version or (size, version) != old:
                         break
                     stopping.sleep(_TICK)
-                extensions.replace(client, path, _UPLOADING.encode(), _WHOLE.encode())
+                attributes = extensions.replace(client, path, _UPLOADING.encode(), _WHOLE.encode())
             except (Refused, SparsebakError):
                 with suppress(Refused):
                     client.ask(protocol.REMOVE, text(path + _UPLOADING.encode()))
                 raise
-            asked = client.ask(protocol.STAT, text(path), protocol.ATTRS)
+            if attributes is None or (attributes.size, _version(attributes)) != (size, version):
+                # Not of the file that was uploaded: perhaps it was looked at before the rename.
+                attributes = client.ask(protocol.STAT, text(path), protocol.ATTRS).attributes()
             self._elsewhere -= {name}
-            return _version(asked.attributes())
+            return _version(attributes)
 
     def _upload(self, client: Client, path: bytes, source: Path, size: int) -> str:
         """Have a whole file there, and durable as far as the server can; returns its version."""
@@ -194,10 +168,14 @@ class SftpHost(Objects):
         try:
             with open(source, "rb") as file:
                 client.write(handle, iter(lambda: file.read(protocol.BLOCK), b""))
-            extensions.sync(client, handle)
+            # All is written by now, and answered: not every server keeps what is asked of one file
+            # in order. One that closes it before it syncs it says that it could not sync it.
+            syncing = extensions.begin_sync(client, handle)
             looked = client.send(protocol.FSTAT, text(handle))
+            closing = client.send(protocol.CLOSE, text(handle))
+            extensions.end_sync(client, syncing)
             there = self._looked_at(client, looked, path)
-            client.close(handle)
+            client.answer(closing)
         except Refused as error:
             client.settle()
             with suppress(Refused):
@@ -221,31 +199,6 @@ class SftpHost(Objects):
             "make room there, or prune old sessions; what was stored is kept",
         )
 
-    def _make(self, client: Client, folder: bytes) -> None:
-        if folder in self._made or folder in (b"", b"/", b"."):
-            return
-        try:
-            client.ask(protocol.STAT, text(folder), protocol.ATTRS)
-        except Refused as error:
-            if error.code != protocol.NO_SUCH_FILE:
-                raise
-            self._make(client, folder.rpartition(b"/")[0])
-            try:
-                client.ask(protocol.MKDIR, text(folder) + struct.pack(">I", 0))
-            except Refused as refusal:  # or was another thread first?
-                try:
-                    client.ask(protocol.STAT, text(folder), protocol.ATTRS)
-                except Refused:
-                    raise self._no_folder(folder, refusal) from None
-        self._made.add(folder)
-
-    def _no_folder(self, folder: bytes, refusal: Refused) -> SparsebakError:
-        kind = ForbiddenError if refusal.code == protocol.PERMISSION_DENIED else SparsebakError
-        return kind(
-            f"{self._host.name} does not make the folder {os.fsdecode(folder)}: {refusal}",
-            "name one in which this login may write",
-        )
-
     @override
     def delete(self, name: str) -> None:
         with suppress(FileNotFoundError), self._asking(name) as client:
@@ -256,7 +209,7 @@ class SftpHost(Objects):
         with self._asking() as client:
             return {
                 raw.decode(errors="surrogateescape"): float(attributes.mtime or 0)
-                for _, entries in client.folders([self._path(folder)], _MOST)
+                for _, entries in client.folders([self._path(folder)], MOST)
                 for raw, attributes in entries
                 if attributes.is_file is not False and raw not in (b".", b"..")
             }
@@ -265,11 +218,10 @@ class SftpHost(Objects):
     def make(self, name: str, raw: bytes) -> bool | None:
         path = self._path(name)
         with self._asking(name) as client:
-            self._make(client, path.rpartition(b"/")[0])
             if extensions.LINK in client.extensions and self._link(client, path, raw):
                 return True
             try:
-                handle = client.open(path, protocol.EXCLUSIVE)
+                handle = self._folders.create(client, path, protocol.EXCLUSIVE)
             except Refused as error:
                 if error.code != protocol.FAILURE:
                     raise
@@ -284,34 +236,37 @@ class SftpHost(Objects):
         False where that cannot be.
         """
         beside = path.rpartition(b"/")[0] + b"/probe-" + os.urandom(8).hex().encode()
-        handle = client.open(beside, protocol.EXCLUSIVE)
+        handle = self._folders.create(client, beside, protocol.EXCLUSIVE)
         try:
             self._fill(client, handle, raw)
-            client.extended(extensions.LINK, text(beside, path))
-        except Refused:  # the name exists, or there are no hard links there
+        except (Refused, SparsebakError) as error:
+            client.agreed(client.send(protocol.REMOVE, text(beside)))
+            if isinstance(error, SparsebakError):
+                raise
             return False
-        finally:
-            if not client.flying:  # else the connection is lost: it goes when it is old
-                with suppress(Refused):
-                    client.ask(protocol.REMOVE, text(beside))
-        return True
+        # Whole by now. A server that did the second of these first would refuse the link.
+        linking = client.begin(extensions.LINK, text(beside, path))
+        removing = client.send(protocol.REMOVE, text(beside))
+        linked = client.agreed(linking)  # or the name exists, or there are no hard links there
+        client.agreed(removing)
+        return linked
 
     def _fill(self, client: Client, handle: bytes, raw: bytes) -> None:
+        """Write a small file and close it, in one round trip."""
         try:
-            client.write(handle, [raw])
+            client.write(handle, [raw], close=True)
         except Refused as error:
             client.settle()
             raise self._not_written(client, error) from None
-        finally:
-            client.close(handle)
 
     @override
     def put_small(self, name: str, raw: bytes, again: bool = False) -> None:
         path = self._path(name)
         with self._asking(name) as client:
-            if not again:
-                self._make(client, path.rpartition(b"/")[0])
-            handle = client.open(path, protocol.IN_PLACE if again else protocol.FOR_WRITING)
+            if again:
+                handle = client.open(path, protocol.IN_PLACE)
+            else:
+                handle = self._folders.create(client, path, protocol.FOR_WRITING)
             self._fill(client, handle, raw)
 
     @override
@@ -319,18 +274,19 @@ class SftpHost(Objects):
         parts: list[bytes] = []
         with self._asking(name) as client:
             # What no listing told of may be a link, or a FIFO that would be waited for.
-            there = client.ask(protocol.LSTAT, text(self._path(name)), protocol.ATTRS)
-            if there.attributes().is_file is False:
+            asked = client.ask(protocol.LSTAT, text(self._path(name)), protocol.ATTRS)
+            there = asked.attributes()
+            if there.is_file is False:
                 raise FileNotFoundError(name)
             handle = client.open(self._path(name), protocol.FOR_READING)
-            client.read(handle, 0, limit, parts.append)
+            client.read(handle, 0, limit, parts.append, there.size or 0)
             client.let_go(handle)
         return b"".join(parts)
 
     @override
     def sweep(self) -> None:
         with self._asking() as client:
-            names = {name for name, _ in self._walk(client)}
+            names = {name for name, _ in self._folders.files(client)}
             for name in sorted(names):
                 path = self._path(name)
                 if name.endswith(_WHOLE) and name.removesuffix(_WHOLE) not in names:

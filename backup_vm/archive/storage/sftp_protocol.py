@@ -33,6 +33,8 @@ BLOCK = 1 << 15
 """Bytes that any server takes and gives at once (section 4)."""
 _FLYING = 64
 """Requests on their way at once."""
+_LISTED = 128
+"""Folders that are listed at once: a server has as many of them open."""
 _MOST = 1 << 20
 """Bytes of an answer."""
 
@@ -178,13 +180,23 @@ class Client:
         """Send a request and wait for its answer."""
         return self.answer(self.send(kind, body), answer)
 
-    def extended(self, name: bytes, body: bytes, answer: int = STATUS) -> Fields:
-        """The same for a request of an extension; raise Refused, too, where the server has not got
-        it.
-        """
+    def agreed(self, number: int) -> bool:
+        """Whether the server did what a request asked for."""
+        try:
+            self.answer(number)
+        except Refused:
+            return False
+        return True
+
+    def begin(self, name: bytes, body: bytes) -> int:
+        """Send a request of an extension; raise Refused where the server has not got it."""
         if name not in self.extensions:
             raise Refused(UNSUPPORTED, f"no {name.decode()}")
-        return self.ask(EXTENDED, text(name) + body, answer)
+        return self.send(EXTENDED, text(name) + body)
+
+    def extended(self, name: bytes, body: bytes, answer: int = STATUS) -> Fields:
+        """The same, and wait for its answer."""
+        return self.answer(self.begin(name, body), answer)
 
     def open(self, path: bytes, flags: int) -> bytes:
         """A handle of a file."""
@@ -203,14 +215,27 @@ class Client:
         self.flying.discard(number)
         self._unwanted.add(number)
 
-    def read(self, handle: bytes, offset: int, length: int, take: Callable[[bytes], object]) -> int:
-        """Hand on a range of a file in order; returns its bytes, fewer at the file's end."""
+    def read(
+        self,
+        handle: bytes,
+        offset: int,
+        length: int,
+        take: Callable[[bytes], object],
+        cut: int = 0,
+    ) -> int:
+        """Hand on a range of a file in order; returns its bytes, fewer at the file's end.
+
+        ``cut``: where the file is expected to end, so that this is asked with all else. What was
+        asked beyond it in one request would be asked again for what lacks.
+        """
         flying: deque[tuple[int, int, int]] = deque()
         asked = done = 0
         ended = False
         while flying or (asked < length and not ended):
             while asked < length and not ended and len(flying) < _FLYING:
                 size = min(BLOCK, length - asked)
+                if offset + asked < cut < offset + asked + size:
+                    size = cut - offset - asked
                 flying.append((self._read(handle, offset + asked, size), offset + asked, size))
                 asked += size
             number, at, size = flying.popleft()
@@ -235,8 +260,10 @@ class Client:
     def _read(self, handle: bytes, offset: int, size: int) -> int:
         return self.send(READ, text(handle) + struct.pack(">QI", offset, size))
 
-    def write(self, handle: bytes, blocks: Iterable[bytes]) -> None:
-        """Write a file from its start."""
+    def write(self, handle: bytes, blocks: Iterable[bytes], close: bool = False) -> None:
+        """Write a file from its start. With ``close`` it is closed, and none of that is waited for
+        before all is sent: a server does what is about one file in order (section 6.1).
+        """
         flying: deque[int] = deque()
         offset = 0
         for block in blocks:
@@ -245,6 +272,8 @@ class Client:
             body = text(handle) + struct.pack(">Q", offset) + text(block)
             flying.append(self.send(WRITE, body))
             offset += len(block)
+        if close:
+            flying.append(self.send(CLOSE, text(handle)))
         for number in flying:
             self.answer(number)
 
@@ -263,10 +292,10 @@ class Client:
         """What is in each of these folders, by its place in the list, all asked at once; those that
         are none are left out.
         """
-        for start in range(0, len(paths), _FLYING):
+        for start in range(0, len(paths), _LISTED):
             opened = [
                 (start + at, self.send(OPENDIR, text(path)))
-                for at, path in enumerate(paths[start : start + _FLYING])
+                for at, path in enumerate(paths[start : start + _LISTED])
             ]
             handles: list[tuple[int, bytes]] = []
             for at, number in opened:

@@ -14,8 +14,20 @@ from backup_vm.cli.files import comparing, indexing, listing, taking
 from backup_vm.cli.options import add_common, path, session_option, volume_argument
 from backup_vm.cli.reading import partition_option, reading_options
 
-_Action = Callable[[str, Any, str, str], argparse.ArgumentParser]
-"""Declares an action: its name, what runs it, its help in a few words, and in sentences."""
+_Declares = Callable[[argparse.ArgumentParser], None]
+_Action = Callable[..., argparse.ArgumentParser]
+"""Declares an action: its name, what runs it, its help in a few words, and in sentences; and what
+declares the volume, if that is not one that must be named.
+"""
+
+
+def _one_volume(parser: argparse.ArgumentParser) -> None:
+    volume_argument(parser, "whose files")
+
+
+def _any_volume(parser: argparse.ArgumentParser) -> None:
+    text = "whose files (default: all volumes)"
+    parser.add_argument("volume", nargs="?", metavar="QUBE/VOLUME", help=text)
 
 
 def add_to(commands: Any) -> None:
@@ -34,13 +46,11 @@ def add_to(commands: Any) -> None:
         dest="action", required=True, metavar="ACTION", help="what to do"
     )
 
-    def action(name: str, run: Any, text: str, sentences: str) -> argparse.ArgumentParser:
+    def action(
+        name: str, run: Any, text: str, sentences: str, volume: _Declares = _one_volume
+    ) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=sentences)
-        if name == "index":
-            which = "whose files (default: all volumes)"
-            parser.add_argument("volume", nargs="?", metavar="QUBE/VOLUME", help=which)
-        else:
-            volume_argument(parser, "whose files")
+        volume(parser)
         partition_option(parser)
         reading_options(parser)
         parser.set_defaults(run=run)
@@ -50,10 +60,7 @@ def add_to(commands: Any) -> None:
     _declare_taking(action)
     _declare_comparing(action)
     _declare_indexing(action)
-    for name, parser in actions.choices.items():
-        if name not in ("history", "diff"):
-            every = name in ("find", "index")
-            session_option(parser, "all" if name == "index" else "latest", every)
+    for parser in actions.choices.values():
         add_common(parser, again=True)
 
 
@@ -88,6 +95,9 @@ def _declare_listing(action: _Action) -> None:
         "stat", listing.stat, "show all that is said of a file", "Shows what is said of a file."
     )
     _path_argument(about)
+    for parser in (ls, tree, about):
+        session_option(parser)
+    session_option(find, every=True)
 
 
 def _declare_taking(action: _Action) -> None:
@@ -122,6 +132,8 @@ def _declare_taking(action: _Action) -> None:
             help="also devices, setuid, setgid and sticky bits, and trusted and security"
             " attributes",
         )
+    for parser in (cat, copy, pack):
+        session_option(parser)
 
 
 def _declare_comparing(action: _Action) -> None:
@@ -155,5 +167,7 @@ def _declare_indexing(action: _Action) -> None:
         "keep an index of the names in sessions",
         "Stores an index of the names in each session that has none, sealed, so that 'find"
         " --session all' and 'history' need not read the sessions.",
+        _any_volume,
     )
     index.add_argument("--again", action="store_true", help="also where there is one")
+    session_option(index, "all", every=True)

@@ -10,7 +10,7 @@ from backup_vm.terminal.text import table
 
 def history(options: argparse.Namespace) -> int:
     """Show in which sessions a file changed."""
-    from backup_vm.errors import SparsebakError
+    from backup_vm.errors import Exit, SparsebakError
     from backup_vm.files.session import shown
     from backup_vm.files.showing import data_of, time_text
 
@@ -18,6 +18,9 @@ def history(options: argparse.Namespace) -> int:
     with opened_volume(context) as (volume, files):
         names = files.names(context.warn)
         found = files.history(path_of(context), list(volume.sessions), names)
+        unread = files.unread()
+    for line in unread:
+        context.warn(line)
     if not found:
         raise SparsebakError(f"no session of {volume.name} has {shown(path_of(context))}")
     rows = [["SESSION", "", "SIZE", "MODIFIED"]]
@@ -29,7 +32,7 @@ def history(options: argparse.Namespace) -> int:
         for session, what, one in found
     ]
     context.result({"sessions": data}, table(rows, frozenset({2})))
-    return 0
+    return Exit.DAMAGED if unread else Exit.OK
 
 
 def diff(options: argparse.Namespace) -> int:
@@ -38,14 +41,12 @@ def diff(options: argparse.Namespace) -> int:
     from backup_vm.files.session import shown
     from backup_vm.files.showing import data_of, text_of
     from backup_vm.terminal import output
-    from backup_vm.volumes import find_session
 
     context = Context(options)
     troubles, rows = Troubles(context), []
     with opened_volume(context) as (volume, files):
         old, new = (
-            told(context, files.open(find_session(volume, name)))
-            for name in (options.old, options.new)
+            told(context, files.open(files.find(name))) for name in (options.old, options.new)
         )
         for change in differences(old, new, path_of(context), troubles, options.contents):
             if context.json:

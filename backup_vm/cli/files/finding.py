@@ -38,6 +38,7 @@ def find_in_all(options: argparse.Namespace) -> int:
         query = query_of(top, name, TYPES.get(options.type))
         names = files.names(context.warn)
         found, looked = find(volume.sessions, names, query, top, opened, trouble)
+        unread = files.unread()
     rows = [["FROM", "UNTIL", "SIZE", "MODIFIED", "PATH"]]
     for one in found:
         about = [str(one.about.size), time_text(one.about.mtime)]
@@ -53,10 +54,12 @@ def find_in_all(options: argparse.Namespace) -> int:
         }
         for one in found
     ]
+    for line in unread:
+        context.warn(line)
     _tell(context, looked)
     if found or context.json:
         context.result({"files": data}, table(rows, frozenset({2})))
-    if looked.damaged:
+    if looked.damaged or unread:
         return Exit.DAMAGED
     return Exit.FAILED if troubles.count or looked.incomplete else Exit.OK
 

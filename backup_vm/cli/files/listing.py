@@ -70,13 +70,22 @@ def _in_folder(files: "SessionFiles", top: "Found", troubles: Troubles) -> "Iter
 
 
 def _put_data(rows: "Iterable[dict[str, Any]]") -> None:
-    """Print files as --json does, one after the other: there may be millions."""
+    """Print files as --json does, one after the other: there may be millions. What cannot be read
+    leaves an object of those before it, or none.
+    """
+    from backup_vm.errors import SparsebakError
     from backup_vm.terminal import output
 
-    output.put('{"files": [', end="")
-    for count, row in enumerate(rows):
-        output.put(", " * (count > 0) + json.dumps(row), end="")
-    output.put("]}")
+    begun = '{"files": ['
+    try:
+        for row in rows:
+            output.put(begun + json.dumps(row), end="")
+            begun = ", "
+    except SparsebakError:
+        if begun == ", ":
+            output.put("]}")
+        raise
+    output.put("]}" if begun == ", " else begun + "]}")
 
 
 def tree(options: argparse.Namespace) -> int:

@@ -76,15 +76,13 @@ def _tell_notes(context: Context, files: "SessionFiles") -> None:
 @contextmanager
 def opened_session(context: Context) -> "Iterator[SessionFiles]":
     """The files of the session that the command names, of such a volume; with --from of a grant."""
-    from backup_vm.volumes import find_session
-
     if context.options.source is not None:
         with _from_backup_vm(context) as found:
             _tell_notes(context, found)
             yield found
         return
     with opened_volume(context) as (volume, files):
-        session = find_session(volume, context.options.session)
+        session = files.find(context.options.session)
         for line in files.spoilt(session):
             context.warn(line)
         yield told(context, files.open(session)).files

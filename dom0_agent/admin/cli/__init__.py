@@ -223,6 +223,8 @@ def _as_a_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # other letters are no yes
+        sys.stdin.reconfigure(errors="replace")
 
 
 def _print_no_more() -> None:

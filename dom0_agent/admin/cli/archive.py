@@ -194,7 +194,13 @@ def ask_secret(question: str) -> bytes:
         raise UserError("no terminal to ask for the passphrase on; use --passphrase-file")
     from getpass import getpass
 
-    return getpass(question).encode("utf-8", "surrogateescape")  # not always UTF-8
+    try:
+        return getpass(question).encode("utf-8", "surrogateescape")  # not always UTF-8
+    except UnicodeDecodeError:
+        raise UserError(
+            "what was typed has letters that are none in this terminal's encoding; set LANG as the"
+            " terminal is, or use --passphrase-file"
+        ) from None
 
 
 def _list(options: argparse.Namespace) -> int:

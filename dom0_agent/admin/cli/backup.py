@@ -4,11 +4,17 @@ it down again.
 """
 
 import argparse
+import fcntl
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from common.text import printable
+from common.durable import Busy, lock, make_directory
+from common.text import parse_seconds, printable
 from dom0_agent.admin import last_backup
 from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, user_option
@@ -34,6 +40,10 @@ has taken over the backup VM can say so every night: ``check`` reports what is l
 """
 _SHUTDOWN = 120.0
 """Seconds to wait for the backup VM to shut down; it then stays as it is."""
+_STARTED, _RAN = 10**9, 2 * 10**9
+"""The time of the file of a backup VM that is used just now: whether it was off before. A time
+takes no room on a disk that is full.
+"""
 
 
 def add_to(commands: Any) -> None:
@@ -63,10 +73,10 @@ def add_to(commands: Any) -> None:
 
 
 def _seconds(text: str) -> int:
-    # It becomes a part of what qrexec is asked for.
-    if not (text.isascii() and text.isdigit() and len(text) <= 8):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a number of seconds, such as 3600")
-    return int(text)
+    try:
+        return parse_seconds(text)  # digits alone: it becomes a part of what qrexec is asked for
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -111,14 +121,8 @@ def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int, bool]:
         app = connect()
         app.cache_enabled = False  # states change while we wait
         domain = _backup_vm(app, options.vm)
-        was_off = domain.is_halted()
-        if was_off:
-            domain.start()
-        try:
+        with _running(domain, config.state_dir / "backups"):
             code = _backup(domain, options)
-        finally:
-            if was_off:
-                _shut_down(domain)
     last_backup.note(config, catalog)
     return domain, code, listed
 
@@ -129,9 +133,66 @@ def _backup_vm(app: Any, name: str | None) -> Any:
             raise UserError(f"there is no qube {name}")
         return app.domains[name]
     found = tagged(app.domains, VM_TAG)
-    if len(found) != 1:
+    if not found:
         raise UserError("no backup VM is set up; run: sparsebak-agent setup BACKUP-VM")
+    if len(found) > 1:  # Qubes gives a clone, and a disposable, the tags of what it is made from
+        names = " and ".join(sorted(str(domain.name) for domain in found))
+        raise UserError(
+            f"{names} are all tagged as the backup VM; for the one that is it, run:"
+            " sparsebak-agent setup BACKUP-VM"
+        )
     return found[0]
+
+
+@contextmanager
+def _running(domain: Any, folder: Path) -> Iterator[None]:
+    """The backup VM runs inside. If it was off it is shut down in the end: by the last of several
+    that use it, for another may wait there for this one's backup to end.
+    """
+    fd = _joined(folder, str(domain.name))
+    try:
+        alone = fd >= 0 and _is_alone(fd)
+        if fd >= 0 and not alone:
+            fcntl.flock(fd, fcntl.LOCK_SH)  # while it is shut down nobody else begins
+        was_off = domain.is_halted()
+        if alone or (fd >= 0 and was_off):
+            os.utime(fd, ns=(0, _STARTED if was_off else _RAN))
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        if was_off:
+            domain.start()
+        try:
+            yield
+        finally:
+            if fd >= 0:
+                was_off = _is_alone(fd) and os.fstat(fd).st_mtime_ns == _STARTED
+            if was_off:
+                _shut_down(domain)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _joined(folder: Path, vm: str) -> int:
+    """A file that is locked, shared, by all that use the backup VM just now; -1 where there can be
+    none, which keeps nobody from a backup.
+    """
+    try:
+        make_directory(folder)
+        return lock(folder / vm, shared=True, patience=_SHUTDOWN + 10)
+    except (Busy, OSError) as error:
+        log(WARNING, f"{folder / vm} cannot be locked: {error}")
+        return -1
+
+
+def _is_alone(fd: int) -> bool:
+    """Whether nobody else uses the backup VM: then nobody begins to, until the lock is shared again
+    or given back. Otherwise it is not held any more (flock(2)).
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _backup(domain: Any, options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from dom0_agent.admin.catalog import write_down
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.renaming import change, expected
 from dom0_agent.admin.settings import apply as restored
-from dom0_agent.admin.settings import config_tar, extended
+from dom0_agent.admin.settings import extended, restored_config
 from dom0_agent.admin.settings.collecting import collect_all
 from dom0_agent.admin.settings.document import QubeSettings
 from dom0_agent.admin.settings.plan import GROUPS, Step, plan
@@ -194,20 +194,20 @@ def _dom0(options: argparse.Namespace, found: tuple[Path, bool] | None) -> int:
     archive = found[0]
     if not options.paths:
         differing = dict.fromkeys(
-            name for name, _, new in config_tar.files(archive) if _current(name) != new
+            name for name, _, new in restored_config.files(archive) if _current(name) != new
         )
         for name in differing:
             print(printable(f"  {name}: {'differs' if os.path.lexists(name) else 'is not here'}"))
         if not differing:
             print("dom0 has these files already.")
-        for line in config_tar.left_out(archive):
+        for line in restored_config.left_out(archive):
             print(printable(f"  not in the backup: {line}"))
         if differing and options.apply:
             raise UserError("name the files to put back; none is by itself")
         return 0
     files = {
         name: (member, new)
-        for name, member, new in config_tar.files(archive)
+        for name, member, new in restored_config.files(archive)
         if name in options.paths
     }
     if unknown := [name for name in options.paths if name not in files]:
@@ -237,7 +237,7 @@ def _extract(options: argparse.Namespace) -> int:
         folder.mkdir(mode=0o700)
     except FileExistsError:
         raise UserError(f"{folder} exists; name a folder that does not") from None
-    for name, contents in config_tar.machine(found[0]):
+    for name, contents in restored_config.machine(found[0]):
         (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with closing_fd(fd):

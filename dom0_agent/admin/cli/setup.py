@@ -14,13 +14,17 @@ from common.text import printable
 from dom0_agent.admin import policy
 from dom0_agent.admin.catalog import ask, write_down
 from dom0_agent.admin.cli import UserError
-from dom0_agent.admin.qubes_catalog import documents_are_taken_down
+from dom0_agent.admin.qubes_catalog import documents_are_taken_down, lasts
 from dom0_agent.admin.tags import TAG, VM_TAG
 from dom0_agent.config import Config, load
 from dom0_agent.keyring import Keyring
 from dom0_agent.qubesd import asking, connect
 from wire.names import parse_name
 
+_KEEPERS = frozenset({"AppVM", "StandaloneVM", "DispVM"})
+"""Classes of qubes that can keep an archive, or have the disk that it is on; of disposables those
+that last.
+"""
 _CONFIG = """# sparsebak's agent. All settings: /usr/share/doc/sparsebak-dom0/docs/agent.toml
 state_dir = "/var/lib/sparsebak"
 catalog = "qubes"
@@ -51,7 +55,8 @@ def _run(options: argparse.Namespace) -> int:
     name, done = parse_name(options.backup_vm, "qube"), _Doing(options.dry_run)
     with asking():
         app = connect()
-        if name not in app.domains or str(app.domains[name].klass) in ("AdminVM", "TemplateVM"):
+        klass = str(app.domains[name].klass) if name in app.domains else ""
+        if klass not in _KEEPERS or not lasts(app.domains[name], klass):
             raise UserError(
                 f"{name} is not a qube that could keep the archive; create one first, for example"
                 " with qvm-create"

@@ -8,7 +8,6 @@ is a file that did not stay the same while it was read.
 """
 
 import os
-import re
 import stat
 import tarfile
 import time
@@ -38,9 +37,6 @@ _CHECK_ROOM = 64 << 20
 """Bytes written between two looks at the room there is: dom0's root is no place for what somebody
 mounted below /home.
 """
-_MACHINE_NAME = re.compile(
-    r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)?", re.ASCII
-)
 _STRANGE = (
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -62,45 +58,66 @@ def write(
     Refused when it is not all there, or by ``require_room``, which is asked every now and then;
     OSError when it cannot be written.
     """
-    left_out: list[str] = []
-    names: list[str] = []
-    looked, links = 0, _Links()
-    for path in _below(paths, left_out):
-        name = str(path).lstrip("/")
+    archive = _Archive(out)
+    looked = 0
+    for path in _below(paths, archive.left_out):
         if out.tell() - looked >= _CHECK_ROOM:
             looked = out.tell()
             require_room()
-        try:
-            if torn := _add(name, path, out, links):
-                left_out.append(f"{path}: {torn}")
-            names.append(name)
-        except FileNotFoundError:  # it went meanwhile, as files do
-            continue
-        except _Unreadable as error:
-            left_out.append(f"{path}: {error}")
+        archive.add_path(path)
     for item in machine:
+        archive.add_item(item)
+    require_room()
+    return archive.finish()
+
+
+class _Archive:
+    """What ``write`` makes, as far as it has come: the names in it, in order, and the lines of what
+    is left out.
+    """
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out, self._links = out, _Links()
+        self._names: list[str] = []
+        self.left_out: list[str] = []
+
+    def add_path(self, path: Path) -> None:
+        """A file, folder or link of the machine, or a line of why not."""
+        name = str(path).lstrip("/")
+        try:
+            if torn := _add(name, path, self._out, self._links):
+                self.left_out.append(f"{path}: {torn}")
+            self._names.append(name)
+        except FileNotFoundError:  # it went meanwhile, as files do
+            return
+        except _Unreadable as error:
+            self.left_out.append(f"{path}: {error}")
+
+    def add_item(self, item: Item) -> None:
+        """What describes the machine, or a line of why not."""
         name = f"{FOLDER}/{item.name}"
         if item.error:
-            left_out.append(f"{name}: {item.error}")
+            self.left_out.append(f"{name}: {item.error}")
         else:
-            _add_bytes(name, item.contents, out)
-            names.append(name)
-    require_room()
-    left_out = [printable(line) for line in left_out]
-    if left_out:
-        text = "".join(f"{line}\n" for line in left_out).encode("utf-8", "backslashreplace")
-        _add_bytes(LEFT_OUT, text, out)
-        names.append(LEFT_OUT)
-    out.write(bytes(2 * tarfile.BLOCKSIZE))
-    out.flush()
-    _read_back(out, names)
-    return left_out
+            self._add_bytes(name, item.contents)
 
+    def finish(self) -> list[str]:
+        """Add the list of what is left out, end the archive, and read it back; returns the list."""
+        left_out = [printable(line) for line in self.left_out]
+        if left_out:
+            text = "".join(f"{line}\n" for line in left_out)
+            self._add_bytes(LEFT_OUT, text.encode("utf-8", "backslashreplace"))
+        self._out.write(bytes(2 * tarfile.BLOCKSIZE))
+        self._out.flush()
+        _read_back(self._out, self._names)
+        return left_out
 
-def _add_bytes(name: str, contents: bytes, out: IO[bytes]) -> None:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(contents), 0o600
-    out.write(_header(info) + contents + bytes(-len(contents) % tarfile.BLOCKSIZE))
+    def _add_bytes(self, name: str, contents: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(contents), 0o600
+        padding = bytes(-len(contents) % tarfile.BLOCKSIZE)
+        self._out.write(_header(info) + contents + padding)
+        self._names.append(name)
 
 
 class _Links:
@@ -282,56 +299,3 @@ def _read_back(out: IO[bytes], names: list[str]) -> None:
             Code.INTERNAL,
             f"dom0's configuration was not saved completely: {len(found)} of {len(names)} files",
         )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            yield tar
-    except (tarfile.TarError, EOFError) as error:
-        raise Refused(Code.BAD_REQUEST, f"{path} is not what sparsebak writes: {error}") from None
-
-
-def files(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
-    """Each regular file of a restored archive: absolute name, what tar says of it, contents. One
-    pass, one file at a time.
-    """
-    with _opened(path) as tar:
-        for member in tar:
-            ours = member.name == LEFT_OUT or member.name.startswith(f"{FOLDER}/")
-            if not ours and (contents := _contents(tar, member)) is not None:
-                yield f"/{member.name}", member, contents
-
-
-def machine(path: Path) -> Iterator[tuple[str, bytes]]:
-    """What a restored archive says of the machine: names below FOLDER, contents. Refused for a name
-    that leads elsewhere.
-    """
-    with _opened(path) as tar:
-        for member in tar:
-            if not member.name.startswith(f"{FOLDER}/") or not member.isreg():
-                continue
-            name = member.name.removeprefix(f"{FOLDER}/")
-            if not _MACHINE_NAME.fullmatch(name):
-                raise Refused(Code.BAD_REQUEST, f"{path}: {name!r} is no name that sparsebak gives")
-            yield name, _contents(tar, member) or b""
-
-
-def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    """A regular file's bytes, under whichever of its names; None of anything else."""
-    if not member.isreg() and not member.islnk():
-        return None
-    try:
-        contents = tar.extractfile(member)
-    except KeyError:  # a link to what is not there
-        raise tarfile.ReadError(f"{member.name} refers to what is not there") from None
-    return contents.read() if contents is not None else None
-
-
-def left_out(path: Path) -> list[str]:
-    """What a restored archive says was left out of it."""
-    with _opened(path) as tar:
-        found = next((member for member in tar if member.name == LEFT_OUT), None)
-        contents = tar.extractfile(found) if found is not None else None
-        return contents.read().decode("utf-8", "replace").splitlines() if contents else []

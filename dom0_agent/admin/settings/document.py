@@ -13,6 +13,7 @@ from typing import Any
 
 from dom0_agent.admin.settings.devices import assigned, unknown
 from dom0_agent.qubesd import asking, connect
+from dom0_agent.targets.qubesd import TAG as RESTORED
 from wire.names import BadName, parse_name
 from wire.status import Code, Refused
 
@@ -62,6 +63,9 @@ TRANSIENT = frozenset(
 """Features by which qubesd and the updaters note how things are just now (core-admin, ``qubes/vm``
 and ``qubes/ext``).
 """
+
+TRANSIENT_TAGS = frozenset({RESTORED})
+"""A tag that a qube has while it is restored: with it qubesd starts none."""
 
 Value = str | int | bool | None
 
@@ -140,7 +144,7 @@ def collect(qube: str) -> bytes:
                 for name in sorted(domain.features)
                 if str(name) not in TRANSIENT
             },
-            tags=sorted(str(tag) for tag in domain.tags),
+            tags=sorted({str(tag) for tag in domain.tags} - TRANSIENT_TAGS),
             firewall=firewall_rules(domain),
             devices=_devices(app, qube),
             notes=notes_of(domain),

@@ -16,7 +16,13 @@ from functools import partial
 from typing import Any
 
 from dom0_agent.admin.settings.devices import assign, assigned
-from dom0_agent.admin.settings.document import TRANSIENT, QubeSettings, firewall_rules, notes_of
+from dom0_agent.admin.settings.document import (
+    TRANSIENT,
+    TRANSIENT_TAGS,
+    QubeSettings,
+    firewall_rules,
+    notes_of,
+)
 
 GROUPS = ("network", "firewall", "properties", "features", "services", "tags", "devices")
 """What must be asked for by name."""
@@ -122,7 +128,7 @@ def _features(domain: Any, settings: QubeSettings) -> Iterator[Step]:
 def _tags(domain: Any, settings: QubeSettings) -> Iterator[Step]:
     present = {str(tag) for tag in domain.tags}
     for tag in settings.tags:
-        if not tag.startswith("created-by-"):
+        if not tag.startswith("created-by-") and tag not in TRANSIENT_TAGS:
             yield Step(
                 f"tag {tag}",
                 tag if tag in present else "-",

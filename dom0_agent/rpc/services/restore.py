@@ -25,7 +25,6 @@ from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.heads import ABSENT
 from dom0_agent.rpc.receiving import read_record, receive
 from dom0_agent.rpc.services.verify import age_flags
-from dom0_agent.targets.qubesd import require_absent
 from dom0_agent.tracking.identities import Identities, load
 from dom0_agent.tracking.present import known
 from dom0_agent.tracking.state import VolumeState
@@ -114,6 +113,8 @@ def _on_qubes(asked: Restoring, absent: bool) -> Volume:
     name = (asked.qube, asked.volume)
     if is_document(*name):
         if absent:
+            from dom0_agent.targets.qubesd import require_absent
+
             require_absent(asked.qube)
         return Volume(*name, Pool("dropbox", SETTINGS), "")
     if absent:

@@ -109,9 +109,9 @@ def test_a_terabyte_costs_two_megabytes() -> None:
 def test_counting_does_not_depend_on_how_torn_it_is() -> None:
     """List counts, for every volume; a qube writes where it likes."""
     torn = Bitmap(b"\x55" * (2 << 20))
-    start = time.monotonic()
+    start = time.process_time()
     assert torn.changed(1 << 40) == 1 << 39
-    assert time.monotonic() - start < 3  # bit by bit it took ten seconds
+    assert time.process_time() - start < 3  # bit by bit it took ten seconds
 
 
 def test_runs_do_not_depend_on_how_torn_it_is() -> None:

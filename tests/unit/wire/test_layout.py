@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.text import session_name
+from tests.declared import Declared
 from tools.compiled import codes
-from wire.declared import Declared
-from wire.layout import LAST_TIME, Coder, Compiled, Structure
+from wire.layout import LAST_TIME, Compiled, Structure
 
 if TYPE_CHECKING:
     from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul
@@ -42,6 +42,8 @@ class Times(Structure):
     time: Annotated[int, Time]
 
 
+Coder = Declared | Compiled
+All._compiled = Compiled(codes(All))
 BOTH = [Declared(All), Compiled(codes(All))]
 SIZE = All.length()
 GOOD = {"a": 1, "b": 2, "c": 3, "d": 4, "key": b"12345", "name": "work"}
@@ -125,10 +127,10 @@ def test_text_that_is_not_ascii_is_refused(coder: Coder) -> None:
         coder.parse(coder.build(GOOD).replace(b"work", b"w\xe9rk"))
 
 
-def raises(action: Any, *arguments: Any) -> bool:
+def raises(action: Any, *arguments: Any, error: type[Exception] = ValueError) -> bool:
     try:
         action(*arguments)
-    except ValueError:
+    except error:
         return True
     return False
 
@@ -143,6 +145,10 @@ def test_times_end_with_the_year_9999(seconds: int) -> None:
             assert len(session_name(seconds)) == 15
         else:
             assert raises(coder.build, {"time": seconds}) and raises(coder.parse, raw)
+
+
+def test_what_only_describes_builds_nothing() -> None:
+    assert raises(Times.coder, error=TypeError) and raises(Times.row, error=TypeError)
 
 
 def test_a_row_is_of_numbers_and_bytes_alone() -> None:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.locks import LocalLocks
 from backup_vm.errors import ForbiddenError, LockedError
 from tests.faultfs import Fault, FaultFS
+from tests.patience import until
 
 
 @pytest.fixture
@@ -260,13 +261,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_it_is_renewed_in_the_background_also_after_errors(soon: None, faultfs: FaultFS) -> None:
     storage = LocalStorage(faultfs.path / "archive")
     storage.prepare()
@@ -319,6 +313,22 @@ def test_on_a_full_disk_a_run_begins_all_the_same(faultfs: FaultFS, name: str) -
     with pytest.raises((LockedError, OSError)):
         Lease.acquire(storage.locks(), "PLACE", "prune")
     other.release()
+
+
+def test_one_that_cannot_be_removed_says_that_it_is_given_back(faultfs: FaultFS) -> None:
+    """By that other machines do not wait for it, and whoever comes next removes it."""
+    storage = LocalStorage(faultfs.path / "archive")
+    storage.prepare()
+    lease = Lease.acquire(storage.locks(), "PLACE", "backup")
+    faultfs.fail(Fault("unlink", "EIO"))
+    lease.release()
+    faultfs.fail()
+    assert held(storage) == ["writer-1"]
+    assert Holder.load(storage.locks().read("writer-1")).released
+    after = Lease.acquire(storage.locks(), "PLACE", "scrub")
+    assert held(storage) == ["writer-2"] and not after.taken_over
+    after.release()
+    assert held(storage) == []
 
 
 def test_any_other_error_is_one(faultfs: FaultFS) -> None:

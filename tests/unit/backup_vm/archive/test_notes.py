@@ -23,6 +23,8 @@ GOOD: dict[str, Any] = {
     "packs": [[5, ["00" * 8]]],
     "seen": [[6, ["11" * 8]]],
     "unsound": ["00" * 8],
+    "archive": "ab" * 16,
+    "changes": 3,
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -67,6 +69,11 @@ def test_good_notes_are_read(tmp_path: Path) -> None:
         {"packs": [[-1, []]]},
         {"seen": [[6, ["short"]]]},
         {"unsound": [7]},
+        {"archive": 7},
+        {"archive": "ab"},
+        {"changes": -1},
+        {"changes": True},
+        {"changes": 1e300},
         {"format": 1},
         {"format": 3},
     ],
@@ -74,6 +81,29 @@ def test_good_notes_are_read(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_damage(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(DamagedError, match=r"notes\.json is malformed"):
         loaded(tmp_path, json.dumps(GOOD | wrong).encode())
+
+
+def test_notes_of_another_archive_are_damage(tmp_path: Path) -> None:
+    loaded(tmp_path, json.dumps(GOOD).encode())
+    storage = LocalStorage(tmp_path)
+    storage.archive = b"\xab" * 16
+    assert notes.load(storage).changes == 3
+    storage.archive = bytes(16)
+    with pytest.raises(DamagedError, match="is of another archive"):
+        notes.load(storage)
+    with pytest.raises(DamagedError, match="is of another archive"):
+        notes.change(storage, lambda every: every.copies.add("0" * 32))
+
+
+def test_notes_that_do_not_say_whose_they_are_get_that_when_they_change(tmp_path: Path) -> None:
+    loaded(tmp_path, json.dumps({k: v for k, v in GOOD.items() if k != "archive"}).encode())
+    storage = LocalStorage(tmp_path)
+    storage.archive = b"\1" * 16
+    notes.change(storage, lambda every: None)
+    assert notes.load(storage).archive == ""
+    notes.change(storage, lambda every: every.copies.add("0" * 32))
+    found = notes.load(storage)
+    assert (found.archive, found.changes) == ("01" * 16, 4)
 
 
 def test_notes_nested_without_end_are_damage(tmp_path: Path) -> None:

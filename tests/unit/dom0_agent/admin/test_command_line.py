@@ -1,12 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The agent's command line: common options on both sides of the command, clean ends, and hints that
-can be typed.
-"""
+"""The agent's command line: common options on both sides of the command, and clean ends."""
 
-import ast
 import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +13,7 @@ import pytest
 from dom0_agent.admin import cli
 from tests.children import begun, signals_as_usual
 from tests.kit import Site, fill
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[4]
 AGENT = Path(sys.executable).parent / "sparsebak-agent"
@@ -57,77 +53,6 @@ def test_common_options_before_and_after(words: list[str]) -> None:
     assert not (bare.unattended or bare.quiet or bare.verbose or bare.json)
     line = ["--config", "/first", *words, "--config", "/last"]
     assert cli.parser(line).parse_args(line).config == Path("/last")
-
-
-PLACEHOLDERS = {
-    "LABEL": "laptop", "BACKUP-VM": "backup", "QUBE/VOLUME": "work/private", "QUBE": "work",
-    "FILE": "file", "N": "1",
-    "DIR": "dir", "VOLUME": "private", "NAME": "work",
-}  # fmt: skip
-NAMES = [*(line[:1] for line in COMMANDS), *(line[:2] for line in COMMANDS if len(line) > 2)]
-"""Of the docs: a command by its name alone, not a line to type."""
-_END = re.compile(
-    r"[`;,:)(\"']|\.(\s|$)| and | to | is | in the | with the | removes | see | then | bring"
-)
-
-
-def quoted_commands() -> list[str]:
-    """Every command of the agent's that its own strings and the docs name, with something in each
-    placeholder.
-    """
-    texts = []
-    for folder in ("dom0_agent", "wire", "common", "backup_vm"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            tree = ast.parse(path.read_text())
-            parts_of = {
-                id(v) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for v in n.values
-            }
-            for node in ast.walk(tree):
-                if isinstance(node, ast.JoinedStr):
-                    parts = (
-                        v.value if isinstance(v, ast.Constant) else "work" for v in node.values
-                    )
-                    texts.append("".join(str(part) for part in parts))
-                elif id(node) in parts_of:
-                    continue
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    texts.append(node.value)
-    for path in [*sorted((ROOT / "systemd").rglob("*.service")), *sorted(ROOT.glob("policy/*"))]:
-        texts += path.read_text().splitlines()
-    texts.append((ROOT / "dom0_agent/admin/on-removal").read_text())
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        text = path.read_text()
-        texts += re.findall(r"`([^`\n]+)`", text)
-        texts += [
-            line.split("#")[0]
-            for block in re.findall(r"```.*?\n(.*?)```", text, re.S)
-            for line in block.splitlines()
-        ]
-    found = set()
-    for text in texts:
-        for match in re.finditer(r"sparsebak-agent((?: +[A-Za-z0-9./@{}_-]+)+)", text):
-            words = _END.split(match[1])[0].split()
-            if words and (words[0] in cli.COMMANDS or words[0].startswith("--")):
-                found.add(" ".join(words))
-    return sorted(found)
-
-
-def test_every_command_that_is_named_anywhere_can_be_typed(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    commands = quoted_commands()
-    assert len(commands) > 20
-    wrong = []
-    for command in commands:
-        words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
-        if all(re.fullmatch("[a-z-]+", word) for word in words[:2]) and words in NAMES:
-            continue
-        try:
-            cli.parser(words).parse_args(words)
-        except SystemExit as end:
-            if end.code:
-                wrong.append((command, capsys.readouterr().err.splitlines()[-1]))
-    assert wrong == []
 
 
 def run(site: Site, *words: str, **named: object) -> "subprocess.CompletedProcess[str]":
@@ -193,7 +118,7 @@ def test_it_ends_when_it_is_told_to(site: Site, number: signal.Signals) -> None:
         ) as process:
             begun(process)
             process.send_signal(number)
-            error = process.communicate(timeout=30)[1]
+            error = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == (130 if number == signal.SIGINT else 128 + number)
     assert error == "" and len(site.snapshots()) == 1
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dom0_agent.admin.cli import settings
-from dom0_agent.admin.settings import collecting, config_tar
+from dom0_agent.admin.settings import collecting, config_tar, restored_config
 from dom0_agent.admin.settings.collecting import _take_config, _taken
 from tests.conftest import cannot
 from tests.faultfs import Fault, FaultFS
@@ -38,8 +38,9 @@ def taken(tmp_path: Path, *folders: Path) -> tuple[dict[str, bytes], list[str]]:
     path = tmp_path / "config.tar"
     with open(path, "w+b") as out:
         left_out = config_tar.write(tuple(str(folder) for folder in folders), out)
-    assert config_tar.left_out(path) == left_out
-    return {Path(name).name: contents for name, _, contents in config_tar.files(path)}, left_out
+    assert restored_config.left_out(path) == left_out
+    found = {Path(name).name: contents for name, _, contents in restored_config.files(path)}
+    return found, left_out
 
 
 def test_things_that_are_no_files(home: Path, tmp_path: Path) -> None:
@@ -273,14 +274,15 @@ def test_tar_brings_extended_attributes_back(attributed: Path, tmp_path: Path) -
 
 
 def test_a_file_put_back_has_its_extended_attributes(attributed: Path, tmp_path: Path) -> None:
+    os.link(attributed / "a.conf", attributed / "b.conf")
     taken(tmp_path, attributed)
-    expected = {name: _extended(attributed / name) for name in ("a.conf", "z.conf")}
-    with tarfile.open(tmp_path / "config.tar") as tar:
-        members = {Path(member.name).name: member for member in tar}
-    for name, found in expected.items():
+    expected = {name: _extended(attributed / name) for name in ("a.conf", "b.conf", "z.conf")}
+    found = restored_config.files(tmp_path / "config.tar")
+    members = {Path(name).name: member for name, member, _ in found}
+    for name, attributes in expected.items():
         (attributed / name).unlink()
         settings._put_back(attributed / name, members[name], b"again\n")
-        assert _extended(attributed / name) == found
+        assert _extended(attributed / name) == attributes
 
 
 def test_attributes_that_cannot_be_read_concern_that_file_alone(

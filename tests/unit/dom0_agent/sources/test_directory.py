@@ -16,7 +16,7 @@ from dom0_agent.config import Pool, Volume
 from dom0_agent.sources import file as file_source
 from dom0_agent.sources import lvm, programs
 from dom0_agent.sources.file import FileSource
-from dom0_agent.targets.file import FileReplacement, clean
+from dom0_agent.targets.file import FileReplacement
 from dom0_agent.tracking import rotation
 from tests.kit import GRAIN, Site, fill
 from wire.status import Code, Refused
@@ -124,7 +124,7 @@ def test_new_contents_that_cannot_be_written(
     target.write(0, [b"new"])
     monkeypatch.setattr(os, "replace", failing(errno.EROFS))
     assert "cannot replace" in refused(target.commit)
-    clean(source)
+    source.drop_unfinished()
     assert source.image.read_bytes() == before and len(list(source.image.parent.iterdir())) == 1
     monkeypatch.setattr(os, "open", failing(errno.EACCES))
     assert "cannot write beside" in refused(lambda: FileReplacement(source, 1))

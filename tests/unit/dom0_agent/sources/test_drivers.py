@@ -14,12 +14,17 @@ from dom0_agent.targets import file, lvm, zfs
 def test_the_table_names_the_modules_that_are_used(
     driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cleaned = list[str]()
-    for module in (file, lvm, zfs):
-        monkeypatch.setattr(module, "clean", lambda _, name=module.__name__: cleaned.append(name))
+    begun = list[str]()
+    for module, name in (
+        (file, "FileReplacement"),
+        (lvm, "LvmReplacement"),
+        (zfs, "ZfsReplacement"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, of=module.__name__: begun.append(of))
     path = devices("tank") if driver == "zfs" else tmp_path
     volume = Volume("work", "private", Pool("pool", driver, path, "group", "thin"), "work.img")
     source = sources.Sources(tmp_path).open(volume)
-    targets.clean(source)
-    used = (type(source).__module__, *cleaned)
+    monkeypatch.setattr(type(source), "drop_unfinished", lambda _: None)
+    targets.open(volume, 1, tmp_path)
+    used = (type(source).__module__, *begun)
     assert used == tuple(f"dom0_agent.{name}" for name in DRIVERS[driver])

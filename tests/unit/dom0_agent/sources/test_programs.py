@@ -43,6 +43,14 @@ def read(script: str) -> bytes:
         return stream.read()
 
 
+def test_one_that_is_not_installed_is_refused_also_where_it_is_read() -> None:
+    def begin() -> None:
+        with programs.printed("x: reading", "no-such-command"):
+            raise AssertionError
+
+    assert refused(begin) == "no-such-command is not installed"
+
+
 def test_what_is_printed_is_read_as_it_comes() -> None:
     started = time.monotonic()
     with (

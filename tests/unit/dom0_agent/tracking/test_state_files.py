@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A volume's state on a disk that fails, and of other versions."""
 
+import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +31,22 @@ def test_a_state_of_another_version_is_not_touched(site: Site) -> None:
     refused(VolumeState(site.state, "work", "private").load)
     assert cli.main(["--config", str(site.config), "monitor"]) == 1
     assert path.read_text() == '{"format": 99}'
+
+
+def test_who_waited_for_a_volume_that_was_forgotten_is_alone_with_it(tmp_path: Path) -> None:
+    store, found = VolumeState(tmp_path, "work", "private"), list[bool]()
+
+    def wait() -> None:
+        with store.alone():
+            found.append((store.directory / "lock").exists())
+
+    with store.alone():
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.1)
+        shutil.rmtree(store.directory)
+    waiting.join()
+    assert found == [True]
 
 
 @pytest.mark.parametrize(

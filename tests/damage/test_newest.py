@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The newest session of a volume cannot be read: nothing passes an older one off as the latest."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Commands
+from tests.kit import GRAIN, Site, fill
+
+
+@pytest.fixture
+def spoilt(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Two sessions, one bit of the head of the second one flipped."""
+    site = commands.site
+    for turn in range(2):
+        fill(site.image(), 4 * GRAIN, turn)
+        monkeypatch.setattr("time.time", lambda at=1_800_000_000 + turn * 100: at)
+        site.backup()
+    monkeypatch.undo()
+    monkeypatch.setenv("SPARSEBAK_ARCHIVE", str(site.archive))
+    monkeypatch.setenv("SPARSEBAK_AGENT", f"local:{site.config}")
+    newest = max(site.archive.glob("volumes/*/*.session"))
+    raw = bytearray(newest.read_bytes())
+    raw[0] ^= 1
+    newest.write_bytes(raw)
+    return commands
+
+
+def test_an_older_session_is_not_the_latest(spoilt: Commands, tmp_path: Path) -> None:
+    key, image = ("--passphrase-file", str(spoilt.passphrase)), tmp_path / "image"
+    (older,) = spoilt.names()
+    at = ("work/private", *key)
+    for words in (
+        ("assemble", *at, "-o", str(image)),
+        ("export", *at, "-o", str(image)),
+        ("diff", *at, older, "latest"),
+        ("tag", *at, "--add", "x"),
+        ("restore", *at, "--yes"),
+        ("drill", *at, "--session", "latest"),
+        ("files", "ls", *at),
+    ):
+        said = spoilt.fails(4, *words)
+        assert "newest session of work/private cannot be had" in said, words
+        assert f"--session {older}" in said, words
+    said = spoilt.run("prune", *at, "--session", "latest", expect=4)[1].splitlines()[-1]
+    assert "newest session of work/private cannot be had" in said
+    assert not image.exists() and spoilt.names() == [older]
+    spoilt.run("assemble", *at, "-o", str(image), "--session", older)
+    assert image.stat().st_size == 4 * GRAIN
+    proven = spoilt.json("verify", *at, expect=4)
+    assert [one["ok"] for one in proven["sessions"]] == [True] and len(proven["damaged"]) == 1
+
+
+def test_all_sessions_are_not_those_that_can_be_read(spoilt: Commands) -> None:
+    at = ("work/private", "--passphrase-file", str(spoilt.passphrase))
+    for words, code in ((("files", "find", *at, "--session", "all"), 4), (("drill", *at), 0)):
+        assert "is damaged" in spoilt.run(*words, expect=code)[1], words
+
+
+def test_a_new_dom0_is_told_that_a_newest_record_is_missing(
+    spoilt: Commands, tmp_path: Path
+) -> None:
+    out, err = spoilt.run("keys", "-o", str(tmp_path / "keys"), expect=4)
+    assert "is damaged" in err and (tmp_path / "keys").exists()
+
+
+def test_after_the_next_backup_the_latest_is_the_new_one(spoilt: Commands, tmp_path: Path) -> None:
+    key, image = ("--passphrase-file", str(spoilt.passphrase)), tmp_path / "image"
+    spoilt.run("backup", expect=4)
+    spoilt.run("assemble", "work/private", *key, "-o", str(image))
+    assert image.read_bytes() == spoilt.site.contents()
+
+
+def test_a_volume_of_which_nothing_can_be_read_can_be_removed(
+    commands_for: Callable[[Site], Commands], tmp_path: Path
+) -> None:
+    """Of a qube that is gone, no backup will ever make it whole."""
+    commands = commands_for(Site(tmp_path / "site", volumes=("gone/private", "work/private")))
+    site = commands.site
+    for seed, name in enumerate(site.volumes):
+        fill(site.image(name), 40 * GRAIN, seed)
+        site.backup(name)
+    ids = {one["qube"]: one["id"] for one in commands.keyed("list")["volumes"]}
+    (file,) = (site.archive / "volumes" / ids["gone"]).iterdir()
+    file.write_bytes(b"no session")
+    before = commands.json("status")["stored"]
+    assert "is damaged" in commands.run("delete", "-n", ids["gone"], expect=4)[1]
+    assert file.exists()
+    commands.run("delete", ids["gone"], "--yes")
+    assert not file.exists() and commands.json("scrub")["ok"]
+    assert commands.json("status")["stored"] < before
+    assert list(site.images()) == commands.names()
+
+
+def test_what_a_damaged_session_listed_is_given_back_with_it(spoilt: Commands) -> None:
+    spoilt.run("delete", "work", "--yes", "--passphrase-file", str(spoilt.passphrase), expect=4)
+    assert spoilt.json("scrub")["ok"] and spoilt.json("status")["stored"] == 0
+    assert not list(spoilt.site.archive.rglob("*.pack"))
+
+
+def test_a_latest_that_is_known_to_be_missing_is_not_had(
+    commands: Commands, tmp_path: Path
+) -> None:
+    site, image = commands.site, tmp_path / "image"
+    for turn in range(2):
+        fill(site.image(), 4 * GRAIN, turn)
+        site.backup()
+    max(site.archive.glob("volumes/*/*.session")).unlink()
+    key = ("work/private", "--passphrase-file", str(commands.passphrase))
+    for words in (("assemble", *key, "-o", str(image)), ("files", "ls", *key)):
+        said = commands.run(*words, expect=4)[1]
+        assert "newest session of work/private cannot be had" in said, said
+    (older,) = commands.names()
+    commands.run("assemble", *key, "-o", str(image), "--session", older)
+    site.backup()
+    commands.run("assemble", *key, "-o", str(image), "--force")
+    assert image.read_bytes() == site.contents()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands that do a part of what they were asked for, or were given what contradicts itself: what
+they say of it is true.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backup_vm.cli import spbk_assemble
+from backup_vm.config import load as load_settings
+from tests.commands import Commands
+from tests.kit import GRAIN, Site, fill
+
+Made = Callable[[Site], Commands]
+
+
+def test_what_is_given_and_not_used_is_an_error(commands: Commands) -> None:
+    fill(commands.site.image(), GRAIN)
+    commands.site.backup()
+    file = commands.site.root / "keys"
+    assert "leave out -o" in commands.fails(2, "keys", "--refresh", "-o", str(file))
+    assert not file.exists()
+    for rule in ("--min-age=30d", "--max-removed=1%"):
+        assert "give one of the two" in commands.fails(
+            2, "prune", "work", "--session", "latest", rule, "--yes"
+        )
+    new = str(commands.site.root / "new")
+    at = ("--as-of", "2026-11-20T08:30")
+    assert "--as-of" in commands.fails(2, "init", new, "--label", "tests", *at)
+    assert "--as-of" in commands.fails(2, "upkeep", new, *at)
+    assert not Path(new).exists() and len(commands.names()) == 1
+
+
+def test_settings_name_any_place_that_can_be_printed(commands: Commands) -> None:
+    folder = commands.site.root / 'a "disk" \\ \N{FLOPPY DISK} \u00e9'
+    settings = commands.site.root / "config.toml"
+    settings.unlink()
+    commands.run("init", str(folder / "copy"), "--label", "tests", "--default")
+    assert load_settings(settings).texts["archive"] == str(folder / "copy")
+
+
+def test_what_was_restored_before_one_failed_is_said(commands_for: Made, tmp_path: Path) -> None:
+    site = Site(tmp_path / "site", volumes=("work/private", "work/root"))
+    commands = commands_for(site)
+    for name in site.volumes:
+        fill(site.image(name), 4 * GRAIN)
+    site.backup()
+    before = site.contents()
+    site.image().write_bytes(b"")
+    site.image("work/root").unlink()
+    site.image("work/root").mkdir()
+    out, err = commands.run("restore", "work", "--yes", "--json", expect=None)
+    (restored,) = json.loads(out)["restored"]
+    assert restored["volume"] == "private" and site.contents() == before
+    assert err.startswith("sparsebak: ") and err.count("\n") == 1
+
+
+def test_a_backup_that_cannot_be_tagged_is_a_backup(commands: Commands) -> None:
+    fill(commands.site.image(), GRAIN)
+    notes = commands.site.archive / "notes.json"
+    notes.write_text("no notes")
+    out, err = commands.run("backup", "--tag", "keep", "--json", expect=4)
+    assert len(json.loads(out)["sessions"]) == 1
+    assert "got neither tag nor note" in err and notes.read_text() == "no notes"
+
+
+def test_an_archive_is_repaired_beside_damage(commands: Commands) -> None:
+    site = commands.site
+    for seed in range(2):
+        fill(site.image(), 4 * GRAIN, seed)
+        site.backup()
+    first, *others = sorted(site.archive.rglob("*.pack"))
+    assert others
+    first.write_bytes(b"")
+    (site.archive / "packs" / "00").mkdir(exist_ok=True)
+    (site.archive / "packs" / "00" / "00 (1).pack").write_bytes(b"")
+    (site.archive / "archive.toml").unlink()
+    commands.run("init", str(site.archive), "--label", "tests", "--repair")
+    assert len(commands.names()) == 2
+
+
+def test_an_image_with_other_names_is_not_replaced(commands: Commands) -> None:
+    fill(commands.site.image(), 4 * GRAIN)
+    commands.site.backup()
+    image, other = commands.site.root / "image", commands.site.root / "other"
+    image.write_bytes(b"old")
+    other.hardlink_to(image)
+    key = ("--passphrase-file", str(commands.passphrase))
+    onto = ("assemble", "work", "--onto", str(image), "--yes", *key)
+    assert "other names" in commands.fails(1, *onto)
+    other.unlink()
+    commands.run(*onto)
+    assert image.read_bytes() == commands.site.contents()
+    for force in ((), ("--force",)):
+        words = ("assemble", "work", "-o", str(commands.site.root), *force, *key)
+        assert "is not a regular file" in commands.fails(1, *words)
+
+
+def test_the_old_command_takes_any_name(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(commands.site.image(), 4 * GRAIN)
+    commands.site.backup()
+    monkeypatch.chdir(commands.site.root)
+    key = ["--passphrase-file", str(commands.passphrase)]
+    assert spbk_assemble.main(["archive", *key, "-o", "./-", "--session=-x"]) == 1
+    assert "no session -x" in capsys.readouterr().err
+    assert spbk_assemble.main(["archive", *key, "-o", "./-"]) == 0
+    assert Path("-").read_bytes() == commands.site.contents()
+    assert spbk_assemble.main(["x" * 300, *key]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
