@@ -295,7 +295,7 @@ def _digest(data: bytes) -> str:
 
 
 def made(folder: Path, server: Server) -> World:
-    """Three machines, and an archive without a session."""
+    """Three machines, and an archive with a session of each volume."""
     site, rng = Site(folder / "site", volumes=VOLUMES), random.Random(SEED)
     (site.root / "pw").write_bytes(PASSPHRASE)
     for name in VOLUMES:
@@ -317,7 +317,10 @@ def made(folder: Path, server: Server) -> World:
             "SPARSEBAK_AGENT": f"local:{site.config}",
         }
         machines.append(Machine("ABC"[number], network, environ, coverage))
-    return World(site, machines, rng, coverage=coverage)
+    world = World(site, machines, rng, coverage=coverage)
+    world.disturb()
+    world.patiently(machines[0])
+    return world
 
 
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
