@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,6 +19,7 @@ from backup_vm.jobs import guard
 from tests.faultfs import FaultFS, missing
 from tests.kit import Site
 from tests.own_mounts import own_mounts
+from tests.patience import until
 
 if TYPE_CHECKING:
     from tests.commands import Commands
@@ -123,7 +125,8 @@ def mounted(
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        # A process that was killed a moment ago may not have let go of it yet.
+        until(lambda: not subprocess.run(["umount", folder], check=False).returncode)
         image.unlink()
 
 
@@ -154,6 +157,21 @@ def folder_in_memory(name: str) -> Iterator[Path]:
 def quick_folder() -> Iterator[Path]:
     """Such a folder, for one test."""
     yield from folder_in_memory("test")
+
+
+@dataclass(frozen=True)
+class QuickFolders:
+    """Makes such folders, one for each example of a property."""
+
+    folder: Path
+
+    def mktemp(self, name: str) -> Path:
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
+
+
+@pytest.fixture
+def quick_folders(quick_folder: Path) -> QuickFolders:
+    return QuickFolders(quick_folder)
 
 
 FILE_SYSTEMS = {

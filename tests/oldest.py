@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tools import audit
+from tools.audit import imports
 
-imports = cache(audit.imports)
 ROOT = Path(__file__).parent.parent
 LIST = ROOT / "tests/oldest.txt"
 PACKAGES = ("common", "wire", "dom0_agent", "backup_vm")
@@ -46,14 +45,16 @@ def concerned(path: Path) -> bool:
     return names_a_library(path) or bool(imports(path) & users())
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    unit = collection_path.is_relative_to(ROOT / "tests/unit") and collection_path.is_file()
+    return True if unit and not concerned(collection_path) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept, left, seen = list[pytest.Item](), list[pytest.Item](), set[Path]()
     for item in items:
-        if item.path.is_relative_to(ROOT / "tests/unit"):
-            wanted = concerned(item.path)
-        else:
-            wanted = item.path not in seen
-            seen.add(item.path)
-        (kept if wanted else left).append(item)
+        unit = item.path.is_relative_to(ROOT / "tests/unit")
+        (kept if unit or item.path not in seen else left).append(item)
+        seen.add(item.path)
     config.hook.pytest_deselected(items=left)
     items[:] = kept

@@ -70,14 +70,19 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[Lease | N
             return
         lease = Lease.acquire(storage.locks(), storage.describe(), command)
         storage.check = lease.check
+        given = 0
         try:
-            if command in reserve.MAKING_ROOM and reserve.give_back(storage) and not lease.name:
+            if command in reserve.MAKING_ROOM:
+                given = reserve.give_back(storage)
+            if given and not lease.name:
                 lease = Lease.acquire(storage.locks(), storage.describe(), command)
                 storage.check = lease.check
             lease.keep()
             storage.refresh()  # what was seen before may be from the middle of another run
             yield lease
         finally:
+            if given:
+                reserve.take_again(storage, given)
             with stopping.closing():
                 lease.release()
     finally:

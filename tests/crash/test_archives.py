@@ -18,8 +18,8 @@ def monitored(site: Site) -> None:
     assert cli.main(["--config", str(site.config), "monitor", "-q"]) == 0
 
 
-def test_making_one(tmp_path: Path) -> None:
-    site = Site(tmp_path / "site")
+def test_making_one(quick_folder: Path) -> None:
+    site = Site(quick_folder / "site")
     (before,) = folders(site)
     common = ["--config", str(site.config), "archive"]
     add = [*common, "add", "new", "--caller", "vm", "--open"]
@@ -34,8 +34,8 @@ def test_making_one(tmp_path: Path) -> None:
     assert steps > 5 and folders(site) == {before}
 
 
-def test_removing_one(tmp_path: Path) -> None:
-    site = Site(tmp_path / "site")
+def test_removing_one(quick_folder: Path) -> None:
+    site = Site(quick_folder / "site")
     (before,) = folders(site)
     common = ["--config", str(site.config), "archive"]
 

@@ -27,9 +27,19 @@ def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["file", "reflink"])
-def built(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+def built(request: pytest.FixtureRequest, quick_folder: Path) -> Site:
     """A site with three sessions and a change since, to be copied for every death."""
-    folder = tmp_path if request.param == "file" else request.getfixturevalue("btrfs_folder")
+    return three_sessions(request, quick_folder)
+
+
+@pytest.fixture(params=["file", "reflink"] if os.environ.get("SPARSEBAK_LONG") else ["file"])
+def archived(request: pytest.FixtureRequest, quick_folder: Path) -> Site:
+    """The same for what is done to an archive alone, in which volumes have no part."""
+    return three_sessions(request, quick_folder)
+
+
+def three_sessions(request: pytest.FixtureRequest, quick_folder: Path) -> Site:
+    folder = quick_folder if request.param == "file" else request.getfixturevalue("btrfs_folder")
     site = Site(folder / "site", driver=request.param)
     rng = random.Random(7)
     fill(site.image(), SIZE, 7)
@@ -96,10 +106,10 @@ def test_backup(built: Site) -> None:
 
 
 @pytest.mark.parametrize("recorded", [0, 60])
-def test_first_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int) -> None:
+def test_first_backup(quick_folder: Path, monkeypatch: pytest.MonkeyPatch, recorded: int) -> None:
     """Each pack recorded by itself, or all of them together."""
     monkeypatch.setattr(pack_writer, "RECORD_SECONDS", recorded)
-    site = Site(tmp_path / "site")
+    site = Site(quick_folder / "site")
     fill(site.image(), SIZE)
     every_death(site, lambda site: site.backup(), next_backup_is_right)
 
@@ -140,8 +150,8 @@ def test_abort(built: Site) -> None:
 
 
 @pytest.mark.parametrize("doomed", [[0], [1], [2], [0, 1], [1, 2]])
-def test_prune(built: Site, doomed: list[int]) -> None:
-    names = list(built.images())
+def test_prune(archived: Site, doomed: list[int]) -> None:
+    names = list(archived.images())
     kept = [name for at, name in enumerate(names) if at not in doomed]
 
     def run(site: Site) -> None:
@@ -164,10 +174,10 @@ def test_prune(built: Site, doomed: list[int]) -> None:
         assert list(site.images().values())[-1] == site.image().read_bytes()
         assert site.scrubbed() == []
 
-    every_death(built, run, kept_are_whole)
+    every_death(archived, run, kept_are_whole)
 
 
-def test_catalog_rebuild(built: Site) -> None:
+def test_catalog_rebuild(archived: Site) -> None:
     def rebuild(site: Site) -> None:
         os.unlink(site.archive / "catalog.sqlite")
         with site.open(True) as archive:
@@ -179,10 +189,10 @@ def test_catalog_rebuild(built: Site) -> None:
             archive.catalog.count()
         assert site.scrubbed() == []
 
-    every_death(built, rebuild, still_whole)
+    every_death(archived, rebuild, still_whole)
 
 
-def test_the_space_of_pruned_sessions_comes_back_after_a_crash(built: Site) -> None:
+def test_the_space_of_pruned_sessions_comes_back_after_a_crash(archived: Site) -> None:
     """Dying between removing sessions and freeing their chunks leaves a sweep that is done by the
     next run.
     """
@@ -201,4 +211,4 @@ def test_the_space_of_pruned_sessions_comes_back_after_a_crash(built: Site) -> N
         assert len(run_again) <= len(before)
         assert not list(site.archive.rglob("*.session")) and not list(site.archive.rglob("*.pack"))
 
-    every_death(built, run, empty_in_the_end)
+    every_death(archived, run, empty_in_the_end)

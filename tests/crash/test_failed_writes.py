@@ -41,8 +41,8 @@ def monitor(site: Site) -> None:
 
 
 @pytest.fixture
-def built(tmp_path: Path) -> Site:
-    site = Site(tmp_path / "built")
+def built(quick_folder: Path) -> Site:
+    site = Site(quick_folder / "built")
     fill(site.image(), SIZE)
     site.backup()
     change(site.image(), random.Random(3), resize=False)

@@ -12,8 +12,8 @@ from tests.kit import GRAIN, Site, change, fill
 from tests.steps import deaths
 
 
-def test_rename(tmp_path: Path) -> None:
-    built = Site(tmp_path / "site", volumes=("work/private",))
+def test_rename(quick_folder: Path) -> None:
+    built = Site(quick_folder / "site", volumes=("work/private",))
     fill(built.image(), 8 * GRAIN, 3)
     built.backup()
     text = built.config.read_text()

@@ -57,7 +57,7 @@ def mounted(commands: Commands, *more: str, end: signal.Signals = signal.SIGINT)
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert process.stdout is not None  # whoever waits for the line has it now
-        assert select.select([process.stdout], [], [], 5)[0]
+        assert select.select([process.stdout], [], [], PATIENCE)[0]
         assert re.search("[12] sessions", process.stdout.readline())
         yield folder
     finally:

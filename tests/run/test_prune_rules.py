@@ -16,6 +16,7 @@ from backup_vm.archive.space import Account
 from backup_vm.archive.storage.local import LocalStorage
 from common.text import session_name
 from tests.commands import Commands
+from tests.conftest import QuickFolders
 from tests.kit import GRAIN, Site, change, fill, some_bytes
 
 HOUR, DAY = 3600, 86400
@@ -267,9 +268,9 @@ def test_until_there_is_room(commands: Commands, monkeypatch: pytest.MonkeyPatch
 @settings(max_examples=25)
 @given(st.randoms(use_true_random=False), st.data())
 def test_what_pruning_gives_back_is_what_the_account_says(
-    tmp_path_factory: pytest.TempPathFactory, rng: random.Random, data: st.DataObject
+    quick_folders: QuickFolders, rng: random.Random, data: st.DataObject
 ) -> None:
-    site = Site(tmp_path_factory.mktemp("space") / "site", volumes=("a/private", "b/private"))
+    site = Site(quick_folders.mktemp("space") / "site", volumes=("a/private", "b/private"))
     for name in site.volumes:
         site.image(name).write_bytes(some_bytes(rng, 6 * GRAIN))
     for _ in range(data.draw(st.integers(1, 5))):

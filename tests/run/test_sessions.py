@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from backup_vm.agent.call import RefusedError
 from backup_vm.archive.prune import prune
+from tests.conftest import QuickFolders
 from tests.kit import GRAIN, Site, change, fill
 from wire.status import Code
 
@@ -53,9 +54,9 @@ def test_every_session_comes_back(
 @given(st.integers(0, 1000), st.lists(st.integers(0, 5), min_size=1, max_size=5))
 @settings(max_examples=30)
 def test_pruning_leaves_all_others_as_they_were(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, order: list[int]
+    quick_folders: QuickFolders, seed: int, order: list[int]
 ) -> None:
-    site = Site(tmp_path_factory.mktemp("p") / "site")
+    site = Site(quick_folders.mktemp("p") / "site")
     contents = dict(zip(range(5), history(site, 5, seed), strict=True))
     for at in order:
         with site.open(True) as archive:

@@ -15,6 +15,7 @@ from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.catalog_file import folder_aside
 from backup_vm.archive.gathering import Gathering
 from backup_vm.archive.packs import Packed
+from tests.conftest import QuickFolders
 
 chunk = st.integers(1, 12).map(lambda number: bytes([number * 19 % 256]) * 31 + bytes([number]))
 
@@ -26,14 +27,14 @@ chunk = st.integers(1, 12).map(lambda number: bytes([number * 19 % 256]) * 31 + 
     st.integers(0, 5),
 )
 def test_in_one_go_or_one_by_one(
-    tmp_path_factory: pytest.TempPathFactory,
+    quick_folders: QuickFolders,
     packs: list[list[bytes]],
     listed: list[list[bytes]],
     at_once: int,
     cut_off: int,
 ) -> None:
     """In memory, or in a database; and by a run that is cut off, and resumed by another one."""
-    folder: Path = tmp_path_factory.mktemp("catalogs")
+    folder: Path = quick_folders.mktemp("catalogs")
     names = [f"packs/00/{at}.pack" for at in range(len(packs))]
     chunks = [[Packed(one, at, 7, b"") for at, one in enumerate(ids)] for ids in packs]
     with pytest.MonkeyPatch.context() as patch:

@@ -18,6 +18,7 @@ from backup_vm.archive.image import Image, split
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
+from tests.conftest import QuickFolders
 from tests.unit.backup_vm.archive.test_sessions import record
 
 CHUNKS = 200
@@ -32,12 +33,12 @@ def stored(folder: Path, numbers: list[int], chunks: int = CHUNKS) -> tuple[Loca
 
 @given(st.sets(st.integers(0, CHUNKS - 1)).map(sorted), st.integers(1, 70), st.lists(ask))
 def test_any_part_can_be_asked_for_in_any_order(
-    tmp_path_factory: pytest.TempPathFactory,
+    quick_folders: QuickFolders,
     numbers: list[int],
     rows: int,
     asked: list[tuple[str, int, int]],
 ) -> None:
-    columns = Columns(*stored(tmp_path_factory.mktemp("columns"), numbers), rows)
+    columns = Columns(*stored(quick_folders.mktemp("columns"), numbers), rows)
     for what, first, length in asked:
         if what == "next":
             assert columns.next(first) == min((n for n in numbers if n >= first), default=None)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.storage.local import LocalStorage
+from tests.conftest import QuickFolders
 from wire.messages import Offer
 
 OFFER = Offer(b"v" * 16, b"s" * 16, bytes(16), 1, 2, 1 << 40, 65536, 4, 1)
@@ -32,10 +33,8 @@ def read(partial: Partial) -> list[int]:
 
 
 @given(groups)
-def test_what_was_stored_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]]
-) -> None:
-    storage = LocalStorage(tmp_path_factory.mktemp("partial"))
+def test_what_was_stored_is_read_back(quick_folders: QuickFolders, parts: list[list[int]]) -> None:
+    storage = LocalStorage(quick_folders.mktemp("partial"))
     name, numbers = write(storage, parts)
     partial = Partial.load(storage, name)
     assert partial is not None and partial.offer == OFFER
@@ -50,9 +49,9 @@ def test_what_was_stored_is_read_back(
 
 @given(groups, st.data())
 def test_damage_ends_it_before_the_damage(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]], data: st.DataObject
+    quick_folders: QuickFolders, parts: list[list[int]], data: st.DataObject
 ) -> None:
-    storage = LocalStorage(tmp_path_factory.mktemp("partial"))
+    storage = LocalStorage(quick_folders.mktemp("partial"))
     name, numbers = write(storage, parts)
     path: Path = storage.local(name)
     raw = path.read_bytes()
@@ -110,9 +109,9 @@ def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @given(groups, st.sets(st.integers(0, 50)))
 def test_it_goes_back_to_before_the_first_chunk_that_is_not_stored(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]], stored: set[int]
+    quick_folders: QuickFolders, parts: list[list[int]], stored: set[int]
 ) -> None:
-    folder = tmp_path_factory.mktemp("partial")
+    folder = quick_folders.mktemp("partial")
     storage, catalog = LocalStorage(folder), ChunkCatalog.create(folder / "c.sqlite", bytes(16))
     name, numbers = write(storage, parts)
     number = catalog.add_pack("packs/00/x.pack", 1)

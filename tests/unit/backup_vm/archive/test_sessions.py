@@ -13,6 +13,7 @@ from backup_vm.archive.image import Image, chain, split
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.errors import DamagedError
+from tests.conftest import QuickFolders
 from wire.chunks import ZERO_ID, Keys
 from wire.records import Record
 
@@ -95,11 +96,11 @@ def entries(storage: LocalStorage, session: Session) -> dict[int, bytes]:
 
 @given(st.lists(step, min_size=1, max_size=6), st.data())
 def test_images_and_merges_follow_the_model(
-    tmp_path_factory: pytest.TempPathFactory,
+    quick_folders: QuickFolders,
     steps: list[tuple[int, bool, dict[int, bytes]]],
     data: st.DataObject,
 ) -> None:
-    storage = LocalStorage(tmp_path_factory.mktemp("sessions"))
+    storage = LocalStorage(quick_folders.mktemp("sessions"))
     series, images = build(storage, steps)
     for at in range(len(series)):
         assert ids_of(storage, series[: at + 1]) == images[at]
@@ -176,12 +177,12 @@ def test_a_base_without_inheritance_is_damage(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(step, st.integers(0, 5)), min_size=2, max_size=6), st.data())
 def test_any_sessions_can_go_however_the_others_build_on_them(
-    tmp_path_factory: pytest.TempPathFactory,
+    quick_folders: QuickFolders,
     steps: list[tuple[tuple[int, bool, dict[int, bytes]], int]],
     data: st.DataObject,
 ) -> None:
     """Also after prunes that died when they had merged, and not removed yet."""
-    storage = LocalStorage(tmp_path_factory.mktemp("sessions"))
+    storage = LocalStorage(quick_folders.mktemp("sessions"))
     series: list[Session] = []
     images: dict[str, list[bytes]] = {}
     for sequence, ((chunks, full, changed), back) in enumerate(steps, 1):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from backup_vm.archive.storage import writing
 from backup_vm.archive.storage.writing import BackgroundFile, Blocks
+from tests.conftest import QuickFolders
 
 
 def new(path: Path) -> int:
@@ -23,9 +24,9 @@ def new(path: Path) -> int:
 
 @given(st.lists(st.integers(0, 40_000), max_size=12), st.booleans())
 def test_what_is_written_is_there(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], direct: bool
+    quick_folders: QuickFolders, sizes: list[int], direct: bool
 ) -> None:
-    path = tmp_path_factory.mktemp("writing") / "file"
+    path = quick_folders.mktemp("writing") / "file"
     rng = random.Random(len(sizes))
     parts = [rng.randbytes(size) for size in sizes]
     with pytest.MonkeyPatch.context() as patch:
