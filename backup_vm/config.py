@@ -4,9 +4,9 @@ docs/config.toml with its meaning.
 """
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from backup_vm.errors import UsageError
 from backup_vm.jobs.guard import Guard, taken
@@ -33,32 +33,30 @@ SWITCHES = ("not_on_battery", "not_metered")
 _AFTER, _FREE, _QUBES = "after_backup", "until_free", "qubes"
 
 
-@dataclass(frozen=True)
-class Pruning:
+class Pruning(NamedTuple):
     """What prune does by itself. ``by_name``: rules for qubes and for volumes that have
     their own.
     """
 
-    rules: Rules = field(default_factory=Rules)
-    by_name: dict[str, Rules] = field(default_factory=dict)
+    rules: Rules = Rules()
+    by_name: Mapping[str, Rules] = {}
     after_backup: bool = False
     until_free: str = ""
-    guard: Guard = field(default_factory=Guard)
+    guard: Guard = Guard()
 
     def rules_for(self, qube: str, volume: str) -> Rules:
         """The rules of a volume, else of its qube, else of all."""
         return self.by_name.get(f"{qube}/{volume}") or self.by_name.get(qube) or self.rules
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """What the file says; ``texts`` holds those of TEXTS that it has, ``switches`` those of
     SWITCHES that are on.
     """
 
-    texts: dict[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = {}
     switches: frozenset[str] = frozenset()
-    pruning: Pruning = field(default_factory=Pruning)
+    pruning: Pruning = Pruning()
 
 
 def settings_file(given: Path | None) -> Path | None:

@@ -3,14 +3,13 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 Result = TypeVar("Result")
 
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII)
+_SIZE = r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([KMGT]?)(?:i?B)?"
 _LEAST = 0.01
-_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%", re.ASCII)
+_SHARE = r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%"
 
 
 def setting(key: str, parse: Callable[[str], Result], text: str) -> Result:
@@ -23,14 +22,13 @@ def setting(key: str, parse: Callable[[str], Result], text: str) -> Result:
 
 def parse_size(text: str) -> int:
     """Bytes that ``20G`` or ``1.5MiB`` stand for; raise ValueError."""
-    found = _SIZE.fullmatch(text)
+    found = re.fullmatch(_SIZE, text)
     if found is None:
         raise ValueError(f"{text!r} is not a size such as 20G")
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A part of something: a share from above 0 to 1, or a number of bytes from 1 on."""
 
     share: float = 0.0
@@ -43,7 +41,7 @@ class Part:
 
 def parse_part(text: str) -> Part:
     """The part that ``5%`` or ``20G`` stand for; raise ValueError."""
-    if found := _SHARE.fullmatch(text):
+    if found := re.fullmatch(_SHARE, text):
         share = float(found[1]) / 100
         if not 0 < share <= 1:
             raise ValueError(f"{text!r} is not a share from above 0% up to 100%")
@@ -56,7 +54,7 @@ def parse_part(text: str) -> Part:
 
 def parse_share(text: str) -> float:
     """The share that ``10%`` stands for, from 1% to 100%; raise ValueError."""
-    if not _SHARE.fullmatch(text) or (share := parse_part(text).share) < _LEAST:
+    if not re.fullmatch(_SHARE, text) or (share := parse_part(text).share) < _LEAST:
         raise ValueError(f"{text!r} is not a share from 1% to 100%")
     return share
 

@@ -5,8 +5,7 @@ and to nobody else.
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backup_vm.archive import noting
 from backup_vm.archive.archive import Archive
@@ -29,8 +28,7 @@ IMAGE_SUFFIX = ".img"
 """What a session's name ends with where it is shown as an image file."""
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(NamedTuple):
     """A volume of the archive. Without dom0 and without the key, ``qube`` is empty and ``volume``
     the volume's id.
     """
@@ -39,7 +37,7 @@ class Named:
     volume: str
     id: str
     sessions: tuple[Session, ...]
-    notes: Notes = field(default_factory=Notes)
+    notes: Notes
     notes_damaged: DamagedError | None = None
     closed: tuple[Session, ...] = ()
     """Sessions that the grant in use is not for: nobody sees them, but images build on them."""
@@ -82,7 +80,7 @@ def stored_volumes(
         qube, volume = known.get(volume_id) or _from_records(series, keys) or ("", volume_id)
         named = Named(qube, volume, volume_id, tuple(series), notes, damaged)
         chosen = [named] if not isinstance(keys, Grant) else _granted(named, keys)
-        found += [replace(one, newer=_newer(archive, one, keys)) for one in chosen]
+        found += [one._replace(newer=_newer(archive, one, keys)) for one in chosen]
     return sorted(_told_apart(found, known), key=lambda named: (named.qube, named.volume))
 
 
@@ -102,7 +100,7 @@ def _granted(volume: Named, grant: Grant) -> list[Named]:
     seen = tuple(one for one in volume.sessions if one.clear.session in wanted)
     closed = tuple(one for one in volume.sessions if one.clear.session not in wanted)
     ours = volume.id == grant.volume_id.hex()
-    return [replace(volume, sessions=seen, closed=closed)] if ours and seen else []
+    return [volume._replace(sessions=seen, closed=closed)] if ours and seen else []
 
 
 def _told_apart(found: list[Named], known: Collection[str]) -> Iterator[Named]:
@@ -113,7 +111,7 @@ def _told_apart(found: list[Named], known: Collection[str]) -> Iterator[Named]:
     for one in sorted(found, key=lambda one: (one.id not in known, -_newest(one))):
         if one.qube and (one.qube, one.volume) in names:
             taken = {qube for qube, volume in names if volume == one.volume}
-            one = replace(one, qube=set_aside(one.qube, taken))
+            one = one._replace(qube=set_aside(one.qube, taken))
         names.add((one.qube, one.volume))
         yield one
 
@@ -197,8 +195,7 @@ def needed(keys: AnyKeys | None) -> AnyKeys:
     return keys
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(NamedTuple):
     """An archive that is open, its keys if they are here, and its volumes as far as their names are
     known.
     """
@@ -219,7 +216,7 @@ class Contents:
         """A volume, by its id, that has sessions of which none can be read; None if it is none."""
         known = any(one.id == id for one in self.volumes)
         there = any(volume_of(file) == id for file in self.archive.damaged)
-        return Named("", id, id, ()) if there and not known else None
+        return Named("", id, id, (), Notes()) if there and not known else None
 
     def select(self, *names: str | None) -> list[Named]:
         """The volumes that names stand for; all where there is none, or only None. Raise
@@ -250,15 +247,14 @@ class Contents:
         """See find_session. Raises DamagedError also where the latest is known to be lost."""
         session = find_session(volume, wanted)
         if wanted == "latest" and self._grant is None:
-            _ = self.archive.catalog  # in a local archive it knows what got lost
-            for file in filter(lambda file: volume_of(file) == volume.id, self.archive.lost):
-                raise _not_latest(volume, f"{self.archive.storage.describe(file)} is missing")
+            for line in self.archive.missing(volume.id):
+                raise _not_latest(volume, line)
         return session
 
     def now(self) -> "Contents":
         """The same, with the sessions that are there now."""
         told = {one.id: (one.qube, one.volume) for one in self.volumes if one.qube}
-        return replace(self, volumes=stored_volumes(self.archive, self.keys, told))
+        return self._replace(volumes=stored_volumes(self.archive, self.keys, told))
 
     def image(self, volume: Named, session: Session) -> "Image":
         """The volume as it was at one of its sessions; raise DamagedError."""
@@ -276,8 +272,7 @@ class Contents:
         return [line for one, mine in by_volume.values() for line in text(one.name, mine, found)]
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """One session of one volume, and where it is."""
 
     contents: Contents

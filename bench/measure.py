@@ -76,13 +76,13 @@ def _spent(agent: int | None) -> float:
     if agent is None:
         return 0
     until = time.monotonic() + 1
-    while _children(agent) and time.monotonic() < until:
+    while children(agent) and time.monotonic() < until:
         time.sleep(0.005)
     fields = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """The processes that one started, by whichever of its threads; none when it has ended."""
     found: list[int] = []
     with suppress(OSError):
@@ -116,18 +116,18 @@ class Watch:
     def _watch(self) -> None:
         looks = 0
         while not self._done.wait(self._EVERY):
-            forked = _children(self._agent) if self._agent is not None else []
+            forked = children(self._agent) if self._agent is not None else []
             self.agent = max([self.agent, *map(_peak, forked)])
             looks += 1
             if looks % self._SELDOM:
                 continue
             at = [self._command] if self._agent is None else [self._command, self._agent]
             for pid in at:  # grows by the children while it is walked
-                at += _children(pid)
-            self.together = max(self.together, sum(map(_proportional, at)))
+                at += children(pid)
+            self.together = max(self.together, sum(map(proportional, at)))
 
 
-def _proportional(pid: int) -> float:
+def proportional(pid: int) -> float:
     """MiB of a process now, its share of what it shares; 0 when it has ended."""
     return _read(f"/proc/{pid}/smaps_rollup", r"^Pss:\s+(\d+)")
 

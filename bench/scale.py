@@ -16,6 +16,7 @@ import secrets
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -115,18 +116,24 @@ def measured(action: Callable[[], object]) -> tuple[float, float]:
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        start = time.monotonic()
-        said = action()
-        took = said if isinstance(said, float) else time.monotonic() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        os.write(write, f"{took} {peak / 1024}".encode())
-        os._exit(0)
+        code = 1
+        try:
+            start = time.monotonic()
+            said = action()
+            took = said if isinstance(said, float) else time.monotonic() - start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            os.write(write, f"{took} {peak / 1024}".encode())
+            code = 0
+        except BaseException:  # nobody else would show it
+            traceback.print_exc()
+        finally:
+            os._exit(code)
     os.close(write)
-    said = os.read(read, 200).decode().split()
+    words = os.read(read, 200).decode().split()
     os.close(read)
     if os.waitpid(pid, 0)[1]:
         raise SystemExit("bench: an operation failed")
-    return float(said[0]), float(said[1])
+    return float(words[0]), float(words[1])
 
 
 def resumed(folder: Path) -> float:
@@ -241,6 +248,7 @@ def main() -> None:
     options = parser.parse_args()
     # packs are sparse here, and would be taken for holes
     mock.patch.object(LocalStorage, "allocated", lambda self, name: self.size(name)).start()
+    mock.patch.object(LocalStorage, "has_holes", lambda *_: False).start()
     sizes = [tuple(int(word) for word in pair.split(":")) for pair in options.sizes.split(",")]
     table: dict[str, list[tuple[float, float]]] = {}
     for chunks, count in sizes:
@@ -255,7 +263,7 @@ def main() -> None:
                     flush=True,
                 )
         finally:
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)
     heads = [
         f"{chunks:,} chunks ({chunks * CHUNK / (1 << 40):.2f} TiB), {count:,} sessions"
         for chunks, count in sizes

@@ -110,6 +110,12 @@ class Sparsebak:
         )
         run([*self._tool, "init", self.place(), "--label", "bench"])
 
+    @property
+    def agent(self) -> int:
+        """The process of the resident agent."""
+        assert self._process is not None
+        return self._process.pid
+
     def close(self) -> None:
         """See Tool."""
         if self._process is not None:

@@ -14,6 +14,13 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
+def reason(error: Exception) -> str:
+    """What an error says; of the system's the file and why, and no number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
 def session_name(time: int) -> str:
     """Name of the session taken at ``time`` (Unix seconds): UTC, ``20261123-061500``."""
     return _time.strftime("%Y%m%d-%H%M%S", _time.gmtime(time))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, compress
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -36,7 +35,6 @@ _HIGH = bytes(half << 4 for half in _LOW)
 """The same in the upper half."""
 
 
-@dataclass(frozen=True)
 class BitmapHead(Structure, compiled=COMPILED):
     """Beginning of a bitmap's file."""
 

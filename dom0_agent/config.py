@@ -8,10 +8,9 @@ import re
 import stat
 import time
 import tomllib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE
 from wire.names import BadName, parse_name, parse_volume_name
@@ -28,6 +27,10 @@ DRIVERS = {
 ZVOLS = Path("/dev/zvol")
 """Where udev has a link to the device of each ZFS volume, by its name."""
 CATALOGS = ("static", "qubes")
+DATA_LIMIT, METADATA_LIMIT = 95, 90
+"""Percent up to which a pool is filled where nothing else is said."""
+LEVEL = 2
+"""Level of zstd where nothing else is said."""
 Entry = TypeVar("Entry")
 
 _ZFS_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,255}(/[A-Za-z0-9_.:-]{1,255})*", re.ASCII)
@@ -38,8 +41,7 @@ class ConfigError(Exception):
     """The configuration cannot be used; the text says where and why."""
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(NamedTuple):
     """A place that holds volumes: a directory; with driver ``lvm_thin`` a thin pool in a volume
     group; with driver ``zfs`` a dataset, ``path`` being where the devices of its volumes are.
 
@@ -52,12 +54,21 @@ class Pool:
     path: Path = Path()
     volume_group: str = ""
     thin_pool: str = ""
-    data_limit: int = 95
-    metadata_limit: int = 90
+    data_limit: int = DATA_LIMIT
+    metadata_limit: int = METADATA_LIMIT
 
 
-@dataclass(frozen=True)
-class Volume:
+class _Volume(NamedTuple):
+    qube: str
+    volume: str
+    pool: Pool
+    vid: str
+    live: str
+    dedup_domain: bytes
+    identity: str
+
+
+class Volume(_Volume):
     """A volume: qube and volume name, and ``vid``, its image's path relative to its pool, or its
     logical volume.
 
@@ -67,16 +78,18 @@ class Volume:
     said.
     """
 
-    qube: str
-    volume: str
-    pool: Pool
-    vid: str
-    live: str = ""
-    dedup_domain: bytes = bytes(DEDUP_DOMAIN_SIZE)
-    identity: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "identity", self.identity or self.qube)
+    def __new__(
+        cls,
+        qube: str,
+        volume: str,
+        pool: Pool,
+        vid: str,
+        live: str = "",
+        dedup_domain: bytes = bytes(DEDUP_DOMAIN_SIZE),  # noqa: B008
+        identity: str = "",
+    ) -> Self:
+        """Without an ``identity`` that of a qube which has no other."""
+        return super().__new__(cls, qube, volume, pool, vid, live, dedup_domain, identity or qube)
 
     @property
     def name(self) -> str:
@@ -86,8 +99,8 @@ class Volume:
 
 def remember(volume: Volume) -> dict[str, Any]:
     """A volume in the form that a state file can hold."""
-    pool = {**asdict(volume.pool), "path": str(volume.pool.path)}
-    return {**asdict(volume), "pool": pool, "dedup_domain": volume.dedup_domain.hex()}
+    pool = {**volume.pool._asdict(), "path": str(volume.pool.path)}
+    return {**volume._asdict(), "pool": pool, "dedup_domain": volume.dedup_domain.hex()}
 
 
 def recall(raw: dict[str, Any]) -> Volume:
@@ -96,8 +109,7 @@ def recall(raw: dict[str, Any]) -> Volume:
     return Volume(**{**raw, "pool": pool, "dedup_domain": bytes.fromhex(raw["dedup_domain"])})
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """What agent.toml says. ``threads``, ``compression_level`` and ``chunk_padding`` (bytes)
     concern Extract. ``qubes``: the table of that name as it stands there; only the administrator's
     commands look into it (dom0_agent.admin.qubes_options).
@@ -109,11 +121,11 @@ class Config:
     threads: int = 2
     # Level 3 saves 1.4 % of the space for a quarter more of the time that compressing takes, level
     # 1 costs 1 % and gains nothing that is noticed: a backup is then bound by hashes and the disk.
-    compression_level: int = 2
+    compression_level: int = LEVEL
     chunk_padding: int = 0
-    allow_restore: frozenset[tuple[str, str]] = field(default_factory=frozenset)
+    allow_restore: frozenset[tuple[str, str]] = frozenset()
     catalog: str = "static"
-    qubes: dict[str, Any] = field(default_factory=dict)
+    qubes: Mapping[str, Any] = {}
 
 
 _TICK = 2_000_000_000
@@ -156,7 +168,7 @@ def load(path: Path) -> Config:
 
 
 def _check(path: Path, raw: dict[str, Any]) -> Config:
-    known = set(Config.__dataclass_fields__) - {"path", "volumes"} | {"pool", "volume"}
+    known = set(Config._fields) - {"path", "volumes"} | {"pool", "volume"}
     if unknown := sorted(set(raw) - known):
         raise ValueError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
     catalog = raw.get("catalog", "static")
@@ -183,7 +195,7 @@ def _check(path: Path, raw: dict[str, Any]) -> Config:
         state_dir=base / _path(raw, "state_dir"),
         volumes=volumes,
         threads=_number(raw, "threads", min(os.cpu_count() or 1, 4), 1, 64),
-        compression_level=_number(raw, "compression_level", Config.compression_level, 1, 19),
+        compression_level=_number(raw, "compression_level", LEVEL, 1, 19),
         chunk_padding=_number(raw, "chunk_padding", 0, 0, CHUNK_SIZES[-1]),
         allow_restore=frozenset(_each(raw, "allow_restore", _allowed)),
         catalog=catalog,
@@ -227,11 +239,11 @@ def dataset(pool: Pool) -> str:
     return str(pool.path.relative_to(ZVOLS))
 
 
-def limits(entry: dict[str, Any]) -> dict[str, int]:
+def limits(entry: Mapping[str, Any]) -> dict[str, int]:
     """How full a pool may be, as an entry of it says; raise ValueError."""
     return {
-        key: _number(entry, key, getattr(Pool, key), 1, 100)
-        for key in ("data_limit", "metadata_limit")
+        key: _number(entry, key, default, 1, 100)
+        for key, default in (("data_limit", DATA_LIMIT), ("metadata_limit", METADATA_LIMIT))
     }
 
 
@@ -320,7 +332,7 @@ def _path(entry: dict[str, Any], key: str) -> str:
     return text
 
 
-def _number(raw: dict[str, Any], key: str, default: int, low: int, high: int) -> int:
+def _number(raw: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
     value = raw.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{key} must be a number from {low} to {high}")

@@ -10,10 +10,9 @@ reaches.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dom0_agent.log import ERROR, log
 from wire import CHUNK_SIZES, FORMAT, other_format
@@ -32,15 +31,7 @@ this name.
 """
 
 
-@dataclass(frozen=True)
-class ArchiveKey:
-    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.messages' MODE_ numbers, ``suite``
-    one of wire.chunks's.
-
-    ``key_check``: digest of the master key, by which a damaged one is noticed; empty until it is
-    kept.
-    """
-
+class _Fields(NamedTuple):
     directory: Path
     id: bytes
     label: str
@@ -51,6 +42,15 @@ class ArchiveKey:
     slots: tuple[bytes, ...]
     suite: int = SUITE_BLAKE2B
     key_check: str = ""
+
+
+class ArchiveKey(_Fields):
+    """One archive. ``id`` has 16 bytes; ``mode`` is one of wire.messages' MODE_ numbers, ``suite``
+    one of wire.chunks's.
+
+    ``key_check``: digest of the master key, by which a damaged one is noticed; empty until it is
+    kept.
+    """
 
     def master(self) -> bytes:
         """The master key; Refused when it is not the one that was kept."""

@@ -4,7 +4,6 @@ that change at random.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import random
@@ -246,7 +245,7 @@ def own_domains() -> Iterator[None]:
 
     def own(volume: Volume) -> Volume:
         domain = hashlib.blake2b(volume.name.encode(), digest_size=16).digest()
-        return dataclasses.replace(volume, dedup_domain=domain)
+        return volume._replace(dedup_domain=domain)
 
     def make(catalog: StaticCatalog, config: Config) -> None:
         catalog._volumes = tuple(map(own, config.volumes))

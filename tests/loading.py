@@ -3,6 +3,7 @@
 audit`` says of a kind of machine is held against it.
 """
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tools import audit, audited
 
 _PYTHON = """#!/bin/sh
 for service; do :; done
+{environment}
 exec {python} -X importtime "$@" 2>>{folder}/"$service"
 """
 
@@ -36,7 +38,10 @@ def _loaded(site: Site, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, se
     """Modules by service."""
     folder.mkdir()
     python = folder / "python"
-    python.write_text(_PYTHON.format(python=sys.executable, folder=folder))
+    kept = {name: os.environ[name] for name in ("LVM_SYSTEM_DIR",) if name in os.environ}
+    words = {"python": sys.executable, "folder": folder}
+    words["environment"] = "\n".join(f"export {name}={value}" for name, value in kept.items())
+    python.write_text(_PYTHON.format(**words))
     python.chmod(0o755)
     patch.setattr(sys, "executable", str(python))
     agent = Agent(LocalTransport(site.config, "backup-vm"))

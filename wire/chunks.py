@@ -10,8 +10,7 @@ import hashlib
 import hmac
 import os
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wire import DEDUP_DOMAIN_SIZE
 
@@ -57,8 +56,7 @@ def derive(key: bytes, info: bytes, salt: bytes | None = None) -> bytes:
     return HKDF(algorithm=SHA256(), length=KEY_SIZE, salt=salt, info=info).derive(key)
 
 
-@dataclass(frozen=True)
-class DomainKeys:
+class DomainKeys(NamedTuple):
     """All that it takes to seal or open the images of one deduplication domain: three keys of 32
     bytes.
 
@@ -68,9 +66,12 @@ class DomainKeys:
     """
 
     suite: int
-    ids: bytes = field(repr=False)
-    sealing: bytes = field(repr=False)
-    root: bytes = field(repr=False)
+    ids: bytes
+    sealing: bytes
+    root: bytes
+
+    def __repr__(self) -> str:  # keys belong into no log
+        return f"DomainKeys(suite={self.suite})"
 
 
 class Keys:

@@ -10,7 +10,6 @@ are whole and fit together.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from wire import DEDUP_DOMAIN_SIZE, LAST_SEQUENCE
@@ -31,18 +30,20 @@ MAX_RECORDS = 1 << 16
 _DIGEST_SIZE = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class GrantHead(Structure, compiled=COMPILED):
+class GrantHead(Structure, compiled=COMPILED, kw_only=True):
     """Beginning of a grant: what opens the images of one deduplication domain."""
 
     magic: ClassVar[Annotated[bytes, Const(GRANT_MAGIC)]]
     archive: Annotated[bytes, Bytes(16) * "archive id"]
     dedup_domain: Annotated[bytes, Bytes(DEDUP_DOMAIN_SIZE) * "deduplication domain"]
     suite: Annotated[int, Int8ul * "suite, see Chunks"]
-    ids: Annotated[bytes, Bytes(KEY_SIZE) * 'its key "chunk ids"'] = field(repr=False)
-    sealing: Annotated[bytes, Bytes(KEY_SIZE) * 'its key "sealing"'] = field(repr=False)
-    root: Annotated[bytes, Bytes(KEY_SIZE) * 'its key "root"'] = field(repr=False)
+    ids: Annotated[bytes, Bytes(KEY_SIZE) * 'its key "chunk ids"']
+    sealing: Annotated[bytes, Bytes(KEY_SIZE) * 'its key "sealing"']
+    root: Annotated[bytes, Bytes(KEY_SIZE) * 'its key "root"']
     count: Annotated[int, Int32ul * "number of records, at least one"]
+
+    def __repr__(self) -> str:  # keys belong into no log
+        return f"GrantHead(suite={self.suite}, count={self.count})"
 
 
 class GrantFile(Structure):
@@ -66,24 +67,28 @@ class NotGranted(NotAuthentic):
     """A session that a grant is not for."""
 
 
-@dataclass(frozen=True)
 class Grant:
     """See the module. All records are of one volume, no two of one session."""
 
-    keys: DomainKeys
-    records: tuple[Record, ...]
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.records) <= MAX_RECORDS:
-            raise BadGrant(f"a grant is for 1 to {MAX_RECORDS} sessions, not {len(self.records)}")
-        first = self.records[0]
-        for record in self.records:
-            if _belongs(record) != _belongs(first) or record.suite != self.keys.suite:
+    def __init__(self, keys: DomainKeys, records: tuple[Record, ...]) -> None:
+        """Raises BadGrant."""
+        self.keys, self.records = keys, records
+        if not 1 <= len(records) <= MAX_RECORDS:
+            raise BadGrant(f"a grant is for 1 to {MAX_RECORDS} sessions, not {len(records)}")
+        first = records[0]
+        for record in records:
+            if _belongs(record) != _belongs(first) or record.suite != keys.suite:
                 raise BadGrant("its sessions are not all of one volume and deduplication domain")
             if record.sequence > LAST_SEQUENCE:
                 raise BadGrant("one of its sessions has an impossible number")
-        if len({record.session for record in self.records}) != len(self.records):
+        if len({record.session for record in records}) != len(records):
             raise BadGrant("it has a session twice")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grant) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.keys, self.records))
 
     @property
     def archive(self) -> bytes:

@@ -9,7 +9,6 @@ their size is fixed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from wire import FORMAT, NO_ARCHIVE, NO_SESSION
@@ -122,8 +121,7 @@ class Message(Structure):
     """Kind of the frame that carries it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request(Message, compiled=COMPILED):
+class Request(Message, compiled=COMPILED, kw_only=True):
     """What every service reads first; what ``session`` and ``number`` mean, its own page says."""
 
     magic: ClassVar[Annotated[bytes, Const(REQUEST_MAGIC)]]
@@ -136,7 +134,6 @@ class Request(Message, compiled=COMPILED):
     label: Annotated[str, Text(64) * "an archive's label"] = ""
 
 
-@dataclass(frozen=True)
 class Status(Message, compiled=COMPILED):
     """Last frame of every reply: see wire.status."""
 
@@ -147,7 +144,6 @@ class Status(Message, compiled=COMPILED):
     detail: Annotated[int, Int64ul * "number of the chunk concerned, or 0"] = 0
 
 
-@dataclass(frozen=True)
 class VolumeEntry(Message, compiled=COMPILED):
     """One volume the caller may back up."""
 
@@ -168,7 +164,6 @@ class VolumeEntry(Message, compiled=COMPILED):
     flags: Annotated[int, Int16ul * "bits: 1 no longer in the catalog, 2 a session is pending"]
 
 
-@dataclass(frozen=True)
 class ArchiveEntry(Message, compiled=COMPILED):
     """What Enroll tells of an archive."""
 
@@ -185,7 +180,6 @@ class ArchiveEntry(Message, compiled=COMPILED):
     key: Annotated[bytes, Bytes(32) * "the master key in open mode, zero in sealed mode"]
 
 
-@dataclass(frozen=True)
 class Offer(Message, compiled=COMPILED):
     """A pending session."""
 
@@ -202,7 +196,6 @@ class Offer(Message, compiled=COMPILED):
     flags: Annotated[int, Int16ul * "bits: 1 builds on no session, 2 begun by an earlier call"]
 
 
-@dataclass(frozen=True)
 class Monitored(Message, compiled=COMPILED):
     """What Monitor found."""
 

@@ -8,7 +8,6 @@ Chunks go by number, not by id, so that nothing can be had but what is in that s
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from wire import FORMAT
@@ -28,8 +27,7 @@ MAX_CHUNKS = 64
 _ARGUMENT = re.compile(r"([0-9a-f]{32})\+([0-9a-f]{32})", re.ASCII)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadRequest(Structure, compiled=COMPILED):
+class ReadRequest(Structure, compiled=COMPILED, kw_only=True):
     """What a reader asks for next."""
 
     magic: ClassVar[Annotated[bytes, Const(READ_MAGIC)]]

@@ -6,7 +6,6 @@ authenticated together.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from wire import CHUNK_SIZES, DEDUP_DOMAIN_SIZE, FORMAT, MAX_VOLUME_SIZE, other_format
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
 MAGIC = b"SBRC"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Clear(Structure, compiled=COMPILED):
+class Clear(Structure, compiled=COMPILED, kw_only=True):
     """What a record says without the key; to be believed only once the record has been opened."""
 
     magic: ClassVar[Annotated[bytes, Const(MAGIC)]]
@@ -50,8 +48,7 @@ class Clear(Structure, compiled=COMPILED):
     chunk_size: Annotated[int, Int32ul * "bytes of a chunk"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Secret(Structure, compiled=COMPILED):
+class Secret(Structure, compiled=COMPILED, kw_only=True):
     """What a record says under its seal. The name is that of the time of the session, which a qube
     may change; its ``identity`` it keeps."""
 
@@ -91,8 +88,7 @@ RECORD_SIZE = SealedRecord.length()
 OPENED_SIZE = OpenedRecord.length()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record(Clear, Secret):
+class Record(Clear, Secret, kw_only=True):
     """A session record: all it says."""
 
     @property

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from wire.chunks import (
@@ -50,7 +49,6 @@ archive.
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
-@dataclass(frozen=True)
 class SlotHead(Structure, compiled=COMPILED):
     """Beginning of a key slot: what makes the wrapping key of a secret."""
 

@@ -8,7 +8,6 @@ whatever its exit code.
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TypeVar
 
@@ -89,14 +88,12 @@ class RefusedError(AgentError):
         super().__init__(f"{what}: {text}", last_words.split("): ", 1)[-1] if last_words else hint)
 
 
-@dataclass
 class Reply:
     """The frames of a call, then its status."""
 
-    what: str
-    connection: Connection
-    limit: int
-    status: Status | None = None
+    def __init__(self, what: str, connection: Connection, limit: int) -> None:
+        self.what, self.connection, self.limit = what, connection, limit
+        self.status: Status | None = None
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """Kind and payload of each frame before the status; raise AgentError unless that is OK."""

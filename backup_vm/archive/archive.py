@@ -105,6 +105,10 @@ class Archive:
         """Names of packs."""
         return naming.packs_in(self.storage.names("packs", ".pack"))
 
+    def parity_files(self) -> list[str]:
+        """Names of parity files."""
+        return list(filter(naming.is_parity, self.storage.names(naming.PARITY, ".parity")))
+
     def sessions(self, volume: str | None = None) -> dict[str, list[Session]]:
         """Sessions by volume id, oldest first. Files that cannot be read are left out, and noted in
         ``damaged``.
@@ -151,6 +155,15 @@ class Archive:
         volumes = self.sessions()
         lost = [f"{self.storage.describe(name)} is missing" for name in self.lost]
         return [*lost, *map(str, self.damaged.values()), *self.cut_off(volumes).values()]
+
+    def missing(self, volume: str | None = None) -> list[str]:
+        """A line for each session, of one volume or all, that is known to be lost: in a local
+        archive the catalog remembers what nothing builds on.
+        """
+        if not self.storage.elsewhere and self.storage.workspace.exists(catalog_file.NAME):
+            _ = self.catalog  # one that would have to be made first knows of none
+        lost = [one for one in self.lost if volume in (None, naming.volume_of(one))]
+        return [f"{self.storage.describe(name)} is missing" for name in lost]
 
     def partials(self) -> list[Partial]:
         """Partial sessions to be resumed, from where not all of their chunks are stored; when

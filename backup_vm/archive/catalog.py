@@ -168,6 +168,13 @@ class ChunkCatalog(CatalogBase):
         rows = self._db.execute("SELECT offset, id FROM chunks WHERE pack=?", (number,))
         return dict(_typed(rows.fetchall(), int, bytes))
 
+    def ids_in(self, number: int) -> set[bytes]:
+        """The ids alone, which are in the index by pack: of all packs that is one reading of it,
+        and not a look for each chunk.
+        """
+        rows = self._db.execute("SELECT id FROM chunks WHERE pack=?", (number,))
+        return {chunk_id for (chunk_id,) in rows}
+
     def chunks_in(self, number: int) -> list[tuple[bytes, int, int]]:
         """Id, offset and length of each chunk in a pack, by offset."""
         rows = self._db.execute(

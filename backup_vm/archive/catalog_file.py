@@ -6,7 +6,6 @@ before SQLite may.
 """
 
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +45,8 @@ def half_written(workspace: Workspace) -> bool:
 
 def copy(workspace: Workspace, folder: Path) -> Path:
     """Copy the catalog, with its journal, into a folder; returns the copy."""
+    import shutil  # 2 ms, for the programs that unpack archives
+
     for name in (NAME, NAME + JOURNAL):
         if workspace.exists(name):
             with workspace.open(name) as source, open(folder / name, "xb") as target:

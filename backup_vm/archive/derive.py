@@ -6,10 +6,9 @@ reconcile.py does.
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from backup_vm.archive import catalog_file, naming, packs, references, sessions
 from backup_vm.archive.catalog import ChunkCatalog
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
     from backup_vm.archive.gathering import Gathering
 
 
-@dataclass(frozen=True)
-class Doubts:
+class Doubts(NamedTuple):
     """What packs may not hold although their indexes say so: places that were found ``rotten``
     (pack and offset), and ``packs`` of which only that is known that they have such places.
 

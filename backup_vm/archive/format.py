@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from backup_vm.archive.compiled import COMPILED
@@ -38,7 +37,6 @@ DIGEST_SIZE = 32
 """BLAKE2b-256 at the end of a session file, over all before it."""
 
 
-@dataclass(frozen=True)
 class PackHead(Structure, compiled=COMPILED):
     """Beginning of a pack."""
 
@@ -63,7 +61,6 @@ class IndexEntry(Structure, compiled=COMPILED):
     checksum: Annotated[bytes, Bytes(CHECKSUM_SIZE) * "XXH3-128 of the sealed chunk"]
 
 
-@dataclass(frozen=True)
 class PackFoot(Structure, compiled=COMPILED):
     """End of a pack."""
 
@@ -99,7 +96,6 @@ NO_BASE = NO_SESSION
 """``base`` of a session that builds on nothing."""
 
 
-@dataclass(frozen=True)
 class SessionHead(Structure, compiled=COMPILED):
     """Beginning of a session file. ``base`` is there so that it is noticed when that session is
     missing.
@@ -163,7 +159,6 @@ class PartialFile(Structure):
 GROUP = GroupHead.row()
 
 
-@dataclass(frozen=True)
 class ExportHead(Structure, compiled=COMPILED):
     """Beginning of an exported session."""
 
@@ -185,7 +180,6 @@ class ExportedFile(Structure):
     digest: Annotated[bytes, Bytes(DIGEST_SIZE) * "BLAKE2b-256 of all before"]
 
 
-@dataclass(frozen=True)
 class ParityHead(Structure, compiled=COMPILED):
     """Beginning of the plan of a parity file."""
 
@@ -230,7 +224,6 @@ class ParityPlan(Structure):
 PARITY_MEMBER = ParityMember.row()
 
 
-@dataclass(frozen=True)
 class ParityFoot(Structure, compiled=COMPILED):
     """End of a parity file."""
 

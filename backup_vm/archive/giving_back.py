@@ -8,7 +8,6 @@ Nothing here decides what is needed.
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from backup_vm.archive.holes import has_block, holes
@@ -24,19 +23,16 @@ DEAD = 0.5
 """Share of a pack's chunks, by bytes, that must be dead for it to be worth its writing again."""
 
 
-@dataclass
 class Suspect:
     """A pack in question: its number, name and own index. ``dead`` and ``live``: filled when that
-    is known.
+    is known. ``whole``: whether all of its entries are looked for, not only those that the catalog
+    calls freed.
     """
 
-    number: int
-    name: str
-    entries: list[Packed]
-    whole: bool
-    """Whether all of its entries are looked for, not only those that the catalog calls freed."""
-    dead: list[Packed] = field(default_factory=list)
-    live: list[Packed] = field(default_factory=list)
+    def __init__(self, number: int, name: str, entries: list[Packed], whole: bool) -> None:
+        self.number, self.name, self.entries, self.whole = number, name, entries, whole
+        self.dead: list[Packed] = []
+        self.live: list[Packed] = []
 
     @property
     def mostly_dead(self) -> bool:

@@ -10,8 +10,8 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common.text import printable
 
@@ -23,8 +23,7 @@ reached at the end.
 """
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """Who holds a lease. ``space``: the process id's name space; ``started``: the process's start,
     in ticks since boot.
     """
@@ -64,14 +63,14 @@ class Holder:
 
     def dump(self) -> bytes:
         """As a file holds it."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+        return json.dumps(self._asdict()).encode() + b"\n"
 
     @classmethod
     def load(cls, untrusted_raw: bytes) -> "Holder":
         """Read it; where it is malformed, a holder of whom nothing is known."""
         try:
             untrusted_fields = json.loads(untrusted_raw)
-            known = asdict(cls())
+            known = cls()._asdict()
             fields = {key: untrusted_fields[key] for key in known}
             if any(type(value) is not type(known[key]) for key, value in fields.items()):
                 return cls()

@@ -13,8 +13,7 @@ archive.toml can be replaced by one that says less.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from backup_vm.archive import lasting, naming
 from backup_vm.archive.archive import Archive
@@ -35,8 +34,7 @@ _RETENTION = "retention"
 _WAITING = "waiting"
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """How an archive is locked, as far as this machine knows. ``retention`` in seconds; ``until``:
     the first date that comes (Unix seconds, 0: none is known), ``last`` the last one; ``unknown``:
     how many files no date is known of; ``waiting`` bytes that were removed, and may not be removed
@@ -171,11 +169,11 @@ def give_back(archive: Archive) -> "Left | None":
 
     While anything is missing or damaged nothing goes: what is below may be all that is left.
     """
-    from backup_vm.archive.storage.vault import Left
-
     vault = archive.storage.vault
     if vault is None:
         return None
+    from backup_vm.archive.storage.vault import Left
+
     spoilt = (f"{name} is spoilt" for name in sorted(archive.catalog.spoilt()))
     doubts = [*archive.uncertain(), *spoilt]
     if doubts:

@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from backup_vm.archive.holder import Holder, given_back
 from backup_vm.archive.lease_files import (
@@ -60,8 +60,7 @@ def _boot_time() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-@dataclass(frozen=True)
-class Clocks:
+class Clocks(NamedTuple):
     """``boot`` runs on while the machine sleeps, ``wall`` while it is paused, too, and may be set;
     both in seconds.
     """
@@ -286,7 +285,7 @@ class Lease:
             try:
                 self._locks.remove(name)
             except (ForbiddenError, OSError):  # or other machines would wait for half an hour
-                self._locks.renew(name, replace(self.holder, released=True).dump())
+                self._locks.renew(name, self.holder._replace(released=True).dump())
 
 
 def _following(highest: int) -> int:

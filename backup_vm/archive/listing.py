@@ -3,24 +3,32 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from backup_vm.archive import naming, partial
 from backup_vm.archive.storage import Storage
 
+_NONE: Mapping[str, str] = MappingProxyType({})
 
-@dataclass(frozen=True)
+
 class Listing:
     """Names and sizes of packs; of sessions, unfinished ones and (with no size, they grow) partial
     ones.
 
-    ``versions``: of each session a text that is another one when it was written again.
+    ``versions``: of each session a text that is another one when it was written again. Two are
+    equal that have the same names and sizes.
     """
 
-    packs: dict[str, int]
-    files: dict[str, int]
-    versions: dict[str, str] = field(default_factory=dict, compare=False)
+    def __init__(
+        self, packs: dict[str, int], files: dict[str, int], versions: Mapping[str, str] = _NONE
+    ) -> None:
+        self.packs, self.files, self.versions = packs, files, versions
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Listing) and (self.packs, self.files) == (other.packs, other.files)
+
+    __hash__ = None  # type: ignore[assignment]
 
     @classmethod
     def of(cls, storage: Storage) -> "Listing":

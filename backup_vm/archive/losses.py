@@ -76,6 +76,8 @@ def conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: s
     known = catalog.spoilt()
     reasons |= derive.damaged(archive, known.intersection(now.files) - reasons.keys())
     new = {name: reason for name, reason in reasons.items() if name not in known}
+    if new:
+        archive.storage.check()  # or it may be what another run moves that has our lease by now
     catalog.set_spoilt(known & reasons.keys())
     spoil(catalog, new, volumes)
     catalog.set_files(

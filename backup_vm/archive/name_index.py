@@ -13,9 +13,8 @@ Nothing needs an index: one that is missing or damaged means that a session's fi
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from backup_vm.archive import digested, naming
 from backup_vm.archive.damage import opened
@@ -45,8 +44,7 @@ MOST_SEGMENTS = 1 << 12
 _LENGTH = BLOCK_LENGTH.size
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A segment in a file; ``at`` is the offset of its head."""
 
     file: str
@@ -54,8 +52,7 @@ class Segment:
     head: SegmentHead
 
 
-@dataclass(frozen=True)
-class NameFile:
+class NameFile(NamedTuple):
     """An index in a file, as its heads say; nothing of it has proven authentic."""
 
     name: str

@@ -8,7 +8,6 @@ an archive does these without a key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from backup_vm.archive.compiled import COMPILED
@@ -35,7 +34,6 @@ BY_DEFAULT = 1
 NODE_SIZE = 16
 
 
-@dataclass(frozen=True)
 class NamesHead(Structure, compiled=COMPILED):
     """Beginning of an index of names."""
 
@@ -45,7 +43,6 @@ class NamesHead(Structure, compiled=COMPILED):
     segments: Annotated[int, Int32ul * "number of segments, at least one"]
 
 
-@dataclass(frozen=True)
 class SegmentHead(Structure, compiled=COMPILED):
     """Beginning of a segment: what it leads from and to."""
 
@@ -97,7 +94,6 @@ class NamesFile(Structure):
     digest: Annotated[bytes, Bytes(DIGEST_SIZE) * "BLAKE2b-256 of all before"]
 
 
-@dataclass(frozen=True)
 class NamesBound(Structure, compiled=COMPILED):
     """What a sealed block is bound to: it is good for nothing anywhere else."""
 
@@ -109,7 +105,6 @@ class NamesBound(Structure, compiled=COMPILED):
     number: Annotated[int, Int32ul * "number of the block in its segment, from 0"]
 
 
-@dataclass(frozen=True)
 class NamesAbout(Structure, compiled=COMPILED):
     """The first block of a segment: what the others are of."""
 
@@ -121,7 +116,6 @@ class NamesAbout(Structure, compiled=COMPILED):
     logical: Annotated[str, Text(256) * "GROUP/VOLUME of LVM, else empty"]
 
 
-@dataclass(frozen=True)
 class RowsHead(Structure, compiled=COMPILED):
     """Beginning of a block of rows."""
 

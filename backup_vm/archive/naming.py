@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from backup_vm.archive.storage import TEMPORARY, Storage
 
 NOTES_FILE = "notes.json"
+PARITY = "parity"
+"""The folder of parity files."""
 
 _VOLUME = r"volumes/[0-9a-f]{32}/"
 _SESSION = re.compile(_VOLUME + r"(?:[0-9]{10}|[1-9][0-9]{10,19})-[0-9a-f]{32}\.session")

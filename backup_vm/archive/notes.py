@@ -15,8 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from backup_vm import stopping
 from backup_vm.archive.damage import text_checksum
@@ -46,49 +45,52 @@ _MOST_CHANGES = 1 << 53
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,62}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """What is said of one session."""
 
     tags: frozenset[str] = frozenset()
     text: str = ""
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """When something was checked (Unix seconds), and whether it was sound."""
 
     time: int
     sound: bool
 
 
-@dataclass
 class Notes:
     """All notes: sessions by id in hexadecimal, the last verification of each, the last scrub of
     everything, the last of a part, and when each pack was last scrubbed (by ``short``), with those
     that were not sound then; for those that never were, when a scrub first saw them.
     """
 
-    sessions: dict[str, Note] = field(default_factory=dict)
-    verified: dict[str, Check] = field(default_factory=dict)
-    scrubbed: Check | None = None
-    part: Check | None = None
-    packs: dict[str, int] = field(default_factory=dict)
-    unsound: set[str] = field(default_factory=set)
-    rotten: set[str] = field(default_factory=set)
-    """Packs, by ``short``, in which there are chunks that are damaged, also where these are stored
-    again elsewhere: should the catalog be lost, they must not be taken for sound.
-    """
-    seen: dict[str, int] = field(default_factory=dict)
-    drilled: dict[str, Check] = field(default_factory=dict)
-    """The last drill of each session, and of each volume: both by id in hexadecimal."""
-    drills: dict[str, Check] = field(default_factory=dict)
-    copies: set[str] = field(default_factory=set)
-    """Places at which there is, or was, a copy; see ``place_of``."""
-    archive: str = ""
-    """Id, in hexadecimal, of the archive that they are of; empty where that is not said."""
-    changes: int | None = None
-    """How often they were changed; by a lower number than before, older ones are known."""
+    def __init__(self) -> None:
+        self.sessions: dict[str, Note] = {}
+        self.verified: dict[str, Check] = {}
+        self.scrubbed: Check | None = None
+        self.part: Check | None = None
+        self.packs: dict[str, int] = {}
+        self.unsound: set[str] = set()
+        self.rotten: set[str] = set()
+        """Packs, by ``short``, in which there are chunks that are damaged, also where these are
+        stored again elsewhere: should the catalog be lost, they must not be taken for sound.
+        """
+        self.seen: dict[str, int] = {}
+        self.drilled: dict[str, Check] = {}
+        """The last drill of each session, and of each volume: both by id in hexadecimal."""
+        self.drills: dict[str, Check] = {}
+        self.copies: set[str] = set()
+        """Places at which there is, or was, a copy; see ``place_of``."""
+        self.archive = ""
+        """Id, in hexadecimal, of the archive that they are of; empty where that is not said."""
+        self.changes: int | None = None
+        """How often they were changed; by a lower number than before, older ones are known."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Notes) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def of(self, session: bytes) -> Note:
         """What is said of a session."""

@@ -16,7 +16,7 @@ from backup_vm.archive.marks import Marks
 from backup_vm.archive.parameters import NAME, Parameters
 from backup_vm.archive.parameters import load as load_parameters
 from backup_vm.archive.storage import Storage, open_storage
-from backup_vm.errors import ForbiddenError, SparsebakError
+from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 
 
 @contextmanager
@@ -46,10 +46,16 @@ def open_archive(
                     if writing is None:
                         _work_aside(archive)
                 yield archive
+                if archive.found or archive.damaged:
+                    storage.check()
                 holding.extend(archive)
                 _record(archive)
                 if alone:
                     reserve.keep(archive)
+            except DamagedError:
+                # A writer that has lost its lease reads what another run moves: that is no damage.
+                storage.check()
+                raise
             finally:
                 archive.close()
 
@@ -64,14 +70,19 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[Lease | N
             return
         lease = Lease.acquire(storage.locks(), storage.describe(), command)
         storage.check = lease.check
+        given = 0
         try:
-            if command in reserve.MAKING_ROOM and reserve.give_back(storage) and not lease.name:
+            if command in reserve.MAKING_ROOM:
+                given = reserve.give_back(storage)
+            if given and not lease.name:
                 lease = Lease.acquire(storage.locks(), storage.describe(), command)
                 storage.check = lease.check
             lease.keep()
             storage.refresh()  # what was seen before may be from the middle of another run
             yield lease
         finally:
+            if given:
+                reserve.take_again(storage, given)
             with stopping.closing():
                 lease.release()
     finally:

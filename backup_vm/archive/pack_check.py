@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 
 import xxhash
 
@@ -16,17 +15,17 @@ from backup_vm.errors import DamagedError
 from backup_vm.rate import Rate
 
 
-@dataclass
 class Checked:
     """What was found. ``problem``: what is wrong with its index; ``bad``: chunks that are not what
     was written; ``gaps``: offsets between chunks where there is something; ``wrong``: offsets
     where the catalog has a chunk and the pack another or none.
     """
 
-    problem: str = ""
-    bad: list[Packed] = field(default_factory=list)
-    gaps: list[int] = field(default_factory=list)
-    wrong: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.problem = ""
+        self.bad: list[Packed] = []
+        self.gaps: list[int] = []
+        self.wrong: list[int] = []
 
     @property
     def sound(self) -> bool:

@@ -19,7 +19,6 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backup_vm.archive.archive import Archive
@@ -58,23 +57,23 @@ MOST_READ = 1 << 16
 """Chunks of which it is remembered that they were read; the others are read again."""
 
 
-@dataclass
 class Group:
     """Entries of one partial session that go with one pack."""
 
-    partial: Partial
-    entries: list[tuple[int, bytes]] = field(default_factory=list)
+    def __init__(self, partial: Partial) -> None:
+        self.partial = partial
+        self.entries: list[tuple[int, bytes]] = []
 
 
-@dataclass
 class Filling:
     """A pack and all that waits for it to be durable."""
 
-    pack: NewPack | None = None
-    places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    groups: list[Group] = field(default_factory=list)
-    entries: int = 0
-    when_durable: list[Callable[[], None]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.pack: NewPack | None = None
+        self.places: dict[bytes, tuple[int, int]] = {}
+        self.groups: list[Group] = []
+        self.entries = 0
+        self.when_durable: list[Callable[[], None]] = []
 
 
 class PackWriter:

@@ -4,8 +4,7 @@ lines before.
 """
 
 import tomllib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from backup_vm.archive.damage import text_checksum
 from backup_vm.archive.storage import Storage
@@ -28,8 +27,7 @@ memory.
 """
 
 
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(NamedTuple):
     """An archive's parameters. ``master`` is its key, in open mode only."""
 
     archive: bytes

@@ -15,7 +15,6 @@ import operator
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backup_vm import failures
@@ -218,7 +217,7 @@ def adopt(storage: Storage) -> None:
 
 def _lasting(offer: Offer) -> Offer:
     """An offer without what may be another when dom0 makes it again."""
-    return replace(offer, changed=0, flags=offer.flags & OFFER_FULL)
+    return offer.replaced(changed=0, flags=offer.flags & OFFER_FULL)
 
 
 def _write(workspace: Workspace, name: str, raw: bytes) -> None:

@@ -13,8 +13,7 @@ that is so nothing is given back, and what a session that is kept may need of it
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
-from typing import IO
+from typing import IO, NamedTuple
 
 from backup_vm.archive import derive, holding, losses, merge, name_index, naming, noting, sessions
 from backup_vm.archive.archive import Archive
@@ -25,8 +24,7 @@ from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError
 
 
-@dataclass(frozen=True)
-class Pruned:
+class Pruned(NamedTuple):
     """What was removed: sessions, chunks, and bytes given back. ``refused``: volumes left as they
     are, with the reason. ``waiting``: bytes that may not be given back yet, the last of them before
     ``until`` (Unix seconds).
@@ -52,7 +50,7 @@ def prune(
     left = holding.give_back(archive)
     if left is None:
         return done
-    return replace(done, space=left.removed, waiting=left.waiting, until=left.until)
+    return done._replace(space=left.removed, waiting=left.waiting, until=left.until)
 
 
 def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str]) -> Pruned:

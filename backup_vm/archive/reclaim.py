@@ -110,7 +110,7 @@ def _of_others(archive: "Archive") -> set[str]:
     unnamed = {
         name
         for number, name in catalog.packs().items()
-        if not catalog.freed_in(number) and not catalog.in_pack(number)
+        if not catalog.freed_in(number) and not catalog.ids_in(number)
     }
     return {name for name, age in storage.ages(unnamed).items() if age < UNNAMED}
 
@@ -137,17 +137,14 @@ def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[Suspe
         number = numbers[name]
         freed = dict(catalog.freed_in(number))
         if isinstance(index, Exception):
+            archive.storage.check()  # see reconcile._conclude
             archive.warnings.append(f"{index}; none of its space is reclaimed")
             continue
-        listed = catalog.in_pack(number)
+        listed = catalog.ids_in(number)
         if catalog.marks.unclaimed:
-            freed |= {e.offset: e.length for e in index if listed.get(e.offset) != e.id}
+            freed |= {e.offset: e.length for e in index if e.id not in listed}
         mine = [one for one in index if freed.get(one.offset) == one.length]
-        live = sum(
-            one.length
-            for one in index
-            if listed.get(one.offset) == one.id and one.offset not in freed
-        )
+        live = sum(one.length for one in index if one.id in listed and one.offset not in freed)
         dead = sum(one.length for one in mine)
         mostly = not listed or (dead > 0 and dead >= DEAD * (dead + live))
         if mine or freed or not listed:

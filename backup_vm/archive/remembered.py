@@ -12,9 +12,8 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from backup_vm.archive import catalog_file, derive
 from backup_vm.archive.catalog import ChunkCatalog
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
 
 
-@dataclass(frozen=True)
-class Remembered:
+class Remembered(NamedTuple):
     """What a catalog knows that cannot be found out by making it again without reading
     every pack.
     """

@@ -4,8 +4,9 @@ anybody reads.
 
 No session can be removed in a safe order where there is not one free block: the catalog's journal
 needs some, and so do sessions that take over what others held. So what makes room removes this file
-when there is too little, before it does anything else, and whoever writes makes it again at its end
-where there is enough. A backup never gets this room: the next one would fill it, too.
+when there is too little, before it does anything else, and makes it again at its end of what is
+left. Otherwise whoever writes makes it, where there is plenty. A backup never gets this room: the
+next one would fill it, too.
 
 Nothing depends on the file. It is not made where the place tells no free space, and that it cannot
 be made is no failure of the run that tried.
@@ -36,22 +37,34 @@ _ENOUGH = 4
 """It is made where so many times as much is free: not where it would end the next backup."""
 
 
-def give_back(storage: "Storage") -> bool:
-    """Remove it if there is less room without it than it takes; whether that was done. Raises
-    LockedError.
+def give_back(storage: "Storage") -> int:
+    """Remove it if there is less room without it than it takes; returns its size then, else 0.
+    Raises LockedError.
     """
     workspace = storage.workspace
     if storage.elsewhere:
-        return False
+        return 0
     with suppress(OSError, DamagedError, ForbiddenError):
         size, free = workspace.size(NAME), storage.free()
         if free is not None and free >= size:
             refusal = workspace.refusal()  # a quota is in no count of free blocks
             if refusal is None or refusal.errno not in (errno.ENOSPC, errno.EDQUOT):
-                return False
+                return 0
         workspace.remove(NAME)
-        return True
-    return False
+        return size
+    return 0
+
+
+def take_again(storage: "Storage", size: int) -> None:
+    """After ``give_back``: make it again, of as much of that size as there is. How much that is no
+    count of free blocks tells, of which some may be for root alone, or beyond a quota.
+    """
+    for share in (4, 3, 2, 1):
+        with suppress(OSError, SparsebakError):
+            if not storage.workspace.exists(NAME):
+                storage.check()
+                _make(storage.workspace, size * share // 4)
+            return
 
 
 def keep(archive: "Archive") -> None:
@@ -100,12 +113,11 @@ def _make(workspace: "Workspace", size: int) -> None:
         with closing_fd(workspace.descriptor(NAME, create=True)) as fd:
             with suppress(OSError):
                 libc.fallocate(fd, 0, 0, size)
-            # Some file systems cannot do that, and some (ZFS) only look whether there is room.
+            # Some file systems cannot do that, and some (ZFS) only look whether there is room. Of
+            # zeros those that compress would make holes.
             if os.fstat(fd).st_blocks * 512 < size:
-                for at in range(
-                    0, size, _UNIT
-                ):  # random: zeros are holes where files are compressed
-                    pwrite_all(fd, os.urandom(_UNIT), at)
+                for at in range(0, size, _UNIT):
+                    pwrite_all(fd, os.urandom(min(_UNIT, size - at)), at)
     except BaseException:
         with suppress(OSError, SparsebakError):
             workspace.remove(NAME)

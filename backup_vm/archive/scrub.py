@@ -6,8 +6,7 @@ key is needed.
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from backup_vm.archive import (
     catalog_file,
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     from backup_vm.archive.columns import Ids
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Something damaged: a file, what is wrong with it, and the sessions (file names) that it
     spoils.
     """

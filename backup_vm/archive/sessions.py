@@ -9,7 +9,6 @@ and grown again; 0 for a full session).
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 
 from backup_vm.archive import digested
@@ -35,19 +34,22 @@ from wire.records import Clear, read_clear
 SUFFIX = ".session"
 
 
-@dataclass(frozen=True)
 class Session:
     """A stored session. ``file`` is its name in the archive, ``clear`` what its record says in
-    clear.
+    clear, ``base`` the id of the session that it builds on; NO_BASE if ``inherit`` is 0.
     """
 
-    file: str
-    clear: Clear
-    record: bytes
-    base: bytes
-    """Id of the session that it builds on; NO_BASE if ``inherit`` is 0."""
-    inherit: int
-    count: int
+    def __init__(
+        self, file: str, clear: Clear, record: bytes, base: bytes, inherit: int, count: int
+    ) -> None:
+        self.file, self.clear, self.record = file, clear, record
+        self.base, self.inherit, self.count = base, inherit, count
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Session) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.file, self.record))
 
     @property
     def full(self) -> bool:

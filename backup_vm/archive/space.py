@@ -10,9 +10,8 @@ one, which is as likely as a keyed hash of 64 bits is to collide.
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backup_vm.archive import naming, sessions
 from backup_vm.archive.archive import Archive
@@ -37,8 +36,7 @@ _LONGEST = (1 << 32) - 1
 """Bytes of a chunk that are counted: those that are written have a few million at most."""
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """What a volume takes up. ``own``: sealed bytes that only it refers to, ``shared``: those that
     others refer to too.
 

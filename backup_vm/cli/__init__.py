@@ -8,7 +8,7 @@ import atexit
 import importlib
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from backup_vm import failures
 from backup_vm.cli.options import Parser, add_common
@@ -48,18 +48,20 @@ and --archive. General options can be given before or after COMMAND; of two that
 other the last one counts."""
 
 
-def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
-    """The command line. Of the commands only those among ``words``, if any is: to import the others
-    takes time.
+def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line. Of the commands only those among ``words``, if any is, and none where they
+    ask for the version: to import the others takes time.
     """
     top = Parser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
     add_common(top)
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
-    for name in [name for name in COMMANDS if name in words] or COMMANDS:
+    named = [name for name in COMMANDS if name in words]
+    for name in named or ([] if words == ["--version"] else COMMANDS):
         importlib.import_module(f"backup_vm.cli.{name}").add_to(commands)
-    for command in commands.choices.values():
-        add_common(command, again=True)
+    if named or not words:  # else none is called
+        for command in commands.choices.values():
+            add_common(command, again=True)
     return top
 
 

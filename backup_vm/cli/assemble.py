@@ -95,6 +95,10 @@ def _require_target(context: Context, target: Path) -> None:
         raise SparsebakError(f"{target} is not a regular file", "choose another name")
     elif target.exists() and not options.force and target.stat().st_size:
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
+    elif target.exists():
+        from backup_vm.jobs.onto import require_unused
+
+        require_unused(target)
 
 
 def _from_archive(context: Context) -> _Made:

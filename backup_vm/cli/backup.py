@@ -2,7 +2,6 @@
 """``sparsebak backup``: back up the volumes named, or all."""
 
 import argparse
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli import keeping
@@ -314,7 +313,7 @@ def _preview(context: Context, chosen: "list[VolumeEntry]") -> int:
 
 def _tell(context: Context, report: "Report") -> None:
     failed = [{"volume": name, "error": str(error)} for name, error in report.failed]
-    sessions = [asdict(done) for done in report.done]
+    sessions = [done._asdict() for done in report.done]
     context.done(
         {"sessions": sessions, "failed": failed, "spoilt": report.spoilt, "proven": report.proven},
         *_table(report.done),

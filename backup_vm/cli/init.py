@@ -122,7 +122,6 @@ def _repair(place: str, parameters: "Parameters") -> "Parameters":
     """Write archive.toml again; returns what it says now. A retention that it has is kept, and can
     only be made longer.
     """
-    from dataclasses import replace
 
     from backup_vm.archive import holding
     from backup_vm.archive.parameters import load
@@ -133,7 +132,7 @@ def _repair(place: str, parameters: "Parameters") -> "Parameters":
     _check_same_archive(storage, parameters.archive)
     with suppress(SparsebakError):  # it is lost or damaged, which is what this is for
         before = load(storage).retention
-    parameters = replace(parameters, retention=max(parameters.retention, before))
+    parameters = parameters._replace(retention=max(parameters.retention, before))
     if parameters.retention:
         holding.require(storage, parameters.retention)
     parameters.save(storage)

@@ -4,6 +4,7 @@ that parity could not be brought to it is a warning.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from backup_vm.cli.context import Context
@@ -65,8 +66,11 @@ def after_backup(context: Context, archive: "Archive", before: set[str]) -> None
 
 def removed(context: Context, removal: "Removal") -> "Pruned":
     """Remove sessions, and bring parity to what is left."""
+    done, archive = removal.run(), removal.archive
+    with suppress(SparsebakError, OSError):  # which is said below
+        if not archive.parity_files():
+            return done  # without importing what makes them
     from backup_vm.jobs import parity
 
-    done, archive = removal.run(), removal.archive
     keep(context, archive, lambda bar: parity.after_prune(archive, share(context), bar))
     return done

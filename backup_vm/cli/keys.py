@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
         slots = archive.parameters.slots
         raw = _as_dom0_takes_it(archive.parameters, newest)
         damaged = [str(error) for _, error in sorted(archive.damaged.items())]
+        damaged += archive.missing()
     for line in damaged:
         context.warn(line)
     # The new dom0 takes what is written for the newest that there is.
@@ -101,7 +102,6 @@ def _as_dom0_takes_it(parameters: "Parameters", records: list[bytes]) -> bytes:
 
 
 def _refresh(context: Context) -> int:
-    from dataclasses import replace
 
     from backup_vm.errors import AgentError, DamagedError
     from wire.messages import MODE_OPEN
@@ -120,7 +120,7 @@ def _refresh(context: Context) -> int:
                 "somebody has changed archive.toml; write it again from what dom0 knows: sparsebak"
                 f" init DIR --label {entry.label} --repair",
             )
-        replace(archive.parameters, slots=tuple(slots)).save(archive.storage)
+        archive.parameters._replace(slots=tuple(slots)).save(archive.storage)
     context.done(
         {"slots": len(slots)}, f"The archive has {count_text(len(slots), 'key slot')} now."
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from backup_vm.errors import UsageError
 from backup_vm.paths import expanded
 from backup_vm.terminal import output
+from common.parser import Parser as BaseParser
 from common.text import parse_seconds
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ GENERAL = "general options"
 Value = TypeVar("Value")
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(BaseParser):
     """A parser whose --help and --version fail where they cannot be printed; argparse
     ignores that.
     """

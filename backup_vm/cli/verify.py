@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import given, part_options, rate_option
 from backup_vm.cli.reading import reading_options
-from backup_vm.errors import DamagedError, Exit
+from backup_vm.errors import DamagedError, Exit, SparsebakError
 from common.text import session_name
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ def run(options: argparse.Namespace) -> int:
             )
             prover.prove_all(chosen)
         outside = _outside(contents.archive, volumes, prover) if part else []
+        outside += _lost(contents.archive, volumes, options.volume, wanted)
+        if not (volumes or damaged or outside or part):
+            raise SparsebakError("there is no session to prove", "run: sparsebak backup")
     context.warn_removed(prover.removed)
     code = _tell(context, prover, damaged, outside)
     # of a session that was named, or of the newest one, nothing is known now
@@ -130,6 +133,15 @@ def _damaged(
     return [
         error for file, error in archive.damaged.items() if not volume or volume_of(file) in ids
     ]
+
+
+def _lost(archive: "Archive", chosen: "list[Named]", volume: str | None, wanted: str) -> list[str]:
+    """Sessions that are known to be missing, and may be among those that were asked for."""
+    if volume is None:
+        return archive.missing()
+    if wanted not in ("latest", "all"):
+        return []
+    return [line for one in chosen for line in archive.missing(one.id)]
 
 
 def _outside(archive: "Archive", volumes: "list[Named]", prover: "Prover") -> list[str]:

@@ -9,7 +9,7 @@ being copied: what builds on it is stored as a full one.
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from backup_vm.archive import (
     catalog_file,
@@ -132,7 +132,7 @@ def _prepare(source: Archive, location: str, making: Making) -> str | None:
                 f"{error}, but there {'was' if known else 'may have been'} a copy of this one",
                 "mount its disk, then try again; if it is lost, make a new one with --init",
             ) from None
-        create_archive(location, replace(source.parameters, retention=making.retention))
+        create_archive(location, source.parameters._replace(retention=making.retention))
     return noting.remember_copy(source.storage, location) if known is False else None
 
 
@@ -154,7 +154,7 @@ def _same_archive(source: Archive, target: Archive) -> None:
             f"{place} is {theirs.mode}, this archive {ours.mode}, or they differ otherwise",
             "find out which of the two archive.toml is right, and put it in the other's place",
         )
-    ours = replace(ours, retention=theirs.retention)  # of the place, not of what is in it
+    ours = ours._replace(retention=theirs.retention)  # of the place, not of what is in it
     if theirs != ours:
         ours.save(target.storage)
 
@@ -235,7 +235,7 @@ class _Run:
             done.stored = store.stored
             store.close()
             self._progress.stop()
-        done.failed += [str(error) for error in source.damaged.values()]
+        done.failed += [*map(str, source.damaged.values()), *source.missing()]
         self._read_back(before)
 
     def _send_steadily(self, sender: Sender, session: Session) -> None:
@@ -285,9 +285,6 @@ class _Run:
         """Remove from the copy what the source has not; nothing if it may only be lost there."""
         if not self._ours and self._theirs:
             self.done.failed.append(f"{self._source.storage.describe()} is empty; the copy is not")
-        _ = self._source.catalog  # which knows what there was
-        for name in self._source.lost:
-            self.done.failed.append(f"{self._source.storage.describe(name)} is missing")
         for series in self._ours.values():
             here = {NO_BASE, *(session.clear.session for session in series)}
             for session in series:

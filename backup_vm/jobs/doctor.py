@@ -145,6 +145,9 @@ def _of_sessions(archive: Archive) -> Iterator[Finding]:
     series = archive.sessions()
     for error in archive.damaged.values():
         yield Finding(BAD, str(error), "run: sparsebak scrub", "scrub")
+    for line in archive.missing():
+        remedy = "put it back from a copy, or run: sparsebak backup, which stores all of the volume"
+        yield Finding(BAD, line, remedy, "backup")
     newest = max((sessions[-1].clear.time for sessions in series.values()), default=0)
     yield _age(
         "the newest session is of",

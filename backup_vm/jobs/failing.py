@@ -3,7 +3,6 @@
 
 import errno
 import sqlite3
-from dataclasses import fields
 
 from backup_vm import failures
 from backup_vm.archive import catalog_file
@@ -22,9 +21,9 @@ def check_record(name: str, record: bytes, offer: Offer, archive: Parameters) ->
     except NotAuthentic as error:
         raise AgentError(f"Extract {name}: {error}") from None
     offered = {
-        one.name: getattr(offer, one.name)
-        for one in fields(Clear)
-        if one.name not in ("format", "suite", "archive")
+        one: getattr(offer, one)
+        for one in Clear.fields
+        if one not in ("format", "suite", "archive")
     }
     if clear != Clear(suite=archive.suite, archive=archive.archive, **offered):
         raise AgentError(f"Extract {name}: the record is not the one of the session offered")

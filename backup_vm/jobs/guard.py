@@ -18,8 +18,7 @@ one day by the second count, whatever days they claim.
 
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backup_vm.jobs.keep_rules import DAY, parse_duration
 from backup_vm.quantities import setting
@@ -37,8 +36,7 @@ AGE = 3 * DAY
 """Seconds during which a new session stays, and pushes none out."""
 
 
-@dataclass(frozen=True)
-class Guard:
+class Guard(NamedTuple):
     """``share`` in percent, ``age`` in seconds; None: SHARE and AGE."""
 
     share: int | None = None
@@ -62,8 +60,7 @@ class Guard:
         return SHARE if self.share is None else self.share
 
 
-@dataclass(frozen=True)
-class Watch:
+class Watch(NamedTuple):
     """A guard at work on an archive at a moment, ``now`` in Unix seconds."""
 
     guard: Guard

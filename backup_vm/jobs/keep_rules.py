@@ -10,8 +10,7 @@ kept if any rule keeps it, and the newest one always.
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from backup_vm.quantities import setting
 
@@ -28,7 +27,7 @@ UNLIMITED = 1 << 62
 _DEFAULT = "keep_default"
 _DIGITS = 18
 _UNITS = {"h": 3600, "d": DAY, "w": 7 * DAY, "m": 30 * DAY, "y": 365 * DAY}
-_DURATION = re.compile(r"(\d{1,9}[hdwmy])+", re.ASCII)
+_DURATION = r"([0-9]{1,9}[hdwmy])+"
 _PERIODS: dict[str, Callable[[int], tuple[int, ...]]] = {
     "hourly": lambda at: time.gmtime(at)[:4],
     "daily": lambda at: time.gmtime(at)[:3],
@@ -40,8 +39,7 @@ _PERIODS: dict[str, Callable[[int], tuple[int, ...]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """How many to keep of each kind, ``within`` in seconds, ``tag``: those with one of these. Zero
     or empty: no such rule.
     """
@@ -64,8 +62,7 @@ DEFAULT = Rules(within=DAY, daily=30, weekly=UNLIMITED)
 """All of the last day, daily for a month, weekly after."""
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A session as far as the rules look at it. ``time`` in Unix seconds."""
 
     time: int
@@ -144,7 +141,7 @@ def parse_count(text: str) -> int:
 
 def parse_duration(text: str) -> int:
     """Seconds of ``1y2m3w4d5h``: years of 365 days, months of 30; raise ValueError."""
-    if not _DURATION.fullmatch(text):
+    if not re.fullmatch(_DURATION, text):
         raise ValueError(f"{text!r} is not a length of time such as 1d, 2w or 1y6m")
     return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([hdwmy])", text))
 
@@ -168,7 +165,7 @@ def duration_text(seconds: int) -> str:
     return "".join(parts)
 
 
-KEYS = {f"keep_{field.name}": field.name for field in fields(Rules)}
+KEYS = {f"keep_{name}": name for name in Rules._fields}
 """The rules as the settings file names them, and with dashes the command line."""
 
 
@@ -193,7 +190,7 @@ def parse_rules(raw: dict[str, Any]) -> Rules:
     for key, value in raw.items():
         if key not in KEYS:
             raise ValueError(f"{key!r} is not a rule; known are {', '.join(KEYS)}")
-        rules = replace(rules, **{KEYS[key]: _value(key, value)})
+        rules = rules._replace(**{KEYS[key]: _value(key, value)})
     return rules
 
 

@@ -40,7 +40,7 @@ def assemble_onto(
 
     On a file system that cannot clone all is written.
     """
-    _require_unused(target)
+    require_unused(target)
     proven = open_image(archive, image, keys, name)
     with output.replacing(target) as beside:
         cloned = _clone(target, beside)
@@ -59,11 +59,11 @@ def assemble_onto(
             file.sync()
         finally:
             file.close()
-        _require_unused(target)
+        require_unused(target)
     return proven.record, image.chunks if wanted is None else len(wanted)
 
 
-def _require_unused(target: Path) -> None:
+def require_unused(target: Path) -> None:
     """Refuse an image that anybody has open, a loop device or a virtual machine, say: they would
     keep the file that was there, and what they write to it would be lost.
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What became of a backup run, volume by volume."""
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from backup_vm.errors import SparsebakError
 
 
-@dataclass
-class Done:
+class Done(NamedTuple):
     """What became of one volume."""
 
     qube: str
@@ -29,15 +28,16 @@ class Done:
         return f"{self.qube}/{self.volume}"
 
 
-@dataclass
 class Report:
-    """What became of a run."""
+    """What became of a run. ``spoilt``: session files that it found to be spoilt, and no run before
+    it.
+    """
 
-    done: list[Done] = field(default_factory=list)
-    failed: list[tuple[str, SparsebakError]] = field(default_factory=list)
-    spoilt: list[str] = field(default_factory=list)
-    """Session files that this run found to be spoilt, and no run before it."""
-    proven: int = 0
-    """New sessions that proved authentic and complete, where that was asked for."""
-    unproven: list[tuple[str, SparsebakError]] = field(default_factory=list)
-    """New sessions that did not, or could not be asked about."""
+    def __init__(self, spoilt: list[str]) -> None:
+        self.done: list[Done] = []
+        self.failed: list[tuple[str, SparsebakError]] = []
+        self.spoilt = spoilt
+        self.proven = 0
+        """New sessions that proved authentic and complete, where that was asked for."""
+        self.unproven: list[tuple[str, SparsebakError]] = []
+        """New sessions that did not, or could not be asked about."""

@@ -75,7 +75,7 @@ def after_prune(archive: Archive, share: float | None, progress: Progress) -> Ke
     """Bring parity to what a prune left. Without a ``share`` only what nothing needs goes: a scrub
     makes the rest good.
     """
-    if not making.parity_files(archive):
+    if not archive.parity_files():
         return Kept()
     if share is None:
         return Kept(removed=making.remove_useless(archive))

@@ -3,10 +3,9 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from backup_vm import failures
 from backup_vm.archive import lookup
@@ -97,8 +96,7 @@ def _read(
             yield SealedChunk(number, chunk_id, lookup.read(archive, reader, chunk_id, place))
 
 
-@dataclass(frozen=True)
-class Proven:
+class Proven(NamedTuple):
     """An image whose record and ids have proven authentic. Safe to share between threads.
 
     The ids are read a second time where its chunks are: they are compared again then, for what is

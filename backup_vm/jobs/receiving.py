@@ -4,7 +4,6 @@ run.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from backup_vm.agent.call import Reply
 from backup_vm.archive.archive import Archive
@@ -24,7 +23,6 @@ from wire.messages import (
 )
 
 
-@dataclass
 class Coming:
     """A session that the agent offers, and what is here of its volume.
 
@@ -32,11 +30,16 @@ class Coming:
     so far; ``resumed``: whether an earlier run began it.
     """
 
-    volume: VolumeEntry
-    offer: Offer
-    newest: Session | None
-    partial: Partial
-    resumed: bool = False
+    def __init__(
+        self,
+        volume: VolumeEntry,
+        offer: Offer,
+        newest: Session | None,
+        partial: Partial,
+        resumed: bool = False,
+    ) -> None:
+        self.volume, self.offer, self.newest = volume, offer, newest
+        self.partial, self.resumed = partial, resumed
 
     @property
     def full(self) -> bool:

@@ -3,8 +3,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.incomplete import incomplete, text
@@ -18,8 +17,7 @@ from backup_vm.terminal.text import count_text, size_text, table, waiting_text
 from backup_vm.volumes import Named
 
 
-@dataclass(frozen=True)
-class Removal:
+class Removal(NamedTuple):
     """Sessions that go, each with its volume. ``verdicts``: those of the rules by which they were
     chosen, if rules did it; ``entirely``: ids of volumes of which nothing is to stay, damaged
     sessions included.

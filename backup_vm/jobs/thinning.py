@@ -4,7 +4,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.sessions import Session
@@ -21,8 +21,7 @@ NO_RULES = Rules()
 _SHARE = re.compile(r"[1-9]\d?%", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What is to become of a session. ``why`` it is kept; for one that goes, why that is, if there
     is more to it. ``held``: what is to be said of its volume, which the guard left as it is.
     ``spared``: it would go, were it not for the guard's age.
@@ -101,7 +100,7 @@ def _hold(verdicts: Sequence[Verdict], watch: Watch) -> list[Verdict]:
         for volume in volumes.values()
     }
     return [
-        replace(v, keep=True, why=v.why if v.keep else ("too much at once",), held=sentence)
+        v._replace(keep=True, why=v.why if v.keep else ("too much at once",), held=sentence)
         if (sentence := said[v.volume.id])
         else v
         for v in verdicts
@@ -222,7 +221,7 @@ def for_room(
     return [
         Verdict(v.volume, v.session, False, (ROOM,))
         if v.session.file in extra
-        else replace(v, spared=v.spared or (short and v.session.file in new))
+        else v._replace(spared=v.spared or (short and v.session.file in new))
         for v in verdicts
     ]
 

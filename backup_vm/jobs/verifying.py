@@ -4,8 +4,7 @@ otherwise.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from backup_vm.agent.call import RefusedError
 from backup_vm.agent.client import Agent
@@ -23,8 +22,7 @@ from wire.status import STATUS_OLDER, STATUS_UNKNOWN, Code
 Choice = tuple[Named, Session]
 
 
-@dataclass(frozen=True)
-class Proof:
+class Proof(NamedTuple):
     """What came of one session; ``problem`` is None if it is authentic and complete."""
 
     volume: Named

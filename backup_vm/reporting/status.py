@@ -3,7 +3,6 @@
 
 from backup_vm.archive import notes
 from backup_vm.archive.archive import Archive
-from backup_vm.archive.parity.making import parity_files
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.reporting.locks import lease_line, lease_rows, lock_row, lock_text
 from backup_vm.reporting.rows import (
@@ -41,8 +40,8 @@ def look(
     found = _notes(archive)
     leases, problems = lease_rows(archive)
     problems += [] if failed is None else [f"agent: {failed}"]
-    problems += [str(error) for error in archive.damaged.values()]
-    parity = [archive.storage.allocated(name) for name in parity_files(archive)]
+    problems += [*map(str, archive.damaged.values()), *archive.missing()]
+    parity = [archive.storage.allocated(name) for name in archive.parity_files()]
     row: StatusRow = {
         "path": archive.storage.describe(),
         "label": parameters.label,

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An archive as ``list``, ``status`` and ``report`` look at it: sessions, space, ratios, checks."""
 
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from backup_vm.archive import name_index, naming
 from backup_vm.archive.archive import Archive
@@ -14,15 +12,13 @@ from backup_vm.archive.sessions import Session
 from backup_vm.archive.space import LARGEST, Account, Use, entries
 from backup_vm.reporting.rows import SessionRow, VolumeRow, check_row, space_row
 from backup_vm.volumes import Named
-from common import programs
 
 TIMER = "sparsebak-backup.timer"
 _PATIENCE = 10.0
 """Seconds for systemd to answer."""
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """The volumes of an archive, and an account of their space, if one was made."""
 
     archive: Archive
@@ -99,6 +95,8 @@ def next_run() -> str | None:
     """When systemd will start the next backup here, as it writes it, or that one is at work now;
     None if it is not known to.
     """
+    import shutil
+
     if shutil.which("systemctl") is None:
         return None
     wanted = ("NextElapseUSecRealtime", "SubState")
@@ -112,6 +110,10 @@ def next_run() -> str | None:
 
 def systemctl(*words: str) -> str:
     """What systemctl prints; nothing where it fails, or does not answer."""
+    import subprocess
+
+    from common import programs
+
     try:
         done = programs.ask(["systemctl", *words], _PATIENCE)
     except (OSError, subprocess.TimeoutExpired, programs.TooMuch):

@@ -3,7 +3,6 @@
 slots, forget it. Calls only read what this writes (``dom0_agent.keyring``).
 """
 
-import dataclasses
 import json
 import os
 import re
@@ -85,7 +84,7 @@ def keep(keyring: Keyring, archive: ArchiveKey, master: bytes) -> None:
             _set_aside(archive.directory)
         # A name with a dot is no archive to the keyring, so that the rename is the commit point.
         temporary = keyring.directory / f".{archive.directory.name}.tmp"
-        kept = dataclasses.replace(archive, key_check=digest(master))
+        kept = archive._replace(key_check=digest(master))
         try:
             temporary.mkdir(mode=0o700)
             write_synced(temporary / "key", master)
@@ -140,14 +139,14 @@ def _set_aside(damaged: Path) -> None:
 
 def set_slots(archive: ArchiveKey, slots: tuple[bytes, ...]) -> None:
     """Keep other key slots for an archive; the file's replacement is the commit point."""
-    replace(archive.directory / "archive.json", dump(dataclasses.replace(archive, slots=slots)))
+    replace(archive.directory / "archive.json", dump(archive._replace(slots=slots)))
 
 
 def set_caller(archive: ArchiveKey, caller: str) -> None:
     """Let another qube use an archive, and the one before no more; the file's replacement is the
     commit point.
     """
-    replace(archive.directory / "archive.json", dump(dataclasses.replace(archive, caller=caller)))
+    replace(archive.directory / "archive.json", dump(archive._replace(caller=caller)))
 
 
 def remove(archive: ArchiveKey) -> None:

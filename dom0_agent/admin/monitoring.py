@@ -13,10 +13,11 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
+from common.text import reason
 from dom0_agent.config import Volume
 from dom0_agent.keyring import Keyring
 from dom0_agent.sources import Sources
@@ -32,8 +33,7 @@ wait for it, too.
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of a volume: ``changed`` bytes since the last time; None when there was nothing
     to do or it failed.
     """
@@ -152,6 +152,6 @@ class _Batch:
         try:
             yield
         except (Refused, OSError) as error:
-            text, busy = str(error), isinstance(error, Refused) and error.code == Code.BUSY
+            text, busy = reason(error), isinstance(error, Refused) and error.code == Code.BUSY
             text = text if name in text else f"{name}: {text}"
             self._outcomes[name] = Outcome(name, None, text, busy)

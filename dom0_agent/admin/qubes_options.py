@@ -3,11 +3,12 @@
 means nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from dom0_agent.config import Config, ConfigError, Pool, limits
+from dom0_agent.config import DATA_LIMIT, METADATA_LIMIT, Config, ConfigError, limits
 from wire.names import parse_name
 
 TAG_PREFIX = "@tag:"
@@ -33,8 +34,8 @@ class QubesOptions:
     dom0_config: tuple[str, ...] = ("/etc/qubes", "/srv/salt", "/srv/pillar", "/home")
     machine: bool = True
     luks_headers: bool = False
-    data_limit: int = Pool.data_limit
-    metadata_limit: int = Pool.metadata_limit
+    data_limit: int = DATA_LIMIT
+    metadata_limit: int = METADATA_LIMIT
 
 
 def qubes_options(config: Config) -> QubesOptions:
@@ -45,7 +46,7 @@ def qubes_options(config: Config) -> QubesOptions:
         raise ConfigError(f"{config.path}: {error}") from None
 
 
-def _check(entry: dict[str, Any]) -> QubesOptions:
+def _check(entry: Mapping[str, Any]) -> QubesOptions:
     known = QubesOptions.__dataclass_fields__
     if unknown := sorted(set(entry) - set(known)):
         raise ValueError(f"[qubes] has no setting {unknown[0]!r}; known are {', '.join(known)}")
@@ -67,7 +68,7 @@ def _check(entry: dict[str, Any]) -> QubesOptions:
     return QubesOptions(**options | limits(entry))
 
 
-def _texts(entry: dict[str, Any], key: str) -> list[str]:
+def _texts(entry: Mapping[str, Any], key: str) -> list[str]:
     value = entry.get(key, [])
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"[qubes] {key} must be a list of texts")

@@ -8,7 +8,6 @@ The rules are functions from what is known to what is known then; ``change`` kee
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from common.durable import Busy, closing_fd, lock, make_directory, sync_directory
@@ -52,7 +51,7 @@ def change(state_dir: Path, rule: Callable[[Identities], Identities]) -> Identit
         if not written(state_dir).exists():
             written(state_dir).touch(0o600)
             sync_directory(state_dir)
-        return replace(after, kept=True)
+        return after._replace(kept=True)
 
 
 def _words(before: Identities, after: Identities) -> Iterable[str]:
@@ -140,7 +139,7 @@ def expected(known: Identities, qube: str) -> Identities:
     identity = known.by_name(qube)
     if identity is None:
         return known
-    return _with(known, identity, replace(known.known[identity], uuid=""))
+    return _with(known, identity, known.known[identity]._replace(uuid=""))
 
 
 def followed(known: Identities, listed: Mapping[str, str]) -> Identities:
@@ -159,7 +158,7 @@ def followed(known: Identities, listed: Mapping[str, str]) -> Identities:
     # All at once, for two may have changed their names with each other.
     taken = set(moved.values())
     rest = {one: what for one, what in known.known.items() if one not in moved}
-    new = {one: replace(known.known[one], name=name) for one, name in moved.items()}
+    new = {one: known.known[one]._replace(name=name) for one, name in moved.items()}
     ousted = [one for one, what in rest.items() if what.name in taken]
     known = Identities({**rest, **new}) if moved else known
     ousted += [one for one, what in known.known.items() if _is_another(what, listed, uuids)]
@@ -170,7 +169,7 @@ def followed(known: Identities, listed: Mapping[str, str]) -> Identities:
         if held is None:
             known = _with(known, known.of(name), Known(name, uuid))
         elif uuid and not known.known[held].uuid:
-            known = _with(known, held, replace(known.known[held], uuid=uuid))
+            known = _with(known, held, known.known[held]._replace(uuid=uuid))
     return known
 
 

@@ -6,8 +6,7 @@ On Qubes OS that is a list that dom0's own timer and commands write (``dom0_agen
 """
 
 import hashlib
-from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dom0_agent.config import Config, Volume
 from dom0_agent.tracking.identities import Identities
@@ -18,8 +17,7 @@ CONFIG = ("dom0", "config")
 """The volume of dom0's own configuration."""
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(NamedTuple):
     """A qube, or one volume of it, that is not backed up, and why. ``failed``: nobody could tell
     whether it is to be, or it cannot be just now. ``unsupported``: it would be, on other storage.
     """
@@ -73,7 +71,7 @@ def identified(volume: Volume, identities: Identities) -> Volume:
     domain = volume.dedup_domain
     if domain == dedup_domain(f"{volume.identity}/{volume.volume}"):  # one of its own
         domain = dedup_domain(f"{identity}/{volume.volume}")
-    return replace(volume, identity=identity, dedup_domain=domain)
+    return volume._replace(identity=identity, dedup_domain=domain)
 
 
 def is_document(qube: str, volume: str) -> bool:

@@ -12,8 +12,8 @@ made with make it worthless, so that what an administrator excludes is excluded 
 import hashlib
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common import checked
 from common.override import override
@@ -26,8 +26,7 @@ FORMAT = 1
 OWN = "it is the backup qube itself; name it in the list 'include' to have it too"
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """What the file says. ``asked``: Unix seconds when qubesd was asked; ``options``: digest of the
     configuration that it was asked for; ``named``: qubes that ``include`` names.
     """
@@ -41,7 +40,8 @@ class Kept:
     def to_bytes(self) -> bytes:
         """The file."""
         skipped = [[one.name, one.reason, one.failed] for one in self.skipped]
-        fields = {**vars(self), "volumes": [remember(v) for v in self.volumes], "skipped": skipped}
+        volumes = [remember(volume) for volume in self.volumes]
+        fields = {**self._asdict(), "volumes": volumes, "skipped": skipped}
         return checked.dump({"format": FORMAT, **fields})
 
     @classmethod

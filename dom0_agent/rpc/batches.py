@@ -2,7 +2,6 @@
 """Which chunks of a snapshot Extract looks at, in which order, and how many of them together."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from dom0_agent.sources import Range
 from wire.chunks import ID_SIZE
@@ -11,14 +10,12 @@ Span = tuple[int, int, bool]
 """Chunks from the first up to, not including, the second, and whether they may hold data."""
 
 
-@dataclass(frozen=True)
 class Batch:
     """Runs of chunks, each from a first to an end not included, and the ids known for them all, one
     after another. Without ``data`` all of them are zeros."""
 
-    runs: tuple[Range, ...]
-    known: bytes
-    data: bool
+    def __init__(self, runs: tuple[Range, ...], known: bytes, data: bool) -> None:
+        self.runs, self.known, self.data = runs, known, data
 
     @property
     def end(self) -> int:

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -29,14 +28,11 @@ _NOTHING = Request()
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-@dataclass(frozen=True)
 class Call:
     """One call: what it asks for, the agent's configuration, its streams."""
 
-    asked: Asked
-    config: Config
-    stdin: Reader
-    stdout: Writer
+    def __init__(self, asked: Asked, config: Config, stdin: Reader, stdout: Writer) -> None:
+        self.asked, self.config, self.stdin, self.stdout = asked, config, stdin, stdout
 
     @property
     def caller(self) -> str:

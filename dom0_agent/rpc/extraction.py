@@ -10,8 +10,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from common.durable import closing_fd
 from common.pipeline import in_order
@@ -40,8 +40,7 @@ REMEMBERED = 1 << 17
 """Ids remembered as sent in this call, so that a repeated chunk is compressed and sent once."""
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What became of a chunk: ``sealed`` is empty for zeros and for what the caller holds
     already.
     """

@@ -8,7 +8,6 @@ that answers the call.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from wire.names import BadName, Restoring, parse_name, parse_restoring
@@ -48,8 +47,7 @@ class Words(NamedTuple):
     target: str
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """Who asks for what. ``target``: the qube it is about (None: dom0 itself, ABSENT: none);
     ``volume``: a volume's name, or nothing; ``restoring``: what the argument of a Restore says.
     """

@@ -8,15 +8,14 @@ The resident agent counts; where each call is a process of its own, locked files
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common.durable import Busy, closing_fd, lock, make_directory
 from wire.status import Code, Refused
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(NamedTuple):
     """Calls of one caller, and calls in all."""
 
     caller: int

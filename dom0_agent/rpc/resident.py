@@ -18,7 +18,6 @@ import signal
 import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,15 +44,14 @@ STOPPING = 3.0
 """Seconds after SIGTERM in which a request may still come."""
 
 
-@dataclass(eq=False)
 class Held:
     """A connection that is not answered yet. ``words`` are known once its beginning was read."""
 
-    connection: socket.socket
-    deadline: float
-    untrusted_head: bytes = b""
-    words: Words | None = None
-    ready: bool = False
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self.connection, self.deadline = connection, deadline
+        self.untrusted_head = b""
+        self.words: Words | None = None
+        self.ready = False
 
     @property
     def caller(self) -> str:

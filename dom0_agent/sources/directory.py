@@ -64,10 +64,14 @@ class DirectorySource(Source):
         return self._store / (snapshot_name(number) + _SUFFIX)
 
     def _open_image(self) -> int:
-        image = self.image
+        image = self._live_image
         try:
-            if self._live_image.exists():
-                image = self._live_image
+            if image != self.image:
+                # Not there, or not any more: the qube is off, or is being shut down just now, by
+                # which this file takes the other's place.
+                with suppress(FileNotFoundError):
+                    return open_regular(image, self.name)
+                image = self.image
             return open_regular(image, self.name)
         except OSError as error:
             raise failed(f"{self.name}: cannot open {image}", error) from None

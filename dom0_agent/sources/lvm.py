@@ -6,8 +6,8 @@ volumes.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import programs
@@ -32,8 +32,7 @@ _JSON = ("{", "}", "[", "]", '"', ",")
 """What the lines of a report begin with."""
 
 
-@dataclass(frozen=True)
-class LogicalVolume:
+class LogicalVolume(NamedTuple):
     """One line of the report. ``thin_id`` is None for what is not a thin volume; sizes are bytes.
 
     A pool's own: ``block`` bytes a block, whether it ``zeroes`` new ones, what it does with

@@ -5,7 +5,7 @@ Fields are those of zfsprops(7); one command lists all that there is below the d
 """
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dom0_agent.config import Pool, dataset
 from dom0_agent.log import WARNING, log
@@ -19,8 +19,7 @@ ours open.
 """
 
 
-@dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedTuple):
     """One line of the list: a dataset, a volume or a snapshot of one. Sizes are bytes; ``size`` is
     0 for what is no volume. ``used``: of a snapshot, what it holds alone.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.durable import make_directory
 from common.override import override
-from dom0_agent.config import Pool, Volume
+from dom0_agent.config import DATA_LIMIT, Pool, Volume
 from dom0_agent.sources.file import FileSource
 from dom0_agent.targets.file import FileReplacement
 from wire.status import Code, Refused
@@ -53,7 +53,7 @@ class Dropped(FileReplacement):
         path = place(state_dir, qube, volume, older)
         make_directory(path.parent)
         # Settings are small, and may be what is needed most when a disk is full.
-        room = Pool.data_limit if qube == "dom0" else 100
+        room = DATA_LIMIT if qube == "dom0" else 100
         pool = Pool("restored", "file", path.parent, data_limit=room)
         super().__init__(FileSource(Volume(qube, volume, pool, path.name)), size)
         self._before = place(state_dir, qube, volume, not older)

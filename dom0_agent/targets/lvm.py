@@ -78,7 +78,7 @@ class LvmReplacement(Replacement):
         if self._old is None:
             pool.change("lvcreate", "--virtualsize", f"{size}b", "--thin", pool.title, *named)
             if not whole.zeroes:
-                _empty(device, self._block if discard else 0)
+                self._empty(device, self._block if discard else 0)
             return
         origin, old = f"{pool.group}/{self._name}", self._old
         pool.change("lvcreate", "--snapshot", "--setactivationskip", "n", *named, origin)
@@ -91,7 +91,7 @@ class LvmReplacement(Replacement):
         if -(-size // old.extent) * old.extent != old.size:
             self._resize(size)
         # with what a volume that once shrank has beyond its end
-        _empty(device, self._block if discard else 0)
+        self._empty(device, self._block if discard else 0)
 
     def _as_it_is(self, source: LvmThinSource, base: int) -> Bitmap | None:
         try:
@@ -99,6 +99,19 @@ class LvmReplacement(Replacement):
         except Refused as error:
             log(WARNING, f"{source.name}: cannot tell what changed, so all is restored: {error}")
             return None
+
+    def _empty(self, device: Path, block: int) -> None:
+        """Make a device read as zeros: by giving its blocks of so many bytes back, or where the
+        pool does not do that (0) by writing zeros, which takes space.
+        """
+        with closing_fd(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)) as fd:
+            size = os.lseek(fd, 0, os.SEEK_END)
+            # A pool gives back whole blocks: of a last one in part it would keep what is there.
+            whole = size - size % block if block else 0
+            _ioctl(fd, _BLKDISCARD, 0, whole)
+            for at in range(whole, size, _CHECK_SPACE):
+                self._pool.require_data(self._pool.used_percent())
+                _ioctl(fd, _BLKZEROOUT, at, min(at + _CHECK_SPACE, size))
 
     def _resize(self, size: int) -> None:
         """Nothing of it is a file system that anybody uses; LVM from 2.03.17 on wants to hear
@@ -177,18 +190,6 @@ class LvmReplacement(Replacement):
     def discard(self) -> None:
         self._file.close()
         self._pool.remove(self._beside)
-
-
-def _empty(device: Path, block: int) -> None:
-    """Make a device read as zeros: by giving its blocks of so many bytes back, or where the pool
-    does not do that (0) by writing zeros.
-    """
-    with closing_fd(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)) as fd:
-        size = os.lseek(fd, 0, os.SEEK_END)
-        # A pool gives back whole blocks: of a last one in part it would keep what is there.
-        whole = size - size % block if block else 0
-        _ioctl(fd, _BLKDISCARD, 0, whole)
-        _ioctl(fd, _BLKZEROOUT, whole, size)
 
 
 def _ioctl(fd: int, number: int, start: int, end: int) -> None:

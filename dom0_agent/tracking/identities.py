@@ -11,9 +11,9 @@ replacement is the commit point. It is written by ``admin.renaming`` alone. A qu
 has its name for its identity, unless that is another's.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common import checked
 from wire.names import BadName, new_identity, parse_identity, parse_name
@@ -24,8 +24,7 @@ DOM0 = "dom0"
 """Its name and its identity: it has no other, and no other has it."""
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """What is known of an identity: the qube's present name, and its UUID where qubesd tells it,
     else nothing. ``retired``: the qube is gone and its name has gone to another; ``name`` is one
     made up for what was kept of it.
@@ -36,13 +35,12 @@ class Known:
     retired: bool = False
 
 
-@dataclass(frozen=True)
-class Identities:
+class Identities(NamedTuple):
     """All that is known, by identity; no two have one name. ``kept``: whether it was written
     down.
     """
 
-    known: dict[str, Known] = field(default_factory=dict)
+    known: Mapping[str, Known] = {}
     kept: bool = False
 
     def by_name(self, qube: str) -> str | None:
@@ -68,7 +66,7 @@ class Identities:
 
     def to_bytes(self) -> bytes:
         """The file."""
-        qubes = {identity: vars(known) for identity, known in self.known.items()}
+        qubes = {identity: known._asdict() for identity, known in self.known.items()}
         return checked.dump({"format": FORMAT, "qubes": qubes})
 
 

@@ -4,10 +4,8 @@
 Which of these there are together, and what leads from one to another, docs/architecture.md shows.
 """
 
-import dataclasses
 import re
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from wire.layout import LAST_TIME
 
@@ -17,25 +15,32 @@ _LARGEST = (1 << 63) - 1
 _TIMES = ("time", "mark_time", "base_time")
 
 
-def checked(record: Any) -> None:
-    """Raise TypeError unless every field of a dataclass that was read from a file is of the kind
-    that is declared, each number one that can be, and each text a plain name.
+def declared(kind: Any) -> dict[str, Any]:
+    """The fields of what a state file holds, and of what kind each is: those of a NamedTuple, or
+    what the class takes.
     """
-    for one in dataclasses.fields(record):
-        value = getattr(record, one.name)
-        if one.type in (int, bool, str) or one.type == int | None or one.type == str | None:
-            declared: tuple[Any, ...] = getattr(one.type, "__args__", (one.type,))
-            limit = LAST_TIME if one.name in _TIMES else _LARGEST
-            if type(value) not in declared:  # a bool is an int to isinstance
-                raise TypeError(f"{one.name} is no {declared[0].__name__}")
+    hints = kind.__annotations__ if issubclass(kind, tuple) else kind.__init__.__annotations__
+    return {name: hint for name, hint in hints.items() if name != "return"}
+
+
+def checked(record: Any) -> None:
+    """Raise TypeError unless every field of what was read from a file is of the kind that is
+    declared, each number one that can be, and each text a plain name.
+    """
+    for name, kind in declared(type(record)).items():
+        value = getattr(record, name)
+        if kind in (int, bool, str) or kind == int | None or kind == str | None:
+            kinds: tuple[Any, ...] = getattr(kind, "__args__", (kind,))
+            limit = LAST_TIME if name in _TIMES else _LARGEST
+            if type(value) not in kinds:  # a bool is an int to isinstance
+                raise TypeError(f"{name} is no {kinds[0].__name__}")
             if type(value) is int and not 0 <= value <= limit:
-                raise TypeError(f"{one.name} is not a possible number")
+                raise TypeError(f"{name} is not a possible number")
             if type(value) is str and not _NAME.fullmatch(value):
-                raise TypeError(f"{one.name} is no plain name")
+                raise TypeError(f"{name} is no plain name")
 
 
-@dataclass
-class Committed:
+class Committed(NamedTuple):
     """The newest session that the backup VM said it holds. Ids and digests in hexadecimal; ``root``
     is that of its record.
     """
@@ -49,28 +54,33 @@ class Committed:
     root: str
 
 
-@dataclass
 class Pending:
     """A session begun and neither committed nor aborted. ``root`` and the record's ``digest`` are
     known once all of it has been extracted. ``crowded``: the pool was found nearly full while it
     was."""
 
-    session: str
-    snapshot: int
-    sequence: int
-    time: int
-    size: int
-    full: bool
-    dedup_domain: str
-    map: str | None
-    log: str
-    root: str | None = None
-    digest: str | None = None
-    crowded: bool = False
+    def __init__(
+        self,
+        session: str,
+        snapshot: int,
+        sequence: int,
+        time: int,
+        size: int,
+        full: bool,
+        dedup_domain: str,
+        map: str | None,
+        log: str,
+        root: str | None = None,
+        digest: str | None = None,
+        crowded: bool = False,
+    ) -> None:
+        self.session, self.snapshot, self.sequence = session, snapshot, sequence
+        self.time, self.size, self.full = time, size, full
+        self.dedup_domain, self.map, self.log = dedup_domain, map, log
+        self.root, self.digest, self.crowded = root, digest, crowded
 
 
-@dataclass
-class Redo:
+class Redo(NamedTuple):
     """Ids of a committed session that may not all be in the ids file yet."""
 
     log: str
@@ -80,7 +90,6 @@ class Redo:
     dedup_domain: str
 
 
-@dataclass
 class ArchiveProgress:
     """What is kept for one archive. ``map`` is a file name; None means nothing changed.
 
@@ -89,18 +98,33 @@ class ArchiveProgress:
     say the same.
     """
 
-    volume_id: str
-    ids: str
-    map: str | None = None
-    committed: Committed | None = None
-    pending: Pending | None = None
-    redo: Redo | None = None
-    mark: int = 0
-    mark_time: int = 0
+    def __init__(
+        self,
+        volume_id: str,
+        ids: str,
+        map: str | None = None,
+        committed: Committed | None = None,
+        pending: Pending | None = None,
+        redo: Redo | None = None,
+        mark: int = 0,
+        mark_time: int = 0,
+    ) -> None:
+        self.volume_id, self.ids, self.map = volume_id, ids, map
+        self.committed, self.pending, self.redo = committed, pending, redo
+        self.mark, self.mark_time = mark, mark_time
+
+    def fields(self) -> dict[str, Any]:
+        """As the state file has it."""
+        return {
+            **vars(self),
+            "committed": self.committed and self.committed._asdict(),
+            "pending": self.pending and dict(vars(self.pending)),
+            "redo": self.redo and self.redo._asdict(),
+        }
 
     @classmethod
     def parsed(cls, fields: dict[str, Any]) -> Self:
-        """Undo asdict. Raises TypeError or AttributeError for what is of another shape."""
+        """Undo ``fields``. Raises TypeError or AttributeError for what is of another shape."""
         for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
             if fields.get(key) is not None:
                 fields[key] = kind(**fields[key])

@@ -21,7 +21,7 @@ from dom0_agent.tracking.next_session import next_session
 from dom0_agent.tracking.pending_log import in_use
 from dom0_agent.tracking.progress import ArchiveProgress, Committed, Pending, Redo
 from dom0_agent.tracking.state import State, VolumeState
-from wire import CLAIMED_SEQUENCE, MAX_VOLUME_SIZE
+from wire import CLAIMED_SEQUENCE, LAST_SEQUENCE, MAX_VOLUME_SIZE
 from wire.messages import Request
 from wire.status import Code, Refused
 
@@ -221,6 +221,12 @@ class Rotation:
                 " dropped",
             )
             self.abort_pending(archive_id, progress)
+        if progress.mark >= LAST_SEQUENCE:  # no archive takes a session beyond
+            raise Refused(
+                Code.INTERNAL,
+                f"{self.store.name}: its sessions for archive {archive.label} have come to the last"
+                f" number, {progress.mark}; back it up to another archive",
+            )
         # Asked for a session, which holds its snapshot until it is sent. Monitor does not ask: what
         # it takes it gives back at once, and the old base with it.
         self.source.require_room()

@@ -17,7 +17,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,7 +50,6 @@ class StateDamaged(Exception):
     """The state file does not say what was written to it."""
 
 
-@dataclass
 class State:
     """The state file. ``sequence`` is the last snapshot number given out, ``base`` the snapshot
     last folded in.
@@ -62,13 +60,21 @@ class State:
     and that may hold snapshots still.
     """
 
-    sequence: int = 0
-    base: int | None = None
-    base_size: int = 0
-    base_time: int = 0
-    place: dict[str, Any] | None = None
-    follows: dict[str, ArchiveProgress] = field(default_factory=dict)
-    left: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(
+        self,
+        sequence: int = 0,
+        base: int | None = None,
+        base_size: int = 0,
+        base_time: int = 0,
+        place: dict[str, Any] | None = None,
+        follows: dict[str, ArchiveProgress] | None = None,
+        left: list[dict[str, Any]] | None = None,
+    ) -> None:
+        self.sequence, self.base = sequence, base
+        self.base_size, self.base_time = base_size, base_time
+        self.place = place
+        self.follows = {} if follows is None else follows
+        self.left = [] if left is None else left
 
     def move_to(self, volume: Volume) -> None:
         """Remember where the volume is now."""
@@ -211,7 +217,8 @@ class VolumeState:
 
     def save(self, state: State) -> None:
         """The commit point: replace the state file."""
-        fields = asdict(state)
+        follows = {archive: progress.fields() for archive, progress in state.follows.items()}
+        fields = {**vars(state), "follows": follows}
         whole = {"format": FORMAT, "check": _check(fields), **fields}
         replace(self._path, json.dumps(whole, indent=1).encode())
 

@@ -12,9 +12,10 @@ import pytest
 
 from dom0_agent import notify
 from dom0_agent.rpc.services import restore
+from dom0_agent.tracking.state import VolumeState
 from tests.attack.kit import Attacker, Stream, named
 from tests.kit import change
-from wire import CLAIMED_SEQUENCE
+from wire import CLAIMED_SEQUENCE, LAST_SEQUENCE
 from wire.chunks import ZERO_ID
 from wire.merkle import chunk_count
 from wire.messages import CHUNK_HEAD, KIND_CHUNK, KIND_OFFER, KIND_RECORD, Offer, Request
@@ -81,6 +82,18 @@ def test_from_the_highest_claim_on_numbers_go_up_by_one(attacker: Attacker) -> N
     attacker.refused(lambda: attacker.call("Snapshot", request), Code.BAD_REQUEST)
     attacker.site.backup()
     assert list(attacker.site.images().values())[-1] == attacker.site.contents()
+
+
+def test_no_session_is_begun_that_no_archive_would_take(attacker: Attacker) -> None:
+    """A caller can begin and give up a million of them."""
+    hidden(attacker, CLAIMED_SEQUENCE)
+    store = VolumeState(attacker.site.state, "work", "private")
+    with store.locked() as state:
+        (progress,) = state.follows.values()
+        progress.mark = LAST_SEQUENCE - 1
+        store.save(state)
+    assert hidden(attacker, 0)[1].sequence == LAST_SEQUENCE
+    attacker.refused(lambda: attacker.call("Snapshot", attacker.request()), Code.INTERNAL)
 
 
 def test_numbers_go_up_with_every_session_begun(attacker: Attacker) -> None:

@@ -3,7 +3,6 @@
 what a backup VM, or whoever holds a grant, cannot make of it.
 """
 
-import dataclasses
 import io
 import random
 import shutil
@@ -162,7 +161,7 @@ def test_a_session_forged_of_granted_chunks_is_refused(attacker: Attacker) -> No
 def as_if(record: bytes, other: bytes) -> bytes:
     """The part in clear of another session, but with the id of this one."""
     mine, theirs = read_clear(record), read_clear(other)
-    return dataclasses.replace(theirs, session=mine.session).build() + record[CLEAR_SIZE:]
+    return theirs.replaced(session=mine.session).build() + record[CLEAR_SIZE:]
 
 
 def test_whoever_has_a_grant_cannot_make_a_session(attacker: Attacker) -> None:
@@ -180,7 +179,7 @@ def test_whoever_has_a_grant_cannot_make_a_session(attacker: Attacker) -> None:
         attacker.refused(lambda planted=planted: attacker.verify(planted), Code.NOT_AUTHENTIC)
     for key in (grant.keys.ids, grant.keys.sealing, grant.keys.root):
         owner = Keys(key)  # as if one were the master key
-        record = dataclasses.replace(grant.records[0], size=GRAIN).seal(owner)
+        record = grant.records[0].replaced(size=GRAIN).seal(owner)
         status = attacker.verify(real.but(record=record))
         assert status.code == Code.NOT_AUTHENTIC
 

@@ -3,7 +3,6 @@
 machine prunes.
 """
 
-import dataclasses
 import os
 import random
 import time
@@ -63,8 +62,7 @@ def forge(site: Site, count: int, claims: Callable[[int], int], stored: int = NO
     clear = read_clear(record)
     with site.open(True) as archive:
         for number in range(1, count + 1):
-            forged = dataclasses.replace(
-                clear,
+            forged = clear.replaced(
                 session=os.urandom(16),
                 sequence=clear.sequence + number,
                 time=claims(number),

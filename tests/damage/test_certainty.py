@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive import lease as leases
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.format import SessionFile
 from backup_vm.archive.prune import prune
-from backup_vm.errors import DamagedError
+from backup_vm.archive.scrub import scrub
+from backup_vm.errors import DamagedError, LockedError
+from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
 from tests.certainty import (
     CHUNKS,
@@ -74,6 +78,35 @@ def test_a_pack_that_is_put_back_is_believed_again(built: Site) -> None:
         assert archive.found, "readers find it, too"
     (built.root / "aside").rename(pack)
     assert built.images() == images and built.scrubbed() == []
+
+
+def _prunes(archive: Archive) -> object:
+    (series,) = archive.sessions().values()
+    return prune(archive, series[:2])
+
+
+@pytest.mark.parametrize(
+    ("act", "harm"),
+    [
+        (_prunes, "*.pack"),
+        (_prunes, "*.session"),
+        (Archive.rebuild_catalog, "*.pack"),
+        (lambda archive: list(scrub(archive, Progress())), "*.pack"),
+    ],
+)
+def test_a_writer_that_has_lost_its_lease_calls_nothing_damaged(
+    built: Site, monkeypatch: pytest.MonkeyPatch, act: Callable[[Archive], object], harm: str
+) -> None:
+    """Another machine has the lease by then, and moves what this one reads."""
+    with pytest.raises(LockedError, match="is lost"), built.open(True) as archive:
+        for path in sorted(built.archive.rglob(harm))[:-1]:
+            path.unlink()
+        monkeypatch.setattr(leases, "_HALF", 0.0)
+        act(archive)
+    monkeypatch.undo()
+    with built.open() as archive:
+        archive.catalog.count()
+        assert archive.found or archive.lost, "whoever has the lease finds it"
 
 
 # Interrupted runs

@@ -107,13 +107,28 @@ def test_a_latest_that_is_known_to_be_missing_is_not_had(
     for turn in range(2):
         fill(site.image(), 4 * GRAIN, turn)
         site.backup()
-    max(site.archive.glob("volumes/*/*.session")).unlink()
+    newest = max(site.archive.glob("volumes/*/*.session"))
+    newest.unlink()
     key = ("work/private", "--passphrase-file", str(commands.passphrase))
     for words in (("assemble", *key, "-o", str(image)), ("files", "ls", *key)):
         said = commands.run(*words, expect=4)[1]
         assert "newest session of work/private cannot be had" in said, said
+    for words in (("verify",), ("keys", "-o", str(tmp_path / "k")), ("copy", str(tmp_path / "c"))):
+        assert f"{newest} is missing" in commands.run(*words, expect=4)[1], words
+    assert f"{newest} is missing" in commands.run("doctor", expect=1)[0]
+    assert f"{newest} is missing" in str(commands.json("status")["problems"])
     (older,) = commands.names()
     commands.run("assemble", *key, "-o", str(image), "--session", older)
     site.backup()
     commands.run("assemble", *key, "-o", str(image), "--force")
     assert image.read_bytes() == site.contents()
+
+
+def test_nothing_is_proven_where_there_is_nothing(commands: Commands) -> None:
+    assert "no session to prove" in commands.fails(1, "verify")
+    fill(commands.site.image(), 4 * GRAIN)
+    commands.site.backup()
+    (file,) = commands.site.archive.glob("volumes/*/*.session")
+    file.unlink()
+    for part in ((), ("--sample", "5%")):
+        assert f"{file} is missing" in commands.run("verify", *part, expect=4)[1]

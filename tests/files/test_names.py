@@ -7,7 +7,6 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import pytest
@@ -146,12 +145,12 @@ def test_nothing_opens_what_is_of_another_place() -> None:
     foreign = list(other.link().blocks())
     for changed, by, sealed in (
         (head, sealing(1), blocks),
-        (head, replace(sealing(), archive=b"x" * 16), blocks),
-        (head, replace(sealing(), volume_id=b"x" * 16), blocks),
-        (replace(head, session=b"x" * 16), sealing(), blocks),
-        (replace(head, base=b"x" * 16), sealing(), blocks),
-        (replace(head, id=other.head.id), sealing(), blocks),
-        (replace(head, blocks=2), sealing(), blocks[:2]),
+        (head, sealing().replaced(archive=b"x" * 16), blocks),
+        (head, sealing().replaced(volume_id=b"x" * 16), blocks),
+        (head.replaced(session=b"x" * 16), sealing(), blocks),
+        (head.replaced(base=b"x" * 16), sealing(), blocks),
+        (head.replaced(id=other.head.id), sealing(), blocks),
+        (head.replaced(blocks=2), sealing(), blocks[:2]),
         (head, sealing(), blocks[:2]),
         (head, sealing(), [blocks[0], blocks[2], blocks[1]]),
         (head, sealing(), [*blocks, blocks[2]]),

@@ -6,7 +6,6 @@ may happen to a volume.
 import os
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,7 +103,7 @@ def test_a_qube_that_was_shut_down_since_the_report(
     group.lvm("lvcreate", "--snapshot", "--setactivationskip", "n", "--name", f"{place.vid}-snap",
               f"{group.name}/{place.vid}")  # fmt: skip
     group.device(f"{place.vid}-snap").write_bytes(written := os.urandom(1000))
-    source = Sources(tmp_path).open(replace(place, live=f"{place.vid}-snap"))
+    source = Sources(tmp_path).open(place._replace(live=f"{place.vid}-snap"))
     assert source.live_size() == SIZE
     group.lvm("lvremove", "--force", f"{group.name}/{place.vid}")
     group.lvm("lvrename", group.name, f"{place.vid}-snap", place.vid)

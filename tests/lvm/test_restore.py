@@ -11,6 +11,7 @@ import pytest
 
 from backup_vm.agent.call import RefusedError
 from dom0_agent.sources.thin_pool import ThinPool
+from dom0_agent.targets import lvm
 from tests.kit import GRAIN, truly_changed
 from tests.lvm.kit import MIB, Group, LvmSite, scribble
 from wire.status import Code
@@ -88,6 +89,25 @@ def test_a_volume_that_ends_within_a_block(lvm_site: Make, group: Group) -> None
     put(site, 3 * MIB, rng.randbytes(17 * MIB))
     site.restore(whole=True)
     assert site.contents() == before
+
+
+def test_a_pool_that_does_not_zero_its_blocks_is_not_filled(
+    lvm_site: Make, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In it a volume is emptied by zeros, which take space."""
+    monkeypatch.setattr(lvm, "_CHECK_SPACE", MIB)
+    group.pool("unzeroed", size=32 * MIB, block=64)
+    group.lvm("lvchange", "--zero", "n", f"{group.name}/unzeroed")
+    site = lvm_site(pool="unzeroed", size=256 * MIB)
+    put(site, MIB, os.urandom(4 * MIB))
+    site.backup()
+    put(site, MIB, os.urandom(MIB))
+    now = site.contents()
+    with pytest.raises(RefusedError) as error:
+        site.restore(whole=True)
+    assert error.value.refusal == Code.NO_SPACE
+    used, total = map(int, site.group.status("unzeroed")[5].split("/"))
+    assert used < total and site.contents() == now and len(group.snapshots()) == 1
 
 
 @pytest.mark.parametrize("moment", ["lvcreate", "lvconvert"])

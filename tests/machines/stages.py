@@ -11,7 +11,7 @@ import os
 import random
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,11 @@ class Death:
     stage: str
     turn: int
     after: bool
+
+    @property
+    def command(self) -> str:
+        """Of which it is a stage."""
+        return self.stage.partition(":")[0]
 
 
 class Stages:
@@ -171,14 +176,18 @@ class Coverage:
         self.passed.update(counts.keys())
         self.turns |= counts
 
-    def death(self, command: str, rng: random.Random) -> Death | None:
-        """One at the stage of a command where the fewest died so far; None if none is known."""
-        known = sorted(one for one in self.passed if one.startswith(f"{command}: "))
+    def death(self, rng: random.Random, commands: Collection[str]) -> Death | None:
+        """One at the stage of these commands where the fewest died so far; None if none is known.
+        The first time that the command comes there, as a rule: it may do so only once.
+        """
+        known = [one for one in sorted(self.passed) if one.partition(":")[0] in commands]
         if not known:
             return None
         dead = self.troubled["kill"]
-        stage = min(known, key=lambda one: dead[one])
-        return Death(stage, rng.randrange(self.turns[stage]) + 1, rng.random() < 0.5)
+        least = min(dead[one] for one in known)
+        stage = rng.choice([one for one in known if dead[one] == least])
+        turn = rng.randrange(self.turns[stage]) + 1 if rng.random() < 0.25 else 1
+        return Death(stage, turn, after=rng.random() < 0.3)
 
     def table(self) -> str:
         """All of it, for people."""

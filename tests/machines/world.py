@@ -35,6 +35,8 @@ LONG = os.environ.get("SPARSEBAK_LONG") == "1"
 STEPS = int(os.environ.get("SPARSEBAK_STEPS", "300" if LONG else "12"))
 SEED = int(os.environ.get("SPARSEBAK_SEED", "1"))
 VOLUMES = ("work/private", "other/private")
+KINDS = ("backup",) * 6 + ("prune",) * 3 + ("scrub", "copy", "verify", "tag")
+TROUBLES = ("", "", "cut", "kill", "kill", "two", "two", "clock")
 CHUNKS = 12
 HOUR = 3600.0
 SECONDS = 60.0
@@ -131,9 +133,9 @@ class World:
                 self.fault(f"{machine.name}: {outcome.what}: exit code {outcome.code}: {text}")
         return outcome.code == 0
 
-    def words(self) -> tuple[str, ...]:
-        """A command at random."""
-        kind = self.rng.choice(["backup"] * 6 + ["prune"] * 3 + ["scrub", "copy", "verify", "tag"])
+    def words(self, kind: str = "") -> tuple[str, ...]:
+        """A command, one at random where none is named."""
+        kind = kind or self.rng.choice(KINDS)
         if kind == "prune":
             self.may_go = True
             return (
@@ -202,7 +204,7 @@ class World:
         rng = self.rng
         self.disturb()
         one = rng.choice(self.machines)
-        trouble = trouble or rng.choice(["", "", "cut", "kill", "two", "two", "clock"])
+        trouble = trouble or rng.choice(TROUBLES)
         if trouble == "cut" and one.network is None:
             trouble = ""
         self.last = f"{one.name} {trouble}"
@@ -229,21 +231,26 @@ class World:
 
     def kill(self, one: Machine) -> None:
         """A command that dies: at any moment, or at a stage at which few have died."""
-        words = self.words()
-        death = self.coverage.death(words[0], self.rng) if self.rng.random() < 0.5 else None
-        child = one.start(words, death)
+        death = self.coverage.death(self.rng, KINDS) if self.rng.random() < 0.7 else None
         if death is None:
+            child = one.start(self.words())
             time.sleep(self.rng.uniform(0, 0.6))
             child.kill()
             one.troubled("kill")
             one.coverage.add(one.stages.come_to())
             return
-        (outcome,) = child.outcomes(SECONDS)
-        if outcome.code == -signal.SIGKILL:
-            one.troubled("kill")
-        else:  # it did not come so far
-            self.judge(one, outcome, *BUSY)
-        one.coverage.add(one.stages.come_to())
+        until = time.monotonic() + 2 * STALE
+        while True:
+            child = one.start(self.words(death.command), death)
+            (outcome,) = child.outcomes(SECONDS)
+            if outcome.code == -signal.SIGKILL:
+                one.troubled("kill")
+            else:  # it did not come so far
+                self.judge(one, outcome, *BUSY)
+            one.coverage.add(one.stages.come_to())
+            if outcome.code != Exit.LOCKED or time.monotonic() > until:
+                break
+            time.sleep(0.3)
 
     def cut_off(self, one: Machine, network: Network) -> None:
         """A command, and somewhere in it the end of the network."""

@@ -3,7 +3,6 @@
 nothing stands in the way.
 """
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -88,7 +87,7 @@ def test_an_exported_session_with_other_contents(scene: Scene, quick_folder: Pat
 
 
 def test_a_lease_with_other_contents(scene: Scene, quick_folder: Path) -> None:
-    fields = dataclasses.asdict(Holder.this("backup"))
+    fields = Holder.this("backup")._asdict()
     changes = [Change(name, json.dumps(tree).encode()) for name, tree in forms.in_tree(fields)]
     changes += forms.in_length(json.dumps(fields).encode(), [], None)
     faults = []

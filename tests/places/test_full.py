@@ -99,6 +99,7 @@ def test_prune_scrub_and_delete_work(full: Commands) -> None:
     assert site.images() == before
     assert (site.archive / reserve.NAME).stat().st_blocks > 0, "no backup gets it"
     full.run("scrub")
+    assert (site.archive / reserve.NAME).stat().st_blocks > 0, "a scrub leaves it to the next prune"
     said = full.run("-v", *KEEP, "--yes")[0]
     assert "6 sessions removed" in said
     assert {name: list(site.images(name).values()) for name in site.volumes} == {

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -277,7 +276,7 @@ def test_a_list_that_is_old_is_told_as_such(qubes: QubesSite) -> None:
         agent = qubes.agent(archive)
         assert agent.list() and agent.list_age == 0
         kept_list = kept.read(load(qubes.config))
-        old = replace(kept_list, asked=kept_list.asked - 4000)
+        old = kept_list._replace(asked=kept_list.asked - 4000)
         kept.place(load(qubes.config)).write_bytes(old.to_bytes())
         assert agent.list() and 4000 <= agent.list_age < 4100
 
@@ -286,9 +285,9 @@ def test_of_two_lists_the_one_asked_for_later_stays(qubes: QubesSite) -> None:
     config = load(qubes.config)
     write_down(config)
     first = kept.read(config)
-    _keep(config, replace(first, asked=first.asked - 5))
+    _keep(config, first._replace(asked=first.asked - 5))
     assert kept.read(config) == first
-    kept.place(config).write_bytes(replace(first, asked=first.asked + 500).to_bytes())
+    kept.place(config).write_bytes(first._replace(asked=first.asked + 500).to_bytes())
     write_down(config)  # the clock was wrong, and is right again
     assert kept.read(config).asked <= time.time()
 

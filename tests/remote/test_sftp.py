@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from backup_vm.archive.storage import objects, open_storage
+from backup_vm.archive.storage import sftp_protocol as protocol
+from backup_vm.archive.storage.ssh import Channel
 from backup_vm.errors import ForbiddenError, SparsebakError
 from tests.remote.kit import Server, know
 
@@ -168,6 +170,79 @@ def test_what_is_no_regular_file_is_not_there(
     (folder / "folder.pack").mkdir()
     (folder / os.fsdecode(b"\xff.pack")).touch()
     assert open_storage(sftp.url("irregular")).names("packs", ".pack") == [NAME]
+
+
+@pytest.fixture
+def place(sftp: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    """OpenSSH's server, which can be reached."""
+    for name, value in sftp.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return sftp
+
+
+def test_how_often_the_server_is_waited_for(place: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a far one each time is 20 ms or more, whatever it is about."""
+    waits, asked = 0, False
+    write, read = Channel.write, Channel.read
+
+    def writing(self: Channel, data: bytes | memoryview) -> None:
+        nonlocal asked
+        asked = True
+        write(self, data)
+
+    def reading(self: Channel, size: int) -> bytes:
+        nonlocal waits, asked
+        waits, asked = waits + asked, False
+        return read(self, size)
+
+    def waited(action: Callable[[], object]) -> int:
+        nonlocal waits
+        waits = 0
+        action()
+        return waits
+
+    monkeypatch.setattr(Channel, "write", writing)
+    monkeypatch.setattr(Channel, "read", reading)
+    storage = open_storage(place.url("waits"))
+    storage.write(SESSION, b"session")
+    storage.write("archive.toml", b"x" * 1000)
+    storage.locks().create("writer-1", b"lease")
+    assert waited(storage.refresh) <= 4  # two levels at once, then the third
+    assert waited(lambda: storage.write("volumes/cd/2.session", os.urandom(100_000))) <= 5
+    assert waited(lambda: storage.locks().create("writer-2", b"lease")) <= 4
+    assert waited(lambda: storage.locks().renew("writer-2", b"lease")) <= 3
+    assert waited(lambda: storage.locks().read("writer-2")) <= 3
+    assert waited(storage.locks().list) <= 2
+
+
+def test_what_the_server_cannot_make_durable_is_not_stored(
+    place: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(place.url("volatile"))
+    storage.write(NAME, b"old")
+    send = protocol.Client.begin
+
+    def of_no_file(self: protocol.Client, name: bytes, body: bytes) -> int:
+        return send(self, name, protocol.text(b"none") if name.startswith(b"fsync") else body)
+
+    monkeypatch.setattr(protocol.Client, "begin", of_no_file)
+    for name in (NAME, "packs/ab/4567.pack"):
+        with pytest.raises((SparsebakError, FileNotFoundError)):  # as of a file that is not there
+            storage.write(name, b"new")
+    monkeypatch.undo()
+    folder = place.folder / "volatile/packs/ab"
+    assert [path.name for path in folder.iterdir()] == [Path(NAME).name]
+    assert (folder / Path(NAME).name).read_bytes() == b"old"
+
+
+def test_a_folder_that_is_a_link_is_not_there(place: Server) -> None:
+    """Also one that is asked for before a listing has shown what it is."""
+    open_storage(place.url("elsewhere")).write(NAME, b"pack")
+    open_storage(place.url("linked")).write(SESSION, b"session")
+    (place.folder / "linked/packs").symlink_to(place.folder / "elsewhere/packs")
+    there = open_storage(place.url("linked"))
+    assert there.names("packs", ".pack") == [] and there.exists(SESSION)
 
 
 CONFIGURED = {

@@ -8,7 +8,6 @@ import os
 import random
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,7 +140,7 @@ def test_leases_keep_writers_away_on_every_kind_of_store(
     time.sleep(1.1)  # times of a store may be whole seconds
     lease.renew()
     assert locks.list()["writer-1"] >= before + 1
-    there.locks().put("writer-2", replace(lease.holder, host="elsewhere").dump())
+    there.locks().put("writer-2", lease.holder._replace(host="elsewhere").dump())
     with pytest.raises(LockedError, match="taken it over"):
         lease.renew()
     lease.release()

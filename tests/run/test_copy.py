@@ -3,7 +3,6 @@
 and nothing else is lost.
 """
 
-import dataclasses
 import random
 import shutil
 import sqlite3
@@ -216,7 +215,7 @@ def test_a_copy_does_not_turn_open(built: Site, commands_for: Callable[[Site], C
     commands.run("copy", str(target))
     with built.open() as archive:
         text = (built.archive / "archive.toml").read_text()
-        forged = dataclasses.replace(archive.parameters, master=bytes(32))
+        forged = archive.parameters._replace(master=bytes(32))
         forged.save(archive.storage)
     assert text != (built.archive / "archive.toml").read_text()
     assert "open" in commands.fails(1, "copy", str(target))

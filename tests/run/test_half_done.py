@@ -82,7 +82,7 @@ def test_an_archive_is_repaired_beside_damage(commands: Commands) -> None:
     assert len(commands.names()) == 2
 
 
-def test_an_image_with_other_names_is_not_replaced(commands: Commands) -> None:
+def test_an_image_with_other_names_or_in_use_is_not_replaced(commands: Commands) -> None:
     fill(commands.site.image(), 4 * GRAIN)
     commands.site.backup()
     image, other = commands.site.root / "image", commands.site.root / "other"
@@ -90,9 +90,16 @@ def test_an_image_with_other_names_is_not_replaced(commands: Commands) -> None:
     other.hardlink_to(image)
     key = ("--passphrase-file", str(commands.passphrase))
     onto = ("assemble", "work", "--onto", str(image), "--yes", *key)
+    over = ("assemble", "work", "-o", str(image), "--force", *key)
     assert "other names" in commands.fails(1, *onto)
+    assert "other names" in commands.fails(1, *over)
     other.unlink()
+    with open(image, "r+b"):  # what it writes from now on would be lost
+        assert "is in use" in commands.fails(1, *onto)
+        assert "is in use" in commands.fails(1, *over)
+    assert image.read_bytes() == b"old"
     commands.run(*onto)
+    commands.run(*over)
     assert image.read_bytes() == commands.site.contents()
     for force in ((), ("--force",)):
         words = ("assemble", "work", "-o", str(commands.site.root), *force, *key)

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from tests.kit import GRAIN, Site, backed_up, fill
 from tests.patience import PATIENCE
 
 BIN = Path(sys.executable).parent
-ELSEWHERE = replace(Holder.this("backup"), machine="another", host="nas", process=77, since=0)
+ELSEWHERE = Holder.this("backup")._replace(machine="another", host="nas", process=77, since=0)
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def test_unlock_needs_no_word_for_what_nobody_holds(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     locks = LocalStorage(site.archive).locks()
-    locks.put("writer-3", replace(Holder.this("backup"), process=4_000_000_000).dump())
+    locks.put("writer-3", Holder.this("backup")._replace(process=4_000_000_000).dump())
     locks.put("writer-2", ELSEWHERE.dump())
     old = time.time() - STALE - 10
     os.utime(site.archive / FOLDER / "writer-2", (old, old))
@@ -279,9 +278,9 @@ def test_status_and_doctor_say_who_holds_a_lease_and_what_to_do(
         return row
 
     assert leases() == []
-    locks, held = LocalStorage(site.archive).locks(), replace(ELSEWHERE, host="nas\x1b[31m")
+    locks, held = LocalStorage(site.archive).locks(), ELSEWHERE._replace(host="nas\x1b[31m")
     locks.put("writer-3", held.dump())
-    locks.put("notes-1", replace(Holder.this("tag"), process=4_000_000_000).dump())
+    locks.put("notes-1", Holder.this("tag")._replace(process=4_000_000_000).dump())
     (row,) = leases()
     shown = {"kind": "writer", "host": "nas\\x1b[31m", "process": 77, "command": "backup"}
     assert {key: row[key] for key in shown} == shown and row["since"] is None

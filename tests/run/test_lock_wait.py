@@ -4,7 +4,6 @@
 import fcntl
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from backup_vm.archive.holder import Holder
 from backup_vm.archive.storage.local import LocalStorage
 from tests.kit import GRAIN, Site, backed_up, fill
 
-ELSEWHERE = replace(Holder.this("scrub"), machine="another", host="nas", process=77, since=0)
+ELSEWHERE = Holder.this("scrub")._replace(machine="another", host="nas", process=77, since=0)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -157,7 +156,7 @@ def test_who_has_the_archive_is_told_and_not_this_run_itself(ready: Commands) ->
     ready.settings(f'metrics = "{file}"\n')
     assert backup(ready)[0] == 0
     assert "sparsebak_lease" not in file.read_text()
-    other = replace(Holder.this("backup"), machine="another", host='n"as\n', process=77, since=99)
+    other = Holder.this("backup")._replace(machine="another", host='n"as\n', process=77, since=99)
     LocalStorage(ready.site.archive).locks().put("writer-3", other.dump())
     ready.run("status", "--metrics", str(file))
     said = ready.run("status")[0]

@@ -4,7 +4,6 @@ streams.
 """
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
@@ -33,14 +32,13 @@ class Process(Protocol):
         """End it by force."""
 
 
-@dataclass
 class Connection:
     """A service that is running. ``log`` keeps the end of what it writes to standard error, where
     that comes across.
     """
 
-    process: Process
-    log: "LastWords | None" = None
+    def __init__(self, process: Process, log: "LastWords | None" = None) -> None:
+        self.process, self.log = process, log
 
     def last_words(self) -> str:
         """The last line of the log, of a service that has ended, without its priority."""

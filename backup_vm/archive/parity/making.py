@@ -33,7 +33,6 @@ from backup_vm.archive.parity.plan import (
 from backup_vm.errors import DamagedError, ForbiddenError
 from backup_vm.terminal.progress import Progress
 
-FOLDER = "parity"
 LARGEST_PARITY = 64 << 20
 """Bytes of parity that a set has at most, which are in memory while they are made: two whole packs
 can be lost then.
@@ -52,11 +51,6 @@ class Kept:
     made: int = 0
     removed: int = 0
     left: dict[str, str] = field(default_factory=dict)
-
-
-def parity_files(archive: Archive) -> list[str]:
-    """Names of parity files."""
-    return list(filter(naming.is_parity, archive.storage.names(FOLDER, SUFFIX)))
 
 
 def plans(archive: Archive, names: Iterable[str]) -> Iterator[tuple[str, Plan | None]]:
@@ -80,7 +74,7 @@ def keep(
     parity files that have.
     """
     there, kept, doomed = _sizes(archive), list[Plan](), list[Plan]()
-    found = dict(plans(archive, parity_files(archive)))
+    found = dict(plans(archive, archive.parity_files()))
     for plan in sorted(filter(None, found.values()), key=lambda plan: -plan.payload):
         good = _good(plan, share, there, stale, kept)
         (kept if good else doomed).append(plan)
@@ -93,9 +87,9 @@ def keep(
 
 def add(archive: Archive, share: float, names: Iterable[str], progress: Progress) -> Kept:
     """Cover new files. Of what there is, only sets that may be joined with them are looked at."""
-    there, sizes = _sizes(archive), archive.storage.sizes(FOLDER)
+    there, sizes = _sizes(archive), archive.storage.sizes(naming.PARITY)
     tiers: defaultdict[int, list[str]] = defaultdict(list)
-    for name in parity_files(archive):
+    for name in archive.parity_files():
         tiers[_tier(sizes[name])].append(name)
     many = [name for some in tiers.values() if len(some) >= _FEW - 1 for name in some]
     kept = [plan for _, plan in plans(archive, many) if plan is not None]
@@ -109,7 +103,7 @@ def remove_useless(archive: Archive) -> int:
     there = covered(archive)
     gone = [
         name
-        for name, plan in plans(archive, parity_files(archive))
+        for name, plan in plans(archive, archive.parity_files())
         if plan is None or there.isdisjoint(plan.names)
     ]
     return _remove(archive, gone)
@@ -201,7 +195,7 @@ class _Cover:
         if not files:
             return
         identifier = os.urandom(16).hex()
-        name = f"{FOLDER}/{identifier[:2]}/{identifier}{SUFFIX}"
+        name = f"{naming.PARITY}/{identifier[:2]}/{identifier}{SUFFIX}"
         shape = Shape.of([size for _, size in files], self._share_of(files))
         plan = Plan(name, shape, tuple(laid(files, shape.block_size)), b"")
         with Run(archive.storage, plan.members, shape.block_size) as run:

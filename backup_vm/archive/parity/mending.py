@@ -19,7 +19,7 @@ from backup_vm.archive.pack_check import check
 from backup_vm.archive.packs import Packed
 from backup_vm.archive.parity import code
 from backup_vm.archive.parity.blocks import Blocks
-from backup_vm.archive.parity.making import parity_files, plans
+from backup_vm.archive.parity.making import plans
 from backup_vm.archive.parity.mended import Mended, View, recovered
 from backup_vm.archive.parity.plan import Member, Plan, read
 from backup_vm.archive.storage import Storage
@@ -41,7 +41,7 @@ class Parity:
         self.stale: set[str] = set()
         self.foreign: list[str] = []
         self.files = 0
-        for name, plan in plans(archive, parity_files(archive)):
+        for name, plan in plans(archive, archive.parity_files()):
             if plan is None:
                 self.foreign.append(name)
                 continue

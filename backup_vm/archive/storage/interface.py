@@ -113,6 +113,11 @@ class Workspace(Files, Protocol):
     def scratch(self) -> IO[bytes]:
         """A temporary file without a name, on a disk: it may be large, and /tmp is often memory."""
 
+    def clean(self) -> None:
+        """Remove scratch files whose name could not be taken from them: the run died, or the disk
+        failed, where there are none without a name.
+        """
+
     def refusal(self) -> OSError | None:
         """What keeps files from being written here now, found out by a try; None if nothing."""
 

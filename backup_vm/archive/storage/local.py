@@ -148,6 +148,7 @@ class LocalStorage(Directory, Storage):
 
     @override
     def clean(self) -> None:
+        self.workspace.clean()
         folders = ("packs", "volumes", "parity")
         for name in (name for folder in folders for name in self.names(folder, TEMPORARY)):
             with suppress(FileNotFoundError, DamagedError):

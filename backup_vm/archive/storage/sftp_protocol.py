@@ -260,10 +260,8 @@ class Client:
     def _read(self, handle: bytes, offset: int, size: int) -> int:
         return self.send(READ, text(handle) + struct.pack(">QI", offset, size))
 
-    def write(self, handle: bytes, blocks: Iterable[bytes], close: bool = False) -> None:
-        """Write a file from its start. With ``close`` it is closed, and none of that is waited for
-        before all is sent: a server does what is about one file in order (section 6.1).
-        """
+    def write(self, handle: bytes, blocks: Iterable[bytes]) -> None:
+        """Write a file from its start."""
         flying: deque[int] = deque()
         offset = 0
         for block in blocks:
@@ -272,8 +270,6 @@ class Client:
             body = text(handle) + struct.pack(">Q", offset) + text(block)
             flying.append(self.send(WRITE, body))
             offset += len(block)
-        if close:
-            flying.append(self.send(CLOSE, text(handle)))
         for number in flying:
             self.answer(number)
 

@@ -6,6 +6,7 @@ and scratch files.
 import errno
 import io
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 """What flock answers where there is none; the lease keeps others away there."""
+_SCRATCH = re.compile(r"scratch-[0-9a-f]{16}\.tmp")
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
 
@@ -160,6 +162,14 @@ class LocalWorkspace(Directory, Workspace):
             return error
         return None
 
+    @override
+    def clean(self) -> None:
+        with self._beneath.telling(""):
+            left = filter(_SCRATCH.fullmatch, os.listdir(self._beneath.fd()))
+        for name in left:
+            with suppress(FileNotFoundError, DamagedError):
+                self._remove(name)
+
     def _nameless(self) -> IO[bytes]:
         root = self._beneath.fd()
         try:
@@ -169,7 +179,12 @@ class LocalWorkspace(Directory, Workspace):
                 raise
             name = f"scratch-{os.urandom(8).hex()}{TEMPORARY}"
             fd = self._beneath.create(root, name, 0o600)
-            os.unlink(name, dir_fd=root)
+            try:
+                with suppress(FileNotFoundError):  # a writer by another mount saw to it
+                    os.unlink(name, dir_fd=root)
+            except BaseException:
+                os.close(fd)
+                raise
         return io.BufferedRandom(_Scratch(fd, self.describe()), 1 << 16)
 
 

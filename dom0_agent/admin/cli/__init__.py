@@ -9,13 +9,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Collection
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from common.memory import collect_rarely, keep_out_of_cores
+from common.parser import Parser as BaseParser
 from common.text import printable
 from dom0_agent.config import DEFAULT_PATH, ConfigError
 from wire import VERSION
@@ -88,7 +89,7 @@ def _user(text: str) -> str:
     return text
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(BaseParser):
     """A parser whose --help and --version fail where they cannot be printed; argparse
     ignores that.
     """
@@ -101,9 +102,9 @@ class Parser(argparse.ArgumentParser):
         file.flush()
 
 
-def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
-    """The command line. Of the commands only those among ``words``, if any is: to import the others
-    takes time.
+def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line. Of the commands only those among ``words``, if any is, and none where they
+    ask for the version: to import the others takes time.
     """
     top = Parser(
         prog="sparsebak-agent",
@@ -116,7 +117,8 @@ def parser(words: Collection[str] = ()) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
     there = [name for name in COMMANDS if name not in OPTIONAL or _module_of(name)]
-    for name in [name for name in there if name in words] or there:
+    named = [name for name in there if name in words]
+    for name in named or ([] if words == ["--version"] else there):
         importlib.import_module(f"dom0_agent.admin.cli.{name.replace('-', '_')}").add_to(commands)
     _common(top, config=DEFAULT_PATH, unattended=False, quiet=False, verbose=False, json=False)
     return top

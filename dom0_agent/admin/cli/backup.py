@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.durable import Busy, lock, make_directory
-from common.text import parse_seconds, printable
+from common.text import parse_seconds, printable, reason
 from dom0_agent.admin import last_backup
 from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, user_option
@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         domain, code, listed = _in_the_vm(options)
     except (ConfigError, OSError, Refused, UserError) as error:  # every night, and nobody looks
-        notify("Backup failed", f"It was not made: {printable(str(error))}", urgent=True)
+        notify("Backup failed", f"It was not made: {printable(reason(error))}", urgent=True)
         raise
     if code == NOT_NOW:
         why = f"{domain.name} waits for mains or for a link that is not metered"

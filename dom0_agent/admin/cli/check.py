@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from common.text import printable, session_name
+from common.text import printable, reason, session_name
 from dom0_agent.admin.catalog import ask
 from dom0_agent.admin.tags import untagged
 from dom0_agent.catalog import Skipped
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
         return _check(options, load(options.config))
     except (ConfigError, OSError, Refused) as error:
         if options.notify:  # that nobody can tell is no good news
-            notify("Backups cannot be checked", printable(str(error)), urgent=True)
+            notify("Backups cannot be checked", printable(reason(error)), urgent=True)
         raise
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.text import printable
+from common.text import printable, reason
 from dom0_agent.admin.catalog import ask, find_anywhere
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.leftovers import forget, who_is_who
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
             forget(state_dir, store, there if of_it else None)
         except (Refused, OSError) as error:  # the others go all the same
             failures += 1
-            text = str(error)
+            text = reason(error)
             text = text if name in text else f"{name}: {text}"
             print(f"sparsebak-agent: {printable(text)}", file=sys.stderr)
     return 1 if failures else 0

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from common.text import printable
+from common.text import printable, reason
 from dom0_agent.admin import last_backup
 from dom0_agent.admin.archives import sweep
 from dom0_agent.admin.catalog import current
@@ -95,7 +95,8 @@ def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
                 )
         except (Refused, OSError) as error:
             if not (isinstance(error, Refused) and error.code == Code.BUSY):
-                print(f"sparsebak-agent: {orphan.name}: {printable(str(error))}", file=sys.stderr)
+                text = printable(reason(error))
+                print(f"sparsebak-agent: {orphan.name}: {text}", file=sys.stderr)
     return gone
 
 

@@ -7,7 +7,6 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def test_the_page_says_what_locks_keep_and_who_is_at_work(browser: Browser, site
     browser.see("locked until then at least: nobody can remove it (30 days, again and again)")
     browser.see(until)
     locks = open_storage(str(site.archive)).locks()
-    elsewhere = replace(Holder.this("backup"), machine="another", host="nas", process=77)
+    elsewhere = Holder.this("backup")._replace(machine="another", host="nas", process=77)
     locks.put("writer-9", elsewhere.dump())
     browser.js("import('/page/api.js').then(({post}) => post('refresh'))")
     turn_to(browser, "Space")

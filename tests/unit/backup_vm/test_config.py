@@ -37,8 +37,8 @@ def test_every_setting_of_the_agent_is_explained() -> None:
     names = ["work/private", "vault/private", "mail/private"]
     assert [volume.name for volume in found.volumes] == names
     text = path.read_text()
-    own = set(dom0.Config.__dataclass_fields__) - {"path", "volumes", "allow_restore", "qubes"}
-    for key in own | set(QubesOptions.__dataclass_fields__) | set(dom0.Pool.__dataclass_fields__):
+    own = set(dom0.Config._fields) - {"path", "volumes", "allow_restore", "qubes"}
+    for key in own | set(QubesOptions.__dataclass_fields__) | set(dom0.Pool._fields):
         assert f"{key} = " in text, key
     assert "[[allow_restore]]" in text and "[qubes]" in text
 

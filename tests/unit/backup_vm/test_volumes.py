@@ -6,10 +6,13 @@ from typing import cast
 import pytest
 
 from backup_vm.archive.archive import Archive
+from backup_vm.archive.notes import Notes
 from backup_vm.errors import UsageError
 from backup_vm.volumes import Contents, Named
 
-VOLUMES = [Named(qube, volume, f"{qube}-{volume}", ()) for qube in "ab" for volume in ("x", "y")]
+VOLUMES = [
+    Named(qube, volume, f"{qube}-{volume}", (), Notes()) for qube in "ab" for volume in ("x", "y")
+]
 
 
 def test_an_empty_name_never_stands_for_all() -> None:

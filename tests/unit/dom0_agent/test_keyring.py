@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -61,7 +60,7 @@ def test_a_key_with_one_wrong_bit_seals_nothing(site: Site, bit: int) -> None:
     fill(site.image(), 3 * GRAIN, 1)
     with pytest.raises(AssertionError, match="the agent failed"):
         site.backup()
-    without_check = replace(one, key_check="")  # the volume ids show it, too
+    without_check = one._replace(key_check="")  # the volume ids show it, too
     (one.directory / "archive.json").write_bytes(archives.dump(without_check))
     with pytest.raises(AssertionError, match="the agent failed"):
         site.backup()
@@ -97,7 +96,7 @@ def test_a_damaged_archive_can_be_taken_over_again(
 
 def test_an_archive_is_kept_once(keyring: Keyring) -> None:
     (one,) = keyring
-    other, master = replace(one, label="other"), one.master()
+    other, master = one._replace(label="other"), one.master()
     assert "known here already" in refused(lambda: archives.keep(keyring, other, master))
     archives.remove(one)
     assert list(keyring) == [] and keyring.by_label("tests") is None
@@ -114,7 +113,7 @@ def test_an_archive_that_cannot_be_kept_leaves_no_key(
 ) -> None:
     (one,) = keyring
     other = Keyring(faultfs.path)
-    new = replace(one, directory=other.place(one.id))
+    new = one._replace(directory=other.place(one.id))
     faultfs.path.joinpath("archives").mkdir()
     for after in range(2 if operation in ("create", "write", "fsync") else 1):
         faultfs.fail(Fault(operation, "ENOSPC", path="archives", after=after))

@@ -3,7 +3,6 @@
 refused.
 """
 
-import dataclasses
 import hashlib
 
 import pytest
@@ -116,7 +115,7 @@ def test_every_field_at_its_bounds_is_refused_or_means_what_it_says() -> None:
 )
 def test_sessions_that_do_not_belong_together(changes: dict[str, object], words: str) -> None:
     first, second, _ = A_GRANT.records
-    other = dataclasses.replace(second, **changes)  # type: ignore[arg-type]
+    other = second.replaced(**changes)  # type: ignore[arg-type]
     with pytest.raises(BadGrant, match=words):
         Grant(A_GRANT.keys, (first, other))
     raw = GrantHead.length() * b"\0" + first.opened() + other.opened() + bytes(32)
@@ -138,10 +137,10 @@ def test_a_record_opens_only_as_dom0_sealed_it() -> None:
     owner = Keys(b"m" * 32)
     for record in A_GRANT.records:
         assert A_GRANT.record_of(record.seal(owner)) == record
-        forged = dataclasses.replace(record, size=record.size + 1).seal(owner)
+        forged = record.replaced(size=record.size + 1).seal(owner)
         with pytest.raises(NotAuthentic, match="not that of the granted session"):
             A_GRANT.record_of(forged)
-    other = dataclasses.replace(A_GRANT.records[0], session=b"o" * 16).seal(owner)
+    other = A_GRANT.records[0].replaced(session=b"o" * 16).seal(owner)
     with pytest.raises(NotGranted):
         A_GRANT.record_of(other)
 

@@ -11,7 +11,6 @@ import hmac
 import os
 import struct
 import threading
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -221,17 +220,17 @@ def test_a_record_of_another_kind_is_refused(at: int, value: int) -> None:
 
 
 def test_a_record_may_be_of_either_suite_but_not_be_made_another() -> None:
-    sealed = replace(RECORD, suite=2).seal(KEYS)
+    sealed = RECORD.replaced(suite=2).seal(KEYS)
     assert open_record(sealed, KEYS).suite == read_clear(sealed).suite == sealed[6] == 2
     with pytest.raises(NotAuthentic):
         open_record(sealed[:6] + b"\1" + sealed[7:], KEYS)
 
 
 def test_a_record_at_the_limits() -> None:
-    largest = replace(RECORD, size=MAX_VOLUME_SIZE)
+    largest = RECORD.replaced(size=MAX_VOLUME_SIZE)
     assert open_record(largest.seal(KEYS), KEYS) == largest
     with pytest.raises(NotAuthentic, match="impossible size"):
-        read_clear(replace(RECORD, size=MAX_VOLUME_SIZE + 1).seal(KEYS))
+        read_clear(RECORD.replaced(size=MAX_VOLUME_SIZE + 1).seal(KEYS))
     for wrong in (RECORD.seal(KEYS)[:-1], RECORD.seal(KEYS) + b"x"):
         with pytest.raises(NotAuthentic, match="another length"):
             read_clear(wrong)
@@ -240,7 +239,7 @@ def test_a_record_at_the_limits() -> None:
 @pytest.mark.parametrize(("field", "what"), [("qube", "qube"), ("volume", "volume")])
 def test_a_record_with_a_name_that_cannot_be(field: str, what: str) -> None:
     with pytest.raises(NotAuthentic, match=f"^{what} '../x'"):
-        open_record(replace(RECORD, **{field: "../x"}).seal(KEYS), KEYS)  # type: ignore[arg-type]
+        open_record(RECORD.replaced(**{field: "../x"}).seal(KEYS), KEYS)  # type: ignore[arg-type]
 
 
 def test_a_short_seal_byte_by_byte() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pytest
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from wire.declared import Text, Time
 
 
-@dataclass
 class All(Structure):
     magic: ClassVar[Annotated[bytes, Const(b"MAGC")]]
     a: Annotated[int, Int8ul]

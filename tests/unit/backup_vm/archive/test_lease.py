@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,10 +100,10 @@ def test_the_last_generation_where_nothing_may_be_removed(
 
 def test_whom_it_was_taken_from_because_of_its_age_is_told(storage: LocalStorage) -> None:
     locks = storage.locks()
-    locks.put("writer-1", replace(Holder.this("x"), machine="another", host="nas").dump())
+    locks.put("writer-1", Holder.this("x")._replace(machine="another", host="nas").dump())
     old = time.time() - STALE - 1
     os.utime(storage.root / FOLDER / "writer-1", (old, old))
-    locks.put("writer-2", replace(Holder.this("x"), process=4_000_000_000).dump())
+    locks.put("writer-2", Holder.this("x")._replace(process=4_000_000_000).dump())
     lease = Lease.acquire(locks, "PLACE", "backup")
     assert [text.partition(",")[0] for text in lease.taken_over] == ["nas"]
     lease.release()
@@ -114,15 +113,15 @@ def test_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     me = Holder.this("backup")
     assert me.machine and me.boot and me.space and me.started
     assert not me.gone() and Holder.load(me.dump()) == me
-    assert replace(me, process=4_000_000_000).gone(), "no such process"
-    assert replace(me, started=me.started + 1).gone(), "its number is another one's by now"
-    assert replace(me, boot="another").gone(), "before this machine's last start"
-    assert replace(me, released=True).gone()
+    assert me._replace(process=4_000_000_000).gone(), "no such process"
+    assert me._replace(started=me.started + 1).gone(), "its number is another one's by now"
+    assert me._replace(boot="another").gone(), "before this machine's last start"
+    assert me._replace(released=True).gone()
     for other in (
-        replace(me, machine="another", process=4_000_000_000),
-        replace(me, machine="", process=4_000_000_000),
-        replace(me, space="a container's", process=4_000_000_000),
-        replace(me, boot="another", host="a clone"),
+        me._replace(machine="another", process=4_000_000_000),
+        me._replace(machine="", process=4_000_000_000),
+        me._replace(space="a container's", process=4_000_000_000),
+        me._replace(boot="another", host="a clone"),
     ):
         assert not other.gone()
 
@@ -132,8 +131,8 @@ def test_who_is_gone_on_a_machine_without_an_id(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(holder, "_text", lambda path: "" if "machine-id" in path else text(path))
     me = Holder.this("backup")
     assert me.machine == "" and not me.gone()
-    assert replace(me, process=4_000_000_000).gone()
-    assert not replace(me, boot="another").gone(), "that may be any machine without an id"
+    assert me._replace(process=4_000_000_000).gone()
+    assert not me._replace(boot="another").gone(), "that may be any machine without an id"
 
 
 @given(
@@ -142,7 +141,7 @@ def test_who_is_gone_on_a_machine_without_an_id(monkeypatch: pytest.MonkeyPatch)
 )
 def test_what_makes_no_sense_is_somebody_s(raw: bytes) -> None:
     assert not Holder.load(raw).gone()
-    assert "\x1b" not in str(replace(Holder(), process=1, host="\x1b[2J", since=1 << 80))
+    assert "\x1b" not in str(Holder()._replace(process=1, host="\x1b[2J", since=1 << 80))
 
 
 def test_a_lease_without_sense_is_held_until_it_is_old(storage: LocalStorage) -> None:

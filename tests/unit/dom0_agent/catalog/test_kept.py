@@ -18,15 +18,14 @@ POOL = st.builds(
     Pool, NAME, st.sampled_from(["lvm_thin", "reflink", "settings"]), NAME.map(Path), NAME, NAME
 )
 VOLUME = st.builds(Volume, NAME, NAME, POOL, NAME, NAME, st.binary(min_size=16, max_size=16))
+SKIPPED = st.builds(Skipped, NAME, st.text(max_size=9), st.booleans(), st.just(False))
 KEPT = st.builds(
     Kept,
     asked=st.integers(0, 1 << 40),
     options=NAME,
     named=st.lists(NAME, max_size=3).map(tuple),
     volumes=st.lists(VOLUME, max_size=5).map(tuple),
-    skipped=st.lists(st.builds(Skipped, NAME, st.text(max_size=9), st.booleans()), max_size=3).map(
-        tuple
-    ),
+    skipped=st.lists(SKIPPED, max_size=3).map(tuple),
 )
 
 

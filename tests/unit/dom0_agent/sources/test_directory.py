@@ -52,6 +52,27 @@ def test_an_image_that_is_none(source: FileSource) -> None:
     assert "cannot open" in refused(lambda: source.snapshot(1))
 
 
+def test_the_image_of_a_qube_that_is_shut_down_just_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, dirty = tmp_path / "private.img", tmp_path / "private-dirty.img"
+    place = Volume("work", "private", Pool("p", "file", tmp_path), image.name, live=dirty.name)
+    image.write_bytes(b"as it was started")
+    dirty.write_bytes(b"as it is now")
+    real = os.open
+
+    def shut_down(path: Path, *how: Any, **more: Any) -> int:
+        if path == dirty:
+            os.replace(dirty, image)
+        return real(path, *how, **more)
+
+    assert FileSource(place).live_size() == len(b"as it is now")
+    monkeypatch.setattr(os, "open", shut_down)
+    for _ in range(2):
+        assert FileSource(place).live_size() == len(b"as it is now")
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(errno.ENOSPC, Code.NO_SPACE), (errno.EIO, Code.SOURCE_FAILED)]
 )

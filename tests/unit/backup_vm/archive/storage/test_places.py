@@ -128,3 +128,21 @@ def test_a_read_only_place_is_read(faultfs: FaultFS) -> None:
         storage.workspace.lock(shared=False)
     with pytest.raises(OSError, match="Read-only file system"):
         storage.write("archive.toml", b"y")
+
+
+def test_a_scratch_file_that_kept_its_name_goes_with_the_next_writer(faultfs: FaultFS) -> None:
+    """Where there are none without a name, it is taken from one that was made."""
+    storage = LocalStorage(faultfs.path)
+    faultfs.fail(Fault("unlink", "EIO"))
+    with pytest.raises(OSError):
+        storage.workspace.scratch()
+    faultfs.fail()
+    (left,) = faultfs.real.iterdir()
+    assert left.name.startswith("scratch-")
+    foreign = faultfs.real / "scratch-of-mine.tmp"
+    foreign.touch()
+    storage.clean()
+    assert list(faultfs.real.iterdir()) == [foreign]
+    with storage.workspace.scratch() as file:
+        file.write(b"x")
+    assert list(faultfs.real.iterdir()) == [foreign]
