@@ -23,7 +23,8 @@ from backup_vm.archive.storage.finding import find, open_tree
 from backup_vm.jobs.upkeep.plan import Setup
 from backup_vm.jobs.upkeep.rounds import Audience, upkeep
 from backup_vm.terminal.progress import Progress
-from bench.scale import growth, measured
+from bench.growth import growth
+from bench.scale import measured
 from wire.chunks import SUITE_BLAKE2B, Keys
 from wire.records import Record
 

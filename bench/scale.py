@@ -9,7 +9,6 @@ process of its own. From how time and memory grow it is told what 100 TiB would 
 
 import argparse
 import datetime
-import math
 import os
 import resource
 import secrets
@@ -40,6 +39,7 @@ from backup_vm.reporting.view import View
 from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
 from bench.__main__ import machine
+from bench.growth import growth, planned, plot
 from wire.chunks import SUITE_BLAKE2B, Keys
 from wire.records import Record
 
@@ -287,65 +287,6 @@ def main() -> None:
         result = Path(__file__).parent / "results" / f"scale-{datetime.date.today()}.md"
         result.write_text(f"{text}\n![Time and memory against size]({result.stem}.svg)\n")
         plot([chunks for chunks, _ in sizes], table, result.with_suffix(".svg"))
-
-
-def growth(sizes: list[int], table: dict[str, list[tuple[float, float]]]) -> list[str]:
-    """A line for each operation: with which power of the size time and memory grow, from the first
-    size to the last. Of time 1 is as the size, 0 not at all; what takes less than 10 ms says
-    nothing.
-    """
-    lines = []
-    for name, row in table.items():
-        (first, small), (last, large) = row[0], row[-1]
-        steps = math.log(sizes[-1] / sizes[0]) if len(sizes) > 1 else 0.0
-        if steps:
-            took = math.log(max(last, 0.01) / max(first, 0.01)) / steps
-            memory = math.log(large / small) / steps
-            lines.append(f"{name}: time grows as size^{took:.2f}, memory as size^{memory:.2f}")
-    return lines
-
-
-def planned(chunks: list[int], table: dict[str, list[tuple[float, float]]]) -> list[str]:
-    """A line for each operation: what 100 TiB would take. Time by how it grew from the first size
-    to the last; memory on a straight line through the last two, for of a small archive it is what
-    Python takes, which hides what grows. With chunks of 1 MiB it is an eighth of the chunks.
-    """
-    lines = []
-    for size in (128 << 10, 1 << 20):
-        target = (100 << 40) / size
-        for name, row in table.items():
-            if len(chunks) < 2:
-                continue
-            first, (last, large) = row[0][0], row[-1]
-            steps = math.log(chunks[-1] / chunks[0])
-            more = math.log(target / chunks[-1])
-            took = last * math.exp(math.log(max(last, 0.01) / max(first, 0.01)) / steps * more)
-            rises = max(large - row[-2][1], 0) / (chunks[-1] - chunks[-2])
-            memory = large + rises * (target - chunks[-1])
-            lines.append(
-                f"100 TiB in chunks of {size >> 10} KiB: {name}: {took:,.1f} s, {memory:,.0f} MiB"
-            )
-    return lines
-
-
-def plot(chunks: list[int], table: dict[str, list[tuple[float, float]]], target: Path) -> None:
-    """Time, and memory, of each operation against the number of chunks."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "sparsebak"
-    from matplotlib import pyplot
-
-    figure, sides = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for column, (side, what) in enumerate(
-        zip(sides, ("seconds", "MiB of memory at the peak"), strict=True)
-    ):
-        for name, row in table.items():
-            side.plot(chunks, [cell[column] for cell in row], marker="o", label=name)
-        side.set(xscale="log", yscale="log", xlabel="chunks of 128 KiB", ylabel=what)
-        side.grid(which="major", alpha=0.3)
-    sides[0].legend(fontsize="small")
-    figure.savefig(target, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from backup_vm.archive import catalog_file, name_index, naming, notes, packs, parameters, partial
+from backup_vm.archive import (
+    catalog_file,
+    name_index,
+    naming,
+    notes,
+    packs,
+    parameters,
+    partial,
+    reserve,
+)
 from backup_vm.archive.catalog_base import TABLES, CatalogBase
 from backup_vm.archive.damage import damage
 from backup_vm.archive.format import (
@@ -61,6 +70,7 @@ _NAMED = {
     LOCK: "lock",
     WANTED: "lock",
     notes.LOCK: "lock",
+    reserve.NAME: "reserve",
 }
 _LONGEST = 32 << 20
 """Bytes of a file that is read whole."""
@@ -120,7 +130,7 @@ def inspect(
             yield from _binary(_BINARY[kind][0], read, size, every, keys)
     elif kind == "catalog":
         yield from _catalog(storage.workspace, name, every)
-    elif kind not in ("lock", "journal"):
+    elif kind not in ("lock", "journal", "reserve"):
         with damage(files, name, ""):
             raw = files.read(name, _LONGEST_LEASE if kind == "lease" else _LONGEST)
         text = {"parameters": _parameters, "notes": _notes, "lease": _lease}[kind]

@@ -137,7 +137,7 @@ def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[Suspe
         number = numbers[name]
         freed = dict(catalog.freed_in(number))
         if isinstance(index, Exception):
-            archive.storage.check()  # see reconcile._conclude
+            archive.storage.check()  # see losses.conclude
             archive.warnings.append(f"{index}; none of its space is reclaimed")
             continue
         listed = catalog.ids_in(number)

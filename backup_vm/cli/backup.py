@@ -86,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     if options.all and options.volumes:
         raise UsageError("--all and names of volumes contradict each other", "give one of the two")
+    if options.passphrase_file is not None and not options.verify:
+        raise UsageError("a key is for --verify alone", "give it, or leave the key out")
     note = _asked_note(options)
     context = Context(options)
     if options.dry_run:

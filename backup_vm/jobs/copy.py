@@ -7,9 +7,11 @@ read here (a damaged chunk, a session file that is lost) is named, and keeps non
 being copied: what builds on it is stored as a full one.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from backup_vm.archive import (
     catalog_file,
@@ -28,7 +30,7 @@ from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.packs import PackReader
 from backup_vm.archive.prune import prune
 from backup_vm.archive.sessions import Session
-from backup_vm.archive.storage import open_storage
+from backup_vm.archive.storage import is_remote, open_storage
 from backup_vm.errors import DamagedError, NoArchiveError, RemovedError, SparsebakError
 from backup_vm.jobs.copy_session import Sender
 from backup_vm.jobs.guard import Guard, Watch
@@ -132,8 +134,20 @@ def _prepare(source: Archive, location: str, making: Making) -> str | None:
                 f"{error}, but there {'was' if known else 'may have been'} a copy of this one",
                 "mount its disk, then try again; if it is lost, make a new one with --init",
             ) from None
+        _require_outside(source, location)
         create_archive(location, source.parameters._replace(retention=making.retention))
     return noting.remember_copy(source.storage, location) if known is False else None
+
+
+def _require_outside(source: Archive, location: str) -> None:
+    """Raise SparsebakError for a folder of the archive itself: what is there is lost with it."""
+    if is_remote(location) or source.storage.elsewhere:
+        return
+    here, there = (os.path.realpath(one) for one in (source.storage.describe(), location))
+    if Path(there).is_relative_to(here):
+        raise SparsebakError(
+            f"{location} is in the archive itself, and would be lost with it", "name another place"
+        )
 
 
 def _same_archive(source: Archive, target: Archive) -> None:

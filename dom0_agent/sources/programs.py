@@ -57,7 +57,7 @@ def run(*command: str) -> str:
     return done.out.decode(errors="replace")
 
 
-def _started(*command: str) -> subprocess.Popen[bytes]:
+def _started(*command: str) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()

@@ -198,20 +198,7 @@ class Rotation:
         self, archive: ArchiveKey, volume: Volume, request: Request
     ) -> tuple[ArchiveProgress, Pending, bool]:
         """Begin a session, or return the one already pending (third value true)."""
-        archive_id = archive.id.hex()
-        progress = self.state.follows.get(archive_id)
-        if request.number > max(CLAIMED_SEQUENCE, progress.mark if progress else 0):
-            raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
-        volume_id = archive.keys().volume_id(volume.identity, volume.volume).hex()
-        if progress is None:
-            progress = self.state.follows[archive_id] = ArchiveProgress(
-                volume_id=volume_id, ids=f"{archive_id}.ids"
-            )
-        elif progress.volume_id != volume_id:
-            raise Refused(
-                Code.INTERNAL,
-                f"{self.store.name}: the key of archive {archive.label} has changed",
-            )
+        progress = self._follow(archive, volume, request)
         if progress.pending:
             if self._intact(progress.pending.snapshot, progress.pending.size):
                 return progress, progress.pending, True
@@ -220,7 +207,7 @@ class Rotation:
                 f"{self.store.name}: snapshot of the pending session is gone, or cut short; it is"
                 " dropped",
             )
-            self.abort_pending(archive_id, progress)
+            self.abort_pending(archive.id.hex(), progress)
         if progress.mark >= LAST_SEQUENCE:  # no archive takes a session beyond
             raise Refused(
                 Code.INTERNAL,
@@ -241,6 +228,26 @@ class Rotation:
         self.state.move_to(volume)
         self.finish()
         return progress, progress.pending, False
+
+    def _follow(self, archive: ArchiveKey, volume: Volume, request: Request) -> ArchiveProgress:
+        """What is known for an archive, nothing where it was not backed up to before; Refused for a
+        number that none of its sessions can have, and where its key is not what it was.
+        """
+        archive_id = archive.id.hex()
+        progress = self.state.follows.get(archive_id)
+        if request.number > max(CLAIMED_SEQUENCE, progress.mark if progress else 0):
+            raise Refused(Code.BAD_REQUEST, f"no session has the number {request.number}")
+        volume_id = archive.keys().volume_id(volume.identity, volume.volume).hex()
+        if progress is None:
+            progress = self.state.follows[archive_id] = ArchiveProgress(
+                volume_id=volume_id, ids=f"{archive_id}.ids"
+            )
+        elif progress.volume_id != volume_id:
+            raise Refused(
+                Code.INTERNAL,
+                f"{self.store.name}: the key of archive {archive.label} has changed",
+            )
+        return progress
 
     def commit(self, archive: ArchiveKey, session: bytes) -> None:
         """The caller holds the session durably: make it the one that later sessions build on."""

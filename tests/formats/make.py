@@ -21,7 +21,7 @@ from wire import FORMAT, VERSION
 from wire.slots import recovery_text
 
 EXPORTED, KEYS, ABOUT = "work.sbx", "laptop.keys", "about.json"
-CACHES = ("catalog.sqlite*", "archive.lock", "archive.wanted", "locks", "notes.lock")
+CACHES = ("catalog.sqlite*", "archive.lock", "archive.wanted", "locks", "notes.lock", "reserve")
 """What an archive has besides, and anybody may remove."""
 
 

@@ -20,15 +20,16 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import holder, lease_files, pack_writer
 from backup_vm.archive import lease as leases
+from backup_vm.archive import lease_files, pack_writer
 from backup_vm.archive.storage import objects
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.remote import RemoteStorage
 from backup_vm.errors import Exit
-from tests.children import Child, Outcome, run
+from tests.children import Outcome, run
 from tests.kit import GRAIN, PASSPHRASE, Site
-from tests.machines.stages import Coverage, Death, Stages
+from tests.machines.machine import SECONDS, Machine
+from tests.machines.stages import Coverage
 from tests.remote.kit import Network, Server
 
 LONG = os.environ.get("SPARSEBAK_LONG") == "1"
@@ -39,52 +40,12 @@ KINDS = ("backup",) * 6 + ("prune",) * 3 + ("scrub", "copy", "verify", "tag")
 TROUBLES = ("", "", "cut", "kill", "kill", "two", "two", "clock")
 CHUNKS = 12
 HOUR = 3600.0
-SECONDS = 60.0
 STALE = 4.0
 """Seconds after which a lease is free: times in a store may be whole ones."""
 CUT = ("cannot be reached", "does not answer", "network", "connection", "the agent ended")
 BUSY = ("busy", "is being extracted")
 BY_OTHERS = ("in use", "removed by another machine", "is lost")
 CUT_CODES = {Exit.FAILED, Exit.INCOMPLETE, Exit.AGENT}
-
-
-@dataclass
-class Machine:
-    """One machine: its way to the store (None: a disk, or a mount that all of them have), its
-    cache, and how many seconds its clock is off.
-    """
-
-    name: str
-    network: Network | None
-    environ: dict[str, str]
-    coverage: Coverage
-    off: float = 0.0
-    stages: Stages = field(default_factory=Stages)
-    """Of the command that it began last."""
-
-    def start(self, words: tuple[str, ...], death: Death | None = None) -> Child:
-        self.stages = stages = Stages(death)
-
-        def be_it() -> None:
-            real, off = time.time, self.off
-            time.time = lambda: real() + off  # type: ignore[assignment]
-            holder._text = lambda _: self.name  # machine's id and its boot's
-            stages.install()
-
-        return Child([words], self.environ, before=be_it, memory=0)
-
-    def outcome(self, child: Child) -> Outcome:
-        """How the command ended that was begun last."""
-        (outcome,) = child.outcomes(SECONDS)
-        self.coverage.add(self.stages.come_to())
-        return outcome
-
-    def run(self, *words: str) -> Outcome:
-        return self.outcome(self.start(words))
-
-    def troubled(self, kind: str) -> None:
-        """Note where its command is, being troubled now."""
-        self.coverage.troubled[kind][self.stages.now()] += 1
 
 
 @dataclass
@@ -334,7 +295,7 @@ def _digest(data: bytes) -> str:
 
 
 def made(folder: Path, server: Server) -> World:
-    """Three machines, and an archive without a session."""
+    """Three machines, and an archive with a session of each volume."""
     site, rng = Site(folder / "site", volumes=VOLUMES), random.Random(SEED)
     (site.root / "pw").write_bytes(PASSPHRASE)
     for name in VOLUMES:
@@ -356,7 +317,10 @@ def made(folder: Path, server: Server) -> World:
             "SPARSEBAK_AGENT": f"local:{site.config}",
         }
         machines.append(Machine("ABC"[number], network, environ, coverage))
-    return World(site, machines, rng, coverage=coverage)
+    world = World(site, machines, rng, coverage=coverage)
+    world.disturb()
+    world.patiently(machines[0])
+    return world
 
 
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import opening
+from backup_vm.archive import opening, pack_writer
+from backup_vm.archive.format import NO_BASE
+from backup_vm.archive.intake import Entry, Incoming
+from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.packs import NewPack
 from backup_vm.archive.prune import prune
 from backup_vm.archive.scrub import scrub
@@ -84,3 +87,29 @@ def test_packs_are_read_and_removed_several_at_once(
         assert done.space > 0 and at_once() >= 4
         assert len(archive.pack_files()) <= len(packs) - 10
         assert list(scrub(archive, Progress())) == []
+
+
+def test_packs_grow_so_that_something_is_on_its_way_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(pack_writer, "FIRST", 4 << 10)
+    monkeypatch.setattr(RemoteStorage, "pack_size", 32 << 10)
+    site = Site(tmp_path / "site")
+    fill(site.image(), GRAIN)
+    site.backup()
+    with site.open() as archive:
+        ((session,),) = archive.sessions().values()
+    store = Slow(site.archive, 0)
+    monkeypatch.setattr(opening, "open_storage", lambda _: RemoteStorage(URL, store))
+    with opening.open_archive(URL, True) as archive:
+        before, writer = archive.storage.sizes("packs"), PackWriter(archive)
+        incoming = Incoming(archive, writer, session.record, NO_BASE, 0, bytes(16))
+        for number in range(100):
+            incoming.take(Entry(number, os.urandom(32), os.urandom(1000)))
+        writer.flush()
+        sizes = [s for n, s in archive.storage.sizes("packs").items() if n not in before]
+        incoming.give_up()
+        writer.close()
+    # In units of the first one; one of two units is what was left for the last.
+    assert [size >> 12 for size in sorted(sizes)] == [1, 2, 2, 4, 8, 8], sizes

@@ -32,6 +32,12 @@ def test_what_is_given_and_not_used_is_an_error(commands: Commands) -> None:
     assert "--as-of" in commands.fails(2, "init", new, "--label", "tests", *at)
     assert "--as-of" in commands.fails(2, "upkeep", new, *at)
     assert not Path(new).exists() and len(commands.names()) == 1
+    key = ("--passphrase-file", str(commands.passphrase))
+    assert "for --verify" in commands.fails(2, "backup", *key)
+    commands.run("backup", "--verify", *key)
+    inside = commands.site.archive / "copy"
+    assert "in the archive itself" in commands.fails(1, "copy", str(inside))
+    assert not inside.exists()
 
 
 def test_settings_name_any_place_that_can_be_printed(commands: Commands) -> None:

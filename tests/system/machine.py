@@ -12,7 +12,7 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
-BOOT, HALT = 60.0, 30.0
+BOOT, HALT = 240.0, 120.0
 
 
 class Machine:
@@ -110,7 +110,7 @@ class Machine:
         done = subprocess.run(
             [*into, *switch, *command],
             env={**ENVIRONMENT, "HOME": home}, check=False, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240,
         )  # fmt: skip
         return done.returncode, done.stdout
 
@@ -121,7 +121,7 @@ class Machine:
     def journal(self, unit: str) -> str:
         return self.run("journalctl", "--no-pager", "-o", "cat", "-u", unit)
 
-    def done(self, service: str, before: str, seconds: float = 60.0) -> str:
+    def done(self, service: str, before: str, seconds: float = 240.0) -> str:
         """Wait for a service to have run since its invocation ``before``: its result."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.text import session_name
@@ -134,6 +134,8 @@ def raises(action: Any, *arguments: Any, error: type[Exception] = ValueError) ->
 
 
 @given(st.integers(0, 2**64 - 1))
+@example(LAST_TIME)
+@example(LAST_TIME + 1)
 def test_times_end_with_the_year_9999(seconds: int) -> None:
     raw = seconds.to_bytes(8, "little")
     for coder in (Declared(Times), Compiled(codes(Times))):
