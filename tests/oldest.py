@@ -2,8 +2,8 @@
 """Which tests are run again with the oldest libraries, see tools/oldest.py: those that a library's
 release can make fail. As a plugin of pytest, ``-p tests.oldest``, it leaves out the others.
 
-Of tests/unit these are the files that name a library, or a module that does; of tests/run, in which
-everything reaches everything, the first test of each file. Both are found by what is imported.
+Of tests/unit these are the files that name a library, or a module that does, as their imports tell;
+elsewhere, where everything reaches everything, the first test of each file.
 """
 
 import re

@@ -53,7 +53,8 @@ def lanes(workers: str) -> tuple[Lane, ...]:
     checks = ((ruff, "check", "."), (ruff, "format", "--check", "."), (str(BIN / "mypy"),))
     apart = tuple(f"--ignore=tests/{path}" for path in APART)
     lvm = (python, "tools/lvm_vm.py", "tests/lvm", "-q", "-n", "2", "--dist", "worksteal")
-    again = ("-p", "tests.oldest", "tests/unit", "tests/run")
+    again = ("-p", "tests.oldest", "--ignore=tests/files/test_vm.py")
+    again += tuple(f"tests/{name}" for name in ("unit", "run", "damage", "files", "formats"))
     oldest = (python, "tools/oldest.py", "-n", workers, "-q", *again)
     # The kernel of the LVM tests runs on one core; mypy, too, and the machines of tests/system
     # mostly wait.
