@@ -47,6 +47,7 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/scratch TMPDIR=/scratch LANG=C.U
 export SPARSEBAK_VM=1 PYTHONHASHSEED=0 {environ}
 cd {root}
 mkdir -p build/coverage
+echo "sparsebak-vm: begins"
 {python} -m {arguments} </dev/null
 code=$?
 if [ -n "$(ls build/coverage)" ]; then

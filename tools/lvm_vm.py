@@ -4,11 +4,12 @@ PYTEST-ARGUMENT...``.
 
 With ``-m MODULE`` first, that module in pytest's place.
 
-The guest is Debian's kernel that runs as a program (see uml.py), or where there is none, or
-``LVM_KERNEL=stock`` asks for it, Debian's stock kernel under QEMU's software emulation, so that no
-KVM is needed. Its root file system is an initramfs made by lvm_guest.py: this Python, the virtual
-environment, LVM's tools with their libraries, the project. Results come over the console. Kernels
-and images are kept under ``build``. Exit code: that of what ran; 1 when it did not get so far.
+The guest is Debian's kernel that runs as a program (see uml.py), or where there is none, or where
+it does not start, or ``LVM_KERNEL=stock`` asks for it, Debian's stock kernel under QEMU's software
+emulation, so that no KVM is needed. Its root file system is an initramfs made by lvm_guest.py: this
+Python, the virtual environment, LVM's tools with their libraries, the project. Results come over
+the console. Kernels and images are kept under ``build``. Exit code: that of what ran; 1 when it did
+not get so far.
 """
 
 import base64
@@ -35,6 +36,7 @@ AS_PROGRAM = os.environ.get("LVM_KERNEL") != "stock"
 else that the stock kernel has.
 """
 MEMORY, CPUS, LIMIT = "6G", "2", float(os.environ.get("LVM_LIMIT", "1800"))
+BEGINS = "sparsebak-vm: begins"
 DONE = re.compile(r"sparsebak-vm: ended with (\d+)")
 MEASURED = re.compile(r"sparsebak-vm: measured (\S+)")
 
@@ -47,15 +49,27 @@ def main(arguments: list[str]) -> int:
         else ["pytest", "-p", "no:cacheprovider", *arguments]
     )
     program = uml.kernel(ROOT / "build") if AS_PROGRAM and which("apt-get") else None
-    emulator = () if program else ("qemu-system-x86_64",)
-    missing = [tool for tool in (*emulator, "busybox", "depmod", *TOOLS) if which(tool) is None]
+    if program is not None:
+        code = _run(words, *program, as_program=True)
+        if code is not None:
+            return code
+        print("the kernel that runs as a program does not start here: with QEMU instead")
+    if which("qemu-system-x86_64") is None:
+        return _missing(["qemu-system-x86_64"])
+    code = _run(words, *kernel(), as_program=False)
+    return 1 if code is None else code
+
+
+def _missing(tools: list[str]) -> int:
+    print(f"the test VM: {', '.join(tools)} missing; run 'make packages' as root", file=sys.stderr)
+    return 1
+
+
+def _run(words: list[str], image: Path, modules: Path, as_program: bool) -> int | None:
+    """The guest with a kernel and its modules, as ``_boot``."""
+    missing = [tool for tool in ("busybox", "depmod", *TOOLS) if which(tool) is None]
     if missing:
-        print(
-            f"the test VM: {', '.join(missing)} missing; run 'make packages' as root",
-            file=sys.stderr,
-        )
-        return 1
-    image, modules = program or kernel()
+        return _missing(missing)
     BUILD.mkdir(parents=True, exist_ok=True)
     parts = (lvm_guest.base(BUILD, modules), lvm_guest.project(BUILD, words, modules))
     combined = BUILD / "root.cpio"
@@ -63,7 +77,7 @@ def main(arguments: list[str]) -> int:
         for part in parts:
             with open(part, "rb") as file:
                 shutil.copyfileobj(file, out, 1 << 20)
-    if program is None:
+    if not as_program:
         return _boot(_emulated(image, combined), {})
     folder = uml.memory_folder(BUILD)
     return _boot(uml.command(image, combined, MEMORY), {"TMPDIR": str(folder)})
@@ -81,8 +95,9 @@ def _emulated(kernel: Path, image: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _boot(command: list[str], environment: dict[str, str]) -> int:
-    started, code = time.monotonic(), 1
+def _boot(command: list[str], environment: dict[str, str]) -> int | None:
+    """The exit code of what ran in it; None if nothing did."""
+    started, code = time.monotonic(), None
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace",
         env={**os.environ, **environment}, start_new_session=True,
@@ -99,7 +114,9 @@ def _boot(command: list[str], environment: dict[str, str]) -> int:
         try:
             for line in vm.stdout:
                 found, measured = DONE.search(line), MEASURED.search(line)
-                if found:
+                if BEGINS in line:
+                    code = 1
+                elif found:
                     code = int(found[1])
                 elif measured:
                     (ROOT / "build/coverage/data.vm").write_bytes(
