@@ -90,7 +90,9 @@ def _opened(archive: "Archive") -> ChunkCatalog | None:
     try:
         path = workspace.database(catalog_file.NAME)
         if not workspace.exists(catalog_file.NAME):
-            if archive.session_files():
+            # Of an archive as it was none is ever kept.
+            past = archive.storage.elsewhere and not archive.storage.writable()
+            if archive.session_files() and not past:
                 archive.warnings.append(f"{where} was missing; it has been rebuilt")
             return None
         # A reader must not undo what a journal says is half done, which writes to the file.

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import pytest
@@ -145,8 +146,8 @@ def test_nothing_opens_what_is_of_another_place() -> None:
     foreign = list(other.link().blocks())
     for changed, by, sealed in (
         (head, sealing(1), blocks),
-        (head, sealing().replaced(archive=b"x" * 16), blocks),
-        (head, sealing().replaced(volume_id=b"x" * 16), blocks),
+        (head, replace(sealing(), archive=b"x" * 16), blocks),
+        (head, replace(sealing(), volume_id=b"x" * 16), blocks),
         (head.replaced(session=b"x" * 16), sealing(), blocks),
         (head.replaced(base=b"x" * 16), sealing(), blocks),
         (head.replaced(id=other.head.id), sealing(), blocks),
