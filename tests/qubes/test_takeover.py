@@ -4,7 +4,6 @@
 import errno
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,7 +206,7 @@ def test_a_file_that_is_not_what_it_should_be(
     for suite, text in ((1, "belongs to another archive"), (3, "parameters of no archive")):
         entry = adoption.read(keys).untrusted_entry
         assert entry.suite == 2
-        bad.write_bytes(good.replace(entry.build(), replace(entry, suite=suite).build()))
+        bad.write_bytes(good.replace(entry.build(), entry.replaced(suite=suite).build()))
         assert take_over(site, bad) == 1 and text in capsys.readouterr().err
     bad.write_bytes(bytes(adoption.LIMIT + 1))
     with pytest.raises(Refused, match="too long"):

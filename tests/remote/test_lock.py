@@ -168,9 +168,7 @@ def test_a_retention_that_was_taken_out_holds_s3(
     if cache == "thrown away":
         shutil.rmtree(os.environ["XDG_CACHE_HOME"])
     storage = open_storage(site.archive)
-    there = load(storage)
-    object.__setattr__(there, "retention", 0)
-    there.save(storage)
+    load(storage)._replace(retention=0).save(storage)
     change(site.image(), random.Random(2), resize=False)
     with site.open(True) as archive:
         assert any("somebody may have replaced that file" in one for one in archive.warnings)
@@ -187,9 +185,7 @@ def test_a_retention_that_was_taken_out_holds_in_a_new_catalog_s3(
     site = locked(DAYS)
     site.backup()
     storage = open_storage(site.archive)
-    there = load(storage)
-    object.__setattr__(there, "retention", 0)
-    there.save(storage)
+    load(storage)._replace(retention=0).save(storage)
     gone = next(one for one in versions(client, site) if one["Key"].endswith(".pack"))
     client.delete_object(Bucket=bucket_of(site), Key=gone["Key"])
     before = {one["VersionId"] for one in versions(client, site)}

@@ -230,7 +230,7 @@ def test_a_run_that_loses_its_lease_ends_and_writes_nothing_more(
     monkeypatch.setattr(leases.Lease, "_lose", noticed)
     monkeypatch.setattr(leases, "_boot_time", lambda: time.monotonic() + slept[0])
     monkeypatch.setattr(
-        leases.Clocks.__init__, "__defaults__", (leases._boot_time, time.time, time.sleep)
+        leases.Clocks.__new__, "__defaults__", (leases._boot_time, time.time, time.sleep)
     )
 
     def finish(self: object) -> object:
