@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     with interrupts.handled(process=argv is None):
         try:
             code = _run(sys.argv[1:] if argv is None else argv)
+            interrupts.over()
         except (KeyboardInterrupt, Exception) as error:
             if not isinstance(error, KeyboardInterrupt) and not interrupts.came():
                 raise

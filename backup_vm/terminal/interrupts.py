@@ -43,6 +43,9 @@ class Interrupted(Exception):
 _came: int | None = None
 """The first signal."""
 
+_over = False
+"""Whether the command is done: its exit code stands, and a signal interrupts nothing."""
+
 _limit: threading.Timer | None = None
 
 _untold = threading.Lock()
@@ -69,14 +72,22 @@ def exit_code() -> int:
     return 128 + (_came or signal.SIGINT)
 
 
+def over() -> None:
+    """Say that the command is done. Called where a Stop is still caught; from then on none comes,
+    also while what ``handled`` set up is taken down.
+    """
+    global _over
+    _over = True
+
+
 @contextmanager
 def handled(process: bool = True) -> Iterator[None]:
     """Have each of SIGNALS raise Stop, once. One that was ignored at the start (nohup) stays so.
 
     ``process``: whether the process ends with the command, so that LIMIT holds for its end as well.
     """
-    global _came, _untold
-    _came, _untold = None, threading.Lock()
+    global _came, _over, _untold
+    _came, _over, _untold = None, False, threading.Lock()
     stopping.forget()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
@@ -84,7 +95,10 @@ def handled(process: bool = True) -> Iterator[None]:
             signal.signal(number, _stop)
     try:
         with _seen_to():
-            yield
+            try:
+                yield
+            finally:
+                over()
     finally:
         if _limit is not None and not process:
             _limit.cancel()
@@ -133,7 +147,7 @@ def _watch(reading: int, main: int, over: threading.Event) -> None:
 def _stop(number: int, frame: FrameType | None) -> None:
     """The first signal unwinds the command. Those that follow must not break off its cleaning up:
     a closed terminal and an impatient Ctrl-C send several."""
-    if _note(number):
+    if _note(number) and not _over:
         raise Stop
 
 
