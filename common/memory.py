@@ -4,11 +4,8 @@
 import atexit
 import gc
 import resource
-from contextlib import suppress
 
 _BLOCK = 8 << 20
-_ARENA_MAX = -8
-"""M_ARENA_MAX of glibc's malloc.h."""
 _THRESHOLD = 50_000
 
 
@@ -34,20 +31,6 @@ def keep_freed() -> None:
     touched, and so takes no memory; with another C library nothing happens.
     """
     bytes(_BLOCK)
-
-
-def share_heap() -> None:
-    """Let the threads that are started from now on allocate from one heap.
-
-    glibc gives each thread one of its own, and what one thread has freed no other uses: chunks that
-    threads compress and the main thread sends left 5 MiB more in each process, of 42. They ask for
-    memory a few times a chunk, so that they hardly ever wait for each other. With another C library
-    nothing happens.
-    """
-    import ctypes  # most commands start no threads
-
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
 def keep_out_of_cores() -> None:

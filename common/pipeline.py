@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol, TypeVar
 
-from common.memory import share_heap
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -59,7 +57,6 @@ def in_order(
         return
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    share_heap()
     pool = ThreadPoolExecutor(threads)
     begun: deque[Future[Result]] = deque()
     try:

@@ -58,7 +58,7 @@ def preload(config_path: Path) -> None:
     ciphers = [
         f"cryptography.hazmat.primitives.{name}" for name in ("hashes", "ciphers.aead", "kdf.hkdf")
     ]
-    modules = ["zstandard", *ciphers, "json", "concurrent.futures.thread", "ctypes"]
+    modules = ["zstandard", *ciphers, "json", "concurrent.futures.thread"]
     with suppress(ConfigError):  # the calls report it
         config = load(config_path)
         drivers = {volume.pool.driver for volume in config.volumes}

@@ -42,36 +42,6 @@ def test_chunks_that_come_and_go_use_the_same_pages() -> None:
     assert _faults("keep") < 100 < _faults("leave")
 
 
-HEAPS = """
-import ctypes, sys
-from common.pipeline import in_order
-if sys.argv[1] == "leave":
-    import common.pipeline
-    common.pipeline.share_heap = lambda: None
-list(in_order(bytearray, [50_000] * 200, 4, 100))
-libc = ctypes.CDLL(None)
-libc.fopen.restype = ctypes.c_void_p
-out = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
-libc.malloc_info(0, out)
-libc.fclose(out)
-"""
-
-
-def _heaps(how: str) -> int:
-    """So many the C library says that a process with threads has."""
-    ran = subprocess.run(
-        [sys.executable, "-c", HEAPS, how], check=True, capture_output=True, text=True
-    )
-    return ran.stdout.count("<heap nr=")
-
-
-@pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="another C library, which decides for itself"
-)
-def test_threads_share_a_heap() -> None:
-    assert _heaps("share") == 1 < _heaps("leave")
-
-
 DYING = """
 import os, resource, signal, sys
 from common.memory import keep_out_of_cores
