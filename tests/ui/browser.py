@@ -183,6 +183,11 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def click_if_there(self, selector: str, label: str) -> None:
+        """The same if it is there just now: what it belongs to may be over."""
+        find = _FIND % (json.dumps(selector), json.dumps(label))
+        self.js(f"(() => {{ {find}?.click(); }})()")
+
     def write(self, selector: str, label: str, text: str) -> None:
         """Put a text in place of a field's own, as typed, and leave the field."""
         find = _FIND % (json.dumps(selector), json.dumps(label))
