@@ -7,9 +7,13 @@ import re
 import subprocess
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from common.override import override
 
 _TREE = Path(__file__).parent.parent
 
@@ -92,20 +96,22 @@ def children(pid: int) -> list[int]:
     return found
 
 
-class Watch:
-    """The peak memory of a command's processes and those of an agent, looked at while they run."""
+def family(roots: Iterable[int]) -> list[int]:
+    """Processes, those that they started, and so on, each once."""
+    found = list(roots)
+    for pid in found:  # grows by the children while it is walked
+        found += [child for child in children(pid) if child not in found]
+    return found
 
-    _EVERY, _SELDOM = 0.02, 10
-    # What is shared is counted by walking all pages of a process, which waits for that meanwhile:
-    # done every 20 ms it made a command of 0.1 s half as slow again.
 
-    def __init__(self, command: int, agent: int | None) -> None:
-        self._command, self._agent = command, agent
-        self.together = self.agent = 0.0
-        self._done = threading.Event()
+class Watcher:
+    """Looks again and again, in a thread, while a ``with`` block runs."""
+
+    def __init__(self, every: float) -> None:
+        self._every, self._done = every, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -114,16 +120,34 @@ class Watch:
         self._thread.join()
 
     def _watch(self) -> None:
-        looks = 0
-        while not self._done.wait(self._EVERY):
-            forked = children(self._agent) if self._agent is not None else []
-            self.agent = max([self.agent, *map(_peak, forked)])
-            looks += 1
-            if looks % self._SELDOM:
-                continue
-            at = [self._command] if self._agent is None else [self._command, self._agent]
-            for pid in at:  # grows by the children while it is walked
-                at += children(pid)
+        while not self._done.wait(self._every):
+            self.look()
+
+    def look(self) -> None:
+        """One look."""
+        raise NotImplementedError
+
+
+class Watch(Watcher):
+    """The peak memory of a command's processes and those of an agent, looked at while they run."""
+
+    _EVERY, _SELDOM = 0.02, 10
+    # What is shared is counted by walking all pages of a process, which waits for that meanwhile:
+    # done every 20 ms it made a command of 0.1 s half as slow again.
+
+    def __init__(self, command: int, agent: int | None) -> None:
+        super().__init__(self._EVERY)
+        self._command, self._agent = command, agent
+        self.together = self.agent = 0.0
+        self._looks = 0
+
+    @override
+    def look(self) -> None:
+        forked = children(self._agent) if self._agent is not None else []
+        self.agent = max([self.agent, *map(_peak, forked)])
+        self._looks += 1
+        if self._looks % self._SELDOM == 0:
+            at = family([self._command] if self._agent is None else [self._command, self._agent])
             self.together = max(self.together, sum(map(proportional, at)))
 
 

@@ -10,15 +10,15 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from bench import workload
 from bench.__main__ import pool_on_btrfs
-from bench.measure import Measured, children, proportional
+from bench.measure import Measured, Watcher, children, family, proportional
 from bench.tools import Sparsebak
+from common.override import override
 
 EVERY = 0.05
 """Seconds between two looks."""
@@ -51,31 +51,21 @@ def _kind(path: str) -> str:
     return {"[heap]": "the C library's heap", "": "Python's objects, other heaps"}.get(path, "rest")
 
 
-class Peak:
+class Peak(Watcher):
     """What some processes, and those that they start, have together at most while this runs."""
 
     def __init__(self, roots: Callable[[], list[int]]) -> None:
-        self._roots, self._done = roots, threading.Event()
+        super().__init__(EVERY)
+        self._roots = roots
         self.total = 0.0
         self.parts: list[Counter[str]] = []
-        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> "Peak":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(EVERY):
-            at = self._roots()
-            for pid in at:  # grows by the children while it is walked
-                at += [child for child in children(pid) if child not in at]
-            total = sum(map(proportional, at))
-            if total > self.total:
-                self.total, self.parts = total, [kinds(pid) for pid in at]
+    @override
+    def look(self) -> None:
+        at = family(self._roots())
+        total = sum(map(proportional, at))
+        if total > self.total:
+            self.total, self.parts = total, [kinds(pid) for pid in at]
 
 
 def full(content: int) -> tuple[Measured, Peak]:

@@ -82,7 +82,7 @@ def _aims(limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]
     lines = [
         "How that compares: what is aimed at, and how many times longer each of the others takes.",
         "",
-        "| work | aim | sparsebak | " + " | ".join(peers) + " |",
+        _row("work", "aim", "sparsebak", *peers),
         "|---|---|---|" + "---|" * len(peers),
     ]
     for step, aim, reached in rows:
@@ -90,15 +90,19 @@ def _aims(limit: LimitRuns, results: Results, sizes: dict[str, tuple[float, int]
         times = (
             f"{wall(runs) / ours[step]:.1f}x" if runs and step in ours else "-" for runs in theirs
         )
-        lines.append(f"| {step} | {aim} | {reached} | " + " | ".join(times) + " |")
+        lines.append(_row(step, aim, reached, *times))
     for what, of in (
         ("processor seconds of a full backup", _spent),
         ("MiB of all processes at once", _at_once),
     ):
         here = of(results["sparsebak"])
         times = (f"{of(results[name]) / here:.1f}x" for name in peers)
-        lines.append(f"| {what} | less than each | {here:.1f} | " + " | ".join(times) + " |")
+        lines.append(_row(what, "less than each", f"{here:.1f}", *times))
     return lines
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _reached(
