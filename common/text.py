@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Text that people read: made safe for a terminal, and the names that sessions have."""
 
+import io
 import re
+import sys
 import time as _time
 
 _SESSION = re.compile(r"\d{8}-\d{6}", re.ASCII)
@@ -12,6 +14,17 @@ def printable(text: str) -> str:
     writing) written out.
     """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def take_any_letters() -> None:
+    """Let no letter fail that the locale has not: what is written to the standard streams has it
+    written out, and what is read another one in its place, which is no yes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
 
 
 def reason(error: Exception) -> str:

@@ -122,7 +122,6 @@ def _repair(place: str, parameters: "Parameters") -> "Parameters":
     """Write archive.toml again; returns what it says now. A retention that it has is kept, and can
     only be made longer.
     """
-
     from backup_vm.archive import holding
     from backup_vm.archive.parameters import load
     from backup_vm.archive.storage import open_storage

@@ -102,7 +102,6 @@ def _as_dom0_takes_it(parameters: "Parameters", records: list[bytes]) -> bytes:
 
 
 def _refresh(context: Context) -> int:
-
     from backup_vm.errors import AgentError, DamagedError
     from wire.messages import MODE_OPEN
 

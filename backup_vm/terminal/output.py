@@ -5,7 +5,6 @@ whole or not at all.
 
 import contextlib
 import errno
-import io
 import os
 import stat
 import sys
@@ -17,6 +16,7 @@ from typing import IO, Any, cast
 from backup_vm import failures, stopping
 from backup_vm.errors import SparsebakError
 from common.durable import sync_directory
+from common.text import take_any_letters
 
 _HANGUP = 1.0
 """Seconds that the signal of a closed terminal has to come; more than the grace after one that has
@@ -41,11 +41,7 @@ def prepare() -> None:
         except OSError:
             # for reading: what is written there fails, as it must, instead of being lost
             os.open(os.devnull, os.O_RDONLY)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    if isinstance(sys.stdin, io.TextIOWrapper):  # other letters are no yes
-        sys.stdin.reconfigure(errors="replace")
+    take_any_letters()
 
 
 def put(text: str, end: str = "\n") -> None:

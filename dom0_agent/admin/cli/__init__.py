@@ -4,7 +4,6 @@
 import argparse
 import importlib
 import importlib.util
-import io
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 
 from common.memory import collect_rarely, keep_out_of_cores
 from common.parser import Parser as BaseParser
-from common.text import printable
+from common.text import printable, take_any_letters
 from dom0_agent.config import DEFAULT_PATH, ConfigError
 from wire import VERSION
 from wire.names import BadName
@@ -222,11 +221,7 @@ def _as_a_process() -> None:
                 os.close(null)
             setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
     keep_out_of_cores()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    if isinstance(sys.stdin, io.TextIOWrapper):  # other letters are no yes
-        sys.stdin.reconfigure(errors="replace")
+    take_any_letters()
 
 
 def _print_no_more() -> None:
