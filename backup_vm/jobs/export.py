@@ -76,9 +76,8 @@ def export(
     """
     image.check()
     proven = None if keys is None else open_image(archive, image, keys, name)
-    sealed = (
-        archive.parameters.master is None
-    )  # else the key is in archive.toml, and must not go along
+    # Of an open archive the key is in archive.toml, and must not go along.
+    sealed = archive.parameters.master is None
     described, hashed = archive.storage.read(parameters.NAME) if sealed else b"", _Hashed(out)
     hashed.write(ExportHead(archive.parameters.archive, len(described)).build())
     hashed.write(described)

@@ -46,9 +46,8 @@ class Outcome(NamedTuple):
 
 def monitor(state_dir: Path, volumes: Sequence[Volume], keyring: Keyring) -> Iterator[Outcome]:
     """Walk the base snapshots on. A volume that another call works on is left for the next time."""
-    volumes = [
-        volume for volume in volumes if volume.pool.driver != "settings"
-    ]  # they are small, and written down when sent
+    # Documents are small, and written down when sent.
+    volumes = [volume for volume in volumes if volume.pool.driver != "settings"]
     for thin, alike in groupby(volumes, lambda volume: volume.pool.driver == "lvm_thin"):
         members = list(alike)
         size = BATCH if thin else 1
