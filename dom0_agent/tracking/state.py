@@ -33,7 +33,7 @@ from common.durable import (
 from dom0_agent.bitmap import Bitmap
 from dom0_agent.config import Volume, remember
 from dom0_agent.log import ERROR, WARNING, log
-from dom0_agent.tracking.progress import ArchiveProgress, checked
+from dom0_agent.tracking.progress import ArchiveProgress, check_fields
 from wire.names import BadName, parse_identity, parse_name
 from wire.status import Code, Refused
 
@@ -52,7 +52,7 @@ class StateDamaged(Exception):
 
 class State:
     """The state file. ``sequence`` is the last snapshot number given out, ``base`` the snapshot
-    last folded in.
+    that the bitmaps reach up to.
 
     A number counts up in its high bits and is random in its low 32: a state put back from an old
     copy never takes another snapshot for the one it remembers. ``place`` is the volume as the last
@@ -206,7 +206,7 @@ class VolumeState:
                 for archive, fields in raw.pop("follows").items()
             }
             state = State(follows=follows, **raw)
-            checked(state)
+            check_fields(state)
             if not isinstance(state.place, dict | None) or not all(
                 isinstance(one, dict) for one in [*state.left]
             ):
