@@ -50,8 +50,7 @@ class DirectorySource(Source):
     """A volume that is an image file; see Source for the methods."""
 
     _grain = 1
-    """Bytes in which holes are looked for: a smaller one that is none at its begin counts as data.
-    """
+    """Bytes: behind data a hole counts only from the next multiple of this on."""
 
     def __init__(self, volume: Volume) -> None:
         self.name, self._pool = volume.name, volume.pool
