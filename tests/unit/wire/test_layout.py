@@ -148,6 +148,10 @@ def test_times_end_with_the_year_9999(seconds: int) -> None:
 
 
 def test_what_only_describes_builds_nothing() -> None:
+    class Page(Structure):
+        number: Annotated[int, Int64ul]
+
+    assert Page.fields == ("number",) and raises(Page.coder, error=TypeError)
     assert raises(Times.coder, error=TypeError) and raises(Times.row, error=TypeError)
 
 
