@@ -72,7 +72,7 @@ def _note_options(backup: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TAG",
-        help="tag the new sessions; may be given again",
+        help="tag the new sessions; can be repeated",
     )
     backup.add_argument(
         "--note",
