@@ -39,25 +39,35 @@ def open_archive(
             archive = Archive(storage, parameters, alone)
             archive.warnings += _taken_over(storage, lease)
             try:
-                if alone:
-                    _recover(archive)
-                else:
-                    holding.attach(archive)
-                    if writing is None:
-                        _work_aside(archive)
+                _begin(archive, aside=writing is None)
                 yield archive
-                if archive.found or archive.damaged:
-                    storage.check()
-                holding.extend(archive)
-                _record(archive)
-                if alone:
-                    reserve.keep(archive)
+                _end(archive)
             except DamagedError:
                 # A writer that has lost its lease reads what another run moves: that is no damage.
                 storage.check()
                 raise
             finally:
                 archive.close()
+
+
+def _begin(archive: Archive, aside: bool) -> None:
+    """What comes before a run. ``aside``: a reader notes what it finds in a copy of the catalog."""
+    if archive.writing:
+        _recover(archive)
+        return
+    holding.attach(archive)
+    if aside:
+        _work_aside(archive)
+
+
+def _end(archive: Archive) -> None:
+    """What comes after a run that has done its work."""
+    if archive.found or archive.damaged:
+        archive.storage.check()
+    holding.extend(archive)
+    _record(archive)
+    if archive.writing:
+        reserve.keep(archive)
 
 
 @contextmanager
