@@ -16,6 +16,7 @@ from dom0_agent.tracking import next_session
 from tests.commands import Commands
 from tests.kit import GRAIN, change, fill
 from tests.run.test_grants import Granting
+from tests.run.test_reader import read
 from wire.grants import Grant
 
 WHEN = 1795414500
@@ -48,6 +49,13 @@ def test_each_has_a_name_of_its_own(twins: tuple[Commands, list[bytes]], tmp_pat
         words = ("assemble", "work/private", "--session", name, "-o", str(target), *key)
         assert commands.json(*words)["session"] == name and name in listed
         assert target.read_bytes() == content
+    shown = read(commands.site, commands.site.archive, "list").stdout
+    rows = [line.split() for line in shown.splitlines()]
+    assert [row[1] for row in rows] == names
+    for wanted, code in ((plain, 1), (names[1], 0)):
+        words = ("assemble", "work/private", wanted, str(tmp_path / "second-reader"))
+        assert read(commands.site, commands.site.archive, *words).returncode == code
+    assert (tmp_path / "second-reader").read_bytes() == contents[1]
     for beginning in (plain, plain[:8]):  # a choice between them is nobody's but the user's
         error = commands.fails(1, "verify", "work/private", "--session", beginning, *key)
         assert all(name in error for name in names[:2])
