@@ -38,7 +38,7 @@ COMMANDS = (
         "open",
         "doctor",
     ),
-    *("inspect", "unlock", "upkeep", "ui"),
+    *("inspect", "unlock", "wait", "upkeep", "ui"),
 )
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found;
 5 the agent refused or cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no

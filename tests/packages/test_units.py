@@ -52,13 +52,15 @@ def test_what_is_started_is_understood(capsys: pytest.CaptureFixture[str]) -> No
     """
     from backup_vm import cli as vm
     from dom0_agent.admin import cli as dom0
-    from dom0_agent.admin.cli.backup import SERVICE
+    from dom0_agent.admin.cli.backup import QUIET, SERVICE
 
     parsers = {"sparsebak": vm.parser, "sparsebak-agent": dom0.parser}
     started = [shlex.split(line) for unit in SERVICES for line in setting(unit, "ExecStart")]
-    service, _, argument = SERVICE.partition("+")
-    assert service == "qubes.VMExec" and len(started) == len(SERVICES)
-    started.append([from_vmexec(part) for part in argument.split("+")])
+    assert len(started) == len(SERVICES)
+    for asked in (SERVICE, f"{QUIET}1"):
+        service, _, argument = asked.partition("+")
+        assert service == "qubes.VMExec"
+        started.append([from_vmexec(part) for part in argument.split("+")])
     for program, *words in started:
         name = program.rpartition("/")[2]
         if name != "notify-send":
