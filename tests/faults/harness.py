@@ -27,12 +27,15 @@ from backup_vm.archive.lease_files import STALE
 from backup_vm.errors import SparsebakError
 from tests.children import signals_as_usual
 from tests.faultfs import FaultFS
+from tests.faults.ends import predictable
 from tests.in_process import InProcess
 from tests.kit import PASSPHRASE, Site
 
 VOLUMES = ("work/private", "other/private")
 LONGEST = 40.0
 """Seconds that a run may take; what takes longer hangs."""
+BEGAN = int(time.time()) + 60
+"""What time it is in runs that are predictable: later than in what was made before."""
 LEFTOVERS = (".tmp", ".partial", "-restore", ".log", ".part", ".uploading", ".new", ".old")
 Images = dict[str, dict[str, bytes]]
 """Contents by volume and session."""
@@ -57,8 +60,10 @@ class Outcome:
             yield f"exit {self.code} without a message: {self.text!r}"
 
 
-def run(action: Callable[[], int]) -> Outcome:
-    """Do something in a child process, with no terminal."""
+def run(action: Callable[[], int], turn: int = 0) -> Outcome:
+    """Do something in a child process, with no terminal. What is done in the same ``turn``, other
+    than 0, is predictable.
+    """
     with tempfile.TemporaryFile() as output:
         pid = os.fork()
         if pid == 0:
@@ -73,6 +78,8 @@ def run(action: Callable[[], int]) -> Outcome:
                 sys.stdin = open(0, closefd=False)
                 sys.stdout = open(1, "w", buffering=1, closefd=False)
                 sys.stderr = open(2, "w", buffering=1, closefd=False)
+                if turn:
+                    predictable(turn, BEGAN)
                 code = action()
             except SparsebakError as error:
                 print(f"sparsebak: {error}", file=sys.stderr)
@@ -207,10 +214,22 @@ class Bench:
 
     system: FaultFS
     base: Path
+    prepared: Path | None = None
     names: dict[str, str] = field(default_factory=dict)
     known: dict[str, Images] = field(default_factory=dict)
     volumes: dict[str, list[bytes]] = field(default_factory=dict)
+    judged: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
+    """What was found wrong after ends of runs that were looked at."""
     _count: int = 0
+
+    def prepare(self, step: Callable[[Place], object]) -> None:
+        """From now on let a copy be of the site after this."""
+        if self.prepared is not None:
+            shutil.rmtree(self.prepared)
+        self.prepared = None
+        faulty, sound = self.place()
+        step(faulty)
+        self.prepared = sound.root.rename(self.base.with_name("prepared"))
 
     def place(self) -> tuple[Place, Place]:
         """A new copy: as it is seen through the mount, and as it is.
@@ -220,7 +239,7 @@ class Bench:
         self.remove()
         self._count += 1
         name = f"n{self._count}"
-        shutil.copytree(self.base, self.system.real / name, symlinks=True)
+        shutil.copytree(self.prepared or self.base, self.system.real / name, symlinks=True)
         return Place(self.system.path / name, self.names), Place(
             self.system.real / name, self.names
         )
