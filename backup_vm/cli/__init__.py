@@ -46,6 +46,7 @@ COMMANDS = (
     "doctor",
     "inspect",
     "unlock",
+    "wait",
     "upkeep",
     "ui",
 )

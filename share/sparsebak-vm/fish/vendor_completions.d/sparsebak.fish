@@ -50,8 +50,8 @@ function _shtab_sparsebak_using
   test "$_shtab_sparsebak_cmdpath" = "$argv"
 end
 
-set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files tar' 'files history' 'files diff' 'files index' verify drill scrub prune delete tag export import copy keys records serve open doctor inspect unlock upkeep ui
-set -g _shtab_sparsebak_opts_with_value --add --agent --archive --as-of --caller --config --copy-to --depth --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --lock-wait --max-removed --metrics --min-age --name --note --older-than --onto --output --pack-size --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
+set -g _shtab_sparsebak_commands init backup list status report diff restore assemble mount files 'files ls' 'files tree' 'files find' 'files stat' 'files cat' 'files cp' 'files tar' 'files history' 'files diff' 'files index' verify drill scrub prune delete tag export import copy keys records serve open doctor inspect unlock wait upkeep ui
+set -g _shtab_sparsebak_opts_with_value --add --agent --archive --as-of --caller --config --copy-to --depth --for --format --from --grant --keep-daily --keep-hourly --keep-last --keep-monthly --keep-tag --keep-weekly --keep-within --keep-yearly --label --limit-rate --lock-wait --max-removed --metrics --min-age --name --note --older-than --onto --output --pack-size --parity --partition --passphrase-file --ping-url --port --progress-fd --remove --report --require-mount --retention --rules --sample --scratch --session --space --tag --time --to --type --until-free -o
 
 complete -c sparsebak -e
 complete -c sparsebak -f
@@ -707,6 +707,20 @@ complete -c sparsebak -n '_shtab_sparsebak_using unlock' -s v -l verbose -d 'pri
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -l json -d 'print data as JSON, for programs'
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -l progress-fd -x -d 'write progress, a line of JSON at a time, to this open descriptor'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a wait -d 'Waits until nothing else of sparsebak runs on this machine, of any user and on any archive, so that it can be shut down. Exit code 11 means that something still does.'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -s h -l help -d 'show this help message and exit'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -l for -x -d 'how long at most (default: without end)'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -l archive -x -d 'the archive'"'"'s folder, or its URL: s3://, gs://, az://, sftp://'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -l as-of -x -d 'read it as it was then (2026-11-20T08:30, in UTC), in a bucket that keeps versions'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -l config -x -d 'settings file (default: ~/.config/sparsebak/config.toml)'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -l require-mount -x -d 'do nothing unless this is mounted'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -l caller -x -d 'with a local agent: call in the name of this qube (default: dom0)'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -s q -l quiet -d 'print nothing but errors'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -s v -l verbose -d 'print more, also where there is no terminal'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -l json -d 'print data as JSON, for programs'
+complete -c sparsebak -n '_shtab_sparsebak_using wait' -l progress-fd -x -d 'write progress, a line of JSON at a time, to this open descriptor'
 complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a upkeep -d 'Finds all archives beneath a place, and prunes and scrubs each, checks how old its newest session is and brings its copy up to date, by rules of its own settings file. Needs no key. What is wrong with one archive keeps no other from being kept; those that were kept least recently come first.'
 complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using upkeep' -l rules -x -d 'what is to be done (default: upkeep.toml beside the settings file)'
