@@ -52,13 +52,25 @@ def _run(options: argparse.Namespace) -> int:
             print(f"sparsebak-agent: {printable(outcome.error)}", file=sys.stderr)
         elif options.verbose and not options.json:
             print(f"{outcome.name}: {_words(outcome)}")
-    gone = [] if options.volumes else _let_go(config, catalog)
-    new = [] if options.volumes else tag_new(config)
-    noted = [] if options.volumes else last_backup.note(config, catalog)
-    unfinished = [] if options.volumes else _remove_unfinished(config)
+    rest: dict[str, list[str]] = {"let_go": [], "new": [], "noted": [], "unfinished": []}
     if not options.volumes:
+        rest["let_go"] = _let_go(config, catalog)
+        rest["new"] = tag_new(config)
+        rest["noted"] = last_backup.note(config, catalog)
+        rest["unfinished"] = _remove_unfinished(config)
         let_start(config.state_dir)
         sweep(keyring)
+    _report(options, outcomes, rest)
+    failed = any(outcome.error and not outcome.busy for outcome in outcomes)
+    return 1 if failed or not listed else 0
+
+
+def _report(
+    options: argparse.Namespace, outcomes: list[Outcome], rest: dict[str, list[str]]
+) -> None:
+    """Say what became of the volumes, and as JSON of the ``rest``: names of volumes, qubes and
+    disposables by what was done with them.
+    """
     if options.json:
         fields = [
             {
@@ -69,7 +81,6 @@ def _run(options: argparse.Namespace) -> int:
             }
             for outcome in outcomes
         ]
-        rest = {"let_go": gone, "new": new, "noted": noted, "unfinished": unfinished}
         print(json.dumps({"volumes": fields, **rest}))
     elif not options.quiet:
         changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
@@ -79,8 +90,6 @@ def _run(options: argparse.Namespace) -> int:
             f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))}"
             f" changed{skipped}"
         )
-    failed = any(outcome.error and not outcome.busy for outcome in outcomes)
-    return 1 if failed or not listed else 0
 
 
 def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
