@@ -42,20 +42,9 @@ def open_archive(
             archive = Archive(storage, parameters, alone)
             archive.warnings += _taken_over(storage, lease)
             try:
-                if alone:
-                    _recover(archive, command)
-                else:
-                    holding.attach(archive)
-                    if writing is None:
-                        _work_aside(archive)
+                _begin(archive, command, aside=writing is None)
                 yield archive
-                if archive.found or archive.damaged:
-                    storage.check()
-                holding.extend(archive)
-                _record(archive)
-                _put_catalog_back(archive)
-                if alone:
-                    reserve.keep(archive, command in _REMOVING)
+                _end(archive, command)
             except DamagedError:
                 # A writer that has lost its lease reads what another run moves: that is no damage.
                 storage.check()
@@ -63,6 +52,27 @@ def open_archive(
             finally:
                 _put_catalog_back(archive)
                 archive.close()
+
+
+def _begin(archive: Archive, command: str, aside: bool) -> None:
+    """What comes before a run. ``aside``: a reader notes what it finds in a copy of the catalog."""
+    if archive.writing:
+        _recover(archive, command)
+        return
+    holding.attach(archive)
+    if aside:
+        _work_aside(archive)
+
+
+def _end(archive: Archive, command: str) -> None:
+    """What comes after a run that has done its work."""
+    if archive.found or archive.damaged:
+        archive.storage.check()
+    holding.extend(archive)
+    _record(archive)
+    _put_catalog_back(archive)
+    if archive.writing:
+        reserve.keep(archive, command in _REMOVING)
 
 
 @contextmanager
