@@ -294,56 +294,6 @@ def test_it_is_brought_to_disk_soon(monkeypatch: pytest.MonkeyPatch, faultfs: Fa
     lease.release()
 
 
-@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT"])
-def test_on_a_full_disk_a_run_begins_all_the_same(faultfs: FaultFS, name: str) -> None:
-    storage = LocalStorage(faultfs.path / "archive")
-    storage.prepare()
-    faultfs.fail(Fault("create", name), Fault("mkdir", name))
-    lease = Lease.acquire(storage.locks(), "PLACE", "prune")
-    lease.keep()
-    lease.check()
-    lease.release()
-    faultfs.fail(Fault("write", name))
-    Lease.acquire(storage.locks(), "PLACE", "prune").release()
-    assert held(storage) == []
-    faultfs.fail()
-    other = Lease.acquire(storage.locks(), "PLACE", "backup")
-    faultfs.fail(Fault("create", name))
-    with pytest.raises((LockedError, OSError)):
-        Lease.acquire(storage.locks(), "PLACE", "prune")
-    other.release()
-
-
-def test_a_run_that_began_without_takes_it_when_there_is_room(faultfs: FaultFS) -> None:
-    """What it removes is room for others: from then on it keeps them away, or ends."""
-    storage = LocalStorage(faultfs.path / "archive")
-    storage.prepare()
-
-    def begun() -> Lease:
-        faultfs.fail(Fault("write", "ENOSPC"))
-        lease = Lease.acquire(storage.locks(), "PLACE", "prune")
-        lease.check()
-        faultfs.fail()
-        assert held(storage) == []
-        return lease
-
-    first = begun()
-    first.check()
-    assert held(storage) == ["writer-1"]
-    with pytest.raises(LockedError, match="PLACE is in use by another run"):
-        Lease.acquire(storage.locks(), "PLACE", "backup")
-    first.renew()
-    first.release()
-    late = begun()
-    other = Lease.acquire(storage.locks(), "PLACE", "backup")
-    for _ in range(2):
-        with pytest.raises(LockedError):
-            late.check()
-        other.release()
-    late.release()
-    assert held(storage) == []
-
-
 def test_one_that_cannot_be_removed_says_that_it_is_given_back(faultfs: FaultFS) -> None:
     """By that other machines do not wait for it, and whoever comes next removes it."""
     storage = LocalStorage(faultfs.path / "archive")
