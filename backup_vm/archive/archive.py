@@ -131,6 +131,7 @@ class Archive:
                 found[naming.volume_of(name)].append(session)
         for series in found.values():
             series.sort(key=lambda session: session.clear.sequence)
+            sessions.tell_apart(series)
         return dict(found)
 
     def cut_off(self, volumes: dict[str, list[Session]]) -> dict[str, str]:

@@ -175,9 +175,7 @@ def daemon(source: str) -> None:
         call = re.sub(r"[^A-Za-z0-9_.+-]", "_", call)
         service, _, argument = call.partition("+")
         tags = policy.tags_of(QUBESD)
-        tags.pop("dom0")
-        if not target.startswith("@") and target not in tags:
-            target = "@default"
+        target = policy.intended(target, tags)
         rules = [line for file in sorted(RULES.glob("*.policy")) for line in policy.read(file)]
         action = policy.decide(rules, tags, service, argument, source, target)
         with open(FOLDER / "log", "a") as log:
