@@ -83,17 +83,16 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[Lease | N
         if not writing:
             yield None
             return
-        lease = Lease.acquire(storage.locks(), storage.describe(), command)
+        makes_room = command in reserve.MAKING_ROOM
+        lease = Lease.acquire(storage.locks(), storage.describe(), command, makes_room=makes_room)
         storage.check = lease.check
         given = 0
         try:
-            if command in reserve.MAKING_ROOM:
+            if makes_room:
                 given = reserve.give_back(storage)
             elif owed := reserve.owed(storage):
                 reserve.take_again(storage, owed)
-            if given and not lease.name:
-                lease = Lease.acquire(storage.locks(), storage.describe(), command)
-                storage.check = lease.check
+            lease.check()  # there may be room for it now
             lease.keep()
             storage.refresh()  # what was seen before may be from the middle of another run
             yield lease
