@@ -40,6 +40,10 @@ class SparsebakError(Exception):
         super().__init__(text)
         self.hint = hint
 
+    def line(self) -> str:
+        """What is wrong, and in brackets what to do."""
+        return f"{self} ({self.hint})" if self.hint else str(self)
+
 
 class UsageError(SparsebakError):
     """The command line asks for something that cannot be."""

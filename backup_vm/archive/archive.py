@@ -6,6 +6,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Collection
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import catalog_file, naming, partial, reconcile, sessions
@@ -34,7 +35,9 @@ class Archive:
         self.open_catalog: ChunkCatalog | None = None
         """The catalog, if this run has needed it yet; see ``catalog``."""
         self.temporary: TemporaryDirectory[str] | None = None
-        """Where a reader has a catalog of its own."""
+        """Where a reader has a catalog of its own, and a writer one that was moved."""
+        self.cramped = False
+        """Whether the catalog was moved, because its disk has no room; see cramped.py."""
         self.warnings: list[str] = []
         """What was found wrong and put right on the way, for the user."""
         self.alarms: list[str] = []
@@ -126,6 +129,7 @@ class Archive:
                 found[naming.volume_of(name)].append(session)
         for series in found.values():
             series.sort(key=lambda session: session.clear.sequence)
+            sessions.tell_apart(series)
         return dict(found)
 
     def cut_off(self, volumes: dict[str, list[Session]]) -> dict[str, str]:
@@ -259,6 +263,10 @@ class Archive:
         self._past.append((None, self.temporary))
         self.temporary = None
         return self.open_catalog is not None
+
+    def moved(self, name: str) -> Path | None:
+        """Where a file is that was moved, because its disk has no room; None where none was."""
+        return Path(self.temporary.name) / name if self.cramped and self.temporary else None
 
     def replace_catalog(self, catalog: ChunkCatalog) -> None:
         """Use another one from here on; the one before stays open until the end."""

@@ -18,6 +18,9 @@ from backup_vm.archive.parameters import load as load_parameters
 from backup_vm.archive.storage import Storage, open_storage
 from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 
+_REMOVING = reserve.MAKING_ROOM - {"scrub"}
+"""Commands that do make room: scrub reads all and makes none."""
+
 
 @contextmanager
 def open_archive(
@@ -40,7 +43,7 @@ def open_archive(
             archive.warnings += _taken_over(storage, lease)
             try:
                 if alone:
-                    _recover(archive)
+                    _recover(archive, command)
                 else:
                     holding.attach(archive)
                     if writing is None:
@@ -50,13 +53,15 @@ def open_archive(
                     storage.check()
                 holding.extend(archive)
                 _record(archive)
+                _put_catalog_back(archive)
                 if alone:
-                    reserve.keep(archive)
+                    reserve.keep(archive, command in _REMOVING)
             except DamagedError:
                 # A writer that has lost its lease reads what another run moves: that is no damage.
                 storage.check()
                 raise
             finally:
+                _put_catalog_back(archive)
                 archive.close()
 
 
@@ -74,6 +79,8 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[Lease | N
         try:
             if command in reserve.MAKING_ROOM:
                 given = reserve.give_back(storage)
+            elif owed := reserve.owed(storage):
+                reserve.take_again(storage, owed)
             if given and not lease.name:
                 lease = Lease.acquire(storage.locks(), storage.describe(), command)
                 storage.check = lease.check
@@ -99,9 +106,11 @@ def _taken_over(storage: Storage, lease: Lease | None) -> list[str]:
     ]
 
 
-def _recover(archive: Archive) -> None:
+def _recover(archive: Archive, command: str) -> None:
     """When writing begins: finish what a run that died left half done."""
     archive.storage.clean()
+    if command in _REMOVING and not archive.storage.elsewhere:
+        _move_catalog(archive)
     now = Listing.of(archive.storage)
     stored = {naming.session_of(name) for name in now.files if naming.is_session(name)}
     left = [n for n in now.files if not naming.is_session(n) and naming.session_of(n) in stored]
@@ -119,6 +128,20 @@ def _recover(archive: Archive) -> None:
         from backup_vm.archive.reclaim import reclaim
 
         reclaim(archive)
+
+
+def _move_catalog(archive: Archive) -> None:
+    from backup_vm.archive import cramped  # by few runs
+
+    if cramped.cramped(archive.storage):
+        cramped.move_catalog(archive)
+
+
+def _put_catalog_back(archive: Archive) -> None:
+    if archive.cramped:
+        from backup_vm.archive import cramped
+
+        cramped.put_back(archive)
 
 
 def _miss_notes(archive: Archive, marks: Marks) -> None:

@@ -19,6 +19,7 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from dom0_agent.log import INFO, WARNING, log
@@ -269,7 +270,11 @@ def _answer(connection: socket.socket, words: Words, config_path: Path) -> int:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     fd = connection.detach()
     reader = PatientReader(fd)
-    # The agent is asked to end: a call whose request never came does, without a word; any other is
-    # let end.
-    signal.signal(signal.SIGUSR1, lambda *_: None if reader.begun else os._exit(1))
+
+    def asked_to_end(number: int, frame: FrameType | None) -> None:
+        """A call whose request has come continues to its end; any other ends without a word."""
+        if not reader.begun:
+            os._exit(1)
+
+    signal.signal(signal.SIGUSR1, asked_to_end)
     return answer(words, config_path, reader, PatientWriter(fd))

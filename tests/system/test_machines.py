@@ -33,6 +33,9 @@ def test_every_timer_waits_for_its_time(world: World) -> None:
         machine.run("systemctl", "enable", "--now", timer)
     for machine, timer in timers:
         assert machine.shown(timer, "ActiveState") == "active"
+        # what counts time stands still while a machine sleeps
+        assert machine.shown(timer, "TimersCalendar")
+        assert not machine.shown(timer, "TimersMonotonic")
         listed = machine.run("systemctl", "list-timers", timer, "-o", "json")
         (waiting,) = json.loads(listed)
         assert waiting["next"] or waiting["left"], timer

@@ -75,10 +75,8 @@ class ObjectStore(Objects):
             options["allow_http"] = True
         if bundle := os.environ.get("AWS_CA_BUNDLE"):
             options["root_certificate"] = Path(bundle).expanduser().read_bytes()
-        retry: Any = {
-            "max_retries": 0,
-            "retry_timeout": timedelta(seconds=30),
-        }  # we do that ourselves
+        # The client repeats nothing: storage/objects does.
+        retry: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=30)}
         try:
             self._store: Any = from_url(url, client_options=options, retry_config=retry)
         except Exception as error:  # what it raises for a bad URL is of many kinds

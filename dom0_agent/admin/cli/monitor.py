@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``sparsebak-agent monitor``: walk the base snapshots on, for the volumes named or for all."""
+"""``sparsebak-agent monitor``: replace the base snapshots, of the volumes named or of all."""
 
 import argparse
 import json

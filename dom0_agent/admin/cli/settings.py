@@ -63,7 +63,7 @@ def _add_collect(actions: Any) -> None:
         action="store_true",
         help="skip dom0's configuration if it was saved in the last six hours",
     )
-    collect.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    collect.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     collect.set_defaults(run=_collect)
 
 
@@ -97,7 +97,7 @@ def _add_apply(actions: Any) -> None:
         action="append",
         default=[],
         choices=GROUPS,
-        help="apply this group, too; may be given again",
+        help="apply this group, too; can be repeated",
     )
     yes_option(apply)
     apply.set_defaults(run=_run, apply=True)

@@ -47,7 +47,7 @@ def add_to(commands: Any) -> None:
         ),
     )
     setup.add_argument("backup_vm", metavar="BACKUP-VM", help="the qube that keeps the archive")
-    setup.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
+    setup.add_argument("-n", "--dry-run", action="store_true", help="only show what would be done")
     setup.set_defaults(run=_run)
 
 
