@@ -73,6 +73,10 @@ class ForbiddenError(SparsebakError):
     """The place where the archive is does not allow what was tried."""
 
 
+class NoRoomError(SparsebakError):
+    """The place where the archive is has no room for more."""
+
+
 class CannotLockError(SparsebakError):
     """The place where the archive is can keep nothing from being removed."""
 

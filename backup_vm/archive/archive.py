@@ -45,6 +45,8 @@ class Archive:
         """
         self.pack_size: int | None = None
         """Bytes of the packs of this run, if that was asked for; see pack_size.py."""
+        self.left_dead = False
+        """Whether a reclaim left space as it was, for want of room to give it back."""
         self.touched: set[str] = set()
         """Files that this run changed under their names: packs by holes, sessions by merging."""
         self.damaged: dict[str, DamagedError] = {}

@@ -7,13 +7,13 @@ archive's folder is used by what has to be written there, and it is put back at 
 dies meanwhile leaves none, and the next one makes it again.
 """
 
-import errno
 import os
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backup_vm import failures
 from backup_vm.archive import catalog_file
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.storage import TEMPORARY
@@ -33,7 +33,6 @@ _WORTH_ON_BTRFS = 1 << 20
 """Bytes of a catalog from which on it is moved there: what is removed gives back little that the
 next step can be written to, and with 64 KiB nothing was gained, with 2 MiB all of it worked.
 """
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def cramped(storage: "Storage") -> bool:
@@ -52,12 +51,12 @@ def cramped(storage: "Storage") -> bool:
             with workspace.scratch() as file:
                 libc.fallocate(file.fileno(), 0, 0, wanted)
     except OSError as error:
-        if error.errno in _FULL:
+        if failures.no_room(error):
             return True
     except (DamagedError, ForbiddenError):  # what reads it says so
         return False
     refusal = workspace.refusal()  # a quota is in no count, and fallocate is not everywhere
-    return refusal is not None and refusal.errno in _FULL
+    return refusal is not None and failures.no_room(refusal)
 
 
 def _on_btrfs(folder: str) -> bool:

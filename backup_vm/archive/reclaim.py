@@ -97,7 +97,7 @@ def _give_back_by_groups(archive: "Archive") -> tuple[int, int]:
         space += give_back(archive, [pack for pack in group if pack.dead or pack.whole])
         catalog.begin()
     catalog.suspect_nothing()
-    catalog.marks.unclaimed = bool(waiting)
+    catalog.marks.unclaimed = bool(waiting) or archive.left_dead
     catalog.commit()
     return chunks, space
 

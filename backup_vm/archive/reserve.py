@@ -15,11 +15,11 @@ Nothing depends on the file. It is not made where the place tells no free space,
 be made is no failure of the run that tried.
 """
 
-import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from backup_vm import failures
 from backup_vm.archive import catalog_file
 from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 from common.durable import closing_fd, pwrite_all
@@ -55,7 +55,7 @@ def give_back(storage: "Storage") -> int:
         size, free = workspace.size(NAME), storage.free()
         if free is not None and free >= size:
             refusal = workspace.refusal()  # a quota is in no count of free blocks
-            if refusal is None or refusal.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if refusal is None or not failures.no_room(refusal):
                 return 0
         if not _emptied(storage, size):
             workspace.remove(NAME)
@@ -95,11 +95,12 @@ def keep(archive: "Archive", made_room: bool) -> None:
         return
     with suppress(OSError, SparsebakError):
         workspace = storage.workspace
-        have = workspace.size(NAME) if workspace.exists(NAME) else 0  # DamagedError: none of ours
+        there = workspace.exists(NAME)
+        have = workspace.size(NAME) if there else 0  # DamagedError: none of ours
         if have and not catalog.written:
             return
         if have and _hollow(storage, have):
-            have = 0  # of what was owed there was nothing
+            have = 0
         wanted = _wanted(archive)
         if have >= wanted // 2:
             return
@@ -110,7 +111,7 @@ def keep(archive: "Archive", made_room: bool) -> None:
             return
         if free + have < _ENOUGH * wanted:
             wanted = min(wanted, free // 2)
-            if have or not made_room or not wanted:
+            if there or not made_room or not wanted:  # what is owed is made after this
                 return
         storage.check()
         _make(workspace, wanted)
