@@ -11,7 +11,7 @@ from dom0_agent.admin import last_backup
 from dom0_agent.admin.archives import sweep
 from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, mib
-from dom0_agent.admin.leftovers import leave, let_go, let_start, orphans
+from dom0_agent.admin.leftovers import drop_in_former_pools, let_go, let_start, orphans
 from dom0_agent.admin.monitoring import Outcome, monitor
 from dom0_agent.admin.tags import tag_new
 from dom0_agent.catalog import VolumeCatalog
@@ -95,7 +95,7 @@ def _report(
 def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
     """Names of the volumes that are gone and had snapshots."""
     gone, sources = [], Sources(config.state_dir)
-    for name in leave(config.state_dir, sources):
+    for name in drop_in_former_pools(config.state_dir, sources):
         log(INFO, f"{name} is in another pool now; its snapshots in the one before are removed")
     for orphan in orphans(config.state_dir, catalog):
         try:
