@@ -243,7 +243,7 @@ class Contents(NamedTuple):
         return session
 
     def now(self) -> "Contents":
-        """The same, with the sessions that are there now."""
+        """These contents, with the sessions that are there now."""
         told = {one.id: (one.qube, one.volume) for one in self.volumes if one.qube}
         return self._replace(volumes=stored_volumes(self.archive, self.keys, told))
 

@@ -41,7 +41,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def sync_directory_fd(fd: int) -> None:
-    """The same for an open directory.
+    """Make renames and removals in an open directory durable.
 
     Some network and FUSE file systems refuse fsync of a folder as such (seen: EINVAL, ENOTSUP):
     their renames are as durable as they ever get. Any other error (EIO) is a failed write.
@@ -136,7 +136,7 @@ def lock(path: Path, shared: bool = False, patience: float = 0.0) -> int:
 
 
 def lock_fd(fd: int, shared: bool = False, patience: float = 0.0) -> int:
-    """The same for an open file, which is returned; it is closed when an error is raised."""
+    """Lock an open file as ``lock`` does, and return it; it is closed when an error is raised."""
     # flock(2) waits without a limit, and an alarm would be for the main thread alone. So it is
     # asked again and again; most locks here are held for milliseconds.
     deadline = time.monotonic() + patience

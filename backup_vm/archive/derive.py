@@ -68,8 +68,8 @@ def derived(
 def _resumable(
     archive: "Archive", path: Path, names: Mapping[str, int], doubts: Doubts
 ) -> tuple[ChunkCatalog, dict[str, int]] | None:
-    """The same by what is gathered beside the catalog, so that it is resumed if it is cut off; None
-    where that disk is full, or what is there is damaged again and again.
+    """As ``derived``, by what is gathered beside the catalog, so that a rebuild that is cut off is
+    resumed; None where that disk is full, or what is gathered is damaged again and again.
     """
     from backup_vm.archive.gathering import Gathering
 

@@ -220,7 +220,7 @@ def _table(volumes: list[StateRow]) -> str:
 
 
 def text(status: StatusRow) -> str:
-    """The same for people."""
+    """The status, for people."""
     scrubbed = check_text(status["scrubbed"])
     free = status["free"]
     room = "free space not known" if free is None else f"{size_text(free)} free on the disk"
