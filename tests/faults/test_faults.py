@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.caretaking import CARE
+from tests.faults.ends import state
 from tests.faults.harness import VOLUMES, Bench, Images, Outcome, Place, run
 from tests.faults.kinds import KINDS, Kind
 from tests.faults.scenarios import SCENARIOS, Scenario
@@ -56,10 +57,10 @@ def _chosen(scenario: Scenario, counts: list[int]) -> Iterator[tuple[Kind, int]]
 
 def _without_a_fault(bench: Bench, scenario: Scenario, problems: list[str]) -> list[int]:
     """How many calls could meet each kind of fault; the run itself is as it should be."""
+    bench.prepare(scenario.prepare)
     faulty, sound = bench.place()
-    scenario.prepare(faulty)
     bench.system.fail(*(kind.counter(bench.pattern(scenario.where)) for kind in KINDS))
-    outcome = run(lambda: scenario.started(faulty))
+    outcome = run(lambda: scenario.started(faulty), turn=1)
     counts = bench.system.seen()
     bench.system.fail()
     if not any(counts):
@@ -74,9 +75,8 @@ def _without_a_fault(bench: Bench, scenario: Scenario, problems: list[str]) -> l
 
 def _with_a_fault(bench: Bench, scenario: Scenario, kind: Kind, number: int) -> Iterator[str]:
     faulty, sound = bench.place()
-    scenario.prepare(faulty)
     bench.system.fail(kind.fault(number, bench.pattern(scenario.where)))
-    outcome = run(lambda: scenario.started(faulty))
+    outcome = run(lambda: scenario.started(faulty), turn=1)
     met = bench.system.failed()
     bench.system.fail()
     if met:
@@ -91,18 +91,40 @@ def _found(
     yield from outcome.problems()
     if outcome.code == 0 != scenario.code:
         yield f"exit 0 where it should have been {scenario.code}"
-    if outcome.code == scenario.code:
-        yield from _kept(place, scenario, "though the exit code says that it is done")
-    elif harmless:
+    done = outcome.code == scenario.code
+    if harmless and not done:
         yield f"exit {outcome.code}, though nothing failed: {outcome.text[-500:]}"
+    end = scenario.name, "done" if done else "", state(place.root)
+    if end not in bench.judged:
+        bench.judged[end] = [*_at_once(bench, scenario, place, done)]
+        if not scenario.once:
+            bench.judged[end] += _again(scenario, place)
+        end_then = scenario.name, "then", state(place.root)
+        if end_then not in bench.judged:
+            bench.judged[end_then] = [*_then(bench, scenario, place)]
+        bench.judged[end] += bench.judged[end_then]
+    yield from bench.judged[end]
+
+
+def _at_once(bench: Bench, scenario: Scenario, place: Place, done: bool) -> Iterator[str]:
+    """What is wrong with what a run left."""
+    if done:
+        yield from _kept(place, scenario, "though the exit code says that it is done")
     if not scenario.damaged:
         yield from _whole(bench, scenario, place, "after it")
-    if not scenario.once:
-        again = run(lambda: scenario.started(place))
-        if again.code not in {scenario.code, *scenario.again}:
-            yield f"the same again: exit {again.code}: {again.text[-500:]}"
-        yield from (f"the same again: {problem}" for problem in again.problems())
-        yield from _kept(place, scenario, "after the same again")
+
+
+def _again(scenario: Scenario, place: Place) -> Iterator[str]:
+    """What is wrong with another run of the same."""
+    again = run(lambda: scenario.started(place), turn=2)
+    if again.code not in {scenario.code, *scenario.again}:
+        yield f"the same again: exit {again.code}: {again.text[-500:]}"
+    yield from (f"the same again: {problem}" for problem in again.problems())
+    yield from _kept(place, scenario, "after the same again")
+
+
+def _then(bench: Bench, scenario: Scenario, place: Place) -> Iterator[str]:
+    """What is wrong with a backup after that, and after it."""
     place.let_time_pass()
     backup = place.command("backup")
     if backup.code:
