@@ -119,7 +119,7 @@ def test_a_pool_that_does_not_zero_its_blocks(
         group.lvm("lvremove", "--yes", f"{group.name}/{site.lv()}")
     site.restore(whole=True)
     assert site.contents() == before
-    assert used(site) <= 2 * room + 2
+    assert used(site) <= 4 * room  # the whole volume does not fit
 
 
 def test_a_pool_that_gives_no_block_back_is_not_filled(
@@ -128,7 +128,8 @@ def test_a_pool_that_gives_no_block_back_is_not_filled(
     """In it a volume is emptied by zeros, which take space."""
     monkeypatch.setattr(lvm, "_CHECK_SPACE", MIB)
     group.pool("ignoring", size=32 * MIB, block=64)
-    group.lvm("lvchange", "--discards", "ignore", f"{group.name}/ignoring")
+    for words in (("--activate", "n"), ("--discards", "ignore"), ("--activate", "y")):
+        group.lvm("lvchange", *words, f"{group.name}/ignoring")
     site = lvm_site(pool="ignoring", size=256 * MIB)
     put(site, MIB, os.urandom(4 * MIB))
     site.backup()
