@@ -58,7 +58,9 @@ class Outcome:
         if "Traceback" in self.text:
             yield f"a traceback: {self.text[-1500:]}"
         if self.code > 0 and not [
-            line for line in self.text.splitlines() if line.split(">")[-1].startswith("sparsebak")
+            line
+            for line in self.text.splitlines()
+            if line.split(">")[-1].startswith(("sparsebak", "spbk-assemble"))
         ]:
             yield f"exit {self.code} without a message: {self.text!r}"
 
@@ -233,6 +235,8 @@ class Bench:
     volumes: dict[str, list[bytes]] = field(default_factory=dict)
     judged: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
     """What was found wrong after ends of runs that were looked at."""
+    shown: list[str] = field(default_factory=list)
+    """What the present scenario shows without a fault, by lines."""
     _made: dict[str, Stamp] = field(default_factory=dict)
     _count: int = 0
 
